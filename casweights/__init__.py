@@ -1,0 +1,87 @@
+"""Version control for model weights on dumb object storage.
+
+Example:
+    >>> import casweights
+    >>> store = casweights.open("./store", create=True)
+    >>> snapshot = store.commit("./my-model", message="first")
+    >>> store.checkout(snapshot.id, "./copy")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from casweights.config import StoreConfig
+    from casweights.diff import Diff
+    from casweights.errors import (
+        CasweightsError,
+        ConflictError,
+        ErrorCode,
+        IntegrityError,
+        InvalidInputError,
+        NotFoundError,
+        StoreError,
+        UnsupportedError,
+    )
+    from casweights.events import Reporter
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import SnapshotId
+    from casweights.loading import LazyTensor
+    from casweights.repository import Repository
+    from casweights.repository import open_repository as open
+
+__version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "CasweightsError": "errors",
+    "ConflictError": "errors",
+    "Diff": "diff",
+    "ErrorCode": "errors",
+    "IntegrityError": "errors",
+    "InvalidInputError": "errors",
+    "LazyTensor": "loading",
+    "NotFoundError": "errors",
+    "Reporter": "events",
+    "Repository": "repository",
+    "Snapshot": "format.manifest",
+    "SnapshotId": "ids",
+    "StoreConfig": "config",
+    "StoreError": "errors",
+    "UnsupportedError": "errors",
+    "open": "repository",
+}
+
+__all__ = [
+    "CasweightsError",
+    "ConflictError",
+    "Diff",
+    "ErrorCode",
+    "IntegrityError",
+    "InvalidInputError",
+    "LazyTensor",
+    "NotFoundError",
+    "Reporter",
+    "Repository",
+    "Snapshot",
+    "SnapshotId",
+    "StoreConfig",
+    "StoreError",
+    "UnsupportedError",
+    "__version__",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'casweights' has no attribute {name!r}")
+    module = import_module(f"casweights.{_HOMES[name]}")
+    value = getattr(module, "open_repository" if name == "open" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,271 @@
+"""Checkout: put a version into a directory, writing only what is not there yet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casweights import staging
+from casweights.buffers import scratch
+from casweights.errors import ErrorCode, InvalidInputError, StoreError
+from casweights.events import CheckoutStats, Stage
+from casweights.format.layout import Piece, runs
+from casweights.format.names import CONFIG
+from casweights.selection import select
+from casweights.sources import DEFAULT_EXCLUDE, matches
+from casweights.stores.local import read_exactly, storage_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casweights.database import Database
+    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.ids import ChunkId
+
+
+@dataclass(slots=True)
+class _Target:
+    """A file to be written.
+
+    Attributes:
+        file: What it shall be.
+        path: Where.
+        exists: Whether a regular file lies there already.
+        kept: Offsets of the pieces that are there already, unchanged.
+        complete: Whether the whole file is.
+    """
+
+    file: FileEntry
+    path: Path
+    exists: bool
+    kept: set[int] = field(default_factory=set)
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    target: _Target
+    draft: Path
+    run: list[Piece]
+    chunks: list[ChunkId]
+
+
+def checkout(
+    db: Database,
+    snapshot: Snapshot,
+    directory: Path,
+    *,
+    include: Sequence[str] | None,
+    delete: bool,
+) -> None:
+    """Put a version, or a part of it, into a directory.
+
+    Files are written beside their places and renamed when all of them are complete and checked.
+
+    Raises:
+        InvalidInputError: The directory has something in the way: a file where a folder must be,
+            or a symbolic link that leads elsewhere.
+        IntegrityError: The store is damaged; no file was touched.
+        StoreError: The directory could not be written.
+    """
+    if delete and include is not None:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, "a partial checkout cannot delete: leave out include or delete"
+        )
+    files = select(snapshot, include)
+    targets = [_target(directory, file) for file in files]
+    total = sum(file.size for file in files)
+    db.reporter.started(Stage.CHECKOUT, total)
+    try:
+        with storage_errors(f"cannot write to {directory}"):
+            _compare(db, [target for target in targets if target.exists])
+            fetched = _write(db, directory, [target for target in targets if not target.complete])
+            deleted = _delete_others(directory, {file.path for file in files}) if delete else 0
+    finally:
+        db.reporter.finished(Stage.CHECKOUT)
+    stats = CheckoutStats(
+        snapshot=snapshot.id,
+        files=len(files),
+        written_files=sum(not target.complete for target in targets),
+        deleted_files=deleted,
+        total_bytes=total,
+        fetched_bytes=fetched,
+    )
+    db.reporter.checked_out(stats)
+
+
+def _target(directory: Path, file: FileEntry) -> _Target:
+    """Look at a file's place, without following links out of the directory."""
+    parts = file.path.split("/")
+    for n in range(1, len(parts)):
+        folder = directory.joinpath(*parts[:n])
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise _in_the_way(folder, "a folder")
+    path = directory.joinpath(*parts)
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _Target(file, path, exists=False)
+    if stat.S_ISDIR(mode):
+        raise _in_the_way(path, "a file")
+    return _Target(file, path, exists=stat.S_ISREG(mode))
+
+
+def _in_the_way(path: Path, wanted: str) -> InvalidInputError:
+    return InvalidInputError(
+        ErrorCode.BAD_PATH,
+        f"{path} is in the way: {wanted} must be there. Move it, or check out elsewhere",
+    )
+
+
+def _compare(db: Database, targets: Sequence[_Target]) -> None:
+    """Find out which pieces of existing files are as they shall be."""
+    jobs = (job for target in targets for job in _jobs(db, target, target.path))
+    for job, kept in db.workers.map(partial(_compare_run, db), jobs):
+        job.target.kept.update(kept)
+    for target in targets:
+        same = len(target.kept) == len(target.file.chunks) and _same_frame(target)
+        target.complete = same
+        if same:
+            db.reporter.advanced(Stage.CHECKOUT, target.file.size)
+
+
+def _same_frame(target: _Target) -> bool:
+    """Whether size and header are as they shall be."""
+    header = target.file.raw_header or b""
+    with target.path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != target.file.size:
+            return False
+        return file.read(len(header)) == header
+
+
+def _jobs(db: Database, target: _Target, draft: Path) -> Iterator[_Job]:
+    chunk_size = db.config.chunk_size
+    chunks = iter(target.file.chunks)
+    for run in runs((piece for _, piece in target.file.pieces(chunk_size)), chunk_size):
+        yield _Job(target, draft, run, [next(chunks) for _ in run])
+
+
+def _compare_run(db: Database, job: _Job) -> tuple[_Job, list[int]]:
+    return job, [
+        piece.offset
+        for piece, chunk, view in _views(db, job)
+        if _read_existing(db, job.target.path, piece, chunk, view)
+    ]
+
+
+def _views(db: Database, job: _Job) -> Iterator[tuple[Piece, ChunkId, memoryview]]:
+    """This thread's buffer, cut for the pieces of a run."""
+    buffer = scratch(db.config.chunk_size)
+    start = job.run[0].offset
+    for piece, chunk in zip(job.run, job.chunks, strict=True):
+        yield piece, chunk, buffer[piece.offset - start : piece.offset - start + piece.nbytes]
+
+
+def _read_existing(db: Database, path: Path, piece: Piece, chunk: ChunkId, out: memoryview) -> bool:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        return read_exactly(descriptor, piece.offset, out) and db.hasher(out) == chunk
+    finally:
+        os.close(descriptor)
+
+
+def _write(db: Database, directory: Path, targets: Sequence[_Target]) -> int:
+    """Write files; returns the bytes that came from the store."""
+    if not targets:
+        return 0
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_space(directory, sum(target.file.size for target in targets))
+    fetched = 0
+    with staging.Staging(directory) as drafts:
+        placed = [(target, drafts.new_path()) for target in targets]
+        for target, draft in placed:
+            _start_draft(draft, target.file)
+        jobs = (job for target, draft in placed for job in _jobs(db, target, draft))
+        for job, nbytes in db.workers.map(partial(_write_run, db), jobs):
+            fetched += nbytes
+            db.reporter.advanced(Stage.CHECKOUT, sum(piece.nbytes for piece in job.run))
+        for target, draft in placed:
+            target.path.parent.mkdir(parents=True, exist_ok=True)
+            draft.replace(target.path)
+    return fetched
+
+
+def _check_space(directory: Path, needed: int) -> None:
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise StoreError(
+            ErrorCode.NO_SPACE,
+            f"the files take {needed} bytes and {directory} has {free} left: nothing was written",
+        )
+
+
+def _start_draft(draft: Path, file: FileEntry) -> None:
+    with draft.open("xb") as out:
+        out.write(file.raw_header or b"")
+        out.truncate(file.size)
+
+
+def _write_run(db: Database, job: _Job) -> tuple[_Job, int]:
+    fetched = 0
+    nbytes = sum(piece.nbytes for piece in job.run)
+    for piece, chunk, view in _views(db, job):
+        kept = piece.offset in job.target.kept
+        if not (kept and _read_existing(db, job.target.path, piece, chunk, view)):
+            db.reader.readinto(chunk, view)
+            fetched += piece.nbytes
+    descriptor = os.open(job.draft, os.O_WRONLY)
+    try:
+        _write_at(descriptor, job.run[0].offset, scratch(nbytes))
+    finally:
+        os.close(descriptor)
+    return job, fetched
+
+
+def _write_at(descriptor: int, offset: int, view: memoryview) -> None:
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _delete_others(directory: Path, keep: set[str]) -> int:
+    """Remove files that the version does not have, and folders that this leaves empty."""
+    doomed = []
+    for parent, folders, names in os.walk(directory):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for path in (Path(parent, name) for name in (*names, *links)):
+            name = path.relative_to(directory).as_posix()
+            if name not in keep and not _is_protected(directory, name):
+                doomed.append(path)
+    for path in doomed:
+        path.unlink()
+        folder = path.parent
+        while folder != directory and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+    return len(doomed)
+
+
+def _is_protected(directory: Path, path: str) -> bool:
+    """Whether a path lies in what commit leaves out, too: repositories, caches, stores."""
+    parts = path.split("/")
+    parents = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    return any(
+        matches(parent, DEFAULT_EXCLUDE) or (directory / parent / CONFIG).is_file()
+        for parent in parents
+    )
+
+
+def read_file(db: Database, file: FileEntry) -> Iterator[memoryview]:
+    """The bytes of one file, piece by piece; each view is valid until the next is asked for."""
+    if file.raw_header is not None:
+        yield memoryview(file.raw_header)
+    for chunk, piece in file.pieces(db.config.chunk_size):
+        view = scratch(piece.nbytes)
+        db.reader.readinto(chunk, view)
+        yield view

@@ -1,0 +1,47 @@
+"""Options as small immutable values. Nothing here reads the environment or touches a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from casweights.errors import ErrorCode, InvalidInputError
+
+KiB = 1 << 10
+MiB = 1 << 20
+
+DigestName = Literal["blake3", "xxh3-128"]
+Compression = Literal["auto", "fast", "small"]
+
+DEFAULT_BRANCH = "main"
+DEFAULT_CHUNK_SIZE = 4 * MiB  # measured in docs/design/001-chunk-size.md
+MIN_CHUNK_SIZE = 64 * KiB
+MAX_CHUNK_SIZE = 64 * MiB
+PACK_TARGET = 64 * MiB  # one transfer block of the Hub's storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """What is fixed when a store is created.
+
+    Attributes:
+        digest: Digest of chunks. ``"blake3"`` is safe against forgers; ``"xxh3-128"`` hashes
+            about 2.5 times faster and is for stores that only trusted people write to.
+        chunk_size: Bytes of a chunk: a power of two from 64 KiB to 64 MiB.
+    """
+
+    digest: DigestName = "blake3"
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+
+    def __post_init__(self) -> None:
+        if self.digest not in ("blake3", "xxh3-128"):
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"unknown digest {self.digest!r}: choose 'blake3' or 'xxh3-128'",
+            )
+        size = self.chunk_size
+        if not (MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE and size & (size - 1) == 0):
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"chunk size {size} is not a power of two from 64 KiB to 64 MiB",
+            )

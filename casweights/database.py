@@ -1,0 +1,70 @@
+"""The parts of an open store, put together for the verbs that work on it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from casweights.chunks import ChunkReader
+from casweights.errors import ErrorCode, NotFoundError
+from casweights.format import names
+from casweights.format.hashing import chunk_hasher
+from casweights.format.storefile import MAX_STORE_FILE, decode_store_file, encode_store_file
+from casweights.index import ChunkIndex
+from casweights.parallel import Workers
+from casweights.refs import Refs
+from casweights.snapshots import SnapshotStore
+
+if TYPE_CHECKING:
+    from casweights.config import StoreConfig
+    from casweights.events import Reporter
+    from casweights.stores.base import ObjectStore
+
+
+class Database:
+    """An open store.
+
+    Attributes:
+        store: The objects.
+        config: Digest and chunk size.
+        store_id: Hexadecimal digits that tell this store from others.
+        hasher: From a chunk's bytes to its ID.
+        workers: Threads for the heavy work.
+        index: Where chunks lie.
+        reader: Chunks by ID.
+        snapshots: Snapshots by ID.
+        refs: Branches and tags.
+        reporter: Who hears of progress.
+    """
+
+    def __init__(self, store: ObjectStore, *, workers: int, reporter: Reporter) -> None:
+        try:
+            size = min(store.size(names.CONFIG), MAX_STORE_FILE)
+        except NotFoundError:
+            raise NotFoundError(
+                ErrorCode.STORE_NOT_FOUND,
+                f"there is no casweights store at {store.url}: make one with `casweights init` or "
+                "`casweights.open(url, create=True)`",
+            ) from None
+        self.store = store
+        self.config, self.store_id = decode_store_file(store.get(names.CONFIG, 0, size))
+        self.hasher = chunk_hasher(self.config.digest)
+        self.workers = Workers(workers)
+        self.index = ChunkIndex(store)
+        self.reader = ChunkReader(store, self.index, self.hasher)
+        self.snapshots = SnapshotStore(store, self.index)
+        self.refs = Refs(store)
+        self.reporter = reporter
+
+    def close(self) -> None:
+        """End the threads."""
+        self.workers.close()
+
+
+def create_store(store: ObjectStore, config: StoreConfig) -> bool:
+    """Make a store, unless there is one already.
+
+    Returns:
+        Whether it was made now.
+    """
+    return store.put(names.CONFIG, [encode_store_file(config, secrets.token_hex(16))])

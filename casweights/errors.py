@@ -1,0 +1,99 @@
+"""The errors of casweights, one small tree.
+
+::
+
+    CasweightsError
+    ├── InvalidInputError (ValueError)    what you passed cannot be used
+    ├── NotFoundError (LookupError)       a store, ref, snapshot, file or tensor that is not there
+    ├── ConflictError                     somebody else was first
+    ├── IntegrityError                    stored bytes are not what they must be
+    ├── UnsupportedError                  valid, but not for this version of casweights
+    └── StoreError                        the storage below failed (disk full, no permission, ...)
+
+Categories are named by what a handler would do; the precise cause is ``error.code``, an
+`ErrorCode` whose values are stable: new ones may be added, none is renamed or reused.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casweights.ids import SnapshotId
+
+
+class ErrorCode(StrEnum):
+    """The precise cause of an error. Append-only."""
+
+    BAD_ARGUMENT = "bad-argument"
+    BAD_NAME = "bad-name"
+    BAD_PATH = "bad-path"
+    BAD_SAFETENSORS = "bad-safetensors"
+    BAD_STATE = "bad-state"
+    SOURCE_UNREADABLE = "source-unreadable"
+    SOURCE_CHANGED = "source-changed"
+    STORE_NOT_FOUND = "store-not-found"
+    OBJECT_NOT_FOUND = "object-not-found"
+    REF_NOT_FOUND = "ref-not-found"
+    SNAPSHOT_NOT_FOUND = "snapshot-not-found"
+    FILE_NOT_FOUND = "file-not-found"
+    TENSOR_NOT_FOUND = "tensor-not-found"
+    AMBIGUOUS = "ambiguous"
+    ALREADY_EXISTS = "already-exists"
+    REF_MOVED = "ref-moved"
+    CORRUPT_OBJECT = "corrupt-object"
+    MISSING_CHUNK = "missing-chunk"
+    NEWER_FORMAT = "newer-format"
+    UNSUPPORTED = "unsupported"
+    NO_SPACE = "no-space"
+    NO_PERMISSION = "no-permission"
+    IO_FAILED = "io-failed"
+
+
+class CasweightsError(Exception):
+    """Base of every error that casweights raises on purpose.
+
+    Attributes:
+        code: The precise cause; stable across versions.
+        message: What happened and what to do, in one or two sentences.
+    """
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(code, message)  # both in args, so that the error pickles
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidInputError(CasweightsError, ValueError):
+    """What the caller passed cannot be used."""
+
+
+class NotFoundError(CasweightsError, LookupError):
+    """A store, ref, snapshot, file or tensor that is not there."""
+
+
+class ConflictError(CasweightsError):
+    """Somebody else was first; nothing of theirs was touched.
+
+    Attributes:
+        snapshot: The snapshot that was written but could not become the head of its branch.
+            It stays in the store, reachable by this ID.
+    """
+
+    snapshot: SnapshotId | None = None
+
+
+class IntegrityError(CasweightsError):
+    """Stored bytes are not what they must be: damaged, truncated, forged or missing."""
+
+
+class UnsupportedError(CasweightsError):
+    """Valid, but this version of casweights cannot do it."""
+
+
+class StoreError(CasweightsError):
+    """The storage below failed."""

@@ -1,0 +1,47 @@
+"""Digests: the identities of chunks and manifests, and the checksum of stored bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import blake3
+import xxhash
+
+from casweights.ids import ChunkId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casweights.config import DigestName
+
+    Buffer = bytes | bytearray | memoryview
+
+CHECKSUM_SIZE = 8
+
+
+def blake3_256(data: Buffer) -> bytes:
+    """BLAKE3 with 32 bytes of output."""
+    return blake3.blake3(data).digest()
+
+
+def xxh3_128(data: Buffer) -> bytes:
+    """XXH3 with 128 bits, in the canonical (big-endian) form of the reference implementation."""
+    return xxhash.xxh3_128_digest(data)
+
+
+def checksum(data: Buffer) -> bytes:
+    """XXH3 with 64 bits: finds damage, not forgery."""
+    return xxhash.xxh3_64_digest(data)
+
+
+_ALGORITHMS: dict[DigestName, Callable[[Buffer], bytes]] = {
+    "blake3": blake3_256,
+    "xxh3-128": xxh3_128,
+}
+DIGEST_SIZES: dict[DigestName, int] = {"blake3": 32, "xxh3-128": 16}
+
+
+def chunk_hasher(digest: DigestName) -> Callable[[Buffer], ChunkId]:
+    """The function from a chunk's raw bytes to its ID."""
+    algorithm = _ALGORITHMS[digest]
+    return lambda data: ChunkId(algorithm(data))

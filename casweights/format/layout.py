@@ -1,0 +1,73 @@
+"""Where chunks lie: the fixed grid over tensors and files, and runs of neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casweights.format.dtypes import DTYPES, DType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from casweights.format.safetensors import Header
+
+BYTES = DTYPES["U8"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The place of one chunk in a file.
+
+    Attributes:
+        offset: Offset in the file, in bytes.
+        nbytes: Raw bytes of the chunk.
+        dtype: Element type of the bytes.
+    """
+
+    offset: int
+    nbytes: int
+    dtype: DType
+
+
+def grid(offset: int, nbytes: int, dtype: DType, chunk_size: int) -> Iterator[Piece]:
+    """Cut a run of bytes into chunks: all of `chunk_size` but the last."""
+    for start in range(0, nbytes, chunk_size):
+        yield Piece(offset + start, min(chunk_size, nbytes - start), dtype)
+
+
+def file_pieces(size: int, header: Header | None, chunk_size: int) -> Iterator[Piece]:
+    """All pieces of a file, in file order.
+
+    Args:
+        size: Size of the file in bytes.
+        header: The file's safetensors header; None for a file of opaque bytes.
+        chunk_size: Bytes of a chunk.
+    """
+    if header is None:
+        yield from grid(0, size, BYTES, chunk_size)
+        return
+    data = size - header.data_size
+    for tensor in header.tensors:
+        yield from grid(data + tensor.start, tensor.nbytes, tensor.dtype, chunk_size)
+
+
+def count_chunks(size: int, header: Header | None, chunk_size: int) -> int:
+    """The number of `file_pieces`, without making them."""
+    sizes = [size] if header is None else [tensor.nbytes for tensor in header.tensors]
+    return sum(-(-nbytes // chunk_size) for nbytes in sizes)
+
+
+def runs(pieces: Iterable[Piece], limit: int) -> Iterator[list[Piece]]:
+    """Group neighbouring pieces into runs of at most `limit` bytes (or one piece)."""
+    run: list[Piece] = []
+    nbytes = 0
+    for piece in pieces:
+        adjacent = run and run[-1].offset + run[-1].nbytes == piece.offset
+        if run and (not adjacent or nbytes + piece.nbytes > limit):
+            yield run
+            run, nbytes = [], 0
+        run.append(piece)
+        nbytes += piece.nbytes
+    if run:
+        yield run

@@ -1,0 +1,234 @@
+"""Manifests: one version of a model, and its identity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Self
+
+import msgpack
+
+from casweights.config import StoreConfig
+from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
+from casweights.format.hashing import DIGEST_SIZES, blake3_256
+from casweights.format.layout import Piece, count_chunks, file_pieces
+from casweights.format.paths import check_paths
+from casweights.format.safetensors import Header, is_text, parse_header
+from casweights.ids import ChunkId, SnapshotId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_MANIFEST_SIZE = 256 << 20
+MAX_PARENTS = 16
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_SIZE = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of a version.
+
+    Attributes:
+        path: Name inside the version, parts separated by ``/``.
+        size: Bytes of the file.
+        raw_header: Safetensors header, length bytes included, verbatim; None for other files.
+        header: `raw_header`, parsed.
+        chunks: IDs of its chunks, in file order.
+    """
+
+    path: str
+    size: int
+    raw_header: bytes | None
+    header: Header | None
+    chunks: tuple[ChunkId, ...]
+
+    def pieces(self, chunk_size: int) -> Iterator[tuple[ChunkId, Piece]]:
+        """Every chunk with its place, in file order."""
+        return zip(self.chunks, file_pieces(self.size, self.header, chunk_size), strict=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """All that a version's ID commits to.
+
+    Attributes:
+        parents: The versions it came from, the first being the one before it on its branch.
+        time: When it was made, in UTC, to the microsecond.
+        author: Who made it; free text.
+        message: Why; free text.
+        metadata: JSON-like values of the user's.
+        config: Digest and chunk size of its chunk IDs.
+        files: Its files, by path.
+    """
+
+    parents: tuple[SnapshotId, ...]
+    time: datetime
+    author: str
+    message: str
+    metadata: dict[str, Any]
+    config: StoreConfig
+    files: tuple[FileEntry, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, as checked out."""
+        return sum(file.size for file in self.files)
+
+    def pieces(self) -> Iterator[tuple[ChunkId, Piece]]:
+        """Every chunk of every file with its place in that file."""
+        for file in self.files:
+            yield from file.pieces(self.config.chunk_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Manifest):
+    """A manifest with its identity: one immutable version.
+
+    Attributes:
+        id: BLAKE3 of the encoded manifest.
+    """
+
+    id: SnapshotId
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> tuple[Self, bytes]:
+        """The snapshot of a manifest, and the encoded manifest.
+
+        Raises:
+            InvalidInputError: The manifest holds something that the format cannot.
+        """
+        check_paths([file.path for file in manifest.files])
+        encoded = encode_manifest(manifest)
+        fields = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
+        return cls(id=SnapshotId(blake3_256(encoded)), **fields), encoded
+
+    @classmethod
+    def decode(cls, encoded: bytes, snapshot_id: SnapshotId) -> Self:
+        """The inverse of `of`.
+
+        Raises:
+            IntegrityError: `encoded` is not what `snapshot_id` stands for, or no valid manifest.
+        """
+        if blake3_256(encoded) != snapshot_id:
+            raise _corrupt(snapshot_id, "its bytes do not match its ID")
+        try:
+            fields = _decode_fields(encoded)
+        except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+            raise _corrupt(snapshot_id, str(error)) from error
+        return cls(id=snapshot_id, **fields)
+
+
+def _corrupt(snapshot_id: SnapshotId, why: str) -> IntegrityError:
+    return IntegrityError(
+        ErrorCode.CORRUPT_OBJECT, f"the manifest of snapshot {snapshot_id} is not valid: {why}"
+    )
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Manifest to bytes; equal manifests give equal bytes.
+
+    Raises:
+        InvalidInputError: Text or metadata that cannot be stored, or a manifest that is too large.
+    """
+    for text in (manifest.author, manifest.message):
+        if not is_text(text):
+            raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"{text!r} is not valid Unicode text")
+    encoded: bytes = msgpack.packb(
+        {
+            "parents": list(manifest.parents),
+            "time": (manifest.time - _EPOCH) // timedelta(microseconds=1),
+            "author": manifest.author,
+            "message": manifest.message,
+            "metadata": _canonical(manifest.metadata, "metadata"),
+            "digest": manifest.config.digest,
+            "chunk_size": manifest.config.chunk_size,
+            "files": [
+                [file.path, file.size, file.raw_header, b"".join(file.chunks)]
+                for file in sorted(manifest.files, key=lambda file: file.path)
+            ],
+        }
+    )
+    if len(encoded) > MAX_MANIFEST_SIZE:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"the manifest would take {len(encoded)} bytes, above the limit of "
+            f"{MAX_MANIFEST_SIZE}: split the version or use a larger chunk size",
+        )
+    return encoded
+
+
+def _canonical(value: Any, where: str) -> Any:
+    """Check that a metadata value is JSON-like, and order its keys."""
+    if value is None or isinstance(value, bool | float) or (is_text(value)):
+        return value
+    if isinstance(value, int) and -_MAX_SIZE <= value < 2 * _MAX_SIZE:
+        return value
+    if isinstance(value, list | tuple):
+        return [_canonical(item, f"{where}[{n}]") for n, item in enumerate(value)]
+    if isinstance(value, dict) and all(map(is_text, value)):
+        return {key: _canonical(value[key], f"{where}.{key}") for key in sorted(value)}
+    raise InvalidInputError(
+        ErrorCode.BAD_ARGUMENT,
+        f"{where} is {type(value).__name__} {value!r:.60}: metadata takes None, bool, int of 64 "
+        "bits, float, str, list and dict with str keys",
+    )
+
+
+def _decode_fields(encoded: bytes) -> dict[str, Any]:
+    table = msgpack.unpackb(encoded, strict_map_key=True)
+    expect(table, dict)
+    keys = {"parents", "time", "author", "message", "metadata", "digest", "chunk_size", "files"}
+    if table.keys() != keys:
+        raise ValueError(f"it has the keys {sorted(table)}")
+    parents = expect(table["parents"], list)
+    if len(parents) > MAX_PARENTS:
+        raise ValueError(f"it has {len(parents)} parents")
+    config = StoreConfig(digest=table["digest"], chunk_size=expect(table["chunk_size"], int))
+    files = tuple(_decode_file(row, config) for row in expect(table["files"], list))
+    check_paths([file.path for file in files])
+    return {
+        "parents": tuple(SnapshotId(expect(parent, bytes)) for parent in parents),
+        "time": _EPOCH + timedelta(microseconds=expect(table["time"], int)),
+        "author": expect(table["author"], str),
+        "message": expect(table["message"], str),
+        "metadata": expect(table["metadata"], dict),
+        "config": config,
+        "files": files,
+    }
+
+
+def _decode_file(row: Any, config: StoreConfig) -> FileEntry:
+    path, size, raw_header, joined = expect(row, list)
+    expect(path, str)
+    if not 0 <= expect(size, int) < _MAX_SIZE:
+        raise ValueError(f"{path!r} claims {size} bytes")
+    header = None
+    if raw_header is not None:
+        header = parse_header(expect(raw_header, bytes), size - len(raw_header))
+    ids = split_ids(joined, DIGEST_SIZES[config.digest])
+    if len(ids) != count_chunks(size, header, config.chunk_size):
+        raise ValueError(f"{path!r} claims {size} bytes and lists {len(ids)} chunks")
+    return FileEntry(path, size, raw_header, header, ids)
+
+
+def split_ids(joined: Any, digest_size: int) -> tuple[ChunkId, ...]:
+    """Chunk IDs that lie end to end.
+
+    Raises:
+        ValueError: The length is no multiple of `digest_size`.
+    """
+    if digest_size not in ChunkId.sizes or len(expect(joined, bytes)) % digest_size:
+        raise ValueError(f"{len(joined)} bytes are no list of digests of {digest_size}")
+    return tuple(ChunkId(joined[n : n + digest_size]) for n in range(0, len(joined), digest_size))
+
+
+def expect(value: Any, kind: type) -> Any:
+    """`value`, if it is of exactly this type (so that True is no int).
+
+    Raises:
+        TypeError: It is not.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
+    return value

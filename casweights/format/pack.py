@@ -1,0 +1,178 @@
+"""Packs: many frames in one immutable object, with an index that names the pack."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+
+from casweights.config import MAX_CHUNK_SIZE
+from casweights.format.envelope import PREFIX_SIZE, Kind, check_version, corrupt, prefix
+from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
+from casweights.format.manifest import expect, split_ids
+from casweights.ids import ChunkId, PackId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_INDEX_SIZE = 64 << 20
+TRAILER_SIZE = 8
+_TRAILER_MAGIC = b"cidx"
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One encoded chunk inside a pack.
+
+    Attributes:
+        chunk: ID of the chunk's raw bytes.
+        raw_size: Raw bytes.
+        encoding: Code of the encoding, see `casweights.format.codecs`.
+        offset: Offset of the stored bytes in the pack.
+        size: Stored bytes.
+        checksum: xxh3-64 of the stored bytes.
+        base: The chunk that this one is a difference from; None if it stands alone.
+    """
+
+    chunk: ChunkId
+    raw_size: int
+    encoding: int
+    offset: int
+    size: int
+    checksum: bytes
+    base: ChunkId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a chunk can be read: a frame and the pack it lies in."""
+
+    pack: PackId
+    frame: Frame
+
+
+def columns(frames: Sequence[Frame]) -> dict[str, Any]:
+    """What a pack's index and a snapshot's frame table say of frames alike, column by column."""
+    return {
+        "size": [frame.size for frame in frames],
+        "encoding": bytes(frame.encoding for frame in frames),
+        "checksum": b"".join(frame.checksum for frame in frames),
+        "base": {n: frame.base for n, frame in enumerate(frames) if frame.base is not None},
+    }
+
+
+def frames_from_columns(
+    table: dict[str, Any],
+    chunks: Sequence[ChunkId],
+    raw_sizes: Sequence[int],
+    offsets: Sequence[int],
+) -> list[Frame]:
+    """The inverse of `columns`.
+
+    Raises:
+        ValueError, TypeError, KeyError: Columns of different lengths or with impossible values.
+    """
+    sizes, encodings = expect(table["size"], list), expect(table["encoding"], bytes)
+    checksums, bases = expect(table["checksum"], bytes), expect(table["base"], dict)
+    lengths = {len(chunks), len(raw_sizes), len(offsets), len(sizes), len(encodings)}
+    if lengths != {len(checksums) / CHECKSUM_SIZE}:
+        raise ValueError("its columns differ in length")
+    for n in (*sizes, *raw_sizes, *offsets):
+        if expect(n, int) < 0:
+            raise ValueError(f"it has the size or offset {n}")
+    if any(n > MAX_CHUNK_SIZE for n in raw_sizes):
+        raise ValueError("it has a chunk above the largest chunk size")
+    if not all(type(n) is int and 0 <= n < len(chunks) for n in bases):
+        raise ValueError("it has a base for a frame that is not there")
+    return [
+        Frame(
+            chunk=chunk,
+            raw_size=raw_sizes[n],
+            encoding=encodings[n],
+            offset=offsets[n],
+            size=sizes[n],
+            checksum=checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
+            base=ChunkId(expect(bases[n], bytes)) if n in bases else None,
+        )
+        for n, chunk in enumerate(chunks)
+    ]
+
+
+def build_index(frames: Sequence[Frame]) -> tuple[PackId, bytes]:
+    """The end of a pack (index and trailer) and the pack's ID.
+
+    The index fixes every frame's checksum, so that equal frames in equal order make equal packs.
+    """
+    index: bytes = msgpack.packb(
+        {
+            "digest_size": len(frames[0].chunk),
+            "chunk": b"".join(frame.chunk for frame in frames),
+            "raw_size": [frame.raw_size for frame in frames],
+            **columns(frames),
+        }
+    )
+    trailer = len(index).to_bytes(TRAILER_SIZE - len(_TRAILER_MAGIC), "little") + _TRAILER_MAGIC
+    return _pack_id(prefix(Kind.PACK), index), index + trailer
+
+
+def _pack_id(first_bytes: bytes, index: bytes) -> PackId:
+    return PackId(blake3_256(first_bytes + index))
+
+
+def index_span(trailer: bytes, pack_size: int, name: str) -> tuple[int, int]:
+    """Start and stop of a pack's index.
+
+    Args:
+        trailer: The last `TRAILER_SIZE` bytes of the pack.
+        pack_size: Bytes of the pack.
+        name: Its name in the store, for error messages.
+
+    Raises:
+        IntegrityError: This is no end of a pack.
+    """
+    stop = pack_size - TRAILER_SIZE
+    size = int.from_bytes(trailer[: -len(_TRAILER_MAGIC)], "little")
+    if len(trailer) != TRAILER_SIZE or not trailer.endswith(_TRAILER_MAGIC):
+        raise corrupt(name, "it does not end like a pack; it may be truncated")
+    if not 0 < size <= min(stop - PREFIX_SIZE, MAX_INDEX_SIZE):
+        raise corrupt(name, f"its index claims {size} bytes")
+    return stop - size, stop
+
+
+def parse_index(
+    first_bytes: bytes, index: bytes, index_start: int, pack_id: PackId, name: str
+) -> list[Frame]:
+    """The frames of a pack.
+
+    Args:
+        first_bytes: The pack's first `PREFIX_SIZE` bytes.
+        index: Its index.
+        index_start: Where the index begins, which is where the last frame must end.
+        pack_id: Its ID.
+        name: Its name in the store, for error messages.
+
+    Raises:
+        IntegrityError: The index is not the one that `pack_id` stands for, or is no index.
+        UnsupportedError: A newer casweights wrote the pack.
+    """
+    if _pack_id(first_bytes, index) != pack_id:
+        raise corrupt(name, "its index does not match its ID")
+    check_version(first_bytes[5], name)
+    try:
+        frames, end = _parse_frames(index)
+    except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+        raise corrupt(name, str(error)) from error
+    if end != index_start:
+        raise corrupt(name, "its frames do not end where its index begins")
+    return frames
+
+
+def _parse_frames(index: bytes) -> tuple[list[Frame], int]:
+    """The frames that an index lists, and where the last of them ends."""
+    table = expect(msgpack.unpackb(index, strict_map_key=False), dict)
+    chunks = split_ids(table["chunk"], expect(table["digest_size"], int))
+    starts = list(accumulate(expect(table["size"], list), initial=PREFIX_SIZE))
+    end = starts.pop()
+    return frames_from_columns(table, chunks, expect(table["raw_size"], list), starts), end

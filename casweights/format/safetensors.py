@@ -1,0 +1,198 @@
+"""Headers of safetensors files: parse what others wrote, strictly, and write our own.
+
+Source of the format: the README and the ``safetensors`` crate of huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.format.dtypes import DTYPES, DType
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+SUFFIX = ".safetensors"
+TREE_KEY = "casweights.tree"  # in a file's metadata: how the state dict was nested
+LENGTH_SIZE = 8
+MAX_HEADER_SIZE = 100_000_000  # the reference implementation's limit
+_ALIGNMENT = 8
+_MAX_DIM = 1 << 63
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a safetensors file.
+
+    Attributes:
+        name: Its key in the header.
+        dtype: Element type.
+        shape: Dimensions, in elements (for packed types too).
+        start: Offset of its first byte in the data section.
+        nbytes: Its bytes.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header.
+
+    Attributes:
+        tensors: In the order of their bytes in the file.
+        metadata: ``__metadata__``, empty where there is none.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    metadata: dict[str, str]
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of the data section."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def bad(why: str) -> InvalidInputError:
+    """The error for a file that is not safetensors."""
+    return InvalidInputError(ErrorCode.BAD_SAFETENSORS, f"not a valid safetensors file: {why}")
+
+
+def header_size(first_bytes: bytes, file_size: int) -> int:
+    """Size of the whole header, its 8 length bytes included.
+
+    Args:
+        first_bytes: The first 8 bytes of the file.
+        file_size: Size of the file in bytes.
+
+    Raises:
+        InvalidInputError: The length is missing, above the limit, or beyond the file's end.
+    """
+    if len(first_bytes) < LENGTH_SIZE:
+        raise bad(f"it has {file_size} bytes, too few for a header")
+    length = int.from_bytes(first_bytes, "little")
+    if length > MAX_HEADER_SIZE:
+        raise bad(f"its header claims {length} bytes, above the limit of {MAX_HEADER_SIZE}")
+    if LENGTH_SIZE + length > file_size:
+        raise bad(f"its header claims {length} bytes in a file of {file_size}: is it truncated?")
+    return LENGTH_SIZE + length
+
+
+def parse_header(header: bytes, data_size: int) -> Header:
+    """Parse a header, length bytes included.
+
+    Args:
+        header: The first bytes of the file, as `header_size` counts them.
+        data_size: Bytes that follow the header.
+
+    Raises:
+        InvalidInputError: Anything the format forbids: malformed JSON, duplicate or missing keys,
+            unknown types, sizes that do not fit shapes, holes, overlaps, missing or surplus data.
+    """
+    if len(header) != header_size(header[:LENGTH_SIZE], len(header)):
+        raise bad("its header's length is wrong")
+    table = _parse_json(header[LENGTH_SIZE:])
+    metadata = table.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(map(is_text, (*metadata, *metadata.values()))):
+        raise bad("__metadata__ is not a map from strings to strings")
+    tensors = [_parse_tensor(name, entry) for name, entry in table.items()]
+    tensors.sort(key=lambda t: (t.start, t.nbytes))
+    _check_cover(tensors, data_size)
+    return Header(tuple(tensors), metadata)
+
+
+def _parse_json(text: bytes) -> dict[str, Any]:
+    if not text.startswith(b"{"):
+        raise bad("its header does not start with '{'")
+    try:
+        table = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise bad(f"its header is not JSON ({error})") from error
+    if not isinstance(table, dict):
+        raise bad("its header is not a JSON object")
+    return table
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise bad("its header has a key twice")
+    return table
+
+
+def is_text(value: object) -> bool:
+    """Whether this is a string that UTF-8 can encode (JSON can smuggle in lone surrogates)."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_DIM
+
+
+def _parse_tensor(name: str, entry: object) -> TensorInfo:
+    if not is_text(name):
+        raise bad(f"the tensor name {name!r} is not valid Unicode")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise bad(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = DTYPES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise bad(f"tensor {name!r} has the unknown dtype {code!r}")
+    if not isinstance(shape, list) or not all(map(_is_size, shape)):
+        raise bad(f"tensor {name!r} has the impossible shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise bad(f"tensor {name!r} has the impossible data_offsets {offsets!r}")
+    start, stop = offsets
+    nbytes = dtype.nbytes(tuple(shape))
+    if nbytes is None or nbytes != stop - start:
+        raise bad(f"tensor {name!r} has bytes {start} to {stop}, which is not its shape's size")
+    return TensorInfo(name, dtype, tuple(shape), start, nbytes)
+
+
+def _check_cover(tensors: list[TensorInfo], data_size: int) -> None:
+    if tensors and tensors[0].start != 0:
+        raise bad(f"tensor {tensors[0].name!r} does not start at the first data byte")
+    for left, right in pairwise(tensors):
+        if left.start + left.nbytes != right.start:
+            kind = "overlap" if left.start + left.nbytes > right.start else "leave a hole"
+            raise bad(f"tensors {left.name!r} and {right.name!r} {kind}")
+    end = tensors[-1].start + tensors[-1].nbytes if tensors else 0
+    if end != data_size:
+        raise bad(f"its tensors end at byte {end} of {data_size} data bytes: is it truncated?")
+
+
+def build_header(
+    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """A header for these tensors, in the order and form in which the reference library writes.
+
+    Tensors lie by descending element size, then by name; the JSON is padded with spaces so that
+    the data section begins at a multiple of 8.
+    """
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for name, dtype, shape in sorted(tensors, key=lambda t: (-t[1].bits, t[0])):
+        nbytes = dtype.nbytes(shape)
+        if nbytes is None:
+            raise bad(f"tensor {name!r} has no whole number of bytes")
+        table[name] = {
+            "dtype": dtype.code,
+            "shape": list(shape),
+            "data_offsets": [start, start + nbytes],
+        }
+        start += nbytes
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > MAX_HEADER_SIZE:
+        raise bad(f"its header would take {len(text)} bytes, above the limit")
+    return len(text).to_bytes(LENGTH_SIZE, "little") + text

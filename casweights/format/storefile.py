@@ -1,0 +1,58 @@
+"""``casweights.json``: what is fixed when a store is created."""
+
+from __future__ import annotations
+
+import json
+
+from casweights.config import StoreConfig
+from casweights.errors import InvalidInputError
+from casweights.format.envelope import FORMAT_VERSION, check_version, corrupt
+from casweights.format.hashing import checksum
+from casweights.format.names import CONFIG
+
+MAX_STORE_FILE = 1 << 16
+
+
+def encode_store_file(config: StoreConfig, store_id: str) -> bytes:
+    """The file for a new store.
+
+    Args:
+        config: Its digest and chunk size.
+        store_id: 32 random hexadecimal digits.
+    """
+    return _with_checksum(
+        {
+            "format": FORMAT_VERSION,
+            "store_id": store_id,
+            "digest": config.digest,
+            "chunk_size": config.chunk_size,
+        }
+    )
+
+
+def _with_checksum(fields: dict[str, object]) -> bytes:
+    text = json.dumps(fields, indent=2)
+    return json.dumps({**fields, "checksum": checksum(text.encode()).hex()}, indent=2).encode()
+
+
+def decode_store_file(data: bytes) -> tuple[StoreConfig, str]:
+    """The inverse of `encode_store_file`.
+
+    Raises:
+        IntegrityError: The file is damaged.
+        UnsupportedError: A newer casweights made the store.
+    """
+    try:
+        fields = json.loads(data)
+        fields.pop("checksum")
+        intact = _with_checksum(fields) == data
+    except (ValueError, AttributeError, KeyError, RecursionError) as error:
+        raise corrupt(CONFIG, str(error)) from error
+    if not intact:
+        raise corrupt(CONFIG, "its checksum does not match")
+    check_version(fields.get("format"), CONFIG)
+    try:
+        config = StoreConfig(digest=fields["digest"], chunk_size=fields["chunk_size"])
+        return config, str(fields["store_id"])
+    except (InvalidInputError, KeyError, TypeError) as error:
+        raise corrupt(CONFIG, str(error)) from error

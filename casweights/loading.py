@@ -1,0 +1,161 @@
+"""Tensors out of a version: all of them, or a slice of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.events import Stage
+from casweights.format.safetensors import TensorInfo
+from casweights.selection import select, tensor_chunks
+from casweights.tensors import allocate, rebuild
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from casweights.database import Database
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import ChunkId
+
+
+class _Read(NamedTuple):
+    chunk: ChunkId
+    out: memoryview
+
+
+def load(db: Database, snapshot: Snapshot, *, include: Sequence[str] | None) -> dict[str, Any]:
+    """All tensors of a version by name, or the state dict that was committed.
+
+    Raises:
+        NotFoundError: Nothing matches `include`.
+        InvalidInputError: Two files of the version have a tensor of the same name.
+        IntegrityError: The store is damaged.
+        UnsupportedError: Torch cannot hold one of the tensors.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    reads: list[_Read] = []
+    for file in select(snapshot, include):
+        for info, chunks in tensor_chunks(file, db.config.chunk_size):
+            if info.name in tensors:
+                raise InvalidInputError(
+                    ErrorCode.AMBIGUOUS,
+                    f"two files have a tensor {info.name!r}: choose one with include=[its path]",
+                )
+            tensors[info.name], memory = allocate(info)
+            reads.extend(_reads(chunks, memory, db.config.chunk_size))
+    _read_all(db, reads)
+    headers = [file.header for file in snapshot.files if file.header is not None]
+    if include is None and len(headers) == 1:
+        return rebuild(tensors, headers[0].metadata)
+    return dict(tensors)
+
+
+def _reads(chunks: Sequence[ChunkId], memory: memoryview, chunk_size: int) -> Iterator[_Read]:
+    for n, chunk in enumerate(chunks):
+        yield _Read(chunk, memory[n * chunk_size : (n + 1) * chunk_size])
+
+
+def _read_all(db: Database, reads: Sequence[_Read]) -> None:
+    db.reporter.started(Stage.LOAD, sum(len(read.out) for read in reads))
+    try:
+        for nbytes in db.workers.map(lambda read: _read(db, read), reads):
+            db.reporter.advanced(Stage.LOAD, nbytes)
+    finally:
+        db.reporter.finished(Stage.LOAD)
+
+
+def _read(db: Database, read: _Read) -> int:
+    db.reader.readinto(read.chunk, read.out)
+    return len(read.out)
+
+
+class LazyTensor:
+    """A tensor in a store; indexing it reads only the chunks that it needs.
+
+    Attributes:
+        name: Its name.
+        dtype: The safetensors code of its element type, as ``"BF16"``.
+        shape: Its dimensions, in elements.
+        nbytes: Its bytes.
+    """
+
+    def __init__(self, db: Database, info: TensorInfo, chunks: tuple[ChunkId, ...]) -> None:
+        self.name = info.name
+        self.dtype = info.dtype.code
+        self.shape = info.shape
+        self.nbytes = info.nbytes
+        self._db = db
+        self._info = info
+        self._chunks = chunks
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.name!r}, {self.dtype}, {list(self.shape)})"
+
+    def load(self) -> torch.Tensor:
+        """The whole tensor."""
+        return self._rows(0, self.shape[0] if self.shape else 1)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """What indexing the whole tensor gives.
+
+        A slice or integer in the first place limits what is read to the rows it spans.
+
+        Raises:
+            IndexError: As torch does.
+            IntegrityError: The store is damaged.
+        """
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
+        if not self.shape or self._info.dtype.bits < 8:  # packed elements are torch's affair
+            return self.load()[index]
+        if isinstance(first, slice) and (first.step or 1) > 0:
+            start, stop, step = first.indices(self.shape[0])
+            return self._rows(start, max(start, stop))[(slice(None, None, step), *rest)]
+        if isinstance(first, int) and not isinstance(first, bool):
+            row = range(self.shape[0])[first]
+            return self._rows(row, row + 1)[(0, *rest)]
+        return self.load()[index]
+
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop` (of a scalar: its one element)."""
+        info, chunk_size = self._info, self._db.config.chunk_size
+        total = self.shape[0] if self.shape else 1
+        row_bytes = info.nbytes // total if total else 0
+        first = start * row_bytes // chunk_size
+        last = -(-stop * row_bytes // chunk_size) if row_bytes else len(self._chunks)
+        begin = first * chunk_size
+        span = min(last * chunk_size, info.nbytes) - begin
+        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        nbytes = (stop - start) * row_bytes
+        tensor, memory = allocate(TensorInfo(info.name, info.dtype, shape, 0, nbytes))
+        if span == len(memory):
+            _read_all(self._db, list(_reads(self._chunks[first:last], memory, chunk_size)))
+        else:
+            scratch = memoryview(bytearray(max(0, span)))
+            _read_all(self._db, list(_reads(self._chunks[first:last], scratch, chunk_size)))
+            skip = start * row_bytes - begin
+            memory[:] = scratch[skip : skip + len(memory)]
+        return tensor
+
+
+def find_tensor(db: Database, snapshot: Snapshot, name: str, file: str | None) -> LazyTensor:
+    """A tensor of a version by its name.
+
+    Raises:
+        NotFoundError: There is none, or several files have one.
+    """
+    found = [
+        LazyTensor(db, info, chunks)
+        for entry in snapshot.files
+        if file in (None, entry.path)
+        for info, chunks in tensor_chunks(entry, db.config.chunk_size)
+        if info.name == name
+    ]
+    if not found:
+        raise NotFoundError(ErrorCode.TENSOR_NOT_FOUND, f"the version has no tensor {name!r}")
+    if len(found) > 1:
+        raise NotFoundError(
+            ErrorCode.AMBIGUOUS, f"{len(found)} files have a tensor {name!r}: name the file"
+        )
+    return found[0]

@@ -1,0 +1,400 @@
+"""The repository: every verb of the library, each a short delegation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from casweights.config import DEFAULT_BRANCH, Compression, StoreConfig
+from casweights.database import Database, create_store
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.events import Reporter
+from casweights.ids import SnapshotId
+from casweights.parallel import default_workers
+from casweights.refs import no_ref
+from casweights.snapshots import MIN_PREFIX
+from casweights.sources import DEFAULT_EXCLUDE, SourceFile, scan
+from casweights.stores.base import ObjectStore
+from casweights.stores.url import open_object_store
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from casweights.diff import Diff
+    from casweights.format.manifest import Snapshot
+    from casweights.loading import LazyTensor
+    from casweights.maintenance import StoreStats, Verification
+
+    Ref = str | SnapshotId | Snapshot
+
+
+def open_repository(
+    store: str | os.PathLike[str] | ObjectStore,
+    *,
+    create: bool = False,
+    config: StoreConfig | None = None,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> Repository:
+    """Open a store.
+
+    Args:
+        store: A directory's path, ``memory://``, or an object store.
+        create: Make the store if there is none.
+        config: Digest and chunk size of a store that is made now.
+        workers: Threads for hashing and encoding; by default one for each processor.
+        reporter: Receives progress and results.
+
+    Raises:
+        NotFoundError: There is no store, and `create` is false.
+        IntegrityError: The store's ``casweights.json`` is damaged.
+        UnsupportedError: A newer casweights made the store.
+        StoreError: The storage failed.
+    """
+    objects = store if isinstance(store, ObjectStore) else open_object_store(store)
+    if create:
+        create_store(objects, config or StoreConfig())
+    database = Database(
+        objects, workers=workers or default_workers(), reporter=reporter or Reporter()
+    )
+    return Repository(database)
+
+
+class Repository:
+    """An open store of model versions; made by `casweights.open`.
+
+    A *ref* names a version: a branch, a tag (``heads/x`` and ``tags/x`` where a name is both), a
+    snapshot ID or a unique prefix of at least 4 digits, each optionally followed by ``~N`` for
+    the Nth first parent, or a `Snapshot` itself.
+
+    Use it as a context manager or `close` it to end its threads. Methods may be called from
+    several threads; each call runs on its own.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def __repr__(self) -> str:
+        return f"Repository({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """How to open this store again."""
+        return self._db.store.url
+
+    @property
+    def config(self) -> StoreConfig:
+        """Its digest and chunk size."""
+        return self._db.config
+
+    def commit(
+        self,
+        source: str | os.PathLike[str] | Mapping[Any, Any],
+        *,
+        branch: str = DEFAULT_BRANCH,
+        parent: Ref | None = None,
+        message: str = "",
+        author: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        compression: Compression = "auto",
+        exclude: Sequence[str] = DEFAULT_EXCLUDE,
+        opaque: Sequence[str] = (),
+        time: datetime | None = None,
+    ) -> Snapshot:
+        """Store a version and move a branch to it.
+
+        Only chunks that the store does not have are written. The version is visible once all of
+        it is durable; a commit that fails or is killed leaves every earlier version as it was, and
+        repeating it writes nothing twice.
+
+        Args:
+            source: A directory, a file, or a state dict (tensors, numbers and strings in nested
+                dicts, lists and tuples).
+            branch: The branch to move; made if there is none.
+            parent: Where a new branch begins; by default it begins with this version.
+            message: Why this version is.
+            author: Who made it.
+            metadata: JSON-like values to keep with it.
+            compression: ``"fast"`` keeps the bytes as they are, ``"auto"`` encodes what gains by
+                it, ``"small"`` spares no effort.
+            exclude: Patterns of files and folders to leave out.
+            opaque: Patterns of ``.safetensors`` files to store as plain bytes, unparsed.
+            time: When the version was made, with a time zone; by default now.
+
+        Raises:
+            InvalidInputError: The source cannot be read, is malformed, or changed meanwhile.
+            ConflictError: Another writer moved the branch meanwhile. The version is stored; its
+                ID is the error's `snapshot`.
+            StoreError: The store could not be written.
+        """
+        from casweights.commit import commit
+
+        head = self._db.refs.head(branch)
+        if head is not None and parent is not None:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"branch {branch!r} exists, so its head is the parent: leave out `parent`",
+            )
+        first = head.snapshot if head else None if parent is None else self.resolve(parent)
+        return commit(
+            self._db,
+            _sources(source, exclude, opaque),
+            branch=branch,
+            head=head,
+            parents=(first,) if first else (),
+            time=_utc(time),
+            author=author,
+            message=message,
+            metadata=dict(metadata or {}),
+            compression=compression,
+        )
+
+    def checkout(
+        self,
+        ref: Ref,
+        directory: str | os.PathLike[str],
+        *,
+        include: Sequence[str] | None = None,
+        delete: bool = False,
+    ) -> Snapshot:
+        """Put a version into a directory, bit for bit.
+
+        Files that are there already are compared by content, and only chunks that differ are read
+        from the store. No file is ever half-written under its name.
+
+        Args:
+            ref: The version.
+            directory: Where to; made if it is not there.
+            include: Patterns: files whose path matches are taken whole, and of other safetensors
+                files the tensors whose names match, as smaller files. By default everything.
+            delete: Remove files that the version does not have.
+
+        Raises:
+            NotFoundError: No such version, or nothing matches `include`.
+            InvalidInputError: Something in the directory is in the way.
+            IntegrityError: The store is damaged; the directory is as it was.
+            StoreError: The directory could not be written.
+        """
+        from casweights.checkout import checkout
+
+        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        checkout(self._db, snapshot, Path(directory), include=include, delete=delete)
+        return snapshot
+
+    def load(self, ref: Ref, *, include: Sequence[str] | None = None) -> dict[str, Any]:
+        """The tensors of a version, in memory.
+
+        Args:
+            ref: The version.
+            include: Patterns of files or tensor names, as for `checkout`.
+
+        Returns:
+            The state dict that was committed; of a version made from files all their tensors by
+            name.
+
+        Raises:
+            NotFoundError: No such version, or nothing matches `include`.
+            InvalidInputError: Two files have a tensor of the same name.
+            UnsupportedError: Torch cannot hold one of the tensors.
+            IntegrityError: The store is damaged.
+        """
+        from casweights.loading import load
+
+        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        return load(self._db, snapshot, include=include)
+
+    def tensor(self, ref: Ref, name: str, *, file: str | None = None) -> LazyTensor:
+        """One tensor of a version, unread; indexing it reads only the chunks it needs.
+
+        Args:
+            ref: The version.
+            name: The tensor's name.
+            file: The path of the file it is in, where several have one of this name.
+
+        Raises:
+            NotFoundError: No such version or tensor.
+        """
+        from casweights.loading import find_tensor
+
+        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        return find_tensor(self._db, snapshot, name, file)
+
+    def read(self, ref: Ref, path: str) -> Iterator[memoryview]:
+        """The bytes of one file of a version, in pieces; each is valid until the next.
+
+        Raises:
+            NotFoundError: No such version or file.
+        """
+        from casweights.checkout import read_file
+
+        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        for file in snapshot.files:
+            if file.path == path:
+                return read_file(self._db, file)
+        raise NotFoundError(ErrorCode.FILE_NOT_FOUND, f"the version has no file {path!r}")
+
+    def snapshot(self, ref: Ref) -> Snapshot:
+        """A version: what it holds and where it came from.
+
+        Raises:
+            NotFoundError: No such version.
+        """
+        return self._db.snapshots.load(self.resolve(ref))
+
+    def log(self, ref: Ref = DEFAULT_BRANCH) -> Iterator[Snapshot]:
+        """A version and its first parents, newest first."""
+        return self._db.snapshots.ancestry(self.resolve(ref))
+
+    def diff(self, old: Ref, new: Ref) -> Diff:
+        """What differs between two versions, from their manifests alone."""
+        from casweights.diff import diff
+
+        return diff(self.snapshot(old), self.snapshot(new))
+
+    def resolve(self, ref: Ref) -> SnapshotId:
+        """The ID of the version that a ref names.
+
+        Raises:
+            NotFoundError: There is none, or more than one.
+        """
+        if isinstance(ref, SnapshotId):
+            return ref
+        if not isinstance(ref, str):
+            return ref.id
+        name, tilde, count = ref.partition("~")
+        steps = (int(count) if count.isdecimal() else 1 if not count else None) if tilde else 0
+        if steps is None:
+            raise InvalidInputError(ErrorCode.BAD_NAME, f"{ref!r}: what follows ~ is no number")
+        found = self._resolve_name(name)
+        for n, snapshot in enumerate(self._db.snapshots.ancestry(found)):
+            if n == steps:
+                return snapshot.id
+        raise NotFoundError(
+            ErrorCode.REF_NOT_FOUND, f"{name!r} has fewer than {steps} versions before it"
+        )
+
+    def _resolve_name(self, name: str) -> SnapshotId:
+        if name.startswith("tags/"):
+            branch, tag = None, self._db.refs.tag(name.removeprefix("tags/"))
+        elif name.startswith("heads/"):
+            branch, tag = self._db.refs.head(name.removeprefix("heads/")), None
+        else:
+            branch, tag = self._db.refs.head(name), self._db.refs.tag(name)
+        if branch and tag and branch.snapshot != tag:
+            raise NotFoundError(
+                ErrorCode.AMBIGUOUS,
+                f"{name!r} is a branch and a tag: say heads/{name} or tags/{name}",
+            )
+        if branch:
+            return branch.snapshot
+        if tag:
+            return tag
+        digits = name.lower()
+        if MIN_PREFIX <= len(digits) <= 64 and not set(digits) - set("0123456789abcdef"):
+            return self._db.snapshots.find(digits)
+        raise no_ref("branch, tag or snapshot", name)
+
+    def branches(self) -> dict[str, SnapshotId]:
+        """All branches and their heads, by name."""
+        return self._db.refs.branches()
+
+    def branch(self, name: str, at: Ref, *, force: bool = False) -> SnapshotId:
+        """Make a branch, or with `force` move one.
+
+        Raises:
+            ConflictError: The branch exists, or another writer moved it meanwhile.
+        """
+        target = self.snapshot(at).id
+        head = self._db.refs.head(name)
+        self._db.refs.advance(name, head if force else None, target)
+        return target
+
+    def delete_branch(self, name: str) -> None:
+        """Forget a branch; its versions stay reachable by ID.
+
+        Raises:
+            NotFoundError: There is no such branch.
+        """
+        self._db.refs.delete_branch(name)
+
+    def tags(self) -> dict[str, SnapshotId]:
+        """All tags and where they point, by name."""
+        return self._db.refs.tags()
+
+    def tag(self, name: str, at: Ref) -> SnapshotId:
+        """Give a version a name that does not move.
+
+        Raises:
+            ConflictError: The tag exists and points elsewhere.
+        """
+        target = self.snapshot(at).id
+        self._db.refs.create_tag(name, target)
+        return target
+
+    def delete_tag(self, name: str) -> None:
+        """Forget a tag; its version stays reachable by ID.
+
+        Raises:
+            NotFoundError: There is no such tag.
+        """
+        self._db.refs.delete_tag(name)
+
+    def verify(self, *, quick: bool = False) -> Verification:
+        """Check every object of the store; see `Verification.problems` for what is wrong.
+
+        Args:
+            quick: Check stored bytes against checksums, without decoding and hashing chunks.
+        """
+        from casweights.maintenance import verify
+
+        return verify(self._db, quick=quick)
+
+    def stats(self) -> StoreStats:
+        """Count what the store holds."""
+        from casweights.maintenance import stats
+
+        return stats(self._db)
+
+    def close(self) -> None:
+        """End the threads; the repository cannot be used afterwards."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _sources(
+    source: str | os.PathLike[str] | Mapping[Any, Any],
+    exclude: Sequence[str],
+    opaque: Sequence[str],
+) -> list[SourceFile]:
+    if isinstance(source, Mapping):
+        from casweights.tensors import StateFile
+
+        return [StateFile(source)]
+    if isinstance(source, str | os.PathLike):
+        return scan(Path(source), exclude=exclude, opaque=opaque)
+    raise InvalidInputError(
+        ErrorCode.BAD_ARGUMENT,
+        f"cannot commit a {type(source).__name__}: pass a path or a state dict (of a module: "
+        "module.state_dict())",
+    )
+
+
+def _utc(time: datetime | None) -> datetime:
+    if time is None:
+        return datetime.now(UTC)
+    if time.tzinfo is None:
+        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "`time` needs a time zone")
+    return time.astimezone(UTC)

@@ -1,0 +1,119 @@
+"""Snapshots in and out of the store."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from casweights.errors import (
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
+from casweights.format import names
+from casweights.format.manifest import MAX_MANIFEST_SIZE, Manifest, Snapshot
+from casweights.format.snapshot import decode_snapshot, encode_snapshot
+from casweights.ids import SnapshotId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.index import ChunkIndex
+    from casweights.stores.base import ObjectStore
+
+MIN_PREFIX = 4
+_RECENT = 16
+_MAX_OBJECT = 2 * MAX_MANIFEST_SIZE
+
+
+class SnapshotStore:
+    """Snapshots by ID; the last few are kept."""
+
+    def __init__(self, store: ObjectStore, index: ChunkIndex) -> None:
+        self._store = store
+        self._index = index
+        self._recent: OrderedDict[SnapshotId, Snapshot] = OrderedDict()
+
+    def load(self, snapshot_id: SnapshotId, *, to_read: bool = False) -> Snapshot:
+        """A snapshot.
+
+        Args:
+            snapshot_id: Its ID.
+            to_read: Also tell the index where its chunks lie, because they will be read.
+
+        Raises:
+            NotFoundError: The store does not have it.
+            IntegrityError: The object is damaged or is another snapshot's.
+        """
+        if snapshot_id in self._recent and not to_read:
+            return self._recent[snapshot_id]
+        name = names.snapshot_name(snapshot_id)
+        try:
+            size = self._store.size(name)
+        except NotFoundError:
+            raise _unknown(str(snapshot_id)) from None
+        if size > _MAX_OBJECT:
+            raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} has {size} bytes: too many")
+        snapshot, locations = decode_snapshot(self._store.get(name, 0, size), snapshot_id, name)
+        if to_read:
+            self._index.hint(locations)
+        self._keep(snapshot)
+        return snapshot
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        self._recent[snapshot.id] = snapshot
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+
+    def save(self, manifest: Manifest) -> Snapshot:
+        """Write a snapshot; all its chunks must be in the index.
+
+        Raises:
+            InvalidInputError: The manifest holds something that the format cannot.
+        """
+        snapshot, encoded = Snapshot.of(manifest)
+        locations = {chunk: self._index[chunk] for chunk, _ in snapshot.pieces()}
+        data = encode_snapshot(snapshot, encoded, locations)
+        self._store.put(names.snapshot_name(snapshot.id), [data])
+        self._keep(snapshot)
+        return snapshot
+
+    def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
+        """IDs in the store that begin with these hexadecimal digits."""
+        for info in self._store.list(names.SNAPSHOTS + prefix):
+            try:
+                yield SnapshotId.from_hex(info.name.removeprefix(names.SNAPSHOTS))
+            except InvalidInputError:
+                raise IntegrityError(
+                    ErrorCode.CORRUPT_OBJECT, f"{info.name} is damaged: its name is no snapshot ID"
+                ) from None
+
+    def find(self, prefix: str) -> SnapshotId:
+        """The one ID that begins with `prefix`.
+
+        Raises:
+            NotFoundError: There is none, or more than one.
+        """
+        found = list(self.ids(prefix))
+        if not found:
+            raise _unknown(prefix)
+        if len(found) > 1:
+            raise NotFoundError(
+                ErrorCode.AMBIGUOUS, f"{len(found)} snapshots begin with {prefix}: give more digits"
+            )
+        return found[0]
+
+    def ancestry(self, start: SnapshotId) -> Iterator[Snapshot]:
+        """A snapshot and its first parents, newest first."""
+        seen: set[SnapshotId] = set()  # nothing but a forged store can be cyclic
+        current: SnapshotId | None = start
+        while current is not None and current not in seen:
+            seen.add(current)
+            snapshot = self.load(current)
+            yield snapshot
+            current = snapshot.parents[0] if snapshot.parents else None
+
+
+def _unknown(text: str) -> NotFoundError:
+    return NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, f"the store has no snapshot {text}")

@@ -1,0 +1,194 @@
+"""What is committed: files with a layout and readable bytes, wherever they come from."""
+
+from __future__ import annotations
+
+import os
+import stat
+from abc import ABC, abstractmethod
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from casweights import staging
+from casweights.buffers import uninitialized
+from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
+from casweights.format import safetensors
+from casweights.format.layout import Piece, file_pieces
+from casweights.format.names import CONFIG
+from casweights.format.paths import check_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+# What `hf upload` leaves out, too.
+DEFAULT_EXCLUDE = (".git", "*/.git", ".cache/huggingface", "*/.cache/huggingface")
+
+
+class SourceFile(ABC):
+    """A file to commit.
+
+    Attributes:
+        path: Its name inside the version.
+        size: Its bytes.
+        raw_header: Its safetensors header, verbatim; None for opaque bytes.
+        header: `raw_header`, parsed.
+    """
+
+    path: str
+    size: int
+    raw_header: bytes | None = None
+    header: safetensors.Header | None = None
+
+    def pieces(self, chunk_size: int) -> Iterator[Piece]:
+        """Its chunks' places, in file order."""
+        return file_pieces(self.size, self.header, chunk_size)
+
+    @abstractmethod
+    def read(self, run: Sequence[Piece]) -> list[memoryview]:
+        """The bytes of neighbouring pieces. May be called from several threads at once."""
+
+    def check_unchanged(self) -> None:  # noqa: B027  nothing to check where nothing can change
+        """Raise if the file is not what it was when reading began."""
+
+
+class DiskFile(SourceFile):
+    """A file on disk.
+
+    Args:
+        path: Its name inside the version.
+        location: Where it lies.
+        opaque: Treat it as opaque bytes, whatever its name says.
+
+    Raises:
+        InvalidInputError: It cannot be read, or is called ``.safetensors`` and is none.
+    """
+
+    def __init__(self, path: str, location: Path, *, opaque: bool = False) -> None:
+        self.path = path
+        self.location = location
+        try:
+            with location.open("rb") as file:
+                self._stat = os.fstat(file.fileno())
+                self.size = self._stat.st_size
+                if path.endswith(safetensors.SUFFIX) and not opaque:
+                    first = file.read(safetensors.LENGTH_SIZE)
+                    rest = safetensors.header_size(first, self.size) - len(first)
+                    self.raw_header = first + file.read(rest)
+                    data_size = self.size - len(self.raw_header)
+                    self.header = safetensors.parse_header(self.raw_header, data_size)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                error.code,
+                f"{location}: {error}. Repair or re-download it, or commit it as plain bytes by "
+                f"naming it opaque",
+            ) from error
+
+    def read(self, run: Sequence[Piece]) -> list[memoryview]:
+        """See `SourceFile.read`."""
+        start = run[0].offset
+        buffer = uninitialized(sum(piece.nbytes for piece in run))
+        try:
+            descriptor = os.open(self.location, os.O_RDONLY)
+            try:
+                done = 0
+                while done < len(buffer):
+                    n = os.preadv(descriptor, [buffer[done:]], start + done)
+                    if n == 0:
+                        raise self._changed()
+                    done += n
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return [buffer[p.offset - start : p.offset - start + p.nbytes] for p in run]
+
+    def check_unchanged(self) -> None:
+        """See `SourceFile.check_unchanged`."""
+        try:
+            now = self.location.stat()
+        except OSError as error:
+            raise self._changed() from error
+        for name in ("st_ino", "st_dev", "st_size", "st_mtime_ns", "st_ctime_ns"):
+            if getattr(now, name) != getattr(self._stat, name):
+                raise self._changed()
+
+    def _changed(self) -> CasweightsError:
+        return InvalidInputError(
+            ErrorCode.SOURCE_CHANGED,
+            f"{self.location} changed while it was read: nothing was committed. Repeat the "
+            "command when its writer is done",
+        )
+
+    def _unreadable(self, error: OSError) -> CasweightsError:
+        return InvalidInputError(
+            ErrorCode.SOURCE_UNREADABLE, f"cannot read {self.location}: {error.strerror}"
+        )
+
+
+def scan(
+    root: Path, *, exclude: Sequence[str] = DEFAULT_EXCLUDE, opaque: Sequence[str] = ()
+) -> list[SourceFile]:
+    """The files below a directory, or the one file that `root` is.
+
+    Symbolic links are followed. Stores of casweights inside the directory are left out.
+
+    Args:
+        root: A directory or a file.
+        exclude: Patterns of names (relative, ``*`` matches ``/`` too) of files and folders to
+            leave out.
+        opaque: Patterns of files that are opaque bytes though their name ends in
+            ``.safetensors``.
+
+    Raises:
+        InvalidInputError: Something cannot be read, is neither file nor folder, has a name that
+            not every system can hold, or links lead in a circle.
+    """
+    if not root.exists():
+        raise InvalidInputError(
+            ErrorCode.SOURCE_UNREADABLE, f"cannot read {root}: no such file or directory"
+        )
+    found = {root.name: root} if root.is_file() else dict(_walk(root, "", exclude, ()))
+    check_paths(found)
+    return [
+        DiskFile(path, location, opaque=matches(path, opaque))
+        for path, location in sorted(found.items())
+    ]
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether any of the shell-style patterns matches the whole of `path`."""
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _walk(
+    folder: Path, prefix: str, exclude: Sequence[str], above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, Path]]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise _refuse(folder, error.strerror or str(error)) from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise _refuse(folder, "symbolic links lead in a circle")
+    for entry in entries:
+        path, location = prefix + entry.name, folder / entry.name
+        if matches(path, exclude) or entry.name.startswith(staging.PREFIX):
+            continue
+        try:
+            mode = location.stat().st_mode
+        except OSError as error:
+            raise _refuse(location, error.strerror or str(error)) from error
+        if stat.S_ISDIR(mode):
+            if not (location / CONFIG).is_file():
+                yield from _walk(location, f"{path}/", exclude, (*above, identity))
+        elif stat.S_ISREG(mode):
+            yield path, location
+        else:
+            raise _refuse(location, "it is neither a file nor a folder")
+
+
+def _refuse(location: Path, why: str) -> InvalidInputError:
+    return InvalidInputError(ErrorCode.SOURCE_UNREADABLE, f"cannot read {location}: {why}")

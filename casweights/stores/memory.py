@@ -1,0 +1,70 @@
+"""A store in this process's memory: for tests and trials."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from casweights.stores.base import (
+    Capabilities,
+    ObjectInfo,
+    ObjectStore,
+    check_name,
+    missing,
+    truncated,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casweights.stores.base import Buffer
+
+
+class MemoryStore(ObjectStore):
+    """Objects in a dictionary; gone with the process."""
+
+    capabilities = Capabilities(exclusive_create=True)
+
+    def __init__(self) -> None:
+        self._objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        """``memory://``."""
+        return "memory://"
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        """See `ObjectStore.put`."""
+        data = b"".join(parts)
+        with self._lock:
+            return self._objects.setdefault(check_name(name), data) is data
+
+    def size(self, name: str) -> int:
+        """See `ObjectStore.size`."""
+        return len(self._get(name))
+
+    def readinto(self, name: str, start: int, out: memoryview) -> None:
+        """See `ObjectStore.readinto`."""
+        data = memoryview(self._get(name))[start : start + len(out)]
+        if len(data) != len(out):
+            raise truncated(name)
+        out[:] = data
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list`."""
+        with self._lock:
+            names = sorted(name for name in self._objects if name.startswith(prefix))
+            infos = [ObjectInfo(name, len(self._objects[name])) for name in names]
+        return iter(infos)
+
+    def delete(self, name: str) -> None:
+        """See `ObjectStore.delete`."""
+        with self._lock:
+            self._objects.pop(name, None)
+
+    def _get(self, name: str) -> bytes:
+        try:
+            return self._objects[check_name(name)]
+        except KeyError:
+            raise missing(name) from None

@@ -1,0 +1,262 @@
+"""Torch tensors to bytes and back; the only core module that knows torch."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
+from casweights.format import safetensors
+from casweights.format.dtypes import DTYPES
+from casweights.format.safetensors import TREE_KEY
+from casweights.sources import SourceFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from casweights.format.layout import Piece
+
+STATE_FILE = "model.safetensors"
+_CACHED_COPIES = 2
+
+_CODES = {
+    code: getattr(torch, name)
+    for code, name in {
+        "BOOL": "bool",
+        "U8": "uint8",
+        "I8": "int8",
+        "U16": "uint16",
+        "I16": "int16",
+        "U32": "uint32",
+        "I32": "int32",
+        "U64": "uint64",
+        "I64": "int64",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "F32": "float32",
+        "F64": "float64",
+        "C64": "complex64",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E8M0": "float8_e8m0fnu",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "F4": "float4_e2m1fn_x2",
+    }.items()
+    if hasattr(torch, name)
+}
+_BY_DTYPE = {dtype: DTYPES[code] for code, dtype in _CODES.items()}
+_PAIRS = "F4"  # torch counts two packed elements as one, safetensors as two
+
+State = dict[str, Any]
+
+
+class StateFile(SourceFile):
+    """A state dict as a safetensors file that exists in memory only.
+
+    A flat dict of distinct tensors becomes the very file that ``safetensors.torch.save_file``
+    writes with ``metadata={"format": "pt"}``. Nested dicts, lists, numbers, strings and tied
+    tensors are described by a tree in the file's metadata.
+
+    Args:
+        state: Dicts (with str or int keys), lists and tuples of tensors, None, bool, int, float
+            and str, nested in any way.
+
+    Raises:
+        InvalidInputError: It holds something else.
+        UnsupportedError: It holds a tensor that safetensors cannot express.
+    """
+
+    path = STATE_FILE
+
+    def __init__(self, state: Mapping[Any, Any]) -> None:
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._copies: OrderedDict[str, memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+        ties: dict[tuple[Any, ...], str] = {}
+        tree = self._describe(state, "", ties)
+        metadata = {"format": "pt"}
+        if tree != ["dict", [[name, ["tensor", name]] for name in self._tensors]]:
+            metadata[TREE_KEY] = json.dumps(tree, separators=(",", ":"))
+        layout = [(n, _BY_DTYPE[t.dtype], element_shape(t)) for n, t in self._tensors.items()]
+        self.raw_header = safetensors.build_header(layout, metadata)
+        data_size = sum(tensor.nbytes for tensor in self._tensors.values())
+        self._layout = self.header = safetensors.parse_header(self.raw_header, data_size)
+        self.size = len(self.raw_header) + data_size
+
+    def read(self, run: Sequence[Piece]) -> list[memoryview]:
+        """See `SourceFile.read`; no bytes are copied where a tensor is contiguous on the CPU."""
+        views = []
+        tensors = iter(self._layout.tensors)
+        tensor = next(tensors)
+        for piece in run:
+            offset = piece.offset - (self.size - self._layout.data_size)
+            while not tensor.start <= offset < tensor.start + tensor.nbytes:
+                tensor = next(tensors)
+            start = offset - tensor.start
+            views.append(self._bytes(tensor.name)[start : start + piece.nbytes])
+        return views
+
+    def _bytes(self, name: str) -> memoryview:
+        tensor = self._tensors[name]
+        if tensor.device.type == "cpu" and tensor.is_contiguous() and not _is_lazy(tensor):
+            return tensor_bytes(tensor)
+        with self._lock:
+            if name not in self._copies:
+                if len(self._copies) >= _CACHED_COPIES:
+                    self._copies.popitem(last=False)
+                self._copies[name] = tensor_bytes(tensor)
+            return self._copies[name]
+
+    def _describe(self, node: Any, path: str, ties: dict[tuple[Any, ...], str]) -> list[Any]:
+        """A node of the tree; tensors are taken note of on the way."""
+        if isinstance(node, torch.Tensor):
+            return ["tensor", self._name(node, path, ties)]
+        if isinstance(node, dict) and all(type(key) in (str, int) for key in node):
+            items = [[k, self._describe(v, _join(path, k), ties)] for k, v in node.items()]
+            return ["dict", items]
+        if type(node) in (list, tuple):
+            items = [self._describe(v, _join(path, n), ties) for n, v in enumerate(node)]
+            return [type(node).__name__, items]
+        if node is None or type(node) in (bool, int, float) or safetensors.is_text(node):
+            return ["value", node]
+        raise InvalidInputError(
+            ErrorCode.BAD_STATE,
+            f"the state dict holds a {type(node).__name__} at {path or 'its top'!r}: it takes "
+            "tensors, None, bool, int, float and str in dicts (with str or int keys), lists and "
+            "tuples",
+        )
+
+    def _name(self, tensor: torch.Tensor, path: str, ties: dict[tuple[Any, ...], str]) -> str:
+        _check_tensor(tensor, path)
+        identity = _identity(tensor)
+        if identity in ties:
+            return ties[identity]
+        name = path or "tensor"
+        while name in self._tensors or name == "__metadata__":
+            name += "'"  # two paths, as in {"a.b": ..., "a": {"b": ...}}, and one name
+        if not safetensors.is_text(name):
+            raise InvalidInputError(ErrorCode.BAD_STATE, f"the key {name!r} is not valid Unicode")
+        ties[identity] = name
+        self._tensors[name] = tensor
+        return name
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same view of the same memory."""
+    if tensor.numel() == 0:
+        return (id(tensor),)
+    storage = tensor.untyped_storage()
+    where = (storage.data_ptr(), tensor.storage_offset(), str(tensor.device), _is_lazy(tensor))
+    return (*where, tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _is_lazy(tensor: torch.Tensor) -> bool:
+    return tensor.is_conj() or tensor.is_neg()
+
+
+def _check_tensor(tensor: torch.Tensor, path: str) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED, f"the tensor {path!r} is {kind}: commit a dense tensor instead"
+        )
+    if not _is_plain(tensor):
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"the tensor {path!r} is a {type(tensor).__name__}: commit its plain tensor instead",
+        )
+    if tensor.dtype not in _BY_DTYPE:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"the tensor {path!r} has dtype {tensor.dtype}, which safetensors cannot express",
+        )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's memory is its value (not so for DTensor and other wrappers)."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+def element_shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape as safetensors counts it."""
+    shape = tuple(tensor.shape)
+    if _BY_DTYPE[tensor.dtype].code == _PAIRS:
+        return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
+    return shape
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in C order; of its own memory where that is possible."""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return plain.view(torch.uint8).numpy().data
+
+
+def allocate(info: safetensors.TensorInfo) -> tuple[torch.Tensor, memoryview]:
+    """A tensor for `info` with undefined content, and its bytes.
+
+    Raises:
+        UnsupportedError: Torch has no such dtype, or there is not enough memory.
+    """
+    dtype = _CODES.get(info.dtype.code)
+    if dtype is None:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"the tensor {info.name!r} has dtype {info.dtype.code}, which this torch does not "
+            "have: check the file out instead, or leave the tensor out",
+        )
+    try:
+        memory = torch.empty(info.nbytes, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED, f"no memory for the {info.nbytes} bytes of {info.name!r}"
+        ) from error
+    shape = info.shape
+    if info.dtype.code == _PAIRS:
+        shape = (*shape[:-1], shape[-1] // 2)
+    return memory.view(dtype).reshape(shape), memory.numpy().data
+
+
+def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> State:
+    """The state dict whose tensors these are.
+
+    Args:
+        tensors: All tensors of a state file.
+        metadata: The file's metadata, which may hold a tree.
+
+    Raises:
+        InvalidInputError: The tree is malformed.
+    """
+    if TREE_KEY not in metadata:
+        return tensors
+    try:
+        state = _restore(json.loads(metadata[TREE_KEY]), tensors)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise InvalidInputError(
+            ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: {error!r}"
+        ) from error
+    if not isinstance(state, dict):
+        raise InvalidInputError(ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is no dict")
+    return state
+
+
+def _restore(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    kind, content = node
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "value":
+        return content
+    if kind == "dict":
+        return {key: _restore(value, tensors) for key, value in content}
+    if kind in ("list", "tuple"):
+        items: Iterator[Any] = (_restore(value, tensors) for value in content)
+        return list(items) if kind == "list" else tuple(items)
+    raise ValueError(f"unknown node {kind!r}")
