@@ -14,11 +14,11 @@ from casweights import staging
 from casweights.buffers import scratch
 from casweights.errors import ErrorCode, InvalidInputError, StoreError
 from casweights.events import CheckoutStats, Stage
+from casweights.files import read_exactly, storage_errors
 from casweights.format.layout import Piece, runs
 from casweights.format.names import CONFIG
 from casweights.selection import select
 from casweights.sources import DEFAULT_EXCLUDE, matches
-from casweights.stores.local import read_exactly, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

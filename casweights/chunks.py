@@ -56,7 +56,7 @@ class ChunkReader:
         frame, name = location.frame, names.pack_name(location.pack)
         if frame.raw_size != len(out) or frame.size > frame.raw_size:
             raise damaged_frame(name, frame, f"it claims {frame.size} and {frame.raw_size} bytes")
-        if frame.encoding == Encoding.RAW and frame.size == frame.raw_size:
+        if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
             self._store.readinto(name, frame.offset, out)
         else:
             payload = self._store.get(name, frame.offset, frame.size)

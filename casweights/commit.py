@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from casweights.buffers import Pool
 from casweights.config import PACK_TARGET
 from casweights.events import CommitStats, Stage
 from casweights.format import names
@@ -165,7 +166,8 @@ def _write_chunks(
     """Put the new chunks of all files into packs; returns each file's chunk IDs."""
     chunks: list[list[ChunkId]] = [[] for _ in files]
     for number, read in db.workers.map(
-        partial(_read_run, db, files, compression), _jobs(files, db.config.chunk_size)
+        partial(_read_run, db, files, Pool(db.config.chunk_size), compression),
+        _jobs(files, db.config.chunk_size),
     ):
         for new in read:
             chunks[number].append(new.chunk)
@@ -183,12 +185,13 @@ def _jobs(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[int, l
 def _read_run(
     db: Database,
     files: Sequence[SourceFile],
+    buffers: Pool,
     compression: Compression,
     job: tuple[int, list[Piece]],
 ) -> tuple[int, list[_NewChunk]]:
     number, run = job
     read = []
-    for piece, raw in zip(run, files[number].read(run), strict=True):
+    for piece, raw in zip(run, files[number].read(run, buffers), strict=True):
         chunk = db.hasher(raw)
         if chunk in db.index:
             read.append(_NewChunk(chunk, piece.nbytes))

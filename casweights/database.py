@@ -52,7 +52,7 @@ class Database:
         self.workers = Workers(workers)
         self.index = ChunkIndex(store)
         self.reader = ChunkReader(store, self.index, self.hasher)
-        self.snapshots = SnapshotStore(store, self.index)
+        self.snapshots = SnapshotStore(store, self.index, self.config)
         self.refs = Refs(store)
         self.reporter = reporter
 

@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from casweights.ids import SnapshotId
 
+_MAX_MESSAGE = 1000
+_CUT = " ... "
+
 
 class ErrorCode(StrEnum):
     """The precise cause of an error. Append-only."""
@@ -60,12 +63,21 @@ class CasweightsError(Exception):
     """
 
     def __init__(self, code: ErrorCode, message: str) -> None:
+        message = _shorten(message)
         super().__init__(code, message)  # both in args, so that the error pickles
         self.code = code
         self.message = message
 
     def __str__(self) -> str:
         return self.message
+
+
+def _shorten(message: str) -> str:
+    """Cut the middle out: names that messages quote from hostile files may have megabytes."""
+    if len(message) <= _MAX_MESSAGE:
+        return message
+    half = (_MAX_MESSAGE - len(_CUT)) // 2
+    return message[:half] + _CUT + message[-half:]
 
 
 class InvalidInputError(CasweightsError, ValueError):

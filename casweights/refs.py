@@ -16,7 +16,7 @@ import msgpack
 from casweights.errors import ConflictError, ErrorCode, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import Kind, corrupt, seal, unseal
-from casweights.format.manifest import expect
+from casweights.format.fields import expect
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from casweights.config import DEFAULT_BRANCH, Compression, StoreConfig
 from casweights.database import Database, create_store
@@ -132,6 +133,11 @@ class Repository:
         """
         from casweights.commit import commit
 
+        if compression not in get_args(Compression):
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"unknown compression {compression!r}: choose 'auto', 'fast' or 'small'",
+            )
         head = self._db.refs.head(branch)
         if head is not None and parent is not None:
             raise InvalidInputError(
@@ -269,6 +275,8 @@ class Repository:
         if steps is None:
             raise InvalidInputError(ErrorCode.BAD_NAME, f"{ref!r}: what follows ~ is no number")
         found = self._resolve_name(name)
+        if steps == 0:
+            return found
         for n, snapshot in enumerate(self._db.snapshots.ancestry(found)):
             if n == steps:
                 return snapshot.id
@@ -277,6 +285,8 @@ class Repository:
         )
 
     def _resolve_name(self, name: str) -> SnapshotId:
+        if re.fullmatch("[0-9a-fA-F]{64}", name):  # no ref may stand in for a pinned ID
+            return self._db.snapshots.find(name.lower())
         if name.startswith("tags/"):
             branch, tag = None, self._db.refs.tag(name.removeprefix("tags/"))
         elif name.startswith("heads/"):
@@ -384,7 +394,12 @@ def _sources(
 
         return [StateFile(source)]
     if isinstance(source, str | os.PathLike):
-        return scan(Path(source), exclude=exclude, opaque=opaque)
+        files = scan(Path(source), exclude=exclude, opaque=opaque)
+        if not files:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"there is no file to commit in {os.fspath(source)}"
+            )
+        return files
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT,
         f"cannot commit a {type(source).__name__}: pass a path or a state dict (of a module: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from casweights.ids import SnapshotId
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from casweights.config import StoreConfig
     from casweights.index import ChunkIndex
     from casweights.stores.base import ObjectStore
 
@@ -30,8 +32,10 @@ _MAX_OBJECT = 2 * MAX_MANIFEST_SIZE
 class SnapshotStore:
     """Snapshots by ID; the last few are kept."""
 
-    def __init__(self, store: ObjectStore, index: ChunkIndex) -> None:
+    def __init__(self, store: ObjectStore, index: ChunkIndex, config: StoreConfig) -> None:
         self._store = store
+        self._config = config
+        self._lock = threading.Lock()
         self._index = index
         self._recent: OrderedDict[SnapshotId, Snapshot] = OrderedDict()
 
@@ -46,8 +50,9 @@ class SnapshotStore:
             NotFoundError: The store does not have it.
             IntegrityError: The object is damaged or is another snapshot's.
         """
-        if snapshot_id in self._recent and not to_read:
-            return self._recent[snapshot_id]
+        recent = self._recent.get(snapshot_id)
+        if recent is not None and not to_read:
+            return recent
         name = names.snapshot_name(snapshot_id)
         try:
             size = self._store.size(name)
@@ -56,15 +61,22 @@ class SnapshotStore:
         if size > _MAX_OBJECT:
             raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} has {size} bytes: too many")
         snapshot, locations = decode_snapshot(self._store.get(name, 0, size), snapshot_id, name)
+        if snapshot.config != self._config:
+            raise IntegrityError(
+                ErrorCode.CORRUPT_OBJECT,
+                f"{name} does not belong here: it has {snapshot.config}, the store has "
+                f"{self._config}",
+            )
         if to_read:
             self._index.hint(locations)
         self._keep(snapshot)
         return snapshot
 
     def _keep(self, snapshot: Snapshot) -> None:
-        self._recent[snapshot.id] = snapshot
-        if len(self._recent) > _RECENT:
-            self._recent.popitem(last=False)
+        with self._lock:
+            self._recent[snapshot.id] = snapshot
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
 
     def save(self, manifest: Manifest) -> Snapshot:
         """Write a snapshot; all its chunks must be in the index.

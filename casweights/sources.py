@@ -9,8 +9,8 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from casweights import staging
-from casweights.buffers import uninitialized
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
+from casweights.files import read_exactly
 from casweights.format import safetensors
 from casweights.format.layout import Piece, file_pieces
 from casweights.format.names import CONFIG
@@ -19,6 +19,8 @@ from casweights.format.paths import check_paths
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from casweights.buffers import Pool
 
 # What `hf upload` leaves out, too.
 DEFAULT_EXCLUDE = (".git", "*/.git", ".cache/huggingface", "*/.cache/huggingface")
@@ -44,7 +46,7 @@ class SourceFile(ABC):
         return file_pieces(self.size, self.header, chunk_size)
 
     @abstractmethod
-    def read(self, run: Sequence[Piece]) -> list[memoryview]:
+    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """The bytes of neighbouring pieces. May be called from several threads at once."""
 
     def check_unchanged(self) -> None:  # noqa: B027  nothing to check where nothing can change
@@ -85,19 +87,15 @@ class DiskFile(SourceFile):
                 f"naming it opaque",
             ) from error
 
-    def read(self, run: Sequence[Piece]) -> list[memoryview]:
+    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`."""
         start = run[0].offset
-        buffer = uninitialized(sum(piece.nbytes for piece in run))
+        buffer = buffers.take(sum(piece.nbytes for piece in run))
         try:
             descriptor = os.open(self.location, os.O_RDONLY)
             try:
-                done = 0
-                while done < len(buffer):
-                    n = os.preadv(descriptor, [buffer[done:]], start + done)
-                    if n == 0:
-                        raise self._changed()
-                    done += n
+                if not read_exactly(descriptor, start, buffer):
+                    raise self._changed()
             finally:
                 os.close(descriptor)
         except OSError as error:

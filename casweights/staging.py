@@ -81,12 +81,3 @@ def _lock(folder: Path) -> int | None:
             pass
         os.close(descriptor)
     return None
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

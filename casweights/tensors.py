@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from casweights.buffers import uninitialized
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format import safetensors
 from casweights.format.dtypes import DTYPES
@@ -18,6 +19,7 @@ from casweights.sources import SourceFile
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from casweights.buffers import Pool
     from casweights.format.layout import Piece
 
 STATE_FILE = "model.safetensors"
@@ -88,7 +90,7 @@ class StateFile(SourceFile):
         self._layout = self.header = safetensors.parse_header(self.raw_header, data_size)
         self.size = len(self.raw_header) + data_size
 
-    def read(self, run: Sequence[Piece]) -> list[memoryview]:
+    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`; no bytes are copied where a tensor is contiguous on the CPU."""
         views = []
         tensors = iter(self._layout.tensors)
@@ -179,6 +181,12 @@ def _check_tensor(tensor: torch.Tensor, path: str) -> None:
             ErrorCode.UNSUPPORTED,
             f"the tensor {path!r} has dtype {tensor.dtype}, which safetensors cannot express",
         )
+    if _BY_DTYPE[tensor.dtype].code == _PAIRS and tensor.dim() == 0:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"the tensor {path!r} is a pair of packed elements without a dimension, which "
+            "safetensors cannot express: reshape it",
+        )
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -190,7 +198,7 @@ def element_shape(tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape as safetensors counts it."""
     shape = tuple(tensor.shape)
     if _BY_DTYPE[tensor.dtype].code == _PAIRS:
-        return (*shape[:-1], 2 * shape[-1]) if shape else (2,)
+        return (*shape[:-1], 2 * shape[-1])
     return shape
 
 
@@ -214,15 +222,18 @@ def allocate(info: safetensors.TensorInfo) -> tuple[torch.Tensor, memoryview]:
             "have: check the file out instead, or leave the tensor out",
         )
     try:
-        memory = torch.empty(info.nbytes, dtype=torch.uint8)
-    except RuntimeError as error:
+        buffer = uninitialized(info.nbytes)
+    except MemoryError as error:
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED, f"no memory for the {info.nbytes} bytes of {info.name!r}"
         ) from error
     shape = info.shape
     if info.dtype.code == _PAIRS:
         shape = (*shape[:-1], shape[-1] // 2)
-    return memory.view(dtype).reshape(shape), memory.numpy().data
+    memory = (
+        torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
+    )
+    return memory.view(dtype).reshape(shape), buffer
 
 
 def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> State:

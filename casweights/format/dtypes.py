@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MAX_BITS = 8 << 63
+
 
 @dataclass(frozen=True, slots=True)
 class DType:
@@ -27,10 +29,12 @@ class DType:
         return self.bits // 8 if self.is_float else 0
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
-        """Bytes of a tensor of this type, or None where they are no whole number."""
+        """Bytes of a tensor of this type, or None where they are no whole number below 2^63."""
         bits = self.bits
         for n in shape:
             bits *= n
+            if bits >= _MAX_BITS:  # products of hostile shapes would take hours
+                return None
         return None if bits % 8 else bits // 8
 
 

@@ -10,14 +10,17 @@ import msgpack
 
 from casweights.config import StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
+from casweights.format.fields import expect, split_ids
 from casweights.format.hashing import DIGEST_SIZES, blake3_256
 from casweights.format.layout import Piece, count_chunks, file_pieces
 from casweights.format.paths import check_paths
 from casweights.format.safetensors import Header, is_text, parse_header
-from casweights.ids import ChunkId, SnapshotId
+from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from casweights.ids import ChunkId
 
 MAX_MANIFEST_SIZE = 256 << 20
 MAX_PARENTS = 16
@@ -210,25 +213,3 @@ def _decode_file(row: Any, config: StoreConfig) -> FileEntry:
     if len(ids) != count_chunks(size, header, config.chunk_size):
         raise ValueError(f"{path!r} claims {size} bytes and lists {len(ids)} chunks")
     return FileEntry(path, size, raw_header, header, ids)
-
-
-def split_ids(joined: Any, digest_size: int) -> tuple[ChunkId, ...]:
-    """Chunk IDs that lie end to end.
-
-    Raises:
-        ValueError: The length is no multiple of `digest_size`.
-    """
-    if digest_size not in ChunkId.sizes or len(expect(joined, bytes)) % digest_size:
-        raise ValueError(f"{len(joined)} bytes are no list of digests of {digest_size}")
-    return tuple(ChunkId(joined[n : n + digest_size]) for n in range(0, len(joined), digest_size))
-
-
-def expect(value: Any, kind: type) -> Any:
-    """`value`, if it is of exactly this type (so that True is no int).
-
-    Raises:
-        TypeError: It is not.
-    """
-    if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
-    return value

@@ -10,8 +10,8 @@ import msgpack
 
 from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.envelope import PREFIX_SIZE, Kind, check_version, corrupt, prefix
+from casweights.format.fields import expect, split_ids
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
-from casweights.format.manifest import expect, split_ids
 from casweights.ids import ChunkId, PackId
 
 if TYPE_CHECKING:

@@ -47,9 +47,10 @@ def check_paths(paths: Iterable[str]) -> None:
     places: dict[str, str] = {}
     for path in paths:
         check_path(path)
-        other = places.setdefault(_fold(path), path)
-        if other is not path:
-            raise _bad(path, f"and {other!r} are the same file on some systems: rename one")
+        place = _fold(path)
+        if place in places:
+            raise _bad(path, f"and {places[place]!r} are the same file on some systems: rename one")
+        places[place] = path
     for path in places.values():
         for parent in _parents(path):
             if _fold(parent) in places:

@@ -13,7 +13,8 @@ import msgpack
 import zstandard
 
 from casweights.format.envelope import Kind, corrupt, seal, unseal
-from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, expect
+from casweights.format.fields import expect
+from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot
 from casweights.format.pack import Location, columns, frames_from_columns
 from casweights.ids import ChunkId, PackId, SnapshotId
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     Buffer = bytes | bytearray | memoryview
 
-_NAME = re.compile(r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]*(/[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]*)*")
+_PART = r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]{0,254}"  # what file systems take
+_NAME = re.compile(rf"{_PART}(/{_PART})*")
 _MAX_NAME = 512
 
 
@@ -118,8 +119,8 @@ def check_name(name: str) -> str:
     """`name`, if every store can hold an object of that name.
 
     Raises:
-        InvalidInputError: It is too long, has empty parts, parts that begin with a dot, or
-            characters beyond ASCII letters, digits and ``._@+=-``.
+        InvalidInputError: It or a part of it is too long, has empty parts, parts that begin with a
+            dot, or characters beyond ASCII letters, digits and ``._@+=-``.
     """
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
         raise InvalidInputError(ErrorCode.BAD_NAME, f"{name!r} is no possible object name")

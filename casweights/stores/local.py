@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import stat
 import threading
 import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casweights.errors import ErrorCode, StoreError
-from casweights.staging import Staging, fsync_folder
+from casweights.files import fsync_folder, read_exactly, storage_errors, write_fully
+from casweights.staging import Staging
 from casweights.stores.base import (
     Capabilities,
     ObjectInfo,
@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from casweights.stores.base import Buffer
 
 _MAX_PARTS = 512  # below the IOV_MAX of every system
-_CODES = {
-    errno.ENOSPC: ErrorCode.NO_SPACE,
-    errno.EDQUOT: ErrorCode.NO_SPACE,
-    errno.EFBIG: ErrorCode.NO_SPACE,
-    errno.EACCES: ErrorCode.NO_PERMISSION,
-    errno.EPERM: ErrorCode.NO_PERMISSION,
-    errno.EROFS: ErrorCode.NO_PERMISSION,
-}
 
 
 class LocalStore(ObjectStore):
@@ -58,10 +50,10 @@ class LocalStore(ObjectStore):
         with storage_errors(f"cannot write {name}"):
             if path.exists():
                 return False
+            self._make_folder(path.parent)
             draft = self._draft_path()
             try:
                 _write_durably(draft, parts)
-                self._make_folder(path.parent)
                 os.link(draft, path)
             except FileExistsError:
                 return False
@@ -72,12 +64,15 @@ class LocalStore(ObjectStore):
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
-        with storage_errors(f"cannot read {name}", name):
-            return self._path(name).stat().st_size
+        with _reading(name):
+            status = self._path(name).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise missing(name)
+        return status.st_size
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         """See `ObjectStore.readinto`."""
-        with storage_errors(f"cannot read {name}", name):
+        with _reading(name):
             descriptor = os.open(self._path(name), os.O_RDONLY)
             try:
                 if not read_exactly(descriptor, start, out):
@@ -87,7 +82,8 @@ class LocalStore(ObjectStore):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`."""
-        folder = self.root / prefix.rpartition("/")[0]
+        above = prefix.rpartition("/")[0]
+        folder = self._path(above) if above else self.root
         found: list[ObjectInfo] = []
         with storage_errors(f"cannot list {prefix or 'the store'}"):
             for parent, folders, names in os.walk(folder, onerror=_raise_unless_missing):
@@ -132,49 +128,15 @@ def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
         os.close(descriptor)
 
 
-def write_fully(descriptor: int, views: list[memoryview]) -> None:
-    """Write all of `views` (byte views), however often the system stops short."""
-    while views:
-        written = os.writev(descriptor, views)
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if views:
-            views[0] = views[0][written:]
-
-
-def read_exactly(descriptor: int, start: int, out: memoryview) -> bool:
-    """Fill `out` from offset `start` on; False if the file ends too early."""
-    while out:
-        n = os.preadv(descriptor, [out], start)
-        if n == 0:
-            return False
-        out, start = out[n:], start + n
-    return True
-
-
 def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
 
 @contextmanager
-def storage_errors(what: str, name: str | None = None) -> Iterator[None]:
-    """Turn the system's errors into ours.
-
-    Args:
-        what: What was tried, for the message.
-        name: The object, where its absence means that it is not in the store.
-
-    Raises:
-        NotFoundError: `name` is not there.
-        StoreError: Anything else went wrong.
-    """
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        if name is not None:
+def _reading(name: str) -> Iterator[None]:
+    with storage_errors(f"cannot read {name}"):
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise missing(name) from None
-        raise StoreError(ErrorCode.IO_FAILED, f"{what}: {error}") from error
-    except OSError as error:
-        code = _CODES.get(error.errno or 0, ErrorCode.IO_FAILED)
-        raise StoreError(code, f"{what}: {error.strerror or error}") from error

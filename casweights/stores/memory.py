@@ -38,7 +38,10 @@ class MemoryStore(ObjectStore):
         """See `ObjectStore.put`."""
         data = b"".join(parts)
         with self._lock:
-            return self._objects.setdefault(check_name(name), data) is data
+            created = check_name(name) not in self._objects
+            if created:
+                self._objects[name] = data
+        return created
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
@@ -61,7 +64,7 @@ class MemoryStore(ObjectStore):
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
         with self._lock:
-            self._objects.pop(name, None)
+            self._objects.pop(check_name(name), None)
 
     def _get(self, name: str) -> bytes:
         try:

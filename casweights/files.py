@@ -1,0 +1,69 @@
+"""Files of the operating system: all of a read, all of a write, and its errors turned into ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from casweights.errors import ErrorCode, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_CODES = {
+    errno.ENOSPC: ErrorCode.NO_SPACE,
+    errno.EDQUOT: ErrorCode.NO_SPACE,
+    errno.EFBIG: ErrorCode.NO_SPACE,
+    errno.EACCES: ErrorCode.NO_PERMISSION,
+    errno.EPERM: ErrorCode.NO_PERMISSION,
+    errno.EROFS: ErrorCode.NO_PERMISSION,
+}
+
+
+def read_exactly(descriptor: int, start: int, out: memoryview) -> bool:
+    """Fill `out` from offset `start` on; False if the file ends too early."""
+    while out:
+        n = os.preadv(descriptor, [out], start)
+        if n == 0:
+            return False
+        out, start = out[n:], start + n
+    return True
+
+
+def write_fully(descriptor: int, views: list[memoryview]) -> None:
+    """Write all of `views` (byte views), however often the system stops short."""
+    while views:
+        written = os.writev(descriptor, views)
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if views:
+            views[0] = views[0][written:]
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn the system's errors into ours.
+
+    Args:
+        what: What was tried, for the message.
+
+    Raises:
+        StoreError: It failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        code = _CODES.get(error.errno or 0, ErrorCode.IO_FAILED)
+        raise StoreError(code, f"{what}: {error.strerror or error}") from error

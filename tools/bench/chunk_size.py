@@ -1,0 +1,148 @@
+"""What chunk size and compression do to real variants of a real model.
+
+Prints two tables and one line of JSON. Usage: tools/bench/chunk-size [--rounds N] [--dir DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import variants
+
+import casweights
+from casweights.config import KiB, MiB, StoreConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.config import Compression
+
+SIZES = [256 * KiB, 512 * KiB, 1 * MiB, 2 * MiB, 4 * MiB, 8 * MiB, 16 * MiB]
+COMPRESSIONS: list[Compression] = ["fast", "auto", "small"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way to store all variants.
+
+    Attributes:
+        chunk_size: Bytes of a chunk.
+        compression: The policy.
+        plain_bytes: Plain copies of all versions.
+        chunk_bytes: Raw bytes of the distinct chunks: what deduplication leaves.
+        chunks: Distinct chunks.
+        pack_bytes: Packs, with their indexes.
+        snapshot_bytes: Snapshot objects: manifests and frame tables.
+        commit_seconds: All commits, median of the rounds.
+        checkout_seconds: All checkouts into empty directories, median of the rounds.
+    """
+
+    chunk_size: int
+    compression: Compression
+    plain_bytes: int
+    chunk_bytes: int
+    chunks: int
+    pack_bytes: int
+    snapshot_bytes: int
+    commit_seconds: float
+    checkout_seconds: float
+
+
+def make_variants(work: Path) -> list[Path]:
+    """The base and its variants, as the demo makes them."""
+    base = variants.base_directory()
+    made = {name: work / name for name in ("frozen", "full", "vocabulary", "half", "adapter")}
+    variants.fine_tune(base, made["frozen"], frozen_embeddings=True)
+    variants.fine_tune(base, made["full"])
+    variants.enlarge_vocabulary(base, made["vocabulary"])
+    variants.convert_to_half(base, made["half"])
+    variants.train_adapter(base, made["adapter"])
+    return [base, *made.values()]
+
+
+def measure(
+    models: Sequence[Path], work: Path, chunk_size: int, compression: Compression, rounds: int
+) -> Row:
+    """Commit all models to a new store and check them out again."""
+    commits, checkouts = [], []
+    for _ in range(rounds):
+        store_dir, out = work / "store", work / "out"
+        config = StoreConfig(chunk_size=chunk_size)
+        with casweights.open(store_dir, create=True, config=config) as store:
+            start = time.perf_counter()
+            made = [
+                store.commit(model, branch=f"v{n}", compression=compression)
+                for n, model in enumerate(models)
+            ]
+            commits.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            for n, snapshot in enumerate(made):
+                store.checkout(snapshot, out / str(n))
+            checkouts.append(time.perf_counter() - start)
+            stats = store.stats()
+        shutil.rmtree(store_dir)
+        shutil.rmtree(out)
+    return Row(
+        chunk_size=chunk_size,
+        compression=compression,
+        plain_bytes=stats.version_bytes,
+        chunk_bytes=stats.chunk_bytes,
+        chunks=stats.chunks,
+        pack_bytes=stats.pack_bytes,
+        snapshot_bytes=stats.snapshot_bytes,
+        commit_seconds=statistics.median(commits),
+        checkout_seconds=statistics.median(checkouts),
+    )
+
+
+def show(title: str, rows: Sequence[Row]) -> None:
+    """Print rows as a Markdown table; times relative to the row of the default chunk size."""
+    base = next((row for row in rows if row.chunk_size == 4 * MiB), rows[0])
+    print(f"\n{title}\n")
+    print(
+        "| chunk size | policy | plain MB | unique MB | chunks | packs MB | snapshots kB | commit | "
+        "checkout |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
+    for row in rows:
+        print(
+            f"| {row.chunk_size // KiB} KiB | {row.compression} | {row.plain_bytes / 1e6:.1f} "
+            f"| {row.chunk_bytes / 1e6:.2f} | {row.chunks} | {row.pack_bytes / 1e6:.2f} "
+            f"| {row.snapshot_bytes / 1e3:.1f} | {row.commit_seconds / base.commit_seconds:.2f}x "
+            f"| {row.checkout_seconds / base.checkout_seconds:.2f}x |"
+        )
+    print(
+        f"\n1.00x is {base.commit_seconds:.2f} s for all commits and "
+        f"{base.checkout_seconds:.2f} s for all checkouts."
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dir", type=Path, default=None, help="where to work")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir) as directory:
+        work = Path(directory)
+        models = make_variants(work)
+        measure(models, work, SIZES[0], "fast", 1)  # warms up
+        sizes = [measure(models, work, size, "fast", options.rounds) for size in SIZES]
+        policies = [measure(models, work, 4 * MiB, p, options.rounds) for p in COMPRESSIONS]
+    show("Chunk sizes, bytes kept as they are:", sizes)
+    show("Compression policies at 4 MiB:", policies)
+    print(json.dumps({"rows": [asdict(row) for row in (*sizes, *policies)]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

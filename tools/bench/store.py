@@ -1,0 +1,284 @@
+"""Speed and memory of commit, checkout and load against cp, BLAKE3 and safetensors.
+
+Prints a table and one line of JSON. Usage: tools/bench/store [--size MiB] [--rounds N] [--dir DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+from harness import Result, pair, report
+from safetensors.torch import load_file, save_file
+
+import casweights
+from casweights.events import CommitStats, Reporter
+from casweights.parallel import default_workers
+
+MiB = 1 << 20
+MEMORY_LIMIT = 512 * MiB
+_HIDDEN, _INNER = 2048, 5632
+
+_PEAK = """
+import re, sys
+import casweights.repository, casweights.commit, casweights.checkout
+def peak():  # of this program alone; getrusage counts the parent's at the time of the fork
+    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
+verb, store, model, out = sys.argv[1:]
+before = peak()
+with casweights.open(store, create=True) as s:
+    if verb == "commit":
+        s.commit(model, compression="fast")
+    else:
+        s.checkout("main", out)
+print(peak() - before)
+"""
+
+
+def make_model(directory: Path, size: int) -> None:
+    """A transformer-shaped bf16 checkpoint of about `size` bytes, in shards of at most 1 GiB."""
+    directory.mkdir()
+    torch.manual_seed(0)
+    layer = {"attn": (_HIDDEN, _HIDDEN), "up": (_INNER, _HIDDEN), "norm": (_HIDDEN,)}
+    layer_size = 2 * sum(torch.Size(shape).numel() for shape in layer.values())
+    shard: dict[str, torch.Tensor] = {}
+    shards = 0
+    for n in range(max(1, size // layer_size)):
+        for name, shape in layer.items():
+            shard[f"layers.{n}.{name}.weight"] = (torch.randn(shape) * 0.02).bfloat16()
+        if sum(t.nbytes for t in shard.values()) + layer_size > 1024 * MiB:
+            save_file(shard, directory / f"model-{shards:05}.safetensors")
+            shard, shards = {}, shards + 1
+    if shard:
+        save_file(shard, directory / f"model-{shards:05}.safetensors")
+
+
+class Bench:
+    """The measurements, on one model below one directory."""
+
+    def __init__(self, work: Path, size: int, rounds: int) -> None:
+        self.work = work
+        self.model = work / "model"
+        self.rounds = rounds
+        make_model(self.model, size)
+        self.size = sum(path.stat().st_size for path in self.model.iterdir())
+        self.store_dir, self.out, self.copy = work / "store", work / "out", work / "copy"
+
+    def fresh(self) -> None:
+        """Remove what a round left, and let the disk come to rest."""
+        for path in (self.store_dir, self.out, self.copy):
+            shutil.rmtree(path, ignore_errors=True)
+        os.sync()
+
+    def commit(self) -> None:
+        with casweights.open(self.store_dir, create=True) as store:
+            store.commit(self.model, compression="fast")
+
+    def cp(self) -> None:
+        subprocess.run(["cp", "-r", self.model, self.copy], check=True)
+
+    def cp_fsync(self) -> None:
+        self.cp()
+        for path in (*self.copy.iterdir(), self.copy):
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    def hash_files(self) -> None:
+        for path in sorted(self.model.iterdir()):
+            blake3(max_threads=blake3.AUTO).update_mmap(path).digest()
+
+    def first_commit(self) -> Result:
+        return pair(
+            "first commit, raw",
+            self.commit,
+            self.cp_fsync,
+            prepare=self.fresh,
+            target=1.6,
+            rounds=self.rounds,
+            note="reference: cp, then fsync. Bound by the disk, plus one read and one BLAKE3 of "
+            "every byte that cp does not do",
+        )
+
+    def unchanged_commit(self) -> Result:
+        return pair(
+            "commit, nothing changed",
+            self.commit,
+            self.hash_files,
+            target=1.2,
+            rounds=self.rounds,
+            note="reference: BLAKE3 of the mapped files on all cores. Ours reads into buffers, so "
+            "that a file that changes meanwhile cannot be stored half-old",
+        )
+
+    def checkout(self) -> Result:
+        def ours() -> None:
+            with casweights.open(self.store_dir) as store:
+                store.checkout("main", self.out)
+
+        def prepare() -> None:
+            shutil.rmtree(self.out, ignore_errors=True)
+            shutil.rmtree(self.copy, ignore_errors=True)
+            os.sync()
+
+        return pair(
+            "checkout",
+            ours,
+            self.cp,
+            prepare=prepare,
+            target=1.6,
+            rounds=self.rounds,
+            note="reference: cp, no fsync. Every chunk is hashed before it is written; bound by "
+            "memory bandwidth (read, hash, write) where cp only copies inside the kernel",
+        )
+
+    def load(self) -> Result:
+        def ours() -> None:
+            with casweights.open(self.store_dir) as store:
+                store.load("main")
+
+        def reference() -> None:
+            for path in sorted(self.model.iterdir()):
+                for tensor in load_file(path).values():
+                    data = tensor.reshape(-1).view(torch.uint8).numpy().data
+                    blake3(data, max_threads=blake3.AUTO).digest()
+
+        return pair(
+            "load into tensors",
+            ours,
+            reference,
+            target=1.3,
+            rounds=self.rounds,
+            note="reference: safetensors' load_file, then BLAKE3 of every tensor on all cores; its "
+            "tensors are a mapping of the file, ours own their memory",
+        )
+
+    def one_tensor(self) -> list[Result]:
+        """One changed tensor among 1,000: what is written, and the time."""
+        model = self.work / "thousand"
+        model.mkdir()
+        tensors = {f"layer.{n}": torch.randn(512, 256).bfloat16() for n in range(1000)}
+        path = model / "model.safetensors"
+        save_file(tensors, path)
+        stats: list[CommitStats] = []
+
+        class Collect(Reporter):
+            def committed(self, commit: CommitStats) -> None:
+                stats.append(commit)
+
+        directory = self.work / "thousand-store"
+        with casweights.open(directory, create=True, reporter=Collect()) as store:
+            store.commit(model)
+            before = _disk_bytes(directory)
+            tensors["layer.500"].add_(1)
+            save_file(tensors, path)
+            store.commit(model)
+            written = _disk_bytes(directory) - before
+            changed = tensors["layer.500"].nbytes
+            allowed = changed + _largest(directory / "snapshots") + 1024
+            timed = pair(
+                "one tensor of 1,000, time",
+                lambda: store.commit(model),
+                lambda: blake3(max_threads=blake3.AUTO).update_mmap(path).digest(),
+                target=1.5,
+                rounds=self.rounds,
+                note="reference: BLAKE3 of the file, which is the reading that must be done; ours "
+                "also parses 1,000 tensors, and writes manifest and ref with fsync",
+            )
+        return [
+            Result(
+                what="one tensor of 1,000, written",
+                ours=written / 1024,
+                reference=None,
+                unit="KiB",
+                ratio=written / allowed,
+                target=1.0,
+                note=f"{stats[1].new_chunks} new chunk of {changed} bytes; the limit is that "
+                "tensor, one snapshot object, and 1 KiB for the pack's index and the ref",
+            ),
+            timed,
+        ]
+
+    def memory(self, verb: str, size: int) -> Result:
+        """Peak memory above the interpreter's with the modules loaded."""
+        model, store, out = self.work / "big", self.work / "big-store", self.work / "big-out"
+        if not model.exists():
+            _make_big(model, size)
+        command = [sys.executable, "-c", _PEAK, verb, store, model, out]
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return Result(
+            what=f"peak memory, {verb} of {size / MiB / 1024:.0f} GiB",
+            ours=peak / MiB,
+            reference=None,
+            unit="MiB",
+            ratio=peak / MEMORY_LIMIT,
+            target=1.0,
+            note="limit 512 MiB; bounded by packs and chunks in flight, whatever the model's size",
+        )
+
+
+def _make_big(path: Path, size: int) -> None:
+    """One safetensors file of `size` bytes without equal chunks, quickly: a counter a page."""
+    path.mkdir()
+    count = size // (256 * MiB)
+    header = casweights_header({f"t{n}": 256 * MiB for n in range(count)})
+    with (path / "model.safetensors").open("wb") as file:
+        file.write(header)
+        block = bytearray(os.urandom(4 * MiB))
+        for n in range(count * 64):
+            block[:8] = n.to_bytes(8, "little")
+            file.write(block)
+
+
+def casweights_header(sizes: dict[str, int]) -> bytes:
+    """A safetensors header for byte tensors."""
+    from casweights.format.dtypes import DTYPES
+    from casweights.format.safetensors import build_header
+
+    return build_header([(name, DTYPES["U8"], (size,)) for name, size in sizes.items()], {})
+
+
+def _disk_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _largest(directory: Path) -> int:
+    return max(path.stat().st_size for path in directory.iterdir())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=2048, help="MiB of the model")
+    parser.add_argument("--big", type=int, default=8192, help="MiB of the memory test's model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir) as work:
+        bench = Bench(Path(work), options.size * MiB, options.rounds)
+        results = [
+            bench.first_commit(),
+            bench.unchanged_commit(),
+            bench.checkout(),
+            bench.load(),
+            *bench.one_tensor(),
+        ]
+        bench.fresh()
+        results += [bench.memory(verb, options.big * MiB) for verb in ("commit", "checkout")]
+        facts: dict[str, object] = {
+            "model": f"{bench.size / MiB:.0f} MiB of bf16 in {len(list(bench.model.iterdir()))} "
+            "files",
+            "cores": default_workers(),
+            "rounds": options.rounds,
+        }
+    return 1 if report("casweights: the store", facts, results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
