@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casweights import staging
-from casweights.buffers import scratch
+from casweights.buffers import scratch, uninitialized
+from casweights.config import DEFAULT_EXCLUDE
 from casweights.errors import ErrorCode, InvalidInputError, StoreError
 from casweights.events import CheckoutStats, Stage
 from casweights.files import read_exactly, storage_errors
 from casweights.format.layout import Piece, runs
 from casweights.format.names import CONFIG
 from casweights.selection import select
-from casweights.sources import DEFAULT_EXCLUDE, matches
+from casweights.sources import matches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,11 +79,13 @@ def checkout(
             ErrorCode.BAD_ARGUMENT, "a partial checkout cannot delete: leave out include or delete"
         )
     files = select(snapshot, include)
-    targets = [_target(directory, file) for file in files]
     total = sum(file.size for file in files)
     db.reporter.started(Stage.CHECKOUT, total)
     try:
         with storage_errors(f"cannot write to {directory}"):
+            if directory.exists() and not directory.is_dir():
+                raise _in_the_way(directory, "a folder")
+            targets = [_target(directory, file) for file in files]
             _compare(db, [target for target in targets if target.exists])
             fetched = _write(db, directory, [target for target in targets if not target.complete])
             deleted = _delete_others(directory, {file.path for file in files}) if delete else 0
@@ -262,10 +265,10 @@ def _is_protected(directory: Path, path: str) -> bool:
 
 
 def read_file(db: Database, file: FileEntry) -> Iterator[memoryview]:
-    """The bytes of one file, piece by piece; each view is valid until the next is asked for."""
+    """The bytes of one file, piece by piece."""
     if file.raw_header is not None:
         yield memoryview(file.raw_header)
     for chunk, piece in file.pieces(db.config.chunk_size):
-        view = scratch(piece.nbytes)
+        view = uninitialized(piece.nbytes)  # the caller's to keep
         db.reader.readinto(chunk, view)
         yield view

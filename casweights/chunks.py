@@ -54,8 +54,8 @@ class ChunkReader:
 
     def _read_frame(self, location: Location, out: memoryview) -> None:
         frame, name = location.frame, names.pack_name(location.pack)
-        if frame.raw_size != len(out) or frame.size > frame.raw_size:
-            raise damaged_frame(name, frame, f"it claims {frame.size} and {frame.raw_size} bytes")
+        if frame.raw_size != len(out):
+            raise damaged_frame(name, frame, f"it claims {frame.raw_size} bytes")
         if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
             self._store.readinto(name, frame.offset, out)
         else:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.buffers import Pool
-from casweights.config import PACK_TARGET
+from casweights.config import PACK_FRAMES, PACK_TARGET
 from casweights.events import CommitStats, Stage
 from casweights.format import names
 from casweights.format.codecs import encode
@@ -71,7 +71,8 @@ class PackWriter:
         if new.payload is None or new.chunk in self._added:
             return
         size = len(new.payload)
-        if self._frames and self._size + size > PACK_TARGET:
+        full = self._size + size > PACK_TARGET or len(self._frames) == PACK_FRAMES
+        if self._frames and full:
             self._flush()
         self._frames.append(
             Frame(new.chunk, new.raw_size, new.encoding, self._size, size, new.checksum)
@@ -106,26 +107,58 @@ class PackWriter:
         self._puts.close()
 
 
-def write_version(
+def commit(
     db: Database,
     files: Sequence[SourceFile],
     *,
+    branch: str,
+    head: Head | None,
     parents: tuple[SnapshotId, ...],
     time: datetime,
     author: str,
     message: str,
     metadata: dict[str, Any],
     compression: Compression,
-) -> tuple[Snapshot, CommitStats]:
-    """Write a version that no ref points to yet.
+) -> Snapshot:
+    """Write a version and move a branch to it.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
         StoreError: The store could not be written. What was written stays and is found again when
             the command is repeated.
+        ConflictError: Another writer moved the branch meanwhile; the version is kept.
     """
     db.index.load()
     writer = PackWriter(db)
+    entries = _write_files(db, writer, files, compression)
+    manifest = Manifest(
+        parents=parents,
+        time=time,
+        author=author,
+        message=message,
+        metadata=metadata,
+        config=db.config,
+        files=entries,
+    )
+    snapshot = db.snapshots.save(manifest)
+    db.refs.advance(branch, head, snapshot.id)
+    stats = CommitStats(
+        snapshot=snapshot.id,
+        total_bytes=snapshot.size,
+        new_bytes=writer.raw_bytes,
+        stored_bytes=writer.stored_bytes,
+        chunks=sum(len(entry.chunks) for entry in entries),
+        new_chunks=writer.chunks,
+        packs=writer.packs,
+    )
+    db.reporter.committed(stats)
+    return snapshot
+
+
+def _write_files(
+    db: Database, writer: PackWriter, files: Sequence[SourceFile], compression: Compression
+) -> tuple[FileEntry, ...]:
+    """Make all chunks of all files durable; returns the manifest's rows."""
     db.reporter.started(Stage.COMMIT, sum(file.size for file in files))
     try:
         chunks = _write_chunks(db, writer, files, compression)
@@ -135,29 +168,10 @@ def write_version(
     finally:
         writer.close()
         db.reporter.finished(Stage.COMMIT)
-    manifest = Manifest(
-        parents=parents,
-        time=time,
-        author=author,
-        message=message,
-        metadata=metadata,
-        config=db.config,
-        files=tuple(
-            FileEntry(file.path, file.size, file.raw_header, file.header, tuple(ids))
-            for file, ids in zip(files, chunks, strict=True)
-        ),
+    return tuple(
+        FileEntry(file.path, file.size, file.raw_header, file.header, tuple(ids))
+        for file, ids in zip(files, chunks, strict=True)
     )
-    snapshot = db.snapshots.save(manifest)
-    stats = CommitStats(
-        snapshot=snapshot.id,
-        total_bytes=snapshot.size,
-        new_bytes=writer.raw_bytes,
-        stored_bytes=writer.stored_bytes,
-        chunks=sum(map(len, chunks)),
-        new_chunks=writer.chunks,
-        packs=writer.packs,
-    )
-    return snapshot, stats
 
 
 def _write_chunks(
@@ -201,37 +215,3 @@ def _read_run(
             payload = bytes(raw)  # lest a small chunk keep the buffer of its whole run
         read.append(_NewChunk(chunk, piece.nbytes, encoding, payload, checksum(payload)))
     return number, read
-
-
-def commit(
-    db: Database,
-    files: Sequence[SourceFile],
-    *,
-    branch: str,
-    head: Head | None,
-    parents: tuple[SnapshotId, ...],
-    time: datetime,
-    author: str,
-    message: str,
-    metadata: dict[str, Any],
-    compression: Compression,
-) -> Snapshot:
-    """Write a version and move a branch to it.
-
-    Raises:
-        ConflictError: Another writer moved the branch meanwhile; the version is kept.
-        InvalidInputError, StoreError: See `write_version`.
-    """
-    snapshot, stats = write_version(
-        db,
-        files,
-        parents=parents,
-        time=time,
-        author=author,
-        message=message,
-        metadata=metadata,
-        compression=compression,
-    )
-    db.refs.advance(branch, head, snapshot.id)
-    db.reporter.committed(stats)
-    return snapshot

@@ -14,10 +14,13 @@ DigestName = Literal["blake3", "xxh3-128"]
 Compression = Literal["auto", "fast", "small"]
 
 DEFAULT_BRANCH = "main"
+# Patterns of what a commit leaves out; `hf upload` does, too.
+DEFAULT_EXCLUDE = (".git", "*/.git", ".cache/huggingface", "*/.cache/huggingface")
 DEFAULT_CHUNK_SIZE = 4 * MiB  # measured in docs/design/001-chunk-size.md
 MIN_CHUNK_SIZE = 64 * KiB
 MAX_CHUNK_SIZE = 64 * MiB
 PACK_TARGET = 64 * MiB  # one transfer block of the Hub's storage
+PACK_FRAMES = 1 << 16  # keeps the index of a pack of tiny frames below some MiB
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,9 @@ class LazyTensor:
 
     def load(self) -> torch.Tensor:
         """The whole tensor."""
-        return self._rows(0, self.shape[0] if self.shape else 1)
+        tensor, memory = allocate(self._info)
+        _read_all(self._db, list(_reads(self._chunks, memory, self._db.config.chunk_size)))
+        return tensor
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """What indexing the whole tensor gives.
@@ -118,21 +120,20 @@ class LazyTensor:
         return self.load()[index]
 
     def _rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop` (of a scalar: its one element)."""
+        """Rows `start` to `stop`, each of them whole bytes."""
         info, chunk_size = self._info, self._db.config.chunk_size
-        total = self.shape[0] if self.shape else 1
-        row_bytes = info.nbytes // total if total else 0
+        row_bytes = info.nbytes // max(1, self.shape[0])
         first = start * row_bytes // chunk_size
-        last = -(-stop * row_bytes // chunk_size) if row_bytes else len(self._chunks)
+        last = -(-stop * row_bytes // chunk_size)
         begin = first * chunk_size
         span = min(last * chunk_size, info.nbytes) - begin
-        shape = (stop - start, *self.shape[1:]) if self.shape else ()
+        shape = (stop - start, *self.shape[1:])
         nbytes = (stop - start) * row_bytes
         tensor, memory = allocate(TensorInfo(info.name, info.dtype, shape, 0, nbytes))
         if span == len(memory):
             _read_all(self._db, list(_reads(self._chunks[first:last], memory, chunk_size)))
         else:
-            scratch = memoryview(bytearray(max(0, span)))
+            scratch = memoryview(bytearray(span))
             _read_all(self._db, list(_reads(self._chunks[first:last], scratch, chunk_size)))
             skip = start * row_bytes - begin
             memory[:] = scratch[skip : skip + len(memory)]

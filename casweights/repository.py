@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from casweights.config import DEFAULT_BRANCH, Compression, StoreConfig
+from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
 from casweights.database import Database, create_store
-from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.events import Reporter
 from casweights.ids import SnapshotId
 from casweights.parallel import default_workers
 from casweights.refs import no_ref
 from casweights.snapshots import MIN_PREFIX
-from casweights.sources import DEFAULT_EXCLUDE, SourceFile, scan
+from casweights.sources import SourceFile, scan
 from casweights.stores.base import ObjectStore
 from casweights.stores.url import open_object_store
 
@@ -229,7 +229,7 @@ class Repository:
         return find_tensor(self._db, snapshot, name, file)
 
     def read(self, ref: Ref, path: str) -> Iterator[memoryview]:
-        """The bytes of one file of a version, in pieces; each is valid until the next.
+        """The bytes of one file of a version, in pieces.
 
         Raises:
             NotFoundError: No such version or file.
@@ -319,7 +319,13 @@ class Repository:
         """
         target = self.snapshot(at).id
         head = self._db.refs.head(name)
-        self._db.refs.advance(name, head if force else None, target)
+        if head is not None and not force:
+            raise ConflictError(
+                ErrorCode.ALREADY_EXISTS,
+                f"branch {name!r} is there already, at {head.snapshot}: move it with force, or "
+                "choose another name",
+            )
+        self._db.refs.advance(name, head, target)
         return target
 
     def delete_branch(self, name: str) -> None:

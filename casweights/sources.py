@@ -9,21 +9,19 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from casweights import staging
+from casweights.config import DEFAULT_EXCLUDE
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
 from casweights.files import read_exactly
 from casweights.format import safetensors
 from casweights.format.layout import Piece, file_pieces
 from casweights.format.names import CONFIG
-from casweights.format.paths import check_paths
+from casweights.format.paths import MAX_PATH_PARTS, check_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from casweights.buffers import Pool
-
-# What `hf upload` leaves out, too.
-DEFAULT_EXCLUDE = (".git", "*/.git", ".cache/huggingface", "*/.cache/huggingface")
 
 
 class SourceFile(ABC):
@@ -143,12 +141,17 @@ def scan(
         InvalidInputError: Something cannot be read, is neither file nor folder, has a name that
             not every system can hold, or links lead in a circle.
     """
-    if not root.exists():
+    try:
+        is_file = stat.S_ISREG(root.stat().st_mode)
+    except (OSError, ValueError) as error:
+        raise _refuse(root, error) from error
+    found = {root.name: root} if is_file else dict(_walk(root, "", exclude, ()))
+    try:
+        check_paths(found)
+    except InvalidInputError as error:
         raise InvalidInputError(
-            ErrorCode.SOURCE_UNREADABLE, f"cannot read {root}: no such file or directory"
-        )
-    found = {root.name: root} if root.is_file() else dict(_walk(root, "", exclude, ()))
-    check_paths(found)
+            error.code, f"{root}: {error}. Rename it, or leave it out with an exclude pattern"
+        ) from error
     return [
         DiskFile(path, location, opaque=matches(path, opaque))
         for path, location in sorted(found.items())
@@ -167,10 +170,14 @@ def _walk(
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise _refuse(folder, error.strerror or str(error)) from error
+        raise _refuse(folder, error) from error
+    if prefix and any(entry.name == CONFIG and entry.is_file() for entry in entries):
+        return  # a store
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         raise _refuse(folder, "symbolic links lead in a circle")
+    if len(above) >= MAX_PATH_PARTS:
+        raise _refuse(folder, f"it lies in more than {MAX_PATH_PARTS - 1} folders")
     for entry in entries:
         path, location = prefix + entry.name, folder / entry.name
         if matches(path, exclude) or entry.name.startswith(staging.PREFIX):
@@ -178,15 +185,16 @@ def _walk(
         try:
             mode = location.stat().st_mode
         except OSError as error:
-            raise _refuse(location, error.strerror or str(error)) from error
+            raise _refuse(location, error) from error
         if stat.S_ISDIR(mode):
-            if not (location / CONFIG).is_file():
-                yield from _walk(location, f"{path}/", exclude, (*above, identity))
+            yield from _walk(location, f"{path}/", exclude, (*above, identity))
         elif stat.S_ISREG(mode):
             yield path, location
         else:
             raise _refuse(location, "it is neither a file nor a folder")
 
 
-def _refuse(location: Path, why: str) -> InvalidInputError:
+def _refuse(location: Path, why: Exception | str) -> InvalidInputError:
+    if isinstance(why, OSError):
+        why = why.strerror or str(why)
     return InvalidInputError(ErrorCode.SOURCE_UNREADABLE, f"cannot read {location}: {why}")

@@ -52,6 +52,7 @@ _CODES = {
     if hasattr(torch, name)
 }
 _BY_DTYPE = {dtype: DTYPES[code] for code, dtype in _CODES.items()}
+_PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PAIRS = "F4"  # torch counts two packed elements as one, safetensors as two
 
 State = dict[str, Any]
@@ -80,7 +81,12 @@ class StateFile(SourceFile):
         self._copies: OrderedDict[str, memoryview] = OrderedDict()
         self._lock = threading.Lock()
         ties: dict[tuple[Any, ...], str] = {}
-        tree = self._describe(state, "", ties)
+        try:
+            tree = self._describe(state, "", ties)
+        except RecursionError:
+            raise InvalidInputError(
+                ErrorCode.BAD_STATE, "the state dict is nested too deeply: does it contain itself?"
+            ) from None
         metadata = {"format": "pt"}
         if tree != ["dict", [[name, ["tensor", name]] for name in self._tensors]]:
             metadata[TREE_KEY] = json.dumps(tree, separators=(",", ":"))
@@ -204,8 +210,11 @@ def element_shape(tensor: torch.Tensor) -> tuple[int, ...]:
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in C order; of its own memory where that is possible."""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return plain.view(torch.uint8).numpy().data
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    patterns = plain.view(_PATTERNS[plain.dtype.itemsize])  # torch cannot copy all of its floats
+    dense = patterns.cpu().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # reshape keeps the stride of a lone element
+    return flat.view(torch.uint8).numpy().data
 
 
 def allocate(info: safetensors.TensorInfo) -> tuple[torch.Tensor, memoryview]:

@@ -38,34 +38,31 @@ class DType:
         return None if bits % 8 else bits // 8
 
 
-_FLOATS = {
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "F16": 16,
-    "BF16": 16,
-    "F32": 32,
-    "F64": 64,
-}
-_OTHERS = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "F8_E8M0": 8,  # an exponent alone
-    "I16": 16,
-    "U16": 16,
-    "I32": 32,
-    "U32": 32,
-    "I64": 64,
-    "U64": 64,
-    "C64": 64,  # two F32
-}
-
+# In the order of the reference library, which lays tensors out by it.
 DTYPES: dict[str, DType] = {
-    **{code: DType(code, bits, is_float=True) for code, bits in _FLOATS.items()},
-    **{code: DType(code, bits) for code, bits in _OTHERS.items()},
+    dtype.code: dtype
+    for dtype in (
+        DType("BOOL", 8),
+        DType("F4", 4, is_float=True),
+        DType("F6_E2M3", 6, is_float=True),
+        DType("F6_E3M2", 6, is_float=True),
+        DType("U8", 8),
+        DType("I8", 8),
+        DType("F8_E5M2", 8, is_float=True),
+        DType("F8_E4M3", 8, is_float=True),
+        DType("F8_E8M0", 8),  # an exponent alone
+        DType("F8_E4M3FNUZ", 8, is_float=True),
+        DType("F8_E5M2FNUZ", 8, is_float=True),
+        DType("I16", 16),
+        DType("U16", 16),
+        DType("F16", 16, is_float=True),
+        DType("BF16", 16, is_float=True),
+        DType("I32", 32),
+        DType("U32", 32),
+        DType("F32", 32, is_float=True),
+        DType("C64", 64),  # two F32
+        DType("F64", 64, is_float=True),
+        DType("I64", 64),
+        DType("U64", 64),
+    )
 }

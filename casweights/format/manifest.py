@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
 
 import msgpack
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_MANIFEST_SIZE = 256 << 20
 MAX_PARENTS = 16
+MAX_NESTING = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SIZE = 1 << 63
 
@@ -152,25 +154,38 @@ def encode_manifest(manifest: Manifest) -> bytes:
             ],
         }
     )
+    return check_size(encoded, "manifest")
+
+
+def check_size(encoded: bytes, what: str) -> bytes:
+    """`encoded`, if readers accept so much.
+
+    Raises:
+        InvalidInputError: They do not.
+    """
     if len(encoded) > MAX_MANIFEST_SIZE:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT,
-            f"the manifest would take {len(encoded)} bytes, above the limit of "
-            f"{MAX_MANIFEST_SIZE}: split the version or use a larger chunk size",
+            f"the version's {what} would take {len(encoded)} bytes, above the limit of "
+            f"{MAX_MANIFEST_SIZE}: split the version, or use a store with larger chunks",
         )
     return encoded
 
 
-def _canonical(value: Any, where: str) -> Any:
+def _canonical(value: Any, where: str, levels: int = MAX_NESTING) -> Any:
     """Check that a metadata value is JSON-like, and order its keys."""
+    if levels < 0:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"metadata is nested more than {MAX_NESTING} levels deep"
+        )
     if value is None or isinstance(value, bool | float) or (is_text(value)):
         return value
     if isinstance(value, int) and -_MAX_SIZE <= value < 2 * _MAX_SIZE:
         return value
     if isinstance(value, list | tuple):
-        return [_canonical(item, f"{where}[{n}]") for n, item in enumerate(value)]
+        return [_canonical(v, f"{where}[{n}]", levels - 1) for n, v in enumerate(value)]
     if isinstance(value, dict) and all(map(is_text, value)):
-        return {key: _canonical(value[key], f"{where}.{key}") for key in sorted(value)}
+        return {k: _canonical(value[k], f"{where}.{k}", levels - 1) for k in sorted(value)}
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT,
         f"{where} is {type(value).__name__} {value!r:.60}: metadata takes None, bool, int of 64 "
@@ -190,12 +205,14 @@ def _decode_fields(encoded: bytes) -> dict[str, Any]:
     config = StoreConfig(digest=table["digest"], chunk_size=expect(table["chunk_size"], int))
     files = tuple(_decode_file(row, config) for row in expect(table["files"], list))
     check_paths([file.path for file in files])
+    if any(above.path > below.path for above, below in pairwise(files)):
+        raise ValueError("its files are not ordered by path")
     return {
         "parents": tuple(SnapshotId(expect(parent, bytes)) for parent in parents),
         "time": _EPOCH + timedelta(microseconds=expect(table["time"], int)),
         "author": expect(table["author"], str),
         "message": expect(table["message"], str),
-        "metadata": expect(table["metadata"], dict),
+        "metadata": _canonical(expect(table["metadata"], dict), "metadata"),
         "config": config,
         "files": files,
     }

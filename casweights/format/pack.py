@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_INDEX_SIZE = 64 << 20
 TRAILER_SIZE = 8
 _TRAILER_MAGIC = b"cidx"
+_MAX_OFFSET = 1 << 62  # lest offset and size together overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,12 @@ def frames_from_columns(
     if lengths != {len(checksums) / CHECKSUM_SIZE}:
         raise ValueError("its columns differ in length")
     for n in (*sizes, *raw_sizes, *offsets):
-        if expect(n, int) < 0:
+        if not 0 <= expect(n, int) < _MAX_OFFSET:
             raise ValueError(f"it has the size or offset {n}")
     if any(n > MAX_CHUNK_SIZE for n in raw_sizes):
         raise ValueError("it has a chunk above the largest chunk size")
+    if any(size > raw_size for size, raw_size in zip(sizes, raw_sizes, strict=True)):
+        raise ValueError("it has a frame that is larger than its chunk")
     if not all(type(n) is int and 0 <= n < len(chunks) for n in bases):
         raise ValueError("it has a base for a frame that is not there")
     return [

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_PATH_BYTES = 4096
+MAX_PATH_PARTS = 100
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
-_DRIVE = re.compile(r"[A-Za-z]:")
+_DRIVE = re.compile(r"(^|/)[A-Za-z]:")
 
 
 def _bad(path: str, why: str) -> InvalidInputError:
@@ -25,13 +26,16 @@ def check_path(path: str) -> None:
 
     Raises:
         InvalidInputError: `path` is empty, too long, absolute, contains ``..``, ``.`` or empty
-            parts, backslashes, control characters or undecodable bytes, or begins with a drive.
+            parts, too many parts, backslashes, control characters or undecodable bytes, or a part
+            that begins with a drive.
     """
     if _FORBIDDEN.search(path):
         raise _bad(path, "contains a backslash, a control character or an undecodable byte")
     if len(path.encode()) > MAX_PATH_BYTES:
         raise _bad(path, f"is longer than {MAX_PATH_BYTES} bytes")
-    if path.startswith("/") or _DRIVE.match(path):
+    if path.count("/") >= MAX_PATH_PARTS:
+        raise _bad(path, f"lies in more than {MAX_PATH_PARTS - 1} folders")
+    if path.startswith("/") or _DRIVE.search(path):
         raise _bad(path, "is not relative")
     if any(part in ("", ".", "..") for part in path.split("/")):
         raise _bad(path, "has an empty part, '.' or '..'")

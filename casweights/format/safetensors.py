@@ -22,6 +22,7 @@ LENGTH_SIZE = 8
 MAX_HEADER_SIZE = 100_000_000  # the reference implementation's limit
 _ALIGNMENT = 8
 _MAX_DIM = 1 << 63
+_ORDER = {code: n for n, code in enumerate(DTYPES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,12 +177,12 @@ def build_header(
 ) -> bytes:
     """A header for these tensors, in the order and form in which the reference library writes.
 
-    Tensors lie by descending element size, then by name; the JSON is padded with spaces so that
-    the data section begins at a multiple of 8.
+    Tensors lie by descending dtype, which is roughly by descending size, then by name; the JSON is
+    padded with spaces so that the data section begins at a multiple of 8.
     """
     table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
-    for name, dtype, shape in sorted(tensors, key=lambda t: (-t[1].bits, t[0])):
+    for name, dtype, shape in sorted(tensors, key=lambda t: (-_ORDER[t[1].code], t[0])):
         nbytes = dtype.nbytes(shape)
         if nbytes is None:
             raise bad(f"tensor {name!r} has no whole number of bytes")

@@ -14,7 +14,7 @@ import zstandard
 
 from casweights.format.envelope import Kind, corrupt, seal, unseal
 from casweights.format.fields import expect
-from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot
+from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
 from casweights.format.pack import Location, columns, frames_from_columns
 from casweights.ids import ChunkId, PackId, SnapshotId
 
@@ -46,7 +46,7 @@ def encode_snapshot(
             **columns([row.frame for row in rows]),
         }
     )
-    parts = [encoded_manifest, table]
+    parts = [encoded_manifest, check_size(table, "frame table")]
     packed = [zstandard.ZstdCompressor(level=_LEVEL).compress(part) for part in parts]
     sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
     return seal(Kind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))

@@ -46,7 +46,7 @@ def decode_store_file(data: bytes) -> tuple[StoreConfig, str]:
         fields = json.loads(data)
         fields.pop("checksum")
         intact = _with_checksum(fields) == data
-    except (ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise corrupt(CONFIG, str(error)) from error
     if not intact:
         raise corrupt(CONFIG, "its checksum does not match")

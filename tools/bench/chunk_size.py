@@ -111,8 +111,8 @@ def show(title: str, rows: Sequence[Row]) -> None:
     base = next((row for row in rows if row.chunk_size == 4 * MiB), rows[0])
     print(f"\n{title}\n")
     print(
-        "| chunk size | policy | plain MB | unique MB | chunks | packs MB | snapshots kB | commit | "
-        "checkout |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        "| chunk size | policy | plain MB | unique MB | chunks | packs MB | snapshots kB "
+        "| commit | checkout |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     for row in rows:
         print(

@@ -26,7 +26,7 @@ MiB = 1 << 20
 MEMORY_LIMIT = 512 * MiB
 _HIDDEN, _INNER = 2048, 5632
 
-_PEAK = """
+_PEAK = r"""
 import re, sys
 import casweights.repository, casweights.commit, casweights.checkout
 def peak():  # of this program alone; getrusage counts the parent's at the time of the fork
@@ -211,7 +211,7 @@ class Bench:
         model, store, out = self.work / "big", self.work / "big-store", self.work / "big-out"
         if not model.exists():
             _make_big(model, size)
-        command = [sys.executable, "-c", _PEAK, verb, store, model, out]
+        command = [sys.executable, "-c", _PEAK, verb, *map(str, (store, model, out))]
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         return Result(
             what=f"peak memory, {verb} of {size / MiB / 1024:.0f} GiB",
