@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 _ALIGNMENT = 64
 _local = threading.local()
@@ -17,7 +19,7 @@ def uninitialized(size: int) -> memoryview:
     Raises:
         MemoryError: There is not enough memory.
     """
-    memory = np.empty(size + _ALIGNMENT, np.uint8)  # numpy asks for huge pages: fewer page faults
+    memory = _allocate(size + _ALIGNMENT)
     start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].data
 
@@ -42,7 +44,7 @@ class Pool:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = np.empty(self._size, np.uint8)
+            memory = _allocate(self._size)
         lease = memory[:size]  # an object of its own: it dies with the last view of its data
         weakref.finalize(lease, self._free.append, memory)
         return lease.data
@@ -57,3 +59,9 @@ def scratch(size: int) -> memoryview:
     if buffer is None or len(buffer) < size:
         buffer = _local.buffer = uninitialized(size)
     return buffer[:size]
+
+
+def _allocate(size: int) -> np.ndarray:
+    import numpy as np  # verbs that move no data should not wait for this import
+
+    return np.empty(size, np.uint8)  # numpy asks for huge pages: fewer page faults

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights import staging
-from casweights.buffers import scratch, uninitialized
+from casweights.buffers import Pool, scratch, uninitialized
 from casweights.config import DEFAULT_EXCLUDE
 from casweights.errors import ErrorCode, InvalidInputError, StoreError
 from casweights.events import CheckoutStats, Stage
@@ -19,10 +19,10 @@ from casweights.files import read_exactly, storage_errors
 from casweights.format.layout import Piece, runs
 from casweights.format.names import CONFIG
 from casweights.selection import select
-from casweights.sources import matches
+from casweights.sources import DiskFile, file_runs, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from casweights.database import Database
     from casweights.format.manifest import FileEntry, Snapshot
@@ -31,26 +31,29 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Target:
-    """A file to be written.
+    """A file to be put in place.
 
     Attributes:
         file: What it shall be.
         path: Where.
         exists: Whether a regular file lies there already.
-        kept: Offsets of the pieces that are there already, unchanged.
-        complete: Whether the whole file is.
+        complete: Whether that file is what it shall be.
     """
 
     file: FileEntry
     path: Path
     exists: bool
-    kept: set[int] = field(default_factory=set)
     complete: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    target: _Target
+class _Place(NamedTuple):
+    """Where a chunk lies in a file that is there already."""
+
+    path: Path
+    offset: int
+
+
+class _Job(NamedTuple):
     draft: Path
     run: list[Piece]
     chunks: list[ChunkId]
@@ -86,8 +89,9 @@ def checkout(
             if directory.exists() and not directory.is_dir():
                 raise _in_the_way(directory, "a folder")
             targets = [_target(directory, file) for file in files]
-            _compare(db, [target for target in targets if target.exists])
-            fetched = _write(db, directory, [target for target in targets if not target.complete])
+            places = _compare(db, targets)
+            wanted = [target for target in targets if not target.complete]
+            fetched = _write(db, directory, wanted, places)
             deleted = _delete_others(directory, {file.path for file in files}) if delete else 0
     finally:
         db.reporter.finished(Stage.CHECKOUT)
@@ -126,61 +130,59 @@ def _in_the_way(path: Path, wanted: str) -> InvalidInputError:
     )
 
 
-def _compare(db: Database, targets: Sequence[_Target]) -> None:
-    """Find out which pieces of existing files are as they shall be."""
-    jobs = (job for target in targets for job in _jobs(db, target, target.path))
-    for job, kept in db.workers.map(partial(_compare_run, db), jobs):
-        job.target.kept.update(kept)
-    for target in targets:
-        same = len(target.kept) == len(target.file.chunks) and _same_frame(target)
-        target.complete = same
-        if same:
-            db.reporter.advanced(Stage.CHECKOUT, target.file.size)
+def _compare(db: Database, targets: Sequence[_Target]) -> dict[ChunkId, _Place]:
+    """Mark the targets that are complete; returns where the existing files' chunks lie.
 
-
-def _same_frame(target: _Target) -> bool:
-    """Whether size and header are as they shall be."""
-    header = target.file.raw_header or b""
-    with target.path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != target.file.size:
-            return False
-        return file.read(len(header)) == header
-
-
-def _jobs(db: Database, target: _Target, draft: Path) -> Iterator[_Job]:
+    Every file is cut by its own layout, so that its chunks are found wherever they move to.
+    """
+    there = [(target, file) for target in targets if (file := _existing_file(target)) is not None]
+    files = [file for _, file in there]
+    found: list[list[ChunkId]] = [[] for _ in files]
+    places: dict[ChunkId, _Place] = {}
     chunk_size = db.config.chunk_size
-    chunks = iter(target.file.chunks)
-    for run in runs((piece for _, piece in target.file.pieces(chunk_size)), chunk_size):
-        yield _Job(target, draft, run, [next(chunks) for _ in run])
+    hash_run = partial(_hash_run, db, files, Pool(chunk_size))
+    for (number, run), chunks in db.workers.map(hash_run, file_runs(files, chunk_size)):
+        found[number] += chunks
+        for piece, chunk in zip(run, chunks, strict=False):
+            places.setdefault(chunk, _Place(files[number].location, piece.offset))
+    for (target, file), chunks in zip(there, found, strict=True):
+        shall = target.file
+        is_now = (file.size, file.raw_header, tuple(chunks))
+        target.complete = is_now == (shall.size, shall.raw_header, shall.chunks)
+        if target.complete:
+            db.reporter.advanced(Stage.CHECKOUT, shall.size)
+    return places
 
 
-def _compare_run(db: Database, job: _Job) -> tuple[_Job, list[int]]:
-    return job, [
-        piece.offset
-        for piece, chunk, view in _views(db, job)
-        if _read_existing(db, job.target.path, piece, chunk, view)
-    ]
-
-
-def _views(db: Database, job: _Job) -> Iterator[tuple[Piece, ChunkId, memoryview]]:
-    """This thread's buffer, cut for the pieces of a run."""
-    buffer = scratch(db.config.chunk_size)
-    start = job.run[0].offset
-    for piece, chunk in zip(job.run, job.chunks, strict=True):
-        yield piece, chunk, buffer[piece.offset - start : piece.offset - start + piece.nbytes]
-
-
-def _read_existing(db: Database, path: Path, piece: Piece, chunk: ChunkId, out: memoryview) -> bool:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+def _existing_file(target: _Target) -> DiskFile | None:
+    """The file that is there, if it can be read and is of the kind that it shall be."""
+    if not target.exists:
+        return None
     try:
-        return read_exactly(descriptor, piece.offset, out) and db.hasher(out) == chunk
-    finally:
-        os.close(descriptor)
+        return DiskFile(target.file.path, target.path, opaque=target.file.raw_header is None)
+    except InvalidInputError:
+        return None
 
 
-def _write(db: Database, directory: Path, targets: Sequence[_Target]) -> int:
+def _hash_run(
+    db: Database, files: Sequence[DiskFile], buffers: Pool, job: tuple[int, list[Piece]]
+) -> tuple[tuple[int, list[Piece]], list[ChunkId]]:
+    number, run = job
+    try:
+        return job, [db.hasher(view) for view in files[number].read(run, buffers)]
+    except InvalidInputError:  # it changes or goes while we look: then nothing of it counts
+        return job, []
+
+
+def _write(
+    db: Database,
+    directory: Path,
+    targets: Sequence[_Target],
+    places: Mapping[ChunkId, _Place],
+) -> int:
     """Write files; returns the bytes that came from the store."""
     if not targets:
+        staging.sweep(directory)  # a killed checkout may have been this far, too
         return 0
     directory.mkdir(parents=True, exist_ok=True)
     _check_space(directory, sum(target.file.size for target in targets))
@@ -189,14 +191,21 @@ def _write(db: Database, directory: Path, targets: Sequence[_Target]) -> int:
         placed = [(target, drafts.new_path()) for target in targets]
         for target, draft in placed:
             _start_draft(draft, target.file)
-        jobs = (job for target, draft in placed for job in _jobs(db, target, draft))
-        for job, nbytes in db.workers.map(partial(_write_run, db), jobs):
+        jobs = (job for target, draft in placed for job in _jobs(db, target.file, draft))
+        for job, nbytes in db.workers.map(partial(_write_run, db, places), jobs):
             fetched += nbytes
             db.reporter.advanced(Stage.CHECKOUT, sum(piece.nbytes for piece in job.run))
         for target, draft in placed:
             target.path.parent.mkdir(parents=True, exist_ok=True)
             draft.replace(target.path)
     return fetched
+
+
+def _jobs(db: Database, file: FileEntry, draft: Path) -> Iterator[_Job]:
+    chunk_size = db.config.chunk_size
+    chunks = iter(file.chunks)
+    for run in runs((piece for _, piece in file.pieces(chunk_size)), chunk_size):
+        yield _Job(draft, run, [next(chunks) for _ in run])
 
 
 def _check_space(directory: Path, needed: int) -> None:
@@ -214,20 +223,30 @@ def _start_draft(draft: Path, file: FileEntry) -> None:
         out.truncate(file.size)
 
 
-def _write_run(db: Database, job: _Job) -> tuple[_Job, int]:
+def _write_run(db: Database, places: Mapping[ChunkId, _Place], job: _Job) -> tuple[_Job, int]:
     fetched = 0
-    nbytes = sum(piece.nbytes for piece in job.run)
-    for piece, chunk, view in _views(db, job):
-        kept = piece.offset in job.target.kept
-        if not (kept and _read_existing(db, job.target.path, piece, chunk, view)):
+    buffer = scratch(sum(piece.nbytes for piece in job.run))
+    start = job.run[0].offset
+    for piece, chunk in zip(job.run, job.chunks, strict=True):
+        view = buffer[piece.offset - start : piece.offset - start + piece.nbytes]
+        place = places.get(chunk)
+        if place is None or not _read_existing(db, place, chunk, view):
             db.reader.readinto(chunk, view)
             fetched += piece.nbytes
     descriptor = os.open(job.draft, os.O_WRONLY)
     try:
-        _write_at(descriptor, job.run[0].offset, scratch(nbytes))
+        _write_at(descriptor, start, buffer)
     finally:
         os.close(descriptor)
     return job, fetched
+
+
+def _read_existing(db: Database, place: _Place, chunk: ChunkId, out: memoryview) -> bool:
+    descriptor = os.open(place.path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        return read_exactly(descriptor, place.offset, out) and db.hasher(out) == chunk
+    finally:
+        os.close(descriptor)
 
 
 def _write_at(descriptor: int, offset: int, view: memoryview) -> None:

@@ -13,19 +13,20 @@ from casweights.format import names
 from casweights.format.codecs import encode
 from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
 from casweights.format.hashing import checksum
-from casweights.format.layout import Piece, runs
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.pack import Frame, Location, build_index
 from casweights.parallel import Background
+from casweights.sources import file_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
     from typing import Any
 
     from casweights.config import Compression
     from casweights.database import Database
     from casweights.format.hashing import Buffer
+    from casweights.format.layout import Piece
     from casweights.ids import ChunkId, SnapshotId
     from casweights.refs import Head
     from casweights.sources import SourceFile
@@ -181,19 +182,13 @@ def _write_chunks(
     chunks: list[list[ChunkId]] = [[] for _ in files]
     for number, read in db.workers.map(
         partial(_read_run, db, files, Pool(db.config.chunk_size), compression),
-        _jobs(files, db.config.chunk_size),
+        file_runs(files, db.config.chunk_size),
     ):
         for new in read:
             chunks[number].append(new.chunk)
             writer.add(new)
         db.reporter.advanced(Stage.COMMIT, sum(new.raw_size for new in read))
     return chunks
-
-
-def _jobs(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[int, list[Piece]]]:
-    for number, file in enumerate(files):
-        for run in runs(file.pieces(chunk_size), chunk_size):
-            yield number, run
 
 
 def _read_run(

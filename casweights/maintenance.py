@@ -15,6 +15,7 @@ from casweights.format import names
 from casweights.format.codecs import Encoding
 from casweights.format.hashing import checksum
 from casweights.index import read_pack_index
+from casweights.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,15 +111,16 @@ def _verify_snapshots(
     db: Database, have: set[ChunkId], problems: list[CasweightsError]
 ) -> set[SnapshotId]:
     """Check all snapshots; returns those that are in the store, sound or not."""
+    stored = SnapshotStore(db.store, db.index, db.config)  # which remembers none yet
     try:
-        found = set(db.snapshots.ids())
+        found = set(stored.ids())
     except IntegrityError as error:
         problems.append(error)
         return set()
     for snapshot_id in sorted(found):
         name = names.snapshot_name(snapshot_id)
         try:
-            snapshot = db.snapshots.load(snapshot_id)
+            snapshot = stored.load(snapshot_id)
         except CasweightsError as error:
             problems.append(error)
             continue

@@ -66,11 +66,8 @@ class Refs:
         """
         names.check_ref_name(branch)
         position = expected.position + 1 if expected else 1
-        now = self.head(branch)
         name = names.head_name(branch, position)
-        if (now and now.position) != (expected and expected.position) or not self._write(
-            name, snapshot
-        ):
+        if self.head(branch) != expected or not self._write(name, snapshot):
             error = ConflictError(
                 ErrorCode.REF_MOVED,
                 f"branch {branch!r} was moved by another writer meanwhile. Your version is safe "

@@ -55,6 +55,8 @@ def open_repository(
         UnsupportedError: A newer casweights made the store.
         StoreError: The storage failed.
     """
+    if workers is not None and workers < 1:
+        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"workers={workers}: it takes at least 1")
     objects = store if isinstance(store, ObjectStore) else open_object_store(store)
     if create:
         create_store(objects, config or StoreConfig())

@@ -13,7 +13,7 @@ from casweights.config import DEFAULT_EXCLUDE
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
 from casweights.files import read_exactly
 from casweights.format import safetensors
-from casweights.format.layout import Piece, file_pieces
+from casweights.format.layout import Piece, file_pieces, runs
 from casweights.format.names import CONFIG
 from casweights.format.paths import MAX_PATH_PARTS, check_paths
 
@@ -121,6 +121,13 @@ class DiskFile(SourceFile):
         return InvalidInputError(
             ErrorCode.SOURCE_UNREADABLE, f"cannot read {self.location}: {error.strerror}"
         )
+
+
+def file_runs(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[int, list[Piece]]]:
+    """All pieces of several files in runs of about a chunk, each with its file's number."""
+    for number, file in enumerate(files):
+        for run in runs(file.pieces(chunk_size), chunk_size):
+            yield number, run
 
 
 def scan(

@@ -6,7 +6,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from casweights.config import KiB
-from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.zstd import compress, decompress_into
 
 if TYPE_CHECKING:
@@ -72,6 +71,8 @@ def _choose(raw: memoryview, dtype: DType, compression: Compression, level: int)
 
 def _encode(encoding: Encoding, raw: memoryview, dtype: DType, level: int) -> Encoded:
     if encoding is Encoding.PLANES:
+        from casweights.format.planes import encode_planes
+
         return encoding, encode_planes(raw, dtype.plane_width)
     return encoding, compress(raw, level)
 
@@ -89,6 +90,8 @@ def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
     elif encoding == Encoding.ZSTD:
         decompress_into(payload, out)
     elif encoding == Encoding.PLANES:
+        from casweights.format.planes import decode_planes  # imports numpy: only when needed
+
         decode_planes(payload, out)
     else:
         raise ValueError(f"its encoding {encoding} is unknown: a newer casweights may know it")

@@ -1,0 +1,86 @@
+"""Listeners of the long commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from casweights.cli._output import Mode
+from casweights.events import CheckoutStats, CommitStats, Reporter, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casweights.cli._output import Output
+
+_INTERVAL = 1.0  # seconds between two lines of JSON
+_TRUE = ("1", "ON", "YES", "TRUE")  # what huggingface_hub takes for true
+
+
+class Results(Reporter):
+    """Keeps the results and passes progress on.
+
+    Attributes:
+        commit: What the commit did, once it is done.
+        checkout: What the checkout did, once it is done.
+    """
+
+    commit: CommitStats
+    checkout: CheckoutStats
+
+    def __init__(self, out: Output) -> None:
+        self._progress = _progress(out)
+
+    def started(self, stage: Stage, total: int) -> None:
+        """See `Reporter.started`."""
+        self._progress.started(stage, total)
+
+    def advanced(self, stage: Stage, nbytes: int) -> None:
+        """See `Reporter.advanced`."""
+        self._progress.advanced(stage, nbytes)
+
+    def finished(self, stage: Stage) -> None:
+        """See `Reporter.finished`."""
+        self._progress.finished(stage)
+
+    def committed(self, stats: CommitStats) -> None:
+        """See `Reporter.committed`."""
+        self.commit = stats
+
+    def checked_out(self, stats: CheckoutStats) -> None:
+        """See `Reporter.checked_out`."""
+        self.checkout = stats
+
+
+class JsonProgress(Reporter):
+    """Writes a line of JSON about once a second."""
+
+    def __init__(self, out: Output, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._clock = clock
+
+    def started(self, stage: Stage, total: int) -> None:
+        """See `Reporter.started`."""
+        self._total, self._done = total, 0
+        self._next = self._clock() + _INTERVAL
+
+    def advanced(self, stage: Stage, nbytes: int) -> None:
+        """See `Reporter.advanced`."""
+        self._done += nbytes
+        if self._clock() >= self._next:
+            self._next = self._clock() + _INTERVAL
+            data = {"stage": stage, "done_bytes": self._done, "total_bytes": self._total}
+            self._out.event("progress", data)
+
+
+def _progress(out: Output) -> Reporter:
+    if out.mode is Mode.JSON:
+        return JsonProgress(out)
+    unwanted = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in _TRUE
+    if out.mode is Mode.QUIET or unwanted or not sys.stderr.isatty():
+        return Reporter()
+    from casweights.instrumentation.progress import ProgressBars
+
+    return ProgressBars()

@@ -1,0 +1,70 @@
+"""What all verbs share: which store, and where the output goes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casweights.cli._output import Output
+from casweights.errors import ErrorCode, NotFoundError
+from casweights.format.names import CONFIG
+
+if TYPE_CHECKING:
+    from casweights.events import Reporter
+    from casweights.repository import Repository
+
+STORE_VARIABLE = "CASWEIGHTS_STORE"
+DEFAULT_FOLDER = ".casweights"
+
+
+@dataclass
+class Session:
+    """One run of the command line.
+
+    Attributes:
+        out: Where the output goes.
+        store: The store that the command line names, if any.
+    """
+
+    out: Output = field(default_factory=Output)
+    store: str | None = None
+
+    @property
+    def named_location(self) -> str | None:
+        """Where the store is, as the command line says or the environment."""
+        return self.store or os.environ.get(STORE_VARIABLE) or None
+
+    @property
+    def location(self) -> str:
+        """Where the store is: as named, or the nearest one.
+
+        Raises:
+            NotFoundError: Nothing says where.
+        """
+        if self.named_location is not None:
+            return self.named_location
+        nearest = nearest_store(Path.cwd())
+        if nearest is None:
+            raise NotFoundError(
+                ErrorCode.STORE_NOT_FOUND,
+                "there is no store in this folder or above: make one with `casweights init`, or "
+                f"say where it is with --store or {STORE_VARIABLE}",
+            )
+        return str(nearest)
+
+    def open(self, reporter: Reporter | None = None) -> Repository:
+        """Open the store."""
+        from casweights.repository import open_repository
+
+        return open_repository(self.location, reporter=reporter)
+
+
+def nearest_store(start: Path) -> Path | None:
+    """The store that a folder or the nearest one above it is or has."""
+    for folder in (start, *start.parents):
+        for candidate in (folder, folder / DEFAULT_FOLDER):
+            if os.path.isfile(candidate / CONFIG):  # unlike Path.is_file, false if access is denied
+                return candidate
+    return None

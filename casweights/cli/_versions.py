@@ -1,0 +1,78 @@
+"""Versions as the verbs show them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from casweights.cli._output import Span
+from casweights.cli._text import moment, short, size, subject
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from casweights.cli._output import Line, Row
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import SnapshotId
+    from casweights.repository import Repository
+
+
+class Names:
+    """The branches and tags of a store, by the version they point to."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._branches = _inverse(repository.branches())
+        self._tags = _inverse(repository.tags())
+
+    def branches(self, snapshot: SnapshotId) -> Sequence[str]:
+        """Branches whose head is this version."""
+        return self._branches.get(snapshot, [])
+
+    def tags(self, snapshot: SnapshotId) -> Sequence[str]:
+        """Tags of this version."""
+        return self._tags.get(snapshot, [])
+
+
+def _inverse(names: Mapping[str, SnapshotId]) -> dict[SnapshotId, list[str]]:
+    found: dict[SnapshotId, list[str]] = {}
+    for name, snapshot in names.items():
+        found.setdefault(snapshot, []).append(name)
+    return found
+
+
+def version_row(snapshot: Snapshot, names: Names) -> dict[str, Any]:
+    """The fields of a version."""
+    return {
+        "id": snapshot.id,
+        "parents": snapshot.parents,
+        "time": snapshot.time,
+        "author": snapshot.author,
+        "message": snapshot.message,
+        "metadata": snapshot.metadata,
+        "branches": names.branches(snapshot.id),
+        "tags": names.tags(snapshot.id),
+        "size": snapshot.size,
+        "files": len(snapshot.files),
+        "tensors": sum(len(file.header.tensors) for file in snapshot.files if file.header),
+    }
+
+
+def version_line(row: Row) -> Line:
+    """A version in one line."""
+    return [
+        Span(short(row["id"]), "yellow"),
+        Span(f"  {moment(row['time'])}  {size(row['size']):>8}  "),
+        *names_spans(row),
+        Span(subject(row["message"])),
+    ]
+
+
+def names_spans(row: Row) -> list[Span]:
+    """``(main, v1)``, or nothing where a version has no name."""
+    names = [(name, "green") for name in row["branches"]]
+    names += [(f"tag {name}", "cyan") for name in row["tags"]]
+    if not names:
+        return []
+    spans = [Span("(")]
+    for name, color in names:
+        spans += [Span("" if len(spans) == 1 else ", "), Span(name, color)]
+    return [*spans, Span(") ")]

@@ -1,0 +1,39 @@
+"""``casweights cat``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from casweights.cli._completion import complete_ref
+from casweights.cli._errors import Exit
+from casweights.cli._verb import verb
+
+if TYPE_CHECKING:
+    from casweights.cli._session import Session
+
+_CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\r")
+
+
+@verb("cat", Exit.NO_STORE, Exit.INTEGRITY, Exit.INTERRUPTED)
+@click.argument("ref", shell_complete=complete_ref)
+@click.argument("path")
+def command(session: Session, ref: str, path: str) -> None:
+    """Write a file of a version to standard output.
+
+    The bytes come as they are, whatever --json or --quiet say, and checked, piece by piece: if the
+    exit status is not 0, what was written is right but not all. A terminal is given text only.
+
+    \b
+    Example:
+      casweights cat main config.json | jq .hidden_size
+    """
+    with session.open() as repository:
+        for piece in repository.read(ref, path):
+            if session.out.is_terminal and not _CONTROLS.isdisjoint(piece):
+                raise click.UsageError(
+                    "the file is not text, which would upset the terminal: send it elsewhere, "
+                    f"as in `casweights cat {ref} {path} > file`"
+                )
+            session.out.raw(piece)

@@ -1,0 +1,73 @@
+"""``casweights checkout``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from casweights.cli._completion import complete_ref
+from casweights.cli._errors import Exit
+from casweights.cli._output import Span
+from casweights.cli._progress import Results
+from casweights.cli._text import count, short, size
+from casweights.cli._verb import verb
+
+if TYPE_CHECKING:
+    from casweights.cli._session import Session
+    from casweights.events import CheckoutStats
+
+
+@verb("checkout", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
+@click.argument("ref", shell_complete=complete_ref)
+@click.argument("directory", metavar="DIR", type=click.Path())
+@click.option(
+    "--include",
+    metavar="PATTERN",
+    multiple=True,
+    help="Only files whose path matches, and of other safetensors files only the tensors whose "
+    "name matches. May be repeated.",
+)
+@click.option("--delete", is_flag=True, help="Remove files that the version does not have.")
+def command(
+    session: Session, ref: str, directory: str, include: tuple[str, ...], delete: bool
+) -> None:
+    """Put a version into a directory, bit for bit.
+
+    What is in DIR already is kept where it is the same. All files are complete and checked before
+    the first appears under its name.
+
+    \b
+    Examples:
+      casweights checkout main my-model
+      casweights checkout v1~2 part --include 'config.json' --include 'model.layers.0.*'
+    """
+    results = Results(session.out)
+    with session.open(results) as repository:
+        snapshot = repository.checkout(ref, directory, include=include or None, delete=delete)
+    session.out.summary(
+        {"id": snapshot.id, "directory": directory, **_counts(results.checkout)},
+        [
+            [Span(short(snapshot.id), "yellow"), Span(f"  is in {directory}")],
+            _sentence(results.checkout, delete=delete),
+        ],
+        essential="id",
+    )
+
+
+def _counts(stats: CheckoutStats) -> dict[str, int]:
+    return {
+        "files": stats.files,
+        "written_files": stats.written_files,
+        "deleted_files": stats.deleted_files,
+        "total_bytes": stats.total_bytes,
+        "fetched_bytes": stats.fetched_bytes,
+    }
+
+
+def _sentence(stats: CheckoutStats, *, delete: bool) -> str:
+    done = [f"{stats.written_files} written"]
+    if delete:
+        done.append(f"{stats.deleted_files} deleted")
+    done.append(f"{size(stats.fetched_bytes)} read from the store")
+    return f"{count(stats.files, 'file')}, {size(stats.total_bytes)}: {', '.join(done)}"

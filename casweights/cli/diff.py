@@ -1,0 +1,104 @@
+"""``casweights diff``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casweights.cli._completion import complete_ref
+from casweights.cli._errors import Exit
+from casweights.cli._output import Span
+from casweights.cli._text import size
+from casweights.cli._verb import verb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.cli._output import Line
+    from casweights.cli._session import Session
+    from casweights.diff import Change, Diff
+
+_SIGNS = {
+    "added": Span("+", "green"),
+    "removed": Span("-", "red"),
+    "changed": Span("~", "yellow"),
+}
+
+
+@verb("diff", Exit.NO_STORE, Exit.INTEGRITY)
+@click.argument("old", shell_complete=complete_ref)
+@click.argument("new", shell_complete=complete_ref)
+def command(session: Session, old: str, new: str) -> None:
+    """Compare two versions by file and by tensor.
+
+    Nothing but the two manifests is read, so this is quick, however large the versions are.
+
+    \b
+    Example:
+      casweights diff main~1 main
+    """
+    with session.open() as repository:
+        diff = repository.diff(old, new)
+    session.out.record(_data(diff), _lines(diff), essential="files")
+
+
+def _data(diff: Diff) -> dict[str, Any]:
+    changes = [
+        {
+            "kind": change.kind,
+            "file": change.file,
+            "tensor": change.tensor,
+            "old": change.old,
+            "new": change.new,
+            "new_bytes": change.nbytes,
+        }
+        for change in diff.changes
+    ]
+    return {
+        "old": diff.old,
+        "new": diff.new,
+        "files": sorted({change.file for change in diff.changes}),
+        "changes": changes,
+        "unchanged": diff.unchanged,
+        "new_bytes": diff.nbytes,
+    }
+
+
+def _lines(diff: Diff) -> Iterator[Line]:
+    for path, group in groupby(diff.changes, key=lambda change: change.file):
+        changes = list(group)
+        yield from _file_lines(path, changes)
+    kinds = Counter(str(change.kind) for change in diff.changes)
+    counts = [f"{kinds[kind]} {kind}" for kind in _SIGNS if kinds[kind]]
+    if counts:
+        yield f"{', '.join(counts)}, {diff.unchanged} unchanged; {size(diff.nbytes)} new"
+    else:
+        yield f"no difference, {diff.unchanged} unchanged"
+
+
+def _file_lines(path: str, changes: list[Change]) -> Iterator[Line]:
+    """A file that came or went in one line, of others every tensor that differs."""
+    whole = next((change for change in changes if change.tensor is None), None)
+    if whole is None:
+        yield [_SIGNS["changed"], Span(f" {path}")]
+    else:
+        nbytes = sum(change.nbytes for change in changes)
+        yield _change_line(whole, path, nbytes)
+        if whole.kind != "changed":
+            return
+    for change in changes:
+        if change.tensor is not None:
+            yield [Span("  "), *_change_line(change, change.tensor, change.nbytes)]
+
+
+def _change_line(change: Change, name: str, nbytes: int) -> list[Span]:
+    old, new = change.old or "", change.new or ""
+    what = f"{old} -> {new}" if old and new and old != new else new or old
+    return [
+        _SIGNS[change.kind],
+        Span(f" {size(nbytes) if change.new else '':>8}  {name}"),
+        Span(f"  {what}", "bright_black"),
+    ]

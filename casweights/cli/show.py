@@ -1,0 +1,55 @@
+"""``casweights show``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from casweights.cli._completion import complete_ref
+from casweights.cli._errors import Exit
+from casweights.cli._output import Span, fields, to_json
+from casweights.cli._text import binary_size, count, moment, size
+from casweights.cli._verb import verb
+from casweights.cli._versions import Names, names_spans, version_row
+from casweights.config import DEFAULT_BRANCH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.cli._output import Line, Row
+    from casweights.cli._session import Session
+
+
+@verb("show", Exit.NO_STORE, Exit.INTEGRITY)
+@click.argument("ref", default=DEFAULT_BRANCH, shell_complete=complete_ref)
+def command(session: Session, ref: str) -> None:
+    """Show where a version comes from and what it holds.
+
+    REF is main by default.
+    """
+    with session.open() as repository:
+        snapshot = repository.snapshot(ref)
+        row = version_row(snapshot, Names(repository))
+    row["digest"] = snapshot.config.digest
+    row["chunk_size"] = snapshot.config.chunk_size
+    row["chunks"] = sum(len(file.chunks) for file in snapshot.files)
+    session.out.record(row, _lines(row), essential="id")
+
+
+def _lines(row: Row) -> Iterator[Line]:
+    yield [Span(str(row["id"]), "yellow"), Span(" "), *names_spans(row)]
+    contents = [count(row[noun + "s"], noun) for noun in ("file", "tensor", "chunk")]
+    yield from fields(
+        [
+            *(("parent", str(parent)) for parent in row["parents"]),
+            ("time", moment(row["time"], seconds=True)),
+            ("author", row["author"]),
+            ("size", f"{size(row['size'])} in {', '.join(contents)}"),
+            ("chunks", f"up to {binary_size(row['chunk_size'])}, {row['digest']}"),
+            *(("metadata", f"{key} = {to_json(row['metadata'][key])}") for key in row["metadata"]),
+        ]
+    )
+    if row["message"].strip():
+        yield ""
+        yield from (f"    {line}" for line in row["message"].strip().splitlines())

@@ -1,0 +1,80 @@
+"""``casweights stats``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casweights.cli._errors import Exit
+from casweights.cli._output import Column, fields, table_lines
+from casweights.cli._text import count, short, size
+from casweights.cli._verb import verb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.cli._output import Line, Row
+    from casweights.cli._session import Session
+    from casweights.maintenance import StoreStats
+
+_COLUMNS = (
+    Column("id", short, "VERSION", color="yellow"),
+    Column("size", size, "SIZE", right=True),
+    Column("new_bytes", size, "NEW", right=True),
+    Column("stored_bytes", size, "STORED", right=True),
+)
+
+
+@verb("stats", Exit.NO_STORE, Exit.INTEGRITY)
+@click.option("--versions", is_flag=True, help="Also what each version added, oldest first.")
+def command(session: Session, versions: bool) -> None:
+    """Count what the store holds.
+
+    And tell what plain copies of all its versions would take.
+    """
+    with session.open() as repository:
+        stats = repository.stats()
+    data = _data(stats)
+    if versions:
+        data["by_version"] = [
+            {
+                "id": version.id,
+                "size": version.nbytes,
+                "new_bytes": version.new_bytes,
+                "stored_bytes": version.stored_bytes,
+            }
+            for version in stats.versions
+        ]
+    session.out.record(data, _lines(data), essential="stored_bytes")
+
+
+def _data(stats: StoreStats) -> dict[str, Any]:
+    return {
+        "versions": len(stats.versions),
+        "version_bytes": stats.version_bytes,
+        "stored_bytes": stats.pack_bytes + stats.snapshot_bytes,
+        "packs": stats.packs,
+        "pack_bytes": stats.pack_bytes,
+        "snapshot_bytes": stats.snapshot_bytes,
+        "chunks": stats.chunks,
+        "chunk_bytes": stats.chunk_bytes,
+        "encodings": stats.encodings,
+    }
+
+
+def _lines(data: Row) -> Iterator[Line]:
+    if "by_version" in data:
+        yield from table_lines(data["by_version"], _COLUMNS)
+        yield ""
+    stored, plain = data["stored_bytes"], data["version_bytes"]
+    share = f", {100 * stored / plain:.1f} % of plain copies" if plain else ""
+    encodings = (f"{name} {frames:,}" for name, frames in sorted(data["encodings"].items()))
+    yield from fields(
+        [
+            ("versions", f"{data['versions']:,}, as plain copies {size(plain)}"),
+            ("stored", f"{size(stored)} in {count(data['packs'], 'pack')}{share}"),
+            ("chunks", f"{data['chunks']:,}, {size(data['chunk_bytes'])} unencoded"),
+            ("encodings", ", ".join(encodings)),
+        ]
+    )

@@ -1,0 +1,43 @@
+"""``casweights tag``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from casweights.cli._completion import complete_ref, complete_tag
+from casweights.cli._errors import Exit
+from casweights.cli._names import deleted, list_names, named
+from casweights.cli._verb import verb
+from casweights.config import DEFAULT_BRANCH
+
+if TYPE_CHECKING:
+    from casweights.cli._session import Session
+
+
+@verb("tag", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY)
+@click.argument("name", required=False, shell_complete=complete_tag)
+@click.argument("ref", required=False, shell_complete=complete_ref)
+@click.option("--delete", is_flag=True, help="Forget the tag NAME. Its version stays.")
+def command(session: Session, name: str | None, ref: str | None, delete: bool) -> None:
+    """List tags, or give a version a name that never moves.
+
+    REF is main by default.
+
+    \b
+    Examples:
+      casweights tag
+      casweights tag v1.0
+      casweights tag v0.9 main~3
+    """
+    if delete and (name is None or ref is not None):
+        raise click.UsageError("--delete takes a NAME and nothing else")
+    with session.open() as repository:
+        if name is None:
+            list_names(session.out, repository, repository.tags())
+        elif delete:
+            repository.delete_tag(name)
+            deleted(session.out, "tag", name)
+        else:
+            named(session.out, "tag", name, repository.tag(name, ref or DEFAULT_BRANCH))

@@ -1,0 +1,52 @@
+"""``casweights verify``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from casweights.cli._errors import Exit, status_of_all
+from casweights.cli._output import Span
+from casweights.cli._progress import Results
+from casweights.cli._text import count, size
+from casweights.cli._verb import verb
+
+if TYPE_CHECKING:
+    from casweights.cli._session import Session
+
+
+@verb("verify", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
+@click.option("--quick", is_flag=True, help="Check what is stored without decoding it.")
+def command(session: Session, quick: bool) -> Exit:
+    """Check everything in the store.
+
+    Every object is checked against its checksum, and every chunk against its ID. --quick leaves
+    out the latter: it finds damage, but not every forgery.
+    """
+    with session.open(Results(session.out)) as repository:
+        found = repository.verify(quick=quick)
+    for problem in found.problems:
+        data = {"code": problem.code, "message": problem.message}
+        session.out.event("problem", data, [Span("Problem: ", "red"), Span(problem.message)])
+    problems = count(len(found.problems), "problem") if found.problems else "no problems"
+    session.out.summary(
+        {
+            "problems": len(found.problems),
+            "quick": quick,
+            "versions": found.snapshots,
+            "packs": found.packs,
+            "chunks": found.frames,
+            "checked_bytes": found.nbytes,
+        },
+        [
+            [
+                Span(problems, "red" if found.problems else "green"),
+                Span(
+                    f" in {count(found.snapshots, 'version')}, {count(found.packs, 'pack')}, "
+                    f"{count(found.frames, 'chunk')}, {size(found.nbytes)}"
+                ),
+            ]
+        ],
+    )
+    return status_of_all(found.problems)

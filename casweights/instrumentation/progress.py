@@ -1,0 +1,54 @@
+"""Progress bars in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TextIO
+
+from tqdm import tqdm
+
+from casweights.events import Reporter, Stage
+
+if TYPE_CHECKING:
+    from typing import Any
+
+_TITLES = {
+    Stage.COMMIT: "Committing",
+    Stage.CHECKOUT: "Checking out",
+    Stage.LOAD: "Loading",
+    Stage.VERIFY: "Verifying",
+}
+
+
+class ProgressBars(Reporter):
+    """Draws a bar for each stage, and takes it away when the stage ends.
+
+    Args:
+        file: Where to draw; by default on standard error.
+        delay: Seconds that a stage must last before its bar appears.
+    """
+
+    def __init__(self, *, file: TextIO | None = None, delay: float = 0.3) -> None:
+        self._file = file
+        self._delay = delay
+        self._bars: dict[Stage, tqdm[Any]] = {}
+
+    def started(self, stage: Stage, total: int) -> None:
+        """See `Reporter.started`."""
+        self._bars[stage] = tqdm(
+            total=total,
+            desc=_TITLES[stage],
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            dynamic_ncols=True,
+            file=self._file,
+            delay=self._delay,
+        )
+
+    def advanced(self, stage: Stage, nbytes: int) -> None:
+        """See `Reporter.advanced`."""
+        self._bars[stage].update(nbytes)
+
+    def finished(self, stage: Stage) -> None:
+        """See `Reporter.finished`."""
+        self._bars.pop(stage).close()

@@ -1,0 +1,120 @@
+"""``docs/scripting.md`` and the command line say the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import casweights
+from casweights.cli._app import VERBS
+from casweights.cli._errors import MEANINGS, Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.cli.conftest import Json, Run
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "scripting.md").read_text()
+TYPES: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "string or null": lambda value: value is None or isinstance(value, str),
+    "integer": lambda value: type(value) is int,
+    "integer or null": lambda value: value is None or type(value) is int,
+    "boolean": lambda value: isinstance(value, bool),
+    "object": lambda value: isinstance(value, dict),
+    "array of strings": lambda value: all(isinstance(item, str) for item in value),
+    "array of integers": lambda value: all(type(item) is int for item in value),
+    "array of objects": lambda value: all(isinstance(item, dict) for item in value),
+}
+
+
+def documented(heading: str) -> dict[str, str]:
+    """The fields below a heading, with their types."""
+    section = PAGE.split(f"\n### {heading}\n", 1)[1].split("\n### ", 1)[0]
+    fields = re.findall(r"^\| `(\w+)` \| ([\w ]+) \|", section, re.MULTILINE)
+    assert fields
+    return dict(fields)
+
+
+def check(heading: str, data: Mapping[str, Any]) -> None:
+    """The data has exactly the fields of the page, of the types there."""
+    fields = documented(heading)
+    assert sorted(data) == sorted(fields)
+    for name, kind in fields.items():
+        assert TYPES[kind](data[name]), (name, kind, data[name])
+
+
+def test_fields_of_short_commands(run_json: Json, store: Path) -> None:
+    check("`init`", run_json("init"))
+    check("`log`", run_json("log")[0])
+    check("`show`", run_json("show"))
+    check("`diff`", run_json("diff", "v1", "main"))
+    for row in run_json("ls"):
+        check("`ls`", row)
+    for row in run_json("ls", "--tensors"):
+        check("`ls --tensors`", row)
+    for row in run_json("diff", "v1", "main")["changes"]:
+        check("`diff`: `changes`", row)
+
+
+def test_fields_of_stats(run_json: Json, store: Path) -> None:
+    stats = run_json("stats", "--versions")
+    for row in stats.pop("by_version"):
+        check("`stats --versions`", row)
+    check("`stats`", stats)
+
+
+@pytest.mark.parametrize("kind", ["tag", "branch"])
+def test_fields_of_names(run_json: Json, store: Path, kind: str) -> None:
+    check("`tag NAME`, `branch NAME`", run_json(kind, "new"))
+    for row in run_json(kind):
+        check("`tag`, `branch`", row)
+    check("`tag --delete`, `branch --delete`", run_json(kind, "new", "--delete"))
+
+
+def test_fields_of_long_commands(run_json: Json, store: Path) -> None:
+    check("`commit`", run_json("commit", "model")[-1])
+    check("`checkout`", run_json("checkout", "main", "out")[-1])
+    check("`verify`", run_json("verify")[-1])
+    next((store / "packs").iterdir()).unlink()
+    *problems, summary = run_json("verify", status=13)
+    check("`verify`", summary)
+    for problem in problems:
+        check("`verify`: problems", problem)
+
+
+def test_progress_fields() -> None:
+    assert list(documented("Progress")) == ["message_type", "stage", "done_bytes", "total_bytes"]
+
+
+def test_error_fields(run: Run) -> None:
+    check("Errors", json.loads(run("log", "--json", status=10).stderr))
+
+
+def test_every_verb_is_on_the_page() -> None:
+    assert set(VERBS) - {"cat"} == {
+        verb
+        for heading in re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
+        for verb in re.findall(r"`(\w+)[^`]*`", heading)
+    } - {"changes"}
+    for verb in VERBS:
+        assert f"`{verb}`" in PAGE.split("## Quiet output")[1].split("## JSON output")[0]
+
+
+def test_every_exit_status_is_on_the_page() -> None:
+    listed = dict(re.findall(r"^\| (\d+) \| (.+) \|$", PAGE, re.MULTILINE))
+    assert {int(status) for status in listed} == {*map(int, Exit), 3}
+    for status, meaning in MEANINGS.items():
+        assert listed[str(int(status))].startswith(meaning)
+
+
+def test_every_variable_is_on_the_page() -> None:
+    folder = Path(casweights.__file__).parent / "cli"
+    source = "".join(path.read_text() for path in folder.rglob("*.py"))
+    variables = set(re.findall(r'"([A-Z]+_[A-Z_]+)"', source)) | {"COLUMNS", "TERM", "TZ"}
+    assert variables == set(re.findall(r"^\| `([A-Z_]+)` \|", PAGE, re.MULTILINE))

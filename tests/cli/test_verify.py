@@ -1,0 +1,115 @@
+"""``verify``, and what the other verbs say of a damaged store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casweights.format.codecs import Encoding
+from casweights.format.hashing import checksum
+from casweights.format.pack import build_index
+from casweights.index import read_pack_index
+from casweights.stores.base import ObjectInfo
+from casweights.stores.local import LocalStore
+from casweights.testing.trees import read_tree
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Json, Run
+
+
+def damage(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def damaged(store: Path) -> Path:
+    """The store, with a flipped bit in the first frame of its larger pack."""
+    damage(max((store / "packs").iterdir(), key=lambda path: path.stat().st_size), 100)
+    return store
+
+
+@pytest.mark.parametrize("options", [(), ("--quick",)])
+def test_a_sound_store(run: Run, run_json: Json, store: Path, options: tuple[str, ...]) -> None:
+    text = run("verify", *options).stdout
+    assert text.startswith("no problems in 2 versions, 2 packs, 10 chunks, ")
+    assert run("verify", "-q", *options).stdout == ""
+    packs = sum(path.stat().st_size for path in (store / "packs").iterdir())
+    assert run_json("verify", *options) == [
+        {
+            "message_type": "summary",
+            "problems": 0,
+            "quick": bool(options),
+            "versions": 2,
+            "packs": 2,
+            "chunks": 10,
+            "checked_bytes": packs,
+        }
+    ]
+
+
+@pytest.mark.parametrize("options", [(), ("--quick",)])
+def test_a_damaged_store(run: Run, run_json: Json, damaged: Path, options: tuple[str, ...]) -> None:
+    *problems, summary = run_json("verify", *options, status=13)
+    assert {problem["message_type"] for problem in problems} == {"problem"}
+    assert {problem["code"] for problem in problems} == {"corrupt-object", "missing-chunk"}
+    assert summary["problems"] == len(problems) == 3  # the frame, and both versions that need it
+    lines = run("verify", *options, status=13).stdout.splitlines()
+    assert lines[:-1] == [f"Problem: {problem['message']}" for problem in problems]
+    assert lines[-1].startswith("3 problems in 2 versions")
+    quiet = run("verify", *options, "-q", status=13)
+    assert quiet.stdout.splitlines() == lines[:-1]
+    assert quiet.stderr == ""
+
+
+def test_quick_leaves_out_what_takes_decoding(run: Run, store: Path) -> None:
+    """A frame that a forger gave a fitting checksum is found by decoding only."""
+    forge(max((store / "packs").iterdir(), key=lambda path: path.stat().st_size))
+    run("verify", "--quick")
+    run("verify", status=13)
+
+
+def forge(pack: Path) -> None:
+    """Change a byte of a pack, and everything in it that would tell."""
+    info = ObjectInfo(f"packs/{pack.name}", pack.stat().st_size)
+    frames = [place.frame for place in read_pack_index(LocalStore(pack.parent.parent), info)]
+    data = pack.read_bytes()[: frames[-1].offset + frames[-1].size]
+    raw = next(n for n, frame in enumerate(frames) if frame.encoding == Encoding.RAW)
+    start, end = frames[raw].offset, frames[raw].offset + frames[raw].size
+    forged = bytes([data[start] ^ 1]) + data[start + 1 : end]
+    frames[raw] = replace(frames[raw], checksum=checksum(forged))
+    name, ending = build_index(frames)
+    pack.unlink()
+    (pack.parent / str(name)).write_bytes(data[:start] + forged + data[end:] + ending)
+
+
+def test_reading_what_is_damaged(run: Run, damaged: Path) -> None:
+    result = run("checkout", "main", "out", status=13)
+    assert "casweights verify" in result.stderr
+    assert not Path("out").exists() or read_tree(Path("out")) == {}
+    result = run("checkout", "main", "out", "--json", status=13)
+    assert result.stdout == ""
+    error = json.loads(result.stderr)
+    assert (error["code"], error["exit_code"]) == ("corrupt-object", 13)
+    run("cat", "main", "model.safetensors", status=13)
+    run("cat", "main", "config.json")
+
+
+@pytest.mark.parametrize("verb", ["log", "show", "ls", "stats", "tag"])
+def test_a_damaged_snapshot(run: Run, store: Path, verb: str) -> None:
+    snapshot = run("show", "v1", "-q").stdout.strip()
+    damage(store / "snapshots" / snapshot, 30)
+    run(verb, *(["v1"] if verb in ("log", "show", "ls") else []), status=13)
+
+
+def test_a_damaged_store_file(run: Run, store: Path) -> None:
+    (store / "casweights.json").chmod(0o644)
+    (store / "casweights.json").write_text("{}")
+    for verb in ("log", "init", "verify"):
+        run(verb, status=13)
