@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,7 @@ from casweights.parallel import default_workers
 
 MiB = 1 << 20
 MEMORY_LIMIT = 512 * MiB
+HELP_LIMIT = 0.150
 _HIDDEN, _INNER = 2048, 5632
 
 _PEAK = r"""
@@ -224,6 +227,27 @@ class Bench:
         )
 
 
+def help_time(rounds: int) -> Result:
+    """Processor time of ``casweights --help``, the median of some runs."""
+    times = []
+    for _ in range(rounds + 1):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "casweights", "--help"]
+        subprocess.run(command, check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    median = statistics.median(times[1:])
+    return Result(
+        what="casweights --help, CPU",
+        ours=median,
+        reference=None,
+        unit="s",
+        ratio=median / HELP_LIMIT,
+        target=1.0,
+        note="limit 0.150 s; mostly starting Python and importing click",
+    )
+
+
 def _make_big(path: Path, size: int) -> None:
     """One safetensors file of `size` bytes without equal chunks, quickly: a counter a page."""
     path.mkdir()
@@ -271,6 +295,7 @@ def main() -> int:
         ]
         bench.fresh()
         results += [bench.memory(verb, options.big * MiB) for verb in ("commit", "checkout")]
+        results.append(help_time(options.rounds))
         facts: dict[str, object] = {
             "model": f"{bench.size / MiB:.0f} MiB of bf16 in {len(list(bench.model.iterdir()))} "
             "files",
