@@ -242,7 +242,10 @@ def _write_run(db: Database, places: Mapping[ChunkId, _Place], job: _Job) -> tup
 
 
 def _read_existing(db: Database, place: _Place, chunk: ChunkId, out: memoryview) -> bool:
-    descriptor = os.open(place.path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(place.path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:  # it went meanwhile
+        return False
     try:
         return read_exactly(descriptor, place.offset, out) and db.hasher(out) == chunk
     finally:
@@ -274,10 +277,10 @@ def _delete_others(directory: Path, keep: set[str]) -> int:
 
 
 def _is_protected(directory: Path, path: str) -> bool:
-    """Whether a path lies in what commit leaves out, too: repositories, caches, stores."""
+    """Whether a path lies in what commit leaves out, too: repositories, caches, stores, drafts."""
     parts = path.split("/")
     parents = ["/".join(parts[:n]) for n in range(1, len(parts) + 1)]
-    return any(
+    return any(part.startswith(staging.PREFIX) for part in parts) or any(
         matches(parent, DEFAULT_EXCLUDE) or (directory / parent / CONFIG).is_file()
         for parent in parents
     )

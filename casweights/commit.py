@@ -95,7 +95,7 @@ class PackWriter:
         if not self._db.store.put(name, objects) and name in self._db.index.damaged:
             self._db.store.delete(name)
             self._db.store.put(name, objects)
-        self._db.index.add(Location(pack, frame) for frame in frames)
+        self._db.index.add(name, (Location(pack, frame) for frame in frames))
 
     def finish(self) -> None:
         """Write what is left; when this returns, all of it is durable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.config import KiB
@@ -57,9 +58,7 @@ class ChunkIndex:
                     if isinstance(result, CasweightsError):
                         self.damaged[info.name] = result
                     else:
-                        self.add(result)
-                        self.damaged.pop(info.name, None)
-                        self._packs.add(info.name)
+                        self.add(info.name, result)
 
     def _try_read(self, info: ObjectInfo) -> list[Location] | CasweightsError:
         try:
@@ -67,12 +66,14 @@ class ChunkIndex:
         except (IntegrityError, NotFoundError) as error:
             return error
 
-    def add(self, locations: Iterable[Location]) -> None:
-        """Take note of frames that are known to be in a pack."""
+    def add(self, pack_name: str, locations: Iterable[Location]) -> None:
+        """Take note of all frames of a pack, which need not be read any more."""
         for location in locations:
             chunk = location.frame.chunk
             if self._known.setdefault(chunk, location) is not location:
                 self._spares.setdefault(chunk, []).append(location)
+        self._packs.add(pack_name)
+        self.damaged.pop(pack_name, None)
 
     def __contains__(self, chunk: ChunkId) -> bool:
         """Whether a pack that was read has this chunk."""
@@ -92,8 +93,7 @@ class ChunkIndex:
             if location is not None and location not in tried:
                 tried.add(location)
                 yield location
-        if chunk not in self._known:
-            self.load()
+        self.load()  # waits for a load that is under way: it may bring one more place
         for location in (self._known.get(chunk), *self._spares.get(chunk, ())):
             if location is not None and location not in tried:
                 tried.add(location)
@@ -108,10 +108,7 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
         IntegrityError: The pack is damaged or is not the one its name says.
         UnsupportedError: A newer casweights wrote it.
     """
-    try:
-        pack = PackId.from_hex(info.name.removeprefix(names.PACKS))
-    except InvalidInputError:
-        raise corrupt(info.name, "its name is no pack ID") from None
+    pack = _pack_id_of(info.name)
     if info.size < PREFIX_SIZE + TRAILER_SIZE:
         raise corrupt(info.name, "it is too short for a pack")
     tail_start = max(0, info.size - _TAIL_GUESS)
@@ -124,3 +121,12 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
     first_bytes = store.get(info.name, 0, PREFIX_SIZE)
     frames = parse_index(first_bytes, index, start, pack, info.name)
     return [Location(pack, frame) for frame in frames]
+
+
+def _pack_id_of(name: str) -> PackId:
+    """The ID of the pack whose object has this name."""
+    with suppress(InvalidInputError):
+        pack = PackId.from_hex(name.removeprefix(names.PACKS))
+        if names.pack_name(pack) == name:  # not in capitals
+            return pack
+    raise corrupt(name, "its name is no pack ID")

@@ -15,7 +15,7 @@ from casweights.format import names
 from casweights.format.codecs import Encoding
 from casweights.format.hashing import checksum
 from casweights.index import read_pack_index
-from casweights.snapshots import SnapshotStore
+from casweights.snapshots import SnapshotStore, snapshot_id_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,11 +112,12 @@ def _verify_snapshots(
 ) -> set[SnapshotId]:
     """Check all snapshots; returns those that are in the store, sound or not."""
     stored = SnapshotStore(db.store, db.index, db.config)  # which remembers none yet
-    try:
-        found = set(stored.ids())
-    except IntegrityError as error:
-        problems.append(error)
-        return set()
+    found = set()
+    for info in db.store.list(names.SNAPSHOTS):
+        try:
+            found.add(snapshot_id_of(info.name))
+        except IntegrityError as error:
+            problems.append(error)
     for snapshot_id in sorted(found):
         name = names.snapshot_name(snapshot_id)
         try:
@@ -137,13 +138,15 @@ def _verify_snapshots(
 
 
 def _verify_refs(db: Database, snapshots: set[SnapshotId], problems: list[CasweightsError]) -> None:
-    for read in (db.refs.entries, db.refs.tags):
+    for info in (*db.store.list(names.HEADS), *db.store.list(names.TAGS)):
         try:
-            for ref, target in read().items():
-                if target not in snapshots:
-                    problems.append(_missing(f"{ref} points to {target}, which is not there"))
+            target = db.refs.target(info.name)
         except CasweightsError as error:
             problems.append(error)
+            continue
+        if target not in snapshots:
+            ref = info.name.removesuffix(names.REF_SUFFIX)
+            problems.append(_missing(f"{ref} points to {target}, which is not there"))
 
 
 def _verify_names(db: Database, problems: list[CasweightsError]) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_REF = 4096
 _ENTRY = re.compile(
-    rf"{names.HEADS}(?P<branch>.+)/(?P<position>\d{{{names.POSITION_DIGITS}}}){names.REF_SUFFIX}"
+    rf"{names.HEADS}(?P<branch>.+)/(?P<position>[0-9]{{{names.POSITION_DIGITS}}}){names.REF_SUFFIX}"
 )
 
 
@@ -63,9 +63,12 @@ class Refs:
 
         Raises:
             ConflictError: It has moved since.
+            IntegrityError: One of its moves is damaged.
         """
         names.check_ref_name(branch)
         position = expected.position + 1 if expected else 1
+        if position >= 10**names.POSITION_DIGITS:  # nobody counts that far: a forgery
+            raise corrupt(names.head_name(branch, position - 1), "no position can follow it")
         name = names.head_name(branch, position)
         if self.head(branch) != expected or not self._write(name, snapshot):
             error = ConflictError(
@@ -85,14 +88,17 @@ class Refs:
             for branch, positions in sorted(self._positions(names.HEADS).items())
         }
 
-    def entries(self) -> dict[str, SnapshotId]:
-        """Every move of every branch, by object name."""
-        found = {}
-        for branch, positions in self._positions(names.HEADS).items():
-            for position in positions:
-                name = names.head_name(branch, position)
-                found[name] = self._read(name)
-        return found
+    def target(self, name: str) -> SnapshotId:
+        """Where the tag, or the move of a branch, points whose object has this name.
+
+        Raises:
+            IntegrityError: It is damaged, or is called as no tag and no move of a branch is.
+        """
+        if not name.endswith(names.REF_SUFFIX):
+            raise corrupt(name, "its name is not that of a ref")
+        if name.startswith(names.HEADS):
+            _parse_entry(name)
+        return self._read(name)
 
     def delete_branch(self, branch: str) -> None:
         """Forget a branch; its snapshots stay.
@@ -149,10 +155,8 @@ class Refs:
     def _positions(self, prefix: str) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         for info in self._store.list(prefix):
-            match = _ENTRY.fullmatch(info.name)
-            if match is None:
-                raise corrupt(info.name, "its name is no entry of a branch")
-            found.setdefault(match["branch"], []).append(int(match["position"]))
+            branch, position = _parse_entry(info.name)
+            found.setdefault(branch, []).append(position)
         return found
 
     def _write(self, name: str, snapshot: SnapshotId) -> bool:
@@ -171,6 +175,14 @@ class Refs:
             return SnapshotId(expect(table["snapshot"], bytes))
         except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
             raise corrupt(name, str(error)) from error
+
+
+def _parse_entry(name: str) -> tuple[str, int]:
+    """Branch and position of the move whose object has this name."""
+    match = _ENTRY.fullmatch(name)
+    if match is None:
+        raise corrupt(name, "its name is no entry of a branch")
+    return match["branch"], int(match["position"])
 
 
 def no_ref(kind: str, name: str) -> NotFoundError:

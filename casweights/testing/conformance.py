@@ -1,0 +1,300 @@
+"""The contract of a store, as tests that every driver passes."""
+
+# ruff: noqa: S101  tests are made of assert
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casweights.config import MiB
+from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
+from casweights.stores.base import ObjectInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casweights.stores.base import ObjectStore
+
+BAD_NAMES = [
+    "",
+    "/",
+    "/absolute",
+    "folder/",
+    "two//slashes",
+    ".",
+    "..",
+    "../above",
+    "folder/../sibling",
+    "folder/./same",
+    ".hidden",
+    "folder/.hidden",
+    "back\\slash",
+    "nul\0",
+    "line\nbreak",
+    "trailing\n",
+    "white space",
+    "umläut",
+    "a" * 256,
+    "/".join(["a" * 200] * 3),
+]
+GOOD_NAMES = [
+    "a",
+    "0",
+    "casweights.json",
+    "packs/" + "0f" * 32,
+    "refs/heads/user@host/a+b=c_d-e.f/000000000001.ref",
+    "a" * 255,
+    "/".join(["a" * 170] * 3),
+]
+_THREADS = 8
+
+
+class StoreTests:
+    """Subclass it beside a driver and give the fixture `store`: an empty store.
+
+    A driver whose objects outlive it or are shared with others should give `again` too.
+
+    Example:
+        >>> class TestMyStore(StoreTests):
+        ...     @pytest.fixture
+        ...     def store(self, tmp_path):
+        ...         return MyStore(tmp_path)
+    """
+
+    @pytest.fixture
+    def store(self) -> ObjectStore:
+        """An empty store."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def again(self, store: ObjectStore) -> Callable[[], ObjectStore]:
+        """Opens the same objects once more, as another process would."""
+        return lambda: store
+
+    def test_what_was_put_can_be_read(self, store: ObjectStore) -> None:
+        assert store.put("folder/name", [b"some ", bytearray(b"bytes"), memoryview(b"!")])
+        assert store.get("folder/name") == b"some bytes!"
+        assert store.size("folder/name") == 11
+        assert store.exists("folder/name")
+
+    def test_others_see_it(self, store: ObjectStore, again: Callable[[], ObjectStore]) -> None:
+        assert again().put("name", [b"theirs"])
+        assert store.get("name") == b"theirs"
+        assert not store.put("name", [b"ours"])
+        assert again().get("name") == b"theirs"
+
+    @pytest.mark.parametrize("data", [b"", b"x", b"long enough to be an object of its own"])
+    def test_objects_are_immutable(self, store: ObjectStore, data: bytes) -> None:
+        assert store.put("name", [data])
+        assert not store.put("name", [data])
+        assert not store.put("name", [b"other"])
+        assert store.get("name") == data
+
+    def test_an_object_may_be_empty(self, store: ObjectStore) -> None:
+        assert store.put("none", [])
+        assert store.put("blank", [b"", b""])
+        assert store.get("none") == store.get("blank") == b""
+        assert list(store.list()) == [ObjectInfo("blank", 0), ObjectInfo("none", 0)]
+
+    def test_an_object_may_have_many_parts(self, store: ObjectStore) -> None:
+        parts = [bytes([n % 256]) * (n % 7) for n in range(5000)]
+        store.put("name", parts)
+        assert store.get("name") == b"".join(parts)
+
+    def test_a_large_object(self, store: ObjectStore) -> None:
+        data = bytes(range(256)) * (5 * MiB // 256)
+        store.put("name", [data[: 3 * MiB], data[3 * MiB :]])
+        assert store.size("name") == 5 * MiB
+        assert store.get("name") == data
+        assert store.get("name", 3 * MiB - 1, 2) == data[3 * MiB - 1 : 3 * MiB + 1]
+
+    def test_parts_belong_to_the_caller(self, store: ObjectStore) -> None:
+        part = bytearray(b"before")
+        parts = [part]
+        store.put("name", parts)
+        part[:] = b"after!"
+        assert parts == [b"after!"]
+        assert store.get("name") == b"before"
+
+    @pytest.mark.parametrize(
+        ("start", "size", "expected"),
+        [
+            (0, 10, b"0123456789"),
+            (0, 1, b"0"),
+            (3, 4, b"3456"),
+            (9, 1, b"9"),
+            (4, 0, b""),
+            (10, 0, b""),
+            (3, None, b"3456789"),
+            (10, None, b""),
+        ],
+    )
+    def test_ranges(
+        self, store: ObjectStore, start: int, size: int | None, expected: bytes
+    ) -> None:
+        store.put("name", [b"01234", b"56789"])
+        assert store.get("name", start, size) == expected
+
+    @pytest.mark.parametrize(("start", "size"), [(0, 11), (9, 2), (10, 1), (50, 1)])
+    def test_a_range_beyond_the_end(self, store: ObjectStore, start: int, size: int) -> None:
+        store.put("name", [b"0123456789"])
+        with pytest.raises(IntegrityError, match="name") as caught:
+            store.get("name", start, size)
+        assert caught.value.code is ErrorCode.CORRUPT_OBJECT
+
+    def test_readinto_fills_exactly_what_it_is_given(self, store: ObjectStore) -> None:
+        store.put("name", [b"0123456789"])
+        out = bytearray(b"......")
+        store.readinto("name", 3, memoryview(out)[2:5])
+        assert out == b"..345."
+
+    def test_what_is_not_there(self, store: ObjectStore) -> None:
+        store.put("folder/name", [b"x"])
+        reads: list[Callable[[str], object]] = [
+            store.size,
+            store.get,
+            lambda name: store.get(name, 0, 1),
+            lambda name: store.readinto(name, 0, memoryview(bytearray(1))),
+        ]
+        for name in ("nothing", "folder", "folder/nothing", "folder/name/below"):
+            assert not store.exists(name)
+            for read in reads:
+                with pytest.raises(NotFoundError) as caught:
+                    read(name)
+                assert caught.value.code is ErrorCode.OBJECT_NOT_FOUND
+
+    def test_list_is_ordered_by_name(self, store: ObjectStore) -> None:
+        names = ["b", "a/c", "a-c", "a.c", "a/b/c", "a/b.c", "a0", "_", "B"]
+        for n, name in enumerate(names):
+            store.put(name, [b"x" * n])
+        assert list(store.list()) == [ObjectInfo(n, names.index(n)) for n in sorted(names)]
+
+    @pytest.mark.parametrize(
+        ("prefix", "expected"),
+        [
+            ("", ["a/b", "a/bc/d", "a/c", "ab/d"]),
+            ("a", ["a/b", "a/bc/d", "a/c", "ab/d"]),
+            ("a/", ["a/b", "a/bc/d", "a/c"]),
+            ("a/b", ["a/b", "a/bc/d"]),
+            ("a/bc/", ["a/bc/d"]),
+            ("a/b/", []),
+            ("ab/d", ["ab/d"]),
+            ("ab/d/e", []),
+            ("nothing", []),
+            ("nothing/at/all", []),
+        ],
+    )
+    def test_a_prefix_is_a_string(
+        self, store: ObjectStore, prefix: str, expected: list[str]
+    ) -> None:
+        for name in ("a/b", "a/c", "ab/d", "a/bc/d"):
+            store.put(name, [b"x"])
+        assert [info.name for info in store.list(prefix)] == expected
+
+    def test_list_of_an_empty_store(self, store: ObjectStore) -> None:
+        assert list(store.list()) == []
+        assert list(store.list("packs/")) == []
+
+    def test_delete(self, store: ObjectStore) -> None:
+        store.put("folder/a", [b"1"])
+        store.put("folder/b", [b"2"])
+        store.delete("folder/a")
+        assert not store.exists("folder/a")
+        assert list(store.list()) == [ObjectInfo("folder/b", 1)]
+        store.delete("folder/a")
+        store.delete("no/such/thing")
+        assert store.put("folder/a", [b"again"])
+        assert store.get("folder/a") == b"again"
+
+    @pytest.mark.parametrize("name", GOOD_NAMES)
+    def test_good_names(self, store: ObjectStore, name: str) -> None:
+        assert store.put(name, [b"x"])
+        assert store.get(name) == b"x"
+        assert list(store.list()) == [ObjectInfo(name, 1)]
+
+    @pytest.mark.parametrize("name", BAD_NAMES)
+    def test_bad_names(self, store: ObjectStore, name: str) -> None:
+        uses: list[Callable[[str], object]] = [
+            lambda name: store.put(name, [b"x"]),
+            store.size,
+            store.get,
+            store.delete,
+            lambda name: store.readinto(name, 0, memoryview(bytearray(1))),
+        ]
+        for use in uses:
+            with pytest.raises(InvalidInputError) as caught:
+                use(name)
+            assert caught.value.code is ErrorCode.BAD_NAME
+        assert list(store.list()) == []
+
+    @pytest.mark.parametrize("prefix", ["../", "/", "a/../../", "/tmp/"])  # noqa: S108
+    def test_a_prefix_does_not_lead_out_of_the_store(self, store: ObjectStore, prefix: str) -> None:
+        store.put("a/b", [b"x"])
+        with suppress(InvalidInputError):
+            assert list(store.list(prefix)) == []
+
+    def test_many_writers_at_once(
+        self, store: ObjectStore, again: Callable[[], ObjectStore]
+    ) -> None:
+        def write(n: int) -> None:
+            writer = again()
+            for m in range(10):
+                assert writer.put(f"{n % 3}/{n}-{m}", [b"%d-%d" % (n, m)])
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(write, range(_THREADS)))
+        names = [f"{n % 3}/{n}-{m}" for n in range(_THREADS) for m in range(10)]
+        assert [info.name for info in store.list()] == sorted(names)
+        assert all(store.get(name) == name[2:].encode() for name in names)
+
+    def test_one_of_many_writers_creates_an_object(
+        self, store: ObjectStore, again: Callable[[], ObjectStore]
+    ) -> None:
+        if not store.capabilities.exclusive_create:
+            pytest.skip("the store does not promise it")
+        for round_ in range(10):
+            start = threading.Barrier(_THREADS)
+
+            def write(
+                n: int, name: str = f"race/{round_}", start: threading.Barrier = start
+            ) -> bool:
+                writer = again()
+                start.wait()
+                return writer.put(name, [b"%d" % n * 1000])
+
+            with ThreadPoolExecutor(_THREADS) as pool:
+                created = list(pool.map(write, range(_THREADS)))
+            assert sum(created) == 1
+            assert store.get(f"race/{round_}") == b"%d" % created.index(True) * 1000
+
+    def test_nobody_sees_half_an_object(
+        self, store: ObjectStore, again: Callable[[], ObjectStore]
+    ) -> None:
+        size, count = 256 * 1024, 20
+        done = threading.Event()
+
+        def watch() -> None:
+            reader = again()
+            while not done.is_set():
+                for info in reader.list():
+                    assert info.size == size
+                    assert reader.get(info.name) == info.name[-1:].encode() * size
+
+        with ThreadPoolExecutor(2) as pool:
+            watchers = [pool.submit(watch) for _ in range(2)]
+            try:
+                for n in range(count):
+                    store.put(f"object-{n}", [b"%d" % (n % 10) * size])
+            finally:
+                done.set()
+            for watcher in watchers:
+                watcher.result()
+        assert len(list(store.list())) == count
+
+    def test_it_can_be_named(self, store: ObjectStore) -> None:
+        assert store.url

@@ -1,0 +1,78 @@
+"""State dicts, compared bit by bit."""
+
+# ruff: noqa: S101  a comparison that fails says what differs
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def tensor_bits(tensor: torch.Tensor) -> bytes:
+    """The elements' bytes in C order: what no comparison of values shows (NaN, -0.0)."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    patterns = plain.view(_PATTERNS[plain.dtype.itemsize])  # numpy does not know all floats
+    return patterns.cpu().numpy().tobytes()
+
+
+def assert_same_tensor(actual: Any, expected: torch.Tensor, where: str = "tensor") -> None:
+    """Same dtype, same shape, same bits."""
+    assert isinstance(actual, torch.Tensor), f"{where} is {type(actual)}"
+    assert actual.dtype == expected.dtype, f"{where} is {actual.dtype}, not {expected.dtype}"
+    assert actual.shape == expected.shape, f"{where} is {actual.shape}, not {expected.shape}"
+    assert tensor_bits(actual) == tensor_bits(expected), f"{where} has other bits"
+
+
+def assert_same_state(actual: Any, expected: Any) -> None:
+    """Same structure, same tensors bit by bit, and the same ones tied; keys in any order."""
+    actual_leaves: list[torch.Tensor] = []
+    expected_leaves: list[torch.Tensor] = []
+    _compare(actual, expected, "", actual_leaves, expected_leaves)
+    assert _ties(actual_leaves) == _ties(expected_leaves), "other tensors are tied"
+
+
+def _compare(
+    actual: Any,
+    expected: Any,
+    where: str,
+    actual_leaves: list[torch.Tensor],
+    expected_leaves: list[torch.Tensor],
+) -> None:
+    if isinstance(expected, torch.Tensor):
+        assert_same_tensor(actual, expected, where)
+        actual_leaves.append(actual)
+        expected_leaves.append(expected)
+    elif isinstance(expected, dict | list | tuple):
+        kind = dict if isinstance(expected, dict) else type(expected)
+        assert type(actual) is kind, f"{where} is a {type(actual)}"
+        assert len(actual) == len(expected), f"{where} has {len(actual)} items"
+        if isinstance(expected, dict):
+            assert _typed_keys(actual) == _typed_keys(expected), f"{where} has other keys"
+        keys = expected if isinstance(expected, dict) else range(len(expected))
+        for key in keys:
+            _compare(
+                actual[key], expected[key], f"{where}[{key!r}]", actual_leaves, expected_leaves
+            )
+    else:
+        assert type(actual) is type(expected), f"{where} is a {type(actual)}"
+        assert repr(actual) == repr(expected), f"{where} is {actual!r}, not {expected!r}"
+
+
+def _typed_keys(node: Any) -> set[tuple[type, Any]]:
+    return {(type(key), key) for key in node}
+
+
+def _ties(leaves: list[torch.Tensor]) -> list[int]:
+    """For each tensor the number of the first one that is the same view of the same memory."""
+    first: dict[Any, int] = {}
+    return [first.setdefault(_view(leaf), n) for n, leaf in enumerate(leaves)]
+
+
+def _view(tensor: torch.Tensor) -> tuple[Any, ...]:
+    if tensor.numel() == 0:
+        return (id(tensor),)
+    lazy = (tensor.is_conj(), tensor.is_neg())
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), *lazy)

@@ -1,0 +1,46 @@
+"""Settings and fixtures that all tests share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.stores.memory import MemoryStore
+from casweights.testing import CountingStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights import Repository
+
+# Deterministic: what fails here fails everywhere; no deadline: machines differ.
+hypothesis.settings.register_profile(
+    "casweights",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.data_too_large,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("casweights")
+
+
+@pytest.fixture
+def objects() -> CountingStore:
+    """An object store in memory that counts reads and writes."""
+    return CountingStore(MemoryStore())
+
+
+@pytest.fixture
+def repo(objects: CountingStore) -> Iterator[Repository]:
+    """A repository over `objects`, with the smallest chunks, so that tensors have several."""
+    config = StoreConfig(chunk_size=64 * KiB)
+    with casweights.open(objects, create=True, config=config, workers=2) as repository:
+        yield repository

@@ -1,0 +1,257 @@
+"""Every flipped bit, cut and surplus byte of every object of a store is found and named."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+import casweights
+from casweights import CasweightsError, ErrorCode, IntegrityError, StoreConfig
+from casweights.config import DigestName, KiB
+from casweights.format import names
+from casweights.format.dtypes import DTYPES
+from casweights.format.envelope import PREFIX_SIZE
+from casweights.format.pack import TRAILER_SIZE, index_span, parse_index
+from casweights.format.safetensors import build_header
+from casweights.ids import PackId
+from casweights.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casweights import Repository, SnapshotId
+    from casweights.format.pack import Frame
+
+DIGESTS: tuple[DigestName, ...] = ("blake3", "xxh3-128")
+PAYLOAD_SAMPLES = 150
+LENGTH_SAMPLES = 60
+
+Objects = dict[str, bytes]
+Version = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A small store with all that a store can hold, and its versions as they must come out."""
+
+    objects: Objects
+    versions: dict[SnapshotId, Version]
+    latest: SnapshotId
+    older: SnapshotId
+
+
+def model(seed: int) -> Version:
+    """Files that are stored in each of the encodings."""
+    numbers = np.random.default_rng(seed)
+    weights = numbers.normal(0, 0.02, 2048).astype("<f4").tobytes()
+    header = build_header([("weights", DTYPES["F32"], (2048,))], {"format": "pt"})
+    return {
+        "model.safetensors": header + weights,
+        "sub/noise.bin": numbers.bytes(700),
+        "text.txt": f"version {seed} ".encode() * 100,
+        "empty": b"",
+        "common.txt": b"in every version" * 50,
+    }
+
+
+def write_files(folder: Path, files: Version) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def read_files(folder: Path) -> Version:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if not path.is_dir()
+    }
+
+
+def contents(store: MemoryStore) -> Objects:
+    return {info.name: store.get(info.name) for info in store.list()}
+
+
+def store_of(objects: Objects) -> MemoryStore:
+    store = MemoryStore()
+    for name, content in objects.items():
+        store.put(name, [content])
+    return store
+
+
+@pytest.fixture(scope="module", params=DIGESTS)
+def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    config = StoreConfig(digest=request.param, chunk_size=64 * KiB)
+    store, versions = MemoryStore(), {}
+    with casweights.open(store, create=True, config=config) as repo:
+        for seed, branch in enumerate(["main", "side/x", "main"]):
+            folder = tmp_path_factory.mktemp("model")
+            write_files(folder, model(seed))
+            parent = "main" if branch == "side/x" else None
+            snapshot = repo.commit(folder, branch=branch, parent=parent, metadata={"seed": seed})
+            versions[snapshot.id] = model(seed)
+        repo.tag("v1", "main~1")
+        assert set(repo.stats().encodings) == {"raw", "zstd", "planes"}
+        assert repo.verify().problems == ()
+        return Sample(contents(store), versions, repo.resolve("main"), repo.resolve("main~1"))
+
+
+def damages(name: str, data: bytes) -> Iterator[bytes]:
+    """An object with one bit flipped, cut off anywhere, or with a byte more."""
+    chance = random.Random(name)
+    for place in flipped_places(name, data, chance):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << chance.randrange(8)
+        yield bytes(damaged)
+    lengths = {*chance.sample(range(len(data)), min(LENGTH_SAMPLES, len(data))), 0, len(data) - 1}
+    yield from (data[:length] for length in sorted(lengths))
+    yield data + b"\0"
+    yield data + b"x"
+    yield data + data
+
+
+def flipped_places(name: str, data: bytes, chance: random.Random) -> list[int]:
+    """All bytes; of a pack's frames, which are alike, some."""
+    if not name.startswith(names.PACKS):
+        return list(range(len(data)))
+    start, _ = index_span(data[-TRAILER_SIZE:], len(data), name)
+    frames = range(PREFIX_SIZE, start)
+    return [*range(PREFIX_SIZE), *chance.sample(frames, PAYLOAD_SAMPLES), *range(start, len(data))]
+
+
+def problems(objects: Objects, *, quick: bool) -> tuple[CasweightsError, ...]:
+    try:
+        with casweights.open(store_of(objects), workers=1) as repo:
+            return repo.verify(quick=quick).problems
+    except CasweightsError as error:
+        return (error,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", [names.CONFIG, names.PACKS, names.SNAPSHOTS, "refs/"])
+def test_verify_names_every_damaged_object(sample: Sample, prefix: str) -> None:
+    kind = [name for name in sample.objects if name.startswith(prefix)]
+    assert kind
+    for name in kind:
+        for number, damaged in enumerate(damages(name, sample.objects[name])):
+            found = problems({**sample.objects, name: damaged}, quick=number % 4 == 0)
+            assert found, (name, number)
+            assert any(name in str(problem) for problem in found), (name, number, found)
+            assert all(isinstance(problem, IntegrityError) for problem in found), found
+
+
+def frames_of(sample: Sample, version: SnapshotId, pack: str) -> list[Frame]:
+    """The frames of a pack that a version needs."""
+    data = sample.objects[pack]
+    start, stop = index_span(data[-TRAILER_SIZE:], len(data), pack)
+    pack_id = PackId.from_hex(pack.removeprefix(names.PACKS))
+    frames = parse_index(data[:PREFIX_SIZE], data[start:stop], start, pack_id, pack)
+    with casweights.open(store_of(sample.objects), workers=1) as repo:
+        needed = {chunk for chunk, _ in repo.snapshot(version).pieces()}
+    return [frame for frame in frames if frame.chunk in needed]
+
+
+def vital_damages(sample: Sample) -> Iterator[tuple[str, bytes]]:
+    """Damaged objects without which the latest version cannot be made from the older one."""
+    chance = random.Random(1)
+    for name in (names.snapshot_name(sample.latest), names.head_name("main", 2)):
+        kinds = list(damages(name, sample.objects[name]))
+        yield from ((name, damaged) for damaged in chance.sample(kinds, 20))
+    for name, data in sample.objects.items():
+        if not name.startswith(names.PACKS):
+            continue
+        there = frames_of(sample, sample.older, name)
+        for frame in frames_of(sample, sample.latest, name):
+            if frame not in there:
+                for place in (0, frame.size - 1, *(chance.randrange(frame.size) for _ in range(6))):
+                    damaged = bytearray(data)
+                    damaged[frame.offset + place] ^= 1 << chance.randrange(8)
+                    yield name, bytes(damaged)
+                yield name, data[: frame.offset + chance.randrange(frame.size)]
+
+
+def read_everything(repo: Repository, version: str, files: Version) -> None:
+    for file in files:
+        b"".join(repo.read(version, file))
+
+
+def test_checkout_from_a_damaged_store_touches_nothing(sample: Sample, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    write_files(old, sample.versions[sample.older])
+    for name, damaged in vital_damages(sample):
+        store = store_of({**sample.objects, name: damaged})
+        for target in (old, new):
+            with casweights.open(store, workers=1) as repo:
+                with pytest.raises(IntegrityError, match=name):
+                    repo.checkout("main", target)
+                with pytest.raises(IntegrityError, match=name):
+                    read_everything(repo, "main", sample.versions[sample.latest])
+        assert read_files(old) == sample.versions[sample.older]
+        assert read_files(new) == {}
+
+
+def try_checkout(store: MemoryStore, version: SnapshotId, folder: Path) -> IntegrityError | None:
+    try:
+        with casweights.open(store, workers=1) as repo:
+            repo.checkout(version, folder, delete=True)
+    except IntegrityError as error:
+        return error
+    return None
+
+
+def test_no_damage_gives_wrong_bytes(sample: Sample, tmp_path: Path) -> None:
+    """Where the damage does not matter, as in the index of a pack, what comes out is right."""
+    survived = 0
+    for name, data in sample.objects.items():
+        kinds = list(damages(name, data))
+        for damaged in random.Random(name).sample(kinds, 25):
+            store = store_of({**sample.objects, name: damaged})
+            for version, files in sample.versions.items():
+                failure = try_checkout(store, version, tmp_path)
+                assert failure is not None or read_files(tmp_path) == files
+                assert failure is None or name in str(failure)
+                survived += failure is None
+    assert survived
+
+
+def test_other_versions_outlive_a_damaged_pack(sample: Sample, tmp_path: Path) -> None:
+    for name in sample.objects:
+        if not name.startswith(names.PACKS):
+            continue
+        store = store_of({**sample.objects, name: bytes(len(sample.objects[name]))})
+        with casweights.open(store, workers=1) as repo:
+            for version, files in sample.versions.items():
+                if not frames_of(sample, version, name):
+                    repo.checkout(version, tmp_path, delete=True)
+                    assert read_files(tmp_path) == files
+
+
+def test_missing_object_is_reported(sample: Sample) -> None:
+    for name in sample.objects:
+        if not name.startswith((names.PACKS, names.SNAPSHOTS)):
+            continue
+        rest = {other: data for other, data in sample.objects.items() if other != name}
+        found = problems(rest, quick=False)
+        assert {problem.code for problem in found} == {ErrorCode.MISSING_CHUNK}
+        if name.startswith(names.SNAPSHOTS):
+            digits = name.removeprefix(names.SNAPSHOTS)
+            assert all(digits in str(problem) for problem in found)
+
+
+def test_commit_replaces_a_pack_that_cannot_be_read(sample: Sample, tmp_path: Path) -> None:
+    """The versions that need it come back with it."""
+    for version, files in sample.versions.items():
+        write_files(tmp_path / str(version), files)
+    for name, data in sample.objects.items():
+        if name.startswith(names.PACKS):
+            store = store_of({**sample.objects, name: data[:-1]})
+            with casweights.open(store, workers=1) as repo:
+                for version in sample.versions:
+                    repo.commit(tmp_path / str(version), branch="again")
+                assert repo.verify().problems == ()
+                assert store.get(name) == data

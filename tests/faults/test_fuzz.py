@@ -1,0 +1,285 @@
+"""Parsers of what a store or a model file holds: any bytes give a value or a named error."""
+
+from __future__ import annotations
+
+import json
+import struct
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import zstandard
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from casweights import CasweightsError, InvalidInputError, SnapshotId
+from casweights.config import StoreConfig
+from casweights.format.codecs import decode
+from casweights.format.dtypes import DTYPES
+from casweights.format.envelope import Kind, prefix, seal, unseal
+from casweights.format.hashing import blake3_256, checksum
+from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.pack import TRAILER_SIZE, Frame, Location, build_index, index_span
+from casweights.format.pack import parse_index as parse_pack_index
+from casweights.format.paths import check_paths
+from casweights.format.planes import decode_planes, encode_planes
+from casweights.format.safetensors import build_header, header_size, parse_header
+from casweights.format.snapshot import decode_snapshot, encode_snapshot
+from casweights.format.storefile import decode_store_file, encode_store_file
+from casweights.format.zstd import decompress_into
+from casweights.ids import ChunkId, PackId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CHUNK = b"chunk" * 1000
+CHUNK_ID = ChunkId(blake3_256(CHUNK))
+NAME = "packs/it"
+
+numbers = st.integers(-(2**63), 2**64 - 1) | st.sampled_from([0, 1, 2**31, 2**62, 2**63])
+leaves = st.none() | st.booleans() | numbers | st.floats() | st.text(max_size=9)
+json_values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+packable = st.recursive(
+    leaves | st.binary(max_size=70) | st.builds(msgpack.ExtType, st.integers(0, 127), st.binary()),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=3) | st.binary(max_size=3) | numbers, inner, max_size=3)
+    ),
+)
+
+
+def edited(honest: bytes) -> st.SearchStrategy[bytes]:
+    """Something like `honest`: some bytes replaced, inserted or removed."""
+    edits = st.tuples(st.integers(0, len(honest)), st.integers(0, 9), st.binary(max_size=9))
+
+    def apply(changes: list[tuple[int, int, bytes]]) -> bytes:
+        data = honest
+        for start, length, new in changes:
+            data = data[:start] + new + data[start + length :]
+        return data
+
+    return st.lists(edits, max_size=4).map(apply)
+
+
+def with_some(honest: dict[str, Any], values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """A map like `honest`, with some of its fields replaced, removed or added."""
+    keys = st.sampled_from([*honest, "more"])
+    return st.tuples(st.dictionaries(keys, values, max_size=3), st.sets(keys, max_size=1)).map(
+        lambda change: {k: v for k, v in {**honest, **change[0]}.items() if k not in change[1]}
+    )
+
+
+def parse(parser: Callable[..., object], *args: Any) -> None:
+    with suppress(CasweightsError):
+        parser(*args)
+
+
+MANIFEST: dict[str, Any] = {
+    "parents": [bytes(32)],
+    "time": 1_700_000_000_000_000,
+    "author": "author",
+    "message": "message",
+    "metadata": {"step": 1},
+    "digest": "blake3",
+    "chunk_size": 1 << 16,
+    "files": [["a/b", len(CHUNK), None, CHUNK_ID]],
+}
+FRAME = Frame(CHUNK_ID, len(CHUNK), 0, 8, len(CHUNK), checksum(CHUNK))
+TABLE: dict[str, Any] = {
+    "packs": bytes(32),
+    "pack": [0],
+    "offset": [8],
+    "size": [len(CHUNK)],
+    "encoding": b"\0",
+    "checksum": checksum(CHUNK),
+    "base": {},
+}
+INDEX: dict[str, Any] = {
+    "digest_size": 32,
+    "chunk": CHUNK_ID,
+    "raw_size": [len(CHUNK)],
+    **{key: TABLE[key] for key in ("size", "encoding", "checksum", "base")},
+}
+
+
+def snapshot_object(manifest: bytes, table: bytes) -> bytes:
+    packed = [zstandard.compress(manifest), zstandard.compress(table)]
+    sizes = struct.pack("<4I", len(manifest), len(packed[0]), len(table), len(packed[1]))
+    return seal(Kind.SNAPSHOT, sizes + b"".join(packed))
+
+
+HONEST_MANIFEST = msgpack.packb(MANIFEST)
+HONEST_ID = SnapshotId(blake3_256(HONEST_MANIFEST))
+HONEST_SNAPSHOT = snapshot_object(HONEST_MANIFEST, msgpack.packb(TABLE))
+
+
+def decode_manifest(encoded: bytes) -> Snapshot:
+    return Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)))
+
+
+def parse_index(index: bytes) -> list[Frame]:
+    pack = PackId(blake3_256(prefix(Kind.PACK) + index))
+    return parse_pack_index(prefix(Kind.PACK), index, 8 + len(CHUNK), pack, NAME)
+
+
+def test_the_honest_values_are_accepted() -> None:
+    """What the tests below start from is refused for nothing but their edits."""
+    snapshot, locations = decode_snapshot(HONEST_SNAPSHOT, HONEST_ID, NAME)
+    location = Location(PackId(bytes(32)), FRAME)
+    assert locations == {CHUNK_ID: location}
+    fields = {name: getattr(snapshot, name) for name in Manifest.__dataclass_fields__}
+    rebuilt, encoded = Snapshot.of(Manifest(**fields))
+    assert (rebuilt, encoded) == (snapshot, HONEST_MANIFEST)
+    assert snapshot.files == (FileEntry("a/b", len(CHUNK), None, None, (CHUNK_ID,)),)
+    assert snapshot.time == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert decode_snapshot(encode_snapshot(rebuilt, encoded, locations), HONEST_ID, NAME)
+    assert parse_index(msgpack.packb(INDEX)) == [FRAME]
+    assert build_index([FRAME])[1][:-TRAILER_SIZE] == msgpack.packb(INDEX)
+
+
+@given(st.binary() | edited(HONEST_SNAPSHOT))
+def test_snapshot_object(data: bytes) -> None:
+    parse(decode_snapshot, data, HONEST_ID, NAME)
+
+
+@given(edited(unseal(Kind.SNAPSHOT, HONEST_SNAPSHOT, NAME)))
+def test_snapshot_object_under_a_right_checksum(payload: bytes) -> None:
+    parse(decode_snapshot, seal(Kind.SNAPSHOT, payload), HONEST_ID, NAME)
+
+
+@given(st.binary() | edited(msgpack.packb(TABLE)) | with_some(TABLE, packable).map(msgpack.packb))
+def test_frame_table(table: bytes) -> None:
+    parse(decode_snapshot, snapshot_object(HONEST_MANIFEST, table), HONEST_ID, NAME)
+
+
+@given(packable.map(msgpack.packb) | with_some(MANIFEST, packable).map(msgpack.packb))
+@example(msgpack.packb({**MANIFEST, "files": [["a", 0, None, b""], ["A", 0, None, b""]]}))
+def test_manifest_of_other_values(encoded: bytes) -> None:
+    parse(decode_manifest, encoded)
+
+
+@given(st.binary() | edited(HONEST_MANIFEST))
+def test_manifest_of_other_bytes(encoded: bytes) -> None:
+    parse(decode_manifest, encoded)
+
+
+@given(st.lists(st.lists(packable, min_size=3, max_size=5) | packable, max_size=3))
+def test_file_rows(rows: list[Any]) -> None:
+    parse(decode_manifest, msgpack.packb({**MANIFEST, "files": rows}))
+
+
+@given(packable.map(msgpack.packb) | with_some(INDEX, packable).map(msgpack.packb))
+def test_pack_index_of_other_values(index: bytes) -> None:
+    parse(parse_index, index)
+
+
+@given(st.binary() | edited(msgpack.packb(INDEX)))
+def test_pack_index_of_other_bytes(index: bytes) -> None:
+    parse(parse_index, index)
+
+
+@given(st.binary(max_size=20), st.integers(0, 2**40))
+def test_pack_trailer(trailer: bytes, size: int) -> None:
+    parse(index_span, trailer, size, NAME)
+
+
+@given(st.binary() | edited(seal(Kind.REF, b"payload")), st.sampled_from(Kind))
+def test_sealed_object(data: bytes, kind: Kind) -> None:
+    parse(unseal, kind, data, NAME)
+
+
+HONEST_STORE_FILE = encode_store_file(StoreConfig(), "0" * 32)
+
+
+@given(st.binary() | json_values.map(lambda v: json.dumps(v).encode()) | edited(HONEST_STORE_FILE))
+@example(b"[]")
+@example(b"[" * 100_000)
+@example(b'{"checksum": NaN}')
+@example(b"1" * 5000)
+def test_store_file(data: bytes) -> None:
+    parse(decode_store_file, data)
+
+
+STORE_FIELDS = {"format": 1, "store_id": "0" * 32, "digest": "blake3", "chunk_size": 1 << 16}
+
+
+@given(with_some(STORE_FIELDS, json_values))
+def test_store_file_under_a_right_checksum(fields: dict[str, Any]) -> None:
+    fields.pop("checksum", None)
+    total = checksum(json.dumps(fields, indent=2).encode()).hex()
+    parse(decode_store_file, json.dumps({**fields, "checksum": total}, indent=2).encode())
+
+
+HONEST_HEADER = build_header([("t", DTYPES["F32"], (2, 3)), ("u", DTYPES["U8"], (5,))], {"a": "b"})
+
+
+def parse_file(header: bytes, data_size: int) -> None:
+    """Both steps of reading a header, as they follow each other."""
+    total = len(header) + data_size
+    size = header_size(header[:8], total)
+    parse_header(header[:size], total - size)
+
+
+@given(st.binary() | edited(HONEST_HEADER), st.integers(0, 100))
+def test_safetensors_header(header: bytes, data_size: int) -> None:
+    with suppress(InvalidInputError):
+        parse_file(header, data_size)
+
+
+TENSOR = {"dtype": "U8", "shape": [2, 3], "data_offsets": [0, 6]}
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=3) | st.just("__metadata__"),
+        json_values | with_some(TENSOR, json_values | st.lists(numbers, max_size=4)),
+        max_size=4,
+    )
+)
+def test_safetensors_header_of_other_values(table: dict[str, Any]) -> None:
+    text = json.dumps(table).encode()
+    with suppress(InvalidInputError):
+        parse_file(len(text).to_bytes(8, "little") + text, 6)
+
+
+@given(st.lists(st.text(st.characters(), max_size=9), max_size=4))
+def test_paths(paths: list[str]) -> None:
+    with suppress(InvalidInputError):
+        check_paths(paths)
+
+
+sizes = st.sampled_from([0, 1, 2, 7, 8, 1000, len(CHUNK), 65536])
+
+
+@given(st.binary() | edited(zstandard.compress(CHUNK)), sizes)
+def test_zstd(data: bytes, size: int) -> None:
+    """An error leaves nothing behind: the next frame is decoded as ever."""
+    with suppress(ValueError):
+        decompress_into(data, memoryview(bytearray(size)))
+    out = bytearray(len(CHUNK))
+    decompress_into(zstandard.compress(CHUNK), memoryview(out))
+    assert out == CHUNK
+
+
+@given(
+    st.binary()
+    | edited(encode_planes(CHUNK, 2))
+    | edited(encode_planes(bytes(range(256)) * 8, 8))
+    | edited(encode_planes(CHUNK[:64], 1)),
+    sizes,
+)
+@example(b"\x08", 8)
+@example(b"\x01\0\0\0\0", 0)
+def test_planes(payload: bytes, size: int) -> None:
+    with suppress(ValueError):
+        decode_planes(payload, memoryview(bytearray(size)))
+
+
+@given(st.integers(0, 255), st.binary(), sizes)
+def test_any_encoding(encoding: int, payload: bytes, size: int) -> None:
+    with suppress(ValueError):
+        decode(encoding, payload, memoryview(bytearray(size)))

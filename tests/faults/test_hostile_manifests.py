@@ -1,0 +1,381 @@
+"""Forged manifests under IDs that are right for them: refused by name, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import tracemalloc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import pytest
+import zstandard
+
+import casweights
+import casweights.tensors  # torch's own memory is not what is measured here
+from casweights import ErrorCode, IntegrityError, SnapshotId, StoreError
+from casweights.config import MiB, StoreConfig
+from casweights.format.envelope import Kind, seal, unseal
+from casweights.format.hashing import blake3_256
+from casweights.format.names import snapshot_name
+from casweights.stores.local import LocalStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+SIZES = struct.Struct("<4I")
+WEIGHTS = b"weights that must never leave the store" * 10
+LARGE_CHUNKS = StoreConfig(chunk_size=64 * MiB)
+
+
+class Forger:
+    """A store with one honest version of three files, and the means to add dishonest ones."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        model = root / "model"
+        model.mkdir()
+        for name in ("a", "b", "c"):
+            (model / name).write_bytes(name.encode() + WEIGHTS)
+        with casweights.open(root / "store", create=True, config=LARGE_CHUNKS) as store:
+            self.honest = store.commit(model).id
+        self.objects = LocalStore(root / "store")
+        payload = unseal(Kind.SNAPSHOT, self.objects.get(snapshot_name(self.honest)), "it")
+        _, split, _, _ = SIZES.unpack_from(payload)
+        body = payload[SIZES.size :]
+        self.manifest = msgpack.unpackb(zstandard.decompress(body[:split]))
+        self.table = msgpack.unpackb(zstandard.decompress(body[split:]), strict_map_key=False)
+
+    def add(self, manifest: Any = None, table: Any = None) -> SnapshotId:
+        """Store any values as manifest and frame table; bytes are taken as encoded already."""
+        encoded = [
+            value if isinstance(value, bytes) else msgpack.packb(value)
+            for value in (manifest or self.manifest, table or self.table)
+        ]
+        packed = [zstandard.compress(part) for part in encoded]
+        sizes = [len(part) for pair in zip(encoded, packed, strict=True) for part in pair]
+        return self.add_payload(encoded[0], SIZES.pack(*sizes) + b"".join(packed))
+
+    def add_payload(self, manifest: bytes, payload: bytes) -> SnapshotId:
+        snapshot_id = SnapshotId(blake3_256(manifest))
+        name = snapshot_name(snapshot_id)
+        self.objects.delete(name)
+        self.objects.put(name, [seal(Kind.SNAPSHOT, payload)])
+        return snapshot_id
+
+    def renamed(self, *paths: Any) -> dict[str, Any]:
+        """The honest manifest with other names for its files, in the right order."""
+        rows = self.manifest["files"]
+        names = sorted((*paths, "y", "z")[: len(rows)], key=str)
+        files = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+        return {**self.manifest, "files": files}
+
+    def resized(self, size: Any, ids: Any, header: Any = None) -> dict[str, Any]:
+        """The honest manifest with another first file."""
+        files = [["a", size, header, ids], *self.manifest["files"][1:]]
+        return {**self.manifest, "files": files}
+
+
+@pytest.fixture
+def forger(tmp_path: Path) -> Forger:
+    return Forger(tmp_path)
+
+
+def everything_below(root: Path) -> dict[str, bytes | None]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
+    }
+
+
+@contextmanager
+def bounded_memory(limit: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit
+
+
+def readers(root: Path) -> dict[str, Callable[[casweights.Repository, SnapshotId], object]]:
+    return {
+        "checkout": lambda store, ref: store.checkout(ref, root / "target/out"),
+        "checkout --delete": lambda store, ref: store.checkout(ref, root / "target", delete=True),
+        "partial": lambda store, ref: store.checkout(ref, root / "target", include=["*"]),
+        "load": lambda store, ref: store.load(ref),
+        "tensor": lambda store, ref: store.tensor(ref, "t"),
+        "read": lambda store, ref: b"".join(store.read(ref, "a")),
+        "snapshot": lambda store, ref: store.snapshot(ref),
+        "log": lambda store, ref: list(store.log(ref)),
+        "diff": lambda store, ref: store.diff(ref, ref),
+        "tag": lambda store, ref: store.tag("v1", ref),
+        "branch": lambda store, ref: store.branch("other", ref),
+    }
+
+
+MANIFEST = "the manifest of snapshot"
+
+
+def assert_refused(forger: Forger, forged: SnapshotId, because: str = MANIFEST) -> None:
+    """No verb reads the version; none leaves a trace below the folder around store and target."""
+    (forger.root / "target").mkdir()
+    (forger.root / "target" / "a").write_bytes(b"mine")
+    before = everything_below(forger.root)
+    for name, read in readers(forger.root).items():
+        with (
+            casweights.open(forger.root / "store") as store,
+            bounded_memory(32 * MiB),
+            pytest.raises(IntegrityError, match=because) as caught,
+        ):
+            read(store, forged)
+        assert caught.value.code is ErrorCode.CORRUPT_OBJECT, name
+        assert str(forged) in str(caught.value), name
+        assert len(str(caught.value)) < 2000
+        assert everything_below(forger.root) == before, name
+    with casweights.open(forger.root / "store") as store:
+        problems = store.verify().problems
+        assert [str(forged) in str(problem) for problem in problems] == [True]
+        store.checkout(forger.honest, forger.root / "honest")
+
+
+HOSTILE_PATHS: dict[str, list[Any]] = {
+    "parent": ["../x"],
+    "parent inside": ["sub/../../x"],
+    "parent at the end": ["sub/.."],
+    "absolute": ["/tmp/casweights-was-here"],
+    "two slashes": ["//x"],
+    "empty": [""],
+    "empty part": ["sub//x"],
+    "empty last part": ["sub/"],
+    "dot": ["."],
+    "dot inside": ["sub/./x"],
+    "NUL": ["a\0b"],
+    "newline": ["a\nb"],
+    "terminal escape": ["\x1b[2Ja"],
+    "delete character": ["a\x7f"],
+    "backslash": ["..\\x"],
+    "drive": ["C:x"],
+    "drive and root": ["c:/x"],
+    "drive inside": ["sub/C:/x"],
+    "too long": ["sub/" * 1500 + "x"],
+    "far too long": ["x" * 8_000_000],
+    "too deep": ["d/" * 1500 + "x"],
+    "twice": ["a", "a"],
+    "differ in case": ["a", "A"],
+    "differ in case above": ["sub/a", "SUB/A"],
+    "differ in Unicode form": ["caf\u00e9", "cafe\u0301"],
+    "file and folder": ["a", "a/b"],
+    "folder and file": ["a/b", "a"],
+    "file and folder in another case": ["A", "a/b/c"],
+    "bytes": [b"a"],
+    "number": [1],
+    "nil": [None],
+}
+
+
+@pytest.mark.parametrize("paths", HOSTILE_PATHS.values(), ids=HOSTILE_PATHS)
+def test_hostile_path(forger: Forger, paths: list[Any]) -> None:
+    assert_refused(forger, forger.add(forger.renamed(*paths)))
+
+
+def test_undecodable_path(forger: Forger) -> None:
+    encoded = msgpack.packb(forger.renamed("@@@")).replace(b"@@@", b"\xed\xa0\x80")
+    assert_refused(forger, forger.add(encoded))
+
+
+def header(shape: list[int], stop: int, claimed: int | None = None) -> bytes:
+    text = b'{"t": {"dtype": "U8", "shape": %s, "data_offsets": [0, %d]}}' % (
+        str(shape).encode(),
+        stop,
+    )
+    return (len(text) if claimed is None else claimed).to_bytes(8, "little") + text
+
+
+HUGE = 2**62
+ABSURD_FILES: dict[str, tuple[Any, Any, Any]] = {
+    "no chunks": (HUGE, b"", None),
+    "one chunk": (HUGE, bytes(32), None),
+    "one chunk too many": (1, bytes(64), None),
+    "no size": (0, bytes(32), None),
+    "part of an ID": (1, bytes(31), None),
+    "negative": (-1, b"", None),
+    "2^63": (2**63, b"", None),
+    "2^64 - 1": (2**64 - 1, b"", None),
+    "fraction": (1.0, bytes(32), None),
+    "true": (True, bytes(32), None),
+    "IDs as text": (1, "x" * 32, None),
+    "no IDs": (1, None, None),
+    "a header of 2^64 bytes": (HUGE, bytes(32), header([HUGE], HUGE, 2**64 - 1)),
+    "a huge tensor": (HUGE + len(header([HUGE], HUGE)), bytes(32), header([HUGE], HUGE)),
+    "a tensor of 2^124 elements": (HUGE, bytes(32), header([HUGE, HUGE], HUGE)),
+    "more dimensions than bytes": (HUGE, bytes(32), header([HUGE] * 100_000, HUGE)),
+    "a header longer than the file": (3, b"", header([], 1)),
+    "a header as text": (100, bytes(32), "x" * 60),
+    "a header that is none": (100, bytes(32), b"\0" * 60),
+}
+
+
+@pytest.mark.parametrize("claim", ABSURD_FILES.values(), ids=ABSURD_FILES)
+def test_absurd_file(forger: Forger, claim: tuple[Any, Any, Any]) -> None:
+    assert_refused(forger, forger.add(forger.resized(*claim)))
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+ABSURD_FIELDS: dict[str, dict[str, Any]] = {
+    "time beyond the calendar": {"time": 2**63},
+    "time before the calendar": {"time": -(2**63)},
+    "fractional time": {"time": 1.5},
+    "a thousand parents": {"parents": [bytes(32)] * 1000},
+    "a short parent": {"parents": [bytes(31)]},
+    "parents in one": {"parents": bytes(32)},
+    "author in bytes": {"author": b"x"},
+    "no message": {"message": None},
+    "metadata is a list": {"metadata": []},
+    "metadata holds bytes": {"metadata": {"a": b"x"}},
+    "metadata has a key in bytes": {"metadata": {b"a": 1}},
+    "metadata holds an extension": {"metadata": {"a": [msgpack.ExtType(5, b"x")]}},
+    "metadata holds a timestamp": {"metadata": {"a": msgpack.Timestamp(0)}},
+    "metadata nested deeply": {"metadata": nested(400)},
+    "chunks of 1 byte": {"chunk_size": 1},
+    "chunks of 2^40 bytes": {"chunk_size": 2**40},
+    "chunks of no size": {"chunk_size": 0},
+    "unknown digest": {"digest": "md5"},
+    "another digest": {"digest": "xxh3-128"},
+    "digest is a list": {"digest": ["blake3"]},
+    "files is a map": {"files": {}},
+    "a file is a number": {"files": [1]},
+    "a file of three": {"files": [["a", 0, None]]},
+    "unknown field": {"more": 1},
+}
+
+
+@pytest.mark.parametrize("fields", ABSURD_FIELDS.values(), ids=ABSURD_FIELDS)
+def test_absurd_field(forger: Forger, fields: dict[str, Any]) -> None:
+    assert_refused(forger, forger.add({**forger.manifest, **fields}))
+
+
+def test_another_manifest_under_an_honest_id(forger: Forger) -> None:
+    """Whoever owns the store cannot give other weights to a reader who has an ID."""
+    forged = forger.objects.get(snapshot_name(forger.add({**forger.manifest, "message": "forged"})))
+    for info in forger.objects.list("snapshots/"):
+        forger.objects.delete(info.name)
+    forger.objects.put(snapshot_name(forger.honest), [forged])
+    with casweights.open(forger.root / "store") as store:
+        for ref in (forger.honest, "main", str(forger.honest)[:8]):
+            with pytest.raises(IntegrityError, match=f"{forger.honest}.*do not match its ID"):
+                store.checkout(ref, forger.root / "out")
+        assert [str(forger.honest) in str(problem) for problem in store.verify().problems] == [True]
+    assert not (forger.root / "out").exists()
+
+
+def test_manifest_for_another_store(forger: Forger) -> None:
+    forged = forger.add({**forger.manifest, "chunk_size": 1 * MiB})
+    assert_refused(forger, forged, "does not belong here")
+
+
+NO_MANIFESTS = {
+    "number": b"\x01",
+    "list": b"\x90",
+    "array of 2^32": b"\xdd\xff\xff\xff\xff",
+    "map of 2^32": b"\xdf\xff\xff\xff\xff",
+    "bytes of 2^32": b"\xc6\xff\xff\xff\xff",
+    "extension of 2^32": b"\xc9\xff\xff\xff\xff\x01",
+    "reserved byte": b"\xc1",
+    "nested deeply": b"\x91" * 100_000 + b"\x90",
+    "two values": b"\x80\x80",
+    "map with a list as key": b"\x81\x90\x01",
+}
+
+
+@pytest.mark.parametrize("encoded", NO_MANIFESTS.values(), ids=NO_MANIFESTS)
+def test_what_is_no_manifest(forger: Forger, encoded: bytes) -> None:
+    assert_refused(forger, forger.add(encoded))
+
+
+ABSURD_TABLES: dict[str, dict[str, Any]] = {
+    "offsets of 2^63": {"offset": [2**63] * 3},
+    "negative offsets": {"offset": [-1] * 3},
+    "sizes of 2^64 - 1": {"size": [2**64 - 1] * 3},
+    "sizes above the chunk's": {"size": [2**40] * 3},
+    "negative sizes": {"size": [-1] * 3},
+    "sizes that are fractions": {"size": [1.0] * 3},
+    "too few sizes": {"size": [1]},
+    "too many offsets": {"offset": [1] * 1000},
+    "half a checksum": {"checksum": bytes(20)},
+    "packs that are not there": {"pack": [2**40] * 3},
+    "negative packs": {"pack": [-1] * 3},
+    "part of a pack": {"packs": bytes(31)},
+    "base of a row that is not there": {"base": {7: bytes(32)}},
+    "base that is no ID": {"base": {0: b"x"}},
+    "bases in a list": {"base": []},
+    "encodings as text": {"encoding": "abc"},
+    "array": {"offset": 1},
+}
+
+
+@pytest.mark.parametrize("columns", ABSURD_TABLES.values(), ids=ABSURD_TABLES)
+def test_absurd_frame_table(forger: Forger, columns: dict[str, Any]) -> None:
+    forged = forger.add({**forger.manifest, "message": "forged"}, table={**forger.table, **columns})
+    assert_refused(forger, forged, "its frame table is not valid")
+
+
+@pytest.mark.parametrize("raw", [2**32 - 1, 300 << 20, 256 << 20, 0, 1])
+@pytest.mark.parametrize("part", [0, 2])
+def test_sizes_that_the_content_does_not_have(forger: Forger, raw: int, part: int) -> None:
+    encoded = [msgpack.packb({**forger.manifest, "message": "forged"}), msgpack.packb(forger.table)]
+    packed = [zstandard.compress(value) for value in encoded]
+    sizes = [len(value) for pair in zip(encoded, packed, strict=True) for value in pair]
+    sizes[part] = raw
+    assert_refused(
+        forger,
+        forger.add_payload(encoded[0], SIZES.pack(*sizes) + packed[0] + packed[1]),
+        "sizes do not add up|it claims",
+    )
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_bomb_in_place_of_a_manifest(forger: Forger, declared: bool) -> None:
+    """1 GiB of zeros in 32 KiB, with no size or with that of an honest manifest."""
+    encoded = msgpack.packb({**forger.manifest, "message": "forged"})
+    table = zstandard.compress(msgpack.packb(forger.table))
+    compressor = zstandard.ZstdCompressor().compressobj()
+    bomb = b"".join(compressor.compress(bytes(MiB)) for _ in range(1024)) + compressor.flush()
+    if declared:  # insert the field "frame content size" (RFC 8878, 3.1.1.1)
+        bomb = bomb[:4] + b"\x80" + bomb[5:6] + len(encoded).to_bytes(4, "little") + bomb[6:]
+    sizes = SIZES.pack(len(encoded), len(bomb), len(msgpack.packb(forger.table)), len(table))
+    forged = forger.add_payload(encoded, sizes + bomb + table)
+    assert_refused(forger, forged, "buffer is too small" if declared else "sizes do not add up")
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_bomb_that_says_what_it_holds(forger: Forger, part: int) -> None:
+    parts = [msgpack.packb({**forger.manifest, "message": "forged"}), msgpack.packb(forger.table)]
+    manifest = parts[0]
+    parts[part] = bytes(300 * MiB)
+    packed = [zstandard.compress(value) for value in parts]
+    sizes = [len(value) for pair in zip(parts, packed, strict=True) for value in pair]
+    del parts
+    forged = forger.add_payload(manifest, SIZES.pack(*sizes) + b"".join(packed))
+    assert_refused(forger, forged, "it claims")
+
+
+def test_version_larger_than_the_disk_is_refused_before_it_is_written(forger: Forger) -> None:
+    """Its list of chunks is real: one of 64 MiB, over and over."""
+    count = shutil.disk_usage(forger.root).free // (64 * MiB) + 1
+    ids = forger.manifest["files"][0][3] * count
+    forged = forger.add(forger.resized(count * 64 * MiB, ids))
+    with casweights.open(forger.root / "store") as store, bounded_memory(32 * MiB):
+        with pytest.raises(StoreError) as caught:
+            store.checkout(forged, forger.root / "out")
+        assert caught.value.code is ErrorCode.NO_SPACE
+    assert list((forger.root / "out").iterdir()) == []

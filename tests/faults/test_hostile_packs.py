@@ -1,0 +1,324 @@
+"""Forged packs with IDs and checksums that are right for them: named, and nothing large is made."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tracemalloc
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import pytest
+import zstandard
+
+import casweights
+from casweights import IntegrityError
+from casweights.config import KiB, MiB, StoreConfig
+from casweights.format.codecs import Encoding, decode
+from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
+from casweights.format.hashing import blake3_256, checksum
+from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.names import pack_name, snapshot_name
+from casweights.format.pack import Frame, Location, build_index
+from casweights.format.planes import encode_planes
+from casweights.format.snapshot import encode_snapshot
+from casweights.ids import ChunkId, PackId
+from casweights.stores.local import LocalStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights import SnapshotId
+
+CHUNK = bytes(range(64)) * 1024
+CHUNK_ID = ChunkId(blake3_256(CHUNK))
+CONFIG = StoreConfig(chunk_size=64 * KiB)
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> LocalStore:
+    """An honest store of one version."""
+    with casweights.open(tmp_path / "store", create=True, config=CONFIG) as store:
+        (tmp_path / "honest.bin").write_bytes(b"honest")
+        store.commit(tmp_path / "honest.bin")
+    return LocalStore(tmp_path / "store")
+
+
+@contextmanager
+def bounded_memory(limit: int = 16 * MiB) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit
+
+
+def frame_of(payload: bytes, encoding: int) -> Frame:
+    return Frame(CHUNK_ID, len(CHUNK), encoding, PREFIX_SIZE, len(payload), checksum(payload))
+
+
+def add_version(objects: LocalStore, frame: Frame, payload: bytes) -> tuple[SnapshotId, str]:
+    """A version of one file, the chunk of which is stored as said; and the pack's name."""
+    pack, ending = build_index([frame])
+    objects.put(pack_name(pack), [prefix(Kind.PACK), payload, ending])
+    file = FileEntry("chunk.bin", len(CHUNK), None, None, (CHUNK_ID,))
+    manifest = Manifest(
+        parents=(),
+        time=datetime(2024, 1, 1, tzinfo=UTC),
+        author="",
+        message="",
+        metadata={},
+        config=CONFIG,
+        files=(file,),
+    )
+    snapshot, encoded = Snapshot.of(manifest)
+    data = encode_snapshot(snapshot, encoded, {CHUNK_ID: Location(pack, frame)})
+    objects.put(snapshot_name(snapshot.id), [data])
+    return snapshot.id, pack_name(pack)
+
+
+def streamed(content: bytes, times: int = 1) -> bytes:
+    """A zstd frame without a content size."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    return b"".join(compressor.compress(content) for _ in range(times)) + compressor.flush()
+
+
+def declaring(frame: bytes, size: int, window: int | None = None) -> bytes:
+    """A frame without a content size, made to declare one, and a window (RFC 8878, 3.1.1.1)."""
+    descriptor = frame[5:6] if window is None else bytes((window - 10 << 3,))
+    return frame[:4] + b"\x80" + descriptor + size.to_bytes(4, "little") + frame[6:]
+
+
+def planes(width: int, *bodies: tuple[int, bytes], claims: int | None = None) -> bytes:
+    heads = [
+        bytes((mode,)) + (len(body) if claims is None else claims).to_bytes(4, "little")
+        for mode, body in bodies
+    ]
+    return bytes((width,)) + b"".join(heads) + b"".join(body for _, body in bodies)
+
+
+SKIPPABLE = b"\x50\x2a\x4d\x18" + (2**32 - 1).to_bytes(4, "little")
+BOMB = streamed(bytes(MiB), 1024)
+ZEROS = bytes(len(CHUNK))
+HALF = bytes(len(CHUNK) // 2)
+
+HOSTILE_FRAMES: dict[str, tuple[int, bytes]] = {
+    "raw that is too short": (Encoding.RAW, CHUNK[:-1]),
+    "raw of other bytes": (Encoding.RAW, bytes(len(CHUNK))),
+    "nothing": (Encoding.RAW, b""),
+    "zstd of nothing": (Encoding.ZSTD, b""),
+    "zstd that is none": (Encoding.ZSTD, b"not zstd"),
+    "zstd without a size": (Encoding.ZSTD, streamed(CHUNK)),
+    "zstd of other bytes": (Encoding.ZSTD, zstandard.compress(bytes(len(CHUNK)))),
+    "zstd of too little": (Encoding.ZSTD, zstandard.compress(CHUNK[:-1])),
+    "zstd of too much": (Encoding.ZSTD, zstandard.compress(CHUNK + b"x")),
+    "zstd that is cut": (Encoding.ZSTD, zstandard.compress(CHUNK)[:-1]),
+    "zstd that holds less than it says": (Encoding.ZSTD, declaring(streamed(b"less"), len(CHUNK))),
+    "bomb": (Encoding.ZSTD, BOMB),
+    "bomb that hides its size": (Encoding.ZSTD, declaring(BOMB, len(CHUNK))),
+    "window of 1 GiB": (Encoding.ZSTD, declaring(streamed(ZEROS), len(CHUNK), window=30)),
+    "window of 1 GiB, cut": (Encoding.ZSTD, declaring(streamed(ZEROS), len(CHUNK), window=30)[:-1]),
+    "window of 2 TiB": (Encoding.ZSTD, declaring(streamed(ZEROS), len(CHUNK), window=41)),
+    "skippable frame": (Encoding.ZSTD, SKIPPABLE),
+    "planes of nothing": (Encoding.PLANES, b""),
+    "planes of no width": (Encoding.PLANES, planes(0)),
+    "planes of odd width": (Encoding.PLANES, planes(3, *[(0, b"")] * 3)),
+    "planes of width 255": (Encoding.PLANES, b"\xff" * 2000),
+    "planes cut in the header": (Encoding.PLANES, b"\x08\0"),
+    "planes of an unknown mode": (Encoding.PLANES, planes(2, (2, HALF), (0, b""))),
+    "planes that are too short": (Encoding.PLANES, planes(2, (0, HALF[:-1]), (0, HALF[:-10]))),
+    "planes that claim 4 GiB": (Encoding.PLANES, planes(1, (0, CHUNK[:9]), claims=2**32 - 1)),
+    "coded planes that claim 4 GiB": (Encoding.PLANES, planes(1, (1, BOMB), claims=2**32 - 1)),
+    "plane that is a bomb": (Encoding.PLANES, planes(1, (1, BOMB))),
+    "plane that hides a bomb": (Encoding.PLANES, planes(1, (1, declaring(BOMB, len(CHUNK))))),
+    "planes and more": (Encoding.PLANES, encode_planes(CHUNK, 1) + b"more"),
+    "encoding of the future": (3, CHUNK),
+    "unknown encoding": (255, CHUNK),
+}
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_FRAMES.values(), ids=HOSTILE_FRAMES)
+def test_hostile_frame(tmp_path: Path, objects: LocalStore, hostile: tuple[int, bytes]) -> None:
+    encoding, payload = hostile
+    assert len(payload) <= len(CHUNK), "the case must not be refused for its size alone"
+    assert_refused(tmp_path, objects, frame_of(payload, encoding), payload)
+
+
+@contextmanager
+def bounded_address_space(extra: int) -> Iterator[None]:
+    """What zstd allocates by itself, Python's own accounting does not see."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("hostile", HOSTILE_FRAMES.values(), ids=HOSTILE_FRAMES)
+def test_hostile_frame_takes_little_memory(hostile: tuple[int, bytes]) -> None:
+    encoding, payload = hostile
+    out = memoryview(bytearray(len(CHUNK)))
+    with bounded_address_space(80 * MiB):  # one window of the largest size, and change
+        try:
+            decode(encoding, payload, out)
+        except ValueError:
+            return
+    assert out != CHUNK
+
+
+def test_frame_with_a_base_that_its_encoding_has_no_use_for(
+    tmp_path: Path, objects: LocalStore
+) -> None:
+    frame = replace(frame_of(CHUNK, Encoding.RAW), base=CHUNK_ID)
+    assert_refused(tmp_path, objects, frame, CHUNK)
+
+
+def assert_refused(root: Path, objects: LocalStore, frame: Frame, payload: bytes) -> None:
+    forged, pack = add_version(objects, frame, payload)
+    with casweights.open(objects.root) as store, bounded_memory():
+        with pytest.raises(IntegrityError, match=pack):
+            store.checkout(forged, root / "out")
+        with pytest.raises(IntegrityError, match=pack):
+            b"".join(store.read(forged, "chunk.bin"))
+        assert list((root / "out").iterdir()) == []
+        problems = [str(problem) for problem in store.verify().problems]
+    assert len(problems) == 2
+    assert pack in problems[0]
+    assert f"{snapshot_name(forged)}: no sound frame holds its chunk {CHUNK_ID}" == problems[1]
+
+
+def test_the_same_forgery_is_read_if_it_is_honest(tmp_path: Path, objects: LocalStore) -> None:
+    payload = declaring(streamed(CHUNK), len(CHUNK), window=20)
+    forged, _ = add_version(objects, frame_of(payload, Encoding.ZSTD), payload)
+    with casweights.open(objects.root) as store:
+        store.checkout(forged, tmp_path / "out")
+        assert store.verify().problems == ()
+    assert (tmp_path / "out/chunk.bin").read_bytes() == CHUNK
+
+
+def index_of(**columns: Any) -> dict[str, Any]:
+    """The index of a pack that holds `CHUNK` as it is, with some columns replaced."""
+    return {
+        "digest_size": 32,
+        "chunk": CHUNK_ID,
+        "raw_size": [len(CHUNK)],
+        "size": [len(CHUNK)],
+        "encoding": bytes(1),
+        "checksum": checksum(CHUNK),
+        "base": {},
+        **columns,
+    }
+
+
+ABSURD_INDEXES: dict[str, Any] = {
+    "raw size of 2^40": index_of(raw_size=[2**40]),
+    "raw size of 2^64 - 1": index_of(raw_size=[2**64 - 1]),
+    "raw size below the frame's": index_of(raw_size=[1]),
+    "negative raw size": index_of(raw_size=[-1]),
+    "frame of 2^63": index_of(size=[2**63]),
+    "frame that ends beyond": index_of(size=[len(CHUNK) + 1], raw_size=[len(CHUNK) + 1]),
+    "frame that ends before": index_of(size=[len(CHUNK) - 1]),
+    "frames that cancel out": index_of(size=[2**62, len(CHUNK) - 2**62]),
+    "fractional size": index_of(size=[float(len(CHUNK))]),
+    "size as text": index_of(size=["1"]),
+    "more sizes than chunks": index_of(size=[len(CHUNK)] + [0] * 100_000),
+    "more chunks than sizes": index_of(chunk=CHUNK_ID * 1000),
+    "digests of 1 byte": index_of(digest_size=1),
+    "digests of 0 bytes": index_of(digest_size=0),
+    "digests of 2^62 bytes": index_of(digest_size=2**62),
+    "digest size as text": index_of(digest_size="32"),
+    "part of an ID": index_of(chunk=CHUNK_ID[:31]),
+    "IDs as text": index_of(chunk="x" * 32),
+    "no encoding": index_of(encoding=b""),
+    "short checksum": index_of(checksum=bytes(7)),
+    "base of a frame that is not there": index_of(base={1: CHUNK_ID}),
+    "base of a list": index_of(base={0: [1]}),
+    "short base": index_of(base={0: b"x"}),
+    "no columns": {},
+    "a list": [],
+    "a number": 1,
+    "array of 2^32": b"\xdd\xff\xff\xff\xff",
+    "map of 2^32": b"\xdf\xff\xff\xff\xff",
+    "bytes of 2^32": b"\xc6\xff\xff\xff\xff",
+    "nested deeply": b"\x91" * 100_000 + b"\x90",
+    "no msgpack": b"\xc1",
+}
+
+
+@pytest.mark.parametrize("index", ABSURD_INDEXES.values(), ids=ABSURD_INDEXES)
+def test_absurd_index(tmp_path: Path, objects: LocalStore, index: Any) -> None:
+    encoded = index if isinstance(index, bytes) else msgpack.packb(index)
+    name = pack_name(PackId(blake3_256(prefix(Kind.PACK) + encoded)))
+    trailer = len(encoded).to_bytes(4, "little") + b"cidx"
+    objects.put(name, [prefix(Kind.PACK), CHUNK, encoded, trailer])
+    assert_pack_is_named_and_passed_over(tmp_path, objects, name)
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 2**31, 2**32 - 1])
+def test_absurd_trailer(tmp_path: Path, objects: LocalStore, claimed: int) -> None:
+    encoded = msgpack.packb(index_of())
+    name = pack_name(PackId(blake3_256(prefix(Kind.PACK) + encoded)))
+    trailer = claimed.to_bytes(4, "little") + b"cidx"
+    objects.put(name, [prefix(Kind.PACK), CHUNK, encoded, trailer])
+    assert_pack_is_named_and_passed_over(tmp_path, objects, name)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", prefix(Kind.PACK), bytes(15), bytes(100_000)])
+def test_what_is_no_pack(tmp_path: Path, objects: LocalStore, content: bytes) -> None:
+    name = pack_name(PackId(bytes(32)))
+    objects.put(name, [content])
+    assert_pack_is_named_and_passed_over(tmp_path, objects, name)
+
+
+def assert_pack_is_named_and_passed_over(root: Path, objects: LocalStore, name: str) -> None:
+    """One problem in `verify`; the honest version is read, and the chunk is stored anew."""
+    (root / "chunk.bin").write_bytes(CHUNK)
+    with casweights.open(objects.root) as store, bounded_memory():
+        assert [name in str(problem) for problem in store.verify().problems] == [True]
+        store.checkout("main", root / "out")
+        store.checkout(store.commit(root / "chunk.bin"), root / "out")
+    assert (root / "out/honest.bin").read_bytes() == b"honest"
+    assert (root / "out/chunk.bin").read_bytes() == CHUNK
+
+
+SPARSE = 64 << 30
+
+
+@pytest.mark.parametrize("frame_size", [64 * MiB, SPARSE - 64 * KiB])
+def test_pack_of_64_gib(tmp_path: Path, objects: LocalStore, frame_size: int) -> None:
+    """A hole in place of the frame: as large as it says, and far larger than its chunk."""
+    index = msgpack.packb(index_of(size=[frame_size]))
+    name = pack_name(PackId(blake3_256(prefix(Kind.PACK) + index)))
+    with (objects.root / name).open("wb") as file:
+        file.write(prefix(Kind.PACK))
+        file.seek(frame_size, 1)
+        file.write(index + len(index).to_bytes(4, "little") + b"cidx")
+    assert_pack_is_named_and_passed_over(tmp_path, objects, name)
+
+
+def test_small_objects_of_64_gib(objects: LocalStore) -> None:
+    """A snapshot, a branch and a tag that would not fit into memory are not read into it."""
+    with casweights.open(objects.root) as store:
+        snapshot = store.resolve("main")
+        store.tag("v1", snapshot)
+    for name in (snapshot_name(snapshot), "refs/heads/main/000000000001.ref", "refs/tags/v1.ref"):
+        path = objects.root / name
+        content = path.read_bytes()
+        with path.open("r+b") as file:
+            file.truncate(SPARSE)
+        with casweights.open(objects.root) as store, bounded_memory():
+            assert any(name in str(problem) for problem in store.verify().problems)
+        path.write_bytes(content)
+    with (objects.root / "casweights.json").open("r+b") as file:
+        file.truncate(SPARSE)
+    with bounded_memory(), pytest.raises(IntegrityError, match=r"casweights\.json"):
+        casweights.open(objects.root)

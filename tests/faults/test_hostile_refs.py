@@ -1,0 +1,162 @@
+"""Forged and damaged refs: all of them named, and no harm to others."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import pytest
+
+import casweights
+from casweights import CasweightsError, IntegrityError, NotFoundError
+from casweights.format import names
+from casweights.format.envelope import Kind, seal
+from casweights.stores.local import LocalStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAIN, SIDE, TAG = names.head_name("main", 1), names.head_name("side", 1), names.tag_name("v1")
+LAST = 10**names.POSITION_DIGITS - 1
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.bin").write_bytes(b"weights")
+    with casweights.open(tmp_path / "store", create=True) as repo:
+        snapshot = repo.commit(tmp_path / "model")
+        repo.branch("side", snapshot)
+        repo.tag("v1", snapshot)
+    return LocalStore(tmp_path / "store")
+
+
+def forge(store: LocalStore, name: str, payload: Any, kind: Kind = Kind.REF) -> None:
+    data = payload if isinstance(payload, bytes) else msgpack.packb(payload)
+    store.delete(name)
+    store.put(name, [seal(kind, data)])
+
+
+FORGED: dict[str, Any] = {
+    "no snapshot": {"time": 1},
+    "no time": {"snapshot": bytes(32)},
+    "short ID": {"snapshot": bytes(31), "time": 1},
+    "ID of a chunk": {"snapshot": bytes(16), "time": 1},
+    "ID as text": {"snapshot": "0" * 32, "time": 1},
+    "time as text": {"snapshot": bytes(32), "time": "now"},
+    "a list": [bytes(32), 1],
+    "nothing": b"",
+    "no msgpack": b"\xc1",
+    "array of 2^32": b"\xdd\xff\xff\xff\xff",
+    "two values": b"\x80\x80",
+    "nested deeply": b"\x91" * 3000,
+}
+
+
+@pytest.mark.parametrize("payload", FORGED.values(), ids=FORGED)
+def test_forged_refs(store: LocalStore, tmp_path: Path, payload: Any) -> None:
+    for name in (SIDE, TAG):
+        forge(store, name, payload)
+    with casweights.open(store) as repo:
+        for ref, name in (("side", SIDE), ("v1", TAG)):
+            with pytest.raises(IntegrityError, match=name):
+                repo.resolve(ref)
+        with pytest.raises(IntegrityError, match=SIDE):
+            repo.commit(tmp_path / "model", branch="side")
+        for action in (repo.branches, repo.tags):
+            with pytest.raises(IntegrityError, match=f"{SIDE}|{TAG}"):
+                action()
+        problems = [str(problem) for problem in repo.verify().problems]
+        assert [SIDE in problems[0], TAG in problems[1], len(problems)] == [True, True, 2]
+        repo.checkout("main", tmp_path / "out")
+        repo.commit(tmp_path / "model")
+
+
+def test_ref_of_another_kind(store: LocalStore) -> None:
+    forge(store, SIDE, {"snapshot": bytes(32), "time": 1}, Kind.SNAPSHOT)
+    with casweights.open(store) as repo, pytest.raises(IntegrityError, match=SIDE):
+        repo.resolve("side")
+
+
+def test_ref_to_nowhere(store: LocalStore, tmp_path: Path) -> None:
+    forge(store, SIDE, {"snapshot": bytes(32), "time": 1})
+    with casweights.open(store) as repo:
+        with pytest.raises(NotFoundError, match="0" * 64):
+            repo.checkout("side", tmp_path / "out")
+        assert ["side" in str(problem) for problem in repo.verify().problems] == [True]
+    assert not (tmp_path / "out").exists()
+
+
+def test_last_possible_position(store: LocalStore, tmp_path: Path) -> None:
+    """A branch that cannot move says so; it does not lose what is committed to it."""
+    with casweights.open(store) as repo:
+        forge(store, names.head_name("side", LAST), {"snapshot": repo.resolve("v1"), "time": 1})
+        with pytest.raises(IntegrityError, match=str(LAST)):
+            repo.commit(tmp_path / "model", branch="side", message="more")
+        assert repo.resolve("side") == repo.resolve("v1")
+        assert repo.verify().problems == ()
+
+
+STRAY_NAMES = [
+    "refs/heads/main/1.ref",
+    "refs/heads/main/000000000002",
+    "refs/heads/main/\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661\u0661.ref",
+    "refs/heads/000000000001.ref",
+    "refs/heads/a b/000000000001.ref",
+    "refs/tags/v2",
+    "refs/tags/v\n2.ref",
+    "refs/notes/x.ref",
+    "snapshots/README",
+    f"snapshots/{'AB' * 32}",
+    "snapshots/" + "\u0661" * 64,
+    f"packs/{'00' * 31}",
+    f"packs/{'AB' * 32}",
+    f"packs/{'00' * 32} ",
+    "stranger",
+]
+
+
+@pytest.mark.parametrize("name", STRAY_NAMES, ids=ascii)
+def test_stray_object(store: LocalStore, tmp_path: Path, name: str) -> None:
+    """It is named, hides no other damage, and cannot stop a reader who has an ID."""
+    content = store.get(TAG if name.startswith("refs/") else MAIN)
+    (store.root / name).parent.mkdir(exist_ok=True)
+    (store.root / name).write_bytes(content)
+    with casweights.open(store) as repo:
+        snapshot = repo.resolve("v1")
+        (stray,) = repo.verify().problems
+        assert re.search(f"{re.escape(name)}|{re.escape(ascii(name)[1:-1])}", str(stray))
+        repo.checkout(snapshot, tmp_path / "out")
+        for damaged in (SIDE, TAG):
+            forge(store, damaged, b"")
+        others = [problem for problem in repo.verify().problems if str(problem) != str(stray)]
+    assert [str(problem).split()[0] for problem in others] == [SIDE, TAG]
+
+
+def test_pack_under_a_name_in_capitals(store: LocalStore) -> None:
+    (name,) = (info.name for info in store.list(names.PACKS))
+    stray = names.PACKS + name.removeprefix(names.PACKS).upper()
+    store.put(stray, [store.get(name)])
+    with casweights.open(store) as repo:
+        assert [stray in str(problem) for problem in repo.verify().problems] == [True]
+
+
+@pytest.mark.parametrize("name", STRAY_NAMES, ids=ascii)
+def test_stray_object_gives_no_unnamed_error(store: LocalStore, tmp_path: Path, name: str) -> None:
+    (store.root / name).parent.mkdir(exist_ok=True)
+    (store.root / name).write_bytes(b"stray")
+    with casweights.open(store) as repo:
+        for action in (
+            repo.branches,
+            repo.tags,
+            repo.stats,
+            lambda: list(repo.log("main")),
+            lambda: repo.resolve("abab"),
+            lambda: repo.commit(tmp_path / "model", message="more"),
+            lambda: repo.checkout("main", tmp_path / "out"),
+        ):
+            try:
+                action()
+            except CasweightsError:
+                continue

@@ -1,0 +1,48 @@
+"""SIGKILL at any moment: earlier versions intact, the store sound, the command repeated completes.
+
+The promises themselves are checked in `kill_driver.py`, which runs as a process without threads so
+that it can fork.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SEED = 20240229
+TRIALS = 200
+
+
+def drive(moment: str, folder: Path) -> dict[str, int]:
+    driver = Path(__file__).with_name("kill_driver.py")
+    command = [sys.executable, "-X", "faulthandler", str(driver), moment, str(folder)]
+    run = subprocess.run(
+        [*command, str(SEED), str(TRIALS)], capture_output=True, text=True, timeout=900, check=False
+    )
+    assert run.returncode == 0, f"with seed {SEED}:\n{run.stderr}"
+    ends: dict[str, int] = json.loads(run.stdout)
+    print(ends)
+    return ends
+
+
+@pytest.mark.slow
+def test_kill_at_random_moments(tmp_path: Path) -> None:
+    ends = drive("random", tmp_path)
+    assert ends["commit killed"] + ends.get("commit finished", 0) == TRIALS // 2
+    assert ends["checkout killed"] + ends.get("checkout finished", 0) == TRIALS // 2
+    assert ends["commit killed"] > TRIALS // 4, "the kills came too late to prove anything"
+    assert ends["checkout killed"] > TRIALS // 4, "the kills came too late to prove anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before call", "after call", "file change"])
+def test_kill_at_every_step(tmp_path: Path, moment: str) -> None:
+    ends = drive(moment, tmp_path)
+    assert ends["commit killed"] >= 10
+    assert ends["checkout killed"] >= 10
+    assert ends["checkout finished"] >= 1, "with no step left to be killed at"
+    assert ends["commit finished"] >= 1, "with no step left to be killed at"

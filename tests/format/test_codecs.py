@@ -1,0 +1,98 @@
+"""The choice between encodings."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from casweights.config import Compression
+from casweights.format.codecs import Encoding, decode, encode
+from casweights.format.dtypes import DTYPES, DType
+from casweights.testing.strategies import contents
+
+COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+BF16, F32, U8, I8 = (DTYPES[code] for code in ("BF16", "F32", "U8", "I8"))
+RNG = np.random.default_rng(0)
+WEIGHTS = RNG.normal(0, 0.02, 200_000).astype("<f4").tobytes()
+NOISE = RNG.bytes(200_000)
+
+
+def roundtrip(raw: bytes, dtype: DType, compression: Compression) -> tuple[Encoding, int]:
+    encoding, payload = encode(memoryview(raw), dtype, compression)
+    assert len(payload) <= len(raw)
+    out = bytearray(len(raw))
+    decode(encoding, payload, memoryview(out))
+    assert out == raw
+    return encoding, len(payload)
+
+
+@hypothesis.settings(max_examples=200)
+@hypothesis.given(
+    data=st.data(),
+    code=st.sampled_from(sorted(DTYPES)),
+    compression=st.sampled_from(COMPRESSIONS),
+)
+def test_any_bytes(data: st.DataObject, code: str, compression: Compression) -> None:
+    dtype = DTYPES[code]
+    raw = data.draw(contents())
+    unit = max(1, dtype.bits // 8)
+    roundtrip(raw[: len(raw) // unit * unit], dtype, compression)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_empty_and_tiny(dtype: DType, compression: Compression) -> None:
+    for count in range(4):
+        roundtrip(NOISE[: count * max(1, dtype.bits // 8)], dtype, compression)
+
+
+@pytest.mark.parametrize(
+    ("raw", "dtype", "compression", "encoding"),
+    [
+        (WEIGHTS, F32, "auto", Encoding.PLANES),
+        (WEIGHTS, F32, "small", Encoding.PLANES),
+        (WEIGHTS, F32, "fast", Encoding.RAW),
+        (WEIGHTS, U8, "fast", Encoding.RAW),
+        (NOISE, U8, "auto", Encoding.RAW),
+        (NOISE, BF16, "auto", Encoding.RAW),
+        (NOISE, BF16, "small", Encoding.RAW),
+        (bytes(200_000), U8, "auto", Encoding.ZSTD),
+        (bytes(200_000), U8, "fast", Encoding.ZSTD),
+        (b"some text " * 20_000, U8, "auto", Encoding.ZSTD),
+        (b"some text " * 20_000, U8, "fast", Encoding.ZSTD),
+        (bytes(RNG.integers(-8, 8, 200_000).astype(np.int8)), I8, "auto", Encoding.ZSTD),
+    ],
+)
+def test_the_choice(raw: bytes, dtype: DType, compression: Compression, encoding: Encoding) -> None:
+    assert roundtrip(raw, dtype, compression)[0] is encoding
+
+
+def test_raw_is_not_copied() -> None:
+    raw = memoryview(NOISE)
+    assert encode(raw, BF16, "fast")[1] is raw
+
+
+def test_small_is_never_larger() -> None:
+    for raw in (WEIGHTS, NOISE, bytes(200_000)):
+        sizes = {c: roundtrip(raw, F32, c)[1] for c in COMPRESSIONS}
+        assert sizes["small"] <= min(sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "payload", "size", "why"),
+    [
+        (0, b"abc", 2, "3 bytes instead of 2"),
+        (0, b"abc", 4, "3 bytes instead of 4"),
+        (1, b"abc", 3, "content size"),
+        (2, b"abc", 3, "header is not valid"),
+        (3, b"abc", 3, "encoding 3 is unknown"),
+        (255, b"", 0, "encoding 255 is unknown"),
+    ],
+)
+def test_what_does_not_decode(encoding: int, payload: bytes, size: int, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        decode(encoding, payload, memoryview(bytearray(size)))

@@ -1,0 +1,244 @@
+"""Manifests: one version, one encoding, one identity."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgpack
+import pytest
+
+from casweights.config import KiB, StoreConfig
+from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
+from casweights.format.hashing import blake3_256
+from casweights.format.manifest import FileEntry, Manifest, Snapshot, encode_manifest
+from casweights.format.safetensors import parse_header
+from casweights.ids import ChunkId, SnapshotId
+from casweights.testing.strategies import encode_header
+
+CHUNK = 64 * KiB
+
+
+def chunk(n: int, size: int = 32) -> ChunkId:
+    return ChunkId(bytes([n]) * size)
+
+
+def tensor_file(path: str = "model.safetensors", nbytes: int = CHUNK + 1) -> FileEntry:
+    table = {"w": {"dtype": "U8", "shape": [nbytes], "data_offsets": [0, nbytes]}}
+    raw = encode_header(table, padding=3)
+    chunks = tuple(chunk(n) for n in range(-(-nbytes // CHUNK)))
+    return FileEntry(path, len(raw) + nbytes, raw, parse_header(raw, nbytes), chunks)
+
+
+def manifest(**changes: Any) -> Manifest:
+    original = Manifest(
+        parents=(SnapshotId(b"p" * 32),),
+        time=datetime(2026, 8, 1, 12, 30, 0, 123_456, tzinfo=UTC),
+        author="somebody",
+        message="größer",
+        metadata={"step": 7, "lr": 1e-4, "tags": ["a", None, True], "nested": {"b": 1, "a": -0.0}},
+        config=StoreConfig(chunk_size=CHUNK),
+        files=(
+            FileEntry("empty", 0, None, None, ()),
+            tensor_file(),
+            FileEntry("notes/readme", 5, None, None, (chunk(9),)),
+        ),
+    )
+    return replace(original, **changes)
+
+
+def roundtrip(original: Manifest) -> Snapshot:
+    snapshot, encoded = Snapshot.of(original)
+    decoded = Snapshot.decode(encoded, snapshot.id)
+    assert decoded == snapshot
+    return decoded
+
+
+def test_roundtrip() -> None:
+    original = manifest()
+    snapshot = roundtrip(original)
+    assert all(getattr(snapshot, f.name) == getattr(original, f.name) for f in fields(Manifest))
+    assert snapshot.size == sum(file.size for file in original.files)
+
+
+def test_the_id_is_the_digest_of_the_bytes() -> None:
+    snapshot, encoded = Snapshot.of(manifest())
+    assert snapshot.id == blake3_256(encoded)
+    assert encoded == encode_manifest(manifest())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parents": ()},
+        {"parents": (SnapshotId(b"q" * 32),)},
+        {"time": datetime(2026, 8, 1, 12, 30, 0, 123_457, tzinfo=UTC)},
+        {"author": "somebody else"},
+        {"message": ""},
+        {"metadata": {}},
+        {"config": StoreConfig(chunk_size=2 * CHUNK), "files": ()},
+        {"files": ()},
+        {"files": (tensor_file("other.safetensors"),)},
+        {"files": (FileEntry("notes/readme", 5, None, None, (chunk(8),)),)},
+        {"files": (FileEntry("notes/readme", 4, None, None, (chunk(9),)),)},
+    ],
+)
+def test_the_id_commits_to_everything(changes: dict[str, Any]) -> None:
+    assert roundtrip(manifest(**changes)).id != roundtrip(manifest()).id
+
+
+def test_what_does_not_matter() -> None:
+    """The order of files and of keys, the time zone, lists or tuples."""
+    zone = timezone(timedelta(hours=5, minutes=30))
+    first, second = manifest(), manifest(time=manifest().time.astimezone(zone))
+    second = replace(
+        second, files=first.files[::-1], metadata=dict([*first.metadata.items()][::-1])
+    )
+    second.metadata["tags"] = tuple(second.metadata["tags"])
+    assert Snapshot.of(first)[0].id == Snapshot.of(second)[0].id
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        datetime(1970, 1, 1, tzinfo=UTC),
+        datetime(1, 1, 1, tzinfo=UTC),
+        datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+    ],
+)
+def test_time_is_exact(time: datetime) -> None:
+    assert roundtrip(manifest(time=time)).time == time
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"n": (1 << 64) - 1, "m": -(1 << 63)},
+        {"f": [1.5, float("inf"), 5e-324]},
+        {"": {"": [[], {}]}},
+        {"é💾": "\0\n"},
+    ],
+)
+def test_metadata_that_can_be_kept(metadata: dict[str, Any]) -> None:
+    assert roundtrip(manifest(metadata=metadata)).metadata == metadata
+
+
+@pytest.mark.parametrize(
+    ("metadata", "where"),
+    [
+        ({"n": 1 << 64}, "metadata.n"),
+        ({"n": -(1 << 63) - 1}, "metadata.n"),
+        ({"b": b"bytes"}, "metadata.b"),
+        ({"a": [1, {"deep": object()}]}, r"metadata.a\[1\].deep"),
+        ({1: "x"}, "metadata is dict"),
+        ({"s": {1, 2}}, "metadata.s"),
+        ({"t": "\ud800"}, "metadata.t"),
+        ({"\ud800": 1}, "metadata is dict"),
+        ({"time": datetime.now(UTC)}, "metadata.time"),
+    ],
+)
+def test_metadata_that_cannot(metadata: dict[Any, Any], where: str) -> None:
+    with pytest.raises(InvalidInputError, match=where) as caught:
+        encode_manifest(manifest(metadata=metadata))
+    assert caught.value.code is ErrorCode.BAD_ARGUMENT
+
+
+@pytest.mark.parametrize("field", ["author", "message"])
+def test_text_that_cannot_be_kept(field: str) -> None:
+    with pytest.raises(InvalidInputError, match="not valid Unicode"):
+        encode_manifest(manifest(**{field: "\udcff"}))
+
+
+def test_paths_are_checked_on_the_way_in() -> None:
+    for path in ("../up", "Notes/README"):
+        files = (*manifest().files, FileEntry(path, 0, None, None, ()))
+        with pytest.raises(InvalidInputError, match=r"file name"):
+            Snapshot.of(manifest(files=files))
+
+
+def test_pieces_pair_chunks_with_places() -> None:
+    file = tensor_file()
+    pairs = list(file.pieces(CHUNK))
+    assert [c for c, _ in pairs] == [chunk(0), chunk(1)]
+    assert [p.nbytes for _, p in pairs] == [CHUNK, 1]
+    assert sum(1 for _ in roundtrip(manifest()).pieces()) == 3
+
+
+def forged(change: dict[str, Any], *, drop: str = "") -> tuple[bytes, SnapshotId]:
+    """An encoded manifest with other values, and the ID that fits it."""
+    table = msgpack.unpackb(encode_manifest(manifest())) | change
+    table.pop(drop, None)
+    encoded: bytes = msgpack.packb(table)
+    return encoded, SnapshotId(blake3_256(encoded))
+
+
+HEADER = tensor_file().raw_header
+NO_TENSORS = encode_header({})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parents": [b"short"]},
+        {"parents": [b"p" * 32] * 17},
+        {"parents": None},
+        {"time": "now"},
+        {"time": True},
+        {"time": 1 << 62},
+        {"author": b"bytes"},
+        {"message": 5},
+        {"metadata": []},
+        {"digest": "md5"},
+        {"digest": "xxh3-128"},  # then the IDs have the wrong length
+        {"chunk_size": 1000},
+        {"chunk_size": True},
+        {"chunk_size": CHUNK * 2},  # then there are too many chunks
+        {"files": {}},
+        {"files": [[]]},
+        {"files": [["a", 0, None, b""], ["a", 0, None, b""]]},
+        {"files": [["A", 0, None, b""], ["a", 0, None, b""]]},
+        {"files": [["../up", 0, None, b""]]},
+        {"files": [["/root", 0, None, b""]]},
+        {"files": [["a", 0, None, b""], ["a/b", 0, None, b""]]},
+        {"files": [[b"a", 0, None, b""]]},
+        {"files": [["a", -1, None, b""]]},
+        {"files": [["a", 1 << 63, None, b""]]},
+        {"files": [["a", 1 << 62, None, b""]]},
+        {"files": [["a", 5, None, b""]]},
+        {"files": [["a", 0, None, b"c" * 32]]},
+        {"files": [["a", 5, None, b"c" * 31]]},
+        {"files": [["a", 5, None, "c" * 32]]},
+        {"files": [["a", True, None, b"c" * 32]]},
+        {"files": [["a", 5, b"", b"c" * 32]]},
+        {"files": [["a", 5, b"no header", b"c" * 32]]},
+        {"files": [["a", 5, HEADER, b"c" * 32]]},
+        {"files": [["a", len(NO_TENSORS) + 1, NO_TENSORS, b"c" * 32]]},
+        {"more": 1},
+    ],
+)
+def test_forged_manifests(change: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError, match="is not valid"):
+        Snapshot.decode(*forged(change))
+
+
+@pytest.mark.parametrize("key", ["parents", "time", "files", "metadata", "digest"])
+def test_missing_fields(key: str) -> None:
+    with pytest.raises(IntegrityError, match="is not valid"):
+        Snapshot.decode(*forged({}, drop=key))
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"", b"\xc0", b"\x90", b"\x80", b"\xff" * 10, b"\xc6\xff\xff\xff\xff", b"\x91" * 5000],
+)
+def test_what_is_no_manifest(encoded: bytes) -> None:
+    with pytest.raises(IntegrityError, match="is not valid"):
+        Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)))
+
+
+def test_another_manifest_than_the_id_says() -> None:
+    encoded = Snapshot.of(manifest())[1]
+    with pytest.raises(IntegrityError, match="do not match its ID"):
+        Snapshot.decode(encoded, SnapshotId(bytes(32)))

@@ -1,0 +1,63 @@
+"""Names of objects and refs."""
+
+from __future__ import annotations
+
+import pytest
+
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.format import names
+from casweights.ids import PackId, SnapshotId
+from casweights.stores.base import check_name
+
+GOOD = ["main", "v1", "feature/lora-r8", "2026.08.01", "a+b=c", "_x", "x" * 200, "a/b/c/d", "ref"]
+BAD = [
+    "",
+    "/",
+    "/main",
+    "main/",
+    "a//b",
+    ".",
+    "..",
+    "a/../b",
+    ".hidden",
+    "-option",
+    "a/-b",
+    "with space",
+    "tab\t",
+    "newline\n",
+    "a~1",
+    "a@b",
+    "a:b",
+    "a*b",
+    "a\\b",
+    "ümlaut",
+    "main.ref",
+    "a.ref/b",
+    "x" * 201,
+]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_good_ref_names(name: str) -> None:
+    assert names.check_ref_name(name) == name
+    check_name(names.head_name(name, 999_999_999_999))
+    check_name(names.tag_name(name))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_ref_names(name: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        names.check_ref_name(name)
+    assert caught.value.code is ErrorCode.BAD_NAME
+
+
+def test_where_things_lie() -> None:
+    assert names.pack_name(PackId(b"\x01" * 32)) == "packs/" + "01" * 32
+    assert names.snapshot_name(SnapshotId(b"\xfe" * 32)) == "snapshots/" + "fe" * 32
+    assert names.head_name("a/b", 7) == "refs/heads/a/b/000000000007.ref"
+    assert names.tag_name("v1") == "refs/tags/v1.ref"
+
+
+def test_moves_are_listed_in_their_order() -> None:
+    moves = [names.head_name("main", n) for n in (1, 2, 9, 10, 99, 100, 12345)]
+    assert moves == sorted(moves)

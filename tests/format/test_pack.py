@@ -1,0 +1,159 @@
+"""Packs: frames and their index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+import pytest
+
+from casweights.config import MAX_CHUNK_SIZE
+from casweights.errors import IntegrityError, UnsupportedError
+from casweights.format.envelope import FORMAT_VERSION, PREFIX_SIZE, Kind, prefix
+from casweights.format.hashing import blake3_256, checksum
+from casweights.format.pack import (
+    MAX_INDEX_SIZE,
+    TRAILER_SIZE,
+    Frame,
+    build_index,
+    index_span,
+    parse_index,
+)
+from casweights.ids import ChunkId, PackId
+
+FIRST = prefix(Kind.PACK)
+NAME = "packs/some"
+
+
+def frames(digest_size: int = 32) -> list[Frame]:
+    """Three frames that lie end to end, the last a difference."""
+    payloads, offset, made = [b"first", b"", b"third one"], PREFIX_SIZE, []
+    for n, payload in enumerate(payloads):
+        chunk = ChunkId(bytes([n]) * digest_size)
+        base = ChunkId(b"b" * digest_size) if n == 2 else None
+        made.append(Frame(chunk, 10 * n + 5, n, offset, len(payload), checksum(payload), base))
+        offset += len(payload)
+    return made
+
+
+def parse(data: bytes, pack: PackId) -> list[Frame]:
+    """Read a pack's frames, as the index does."""
+    start, stop = index_span(data[-TRAILER_SIZE:], len(data), NAME)
+    return parse_index(data[:PREFIX_SIZE], data[start:stop], start, pack, NAME)
+
+
+def build(made: list[Frame]) -> tuple[PackId, bytes]:
+    pack, ending = build_index(made)
+    return pack, FIRST + bytes(sum(frame.size for frame in made)) + ending
+
+
+@pytest.mark.parametrize("digest_size", [16, 32])
+def test_roundtrip(digest_size: int) -> None:
+    pack, data = build(frames(digest_size))
+    assert parse(data, pack) == frames(digest_size)
+
+
+def test_equal_frames_make_equal_packs() -> None:
+    assert build(frames()) == build(frames())
+    assert build(frames())[0] != build(frames()[:2])[0]
+
+
+def test_the_id_fixes_the_checksums() -> None:
+    other = frames()
+    changed = Frame(other[0].chunk, 5, 0, PREFIX_SIZE, other[0].size, checksum(b"else"))
+    assert build([changed, *other[1:]])[0] != build(other)[0]
+
+
+def test_every_flipped_bit_of_the_end_is_found() -> None:
+    pack, data = build(frames())
+    begin = PREFIX_SIZE + sum(frame.size for frame in frames())
+    for n in (*range(8 * PREFIX_SIZE), *range(8 * begin, 8 * len(data))):
+        damaged = bytearray(data)
+        damaged[n // 8] ^= 1 << n % 8
+        with pytest.raises(IntegrityError, match=NAME):
+            parse(bytes(damaged), pack)
+
+
+def test_every_truncation_is_found() -> None:
+    pack, data = build(frames())
+    for n in range(len(data)):
+        with pytest.raises(IntegrityError, match=NAME):
+            parse(data[:n], pack)
+
+
+def test_a_newer_version() -> None:
+    _, data = build(frames())
+    newer = data[:5] + bytes((FORMAT_VERSION + 1,)) + data[6:]
+    start, stop = index_span(newer[-TRAILER_SIZE:], len(newer), NAME)
+    pack = PackId(blake3_256(newer[:PREFIX_SIZE] + newer[start:stop]))
+    with pytest.raises(UnsupportedError, match="upgrade"):
+        parse(newer, pack)
+
+
+@pytest.mark.parametrize("size", [0, MAX_INDEX_SIZE + 1, (1 << 32) - 1])
+def test_an_index_of_absurd_size_is_not_read(size: int) -> None:
+    trailer = size.to_bytes(4, "little") + b"cidx"
+    with pytest.raises(IntegrityError, match="claims"):
+        index_span(trailer, 1 << 40, NAME)
+
+
+def forged(changes: dict[str, Any]) -> tuple[bytes, PackId]:
+    """A pack whose index has other values, and the ID that fits it."""
+    _, data = build(frames())
+    start, stop = index_span(data[-TRAILER_SIZE:], len(data), NAME)
+    table = msgpack.unpackb(data[start:stop], strict_map_key=False) | changes
+    index: bytes = msgpack.packb({key: value for key, value in table.items() if value is not ...})
+    trailer = len(index).to_bytes(4, "little") + b"cidx"
+    return data[:start] + index + trailer, PackId(blake3_256(FIRST + index))
+
+
+def test_forging_works() -> None:
+    assert parse(*forged({})) == frames()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"digest_size": 20},
+        {"digest_size": 16},
+        {"digest_size": 0},
+        {"digest_size": "32"},
+        {"chunk": b"c" * 64},
+        {"chunk": b"c" * 95},
+        {"chunk": ...},
+        {"raw_size": [5, 15]},
+        {"raw_size": [5, 15, -1]},
+        {"raw_size": [5, 15, MAX_CHUNK_SIZE + 1]},
+        {"raw_size": [5, 15, 1 << 63]},
+        {"raw_size": [5, 15, True]},
+        {"raw_size": [5, 15, 1.0]},
+        {"raw_size": [4, 15, 25]},  # then a frame is larger than its chunk
+        {"raw_size": None},
+        {"size": [5, 0, 10]},
+        {"size": [5, 0, 8]},
+        {"size": [15, -10, 9]},
+        {"size": [5, 0, "9"]},
+        {"size": {}},
+        {"encoding": b"\0"},
+        {"encoding": [0, 1, 2]},
+        {"checksum": b"x" * 23},
+        {"checksum": b"x" * 16},
+        {"base": {3: b"b" * 32}},
+        {"base": {-1: b"b" * 32}},
+        {"base": {"0": b"b" * 32}},
+        {"base": {0: b"short"}},
+        {"base": {0: None}},
+        {"base": []},
+        {"base": ...},
+    ],
+)
+def test_forged_indexes(changes: dict[str, Any]) -> None:
+    with pytest.raises(IntegrityError, match=NAME):
+        parse(*forged(changes))
+
+
+@pytest.mark.parametrize("index", [b"\xc0", b"\x90", b"\xff", b"\x81\xa1", b"\x91" * 5000])
+def test_what_is_no_index(index: bytes) -> None:
+    data = FIRST + index + len(index).to_bytes(4, "little") + b"cidx"
+    with pytest.raises(IntegrityError, match=NAME):
+        parse(data, PackId(blake3_256(FIRST + index)))

@@ -1,0 +1,166 @@
+"""Snapshot objects: a manifest, and where its chunks lay."""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime
+from typing import Any
+
+import msgpack
+import pytest
+import zstandard
+
+from casweights.config import KiB, StoreConfig
+from casweights.errors import IntegrityError
+from casweights.format.envelope import PREFIX_SIZE, Kind, seal, unseal
+from casweights.format.hashing import checksum
+from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.pack import Frame, Location
+from casweights.format.snapshot import decode_snapshot, encode_snapshot
+from casweights.ids import ChunkId, PackId, SnapshotId
+
+CHUNKS = [ChunkId(bytes([n]) * 32) for n in range(3)]
+PACKS = [PackId(b"p" * 32), PackId(b"q" * 32)]
+NAME = "snapshots/some"
+
+
+def make() -> tuple[Snapshot, bytes, dict[ChunkId, Location]]:
+    """Two files that share a chunk; the frames lie in two packs."""
+    size = 64 * KiB
+    manifest = Manifest(
+        parents=(),
+        time=datetime(2026, 8, 1, tzinfo=UTC),
+        author="",
+        message="",
+        metadata={},
+        config=StoreConfig(chunk_size=size),
+        files=(
+            FileEntry("a", 2 * size, None, None, (CHUNKS[0], CHUNKS[1])),
+            FileEntry("b", size + 7, None, None, (CHUNKS[0], CHUNKS[2])),
+        ),
+    )
+    raw_sizes = [size, size, 7]
+    locations = {
+        chunk: Location(
+            PACKS[n % 2],
+            Frame(chunk, raw_sizes[n], n, PREFIX_SIZE + 7 * n, 7, checksum(bytes([n]))),
+        )
+        for n, chunk in enumerate(CHUNKS)
+    }
+    return *Snapshot.of(manifest), locations
+
+
+def encoded() -> tuple[bytes, SnapshotId]:
+    snapshot, manifest, locations = make()
+    return encode_snapshot(snapshot, manifest, locations), snapshot.id
+
+
+def test_roundtrip() -> None:
+    snapshot, _, locations = make()
+    data, snapshot_id = encoded()
+    assert decode_snapshot(data, snapshot_id, NAME) == (snapshot, locations)
+
+
+def test_no_chunks_at_all() -> None:
+    manifest = Manifest(
+        parents=(),
+        time=datetime(2026, 8, 1, tzinfo=UTC),
+        author="",
+        message="",
+        metadata={},
+        config=StoreConfig(),
+        files=(FileEntry("empty", 0, None, None, ()),),
+    )
+    snapshot, raw = Snapshot.of(manifest)
+    data = encode_snapshot(snapshot, raw, {})
+    assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, {})
+
+
+def test_the_id_does_not_commit_to_places() -> None:
+    snapshot, manifest, locations = make()
+    moved = {chunk: Location(PACKS[0], location.frame) for chunk, location in locations.items()}
+    data = encode_snapshot(snapshot, manifest, moved)
+    assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, moved)
+
+
+def test_every_flipped_bit_is_found() -> None:
+    data, snapshot_id = encoded()
+    for n in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[n // 8] ^= 1 << n % 8
+        with pytest.raises(IntegrityError, match=NAME):
+            decode_snapshot(bytes(damaged), snapshot_id, NAME)
+
+
+def test_another_snapshot_than_was_asked_for() -> None:
+    data, _ = encoded()
+    with pytest.raises(IntegrityError, match="do not match its ID"):
+        decode_snapshot(data, SnapshotId(bytes(32)), NAME)
+
+
+def parts() -> tuple[list[int], bytes, dict[str, Any]]:
+    """Sizes, compressed manifest and frame table of the snapshot above."""
+    payload = unseal(Kind.SNAPSHOT, encoded()[0], NAME)
+    sizes = list(struct.unpack_from("<4I", payload))
+    manifest = payload[16 : 16 + sizes[1]]
+    table = zstandard.ZstdDecompressor().decompress(payload[16 + sizes[1] :])
+    return sizes, manifest, msgpack.unpackb(table, strict_map_key=False)
+
+
+def sealed(sizes: list[int], manifest: bytes, table: bytes) -> bytes:
+    return seal(Kind.SNAPSHOT, struct.pack("<4I", *sizes) + manifest + table)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"packs": b"p" * 31},
+        {"packs": b"p" * 32},  # then number 1 is beyond
+        {"packs": []},
+        {"pack": [0, 1]},
+        {"pack": [0, 1, -1]},
+        {"pack": [0, 1, 2]},
+        {"pack": [0, 1, "0"]},
+        {"offset": [8, 15]},
+        {"offset": [8, 15, -1]},
+        {"offset": None},
+        {"size": [7, 7]},
+        {"size": [7, 7, -7]},
+        {"size": [7, 7, 8]},
+        {"encoding": b""},
+        {"checksum": b"x"},
+        {"base": {7: b"b" * 32}},
+        {"base": None},
+    ],
+)
+def test_forged_frame_tables(changes: dict[str, Any]) -> None:
+    """The manifest is the one the ID stands for; the table is not part of the identity."""
+    sizes, manifest, table = parts()
+    raw = msgpack.packb(table | changes)
+    packed = zstandard.compress(raw)
+    data = sealed([*sizes[:2], len(raw), len(packed)], manifest, packed)
+    with pytest.raises(IntegrityError, match="its frame table is not valid"):
+        decode_snapshot(data, encoded()[1], NAME)
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [(1, 0), (-1, 0), ((1 << 32) - 1, 0), (300 << 20, 0), (0, 1), (0, -1), (0, 5)],
+)
+def test_sizes_that_lie(claims: tuple[int, int]) -> None:
+    """Nothing of the size that is claimed is ever allocated."""
+    sizes, manifest, table = parts()
+    packed = zstandard.compress(msgpack.packb(table))
+    sizes = [sizes[0], sizes[1], sizes[2], len(packed)]
+    for n in (0, 2):
+        wrong = list(sizes)
+        wrong[n] = min(max(0, wrong[n] + claims[0]), (1 << 32) - 1)
+        wrong[n + 1] += claims[1]
+        with pytest.raises(IntegrityError, match=NAME):
+            decode_snapshot(sealed(wrong, manifest, packed), encoded()[1], NAME)
+
+
+@pytest.mark.parametrize("payload", [b"", b"short", bytes(16), bytes(100)])
+def test_what_is_no_snapshot(payload: bytes) -> None:
+    with pytest.raises(IntegrityError, match=NAME):
+        decode_snapshot(seal(Kind.SNAPSHOT, payload), encoded()[1], NAME)

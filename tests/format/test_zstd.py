@@ -1,0 +1,77 @@
+"""Whole buffers through zstd."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import zstandard
+
+from casweights.format.zstd import compress, compress_entropy, decompress_into
+
+TEXT = b"the weights of a model, over and over again. " * 1000
+
+
+def decompress(data: bytes, size: int) -> bytes:
+    out = bytearray(size)
+    decompress_into(data, memoryview(out))
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"x", TEXT, bytes(300_000), np.random.default_rng(0).bytes(9)]
+)
+def test_roundtrip(raw: bytes) -> None:
+    for level in (1, 3, 12):
+        assert decompress(compress(raw, level), len(raw)) == raw
+    assert decompress(compress_entropy(raw), len(raw)) == raw
+
+
+def test_entropy_coding_of_skewed_bytes() -> None:
+    raw = np.random.default_rng(0).geometric(0.3, 100_000).astype(np.uint8).tobytes()
+    coded = compress_entropy(raw)
+    assert len(coded) < 0.45 * len(raw)
+    assert decompress(coded, len(raw)) == raw
+
+
+def test_on_many_threads() -> None:
+    raws = [TEXT[n : n + 5000] for n in range(200)]
+
+    def roundtrip(raw: bytes) -> bytes:
+        return decompress(compress(raw, 3), len(raw))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(roundtrip, raws)) == raws
+
+
+def streamed(raw: bytes) -> bytes:
+    """A frame that does not say how long it is."""
+    compressor = zstandard.ZstdCompressor().compressobj()
+    return compressor.compress(raw) + compressor.flush()
+
+
+@pytest.mark.parametrize(
+    ("data", "size", "why"),
+    [
+        (b"", 1, "content size"),
+        (b"no zstd at all", 14, "content size"),
+        (compress(TEXT, 3), len(TEXT) - 1, "does not hold"),
+        (compress(TEXT, 3), len(TEXT) + 1, "does not hold"),
+        (streamed(TEXT), len(TEXT), "does not hold"),
+        (compress(TEXT, 3) + compress(b"more", 3), len(TEXT), "more than it says"),
+        (compress(TEXT, 3) + b"junk", len(TEXT), "Unknown frame"),
+        (compress(TEXT, 3)[:-1], len(TEXT), "truncated"),
+        (compress(TEXT, 3)[:20], len(TEXT), "truncated"),
+    ],
+)
+def test_malformed_frames(data: bytes, size: int, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        decompress(data, size)
+
+
+def test_the_decoder_recovers() -> None:
+    """Its context is reused after a failure."""
+    with pytest.raises(ValueError, match="truncated"):
+        decompress(compress(TEXT, 3)[:50], len(TEXT))
+    assert decompress(compress(TEXT, 3), len(TEXT)) == TEXT

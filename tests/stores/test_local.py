@@ -1,0 +1,78 @@
+"""The store in a directory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casweights import staging
+from casweights.errors import StoreError
+from casweights.stores.local import LocalStore
+from casweights.testing import StoreTests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+class TestLocalStore(StoreTests):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> LocalStore:
+        return LocalStore(tmp_path / "store")
+
+    @pytest.fixture
+    def again(self, store: LocalStore) -> Callable[[], LocalStore]:
+        return lambda: LocalStore(store.root)
+
+
+def test_an_object_is_a_file(tmp_path: Path) -> None:
+    LocalStore(tmp_path).put("packs/name", [b"bytes"])
+    assert (tmp_path / "packs/name").read_bytes() == b"bytes"
+
+
+def test_reading_makes_nothing(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    assert not store.exists("name")
+    assert list(store.list()) == []
+    store.delete("name")
+    assert not store.root.exists()
+
+
+def test_hidden_files_are_no_objects(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put("packs/name", [b"bytes"])
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "packs/.hidden").touch()
+    assert [info.name for info in store.list()] == ["packs/name"]
+
+
+def test_drafts_are_gone_when_the_store_is(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.put("name", [b"x"])
+    del store
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_drafts_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from casweights.staging import Staging; "
+        "Staging(Path(sys.argv[1])).new_path().write_bytes(b'half'); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob(f"{staging.PREFIX}*/*"))) == 1
+    store = LocalStore(tmp_path)
+    assert list(store.list()) == []
+    store.put("name", [b"x"])
+    del store
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
+    (tmp_path / "packs").write_bytes(b"in the way")
+    store = LocalStore(tmp_path)
+    with pytest.raises(StoreError, match="cannot write packs/name"):
+        store.put("packs/name", [b"x"])
+    assert not store.exists("packs/name")

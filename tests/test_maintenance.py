@@ -1,0 +1,150 @@
+"""Verifying and counting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.errors import ErrorCode
+from casweights.testing import WrapperStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights import Repository
+    from casweights.stores.base import ObjectInfo
+    from casweights.testing import CountingStore
+
+CHUNK = 64 * KiB
+
+
+def noise(chunks: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (chunks * CHUNK,), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def filled(repo: Repository) -> Repository:
+    repo.commit({"a": noise(3, 0), "b": noise(2, 1)})
+    repo.commit({"a": noise(3, 0), "b": noise(4, 2), "zero": torch.zeros(CHUNK)})
+    repo.commit({"a": noise(3, 0)}, branch="other")
+    repo.tag("v1", "main~1")
+    return repo
+
+
+def test_a_sound_store(filled: Repository) -> None:
+    for quick in (False, True):
+        found = filled.verify(quick=quick)
+        assert found.problems == ()
+        assert (found.snapshots, found.packs, found.frames) == (3, 2, 3 + 2 + 4 + 1)
+        assert found.nbytes == filled.stats().pack_bytes
+
+
+def test_an_empty_store(repo: Repository) -> None:
+    found = repo.verify()
+    assert found.problems == ()
+    assert (found.snapshots, found.packs, found.frames, found.nbytes) == (0, 0, 0, 0)
+    assert repo.stats().versions == ()
+    assert repo.stats().version_bytes == 0
+
+
+def test_stats(filled: Repository) -> None:
+    found = filled.stats()
+    assert (found.packs, found.chunks) == (2, 10)
+    assert found.chunk_bytes == 9 * CHUNK + 4 * CHUNK - 3 * CHUNK
+    assert found.encodings == {"raw": 9, "zstd": 1}
+    assert [version.id for version in found.versions] == [
+        filled.resolve("main~1"),
+        filled.resolve("main"),
+        filled.resolve("other"),
+    ]
+    assert [version.new_bytes for version in found.versions] == [5 * CHUNK, 5 * CHUNK, 0]
+    assert [version.nbytes for version in found.versions] == [
+        filled.snapshot(version.id).size for version in found.versions
+    ]
+    assert found.version_bytes == sum(version.nbytes for version in found.versions)
+    assert 9 * CHUNK < sum(v.stored_bytes for v in found.versions) < found.pack_bytes
+
+
+@pytest.mark.parametrize("prefix", ["packs/", "snapshots/", "refs/heads/", "refs/tags/"])
+@pytest.mark.parametrize("place", [0, 5, 20, -20, -1])
+def test_a_flipped_bit_anywhere(
+    filled: Repository, objects: CountingStore, prefix: str, place: int
+) -> None:
+    info = next(objects.list(prefix))
+    data = bytearray(objects.get(info.name))
+    data[place] ^= 4
+    objects.delete(info.name)
+    objects.put(info.name, [data])
+    problems = filled.verify().problems
+    assert any(info.name in str(problem) for problem in problems)
+
+
+def test_missing_objects(filled: Repository, objects: CountingStore) -> None:
+    for info in list(objects.list("packs/")):
+        objects.delete(info.name)
+    gone = filled.resolve("main~1")
+    objects.delete(f"snapshots/{gone}")
+    problems = [str(problem) for problem in filled.verify().problems]
+    assert any(f"its parent {gone} is not in the store" in problem for problem in problems)
+    assert any(f"v1 points to {gone}" in problem for problem in problems)
+    assert sum("no sound frame holds its chunk" in problem for problem in problems) == 8 + 3
+    assert {problem.code for problem in filled.verify().problems} == {ErrorCode.MISSING_CHUNK}
+
+
+def test_what_does_not_belong(filled: Repository, objects: CountingStore) -> None:
+    objects.put("stranger", [b"x"])
+    objects.put("packs/not-a-pack", [b"x" * 100])
+    problems = [str(problem) for problem in filled.verify().problems]
+    assert any("stranger" in problem for problem in problems)
+    assert any("packs/not-a-pack" in problem for problem in problems)
+
+
+def test_a_damaged_frame_is_read_from_another_pack(objects: CountingStore) -> None:
+    """Two writers that did not know of each other have stored the same chunks."""
+    config = StoreConfig(chunk_size=CHUNK)
+    with (
+        casweights.open(objects, create=True, config=config) as one,
+        casweights.open(OldListing(objects)) as two,
+    ):
+        first = one.commit({"a": noise(3, 0)})
+        two.commit({"a": noise(3, 0), "b": noise(1, 1)}, branch="two")
+    packs = [info.name for info in objects.list("packs/")]
+    assert len(packs) == 2
+    for name in packs:
+        data = objects.get(name)
+        for damaged in (None, data[:8] + bytes(2 * CHUNK) + data[8 + 2 * CHUNK :]):
+            objects.delete(name)
+            if damaged is not None:
+                objects.put(name, [damaged])
+            with casweights.open(objects) as repo:
+                assert repo.load(first)["a"].equal(noise(3, 0))
+                assert repo.load("two", include=["a"])["a"].equal(noise(3, 0))
+            objects.delete(name)
+        objects.put(name, [data])
+
+
+class OldListing(WrapperStore):
+    """Does not list packs: to its user there are none."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return iter(()) if prefix == "packs/" else super().list(prefix)
+
+
+def test_a_commit_repairs_what_it_brings_again(filled: Repository, objects: CountingStore) -> None:
+    """A pack whose index is gone counts as missing, so its chunks are written once more."""
+    for info in list(objects.list("packs/")):
+        data = objects.get(info.name)
+        objects.delete(info.name)
+        objects.put(info.name, [data[:-1]])
+    assert filled.verify().problems
+    with casweights.open(objects) as repo:
+        repo.commit({"a": noise(3, 0), "b": noise(2, 1)}, branch="repair")
+        repo.commit({"b": noise(4, 2), "zero": torch.zeros(CHUNK)}, branch="repair")
+        assert repo.verify().problems == ()
+        for ref in ("main", "main~1", "other", "v1", "repair"):
+            repo.load(ref)

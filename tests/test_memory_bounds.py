@@ -1,0 +1,75 @@
+"""Memory is bounded by the work in flight, not by the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from casweights.config import MiB
+from casweights.testing.strategies import encode_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SIZE = 1024 * MiB
+LIMIT = 512 * MiB
+
+# The peak is the kernel's, counted from zero for each program that is started.
+WORK = """
+import sys
+from pathlib import Path
+import casweights, casweights.checkout, casweights.commit, casweights.maintenance
+
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+verb, store, source, target = sys.argv[1:]
+before = peak()
+with casweights.open(store, create=True, workers=2) as repo:
+    if verb == "commit":
+        repo.commit(source, compression="fast")
+    elif verb == "checkout":
+        repo.checkout("main", target)
+    elif verb == "read":
+        sum(map(len, repo.read("main", "model.safetensors")))
+    else:
+        assert not repo.verify().problems
+print(peak() - before)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is emptied at once: it holds gigabytes."""
+    with tempfile.TemporaryDirectory(dir=tmp_path) as name:
+        yield Path(name)
+
+
+def write_model(path: Path) -> None:
+    """A file of random bytes, so that nothing shrinks on its way."""
+    table = {"w": {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}}
+    rng = np.random.default_rng(0)
+    with path.open("wb") as file:
+        file.write(encode_header(table))
+        for _ in range(SIZE // (8 * MiB)):
+            file.write(rng.bytes(8 * MiB))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
+def test_memory_does_not_grow_with_the_model(folder: Path) -> None:
+    source = folder / "model.safetensors"
+    write_model(source)
+    for verb in ("commit", "commit", "checkout", "checkout", "read", "verify"):
+        arguments = [verb, str(folder / "store"), str(source), str(folder / "out")]
+        run = subprocess.run(
+            [sys.executable, "-c", WORK, *arguments], check=True, capture_output=True, text=True
+        )
+        assert int(run.stdout) < LIMIT, verb

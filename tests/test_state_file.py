@@ -1,0 +1,235 @@
+"""State dicts as files: which are taken, how they look, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
+from casweights.format.safetensors import TREE_KEY
+from casweights.tensors import STATE_FILE, StateFile
+from casweights.testing.states import assert_same_state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from casweights import Repository
+
+
+def committed(repo: Repository, state: dict[Any, Any]) -> bytes:
+    """The file that a state dict becomes."""
+    return b"".join(repo.read(repo.commit(state), STATE_FILE))
+
+
+def test_a_flat_state_is_an_ordinary_file(repo: Repository) -> None:
+    state = {"b": torch.arange(6).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
+    assert committed(repo, state) == safetensors.torch.save(state, {"format": "pt"})
+
+
+def test_a_module_s_state(repo: Repository) -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
+    file = committed(repo, module.state_dict())
+    assert file == safetensors.torch.save(module.state_dict(), {"format": "pt"})
+    loaded = repo.load("main")
+    assert_same_state(loaded, dict(module.state_dict()))
+    module.load_state_dict(loaded)
+
+
+def test_an_optimizer_s_state(repo: Repository) -> None:
+    module = torch.nn.Linear(300, 200)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+    module(torch.randn(7, 300)).sum().backward()
+    optimizer.step()
+    state = {"step": 1, "model": module.state_dict(), "optimizer": optimizer.state_dict()}
+    repo.commit(state)
+    loaded = repo.load("main")
+    assert_same_state(loaded, state)
+    torch.optim.AdamW(module.parameters()).load_state_dict(loaded["optimizer"])
+
+
+def test_other_programs_read_a_nested_state(repo: Repository) -> None:
+    state = {"model": {"w": torch.arange(4)}, "more": [torch.zeros(2), 5]}
+    loaded = safetensors.torch.load(committed(repo, state))
+    assert loaded.keys() == {"model.w", "more.0"}
+    assert loaded["model.w"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_nested_state_keeps_the_order_of_its_keys(repo: Repository) -> None:
+    state = {"z": {"b": 1, "a": 2}, 10: None, 2: "x", "a": torch.zeros(1)}
+    loaded = repo.load(repo.commit(state))
+    assert list(loaded) == ["z", 10, 2, "a"]
+    assert list(loaded["z"]) == ["b", "a"]
+
+
+def test_tied_tensors_are_stored_once_and_come_back_tied(repo: Repository) -> None:
+    embedding = torch.randn(100, 50)
+    state = {"embed": embedding, "head": embedding, "other": embedding.clone()}
+    file = committed(repo, state)
+    assert len(file) < 3 * embedding.nbytes
+    loaded = repo.load("main")
+    assert loaded["embed"] is loaded["head"]
+    assert loaded["embed"] is not loaded["other"]
+    assert_same_state(loaded, state)
+
+
+def test_ties_of_parameters(repo: Repository) -> None:
+    """Each call of state_dict makes new tensor objects for the same memory."""
+    module = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5)})
+    module["head"].weight = module["embed"].weight
+    loaded = repo.load(repo.commit(module.state_dict()))
+    assert loaded["head.weight"] is loaded["embed.weight"]
+
+
+def test_views_that_only_overlap_are_not_tied(repo: Repository) -> None:
+    base = torch.arange(10)
+    state = {
+        "all": base,
+        "half": base[:5],
+        "column": base.reshape(5, 2),
+        "bits": base.view(torch.float64),
+    }
+    loaded = repo.load(repo.commit(state))
+    assert_same_state(loaded, state)
+    loaded["half"][0] = 100
+    assert loaded["all"][0] == 0
+
+
+def test_conjugates_are_not_tied_to_their_base(repo: Repository) -> None:
+    base = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64)
+    state = {"base": base, "conjugate": base.conj(), "negative": base.conj().imag}
+    assert_same_state(repo.load(repo.commit(state)), state)
+
+
+def test_names_that_meet(repo: Repository) -> None:
+    state = {
+        "a.b": torch.tensor(1),
+        "a": {"b": torch.tensor(2)},
+        1: torch.tensor(3),
+        "1": torch.tensor(4),
+        "": torch.tensor(5),
+        "__metadata__": torch.tensor(6),
+        "list": [torch.tensor(7)],
+        "list.0": torch.tensor(8),
+    }
+    assert_same_state(repo.load(repo.commit(state)), state)
+
+
+def test_an_empty_state(repo: Repository) -> None:
+    assert repo.load(repo.commit({})) == {}
+    assert repo.load(repo.commit({"a": {}, "b": [], "c": ()})) == {"a": {}, "b": [], "c": ()}
+
+
+def test_lone_elements_of_a_larger_tensor(repo: Repository) -> None:
+    """Their strides look odd, though they are contiguous."""
+    base = torch.arange(12, dtype=torch.int16).reshape(3, 4)
+    state = {"row": base[0, 1::4], "block": base[1:2, 2::3], "column": base[:1, :1].t()}
+    assert_same_state(repo.load(repo.commit(state)), state)
+
+
+def test_python_values(repo: Repository) -> None:
+    state = {
+        "int": 10**30,
+        "negative": -(2**63),
+        "true": True,
+        "one": 1,
+        "float": 0.1,
+        "whole": 2.0,
+        "minus zero": -0.0,
+        "infinite": float("-inf"),
+        "nan": float("nan"),
+        "text": "größe \0 💾",
+        "none": None,
+        "tuple": (0.9, 0.999),
+    }
+    assert_same_state(repo.load(repo.commit(state)), state)
+
+
+def test_gradients_and_buffers_do_not_matter(repo: Repository) -> None:
+    state = {
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "buffer": torch.nn.Buffer(torch.ones(2)),
+        "computed": torch.nn.Parameter(torch.ones(2)) * 2,
+    }
+    loaded = repo.load(repo.commit(state))
+    assert all(type(tensor) is torch.Tensor for tensor in loaded.values())
+    assert not any(tensor.requires_grad for tensor in loaded.values())
+
+
+def test_what_was_loaded_can_be_changed(repo: Repository) -> None:
+    repo.commit({"a": torch.zeros(3), "none": torch.zeros(0)})
+    loaded = repo.load("main")
+    loaded["a"] += 1
+    assert repo.load("main")["a"].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ({"a": {"b": b"bytes"}}, "bytes at 'a.b'"),
+        ({"a": [object()]}, "object at 'a.0'"),
+        ({"a": {1, 2}}, "set at 'a'"),
+        ({"a": torch.float32}, "dtype at 'a'"),
+        ({"a": 1j}, "complex at 'a'"),
+        ({"a": "\ud800"}, "str at 'a'"),
+        ({("k",): 1}, "OrderedDict|dict at 'its top'"),
+        ({True: torch.ones(1)}, "dict at 'its top'"),
+        ({"a": {None: 1}}, "dict at 'a'"),
+    ],
+)
+def test_what_is_no_state(repo: Repository, state: dict[Any, Any], where: str) -> None:
+    with pytest.raises(InvalidInputError, match=where) as caught:
+        repo.commit(state)
+    assert caught.value.code is ErrorCode.BAD_STATE
+    assert not repo.branches()
+
+
+def test_keys_that_are_no_text(repo: Repository) -> None:
+    with pytest.raises(InvalidInputError, match="not valid Unicode"):
+        repo.commit({"\ud800": torch.ones(1)})
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: torch.ones(2, device="meta"), "is meta"),
+        (lambda: torch.eye(2).to_sparse(), "is sparse"),
+        (lambda: torch.zeros(2, dtype=torch.complex128), "safetensors cannot express"),
+        (lambda: Wrapped(torch.zeros(2)), "is a Wrapped"),
+    ],
+)
+def test_tensors_that_cannot_be_kept(
+    repo: Repository, make: Callable[[], torch.Tensor], why: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=why) as caught:
+        repo.commit({"model": {"w": make()}})
+    assert "model.w" in str(caught.value)
+
+
+class Wrapped(torch.Tensor):
+    """A subclass whose memory may not be its value."""
+
+
+def test_a_state_that_contains_itself(repo: Repository) -> None:
+    state: dict[str, Any] = {}
+    state["again"] = state
+    with pytest.raises(InvalidInputError, match="does it contain itself"):
+        repo.commit(state)
+
+
+def metadata_of(state: Mapping[Any, Any]) -> dict[str, str]:
+    file = StateFile(state)
+    assert file.header is not None
+    return file.header.metadata
+
+
+def test_the_tree_is_only_there_when_it_is_needed() -> None:
+    flat = OrderedDict(b=torch.ones(1), a=torch.ones(2))
+    assert metadata_of(flat) == {"format": "pt"}
+    tied = {"a": flat["a"], "b": flat["a"]}
+    tree = json.loads(metadata_of(tied)[TREE_KEY])
+    assert tree == ["dict", [["a", ["tensor", "a"]], ["b", ["tensor", "a"]]]]
