@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
-_ALIGNMENT = 64
+ALIGNMENT = 64  # bytes; torch's own
+_HUGE = 2 << 20  # from here on, memory comes straight from the system, in huge pages
 _local = threading.local()
 
 
@@ -19,9 +22,24 @@ def uninitialized(size: int) -> memoryview:
     Raises:
         MemoryError: There is not enough memory.
     """
-    memory = _allocate(size + _ALIGNMENT)
-    start = -memory.ctypes.data % _ALIGNMENT
+    if size >= _HUGE:
+        return _map(size)
+    import numpy as np  # verbs that move no data should not wait for this import
+
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].data
+
+
+def _map(size: int) -> memoryview:
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no memory for {size} bytes") from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # a page fault for 2 MiB instead of 512
+        with suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
 
 
 class Pool:
@@ -41,10 +59,12 @@ class Pool:
         """A buffer of `size` bytes; of the pool, unless it would waste half of one or more."""
         if not self._size // 2 < size <= self._size:
             return uninitialized(size)
+        import numpy as np
+
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = _allocate(self._size)
+            memory = np.frombuffer(uninitialized(self._size), np.uint8)
         lease = memory[:size]  # an object of its own: it dies with the last view of its data
         weakref.finalize(lease, self._free.append, memory)
         return lease.data
@@ -59,9 +79,3 @@ def scratch(size: int) -> memoryview:
     if buffer is None or len(buffer) < size:
         buffer = _local.buffer = uninitialized(size)
     return buffer[:size]
-
-
-def _allocate(size: int) -> np.ndarray:
-    import numpy as np  # verbs that move no data should not wait for this import
-
-    return np.empty(size, np.uint8)  # numpy asks for huge pages: fewer page faults

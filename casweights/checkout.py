@@ -72,8 +72,8 @@ def checkout(
     Files are written beside their places and renamed when all of them are complete and checked.
 
     Raises:
-        InvalidInputError: The directory has something in the way: a file where a folder must be,
-            or a symbolic link that leads elsewhere.
+        InvalidInputError: The directory lies in a store, or has something in the way: a file
+            where a folder must be, or a symbolic link that leads elsewhere.
         IntegrityError: The store is damaged; no file was touched.
         StoreError: The directory could not be written.
     """
@@ -86,8 +86,7 @@ def checkout(
     db.reporter.started(Stage.CHECKOUT, total)
     try:
         with storage_errors(f"cannot write to {directory}"):
-            if directory.exists() and not directory.is_dir():
-                raise _in_the_way(directory, "a folder")
+            _check_directory(directory)
             targets = [_target(directory, file) for file in files]
             places = _compare(db, targets)
             wanted = [target for target in targets if not target.complete]
@@ -104,6 +103,18 @@ def checkout(
         fetched_bytes=fetched,
     )
     db.reporter.checked_out(stats)
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a file, and a store: writing there could not be told from damage to it."""
+    if directory.exists() and not directory.is_dir():
+        raise _in_the_way(directory, "a folder")
+    place = directory.resolve()
+    for folder in (place, *place.parents):
+        if (folder / CONFIG).is_file():
+            raise InvalidInputError(
+                ErrorCode.BAD_PATH, f"{folder} is a casweights store: check out elsewhere"
+            )
 
 
 def _target(directory: Path, file: FileEntry) -> _Target:

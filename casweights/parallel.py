@@ -26,10 +26,16 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="casweights")
+        self._start()
+
+    def _start(self) -> None:
+        self._owner = os.getpid()
+        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="casweights")
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Like the built-in, on all threads, with at most two items a thread in flight."""
+        if os.getpid() != self._owner:  # a forked child has none of its parent's threads
+            self._start()
         pending: deque[Future[R]] = deque()
         try:
             for item in items:

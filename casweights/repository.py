@@ -149,7 +149,7 @@ class Repository:
         first = head.snapshot if head else None if parent is None else self.resolve(parent)
         return commit(
             self._db,
-            _sources(source, exclude, opaque),
+            _sources(source, _patterns(exclude), _patterns(opaque)),
             branch=branch,
             head=head,
             parents=(first,) if first else (),
@@ -182,14 +182,16 @@ class Repository:
 
         Raises:
             NotFoundError: No such version, or nothing matches `include`.
-            InvalidInputError: Something in the directory is in the way.
+            InvalidInputError: Something in the directory is in the way, or it lies in a store.
             IntegrityError: The store is damaged; the directory is as it was.
             StoreError: The directory could not be written.
         """
         from casweights.checkout import checkout
 
+        target = _path(directory)
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
-        checkout(self._db, snapshot, Path(directory), include=include, delete=delete)
+        chosen = None if include is None else _patterns(include)
+        checkout(self._db, snapshot, target, include=chosen, delete=delete)
         return snapshot
 
     def load(self, ref: Ref, *, include: Sequence[str] | None = None) -> dict[str, Any]:
@@ -212,7 +214,8 @@ class Repository:
         from casweights.loading import load
 
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
-        return load(self._db, snapshot, include=include)
+        chosen = None if include is None else _patterns(include)
+        return load(self._db, snapshot, include=chosen)
 
     def tensor(self, ref: Ref, name: str, *, file: str | None = None) -> LazyTensor:
         """One tensor of a version, unread; indexing it reads only the chunks it needs.
@@ -392,6 +395,19 @@ class Repository:
         self.close()
 
 
+def _path(given: str | os.PathLike[str]) -> Path:
+    if not os.fspath(given):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, "the path is empty: the current directory is '.'"
+        )
+    return Path(given)
+
+
+def _patterns(given: Sequence[str]) -> Sequence[str]:
+    """A pattern alone is a list of one: its letters are no patterns."""
+    return [given] if isinstance(given, str) else given
+
+
 def _sources(
     source: str | os.PathLike[str] | Mapping[Any, Any],
     exclude: Sequence[str],
@@ -402,7 +418,7 @@ def _sources(
 
         return [StateFile(source)]
     if isinstance(source, str | os.PathLike):
-        files = scan(Path(source), exclude=exclude, opaque=opaque)
+        files = scan(_path(source), exclude=exclude, opaque=opaque)
         if not files:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT, f"there is no file to commit in {os.fspath(source)}"

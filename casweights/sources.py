@@ -178,8 +178,10 @@ def _walk(
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise _refuse(folder, error) from error
-    if prefix and any(entry.name == CONFIG and entry.is_file() for entry in entries):
-        return  # a store
+    if any(entry.name == CONFIG and entry.is_file() for entry in entries):
+        if prefix:
+            return
+        raise _refuse(folder, "it is a casweights store: name the model's own folder")
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         raise _refuse(folder, "symbolic links lead in a circle")

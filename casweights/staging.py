@@ -37,13 +37,18 @@ class Staging:
                 self._lock = lock
                 return
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether this very process made it, and not the one that it was forked from."""
+        return os.getpid() == self._owner
+
     def new_path(self) -> Path:
         """A path in the folder that nothing has used yet."""
         return self.folder / str(next(self._numbers))
 
     def close(self) -> None:
         """Remove the folder and all that is still in it; a forked child leaves it alone."""
-        if os.getpid() != self._owner:
+        if not self.is_ours:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from casweights.buffers import uninitialized
+from casweights.buffers import ALIGNMENT, uninitialized
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format import safetensors
 from casweights.format.dtypes import DTYPES
@@ -217,32 +218,47 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def allocate(info: safetensors.TensorInfo) -> tuple[torch.Tensor, memoryview]:
-    """A tensor for `info` with undefined content, and its bytes.
+def allocate(
+    infos: Sequence[safetensors.TensorInfo],
+) -> list[tuple[torch.Tensor, memoryview]]:
+    """Tensors with undefined content, and their bytes; they lie in one stretch of memory.
 
     Raises:
         UnsupportedError: Torch has no such dtype, or there is not enough memory.
     """
-    dtype = _CODES.get(info.dtype.code)
-    if dtype is None:
-        raise UnsupportedError(
-            ErrorCode.UNSUPPORTED,
-            f"the tensor {info.name!r} has dtype {info.dtype.code}, which this torch does not "
-            "have: check the file out instead, or leave the tensor out",
-        )
+    for info in infos:
+        if info.dtype.code not in _CODES:
+            raise UnsupportedError(
+                ErrorCode.UNSUPPORTED,
+                f"the tensor {info.name!r} has dtype {info.dtype.code}, which this torch does not "
+                "have: check the file out instead, or leave the tensor out",
+            )
+    ends = list(accumulate(_aligned(info.nbytes) for info in infos))
+    total = ends[-1] if ends else 0
     try:
-        buffer = uninitialized(info.nbytes)
+        memory = uninitialized(total)
     except MemoryError as error:
         raise UnsupportedError(
-            ErrorCode.UNSUPPORTED, f"no memory for the {info.nbytes} bytes of {info.name!r}"
+            ErrorCode.UNSUPPORTED, f"no memory for the {total} bytes of the tensors"
         ) from error
+    return [
+        _view(info, memory[end - _aligned(info.nbytes) :][: info.nbytes])
+        for info, end in zip(infos, ends, strict=True)
+    ]
+
+
+def _aligned(nbytes: int) -> int:
+    return nbytes + -nbytes % ALIGNMENT
+
+
+def _view(info: safetensors.TensorInfo, memory: memoryview) -> tuple[torch.Tensor, memoryview]:
     shape = info.shape
     if info.dtype.code == _PAIRS:
         shape = (*shape[:-1], shape[-1] // 2)
-    memory = (
-        torch.frombuffer(buffer, dtype=torch.uint8) if buffer else torch.empty(0, dtype=torch.uint8)
-    )
-    return memory.view(dtype).reshape(shape), buffer
+    dtype = _CODES[info.dtype.code]
+    if not memory:
+        return torch.empty(shape, dtype=dtype), memory
+    return torch.frombuffer(memory, dtype=dtype).reshape(shape), memory
 
 
 def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> State:

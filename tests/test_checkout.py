@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import casweights
 from casweights import staging
 from casweights.config import KiB
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
@@ -236,6 +237,23 @@ def test_the_target_is_a_file(repo: Repository, model: Path) -> None:
     assert read_tree(model) == before
 
 
+@pytest.mark.parametrize("place", ["", "packs", "packs/deeper", "new/folder"])
+@pytest.mark.parametrize("delete", [False, True])
+def test_the_target_lies_in_a_store(
+    repo: Repository, model: Path, tmp_path: Path, place: str, delete: bool
+) -> None:
+    repo.commit(model)
+    with casweights.open(tmp_path / "store", create=True) as other:
+        other.commit(model)
+        before = read_tree(tmp_path / "store")
+        (tmp_path / "link").symlink_to("store")
+        for store in ("store", "link"):
+            with pytest.raises(InvalidInputError, match="store is a casweights store"):
+                repo.checkout("main", tmp_path / store / place, delete=delete)
+        assert read_tree(tmp_path / "store") == before
+        assert not other.verify().problems
+
+
 def test_the_target_is_a_link_to_a_folder(repo: Repository, model: Path, tmp_path: Path) -> None:
     """Whoever names the link means the folder."""
     repo.commit(model)
@@ -280,6 +298,31 @@ def test_include_nothing(repo: Repository, model: Path, tmp_path: Path) -> None:
             repo.checkout("main", tmp_path / "out", include=include)
         assert caught.value.code is ErrorCode.FILE_NOT_FOUND
     assert not (tmp_path / "out").exists()
+
+
+def test_one_pattern_is_no_list_of_letters(repo: Repository, model: Path, tmp_path: Path) -> None:
+    repo.commit(model)
+    repo.checkout("main", tmp_path / "out", include="*.json")
+    assert read_tree(tmp_path / "out").keys() == {"config.json"}
+    assert repo.load("main", include="v").keys() == {"v"}
+    assert len(repo.commit(model, exclude="*.pt").files) == 3
+    headers = [file.header for file in repo.commit(model, opaque="*.safetensors").files]
+    assert headers == [None] * 4
+    with pytest.raises(NotFoundError, match=r"matches '\*\.txt'"):
+        repo.load("main", include="*.txt")
+
+
+def test_an_empty_path_is_not_the_current_directory(
+    repo: Repository, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model)
+    with pytest.raises(InvalidInputError, match="the path is empty"):
+        repo.commit("")
+    repo.commit(".")
+    (model / "extra").touch()
+    with pytest.raises(InvalidInputError, match="the path is empty"):
+        repo.checkout("main", "", delete=True)
+    assert (model / "extra").exists()
 
 
 def test_include_and_delete(repo: Repository, model: Path) -> None:

@@ -127,6 +127,14 @@ def test_stores_inside_are_left_out(repo: Repository, tmp_path: Path) -> None:
     assert paths(repo.commit(tmp_path)) == ["model"]
 
 
+def test_a_store_is_no_model(repo: Repository, tmp_path: Path) -> None:
+    with casweights.open(tmp_path / "store", create=True) as inner:
+        with pytest.raises(InvalidInputError, match="it is a casweights store"):
+            inner.commit(tmp_path / "store")
+        with pytest.raises(InvalidInputError, match="it is a casweights store"):
+            repo.commit(tmp_path / "store")
+
+
 def test_patterns_of_what_to_leave_out(repo: Repository, tmp_path: Path) -> None:
     write_tree({"model": b"1", "logs/a": b"x", "sub/logs/a": b"2", "a.tmp": b"x"}, tmp_path)
     snapshot = repo.commit(tmp_path, exclude=["logs", "*.tmp"])

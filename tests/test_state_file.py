@@ -6,6 +6,7 @@ import json
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +15,7 @@ from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format.safetensors import TREE_KEY
 from casweights.tensors import STATE_FILE, StateFile
 from casweights.testing.states import assert_same_state
+from casweights.testing.strategies import TORCH_DTYPES, from_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,6 +31,21 @@ def committed(repo: Repository, state: dict[Any, Any]) -> bytes:
 def test_a_flat_state_is_an_ordinary_file(repo: Repository) -> None:
     state = {"b": torch.arange(6).reshape(2, 3), "a": torch.ones(3, dtype=torch.bfloat16)}
     assert committed(repo, state) == safetensors.torch.save(state, {"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
+def test_every_dtype(repo: Repository, dtype: torch.dtype) -> None:
+    """Several chunks of random bits, every kind of NaN and zero among them; and their edges."""
+    rng = np.random.default_rng(0)
+    state = {
+        "random": from_bytes(rng.bytes(200_000 // 8 * 8), dtype, (-1,)),
+        "ones": from_bytes(b"\xff" * 48, dtype, (2, -1)),
+        "signs": from_bytes((bytes(dtype.itemsize - 1) + b"\x80") * 6, dtype, (2, 3)),
+        "transposed": from_bytes(rng.bytes(700 * 900 * dtype.itemsize), dtype, (700, 900)).t(),
+        "expanded": from_bytes(b"\x7f" * dtype.itemsize, dtype, (1,)).expand(300, 400),
+        "none": torch.empty((0, 3), dtype=dtype),
+    }
+    assert_same_state(repo.load(repo.commit(state)), state)
 
 
 def test_a_module_s_state(repo: Repository) -> None:

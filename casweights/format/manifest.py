@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
@@ -44,9 +44,9 @@ class FileEntry:
 
     path: str
     size: int
-    raw_header: bytes | None
-    header: Header | None
-    chunks: tuple[ChunkId, ...]
+    raw_header: bytes | None = field(repr=False)
+    header: Header | None = field(repr=False)
+    chunks: tuple[ChunkId, ...] = field(repr=False)
 
     def pieces(self, chunk_size: int) -> Iterator[tuple[ChunkId, Piece]]:
         """Every chunk with its place, in file order."""
@@ -95,6 +95,12 @@ class Snapshot(Manifest):
     """
 
     id: SnapshotId
+
+    def __repr__(self) -> str:
+        return f"Snapshot({self.id}, {self.message!r}, {len(self.files)} files, {self.size} bytes)"
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     @classmethod
     def of(cls, manifest: Manifest) -> tuple[Self, bytes]:

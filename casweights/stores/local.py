@@ -54,13 +54,12 @@ class LocalStore(ObjectStore):
             draft = self._draft_path()
             try:
                 _write_durably(draft, parts)
-                os.link(draft, path)
-            except FileExistsError:
-                return False
+                created = _link(draft, path)
             finally:
                 draft.unlink(missing_ok=True)
-            fsync_folder(path.parent)
-        return True
+            if created:
+                fsync_folder(path.parent)
+        return created
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
@@ -105,7 +104,7 @@ class LocalStore(ObjectStore):
 
     def _draft_path(self) -> Path:
         with self._lock:
-            if self._staging is None:
+            if self._staging is None or not self._staging.is_ours:
                 self._make_folder(self.root)
                 self._staging = Staging(self.root)
                 weakref.finalize(self, self._staging.close)
@@ -126,6 +125,15 @@ def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(draft: Path, path: Path) -> bool:
+    """Give a file its name; False if another one has it."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _raise_unless_missing(error: OSError) -> None:

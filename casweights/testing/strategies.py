@@ -96,17 +96,16 @@ def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch
 
 def state_dicts() -> st.SearchStrategy[State]:
     """State dicts: flat or nested, tensors tied here and there."""
-    return st.lists(tensors(), max_size=5).flatmap(_nested)
+    return st.lists(tensors(), min_size=1, max_size=5).flatmap(_nested)
 
 
 def _nested(pool: list[torch.Tensor]) -> st.SearchStrategy[State]:
     """State dicts of these tensors; one that occurs twice is tied."""
-    values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT)
-    leaves = st.one_of(st.sampled_from(pool), values) if pool else values
+    tensor = st.sampled_from(pool)
+    value = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT)
     keys = st.one_of(TEXT, st.integers(-3, 100), st.sampled_from(["a", "b", "a.b", "tensor"]))
-    flat = st.dictionaries(TEXT, st.sampled_from(pool), max_size=6) if pool else st.just({})
     nested = st.recursive(
-        leaves,
+        st.one_of(tensor, tensor, value),
         lambda children: st.one_of(
             st.dictionaries(keys, children, max_size=4),
             st.lists(children, max_size=3),
@@ -114,7 +113,14 @@ def _nested(pool: list[torch.Tensor]) -> st.SearchStrategy[State]:
         ),
         max_leaves=12,
     )
-    return st.one_of(flat, st.dictionaries(keys, nested, max_size=5))
+    flat = {f"layers.{n}": tensor for n, tensor in enumerate(pool)}
+    tied = st.dictionaries(TEXT, tensor, max_size=6)
+    return st.one_of(
+        st.dictionaries(keys, nested, max_size=5),
+        tied.map(lambda names: flat | names),
+        tied.map(lambda names: {"model": flat, "tied": list(names.values())}),
+        st.just(flat),
+    )
 
 
 @st.composite
@@ -200,15 +206,13 @@ def trees(draw: st.DrawFn) -> Tree:
         contents().map(lambda content: ("", content)),
         safetensors_files().map(lambda content: (".safetensors", content)),
     )
-    nested = draw(
-        st.recursive(
-            files,
-            lambda children: st.dictionaries(file_names(), children, max_size=4),
-            max_leaves=8,
-        )
+    nested = st.recursive(
+        files,
+        lambda children: st.dictionaries(file_names(), children, max_size=3),
+        max_leaves=6,
     )
     tree = dict(draw(sharded_models())) if draw(st.booleans()) else {}
-    _flatten(nested if isinstance(nested, dict) else {"file": nested}, "", tree)
+    _flatten(draw(st.dictionaries(file_names(), nested, max_size=4)), "", tree)
     if not tree:
         tree["empty"] = b""
     targets = draw(st.lists(st.sampled_from(sorted(tree)), max_size=2))
