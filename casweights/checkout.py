@@ -120,10 +120,20 @@ def _check_directory(directory: Path) -> None:
 def _target(directory: Path, file: FileEntry) -> _Target:
     """Look at a file's place, without following links out of the directory."""
     parts = file.path.split("/")
+    if any(part.casefold() == ".git" or part.startswith(staging.PREFIX) for part in parts):
+        raise InvalidInputError(
+            ErrorCode.BAD_PATH,
+            f"the version has a file {file.path!r}, and repositories and drafts are not written "
+            "to: leave it out with include",
+        )
     for n in range(1, len(parts)):
         folder = directory.joinpath(*parts[:n])
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise _in_the_way(folder, "a folder")
+        if (folder / CONFIG).is_file():
+            raise InvalidInputError(
+                ErrorCode.BAD_PATH, f"{folder} is a casweights store: check out elsewhere"
+            )
     path = directory.joinpath(*parts)
     try:
         mode = path.lstat().st_mode
@@ -259,6 +269,8 @@ def _read_existing(db: Database, place: _Place, chunk: ChunkId, out: memoryview)
         return False
     try:
         return read_exactly(descriptor, place.offset, out) and db.hasher(out) == chunk
+    except OSError:
+        return False
     finally:
         os.close(descriptor)
 

@@ -47,6 +47,7 @@ class ChunkReader:
             else:
                 return
         if isinstance(failure, IntegrityError):
+            self._index.distrust(chunk, failure)
             raise failure
         raise IntegrityError(
             ErrorCode.MISSING_CHUNK, f"no pack holds the chunk {chunk}"

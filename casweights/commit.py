@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -91,10 +91,15 @@ class PackWriter:
 
     def _put(self, frames: list[Frame], parts: list[Buffer]) -> None:
         pack, ending = build_index(frames)
-        name, objects = names.pack_name(pack), [*parts, ending]
-        if not self._db.store.put(name, objects) and name in self._db.index.damaged:
-            self._db.store.delete(name)
-            self._db.store.put(name, objects)
+        name = names.pack_name(pack)
+        while not self._db.store.put(name, [*parts, ending]) and name in self._db.index.damaged:
+            # Somebody may still read parts of the damaged pack, so it stays as it is. With one
+            # frame repeated, ours has another ID.
+            last = frames[-1]
+            frames.append(replace(frames[0], offset=last.offset + last.size))
+            parts.append(parts[1])
+            pack, ending = build_index(frames)
+            name = names.pack_name(pack)
         self._db.index.add(name, (Location(pack, frame) for frame in frames))
 
     def finish(self) -> None:

@@ -73,9 +73,10 @@ def diff(old: Snapshot, new: Snapshot) -> Diff:
     old_items, new_items = _items(old), _items(new)
     had = {chunk for item in old_items.values() for chunk in item.sizes}
     changes, unchanged = [], 0
+    rewritten = _rewritten(old, new)
     for key in sorted(old_items.keys() | new_items.keys(), key=lambda k: (k[0], k[1] or "")):
         before, after = old_items.get(key), new_items.get(key)
-        if before and after and before.content == after.content:
+        if before and after and before.content == after.content and key not in rewritten:
             unchanged += 1
         else:
             changes.append(_change(key, before, after, had))
@@ -89,6 +90,23 @@ def diff(old: Snapshot, new: Snapshot) -> Diff:
         unchanged=unchanged,
         nbytes=sum(fresh.values()),
     )
+
+
+def _rewritten(old: Snapshot, new: Snapshot) -> set[tuple[str, str | None]]:
+    """Safetensors files with the same tensors and metadata, and yet other bytes in the header."""
+    had = {file.path: file for file in old.files if file.header is not None}
+    return {
+        (file.path, None)
+        for file in new.files
+        if file.path in had
+        and file.raw_header != had[file.path].raw_header
+        and _tensors(file) == _tensors(had[file.path])
+    }
+
+
+def _tensors(file: FileEntry) -> set[tuple[str, str, tuple[int, ...]]]:
+    tensors = file.header.tensors if file.header else ()
+    return {(tensor.name, tensor.dtype.code, tensor.shape) for tensor in tensors}
 
 
 def _change(

@@ -41,6 +41,7 @@ class ChunkIndex:
         self._hints: dict[ChunkId, Location] = {}
         self._known: dict[ChunkId, Location] = {}
         self._spares: dict[ChunkId, list[Location]] = {}
+        self._bad: set[ChunkId] = set()
         self._packs: set[str] = set()
         self.damaged: dict[str, CasweightsError] = {}
 
@@ -52,6 +53,8 @@ class ChunkIndex:
         """Read the indexes of all packs that appeared since the last time."""
         with self._lock:
             listed = list(self._store.list(names.PACKS))
+            if not self._packs <= {info.name for info in listed}:
+                self._forget()  # some are gone, and their chunks with them
             new = [info for info in listed if info.name not in self._packs]
             with ThreadPoolExecutor(_READERS) as pool:  # of its own: callers are on the workers
                 for info, result in zip(new, pool.map(self._try_read, new), strict=True):
@@ -59,6 +62,18 @@ class ChunkIndex:
                         self.damaged[info.name] = result
                     else:
                         self.add(info.name, result)
+
+    def _forget(self) -> None:
+        for known in (self._known, self._spares, self._bad, self._packs, self.damaged):
+            known.clear()
+
+    def distrust(self, chunk: ChunkId, why: CasweightsError) -> None:
+        """Count a chunk as missing, and its packs as damaged, so that it will be written anew."""
+        with self._lock:
+            self._bad.add(chunk)
+            for location in (self._known.get(chunk), *self._spares.get(chunk, ())):
+                if location is not None:
+                    self.damaged[names.pack_name(location.pack)] = why
 
     def _try_read(self, info: ObjectInfo) -> list[Location] | CasweightsError:
         try:
@@ -70,21 +85,26 @@ class ChunkIndex:
         """Take note of all frames of a pack, which need not be read any more."""
         for location in locations:
             chunk = location.frame.chunk
-            if self._known.setdefault(chunk, location) is not location:
-                self._spares.setdefault(chunk, []).append(location)
+            spare: Location | None = location
+            if chunk not in self:  # new, or better than what we know
+                spare = self._known.get(chunk)
+                self._known[chunk] = location
+                self._bad.discard(chunk)
+            if spare is not None:
+                self._spares.setdefault(chunk, []).append(spare)
         self._packs.add(pack_name)
         self.damaged.pop(pack_name, None)
 
     def __contains__(self, chunk: ChunkId) -> bool:
-        """Whether a pack that was read has this chunk."""
-        return chunk in self._known
+        """Whether a pack that was read has this chunk, and nobody found it damaged."""
+        return chunk in self._known and chunk not in self._bad
 
     def __getitem__(self, chunk: ChunkId) -> Location:
         return self._known[chunk]
 
     def __iter__(self) -> Iterator[Location]:
         """One location of every chunk."""
-        return iter(self._known.values())
+        return iter(list(self._known.values()))
 
     def locations(self, chunk: ChunkId) -> Iterator[Location]:
         """Where to try to read a chunk, the likeliest place first; packs are read when needed."""
@@ -118,7 +138,7 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
         index = tail[start - tail_start : stop - tail_start]
     else:
         index = store.get(info.name, start, stop - start)
-    first_bytes = store.get(info.name, 0, PREFIX_SIZE)
+    first_bytes = store.get(info.name, 0, PREFIX_SIZE) if tail_start else tail[:PREFIX_SIZE]
     frames = parse_index(first_bytes, index, start, pack, info.name)
     return [Location(pack, frame) for frame in frames]
 

@@ -34,25 +34,18 @@ def load(db: Database, snapshot: Snapshot, *, include: Sequence[str] | None) -> 
         IntegrityError: The store is damaged.
         UnsupportedError: Torch cannot hold one of the tensors.
     """
-    wanted: dict[str, tuple[TensorInfo, Sequence[ChunkId]]] = {}
+    tensors: dict[str, torch.Tensor] = {}
+    reads: list[_Read] = []
     for file in select(snapshot, include):
         for info, chunks in tensor_chunks(file, db.config.chunk_size):
-            if info.name in wanted:
+            if info.name in tensors:
                 raise InvalidInputError(
                     ErrorCode.AMBIGUOUS,
                     f"two files have a tensor {info.name!r}: choose one with include=[its path]",
                 )
-            wanted[info.name] = info, chunks
-    allocated = allocate([info for info, _ in wanted.values()])
-    tensors = dict(zip(wanted, (tensor for tensor, _ in allocated), strict=True))
-    _read_all(
-        db,
-        [
-            read
-            for (_, chunks), (_, memory) in zip(wanted.values(), allocated, strict=True)
-            for read in _reads(chunks, memory, db.config.chunk_size)
-        ],
-    )
+            tensors[info.name], memory = allocate(info)
+            reads.extend(_reads(chunks, memory, db.config.chunk_size))
+    _read_all(db, reads)
     headers = [file.header for file in snapshot.files if file.header is not None]
     if include is None and len(headers) == 1:
         return rebuild(tensors, headers[0].metadata)
@@ -102,7 +95,7 @@ class LazyTensor:
 
     def load(self) -> torch.Tensor:
         """The whole tensor."""
-        [(tensor, memory)] = allocate([self._info])
+        tensor, memory = allocate(self._info)
         _read_all(self._db, list(_reads(self._chunks, memory, self._db.config.chunk_size)))
         return tensor
 
@@ -136,7 +129,7 @@ class LazyTensor:
         span = min(last * chunk_size, info.nbytes) - begin
         shape = (stop - start, *self.shape[1:])
         nbytes = (stop - start) * row_bytes
-        [(tensor, memory)] = allocate([TensorInfo(info.name, info.dtype, shape, 0, nbytes)])
+        tensor, memory = allocate(TensorInfo(info.name, info.dtype, shape, 0, nbytes))
         if span == len(memory):
             _read_all(self._db, list(_reads(self._chunks[first:last], memory, chunk_size)))
         else:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from casweights.buffers import scratch
 from casweights.chunks import damaged_frame, decode_frame
-from casweights.errors import CasweightsError, ErrorCode, IntegrityError
+from casweights.errors import (
+    CasweightsError,
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    UnsupportedError,
+)
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.codecs import Encoding
@@ -18,12 +25,15 @@ from casweights.index import read_pack_index
 from casweights.snapshots import SnapshotStore, snapshot_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from casweights.database import Database
     from casweights.format.pack import Frame, Location
     from casweights.ids import ChunkId, SnapshotId
     from casweights.stores.base import ObjectInfo
+
+
+_UNSOUND = (IntegrityError, InvalidInputError, NotFoundError, UnsupportedError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,9 @@ def verify(db: Database, *, quick: bool) -> Verification:
     """
     problems: list[CasweightsError] = []
     have: set[ChunkId] = set()
+    # Listed against the order of writing, so that a commit beside us is seen whole or not at all.
+    refs = [*db.store.list(names.HEADS), *db.store.list(names.TAGS)]
+    snapshots = list(db.store.list(names.SNAPSHOTS))
     packs = list(db.store.list(names.PACKS))
     frames = 0
     db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
@@ -62,16 +75,16 @@ def verify(db: Database, *, quick: bool) -> Verification:
         for info, good, errors in db.workers.map(partial(_verify_pack, db, quick), packs):
             problems += errors
             have.update(good)
-            frames += len(good)
+            frames += len(good) + len(errors)
             db.reporter.advanced(Stage.VERIFY, info.size)
     finally:
         db.reporter.finished(Stage.VERIFY)
-    snapshots = _verify_snapshots(db, have, problems)
-    _verify_refs(db, snapshots, problems)
+    found = _verify_snapshots(db, snapshots, have, problems)
+    _verify_refs(db, refs, found, problems)
     _verify_names(db, problems)
     return Verification(
         problems=tuple(problems),
-        snapshots=len(snapshots),
+        snapshots=len(found),
         packs=len(packs),
         frames=frames,
         nbytes=sum(info.size for info in packs),
@@ -81,15 +94,16 @@ def verify(db: Database, *, quick: bool) -> Verification:
 def _verify_pack(
     db: Database, quick: bool, info: ObjectInfo
 ) -> tuple[ObjectInfo, list[ChunkId], list[CasweightsError]]:
-    good, problems = [], []
+    good: list[ChunkId] = []
+    problems: list[CasweightsError] = []
     try:
         for location in read_pack_index(db.store, info):
             try:
                 _verify_frame(db, location, quick=quick)
                 good.append(location.frame.chunk)
-            except CasweightsError as error:
+            except IntegrityError as error:
                 problems.append(error)
-    except CasweightsError as error:
+    except _UNSOUND as error:
         problems.append(error)
     return info, good, problems
 
@@ -108,12 +122,15 @@ def _verify_frame(db: Database, location: Location, *, quick: bool) -> None:
 
 
 def _verify_snapshots(
-    db: Database, have: set[ChunkId], problems: list[CasweightsError]
+    db: Database,
+    listed: Sequence[ObjectInfo],
+    have: set[ChunkId],
+    problems: list[CasweightsError],
 ) -> set[SnapshotId]:
     """Check all snapshots; returns those that are in the store, sound or not."""
     stored = SnapshotStore(db.store, db.index, db.config)  # which remembers none yet
     found = set()
-    for info in db.store.list(names.SNAPSHOTS):
+    for info in listed:
         try:
             found.add(snapshot_id_of(info.name))
         except IntegrityError as error:
@@ -122,13 +139,13 @@ def _verify_snapshots(
         name = names.snapshot_name(snapshot_id)
         try:
             snapshot = stored.load(snapshot_id)
-        except CasweightsError as error:
+        except _UNSOUND as error:
             problems.append(error)
             continue
         lost = {chunk for chunk, _ in snapshot.pieces()} - have
-        problems.extend(
-            _missing(f"{name}: no sound frame holds its chunk {chunk}") for chunk in sorted(lost)
-        )
+        if lost:
+            count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, as"
+            problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
         problems.extend(
             _missing(f"{name}: its parent {parent} is not in the store")
             for parent in snapshot.parents
@@ -137,11 +154,16 @@ def _verify_snapshots(
     return found
 
 
-def _verify_refs(db: Database, snapshots: set[SnapshotId], problems: list[CasweightsError]) -> None:
-    for info in (*db.store.list(names.HEADS), *db.store.list(names.TAGS)):
+def _verify_refs(
+    db: Database,
+    listed: Sequence[ObjectInfo],
+    snapshots: set[SnapshotId],
+    problems: list[CasweightsError],
+) -> None:
+    for info in listed:
         try:
             target = db.refs.target(info.name)
-        except CasweightsError as error:
+        except _UNSOUND as error:
             problems.append(error)
             continue
         if target not in snapshots:
@@ -237,8 +259,9 @@ def _encoding_name(frame: Frame) -> str:
 
 def _version_stats(db: Database, frames: dict[ChunkId, Frame]) -> Iterator[VersionStats]:
     seen: set[ChunkId] = set()
-    versions = [db.snapshots.load(snapshot_id) for snapshot_id in db.snapshots.ids()]
-    for version in sorted(versions, key=lambda v: (v.time, v.id)):
+    times = {snapshot_id: db.snapshots.load(snapshot_id).time for snapshot_id in db.snapshots.ids()}
+    for snapshot_id in sorted(times, key=lambda i: (times[i], i)):
+        version = db.snapshots.load(snapshot_id)  # once more, rather than hold them all
         new = {chunk: piece.nbytes for chunk, piece in version.pieces() if chunk not in seen}
         seen.update(new)
         yield VersionStats(

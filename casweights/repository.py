@@ -146,7 +146,7 @@ class Repository:
                 ErrorCode.BAD_ARGUMENT,
                 f"branch {branch!r} exists, so its head is the parent: leave out `parent`",
             )
-        first = head.snapshot if head else None if parent is None else self.resolve(parent)
+        first = head.snapshot if head else None if parent is None else self.snapshot(parent).id
         return commit(
             self._db,
             _sources(source, _patterns(exclude), _patterns(opaque)),
@@ -276,9 +276,9 @@ class Repository:
         if not isinstance(ref, str):
             return ref.id
         name, tilde, count = ref.partition("~")
-        steps = (int(count) if count.isdecimal() else 1 if not count else None) if tilde else 0
-        if steps is None:
+        if not re.fullmatch(r"[0-9]{0,9}", count):
             raise InvalidInputError(ErrorCode.BAD_NAME, f"{ref!r}: what follows ~ is no number")
+        steps = int(count or bool(tilde))
         found = self._resolve_name(name)
         if steps == 0:
             return found

@@ -176,9 +176,10 @@ def _walk(
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        is_store = any(entry.name == CONFIG and entry.is_file() for entry in entries)
     except OSError as error:
         raise _refuse(folder, error) from error
-    if any(entry.name == CONFIG and entry.is_file() for entry in entries):
+    if is_store:
         if prefix:
             return
         raise _refuse(folder, "it is a casweights store: name the model's own folder")

@@ -68,21 +68,31 @@ class Staging:
 def sweep(parent: Path) -> None:
     """Remove the folders that killed processes left in `parent`."""
     for folder in parent.glob(f"{PREFIX}*"):
-        lock = _lock(folder)
-        if lock is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
+        with contextlib.suppress(OSError):  # what cannot be locked is left alone
+            lock = _lock(folder)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
 def _lock(folder: Path) -> int | None:
-    """Lock a folder; None if somebody else has it or removes it meanwhile."""
-    with contextlib.suppress(OSError):
+    """Lock a folder; None if somebody else has it or removes it meanwhile.
+
+    Raises:
+        OSError: This file system has no locks, or the process no descriptors left.
+    """
+    try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                return descriptor
-        except OSError:
-            pass
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
         os.close(descriptor)
+        raise
+    os.close(descriptor)
     return None

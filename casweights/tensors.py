@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from casweights.buffers import ALIGNMENT, uninitialized
+from casweights.buffers import uninitialized
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format import safetensors
 from casweights.format.dtypes import DTYPES
@@ -82,32 +82,31 @@ class StateFile(SourceFile):
         self._copies: OrderedDict[str, memoryview] = OrderedDict()
         self._lock = threading.Lock()
         ties: dict[tuple[Any, ...], str] = {}
+        metadata = {"format": "pt"}
         try:
             tree = self._describe(state, "", ties)
+            if tree != ["dict", [[name, ["tensor", name]] for name in self._tensors]]:
+                metadata[TREE_KEY] = _dump(tree)
         except RecursionError:
             raise InvalidInputError(
                 ErrorCode.BAD_STATE, "the state dict is nested too deeply: does it contain itself?"
             ) from None
-        metadata = {"format": "pt"}
-        if tree != ["dict", [[name, ["tensor", name]] for name in self._tensors]]:
-            metadata[TREE_KEY] = json.dumps(tree, separators=(",", ":"))
         layout = [(n, _BY_DTYPE[t.dtype], element_shape(t)) for n, t in self._tensors.items()]
         self.raw_header = safetensors.build_header(layout, metadata)
         data_size = sum(tensor.nbytes for tensor in self._tensors.values())
-        self._layout = self.header = safetensors.parse_header(self.raw_header, data_size)
+        self.header = safetensors.parse_header(self.raw_header, data_size)
         self.size = len(self.raw_header) + data_size
+        filled = [tensor for tensor in self.header.tensors if tensor.nbytes]
+        self._starts = {len(self.raw_header) + tensor.start: tensor.name for tensor in filled}
+        self._offsets = list(self._starts)
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`; no bytes are copied where a tensor is contiguous on the CPU."""
         views = []
-        tensors = iter(self._layout.tensors)
-        tensor = next(tensors)
         for piece in run:
-            offset = piece.offset - (self.size - self._layout.data_size)
-            while not tensor.start <= offset < tensor.start + tensor.nbytes:
-                tensor = next(tensors)
-            start = offset - tensor.start
-            views.append(self._bytes(tensor.name)[start : start + piece.nbytes])
+            start = self._offsets[bisect_right(self._offsets, piece.offset) - 1]
+            view = self._bytes(self._starts[start])
+            views.append(view[piece.offset - start :][: piece.nbytes])
         return views
 
     def _bytes(self, name: str) -> memoryview:
@@ -153,6 +152,15 @@ class StateFile(SourceFile):
         ties[identity] = name
         self._tensors[name] = tensor
         return name
+
+
+def _dump(tree: list[Any]) -> str:
+    try:
+        return json.dumps(tree, separators=(",", ":"))
+    except ValueError as error:  # Python does not write integers of thousands of digits
+        raise InvalidInputError(
+            ErrorCode.BAD_STATE, f"the state dict holds a number that cannot be written: {error}"
+        ) from error
 
 
 def _join(path: str, key: object) -> str:
@@ -218,47 +226,31 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def allocate(
-    infos: Sequence[safetensors.TensorInfo],
-) -> list[tuple[torch.Tensor, memoryview]]:
-    """Tensors with undefined content, and their bytes; they lie in one stretch of memory.
+def allocate(info: safetensors.TensorInfo) -> tuple[torch.Tensor, memoryview]:
+    """A tensor with undefined content, and its bytes.
 
     Raises:
-        UnsupportedError: Torch has no such dtype, or there is not enough memory.
+        UnsupportedError: Torch has no such dtype or shape, or there is not enough memory.
     """
-    for info in infos:
-        if info.dtype.code not in _CODES:
-            raise UnsupportedError(
-                ErrorCode.UNSUPPORTED,
-                f"the tensor {info.name!r} has dtype {info.dtype.code}, which this torch does not "
-                "have: check the file out instead, or leave the tensor out",
-            )
-    ends = list(accumulate(_aligned(info.nbytes) for info in infos))
-    total = ends[-1] if ends else 0
-    try:
-        memory = uninitialized(total)
-    except MemoryError as error:
+    dtype, shape = _CODES.get(info.dtype.code), info.shape
+    is_odd = info.dtype.code == _PAIRS and shape[-1] % 2 != 0
+    if dtype is None or is_odd:
         raise UnsupportedError(
-            ErrorCode.UNSUPPORTED, f"no memory for the {total} bytes of the tensors"
-        ) from error
-    return [
-        _view(info, memory[end - _aligned(info.nbytes) :][: info.nbytes])
-        for info, end in zip(infos, ends, strict=True)
-    ]
-
-
-def _aligned(nbytes: int) -> int:
-    return nbytes + -nbytes % ALIGNMENT
-
-
-def _view(info: safetensors.TensorInfo, memory: memoryview) -> tuple[torch.Tensor, memoryview]:
-    shape = info.shape
+            ErrorCode.UNSUPPORTED,
+            f"torch cannot hold the tensor {info.name!r}, {info.dtype.code} {list(shape)}: check "
+            "the file out instead, or leave the tensor out",
+        )
     if info.dtype.code == _PAIRS:
         shape = (*shape[:-1], shape[-1] // 2)
-    dtype = _CODES[info.dtype.code]
-    if not memory:
-        return torch.empty(shape, dtype=dtype), memory
-    return torch.frombuffer(memory, dtype=dtype).reshape(shape), memory
+    try:
+        memory = uninitialized(info.nbytes)
+        if not memory:
+            return torch.empty(shape, dtype=dtype), memory
+        return torch.frombuffer(memory, dtype=dtype).reshape(shape), memory
+    except (MemoryError, RuntimeError) as error:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED, f"torch cannot make the tensor {info.name!r}: {error}"
+        ) from error
 
 
 def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> State:

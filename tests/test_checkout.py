@@ -374,3 +374,25 @@ def test_read_two_files_at_once(repo: Repository, tmp_path: Path) -> None:
     pairs = list(zip(repo.read("main", "a"), repo.read("main", "b"), strict=True))
     assert b"".join(a for a, _ in pairs) == NOISE
     assert b"".join(b for _, b in pairs) == NOISE[::-1]
+
+
+def test_repositories_are_not_written_to(repo: Repository, tmp_path: Path) -> None:
+    """Not even by a version that has such files: git runs what its configuration says."""
+    write_tree({".git/config": b"[core]", "a": b"a"}, tmp_path / "model")
+    repo.commit(tmp_path / "model", exclude=())
+    with pytest.raises(InvalidInputError, match=r"\.git/config") as caught:
+        repo.checkout("main", tmp_path / "out")
+    assert caught.value.code is ErrorCode.BAD_PATH
+    assert not (tmp_path / "out").exists()
+    repo.checkout("main", tmp_path / "out", include=["a"])
+
+
+def test_stores_below_are_not_written_to(repo: Repository, tmp_path: Path) -> None:
+    write_tree({".casweights/packs/x": b"theirs"}, tmp_path / "model")
+    repo.commit(tmp_path / "model")
+    with casweights.open(tmp_path / "out/.casweights", create=True):
+        pass
+    before = read_tree(tmp_path / "out")
+    with pytest.raises(InvalidInputError, match="is a casweights store"):
+        repo.checkout("main", tmp_path / "out")
+    assert read_tree(tmp_path / "out") == before

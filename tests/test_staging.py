@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from typing import TYPE_CHECKING
+
+import pytest
 
 from casweights.staging import PREFIX, Staging, sweep
 
@@ -75,3 +79,16 @@ def test_a_forked_child_leaves_it_alone(tmp_path: Path) -> None:
         "assert not staging.folder.exists()\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said, instead of trying for ever."""
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="no locks here"):
+        Staging(tmp_path)
+    assert len(list(tmp_path.iterdir())) <= 1
+    sweep(tmp_path)

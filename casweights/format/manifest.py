@@ -112,6 +112,7 @@ class Snapshot(Manifest):
         check_paths([file.path for file in manifest.files])
         encoded = encode_manifest(manifest)
         fields = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
+        fields["metadata"] = _canonical(manifest.metadata, "metadata")  # not the caller's own
         return cls(id=SnapshotId(blake3_256(encoded)), **fields), encoded
 
     @classmethod
@@ -213,6 +214,11 @@ def _decode_fields(encoded: bytes) -> dict[str, Any]:
     check_paths([file.path for file in files])
     if any(above.path > below.path for above, below in pairwise(files)):
         raise ValueError("its files are not ordered by path")
+    sizes: dict[ChunkId, int] = {}
+    for file in files:
+        for chunk, piece in file.pieces(config.chunk_size):
+            if sizes.setdefault(chunk, piece.nbytes) != piece.nbytes:
+                raise ValueError(f"its chunk {chunk} has two sizes")
     return {
         "parents": tuple(SnapshotId(expect(parent, bytes)) for parent in parents),
         "time": _EPOCH + timedelta(microseconds=expect(table["time"], int)),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import zstandard
 
+from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.envelope import Kind, corrupt, seal, unseal
 from casweights.format.fields import expect
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
@@ -110,6 +111,8 @@ def _decompress(data: memoryview, raw_size: int, name: str) -> bytes:
     try:
         if zstandard.frame_content_size(data) != raw_size:
             raise corrupt(name, "its sizes do not add up")
-        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+        return zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK_SIZE).decompress(
+            data, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
         raise corrupt(name, str(error)) from error

@@ -47,8 +47,10 @@ class ProgressBars(Reporter):
 
     def advanced(self, stage: Stage, nbytes: int) -> None:
         """See `Reporter.advanced`."""
-        self._bars[stage].update(nbytes)
+        if stage in self._bars:  # not so if two threads are in one stage
+            self._bars[stage].update(nbytes)
 
     def finished(self, stage: Stage) -> None:
         """See `Reporter.finished`."""
-        self._bars.pop(stage).close()
+        if stage in self._bars:
+            self._bars.pop(stage).close()

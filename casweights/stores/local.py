@@ -49,6 +49,7 @@ class LocalStore(ObjectStore):
         path = self._path(name)
         with storage_errors(f"cannot write {name}"):
             if path.exists():
+                fsync_folder(path.parent)  # its writer may not have come so far yet
                 return False
             self._make_folder(path.parent)
             draft = self._draft_path()
@@ -57,8 +58,7 @@ class LocalStore(ObjectStore):
                 created = _link(draft, path)
             finally:
                 draft.unlink(missing_ok=True)
-            if created:
-                fsync_folder(path.parent)
+            fsync_folder(path.parent)
         return created
 
     def size(self, name: str) -> int:
