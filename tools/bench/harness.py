@@ -23,7 +23,7 @@ class Result:
         reference: Median of the reference; None where the target is absolute.
         unit: Unit of both.
         ratio: Median of the pairs' ratios; of an absolute target: ours divided by the target.
-        target: What `ratio` must not exceed.
+        target: What `ratio` must not exceed; None where nothing is asked of it.
         note: What bounds the result, or what the reference is.
     """
 
@@ -32,12 +32,12 @@ class Result:
     reference: float | None
     unit: str
     ratio: float
-    target: float
+    target: float | None
     note: str
 
     @property
     def reached(self) -> bool:
-        return self.ratio <= self.target
+        return self.target is None or self.ratio <= self.target
 
 
 def pair(
@@ -45,7 +45,7 @@ def pair(
     ours: Callable[[], object],
     reference: Callable[[], object],
     *,
-    target: float,
+    target: float | None,
     note: str,
     prepare: Callable[[], object] = lambda: None,
     rounds: int = 5,
@@ -92,8 +92,10 @@ def report(title: str, facts: dict[str, object], results: Sequence[Result]) -> i
     for r in results:
         reference = "-" if r.reference is None else f"{r.reference:.3f} {r.unit}"
         ours = f"{r.ours:.3f} {r.unit}"
-        verdict = "yes" if r.reached else "no"
-        rows.append((r.what, ours, reference, f"{r.ratio:.2f}", f"{r.target:.2f}", verdict))
+        target, verdict = "-", "-"
+        if r.target is not None:
+            target, verdict = f"{r.target:.2f}", "yes" if r.reached else "no"
+        rows.append((r.what, ours, reference, f"{r.ratio:.2f}", target, verdict))
     widths = [max(len(row[n]) for row in rows) for n in range(len(header))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))

