@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from casweights.refs import Head
     from casweights.sources import SourceFile
 
-_PUTS_IN_FLIGHT = 2
+_PUTS_IN_FLIGHT = 4  # keeps a disk busy; each holds a pack in memory
 
 
 @dataclass(frozen=True, slots=True)
