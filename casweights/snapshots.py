@@ -39,6 +39,7 @@ class SnapshotStore:
         self._config = config
         self._lock = threading.Lock()
         self._index = index
+        self._hinted: set[SnapshotId] = set()
         self._recent: OrderedDict[SnapshotId, Snapshot] = OrderedDict()
 
     def load(self, snapshot_id: SnapshotId, *, to_read: bool = False) -> Snapshot:
@@ -53,7 +54,7 @@ class SnapshotStore:
             IntegrityError: The object is damaged or is another snapshot's.
         """
         recent = self._recent.get(snapshot_id)
-        if recent is not None and not to_read:
+        if recent is not None and (not to_read or snapshot_id in self._hinted):
             return recent
         name = names.snapshot_name(snapshot_id)
         try:
@@ -71,6 +72,7 @@ class SnapshotStore:
             )
         if to_read:
             self._index.hint(locations)
+            self._hinted.add(snapshot_id)
         self._keep(snapshot)
         return snapshot
 
