@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 MAX_PATH_BYTES = 4096
 MAX_PATH_PARTS = 100
+_SHOWN = 200  # characters of a name in a message
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _DRIVE = re.compile(r"(^|/)[A-Za-z]:")
 
 
 def _bad(path: str, why: str) -> InvalidInputError:
-    return InvalidInputError(ErrorCode.BAD_PATH, f"the file name {path!r} {why}")
+    shown = path if len(path) <= _SHOWN else path[:_SHOWN] + "..."
+    return InvalidInputError(ErrorCode.BAD_PATH, f"the file name {shown!r} {why}")
 
 
 def check_path(path: str) -> None:
@@ -31,7 +33,7 @@ def check_path(path: str) -> None:
     """
     if _FORBIDDEN.search(path):
         raise _bad(path, "contains a backslash, a control character or an undecodable byte")
-    if len(path.encode()) > MAX_PATH_BYTES:
+    if len(path) > MAX_PATH_BYTES or len(path.encode()) > MAX_PATH_BYTES:
         raise _bad(path, f"is longer than {MAX_PATH_BYTES} bytes")
     if path.count("/") >= MAX_PATH_PARTS:
         raise _bad(path, f"lies in more than {MAX_PATH_PARTS - 1} folders")
