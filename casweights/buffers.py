@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-ALIGNMENT = 64  # bytes; torch's own
+_ALIGNMENT = 64  # bytes; torch's own
 _HUGE = 2 << 20  # from here on, memory comes straight from the system, in huge pages
 _local = threading.local()
 
@@ -26,8 +26,8 @@ def uninitialized(size: int) -> memoryview:
         return _map(size)
     import numpy as np  # verbs that move no data should not wait for this import
 
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
     return memory[start : start + size].data
 
 

@@ -111,10 +111,14 @@ def _check_directory(directory: Path) -> None:
         raise _in_the_way(directory, "a folder")
     place = directory.resolve()
     for folder in (place, *place.parents):
-        if (folder / CONFIG).is_file():
-            raise InvalidInputError(
-                ErrorCode.BAD_PATH, f"{folder} is a casweights store: check out elsewhere"
-            )
+        _refuse_store(folder)
+
+
+def _refuse_store(folder: Path) -> None:
+    if (folder / CONFIG).is_file():
+        raise InvalidInputError(
+            ErrorCode.BAD_PATH, f"{folder} is a casweights store: check out elsewhere"
+        )
 
 
 def _target(directory: Path, file: FileEntry) -> _Target:
@@ -130,10 +134,7 @@ def _target(directory: Path, file: FileEntry) -> _Target:
         folder = directory.joinpath(*parts[:n])
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise _in_the_way(folder, "a folder")
-        if (folder / CONFIG).is_file():
-            raise InvalidInputError(
-                ErrorCode.BAD_PATH, f"{folder} is a casweights store: check out elsewhere"
-            )
+        _refuse_store(folder)
     path = directory.joinpath(*parts)
     try:
         mode = path.lstat().st_mode

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.config import KiB
-from casweights.errors import CasweightsError, IntegrityError, InvalidInputError, NotFoundError
+from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, corrupt
 from casweights.format.pack import TRAILER_SIZE, Location, index_span, parse_index
@@ -128,7 +127,7 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
         IntegrityError: The pack is damaged or is not the one its name says.
         UnsupportedError: A newer casweights wrote it.
     """
-    pack = _pack_id_of(info.name)
+    pack = names.parse_id(PackId, names.PACKS, info.name)
     if info.size < PREFIX_SIZE + TRAILER_SIZE:
         raise corrupt(info.name, "it is too short for a pack")
     tail_start = max(0, info.size - _TAIL_GUESS)
@@ -141,12 +140,3 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
     first_bytes = store.get(info.name, 0, PREFIX_SIZE) if tail_start else tail[:PREFIX_SIZE]
     frames = parse_index(first_bytes, index, start, pack, info.name)
     return [Location(pack, frame) for frame in frames]
-
-
-def _pack_id_of(name: str) -> PackId:
-    """The ID of the pack whose object has this name."""
-    with suppress(InvalidInputError):
-        pack = PackId.from_hex(name.removeprefix(names.PACKS))
-        if names.pack_name(pack) == name:  # not in capitals
-            return pack
-    raise corrupt(name, "its name is no pack ID")

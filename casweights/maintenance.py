@@ -21,15 +21,16 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.codecs import Encoding
 from casweights.format.hashing import checksum
+from casweights.ids import SnapshotId
 from casweights.index import read_pack_index
-from casweights.snapshots import SnapshotStore, snapshot_id_of
+from casweights.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from casweights.database import Database
     from casweights.format.pack import Frame, Location
-    from casweights.ids import ChunkId, SnapshotId
+    from casweights.ids import ChunkId
     from casweights.stores.base import ObjectInfo
 
 
@@ -132,7 +133,7 @@ def _verify_snapshots(
     found = set()
     for info in listed:
         try:
-            found.add(snapshot_id_of(info.name))
+            found.add(names.parse_id(SnapshotId, names.SNAPSHOTS, info.name))
         except IntegrityError as error:
             problems.append(error)
     for snapshot_id in sorted(found):

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.errors import (
     ErrorCode,
     IntegrityError,
-    InvalidInputError,
     NotFoundError,
 )
 from casweights.format import names
-from casweights.format.envelope import corrupt
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Manifest, Snapshot
 from casweights.format.snapshot import decode_snapshot, encode_snapshot
 from casweights.ids import SnapshotId
@@ -98,7 +95,7 @@ class SnapshotStore:
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """IDs in the store that begin with these hexadecimal digits."""
         for info in self._store.list(names.SNAPSHOTS + prefix):
-            yield snapshot_id_of(info.name)
+            yield names.parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
     def find(self, prefix: str) -> SnapshotId:
         """The one ID that begins with `prefix`.
@@ -124,19 +121,6 @@ class SnapshotStore:
             snapshot = self.load(current)
             yield snapshot
             current = snapshot.parents[0] if snapshot.parents else None
-
-
-def snapshot_id_of(name: str) -> SnapshotId:
-    """The ID of the snapshot whose object has this name.
-
-    Raises:
-        IntegrityError: No snapshot's object has such a name.
-    """
-    with suppress(InvalidInputError):
-        snapshot_id = SnapshotId.from_hex(name.removeprefix(names.SNAPSHOTS))
-        if names.snapshot_name(snapshot_id) == name:  # not in capitals
-            return snapshot_id
-    raise corrupt(name, "its name is no snapshot ID")
 
 
 def _unknown(text: str) -> NotFoundError:
