@@ -10,6 +10,7 @@ from casweights.config import KiB
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, corrupt
+from casweights.format.fields import parse_id
 from casweights.format.pack import TRAILER_SIZE, Location, index_span, parse_index
 from casweights.ids import PackId
 
@@ -127,7 +128,7 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
         IntegrityError: The pack is damaged or is not the one its name says.
         UnsupportedError: A newer casweights wrote it.
     """
-    pack = names.parse_id(PackId, names.PACKS, info.name)
+    pack = parse_id(PackId, names.PACKS, info.name)
     if info.size < PREFIX_SIZE + TRAILER_SIZE:
         raise corrupt(info.name, "it is too short for a pack")
     tail_start = max(0, info.size - _TAIL_GUESS)

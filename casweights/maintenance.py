@@ -20,6 +20,7 @@ from casweights.errors import (
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.codecs import Encoding
+from casweights.format.fields import parse_id
 from casweights.format.hashing import checksum
 from casweights.ids import SnapshotId
 from casweights.index import read_pack_index
@@ -133,7 +134,7 @@ def _verify_snapshots(
     found = set()
     for info in listed:
         try:
-            found.add(names.parse_id(SnapshotId, names.SNAPSHOTS, info.name))
+            found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
         except IntegrityError as error:
             problems.append(error)
     for snapshot_id in sorted(found):

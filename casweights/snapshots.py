@@ -12,6 +12,7 @@ from casweights.errors import (
     NotFoundError,
 )
 from casweights.format import names
+from casweights.format.fields import parse_id
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Manifest, Snapshot
 from casweights.format.snapshot import decode_snapshot, encode_snapshot
 from casweights.ids import SnapshotId
@@ -95,7 +96,7 @@ class SnapshotStore:
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """IDs in the store that begin with these hexadecimal digits."""
         for info in self._store.list(names.SNAPSHOTS + prefix):
-            yield names.parse_id(SnapshotId, names.SNAPSHOTS, info.name)
+            yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
     def find(self, prefix: str) -> SnapshotId:
         """The one ID that begins with `prefix`.

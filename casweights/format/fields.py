@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
-from casweights.ids import ChunkId
+from casweights.errors import InvalidInputError
+from casweights.format.envelope import corrupt
+from casweights.ids import ChunkId, Digest
+
+D = TypeVar("D", bound=Digest)
 
 
 def expect(value: Any, kind: type) -> Any:
@@ -27,3 +32,16 @@ def split_ids(joined: Any, digest_size: int) -> tuple[ChunkId, ...]:
     if digest_size not in ChunkId.sizes or len(expect(joined, bytes)) % digest_size:
         raise ValueError(f"{len(joined)} bytes are no list of digests of {digest_size}")
     return tuple(ChunkId(joined[n : n + digest_size]) for n in range(0, len(joined), digest_size))
+
+
+def parse_id(kind: type[D], folder: str, name: str) -> D:
+    """The ID that is the name of a pack or snapshot, after its folder.
+
+    Raises:
+        IntegrityError: It is no such ID, or not in the one way to write it.
+    """
+    with suppress(InvalidInputError):
+        found = kind.from_hex(name.removeprefix(folder))
+        if folder + found.hex() == name:  # not in capitals
+            return found
+    raise corrupt(name, f"its name is no {folder.removesuffix('s/')} ID")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.format.envelope import corrupt
-from casweights.ids import Digest
 
 if TYPE_CHECKING:
     from casweights.ids import PackId, SnapshotId
 
-D = TypeVar("D", bound=Digest)
 
 CONFIG = "casweights.json"
 PACKS = "packs/"
@@ -35,19 +31,6 @@ def pack_name(pack: PackId) -> str:
 def snapshot_name(snapshot: SnapshotId) -> str:
     """Where a snapshot lies."""
     return f"{SNAPSHOTS}{snapshot}"
-
-
-def parse_id(kind: type[D], folder: str, name: str) -> D:
-    """The ID that is the name of a pack or snapshot, after its folder.
-
-    Raises:
-        IntegrityError: It is no such ID, or not in the one way to write it.
-    """
-    with suppress(InvalidInputError):
-        found = kind.from_hex(name.removeprefix(folder))
-        if folder + found.hex() == name:  # not in capitals
-            return found
-    raise corrupt(name, f"its name is no {folder.removesuffix('s/')} ID")
 
 
 def head_name(branch: str, position: int) -> str:
