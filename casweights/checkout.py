@@ -22,8 +22,9 @@ from casweights.selection import select
 from casweights.sources import DiskFile, file_runs, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from casweights.chunks import NearbyReader
     from casweights.database import Database
     from casweights.format.manifest import FileEntry, Snapshot
     from casweights.ids import ChunkId
@@ -51,6 +52,36 @@ class _Place(NamedTuple):
 
     path: Path
     offset: int
+
+
+class _ExistingChunks:
+    """The chunks of the files that are in the directory already."""
+
+    def __init__(self) -> None:
+        self._places: dict[ChunkId, _Place] = {}
+
+    def __contains__(self, chunk: object) -> bool:
+        return chunk in self._places
+
+    def add(self, chunk: ChunkId, place: _Place) -> None:
+        """Remember where a chunk lies, unless there is a place for it already."""
+        self._places.setdefault(chunk, place)
+
+    def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
+        """See `NearbyChunks.readinto`."""
+        place = self._places.get(chunk)
+        if place is None:
+            return False
+        try:
+            descriptor = os.open(place.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:  # it went meanwhile
+            return False
+        try:
+            return read_exactly(descriptor, place.offset, out)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
 
 
 class _Job(NamedTuple):
@@ -88,9 +119,9 @@ def checkout(
         with storage_errors(f"cannot write to {directory}"):
             _check_directory(directory)
             targets = [_target(directory, file) for file in files]
-            places = _compare(db, targets)
+            existing = _compare(db, targets)
             wanted = [target for target in targets if not target.complete]
-            fetched = _write(db, directory, wanted, places)
+            fetched = _write(db, directory, wanted, existing)
             deleted = _delete_others(directory, {file.path for file in files}) if delete else 0
     finally:
         db.reporter.finished(Stage.CHECKOUT)
@@ -152,7 +183,7 @@ def _in_the_way(path: Path, wanted: str) -> InvalidInputError:
     )
 
 
-def _compare(db: Database, targets: Sequence[_Target]) -> dict[ChunkId, _Place]:
+def _compare(db: Database, targets: Sequence[_Target]) -> _ExistingChunks:
     """Mark the targets that are complete; returns where the existing files' chunks lie.
 
     Every file is cut by its own layout, so that its chunks are found wherever they move to.
@@ -160,20 +191,20 @@ def _compare(db: Database, targets: Sequence[_Target]) -> dict[ChunkId, _Place]:
     there = [(target, file) for target in targets if (file := _existing_file(target)) is not None]
     files = [file for _, file in there]
     found: list[list[ChunkId]] = [[] for _ in files]
-    places: dict[ChunkId, _Place] = {}
+    existing = _ExistingChunks()
     chunk_size = db.config.chunk_size
     hash_run = partial(_hash_run, db, files, Pool(chunk_size))
     for (number, run), chunks in db.workers.map(hash_run, file_runs(files, chunk_size)):
         found[number] += chunks
         for piece, chunk in zip(run, chunks, strict=False):
-            places.setdefault(chunk, _Place(files[number].location, piece.offset))
+            existing.add(chunk, _Place(files[number].location, piece.offset))
     for (target, file), chunks in zip(there, found, strict=True):
         shall = target.file
         is_now = (file.size, file.raw_header, tuple(chunks))
         target.complete = is_now == (shall.size, shall.raw_header, shall.chunks)
         if target.complete:
             db.reporter.advanced(Stage.CHECKOUT, shall.size)
-    return places
+    return existing
 
 
 def _existing_file(target: _Target) -> DiskFile | None:
@@ -200,7 +231,7 @@ def _write(
     db: Database,
     directory: Path,
     targets: Sequence[_Target],
-    places: Mapping[ChunkId, _Place],
+    existing: _ExistingChunks,
 ) -> int:
     """Write files; returns the bytes that came from the store."""
     if not targets:
@@ -214,7 +245,8 @@ def _write(
         for target, draft in placed:
             _start_draft(draft, target.file)
         jobs = (job for target, draft in placed for job in _jobs(db, target.file, draft))
-        for job, nbytes in db.workers.map(partial(_write_run, db, places), jobs):
+        reader = db.reader.near(existing, db.cache)
+        for job, nbytes in db.workers.map(partial(_write_run, reader), jobs):
             fetched += nbytes
             db.reporter.advanced(Stage.CHECKOUT, sum(piece.nbytes for piece in job.run))
         for target, draft in placed:
@@ -245,35 +277,19 @@ def _start_draft(draft: Path, file: FileEntry) -> None:
         out.truncate(file.size)
 
 
-def _write_run(db: Database, places: Mapping[ChunkId, _Place], job: _Job) -> tuple[_Job, int]:
+def _write_run(reader: NearbyReader, job: _Job) -> tuple[_Job, int]:
     fetched = 0
     buffer = scratch(sum(piece.nbytes for piece in job.run))
     start = job.run[0].offset
     for piece, chunk in zip(job.run, job.chunks, strict=True):
         view = buffer[piece.offset - start : piece.offset - start + piece.nbytes]
-        place = places.get(chunk)
-        if place is None or not _read_existing(db, place, chunk, view):
-            db.reader.readinto(chunk, view)
-            fetched += piece.nbytes
+        fetched += reader.readinto(chunk, view)
     descriptor = os.open(job.draft, os.O_WRONLY)
     try:
         _write_at(descriptor, start, buffer)
     finally:
         os.close(descriptor)
     return job, fetched
-
-
-def _read_existing(db: Database, place: _Place, chunk: ChunkId, out: memoryview) -> bool:
-    try:
-        descriptor = os.open(place.path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:  # it went meanwhile
-        return False
-    try:
-        return read_exactly(descriptor, place.offset, out) and db.hasher(out) == chunk
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _write_at(descriptor: int, offset: int, view: memoryview) -> None:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
 
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
-from casweights.format.codecs import Encoding, decode
+from casweights.format.codecs import Encoding, decode, is_difference
 from casweights.format.envelope import corrupt
 from casweights.format.hashing import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from casweights.format.hashing import Buffer
     from casweights.format.pack import Frame, Location
     from casweights.ids import ChunkId
-    from casweights.index import ChunkIndex
+    from casweights.index import ChunkIndex, Path
     from casweights.stores.base import ObjectStore
+
+
+class NearbyChunks(Protocol):
+    """Chunks that need not come from the store, because the reader's machine has them."""
+
+    def __contains__(self, chunk: object, /) -> bool:
+        """Whether this chunk is likely to be here."""
+
+    def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
+        """Fill `out` with what should be the chunk; False if it is gone. The caller checks."""
 
 
 class ChunkReader:
@@ -30,28 +41,91 @@ class ChunkReader:
         self._index = index
         self._hasher = hasher
 
-    def readinto(self, chunk: ChunkId, out: memoryview) -> None:
+    def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it.
 
-        A frame that is gone or damaged is looked for in other packs before giving up.
+        A frame that is gone or damaged is done without, if there is another way to the chunk.
+
+        Returns:
+            The bytes that were read from the store.
 
         Raises:
-            IntegrityError: No pack has this chunk in good order; `out` holds nothing of use.
+            IntegrityError: There is no way to rebuild this chunk; `out` holds nothing of use.
         """
         failure: CasweightsError | None = None
-        for location in self._index.locations(chunk):
+        while (path := self._index.find_path(chunk)) is not None:
             try:
-                self._read_frame(location, out)
+                return self.follow(path, chunk, out)
             except (IntegrityError, NotFoundError) as error:
                 failure = failure or error
-            else:
-                return
         if isinstance(failure, IntegrityError):
-            self._index.distrust(chunk, failure)
             raise failure
-        raise IntegrityError(
-            ErrorCode.MISSING_CHUNK, f"no pack holds the chunk {chunk}"
-        ) from failure
+        raise self._missing(chunk) from failure
+
+    def _missing(self, chunk: ChunkId) -> IntegrityError:
+        """The error for a chunk without a path: what is it that lacks?"""
+        why, seen = f"no pack holds the chunk {chunk}", {chunk}
+        while frames := self._index.frames(chunk):
+            pack, base = names.pack_name(frames[0].pack), frames[0].frame.base
+            why = f"{pack} has the chunk {chunk} as a difference from {base}, which is not there"
+            if base is None or base in seen:
+                break
+            seen.add(chunk := base)
+        if self._index.damaged:
+            why += f". Damaged is: {next(iter(self._index.damaged.values()))}"
+        return IntegrityError(ErrorCode.MISSING_CHUNK, why)
+
+    def near(self, *chunks: NearbyChunks) -> NearbyReader:
+        """A reader that begins at what is nearby, where that reads less from the store."""
+        return NearbyReader(self, self._index, _AnyOf(chunks))
+
+    def follow(self, path: Path, chunk: ChunkId, out: memoryview) -> int:
+        """Decode frame after frame; differences turn their base into the next chunk in place.
+
+        Args:
+            path: A path to the chunk. If its first frame has a base, `out` holds that.
+            chunk: The chunk.
+            out: Where to put it.
+
+        Returns:
+            The bytes that were read from the store.
+
+        Raises:
+            IntegrityError: A frame is damaged, or the base was not what it should be.
+            NotFoundError: A pack is gone.
+        """
+        for location in path.frames:
+            self._attempt(location, out)
+        if path.frames and not self.is_right(chunk, out):
+            raise self._culprit(path, chunk, out)
+        return path.nbytes
+
+    def is_right(self, chunk: ChunkId, out: memoryview) -> bool:
+        """Whether these are the bytes that the ID stands for."""
+        return self._hasher(out) == chunk
+
+    def _culprit(self, path: Path, chunk: ChunkId, out: memoryview) -> CasweightsError:
+        """Decode once more, now checking every chunk on the way: which frame is to blame?"""
+        error: CasweightsError = corrupt(f"chunk {chunk}", "what was rebuilt is something else")
+        if path.frames[0].frame.base is not None:
+            return error  # the beginning is not in the store
+        for location in path.frames:
+            try:
+                self._attempt(location, out, check=True)
+            except (IntegrityError, NotFoundError) as found:
+                return found
+        self._index.distrust(path.frames[-1], error)  # it gives other bytes every time
+        return error
+
+    def _attempt(self, location: Location, out: memoryview, *, check: bool = False) -> None:
+        try:
+            self._read_frame(location, out)
+            if check and self._hasher(out) != location.frame.chunk:
+                name = names.pack_name(location.pack)
+                raise damaged_frame(name, location.frame, "its bytes do not match the chunk's ID")
+        except (IntegrityError, NotFoundError) as error:
+            self._index.distrust(location, error)
+            raise
 
     def _read_frame(self, location: Location, out: memoryview) -> None:
         frame, name = location.frame, names.pack_name(location.pack)
@@ -62,24 +136,76 @@ class ChunkReader:
         else:
             payload = self._store.get(name, frame.offset, frame.size)
             decode_frame(frame, payload, out, name)
-        if self._hasher(out) != frame.chunk:
-            raise damaged_frame(name, frame, "its bytes do not match the chunk's ID")
+
+
+class NearbyReader:
+    """Reads chunks by ID, from what is nearby and from the store. Made by `ChunkReader.near`."""
+
+    def __init__(self, reader: ChunkReader, index: ChunkIndex, nearby: NearbyChunks) -> None:
+        self._reader = reader
+        self._index = index
+        self._nearby = nearby
+        self._finder = index.finder(nearby)
+
+    def readinto(self, chunk: ChunkId, out: memoryview) -> int:
+        """Fill `out` with a chunk, and check it; see `ChunkReader.readinto`.
+
+        A base is not checked by itself: what is made of a wrong one is not right either.
+        """
+        if self._nearby.readinto(chunk, out) and self._reader.is_right(chunk, out):
+            return 0
+        path = self._index.find_path(chunk, self._finder)
+        base = path.frames[0].frame.base if path is not None and path.frames else None
+        if path is not None and base is not None and self._nearby.readinto(base, out):
+            with suppress(IntegrityError, NotFoundError):
+                return self._reader.follow(path, chunk, out)
+        return self._reader.readinto(chunk, out)
+
+
+class _AnyOf:
+    """What is nearby in one of several ways."""
+
+    def __init__(self, ways: Sequence[NearbyChunks]) -> None:
+        self._ways = ways
+
+    def __contains__(self, chunk: object) -> bool:
+        return any(chunk in way for way in self._ways)
+
+    def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
+        """See `NearbyChunks.readinto`."""
+        return any(way.readinto(chunk, out) for way in self._ways)
 
 
 def decode_frame(frame: Frame, payload: bytes, out: memoryview, pack_name: str) -> None:
     """Check a frame's stored bytes and decode them into `out`.
 
+    Args:
+        frame: The frame.
+        payload: Its stored bytes.
+        out: Where the chunk goes; where the frame is a difference, it holds the base.
+        pack_name: For error messages.
+
     Raises:
         IntegrityError: They are damaged or do not decode.
     """
-    if checksum(payload) != frame.checksum:
-        raise damaged_frame(pack_name, frame, "its checksum does not match")
-    if frame.base is not None:
-        raise damaged_frame(pack_name, frame, "it has a base, which its encoding does not use")
+    check_payload(frame, payload, pack_name)
+    if is_difference(frame.encoding) != (frame.base is not None):
+        has = "no base, which" if frame.base is None else "a base, which none of"
+        raise damaged_frame(pack_name, frame, f"it has {has} its encoding takes")
     try:
         decode(frame.encoding, payload, out)
     except ValueError as error:
         raise damaged_frame(pack_name, frame, str(error)) from error
+
+
+def check_payload(frame: Frame, payload: bytes, pack_name: str) -> None:
+    """Check a frame's stored bytes against its checksum.
+
+    Raises:
+        IntegrityError: They are damaged.
+    """
+    if checksum(payload) != frame.checksum:
+        raise damaged_frame(pack_name, frame, "its checksum does not match")
 
 
 def damaged_frame(pack_name: str, frame: Frame, why: str) -> IntegrityError:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.buffers import Pool
-from casweights.config import PACK_FRAMES, PACK_TARGET
+from casweights.chains import Bases, ChainEncoder
 from casweights.events import CommitStats, Stage
-from casweights.format import names
-from casweights.format.codecs import encode
-from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
-from casweights.format.hashing import checksum
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
-from casweights.format.pack import Frame, Location, build_index
-from casweights.parallel import Background
+from casweights.packing import EncodedFrame, PackWriter
+from casweights.parallel import Once
+from casweights.relatives import nearest
 from casweights.sources import file_runs
 
 if TYPE_CHECKING:
@@ -25,92 +22,29 @@ if TYPE_CHECKING:
 
     from casweights.config import Compression
     from casweights.database import Database
-    from casweights.format.hashing import Buffer
     from casweights.format.layout import Piece
     from casweights.ids import ChunkId, SnapshotId
     from casweights.refs import Head
     from casweights.sources import SourceFile
 
-_PUTS_IN_FLIGHT = 4  # keeps a disk busy; each holds a pack in memory
 
-
-@dataclass(frozen=True, slots=True)
-class _NewChunk:
-    """A chunk that was read; `payload` is None where the store has it already."""
+class _ReadChunk(NamedTuple):
+    """A chunk of the version; without frames where the store has it already."""
 
     chunk: ChunkId
     raw_size: int
-    encoding: int = 0
-    payload: Buffer | None = None
-    checksum: bytes = b""
+    frames: list[EncodedFrame]
 
 
-class PackWriter:
-    """Collects frames and writes them as packs of about `PACK_TARGET` bytes in the background."""
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    """What reading and encoding need to know."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
-        self._puts = Background(_PUTS_IN_FLIGHT)
-        self._added: set[ChunkId] = set()
-        self._start_pack()
-        self.packs = 0
-        self.raw_bytes = 0
-        self.stored_bytes = 0
-
-    def _start_pack(self) -> None:
-        self._frames: list[Frame] = []
-        self._parts: list[Buffer] = [prefix(Kind.PACK)]
-        self._size = PREFIX_SIZE
-
-    @property
-    def chunks(self) -> int:
-        """Frames added so far."""
-        return len(self._added)
-
-    def add(self, new: _NewChunk) -> None:
-        """Add a chunk, unless it was added before."""
-        if new.payload is None or new.chunk in self._added:
-            return
-        size = len(new.payload)
-        full = self._size + size > PACK_TARGET or len(self._frames) == PACK_FRAMES
-        if self._frames and full:
-            self._flush()
-        self._frames.append(
-            Frame(new.chunk, new.raw_size, new.encoding, self._size, size, new.checksum)
-        )
-        self._parts.append(new.payload)
-        self._size += size
-        self._added.add(new.chunk)
-        self.raw_bytes += new.raw_size
-        self.stored_bytes += size
-
-    def _flush(self) -> None:
-        self._puts.submit(partial(self._put, self._frames, self._parts))
-        self._start_pack()
-        self.packs += 1
-
-    def _put(self, frames: list[Frame], parts: list[Buffer]) -> None:
-        pack, ending = build_index(frames)
-        name = names.pack_name(pack)
-        while not self._db.store.put(name, [*parts, ending]) and name in self._db.index.damaged:
-            # Somebody may still read parts of the damaged pack, so it stays as it is. With one
-            # frame repeated, ours has another ID.
-            last = frames[-1]
-            frames.append(replace(frames[0], offset=last.offset + last.size))
-            parts.append(parts[1])
-            pack, ending = build_index(frames)
-            name = names.pack_name(pack)
-        self._db.index.add(name, (Location(pack, frame) for frame in frames))
-
-    def finish(self) -> None:
-        """Write what is left; when this returns, all of it is durable."""
-        if self._frames:
-            self._flush()
-        self._puts.finish()
-
-    def close(self) -> None:
-        """End the threads."""
-        self._puts.close()
+    db: Database
+    files: Sequence[SourceFile]
+    buffers: Pool
+    bases: Once[Bases]
+    encoder: ChainEncoder
 
 
 def commit(
@@ -124,9 +58,13 @@ def commit(
     author: str,
     message: str,
     metadata: dict[str, Any],
+    base: Snapshot | None,
     compression: Compression,
 ) -> Snapshot:
     """Write a version and move a branch to it.
+
+    Chunks are stored as differences from those at the same places of `base`, or without one of
+    the branch or tag that the version resembles most.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
@@ -135,8 +73,11 @@ def commit(
         ConflictError: Another writer moved the branch meanwhile; the version is kept.
     """
     db.index.load()
-    writer = PackWriter(db)
-    entries = _write_files(db, writer, files, compression)
+    writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
+    bases = Once(lambda: _resembling(db, files, buffers) if base is None else Bases(base))
+    encoder = ChainEncoder(db.reader, db.index, db.cache, compression)
+    work = _Commit(db, files, buffers, bases, encoder)
+    entries = _write_files(work, writer)
     manifest = Manifest(
         parents=parents,
         time=time,
@@ -161,13 +102,27 @@ def commit(
     return snapshot
 
 
-def _write_files(
-    db: Database, writer: PackWriter, files: Sequence[SourceFile], compression: Compression
-) -> tuple[FileEntry, ...]:
+def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bases:
+    """The chunks of the branch or tag that differs least, if there is one worth it."""
+    by_path = {file.path: file for file in files}
+    named = dict.fromkeys((*db.refs.branches().values(), *db.refs.tags().values()))
+    return (
+        nearest(
+            (Bases(db.snapshots.load(version)) for version in named),
+            [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
+            lambda path, piece: by_path[path].read([piece], buffers)[0],
+            db.reader.near(db.cache),
+        )
+        or Bases()
+    )
+
+
+def _write_files(work: _Commit, writer: PackWriter) -> tuple[FileEntry, ...]:
     """Make all chunks of all files durable; returns the manifest's rows."""
+    db, files = work.db, work.files
     db.reporter.started(Stage.COMMIT, sum(file.size for file in files))
     try:
-        chunks = _write_chunks(db, writer, files, compression)
+        chunks = _write_chunks(work, writer)
         writer.finish()
         for file in files:
             file.check_unchanged()
@@ -180,38 +135,35 @@ def _write_files(
     )
 
 
-def _write_chunks(
-    db: Database, writer: PackWriter, files: Sequence[SourceFile], compression: Compression
-) -> list[list[ChunkId]]:
+def _write_chunks(work: _Commit, writer: PackWriter) -> list[list[ChunkId]]:
     """Put the new chunks of all files into packs; returns each file's chunk IDs."""
+    db, files = work.db, work.files
     chunks: list[list[ChunkId]] = [[] for _ in files]
-    for number, read in db.workers.map(
-        partial(_read_run, db, files, Pool(db.config.chunk_size), compression),
-        file_runs(files, db.config.chunk_size),
-    ):
+    runs = file_runs(files, db.config.chunk_size)
+    for number, read in db.workers.map(partial(_read_run, work), runs):
         for new in read:
             chunks[number].append(new.chunk)
-            writer.add(new)
+            writer.add(new.chunk, new.raw_size, new.frames)
         db.reporter.advanced(Stage.COMMIT, sum(new.raw_size for new in read))
     return chunks
 
 
-def _read_run(
-    db: Database,
-    files: Sequence[SourceFile],
-    buffers: Pool,
-    compression: Compression,
-    job: tuple[int, list[Piece]],
-) -> tuple[int, list[_NewChunk]]:
+def _read_run(work: _Commit, job: tuple[int, list[Piece]]) -> tuple[int, list[_ReadChunk]]:
     number, run = job
+    file = work.files[number]
     read = []
-    for piece, raw in zip(run, files[number].read(run, buffers), strict=True):
-        chunk = db.hasher(raw)
-        if chunk in db.index:
-            read.append(_NewChunk(chunk, piece.nbytes))
-            continue
-        encoding, payload = encode(raw, piece.dtype, compression)
-        if payload is raw and len(run) > 1:
-            payload = bytes(raw)  # lest a small chunk keep the buffer of its whole run
-        read.append(_NewChunk(chunk, piece.nbytes, encoding, payload, checksum(payload)))
+    for piece, raw in zip(run, file.read(run, work.buffers), strict=True):
+        chunk = work.db.hasher(raw)
+        frames: list[EncodedFrame] = []
+        if chunk not in work.db.index:
+            base = work.bases().find(file.path, piece)
+            frames = work.encoder.encode(raw, piece.dtype, base)
+            if len(run) > 1:  # lest a small chunk keep the buffer of its whole run
+                frames = [_detached(frame, raw) for frame in frames]
+        work.db.cache.put(chunk, raw)
+        read.append(_ReadChunk(chunk, piece.nbytes, frames))
     return number, read
+
+
+def _detached(frame: EncodedFrame, raw: memoryview) -> EncodedFrame:
+    return replace(frame, payload=bytes(raw)) if frame.payload is raw else frame

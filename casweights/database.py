@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from casweights.cache import ChunkCache
 from casweights.chunks import ChunkReader
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format import names
@@ -32,12 +33,15 @@ class Database:
         workers: Threads for the heavy work.
         index: Where chunks lie.
         reader: Chunks by ID.
+        cache: Chunks that stay in memory.
         snapshots: Snapshots by ID.
         refs: Branches and tags.
         reporter: Who hears of progress.
     """
 
-    def __init__(self, store: ObjectStore, *, workers: int, reporter: Reporter) -> None:
+    def __init__(
+        self, store: ObjectStore, *, workers: int, cache_size: int, reporter: Reporter
+    ) -> None:
         try:
             size = min(store.size(names.CONFIG), MAX_STORE_FILE)
         except NotFoundError:
@@ -52,6 +56,7 @@ class Database:
         self.workers = Workers(workers)
         self.index = ChunkIndex(store)
         self.reader = ChunkReader(store, self.index, self.hasher)
+        self.cache = ChunkCache(cache_size, self.config.chunk_size)
         self.snapshots = SnapshotStore(store, self.index, self.config)
         self.refs = Refs(store)
         self.reporter = reporter

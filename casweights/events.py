@@ -17,6 +17,7 @@ class Stage(StrEnum):
     CHECKOUT = "checkout"
     LOAD = "load"
     VERIFY = "verify"
+    REPACK = "repack"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,8 @@ class CheckoutStats:
         written_files: Files that were written because they were missing or different.
         deleted_files: Files that were removed because the version does not have them.
         total_bytes: Size of the files asked for.
-        fetched_bytes: Bytes of the chunks that were read from the store; what was already in
-            place is not among them.
+        fetched_bytes: Stored bytes that were read from packs; what was already in place is not
+            among them.
     """
 
     snapshot: SnapshotId

@@ -1,10 +1,10 @@
-"""Which chunks the store has, and where their frames lie."""
+"""Which chunks the store has, where their frames lie, and the cheapest way to read each."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
@@ -13,41 +13,45 @@ from casweights.format.envelope import PREFIX_SIZE, corrupt
 from casweights.format.fields import parse_id
 from casweights.format.pack import TRAILER_SIZE, Location, index_span, parse_index
 from casweights.ids import PackId
+from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Container, Iterable, Iterator
 
+    from casweights.format.snapshot import PackTable
     from casweights.ids import ChunkId
-    from casweights.stores.base import ObjectInfo, ObjectStore
+    from casweights.stores.base import ObjectStore
 
-_TAIL_GUESS = 64 * KiB
+MAX_LINKS = 4096  # differences in a row that a reader follows
+_TAIL_GUESS = 8 * KiB
 _READERS = 8
 
 
 class ChunkIndex:
-    """Locations of chunks, learnt from two sources.
+    """Locations of chunks, learnt from the packs' own indexes.
 
-    *Hints* come with snapshots: they save looking into packs, and may be out of date. The packs'
-    own indexes are the truth; `load` reads those that it has not read yet.
+    *Hints* come with snapshots and say which packs to look into first; they may be out of date.
+    `load` reads the indexes of all packs that were not read yet.
 
     Attributes:
-        damaged: Packs whose index could not be read, with the reason. Their chunks count as
-            missing.
+        damaged: Packs whose index could not be read, or in which a bad frame was met, with the
+            reason. What is bad counts as missing.
     """
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
-        self._lock = threading.Lock()
-        self._hints: dict[ChunkId, Location] = {}
-        self._known: dict[ChunkId, Location] = {}
-        self._spares: dict[ChunkId, list[Location]] = {}
-        self._bad: set[ChunkId] = set()
+        self._lock = threading.RLock()
+        self._hints: dict[ChunkId, PackId] = {}
+        self._hinted_packs: dict[PackId, None] = {}
+        self._table = FrameTable()
         self._packs: set[str] = set()
+        self._paths = PathFinder(self._table)
         self.damaged: dict[str, CasweightsError] = {}
 
-    def hint(self, locations: Mapping[ChunkId, Location]) -> None:
-        """Remember where a snapshot says that its chunks lie."""
-        self._hints.update(locations)
+    def hint(self, table: PackTable) -> None:
+        """Remember in which packs a snapshot's chunks and their bases lie."""
+        self._hints.update(table.chunks)
+        self._hinted_packs.update(dict.fromkeys(table.packs))
 
     def load(self) -> None:
         """Read the indexes of all packs that appeared since the last time."""
@@ -55,25 +59,15 @@ class ChunkIndex:
             listed = list(self._store.list(names.PACKS))
             if not self._packs <= {info.name for info in listed}:
                 self._forget()  # some are gone, and their chunks with them
-            new = [info for info in listed if info.name not in self._packs]
-            with ThreadPoolExecutor(_READERS) as pool:  # of its own: callers are on the workers
-                for info, result in zip(new, pool.map(self._try_read, new), strict=True):
-                    if isinstance(result, CasweightsError):
-                        self.damaged[info.name] = result
-                    else:
-                        self.add(info.name, result)
+            self._read([info for info in listed if info.name not in self._packs])
 
-    def _forget(self) -> None:
-        for known in (self._known, self._spares, self._bad, self._packs, self.damaged):
-            known.clear()
-
-    def distrust(self, chunk: ChunkId, why: CasweightsError) -> None:
-        """Count a chunk as missing, and its packs as damaged, so that it will be written anew."""
-        with self._lock:
-            self._bad.add(chunk)
-            for location in (self._known.get(chunk), *self._spares.get(chunk, ())):
-                if location is not None:
-                    self.damaged[names.pack_name(location.pack)] = why
+    def _read(self, packs: list[ObjectInfo]) -> None:
+        with ThreadPoolExecutor(_READERS) as pool:  # of its own: callers are on the workers
+            for info, result in zip(packs, pool.map(self._try_read, packs), strict=True):
+                if isinstance(result, CasweightsError):
+                    self.damaged[info.name] = result
+                else:
+                    self.add(info.name, result)
 
     def _try_read(self, info: ObjectInfo) -> list[Location] | CasweightsError:
         try:
@@ -81,43 +75,209 @@ class ChunkIndex:
         except (IntegrityError, NotFoundError) as error:
             return error
 
+    def _forget(self) -> None:
+        for known in (self._table, self._packs, self.damaged):
+            known.clear()
+
+    def distrust(self, location: Location, why: CasweightsError) -> None:
+        """Count a frame as missing and its pack as damaged; its chunk may be written anew."""
+        self._table.exclude(location)
+        self.damaged[names.pack_name(location.pack)] = why
+
     def add(self, pack_name: str, locations: Iterable[Location]) -> None:
         """Take note of all frames of a pack, which need not be read any more."""
-        for location in locations:
-            chunk = location.frame.chunk
-            spare: Location | None = location
-            if chunk not in self:  # new, or better than what we know
-                spare = self._known.get(chunk)
-                self._known[chunk] = location
-                self._bad.discard(chunk)
-            if spare is not None:
-                self._spares.setdefault(chunk, []).append(spare)
-        self._packs.add(pack_name)
-        self.damaged.pop(pack_name, None)
+        with self._lock:
+            self._table.add(locations)
+            self._packs.add(pack_name)
+            self.damaged.pop(pack_name, None)
+
+    def frames(self, chunk: ChunkId) -> list[Location]:
+        """All good frames of a chunk that are known."""
+        return self._table.frames(chunk)
 
     def __contains__(self, chunk: ChunkId) -> bool:
-        """Whether a pack that was read has this chunk, and nobody found it damaged."""
-        return chunk in self._known and chunk not in self._bad
+        """Whether the packs that were read are enough to rebuild this chunk, as far as known."""
+        return self._paths.path(chunk) is not None
 
-    def __getitem__(self, chunk: ChunkId) -> Location:
-        return self._known[chunk]
+    def __iter__(self) -> Iterator[ChunkId]:
+        """Every chunk that is known."""
+        return iter(self._table)
 
-    def __iter__(self) -> Iterator[Location]:
-        """One location of every chunk."""
-        return iter(list(self._known.values()))
+    def finder(self, have: Container[ChunkId]) -> PathFinder:
+        """Finds paths that may begin at chunks that the reader has."""
+        return PathFinder(self._table, have)
 
-    def locations(self, chunk: ChunkId) -> Iterator[Location]:
-        """Where to try to read a chunk, the likeliest place first; packs are read when needed."""
-        tried = set()
-        for location in (self._hints.get(chunk), self._known.get(chunk)):
-            if location is not None and location not in tried:
-                tried.add(location)
-                yield location
-        self.load()  # waits for a load that is under way: it may bring one more place
-        for location in (self._known.get(chunk), *self._spares.get(chunk, ())):
-            if location is not None and location not in tried:
-                tried.add(location)
-                yield location
+    def path(self, chunk: ChunkId) -> Path | None:
+        """The cheapest way to rebuild a chunk from the packs that were read."""
+        return self._paths.path(chunk)
+
+    def find_path(self, chunk: ChunkId, finder: PathFinder | None = None) -> Path | None:
+        """The same; further packs are read where that is needed, the hinted ones first."""
+        finder = finder or self._paths
+        path = finder.path(chunk)
+        hint = self._hints.get(chunk)
+        for packs in ([] if hint is None else [hint], list(self._hinted_packs)):
+            if path is None:
+                self._read_packs(packs)
+                path = finder.path(chunk)
+        if path is None:
+            self.load()
+            path = finder.path(chunk)
+        return path
+
+    def _read_packs(self, packs: list[PackId]) -> None:
+        """Read the indexes of these packs, but for those that were read or are gone."""
+        with self._lock:
+            found = []
+            for name in map(names.pack_name, packs):
+                if name not in self._packs and name not in self.damaged:
+                    try:
+                        found.append(ObjectInfo(name, self._store.size(name)))
+                    except NotFoundError:  # rewritten since; the listing will show where to
+                        continue
+            self._read(found)
+
+
+class FrameTable:
+    """Frames by their chunk.
+
+    Attributes:
+        version: Grows with every change.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[ChunkId, tuple[Location, ...]] = {}
+        self._excluded: set[Location] = set()
+        self.version = 0
+
+    def __iter__(self) -> Iterator[ChunkId]:
+        """Every chunk that is known."""
+        return iter(list(self._known))
+
+    def frames(self, chunk: ChunkId) -> list[Location]:
+        """All frames of a chunk that are not excluded."""
+        return [place for place in self._known.get(chunk, ()) if place not in self._excluded]
+
+    def add(self, locations: Iterable[Location]) -> None:
+        """Take note of frames."""
+        for location in locations:
+            known = self._known.get(location.frame.chunk, ())
+            if location not in known:
+                self._known[location.frame.chunk] = (*known, location)
+        self.version += 1
+
+    def exclude(self, location: Location) -> None:
+        """Count a frame as missing."""
+        self._excluded.add(location)
+        self.version += 1
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+        self._excluded.clear()
+        self.version += 1
+
+
+class Path(NamedTuple):
+    """How to rebuild a chunk: frames, each the base of the next one.
+
+    Attributes:
+        frames: In the order of decoding. The first has no base, or one that the reader has.
+        nbytes: Their stored bytes.
+    """
+
+    frames: tuple[Location, ...]
+    nbytes: int
+
+
+class _Step(NamedTuple):
+    nbytes: int
+    links: int
+    frame: Location | None  # None for what the reader has
+
+
+class PathFinder:
+    """Finds cheapest paths through frames and remembers them while nothing is learnt.
+
+    Args:
+        table: The frames.
+        have: Chunks that cost nothing, because the reader has them.
+    """
+
+    def __init__(self, table: FrameTable, have: Container[ChunkId] = ()) -> None:
+        self._table = table
+        self._have = have
+        self._lock = threading.Lock()
+        self._steps: dict[ChunkId, _Step | None] = {}
+        self._version = -1
+
+    def path(self, chunk: ChunkId) -> Path | None:
+        """The path of the fewest stored bytes; None where frames are missing."""
+        with self._lock:
+            if self._version != self._table.version:
+                self._steps, self._version = {}, self._table.version
+            if chunk in self._steps:
+                return _trace(chunk, self._steps)
+            on_circles = self._resolve(chunk)
+            path = _trace(chunk, self._steps)
+            for unsure in on_circles:
+                self._steps.pop(unsure, None)
+            return path
+
+    def _resolve(self, wanted: ChunkId) -> set[ChunkId]:
+        """Find the last step to a chunk and to all chunks before it.
+
+        Depth first, without recursion: chains are longer than Python's stack. Returns the chunks
+        whose step was found while one of their bases waited for them: true, but maybe not the
+        best, and None may be wrong.
+        """
+        steps, pending = self._steps, [wanted]
+        entered: set[ChunkId] = set()
+        unsure: set[ChunkId] = set()
+        while pending:
+            chunk = pending[-1]
+            if chunk in steps:
+                pending.pop()
+            elif chunk in self._have:
+                steps[chunk] = _Step(0, 0, None)
+            else:
+                frames = self._table.frames(chunk)
+                bases = {place.frame.base for place in frames if place.frame.base is not None}
+                if chunk not in entered:
+                    entered.add(chunk)
+                    pending += bases - entered
+                    continue
+                if any(base not in steps or base in unsure for base in bases):
+                    unsure.add(chunk)
+                steps[chunk] = _cheapest(frames, steps)
+        return unsure
+
+
+def _trace(chunk: ChunkId, steps: dict[ChunkId, _Step | None]) -> Path | None:
+    """Follow the steps back from a chunk to where they begin."""
+    last = step = steps[chunk]
+    if last is None:
+        return None
+    frames: list[Location] = []
+    while step is not None and step.frame is not None:
+        frames.append(step.frame)
+        base = step.frame.frame.base
+        step = None if base is None else steps[base]
+    return Path(tuple(reversed(frames)), last.nbytes)
+
+
+def _cheapest(frames: list[Location], steps: dict[ChunkId, _Step | None]) -> _Step | None:
+    """The best last step to a chunk."""
+    best: _Step | None = None
+    for place in frames:
+        base = place.frame.base
+        before = _Step(0, 0, None) if base is None else steps.get(base)
+        if before is None or before.links >= MAX_LINKS:
+            continue
+        step = _Step(before.nbytes + place.frame.size, before.links + 1, place)
+        if best is None or step[:2] < best[:2]:
+            best = step
+    return best
 
 
 def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:

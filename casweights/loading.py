@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from casweights.chunks import NearbyReader
     from casweights.database import Database
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
@@ -59,15 +61,17 @@ def _reads(chunks: Sequence[ChunkId], memory: memoryview, chunk_size: int) -> It
 
 def _read_all(db: Database, reads: Sequence[_Read]) -> None:
     db.reporter.started(Stage.LOAD, sum(len(read.out) for read in reads))
+    reader = db.reader.near(db.cache)
     try:
-        for nbytes in db.workers.map(lambda read: _read(db, read), reads):
+        for nbytes in db.workers.map(partial(_read, db, reader), reads):
             db.reporter.advanced(Stage.LOAD, nbytes)
     finally:
         db.reporter.finished(Stage.LOAD)
 
 
-def _read(db: Database, read: _Read) -> int:
-    db.reader.readinto(read.chunk, read.out)
+def _read(db: Database, reader: NearbyReader, read: _Read) -> int:
+    reader.readinto(read.chunk, read.out)
+    db.cache.put(read.chunk, read.out)
     return len(read.out)
 
 

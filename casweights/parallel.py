@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -52,6 +53,22 @@ class Workers:
     def close(self) -> None:
         """End the threads; work in flight is finished first."""
         self._pool.shutdown()
+
+
+class Once(Generic[R]):
+    """Calls a function when its result is first asked for, and never again."""
+
+    def __init__(self, function: Callable[[], R]) -> None:
+        self._function = function
+        self._lock = threading.Lock()
+        self._results: list[R] = []
+
+    def __call__(self) -> R:
+        """The result; raises what the function raises, and calls it again the next time."""
+        with self._lock:
+            if not self._results:
+                self._results.append(self._function())
+            return self._results[0]
 
 
 class Background:

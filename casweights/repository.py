@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +14,6 @@ from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFo
 from casweights.events import Reporter
 from casweights.ids import SnapshotId
 from casweights.parallel import default_workers
-from casweights.refs import no_ref
-from casweights.snapshots import MIN_PREFIX
 from casweights.sources import SourceFile, scan
 from casweights.stores.base import ObjectStore
 from casweights.stores.url import open_object_store
@@ -27,7 +24,9 @@ if TYPE_CHECKING:
     from casweights.diff import Diff
     from casweights.format.manifest import Snapshot
     from casweights.loading import LazyTensor
-    from casweights.maintenance import StoreStats, Verification
+    from casweights.repack import RepackStats
+    from casweights.statistics import StoreStats
+    from casweights.verification import Verification
 
     Ref = str | SnapshotId | Snapshot
 
@@ -38,6 +37,7 @@ def open_repository(
     create: bool = False,
     config: StoreConfig | None = None,
     workers: int | None = None,
+    cache_size: int = 0,
     reporter: Reporter | None = None,
 ) -> Repository:
     """Open a store.
@@ -47,6 +47,8 @@ def open_repository(
         create: Make the store if there is none.
         config: Digest and chunk size of a store that is made now.
         workers: Threads for hashing and encoding; by default one for each processor.
+        cache_size: Bytes of chunks to keep in memory. If a model fits, who commits or loads one
+            version of it after the other rebuilds nothing to find the differences.
         reporter: Receives progress and results.
 
     Raises:
@@ -57,11 +59,16 @@ def open_repository(
     """
     if workers is not None and workers < 1:
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"workers={workers}: it takes at least 1")
+    if cache_size < 0:
+        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"cache_size={cache_size}: it takes bytes")
     objects = store if isinstance(store, ObjectStore) else open_object_store(store)
     if create:
         create_store(objects, config or StoreConfig())
     database = Database(
-        objects, workers=workers or default_workers(), reporter=reporter or Reporter()
+        objects,
+        workers=workers or default_workers(),
+        cache_size=cache_size,
+        reporter=reporter or Reporter(),
     )
     return Repository(database)
 
@@ -135,24 +142,22 @@ class Repository:
         """
         from casweights.commit import commit
 
-        if compression not in get_args(Compression):
-            raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT,
-                f"unknown compression {compression!r}: choose 'auto', 'fast' or 'small'",
-            )
+        _known(compression)
         head = self._db.refs.head(branch)
         if head is not None and parent is not None:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 f"branch {branch!r} exists, so its head is the parent: leave out `parent`",
             )
-        first = head.snapshot if head else None if parent is None else self.snapshot(parent).id
+        first = head.snapshot if head else None if parent is None else self.resolve(parent)
+        before = self._db.snapshots.load(first, to_read=True) if first else None
         return commit(
             self._db,
             _sources(source, _patterns(exclude), _patterns(opaque)),
             branch=branch,
             head=head,
             parents=(first,) if first else (),
+            base=before,
             time=_utc(time),
             author=author,
             message=message,
@@ -271,46 +276,11 @@ class Repository:
         Raises:
             NotFoundError: There is none, or more than one.
         """
+        from casweights.revisions import resolve
+
         if isinstance(ref, SnapshotId):
             return ref
-        if not isinstance(ref, str):
-            return ref.id
-        name, tilde, count = ref.partition("~")
-        if not re.fullmatch(r"[0-9]{0,9}", count):
-            raise InvalidInputError(ErrorCode.BAD_NAME, f"{ref!r}: what follows ~ is no number")
-        steps = int(count or bool(tilde))
-        found = self._resolve_name(name)
-        if steps == 0:
-            return found
-        for n, snapshot in enumerate(self._db.snapshots.ancestry(found)):
-            if n == steps:
-                return snapshot.id
-        raise NotFoundError(
-            ErrorCode.REF_NOT_FOUND, f"{name!r} has fewer than {steps} versions before it"
-        )
-
-    def _resolve_name(self, name: str) -> SnapshotId:
-        if re.fullmatch("[0-9a-fA-F]{64}", name):  # no ref may stand in for a pinned ID
-            return self._db.snapshots.find(name.lower())
-        if name.startswith("tags/"):
-            branch, tag = None, self._db.refs.tag(name.removeprefix("tags/"))
-        elif name.startswith("heads/"):
-            branch, tag = self._db.refs.head(name.removeprefix("heads/")), None
-        else:
-            branch, tag = self._db.refs.head(name), self._db.refs.tag(name)
-        if branch and tag and branch.snapshot != tag:
-            raise NotFoundError(
-                ErrorCode.AMBIGUOUS,
-                f"{name!r} is a branch and a tag: say heads/{name} or tags/{name}",
-            )
-        if branch:
-            return branch.snapshot
-        if tag:
-            return tag
-        digits = name.lower()
-        if MIN_PREFIX <= len(digits) <= 64 and not set(digits) - set("0123456789abcdef"):
-            return self._db.snapshots.find(digits)
-        raise no_ref("branch, tag or snapshot", name)
+        return resolve(self._db, ref) if isinstance(ref, str) else ref.id
 
     def branches(self) -> dict[str, SnapshotId]:
         """All branches and their heads, by name."""
@@ -369,15 +339,33 @@ class Repository:
         Args:
             quick: Check stored bytes against checksums, without decoding and hashing chunks.
         """
-        from casweights.maintenance import verify
+        from casweights.verification import verify
 
         return verify(self._db, quick=quick)
 
     def stats(self) -> StoreStats:
         """Count what the store holds."""
-        from casweights.maintenance import stats
+        from casweights.statistics import stats
 
         return stats(self._db)
+
+    def repack(self, *, compression: Compression = "auto") -> RepackStats:
+        """Store all chunks anew, as the best differences there are now; no ID changes.
+
+        Useful after an import, or when something that versions resemble came later than they.
+        Other writers and readers may go on meanwhile. Open the store with a `cache_size` in which
+        a version fits, and nothing is rebuilt twice.
+
+        Args:
+            compression: How chunks without a base are stored, see `commit`.
+
+        Raises:
+            IntegrityError: A chunk cannot be rebuilt; no pack was deleted.
+            StoreError: The store could not be written.
+        """
+        from casweights.repack import repack
+
+        return repack(self._db, compression=_known(compression))
 
     def close(self) -> None:
         """End the threads; the repository cannot be used afterwards."""
@@ -429,6 +417,15 @@ def _sources(
         f"cannot commit a {type(source).__name__}: pass a path or a state dict (of a module: "
         "module.state_dict())",
     )
+
+
+def _known(compression: Compression) -> Compression:
+    if compression not in get_args(Compression):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"unknown compression {compression!r}: choose 'auto', 'fast' or 'small'",
+        )
+    return compression
 
 
 def _utc(time: datetime | None) -> datetime:

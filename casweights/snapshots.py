@@ -14,13 +14,14 @@ from casweights.errors import (
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Manifest, Snapshot
-from casweights.format.snapshot import decode_snapshot, encode_snapshot
+from casweights.format.snapshot import PackTable, decode_snapshot, encode_snapshot
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casweights.config import StoreConfig
+    from casweights.ids import ChunkId, PackId
     from casweights.index import ChunkIndex
     from casweights.stores.base import ObjectStore
 
@@ -61,7 +62,7 @@ class SnapshotStore:
             raise _unknown(str(snapshot_id)) from None
         if size > _MAX_OBJECT:
             raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} has {size} bytes: too many")
-        snapshot, locations = decode_snapshot(self._store.get(name, 0, size), snapshot_id, name)
+        snapshot, table = decode_snapshot(self._store.get(name, 0, size), snapshot_id, name)
         if snapshot.config != self._config:
             raise IntegrityError(
                 ErrorCode.CORRUPT_OBJECT,
@@ -69,7 +70,7 @@ class SnapshotStore:
                 f"{self._config}",
             )
         if to_read:
-            self._index.hint(locations)
+            self._index.hint(table)
             self._hinted.add(snapshot_id)
         self._keep(snapshot)
         return snapshot
@@ -87,11 +88,23 @@ class SnapshotStore:
             InvalidInputError: The manifest holds something that the format cannot.
         """
         snapshot, encoded = Snapshot.of(manifest)
-        locations = {chunk: self._index[chunk] for chunk, _ in snapshot.pieces()}
-        data = encode_snapshot(snapshot, encoded, locations)
+        data = encode_snapshot(snapshot, encoded, self._pack_table(snapshot))
         self._store.put(names.snapshot_name(snapshot.id), [data])
         self._keep(snapshot)
         return snapshot
+
+    def _pack_table(self, snapshot: Snapshot) -> PackTable:
+        packs: dict[PackId, None] = {}
+        chunks: dict[ChunkId, PackId] = {}
+        for chunk, _ in snapshot.pieces():
+            path = self._index.path(chunk)
+            if path is None:  # a version is saved after its chunks, so a writer beside us erred
+                raise IntegrityError(
+                    ErrorCode.MISSING_CHUNK, f"no pack holds the chunk {chunk}, written just now"
+                )
+            chunks[chunk] = path.frames[-1].pack
+            packs.update(dict.fromkeys(location.pack for location in reversed(path.frames)))
+        return PackTable(list(packs), chunks)
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """IDs in the store that begin with these hexadecimal digits."""

@@ -63,7 +63,7 @@ def test_spec_reader_checks_version_out(
     store: str, version: str, maker: ModuleType, tmp_path: Path
 ) -> None:
     arguments = (TOOLS / "spec_reader.py", GOLDEN / store, version, tmp_path / "out")
-    subprocess.run([sys.executable, "-I", *map(str, arguments)], check=True)
+    subprocess.run([sys.executable, "-sE", *map(str, arguments)], check=True)
     assert maker.hash_files(tmp_path / "out") == STORES[store]["versions"][version]["files"]
 
 

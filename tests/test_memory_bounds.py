@@ -24,7 +24,7 @@ LIMIT = 512 * MiB
 WORK = """
 import sys
 from pathlib import Path
-import casweights, casweights.checkout, casweights.commit, casweights.maintenance
+import casweights, casweights.checkout, casweights.commit, casweights.verification
 
 def peak():
     status = Path("/proc/self/status").read_text()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
-from casweights.parallel import Background, Workers, default_workers
+from casweights.parallel import Background, Once, Workers, default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,3 +112,25 @@ def test_an_error_of_the_background_comes_out() -> None:
     with pytest.raises(OSError, match="disk"):
         background.finish()
     background.close()
+
+
+def test_once_is_once_from_many_threads(workers: Workers) -> None:
+    numbers = itertools.count(1)
+    once = Once(lambda: next(numbers))
+    assert list(workers.map(lambda _: once(), range(50))) == [1] * 50
+    assert next(numbers) == 2
+
+
+def test_once_is_tried_again_after_an_error() -> None:
+    answers = iter([None, 7])
+
+    def answer() -> int:
+        found = next(answers)
+        if found is None:
+            raise OSError("not yet")
+        return found
+
+    once = Once(answer)
+    with pytest.raises(OSError, match="not yet"):
+        once()
+    assert once() == once() == 7

@@ -13,29 +13,37 @@ one line on stderr that says why not.
 import argparse
 import itertools
 import json
-import operator
 import re
 import shutil
 import struct
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgpack
 import xxhash
-import zstandard
 from blake3 import blake3
+from spec_chunks import (
+    DIGEST_SIZES,
+    DIGESTS,
+    FAILURES,
+    MAX_CHUNK,
+    MAX_INT,
+    ChunkReader,
+    StoreError,
+    decompress,
+    ints,
+    need,
+    split,
+)
 
-MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
 MAX_MANIFEST = MAX_TABLE = 268_435_456
 MAX_SNAPSHOT = 536_870_912
 MAX_HEADER = 100_000_000
 MAX_REF = 4_096
 MAX_CONFIG = 65_536
-MAX_INT = 2**63 - 1
-MAX_OFFSET = 2**62 - 1
 MAX_BITS = 2**66
 MAX_LEVELS = 64
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
@@ -55,11 +63,6 @@ DTYPES_BY_BITS = {
     64: "I64 U64 F64 C64",
 }
 BITS = {dtype: bits for bits, dtypes in DTYPES_BY_BITS.items() for dtype in dtypes.split()}
-DIGESTS: dict[str, Callable[[bytes], bytes]] = {
-    "blake3": lambda data: blake3(data).digest(),
-    "xxh3-128": lambda data: xxhash.xxh3_128_digest(data),
-}
-DIGEST_SIZES = {"blake3": 32, "xxh3-128": 16}
 
 
 class Chunking(NamedTuple):
@@ -71,45 +74,6 @@ class File(NamedTuple):
     path: str
     header: bytes
     chunks: list[tuple[bytes, int]]  # chunk IDs and raw sizes, in file order
-
-
-class Frame(NamedTuple):
-    chunk: bytes
-    raw_size: int
-    pack: bytes
-    offset: int
-    size: int
-    encoding: int
-    checksum: bytes
-    base: bytes | None
-
-
-class StoreError(ValueError):
-    """The store breaks a rule of docs/format.md, or lacks what was asked for."""
-
-
-# What reading malformed data may raise; a missing key or a value of a wrong type is malformed, too.
-FAILURES = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error),
-    *(msgpack.UnpackException, zstandard.ZstdError),
-)
-
-
-def need(condition: bool, problem: str) -> None:
-    if not condition:
-        raise StoreError(problem)
-
-
-def ints(values: Any, low: int, high: int, what: str) -> list[int]:
-    is_list = isinstance(values, list) and all(type(n) is int and low <= n <= high for n in values)
-    need(is_list, f"{what}: malformed numbers")
-    return list(values)
-
-
-def split(joined: Any, size: int, what: str) -> list[bytes]:
-    is_column = isinstance(joined, bytes) and len(joined) % size == 0
-    need(is_column, f"{what}: not made of {size} bytes each")
-    return [joined[start : start + size] for start in range(0, len(joined), size)]
 
 
 def is_text(value: object) -> bool:
@@ -130,16 +94,6 @@ def unseal(store: Path, name: str, kind: bytes, limit: int) -> bytes:
     need(body[:5] == b"casw" + kind, f"{name} is of another kind")
     need(body[5] == 1, f"{name} has format version {body[5]}")
     return body[8:]
-
-
-def decompress(data: bytes, size: int, what: str) -> bytes:
-    """Return the content of one zstd frame, which must have `size` bytes."""
-    frame = zstandard.get_frame_parameters(data)
-    need(frame.content_size == size, f"{what}: its zstd frame does not hold {size} bytes")
-    need(frame.window_size <= MAX_WINDOW, f"{what}: its zstd window is too large")
-    content = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
-    need(len(content) == size, f"{what}: its zstd frame is truncated")
-    return content
 
 
 def read_config(store: Path) -> Chunking:
@@ -182,8 +136,8 @@ def read_ref(store: Path, name: str) -> str:
     return snapshot.hex()
 
 
-def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[File], list[Frame]]:
-    """Return the files of a version, and what its frame table says of their chunks."""
+def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[File], list[bytes]]:
+    """Return the files of a version, and the packs that its pack table names."""
     name = f"snapshots/{snapshot}"
     payload = unseal(store, name, b"s", MAX_SNAPSHOT)
     manifest_size, manifest_stored, table_size, table_stored = struct.unpack_from("<4I", payload)
@@ -198,7 +152,7 @@ def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[
     for chunk, size in itertools.chain.from_iterable(file.chunks for file in files):
         need(raw_sizes.setdefault(chunk, size) == size, f"{name}: a chunk with two sizes")
     table = decompress(payload[end:], table_size, name)
-    return files, parse_frame_table(table, raw_sizes)
+    return files, parse_pack_table(table, len(raw_sizes))
 
 
 def parse_manifest(encoded: bytes, chunking: Chunking) -> list[File]:
@@ -293,152 +247,18 @@ def tensor_span(name: str, entry: dict[str, Any], what: str) -> tuple[int, int]:
     return start, end - start
 
 
-def parse_frame_table(encoded: bytes, raw_sizes: dict[bytes, int]) -> list[Frame]:
-    fields, what = msgpack.unpackb(encoded, strict_map_key=False), "the frame table"
+def parse_pack_table(encoded: bytes, chunks: int) -> list[bytes]:
+    fields, what = msgpack.unpackb(encoded, strict_map_key=False), "the pack table"
     packs = split(fields["packs"], 32, what)
-    rows = [packs[n] for n in ints(fields["pack"], 0, len(packs) - 1, what)]
-    offsets = ints(fields["offset"], 0, MAX_OFFSET, what)
-    return parse_frames(fields, what, [*raw_sizes], [*raw_sizes.values()], rows, offsets)
-
-
-def parse_frames(
-    fields: dict[str, Any],
-    what: str,
-    chunks: list[bytes],
-    raw_sizes: list[int],
-    packs: list[bytes],
-    offsets: list[int],
-) -> list[Frame]:
-    """Return frames from the columns that frame tables and the indexes of packs share."""
-    sizes = ints(fields["size"], 1, MAX_CHUNK, what)
-    need(all(map(operator.le, sizes, raw_sizes)), f"{what}: a frame larger than its chunk")
-    encodings = [byte[0] for byte in split(fields["encoding"], 1, what)]
-    checksums = split(fields["checksum"], 8, what)
-    base = fields["base"]
-    ints(list(base), 0, len(chunks) - 1, what)
-    is_ids = all(type(chunk) is bytes and len(chunk) in (16, 32) for chunk in base.values())
-    need(is_ids, f"{what}: malformed bases")
-    bases = [base.get(row) for row in range(len(chunks))]
-    columns = (chunks, raw_sizes, packs, offsets, sizes, encodings, checksums, bases)
-    return [Frame(*row) for row in zip(*columns, strict=True)]
-
-
-def read_index(store: Path, pack: str) -> list[Frame]:
-    """Return the frames of a pack, as its own index lists them."""
-    with (store / "packs" / pack).open("rb") as file:
-        prefix = file.read(8)
-        end = file.seek(-8, 2)
-        size, magic = struct.unpack("<I4s", file.read(8))
-        need(magic == b"cidx" and size <= min(MAX_INDEX, end - 8), f"pack {pack} is damaged")
-        start = file.seek(end - size)
-        index = file.read(size)
-    need(blake3(prefix + index).hexdigest() == pack, f"pack {pack} is damaged")
-    need(prefix[:6] == b"caswp\x01", f"pack {pack} has another format version")
-
-    fields, what = msgpack.unpackb(index, strict_map_key=False), f"pack {pack}"
-    need(fields["digest_size"] in DIGEST_SIZES.values(), f"{what} has an unknown digest")
-    chunks = split(fields["chunk"], fields["digest_size"], what)
-    raw_sizes = ints(fields["raw_size"], 1, MAX_CHUNK, what)
-    *offsets, frames_end = itertools.accumulate(fields["size"], initial=8)
-    need(frames_end == start, f"the frames of {what} do not end where its index begins")
-    packs = [bytes.fromhex(pack)] * len(chunks)
-    return parse_frames(fields, what, chunks, raw_sizes, packs, offsets)
-
-
-def decode(stored: bytes, encoding: int, raw_size: int) -> bytes:
-    need(encoding in (0, 1, 2), f"unknown encoding {encoding}")
-    if encoding == 0:
-        return stored
-    if encoding == 1:
-        return decompress(stored, raw_size, "a frame")
-    return join_planes(split_planes(stored, raw_size))
-
-
-def split_planes(stored: bytes, raw_size: int) -> list[bytes]:
-    """Return the planes of a frame, the least significant first."""
-    width = stored[0]
-    need(width in (1, 2, 4, 8) and raw_size % width == 0, "planes of a wrong width")
-    plane_size, position = raw_size // width, 1 + 5 * width
-    planes = []
-    for mode, size in struct.iter_unpack("<BI", stored[1:position]):
-        plane = stored[position : position + size]
-        need(mode in (0, 1), "a plane of unknown mode")
-        planes.append(decompress(plane, plane_size, "a plane") if mode == 1 else plane)
-        need(len(planes[-1]) == plane_size, "a plane of a wrong size")
-        position += size
-    need(len(planes) == width and position == len(stored), "planes that do not fill their frame")
-    return planes[::-1]
-
-
-def join_planes(planes: list[bytes]) -> bytes:
-    """Return the elements whose rotated bytes the planes hold.
-
-    Byte k of an element is the upper 7 bits of plane k, below the lowest bit of plane k + 1 (of
-    plane 0, for the highest byte). Large integers do this to all elements of a plane at once.
-    """
-    width, count = len(planes), len(planes[0])
-    lowest_bits = int.from_bytes(b"\x01" * count, "little")
-    rotated = [int.from_bytes(plane, "little") for plane in planes]
-    joined = bytearray(width * count)
-    for k in range(width):
-        upper = (rotated[k] & ~lowest_bits) >> 1
-        carried = (rotated[(k + 1) % width] & lowest_bits) << 7
-        joined[k::width] = (upper | carried).to_bytes(count, "little")
-    return bytes(joined)
-
-
-class ChunkReader:
-    """Reads chunks from where the frame table says, or else from where an index says."""
-
-    def __init__(self, store: Path, digest: str, table: list[Frame]) -> None:
-        self._store = store
-        self._digest = DIGESTS[digest]
-        self._table = {frame.chunk: frame for frame in table}
-        self._index: dict[bytes, list[Frame]] | None = None
-
-    def read(self, chunk: bytes, raw_size: int) -> bytes:
-        problem: object = "no pack holds it"
-        for frame in self._places(chunk):
-            try:
-                return self._read_frame(frame, raw_size)
-            except FAILURES as error:
-                problem = error
-        raise StoreError(f"chunk {chunk.hex()}: {problem}")
-
-    def _places(self, chunk: bytes) -> Iterator[Frame]:
-        yield self._table[chunk]
-        if self._index is None:
-            self._index = self._read_indexes()
-        yield from self._index.get(chunk, [])
-
-    def _read_indexes(self) -> dict[bytes, list[Frame]]:
-        found: dict[bytes, list[Frame]] = {}
-        for path in sorted((self._store / "packs").glob("[0-9a-f]*")):
-            try:
-                frames = read_index(self._store, path.name)
-            except FAILURES:
-                continue  # another pack may hold what this one held
-            for frame in frames:
-                found.setdefault(frame.chunk, []).append(frame)
-        return found
-
-    def _read_frame(self, frame: Frame, raw_size: int) -> bytes:
-        need(frame.raw_size == raw_size, "its frame is of another size")
-        need(frame.base is None, "its frame has a base")
-        with (self._store / "packs" / frame.pack.hex()).open("rb") as file:
-            file.seek(frame.offset)
-            stored = file.read(frame.size)
-        need(xxhash.xxh3_64_digest(stored) == frame.checksum, "its frame is damaged")
-        raw = decode(stored, frame.encoding, raw_size)
-        is_right = len(raw) == raw_size and self._digest(raw) == frame.chunk
-        need(is_right, "its frame holds something else")
-        return raw
+    rows = ints(fields["pack"], 0, len(packs) - 1, what)
+    need(len(rows) == chunks, f"{what} has {len(rows)} rows for {chunks} chunks")
+    return packs
 
 
 def check_out(store: Path, ref: str, out_dir: Path) -> None:
     chunking = read_config(store)
-    files, table = read_snapshot(store, find_snapshot(store, ref), chunking)
-    chunks = ChunkReader(store, chunking.digest, table)
+    files, packs = read_snapshot(store, find_snapshot(store, ref), chunking)
+    chunks = ChunkReader(store, chunking.digest, packs)
     out_dir.mkdir()
     try:
         for file in files:

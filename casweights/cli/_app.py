@@ -25,6 +25,7 @@ VERBS = (
     "branch",
     "stats",
     "verify",
+    "repack",
 )
 
 

@@ -54,11 +54,11 @@ class Session:
             )
         return str(nearest)
 
-    def open(self, reporter: Reporter | None = None) -> Repository:
+    def open(self, reporter: Reporter | None = None, *, cache_size: int = 0) -> Repository:
         """Open the store."""
         from casweights.repository import open_repository
 
-        return open_repository(self.location, reporter=reporter)
+        return open_repository(self.location, cache_size=cache_size, reporter=reporter)
 
 
 def nearest_store(start: Path) -> Path | None:

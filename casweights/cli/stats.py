@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
     from casweights.cli._output import Line, Row
     from casweights.cli._session import Session
-    from casweights.maintenance import StoreStats
+    from casweights.statistics import StoreStats
 
 _COLUMNS = (
     Column("id", short, "VERSION", color="yellow"),
     Column("size", size, "SIZE", right=True),
     Column("new_bytes", size, "NEW", right=True),
     Column("stored_bytes", size, "STORED", right=True),
+    Column("read_bytes", size, "READ", right=True),
+    Column("longest_chain", str, "CHAIN", right=True),
 )
 
 
@@ -43,6 +45,8 @@ def command(session: Session, versions: bool) -> None:
                 "size": version.nbytes,
                 "new_bytes": version.new_bytes,
                 "stored_bytes": version.stored_bytes,
+                "read_bytes": version.read_bytes,
+                "longest_chain": version.longest_chain,
             }
             for version in stats.versions
         ]
@@ -60,6 +64,7 @@ def _data(stats: StoreStats) -> dict[str, Any]:
         "chunks": stats.chunks,
         "chunk_bytes": stats.chunk_bytes,
         "encodings": stats.encodings,
+        "longest_chain": max((version.longest_chain for version in stats.versions), default=0),
     }
 
 
@@ -76,5 +81,6 @@ def _lines(data: Row) -> Iterator[Line]:
             ("stored", f"{size(stored)} in {count(data['packs'], 'pack')}{share}"),
             ("chunks", f"{data['chunks']:,}, {size(data['chunk_bytes'])} unencoded"),
             ("encodings", ", ".join(encodings)),
+            ("chains", f"of up to {count(data['longest_chain'], 'frame')}"),
         ]
     )

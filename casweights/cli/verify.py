@@ -36,7 +36,7 @@ def command(session: Session, quick: bool) -> Exit:
             "quick": quick,
             "versions": found.snapshots,
             "packs": found.packs,
-            "chunks": found.frames,
+            "frames": found.frames,
             "checked_bytes": found.nbytes,
         },
         [
@@ -44,7 +44,7 @@ def command(session: Session, quick: bool) -> Exit:
                 Span(problems, "red" if found.problems else "green"),
                 Span(
                     f" in {count(found.snapshots, 'version')}, {count(found.packs, 'pack')}, "
-                    f"{count(found.frames, 'chunk')}, {size(found.nbytes)}"
+                    f"{count(found.frames, 'frame')}, {size(found.nbytes)}"
                 ),
             ]
         ],

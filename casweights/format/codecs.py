@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from casweights.config import KiB
+from casweights.format.elements import kind_of
 from casweights.format.zstd import compress, decompress_into
 
 if TYPE_CHECKING:
@@ -20,18 +21,32 @@ class Encoding(IntEnum):
     RAW = 0
     ZSTD = 1
     PLANES = 2
+    DENSE = 3
+    SPARSE = 4
 
 
+_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE)
 _SAMPLE = 64 * KiB
 _WORTHWHILE = 0.97  # a gain below 3 % is not worth decoding for
 _FAST_WORTHWHILE = 0.5
 _FAST_LEVEL, _AUTO_LEVEL, _SMALL_LEVEL = 1, 3, 12
 
+# Shares of changed elements. Below the first, `dense` is smaller only where the changes are of
+# random sizes; above the last, `sparse` is hardly ever (tools/bench/encodings --only densities).
+_SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.3
+_ODD = 2  # bytes that a change takes if its size is about random
+_BLOCKS, _BLOCK = 64, 4096  # of the sample that estimates that share
+
 Encoded = tuple[Encoding, "Buffer"]
 
 
+def is_difference(encoding: int) -> bool:
+    """Whether frames of this encoding need a base."""
+    return encoding in _DIFFERENCES
+
+
 def encode(raw: memoryview, dtype: DType, compression: Compression) -> Encoded:
-    """Choose an encoding for a chunk and encode it.
+    """Choose an encoding that needs no base, and encode a chunk.
 
     Args:
         raw: The chunk's bytes.
@@ -77,8 +92,45 @@ def _encode(encoding: Encoding, raw: memoryview, dtype: DType, level: int) -> En
     return encoding, compress(raw, level)
 
 
+def encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded | None:
+    """Encode a chunk as its difference from another one.
+
+    Args:
+        raw: The chunk's bytes.
+        base: The other one's, as many.
+        dtype: The element type of both.
+
+    Returns:
+        The smaller one of `sparse` and `dense`; None if that is no smaller than the chunk.
+    """
+    from casweights.format.kernels import dense_encode, sparse_encode
+
+    kind = kind_of(dtype)
+    share = _changed_share(raw, base, kind.width)
+    found: list[Encoded] = []
+    if share < _SURELY_DENSE:
+        found.append((Encoding.SPARSE, sparse_encode(base, raw, kind)))
+    if share > _SURELY_SPARSE or len(found[0][1]) > _ODD * share * len(raw) / kind.width + _BLOCK:
+        found.append((Encoding.DENSE, dense_encode(base, raw, kind)))
+    best = min(found, key=lambda item: len(item[1]))
+    return best if len(best[1]) < len(raw) else None
+
+
+def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:
+    """The share of elements that differ, on blocks from all over the chunk."""
+    import numpy as np
+
+    new, old = (np.frombuffer(data, f"<u{width}") for data in (raw, base))
+    step = max(_BLOCK, len(new) // _BLOCKS)
+    starts = range(0, len(new), step)
+    changed = sum(int(np.count_nonzero(new[n : n + _BLOCK] != old[n : n + _BLOCK])) for n in starts)
+    return changed / max(1, sum(min(_BLOCK, len(new) - n) for n in starts))
+
+
 def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
     """Decode a frame's stored bytes into `out`, which has the chunk's raw size.
+
+    For a difference, `out` holds the base and becomes the chunk.
 
     Raises:
         ValueError: An unknown encoding, or a payload that does not decode to exactly `out`.
@@ -90,8 +142,16 @@ def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
     elif encoding == Encoding.ZSTD:
         decompress_into(payload, out)
     elif encoding == Encoding.PLANES:
-        from casweights.format.planes import decode_planes  # imports numpy: only when needed
+        from casweights.format.planes import decode_planes
 
         decode_planes(payload, out)
+    elif encoding == Encoding.SPARSE:
+        from casweights.format.kernels import sparse_decode
+
+        sparse_decode(payload, out)
+    elif encoding == Encoding.DENSE:
+        from casweights.format.kernels import dense_decode
+
+        dense_decode(payload, out)
     else:
         raise ValueError(f"its encoding {encoding} is unknown: a newer casweights may know it")

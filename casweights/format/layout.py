@@ -23,17 +23,24 @@ class Piece:
         offset: Offset in the file, in bytes.
         nbytes: Raw bytes of the chunk.
         dtype: Element type of the bytes.
+        tensor: Name of the tensor that it is cut from; None in a file of opaque bytes.
+        number: Its number in that tensor or file.
     """
 
     offset: int
     nbytes: int
     dtype: DType
+    tensor: str | None = None
+    number: int = 0
 
 
-def grid(offset: int, nbytes: int, dtype: DType, chunk_size: int) -> Iterator[Piece]:
+def grid(
+    offset: int, nbytes: int, dtype: DType, chunk_size: int, tensor: str | None = None
+) -> Iterator[Piece]:
     """Cut a run of bytes into chunks: all of `chunk_size` but the last."""
-    for start in range(0, nbytes, chunk_size):
-        yield Piece(offset + start, min(chunk_size, nbytes - start), dtype)
+    for number, start in enumerate(range(0, nbytes, chunk_size)):
+        size = min(chunk_size, nbytes - start)
+        yield Piece(offset + start, size, dtype, tensor, number)
 
 
 def file_pieces(size: int, header: Header | None, chunk_size: int) -> Iterator[Piece]:
@@ -49,7 +56,7 @@ def file_pieces(size: int, header: Header | None, chunk_size: int) -> Iterator[P
         return
     data = size - header.data_size
     for tensor in header.tensors:
-        yield from grid(data + tensor.start, tensor.nbytes, tensor.dtype, chunk_size)
+        yield from grid(data + tensor.start, tensor.nbytes, tensor.dtype, chunk_size, tensor.name)
 
 
 def count_chunks(size: int, header: Header | None, chunk_size: int) -> int:

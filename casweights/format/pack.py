@@ -54,27 +54,12 @@ class Location:
     frame: Frame
 
 
-def columns(frames: Sequence[Frame]) -> dict[str, Any]:
-    """What a pack's index and a snapshot's frame table say of frames alike, column by column."""
-    return {
-        "size": [frame.size for frame in frames],
-        "encoding": bytes(frame.encoding for frame in frames),
-        "checksum": b"".join(frame.checksum for frame in frames),
-        "base": {n: frame.base for n, frame in enumerate(frames) if frame.base is not None},
-    }
-
-
-def frames_from_columns(
+def _frames_from_columns(
     table: dict[str, Any],
     chunks: Sequence[ChunkId],
     raw_sizes: Sequence[int],
     offsets: Sequence[int],
 ) -> list[Frame]:
-    """The inverse of `columns`.
-
-    Raises:
-        ValueError, TypeError, KeyError: Columns of different lengths or with impossible values.
-    """
     sizes, encodings = expect(table["size"], list), expect(table["encoding"], bytes)
     checksums, bases = expect(table["checksum"], bytes), expect(table["base"], dict)
     lengths = {len(chunks), len(raw_sizes), len(offsets), len(sizes), len(encodings)}
@@ -113,7 +98,10 @@ def build_index(frames: Sequence[Frame]) -> tuple[PackId, bytes]:
             "digest_size": len(frames[0].chunk),
             "chunk": b"".join(frame.chunk for frame in frames),
             "raw_size": [frame.raw_size for frame in frames],
-            **columns(frames),
+            "size": [frame.size for frame in frames],
+            "encoding": bytes(frame.encoding for frame in frames),
+            "checksum": b"".join(frame.checksum for frame in frames),
+            "base": {n: frame.base for n, frame in enumerate(frames) if frame.base is not None},
         }
     )
     trailer = len(index).to_bytes(TRAILER_SIZE - len(_TRAILER_MAGIC), "little") + _TRAILER_MAGIC
@@ -178,4 +166,4 @@ def _parse_frames(index: bytes) -> tuple[list[Frame], int]:
     chunks = split_ids(table["chunk"], expect(table["digest_size"], int))
     starts = list(accumulate(expect(table["size"], list), initial=PREFIX_SIZE))
     end = starts.pop()
-    return frames_from_columns(table, chunks, expect(table["raw_size"], list), starts), end
+    return _frames_from_columns(table, chunks, expect(table["raw_size"], list), starts), end

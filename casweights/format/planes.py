@@ -10,8 +10,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from casweights.format.kernels import join_planes, split_planes
 from casweights.format.zstd import compress_entropy, decompress_into
 
 if TYPE_CHECKING:
@@ -30,15 +29,13 @@ def encode_planes(raw: Buffer, width: int) -> bytes:
         raw: The chunk; its length is a multiple of `width`.
         width: Bytes per element: 1, 2, 4 or 8.
     """
-    elements = np.frombuffer(raw, dtype=f"<u{width}")
-    rotated = elements << 1
-    rotated |= elements >> (8 * width - 1)
+    planes = bytearray(len(raw))
+    split_planes(raw, planes, width)
     heads, bodies = [], []
-    for plane in reversed(range(width)):
-        plain = (rotated >> (8 * plane)).astype(np.uint8)
-        coded = compress_entropy(plain.data)
-        better = len(coded) < len(plain)
-        body = coded if better else plain.tobytes()
+    for plane in _rows(memoryview(planes), width):
+        coded = compress_entropy(plane)
+        better = len(coded) < len(plane)
+        body: Buffer = coded if better else plane
         heads.append(_PLANE.pack(_CODED if better else _STORED, len(body)))
         bodies.append(body)
     return b"".join((_HEAD.pack(width), *heads, *bodies))
@@ -55,28 +52,26 @@ def decode_planes(payload: Buffer, out: memoryview) -> None:
     start = _HEAD.size + width * _PLANE.size
     if width not in WIDTHS or len(out) % width or len(view) < start:
         raise ValueError("its planes' header is not valid")
-    count = len(out) // width
-    rotated = np.zeros(count, dtype=f"<u{width}")
-    scratch = np.empty(count, dtype=np.uint8)
-    for n in range(width):
+    planes = bytearray(len(out))
+    for n, plane in enumerate(_rows(memoryview(planes), width)):
         mode, size = _PLANE.unpack_from(view, _HEAD.size + n * _PLANE.size)
-        body = view[start : start + size]
+        _decode_plane(mode, view[start : start + size], plane)
         start += size
-        if n:
-            rotated <<= 8
-        rotated |= _decode_plane(mode, body, scratch)
     if start != len(view):
         raise ValueError("its planes do not fill the frame")
-    elements = np.frombuffer(out, dtype=f"<u{width}")
-    np.right_shift(rotated, 1, out=elements)
-    rotated <<= 8 * width - 1
-    elements |= rotated
+    join_planes(planes, out, width)
 
 
-def _decode_plane(mode: int, body: memoryview, scratch: np.ndarray) -> np.ndarray:
+def _rows(planes: memoryview, width: int) -> list[memoryview]:
+    """Each of `width` planes, the most significant one first."""
+    count = len(planes) // width
+    return [planes[n * count : (n + 1) * count] for n in range(width)]
+
+
+def _decode_plane(mode: int, body: memoryview, out: memoryview) -> None:
     if mode == _CODED:
-        decompress_into(body, scratch.data)
-        return scratch
-    if mode != _STORED or len(body) != len(scratch):
+        decompress_into(body, out)
+    elif mode == _STORED and len(body) == len(out):
+        out[:] = body
+    else:
         raise ValueError("one of its planes is not valid")
-    return np.frombuffer(body, dtype=np.uint8)

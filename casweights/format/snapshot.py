@@ -1,13 +1,13 @@
-"""Snapshot objects: a manifest, and a table of where the frames of its chunks lay.
+"""Snapshot objects: a manifest, and a table of the packs that its chunks lay in.
 
-The manifest is what the snapshot's ID commits to. The frame table is not part of the identity: it
-saves readers from looking through packs, and where it is out of date they do look.
+The manifest is what the snapshot's ID commits to. The pack table is not part of the identity: it
+saves readers from looking through all packs, and where it is out of date they do look.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import msgpack
 import zstandard
@@ -16,51 +16,52 @@ from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.envelope import Kind, corrupt, seal, unseal
 from casweights.format.fields import expect
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
-from casweights.format.pack import Location, columns, frames_from_columns
 from casweights.ids import ChunkId, PackId, SnapshotId
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-_SIZES = struct.Struct("<4I")  # manifest: raw, stored; frame table: raw, stored
+_SIZES = struct.Struct("<4I")  # manifest: raw, stored; pack table: raw, stored
 _LEVEL = 3
 
 
-def encode_snapshot(
-    snapshot: Snapshot, encoded_manifest: bytes, locations: Mapping[ChunkId, Location]
-) -> bytes:
+class PackTable(NamedTuple):
+    """Which packs a version was in when it was written.
+
+    Attributes:
+        packs: All of them: those of its chunks' own frames, and those of frames that these are
+            differences from.
+        chunks: The pack of each chunk's own frame.
+    """
+
+    packs: list[PackId]
+    chunks: dict[ChunkId, PackId]
+
+
+def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTable) -> bytes:
     """A snapshot object.
 
     Args:
         snapshot: The snapshot.
         encoded_manifest: Its manifest, as `Snapshot.of` gave it.
-        locations: Where each of its chunks can be read.
+        table: Where each of its chunks can be read.
     """
-    rows = [locations[chunk] for chunk in _distinct(snapshot)]
-    packs = dict.fromkeys(row.pack for row in rows)
-    numbers = {pack: n for n, pack in enumerate(packs)}
-    table: bytes = msgpack.packb(
+    numbers = {pack: n for n, pack in enumerate(table.packs)}
+    encoded_table: bytes = msgpack.packb(
         {
-            "packs": b"".join(packs),
-            "pack": [numbers[row.pack] for row in rows],
-            "offset": [row.frame.offset for row in rows],
-            **columns([row.frame for row in rows]),
+            "packs": b"".join(table.packs),
+            "pack": [numbers[table.chunks[chunk]] for chunk in _distinct(snapshot)],
         }
     )
-    parts = [encoded_manifest, check_size(table, "frame table")]
+    parts = [encoded_manifest, check_size(encoded_table, "pack table")]
     packed = [zstandard.ZstdCompressor(level=_LEVEL).compress(part) for part in parts]
     sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
     return seal(Kind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))
 
 
-def _distinct(snapshot: Snapshot) -> dict[ChunkId, int]:
-    """Distinct chunks in order of first appearance, with their raw sizes."""
-    return {chunk: piece.nbytes for chunk, piece in snapshot.pieces()}
+def _distinct(snapshot: Snapshot) -> dict[ChunkId, None]:
+    """Distinct chunks in order of first appearance."""
+    return dict.fromkeys(chunk for file in snapshot.files for chunk in file.chunks)
 
 
-def decode_snapshot(
-    data: bytes, snapshot_id: SnapshotId, name: str
-) -> tuple[Snapshot, dict[ChunkId, Location]]:
+def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> tuple[Snapshot, PackTable]:
     """The inverse of `encode_snapshot`.
 
     Args:
@@ -85,24 +86,18 @@ def decode_snapshot(
         table = msgpack.unpackb(
             _decompress(body[manifest_size:], table_raw, name), strict_map_key=False
         )
-        return snapshot, _decode_locations(expect(table, dict), snapshot)
+        return snapshot, _decode_table(expect(table, dict), snapshot)
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
-        raise corrupt(name, f"its frame table is not valid: {error}") from error
+        raise corrupt(name, f"its pack table is not valid: {error}") from error
 
 
-def _decode_locations(table: dict[str, Any], snapshot: Snapshot) -> dict[ChunkId, Location]:
-    chunks = _distinct(snapshot)
-    joined = expect(table["packs"], bytes)
+def _decode_table(table: dict[str, Any], snapshot: Snapshot) -> PackTable:
+    joined, numbers = expect(table["packs"], bytes), expect(table["pack"], list)
     packs = [PackId(joined[n : n + 32]) for n in range(0, len(joined), 32)]
-    numbers = expect(table["pack"], list)
-    frames = frames_from_columns(
-        table, list(chunks), list(chunks.values()), expect(table["offset"], list)
-    )
-    if len(numbers) != len(frames) or any(expect(n, int) < 0 for n in numbers):
-        raise ValueError("its columns differ in length")
-    return {
-        frame.chunk: Location(packs[n], frame) for n, frame in zip(numbers, frames, strict=True)
-    }
+    if any(expect(n, int) < 0 for n in numbers):
+        raise ValueError("it has a negative number of a pack")
+    chunks = _distinct(snapshot)
+    return PackTable(packs, {c: packs[n] for c, n in zip(chunks, numbers, strict=True)})
 
 
 def _decompress(data: memoryview, raw_size: int, name: str) -> bytes:

@@ -16,6 +16,7 @@ _TITLES = {
     Stage.CHECKOUT: "Checking out",
     Stage.LOAD: "Loading",
     Stage.VERIFY: "Verifying",
+    Stage.REPACK: "Repacking",
 }
 
 

@@ -238,7 +238,7 @@ def test_stats_by_version(run: Run, run_json: Json, store: Path) -> None:
     assert [row["id"] for row in by_version] == ids
     assert by_version[1]["new_bytes"] == 2004
     lines = run("stats", "--versions").stdout.splitlines()
-    assert lines[0].split() == ["VERSION", "SIZE", "NEW", "STORED"]
+    assert lines[0].split() == ["VERSION", "SIZE", "NEW", "STORED", "READ", "CHAIN"]
     assert [line.split()[0] for line in lines[1:3]] == [full[:12] for full in ids]
 
 

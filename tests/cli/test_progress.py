@@ -128,6 +128,6 @@ def test_no_bars_in_a_pipe() -> None:
 
 
 def test_commands_say_nothing_on_standard_error(run: Run, store: Path) -> None:
-    for args in (("commit", "model"), ("checkout", "main", "out"), ("verify",)):
+    for args in (("commit", "model"), ("checkout", "main", "out"), ("verify",), ("repack",)):
         assert run(*args).stderr == ""
         assert run(*args, "--json").stderr == ""

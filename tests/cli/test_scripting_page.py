@@ -80,6 +80,7 @@ def test_fields_of_names(run_json: Json, store: Path, kind: str) -> None:
 def test_fields_of_long_commands(run_json: Json, store: Path) -> None:
     check("`commit`", run_json("commit", "model")[-1])
     check("`checkout`", run_json("checkout", "main", "out")[-1])
+    check("`repack`", run_json("repack")[-1])
     check("`verify`", run_json("verify")[-1])
     next((store / "packs").iterdir()).unlink()
     *problems, summary = run_json("verify", status=13)

@@ -59,6 +59,7 @@ def test_a_verb_imports_no_other_verb() -> None:
         ("branch", "new"),
         ("stats",),
         ("verify",),
+        ("repack",),
     ],
 )
 def test_no_verb_needs_torch(args: tuple[str, ...], work: Path) -> None:

@@ -38,7 +38,7 @@ def damaged(store: Path) -> Path:
 @pytest.mark.parametrize("options", [(), ("--quick",)])
 def test_a_sound_store(run: Run, run_json: Json, store: Path, options: tuple[str, ...]) -> None:
     text = run("verify", *options).stdout
-    assert text.startswith("no problems in 2 versions, 2 packs, 10 chunks, ")
+    assert text.startswith("no problems in 2 versions, 2 packs, 10 frames, ")
     assert run("verify", "-q", *options).stdout == ""
     packs = sum(path.stat().st_size for path in (store / "packs").iterdir())
     assert run_json("verify", *options) == [
@@ -48,7 +48,7 @@ def test_a_sound_store(run: Run, run_json: Json, store: Path, options: tuple[str
             "quick": bool(options),
             "versions": 2,
             "packs": 2,
-            "chunks": 10,
+            "frames": 10,
             "checked_bytes": packs,
         }
     ]

@@ -1,4 +1,4 @@
-"""Kills commits and checkouts in forked children; run by `test_kill.py` as a process of its own.
+"""Kills commits, checkouts and repacks in forked children; run by `test_kill.py` as a process.
 
 Usage: kill_driver.py MOMENT FOLDER SEED TRIALS
 
@@ -28,11 +28,13 @@ import numpy as np
 
 import casweights
 import casweights.checkout
-import casweights.commit
+import casweights.packing
+import casweights.repack
 from casweights.config import KiB, MiB, StoreConfig
 from casweights.format.dtypes import DTYPES
 from casweights.format.hashing import blake3_256
 from casweights.format.safetensors import build_header
+from casweights.index import read_pack_index
 from casweights.staging import PREFIX
 from casweights.stores.local import LocalStore
 from casweights.testing.faults import Fault, FaultyStore, kill_process
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casweights import SnapshotId
+    from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore
 
 TRIALS_PER_STORE = 10
@@ -141,7 +144,18 @@ def seconds_for(action: Callable[[], object]) -> float:
 
 def limit_packs(size: int) -> None:
     """Make a commit of a few megabytes write several packs."""
-    vars(casweights.commit)["PACK_TARGET"] = size
+    vars(casweights.packing)["PACK_TARGET"] = size
+
+
+def repeated_frames(root: Path) -> set[tuple[ChunkId, ChunkId | None]]:
+    """Chunks that the store has twice in the same way: with the same base, or without."""
+    store = LocalStore(root)
+    found = Counter(
+        (location.frame.chunk, location.frame.base)
+        for info in store.list("packs/")
+        for location in read_pack_index(store, info)
+    )
+    return {key for key, times in found.items() if times > 1}
 
 
 def commit(store: ObjectStore | Path, model: Path) -> SnapshotId:
@@ -154,8 +168,13 @@ def checkout(store: ObjectStore | Path, version: SnapshotId, target: Path) -> No
         repo.checkout(version, target, delete=True)
 
 
+def repack(store: ObjectStore | Path) -> None:
+    with casweights.open(store) as repo:
+        repo.repack(compression="small")  # so that all packs become others
+
+
 class Trials:
-    """One store, on which commits and checkouts are killed and repeated.
+    """One store, on which commits, checkouts and repacks are killed and repeated.
 
     Attributes:
         versions: What was committed so far, by ID, and what it must be.
@@ -198,7 +217,7 @@ class Trials:
         with casweights.open(self.root) as repo:
             found = repo.verify()
             assert found.problems == (), found.problems
-            assert found.frames == repo.stats().chunks, "a chunk was uploaded twice"
+            assert not repeated_frames(self.root), "a chunk was uploaded twice"
         assert {path: path.stat().st_ino for path in arrived} == arrived
         del repo
         assert leftovers(self.root) == []
@@ -212,6 +231,14 @@ class Trials:
         checkout(self.root, version, self.target)
         assert look(self.target) == self.versions[version]
         assert leftovers(self.target) == []
+
+    def repeat_repack(self) -> None:
+        """It completes, and nothing is left of what was there before."""
+        repack(self.root)
+        with casweights.open(self.root) as repo:
+            found = repo.verify()
+            assert found.problems == (), found.problems
+        assert not repeated_frames(self.root), "old packs are left"
 
     def check_all_versions(self) -> None:
         for version, digests in self.versions.items():
@@ -305,8 +332,15 @@ def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
         trials.check_target(before, trials.versions[trials.head])
         trials.repeat_checkout(trials.head)
         trials.repeat_checkout(old)
+
+        repack_end = end_of(fork(partial(die, repack)))
+        ends[f"repack {repack_end}"] += 1
+        assert not trials.check_store(chance)
+        trials.check_all_versions()
+        trials.repeat_repack()
+        trials.check_all_versions()
         shutil.rmtree(place)
-        if commit_end == checkout_end == "finished":
+        if commit_end == checkout_end == repack_end == "finished":
             break
     return ends
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
-import casweights.commit
+import casweights.packing
 from casweights import ErrorCode, Reporter, StoreError
 from casweights.config import KiB, MiB
 from casweights.staging import PREFIX
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several packs in a commit of a few megabytes."""
-    monkeypatch.setattr(casweights.commit, "PACK_TARGET", 2 * MiB)
+    monkeypatch.setattr(casweights.packing, "PACK_TARGET", 2 * MiB)
 
 
 def write_model(folder: Path, files: int, size: int = MiB) -> Path:

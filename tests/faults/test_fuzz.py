@@ -20,12 +20,12 @@ from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import Kind, prefix, seal, unseal
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
-from casweights.format.pack import TRAILER_SIZE, Frame, Location, build_index, index_span
+from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
 from casweights.format.pack import parse_index as parse_pack_index
 from casweights.format.paths import check_paths
 from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.safetensors import build_header, header_size, parse_header
-from casweights.format.snapshot import decode_snapshot, encode_snapshot
+from casweights.format.snapshot import PackTable, decode_snapshot, encode_snapshot
 from casweights.format.storefile import decode_store_file, encode_store_file
 from casweights.format.zstd import decompress_into
 from casweights.ids import ChunkId, PackId
@@ -89,20 +89,15 @@ MANIFEST: dict[str, Any] = {
     "files": [["a/b", len(CHUNK), None, CHUNK_ID]],
 }
 FRAME = Frame(CHUNK_ID, len(CHUNK), 0, 8, len(CHUNK), checksum(CHUNK))
-TABLE: dict[str, Any] = {
-    "packs": bytes(32),
-    "pack": [0],
-    "offset": [8],
-    "size": [len(CHUNK)],
-    "encoding": b"\0",
-    "checksum": checksum(CHUNK),
-    "base": {},
-}
+TABLE: dict[str, Any] = {"packs": bytes(32), "pack": [0]}
 INDEX: dict[str, Any] = {
     "digest_size": 32,
     "chunk": CHUNK_ID,
     "raw_size": [len(CHUNK)],
-    **{key: TABLE[key] for key in ("size", "encoding", "checksum", "base")},
+    "size": [len(CHUNK)],
+    "encoding": b"\0",
+    "checksum": checksum(CHUNK),
+    "base": {},
 }
 
 
@@ -128,15 +123,15 @@ def parse_index(index: bytes) -> list[Frame]:
 
 def test_the_honest_values_are_accepted() -> None:
     """What the tests below start from is refused for nothing but their edits."""
-    snapshot, locations = decode_snapshot(HONEST_SNAPSHOT, HONEST_ID, NAME)
-    location = Location(PackId(bytes(32)), FRAME)
-    assert locations == {CHUNK_ID: location}
+    snapshot, table = decode_snapshot(HONEST_SNAPSHOT, HONEST_ID, NAME)
+    pack = PackId(bytes(32))
+    assert table == PackTable([pack], {CHUNK_ID: pack})
     fields = {name: getattr(snapshot, name) for name in Manifest.__dataclass_fields__}
     rebuilt, encoded = Snapshot.of(Manifest(**fields))
     assert (rebuilt, encoded) == (snapshot, HONEST_MANIFEST)
     assert snapshot.files == (FileEntry("a/b", len(CHUNK), None, None, (CHUNK_ID,)),)
     assert snapshot.time == datetime.fromtimestamp(1_700_000_000, UTC)
-    assert decode_snapshot(encode_snapshot(rebuilt, encoded, locations), HONEST_ID, NAME)
+    assert decode_snapshot(encode_snapshot(rebuilt, encoded, table), HONEST_ID, NAME)
     assert parse_index(msgpack.packb(INDEX)) == [FRAME]
     assert build_index([FRAME])[1][:-TRAILER_SIZE] == msgpack.packb(INDEX)
 
@@ -152,7 +147,7 @@ def test_snapshot_object_under_a_right_checksum(payload: bytes) -> None:
 
 
 @given(st.binary() | edited(msgpack.packb(TABLE)) | with_some(TABLE, packable).map(msgpack.packb))
-def test_frame_table(table: bytes) -> None:
+def test_pack_table(table: bytes) -> None:
     parse(decode_snapshot, snapshot_object(HONEST_MANIFEST, table), HONEST_ID, NAME)
 
 

@@ -49,7 +49,7 @@ class Forger:
         self.table = msgpack.unpackb(zstandard.decompress(body[split:]), strict_map_key=False)
 
     def add(self, manifest: Any = None, table: Any = None) -> SnapshotId:
-        """Store any values as manifest and frame table; bytes are taken as encoded already."""
+        """Store any values as manifest and pack table; bytes are taken as encoded already."""
         encoded = [
             value if isinstance(value, bytes) else msgpack.packb(value)
             for value in (manifest or self.manifest, table or self.table)
@@ -303,30 +303,52 @@ def test_what_is_no_manifest(forger: Forger, encoded: bytes) -> None:
 
 
 ABSURD_TABLES: dict[str, dict[str, Any]] = {
-    "offsets of 2^63": {"offset": [2**63] * 3},
-    "negative offsets": {"offset": [-1] * 3},
-    "sizes of 2^64 - 1": {"size": [2**64 - 1] * 3},
-    "sizes above the chunk's": {"size": [2**40] * 3},
-    "negative sizes": {"size": [-1] * 3},
-    "sizes that are fractions": {"size": [1.0] * 3},
-    "too few sizes": {"size": [1]},
-    "too many offsets": {"offset": [1] * 1000},
-    "half a checksum": {"checksum": bytes(20)},
     "packs that are not there": {"pack": [2**40] * 3},
+    "packs of 2^64 - 1": {"pack": [2**64 - 1] * 3},
+    "one beyond the last pack": {"pack": [1] * 3},
     "negative packs": {"pack": [-1] * 3},
+    "packs that are fractions": {"pack": [0.0] * 3},
+    "packs that are no numbers": {"pack": ["0"] * 3},
+    "packs that are false": {"pack": [False] * 3},
+    "too few packs": {"pack": [0]},
+    "too many packs": {"pack": [0] * 1000},
+    "no packs": {"packs": b""},
     "part of a pack": {"packs": bytes(31)},
-    "base of a row that is not there": {"base": {7: bytes(32)}},
-    "base that is no ID": {"base": {0: b"x"}},
-    "bases in a list": {"base": []},
-    "encodings as text": {"encoding": "abc"},
-    "array": {"offset": 1},
+    "a pack and a part": {"packs": bytes(33)},
+    "packs as text": {"packs": "x" * 32},
+    "packs in a list": {"packs": [bytes(32)]},
+    "a number": {"pack": 0},
+    "nothing": {"pack": None},
 }
 
 
 @pytest.mark.parametrize("columns", ABSURD_TABLES.values(), ids=ABSURD_TABLES)
-def test_absurd_frame_table(forger: Forger, columns: dict[str, Any]) -> None:
+def test_absurd_pack_table(forger: Forger, columns: dict[str, Any]) -> None:
     forged = forger.add({**forger.manifest, "message": "forged"}, table={**forger.table, **columns})
-    assert_refused(forger, forged, "its frame table is not valid")
+    assert_refused(forger, forged, "its pack table is not valid")
+
+
+@pytest.mark.parametrize("key", ["packs", "pack"])
+def test_pack_table_without_a_column(forger: Forger, key: str) -> None:
+    table = {other: column for other, column in forger.table.items() if other != key}
+    forged = forger.add({**forger.manifest, "message": "forged"}, table=table)
+    assert_refused(forger, forged, "its pack table is not valid")
+
+
+MISLEADING_TABLES: dict[str, dict[str, Any]] = {
+    "packs that are not there": {"packs": bytes(range(256)) * 4, "pack": [0, 7, 31]},
+    "the same pack over and over": {"packs": bytes(32) * 1000, "pack": [999] * 3},
+    "a column more": {"offset": [2**63] * 3},
+}
+
+
+@pytest.mark.parametrize("columns", MISLEADING_TABLES.values(), ids=MISLEADING_TABLES)
+def test_misleading_pack_table(forger: Forger, columns: dict[str, Any]) -> None:
+    """It is a hint: what it says does not matter as long as it says it in the right form."""
+    forged = forger.add({**forger.manifest, "message": "forged"}, table={**forger.table, **columns})
+    with casweights.open(forger.root / "store") as store, bounded_memory(16 * MiB):
+        store.checkout(forged, forger.root / "out")
+    assert everything_below(forger.root / "out") == everything_below(forger.root / "model")
 
 
 @pytest.mark.parametrize("raw", [2**32 - 1, 300 << 20, 256 << 20, 0, 1])

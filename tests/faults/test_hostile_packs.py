@@ -23,9 +23,9 @@ from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.names import pack_name, snapshot_name
-from casweights.format.pack import Frame, Location, build_index
+from casweights.format.pack import Frame, build_index
 from casweights.format.planes import encode_planes
-from casweights.format.snapshot import encode_snapshot
+from casweights.format.snapshot import PackTable, encode_snapshot
 from casweights.ids import ChunkId, PackId
 from casweights.stores.local import LocalStore
 
@@ -78,7 +78,7 @@ def add_version(objects: LocalStore, frame: Frame, payload: bytes) -> tuple[Snap
         files=(file,),
     )
     snapshot, encoded = Snapshot.of(manifest)
-    data = encode_snapshot(snapshot, encoded, {CHUNK_ID: Location(pack, frame)})
+    data = encode_snapshot(snapshot, encoded, PackTable([pack], {CHUNK_ID: pack}))
     objects.put(snapshot_name(snapshot.id), [data])
     return snapshot.id, pack_name(pack)
 
@@ -138,7 +138,7 @@ HOSTILE_FRAMES: dict[str, tuple[int, bytes]] = {
     "plane that is a bomb": (Encoding.PLANES, planes(1, (1, BOMB))),
     "plane that hides a bomb": (Encoding.PLANES, planes(1, (1, declaring(BOMB, len(CHUNK))))),
     "planes and more": (Encoding.PLANES, encode_planes(CHUNK, 1) + b"more"),
-    "encoding of the future": (3, CHUNK),
+    "encoding of the future": (5, CHUNK),
     "unknown encoding": (255, CHUNK),
 }
 

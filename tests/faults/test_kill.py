@@ -44,5 +44,7 @@ def test_kill_at_every_step(tmp_path: Path, moment: str) -> None:
     ends = drive(moment, tmp_path)
     assert ends["commit killed"] >= 10
     assert ends["checkout killed"] >= 10
+    assert ends["repack killed"] >= 10
+    assert ends["repack finished"] >= 1, "with no step left to be killed at"
     assert ends["checkout finished"] >= 1, "with no step left to be killed at"
     assert ends["commit finished"] >= 1, "with no step left to be killed at"

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import strategies as st
 
 from casweights.config import Compression
-from casweights.format.codecs import Encoding, decode, encode
+from casweights.format.codecs import Encoding, decode, encode, encode_difference, is_difference
 from casweights.format.dtypes import DTYPES, DType
+from casweights.format.elements import kind_of
+from casweights.format.kernels import dense_encode, sparse_encode
 from casweights.testing.strategies import contents
 
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
@@ -82,6 +84,63 @@ def test_small_is_never_larger() -> None:
         assert sizes["small"] <= min(sizes.values())
 
 
+def stepped(dtype: DType, share: float, count: int = 70_000) -> tuple[bytes, bytes]:
+    """Elements, and the same after steps up and down of this share of them."""
+    rng = np.random.default_rng(1)
+    width = kind_of(dtype).width
+    base = np.frombuffer(rng.bytes(count * width), f"<u{width}")
+    if dtype.is_float:
+        wide = max(4, width)
+        weights = rng.normal(0, 0.02, count).astype(f"<f{wide}").view(f"<u{wide}")
+        base = (weights >> 8 * (wide - width)).astype(base.dtype)
+    new = base.copy()
+    steps = np.array([1, -1]).astype(base.dtype)
+    changed = rng.random(count) < share
+    new[changed] += rng.choice(steps, np.count_nonzero(changed))
+    return base.tobytes(), new.tobytes()
+
+
+@pytest.mark.parametrize("share", [0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6])
+@pytest.mark.parametrize("dtype", [BF16, F32, U8, DTYPES["I64"]], ids=str)
+def test_the_smaller_difference(dtype: DType, share: float) -> None:
+    base, raw = stepped(dtype, share)
+    encoded = encode_difference(raw, base, dtype)
+    assert encoded is not None
+    encoding, payload = encoded
+    sizes = {
+        Encoding.SPARSE: len(sparse_encode(base, raw, kind_of(dtype))),
+        Encoding.DENSE: len(dense_encode(base, raw, kind_of(dtype))),
+    }
+    assert len(payload) == sizes[encoding] == min(sizes.values())
+    if not 0.01 < share < 0.4:
+        assert encoding is (Encoding.SPARSE if share <= 0.01 else Encoding.DENSE)
+    out = bytearray(base)
+    decode(encoding, payload, memoryview(out))
+    assert out == raw
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_differences_of_every_dtype(dtype: DType) -> None:
+    for base, raw in (stepped(dtype, 0.01, 1000), stepped(dtype, 0.6, 1000)):
+        encoded = encode_difference(raw, base, dtype)
+        assert encoded is not None
+        out = bytearray(base)
+        decode(*encoded, memoryview(out))
+        assert out == raw
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32, U8], ids=str)
+def test_no_difference_is_larger_than_its_chunk(dtype: DType) -> None:
+    other = RNG.bytes(len(NOISE))
+    assert encode_difference(NOISE, other, dtype) is None
+    assert encode_difference(NOISE[:4], other[:4], dtype) is None
+    assert encode_difference(b"", b"", dtype) is None
+
+
+def test_which_encodings_are_differences() -> None:
+    assert [e for e in Encoding if is_difference(e)] == [Encoding.DENSE, Encoding.SPARSE]
+
+
 @pytest.mark.parametrize(
     ("encoding", "payload", "size", "why"),
     [
@@ -89,7 +148,11 @@ def test_small_is_never_larger() -> None:
         (0, b"abc", 4, "3 bytes instead of 4"),
         (1, b"abc", 3, "content size"),
         (2, b"abc", 3, "header is not valid"),
-        (3, b"abc", 3, "encoding 3 is unknown"),
+        (3, b"abc", 3, "names no kind of elements"),
+        (3, b"\0", 3, "number of classes"),
+        (4, b"abc", 3, "names no kind of elements"),
+        (4, b"\0", 3, "number of classes"),
+        (5, b"abc", 3, "encoding 5 is unknown"),
         (255, b"", 0, "encoding 255 is unknown"),
     ],
 )

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from casweights import _kernels
 from casweights.format.planes import WIDTHS, decode_planes, encode_planes
+from casweights.format.reference import planes as twins
 
 SIZES = [0, 1, 2, 3, 7, 255, 256, 257, 4096, 65_537]
 
@@ -83,3 +85,36 @@ def test_weights_shrink(width: int, limit: float) -> None:
 def test_malformed_payloads(payload: bytes, size: int, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decode_planes(payload, memoryview(bytearray(size)))
+
+
+def unaligned(data: bytes) -> memoryview:
+    """A copy that begins at an odd address."""
+    return memoryview(bytearray(b"x") + data)[1:]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("count", [*SIZES, 16_383, 16_384, 16_385])
+def test_kernels_and_their_twins(width: int, count: int) -> None:
+    raw = np.random.default_rng(count).bytes(count * width)
+    expected = bytearray(len(raw))
+    twins.split_planes(raw, expected, width)
+    for target in _kernels.TARGETS:
+        _kernels.use(target)
+        for module in (_kernels, twins):
+            for copy in (unaligned, bytearray):
+                split, joined = copy(bytes(len(raw))), copy(bytes(len(raw)))
+                module.split_planes(copy(raw), split, width)
+                assert bytes(split) == expected
+                module.join_planes(split, joined, width)
+                assert bytes(joined) == raw
+
+
+@pytest.mark.parametrize("module", [_kernels, twins], ids=["compiled", "twin"])
+@pytest.mark.parametrize("name", ["split_planes", "join_planes"])
+def test_wrong_arguments_of_kernels(module: object, name: str) -> None:
+    arrange = getattr(module, name)
+    for size, out, width in [(8, 6, 2), (8, 10, 2), (3, 3, 2), (6, 6, 3), (8, 8, 0), (8, 8, 16)]:
+        with pytest.raises(ValueError, match=r"planes take elements of 1, 2, 4 or 8 bytes"):
+            arrange(bytes(size), bytearray(out), width)
+    with pytest.raises(TypeError, match="read-write"):
+        arrange(bytes(8), bytes(8), 2)

@@ -1,14 +1,14 @@
-"""Looking after a store: is everything in it sound, and what takes how much."""
+"""Looking after a store: is everything in it sound?"""
 
 from __future__ import annotations
 
-from collections import Counter
+import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from casweights.buffers import scratch
-from casweights.chunks import damaged_frame, decode_frame
+from casweights.buffers import uninitialized
+from casweights.chunks import check_payload, damaged_frame, decode_frame
 from casweights.errors import (
     CasweightsError,
     ErrorCode,
@@ -19,18 +19,16 @@ from casweights.errors import (
 )
 from casweights.events import Stage
 from casweights.format import names
-from casweights.format.codecs import Encoding
 from casweights.format.fields import parse_id
-from casweights.format.hashing import checksum
 from casweights.ids import SnapshotId
 from casweights.index import read_pack_index
 from casweights.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from casweights.database import Database
-    from casweights.format.pack import Frame, Location
+    from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectInfo
 
@@ -66,19 +64,14 @@ def verify(db: Database, *, quick: bool) -> Verification:
             chunks: finds damage, but not every forgery.
     """
     problems: list[CasweightsError] = []
-    have: set[ChunkId] = set()
     # Listed against the order of writing, so that a commit beside us is seen whole or not at all.
     refs = [*db.store.list(names.HEADS), *db.store.list(names.TAGS)]
     snapshots = list(db.store.list(names.SNAPSHOTS))
     packs = list(db.store.list(names.PACKS))
-    frames = 0
     db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
     try:
-        for info, good, errors in db.workers.map(partial(_verify_pack, db, quick), packs):
-            problems += errors
-            have.update(good)
-            frames += len(good) + len(errors)
-            db.reporter.advanced(Stage.VERIFY, info.size)
+        forest = _read_forest(db, packs, problems)
+        have = _verify_forest(db, forest, problems, quick=quick)
     finally:
         db.reporter.finished(Stage.VERIFY)
     found = _verify_snapshots(db, snapshots, have, problems)
@@ -88,39 +81,105 @@ def verify(db: Database, *, quick: bool) -> Verification:
         problems=tuple(problems),
         snapshots=len(found),
         packs=len(packs),
-        frames=frames,
+        frames=sum(map(len, forest.values())),
         nbytes=sum(info.size for info in packs),
     )
 
 
-def _verify_pack(
-    db: Database, quick: bool, info: ObjectInfo
-) -> tuple[ObjectInfo, list[ChunkId], list[CasweightsError]]:
-    good: list[ChunkId] = []
-    problems: list[CasweightsError] = []
+_Forest = dict["ChunkId | None", list["Location"]]  # frames by their base; whole ones at None
+
+
+def _read_forest(
+    db: Database, packs: Sequence[ObjectInfo], problems: list[CasweightsError]
+) -> _Forest:
+    forest: _Forest = {}
+    for info, found in db.workers.map(partial(_try_index, db), packs):
+        locations: list[Location] = []
+        if isinstance(found, CasweightsError):
+            problems.append(found)
+        else:
+            locations = found
+        for location in locations:
+            forest.setdefault(location.frame.base, []).append(location)
+        beside = info.size - sum(location.frame.size for location in locations)
+        db.reporter.advanced(Stage.VERIFY, beside)
+    return forest
+
+
+def _try_index(
+    db: Database, info: ObjectInfo
+) -> tuple[ObjectInfo, list[Location] | CasweightsError]:
     try:
-        for location in read_pack_index(db.store, info):
+        return info, read_pack_index(db.store, info)
+    except _UNSOUND as error:
+        return info, error
+
+
+def _verify_forest(
+    db: Database, forest: _Forest, problems: list[CasweightsError], *, quick: bool
+) -> set[ChunkId]:
+    """Check all frames, each differing one after its base; returns the chunks that are sound."""
+    work = _TreeCheck(db, forest, quick=quick)
+    checked: set[Location] = set()
+    for locations, errors in db.workers.map(work, forest.get(None, [])):
+        problems += errors
+        checked.update(locations)
+        db.reporter.advanced(Stage.VERIFY, sum(place.frame.size for place in locations))
+    for location in (place for places in forest.values() for place in places):
+        if location not in checked:
+            name = names.pack_name(location.pack)
+            why = f"its base {location.frame.base} cannot be rebuilt"
+            problems.append(damaged_frame(name, location.frame, why))
+            db.reporter.advanced(Stage.VERIFY, location.frame.size)
+    return work.sound
+
+
+class _TreeCheck:
+    """Checks a whole frame and, chunk by chunk, all differences that build on it."""
+
+    def __init__(self, db: Database, forest: _Forest, *, quick: bool) -> None:
+        self._db = db
+        self._forest = forest
+        self._quick = quick
+        self._lock = threading.Lock()
+        self.sound: set[ChunkId] = set()
+
+    def __call__(self, root: Location) -> tuple[list[Location], list[CasweightsError]]:
+        checked: list[Location] = []
+        problems: list[CasweightsError] = []
+        pending: list[tuple[Location, memoryview | None]] = [(root, None)]
+        while pending:
+            location, base = pending.pop()
+            checked.append(location)
             try:
-                _verify_frame(db, location, quick=quick)
-                good.append(location.frame.chunk)
+                chunk = self._check(location, base)
             except IntegrityError as error:
                 problems.append(error)
-    except _UNSOUND as error:
-        problems.append(error)
-    return info, good, problems
+                continue
+            with self._lock:  # a chunk may have several frames, on several trees
+                is_new = location.frame.chunk not in self.sound
+                self.sound.add(location.frame.chunk)
+            if is_new:
+                children = self._forest.get(location.frame.chunk, [])
+                pending += [(child, chunk) for child in children]
+        return checked, problems
 
-
-def _verify_frame(db: Database, location: Location, *, quick: bool) -> None:
-    frame, name = location.frame, names.pack_name(location.pack)
-    payload = db.store.get(name, frame.offset, frame.size)
-    if quick:
-        if checksum(payload) != frame.checksum:
-            raise damaged_frame(name, frame, "its checksum does not match")
-        return
-    out = scratch(frame.raw_size)
-    decode_frame(frame, payload, out, name)
-    if db.hasher(out) != frame.chunk:
-        raise damaged_frame(name, frame, "its bytes do not match the chunk's ID")
+    def _check(self, location: Location, base: memoryview | None) -> memoryview | None:
+        """The frame's chunk, unless checksums are enough."""
+        frame, name = location.frame, names.pack_name(location.pack)
+        payload = self._db.store.get(name, frame.offset, frame.size)
+        if self._quick:
+            check_payload(frame, payload, name)
+            return None
+        out = uninitialized(frame.raw_size)
+        if base is not None:
+            if len(base) != len(out):
+                raise damaged_frame(name, frame, "its base is of another size")
+            out[:] = base
+        decode_frame(frame, payload, out, name)
+        if self._db.hasher(out) != frame.chunk:
+            raise damaged_frame(name, frame, "its bytes do not match the chunk's ID")
+        return out
 
 
 def _verify_snapshots(
@@ -185,90 +244,3 @@ def _verify_names(db: Database, problems: list[CasweightsError]) -> None:
 
 def _missing(message: str) -> IntegrityError:
     return IntegrityError(ErrorCode.MISSING_CHUNK, message)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionStats:
-    """One version's share of a store.
-
-    Attributes:
-        id: The version.
-        nbytes: Its size as plain files.
-        new_bytes: Raw bytes of the chunks that no older version of the store has.
-        stored_bytes: What those chunks take in the store, encoded.
-    """
-
-    id: SnapshotId
-    nbytes: int
-    new_bytes: int
-    stored_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStats:
-    """What a store holds.
-
-    Attributes:
-        versions: All snapshots, oldest first.
-        packs: Packs.
-        pack_bytes: Their bytes.
-        snapshot_bytes: Bytes of the snapshots' own objects.
-        chunks: Distinct chunks.
-        chunk_bytes: Their raw bytes.
-        encodings: Frames by the name of their encoding.
-    """
-
-    versions: tuple[VersionStats, ...]
-    packs: int
-    pack_bytes: int
-    snapshot_bytes: int
-    chunks: int
-    chunk_bytes: int
-    encodings: dict[str, int]
-
-    @property
-    def version_bytes(self) -> int:
-        """Bytes that plain copies of all versions would take."""
-        return sum(version.nbytes for version in self.versions)
-
-
-def stats(db: Database) -> StoreStats:
-    """Count what the store holds.
-
-    Raises:
-        IntegrityError: A snapshot is damaged.
-    """
-    db.index.load()
-    packs = list(db.store.list(names.PACKS))
-    frames = {location.frame.chunk: location.frame for location in db.index}
-    return StoreStats(
-        versions=tuple(_version_stats(db, frames)),
-        packs=len(packs),
-        pack_bytes=sum(info.size for info in packs),
-        snapshot_bytes=sum(info.size for info in db.store.list(names.SNAPSHOTS)),
-        chunks=len(frames),
-        chunk_bytes=sum(frame.raw_size for frame in frames.values()),
-        encodings=dict(Counter(_encoding_name(frame) for frame in frames.values())),
-    )
-
-
-def _encoding_name(frame: Frame) -> str:
-    try:
-        return Encoding(frame.encoding).name.lower()
-    except ValueError:
-        return f"unknown ({frame.encoding})"
-
-
-def _version_stats(db: Database, frames: dict[ChunkId, Frame]) -> Iterator[VersionStats]:
-    seen: set[ChunkId] = set()
-    times = {snapshot_id: db.snapshots.load(snapshot_id).time for snapshot_id in db.snapshots.ids()}
-    for snapshot_id in sorted(times, key=lambda i: (times[i], i)):
-        version = db.snapshots.load(snapshot_id)  # once more, rather than hold them all
-        new = {chunk: piece.nbytes for chunk, piece in version.pieces() if chunk not in seen}
-        seen.update(new)
-        yield VersionStats(
-            id=version.id,
-            nbytes=version.size,
-            new_bytes=sum(new.values()),
-            stored_bytes=sum(frames[chunk].size for chunk in new if chunk in frames),
-        )

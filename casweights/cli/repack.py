@@ -1,0 +1,59 @@
+"""``casweights repack``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast, get_args
+
+import click
+
+from casweights.cli._errors import Exit
+from casweights.cli._output import Span
+from casweights.cli._progress import Results
+from casweights.cli._text import count, size
+from casweights.cli._verb import verb
+from casweights.config import Compression, MiB
+
+if TYPE_CHECKING:
+    from casweights.cli._session import Session
+
+
+@verb("repack", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
+@click.option(
+    "--compression",
+    type=click.Choice(get_args(Compression)),
+    default="auto",
+    show_default=True,
+    help="How to store chunks that are no differences.",
+)
+@click.option(
+    "--memory",
+    type=click.IntRange(min=0),
+    default=1024,
+    show_default=True,
+    metavar="MIB",
+    help="Chunks to keep in memory; if a version fits, nothing is rebuilt twice.",
+)
+def command(session: Session, compression: str, memory: int) -> None:
+    """Store everything anew, as the best differences there are now.
+
+    Useful after an import, or when something that versions resemble came later than they. No
+    version changes its ID, and old packs go when the new ones are complete.
+    """
+    with session.open(Results(session.out), cache_size=memory * MiB) as repository:
+        done = repository.repack(compression=cast("Compression", compression))
+    session.out.summary(
+        {
+            "packs": done.packs,
+            "old_packs": done.old_packs,
+            "pack_bytes": done.nbytes,
+            "old_pack_bytes": done.old_bytes,
+        },
+        [
+            [
+                Span(
+                    f"{count(done.packs, 'pack')} of {size(done.nbytes)}, "
+                    f"before {count(done.old_packs, 'pack')} of {size(done.old_bytes)}"
+                )
+            ]
+        ],
+    )

@@ -1,0 +1,41 @@
+"""The kernels of the encodings: compiled ones, or their twins in numpy where none were built."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+def _is_compiled() -> bool:
+    try:
+        import_module("casweights._kernels")
+    except ImportError:  # installed without a C compiler
+        return False
+    return True
+
+
+COMPILED = _is_compiled()
+
+if TYPE_CHECKING or COMPILED:
+    from casweights._kernels import (
+        dense_decode,
+        dense_encode,
+        join_planes,
+        sparse_decode,
+        sparse_encode,
+        split_planes,
+    )
+else:
+    from casweights.format.reference.dense import dense_decode, dense_encode
+    from casweights.format.reference.planes import join_planes, split_planes
+    from casweights.format.reference.sparse import sparse_decode, sparse_encode
+
+__all__ = [
+    "COMPILED",
+    "dense_decode",
+    "dense_encode",
+    "join_planes",
+    "sparse_decode",
+    "sparse_encode",
+    "split_planes",
+]

@@ -1,0 +1,5 @@
+"""The kernels of the encodings in Python and numpy: slower than the compiled ones, same bytes.
+
+They serve where no compiler was at hand when casweights was installed, and tests compare the two.
+docs/format.md says what the bytes are.
+"""

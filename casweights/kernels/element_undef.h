@@ -1,0 +1,7 @@
+#undef NAME
+#undef JOIN2
+#undef JOIN
+#undef T
+#undef SIGNED
+#undef SIGN
+#undef BLOCK

@@ -1,0 +1,165 @@
+/* Asymmetric numeral systems (rANS, arXiv 1311.2540) with a table of chances for each class. */
+#ifndef CASW_RANS_H
+#define CASW_RANS_H
+
+#include "classes.h"
+
+enum {
+    CHANCE_BITS = 12,
+    CHANCES = 1 << CHANCE_BITS,
+    MAX_TOKENS = 256,
+    SEGMENT = 1 << 14, /* elements that share a state */
+    LANES = 4,         /* segments in the making side by side, so that none waits for itself */
+};
+#define LOWEST ((uint32_t)1 << 15) /* states lie from here to 65,536 times as much */
+
+/* Small differences are their own tokens; of larger ones a token tells the three highest bits. */
+static inline unsigned tokens_of(unsigned width) { return 16 + 4 * (width - 4); }
+
+static inline unsigned token_of(uint64_t difference) {
+    if (difference < 16) return (unsigned)difference;
+    unsigned log = log2_floor(difference);
+    return 4 * log + ((unsigned)(difference >> (log - 2)) & 3);
+}
+
+static inline unsigned plain_bits(unsigned token) { return token < 16 ? 0 : (token >> 2) - 2; }
+
+/* Scale counts to a sum of CHANCES, leaving none of them at 0 that was not. */
+static void scale_counts(const uint32_t *counts, unsigned tokens, uint32_t *chances) {
+    uint64_t total = 0;
+    int64_t rest = CHANCES;
+    for (unsigned t = 0; t < tokens; t++) total += counts[t];
+    for (unsigned t = 0; t < tokens; t++) {
+        uint64_t scaled = total ? counts[t] * (uint64_t)CHANCES / total : 0;
+        chances[t] = (uint32_t)(scaled ? scaled : counts[t] > 0);
+        rest -= chances[t];
+    }
+    while (rest) { /* the most frequent one bears it, as long as it is that */
+        unsigned most = 0;
+        for (unsigned t = 1; t < tokens; t++)
+            if (chances[t] > chances[most]) most = t;
+        int64_t share = rest > 0 ? rest : -1;
+        chances[most] += (uint32_t)share;
+        rest -= share;
+    }
+}
+
+/* Division by a chance as multiplication (as in Giesen's rans_byte); exact for states. */
+typedef struct {
+    uint32_t limit, reciprocal, bias, complement, shift;
+} EncodeEntry;
+
+static void fill_encode_entries(EncodeEntry *entries, const uint32_t *chances, unsigned tokens) {
+    uint32_t start = 0;
+    for (unsigned t = 0; t < tokens; start += chances[t++]) {
+        EncodeEntry *entry = &entries[t];
+        uint32_t chance = chances[t];
+        if (!chance) continue;
+        entry->limit = ((LOWEST >> CHANCE_BITS) << 16) * chance;
+        entry->complement = CHANCES - chance;
+        if (chance == 1) {
+            entry->reciprocal = 0xffffffff;
+            entry->shift = 0;
+            entry->bias = start + CHANCES - 1;
+        } else {
+            unsigned shift = log2_floor(chance - 1) + 1;
+            entry->reciprocal = (uint32_t)((((uint64_t)1 << (shift + 31)) + chance - 1) / chance);
+            entry->shift = shift - 1;
+            entry->bias = start;
+        }
+    }
+}
+
+static inline uint32_t put_token(uint32_t state, const EncodeEntry *entry, uint16_t **words) {
+    if (state >= entry->limit) {
+        *--*words = (uint16_t)state;
+        state >>= 16;
+    }
+    uint32_t quotient = (uint32_t)((uint64_t)state * entry->reciprocal >> 32) >> entry->shift;
+    return state + entry->bias + quotient * entry->complement;
+}
+
+/* For each place of a class's range: the token, its chance - 1, and the place within it. Of the
+ * tokens, those below 16 are there as the step that they stand for, from -8 to 7, others less 8. */
+static inline uint32_t decode_entry(unsigned token, uint32_t chance, uint32_t place) {
+    unsigned code = token >= 16 ? token - 8 : (token >> 1 ^ (0 - (token & 1))) & 255;
+    return code | (chance - 1) << 8 | place << 20;
+}
+
+static void put_chances(Writer *w, const uint32_t *chances, unsigned tokens) {
+    while (!chances[tokens - 1]) tokens--;
+    put_byte(w, tokens - 1);
+    for (unsigned t = 0; t < tokens; t++) put_varint(w, chances[t]);
+}
+
+static const char *get_chances(Reader *r, unsigned tokens, uint32_t *entries) {
+    unsigned count = get_byte(r) + 1;
+    uint32_t at = 0;
+    if (r->failed || count > tokens) return "it has too many tokens";
+    for (unsigned t = 0; t < count; t++) {
+        uint32_t chance = (uint32_t)get_varint(r, CHANCES - at);
+        for (uint32_t place = 0; place < chance; place++)
+            entries[at + place] = decode_entry(t, chance, place);
+        at += chance;
+    }
+    return r->failed || at != CHANCES ? "its chances do not add up" : NULL;
+}
+
+/* One segment on its way out: its words, and its plain bits behind them. */
+typedef struct {
+    const uint8_t *words, *words_end, *bits;
+    uint64_t bit, bits_end;
+    uint32_t state;
+} Segment;
+
+/* Bytes that may be read behind the streams: an element takes a word at most. */
+enum { PADDING = 2 * SEGMENT };
+
+static inline uint64_t get_plain(Segment *segment, unsigned count) {
+    if (segment->bit + count > segment->bits_end) {
+        segment->bit = segment->bits_end + 1;
+        segment->bits_end = 0; /* whatever follows fails, too */
+        return 0;
+    }
+    const uint8_t *at = segment->bits + (segment->bit >> 3);
+    unsigned skip = segment->bit & 7;
+    uint64_t value = load64(at) >> skip;
+    if (skip + count > 64) value |= load64(at + 8) << (64 - skip);
+    segment->bit += count;
+    return low_bits(value, count);
+}
+
+/* The streams are copied, so that a segment can be read beyond their end: it is checked later. */
+static const char *get_segments(Reader *r, Segment *segments, size_t count, uint8_t **streams) {
+    uint64_t words = 0, bits = 0, limit = (uint64_t)(r->end - r->at);
+    for (size_t n = 0; n < count; n++) { /* sizes for now */
+        segments[n].bit = get_varint(r, limit);
+        segments[n].bits_end = get_varint(r, limit);
+        words += 2 * segments[n].bit;
+        bits += segments[n].bits_end;
+        if (segments[n].bit < 2) r->failed = true;
+    }
+    size_t left = (size_t)(r->end - r->at);
+    if (r->failed || words > left || bits != left - words) return "its sizes do not add up";
+    *streams = malloc(left + PADDING);
+    if (!*streams) return OUT_OF_MEMORY;
+    memcpy(*streams, r->at, left);
+    memset(*streams + left, 0, PADDING);
+    r->at = r->end;
+    const uint8_t *at = *streams, *plain = *streams + words;
+    for (size_t n = 0; n < count; n++) {
+        Segment *segment = &segments[n];
+        segment->words = at + 4;
+        segment->words_end = at += 2 * segment->bit;
+        segment->bits = plain;
+        plain += segment->bits_end;
+        segment->bit = 0;
+        segment->bits_end *= 8;
+        segment->state = (uint32_t)load16(segment->words - 4) << 16 | load16(segment->words - 2);
+        if (segment->state < LOWEST || segment->state >> 31)
+            return "one of its states is not valid";
+    }
+    return NULL;
+}
+
+#endif

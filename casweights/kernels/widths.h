@@ -1,0 +1,29 @@
+/* Template: everything for all widths of elements, for the processor named by `TARGET`. */
+#define BITS 8
+#include "element.h"
+#include "sparse.h"
+#include "dense.h"
+#include "planes.h"
+#include "element_undef.h"
+#undef BITS
+#define BITS 16
+#include "element.h"
+#include "sparse.h"
+#include "dense.h"
+#include "planes.h"
+#include "element_undef.h"
+#undef BITS
+#define BITS 32
+#include "element.h"
+#include "sparse.h"
+#include "dense.h"
+#include "planes.h"
+#include "element_undef.h"
+#undef BITS
+#define BITS 64
+#include "element.h"
+#include "sparse.h"
+#include "dense.h"
+#include "planes.h"
+#include "element_undef.h"
+#undef BITS

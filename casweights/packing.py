@@ -1,0 +1,119 @@
+"""Frames into packs, and packs into the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from casweights.config import PACK_FRAMES, PACK_TARGET
+from casweights.format import names
+from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
+from casweights.format.pack import Frame, Location, build_index
+from casweights.parallel import Background
+
+if TYPE_CHECKING:
+    from casweights.database import Database
+    from casweights.format.hashing import Buffer
+    from casweights.ids import ChunkId
+
+_PUTS_IN_FLIGHT = 4  # keeps a disk busy; each holds a pack in memory
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """One way to store a chunk, ready to be written.
+
+    Attributes:
+        encoding: Code of the encoding.
+        payload: The bytes to store.
+        checksum: xxh3-64 of them.
+        base: The chunk that this is a difference from; None if it stands alone.
+    """
+
+    encoding: int
+    payload: Buffer
+    checksum: bytes
+    base: ChunkId | None = None
+
+
+class PackWriter:
+    """Collects frames and writes them as packs of about `PACK_TARGET` bytes in the background.
+
+    Attributes:
+        packs: Packs begun to be written.
+        chunks: Distinct chunks added.
+        raw_bytes: Their bytes.
+        stored_bytes: Bytes of their frames.
+        names: Names of the packs that are in the store.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._puts = Background(_PUTS_IN_FLIGHT)
+        self._added: set[ChunkId] = set()
+        self._start_pack()
+        self.packs = 0
+        self.raw_bytes = 0
+        self.stored_bytes = 0
+        self.names: set[str] = set()
+
+    def _start_pack(self) -> None:
+        self._frames: list[Frame] = []
+        self._parts: list[Buffer] = [prefix(Kind.PACK)]
+        self._size = PREFIX_SIZE
+
+    @property
+    def chunks(self) -> int:
+        """Distinct chunks added so far."""
+        return len(self._added)
+
+    def add(self, chunk: ChunkId, raw_size: int, frames: list[EncodedFrame]) -> None:
+        """Add a chunk in one or more encodings, unless it was added before."""
+        if not frames or chunk in self._added:
+            return
+        self._added.add(chunk)
+        self.raw_bytes += raw_size
+        for frame in frames:
+            self._add_frame(chunk, raw_size, frame)
+
+    def _add_frame(self, chunk: ChunkId, raw_size: int, frame: EncodedFrame) -> None:
+        size = len(frame.payload)
+        full = self._size + size > PACK_TARGET or len(self._frames) == PACK_FRAMES
+        if self._frames and full:
+            self._flush()
+        self._frames.append(
+            Frame(chunk, raw_size, frame.encoding, self._size, size, frame.checksum, frame.base)
+        )
+        self._parts.append(frame.payload)
+        self._size += size
+        self.stored_bytes += size
+
+    def _flush(self) -> None:
+        self._puts.submit(partial(self._put, self._frames, self._parts))
+        self._start_pack()
+        self.packs += 1
+
+    def _put(self, frames: list[Frame], parts: list[Buffer]) -> None:
+        pack, ending = build_index(frames)
+        name = names.pack_name(pack)
+        while not self._db.store.put(name, [*parts, ending]) and name in self._db.index.damaged:
+            # Somebody may still read parts of the damaged pack, so it stays as it is. With one
+            # frame repeated, ours has another ID.
+            last = frames[-1]
+            frames.append(replace(frames[0], offset=last.offset + last.size))
+            parts.append(parts[1])
+            pack, ending = build_index(frames)
+            name = names.pack_name(pack)
+        self._db.index.add(name, [Location(pack, frame) for frame in frames])
+        self.names.add(name)
+
+    def finish(self) -> None:
+        """Write what is left; when this returns, all of it is durable."""
+        if self._frames:
+            self._flush()
+        self._puts.finish()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._puts.close()

@@ -1,0 +1,60 @@
+"""From what people write for a version to its ID."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.refs import no_ref
+from casweights.snapshots import MIN_PREFIX
+
+if TYPE_CHECKING:
+    from casweights.database import Database
+    from casweights.ids import SnapshotId
+
+
+def resolve(db: Database, ref: str) -> SnapshotId:
+    """The ID of the version that a ref names, see `Repository`.
+
+    Raises:
+        InvalidInputError: What follows ``~`` is no number.
+        NotFoundError: There is no such version, or more than one.
+    """
+    name, tilde, count = ref.partition("~")
+    if not re.fullmatch(r"[0-9]{0,9}", count):
+        raise InvalidInputError(ErrorCode.BAD_NAME, f"{ref!r}: what follows ~ is no number")
+    steps = int(count or bool(tilde))
+    found = _resolve_name(db, name)
+    if steps == 0:
+        return found
+    for n, snapshot in enumerate(db.snapshots.ancestry(found)):
+        if n == steps:
+            return snapshot.id
+    raise NotFoundError(
+        ErrorCode.REF_NOT_FOUND, f"{name!r} has fewer than {steps} versions before it"
+    )
+
+
+def _resolve_name(db: Database, name: str) -> SnapshotId:
+    if re.fullmatch("[0-9a-fA-F]{64}", name):  # no ref may stand in for a pinned ID
+        return db.snapshots.find(name.lower())
+    if name.startswith("tags/"):
+        branch, tag = None, db.refs.tag(name.removeprefix("tags/"))
+    elif name.startswith("heads/"):
+        branch, tag = db.refs.head(name.removeprefix("heads/")), None
+    else:
+        branch, tag = db.refs.head(name), db.refs.tag(name)
+    if branch and tag and branch.snapshot != tag:
+        raise NotFoundError(
+            ErrorCode.AMBIGUOUS,
+            f"{name!r} is a branch and a tag: say heads/{name} or tags/{name}",
+        )
+    if branch:
+        return branch.snapshot
+    if tag:
+        return tag
+    digits = name.lower()
+    if MIN_PREFIX <= len(digits) <= 64 and not set(digits) - set("0123456789abcdef"):
+        return db.snapshots.find(digits)
+    raise no_ref("branch, tag or snapshot", name)

@@ -1,0 +1,48 @@
+"""``repack``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.cli.test_verify import damage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli.conftest import Json, Run
+
+
+def pack_bytes(store: Path) -> int:
+    return sum(path.stat().st_size for path in (store / "packs").iterdir())
+
+
+def test_it_says_what_it_did(run: Run, run_json: Json, store: Path) -> None:
+    ids = run("log", "-q").stdout
+    before = pack_bytes(store)
+    (summary,) = run_json("repack", "--compression", "small")
+    assert summary == {
+        "message_type": "summary",
+        "packs": 1,
+        "old_packs": 2,
+        "pack_bytes": pack_bytes(store),
+        "old_pack_bytes": before,
+    }
+    assert run("repack", "-q").stdout == ""
+    lines = run("repack", "--memory", "0").stdout.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("1 pack of ")
+    assert run("log", "-q").stdout == ids
+    run("verify")
+
+
+def test_a_damaged_store(run: Run, store: Path) -> None:
+    packs = sorted((store / "packs").iterdir())
+    for pack in packs:
+        damage(pack, 100)
+    assert "packs/" in run("repack", status=13).stderr
+    assert set((store / "packs").iterdir()) >= set(packs)
+
+
+def test_bad_options(run: Run, store: Path) -> None:
+    assert "--compression" in run("repack", "--compression", "tiny", status=2).stderr
+    assert "--memory" in run("repack", "--memory", "-1", status=2).stderr

@@ -1,0 +1,51 @@
+"""Versions as training leaves them, small: a few elements move by a unit in the last place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from casweights.config import KiB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHUNK = 64 * KiB
+ELEMENTS = CHUNK // 2  # of a chunk, in bf16
+
+State = dict[str, torch.Tensor]
+
+
+def weights(chunks: int, seed: int = 0) -> torch.Tensor:
+    """Random weights in bf16 that fill some chunks."""
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal(chunks * ELEMENTS, dtype=np.float32) * 0.02
+    return torch.from_numpy(values).to(torch.bfloat16)
+
+
+def step(tensor: torch.Tensor, density: float, seed: int) -> torch.Tensor:
+    """Weights of which a share of `density` has moved up or down."""
+    generator = np.random.default_rng(seed)
+    bits = tensor.view(torch.int16).numpy().copy()
+    moved = np.flatnonzero(generator.random(len(bits), dtype=np.float32) < density)
+    bits[moved] += generator.choice([-1, 1], len(moved)).astype(np.int16)
+    return torch.from_numpy(bits).view(torch.bfloat16)
+
+
+def history(versions: int, density: float, chunks: int = 2, seed: int = 0) -> Iterator[State]:
+    """The states of consecutive steps."""
+    tensor = weights(chunks, seed)
+    for n in range(versions):
+        yield {"w": tensor}
+        tensor = step(tensor, density, seed + n + 1)
+
+
+def same(one: State, other: State) -> bool:
+    """Whether two states are equal bit for bit."""
+    bits = [
+        {name: (t.dtype, t.shape, t.view(torch.uint8).numpy().tobytes()) for name, t in s.items()}
+        for s in (one, other)
+    ]
+    return bits[0] == bits[1]

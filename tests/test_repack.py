@@ -1,0 +1,222 @@
+"""Repack: everything is stored anew, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.errors import CasweightsError, IntegrityError, InvalidInputError, StoreError
+from casweights.events import Reporter, Stage
+from casweights.format import names
+from casweights.stores.memory import MemoryStore
+from casweights.testing.faults import Fault, FaultyStore
+from tests.histories import CHUNK, State, history, same, step, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights import Repository, SnapshotId
+    from casweights.stores.base import ObjectStore
+    from casweights.testing import CountingStore
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+
+Versions = dict["SnapshotId", State]
+
+
+def pack_names(store: ObjectStore) -> set[str]:
+    return {info.name for info in store.list(names.PACKS)}
+
+
+def check(store: ObjectStore, versions: Versions) -> None:
+    with casweights.open(store) as repo:
+        assert repo.verify().problems == ()
+        for version, state in versions.items():
+            assert same(repo.load(version), state)
+
+
+@pytest.fixture
+def versions(repo: Repository) -> Versions:
+    """A history, and a variant that came before its base."""
+    base = weights(3, seed=50)
+    states = [{"v": step(base, 0.02, 1)}, *history(6, 0.01, chunks=3)]
+    found = {repo.commit(state, branch=f"b{n == 0}").id: state for n, state in enumerate(states)}
+    late = {"v": base, "other": weights(3, seed=51)}
+    found[repo.commit(late, branch="late").id] = late
+    return found
+
+
+def test_no_version_changes(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+    before = {info.name for info in objects.list()} - pack_names(objects)
+    repo.repack()
+    assert {info.name for info in objects.list()} - pack_names(objects) == before
+    check(objects, versions)
+    for version, state in versions.items():
+        assert same(repo.load(version), state)
+
+
+def test_fewer_bytes(objects: CountingStore) -> None:
+    """Versions that were imported without their parents become differences."""
+    states = list(history(6, 0.01, chunks=3))
+    found: Versions = {}
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        for n, state in enumerate(states):
+            found[repo.commit(state, branch=f"b{n}").id] = state
+            repo.delete_branch(f"b{n}")  # so that the next commit sees nothing to differ from
+        assert repo.stats().encodings == {"planes": 18}
+        done = repo.repack()
+        assert repo.stats().encodings == {"planes": 3, "sparse": 15}
+        assert (done.old_packs, done.packs) == (6, 1)
+        assert done.nbytes < done.old_bytes / 3
+        assert done.nbytes == repo.stats().pack_bytes
+    check(objects, found)
+
+
+def test_once_more_changes_nothing(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    repo.repack()
+    before = {name: objects.get(name) for name in pack_names(objects)}
+    repo.repack()
+    assert {name: objects.get(name) for name in pack_names(objects)} == before
+
+
+def test_compression(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+    repo.repack(compression="fast")
+    fast = repo.stats()
+    assert fast.encodings["raw"] > 0
+    repo.repack(compression="small")
+    assert repo.stats().pack_bytes < fast.pack_bytes
+    check(objects, versions)
+    with pytest.raises(InvalidInputError, match="compression"):
+        repo.repack(compression="tiny")  # type: ignore[arg-type]
+
+
+def test_an_empty_store(repo: Repository) -> None:
+    assert repo.repack().packs == 0
+
+
+def test_progress(objects: CountingStore, repo: Repository, versions: Versions) -> None:
+    class Progress(Reporter):
+        total = done = 0
+        ended = False
+
+        def started(self, stage: Stage, total: int) -> None:
+            assert stage is Stage.REPACK
+            self.total = total
+
+        def advanced(self, stage: Stage, nbytes: int) -> None:
+            self.done += nbytes
+
+        def finished(self, stage: Stage) -> None:
+            self.ended = True
+
+    progress = Progress()
+    with casweights.open(objects, reporter=progress) as other:
+        other.repack()
+    assert progress.ended
+    assert progress.done == progress.total > 0
+
+
+def test_a_reader_goes_on(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+    """Its index is out of date, and so are the pack tables of the snapshots."""
+    with casweights.open(objects) as reader:
+        for version in versions:
+            reader.load(version)
+        with casweights.open(objects) as other:
+            other.repack(compression="small")
+        for version, state in versions.items():
+            assert same(reader.load(version), state)
+
+
+def copies(original: ObjectStore) -> Iterator[MemoryStore]:
+    while True:
+        store = MemoryStore()
+        for info in original.list():
+            store.put(info.name, [original.get(info.name)])
+        yield store
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("method", ["put", "delete"])
+def test_a_failure_at_any_step_loses_nothing(
+    repo: Repository, objects: CountingStore, versions: Versions, method: str, after: bool
+) -> None:
+    calls = 0
+    for calls, store in enumerate(copies(objects), 1):
+        faulty = FaultyStore(store, [Fault(call=calls, method=method, after=after)])
+        failed = True
+        try:
+            with casweights.open(faulty) as other:
+                other.repack(compression="small")
+            failed = False
+        except CasweightsError:
+            pass
+        check(store, versions)
+        if not failed:
+            break
+    assert calls > 1
+
+
+def test_a_commit_beside_it_loses_nothing(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    """Its chunks lie in packs that are gone by the time its snapshot appears."""
+    states = [*versions.values()]
+    fresh = {"w": step(states[-2]["w"], 0.01, 99), "v": states[0]["v"]}
+    repacked = False
+
+    def between() -> None:
+        nonlocal repacked
+        with casweights.open(objects) as other:
+            other.repack(compression="small")
+        repacked = True
+
+    store = FaultyStore(objects, [Fault(call=2, method="put", action=between)])
+    with casweights.open(store) as other:
+        version = other.commit(fresh, branch="bFalse")
+    assert repacked
+    check(objects, versions | {version.id: fresh})
+
+
+def test_chunks_of_no_version_stay(repo: Repository, objects: CountingStore) -> None:
+    """Those of a commit that failed, and will be repeated."""
+    first, second, third = history(3, 0.01, chunks=2)
+    repo.commit(first)
+    for state in (second, third):
+        store = FaultyStore(objects, [Fault(call=2, method="put")])
+        with casweights.open(store) as other, pytest.raises(StoreError):
+            other.commit(state)
+    repo.repack(compression="small")
+    objects.forget()
+    with casweights.open(objects) as other:
+        version = other.commit(third)
+        assert same(other.load(version), third)
+    assert not [name for name, _ in objects.writes if name.startswith(names.PACKS)]
+
+
+def test_a_damaged_chunk_stops_it(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    name = min(pack_names(objects))
+    data = bytearray(objects.get(name))
+    data[100] ^= 1
+    objects.delete(name)
+    objects.put(name, [data])
+    before = pack_names(objects)
+    with casweights.open(objects) as other, pytest.raises(IntegrityError, match=r"packs/"):
+        other.repack()
+    assert pack_names(objects) >= before
+
+
+def test_a_pack_that_cannot_be_read_stays(repo: Repository, objects: CountingStore) -> None:
+    repo.commit({"w": weights(2)}, compression="fast")
+    objects.put(names.PACKS + "0" * 64 + ".pack", [b"no pack"])
+    before = pack_names(objects)
+    with casweights.open(objects) as other:
+        other.repack(compression="small")
+        assert len(pack_names(objects) & before) == 1
+        assert len(other.verify().problems) == 1
