@@ -1,0 +1,219 @@
+/* Fuzzing of the kernels: no payload does harm, whatever is encoded comes back, and all targets
+ * agree. tools/fuzz/run builds and runs it, under libFuzzer or standalone.c.
+ *
+ * An input is a header, which tells how to make elements and new values for them, and then either
+ * a payload or edits to the one that encoding them gives. */
+#include <pthread.h>
+
+#include "cases.h"
+#include "edits.h"
+
+static char planted[16]; /* a bug that the checks have to find, for their own test */
+
+static bool is_planted(const char *bug) { return !strcmp(planted, bug); }
+
+/* All that is found ends with a trace; no kernel needs nearly so much memory. */
+const char *__asan_default_options(void) { return "handle_abort=1:max_allocation_size_mb=64"; }
+const char *__ubsan_default_options(void) { return "abort_on_error=1"; }
+
+static void start_kernel(const Case *it) {
+    allocated = 0;
+    starved = false;
+    until_failure = it->failure;
+}
+
+/* The kernel that lacked memory says so, and no other one. */
+static void end_kernel(const char *error) {
+    until_failure = 0;
+    CHECK(starved == (error && !strcmp(error, OUT_OF_MEMORY)));
+}
+
+static Writer encode(const Target *target, const Case *it) {
+    Writer w = {0};
+    start_kernel(it);
+    const char *error = target->encode[it->encoding][it->log_width](it->base, it->bits, it->count,
+                                                                    it->mantissa, &w);
+    end_kernel(error);
+    CHECK(!error || starved);
+    if (!error) return w;
+    free(w.data);
+    return (Writer){0};
+}
+
+/* The payload, the same one from all targets; none if memory lacked. */
+static Writer encode_everywhere(const Case *it) {
+    Writer first = encode(&targets[0], it);
+    for (size_t n = 1; n < count_targets(); n++) {
+        Writer other = encode(&targets[n], it);
+        CHECK(!first.data || !other.data ||
+              (other.size == first.size && !memcmp(other.data, first.data, first.size)));
+        free(other.data);
+    }
+    return first;
+}
+
+static const char *decode(const Target *target, const Case *it, const uint8_t *payload,
+                          size_t size, uint8_t *elements) {
+    uint8_t *exact = malloc(size);
+    CHECK(exact);
+    memcpy(exact, payload, size);
+    memcpy(elements, it->base, it->size);
+    Reader reader = {exact, exact + size + is_planted("overread"), 0, 0, false};
+    start_kernel(it);
+    const char *error =
+        target->decode[it->encoding][it->log_width](&reader, elements, it->count, it->mantissa);
+    end_kernel(error);
+    CHECK(allocated <= (1 << 20) + 4 * (size + it->size));
+    if (is_planted("mistake") && it->size) elements[it->size - 1] ^= 1;
+    free(exact);
+    return error;
+}
+
+/* All targets make the same of the payload, good or bad; unless memory lacks. */
+static const char *decode_everywhere(const Case *it, const uint8_t *payload, size_t size,
+                                     uint8_t *elements) {
+    const char *error = decode(&targets[0], it, payload, size, elements);
+    bool first_starved = starved;
+    uint8_t *others = new_elements(it);
+    for (size_t n = 1; n < count_targets(); n++) {
+        const char *other = decode(&targets[n], it, payload, size, others);
+        if (starved || first_starved) continue;
+        CHECK(error ? other && !strcmp(other, error) : !other);
+        CHECK(!memcmp(others, elements, it->size));
+    }
+    free_elements(it, others);
+    starved |= first_starved;
+    return error;
+}
+
+static void check_payload(const Case *it, const Writer *payload) {
+    uint8_t *elements = new_elements(it);
+    const char *error = decode_everywhere(it, payload->data, payload->size, elements);
+    CHECK(error ? starved : !memcmp(elements, it->bits, it->size));
+    free_elements(it, elements);
+}
+
+static void check_hostile(const Case *it, const uint8_t *payload, size_t size) {
+    uint8_t *elements = new_elements(it);
+    decode_everywhere(it, payload, size, elements);
+    free_elements(it, elements);
+}
+
+static void check_edited(const Case *it, const Writer *payload, const uint8_t *edits,
+                         size_t count) {
+    size_t size;
+    uint8_t *edited = edit_payload(payload, edits, count, &size);
+    CHECK(edited);
+    check_hostile(it, edited, size);
+    free(edited);
+}
+
+static void check_planes(const Case *it) {
+    uint8_t *planes = malloc(it->size), *others = malloc(it->size), *elements = new_elements(it);
+    CHECK(planes && others);
+    for (size_t n = 0; n < count_targets(); n++) {
+        targets[n].split[it->log_width](it->bits, it->count, n ? others : planes);
+        CHECK(!n || !memcmp(others, planes, it->size));
+        targets[n].join[it->log_width](planes, it->count, elements);
+        CHECK(!memcmp(elements, it->bits, it->size));
+    }
+    free(planes);
+    free(others);
+    free_elements(it, elements);
+}
+
+static bool writing; /* whether the other thread goes on */
+
+static void *write_meanwhile(void *data) {
+    const Case *it = data;
+    volatile uint8_t *bits = it->bits;
+    size_t step = it->size / 64 + 1;
+    while (__atomic_load_n(&writing, __ATOMIC_RELAXED))
+        for (size_t n = 0; n < it->size; n += step) bits[n] ^= 1;
+    return NULL;
+}
+
+/* The new values may be those of a model in training: what is encoded while they change is of no
+ * use, but does no harm. */
+static void check_unsteady(Case *it) {
+    enum { TIMES = 40 };
+    pthread_t thread;
+    memcpy(it->bits, it->base, it->size);
+    writing = true;
+    CHECK(!pthread_create(&thread, NULL, write_meanwhile, it));
+    for (size_t n = 0; n < TIMES * count_targets(); n++) {
+        Writer payload = encode(&targets[n / TIMES], it);
+        if (payload.data) check_hostile(it, payload.data, payload.size);
+        free(payload.data);
+    }
+    __atomic_store_n(&writing, false, __ATOMIC_RELAXED);
+    pthread_join(thread, NULL);
+}
+
+static void check_case(Case *it, unsigned what, const uint8_t *edits, size_t count) {
+    Writer payload = encode_everywhere(it);
+    if (payload.data) {
+        check_payload(it, &payload);
+        Case other = *it;
+        if (what & OTHER_BASE) other.base = it->bits;
+        check_edited(&other, &payload, edits, count);
+    }
+    free(payload.data);
+    check_planes(it);
+    if ((what & UNSTEADY) == UNSTEADY) check_unsteady(it);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    for (int n = 1; n < *argc; n++) sscanf((*argv)[n], "-planted=%15s", planted);
+    init_log_table();
+    return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    Header header;
+    if (size < sizeof header) return 0;
+    memcpy(&header, data, sizeof header);
+    const uint8_t *rest = data + sizeof header;
+    size -= sizeof header;
+    Case it = make_case(&header);
+    if (header.what & HOSTILE)
+        check_hostile(&it, rest, size);
+    else
+        check_case(&it, header.what, rest, size / sizeof(Edit));
+    free_case(&it);
+    return 0;
+}
+
+/* The input that holds the payload that this one's case gives, so that any of its bits can change
+ * next; the input itself where it has one or that does not fit. */
+static size_t with_payload(uint8_t *data, size_t size, size_t max_size) {
+    Header header;
+    memcpy(&header, data, sizeof header);
+    if (header.what & HOSTILE) return size;
+    header.failure = 0;
+    header.what |= HOSTILE;
+    Case it = make_case(&header);
+    Writer payload = encode(&targets[0], &it);
+    if (payload.size <= max_size - sizeof header) {
+        memcpy(data, &header, sizeof header);
+        memcpy(data + sizeof header, payload.data, payload.size);
+        size = sizeof header + payload.size;
+    }
+    free(payload.data);
+    free_case(&it);
+    return size;
+}
+
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
+
+/* Cases of whole segments and unsteady ones take far longer than others: most become others. */
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
+    size = LLVMFuzzerMutate(data, size, max_size);
+    if (size < sizeof(Header)) return size;
+    if (seed / 8 % 16) {
+        uint8_t *high = data + offsetof(Header, count) + 1, *what = data + offsetof(Header, what);
+        if (*high > 250) *high %= 64;
+        if ((*what & UNSTEADY) == UNSTEADY) *what &= (uint8_t)~UNSTEADY;
+    }
+    return seed % 8 ? size : with_payload(data, size, max_size);
+}

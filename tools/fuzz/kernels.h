@@ -1,0 +1,115 @@
+/* The kernels of all targets as module.c includes them, but with allocations that are counted and
+ * that can fail. */
+#ifndef FUZZ_KERNELS_H
+#define FUZZ_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+static size_t allocated;       /* bytes that the kernels asked for */
+static unsigned until_failure; /* of their allocations, down to the one that fails; 0 for none */
+static bool starved;           /* one did fail */
+
+static void *limited_realloc(void *old, size_t size) {
+    allocated += size;
+    if (until_failure && !--until_failure) {
+        starved = true;
+        return NULL;
+    }
+    return realloc(old, size);
+}
+
+static void *limited_malloc(size_t size) { return limited_realloc(NULL, size); }
+
+static void *limited_calloc(size_t count, size_t size) {
+    void *data = limited_malloc(count * size);
+    return data ? memset(data, 0, count * size) : NULL;
+}
+
+#define malloc limited_malloc
+#define calloc limited_calloc
+#define realloc limited_realloc
+
+#include "bytes.h"
+#include "classes.h"
+#include "mask.h"
+#include "rans.h"
+#include "rice.h"
+#include "sizes.h"
+
+#define TARGET _portable
+#include "widths.h"
+#undef TARGET
+
+#if defined(__x86_64__)
+#define USE_AVX2
+#define TARGET _avx2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
+#endif
+#include "avx2.h"
+#include "widths.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef TARGET
+#endif
+
+#undef malloc
+#undef calloc
+#undef realloc
+
+enum { SPARSE, DENSE, ENCODINGS };
+
+typedef struct {
+    const char *(*encode[ENCODINGS][4])(const uint8_t *, const uint8_t *, size_t, unsigned,
+                                        Writer *);
+    const char *(*decode[ENCODINGS][4])(Reader *, uint8_t *, size_t, unsigned);
+    void (*split[4])(const uint8_t *, size_t, uint8_t *);
+    void (*join[4])(const uint8_t *, size_t, uint8_t *);
+} Target;
+
+#define WIDTHS(name, target) {name##8##target, name##16##target, name##32##target, name##64##target}
+#define KERNELS(target)                                                        \
+    {                                                                          \
+        {WIDTHS(sparse_encode_, target), WIDTHS(dense_encode_, target)},       \
+            {WIDTHS(sparse_decode_, target), WIDTHS(dense_decode_, target)},   \
+            WIDTHS(split_, target), WIDTHS(join_, target)                      \
+    }
+
+static const Target targets[] = {
+    KERNELS(_portable),
+#ifdef USE_AVX2
+    KERNELS(_avx2),
+#endif
+};
+
+/* Those that this processor has. */
+static size_t count_targets(void) {
+#ifdef USE_AVX2
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") ? 2 : 1;
+#else
+    return 1;
+#endif
+}
+
+/* As in module.c: log2 of an element's bytes, and the bits of the mantissa. */
+static const struct {
+    uint8_t log_width, mantissa;
+} kinds[] = {{0, 0}, {1, 0}, {2, 0}, {3, 0}, {0, 2}, {0, 3}, {1, 10}, {1, 7}, {2, 23}, {3, 52}};
+
+enum { KINDS = sizeof kinds / sizeof *kinds };
+
+#endif
