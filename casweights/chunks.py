@@ -64,10 +64,11 @@ class ChunkReader:
 
     def _missing(self, chunk: ChunkId) -> IntegrityError:
         """The error for a chunk without a path: what is it that lacks?"""
-        why, seen = f"no pack holds the chunk {chunk}", {chunk}
+        wanted, why, seen = chunk, f"no pack holds the chunk {chunk}", {chunk}
         while frames := self._index.frames(chunk):
             pack, base = names.pack_name(frames[0].pack), frames[0].frame.base
-            why = f"{pack} has the chunk {chunk} as a difference from {base}, which is not there"
+            why = f"the chunk {wanted} cannot be rebuilt: {pack} has {chunk} as a difference from "
+            why += f"{base}, which is not there"
             if base is None or base in seen:
                 break
             seen.add(chunk := base)

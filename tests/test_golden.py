@@ -106,7 +106,9 @@ def test_branches_and_tags(store: str) -> None:
 def test_store_is_sound_and_has_every_encoding(store: str) -> None:
     with casweights.open(GOLDEN / store) as repository:
         assert repository.verify().problems == ()
-        assert set(repository.stats().encodings) == {"raw", "zstd", "planes"}
+        stats = repository.stats()
+        assert set(stats.encodings) == {"raw", "zstd", "planes", "dense", "sparse"}
+        assert max(version.longest_chain for version in stats.versions) > 2
 
 
 def test_same_input_still_has_the_same_ids(maker: ModuleType, tmp_path: Path) -> None:

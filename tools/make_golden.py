@@ -96,6 +96,23 @@ def change_model(folder: Path) -> None:
     (folder / "nested/zeros.bin").write_bytes(bytes(150_000))
 
 
+def train_model(folder: Path, share: float, seed: int) -> None:
+    """Move a share of the weights up or down by their last bit, as a step of training would."""
+    numbers = random.Random(seed)
+    for shard in sorted(folder.glob("*.safetensors")):
+        content = bytearray(shard.read_bytes())
+        data = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:data])
+        for name, tensor in header.items():
+            if name.endswith((".weight", ".tied", ".bias")):
+                width = {"BF16": 2, "F32": 4, "F8_E4M3": 1}[tensor["dtype"]]
+                start, end = tensor["data_offsets"]
+                for n in range(data + start, data + end, width):
+                    if numbers.random() < share:
+                        content[n] ^= 1
+        shard.write_bytes(content)
+
+
 def make_state() -> dict[str, Any]:
     """Return a state dict with a tree: nested, tied and with values of all kinds."""
     numbers = random.Random(4)
@@ -154,6 +171,10 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     later = FIRST_TIME + timedelta(days=1)
     second = store.commit(model, message="second", compression="small", time=later)
     versions[str(second.id)] = describe_version(second, hash_files(model))
+    for number, share in enumerate((0.01, 0.02, 0.6)):
+        train_model(model, share, seed=5 + number)
+        step = store.commit(model, branch="tuned", parent=None if number else second.id, time=later)
+        versions[str(step.id)] = describe_version(step, hash_files(model))
     third = store.commit(state, branch="states/run_1", parent=first.id, time=later)
     store.checkout(third.id, work / "state")
     versions[str(third.id)] = describe_version(third, hash_files(work / "state"))
