@@ -10,6 +10,7 @@ from casweights.format import names
 from casweights.format.codecs import Encoding, decode, is_difference
 from casweights.format.envelope import corrupt
 from casweights.format.hashing import checksum
+from casweights.index import MAX_LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,18 +60,24 @@ class ChunkReader:
             except (IntegrityError, NotFoundError) as error:
                 failure = failure or error
         if isinstance(failure, IntegrityError):
-            raise failure
+            raise _told_of(failure, chunk)
         raise self._missing(chunk) from failure
 
     def _missing(self, chunk: ChunkId) -> IntegrityError:
         """The error for a chunk without a path: what is it that lacks?"""
         wanted, why, seen = chunk, f"no pack holds the chunk {chunk}", {chunk}
         while frames := self._index.frames(chunk):
-            pack, base = names.pack_name(frames[0].pack), frames[0].frame.base
-            why = f"the chunk {wanted} cannot be rebuilt: {pack} has {chunk} as a difference from "
-            why += f"{base}, which is not there"
+            base = frames[0].frame.base
             if base is None or base in seen:
+                why = (
+                    f"the differences that lead to the chunk {wanted} do not fit each other, lead "
+                )
+                why += (
+                    f"in a circle or are more than {MAX_LINKS}: {names.pack_name(frames[0].pack)}"
+                )
                 break
+            why = f"the chunk {wanted} cannot be rebuilt: {names.pack_name(frames[0].pack)} has "
+            why += f"{chunk} as a difference from {base}, which is not there"
             seen.add(chunk := base)
         if self._index.damaged:
             why += f". Damaged is: {next(iter(self._index.damaged.values()))}"
@@ -137,6 +144,13 @@ class ChunkReader:
         else:
             payload = self._store.get(name, frame.offset, frame.size)
             decode_frame(frame, payload, out, name)
+
+
+def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
+    """An error that names the chunk that was asked for, too."""
+    if str(chunk) in error.message:
+        return error
+    return IntegrityError(error.code, f"{error.message}. The chunk {chunk} needs it")
 
 
 class NearbyReader:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore
 
-MAX_LINKS = 4096  # differences in a row that a reader follows
+MAX_LINKS = 4096  # frames in a row that a reader follows
 _TAIL_GUESS = 8 * KiB
 _READERS = 8
 
@@ -274,6 +274,8 @@ def _cheapest(frames: list[Location], steps: dict[ChunkId, _Step | None]) -> _St
         before = _Step(0, 0, None) if base is None else steps.get(base)
         if before is None or before.links >= MAX_LINKS:
             continue
+        if before.frame is not None and before.frame.frame.raw_size != place.frame.raw_size:
+            continue  # nothing can be made of it, but it may be sound by itself
         step = _Step(before.nbytes + place.frame.size, before.links + 1, place)
         if best is None or step[:2] < best[:2]:
             best = step

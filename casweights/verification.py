@@ -21,7 +21,7 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.ids import SnapshotId
-from casweights.index import read_pack_index
+from casweights.index import MAX_LINKS, read_pack_index
 from casweights.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
@@ -147,11 +147,12 @@ class _TreeCheck:
     def __call__(self, root: Location) -> tuple[list[Location], list[CasweightsError]]:
         checked: list[Location] = []
         problems: list[CasweightsError] = []
-        pending: list[tuple[Location, memoryview | None]] = [(root, None)]
+        pending: list[tuple[Location, int, memoryview | None]] = [(root, 1, None)]
         while pending:
-            location, base = pending.pop()
+            location, links, base = pending.pop()
             checked.append(location)
             try:
+                _check_links(location, links)
                 chunk = self._check(location, base)
             except IntegrityError as error:
                 problems.append(error)
@@ -161,7 +162,7 @@ class _TreeCheck:
                 self.sound.add(location.frame.chunk)
             if is_new:
                 children = self._forest.get(location.frame.chunk, [])
-                pending += [(child, chunk) for child in children]
+                pending += [(child, links + 1, chunk) for child in children]
         return checked, problems
 
     def _check(self, location: Location, base: memoryview | None) -> memoryview | None:
@@ -180,6 +181,12 @@ class _TreeCheck:
         if self._db.hasher(out) != frame.chunk:
             raise damaged_frame(name, frame, "its bytes do not match the chunk's ID")
         return out
+
+
+def _check_links(location: Location, links: int) -> None:
+    if links > MAX_LINKS:
+        name = names.pack_name(location.pack)
+        raise damaged_frame(name, location.frame, f"it takes more than {MAX_LINKS} frames to read")
 
 
 def _verify_snapshots(

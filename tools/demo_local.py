@@ -228,7 +228,7 @@ def check_everything(store: casweights.Repository, versions: dict[str, Version])
     say(f"{len(versions)} versions are identical, files by SHA-256 and tensors bit by bit")
     found = store.verify()
     check(not found.problems, f"the store has problems: {found.problems}")
-    say(f"{found.frames} chunks in {found.packs} packs are sound")
+    say(f"{found.frames} frames in {found.packs} packs are sound")
 
 
 def compare_files(original: Path, copy: Path) -> dict[str, str]:
@@ -301,7 +301,7 @@ def print_table(work: Path, versions: dict[str, Version]) -> None:
     others = stored - sum(version.stored_bytes for version in versions.values())
     check(0 < others < 1000, f"{others} bytes of the store belong to no version")
     say("")
-    say("new to store: bytes that no earlier version had; stored: what these take, compressed")
+    say("new to store: bytes that no earlier version had; stored: what these take, encoded")
 
 
 def table_sizes(plain: int, new: int, stored: int) -> str:

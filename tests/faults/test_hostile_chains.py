@@ -2,161 +2,240 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from itertools import pairwise
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 import casweights
-from casweights import IntegrityError
-from casweights.config import KiB, StoreConfig
-from casweights.format.codecs import Encoding, encode_difference
-from casweights.format.dtypes import DTYPES
-from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
-from casweights.format.hashing import blake3_256, checksum
-from casweights.format.manifest import FileEntry, Manifest, Snapshot
-from casweights.format.names import pack_name, snapshot_name
-from casweights.format.pack import Frame, build_index
-from casweights.format.snapshot import PackTable, encode_snapshot
-from casweights.ids import ChunkId
+from casweights import ErrorCode, IntegrityError
+from casweights.config import MiB
+from casweights.format.names import PACKS, pack_name, snapshot_name
 from casweights.index import MAX_LINKS
 from casweights.stores.memory import MemoryStore
+from tests.forged_chains import (
+    NAME,
+    READ,
+    REFUSED,
+    SPARSE,
+    A,
+    B,
+    C,
+    Link,
+    add_pack,
+    add_version,
+    chain,
+    chunk,
+    chunk_id,
+    create,
+    difference,
+    sparse,
+    whole,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
-    from casweights import SnapshotId
+    from casweights import Repository, SnapshotId
 
-SIZE = 1024
-CONFIG = StoreConfig(chunk_size=64 * KiB)
-
-Link = tuple[bytes, int, bytes, "bytes | None"]  # chunk, encoding, payload, base
+refused = pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
 
 
-def chunk(number: int, size: int = SIZE) -> bytes:
-    """Chunks that differ in a few bytes."""
-    return number.to_bytes(4, "little") + bytes(range(256)) * (size // 256) + bytes(size % 256)
+@pytest.fixture
+def store() -> MemoryStore:
+    made = MemoryStore()
+    create(made)
+    return made
 
 
-def chunk_id(raw: bytes) -> ChunkId:
-    return ChunkId(blake3_256(raw))
+def forge(store: MemoryStore, links: list[Link], wanted: bytes = B) -> tuple[SnapshotId, str]:
+    """One pack of these frames, and a version of a file of one chunk."""
+    pack = add_pack(store, links)
+    return add_version(store, wanted, [pack]), pack_name(pack)
 
 
-def whole(raw: bytes) -> Link:
-    return raw, Encoding.RAW, raw, None
+def read(repo: Repository, version: SnapshotId) -> bytes:
+    return b"".join(repo.read(version, NAME))
 
 
-def difference(raw: bytes, base: bytes) -> Link:
-    encoded = encode_difference(raw, base, DTYPES["U8"])
-    assert encoded is not None
-    return raw, encoded[0], bytes(encoded[1]), base
+def damage(store: MemoryStore, name: str, at: int) -> None:
+    data = bytearray(store.get(name))
+    data[at] ^= 1
+    store.delete(name)
+    store.put(name, [data])
 
 
-def forge(links: Sequence[Link], wanted: bytes) -> tuple[MemoryStore, SnapshotId, str]:
-    """A store with one pack of these frames, and a version of a file of one chunk."""
-    store = MemoryStore()
-    casweights.open(store, create=True, config=CONFIG).close()
-    frames, offset = [], PREFIX_SIZE
-    for raw, encoding, payload, base in links:
-        base_id = None if base is None else chunk_id(base)
-        frame = (chunk_id(raw), len(raw), encoding, offset, len(payload), checksum(payload))
-        frames.append(Frame(*frame, base_id))
-        offset += len(payload)
-    pack, ending = build_index(frames)
-    store.put(pack_name(pack), [prefix(Kind.PACK), *(link[2] for link in links), ending])
-    manifest = Manifest(
-        parents=(),
-        time=datetime(2024, 1, 1, tzinfo=UTC),
-        author="",
-        message="",
-        metadata={},
-        config=CONFIG,
-        files=(FileEntry("chunk.bin", len(wanted), None, None, (chunk_id(wanted),)),),
-    )
-    snapshot, encoded = Snapshot.of(manifest)
-    table = PackTable([pack], {chunk_id(wanted): pack})
-    store.put(snapshot_name(snapshot.id), [encode_snapshot(snapshot, encoded, table)])
-    return store, snapshot.id, pack_name(pack)
+@refused
+def test_what_is_refused(store: MemoryStore, tmp_path: Path, links: list[Link]) -> None:
+    """By an error that names the pack, before memory is taken for what frames claim."""
+    version, pack = forge(store, links)
+    tracemalloc.start()
+    try:
+        with casweights.open(store) as repo:
+            for _ in range(2):
+                with pytest.raises(IntegrityError, match=pack):
+                    read(repo, version)
+            with pytest.raises(IntegrityError, match=pack):
+                repo.checkout(version, tmp_path)
+            problems = [str(problem) for problem in repo.verify().problems]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert list(tmp_path.iterdir()) == []
+    assert any(pack in problem for problem in problems[:-1])
+    assert problems[-1] == f"{snapshot_name(version)}: no sound frame holds its chunk {chunk_id(B)}"
+    assert peak < 16 * MiB
 
 
-A, B, C = chunk(1), chunk(2), chunk(3)
-LONGER = chunk(4, SIZE + 100)
-SPARSE_OF_B = difference(B, A)[2]
-
-REFUSED: dict[str, list[Link]] = {
-    "base that is not there": [difference(B, A)],
-    "base that is not there, behind another": [difference(C, A), difference(B, C)],
-    "itself": [(B, Encoding.SPARSE, SPARSE_OF_B, B)],
-    "circle of two": [difference(A, B), difference(B, A)],
-    "circle of three": [difference(A, C), difference(B, A), difference(C, B)],
-    "longer base": [whole(LONGER), (B, Encoding.SPARSE, SPARSE_OF_B, LONGER)],
-    "another base": [whole(C), (B, Encoding.SPARSE, SPARSE_OF_B, C)],
-    "no base": [(B, Encoding.SPARSE, SPARSE_OF_B, None)],
-    "no base for dense": [(B, Encoding.DENSE, SPARSE_OF_B, None)],
-    "base for raw": [whole(A), (B, Encoding.RAW, B, A)],
-    "base for an unknown encoding": [whole(A), (B, 77, B, A)],
-    "sparse as dense": [whole(A), (B, Encoding.DENSE, SPARSE_OF_B, A)],
-    "unknown kind of elements": [whole(A), (B, Encoding.SPARSE, b"\x0a" + SPARSE_OF_B[1:], A)],
-    "nothing": [whole(A), (B, Encoding.SPARSE, b"", A)],
-    "cut": [whole(A), (B, Encoding.SPARSE, SPARSE_OF_B[:-1], A)],
-    "and more": [whole(A), (B, Encoding.SPARSE, SPARSE_OF_B + b"more", A)],
-    "damaged base": [(A, Encoding.RAW, B, None), difference(B, A)],
-}
-
-
-@pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
-def test_what_is_refused(links: list[Link]) -> None:
-    """By a named error that says where; a commit of the same chunk then stores it anew."""
-    store, version, pack = forge(links, B)
-    with casweights.open(store) as repo:
-        for _ in range(2):
-            with pytest.raises(IntegrityError, match=pack) as caught:
-                b"".join(repo.read(version, "chunk.bin"))
-        assert str(chunk_id(B)) in str(caught.value) or "damaged" in str(caught.value)
-        problems = [str(problem) for problem in repo.verify().problems]
-        assert any(pack in problem for problem in problems)
-        assert f"{chunk_id(B)}" in problems[-1]
-        repo._db.index.load()
-
-
-@pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
-def test_what_is_refused_is_stored_anew(links: list[Link], tmp_path_factory: object) -> None:
-    store, version, _ = forge(links, B)
+@refused
+def test_what_is_refused_is_stored_anew(store: MemoryStore, links: list[Link]) -> None:
+    version, _ = forge(store, links)
     with casweights.open(store) as repo:
         with pytest.raises(IntegrityError):
-            b"".join(repo.read(version, "chunk.bin"))
-        again = repo.commit({"x": _tensor(B)})
-        assert bytes(repo.load(again)["x"].numpy().tobytes()) == B
-        assert b"".join(repo.read(version, "chunk.bin")) == B
+            read(repo, version)
+        repo.commit({"x": torch.frombuffer(bytearray(B), dtype=torch.uint8)})
+        assert read(repo, version) == B
+    with casweights.open(store) as repo:
+        assert read(repo, version) == B
 
 
-def _tensor(raw: bytes) -> object:
-    import torch
+@pytest.mark.parametrize("links", READ.values(), ids=READ)
+def test_what_is_read(store: MemoryStore, links: list[Link]) -> None:
+    """Frames that lead nowhere are passed over where another one does not."""
+    version, _ = forge(store, links)
+    with casweights.open(store) as repo:
+        assert read(repo, version) == B
+    with casweights.open(store) as repo:
+        repo.verify()
+        assert read(repo, version) == B
 
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+def test_the_same_forgeries_are_read_if_they_are_honest(store: MemoryStore) -> None:
+    version, _ = forge(store, sparse(SPARSE))
+    with casweights.open(store) as repo:
+        assert read(repo, version) == B
+        assert repo.verify().problems == ()
 
 
 @pytest.mark.parametrize("links", [MAX_LINKS - 1, MAX_LINKS, MAX_LINKS + 50])
-def test_a_chain_that_is_too_long(links: int) -> None:
+def test_a_chain_that_is_too_long(store: MemoryStore, links: int) -> None:
     """As long as the format allows it is read, by a reader that does not recurse."""
-    chunks = [chunk(n) for n in range(links + 1)]
-    chain = [whole(chunks[0])] + [difference(raw, base) for base, raw in pairwise(chunks)]
-    store, version, _ = forge(chain, chunks[-1])
+    wanted = chunk(links)
+    version, _ = forge(store, chain(links), wanted)
     with casweights.open(store) as repo:
         if links < MAX_LINKS:
-            assert b"".join(repo.read(version, "chunk.bin")) == chunks[-1]
+            assert read(repo, version) == wanted
             assert repo.verify().problems == ()
         else:
-            with pytest.raises(IntegrityError):
-                b"".join(repo.read(version, "chunk.bin"))
+            with pytest.raises(IntegrityError, match=str(chunk_id(wanted))) as caught:
+                read(repo, version)
+            assert caught.value.code is ErrorCode.MISSING_CHUNK
 
 
-def test_a_circle_beside_a_way_out() -> None:
-    """Frames that lead in circles are passed over where another one does not."""
-    circle = [difference(A, B), difference(B, C), difference(C, A)]
-    for extra in (whole(A), whole(B), whole(C)):
-        store, version, _ = forge([*circle, extra], B)
-        with casweights.open(store) as repo:
-            assert b"".join(repo.read(version, "chunk.bin")) == B
-            assert repo.verify().problems == ()
+def test_a_short_way_beside_a_chain_that_is_too_long(store: MemoryStore) -> None:
+    wanted = chunk(MAX_LINKS)
+    version, _ = forge(store, [*chain(MAX_LINKS), whole(wanted)], wanted)
+    with casweights.open(store) as repo:
+        assert read(repo, version) == wanted
+
+
+def test_a_pack_in_the_middle_is_gone(store: MemoryStore) -> None:
+    """The error says what was asked for, and what of it is not there."""
+    packs = [add_pack(store, [link]) for link in (difference(C, B), difference(B, A), whole(A))]
+    version = add_version(store, C, packs)
+    store.delete(pack_name(packs[1]))
+    with casweights.open(store) as repo:
+        with pytest.raises(IntegrityError, match=str(chunk_id(C))) as caught:
+            read(repo, version)
+        assert str(chunk_id(B)) in str(caught.value)
+        assert caught.value.code is ErrorCode.MISSING_CHUNK
+
+
+@pytest.mark.parametrize("part", ["frame", "index"])
+def test_a_pack_in_the_middle_is_damaged(store: MemoryStore, part: str) -> None:
+    packs = [add_pack(store, [link]) for link in (difference(C, B), difference(B, A), whole(A))]
+    version, name = add_version(store, C, packs), pack_name(packs[1])
+    damage(store, name, 8 + 1 if part == "frame" else -20)
+    with casweights.open(store) as repo:
+        with pytest.raises(IntegrityError, match=name):
+            read(repo, version)
+        problems = [str(problem) for problem in repo.verify().problems]
+    assert name in problems[0]
+    assert f"its base {chunk_id(B)} cannot be rebuilt" in problems[1]
+    assert len(problems) == 3
+
+
+def test_bases_in_packs_that_the_table_does_not_name(store: MemoryStore) -> None:
+    packs = [add_pack(store, [link]) for link in (difference(C, B), difference(B, A), whole(A))]
+    version = add_version(store, C, packs[:1])
+    with casweights.open(store) as repo:
+        assert read(repo, version) == C
+
+
+@pytest.mark.parametrize("by", ["nothing", "damage", "deletion"])
+def test_another_way_in_another_pack(store: MemoryStore, by: str) -> None:
+    """The table knows of one way only."""
+    first = add_pack(store, [whole(A), difference(B, A), difference(C, B)])
+    version = add_version(store, C, [first])
+    add_pack(store, [whole(B), difference(C, A), difference(A, B)])
+    add_pack(store, [Link(C, 4, SPARSE, B)])  # a wrong one
+    if by == "damage":
+        damage(store, pack_name(first), 8 + len(A) + 1)
+    elif by == "deletion":
+        store.delete(pack_name(first))
+    with casweights.open(store) as repo:
+        assert read(repo, version) == C
+
+
+def test_no_circle_is_too_large(store: MemoryStore) -> None:
+    """Neither the stack nor the time is used up."""
+    count = 20_000
+    links = [Link(chunk(n), 4, SPARSE, chunk((n + 1) % count)) for n in range(count)]
+    version, _ = forge(store, links, chunk(7))
+    with casweights.open(store) as repo:
+        with pytest.raises(IntegrityError):
+            read(repo, version)
+        assert len(repo.verify().problems) == count + 1
+
+
+def test_frames_all_from_one_another(store: MemoryStore) -> None:
+    """Every chunk is a difference from every other one; only one is also there whole."""
+    chunks = [chunk(n) for n in range(60)]
+    links = [difference(one, other) for one in chunks for other in chunks if one != other]
+    version, _ = forge(store, [*links, whole(chunks[-1])], chunks[0])
+    with casweights.open(store) as repo:
+        assert read(repo, version) == chunks[0]
+        assert [info.name for info in store.list(PACKS)]
+
+
+def test_a_base_of_another_size_is_not_to_blame(store: MemoryStore) -> None:
+    version, pack = forge(store, REFUSED["longer base"])
+    honest = add_version(store, chunk(4, len(A) + 100), [add_pack(store, REFUSED["longer base"])])
+    with casweights.open(store) as repo:
+        with pytest.raises(IntegrityError, match=pack):
+            read(repo, version)
+        assert read(repo, honest) == chunk(4, len(A) + 100)
+
+
+def test_damage_in_the_middle_is_told_with_the_chunk_asked_for(store: MemoryStore) -> None:
+    version, pack = forge(store, [whole(A), difference(B, A), difference(C, B)], C)
+    damage(store, pack, 8 + len(A) + 1)
+    with casweights.open(store) as repo:
+        with pytest.raises(IntegrityError, match=str(chunk_id(C))) as caught:
+            read(repo, version)
+        assert str(chunk_id(B)) in str(caught.value)
+
+
+def test_verify_finds_chains_that_no_reader_follows(store: MemoryStore) -> None:
+    forge(store, chain(MAX_LINKS), chunk(MAX_LINKS))
+    with casweights.open(store) as repo:
+        assert repo.verify().problems
+
+
+def test_an_error_says_that_a_chain_is_too_long(store: MemoryStore) -> None:
+    version, _ = forge(store, chain(MAX_LINKS), chunk(MAX_LINKS))
+    with casweights.open(store) as repo, pytest.raises(IntegrityError) as caught:
+        read(repo, version)
+    assert "None" not in str(caught.value)
+    assert str(MAX_LINKS) in str(caught.value)

@@ -1,0 +1,170 @@
+"""Stores with frames of any kind, under IDs and checksums that are right for them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.format.codecs import Encoding
+from casweights.format.elements import Kind as Elements
+from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
+from casweights.format.hashing import blake3_256, checksum
+from casweights.format.kernels import dense_encode, sparse_encode
+from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.names import pack_name, snapshot_name
+from casweights.format.pack import Frame, build_index
+from casweights.format.snapshot import PackTable, encode_snapshot
+from casweights.ids import ChunkId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights import SnapshotId
+    from casweights.ids import PackId
+    from casweights.stores.base import ObjectStore
+
+CONFIG = StoreConfig(chunk_size=64 * KiB)
+NAME = "chunk.bin"
+
+
+class Link(NamedTuple):
+    """A frame to be stored: a chunk, and the bytes that stand for it."""
+
+    raw: bytes
+    encoding: int
+    payload: bytes
+    base: bytes | None = None
+
+
+def chunk(number: int, size: int = 1030) -> bytes:
+    """Chunks that differ in a few bytes; their usual size is even, but no multiple of 4."""
+    return number.to_bytes(4, "little") + bytes(n % 256 for n in range(size - 4))
+
+
+def chunk_id(raw: bytes) -> ChunkId:
+    return ChunkId(blake3_256(raw))
+
+
+def whole(raw: bytes) -> Link:
+    return Link(raw, Encoding.RAW, raw)
+
+
+def difference(raw: bytes, base: bytes) -> Link:
+    return Link(raw, Encoding.SPARSE, sparse_encode(base, raw, Elements.PLAIN_8), base)
+
+
+def chain(links: int) -> list[Link]:
+    """A whole chunk and so many differences; `chunk(links)` is at the end."""
+    chunks = [chunk(n) for n in range(links + 1)]
+    return [whole(chunks[0]), *(difference(raw, base) for base, raw in pairwise(chunks))]
+
+
+def create(store: ObjectStore) -> None:
+    casweights.open(store, create=True, config=CONFIG).close()
+
+
+def add_pack(store: ObjectStore, links: Sequence[Link]) -> PackId:
+    frames, offset = [], PREFIX_SIZE
+    for raw, encoding, payload, base in links:
+        base_id = None if base is None else chunk_id(base)
+        frame = (chunk_id(raw), len(raw), encoding, offset, len(payload), checksum(payload))
+        frames.append(Frame(*frame, base_id))
+        offset += len(payload)
+    pack, ending = build_index(frames)
+    store.put(pack_name(pack), [prefix(Kind.PACK), *(link.payload for link in links), ending])
+    return pack
+
+
+def add_version(store: ObjectStore, raw: bytes, packs: Sequence[PackId]) -> SnapshotId:
+    """A version of one file of one chunk; the first one of the packs is said to have it."""
+    manifest = Manifest(
+        parents=(),
+        time=datetime(2024, 1, 1, tzinfo=UTC),
+        author="",
+        message="",
+        metadata={},
+        config=CONFIG,
+        files=(FileEntry(NAME, len(raw), None, None, (chunk_id(raw),)),),
+    )
+    snapshot, encoded = Snapshot.of(manifest)
+    table = PackTable(list(packs), {chunk_id(raw): packs[0]})
+    store.put(snapshot_name(snapshot.id), [encode_snapshot(snapshot, encoded, table)])
+    return snapshot.id
+
+
+A, B, C = chunk(1), chunk(2), chunk(3)
+LONGER, SHORTER = chunk(4, len(A) + 100), chunk(4, len(A) - 100)
+SPARSE = difference(B, A).payload
+DENSE = dense_encode(A, B, Elements.PLAIN_8)
+HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1, as a varint
+
+
+def sparse(payload: bytes) -> list[Link]:
+    return [whole(A), Link(B, Encoding.SPARSE, payload, A)]
+
+
+def dense(payload: bytes) -> list[Link]:
+    return [whole(A), Link(B, Encoding.DENSE, payload, A)]
+
+
+# What is said to lead to B, in one pack.
+REFUSED: dict[str, list[Link]] = {
+    "base that is not there": [difference(B, A)],
+    "base that is not there, behind another": [difference(C, A), difference(B, C)],
+    "itself": [Link(B, Encoding.SPARSE, SPARSE, B)],
+    "circle of two": [difference(A, B), difference(B, A)],
+    "circle of three": [difference(A, C), difference(B, A), difference(C, B)],
+    "way into a circle": [difference(B, A), difference(A, C), difference(C, A)],
+    "longer base": [whole(LONGER), Link(B, Encoding.SPARSE, SPARSE, LONGER)],
+    "shorter base": [whole(SHORTER), Link(B, Encoding.SPARSE, SPARSE, SHORTER)],
+    "another base": [whole(C), Link(B, Encoding.SPARSE, SPARSE, C)],
+    "no base": [Link(B, Encoding.SPARSE, SPARSE)],
+    "no base for dense": [Link(B, Encoding.DENSE, DENSE)],
+    "base for raw": [whole(A), Link(B, Encoding.RAW, B, A)],
+    "base for zstd": [whole(A), Link(B, Encoding.ZSTD, b"not looked at", A)],
+    "base for planes": [whole(A), Link(B, Encoding.PLANES, b"not looked at", A)],
+    "base for an unknown encoding": [whole(A), Link(B, 77, B, A)],
+    "sparse as dense": dense(SPARSE),
+    "dense as sparse": sparse(DENSE),
+    "unknown kind of elements": sparse(b"\x0a" + SPARSE[1:]),
+    "unknown kind of elements, dense": dense(b"\xff" + DENSE[1:]),
+    "elements that do not fill the chunk": sparse(b"\x02" + SPARSE[1:]),
+    "nothing": sparse(b""),
+    "nothing dense": dense(b""),
+    "cut": sparse(SPARSE[:-1]),
+    "cut dense": dense(DENSE[:-1]),
+    "and more": sparse(SPARSE + b"more"),
+    "and more, dense": dense(DENSE + b"more"),
+    "no class": sparse(b"\0\0" + SPARSE[2:]),
+    "more changes than elements": sparse(b"\0\x01\x87\x08\x00\x82\x01" + b"\xff" * 130),
+    "2^63 changes": sparse(b"\0\x01" + HUGE + b"\x1a\x01\x01"),
+    "gaps of 2^63 bytes": sparse(b"\0\x01\x01\x00" + HUGE + b"\x01"),
+    "gap that does not end": sparse(b"\0\x01\x01\x1a\x87\x07" + bytes(903)),
+    "words of 2^63": dense(b"\0\x01\x00\x80\x20" + HUGE + b"\0"),
+    "plain bytes of 2^63": dense(b"\0\x01\x00\x80\x20\x02" + HUGE + bytes(4)),
+    "no chances": dense(b"\0\x01\x00\x00\x02\x00\x80\0\0\0"),
+    "other differences": sparse(difference(C, A).payload),
+    "damaged base": [Link(A, Encoding.RAW, B), difference(B, A)],
+    "damaged in the middle": [
+        *(whole(A), Link(C, Encoding.SPARSE, difference(chunk(5), A).payload, A)),
+        difference(B, C),
+    ],
+}
+# Of these, one frame leads to B, and others are in its way.
+READ: dict[str, list[Link]] = {
+    "circle with a way out at the end": [*REFUSED["circle of three"], whole(C)],
+    "circle with a way out at once": [*REFUSED["circle of three"], whole(B)],
+    "circle with a way out between": [*REFUSED["circle of three"], whole(A)],
+    "itself, too": [*REFUSED["itself"], whole(B)],
+    "base of another size, too": [*REFUSED["longer base"], *sparse(SPARSE)],
+    "base that is not there, too": [difference(B, C), *dense(DENSE)],
+    "damaged, too": [Link(B, Encoding.ZSTD, b"zstd", None), *sparse(SPARSE)],
+    "damaged in the middle, with a way around": [
+        *REFUSED["damaged in the middle"],
+        difference(C, A),
+    ],
+    "damaged base, with another frame": [*REFUSED["damaged base"], difference(A, C), whole(C)],
+}
