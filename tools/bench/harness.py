@@ -25,6 +25,7 @@ class Result:
         ratio: Median of the pairs' ratios; of an absolute target: ours divided by the target.
         target: What `ratio` must not exceed; None where nothing is asked of it.
         note: What bounds the result, or what the reference is.
+        at_least: Whether `target` is what `ratio` must not fall below.
     """
 
     what: str
@@ -34,10 +35,50 @@ class Result:
     ratio: float
     target: float | None
     note: str
+    at_least: bool = False
 
     @property
     def reached(self) -> bool:
-        return self.target is None or self.ratio <= self.target
+        if self.target is None:
+            return True
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
+
+
+def measured(
+    what: str,
+    value: float,
+    unit: str,
+    *,
+    note: str,
+    target: float | None = None,
+    at_least: bool = False,
+) -> Result:
+    """A row whose target is absolute: in its own unit."""
+    return Result(
+        what=what,
+        ours=value,
+        reference=None,
+        unit=unit,
+        ratio=value,
+        target=target,
+        note=note,
+        at_least=at_least,
+    )
+
+
+def compared(
+    what: str, ours: float, reference: float, unit: str, *, note: str, target: float | None = None
+) -> Result:
+    """A row whose target is a share of the reference."""
+    return Result(
+        what=what,
+        ours=ours,
+        reference=reference,
+        unit=unit,
+        ratio=ours / reference,
+        target=target,
+        note=note,
+    )
 
 
 def pair(
@@ -77,6 +118,32 @@ def pair(
     )
 
 
+class Clock:
+    """Times by name, and processor times beside them, which a busy machine changes less."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, list[tuple[float, float]]] = {}
+
+    def time(self, name: str, function: Callable[..., object], *args: object) -> None:
+        """Time one call."""
+        wall, processor = time.perf_counter(), time.process_time()
+        function(*args)
+        spent = time.perf_counter() - wall, time.process_time() - processor
+        self._times.setdefault(name, []).append(spent)
+
+    def medians(self, name: str) -> tuple[float, float]:
+        """Seconds, and seconds of processors, of a call."""
+        wall, processor = zip(*self._times[name], strict=True)
+        return statistics.median(wall), statistics.median(processor)
+
+
+def median(
+    function: Callable[[], object], rounds: int, prepare: Callable[[], object] = lambda: None
+) -> float:
+    """The median of the seconds of some calls after the first; `prepare` is not timed."""
+    return statistics.median([_time(function, prepare) for _ in range(rounds + 1)][1:])
+
+
 def _time(function: Callable[[], object], prepare: Callable[[], object]) -> float:
     prepare()
     start = time.perf_counter()
@@ -86,7 +153,18 @@ def _time(function: Callable[[], object], prepare: Callable[[], object]) -> floa
 
 def report(title: str, facts: dict[str, object], results: Sequence[Result]) -> int:
     """Print a table and, as the last line, the same as JSON; returns the rows not reached."""
-    print(f"{title}\n" + "".join(f"  {key}: {value}\n" for key, value in facts.items()))
+    head(title, facts)
+    table(results)
+    return conclude(title, facts, results)
+
+
+def head(title: str, facts: dict[str, object]) -> None:
+    """Print what a report is about."""
+    print(f"{title}\n" + "".join(f"  {key}: {value}\n" for key, value in facts.items()), flush=True)
+
+
+def table(results: Sequence[Result]) -> None:
+    """Print rows, and below them their notes."""
     header = ("what", "ours", "reference", "ratio", "target", "reached")
     rows = [header]
     for r in results:
@@ -94,13 +172,22 @@ def report(title: str, facts: dict[str, object], results: Sequence[Result]) -> i
         ours = f"{r.ours:.3f} {r.unit}"
         target, verdict = "-", "-"
         if r.target is not None:
-            target, verdict = f"{r.target:.2f}", "yes" if r.reached else "no"
+            sign = ">=" if r.at_least else "<="
+            target, verdict = f"{sign} {r.target:.2f}", "yes" if r.reached else "no"
         rows.append((r.what, ours, reference, f"{r.ratio:.2f}", target, verdict))
     widths = [max(len(row[n]) for row in rows) for n in range(len(header))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
     print()
+    notes: dict[str, list[str]] = {}
     for r in results:
-        print(f"{r.what}: {r.note}")
+        notes.setdefault(r.note, []).append(r.what)
+    for note, whats in notes.items():
+        print(f"{'; '.join(whats)}: {note}")
+    print(flush=True)
+
+
+def conclude(title: str, facts: dict[str, object], results: Sequence[Result]) -> int:
+    """Print everything as one line of JSON; returns the rows not reached."""
     print(json.dumps({"title": title, **facts, "results": [asdict(r) for r in results]}))
     return sum(not r.reached for r in results)
