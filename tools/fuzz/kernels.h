@@ -36,36 +36,7 @@ static void *limited_calloc(size_t count, size_t size) {
 #define calloc limited_calloc
 #define realloc limited_realloc
 
-#include "bytes.h"
-#include "classes.h"
-#include "mask.h"
-#include "rans.h"
-#include "rice.h"
-#include "sizes.h"
-
-#define TARGET _portable
-#include "widths.h"
-#undef TARGET
-
-#if defined(__x86_64__)
-#define USE_AVX2
-#define TARGET _avx2
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt"))), \
-                             apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
-#endif
-#include "avx2.h"
-#include "widths.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#undef TARGET
-#endif
+#include "targets.h"
 
 #undef malloc
 #undef calloc

@@ -1,0 +1,42 @@
+/* All kernels, for each processor that they are translated for. */
+#ifndef CASW_TARGETS_H
+#define CASW_TARGETS_H
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "bytes.h"
+#include "classes.h"
+#include "mask.h"
+#include "rans.h"
+#include "rice.h"
+#include "sizes.h"
+
+/* Whatever the compiler makes of the templates for any processor. */
+#define TARGET _portable
+#include "widths.h"
+#undef TARGET
+
+/* The same templates once more, for processors that have AVX2. */
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define USE_AVX2
+#define TARGET _avx2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,bmi,bmi2,lzcnt,popcnt"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,bmi,bmi2,lzcnt,popcnt")
+#endif
+#include "avx2.h"
+#include "widths.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef TARGET
+#endif
+
+#endif
