@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from entropy import bounds
-from peers import NotInstalledError, read_state, sizes, zstd_patch
+from peers import read_state, sizes
+from programs import NotInstalledError, zstd_patch
 
 import casweights
 from casweights.config import DEFAULT_CHUNK_SIZE

@@ -17,7 +17,8 @@ from encodings_data import (
 )
 from entropy import exponent
 from harness import Clock, Result, compared, measured, pair
-from peers import NotInstalledError, read_state, zipnn_decode, zipnn_encode
+from peers import read_state, zipnn_decode, zipnn_encode
+from programs import NotInstalledError
 
 from casweights.format.codecs import Encoding, decode
 from casweights.format.elements import kind_of

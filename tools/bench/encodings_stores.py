@@ -26,7 +26,8 @@ from encodings_data import (
 from encodings_dedup import dedup
 from entropy import Bounds, bounds
 from harness import Result, compared, measured
-from peers import NotInstalledError, bitx_encode, borg, read_state, restic, zipnn_encode
+from peers import bitx_encode, read_state, zipnn_encode
+from programs import NotInstalledError, borg, restic
 
 import casweights
 from casweights.events import CheckoutStats, Reporter
