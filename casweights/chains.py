@@ -45,22 +45,24 @@ class Bases:
     def __init__(self, version: Snapshot | None = None) -> None:
         self._exact: dict[tuple[object, ...], ChunkId] = {}
         self._named: dict[tuple[object, ...], ChunkId] = {}
-        if version is not None:
-            self.add(version)
-
-    def add(self, version: Snapshot) -> None:
-        """Take note of a version; its chunks come before those of earlier ones."""
+        if version is None:
+            return
         for file in version.files:
             for chunk, piece in file.pieces(version.config.chunk_size):
-                place = (piece.tensor, piece.number, piece.nbytes, piece.dtype.code)
+                place = _place(piece)
                 self._exact[(file.path, *place)] = chunk
                 if piece.tensor is not None:
                     self._named[place] = chunk
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
         """The chunk at the same place: in the same file, or in the same tensor of another one."""
-        place = (piece.tensor, piece.number, piece.nbytes, piece.dtype.code)
+        place = _place(piece)
         return self._exact.get((path, *place)) or self._named.get(place)
+
+
+def _place(piece: Piece) -> tuple[object, ...]:
+    """What chunks must share to be worth comparing, their files apart."""
+    return piece.tensor, piece.number, piece.nbytes, piece.dtype.code
 
 
 class ChainEncoder:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from casweights.format.hashing import Buffer
-    from casweights.format.pack import Frame, Location
+    from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.index import ChunkIndex, Path
     from casweights.stores.base import ObjectStore
@@ -67,17 +67,17 @@ class ChunkReader:
         """The error for a chunk without a path: what is it that lacks?"""
         wanted, why, seen = chunk, f"no pack holds the chunk {chunk}", {chunk}
         while frames := self._index.frames(chunk):
-            base = frames[0].frame.base
+            pack, base = names.pack_name(frames[0].pack), frames[0].frame.base
             if base is None or base in seen:
                 why = (
-                    f"the differences that lead to the chunk {wanted} do not fit each other, lead "
-                )
-                why += (
-                    f"in a circle or are more than {MAX_LINKS}: {names.pack_name(frames[0].pack)}"
+                    f"the differences that lead to the chunk {wanted} do not fit each other, "
+                    f"lead in a circle or are more than {MAX_LINKS}: {pack}"
                 )
                 break
-            why = f"the chunk {wanted} cannot be rebuilt: {names.pack_name(frames[0].pack)} has "
-            why += f"{chunk} as a difference from {base}, which is not there"
+            why = (
+                f"the chunk {wanted} cannot be rebuilt: {pack} has {chunk} as a difference "
+                f"from {base}, which is not there"
+            )
             seen.add(chunk := base)
         if self._index.damaged:
             why += f". Damaged is: {next(iter(self._index.damaged.values()))}"
@@ -128,22 +128,20 @@ class ChunkReader:
     def _attempt(self, location: Location, out: memoryview, *, check: bool = False) -> None:
         try:
             self._read_frame(location, out)
-            if check and self._hasher(out) != location.frame.chunk:
-                name = names.pack_name(location.pack)
-                raise damaged_frame(name, location.frame, "its bytes do not match the chunk's ID")
+            if check and not self.is_right(location.frame.chunk, out):
+                raise damaged_frame(location, "its bytes do not match the chunk's ID")
         except (IntegrityError, NotFoundError) as error:
             self._index.distrust(location, error)
             raise
 
     def _read_frame(self, location: Location, out: memoryview) -> None:
-        frame, name = location.frame, names.pack_name(location.pack)
+        frame = location.frame
         if frame.raw_size != len(out):
-            raise damaged_frame(name, frame, f"it claims {frame.raw_size} bytes")
+            raise damaged_frame(location, f"it claims {frame.raw_size} bytes")
         if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
-            self._store.readinto(name, frame.offset, out)
+            self._store.readinto(names.pack_name(location.pack), frame.offset, out)
         else:
-            payload = self._store.get(name, frame.offset, frame.size)
-            decode_frame(frame, payload, out, name)
+            decode_frame(location, read_payload(self._store, location), out)
 
 
 def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
@@ -191,38 +189,43 @@ class _AnyOf:
         return any(way.readinto(chunk, out) for way in self._ways)
 
 
-def decode_frame(frame: Frame, payload: bytes, out: memoryview, pack_name: str) -> None:
-    """Check a frame's stored bytes and decode them into `out`.
-
-    Args:
-        frame: The frame.
-        payload: Its stored bytes.
-        out: Where the chunk goes; where the frame is a difference, it holds the base.
-        pack_name: For error messages.
+def read_payload(store: ObjectStore, location: Location) -> bytes:
+    """A frame's stored bytes.
 
     Raises:
-        IntegrityError: They are damaged or do not decode.
+        NotFoundError: The pack is gone.
+        IntegrityError: They do not match their checksum.
     """
-    check_payload(frame, payload, pack_name)
+    frame = location.frame
+    payload = store.get(names.pack_name(location.pack), frame.offset, frame.size)
+    if checksum(payload) != frame.checksum:
+        raise damaged_frame(location, "its checksum does not match")
+    return payload
+
+
+def decode_frame(location: Location, payload: bytes, out: memoryview) -> None:
+    """Decode a frame's stored bytes into `out`.
+
+    Args:
+        location: The frame.
+        payload: Its stored bytes.
+        out: Where the chunk goes; where the frame is a difference, it holds the base.
+
+    Raises:
+        IntegrityError: They do not decode, or a base is missing or of no use.
+    """
+    frame = location.frame
     if is_difference(frame.encoding) != (frame.base is not None):
         has = "no base, which" if frame.base is None else "a base, which none of"
-        raise damaged_frame(pack_name, frame, f"it has {has} its encoding takes")
+        raise damaged_frame(location, f"it has {has} its encoding takes")
     try:
         decode(frame.encoding, payload, out)
     except ValueError as error:
-        raise damaged_frame(pack_name, frame, str(error)) from error
+        raise damaged_frame(location, str(error)) from error
 
 
-def check_payload(frame: Frame, payload: bytes, pack_name: str) -> None:
-    """Check a frame's stored bytes against its checksum.
-
-    Raises:
-        IntegrityError: They are damaged.
-    """
-    if checksum(payload) != frame.checksum:
-        raise damaged_frame(pack_name, frame, "its checksum does not match")
-
-
-def damaged_frame(pack_name: str, frame: Frame, why: str) -> IntegrityError:
+def damaged_frame(location: Location, why: str) -> IntegrityError:
     """The error for a damaged frame: names pack, place and chunk."""
-    return corrupt(pack_name, f"the frame at byte {frame.offset}, chunk {frame.chunk}: {why}")
+    frame = location.frame
+    where = f"the frame at byte {frame.offset}, chunk {frame.chunk}"
+    return corrupt(names.pack_name(location.pack), f"{where}: {why}")

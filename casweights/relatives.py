@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from casweights.chains import Bases
     from casweights.chunks import NearbyReader
     from casweights.format.layout import Piece
+    from casweights.ids import ChunkId
 
     Place = tuple[str, Piece]  # the path of a file, and a piece of it
+    Shared = tuple[str, Piece, ChunkId]  # the same, and a candidate's chunk there
 
 _CANDIDATES = 16
 _SAMPLES = 4  # chunks to compare; versions are related everywhere or hardly anywhere
@@ -43,36 +45,31 @@ def nearest(
     total = sum(piece.nbytes for _, piece in places)
     best, least = None, _WORTHWHILE
     for _, candidate in zip(range(_CANDIDATES), candidates, strict=False):
-        shared = [place for place in places if candidate.find(*place) is not None]
-        if sum(piece.nbytes for _, piece in shared) < _SHARED * total or not shared:
+        bases = ((path, piece, candidate.find(path, piece)) for path, piece in places)
+        shared = [(path, piece, base) for path, piece, base in bases if base is not None]
+        if sum(piece.nbytes for _, piece, _ in shared) < _SHARED * total or not shared:
             continue
-        cost = _cost(candidate, _samples(shared), read, reader)
+        cost = _cost(_samples(shared), read, reader)
         if cost < least:
             best, least = candidate, cost
     return best
 
 
-def _samples(places: Sequence[Place]) -> list[Place]:
+def _samples(shared: Sequence[Shared]) -> list[Shared]:
     """Some of the largest chunks, from all over the version."""
-    size = max(piece.nbytes for _, piece in places)
-    large = [place for place in places if place[1].nbytes == size]
+    size = max(piece.nbytes for _, piece, _ in shared)
+    large = [place for place in shared if place[1].nbytes == size]
     return large[:: max(1, len(large) // _SAMPLES)][:_SAMPLES]
 
 
 def _cost(
-    candidate: Bases,
-    samples: Sequence[Place],
-    read: Callable[[str, Piece], memoryview],
-    reader: NearbyReader,
+    samples: Sequence[Shared], read: Callable[[str, Piece], memoryview], reader: NearbyReader
 ) -> float:
     """What differences of some chunks take, as a share of the chunks."""
     cost = total = 0
-    for path, piece in samples:
-        base, raw, old = candidate.find(path, piece), read(path, piece), scratch(piece.nbytes)
+    for path, piece, base in samples:
+        raw, old = read(path, piece), scratch(piece.nbytes)
         total += piece.nbytes
-        if base is None:
-            cost += piece.nbytes
-            continue
         try:
             reader.readinto(base, old)
         except IntegrityError:  # whoever wants that version will hear of it

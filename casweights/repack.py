@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.buffers import uninitialized
 from casweights.chains import Bases, ChainEncoder
-from casweights.chunks import check_payload
+from casweights.chunks import read_payload
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.pack import Frame, Location
@@ -20,6 +20,7 @@ from casweights.relatives import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from casweights.config import Compression
     from casweights.database import Database
@@ -108,28 +109,39 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
 
 def _rewrite_versions(work: _Repack) -> None:
     db = work.db
-    versions = list(_in_order(db))
-    sizes = [db.snapshots.load(version).size for version in versions]
-    db.reporter.started(Stage.REPACK, sum(sizes))
+    found = {version: _Version.of(db.snapshots.load(version)) for version in db.snapshots.ids()}
+    db.reporter.started(Stage.REPACK, sum(version.size for version in found.values()))
+    earlier: dict[SnapshotId, None] = {}
     try:
-        for n, version in enumerate(versions):
-            _rewrite(work, db.snapshots.load(version), versions[:n])
-            db.reporter.advanced(Stage.REPACK, sizes[n])
+        for version in _in_order(found):
+            _rewrite(work, db.snapshots.load(version), earlier)
+            earlier[version] = None
+            db.reporter.advanced(Stage.REPACK, found[version].size)
     finally:
         db.reporter.finished(Stage.REPACK)
 
 
-def _in_order(db: Database) -> Iterator[SnapshotId]:
+class _Version(NamedTuple):
+    """What is remembered of a version, whose chunks are too many to hold those of all."""
+
+    time: datetime
+    parents: tuple[SnapshotId, ...]
+    size: int
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Self:
+        return cls(snapshot.time, snapshot.parents, snapshot.size)
+
+
+def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
     """All versions, the older first, and none before its parents."""
-    times = {version: db.snapshots.load(version).time for version in db.snapshots.ids()}
     graph: TopologicalSorter[SnapshotId] = TopologicalSorter()
-    for version in sorted(times, key=lambda i: (times[i], i)):
-        parents = db.snapshots.load(version).parents
-        graph.add(version, *(parent for parent in parents if parent in times))
+    for version in sorted(versions, key=lambda i: (versions[i].time, i)):
+        graph.add(version, *(p for p in versions[version].parents if p in versions))
     return iter(graph.static_order())
 
 
-def _rewrite(work: _Repack, version: Snapshot, earlier: list[SnapshotId]) -> None:
+def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> None:
     """Give all chunks of a version that have no new frames theirs."""
     bases = _bases(work, version, earlier)
     jobs: dict[ChunkId, _Job] = {}
@@ -151,7 +163,7 @@ def _planned(job: _Job, frame: EncodedFrame) -> Location:
     )
 
 
-def _bases(work: _Repack, version: Snapshot, earlier: list[SnapshotId]) -> Bases:
+def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Bases:
     """The parent, or else the nearest relative of what was there before."""
     snapshots = work.db.snapshots
     if version.parents and version.parents[0] in earlier:
@@ -173,7 +185,8 @@ def _bases(work: _Repack, version: Snapshot, earlier: list[SnapshotId]) -> Bases
 
 def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
     raw = uninitialized(job.piece.nbytes)
-    work.db.reader.near(work.db.cache).readinto(job.chunk, raw)
+    reader = work.db.reader.near(work.db.cache)  # a new one: the cache has what no old one knows of
+    reader.readinto(job.chunk, raw)
     frames = work.encoder.encode(raw, job.piece.dtype, job.base)
     work.db.cache.put(job.chunk, raw)
     return job, frames
@@ -190,7 +203,5 @@ def _copy_others(work: _Repack) -> None:
 
 
 def _copy(db: Database, location: Location) -> EncodedFrame:
-    frame, name = location.frame, names.pack_name(location.pack)
-    payload = db.store.get(name, frame.offset, frame.size)
-    check_payload(frame, payload, name)
+    frame, payload = location.frame, read_payload(db.store, location)
     return EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.buffers import uninitialized
-from casweights.chunks import check_payload, damaged_frame, decode_frame
+from casweights.chunks import damaged_frame, decode_frame, read_payload
 from casweights.errors import (
     CasweightsError,
     ErrorCode,
@@ -127,9 +127,8 @@ def _verify_forest(
         db.reporter.advanced(Stage.VERIFY, sum(place.frame.size for place in locations))
     for location in (place for places in forest.values() for place in places):
         if location not in checked:
-            name = names.pack_name(location.pack)
             why = f"its base {location.frame.base} cannot be rebuilt"
-            problems.append(damaged_frame(name, location.frame, why))
+            problems.append(damaged_frame(location, why))
             db.reporter.advanced(Stage.VERIFY, location.frame.size)
     return work.sound
 
@@ -167,26 +166,23 @@ class _TreeCheck:
 
     def _check(self, location: Location, base: memoryview | None) -> memoryview | None:
         """The frame's chunk, unless checksums are enough."""
-        frame, name = location.frame, names.pack_name(location.pack)
-        payload = self._db.store.get(name, frame.offset, frame.size)
+        payload = read_payload(self._db.store, location)
         if self._quick:
-            check_payload(frame, payload, name)
             return None
-        out = uninitialized(frame.raw_size)
+        out = uninitialized(location.frame.raw_size)
         if base is not None:
             if len(base) != len(out):
-                raise damaged_frame(name, frame, "its base is of another size")
+                raise damaged_frame(location, "its base is of another size")
             out[:] = base
-        decode_frame(frame, payload, out, name)
-        if self._db.hasher(out) != frame.chunk:
-            raise damaged_frame(name, frame, "its bytes do not match the chunk's ID")
+        decode_frame(location, payload, out)
+        if not self._db.reader.is_right(location.frame.chunk, out):
+            raise damaged_frame(location, "its bytes do not match the chunk's ID")
         return out
 
 
 def _check_links(location: Location, links: int) -> None:
     if links > MAX_LINKS:
-        name = names.pack_name(location.pack)
-        raise damaged_frame(name, location.frame, f"it takes more than {MAX_LINKS} frames to read")
+        raise damaged_frame(location, f"it takes more than {MAX_LINKS} frames to read")
 
 
 def _verify_snapshots(

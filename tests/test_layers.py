@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "revisions": VALUES | {"database", "refs", "snapshots"},
     "packing": VALUES | {"database", "format", "parallel"},
     "chains": VALUES | {"format", "buffers", "cache", "chunks", "index", "packing"},
-    "relatives": {"errors", "format", "buffers", "chains", "chunks"},
+    "relatives": {"errors", "ids", "format", "buffers", "chains", "chunks"},
     # L3: one family of verbs each, which do not know each other; the repository has them all
     "commit": BELOW_VERBS | {"packing", "chains", "relatives"},
     "checkout": BELOW_VERBS,

@@ -52,6 +52,12 @@ typedef struct {
     uint16_t *at;
 } NAME(Lane);
 
+static inline uint32_t NAME(put_cell_)(uint32_t state, unsigned cell,
+                                       const EncodeEntry *const *rows, NAME(Lane) *lane) {
+    const EncodeEntry *row = rows[cell / NAME(TOKENS_)];
+    return put_token(state, &row[cell % NAME(TOKENS_)], &lane->at);
+}
+
 /* From the last element to the first, so that a reader goes forward. */
 static void NAME(code_lanes_)(NAME(Lane) *lanes, unsigned lane_count, const uint16_t *cells,
                               size_t count, const EncodeEntry *const *rows) {
@@ -63,17 +69,11 @@ static void NAME(code_lanes_)(NAME(Lane) *lanes, unsigned lane_count, const uint
     size_t last = count - (lane_count - 1) * (size_t)SEGMENT;
     size_t shared = lane_count == LANES ? last : 0;
     for (unsigned g = 0; g < lane_count; g++)
-        for (size_t n = g + 1 < lane_count ? SEGMENT : last; n-- > shared;) {
-            unsigned cell = cells[g * SEGMENT + n];
-            const EncodeEntry *row = rows[cell / NAME(TOKENS_)];
-            states[g] = put_token(states[g], &row[cell % NAME(TOKENS_)], &lanes[g].at);
-        }
+        for (size_t n = g + 1 < lane_count ? SEGMENT : last; n-- > shared;)
+            states[g] = NAME(put_cell_)(states[g], cells[g * SEGMENT + n], rows, &lanes[g]);
     for (size_t n = shared; n-- > 0;)
-        for (unsigned g = 0; g < LANES; g++) {
-            unsigned cell = cells[g * SEGMENT + n];
-            const EncodeEntry *row = rows[cell / NAME(TOKENS_)];
-            states[g] = put_token(states[g], &row[cell % NAME(TOKENS_)], &lanes[g].at);
-        }
+        for (unsigned g = 0; g < LANES; g++)
+            states[g] = NAME(put_cell_)(states[g], cells[g * SEGMENT + n], rows, &lanes[g]);
     for (unsigned g = 0; g < lane_count; g++) {
         *--lanes[g].at = (uint16_t)states[g];
         *--lanes[g].at = (uint16_t)(states[g] >> 16);
@@ -218,7 +218,7 @@ static const char *NAME(decode_any_)(T *data, size_t count, unsigned mantissa,
 }
 
 static const char *NAME(dense_decode_)(Reader *r, uint8_t *data, size_t count, unsigned mantissa) {
-    unsigned top = mantissa ? (BITS == 64 ? 255 : (1u << (BITS - 1 - mantissa)) - 1) : 0;
+    unsigned top = NAME(top_exponent_)(mantissa);
     Classes classes;
     const char *error = get_classes(r, &classes, MAX_CLASSES, top);
     if (error) return error;
@@ -230,7 +230,7 @@ static const char *NAME(dense_decode_)(Reader *r, uint8_t *data, size_t count, u
     uint8_t *streams = NULL;
     if (!entries || !segments) error = OUT_OF_MEMORY;
     for (unsigned c = 0; c < classes.count && !error; c++)
-        error = get_chances(r, tokens_of(BITS), entries + c * CHANCES);
+        error = get_chances(r, NAME(TOKENS_), entries + c * CHANCES);
     for (unsigned e = 0; e < 2 * EXPONENTS; e++)
         rows[e] = classes.of[e % (top + 1)] * (uint32_t)CHANCES;
     if (!error) error = get_segments(r, segments, segment_count, &streams);

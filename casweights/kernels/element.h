@@ -17,6 +17,12 @@ static inline unsigned NAME(exponent_)(T bits, unsigned mantissa) {
     return exponent < F64_BIAS ? 0 : exponent - F64_BIAS < 255 ? exponent - F64_BIAS : 255;
 }
 
+/* The highest exponent that an element can have. */
+static inline unsigned NAME(top_exponent_)(unsigned mantissa) {
+    if (!mantissa) return 0;
+    return BITS == 64 ? 255 : (1u << (BITS - 1 - mantissa)) - 1;
+}
+
 /* Bit patterns in the order of the numbers: neighbours differ by 1, -0 and NaNs have places. */
 static inline T NAME(order_)(T bits, unsigned mantissa) {
     if (!mantissa) return bits;

@@ -14,8 +14,6 @@ enum {
 #define LOWEST ((uint32_t)1 << 15) /* states lie from here to 65,536 times as much */
 
 /* Small differences are their own tokens; of larger ones a token tells the three highest bits. */
-static inline unsigned tokens_of(unsigned width) { return 16 + 4 * (width - 4); }
-
 static inline unsigned token_of(uint64_t difference) {
     if (difference < 16) return (unsigned)difference;
     unsigned log = log2_floor(difference);

@@ -193,7 +193,7 @@ static const char *NAME(sparse_decode_)(Reader *r, uint8_t *data, size_t count,
     Classes classes;
     RangeReader coder;
     uint32_t *gaps = NULL;
-    unsigned top = mantissa ? (BITS == 64 ? 255 : (1u << (BITS - 1 - mantissa)) - 1) : 0;
+    unsigned top = NAME(top_exponent_)(mantissa);
     const char *error = get_classes(r, &classes, SPARSE_CLASSES, top);
     if (!error) error = get_gaps(r, count, classes.count, cursors, &gaps);
     if (!error) {

@@ -28,6 +28,14 @@ def kill_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def flip_bit(store: ObjectStore, name: str, place: int) -> None:
+    """Damage one byte of an object."""
+    data = bytearray(store.get(name))
+    data[place] ^= 1
+    store.delete(name)
+    store.put(name, [data])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """Something that goes wrong at one call.
