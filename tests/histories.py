@@ -40,12 +40,3 @@ def history(versions: int, density: float, chunks: int = 2, seed: int = 0) -> It
     for n in range(versions):
         yield {"w": tensor}
         tensor = step(tensor, density, seed + n + 1)
-
-
-def same(one: State, other: State) -> bool:
-    """Whether two states are equal bit for bit."""
-    bits = [
-        {name: (t.dtype, t.shape, t.view(torch.uint8).numpy().tobytes()) for name, t in s.items()}
-        for s in (one, other)
-    ]
-    return bits[0] == bits[1]

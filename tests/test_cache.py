@@ -13,7 +13,8 @@ from casweights.errors import ErrorCode, InvalidInputError
 from casweights.ids import ChunkId
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
-from tests.histories import CHUNK, history, same
+from casweights.testing.states import assert_same_state
+from tests.histories import CHUNK, history
 
 if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
@@ -104,7 +105,7 @@ def test_a_replica_reads_only_differences() -> None:
         stats = repo.stats()
         for n in range(10):
             objects.forget()
-            assert same(repo.load(f"main~{9 - n}"), states[n])
+            assert_same_state(repo.load(f"main~{9 - n}"), states[n])
             assert objects.read_bytes("packs/") == stats.versions[n].stored_bytes
 
 
@@ -114,4 +115,4 @@ def test_memory_that_is_too_small_for_a_version_does_no_harm() -> None:
     states = list(history(10, 0.01))
     with casweights.open(objects, cache_size=CHUNK) as repo:
         for n in range(10):
-            assert same(repo.load(f"main~{9 - n}"), states[n])
+            assert_same_state(repo.load(f"main~{9 - n}"), states[n])

@@ -11,6 +11,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.testing import WrapperStore
+from casweights.testing.faults import flip_bit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -158,10 +159,7 @@ def test_a_commit_repairs_what_was_found_damaged(objects: CountingStore) -> None
     with casweights.open(objects, create=True) as repo:
         repo.commit({"a": noise(3, 7)})
         (info,) = objects.list("packs/")
-        data = bytearray(objects.get(info.name))
-        data[100] ^= 1
-        objects.delete(info.name)
-        objects.put(info.name, [data])
+        flip_bit(objects, info.name, 100)
         with pytest.raises(IntegrityError, match=info.name):
             repo.load("main")
         repo.commit({"a": noise(3, 7)})

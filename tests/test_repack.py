@@ -12,8 +12,9 @@ from casweights.errors import CasweightsError, IntegrityError, InvalidInputError
 from casweights.events import Reporter, Stage
 from casweights.format import names
 from casweights.stores.memory import MemoryStore
-from casweights.testing.faults import Fault, FaultyStore
-from tests.histories import CHUNK, State, history, same, step, weights
+from casweights.testing.faults import Fault, FaultyStore, flip_bit
+from casweights.testing.states import assert_same_state
+from tests.histories import CHUNK, State, history, step, weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ def check(store: ObjectStore, versions: Versions) -> None:
     with casweights.open(store) as repo:
         assert repo.verify().problems == ()
         for version, state in versions.items():
-            assert same(repo.load(version), state)
+            assert_same_state(repo.load(version), state)
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_no_version_changes(repo: Repository, objects: CountingStore, versions: 
     assert {info.name for info in objects.list()} - pack_names(objects) == before
     check(objects, versions)
     for version, state in versions.items():
-        assert same(repo.load(version), state)
+        assert_same_state(repo.load(version), state)
 
 
 def test_fewer_bytes(objects: CountingStore) -> None:
@@ -129,7 +130,7 @@ def test_a_reader_goes_on(repo: Repository, objects: CountingStore, versions: Ve
         with casweights.open(objects) as other:
             other.repack(compression="small")
         for version, state in versions.items():
-            assert same(reader.load(version), state)
+            assert_same_state(reader.load(version), state)
 
 
 def copies(original: ObjectStore) -> Iterator[MemoryStore]:
@@ -194,18 +195,14 @@ def test_chunks_of_no_version_stay(repo: Repository, objects: CountingStore) -> 
     objects.forget()
     with casweights.open(objects) as other:
         version = other.commit(third)
-        assert same(other.load(version), third)
+        assert_same_state(other.load(version), third)
     assert not [name for name, _ in objects.writes if name.startswith(names.PACKS)]
 
 
 def test_a_damaged_chunk_stops_it(
     repo: Repository, objects: CountingStore, versions: Versions
 ) -> None:
-    name = min(pack_names(objects))
-    data = bytearray(objects.get(name))
-    data[100] ^= 1
-    objects.delete(name)
-    objects.put(name, [data])
+    flip_bit(objects, min(pack_names(objects)), 100)
     before = pack_names(objects)
     with casweights.open(objects) as other, pytest.raises(IntegrityError, match=r"packs/"):
         other.repack()

@@ -14,6 +14,7 @@ from casweights.config import MiB
 from casweights.format.names import PACKS, pack_name, snapshot_name
 from casweights.index import MAX_LINKS
 from casweights.stores.memory import MemoryStore
+from casweights.testing.faults import flip_bit
 from tests.forged_chains import (
     NAME,
     READ,
@@ -57,13 +58,6 @@ def forge(store: MemoryStore, links: list[Link], wanted: bytes = B) -> tuple[Sna
 
 def read(repo: Repository, version: SnapshotId) -> bytes:
     return b"".join(repo.read(version, NAME))
-
-
-def damage(store: MemoryStore, name: str, at: int) -> None:
-    data = bytearray(store.get(name))
-    data[at] ^= 1
-    store.delete(name)
-    store.put(name, [data])
 
 
 @refused
@@ -156,7 +150,7 @@ def test_a_pack_in_the_middle_is_gone(store: MemoryStore) -> None:
 def test_a_pack_in_the_middle_is_damaged(store: MemoryStore, part: str) -> None:
     packs = [add_pack(store, [link]) for link in (difference(C, B), difference(B, A), whole(A))]
     version, name = add_version(store, C, packs), pack_name(packs[1])
-    damage(store, name, 8 + 1 if part == "frame" else -20)
+    flip_bit(store, name, 8 + 1 if part == "frame" else -20)
     with casweights.open(store) as repo:
         with pytest.raises(IntegrityError, match=name):
             read(repo, version)
@@ -181,7 +175,7 @@ def test_another_way_in_another_pack(store: MemoryStore, by: str) -> None:
     add_pack(store, [whole(B), difference(C, A), difference(A, B)])
     add_pack(store, [Link(C, 4, SPARSE, B)])  # a wrong one
     if by == "damage":
-        damage(store, pack_name(first), 8 + len(A) + 1)
+        flip_bit(store, pack_name(first), 8 + len(A) + 1)
     elif by == "deletion":
         store.delete(pack_name(first))
     with casweights.open(store) as repo:
@@ -220,7 +214,7 @@ def test_a_base_of_another_size_is_not_to_blame(store: MemoryStore) -> None:
 
 def test_damage_in_the_middle_is_told_with_the_chunk_asked_for(store: MemoryStore) -> None:
     version, pack = forge(store, [whole(A), difference(B, A), difference(C, B)], C)
-    damage(store, pack, 8 + len(A) + 1)
+    flip_bit(store, pack, 8 + len(A) + 1)
     with casweights.open(store) as repo:
         with pytest.raises(IntegrityError, match=str(chunk_id(C))) as caught:
             read(repo, version)

@@ -7,7 +7,6 @@ import sys
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,12 @@ from casweights.config import KiB, MiB, StoreConfig
 from casweights.format.codecs import Encoding, decode
 from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
 from casweights.format.hashing import blake3_256, checksum
-from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
 from casweights.format.planes import encode_planes
-from casweights.format.snapshot import PackTable, encode_snapshot
 from casweights.ids import ChunkId, PackId
 from casweights.stores.local import LocalStore
+from tests import forged_chains
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,20 +65,7 @@ def add_version(objects: LocalStore, frame: Frame, payload: bytes) -> tuple[Snap
     """A version of one file, the chunk of which is stored as said; and the pack's name."""
     pack, ending = build_index([frame])
     objects.put(pack_name(pack), [prefix(Kind.PACK), payload, ending])
-    file = FileEntry("chunk.bin", len(CHUNK), None, None, (CHUNK_ID,))
-    manifest = Manifest(
-        parents=(),
-        time=datetime(2024, 1, 1, tzinfo=UTC),
-        author="",
-        message="",
-        metadata={},
-        config=CONFIG,
-        files=(file,),
-    )
-    snapshot, encoded = Snapshot.of(manifest)
-    data = encode_snapshot(snapshot, encoded, PackTable([pack], {CHUNK_ID: pack}))
-    objects.put(snapshot_name(snapshot.id), [data])
-    return snapshot.id, pack_name(pack)
+    return forged_chains.add_version(objects, CHUNK, [pack]), pack_name(pack)
 
 
 def streamed(content: bytes, times: int = 1) -> bytes:
