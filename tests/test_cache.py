@@ -104,7 +104,7 @@ def test_a_replica_reads_only_differences() -> None:
     with casweights.open(objects, cache_size=2 * CHUNK) as repo:
         stats = repo.stats()
         for n in range(10):
-            objects.forget()
+            objects.reset()
             assert_same_state(repo.load(f"main~{9 - n}"), states[n])
             assert objects.read_bytes("packs/") == stats.versions[n].stored_bytes
 

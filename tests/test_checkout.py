@@ -55,7 +55,7 @@ def test_what_is_there_already_is_left_alone(
 ) -> None:
     repo.commit(model)
     before = state_of(model)
-    objects.forget()
+    objects.reset()
     repo.checkout("main", model)
     assert state_of(model) == before
     assert objects.read_bytes("packs/") == 0
@@ -69,7 +69,7 @@ def test_only_chunks_that_differ_are_read(
     changed = bytearray(NOISE)
     changed[3 * CHUNK + 5] ^= 1
     (model / "weights/optimizer.pt").write_bytes(changed)
-    objects.forget()
+    objects.reset()
     repo.checkout("main", model)
     assert read_tree(model) == TREE
     assert objects.read_bytes("packs/") == CHUNK
@@ -86,7 +86,7 @@ def test_files_of_another_size(
 ) -> None:
     repo.commit(model, compression="fast")
     (model / "weights/optimizer.pt").write_bytes((NOISE * 2)[:length])
-    objects.forget()
+    objects.reset()
     repo.checkout("main", model)
     assert read_tree(model) == TREE
     assert objects.read_bytes("packs/") == 5 * CHUNK - min(length // CHUNK, 5) * CHUNK
@@ -102,7 +102,7 @@ def test_another_header_over_the_same_tensors(
     snapshot = repo.commit(file, compression="fast")
     expected = file.read_bytes()
     safetensors.torch.save_file(tensors, file, {"step": step})
-    objects.forget()
+    objects.reset()
     repo.checkout(snapshot, tmp_path)
     assert file.read_bytes() == expected
     assert objects.read_bytes("packs/") == 0
@@ -116,7 +116,7 @@ def test_from_one_version_to_the_next(
     state["layers.3"] = torch.from_numpy(np.frombuffer(NOISE[:CHUNK], np.uint8).copy())
     second = repo.commit(state)
     repo.checkout(first, tmp_path)
-    objects.forget()
+    objects.reset()
     repo.checkout(second, tmp_path)
     assert objects.read_bytes("packs/") == CHUNK
     repo.checkout(first, tmp_path)
@@ -130,10 +130,10 @@ def test_tensors_that_moved_inside_the_file(
     first = repo.commit({"a": tensor}, compression="fast")
     second = repo.commit({"new": tensor[:CHUNK].flip(0), "z": tensor}, compression="fast")
     repo.checkout(first, tmp_path)
-    objects.forget()
+    objects.reset()
     repo.checkout(second, tmp_path)
     assert objects.read_bytes("packs/") == CHUNK
-    objects.forget()
+    objects.reset()
     repo.checkout(first, tmp_path)
     assert objects.read_bytes("packs/") == 0
     assert (tmp_path / "model.safetensors").read_bytes() == b"".join(
@@ -274,7 +274,7 @@ def test_include_tensors(repo: Repository, objects: CountingStore, tmp_path: Pat
     state = {name: torch.full((CHUNK,), n, dtype=torch.uint8) for n, name in enumerate(names)}
     safetensors.torch.save_file(state, tmp_path / "m.safetensors", {"format": "pt"})
     repo.commit(tmp_path / "m.safetensors", compression="fast")
-    objects.forget()
+    objects.reset()
     repo.checkout("main", tmp_path / "out", include=["model.layers.1.*", "model.layers.10.*"])
     part = (tmp_path / "out/m.safetensors").read_bytes()
     chosen = {name: state[name] for name in ("model.layers.1.w", "model.layers.10.w")}

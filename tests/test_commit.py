@@ -31,12 +31,12 @@ def rows(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def packs(objects: CountingStore) -> list[int]:
-    """Sizes of the packs written since `objects.forget()`."""
+    """Sizes of the packs written since `objects.reset()`."""
     return [nbytes for name, nbytes in objects.writes if name.startswith("packs/")]
 
 
 def test_what_one_commit_writes(repo: Repository, objects: CountingStore) -> None:
-    objects.forget()
+    objects.reset()
     repo.commit({"w": rows(8)})
     kinds = [name.split("/")[0] for name, _ in objects.writes]
     assert kinds == ["packs", "snapshots", "refs"]
@@ -45,7 +45,7 @@ def test_what_one_commit_writes(repo: Repository, objects: CountingStore) -> Non
 
 def test_the_same_again(repo: Repository, objects: CountingStore) -> None:
     first = repo.commit({"w": rows(8)})
-    objects.forget()
+    objects.reset()
     second = repo.commit({"w": rows(8)})
     assert packs(objects) == []
     assert second.files == first.files
@@ -64,7 +64,7 @@ def test_the_same_time_and_parent_is_the_same_version(repo: Repository) -> None:
 def test_what_is_new_is_found_by_another_process_too(objects: CountingStore) -> None:
     with casweights.open(objects, create=True) as repo:
         repo.commit({"w": rows(8)})
-    objects.forget()
+    objects.reset()
     with casweights.open(objects) as repo:
         repo.commit({"w": rows(8)}, branch="other")
     assert packs(objects) == []
@@ -72,7 +72,7 @@ def test_what_is_new_is_found_by_another_process_too(objects: CountingStore) -> 
 
 def test_its_own_packs_are_not_read_again(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"w": rows(8)})
-    objects.forget()
+    objects.reset()
     repo.commit({"v": rows(8, seed=1)})  # of another name, and so no difference from the first
     assert objects.read_bytes("packs/") == 0
 
@@ -80,26 +80,26 @@ def test_its_own_packs_are_not_read_again(repo: Repository, objects: CountingSto
 def test_a_tensor_in_another_file(repo: Repository, objects: CountingStore, tmp_path: Path) -> None:
     state = {"small": torch.zeros(3), "w": rows(8)}
     repo.commit(state)
-    objects.forget()
+    objects.reset()
     repo.commit({"z": {"nested": state["w"]}, "more": torch.zeros(7)})
     assert sum(packs(objects)) < 1000
     snapshot = repo.snapshot("main~1")
     repo.checkout(snapshot, tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
-    objects.forget()
+    objects.reset()
     repo.commit(tmp_path)
     assert packs(objects) == []
 
 
 def test_rows_that_were_appended(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"embed": rows(8)})
-    objects.forget()
+    objects.reset()
     repo.commit({"embed": torch.cat([rows(8), rows(4, seed=1)])})
     assert 4 * ROW < sum(packs(objects)) < 4 * ROW + 1000
 
 
 def test_equal_chunks_of_one_version(repo: Repository, objects: CountingStore) -> None:
-    objects.forget()
+    objects.reset()
     repo.commit({"a": rows(8), "b": rows(8).clone(), "c": torch.cat([rows(8), rows(8)])})
     assert 8 * ROW < sum(packs(objects)) < 8 * ROW + 1000
 
@@ -109,10 +109,10 @@ def test_opaque_files_share_chunks_too(
 ) -> None:
     data = rows(8).numpy().tobytes()
     write_tree({"optimizer.pt": data, "copy.pt": data, "longer.pt": data + b"tail"}, tmp_path)
-    objects.forget()
+    objects.reset()
     repo.commit(tmp_path)
     assert sum(packs(objects)) < 8 * ROW + 1000
-    objects.forget()
+    objects.reset()
     repo.commit({"w": rows(8)})
     assert packs(objects) == []
 
@@ -122,7 +122,7 @@ def test_one_tensor_of_a_thousand(objects: CountingStore) -> None:
     with casweights.open(objects, create=True) as repo:
         repo.commit(state)
         state["layers.500.w"] = rows(1, seed=5000)
-        objects.forget()
+        objects.reset()
         repo.commit(state)
     kinds = [name.split("/")[0] for name, _ in objects.writes]
     assert kinds == ["packs", "snapshots", "refs"]
@@ -132,7 +132,7 @@ def test_one_tensor_of_a_thousand(objects: CountingStore) -> None:
 def test_packs_have_about_their_target_size(objects: CountingStore) -> None:
     config = StoreConfig(chunk_size=4096 * KiB)
     with casweights.open(objects, create=True, config=config) as repo:
-        objects.forget()
+        objects.reset()
         repo.commit({"w": torch.arange(36 << 20, dtype=torch.int32)}, compression="fast")
     assert [nbytes >> 20 for nbytes in packs(objects)] == [60, 60, 24]
 
@@ -166,7 +166,7 @@ def test_stats_and_events(objects: CountingStore, tmp_path: Path) -> None:
     config = StoreConfig(chunk_size=64 * KiB)
     repo = casweights.open(objects, create=True, config=config, reporter=listener)
     write_tree({"a": rows(6).numpy().tobytes(), "b": rows(4).numpy().tobytes()}, tmp_path / "in")
-    objects.forget()
+    objects.reset()
     snapshot = repo.commit(tmp_path / "in")
     total = 10 * ROW
     assert [event for event, _ in listener.events] == [

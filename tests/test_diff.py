@@ -43,7 +43,7 @@ def test_tensors(repo: Repository, objects: CountingStore) -> None:
             "cast": rows(5).view(torch.int8),
         }
     )
-    objects.forget()
+    objects.reset()
     found = repo.diff("main~1", "main")
     assert objects.read_bytes("packs/") == 0
     file = "model.safetensors"

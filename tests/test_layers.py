@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "staging": set(),
     "format": {"errors", "ids", "config", "_kernels"},
     "stores.base": {"errors"},
+    "stores.wrapper": {"stores.base"},
     "stores.memory": {"stores.base"},
     "stores.local": {"stores.base", "files", "staging"},
     "stores.url": {"errors", "stores.base", "stores.memory", "stores.local"},
@@ -70,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": VALUES | VERBS | {"", "repository", "format", "instrumentation"},
     "__main__": {"cli"},
     "instrumentation": {"events"},
-    "testing": VALUES | {"format", "stores.base"},
+    "testing": VALUES | {"format", "stores.base", "stores.wrapper", "stores.memory"},
 }
 
 # Modules from elsewhere that only some rooms may import, annotations aside.

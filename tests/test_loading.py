@@ -39,10 +39,10 @@ def test_sharded_models_load_as_one(repo: Repository, tmp_path: Path) -> None:
 
 def test_load_reads_each_byte_once(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"w": ROWS, "v": ROWS[:9]}, compression="fast")
-    objects.forget()
+    objects.reset()
     repo.load("main")
     assert objects.read_bytes("packs/") == ROWS.nbytes + 9 * 16 * KiB
-    objects.forget()
+    objects.reset()
     repo.load("main", include=["v"])
     assert objects.read_bytes("packs/") == 9 * 16 * KiB
 
@@ -73,14 +73,14 @@ def test_indexing_reads_only_what_it_needs(
 ) -> None:
     repo.commit({"w": ROWS}, compression="fast")
     tensor = repo.tensor("main", "w")
-    objects.forget()
+    objects.reset()
     assert_same_tensor(tensor[index], ROWS[index])
     assert objects.read_bytes("packs/") == chunks * CHUNK
 
 
 def test_a_lazy_tensor_tells_what_it_is(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"layer.w": ROWS.view(torch.bfloat16)})
-    objects.forget()
+    objects.reset()
     tensor = repo.tensor("main", "layer.w")
     assert (tensor.name, tensor.dtype, tensor.shape) == ("layer.w", "BF16", (64, 8192))
     assert tensor.nbytes == ROWS.nbytes

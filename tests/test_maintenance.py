@@ -10,7 +10,7 @@ import torch
 import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ErrorCode, IntegrityError
-from casweights.testing import WrapperStore
+from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import flip_bit
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ConflictError, ErrorCode
 from casweights.refs import Refs
-from casweights.testing.wrapper import WrapperStore
+from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def test_the_second_of_two_writers_is_told(
         assert repo.resolve("main") == theirs[0]
         assert repo.load(ours)["w"].equal(state["w"])
         assert repo.snapshot(ours).parents == (base.id,)
-        objects.forget()
+        objects.reset()
         again = late.commit(state)
         assert not any(name.startswith("packs/") for name, _ in objects.writes)
     assert [version.id for version in repo.log()] == [again.id, theirs[0], base.id]

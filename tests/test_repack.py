@@ -192,7 +192,7 @@ def test_chunks_of_no_version_stay(repo: Repository, objects: CountingStore) -> 
         with casweights.open(store) as other, pytest.raises(StoreError):
             other.commit(state)
     repo.repack(compression="small")
-    objects.forget()
+    objects.reset()
     with casweights.open(objects) as other:
         version = other.commit(third)
         assert_same_state(other.load(version), third)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
+from casweights.errors import (
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,10 +32,13 @@ class ObjectInfo:
     Attributes:
         name: Its name in the store.
         size: Its bytes.
+        created: When the store says that it was created, in microseconds since 1970; 0 where the
+            store has no clock of its own. Comparisons leave it out.
     """
 
     name: str
     size: int
+    created: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +48,12 @@ class Capabilities:
     Attributes:
         exclusive_create: Of all writers that `put` one name, exactly one is told that it created
             the object.
+        remote: Every call is a round trip over a network: readers fetch ahead, in large pieces,
+            and look only where they must.
     """
 
     exclusive_create: bool
+    remote: bool = False
 
 
 class ObjectStore(ABC):
@@ -68,6 +80,29 @@ class ObjectStore(ABC):
             StoreError: It could not be written; nothing is left under its name.
         """
 
+    def put_all(self, objects: Sequence[tuple[str, Sequence[Buffer]]]) -> list[bool]:
+        """`put` several objects, in as few calls as the store allows.
+
+        None is visible before those ahead of it are.
+
+        Returns:
+            For each whether it was created now.
+
+        Raises:
+            StoreError: One could not be written, and so none behind it was.
+        """
+        return [self.put(name, parts) for name, parts in objects]
+
+    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
+        """Create objects as they are in another store, in this order; those here stay.
+
+        Raises:
+            NotFoundError: The source does not have one of them.
+            StoreError: One could not be read or written.
+        """
+        for name in names:
+            self.put(name, [source.get(name)])
+
     @abstractmethod
     def size(self, name: str) -> int:
         """Bytes of an object.
@@ -92,6 +127,50 @@ class ObjectStore(ABC):
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is removed already."""
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """`delete` several objects, in this order, in as few calls as the store allows."""
+        for name in names:
+            self.delete(name)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A whole object of at most `limit` bytes.
+
+        Raises:
+            NotFoundError: There is no such object.
+            IntegrityError: It is larger.
+        """
+        return self.get(name, 0, check_size(name, self.size(name), limit))
+
+    def place(self, name: str) -> bytes | None:
+        """What would save another reader looking this object up, if the store knows of anything.
+
+        Only this kind of store can make something of it. It may go out of date.
+        """
+        return None
+
+    def hint(self, name: str, place: bytes) -> None:  # noqa: B027  most stores need no help
+        """Tell the store what `place` said of an object earlier; what is of no use is ignored."""
+
+    def forget(self, name: str) -> bool:
+        """Drop what is remembered of an object: its place, copies of its bytes.
+
+        For readers who found it damaged: what they remember may be, and not the object.
+
+        Returns:
+            Whether there was something, so that it is worth reading once more.
+        """
+        return False
+
+    def ref_store(self, where: str) -> ObjectStore:
+        """A store with exclusive create for refs alone, as ``casweights.json`` names it.
+
+        Raises:
+            UnsupportedError: Refs of this kind of store lie in the store itself.
+        """
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED, f"{self.url} cannot keep its refs elsewhere, in {where}"
+        )
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """An object's bytes, or `size` of them from `start` on.
@@ -125,6 +204,19 @@ def check_name(name: str) -> str:
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
         raise InvalidInputError(ErrorCode.BAD_NAME, f"{name!r} is no possible object name")
     return name
+
+
+def check_size(name: str, size: int, limit: int) -> int:
+    """`size`, if the object may be that large.
+
+    Raises:
+        IntegrityError: It is larger than `limit`.
+    """
+    if size > limit:
+        raise IntegrityError(
+            ErrorCode.CORRUPT_OBJECT, f"{name} is damaged: it has {size} bytes, too many"
+        )
+    return size
 
 
 def missing(name: str) -> NotFoundError:

@@ -14,6 +14,7 @@ import pytest
 from casweights.config import MiB
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
 from casweights.stores.base import ObjectInfo
+from casweights.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -295,6 +296,73 @@ class StoreTests:
             for watcher in watchers:
                 watcher.result()
         assert len(list(store.list())) == count
+
+    def test_several_objects_at_once(
+        self, store: ObjectStore, again: Callable[[], ObjectStore]
+    ) -> None:
+        store.put("b", [b"old"])
+        objects = [("a", [b"1", b"2"]), ("b", [b"new"]), ("folder/c", [b""]), ("d", [])]
+        assert store.put_all(objects) == [True, False, True, True]
+        assert store.put_all(objects) == [False] * 4
+        assert store.put_all([]) == []
+        for reader in (store, again()):
+            assert [reader.get(name) for name in ("a", "b", "folder/c", "d")] == [
+                b"12",
+                b"old",
+                b"",
+                b"",
+            ]
+        store.delete_all(["a", "nothing", "folder/c"])
+        store.delete_all([])
+        assert [info.name for info in again().list()] == ["b", "d"]
+
+    def test_bad_names_in_a_batch(self, store: ObjectStore) -> None:
+        with pytest.raises(InvalidInputError):
+            store.put_all([("../above", [b"x"])])
+        with pytest.raises(InvalidInputError):
+            store.delete_all(["../above"])
+
+    def test_read_is_bounded(self, store: ObjectStore) -> None:
+        store.put("name", [b"0123456789"])
+        store.put("blank", [])
+        assert store.read("name", 10) == store.read("name", 1000) == b"0123456789"
+        assert store.read("blank", 0) == b""
+        with pytest.raises(IntegrityError, match="name is damaged") as caught:
+            store.read("name", 9)
+        assert caught.value.code is ErrorCode.CORRUPT_OBJECT
+        with pytest.raises(NotFoundError):
+            store.read("nothing", 10)
+
+    def test_copies_of_objects_of_another_store(self, store: ObjectStore) -> None:
+        other = MemoryStore()
+        for name in ("packs/a", "packs/b", "packs/c"):
+            other.put(name, [name.encode()])
+        store.put("packs/b", [b"ours"])
+        store.copy_from(other, ["packs/a", "packs/b", "packs/c"])
+        assert [store.get(f"packs/{n}") for n in "abc"] == [b"packs/a", b"ours", b"packs/c"]
+        with pytest.raises(NotFoundError):
+            store.copy_from(other, ["packs/nothing"])
+
+    def test_places_are_no_more_than_hints(
+        self, store: ObjectStore, again: Callable[[], ObjectStore]
+    ) -> None:
+        store.put("a", [b"this"])
+        store.put("b", [b"that one"])
+        for reader, place in ((again(), store.place("a")), (again(), store.place("b"))):
+            for hint in (place, b"", b"nonsense", bytes(1000)):
+                if hint is not None:
+                    reader.hint("nothing", hint)
+                    reader.hint("a", hint)
+            reader.forget("nothing")
+            reader.forget("a")
+            assert not reader.forget("a")
+            assert reader.get("a") == b"this"
+            assert not reader.exists("nothing")
+        reader = again()
+        if (place := store.place("a")) is not None:
+            reader.hint("a", place)
+        assert reader.get("a", 1, 2) == b"hi"
+        assert reader.size("a") == 4
 
     def test_it_can_be_named(self, store: ObjectStore) -> None:
         assert store.url

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from casweights.testing.wrapper import WrapperStore
+from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,9 +24,9 @@ class CountingStore(WrapperStore):
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
         self._lock = threading.Lock()
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Start counting anew."""
         self.reads: list[tuple[str, int]] = []
         self.writes: list[tuple[str, int]] = []

@@ -24,5 +24,5 @@ def test_what_is_counted() -> None:
     assert store.writes == [("packs/a", 9), ("snapshots/b", 0)]
     assert store.reads == [("packs/a", 3), ("packs/a", 9)]
     assert (store.read_bytes("packs/"), store.read_bytes("snapshots/")) == (12, 0)
-    store.forget()
+    store.reset()
     assert store.reads == store.writes == []

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 class WrapperStore(ObjectStore):
-    """Passes everything on; subclasses add to it.
+    """Passes every call for one object on; subclasses add to it.
+
+    Batches go object by object through the wrapper's own methods, unless it overrides them too.
 
     Attributes:
         inner: The store that does the work.
@@ -47,3 +49,19 @@ class WrapperStore(ObjectStore):
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
         self.inner.delete(name)
+
+    def place(self, name: str) -> bytes | None:
+        """See `ObjectStore.place`."""
+        return self.inner.place(name)
+
+    def hint(self, name: str, place: bytes) -> None:
+        """See `ObjectStore.hint`."""
+        self.inner.hint(name, place)
+
+    def forget(self, name: str) -> bool:
+        """See `ObjectStore.forget`."""
+        return self.inner.forget(name)
+
+    def ref_store(self, where: str) -> ObjectStore:
+        """See `ObjectStore.ref_store`."""
+        return self.inner.ref_store(where)
