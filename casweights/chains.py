@@ -17,6 +17,9 @@ from casweights.format.hashing import checksum
 from casweights.packing import EncodedFrame
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
     from casweights.cache import ChunkCache
     from casweights.chunks import ChunkReader
     from casweights.config import Compression
@@ -82,6 +85,10 @@ class ChainEncoder:
         self._index = index
         self._cache = cache
         self._compression = compression
+
+    def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
+        """See `NearbyReader.ahead`: for bases that will be read."""
+        return self._reader.ahead()
 
     def encode(self, raw: memoryview, dtype: DType, base: ChunkId | None) -> list[EncodedFrame]:
         """The frames to store for a chunk.

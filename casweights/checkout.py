@@ -246,9 +246,11 @@ def _write(
             _start_draft(draft, target.file)
         jobs = (job for target, draft in placed for job in _jobs(db, target.file, draft))
         reader = db.reader.near(existing, db.cache)
-        for job, nbytes in db.workers.map(partial(_write_run, reader), jobs):
-            fetched += nbytes
-            db.reporter.advanced(Stage.CHECKOUT, sum(piece.nbytes for piece in job.run))
+        with reader.ahead() as announce:
+            announce([chunk for target in targets for chunk in target.file.chunks])
+            for job, nbytes in db.workers.map(partial(_write_run, reader), jobs):
+                fetched += nbytes
+                db.reporter.advanced(Stage.CHECKOUT, sum(piece.nbytes for piece in job.run))
         for target, draft in placed:
             target.path.parent.mkdir(parents=True, exist_ok=True)
             draft.replace(target.path)
@@ -330,7 +332,10 @@ def read_file(db: Database, file: FileEntry) -> Iterator[memoryview]:
     """The bytes of one file, piece by piece."""
     if file.raw_header is not None:
         yield memoryview(file.raw_header)
-    for chunk, piece in file.pieces(db.config.chunk_size):
-        view = uninitialized(piece.nbytes)  # the caller's to keep
-        db.reader.readinto(chunk, view)
-        yield view
+    reader = db.reader.near()
+    with reader.ahead() as announce:
+        announce(file.chunks)
+        for chunk, piece in file.pieces(db.config.chunk_size):
+            view = uninitialized(piece.nbytes)  # the caller's to keep
+            reader.readinto(chunk, view)
+            yield view

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
@@ -13,13 +13,13 @@ from casweights.format.hashing import checksum
 from casweights.index import MAX_LINKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casweights.format.hashing import Buffer
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.index import ChunkIndex, Path
-    from casweights.stores.base import ObjectStore
+    from casweights.stores.base import ObjectStore, Range
 
 
 class NearbyChunks(Protocol):
@@ -38,7 +38,7 @@ class ChunkReader:
     def __init__(
         self, store: ObjectStore, index: ChunkIndex, hasher: Callable[[Buffer], ChunkId]
     ) -> None:
-        self._store = store
+        self.store = store
         self._index = index
         self._hasher = hasher
 
@@ -102,46 +102,47 @@ class ChunkReader:
             IntegrityError: A frame is damaged, or the base was not what it should be.
             NotFoundError: A pack is gone.
         """
-        for location in path.frames:
-            self._attempt(location, out)
-        if path.frames and not self.is_right(chunk, out):
-            raise self._culprit(path, chunk, out)
+        try:
+            for location in path.frames:
+                self._read_frame(location, out)
+            if not path.frames or self.is_right(chunk, out):
+                return path.nbytes
+        except (IntegrityError, NotFoundError):
+            pass
+        for location in path.frames:  # a copy on the way to us may be to blame, and not the pack
+            self.store.forget(names.pack_name(location.pack))
+        if path.frames[0].frame.base is not None:  # the beginning is not in the store
+            raise corrupt(f"chunk {chunk}", "what was rebuilt is something else")
+        self._follow_warily(path, chunk, out)
         return path.nbytes
 
     def is_right(self, chunk: ChunkId, out: memoryview) -> bool:
         """Whether these are the bytes that the ID stands for."""
         return self._hasher(out) == chunk
 
-    def _culprit(self, path: Path, chunk: ChunkId, out: memoryview) -> CasweightsError:
-        """Decode once more, now checking every chunk on the way: which frame is to blame?"""
-        error: CasweightsError = corrupt(f"chunk {chunk}", "what was rebuilt is something else")
-        if path.frames[0].frame.base is not None:
-            return error  # the beginning is not in the store
+    def _follow_warily(self, path: Path, chunk: ChunkId, out: memoryview) -> None:
+        """Once more, and check every chunk on the way: which frame is to blame?"""
         for location in path.frames:
             try:
-                self._attempt(location, out, check=True)
-            except (IntegrityError, NotFoundError) as found:
-                return found
-        self._index.distrust(path.frames[-1], error)  # it gives other bytes every time
-        return error
-
-    def _attempt(self, location: Location, out: memoryview, *, check: bool = False) -> None:
-        try:
-            self._read_frame(location, out)
-            if check and not self.is_right(location.frame.chunk, out):
-                raise damaged_frame(location, "its bytes do not match the chunk's ID")
-        except (IntegrityError, NotFoundError) as error:
-            self._index.distrust(location, error)
-            raise
+                self._read_frame(location, out)
+                if not self.is_right(location.frame.chunk, out):
+                    raise damaged_frame(location, "its bytes do not match the chunk's ID")
+            except (IntegrityError, NotFoundError) as error:
+                self._index.distrust(location, error)
+                raise
+        if not self.is_right(chunk, out):
+            wrong = corrupt(f"chunk {chunk}", "what was rebuilt is something else")
+            self._index.distrust(path.frames[-1], wrong)
+            raise wrong
 
     def _read_frame(self, location: Location, out: memoryview) -> None:
         frame = location.frame
         if frame.raw_size != len(out):
             raise damaged_frame(location, f"it claims {frame.raw_size} bytes")
         if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
-            self._store.readinto(names.pack_name(location.pack), frame.offset, out)
+            self.store.readinto(names.pack_name(location.pack), frame.offset, out)
         else:
-            decode_frame(location, read_payload(self._store, location), out)
+            decode_frame(location, read_payload(self.store, location), out)
 
 
 def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
@@ -159,6 +160,31 @@ class NearbyReader:
         self._index = index
         self._nearby = nearby
         self._finder = index.finder(nearby)
+
+    @contextmanager
+    def ahead(self) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
+        """A function that announces the chunks to be read next, in order.
+
+        A store behind a network then fetches what they need, many pieces at a time.
+        """
+        store = self._reader.store
+        if not store.capabilities.remote:
+            yield lambda _: None
+            return
+        with store.ahead() as announce:
+
+            def announce_chunks(chunks: Sequence[ChunkId]) -> None:
+                wanted = [chunk for chunk in chunks if chunk not in self._nearby]
+                announce(self._index.small_packs(wanted))
+                self._index.prepare(wanted)
+                announce([self._ranges(chunk) for chunk in wanted])
+
+            yield announce_chunks
+
+    def _ranges(self, chunk: ChunkId) -> list[Range]:
+        """What a chunk is read from."""
+        path = self._index.find_path(chunk, self._finder)
+        return [] if path is None else [location.range for location in path.frames]
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it; see `ChunkReader.readinto`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,16 +17,30 @@ from casweights.relatives import nearest
 from casweights.sources import file_runs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
     from typing import Any
 
     from casweights.config import Compression
     from casweights.database import Database
     from casweights.format.layout import Piece
+    from casweights.format.pack import SealedPack
     from casweights.ids import ChunkId, SnapshotId
     from casweights.refs import Head
     from casweights.sources import SourceFile
+
+
+_LOOKAHEAD = 16  # runs that are read before the first of them is encoded, while bases arrive
+_DEAR = 1 / 8  # of its raw size: a frame that is larger is worth a look at all packs
+
+
+class _Run(NamedTuple):
+    """Neighbouring chunks of a file, read and hashed."""
+
+    number: int
+    pieces: list[Piece]
+    views: list[memoryview]
+    chunks: list[ChunkId]
 
 
 class _ReadChunk(NamedTuple):
@@ -45,6 +60,7 @@ class _Commit:
     buffers: Pool
     bases: Once[Bases]
     encoder: ChainEncoder
+    look_everywhere: Once[None]
 
 
 def commit(
@@ -72,12 +88,15 @@ def commit(
             the command is repeated.
         ConflictError: Another writer moved the branch meanwhile; the version is kept.
     """
-    db.index.load()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else Bases(base))
     encoder = ChainEncoder(db.reader, db.index, db.cache, compression)
-    work = _Commit(db, files, buffers, bases, encoder)
-    entries = _write_files(work, writer)
+    work = _Commit(db, files, buffers, bases, encoder, Once(db.index.load))
+    if db.store.capabilities.remote:
+        db.index.prepare_all()  # of the base; further packs only where they may save much
+    else:
+        work.look_everywhere()
+    entries, last = _write_files(work, writer)
     manifest = Manifest(
         parents=parents,
         time=time,
@@ -87,7 +106,9 @@ def commit(
         config=db.config,
         files=entries,
     )
-    snapshot = db.snapshots.save(manifest)
+    snapshot = db.snapshots.save(manifest, last)
+    if last is not None:
+        writer.written(last)
     db.refs.advance(branch, head, snapshot.id)
     stats = CommitStats(
         snapshot=snapshot.id,
@@ -108,7 +129,7 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
     named = dict.fromkeys((*db.refs.branches().values(), *db.refs.tags().values()))
     return (
         nearest(
-            (Bases(db.snapshots.load(version)) for version in named),
+            (Bases(db.snapshots.load(version, to_read=True)) for version in named),
             [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
             lambda path, piece: by_path[path].read([piece], buffers)[0],
             db.reader.near(db.cache),
@@ -117,30 +138,32 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
     )
 
 
-def _write_files(work: _Commit, writer: PackWriter) -> tuple[FileEntry, ...]:
-    """Make all chunks of all files durable; returns the manifest's rows."""
+def _write_files(
+    work: _Commit, writer: PackWriter
+) -> tuple[tuple[FileEntry, ...], SealedPack | None]:
+    """Make the chunks of all files durable; returns the manifest's rows and what is left."""
     db, files = work.db, work.files
     db.reporter.started(Stage.COMMIT, sum(file.size for file in files))
     try:
         chunks = _write_chunks(work, writer)
-        writer.finish()
+        last = writer.last()
         for file in files:
             file.check_unchanged()
     finally:
         writer.close()
         db.reporter.finished(Stage.COMMIT)
-    return tuple(
+    entries = tuple(
         FileEntry(file.path, file.size, file.raw_header, file.header, tuple(ids))
         for file, ids in zip(files, chunks, strict=True)
     )
+    return entries, last
 
 
 def _write_chunks(work: _Commit, writer: PackWriter) -> list[list[ChunkId]]:
     """Put the new chunks of all files into packs; returns each file's chunk IDs."""
     db, files = work.db, work.files
     chunks: list[list[ChunkId]] = [[] for _ in files]
-    runs = file_runs(files, db.config.chunk_size)
-    for number, read in db.workers.map(partial(_read_run, work), runs):
+    for number, read in _read_runs(work):
         for new in read:
             chunks[number].append(new.chunk)
             writer.add(new.chunk, new.raw_size, new.frames)
@@ -148,21 +171,69 @@ def _write_chunks(work: _Commit, writer: PackWriter) -> list[list[ChunkId]]:
     return chunks
 
 
-def _read_run(work: _Commit, job: tuple[int, list[Piece]]) -> tuple[int, list[_ReadChunk]]:
-    number, run = job
-    file = work.files[number]
+def _read_runs(work: _Commit) -> Iterator[tuple[int, list[_ReadChunk]]]:
+    """All chunks of all files in order, with the frames of those that the store lacks."""
+    workers, runs = work.db.workers, file_runs(work.files, work.db.config.chunk_size)
+    if not work.db.store.capabilities.remote:
+        yield from workers.map(lambda job: _encode_run(work, _hash_run(work, job)), runs)
+        return
+    with work.encoder.ahead() as announce:
+        hashed = workers.map(partial(_hash_run, work), runs)
+        yield from workers.map(partial(_encode_run, work), _announced(work, hashed, announce))
+
+
+def _announced(
+    work: _Commit, runs: Iterator[_Run], announce: Callable[[Sequence[ChunkId]], None]
+) -> Iterator[_Run]:
+    """Runs, some later than they come, so that the bases they need are on their way."""
+    waiting: deque[_Run] = deque()
+    for run in runs:
+        changed = [
+            base
+            for piece, chunk in zip(run.pieces, run.chunks, strict=True)
+            if chunk not in work.db.index
+            and (base := work.bases().find(work.files[run.number].path, piece)) is not None
+        ]
+        announce(changed)
+        waiting.append(run)
+        if len(waiting) > _LOOKAHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _hash_run(work: _Commit, job: tuple[int, list[Piece]]) -> _Run:
+    number, pieces = job
+    views = list(work.files[number].read(pieces, work.buffers))
+    return _Run(number, pieces, views, [work.db.hasher(view) for view in views])
+
+
+def _encode_run(work: _Commit, run: _Run) -> tuple[int, list[_ReadChunk]]:
     read = []
-    for piece, raw in zip(run, file.read(run, work.buffers), strict=True):
-        chunk = work.db.hasher(raw)
-        frames: list[EncodedFrame] = []
-        if chunk not in work.db.index:
-            base = work.bases().find(file.path, piece)
-            frames = work.encoder.encode(raw, piece.dtype, base)
-            if len(run) > 1:  # lest a small chunk keep the buffer of its whole run
-                frames = [_detached(frame, raw) for frame in frames]
+    for piece, raw, chunk in zip(run.pieces, run.views, run.chunks, strict=True):
+        frames = _frames(work, work.files[run.number].path, piece, raw, chunk)
+        if len(run.pieces) > 1:  # lest a small chunk keep the buffer of its whole run
+            frames = [_detached(frame, raw) for frame in frames]
         work.db.cache.put(chunk, raw)
         read.append(_ReadChunk(chunk, piece.nbytes, frames))
-    return number, read
+    return run.number, read
+
+
+def _frames(
+    work: _Commit, path: str, piece: Piece, raw: memoryview, chunk: ChunkId
+) -> list[EncodedFrame]:
+    """The frames to store for a chunk; none if the store has it."""
+    index = work.db.index
+    if chunk in index:
+        return []
+    base = work.bases().find(path, piece)
+    if base is None:
+        work.look_everywhere()
+        if chunk in index:
+            return []
+    frames = work.encoder.encode(raw, piece.dtype, base)
+    if sum(len(frame.payload) for frame in frames) > _DEAR * piece.nbytes:
+        work.look_everywhere()
+    return [] if chunk in index else frames
 
 
 def _detached(frame: EncodedFrame, raw: memoryview) -> EncodedFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from casweights.errors import ErrorCode, InvalidInputError
@@ -31,10 +31,14 @@ class StoreConfig:
         digest: Digest of chunks. ``"blake3"`` is safe against forgers; ``"xxh3-128"`` hashes
             about 2.5 times faster and is for stores that only trusted people write to.
         chunk_size: Bytes of a chunk: a power of two from 64 KiB to 64 MiB.
+        refs: For a store in a Hub bucket whose branches have several writers: a git repository of
+            the same Hub that keeps branches and tags, as ``"datasets/namespace/name"``. None for
+            refs in the store itself. Manifests do not have it, so comparisons leave it out.
     """
 
     digest: DigestName = "blake3"
     chunk_size: int = DEFAULT_CHUNK_SIZE
+    refs: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.digest not in ("blake3", "xxh3-128"):
@@ -47,4 +51,25 @@ class StoreConfig:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 f"chunk size {size} is not a power of two from 64 KiB to 64 MiB",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteOptions:
+    """How to deal with a store behind a network.
+
+    Attributes:
+        patience: Seconds for which a call that fails is tried again.
+        stall: Seconds after which a transfer that moves nothing is given up.
+        disk_cache: Bytes of this machine's cache, which all processes and stores share; 0 for none.
+    """
+
+    patience: float = 60.0
+    stall: float = 20.0
+    disk_cache: int = 16 << 30
+
+    def __post_init__(self) -> None:
+        if self.patience < 0 or self.stall <= 0 or self.disk_cache < 0:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, "patience and disk_cache are at least 0, stall is more"
             )

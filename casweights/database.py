@@ -15,6 +15,7 @@ from casweights.index import ChunkIndex
 from casweights.parallel import Workers
 from casweights.refs import Refs
 from casweights.snapshots import SnapshotStore
+from casweights.stores.ahead import ReadaheadStore
 
 if TYPE_CHECKING:
     from casweights.config import StoreConfig
@@ -43,22 +44,25 @@ class Database:
         self, store: ObjectStore, *, workers: int, cache_size: int, reporter: Reporter
     ) -> None:
         try:
-            size = min(store.size(names.CONFIG), MAX_STORE_FILE)
-        except NotFoundError:
+            store_file = store.read(names.CONFIG, MAX_STORE_FILE)
+        except NotFoundError as error:
+            if error.code is ErrorCode.STORE_NOT_FOUND:  # not even the place is there
+                raise
             raise NotFoundError(
                 ErrorCode.STORE_NOT_FOUND,
                 f"there is no casweights store at {store.url}: make one with `casweights init` or "
                 "`casweights.open(url, create=True)`",
             ) from None
-        self.store = store
-        self.config, self.store_id = decode_store_file(store.get(names.CONFIG, 0, size))
+        self.store = store = ReadaheadStore(store) if store.capabilities.remote else store
+        self.config, self.store_id = decode_store_file(store_file)
         self.hasher = chunk_hasher(self.config.digest)
         self.workers = Workers(workers)
         self.index = ChunkIndex(store)
         self.reader = ChunkReader(store, self.index, self.hasher)
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
         self.snapshots = SnapshotStore(store, self.index, self.config)
-        self.refs = Refs(store)
+        refs = self.config.refs
+        self.refs = Refs(store if refs is None else store.ref_store(refs))
         self.reporter = reporter
 
     def close(self) -> None:
@@ -72,4 +76,7 @@ def create_store(store: ObjectStore, config: StoreConfig) -> bool:
     Returns:
         Whether it was made now.
     """
+    store.create()
+    if config.refs is not None:
+        store.ref_store(config.refs).create()
     return store.put(names.CONFIG, [encode_store_file(config, secrets.token_hex(16))])

@@ -52,6 +52,7 @@ class ErrorCode(StrEnum):
     NO_SPACE = "no-space"
     NO_PERMISSION = "no-permission"
     IO_FAILED = "io-failed"
+    UNREACHABLE = "unreachable"
 
 
 class CasweightsError(Exception):

@@ -18,6 +18,7 @@ class Stage(StrEnum):
     LOAD = "load"
     VERIFY = "verify"
     REPACK = "repack"
+    TRANSFER = "transfer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,24 @@ class CheckoutStats:
     fetched_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferStats:
+    """What went from one store to another.
+
+    Attributes:
+        snapshots: Versions that the target did not have.
+        packs: Packs that it did not have.
+        nbytes: Bytes of these packs, and of the versions' own objects.
+        refs: Branches and tags that were moved or made there, as ``heads/main`` or ``tags/v1``,
+            and where they point now.
+    """
+
+    snapshots: int
+    packs: int
+    nbytes: int
+    refs: dict[str, SnapshotId]
+
+
 class Reporter:
     """Receives events. The methods do nothing: override those you care for.
 
@@ -85,3 +104,6 @@ class Reporter:
 
     def checked_out(self, stats: CheckoutStats) -> None:
         """A version is in place."""
+
+    def transferred(self, stats: TransferStats) -> None:
+        """Versions have come to another store, and branches and tags were moved there."""

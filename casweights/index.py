@@ -6,12 +6,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.config import KiB
+from casweights.config import KiB, MiB
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
-from casweights.format.envelope import PREFIX_SIZE, corrupt
+from casweights.format.envelope import PREFIX_SIZE, Kind, corrupt, prefix
 from casweights.format.fields import parse_id
-from casweights.format.pack import TRAILER_SIZE, Location, index_span, parse_index
+from casweights.format.pack import TRAILER_SIZE, Location, index_span, pack_id, parse_index
 from casweights.ids import PackId
 from casweights.stores.base import ObjectInfo
 
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from casweights.format.snapshot import PackTable
     from casweights.ids import ChunkId
-    from casweights.stores.base import ObjectStore
+    from casweights.stores.base import ObjectStore, Range
 
 MAX_LINKS = 4096  # frames in a row that a reader follows
 _TAIL_GUESS = 8 * KiB
-_READERS = 8
+_READERS = 16
+_SMALL_PACK, _SMALL_PACKS = 8 * MiB, 8  # a step of a run; several are more than one needs
 
 
 class ChunkIndex:
@@ -52,6 +53,24 @@ class ChunkIndex:
         """Remember in which packs a snapshot's chunks and their bases lie."""
         self._hints.update(table.chunks)
         self._hinted_packs.update(dict.fromkeys(table.packs))
+        for pack, place in table.places.items():
+            self._store.hint(names.pack_name(pack), place)
+
+    def prepare(self, chunks: Iterable[ChunkId]) -> None:
+        """Read the hinted packs of these chunks, all at once."""
+        self._read_packs(list(dict.fromkeys(h for c in chunks if (h := self._hints.get(c)))))
+
+    def prepare_all(self) -> None:
+        """Read all hinted packs."""
+        self._read_packs(list(self._hinted_packs))
+
+    def small_packs(self, chunks: Iterable[ChunkId]) -> list[list[Range]]:
+        """Unread hinted packs of these chunks that one fetches whole rather than piece by piece."""
+        hinted = dict.fromkeys(h for chunk in chunks if (h := self._hints.get(chunk)))
+        unread = [name for name in map(names.pack_name, hinted) if name not in self._packs]
+        sizes = self._store.sizes(unread) if unread else {}
+        small = [(name, size) for name, size in sizes.items() if size <= _SMALL_PACK]
+        return [[(name, 0, size)] for name, size in small[:_SMALL_PACKS]]
 
     def load(self) -> None:
         """Read the indexes of all packs that appeared since the last time."""
@@ -62,6 +81,8 @@ class ChunkIndex:
             self._read([info for info in listed if info.name not in self._packs])
 
     def _read(self, packs: list[ObjectInfo]) -> None:
+        if not packs:
+            return
         with ThreadPoolExecutor(_READERS) as pool:  # of its own: callers are on the workers
             for info, result in zip(packs, pool.map(self._try_read, packs), strict=True):
                 if isinstance(result, CasweightsError):
@@ -70,8 +91,15 @@ class ChunkIndex:
                     self.add(info.name, result)
 
     def _try_read(self, info: ObjectInfo) -> list[Location] | CasweightsError:
+        store, trusting = self._store, self._store.capabilities.remote
         try:
-            return read_pack_index(self._store, info)
+            return read_pack_index(store, info, trusting=trusting)
+        except (IntegrityError, NotFoundError) as error:
+            if not store.forget(info.name):
+                return error
+        try:  # once more: what the store remembered of it may have been to blame
+            size = store.sizes([info.name]).get(info.name, info.size)
+            return read_pack_index(store, ObjectInfo(info.name, size), trusting=trusting)
         except (IntegrityError, NotFoundError) as error:
             return error
 
@@ -128,14 +156,13 @@ class ChunkIndex:
     def _read_packs(self, packs: list[PackId]) -> None:
         """Read the indexes of these packs, but for those that were read or are gone."""
         with self._lock:
-            found = []
-            for name in map(names.pack_name, packs):
-                if name not in self._packs and name not in self.damaged:
-                    try:
-                        found.append(ObjectInfo(name, self._store.size(name)))
-                    except NotFoundError:  # rewritten since; the listing will show where to
-                        continue
-            self._read(found)
+            unread = [
+                name
+                for name in map(names.pack_name, packs)
+                if name not in self._packs and name not in self.damaged
+            ]
+            sizes = self._store.sizes(unread) if unread else {}  # without those rewritten since
+            self._read([ObjectInfo(name, sizes[name]) for name in unread if name in sizes])
 
 
 class FrameTable:
@@ -282,8 +309,16 @@ def _cheapest(frames: list[Location], steps: dict[ChunkId, _Step | None]) -> _St
     return best
 
 
-def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
+def read_pack_index(
+    store: ObjectStore, info: ObjectInfo, *, trusting: bool = False
+) -> list[Location]:
     """The frames of a pack, from its own index.
+
+    Args:
+        store: Where it is.
+        info: Which it is.
+        trusting: Whether to take it for granted that the pack begins as packs do, which frames do
+            not depend on, and save a read.
 
     Raises:
         NotFoundError: The pack is gone.
@@ -300,6 +335,8 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
         index = tail[start - tail_start : stop - tail_start]
     else:
         index = store.get(info.name, start, stop - start)
-    first_bytes = store.get(info.name, 0, PREFIX_SIZE) if tail_start else tail[:PREFIX_SIZE]
+    first_bytes = prefix(Kind.PACK)
+    if not trusting or pack_id(first_bytes, index) != pack:
+        first_bytes = store.get(info.name, 0, PREFIX_SIZE) if tail_start else tail[:PREFIX_SIZE]
     frames = parse_index(first_bytes, index, start, pack, info.name)
     return [Location(pack, frame) for frame in frames]

@@ -63,8 +63,10 @@ def _read_all(db: Database, reads: Sequence[_Read]) -> None:
     db.reporter.started(Stage.LOAD, sum(len(read.out) for read in reads))
     reader = db.reader.near(db.cache)
     try:
-        for nbytes in db.workers.map(partial(_read, db, reader), reads):
-            db.reporter.advanced(Stage.LOAD, nbytes)
+        with reader.ahead() as announce:
+            announce([read.chunk for read in reads])
+            for nbytes in db.workers.map(partial(_read, db, reader), reads):
+                db.reporter.advanced(Stage.LOAD, nbytes)
     finally:
         db.reporter.finished(Stage.LOAD)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from casweights.config import PACK_FRAMES, PACK_TARGET
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
-from casweights.format.pack import Frame, Location, build_index
+from casweights.format.pack import Frame, SealedPack, build_index
 from casweights.parallel import Background
 
 if TYPE_CHECKING:
@@ -90,23 +90,39 @@ class PackWriter:
         self.stored_bytes += size
 
     def _flush(self) -> None:
-        self._puts.submit(partial(self._put, self._frames, self._parts))
-        self._start_pack()
-        self.packs += 1
+        self._puts.submit(partial(self._put, self._seal()))
 
-    def _put(self, frames: list[Frame], parts: list[Buffer]) -> None:
+    def _seal(self) -> SealedPack:
+        frames, parts = self._frames, self._parts
         pack, ending = build_index(frames)
-        name = names.pack_name(pack)
-        while not self._db.store.put(name, [*parts, ending]) and name in self._db.index.damaged:
+        while names.pack_name(pack) in self._db.index.damaged:
             # Somebody may still read parts of the damaged pack, so it stays as it is. With one
             # frame repeated, ours has another ID.
             last = frames[-1]
             frames.append(replace(frames[0], offset=last.offset + last.size))
             parts.append(parts[1])
             pack, ending = build_index(frames)
-            name = names.pack_name(pack)
-        self._db.index.add(name, [Location(pack, frame) for frame in frames])
-        self.names.add(name)
+        self._start_pack()
+        self.packs += 1
+        return SealedPack(pack, frames, [*parts, ending])
+
+    def _put(self, pack: SealedPack) -> None:
+        self._db.store.put(pack.name, pack.parts)
+        self.written(pack)
+
+    def written(self, pack: SealedPack) -> None:
+        """Take note that a pack is in the store."""
+        self._db.index.add(pack.name, pack.locations)
+        self.names.add(pack.name)
+
+    def last(self) -> SealedPack | None:
+        """What is left, for the caller to write; when this returns, all before is durable.
+
+        A version writes its last pack and its snapshot in one go.
+        """
+        pack = self._seal() if self._frames else None
+        self._puts.finish()
+        return pack
 
     def finish(self) -> None:
         """Write what is left; when this returns, all of it is durable."""

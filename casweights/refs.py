@@ -1,31 +1,21 @@
-"""Branches and tags.
-
-A branch is a log: one small object for each move, named by its position; the highest position is
-the head. A store whose `put` is exclusive gives each position to exactly one writer.
-"""
+"""Branches and tags. Both are logs of moves; that of a tag has one."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-
-import msgpack
 
 from casweights.errors import ConflictError, ErrorCode, NotFoundError
 from casweights.format import names
-from casweights.format.envelope import Kind, corrupt, seal, unseal
-from casweights.format.fields import expect
-from casweights.ids import SnapshotId
+from casweights.format.envelope import corrupt
+from casweights.reflog import RefLog, latest, parse_move
 
 if TYPE_CHECKING:
-    from casweights.stores.base import ObjectStore
+    from collections.abc import Sequence
 
-_MAX_REF = 4096
-_ENTRY = re.compile(
-    rf"{names.HEADS}(?P<branch>.+)/(?P<position>[0-9]{{{names.POSITION_DIGITS}}}){names.REF_SUFFIX}"
-)
+    from casweights.ids import SnapshotId
+    from casweights.reflog import Move
+    from casweights.stores.base import ObjectInfo, ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +34,24 @@ class Head:
 
 
 class Refs:
-    """The branches and tags of a store."""
+    """The branches and tags of a store.
+
+    Attributes:
+        store: Where they lie.
+    """
 
     def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+        self.store = store
+        self._heads = RefLog(store, names.HEADS)
+        self._tags = RefLog(store, names.TAGS)
 
     def head(self, branch: str) -> Head | None:
         """Where a branch is now; None if there is no such branch."""
-        names.check_ref_name(branch)
-        positions = self._positions(f"{names.HEADS}{branch}/").get(branch)
-        if not positions:
+        moves = self._heads.moves(names.check_ref_name(branch))
+        if not moves:
             return None
-        position = max(positions)
-        return Head(branch, position, self._read(names.head_name(branch, position)))
+        last = latest(moves)
+        return Head(branch, last.position, self._snapshot(self._heads, last))
 
     def advance(self, branch: str, expected: Head | None, snapshot: SnapshotId) -> Head:
         """Move a branch, if it still is where the caller saw it.
@@ -66,11 +61,12 @@ class Refs:
             IntegrityError: One of its moves is damaged.
         """
         names.check_ref_name(branch)
-        position = expected.position + 1 if expected else 1
-        if position >= 10**names.POSITION_DIGITS:  # nobody counts that far: a forgery
-            raise corrupt(names.head_name(branch, position - 1), "no position can follow it")
-        name = names.head_name(branch, position)
-        if self.head(branch) != expected or not self._write(name, snapshot):
+        position = expected.position if expected else 0
+        if position + 1 >= 10**names.POSITION_DIGITS:  # nobody counts that far: a forgery
+            where = names.move_name(names.HEADS, branch, position)
+            raise corrupt(where, "no position can follow it")
+        before = expected.snapshot if expected else None
+        if not self._heads.append(branch, position, before, snapshot):
             error = ConflictError(
                 ErrorCode.REF_MOVED,
                 f"branch {branch!r} was moved by another writer meanwhile. Your version is safe "
@@ -79,26 +75,11 @@ class Refs:
             )
             error.snapshot = snapshot
             raise error
-        return Head(branch, position, snapshot)
+        return Head(branch, position + 1, snapshot)
 
     def branches(self) -> dict[str, SnapshotId]:
         """All branches and where they are, by name."""
-        return {
-            branch: self._read(names.head_name(branch, max(positions)))
-            for branch, positions in sorted(self._positions(names.HEADS).items())
-        }
-
-    def target(self, name: str) -> SnapshotId:
-        """Where the tag, or the move of a branch, points whose object has this name.
-
-        Raises:
-            IntegrityError: It is damaged, or is called as no tag and no move of a branch is.
-        """
-        if not name.endswith(names.REF_SUFFIX):
-            raise corrupt(name, "its name is not that of a ref")
-        if name.startswith(names.HEADS):
-            _parse_entry(name)
-        return self._read(name)
+        return self._targets(self._heads)
 
     def delete_branch(self, branch: str) -> None:
         """Forget a branch; its snapshots stay.
@@ -106,27 +87,16 @@ class Refs:
         Raises:
             NotFoundError: There is no such branch.
         """
-        names.check_ref_name(branch)
-        positions = self._positions(f"{names.HEADS}{branch}/").get(branch)
-        if not positions:
-            raise no_ref("branch", branch)
-        for position in sorted(positions):  # the head last: until then the branch is there
-            self._store.delete(names.head_name(branch, position))
+        self._delete(self._heads, "branch", branch)
 
     def tags(self) -> dict[str, SnapshotId]:
         """All tags and where they point, by name."""
-        found = {}
-        for info in self._store.list(names.TAGS):
-            tag = info.name.removeprefix(names.TAGS).removesuffix(names.REF_SUFFIX)
-            found[tag] = self._read(info.name)
-        return found
+        return self._targets(self._tags)
 
     def tag(self, tag: str) -> SnapshotId | None:
         """Where a tag points; None if there is no such tag."""
-        try:
-            return self._read(names.tag_name(names.check_ref_name(tag)))
-        except NotFoundError:
-            return None
+        moves = self._tags.moves(names.check_ref_name(tag))
+        return self._snapshot(self._tags, latest(moves)) if moves else None
 
     def create_tag(self, tag: str, snapshot: SnapshotId) -> None:
         """Make a tag.
@@ -134,8 +104,10 @@ class Refs:
         Raises:
             ConflictError: A tag of this name points elsewhere.
         """
-        name = names.tag_name(names.check_ref_name(tag))
-        if not self._write(name, snapshot) and (there := self._read(name)) != snapshot:
+        there = self.tag(tag)
+        if there is None and not self._tags.append(tag, 0, None, snapshot):
+            there = self.tag(tag)
+        if there not in (None, snapshot):
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
                 f"tag {tag!r} already points to {there}; tags do not move: delete it first or "
@@ -148,41 +120,33 @@ class Refs:
         Raises:
             NotFoundError: There is no such tag.
         """
-        if self.tag(tag) is None:
-            raise no_ref("tag", tag)
-        self._store.delete(names.tag_name(tag))
+        self._delete(self._tags, "tag", tag)
 
-    def _positions(self, prefix: str) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for info in self._store.list(prefix):
-            branch, position = _parse_entry(info.name)
-            found.setdefault(branch, []).append(position)
-        return found
+    def objects(self) -> list[ObjectInfo]:
+        """The objects of all branches and tags, whatever they are called."""
+        return [*self.store.list(names.HEADS), *self.store.list(names.TAGS)]
 
-    def _write(self, name: str, snapshot: SnapshotId) -> bool:
-        microseconds = int(datetime.now(UTC).timestamp() * 1e6)
-        payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
-        return self._store.put(name, [seal(Kind.REF, payload)])
+    def target(self, info: ObjectInfo) -> SnapshotId:
+        """Where the move of a ref leads that this object is.
 
-    def _read(self, name: str) -> SnapshotId:
-        size = self._store.size(name)
-        if size > _MAX_REF:
-            raise corrupt(name, f"it has {size} bytes, too many for a ref")
-        payload = unseal(Kind.REF, self._store.get(name, 0, size), name)
-        try:
-            table = expect(msgpack.unpackb(payload), dict)
-            expect(table["time"], int)
-            return SnapshotId(expect(table["snapshot"], bytes))
-        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-            raise corrupt(name, str(error)) from error
+        Raises:
+            IntegrityError: It is damaged, or is called as no move of a ref is.
+        """
+        kind = names.HEADS if info.name.startswith(names.HEADS) else names.TAGS
+        log = self._heads if kind == names.HEADS else self._tags
+        return log.target(parse_move(info, kind))
 
+    def _targets(self, log: RefLog) -> dict[str, SnapshotId]:
+        return {ref: self._snapshot(log, latest(moves)) for ref, moves in log.all().items()}
 
-def _parse_entry(name: str) -> tuple[str, int]:
-    """Branch and position of the move whose object has this name."""
-    match = _ENTRY.fullmatch(name)
-    if match is None:
-        raise corrupt(name, "its name is no entry of a branch")
-    return match["branch"], int(match["position"])
+    def _snapshot(self, log: RefLog, move: Move) -> SnapshotId:
+        return move.snapshot or log.target(move)
+
+    def _delete(self, log: RefLog, kind: str, ref: str) -> None:
+        moves: Sequence[Move] = log.moves(names.check_ref_name(ref))
+        if not moves:
+            raise no_ref(kind, ref)
+        log.remove(moves)
 
 
 def no_ref(kind: str, name: str) -> NotFoundError:

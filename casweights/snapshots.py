@@ -14,16 +14,22 @@ from casweights.errors import (
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Manifest, Snapshot
-from casweights.format.snapshot import PackTable, decode_snapshot, encode_snapshot
+from casweights.format.snapshot import (
+    PackTable,
+    StoredSnapshot,
+    decode_snapshot,
+    encode_snapshot,
+)
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from casweights.config import StoreConfig
+    from casweights.format.pack import Location, SealedPack
     from casweights.ids import ChunkId, PackId
     from casweights.index import ChunkIndex
-    from casweights.stores.base import ObjectStore
+    from casweights.stores.base import Content, ObjectStore
 
 MIN_PREFIX = 4
 _RECENT = 16
@@ -39,6 +45,7 @@ class SnapshotStore:
         self._lock = threading.Lock()
         self._index = index
         self._hinted: set[SnapshotId] = set()
+        self._shallow: set[SnapshotId] = set()
         self._recent: OrderedDict[SnapshotId, Snapshot] = OrderedDict()
 
     def load(self, snapshot_id: SnapshotId, *, to_read: bool = False) -> Snapshot:
@@ -55,25 +62,35 @@ class SnapshotStore:
         recent = self._recent.get(snapshot_id)
         if recent is not None and (not to_read or snapshot_id in self._hinted):
             return recent
-        name = names.snapshot_name(snapshot_id)
-        try:
-            size = self._store.size(name)
-        except NotFoundError:
-            raise _unknown(str(snapshot_id)) from None
-        if size > _MAX_OBJECT:
-            raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} has {size} bytes: too many")
-        snapshot, table = decode_snapshot(self._store.get(name, 0, size), snapshot_id, name)
-        if snapshot.config != self._config:
-            raise IntegrityError(
-                ErrorCode.CORRUPT_OBJECT,
-                f"{name} does not belong here: it has {snapshot.config}, the store has "
-                f"{self._config}",
-            )
+        snapshot, _, table = self.load_stored(snapshot_id)
         if to_read:
             self._index.hint(table)
             self._hinted.add(snapshot_id)
-        self._keep(snapshot)
         return snapshot
+
+    def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
+        """All that a snapshot's object holds.
+
+        Raises:
+            NotFoundError: The store does not have it.
+            IntegrityError: The object is damaged or is another snapshot's.
+        """
+        name = names.snapshot_name(snapshot_id)
+        try:
+            data = self._store.read(name, _MAX_OBJECT)
+        except NotFoundError:
+            raise _unknown(str(snapshot_id)) from None
+        stored = decode_snapshot(data, snapshot_id, name)
+        if stored.snapshot.config != self._config:
+            raise IntegrityError(
+                ErrorCode.CORRUPT_OBJECT,
+                f"{name} does not belong here: it has {stored.snapshot.config}, the store has "
+                f"{self._config}",
+            )
+        self._keep(stored.snapshot)
+        if stored.table.shallow:
+            self._shallow.add(snapshot_id)
+        return stored
 
     def _keep(self, snapshot: Snapshot) -> None:
         with self._lock:
@@ -81,30 +98,55 @@ class SnapshotStore:
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
 
-    def save(self, manifest: Manifest) -> Snapshot:
-        """Write a snapshot; all its chunks must be in the index.
+    def save(self, manifest: Manifest, last: SealedPack | None = None) -> Snapshot:
+        """Write a snapshot; all its chunks must be in the index, or in its last pack.
+
+        Args:
+            manifest: What it is.
+            last: A pack that is not written yet: both go into the store in one go.
 
         Raises:
             InvalidInputError: The manifest holds something that the format cannot.
         """
         snapshot, encoded = Snapshot.of(manifest)
-        data = encode_snapshot(snapshot, encoded, self._pack_table(snapshot))
-        self._store.put(names.snapshot_name(snapshot.id), [data])
+        table = self._pack_table(snapshot, last)
+        packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
+        self._store.put_all([*packs, self._object(snapshot, encoded, table)])
         self._keep(snapshot)
         return snapshot
 
-    def _pack_table(self, snapshot: Snapshot) -> PackTable:
+    def save_copy(self, stored: StoredSnapshot) -> None:
+        """Write a snapshot that comes from another store, its places aside."""
+        self._store.put_all([self._object(*stored)])
+
+    def _object(self, snapshot: Snapshot, encoded: bytes, table: PackTable) -> tuple[str, Content]:
+        def content() -> list[bytes]:
+            found = {pack: self._store.place(names.pack_name(pack)) for pack in table.packs}
+            places = {pack: place for pack, place in found.items() if place is not None}
+            return [encode_snapshot(snapshot, encoded, table._replace(places=places))]
+
+        return names.snapshot_name(snapshot.id), content
+
+    def _pack_table(self, snapshot: Snapshot, last: SealedPack | None) -> PackTable:
         packs: dict[PackId, None] = {}
         chunks: dict[ChunkId, PackId] = {}
+        new = {} if last is None else {place.frame.chunk: place for place in last.locations[::-1]}
         for chunk, _ in snapshot.pieces():
-            path = self._index.path(chunk)
-            if path is None:  # a version is saved after its chunks, so a writer beside us erred
-                raise IntegrityError(
-                    ErrorCode.MISSING_CHUNK, f"no pack holds the chunk {chunk}, written just now"
-                )
-            chunks[chunk] = path.frames[-1].pack
-            packs.update(dict.fromkeys(location.pack for location in reversed(path.frames)))
+            frames = self._frames(chunk, new.get(chunk))
+            chunks[chunk] = frames[-1].pack
+            packs.update(dict.fromkeys(location.pack for location in reversed(frames)))
         return PackTable(list(packs), chunks)
+
+    def _frames(self, chunk: ChunkId, new: Location | None) -> Sequence[Location]:
+        """The frames that a chunk is read from, the last of which may not be written yet."""
+        base = chunk if new is None else new.frame.base
+        path = None if base is None else self._index.path(base)
+        if path is None and base is not None:
+            # A version is saved after its chunks, so a writer beside us erred.
+            raise IntegrityError(
+                ErrorCode.MISSING_CHUNK, f"no pack holds the chunk {base}, written just now"
+            )
+        return [*(path.frames if path else ()), *([new] if new else ())]
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """IDs in the store that begin with these hexadecimal digits."""
@@ -134,7 +176,18 @@ class SnapshotStore:
             seen.add(current)
             snapshot = self.load(current)
             yield snapshot
-            current = snapshot.parents[0] if snapshot.parents else None
+            current = next(iter(self.parents(snapshot)), None)
+
+    def parents(self, snapshot: Snapshot) -> Sequence[SnapshotId]:
+        """The versions before one, as far as they can be had.
+
+        Those of a version that was copied without its history are left out if they are not here.
+        """
+        if snapshot.id not in self._shallow:
+            return snapshot.parents
+        objects = {parent: names.snapshot_name(parent) for parent in snapshot.parents}
+        there = self._store.sizes(objects.values())
+        return [parent for parent, name in objects.items() if name in there]
 
 
 def _unknown(text: str) -> NotFoundError:

@@ -65,7 +65,7 @@ def verify(db: Database, *, quick: bool) -> Verification:
     """
     problems: list[CasweightsError] = []
     # Listed against the order of writing, so that a commit beside us is seen whole or not at all.
-    refs = [*db.store.list(names.HEADS), *db.store.list(names.TAGS)]
+    refs = db.refs.objects()
     snapshots = list(db.store.list(names.SNAPSHOTS))
     packs = list(db.store.list(names.PACKS))
     db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
@@ -212,7 +212,7 @@ def _verify_snapshots(
             problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
         problems.extend(
             _missing(f"{name}: its parent {parent} is not in the store")
-            for parent in snapshot.parents
+            for parent in stored.parents(snapshot)
             if parent not in found
         )
     return found
@@ -226,7 +226,7 @@ def _verify_refs(
 ) -> None:
     for info in listed:
         try:
-            target = db.refs.target(info.name)
+            target = db.refs.target(info)
         except _UNSOUND as error:
             problems.append(error)
             continue

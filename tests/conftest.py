@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -30,6 +32,13 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("casweights")
+
+
+# Before anything imports huggingface_hub: nothing of this user's is read, or left behind.
+_home = tempfile.TemporaryDirectory(prefix="casweights-tests-")
+os.environ |= {"HF_HOME": _home.name, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "hf_test"}
+for _name in ("HF_ENDPOINT", "HF_XET_CACHE", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"):
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture

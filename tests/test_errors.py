@@ -97,4 +97,5 @@ def test_codes_are_stable() -> None:
         "no-space",
         "no-permission",
         "io-failed",
+        "unreachable",
     ]

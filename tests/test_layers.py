@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VALUES = {"errors", "ids", "config", "events"}
 PLUMBING = {"buffers", "files", "parallel", "staging"}
-OPEN_STORE = {"cache", "chunks", "index", "snapshots", "refs", "database"}
+OPEN_STORE = {"reflog", "cache", "chunks", "index", "snapshots", "refs", "database"}
 BELOW_VERBS = VALUES | PLUMBING | OPEN_STORE | {"format", "stores.base", "sources", "selection"}
 VERBS = {"commit", "checkout", "loading", "diff", "repack", "statistics", "verification"}
 
@@ -42,7 +42,14 @@ ALLOWED: dict[str, set[str]] = {
     "stores.wrapper": {"stores.base"},
     "stores.memory": {"stores.base"},
     "stores.local": {"stores.base", "files", "staging"},
-    "stores.url": {"errors", "stores.base", "stores.memory", "stores.local"},
+    "stores.ahead": {"stores.base", "stores.wrapper"},
+    "stores.retry": {"errors", "stores.base", "stores.wrapper"},
+    "stores.cached": {"errors", "stores.base", "stores.wrapper", "files", "staging"},
+    "stores.hub": {"", "errors", "stores.base", "stores.wrapper"},
+    "stores.url": {
+        *("errors", "config", "stores.base", "stores.memory", "stores.local"),
+        *("stores.hub", "stores.retry", "stores.cached"),
+    },
     # L2: what goes in and out, and the parts of an open store; of stores only what all can do
     "sources": VALUES | PLUMBING | {"format"},
     "tensors": VALUES | PLUMBING | {"format", "sources"},
@@ -51,8 +58,9 @@ ALLOWED: dict[str, set[str]] = {
     "cache": {"ids", "buffers"},
     "chunks": VALUES | {"format", "stores.base", "index"},
     "snapshots": VALUES | {"format", "stores.base", "index"},
-    "refs": VALUES | {"format", "stores.base"},
-    "database": VALUES | OPEN_STORE | {"format", "stores.base", "parallel"},
+    "reflog": VALUES | {"format", "stores.base"},
+    "refs": VALUES | {"format", "stores.base", "reflog"},
+    "database": VALUES | OPEN_STORE | {"format", "stores.base", "stores.ahead", "parallel"},
     "revisions": VALUES | {"database", "refs", "snapshots"},
     "packing": VALUES | {"database", "format", "parallel"},
     "chains": VALUES | {"format", "buffers", "cache", "chunks", "index", "packing"},
@@ -77,7 +85,8 @@ ALLOWED: dict[str, set[str]] = {
 # Modules from elsewhere that only some rooms may import, annotations aside.
 FOREIGN: dict[str, set[str]] = {
     "torch": {"tensors", "testing"},
-    "huggingface_hub": set(),
+    "huggingface_hub": {"stores.hub"},
+    "hf_xet": {"stores.hub"},
     "tqdm": {"instrumentation", "cli"},
     "click": {"cli"},
     "pytest": {"testing"},

@@ -48,6 +48,7 @@ MAX_BITS = 2**66
 MAX_LEVELS = 64
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
+MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64})?\.ref")
 REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
 MANIFEST_KEYS = {
@@ -105,7 +106,9 @@ def read_config(store: Path) -> Chunking:
     text = json.dumps({**fields, "checksum": checksum}, indent=2)
     need(is_intact and text.encode() == data, f"{name} is damaged")
     ints([fields["format"]], 1, 1, f"{name}: its format version")
-    need([*fields] == ["format", "store_id", "digest", "chunk_size"], f"{name} has wrong keys")
+    keys = ["format", "store_id", "digest", "chunk_size"]
+    need([*fields] in (keys, [*keys, "refs"]), f"{name} has wrong keys")
+    need("refs" not in fields, f"{name}: branches and tags lie in a repository of the Hub")
     need(bool(re.fullmatch("[0-9a-f]{32}", fields["store_id"])), f"{name}: malformed store ID")
     need(fields["digest"] in DIGESTS, f"{name}: unknown digest")
     [chunk_size] = ints([fields["chunk_size"]], 65_536, MAX_CHUNK, name)
@@ -119,17 +122,20 @@ def find_snapshot(store: Path, ref: str) -> str:
         return ref
     is_name = len(ref) <= 200 and all(REF_PART.fullmatch(part) for part in ref.split("/"))
     need(is_name, f"{ref!r} cannot be the name of a branch or tag")
-    moves = {path.name for path in (store / "refs/heads" / ref).glob("[0-9]" * 12 + ".ref")}
-    names = [f"refs/heads/{ref}/{max(moves)}"] if moves else []
-    if (store / f"refs/tags/{ref}.ref").is_file():
-        names.append(f"refs/tags/{ref}.ref")
-    found = {read_ref(store, name) for name in names}
+    found = {read_ref(store, f"refs/{kind}/{ref}") for kind in ("heads", "tags")} - {""}
     need(bool(found), f"there is no branch or tag {ref!r}")
     need(len(found) == 1, f"the branch {ref!r} and the tag {ref!r} are different versions")
     return found.pop()
 
 
-def read_ref(store: Path, name: str) -> str:
+def read_ref(store: Path, log: str) -> str:
+    """Return where the last move of a log leads to; nothing if there is no such log."""
+    moves = [path.name for path in (store / log).glob("*.ref") if MOVE.fullmatch(path.name)]
+    if not moves:
+        return ""
+    # In a directory, names with an ID are copies of a bucket's; nothing says which came first.
+    last = max(name[:12] for name in moves)
+    name = f"{log}/{min(move for move in moves if move.startswith(last))}"
     fields = msgpack.unpackb(unseal(store, name, b"r", MAX_REF))
     ints([fields["time"]], -MAX_INT, MAX_INT, name)
     [snapshot] = split(fields["snapshot"], 32, name)

@@ -26,6 +26,10 @@ VERBS = (
     "stats",
     "verify",
     "repack",
+    "push",
+    "pull",
+    "copy",
+    "clone",
 )
 
 

@@ -33,14 +33,17 @@ def snapshot_name(snapshot: SnapshotId) -> str:
     return f"{SNAPSHOTS}{snapshot}"
 
 
-def head_name(branch: str, position: int) -> str:
-    """Where the entry of a branch's move number `position` lies."""
-    return f"{HEADS}{branch}/{position:0{POSITION_DIGITS}}{REF_SUFFIX}"
+def move_name(kind: str, ref: str, position: int, snapshot: SnapshotId | None = None) -> str:
+    """Where a move of a ref lies.
 
-
-def tag_name(tag: str) -> str:
-    """Where a tag lies."""
-    return f"{TAGS}{tag}{REF_SUFFIX}"
+    Args:
+        kind: `HEADS` or `TAGS`.
+        ref: The branch or tag.
+        position: Number of the move, from 1.
+        snapshot: Where it moves to, in stores where several writers may take one position.
+    """
+    writer = "" if snapshot is None else f"-{snapshot}"
+    return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{writer}{REF_SUFFIX}"
 
 
 def check_ref_name(name: str) -> str:

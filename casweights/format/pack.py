@@ -12,6 +12,7 @@ from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.envelope import PREFIX_SIZE, Kind, check_version, corrupt, prefix
 from casweights.format.fields import expect, split_ids
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
+from casweights.format.names import pack_name
 from casweights.ids import ChunkId, PackId
 
 if TYPE_CHECKING:
@@ -52,6 +53,37 @@ class Location:
 
     pack: PackId
     frame: Frame
+
+    @property
+    def range(self) -> tuple[str, int, int]:
+        """The pack's name, and where in it the stored bytes begin and end."""
+        start = self.frame.offset
+        return pack_name(self.pack), start, start + self.frame.size
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPack:
+    """A pack that is ready to be written.
+
+    Attributes:
+        pack: Its ID.
+        frames: Its frames.
+        parts: Its bytes, in parts.
+    """
+
+    pack: PackId
+    frames: Sequence[Frame]
+    parts: Sequence[bytes | bytearray | memoryview]
+
+    @property
+    def name(self) -> str:
+        """Its name in a store."""
+        return pack_name(self.pack)
+
+    @property
+    def locations(self) -> list[Location]:
+        """Where its frames will be."""
+        return [Location(self.pack, frame) for frame in self.frames]
 
 
 def _frames_from_columns(
@@ -105,10 +137,11 @@ def build_index(frames: Sequence[Frame]) -> tuple[PackId, bytes]:
         }
     )
     trailer = len(index).to_bytes(TRAILER_SIZE - len(_TRAILER_MAGIC), "little") + _TRAILER_MAGIC
-    return _pack_id(prefix(Kind.PACK), index), index + trailer
+    return pack_id(prefix(Kind.PACK), index), index + trailer
 
 
-def _pack_id(first_bytes: bytes, index: bytes) -> PackId:
+def pack_id(first_bytes: bytes, index: bytes) -> PackId:
+    """The ID of a pack with these first bytes and this index."""
     return PackId(blake3_256(first_bytes + index))
 
 
@@ -133,7 +166,7 @@ def index_span(trailer: bytes, pack_size: int, name: str) -> tuple[int, int]:
 
 
 def parse_index(
-    first_bytes: bytes, index: bytes, index_start: int, pack_id: PackId, name: str
+    first_bytes: bytes, index: bytes, index_start: int, pack: PackId, name: str
 ) -> list[Frame]:
     """The frames of a pack.
 
@@ -141,14 +174,14 @@ def parse_index(
         first_bytes: The pack's first `PREFIX_SIZE` bytes.
         index: Its index.
         index_start: Where the index begins, which is where the last frame must end.
-        pack_id: Its ID.
+        pack: Its ID.
         name: Its name in the store, for error messages.
 
     Raises:
-        IntegrityError: The index is not the one that `pack_id` stands for, or is no index.
+        IntegrityError: The index is not the one that `pack` stands for, or is no index.
         UnsupportedError: A newer casweights wrote the pack.
     """
-    if _pack_id(first_bytes, index) != pack_id:
+    if pack_id(first_bytes, index) != pack:
         raise corrupt(name, "its index does not match its ID")
     check_version(first_bytes[5], name)
     try:

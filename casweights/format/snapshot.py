@@ -29,10 +29,14 @@ class PackTable(NamedTuple):
         packs: All of them: those of its chunks' own frames, and those of frames that these are
             differences from.
         chunks: The pack of each chunk's own frame.
+        places: Where packs lie, as the store may tell: see `ObjectStore.place`.
+        shallow: Whether the version was copied without its history, so that parents may be missing.
     """
 
     packs: list[PackId]
     chunks: dict[ChunkId, PackId]
+    places: dict[PackId, bytes] = {}  # noqa: RUF012  never changed
+    shallow: bool = False
 
 
 def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTable) -> bytes:
@@ -44,12 +48,15 @@ def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTabl
         table: Where each of its chunks can be read.
     """
     numbers = {pack: n for n, pack in enumerate(table.packs)}
-    encoded_table: bytes = msgpack.packb(
-        {
-            "packs": b"".join(table.packs),
-            "pack": [numbers[table.chunks[chunk]] for chunk in _distinct(snapshot)],
-        }
-    )
+    fields: dict[str, Any] = {
+        "packs": b"".join(table.packs),
+        "pack": [numbers[table.chunks[chunk]] for chunk in _distinct(snapshot)],
+    }
+    if table.places:
+        fields["places"] = {numbers[pack]: place for pack, place in table.places.items()}
+    if table.shallow:
+        fields["shallow"] = True
+    encoded_table: bytes = msgpack.packb(fields)
     parts = [encoded_manifest, check_size(encoded_table, "pack table")]
     packed = [zstandard.ZstdCompressor(level=_LEVEL).compress(part) for part in parts]
     sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
@@ -61,7 +68,21 @@ def _distinct(snapshot: Snapshot) -> dict[ChunkId, None]:
     return dict.fromkeys(chunk for file in snapshot.files for chunk in file.chunks)
 
 
-def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> tuple[Snapshot, PackTable]:
+class StoredSnapshot(NamedTuple):
+    """What a snapshot object holds.
+
+    Attributes:
+        snapshot: The snapshot.
+        encoded_manifest: Its manifest as it was written.
+        table: Where its chunks lay.
+    """
+
+    snapshot: Snapshot
+    encoded_manifest: bytes
+    table: PackTable
+
+
+def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
     """The inverse of `encode_snapshot`.
 
     Args:
@@ -86,7 +107,7 @@ def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> tuple[Sn
         table = msgpack.unpackb(
             _decompress(body[manifest_size:], table_raw, name), strict_map_key=False
         )
-        return snapshot, _decode_table(expect(table, dict), snapshot)
+        return StoredSnapshot(snapshot, manifest, _decode_table(expect(table, dict), snapshot))
     except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
         raise corrupt(name, f"its pack table is not valid: {error}") from error
 
@@ -94,10 +115,21 @@ def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> tuple[Sn
 def _decode_table(table: dict[str, Any], snapshot: Snapshot) -> PackTable:
     joined, numbers = expect(table["packs"], bytes), expect(table["pack"], list)
     packs = [PackId(joined[n : n + 32]) for n in range(0, len(joined), 32)]
-    if any(expect(n, int) < 0 for n in numbers):
+    for n in numbers:
+        _natural(n)
+    chunks = {c: packs[n] for c, n in zip(_distinct(snapshot), numbers, strict=True)}
+    places = {
+        packs[_natural(n)]: expect(place, bytes)
+        for n, place in expect(table.get("places", {}), dict).items()
+    }
+    return PackTable(packs, chunks, places, expect(table.get("shallow", False), bool))
+
+
+def _natural(n: object) -> int:
+    number: int = expect(n, int)
+    if number < 0:
         raise ValueError("it has a negative number of a pack")
-    chunks = _distinct(snapshot)
-    return PackTable(packs, {c: packs[n] for c, n in zip(chunks, numbers, strict=True)})
+    return number
 
 
 def _decompress(data: memoryview, raw_size: int, name: str) -> bytes:

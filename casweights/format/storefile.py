@@ -7,6 +7,7 @@ import json
 from casweights.config import StoreConfig
 from casweights.errors import InvalidInputError
 from casweights.format.envelope import FORMAT_VERSION, check_version, corrupt
+from casweights.format.fields import expect
 from casweights.format.hashing import checksum
 from casweights.format.names import CONFIG
 
@@ -20,14 +21,13 @@ def encode_store_file(config: StoreConfig, store_id: str) -> bytes:
         config: Its digest and chunk size.
         store_id: 32 random hexadecimal digits.
     """
-    return _with_checksum(
-        {
-            "format": FORMAT_VERSION,
-            "store_id": store_id,
-            "digest": config.digest,
-            "chunk_size": config.chunk_size,
-        }
-    )
+    fields = {
+        "format": FORMAT_VERSION,
+        "store_id": store_id,
+        "digest": config.digest,
+        "chunk_size": config.chunk_size,
+    }
+    return _with_checksum(fields if config.refs is None else {**fields, "refs": config.refs})
 
 
 def _with_checksum(fields: dict[str, object]) -> bytes:
@@ -52,7 +52,12 @@ def decode_store_file(data: bytes) -> tuple[StoreConfig, str]:
         raise corrupt(CONFIG, "its checksum does not match")
     check_version(fields.get("format"), CONFIG)
     try:
-        config = StoreConfig(digest=fields["digest"], chunk_size=fields["chunk_size"])
+        refs = fields.get("refs")
+        config = StoreConfig(
+            digest=fields["digest"],
+            chunk_size=fields["chunk_size"],
+            refs=None if refs is None else expect(refs, str),
+        )
         return config, str(fields["store_id"])
     except (InvalidInputError, KeyError, TypeError) as error:
         raise corrupt(CONFIG, str(error)) from error

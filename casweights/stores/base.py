@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,14 @@ from casweights.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     Buffer = bytes | bytearray | memoryview
+    Parts = Sequence[Buffer]
+    Content = Parts | Callable[[], Parts]
+    Range = tuple[str, int, int]  # name, start, stop
+    Announce = Callable[[Iterable[Sequence[Range]]], None]
 
 _PART = r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]{0,254}"  # what file systems take
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
@@ -66,6 +72,9 @@ class ObjectStore(ABC):
     def url(self) -> str:
         """How to name this store to `casweights.open`."""
 
+    def create(self) -> None:  # noqa: B027  most stores have their place, or make it as needed
+        """Make the place that objects go to, unless it is there."""
+
     @abstractmethod
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """Create an object from the concatenation of `parts`.
@@ -80,10 +89,14 @@ class ObjectStore(ABC):
             StoreError: It could not be written; nothing is left under its name.
         """
 
-    def put_all(self, objects: Sequence[tuple[str, Sequence[Buffer]]]) -> list[bool]:
+    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
         """`put` several objects, in as few calls as the store allows.
 
         None is visible before those ahead of it are.
+
+        Args:
+            objects: Names and parts. Instead of the parts there may be a function that returns
+                them; it is called once the `place` of every object ahead is known.
 
         Returns:
             For each whether it was created now.
@@ -91,7 +104,9 @@ class ObjectStore(ABC):
         Raises:
             StoreError: One could not be written, and so none behind it was.
         """
-        return [self.put(name, parts) for name, parts in objects]
+        return [
+            self.put(name, content() if callable(content) else content) for name, content in objects
+        ]
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
         """Create objects as they are in another store, in this order; those here stay.
@@ -133,6 +148,14 @@ class ObjectStore(ABC):
         for name in names:
             self.delete(name)
 
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """Bytes of those of these objects that are there, asked for in as few calls as possible."""
+        found = {}
+        for name in names:
+            with suppress(NotFoundError):
+                found[name] = self.size(name)
+        return found
+
     def read(self, name: str, limit: int) -> bytes:
         """A whole object of at most `limit` bytes.
 
@@ -151,6 +174,15 @@ class ObjectStore(ABC):
 
     def hint(self, name: str, place: bytes) -> None:  # noqa: B027  most stores need no help
         """Tell the store what `place` said of an object earlier; what is of no use is ignored."""
+
+    def ahead(self) -> AbstractContextManager[Announce]:
+        """For readers who know what they will read: a function to announce it with.
+
+        It takes groups of ranges, in the order in which they will be read; those of a group are
+        read at about the same time, and each range as a whole. Where that gains something, they
+        are fetched before they are asked for. At the end, what was not asked for is dropped.
+        """
+        return nullcontext(lambda _: None)
 
     def forget(self, name: str) -> bool:
         """Drop what is remembered of an object: its place, copies of its bytes.

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casweights.config import RemoteOptions
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
@@ -13,11 +14,21 @@ from casweights.stores.memory import MemoryStore
 if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
 
+_BUCKETS = "hf://buckets/"
 
-def open_object_store(url: str | os.PathLike[str]) -> ObjectStore:
-    """The store that `url` names: a directory's path, or ``memory://`` for a new one in memory.
+
+def open_object_store(
+    url: str | os.PathLike[str], remote: RemoteOptions | None = None
+) -> ObjectStore:
+    """The store that a URL names.
+
+    Args:
+        url: A directory's path, ``hf://buckets/NAMESPACE/NAME`` and maybe a folder in it, or
+            ``memory://`` for a new one in memory.
+        remote: How to deal with a store behind a network.
 
     Raises:
+        InvalidInputError: It is no URL of a store.
         UnsupportedError: A scheme that is not supported.
     """
     text = os.fspath(url)
@@ -25,10 +36,32 @@ def open_object_store(url: str | os.PathLike[str]) -> ObjectStore:
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "the store's path is empty")
     if text == "memory://":
         return MemoryStore()
+    if text.startswith(_BUCKETS):
+        return _open_bucket(text, remote or RemoteOptions())
     scheme, separator, _ = text.partition("://")
     if separator and scheme != "file":
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED,
-            f"{scheme}:// stores are not supported yet: give the path of a directory",
+            f"{scheme}:// stores are not supported{': ' if scheme == 'hf' else ', '}"
+            f"give the path of a directory, or {_BUCKETS}NAMESPACE/NAME",
         )
     return LocalStore(Path(text.removeprefix("file://")).absolute())
+
+
+def _open_bucket(url: str, options: RemoteOptions) -> ObjectStore:
+    from casweights.stores.cached import CachedStore
+    from casweights.stores.hub.store import HubStore, assets_folder
+    from casweights.stores.retry import RetryStore
+
+    namespace, _, rest = url.removeprefix(_BUCKETS).strip("/").partition("/")
+    name, _, prefix = rest.partition("/")
+    if not namespace or not name:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"{url} names no bucket: give {_BUCKETS}NAMESPACE/NAME"
+        )
+    bucket = HubStore(f"{namespace}/{name}", prefix, stall=options.stall)
+    store: ObjectStore = RetryStore(bucket, options.patience)
+    if options.disk_cache:
+        key = f"{bucket.api.endpoint} {bucket.url}"
+        store = CachedStore(store, assets_folder(), options.disk_cache, key)
+    return store

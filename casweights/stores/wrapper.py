@@ -30,6 +30,10 @@ class WrapperStore(ObjectStore):
         """The inner store's."""
         return self.inner.url
 
+    def create(self) -> None:
+        """See `ObjectStore.create`."""
+        self.inner.create()
+
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""
         return self.inner.put(name, parts)

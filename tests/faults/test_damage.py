@@ -159,7 +159,7 @@ def frames_of(sample: Sample, version: SnapshotId, pack: str) -> list[Frame]:
 def vital_damages(sample: Sample) -> Iterator[tuple[str, bytes]]:
     """Damaged objects without which the latest version cannot be made from the older one."""
     chance = random.Random(1)
-    for name in (names.snapshot_name(sample.latest), names.head_name("main", 2)):
+    for name in (names.snapshot_name(sample.latest), names.move_name(names.HEADS, "main", 2)):
         kinds = list(damages(name, sample.objects[name]))
         yield from ((name, damaged) for damaged in chance.sample(kinds, 20))
     for name, data in sample.objects.items():

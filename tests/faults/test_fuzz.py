@@ -123,7 +123,7 @@ def parse_index(index: bytes) -> list[Frame]:
 
 def test_the_honest_values_are_accepted() -> None:
     """What the tests below start from is refused for nothing but their edits."""
-    snapshot, table = decode_snapshot(HONEST_SNAPSHOT, HONEST_ID, NAME)
+    snapshot, _, table = decode_snapshot(HONEST_SNAPSHOT, HONEST_ID, NAME)
     pack = PackId(bytes(32))
     assert table == PackTable([pack], {CHUNK_ID: pack})
     fields = {name: getattr(snapshot, name) for name in Manifest.__dataclass_fields__}

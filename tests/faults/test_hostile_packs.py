@@ -295,7 +295,11 @@ def test_small_objects_of_64_gib(objects: LocalStore) -> None:
     with casweights.open(objects.root) as store:
         snapshot = store.resolve("main")
         store.tag("v1", snapshot)
-    for name in (snapshot_name(snapshot), "refs/heads/main/000000000001.ref", "refs/tags/v1.ref"):
+    for name in (
+        snapshot_name(snapshot),
+        "refs/heads/main/000000000001.ref",
+        "refs/tags/v1/000000000001.ref",
+    ):
         path = objects.root / name
         content = path.read_bytes()
         with path.open("r+b") as file:

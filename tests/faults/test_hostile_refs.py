@@ -17,7 +17,11 @@ from casweights.stores.local import LocalStore
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAIN, SIDE, TAG = names.head_name("main", 1), names.head_name("side", 1), names.tag_name("v1")
+MAIN, SIDE, TAG = (
+    names.move_name(names.HEADS, "main", 1),
+    names.move_name(names.HEADS, "side", 1),
+    names.move_name(names.TAGS, "v1", 1),
+)
 LAST = 10**names.POSITION_DIGITS - 1
 
 
@@ -91,7 +95,11 @@ def test_ref_to_nowhere(store: LocalStore, tmp_path: Path) -> None:
 def test_last_possible_position(store: LocalStore, tmp_path: Path) -> None:
     """A branch that cannot move says so; it does not lose what is committed to it."""
     with casweights.open(store) as repo:
-        forge(store, names.head_name("side", LAST), {"snapshot": repo.resolve("v1"), "time": 1})
+        forge(
+            store,
+            names.move_name(names.HEADS, "side", LAST),
+            {"snapshot": repo.resolve("v1"), "time": 1},
+        )
         with pytest.raises(IntegrityError, match=str(LAST)):
             repo.commit(tmp_path / "model", branch="side", message="more")
         assert repo.resolve("side") == repo.resolve("v1")

@@ -108,7 +108,7 @@ def test_newer_pack(store: MemoryStore, tmp_path: Path) -> None:
 
 
 def test_newer_branch(store: MemoryStore, tmp_path: Path) -> None:
-    name = names.head_name("main", 1)
+    name = names.move_name(names.HEADS, "main", 1)
     seal_anew(store, name)
     with casweights.open(store) as repo:
         assert_newer(name, lambda: repo.resolve("main"))
@@ -119,7 +119,7 @@ def test_newer_branch(store: MemoryStore, tmp_path: Path) -> None:
 
 
 def test_newer_tag(store: MemoryStore, tmp_path: Path) -> None:
-    name = names.tag_name("v1")
+    name = names.move_name(names.TAGS, "v1", 1)
     seal_anew(store, name)
     with casweights.open(store) as repo:
         assert_newer(name, lambda: repo.resolve("v1"))

@@ -40,8 +40,8 @@ BAD = [
 @pytest.mark.parametrize("name", GOOD)
 def test_good_ref_names(name: str) -> None:
     assert names.check_ref_name(name) == name
-    check_name(names.head_name(name, 999_999_999_999))
-    check_name(names.tag_name(name))
+    check_name(names.move_name(names.HEADS, name, 999_999_999_999))
+    check_name(names.move_name(names.TAGS, name, 1))
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -54,10 +54,10 @@ def test_bad_ref_names(name: str) -> None:
 def test_where_things_lie() -> None:
     assert names.pack_name(PackId(b"\x01" * 32)) == "packs/" + "01" * 32
     assert names.snapshot_name(SnapshotId(b"\xfe" * 32)) == "snapshots/" + "fe" * 32
-    assert names.head_name("a/b", 7) == "refs/heads/a/b/000000000007.ref"
-    assert names.tag_name("v1") == "refs/tags/v1.ref"
+    assert names.move_name(names.HEADS, "a/b", 7) == "refs/heads/a/b/000000000007.ref"
+    assert names.move_name(names.TAGS, "v1", 1) == "refs/tags/v1/000000000001.ref"
 
 
 def test_moves_are_listed_in_their_order() -> None:
-    moves = [names.head_name("main", n) for n in (1, 2, 9, 10, 99, 100, 12345)]
+    moves = [names.move_name(names.HEADS, "main", n) for n in (1, 2, 9, 10, 99, 100, 12345)]
     assert moves == sorted(moves)

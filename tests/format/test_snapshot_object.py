@@ -47,9 +47,9 @@ def encoded() -> tuple[bytes, SnapshotId]:
 
 
 def test_roundtrip() -> None:
-    snapshot, _, table = make()
+    snapshot, raw, table = make()
     data, snapshot_id = encoded()
-    assert decode_snapshot(data, snapshot_id, NAME) == (snapshot, table)
+    assert decode_snapshot(data, snapshot_id, NAME) == (snapshot, raw, table)
 
 
 def test_no_chunks_at_all() -> None:
@@ -64,14 +64,14 @@ def test_no_chunks_at_all() -> None:
     )
     snapshot, raw = Snapshot.of(manifest)
     data = encode_snapshot(snapshot, raw, PackTable([], {}))
-    assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, PackTable([], {}))
+    assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, raw, PackTable([], {}))
 
 
 def test_the_id_does_not_commit_to_places() -> None:
     snapshot, manifest, table = make()
     moved = PackTable(PACKS[:1], dict.fromkeys(table.chunks, PACKS[0]))
     data = encode_snapshot(snapshot, manifest, moved)
-    assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, moved)
+    assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, manifest, moved)
 
 
 def test_every_flipped_bit_is_found() -> None:

@@ -1,0 +1,286 @@
+"""The Hub's HTTP interface, through huggingface_hub's session, token and conventions.
+
+Requests are sent once: when and how often they are repeated is `RetryStore`'s affair, so that
+there is one budget and not one for each library.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreError
+from casweights.stores.base import check_size, missing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_TIMEOUT = 20.0  # seconds without an answer
+_PAGE = 1000  # what one request may ask for
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+
+class Place(NamedTuple):
+    """Where bytes lie in Xet storage.
+
+    Attributes:
+        hash: Their Xet hash: 64 hexadecimal digits.
+        size: Their number.
+    """
+
+    hash: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a bucket.
+
+    Attributes:
+        path: Its path in the bucket.
+        place: Its bytes.
+        created: When the Hub took note of it, in microseconds since 1970.
+    """
+
+    path: str
+    place: Place
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Leave to move bytes in and out of Xet storage.
+
+    Attributes:
+        endpoint: The storage server.
+        token: For that server alone.
+        expires: When it ends, in seconds since 1970.
+        renew_url: Where the next one comes from.
+    """
+
+    endpoint: str
+    token: str
+    expires: int
+    renew_url: str
+
+
+class HubApi:
+    """Requests to the Hub about one bucket, or a repository beside it.
+
+    Args:
+        bucket: Its name, as ``"namespace/name"``.
+        endpoint: The Hub; by default huggingface_hub's own.
+        token: A token; by default the one that huggingface_hub finds.
+    """
+
+    def __init__(self, bucket: str, endpoint: str | None = None, token: str | None = None) -> None:
+        from huggingface_hub import constants
+
+        self.bucket = bucket
+        self.where = f"bucket {bucket}"
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        self._token = token
+        self._url = f"{self.endpoint}/api/buckets/{bucket}"
+        self._grants: dict[str, Grant] = {}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request carries: the token, who asks."""
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        import casweights
+
+        return build_hf_headers(
+            token=self._token, library_name="casweights", library_version=casweights.__version__
+        )
+
+    def request(self, method: Any, url: str, **options: Any) -> Any:
+        """One request; its response if that is a success.
+
+        Raises:
+            StoreError: The Hub cannot be reached (``unreachable``), or does not permit it.
+            NotFoundError: There is no such bucket or file.
+        """
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        headers = {**self.headers, **options.pop("headers", {})}
+        accepted = options.pop("accepted", ())
+        with hub_errors(self.where):
+            response = get_session().request(
+                method, url, headers=headers, timeout=_TIMEOUT, **options
+            )
+            if response.status_code not in accepted:
+                hf_raise_for_status(response)
+        return response
+
+    def create_bucket(self) -> None:
+        """Make the bucket, a private one, unless it is there."""
+        self.request("POST", self._url, json={"visibility": "private"}, accepted=(409,))
+
+    def files(self, paths: Sequence[str]) -> dict[str, HubFile]:
+        """Those of these files that are there, by path."""
+        found: dict[str, HubFile] = {}
+        for n in range(0, len(paths), _PAGE):
+            body = {"paths": list(paths[n : n + _PAGE])}
+            response = self.request("POST", f"{self._url}/paths-info", json=body)
+            found.update((file.path, file) for file in map(_file, response.json()))
+        return found
+
+    def tree(self, prefix: str) -> Iterator[HubFile]:
+        """All files whose paths begin with `prefix`."""
+        url: str | None = f"{self._url}/tree" + (f"/{quote(prefix, safe='')}" if prefix else "")
+        options: dict[str, Any] = {"params": {"recursive": "true", "limit": _PAGE}}
+        while url is not None:
+            response = self.request("GET", url, **options)
+            yield from (_file(item) for item in response.json() if item["type"] == "file")
+            url = response.links.get("next", {}).get("url")
+            options = {}
+
+    def batch(self, operations: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Carry out operations in order, as `add_line`, `copy_line` and `delete_line` make them.
+
+        Returns:
+            What was refused: the error by path.
+        """
+        refused: dict[str, str] = {}
+        for n in range(0, len(operations), _PAGE):
+            lines = b"".join(json.dumps(op).encode() + b"\n" for op in operations[n : n + _PAGE])
+            response = self.request(
+                "POST",
+                f"{self._url}/batch",
+                content=lines,
+                headers={"Content-Type": "application/x-ndjson"},
+                accepted=(422,),
+            )
+            refused.update((item["path"], item["error"]) for item in response.json()["failed"])
+        return refused
+
+    def read(self, path: str, limit: int) -> bytes:
+        """A whole file of at most `limit` bytes, without knowing its place.
+
+        Raises:
+            IntegrityError: It is larger.
+        """
+        url = f"{self.endpoint}/buckets/{self.bucket}/resolve/{quote(path)}"
+        return self.read_url(url, path, limit)
+
+    def read_url(self, url: str, name: str, limit: int) -> bytes:
+        """The same for any file of the Hub; `name` is for the errors."""
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        headers = {**self.headers, "Accept-Encoding": "identity"}
+        with (
+            hub_errors(self.where, name),
+            get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response,
+        ):
+            if response.status_code >= 400:
+                response.read()
+                hf_raise_for_status(response)
+            check_size(name, int(response.headers.get("Content-Length", 0)), limit)
+            data = bytearray()
+            for block in response.iter_bytes():
+                data += block
+                check_size(name, len(data), limit)
+        return bytes(data)
+
+    def grant(self, kind: str) -> Grant:
+        """Leave to ``"read"`` or ``"write"``, for as long as it lasts the same one."""
+        known = self._grants.get(kind)
+        if known is None or known.expires < time.time() + 60:
+            url = f"{self._url}/xet-{kind}-token"
+            answer = self.request("GET", url).json()
+            known = Grant(answer["casUrl"], answer["accessToken"], int(answer["exp"]), url)
+            self._grants[kind] = known
+        return known
+
+
+def add_line(path: str, place: Place) -> dict[str, Any]:
+    """The operation that gives uploaded bytes a path."""
+    mtime = time.time_ns() // 1_000_000
+    return {"type": "addFile", "path": path, "xetHash": place.hash, "mtime": mtime}
+
+
+def copy_line(path: str, place: Place, source_bucket: str) -> dict[str, Any]:
+    """The operation that gives bytes of another bucket a path in this one."""
+    return {
+        **add_line(path, place),
+        "type": "copyFile",
+        "sourceRepoType": "bucket",
+        "sourceRepoId": source_bucket,
+    }
+
+
+def delete_line(path: str) -> dict[str, Any]:
+    """The operation that removes a path."""
+    return {"type": "deleteFile", "path": path}
+
+
+def _file(item: dict[str, Any]) -> HubFile:
+    created = item.get("uploadedAt")
+    moment = datetime.fromisoformat(created) if created else None
+    microseconds = int(moment.timestamp() * 1e6) if moment else 0
+    return HubFile(item["path"], Place(item["xetHash"], int(item["size"])), microseconds)
+
+
+@contextmanager
+def hub_errors(where: str, name: str = "") -> Iterator[None]:
+    """Turn the errors of huggingface_hub and hf_xet into ours.
+
+    Args:
+        where: The bucket or repository, for the message.
+        name: The file that was asked for, if one was.
+    """
+    try:
+        yield
+    except CasweightsError:
+        raise
+    except Exception as error:
+        ours = _translated(error, where, name)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def _translated(error: Exception, where: str, name: str) -> CasweightsError | None:
+    from hf_xet import XetAuthenticationError, XetObjectNotFoundError
+    from huggingface_hub.errors import BucketNotFoundError, RepositoryNotFoundError
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    text = str(error).strip() or type(error).__name__
+    if status in (401, 403) or isinstance(error, XetAuthenticationError | PermissionError):
+        return StoreError(
+            ErrorCode.NO_PERMISSION,
+            f"{where} of the Hub does not permit it: log in with `hf auth login`, or set "
+            f"HF_TOKEN to a token that may read it, and for some commands write to it ({text})",
+        )
+    if isinstance(error, RepositoryNotFoundError | BucketNotFoundError):
+        return NotFoundError(
+            ErrorCode.STORE_NOT_FOUND,
+            f"the Hub has no {where}, or your token may not see it: `casweights init` makes one, "
+            "`hf auth whoami` says who you are",
+        )
+    if isinstance(error, XetObjectNotFoundError) or status in (404, 416):
+        return missing(name or where)
+    if status is not None and status not in _TRANSIENT:
+        return StoreError(ErrorCode.IO_FAILED, f"{where} of the Hub refuses a request: {text}")
+    if isinstance(error, OSError | RuntimeError | _http_library().HTTPError):
+        return unreachable(where, text)
+    return None
+
+
+def unreachable(where: str, why: str) -> StoreError:
+    """The error for what may go well when tried again."""
+    return StoreError(ErrorCode.UNREACHABLE, f"{where} of the Hub cannot be reached: {why}")
+
+
+def _http_library() -> Any:
+    """The flavour of httpx that this huggingface_hub is built on."""
+    from huggingface_hub import get_session
+
+    return import_module(type(get_session()).__module__.partition(".")[0])

@@ -1,0 +1,162 @@
+"""Bytes in and out of Xet storage, through hf_xet."""
+
+from __future__ import annotations
+
+import os
+import threading
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from casweights.errors import ErrorCode, IntegrityError
+from casweights.stores.base import truncated
+from casweights.stores.hub.api import Place, hub_errors, unreachable
+from casweights.stores.hub.watch import watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from casweights.stores.base import Buffer, Parts
+    from casweights.stores.hub.api import Grant, HubApi
+
+EMPTY = Place("0" * 64, 0)
+_BLOCK = 1 << 20  # smaller parts are joined up to this size, lest each be a call
+# Packs are new and coded close to their entropy: looking for known parts and compressing is vain.
+# Failures are few attempts here and the rest `RetryStore`'s; memory is bounded by our own reads.
+_CONFIG: dict[str, object] = {
+    "xorb.compression_policy": "none",
+    "deduplication.global_dedup_query_enabled": False,
+    "client.connect_timeout": "10s",
+    "client.retry_max_attempts": 2,
+    "client.retry_base_delay": "300ms",
+    "client.retry_max_duration": "20s",
+    "client.ac_initial_download_concurrency": 32,
+    "client.ac_initial_upload_concurrency": 8,
+    "reconstruction.download_buffer_size": 128_000_000,
+    "reconstruction.download_buffer_perfile_size": 32_000_000,
+    "reconstruction.download_buffer_limit": 256_000_000,
+    "reconstruction.min_prefetch_buffer": 16_000_000,
+    "reconstruction.min_reconstruction_fetch_size": 32_000_000,
+}
+_lock = threading.Lock()
+_sessions: dict[int, Any] = {}  # by process: a forked child cannot use its parent's
+
+
+def _session() -> Any:
+    import hf_xet
+
+    with _lock:
+        if os.getpid() not in _sessions:
+            _sessions.clear()
+            known = hf_xet.XetConfig()
+            options = {key: value for key, value in _CONFIG.items() if key in set(known.keys())}
+            _sessions[os.getpid()] = hf_xet.XetSession(known.with_config(options))
+        return _sessions[os.getpid()]
+
+
+class XetStorage:
+    """Uploads and downloads for one bucket.
+
+    Args:
+        api: For leave to use the storage.
+        stall: Seconds after which a transfer that moves nothing is given up.
+    """
+
+    def __init__(self, api: HubApi, stall: float) -> None:
+        self._api = api
+        self._stall = stall
+        self._lock = threading.Lock()
+        self._streams: tuple[int, Any] | None = None
+
+    def upload(self, contents: Iterable[Parts], placed: Callable[[Place], None]) -> None:
+        """Make bytes durable, which have no path yet and which nobody sees.
+
+        Args:
+            contents: One after the other, asked for as soon as the one before it is placed.
+            placed: Told the place of each. They are durable when all is done.
+
+        Raises:
+            StoreError: They did not arrive.
+        """
+        from hf_xet import SKIP_SHA256
+
+        waiting = iter(contents)
+        first = next(waiting, None)
+        if first is None:
+            return
+        with hub_errors(self._api.where):
+            commit = _session().new_upload_commit(**self._access(self._api.grant("write")))
+            with watched(lambda: _moved(commit), commit.abort, self._stall), commit:
+                for parts in chain([first], waiting):
+                    stream = commit.start_upload_stream(sha256=SKIP_SHA256)
+                    for block in _blocks(parts):
+                        stream.write(block)
+                    info = stream.finish().xet_info
+                    placed(Place(info.hash, info.file_size))
+
+    def download(self, place: Place, start: int, out: memoryview, name: str) -> None:
+        """Fill `out` with bytes from offset `start` on.
+
+        Raises:
+            NotFoundError: The storage does not have them.
+            StoreError: They did not arrive.
+        """
+        from hf_xet import XetFileInfo
+
+        if not out:
+            return
+        done = 0
+        with hub_errors(self._api.where, name):
+            info = XetFileInfo(place.hash, place.size)
+            stream = self._group().download_stream(info, start, start + len(out))
+            with watched(lambda: done, stream.cancel, self._stall) as watch:
+                for block in stream:
+                    if done + len(block) > len(out):
+                        raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name}: too many bytes")
+                    out[done : done + len(block)] = block
+                    done += len(block)
+        if done < len(out):
+            if watch.stalled:
+                raise unreachable(self._api.where, watch.why)
+            raise truncated(name)
+
+    def _group(self) -> Any:
+        """Downloads share one connection to the storage, which renews its leave by itself."""
+        with self._lock:
+            if self._streams is None or self._streams[0] != os.getpid():
+                access = self._access(self._api.grant("read"))
+                self._streams = (os.getpid(), _session().new_download_stream_group(**access))
+            return self._streams[1]
+
+    def _access(self, grant: Grant) -> dict[str, Any]:
+        headers = self._api.headers
+        return {
+            "endpoint": grant.endpoint,
+            "token": grant.token,
+            "token_expiry_unix_secs": grant.expires,
+            "token_refresh_url": grant.renew_url,
+            "token_refresh_headers": headers,
+            "custom_headers": {k: v for k, v in headers.items() if k.lower() != "authorization"},
+        }
+
+
+def _moved(commit: Any) -> tuple[int, int]:
+    """How far an upload is: bytes taken in, and bytes sent."""
+    progress = commit.progress()
+    return progress.total_bytes_completed, progress.total_transfer_bytes_completed
+
+
+def _blocks(parts: Parts) -> Iterator[bytes]:
+    """Parts as they come, the small ones joined."""
+    small: list[Buffer] = []
+    size = 0
+    for part in parts:
+        if size + len(part) > _BLOCK and small:
+            yield b"".join(small)
+            small, size = [], 0
+        if len(part) >= _BLOCK:
+            yield bytes(part)
+        else:
+            small.append(part)
+            size += len(part)
+    if small:
+        yield b"".join(small)

@@ -1,0 +1,110 @@
+"""Trying again, within one budget."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from casweights.errors import ErrorCode, StoreError
+from casweights.stores.wrapper import WrapperStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from casweights.stores.base import Buffer, Content, ObjectInfo, ObjectStore
+
+_R = TypeVar("_R")
+_FIRST_DELAY, _MAX_DELAY = 0.25, 8.0  # seconds
+
+
+class RetryStore(WrapperStore):
+    """Repeats calls that fail because the store cannot be reached.
+
+    Delays double and are spread by chance, so that many clients do not come back together.
+
+    Args:
+        inner: The store that does the work.
+        patience: Seconds from a call's beginning after which it is not tried again.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        inner: ObjectStore,
+        patience: float = 60.0,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        super().__init__(inner)
+        self._patience = patience
+        self._sleep = sleep
+
+    def _retry(self, call: Callable[[], _R]) -> _R:
+        begin, delay = time.monotonic(), _FIRST_DELAY
+        while True:
+            attempt = time.monotonic()
+            try:
+                return call()
+            except StoreError as error:
+                now = time.monotonic()
+                pause = delay * random.uniform(0.5, 1.5)  # noqa: S311  no secret
+                # Another attempt may take as long as this one did.
+                if error.code is not ErrorCode.UNREACHABLE or (
+                    now - begin + pause + (now - attempt) > self._patience
+                ):
+                    raise
+                self._sleep(pause)
+                delay = min(2 * delay, _MAX_DELAY)
+
+    def create(self) -> None:
+        """See `ObjectStore.create`."""
+        self._retry(self.inner.create)
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        """See `ObjectStore.put`."""
+        return self._retry(lambda: self.inner.put(name, parts))
+
+    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+        """See `ObjectStore.put_all`."""
+        return self._retry(lambda: self.inner.put_all(objects))
+
+    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
+        """See `ObjectStore.copy_from`."""
+        self._retry(lambda: self.inner.copy_from(source, names))
+
+    def size(self, name: str) -> int:
+        """See `ObjectStore.size`."""
+        return self._retry(lambda: self.inner.size(name))
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """See `ObjectStore.sizes`."""
+        wanted = list(names)
+        return self._retry(lambda: self.inner.sizes(wanted))
+
+    def exists(self, name: str) -> bool:
+        """See `ObjectStore.exists`."""
+        return self._retry(lambda: self.inner.exists(name))
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See `ObjectStore.read`."""
+        return self._retry(lambda: self.inner.read(name, limit))
+
+    def readinto(self, name: str, start: int, out: memoryview) -> None:
+        """See `ObjectStore.readinto`."""
+        self._retry(lambda: self.inner.readinto(name, start, out))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `ObjectStore.list`."""
+        return self._retry(lambda: iter(list(self.inner.list(prefix))))
+
+    def delete(self, name: str) -> None:
+        """See `ObjectStore.delete`."""
+        self._retry(lambda: self.inner.delete(name))
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """See `ObjectStore.delete_all`."""
+        self._retry(lambda: self.inner.delete_all(names))
+
+    def ref_store(self, where: str) -> ObjectStore:
+        """See `ObjectStore.ref_store`: one that is tried again, too."""
+        return RetryStore(self.inner.ref_store(where), self._patience, self._sleep)

@@ -1,0 +1,217 @@
+"""What the first port answers about buckets, and the S3 gateway in front of them."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlencode
+
+from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
+
+if TYPE_CHECKING:
+    from casweights.testing.hub.access import Access
+    from casweights.testing.hub.buckets import Buckets, Entry
+    from casweights.testing.hub.cas import Cas
+    from casweights.testing.hub.cas_routes import Right, Tokens
+    from casweights.testing.hub.conditions import Weather
+    from casweights.testing.hub.messages import Request
+
+_ID = "([^/]+)/([^/]+)"
+_API = f"/api/buckets/{_ID}"
+_PAGE = 1000
+_LARGEST_PAGE = 5000
+_LARGEST_LOOKUP = 2000
+_FILE_INFO = "application/vnd.xet-fileinfo+json"
+
+
+class BucketRoutes:
+    """Handlers over `Buckets`.
+
+    Args:
+        buckets: The tables.
+        cas: Has the bytes.
+        access: Who may.
+        tokens: Gives tokens of the CAS.
+        weather: Says what fails and what lags.
+    """
+
+    def __init__(
+        self, buckets: Buckets, cas: Cas, access: Access, tokens: Tokens, weather: Weather
+    ) -> None:
+        self._buckets = buckets
+        self._cas = cas
+        self._access = access
+        self._tokens = tokens
+        self._weather = weather
+        self.url = ""
+        self.cas_url = ""
+        self.cdn_url = ""
+
+    def routes(self) -> list[Route]:
+        """The table of the first port, as far as buckets go."""
+        return [
+            Route("bucket_create", "POST", _API, self.create),
+            Route("bucket_info", "GET", _API, self.info),
+            Route("bucket_delete", "DELETE", _API, self.delete),
+            Route("bucket_list", "GET", "/api/buckets/([^/]+)", self.list),
+            Route("tree", "GET", f"{_API}/tree(?:/(.*))?", self.tree),
+            Route("paths_info", "POST", f"{_API}/paths-info", self.paths_info),
+            Route("batch", "POST", f"{_API}/batch", self.batch),
+            Route("token", "GET", f"{_API}/xet-read-token", self.read_token),
+            Route("token", "GET", f"{_API}/xet-write-token", self.write_token),
+            Route("resolve", "GET HEAD", f"/buckets/{_ID}/resolve/(.+)", self.resolve),
+            Route("s3_put", "PUT", f"/s3/{_ID}/(.+)", self.s3_put),
+            Route("s3_get", "GET HEAD", f"/s3/{_ID}/(.+)", self.s3_get),
+        ]
+
+    def create(self, request: Request) -> Answer:
+        """Create a bucket."""
+        self._access.write(request)
+        bucket = _id(request)
+        wish = request.json()
+        private = wish.get("private") is True or wish.get("visibility") == "private"
+        value = {"url": f"{self.url}/buckets/{bucket}", "name": request.args[1], "id": bucket}
+        if self._buckets.create(bucket, private):
+            return json_answer(value)
+        message = "You already created this bucket"
+        return json_answer({**value, "error": message}, 409, {"X-Error-Message": message})
+
+    def info(self, request: Request) -> Answer:
+        """Describe a bucket."""
+        return json_answer(self._buckets.find(self._readable(request)).to_json())
+
+    def delete(self, request: Request) -> Answer:
+        """Delete a bucket."""
+        self._access.write(request)
+        self._buckets.drop(_id(request))
+        return json_answer({})
+
+    def list(self, request: Request) -> Answer:
+        """Describe the buckets of a namespace that the caller may read."""
+        found = self._buckets.describe(request.args[0], request.query.get("search", ""))
+        return json_answer(
+            [value for value in found if self._access.may_read(request, value["private"])]
+        )
+
+    def tree(self, request: Request) -> Answer:
+        """A page of a listing."""
+        bucket = self._readable(request)
+        query = request.query
+        limit = max(1, min(int(query.get("limit", _PAGE)), _LARGEST_PAGE))
+        found = self._buckets.page(
+            bucket,
+            request.args[2],
+            recursive=query.get("recursive", "").lower() in ("true", "1"),
+            after=base64.urlsafe_b64decode(query.get("cursor", "")).decode(),
+            limit=limit + 1,
+            lag=self._weather.conditions.listing_lag,
+        )
+        if len(found) <= limit:
+            return json_answer(found)
+        cursor = base64.urlsafe_b64encode(found[limit - 1]["path"].encode()).decode()
+        link = f"{self.url}{request.path}?{urlencode({**query, 'cursor': cursor})}"
+        return json_answer(found[:limit], headers={"Link": f'<{link}>; rel="next"'})
+
+    def paths_info(self, request: Request) -> Answer:
+        """Describe files by path; those that are not there are left out."""
+        bucket = self._readable(request)
+        paths = request.json()["paths"]
+        if len(paths) > _LARGEST_LOOKUP:
+            raise Refusal(400, f"at most {_LARGEST_LOOKUP} paths at once")
+        found = self._buckets.lookup(bucket, paths, self._weather.conditions.paths_info_lag)
+        return json_answer([entry.to_json() for entry in found])
+
+    def batch(self, request: Request) -> Answer:
+        """Add, copy and delete files."""
+        self._access.write(request)
+        lines = request.lines()
+        failures = self._buckets.batch(_id(request), lines, self._weather.line_fails)
+        value = {
+            "success": not failures,
+            "processed": len(lines),
+            "succeeded": len(lines) - len(failures),
+            "failed": [asdict(failure) for failure in failures],
+        }
+        return json_answer(value, 422 if failures and len(failures) == len(lines) else 200)
+
+    def read_token(self, request: Request) -> Answer:
+        """A token for reading from the CAS."""
+        self._readable(request)
+        return self._token("read")
+
+    def write_token(self, request: Request) -> Answer:
+        """A token for writing to the CAS."""
+        self._access.write(request)
+        self._buckets.find(_id(request))
+        return self._token("write")
+
+    def resolve(self, request: Request) -> Answer:
+        """Where the bytes of a file are."""
+        bucket = self._readable(request)
+        entry = self._entry(bucket, request.args[2])
+        refresh = f"{self.url}/api/buckets/{bucket}/xet-read-token"
+        headers = {
+            "X-Xet-Hash": entry.hash,
+            "X-Linked-Size": str(entry.size),
+            "X-Linked-Etag": f'"{entry.hash}"',
+            "ETag": f'"{entry.hash}"',
+            "Accept-Ranges": "bytes",
+            "Link": f'<{refresh}>; rel="xet-auth"',
+        }
+        if _FILE_INFO in request.headers.get("accept", ""):
+            value = {"hash": entry.hash, "size": entry.size, "refreshUrl": refresh}
+            return json_answer(value, headers=headers)
+        name = quote(entry.path.rpartition("/")[2], safe="")
+        location = f"{self.cdn_url}/files/{entry.hash}?filename={name}"
+        return Answer(302, headers={**headers, "Location": location})
+
+    def s3_put(self, request: Request) -> Answer:
+        """PutObject: the body becomes a file of the bucket."""
+        self._buckets.find(_id(request))
+        data = request.read()
+
+        def allowed(entry: Entry | None) -> None:
+            tag = None if entry is None else f'"{entry.hash}"'
+            wanted = request.headers.get("if-match")
+            if request.headers.get("if-none-match") == "*" and tag is not None:
+                raise Refusal(412, "PreconditionFailed: the object exists")
+            if wanted is not None and tag is None:
+                raise Refusal(404, "NoSuchKey")
+            if wanted is not None and wanted.strip('"') != str(tag).strip('"'):
+                raise Refusal(412, "PreconditionFailed: the object has another ETag")
+
+        entry = self._buckets.put(_id(request), request.args[2], data, allowed)
+        return Answer(headers={"ETag": f'"{entry.hash}"'})
+
+    def s3_get(self, request: Request) -> Answer:
+        """GetObject and HeadObject."""
+        entry = self._entry(_id(request), request.args[2])
+        body = self._cas.read(entry.hash, 0, entry.size)
+        return Answer(body=body, headers={"ETag": f'"{entry.hash}"'})
+
+    def _token(self, right: Right) -> Answer:
+        token, end = self._tokens.issue(right, self._weather.conditions.token_lifetime)
+        value = {"casUrl": self.cas_url, "exp": end, "accessToken": token}
+        headers = {
+            "X-Xet-Cas-Url": self.cas_url,
+            "X-Xet-Token-Expiration": str(end),
+            "X-Xet-Access-Token": token,
+        }
+        return json_answer(value, headers=headers)
+
+    def _readable(self, request: Request) -> str:
+        """The id of the bucket, if the caller may read it."""
+        bucket = self._buckets.find(_id(request))
+        self._access.read(request, bucket.private)
+        return bucket.id
+
+    def _entry(self, bucket: str, path: str) -> Entry:
+        entry = self._buckets.entry(bucket, path)
+        if entry is None:
+            raise Refusal(404, f"Entry not found: {path}", "EntryNotFound")
+        return entry
+
+
+def _id(request: Request) -> str:
+    return f"{request.args[0]}/{request.args[1]}"

@@ -1,0 +1,343 @@
+"""Buckets: tables of paths over the CAS, with a past for listings that lag."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import islice, takewhile
+from typing import TYPE_CHECKING, Any
+
+from casweights.testing.hub.messages import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from casweights.testing.hub.cas import Cas
+    from casweights.testing.hub.journal import Event, Journal
+
+_REMEMBERED_CHANGES = 100_000
+
+
+def timestamp(microseconds: int) -> str:
+    """A time as the Hub writes it, with microseconds."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    when = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+    return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Clock:
+    """The server's time in microseconds, which never stands still and never goes back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def tick(self) -> int:
+        """A time later than all before."""
+        with self._lock:
+            self._last = max(time.time_ns() // 1000, self._last + 1)
+            return self._last
+
+    def pass_by(self, moment: int) -> None:
+        """Go on after a time that was given out by an earlier run."""
+        with self._lock:
+            self._last = max(self._last, moment)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in a bucket.
+
+    Attributes:
+        path: Its name.
+        hash: Of the file in the CAS.
+        size: In bytes.
+        mtime: Milliseconds since the epoch, as the client said.
+        uploaded_at: Microseconds since the epoch, by the server's clock.
+        content_type: As the client said.
+    """
+
+    path: str
+    hash: str
+    size: int
+    mtime: int
+    uploaded_at: int
+    content_type: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As listings show it."""
+        value: dict[str, Any] = {
+            "type": "file",
+            "path": self.path,
+            "size": self.size,
+            "xetHash": self.hash,
+            "mtime": timestamp(self.mtime * 1000),
+            "uploadedAt": timestamp(self.uploaded_at),
+        }
+        return value if self.content_type is None else value | {"contentType": self.content_type}
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    moment: int
+    path: str
+    before: Entry | None
+
+
+class Bucket:
+    """One bucket; its table holds the lock while it calls.
+
+    Attributes:
+        id: Namespace and name.
+        private: Whether only those with a token may read it.
+        created_at: Microseconds since the epoch.
+        updated_at: The time of the last change.
+    """
+
+    def __init__(self, id: str, private: bool, created_at: int) -> None:
+        self.id = id
+        self.private = private
+        self.created_at = created_at
+        self.updated_at = created_at
+        self._entries: dict[str, Entry] = {}
+        self._order: list[str] | None = []
+        self._past: deque[_Change] = deque(maxlen=_REMEMBERED_CHANGES)
+
+    def get(self, path: str) -> Entry | None:
+        """The file of that name."""
+        return self._entries.get(path)
+
+    def set(self, path: str, entry: Entry | None, moment: int) -> None:
+        """Put a file there, or take it away."""
+        before = self._entries.pop(path, None)
+        if entry is not None:
+            self._entries[path] = entry
+        if (before is None) != (entry is None):
+            self._order = None
+        self._past.append(_Change(moment, path, before))
+        self.updated_at = moment
+
+    def at(self, moment: int) -> Mapping[str, Entry]:
+        """All files as they were at a time that is not long ago."""
+        if not self._past or self._past[-1].moment <= moment:
+            return self._entries
+        entries = dict(self._entries)
+        for change in reversed(self._past):
+            if change.moment <= moment:
+                break
+            entries.pop(change.path, None)
+            if change.before is not None:
+                entries[change.path] = change.before
+        return entries
+
+    def order(self, entries: Mapping[str, Entry]) -> Sequence[str]:
+        """The paths of files in order."""
+        if entries is not self._entries:
+            return sorted(entries)
+        if self._order is None:
+            self._order = sorted(self._entries)
+        return self._order
+
+    def to_json(self) -> dict[str, Any]:
+        """As the API describes it."""
+        return {
+            "_id": f"{self.created_at:024x}",
+            "id": self.id,
+            "author": self.id.partition("/")[0],
+            "private": self.private,
+            "createdAt": timestamp(self.created_at),
+            "updatedAt": timestamp(self.updated_at),
+            "size": sum(entry.size for entry in self._entries.values()),
+            "totalFiles": len(self._entries),
+            "repoType": "bucket",
+            "cdnRegions": [],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A line of a batch that failed."""
+
+    path: str
+    error: str
+
+
+class Buckets:
+    """All buckets; may be used by many threads at once.
+
+    Args:
+        cas: Has the bytes.
+        journal: Keeps the tables.
+        clock: Gives the times.
+    """
+
+    def __init__(self, cas: Cas, journal: Journal, clock: Clock) -> None:
+        self._cas = cas
+        self._journal = journal
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._buckets: dict[str, Bucket] = {}
+
+    def apply(self, event: Event) -> None:
+        """Take over an event of the journal."""
+        self._clock.pass_by(event["moment"])
+        if event["do"] == "create":
+            bucket = Bucket(event["bucket"], event["private"], event["moment"])
+            self._buckets[bucket.id] = bucket
+        elif event["do"] == "drop":
+            del self._buckets[event["bucket"]]
+        elif event["do"] == "put":
+            entry = Entry(**event["entry"])
+            self._buckets[event["bucket"]].set(entry.path, entry, event["moment"])
+        else:
+            self._buckets[event["bucket"]].set(event["path"], None, event["moment"])
+
+    def create(self, bucket: str, private: bool) -> bool:
+        """Create a bucket; False if there is one."""
+        with self._lock:
+            if bucket in self._buckets:
+                return False
+            self._do({"do": "create", "bucket": bucket, "private": private})
+            return True
+
+    def drop(self, bucket: str) -> None:
+        """Delete a bucket with all that is in it."""
+        with self._lock:
+            self.find(bucket)
+            self._do({"do": "drop", "bucket": bucket})
+
+    def find(self, bucket: str) -> Bucket:
+        """The bucket of that name.
+
+        Raises:
+            Refusal: If there is none.
+        """
+        try:
+            return self._buckets[bucket]
+        except KeyError:
+            raise Refusal(404, f"Bucket not found: {bucket}", "RepoNotFound") from None
+
+    def describe(self, namespace: str, search: str) -> list[dict[str, Any]]:
+        """The buckets of a namespace whose names contain `search`."""
+        with self._lock:
+            return [
+                bucket.to_json()
+                for name, bucket in sorted(self._buckets.items())
+                if name.startswith(f"{namespace}/") and search in name.partition("/")[2]
+            ]
+
+    def entry(self, bucket: str, path: str) -> Entry | None:
+        """A file as it is now."""
+        with self._lock:
+            return self.find(bucket).get(path)
+
+    def lookup(self, bucket: str, paths: Iterable[str], lag: float) -> list[Entry]:
+        """Those files that are there, or were `lag` seconds ago."""
+        with self._lock:
+            entries = self.find(bucket).at(self._moment(lag))
+            return [entries[path] for path in paths if path in entries]
+
+    def page(
+        self, bucket: str, prefix: str, *, recursive: bool, after: str, limit: int, lag: float
+    ) -> list[dict[str, Any]]:
+        """Up to `limit` files and folders with a prefix, in order, that come after `after`."""
+        with self._lock:
+            found = self.find(bucket)
+            entries = found.at(self._moment(lag))
+            order = found.order(entries)
+            first = bisect_left(order, max(prefix, f"{after}\0") if recursive else prefix)
+            paths = takewhile(lambda path: path.startswith(prefix), islice(order, first, None))
+            if recursive:
+                return [entries[path].to_json() for path in islice(paths, limit)]
+            level = {_folder(path, len(prefix)) or path: path for path in paths}
+            names = [name for name in sorted(level) if name > after]
+            return [_shown(name, entries[level[name]]) for name in names[:limit]]
+
+    def batch(
+        self, bucket: str, lines: Sequence[Mapping[str, Any]], fails: Callable[[str], bool]
+    ) -> list[Failure]:
+        """Do what the lines say, adds and copies first; those that fail do not stop the others.
+
+        Raises:
+            Refusal: If there is no such bucket.
+        """
+        with self._lock:
+            self.find(bucket)
+            return list(self._batch(bucket, lines, fails))
+
+    def put(
+        self, bucket: str, path: str, data: bytes, allowed: Callable[[Entry | None], None]
+    ) -> Entry:
+        """Store bytes under a path if `allowed` does not raise, in one step."""
+        with self._lock:
+            allowed(self.find(bucket).get(path))
+            name = self._cas.put_bytes(data)
+            line = {"path": path, "xetHash": name, "mtime": int(time.time() * 1000)}
+            return self._put(bucket, line)
+
+    def _batch(
+        self, bucket: str, lines: Sequence[Mapping[str, Any]], fails: Callable[[str], bool]
+    ) -> Iterator[Failure]:
+        for line in sorted(lines, key=lambda line: line["type"] == "deleteFile"):
+            path = line["path"]
+            if fails(path):
+                yield Failure(path, "a failure that was asked for")
+            elif line["type"] == "deleteFile":
+                if self.find(bucket).get(path) is None:
+                    yield Failure(path, "file not found")
+                else:
+                    self._do({"do": "delete", "bucket": bucket, "path": path})
+            elif line["type"] not in ("addFile", "copyFile"):
+                yield Failure(path, f"unknown operation {line['type']}")
+            elif not valid_path(path):
+                yield Failure(path, "invalid path")
+            elif not self._cas.has_file(line["xetHash"]):
+                yield Failure(path, "unknown xet hash")
+            else:
+                self._put(bucket, line)
+
+    def _put(self, bucket: str, line: Mapping[str, Any]) -> Entry:
+        moment = self._clock.tick()
+        entry = Entry(
+            path=line["path"],
+            hash=line["xetHash"],
+            size=self._cas.size(line["xetHash"]),
+            mtime=int(line["mtime"]),
+            uploaded_at=moment,
+            content_type=line.get("contentType"),
+        )
+        self._do({"do": "put", "bucket": bucket, "entry": asdict(entry), "moment": moment})
+        return entry
+
+    def _do(self, event: Event) -> None:
+        event = {"table": "buckets", "moment": self._clock.tick(), **event}
+        self._journal.append([event])
+        self.apply(event)
+
+    def _moment(self, lag: float) -> int:
+        return time.time_ns() // 1000 - int(lag * 1_000_000) if lag else 1 << 62
+
+
+def valid_path(path: str) -> bool:
+    """Whether a bucket takes a file under that name."""
+    parts = path.split("/")
+    return not (
+        "" in parts or ".." in parts or parts[0] == "." or "\\" in path or "\0" in path
+    ) and not path.endswith("..")
+
+
+def _folder(path: str, known: int) -> str | None:
+    """The folder that stands for a path in a listing of one level; None for a file there."""
+    slash = path.find("/", known + 1 if path[known : known + 1] == "/" else known)
+    return None if slash < 0 else path[:slash]
+
+
+def _shown(name: str, entry: Entry) -> dict[str, Any]:
+    """A file, or the folder in whose place it stands."""
+    if name == entry.path:
+        return entry.to_json()
+    return {"type": "directory", "path": name, "uploadedAt": timestamp(entry.uploaded_at)}

@@ -1,0 +1,200 @@
+"""What the second port answers: the CAS, and the CDN that serves its bytes."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from casweights.testing.hub.cas import Cas, Part
+    from casweights.testing.hub.messages import Request
+
+Right = Literal["read", "write"]
+
+_HASH = "([0-9a-f]{64})"
+
+
+class Tokens:
+    """Tokens of the CAS: right, end of validity and a seal, so that none need be remembered.
+
+    Args:
+        path: A file with the secret behind the seals, created if need be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            path.write_bytes(secrets.token_bytes(32))
+        self._secret = path.read_bytes()
+
+    def issue(self, right: Right, lifetime: float) -> tuple[str, int]:
+        """A token, and the second of the epoch at which it ends."""
+        end = int(time.time() + lifetime)
+        claim = f"{right}.{end}"
+        return f"{claim}.{self._seal(claim)}", end
+
+    def check(self, token: str | None, right: Right) -> None:
+        """Let those pass who have a token with this right.
+
+        Raises:
+            Refusal: If the token is unknown, over, or for reading only.
+        """
+        claim, _, seal = (token or "").rpartition(".")
+        if not hmac.compare_digest(seal, self._seal(claim)):
+            raise Refusal(401, "unknown token")
+        granted, _, end = claim.partition(".")
+        if int(end) < time.time():
+            raise Refusal(401, "the token has expired")
+        if right == "write" and granted != "write":
+            raise Refusal(403, "the token is for reading only")
+
+    def _seal(self, claim: str) -> str:
+        return hmac.digest(self._secret, claim.encode(), "sha256").hex()
+
+
+class CasRoutes:
+    """Handlers over a `Cas`.
+
+    Args:
+        cas: What is stored.
+        tokens: Who may.
+    """
+
+    def __init__(self, cas: Cas, tokens: Tokens) -> None:
+        self._cas = cas
+        self._tokens = tokens
+        self.url = ""
+
+    def routes(self) -> list[Route]:
+        """The table of the second port."""
+        return [
+            Route("xorb_read", "GET HEAD", f"/xorbs/{_HASH}", self.xorb_read),
+            Route("cdn_read", "GET HEAD", f"/files/{_HASH}", self.cdn_read),
+            Route("chunk_query", "GET", "/v1/chunks/[^/]+/.*", self.chunk_query),
+            Route("xorb_grant", "POST", f"/v1/xorb-grants/[^/]+/{_HASH}", self.xorb_grant),
+            Route("xorb_head", "HEAD", f"/v1/xorbs/[^/]+/{_HASH}", self.xorb_head),
+            Route("xorb_upload", "POST", f"/v1/xorbs/[^/]+/{_HASH}", self.xorb_upload),
+            Route("shard_upload", "POST", "/(v[12])/shards", self.shard_upload),
+            Route("file_head", "HEAD", f"/v1/files/{_HASH}", self.file_head),
+            Route("reconstruction", "GET", f"/(v[12])/reconstructions/{_HASH}", self.reconstruct),
+            Route("telemetry", "POST", "/v1/telemetry", self.telemetry),
+        ]
+
+    def telemetry(self, request: Request) -> Answer:
+        """Taken and forgotten."""
+        request.read()
+        return json_answer({})
+
+    def chunk_query(self, request: Request) -> Answer:
+        """No chunk is known: there is no global deduplication."""
+        self._tokens.check(request.token, "read")
+        raise Refusal(404, "this chunk is not known")
+
+    def xorb_grant(self, request: Request) -> Answer:
+        """Say whether a xorb need not be sent; 404 makes the client send it to the next route."""
+        self._tokens.check(request.token, "write")
+        if not self._cas.has_xorb(request.args[0]):
+            raise Refusal(404, "send it here")
+        return json_answer({"was_inserted": False})
+
+    def xorb_head(self, request: Request) -> Answer:
+        """Whether a xorb is stored."""
+        self._tokens.check(request.token, "read")
+        if not self._cas.has_xorb(request.args[0]):
+            raise Refusal(404, "there is no such xorb")
+        return Answer()
+
+    def xorb_upload(self, request: Request) -> Answer:
+        """Store a xorb."""
+        self._tokens.check(request.token, "write")
+        return json_answer({"was_inserted": self._cas.put_xorb(request.args[0], request.save)})
+
+    def shard_upload(self, request: Request) -> Answer:
+        """Register files; the second version could report progress line by line before the end."""
+        self._tokens.check(request.token, "write")
+        new = self._cas.put_shard(request.read())
+        if request.args[0] == "v1":
+            return json_answer({"result": int(new)})
+        end = json.dumps({"type": "result"}).encode() + b"\n"
+        return Answer(body=end, headers={"Content-Type": "application/x-ndjson"})
+
+    def file_head(self, request: Request) -> Answer:
+        """Whether a file is registered, and its size."""
+        self._tokens.check(request.token, "read")
+        self._cas.terms(request.args[0])
+        return Answer(headers={"Content-Length": str(self._cas.size(request.args[0]))})
+
+    def reconstruct(self, request: Request) -> Answer:
+        """Say which chunks make up a file or a range of it, and where they are."""
+        self._tokens.check(request.token, "read")
+        version, name = request.args
+        self._cas.terms(name)
+        size = self._cas.size(name)
+        start, end = request.range(size) or (0, size)
+        parts = self._cas.parts(name, start, end)
+        terms = [
+            {
+                "hash": part.term.xorb,
+                "unpacked_length": part.term.size,
+                "range": {"start": part.term.first, "end": part.term.end},
+            }
+            for part in parts
+        ]
+        return json_answer(
+            {
+                "offset_into_first_range": start - parts[0].start if parts else 0,
+                "terms": terms,
+                **self._sources(parts, version),
+            }
+        )
+
+    def xorb_read(self, request: Request) -> Answer:
+        """Bytes of a xorb as it is stored."""
+        body = self._cas.slice(request.args[0], request.range)
+        partial = request.range(1 << 62) is not None
+        size = body.path.stat().st_size
+        return _bytes_answer(body, partial=partial, start=body.start, size=size)
+
+    def cdn_read(self, request: Request) -> Answer:
+        """Bytes of a file."""
+        name = request.args[0]
+        self._cas.terms(name)
+        size = self._cas.size(name)
+        wanted = request.range(size)
+        start, end = wanted or (0, size)
+        body = self._cas.read(name, start, end)
+        return _bytes_answer(body, partial=wanted is not None, start=start, size=size, tag=name)
+
+    def _sources(self, parts: Sequence[Part], version: str) -> dict[str, Any]:
+        sources = {
+            xorb: [self._source(xorb, span, version) for span in spans]
+            for xorb, spans in self._cas.spans(parts).items()
+        }
+        return {"fetch_info" if version == "v1" else "xorbs": sources}
+
+    def _source(self, xorb: str, span: tuple[int, int], version: str) -> dict[str, Any]:
+        offsets = self._cas.index(xorb).offsets
+        chunks = {"start": span[0], "end": span[1]}
+        places = {"start": offsets[span[0]], "end": offsets[span[1]] - 1}
+        url = f"{self.url}/xorbs/{xorb}?bytes={places['start']}-{places['end']}"
+        if version == "v1":
+            return {"url": url, "range": chunks, "url_range": places}
+        return {"url": url, "ranges": [{"chunks": chunks, "bytes": places}]}
+
+
+def _bytes_answer(
+    body: Any, *, partial: bool, start: int, size: int, tag: str | None = None
+) -> Answer:
+    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
+    if tag is not None:
+        headers["ETag"] = f'"{tag}"'
+    if partial:
+        headers["Content-Range"] = f"bytes {start}-{start + body.size - 1}/{size}"
+    return Answer(206 if partial else 200, body, headers)

@@ -1,0 +1,186 @@
+"""The local Hub within this process."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self
+
+from casweights.testing.hub.access import Access
+from casweights.testing.hub.bucket_routes import BucketRoutes
+from casweights.testing.hub.buckets import Buckets, Clock
+from casweights.testing.hub.cas import Cas
+from casweights.testing.hub.cas_routes import CasRoutes, Tokens
+from casweights.testing.hub.conditions import Conditions, Meter, Weather
+from casweights.testing.hub.journal import Journal
+from casweights.testing.hub.messages import Answer, Refusal, Route, Router, json_answer
+from casweights.testing.hub.repo_routes import RepoRoutes
+from casweights.testing.hub.repos import Repos
+from casweights.testing.hub.server import CONTROL, HOST, Server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from casweights.testing.hub.conditions import Counts
+    from casweights.testing.hub.messages import Request
+
+
+class LocalHub:
+    """A Hub on two ports of the loopback interface, served by threads of this process.
+
+    What is in it survives in its folder, even if the process is killed.
+
+    Args:
+        folder: Where everything is kept; None for a temporary one. One Hub at a time may use it.
+        tokens: What each token may; with None everybody may do everything.
+        conditions: How it behaves at first.
+        port: Of the Hub; 0 for any that is free.
+        cas_port: Of the CAS and CDN; 0 for any that is free.
+
+    Attributes:
+        folder: Where everything is kept.
+        url: What ``HF_ENDPOINT`` or ``HfApi(endpoint=...)`` must be.
+        cas_url: The CAS, to which the client is sent.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        tokens: Mapping[str, Literal["read", "write"]] | None = None,
+        conditions: Conditions | None = None,
+        *,
+        port: int = 0,
+        cas_port: int = 0,
+    ) -> None:
+        with ExitStack() as stack:
+            if folder is None:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="local-hub-"))
+            self.folder = Path(folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._open(stack, tokens, conditions or Conditions(), (port, cas_port))
+            self._resources = stack.pop_all()
+
+    def _open(
+        self,
+        stack: ExitStack,
+        tokens: Mapping[str, Literal["read", "write"]] | None,
+        conditions: Conditions,
+        ports: tuple[int, int],
+    ) -> None:
+        self._weather = Weather(conditions)
+        self._meter = Meter()
+        journal = Journal(self.folder / "journal.jsonl")
+        stack.callback(journal.close)
+        clock = Clock()
+        self._cas = Cas(self.folder / "xorbs", journal)
+        self._buckets = Buckets(self._cas, journal, clock)
+        repos = Repos(journal, clock)
+        tables: dict[str, Cas | Buckets | Repos] = {
+            "cas": self._cas,
+            "buckets": self._buckets,
+            "repos": repos,
+        }
+        for event in journal.replay():
+            tables[event["table"]].apply(event)
+        access = Access(tokens)
+        cas_tokens = Tokens(self.folder / "secret")
+        bucket_routes = BucketRoutes(self._buckets, self._cas, access, cas_tokens, self._weather)
+        repo_routes = RepoRoutes(repos, access)
+        cas_routes = CasRoutes(self._cas, cas_tokens)
+        hub_table = [*self._control(), *bucket_routes.routes(), *repo_routes.routes()]
+        hub = self._server(stack, ports[0], hub_table)
+        storage = self._server(stack, ports[1], cas_routes.routes())
+        self.url = f"http://{HOST}:{hub.port}"
+        self.cas_url = f"http://{HOST}:{storage.port}"
+        bucket_routes.url = repo_routes.url = self.url
+        bucket_routes.cas_url = cas_routes.url = self.cas_url
+        # Another host name: clients keep their token for the Hub only if the host changes.
+        bucket_routes.cdn_url = f"http://localhost:{storage.port}"
+        stack.callback(self._weather.stopping.set)
+        hub.start()
+        storage.start()
+
+    def _server(self, stack: ExitStack, port: int, routes: list[Route]) -> Server:
+        server = Server(port, Router(routes), self._weather, self._meter)
+        stack.callback(server.close)
+        return server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop both servers; a temporary folder is deleted."""
+        self._resources.close()
+
+    @property
+    def conditions(self) -> Conditions:
+        """How it behaves now; may be set at any time."""
+        return self._weather.conditions
+
+    @conditions.setter
+    def conditions(self, conditions: Conditions) -> None:
+        self._weather.change(conditions)
+
+    def counters(self) -> Counts:
+        """What was asked of it since `reset_counters`."""
+        return self._meter.counts()
+
+    def reset_counters(self) -> None:
+        """Count from zero again."""
+        self._meter.reset()
+
+    def create_bucket(self, bucket: str, *, private: bool = False) -> None:
+        """Create a bucket, named as ``"namespace/name"``, unless it is there."""
+        self._buckets.create(bucket, private)
+
+    def corrupt_object(self, bucket: str, path: str, place: int) -> None:
+        """Flip a bit of byte `place` of an object, so that every reader gets that wrong byte.
+
+        Other objects that share the damaged chunk are damaged with it.
+
+        Raises:
+            LookupError: If there is no such object, or no such byte.
+        """
+        entry = self._buckets.entry(bucket, path)
+        if entry is None or not 0 <= place < entry.size:
+            raise LookupError(f"there is no byte {place} of {path} in {bucket}")
+        self._cas.corrupt(entry.hash, place)
+
+    def _control(self) -> list[Route]:
+        """How another process turns the same switches."""
+        return [
+            Route(CONTROL, "GET POST", "/_hub/conditions", self._answer_conditions),
+            Route(CONTROL, "GET", "/_hub/counters", self._answer_counters),
+            Route(CONTROL, "POST", "/_hub/counters/reset", self._answer_reset),
+            Route(CONTROL, "POST", "/_hub/bucket", self._answer_bucket),
+            Route(CONTROL, "POST", "/_hub/corrupt", self._answer_corrupt),
+        ]
+
+    def _answer_conditions(self, request: Request) -> Answer:
+        if request.method == "POST":
+            self.conditions = Conditions.from_json(request.read())
+        return Answer(body=self.conditions.to_json().encode())
+
+    def _answer_counters(self, _: Request) -> Answer:
+        return Answer(body=self.counters().to_json().encode())
+
+    def _answer_reset(self, _: Request) -> Answer:
+        self.reset_counters()
+        return json_answer({})
+
+    def _answer_bucket(self, request: Request) -> Answer:
+        wish = request.json()
+        self.create_bucket(wish["bucket"], private=wish["private"])
+        return json_answer({})
+
+    def _answer_corrupt(self, request: Request) -> Answer:
+        wish = request.json()
+        try:
+            self.corrupt_object(wish["bucket"], wish["path"], wish["place"])
+        except LookupError as error:
+            raise Refusal(404, str(error)) from None
+        return json_answer({})

@@ -1,0 +1,137 @@
+"""What the first port answers about git repositories."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
+from casweights.testing.hub.repos import blob_id, listing
+
+if TYPE_CHECKING:
+    from casweights.testing.hub.access import Access
+    from casweights.testing.hub.messages import Request
+    from casweights.testing.hub.repos import Repo, Repos
+
+_API = "/api/(models|datasets)/([^/]+/[^/]+)"
+_OWN_NAMESPACE = "me"
+
+
+class RepoRoutes:
+    """Handlers over `Repos`.
+
+    Args:
+        repos: The repositories.
+        access: Who may.
+    """
+
+    def __init__(self, repos: Repos, access: Access) -> None:
+        self._repos = repos
+        self._access = access
+        self.url = ""
+
+    def routes(self) -> list[Route]:
+        """The table of the first port, as far as repositories go."""
+        resolve = "/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"
+        return [
+            Route("repo_create", "POST", "/api/repos/create", self.create),
+            Route("repo_delete", "DELETE", "/api/repos/delete", self.delete),
+            Route("repo_info", "GET", f"{_API}(?:/revision/([^/]+))?", self.info),
+            Route("repo_tree", "GET", f"{_API}/tree/([^/]+)(?:/(.*))?", self.tree),
+            Route("preupload", "POST", f"{_API}/preupload/([^/]+)", self.preupload),
+            Route("commit", "POST", f"{_API}/commit/([^/]+)", self.commit),
+            Route("repo_resolve", "GET HEAD", resolve, self.resolve),
+        ]
+
+    def create(self, request: Request) -> Answer:
+        """Create a repository."""
+        self._access.write(request)
+        kind, name, wish = _named(request)
+        private = wish.get("private") is True or wish.get("visibility") == "private"
+        value = {"url": self._page(kind, name), "name": name, "id": name}
+        if self._repos.create(kind, name, private):
+            return json_answer(value)
+        message = f"You already created this {kind} repo"
+        return json_answer({**value, "error": message}, 409, {"X-Error-Message": message})
+
+    def delete(self, request: Request) -> Answer:
+        """Delete a repository."""
+        self._access.write(request)
+        kind, name, _ = _named(request)
+        self._repos.drop(kind, name)
+        return json_answer({})
+
+    def info(self, request: Request) -> Answer:
+        """Describe a repository at a revision."""
+        repo = self._readable(request, request.args[0], request.args[1])
+        commit = repo.at(request.args[2]) if request.args[2] else repo.head
+        return json_answer(repo.to_json(commit))
+
+    def tree(self, request: Request) -> Answer:
+        """List a folder at a revision, in one page."""
+        repo = self._readable(request, request.args[0], request.args[1])
+        recursive = request.query.get("recursive", "").lower() in ("true", "1")
+        folder = request.args[3].rstrip("/")
+        return json_answer(listing(repo.at(request.args[2]), folder, recursive=recursive))
+
+    def preupload(self, request: Request) -> Answer:
+        """All files are to be sent within the commit."""
+        self._access.write(request)
+        repo = self._readable(request, request.args[0], request.args[1])
+        commit = repo.at(request.args[2])
+        files = [
+            {
+                "path": path,
+                "uploadMode": "regular",
+                "shouldIgnore": False,
+                "oid": blob_id(commit.files[path]) if path in commit.files else None,
+            }
+            for path in (file["path"] for file in request.json()["files"])
+        ]
+        return json_answer({"files": files, "commitOid": commit.sha})
+
+    def commit(self, request: Request) -> Answer:
+        """Add a commit."""
+        self._access.write(request)
+        kind = request.args[0].removesuffix("s")
+        name, revision = request.args[1:3]
+        commit = self._repos.commit(kind, name, revision, request.lines())
+        url = f"{self._page(kind, name)}/commit/{commit.sha}"
+        return json_answer({"success": True, "commitOid": commit.sha, "commitUrl": url})
+
+    def resolve(self, request: Request) -> Answer:
+        """The bytes of a file at a revision."""
+        kind, name, revision, path = request.args
+        commit = self._readable(request, kind.rstrip("/") or "models", name).at(revision)
+        data = commit.files.get(path)
+        if data is None:
+            raise Refusal(404, f"Entry not found: {path}", "EntryNotFound")
+        start, end = request.range(len(data)) or (0, len(data))
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "Accept-Ranges": "bytes",
+            "ETag": f'"{blob_id(data)}"',
+            "X-Repo-Commit": commit.sha,
+        }
+        partial = (start, end) != (0, len(data))
+        if partial:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        return Answer(206 if partial else 200, data[start:end], headers)
+
+    def _readable(self, request: Request, kinds: str, name: str) -> Repo:
+        repo = self._repos.find(kinds.removesuffix("s"), name)
+        self._access.read(request, repo.private)
+        return repo
+
+    def _page(self, kind: str, name: str) -> str:
+        return f"{self.url}/datasets/{name}" if kind == "dataset" else f"{self.url}/{name}"
+
+
+def _named(request: Request) -> tuple[str, str, dict[str, object]]:
+    """Kind and id of the repository that a body names, and the body."""
+    wish = request.json()
+    kind = wish.get("type") or "model"
+    name = f"{wish.get('organization') or _OWN_NAMESPACE}/{wish['name']}"
+    if kind not in ("model", "dataset") or not re.fullmatch(r"[^/]+/[^/]+", name):
+        raise Refusal(400, f"there are no {kind} repositories here, or {name} is no name")
+    return kind, name, wish

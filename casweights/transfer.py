@@ -1,0 +1,468 @@
+"""Transfer: versions from one store to another, under the same IDs; only what is missing moves.
+
+Packs go as they are, before the snapshots that need them, and snapshots after their parents. So
+a transfer that fails or is killed leaves the target sound, and repeating it moves nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.config import KiB, MiB
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
+from casweights.events import Stage, TransferStats
+from casweights.format import names
+from casweights.format.fields import parse_id
+from casweights.format.snapshot import PackTable
+from casweights.ids import PackId
+from casweights.refs import no_ref
+from casweights.revisions import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from casweights.config import StoreConfig
+    from casweights.database import Database
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import ChunkId, SnapshotId
+    from casweights.refs import Head
+    from casweights.stores.base import ObjectStore
+
+    Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
+    NamedTips = dict[str, SnapshotId]  # by "heads/<branch>" and "tags/<tag>"
+
+_HEADS, _TAGS = "heads/", "tags/"
+_BATCH_PACKS = 16
+_BATCH_BYTES = 256 * MiB
+_ATTEMPTS = 3  # others may repack the source meanwhile
+
+
+def push(
+    source: Database, target: Database, refs: Sequence[str] | None, *, force: bool = False
+) -> TransferStats:
+    """Bring branches and tags with their versions to another store.
+
+    A branch that is there moves forward only: to a version that came from the one it is at. One
+    that has come further there already stays.
+
+    Args:
+        source: Where they are.
+        target: Where they go.
+        refs: Their names, ``heads/x`` and ``tags/x`` where a name is both; None for all.
+        force: Move branches whatever they point to.
+
+    Raises:
+        ConflictError: A branch has gone another way in the target, or a tag points elsewhere.
+            Everything else was moved.
+        NotFoundError: The source has no such branch or tag.
+        InvalidInputError: The stores have different digests or chunk sizes.
+        IntegrityError: The source is damaged.
+        StoreError: The target could not be written.
+    """
+    found = _all_refs(source) if refs is None else {}
+    for ref in refs or ():
+        called = _called(source, ref)
+        if not called:
+            raise no_ref("branch or tag", ref)
+        found |= called
+    return _send(source, target, found, force=force)
+
+
+def copy(source: Database, target: Database) -> TransferStats:
+    """Bring everything to another store: all versions, branches and tags; errors as for `push`."""
+    refs = _all_refs(source)  # before the versions, so that none is missed that they point to
+    return _send(source, target, refs, source.snapshots.ids())
+
+
+def clone(source: Database, target: Database, ref: str) -> TransferStats:
+    """Bring one version to another store without those before it; errors as for `push`.
+
+    Args:
+        source: Where it is.
+        target: Where it goes.
+        ref: The version; if that is a branch or tag, the target has one of that name afterwards.
+    """
+    version = resolve(source, ref)
+    called = {} if "~" in ref else _called(source, ref)
+    refs = {name: tip for name, tip in called.items() if tip == version}
+    return _send(source, target, refs, [version], history=False)
+
+
+def transfer(
+    source: Database, target: Database, tips: Sequence[SnapshotId], *, history: bool = True
+) -> TransferStats:
+    """Bring versions to another store; no branch and no tag moves.
+
+    Args:
+        source: Where they are.
+        target: Where they go.
+        tips: The versions.
+        history: Bring the versions before them, too, as far as the source has them.
+
+    Raises:
+        NotFoundError: The source does not have one of them.
+        InvalidInputError: The stores have different digests or chunk sizes.
+        IntegrityError: The source is damaged.
+        StoreError: The target could not be written.
+    """
+    _check_configs(source, target)
+    there = set(target.snapshots.ids())
+    missing = _missing_versions(source, tips, there, history=history)
+    if not missing:
+        return TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
+    have = _chunks_there(source, target, missing, there)
+    packs = _Packs(source, target, have)
+    nbytes = 0
+    for version, parents in missing.items():
+        stored = source.snapshots.load_stored(version)
+        table = packs.bring(stored.snapshot, stored.table)
+        table = table._replace(shallow=not there.issuperset(parents))
+        target.snapshots.save_copy(stored._replace(table=table))
+        nbytes += target.store.size(names.snapshot_name(version))
+        there.add(version)
+    return TransferStats(
+        snapshots=len(missing), packs=packs.copied, nbytes=nbytes + packs.nbytes, refs={}
+    )
+
+
+def _check_configs(source: Database, target: Database) -> None:
+    if source.config != target.config:
+        digest, size = source.config.digest, source.config.chunk_size // KiB
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"IDs depend on digest and chunk size, which differ: {source.store.url} has "
+            f"{_described(source.config)}, {target.store.url} has {_described(target.config)}. "
+            f"Use a target made with `casweights init --digest {digest} --chunk-size {size}KiB`",
+        )
+
+
+def _described(config: StoreConfig) -> str:
+    return f"{config.digest} and chunks of {config.chunk_size} bytes"
+
+
+def _missing_versions(
+    source: Database, tips: Sequence[SnapshotId], there: set[SnapshotId], *, history: bool
+) -> Parents:
+    """The versions to bring with their parents, none before those."""
+    found: Parents = {}
+    pending = list(tips)
+    while pending:
+        version = pending.pop()
+        if version in there or version in found:
+            continue
+        snapshot = source.snapshots.load(version)
+        found[version] = snapshot.parents
+        if history:
+            pending += source.snapshots.parents(snapshot)
+    order = TopologicalSorter({v: [p for p in found[v] if p in found] for v in found})
+    return {version: found[version] for version in order.static_order()}
+
+
+def _chunks_there(
+    source: Database, target: Database, missing: Parents, there: set[SnapshotId]
+) -> set[ChunkId]:
+    """Chunks that the target has, of those that the missing versions are likely to build on."""
+    known = {parent for parents in missing.values() for parent in parents}
+    if not all(missing.values()):  # the first version of a branch may resemble any other branch
+        known.update(target.refs.branches().values(), target.refs.tags().values())
+    chunks: set[ChunkId] = set()
+    for version in known & there:
+        chunks.update(_chunks_of(source, target, version))
+    return chunks
+
+
+def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Iterator[ChunkId]:
+    """The chunks of a version that both stores may have, from where it is read faster."""
+    for db in sorted((target, source), key=lambda db: db.store.capabilities.remote):
+        with suppress(NotFoundError, IntegrityError):
+            yield from _distinct(db.snapshots.load(version))
+            return
+
+
+def _distinct(snapshot: Snapshot) -> dict[ChunkId, None]:
+    return dict.fromkeys(chunk for file in snapshot.files for chunk in file.chunks)
+
+
+class _Plan(NamedTuple):
+    """How a version is rebuilt in the target.
+
+    Attributes:
+        packs: The packs that this takes beside what was there before, with those of their bases.
+        own: The pack of each chunk's own frame, for chunks that were not there before.
+        chunks: Chunks that are there afterwards.
+    """
+
+    packs: dict[PackId, set[PackId]]
+    own: dict[ChunkId, PackId]
+    chunks: set[ChunkId]
+
+    def in_order(self) -> list[PackId]:
+        """The packs, bases first."""
+        order = TopologicalSorter(self.packs)
+        try:
+            return list(order.static_order())
+        except CycleError:  # each has bases of the other; no reader minds
+            return list(self.packs)
+
+
+class _Packs:
+    """Copies packs.
+
+    Args:
+        source: Where they are.
+        target: Where they go.
+        have: Chunks that the target has; those that come are added.
+
+    Attributes:
+        copied: Packs copied so far.
+        nbytes: Their bytes.
+    """
+
+    def __init__(self, source: Database, target: Database, have: set[ChunkId]) -> None:
+        self._source = source
+        self._target = target
+        self._have = have
+        self._there = set(_pack_sizes(target.store))
+        self._sizes = _pack_sizes(source.store)
+        self.copied = 0
+        self.nbytes = 0
+        if not source.store.capabilities.remote:
+            source.index.load()
+
+    def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
+        """Bring what a version needs.
+
+        Args:
+            snapshot: The version.
+            table: Where its chunks lay in the source when it was written.
+
+        Returns:
+            Where they lie in the target, as far as that is known.
+
+        Raises:
+            IntegrityError: The source has no way to one of its chunks.
+        """
+        self._source.index.hint(table)
+        chunks = _distinct(snapshot)
+        for attempt in range(1, _ATTEMPTS + 1):
+            plan = self._plan(chunks)
+            try:
+                self._copy([pack for pack in plan.in_order() if pack not in self._there])
+                break
+            except NotFoundError:
+                if attempt == _ATTEMPTS:
+                    raise
+                self._source.index.load()  # and find out where the chunks are now
+                self._sizes = _pack_sizes(self._source.store)
+        self._have |= plan.chunks
+        return self._table(plan, chunks, table)
+
+    def _plan(self, chunks: Iterable[ChunkId]) -> _Plan:
+        finder = self._source.index.finder(self._have)
+        plan = _Plan({}, {}, set())
+        for chunk in chunks:
+            path = self._source.index.find_path(chunk, finder)
+            if path is None:
+                raise self._lost(chunk)
+            before: PackId | None = None
+            for place in path.frames:
+                bases = plan.packs.setdefault(place.pack, set())
+                if before not in (None, place.pack):
+                    bases.add(before)
+                plan.chunks.add(place.frame.chunk)
+                plan.own[chunk] = before = place.pack
+        return plan
+
+    def _lost(self, chunk: ChunkId) -> IntegrityError:
+        why = f"{self._source.store.url} has no way to rebuild the chunk {chunk}"
+        for damage in self._source.index.damaged.values():
+            return IntegrityError(ErrorCode.MISSING_CHUNK, f"{why}. Damaged is: {damage}")
+        return IntegrityError(ErrorCode.MISSING_CHUNK, why)
+
+    def _copy(self, packs: Sequence[PackId]) -> None:
+        if not packs:
+            return
+        total = sum(self._sizes.get(pack, 0) for pack in packs)
+        self._target.reporter.started(Stage.TRANSFER, total)
+        try:
+            for batch in self._batches(packs):
+                listed = [names.pack_name(pack) for pack in batch]
+                self._target.store.copy_from(self._source.store, listed)
+                nbytes = sum(self._sizes.get(pack, 0) for pack in batch)
+                self._there.update(batch)
+                self.copied += len(batch)
+                self.nbytes += nbytes
+                self._target.reporter.advanced(Stage.TRANSFER, nbytes)
+        finally:
+            self._target.reporter.finished(Stage.TRANSFER)
+
+    def _batches(self, packs: Sequence[PackId]) -> Iterator[list[PackId]]:
+        batch: list[PackId] = []
+        nbytes = 0
+        for pack in packs:
+            size = self._sizes.get(pack, 0)
+            if batch and (len(batch) == _BATCH_PACKS or nbytes + size > _BATCH_BYTES):
+                yield batch
+                batch, nbytes = [], 0
+            batch.append(pack)
+            nbytes += size
+        yield batch
+
+    def _table(self, plan: _Plan, chunks: Iterable[ChunkId], table: PackTable) -> PackTable:
+        """What the source knows of where chunks lie holds in the target if it has those packs."""
+        packs: dict[PackId, None] = {}
+        own: dict[ChunkId, PackId] = {}
+        unsure = False
+        for chunk in chunks:
+            path = self._source.index.path(chunk)
+            found = [place.pack for place in reversed(path.frames)] if path else []
+            if not found or not self._there.issuperset(found):
+                found = [plan.own.get(chunk, table.chunks[chunk])]
+                unsure = True
+            own[chunk] = found[0]
+            packs.update(dict.fromkeys(found))
+        if unsure:
+            packs.update(dict.fromkeys(plan.packs))
+            packs.update(dict.fromkeys(pack for pack in table.packs if pack in self._there))
+        return PackTable(list(packs), own)
+
+
+def _pack_sizes(store: ObjectStore) -> dict[PackId, int]:
+    found = {}
+    for info in store.list(names.PACKS):
+        with suppress(IntegrityError):  # something else that lies there
+            found[parse_id(PackId, names.PACKS, info.name)] = info.size
+    return found
+
+
+def _all_refs(db: Database) -> NamedTips:
+    branches = {_HEADS + name: tip for name, tip in db.refs.branches().items()}
+    return branches | {_TAGS + name: tip for name, tip in db.refs.tags().items()}
+
+
+def _called(db: Database, ref: str) -> NamedTips:
+    """The branch and the tag of a name; if there are both, they agree."""
+    found: NamedTips = {}
+    branch, tag = ref.removeprefix(_HEADS), ref.removeprefix(_TAGS)
+    if not ref.startswith(_TAGS) and (head := db.refs.head(branch)) is not None:
+        found[_HEADS + branch] = head.snapshot
+    if not ref.startswith(_HEADS) and (tip := db.refs.tag(tag)) is not None:
+        found[_TAGS + tag] = tip
+    if len(set(found.values())) > 1:
+        raise NotFoundError(
+            ErrorCode.AMBIGUOUS, f"{ref!r} is a branch and a tag: say heads/{ref} or tags/{ref}"
+        )
+    return found
+
+
+def _send(
+    source: Database,
+    target: Database,
+    refs: NamedTips,
+    tips: Iterable[SnapshotId] = (),
+    *,
+    history: bool = True,
+    force: bool = False,
+) -> TransferStats:
+    """Bring versions, then move refs to them.
+
+    Conflicts that can be seen are found before anything moves, but do not keep the others back.
+    """
+    _check_configs(source, target)
+    conflicts: list[ConflictError] = []
+    moves: dict[str, _Move] = {}
+    for name, tip in refs.items():
+        try:
+            moves[name] = _find_move(source, target, name, tip, force=force)
+        except ConflictError as error:
+            conflicts.append(error)
+    wanted = dict.fromkeys([*tips, *(move.tip for move in moves.values())])
+    stats = transfer(source, target, list(wanted), history=history)
+    moved: NamedTips = {}
+    for name, move in moves.items():
+        try:
+            if _make_move(target, name, move):
+                moved[name] = move.tip
+        except ConflictError as error:
+            conflicts.append(error)
+    stats = replace(stats, refs=moved)
+    target.reporter.transferred(stats)
+    if len(conflicts) == 1:
+        raise conflicts[0]
+    if conflicts:
+        raise ConflictError(conflicts[0].code, "; ".join(map(str, conflicts)))
+    return stats
+
+
+class _Move(NamedTuple):
+    """Where a branch or tag goes.
+
+    Attributes:
+        tip: Where to.
+        head: Where a branch is in the target.
+        due: Whether there is anything to move.
+    """
+
+    tip: SnapshotId
+    head: Head | None = None
+    due: bool = True
+
+
+def _find_move(
+    source: Database, target: Database, name: str, tip: SnapshotId, *, force: bool
+) -> _Move:
+    """What becomes of a branch or tag in the target.
+
+    Raises:
+        ConflictError: It may not be moved.
+    """
+    if name.startswith(_TAGS):
+        tag = name.removeprefix(_TAGS)
+        if target.refs.tag(tag) is None:
+            return _Move(tip)
+        target.refs.create_tag(tag, tip)  # which refuses if it points elsewhere
+        return _Move(tip, due=False)
+    branch = name.removeprefix(_HEADS)
+    head = target.refs.head(branch)
+    if head is None or head.snapshot == tip:
+        return _Move(tip, head, due=head is None)
+    if force or head.snapshot in _ancestry(source, tip):
+        return _Move(tip, head)
+    if target.store.exists(names.snapshot_name(tip)) and tip in _ancestry(target, head.snapshot):
+        return _Move(tip, head, due=False)
+    raise ConflictError(
+        ErrorCode.REF_MOVED,
+        f"branch {branch!r} of {target.store.url} is at {head.snapshot}, which does not come "
+        f"before {tip} in {source.store.url}: pull first, or force",
+    )
+
+
+def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
+    """A version and all before it, the nearest first, as far as the store has them."""
+    seen, pending = {start}, deque([start])
+    while pending:
+        version = pending.popleft()
+        yield version
+        with suppress(NotFoundError):
+            parents = [p for p in db.snapshots.load(version).parents if p not in seen]
+            seen.update(parents)
+            pending += parents
+
+
+def _make_move(target: Database, name: str, move: _Move) -> bool:
+    """Move a branch or tag, if that is due; returns whether it was."""
+    if move.due and name.startswith(_TAGS):
+        target.refs.create_tag(name.removeprefix(_TAGS), move.tip)
+    elif move.due:
+        target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip)
+    return move.due

@@ -1,0 +1,162 @@
+"""Processes that share a cache on disk while some of them are killed.
+
+Run as a program, this file is such a process: CACHE STORE STOP SEED MOMENT. It reads until there is
+a file STOP, or kills itself before its change number MOMENT of the file system.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+from casweights.staging import PREFIX
+from casweights.stores.cached import CachedStore
+from casweights.stores.local import LocalStore
+
+KiB = 1 << 10
+SIZE = 300 * KiB
+CAPACITY = 1024 * KiB
+NAMES = [f"packs/{n}" for n in range(6)]
+CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.utime", "fcntl.flock")
+TRIALS = 24
+
+
+def content(name: str) -> bytes:
+    return random.Random(name).randbytes(SIZE)
+
+
+class CountingLocalStore(LocalStore):
+    count = 0
+
+    def readinto(self, name: str, start: int, out: memoryview) -> None:
+        self.count += 1
+        super().readinto(name, start, out)
+
+
+def kill_at(moment: int) -> None:
+    numbers = count(1)
+
+    def hook(event: str, _: object) -> None:
+        if event in CHANGES and next(numbers) == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def read_some(store: CachedStore, contents: dict[str, bytes], chance: random.Random) -> None:
+    name = chance.choice(NAMES)
+    step = chance.choice([1, 50_000])
+    start = chance.randrange(SIZE // step) * step
+    size = chance.choice([100, 1000, 50_000, 100_000])
+    expected = contents[name][start : start + size]
+    assert store.get(name, start, len(expected)) == expected, (name, start, size)
+
+
+def main(cache: str, root: str, stop: str, seed: str, moment: str) -> None:
+    contents = {name: content(name) for name in NAMES}
+    inner = CountingLocalStore(Path(root))
+    store = CachedStore(inner, Path(cache), CAPACITY, "key")
+    chance = random.Random(seed)
+    print("ready", flush=True)
+    if int(moment):
+        kill_at(int(moment))
+    for number in count(1):
+        read_some(store, contents, chance)
+        if number >= 500 and Path(stop).exists():
+            break
+    assert 0 < inner.count < number, "nothing came from the cache"
+
+
+def start(folder: Path, seed: int, moment: int = 0) -> subprocess.Popen[str]:
+    paths = [str(folder / name) for name in ("cache", "store", "stop")]
+    process = subprocess.Popen(
+        [sys.executable, __file__, *paths, str(seed), str(moment)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def end(process: subprocess.Popen[str]) -> int:
+    with process:
+        return process.wait()
+
+
+def write_store(folder: Path) -> LocalStore:
+    store = LocalStore(folder / "store")
+    for name in NAMES:
+        store.put(name, [content(name)])
+    return store
+
+
+def leftovers(cache: Path) -> list[Path]:
+    gc.collect()
+    return list(cache.glob(f"{PREFIX}*"))
+
+
+def nbytes(cache: Path) -> int:
+    return sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
+
+
+def test_readers_beside_others_that_are_killed(tmp_path: Path) -> None:
+    store, cache, chance = write_store(tmp_path), tmp_path / "cache", random.Random(1)
+    steady = [start(tmp_path, seed) for seed in range(3)]
+    try:
+        for trial in range(TRIALS):
+            moment = chance.randrange(1, 200) if trial % 2 else 0
+            victim = start(tmp_path, 100 + trial, moment)
+            if not moment:
+                time.sleep(chance.random() / 10)
+                victim.kill()
+            assert end(victim) == -signal.SIGKILL
+    finally:
+        (tmp_path / "stop").touch()
+        statuses = [end(process) for process in steady]
+    assert statuses == [0, 0, 0]
+
+    late = CachedStore(store, cache, CAPACITY, "another key")
+    assert late.get(NAMES[0], 0, 1000) == content(NAMES[0])[:1000]
+    assert 0 < nbytes(cache) <= CAPACITY
+    del late
+    assert leftovers(cache) == []
+
+    store.delete_all(NAMES)
+    again = CachedStore(store, cache, CAPACITY, "key")
+    checked = 0
+    for name in NAMES:
+        for extent in again._cache._object_folder(name).glob("*"):
+            first, last = map(int, extent.name.split("-"))
+            assert again.get(name, first, last - first) == content(name)[first:last]
+            checked += 1
+    assert checked
+
+
+def test_drafts_of_the_killed_are_swept(tmp_path: Path) -> None:
+    """Wherever the very first write stopped, the next process is none the worse for it."""
+    store = write_store(tmp_path)
+    seen = 0
+    for moment in range(1, 16):
+        cache = tmp_path / "cache"
+        assert end(start(tmp_path, seed=7, moment=moment)) == -signal.SIGKILL
+        seen += len(leftovers(cache))
+        later = CachedStore(store, cache, CAPACITY, "key")
+        for _ in range(2):
+            assert later.get(NAMES[0], 0, 1000) == content(NAMES[0])[:1000]
+        assert later._cache._object_folder(NAMES[0]).is_dir(), "the cache is of use again"
+        del later
+        assert leftovers(cache) == []
+        cache.rename(tmp_path / f"cache {moment}")
+    assert seen, "none was killed while it wrote"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
