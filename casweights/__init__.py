@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from casweights.config import StoreConfig
+    from casweights.config import RemoteOptions, StoreConfig
     from casweights.diff import Diff
     from casweights.errors import (
         CasweightsError,
@@ -43,6 +43,7 @@ _HOMES = {
     "InvalidInputError": "errors",
     "LazyTensor": "loading",
     "NotFoundError": "errors",
+    "RemoteOptions": "config",
     "Reporter": "events",
     "Repository": "repository",
     "Snapshot": "format.manifest",
@@ -62,6 +63,7 @@ __all__ = [
     "InvalidInputError",
     "LazyTensor",
     "NotFoundError",
+    "RemoteOptions",
     "Reporter",
     "Repository",
     "Snapshot",

@@ -8,7 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
+from casweights.config import (
+    DEFAULT_BRANCH,
+    DEFAULT_EXCLUDE,
+    Compression,
+    RemoteOptions,
+    StoreConfig,
+)
 from casweights.database import Database, create_store
 from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.events import Reporter
@@ -38,17 +44,20 @@ def open_repository(
     config: StoreConfig | None = None,
     workers: int | None = None,
     cache_size: int = 0,
+    remote: RemoteOptions | None = None,
     reporter: Reporter | None = None,
 ) -> Repository:
     """Open a store.
 
     Args:
-        store: A directory's path, ``memory://``, or an object store.
+        store: A directory's path, ``hf://buckets/NAMESPACE/NAME`` and maybe a folder in that
+            bucket, ``memory://``, or an object store.
         create: Make the store if there is none.
         config: Digest and chunk size of a store that is made now.
         workers: Threads for hashing and encoding; by default one for each processor.
         cache_size: Bytes of chunks to keep in memory. If a model fits, who commits or loads one
             version of it after the other rebuilds nothing to find the differences.
+        remote: Patience with a network, and the size of this machine's disk cache.
         reporter: Receives progress and results.
 
     Raises:
@@ -61,7 +70,7 @@ def open_repository(
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"workers={workers}: it takes at least 1")
     if cache_size < 0:
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"cache_size={cache_size}: it takes bytes")
-    objects = store if isinstance(store, ObjectStore) else open_object_store(store)
+    objects = store if isinstance(store, ObjectStore) else open_object_store(store, remote)
     if create:
         create_store(objects, config or StoreConfig())
     database = Database(

@@ -82,9 +82,9 @@ def test_requests_and_bytes_are_counted(hub: LocalHub) -> None:
 
 
 def test_latency_is_added_to_each_request(hub: LocalHub) -> None:
-    hub.conditions = Conditions(latency=0.2)
-    assert 0.2 <= seconds(hub, "GET", INFO) < 1
-    assert seconds(hub, "GET", "/_hub/counters") < 0.2
+    hub.conditions = Conditions(latency=0.5)
+    assert seconds(hub, "GET", INFO) >= 0.5
+    assert seconds(hub, "GET", "/_hub/counters") < 0.5
 
 
 @pytest.mark.parametrize("method", ["PUT", "GET"])
@@ -101,7 +101,7 @@ def test_bandwidth_is_shared_by_all_connections(hub: LocalHub, method: str) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert 0.3 <= time.monotonic() - start < 1.5
+    assert 0.3 <= time.monotonic() - start < 10
 
 
 def test_errors_come_as_often_as_asked(hub: LocalHub) -> None:

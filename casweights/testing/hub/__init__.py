@@ -22,12 +22,11 @@ the S3 gateway under ``/s3/{namespace}/{bucket}/{key}``. It binds to 127.0.0.1 o
 It does not imitate: global deduplication between clients (a question for a chunk is answered with
 "unknown"), accounts, organizations and rights beyond the table of tokens, rate limits, the
 server's own limits on sizes and numbers of operations, garbage collection (storage only grows),
-CDN caching and regions, expiring or signed URLs, keys, signatures and listings of S3 (whoever
-knows a key's name may read and write it there), the event feed,
-bucket settings and moves, LFS, pull requests, branches and tags of repositories, and any check
-that content has the hash that it is stored under. A listing that lags shows the whole bucket as
-it was, which need not be how the real one lags. Speeds and latencies of the real Hub are not
-known to it: set them with `Conditions`.
+CDN caching and regions, expiring or signed URLs, keys, signatures and listings of S3 (everybody
+may read and write there), the event feed, bucket settings and moves, LFS, pull requests, branches
+and tags of repositories, and any check that content has the hash that it is stored under. A
+listing that lags shows the whole bucket as it was, which need not be how the real one lags.
+Speeds and latencies of the real Hub are not known to it: set them with `Conditions`.
 """
 
 from __future__ import annotations

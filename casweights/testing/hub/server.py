@@ -184,8 +184,8 @@ class _Line:
         if truncated:
             size //= 2
         if isinstance(answer.body, bytes) and size <= _BLOCK and self._unshaped:
-            self._connection.sendall(head + answer.body[:size])
             self._count_sent(size)
+            self._connection.sendall(head + answer.body[:size])
         else:
             self._connection.sendall(head)
             self._send_body(answer.body, size)
@@ -215,8 +215,8 @@ class _Line:
         while start < size:
             count = min(size - start, self._weather.block(_BLOCK))
             self._weather.send(count)
+            self._count_sent(count)  # first: who has the answer may ask for the counts
             yield start, count
-            self._count_sent(count)
             start += count
 
     def _count_sent(self, nbytes: int) -> None:
