@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.cache import ChunkCache
@@ -21,6 +22,26 @@ if TYPE_CHECKING:
     from casweights.config import StoreConfig
     from casweights.events import Reporter
     from casweights.stores.base import ObjectStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreInfo:
+    """What a store is.
+
+    Attributes:
+        url: How to open it again.
+        store_id: Hexadecimal digits that tell it from others; copies have their own.
+        config: Digest and chunk size.
+        refs: Where branches and tags lie.
+        exclusive: Whether of several writers that move a branch at once exactly one can succeed.
+            Otherwise that is found out afterwards, see ``docs/format.md``.
+    """
+
+    url: str
+    store_id: str
+    config: StoreConfig
+    refs: str
+    exclusive: bool
 
 
 class Database:
@@ -64,6 +85,16 @@ class Database:
         refs = self.config.refs
         self.refs = Refs(store if refs is None else store.ref_store(refs))
         self.reporter = reporter
+
+    def info(self) -> StoreInfo:
+        """What the store is."""
+        return StoreInfo(
+            url=self.store.url,
+            store_id=self.store_id,
+            config=self.config,
+            refs=self.refs.store.url,
+            exclusive=self.refs.store.capabilities.exclusive_create,
+        )
 
     def close(self) -> None:
         """End the threads."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
+from casweights.arguments import check_compression, to_list, to_path, to_sources, to_utc
 from casweights.config import (
     DEFAULT_BRANCH,
     DEFAULT_EXCLUDE,
@@ -20,14 +17,18 @@ from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFo
 from casweights.events import Reporter
 from casweights.ids import SnapshotId
 from casweights.parallel import default_workers
-from casweights.sources import SourceFile, scan
 from casweights.stores.base import ObjectStore
 from casweights.stores.url import open_object_store
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import datetime
     from types import TracebackType
 
+    from casweights.database import StoreInfo
     from casweights.diff import Diff
+    from casweights.events import TransferStats
     from casweights.format.manifest import Snapshot
     from casweights.loading import LazyTensor
     from casweights.repack import RepackStats
@@ -151,7 +152,7 @@ class Repository:
         """
         from casweights.commit import commit
 
-        _known(compression)
+        check_compression(compression)
         head = self._db.refs.head(branch)
         if head is not None and parent is not None:
             raise InvalidInputError(
@@ -162,12 +163,12 @@ class Repository:
         before = self._db.snapshots.load(first, to_read=True) if first else None
         return commit(
             self._db,
-            _sources(source, _patterns(exclude), _patterns(opaque)),
+            to_sources(source, exclude, opaque),
             branch=branch,
             head=head,
             parents=(first,) if first else (),
             base=before,
-            time=_utc(time),
+            time=to_utc(time),
             author=author,
             message=message,
             metadata=dict(metadata or {}),
@@ -202,9 +203,9 @@ class Repository:
         """
         from casweights.checkout import checkout
 
-        target = _path(directory)
+        target = to_path(directory)
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
-        chosen = None if include is None else _patterns(include)
+        chosen = None if include is None else to_list(include)
         checkout(self._db, snapshot, target, include=chosen, delete=delete)
         return snapshot
 
@@ -228,7 +229,7 @@ class Repository:
         from casweights.loading import load
 
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
-        chosen = None if include is None else _patterns(include)
+        chosen = None if include is None else to_list(include)
         return load(self._db, snapshot, include=chosen)
 
     def tensor(self, ref: Ref, name: str, *, file: str | None = None) -> LazyTensor:
@@ -374,7 +375,51 @@ class Repository:
         """
         from casweights.repack import repack
 
-        return repack(self._db, compression=_known(compression))
+        return repack(self._db, compression=check_compression(compression))
+
+    def push(
+        self, target: Repository, refs: Sequence[str] | None = None, *, force: bool = False
+    ) -> TransferStats:
+        """Bring branches and tags, and their versions, to another store.
+
+        Only what the target does not have is moved, and every version keeps its ID. A push that
+        fails or is killed leaves the target sound, and repeating it goes on from there. To pull is
+        to let the other store push.
+
+        Args:
+            target: Where they go.
+            refs: Branches and tags, ``heads/x`` and ``tags/x`` where a name is both; None for all.
+            force: Move branches even if they went another way in the target.
+
+        Raises:
+            ConflictError: A branch went another way in the target, or a tag points elsewhere.
+                Everything else was moved.
+            NotFoundError: There is no such branch or tag.
+            InvalidInputError: The stores have different digests or chunk sizes.
+            StoreError: The target could not be written.
+        """
+        from casweights.push import push
+
+        return push(self._db, target._db, None if refs is None else to_list(refs), force=force)
+
+    def copy(self, target: Repository) -> TransferStats:
+        """Bring everything to another store: all versions, branches and tags. See `push`."""
+        from casweights.push import copy
+
+        return copy(self._db, target._db)
+
+    def clone(self, target: Repository, ref: str = DEFAULT_BRANCH) -> TransferStats:
+        """Bring one version to another store, without those before it. See `push`.
+
+        If `ref` is a branch or tag, the target has one of that name afterwards.
+        """
+        from casweights.push import clone
+
+        return clone(self._db, target._db, ref)
+
+    def info(self) -> StoreInfo:
+        """What the store is, and what it guarantees to several writers."""
+        return self._db.info()
 
     def close(self) -> None:
         """End the threads; the repository cannot be used afterwards."""
@@ -390,56 +435,3 @@ class Repository:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _path(given: str | os.PathLike[str]) -> Path:
-    if not os.fspath(given):
-        raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, "the path is empty: the current directory is '.'"
-        )
-    return Path(given)
-
-
-def _patterns(given: Sequence[str]) -> Sequence[str]:
-    """A pattern alone is a list of one: its letters are no patterns."""
-    return [given] if isinstance(given, str) else given
-
-
-def _sources(
-    source: str | os.PathLike[str] | Mapping[Any, Any],
-    exclude: Sequence[str],
-    opaque: Sequence[str],
-) -> list[SourceFile]:
-    if isinstance(source, Mapping):
-        from casweights.tensors import StateFile
-
-        return [StateFile(source)]
-    if isinstance(source, str | os.PathLike):
-        files = scan(_path(source), exclude=exclude, opaque=opaque)
-        if not files:
-            raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, f"there is no file to commit in {os.fspath(source)}"
-            )
-        return files
-    raise InvalidInputError(
-        ErrorCode.BAD_ARGUMENT,
-        f"cannot commit a {type(source).__name__}: pass a path or a state dict (of a module: "
-        "module.state_dict())",
-    )
-
-
-def _known(compression: Compression) -> Compression:
-    if compression not in get_args(Compression):
-        raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT,
-            f"unknown compression {compression!r}: choose 'auto', 'fast' or 'small'",
-        )
-    return compression
-
-
-def _utc(time: datetime | None) -> datetime:
-    if time is None:
-        return datetime.now(UTC)
-    if time.tzinfo is None:
-        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "`time` needs a time zone")
-    return time.astimezone(UTC)

@@ -6,27 +6,17 @@ a transfer that fails or is killed leaves the target sound, and repeating it mov
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import suppress
-from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB, MiB
-from casweights.errors import (
-    ConflictError,
-    ErrorCode,
-    IntegrityError,
-    InvalidInputError,
-    NotFoundError,
-)
+from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
 from casweights.events import Stage, TransferStats
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.format.snapshot import PackTable
 from casweights.ids import PackId
-from casweights.refs import no_ref
-from casweights.revisions import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -35,67 +25,13 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId, SnapshotId
-    from casweights.refs import Head
     from casweights.stores.base import ObjectStore
 
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
-    NamedTips = dict[str, SnapshotId]  # by "heads/<branch>" and "tags/<tag>"
 
-_HEADS, _TAGS = "heads/", "tags/"
 _BATCH_PACKS = 16
 _BATCH_BYTES = 256 * MiB
 _ATTEMPTS = 3  # others may repack the source meanwhile
-
-
-def push(
-    source: Database, target: Database, refs: Sequence[str] | None, *, force: bool = False
-) -> TransferStats:
-    """Bring branches and tags with their versions to another store.
-
-    A branch that is there moves forward only: to a version that came from the one it is at. One
-    that has come further there already stays.
-
-    Args:
-        source: Where they are.
-        target: Where they go.
-        refs: Their names, ``heads/x`` and ``tags/x`` where a name is both; None for all.
-        force: Move branches whatever they point to.
-
-    Raises:
-        ConflictError: A branch has gone another way in the target, or a tag points elsewhere.
-            Everything else was moved.
-        NotFoundError: The source has no such branch or tag.
-        InvalidInputError: The stores have different digests or chunk sizes.
-        IntegrityError: The source is damaged.
-        StoreError: The target could not be written.
-    """
-    found = _all_refs(source) if refs is None else {}
-    for ref in refs or ():
-        called = _called(source, ref)
-        if not called:
-            raise no_ref("branch or tag", ref)
-        found |= called
-    return _send(source, target, found, force=force)
-
-
-def copy(source: Database, target: Database) -> TransferStats:
-    """Bring everything to another store: all versions, branches and tags; errors as for `push`."""
-    refs = _all_refs(source)  # before the versions, so that none is missed that they point to
-    return _send(source, target, refs, source.snapshots.ids())
-
-
-def clone(source: Database, target: Database, ref: str) -> TransferStats:
-    """Bring one version to another store without those before it; errors as for `push`.
-
-    Args:
-        source: Where it is.
-        target: Where it goes.
-        ref: The version; if that is a branch or tag, the target has one of that name afterwards.
-    """
-    version = resolve(source, ref)
-    called = {} if "~" in ref else _called(source, ref)
-    refs = {name: tip for name, tip in called.items() if tip == version}
-    return _send(source, target, refs, [version], history=False)
 
 
 def transfer(
@@ -115,7 +51,7 @@ def transfer(
         IntegrityError: The source is damaged.
         StoreError: The target could not be written.
     """
-    _check_configs(source, target)
+    check_configs(source, target)
     there = set(target.snapshots.ids())
     missing = _missing_versions(source, tips, there, history=history)
     if not missing:
@@ -135,7 +71,12 @@ def transfer(
     )
 
 
-def _check_configs(source: Database, target: Database) -> None:
+def check_configs(source: Database, target: Database) -> None:
+    """Refuse stores whose versions have different IDs for the same content.
+
+    Raises:
+        InvalidInputError: Their digests or chunk sizes differ.
+    """
     if source.config != target.config:
         digest, size = source.config.digest, source.config.chunk_size // KiB
         raise InvalidInputError(
@@ -343,126 +284,3 @@ def _pack_sizes(store: ObjectStore) -> dict[PackId, int]:
         with suppress(IntegrityError):  # something else that lies there
             found[parse_id(PackId, names.PACKS, info.name)] = info.size
     return found
-
-
-def _all_refs(db: Database) -> NamedTips:
-    branches = {_HEADS + name: tip for name, tip in db.refs.branches().items()}
-    return branches | {_TAGS + name: tip for name, tip in db.refs.tags().items()}
-
-
-def _called(db: Database, ref: str) -> NamedTips:
-    """The branch and the tag of a name; if there are both, they agree."""
-    found: NamedTips = {}
-    branch, tag = ref.removeprefix(_HEADS), ref.removeprefix(_TAGS)
-    if not ref.startswith(_TAGS) and (head := db.refs.head(branch)) is not None:
-        found[_HEADS + branch] = head.snapshot
-    if not ref.startswith(_HEADS) and (tip := db.refs.tag(tag)) is not None:
-        found[_TAGS + tag] = tip
-    if len(set(found.values())) > 1:
-        raise NotFoundError(
-            ErrorCode.AMBIGUOUS, f"{ref!r} is a branch and a tag: say heads/{ref} or tags/{ref}"
-        )
-    return found
-
-
-def _send(
-    source: Database,
-    target: Database,
-    refs: NamedTips,
-    tips: Iterable[SnapshotId] = (),
-    *,
-    history: bool = True,
-    force: bool = False,
-) -> TransferStats:
-    """Bring versions, then move refs to them.
-
-    Conflicts that can be seen are found before anything moves, but do not keep the others back.
-    """
-    _check_configs(source, target)
-    conflicts: list[ConflictError] = []
-    moves: dict[str, _Move] = {}
-    for name, tip in refs.items():
-        try:
-            moves[name] = _find_move(source, target, name, tip, force=force)
-        except ConflictError as error:
-            conflicts.append(error)
-    wanted = dict.fromkeys([*tips, *(move.tip for move in moves.values())])
-    stats = transfer(source, target, list(wanted), history=history)
-    moved: NamedTips = {}
-    for name, move in moves.items():
-        try:
-            if _make_move(target, name, move):
-                moved[name] = move.tip
-        except ConflictError as error:
-            conflicts.append(error)
-    stats = replace(stats, refs=moved)
-    target.reporter.transferred(stats)
-    if len(conflicts) == 1:
-        raise conflicts[0]
-    if conflicts:
-        raise ConflictError(conflicts[0].code, "; ".join(map(str, conflicts)))
-    return stats
-
-
-class _Move(NamedTuple):
-    """Where a branch or tag goes.
-
-    Attributes:
-        tip: Where to.
-        head: Where a branch is in the target.
-        due: Whether there is anything to move.
-    """
-
-    tip: SnapshotId
-    head: Head | None = None
-    due: bool = True
-
-
-def _find_move(
-    source: Database, target: Database, name: str, tip: SnapshotId, *, force: bool
-) -> _Move:
-    """What becomes of a branch or tag in the target.
-
-    Raises:
-        ConflictError: It may not be moved.
-    """
-    if name.startswith(_TAGS):
-        tag = name.removeprefix(_TAGS)
-        if target.refs.tag(tag) is None:
-            return _Move(tip)
-        target.refs.create_tag(tag, tip)  # which refuses if it points elsewhere
-        return _Move(tip, due=False)
-    branch = name.removeprefix(_HEADS)
-    head = target.refs.head(branch)
-    if head is None or head.snapshot == tip:
-        return _Move(tip, head, due=head is None)
-    if force or head.snapshot in _ancestry(source, tip):
-        return _Move(tip, head)
-    if target.store.exists(names.snapshot_name(tip)) and tip in _ancestry(target, head.snapshot):
-        return _Move(tip, head, due=False)
-    raise ConflictError(
-        ErrorCode.REF_MOVED,
-        f"branch {branch!r} of {target.store.url} is at {head.snapshot}, which does not come "
-        f"before {tip} in {source.store.url}: pull first, or force",
-    )
-
-
-def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
-    """A version and all before it, the nearest first, as far as the store has them."""
-    seen, pending = {start}, deque([start])
-    while pending:
-        version = pending.popleft()
-        yield version
-        with suppress(NotFoundError):
-            parents = [p for p in db.snapshots.load(version).parents if p not in seen]
-            seen.update(parents)
-            pending += parents
-
-
-def _make_move(target: Database, name: str, move: _Move) -> bool:
-    """Move a branch or tag, if that is due; returns whether it was."""
-    if move.due and name.startswith(_TAGS):
-        target.refs.create_tag(name.removeprefix(_TAGS), move.tip)
-    elif move.due:
-        target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip)
-    return move.due

@@ -155,8 +155,8 @@ def test_what_is_no_store() -> None:
 
 
 def test_stores_that_are_not_supported() -> None:
-    with pytest.raises(UnsupportedError, match="hf:// stores are not supported yet"):
-        casweights.open("hf://buckets/me/weights")
+    with pytest.raises(UnsupportedError, match="s3:// stores are not supported"):
+        casweights.open("s3://bucket/weights")
     with pytest.raises(InvalidInputError, match="empty"):
         casweights.open("")
 

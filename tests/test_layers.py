@@ -23,7 +23,17 @@ VALUES = {"errors", "ids", "config", "events"}
 PLUMBING = {"buffers", "files", "parallel", "staging"}
 OPEN_STORE = {"reflog", "cache", "chunks", "index", "snapshots", "refs", "database"}
 BELOW_VERBS = VALUES | PLUMBING | OPEN_STORE | {"format", "stores.base", "sources", "selection"}
-VERBS = {"commit", "checkout", "loading", "diff", "repack", "statistics", "verification"}
+VERBS = {
+    "commit",
+    "checkout",
+    "loading",
+    "diff",
+    "repack",
+    "statistics",
+    "transfer",
+    "push",
+    "verification",
+}
 
 ALLOWED: dict[str, set[str]] = {
     # L0: values
@@ -73,7 +83,10 @@ ALLOWED: dict[str, set[str]] = {
     "repack": BELOW_VERBS | {"packing", "chains", "relatives"},
     "statistics": BELOW_VERBS,
     "verification": BELOW_VERBS,
-    "repository": BELOW_VERBS | VERBS | {"revisions", "tensors", "stores.url"},
+    "transfer": BELOW_VERBS,
+    "push": BELOW_VERBS | {"transfer", "revisions"},
+    "arguments": VALUES | {"sources", "tensors"},
+    "repository": BELOW_VERBS | VERBS | {"arguments", "revisions", "stores.url"},
     "": VALUES | VERBS | {"repository", "format"},  # the public names
     # L5: for people, hosts and tests
     "cli": VALUES | VERBS | {"", "repository", "format", "instrumentation"},

@@ -20,13 +20,14 @@ from casweights.errors import (
 )
 from casweights.events import Reporter, Stage, TransferStats
 from casweights.format import names
+from casweights.push import clone, copy, push
 from casweights.stores.base import Capabilities
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
-from casweights.transfer import clone, copy, push, transfer
+from casweights.transfer import transfer
 from tests import forged_chains
 from tests.histories import CHUNK, State, history, step, weights
 

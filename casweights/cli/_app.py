@@ -14,6 +14,7 @@ from casweights.cli._verb import shared_options
 
 VERBS = (
     "init",
+    "info",
     "commit",
     "log",
     "show",

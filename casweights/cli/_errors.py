@@ -39,6 +39,7 @@ class Exit(IntEnum):
     CONFLICT = 11
     PERMISSION = 12
     INTEGRITY = 13
+    UNREACHABLE = 14
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -51,6 +52,7 @@ MEANINGS = {
     Exit.CONFLICT: "something is there already, or another writer was first",
     Exit.PERMISSION: "no permission",
     Exit.INTEGRITY: "the store is damaged",
+    Exit.UNREACHABLE: "the store cannot be reached",
     Exit.INTERRUPTED: "interrupted",
 }
 
@@ -58,6 +60,7 @@ _STATUSES: tuple[tuple[type[CasweightsError], ErrorCode | None, Exit], ...] = (
     (NotFoundError, ErrorCode.STORE_NOT_FOUND, Exit.NO_STORE),
     (ConflictError, None, Exit.CONFLICT),
     (StoreError, ErrorCode.NO_PERMISSION, Exit.PERMISSION),
+    (StoreError, ErrorCode.UNREACHABLE, Exit.UNREACHABLE),
     (IntegrityError, None, Exit.INTEGRITY),
 )
 

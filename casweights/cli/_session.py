@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casweights.cli._output import Output
-from casweights.errors import ErrorCode, NotFoundError
+from casweights.config import RemoteOptions
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.format.names import CONFIG
 
 if TYPE_CHECKING:
+    from casweights.config import StoreConfig
     from casweights.events import Reporter
     from casweights.repository import Repository
 
 STORE_VARIABLE = "CASWEIGHTS_STORE"
+CACHE_VARIABLE = "CASWEIGHTS_CACHE"
 DEFAULT_FOLDER = ".casweights"
 
 
@@ -56,9 +60,37 @@ class Session:
 
     def open(self, reporter: Reporter | None = None, *, cache_size: int = 0) -> Repository:
         """Open the store."""
-        from casweights.repository import open_repository
+        return open_store(self.location, cache_size=cache_size, reporter=reporter)
 
-        return open_repository(self.location, cache_size=cache_size, reporter=reporter)
+
+def open_store(
+    location: str,
+    *,
+    create: bool = False,
+    config: StoreConfig | None = None,
+    cache_size: int = 0,
+    reporter: Reporter | None = None,
+) -> Repository:
+    """Open a store, with this machine's cache as the environment wants it.
+
+    Raises:
+        InvalidInputError: The environment wants no size.
+    """
+    from casweights.repository import open_repository
+
+    wanted = os.environ.get(CACHE_VARIABLE) or str(RemoteOptions().disk_cache)
+    if not re.fullmatch(r"[0-9]{1,18}", wanted):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"{CACHE_VARIABLE} is {wanted!r}: it takes bytes, or 0"
+        )
+    return open_repository(
+        location,
+        create=create,
+        config=config,
+        cache_size=cache_size,
+        remote=RemoteOptions(disk_cache=int(wanted)),
+        reporter=reporter,
+    )
 
 
 def nearest_store(start: Path) -> Path | None:

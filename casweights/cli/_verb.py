@@ -29,7 +29,7 @@ class Verb(click.Command):
 
     def __init__(self, *args: Any, exits: Sequence[Exit], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.exits = sorted({Exit.OK, Exit.ERROR, Exit.USAGE, *exits})
+        self.exits = sorted({Exit.OK, Exit.ERROR, Exit.USAGE, Exit.UNREACHABLE, *exits})
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the exit statuses."""

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from casweights.cli._transfer import EXITS, move_versions
 from casweights.cli._verb import verb
-from casweights.cli.push import EXITS, move_versions
 from casweights.config import DEFAULT_BRANCH
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
-    from casweights.database import Database
-    from casweights.events import TransferStats
 
 
 @verb("clone", *EXITS)
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("target")
 @click.argument("ref", default=DEFAULT_BRANCH)
 def command(session: Session, source: str, target: str, ref: str) -> None:
-    """Bring one version from one store to another, without those before it.
+    """Bring one version to another store, without those before it.
 
     REF is main by default. If it is a branch or a tag, TARGET has one of that name afterwards.
     TARGET is made if there is no store.
@@ -37,13 +35,7 @@ def command(session: Session, source: str, target: str, ref: str) -> None:
         session.out,
         source,
         target,
-        lambda here, there: _clone(here, there, ref),
+        lambda here, there: here.clone(there, ref),
         create=True,
         wanted=ref,
     )
-
-
-def _clone(source: Database, target: Database, ref: str) -> TransferStats:
-    from casweights.transfer import clone
-
-    return clone(source, target, ref)

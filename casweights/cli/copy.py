@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from casweights.cli._transfer import EXITS, move_versions
 from casweights.cli._verb import verb
-from casweights.cli.push import EXITS, move_versions
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
-    from casweights.database import Database
-    from casweights.events import TransferStats
 
 
 @verb("copy", *EXITS)
 @click.argument("source")
 @click.argument("target")
 def command(session: Session, source: str, target: str) -> None:
-    """Bring everything from one store to another: all versions, branches and tags.
+    """Bring everything to another store.
 
     TARGET is made if there is no store. Only what it does not have is written. A copy that fails
     or is interrupted can be repeated, and goes on from there.
@@ -30,10 +28,4 @@ def command(session: Session, source: str, target: str) -> None:
     """
     if session.store is not None:
         raise click.UsageError("SOURCE and TARGET say which stores: leave out --store")
-    move_versions(session.out, source, target, _copy, create=True)
-
-
-def _copy(source: Database, target: Database) -> TransferStats:
-    from casweights.transfer import copy
-
-    return copy(source, target)
+    move_versions(session.out, source, target, lambda here, there: here.copy(there), create=True)

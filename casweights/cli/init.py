@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from casweights.cli._errors import Exit
-from casweights.cli._session import DEFAULT_FOLDER
+from casweights.cli._session import DEFAULT_FOLDER, open_store
 from casweights.cli._text import binary_size
 from casweights.cli._verb import verb
 from casweights.config import DEFAULT_CHUNK_SIZE, StoreConfig
@@ -52,32 +52,45 @@ def _chunk_size(_: click.Context, param: click.Parameter, text: str | None) -> i
     help="A power of two from 64KiB to 64MiB.  "
     f"[default: {binary_size(DEFAULT_CHUNK_SIZE).replace(' ', '')}]",
 )
+@click.option(
+    "--refs",
+    metavar="REPO",
+    help="For a store in a bucket whose branches have several writers: a repository of the same "
+    "Hub for branches and tags, as datasets/NAMESPACE/NAME.",
+)
 def command(
-    session: Session, path: str | None, digest: DigestName | None, chunk_size: int | None
+    session: Session,
+    path: str | None,
+    digest: DigestName | None,
+    chunk_size: int | None,
+    refs: str | None,
 ) -> None:
     """Make a store.
 
-    PATH is a new or empty folder, by default .casweights. Where a store is already, nothing
-    happens; that it has another digest or chunk size than asked for is an error.
+    PATH is a new or empty folder, by default .casweights, or hf://buckets/NAMESPACE/NAME and maybe
+    a folder in that bucket; a bucket that is not there is made, a private one. Where a store is
+    already, nothing happens; that it has other settings than asked for is an error.
 
     \b
     Examples:
       casweights init
       casweights init /data/models --chunk-size 1MiB
+      casweights init hf://buckets/me/weights
     """
     if path is not None and session.store is not None:
         raise click.UsageError("PATH and --store say the same: give one of them")
     location = path or session.named_location or DEFAULT_FOLDER
-    wanted = StoreConfig(digest=digest or "blake3", chunk_size=chunk_size or DEFAULT_CHUNK_SIZE)
-    url, config, created = _open_or_create(location, wanted)
-    if (digest or config.digest, chunk_size or config.chunk_size) != (
-        config.digest,
-        config.chunk_size,
-    ):
+    wanted = StoreConfig(
+        digest=digest or "blake3", chunk_size=chunk_size or DEFAULT_CHUNK_SIZE, refs=refs
+    )
+    url, config, created = open_or_create(location, wanted)
+    asked = (digest or config.digest, chunk_size or config.chunk_size, refs or config.refs)
+    if asked != (config.digest, config.chunk_size, config.refs):
         raise ConflictError(
             ErrorCode.ALREADY_EXISTS,
-            f"the store at {url} has the digest {config.digest} and chunks of "
-            f"{binary_size(config.chunk_size)}, which cannot be changed",
+            f"the store at {url} has the digest {config.digest}, chunks of "
+            f"{binary_size(config.chunk_size)} and its refs in {config.refs or 'itself'}, which "
+            "cannot be changed",
         )
     what = "Made a store" if created else "There is a store already"
     session.out.record(
@@ -92,15 +105,15 @@ def command(
     )
 
 
-def _open_or_create(location: str, wanted: StoreConfig) -> tuple[str, StoreConfig, bool]:
-    from casweights.repository import open_repository
-
+def open_or_create(location: str, wanted: StoreConfig) -> tuple[str, StoreConfig, bool]:
+    """Open a store, or make one where there is none; returns where, what, and whether it is new."""
     try:
-        with open_repository(location) as repository:
+        with open_store(location) as repository:
             return repository.url, repository.config, False
     except NotFoundError:
-        _refuse_full_folder(Path(location))
-    with open_repository(location, create=True, config=wanted) as repository:
+        if "://" not in location.removeprefix("file://"):
+            _refuse_full_folder(Path(location.removeprefix("file://")))
+    with open_store(location, create=True, config=wanted) as repository:
         return repository.url, repository.config, True
 
 

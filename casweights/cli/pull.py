@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from casweights.cli._session import DEFAULT_FOLDER
+from casweights.cli._transfer import EXITS, move_versions
 from casweights.cli._verb import verb
-from casweights.cli.push import EXITS, _push, move_versions
 from casweights.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def command(
         session.out,
         source,
         _location(session, create=create),
-        lambda there, here: _push(there, here, refs, force=force),
+        lambda there, here: there.push(here, refs or None, force=force),
         create=create,
     )
 

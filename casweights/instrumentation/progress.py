@@ -17,6 +17,7 @@ _TITLES = {
     Stage.LOAD: "Loading",
     Stage.VERIFY: "Verifying",
     Stage.REPACK: "Repacking",
+    Stage.TRANSFER: "Transferring",
 }
 
 

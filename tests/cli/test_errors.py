@@ -98,6 +98,7 @@ def test_statuses_are_never_renumbered() -> None:
         "CONFLICT": 11,
         "PERMISSION": 12,
         "INTEGRITY": 13,
+        "UNREACHABLE": 14,
         "INTERRUPTED": 130,
         "BROKEN_PIPE": 141,
     }

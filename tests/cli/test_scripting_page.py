@@ -51,6 +51,7 @@ def check(heading: str, data: Mapping[str, Any]) -> None:
 
 def test_fields_of_short_commands(run_json: Json, store: Path) -> None:
     check("`init`", run_json("init"))
+    check("`info`", run_json("info"))
     check("`log`", run_json("log")[0])
     check("`show`", run_json("show"))
     check("`diff`", run_json("diff", "v1", "main"))
@@ -82,6 +83,9 @@ def test_fields_of_long_commands(run_json: Json, store: Path) -> None:
     check("`checkout`", run_json("checkout", "main", "out")[-1])
     check("`repack`", run_json("repack")[-1])
     check("`verify`", run_json("verify")[-1])
+    check("`push`, `pull`, `copy`", run_json("push", "there", "--create")[-1])
+    check("`push`, `pull`, `copy`", run_json("pull", "there")[-1])
+    check("`clone`", run_json("clone", "there", "part")[-1])
     next((store / "packs").iterdir()).unlink()
     *problems, summary = run_json("verify", status=13)
     check("`verify`", summary)

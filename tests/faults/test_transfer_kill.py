@@ -70,7 +70,7 @@ def make_source(root: Path, model: Model) -> dict[SnapshotId, Digests]:
 
 def push(target: ObjectStore | Path, source: Path) -> None:
     with casweights.open(source) as here, casweights.open(target) as there:
-        casweights.transfer.push(here._db, there._db, None)
+        here.push(there)
 
 
 def names(root: Path) -> set[str]:

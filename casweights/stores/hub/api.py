@@ -21,7 +21,6 @@ from casweights.stores.base import check_size, missing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_TIMEOUT = 20.0  # seconds without an answer
 _PAGE = 1000  # what one request may ask for
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -77,15 +76,23 @@ class HubApi:
         bucket: Its name, as ``"namespace/name"``.
         endpoint: The Hub; by default huggingface_hub's own.
         token: A token; by default the one that huggingface_hub finds.
+        timeout: Seconds without an answer after which a request is given up.
     """
 
-    def __init__(self, bucket: str, endpoint: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        endpoint: str | None = None,
+        token: str | None = None,
+        timeout: float = 20.0,
+    ) -> None:
         from huggingface_hub import constants
 
         self.bucket = bucket
         self.where = f"bucket {bucket}"
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._token = token
+        self._timeout = timeout
         self._url = f"{self.endpoint}/api/buckets/{bucket}"
         self._grants: dict[str, Grant] = {}
 
@@ -113,7 +120,7 @@ class HubApi:
         accepted = options.pop("accepted", ())
         with hub_errors(self.where):
             response = get_session().request(
-                method, url, headers=headers, timeout=_TIMEOUT, **options
+                method, url, headers=headers, timeout=self._timeout, **options
             )
             if response.status_code not in accepted:
                 hf_raise_for_status(response)
@@ -177,7 +184,7 @@ class HubApi:
         headers = {**self.headers, "Accept-Encoding": "identity"}
         with (
             hub_errors(self.where, name),
-            get_session().stream("GET", url, headers=headers, timeout=_TIMEOUT) as response,
+            get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response,
         ):
             if response.status_code >= 400:
                 response.read()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 10
 _FIRST_DELAY, _MAX_DELAY = 0.2, 5.0  # seconds; the head that is read may lag behind
-_MAX_FILE = 1 << 20
+_MAX_FILE = 16 << 20
 _KINDS = {"models": "model", "datasets": "dataset"}
 
 
@@ -126,18 +126,23 @@ class GitRefStore(ObjectStore):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`."""
+        from huggingface_hub import RepoFile
         from huggingface_hub.errors import EntryNotFoundError
 
-        folder = prefix.rpartition("/")[0] or None
+        folder = prefix.rpartition("/")[0]
+        if folder:
+            check_name(folder)
         with hub_errors(self._hub.where):
             try:
                 tree = self._api.list_repo_tree(
-                    self._repo, folder, recursive=True, repo_type=self._kind
+                    self._repo, folder or None, recursive=True, repo_type=self._kind
                 )
                 infos = [
                     ObjectInfo(item.path, item.size)
                     for item in tree
-                    if hasattr(item, "size") and item.path.startswith(prefix)
+                    if isinstance(item, RepoFile)
+                    and item.path.startswith(prefix)
+                    and not any(part.startswith(".") for part in item.path.split("/"))
                 ]
             except EntryNotFoundError:
                 return iter(())

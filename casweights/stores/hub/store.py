@@ -80,7 +80,7 @@ class HubStore(ObjectStore):
         token: str | None = None,
         stall: float = 30.0,
     ) -> None:
-        self.api = HubApi(bucket, endpoint, token)
+        self.api = HubApi(bucket, endpoint, token, stall)
         self._token = token
         self._root = f"{check_name(prefix)}/" if prefix else ""
         self._xet = XetStorage(self.api, stall)
@@ -109,56 +109,71 @@ class HubStore(ObjectStore):
             self._path(name)  # checks it
             wanted.setdefault(name, _Object(name, content))
         there = self._look_up(list(wanted))
-        new = [item for item in wanted.values() if item.name not in there]
-        self._send(new)
-        self._name({item.name: self._sent[item.digest] for item in new})
         # One may be there since an earlier attempt, whose answer was lost.
         ours = {
-            item.name: item.name not in there
-            or bool(self._sent and there[item.name] == self._sent.get(item.digest))
+            item.name
             for item in wanted.values()
+            if item.name not in there
+            or (self._sent and there[item.name] == self._sent.get(item.digest))
         }
-        for item in new:
-            self._sent.pop(item.digest, None)
-        return [ours.pop(name, False) for name, _ in objects]
+        new = [item for item in wanted.values() if item.name not in there]
+        try:
+            places = self._send(new)
+            lines = {name: add_line(self._path(name), place) for name, place in places.items()}
+            self._carry_out(lines, [name for name in wanted if name in ours])
+        except BaseException:
+            for item in new:
+                self.forget(item.name)  # it is not there
+            raise
+        for item in wanted.values():
+            if self._sent and item.name in ours:
+                self._sent.pop(item.digest, None)
+        return [name in ours and not ours.discard(name) for name, _ in objects]
 
-    def _send(self, items: Sequence[_Object]) -> None:
-        """Upload the bytes of objects that are to get their names later."""
+    def _send(self, items: Sequence[_Object]) -> dict[str, Place]:
+        """Upload the bytes of objects that are to get their names later; where each lies now."""
+        places: dict[str, Place] = {}
+        new: dict[bytes, Place] = {}
+        sending: list[_Object] = []
+
+        def found(item: _Object, place: Place) -> None:
+            places[item.name] = place
+            self._note(item.name, place)
 
         def contents() -> Iterator[Parts]:
             for item in items:
-                if item.digest in self._sent:  # an earlier attempt came so far
-                    self._note(item.name, self._sent[item.digest])
+                known = self._sent.get(item.digest) or new.get(item.digest)
+                if known is not None:  # an earlier attempt came so far
+                    found(item, known)
                 elif not any(map(len, item.parts)):
-                    self._sent[item.digest] = EMPTY
+                    found(item, EMPTY)
                 else:
                     sending.append(item)
                     yield item.parts
 
         def placed(place: Place) -> None:
             item = sending.pop()
-            self._sent[item.digest] = place
-            self._note(item.name, place)
+            new[item.digest] = place
+            found(item, place)
 
-        sending: list[_Object] = []
         self._xet.upload(contents(), placed)
-
-    def _name(self, places: dict[str, Place]) -> None:
-        """Make uploaded bytes visible, in this order."""
-        lines = [add_line(self._path(name), place) for name, place in places.items()]
-        self._carry_out(list(places), lines)
-        for name, place in places.items():
-            self._note(name, place)
+        self._sent.update(new)  # now that they are durable
+        return places
 
     def _note(self, name: str, place: Place) -> None:
         with self._lock:
             self._places[name] = place
             self._hinted.discard(name)
 
-    def _carry_out(self, names: Sequence[str], lines: Sequence[dict[str, object]]) -> None:
-        """Send a batch of creations; what is refused again and again takes those behind along."""
-        pending = dict(zip(map(self._path, names), lines, strict=True))
-        paths = list(pending)
+    def _carry_out(self, lines: dict[str, dict[str, object]], names: Sequence[str]) -> None:
+        """Send a batch of creations; what is refused again and again takes those behind along.
+
+        Args:
+            lines: What to send for each name.
+            names: All that we create, in order: those of `lines`, and those of earlier attempts.
+        """
+        pending = {self._path(name): line for name, line in lines.items()}
+        paths = [self._path(name) for name in names]
         for _ in range(_ATTEMPTS):
             refused = self.api.batch(list(pending.values())) if pending else {}
             pending = {path: line for path, line in pending.items() if path in refused}
@@ -199,8 +214,8 @@ class HubStore(ObjectStore):
             if name not in places:
                 raise missing(name)
         bucket = source.api.bucket
-        lines = [copy_line(self._path(name), places[name], bucket) for name in names]
-        self._carry_out(names, lines)
+        lines = {name: copy_line(self._path(name), places[name], bucket) for name in names}
+        self._carry_out(lines, names)
         with self._lock:
             self._places.update((name, places[name]) for name in names)
 

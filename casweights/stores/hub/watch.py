@@ -11,29 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-class Watch:
-    """What became of a watched transfer.
-
-    Attributes:
-        stalled: Whether it was given up.
-        why: In words.
-    """
-
-    def __init__(self, limit: float) -> None:
-        self.stalled = False
-        self.why = f"nothing moved for {limit:g} s"
-
-
 @contextmanager
 def watched(
     progress: Callable[[], object], abort: Callable[[], object], limit: float
-) -> Iterator[Watch]:
+) -> Iterator[None]:
     """Call `abort` when `progress` gives the same answer for `limit` seconds.
 
     Raises:
-        TimeoutError: It was aborted, and the body failed for it.
+        TimeoutError: It was aborted. The body may not have noticed: to some transfers that is an
+            end like any other.
     """
-    watch, done = Watch(limit), threading.Event()
+    stalled, done = threading.Event(), threading.Event()
 
     def run() -> None:
         seen, since = progress(), time.monotonic()
@@ -42,19 +30,22 @@ def watched(
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since >= limit:
-                watch.stalled = True
+                stalled.set()
                 with suppress(Exception):  # it may have ended in this moment
                     abort()
                 return
 
     thread = threading.Thread(target=run, name="casweights-watch", daemon=True)
     thread.start()
+    failure: Exception | None = None
     try:
-        yield watch
+        yield
     except Exception as error:
-        if watch.stalled:
-            raise TimeoutError(watch.why) from error
-        raise
+        if not stalled.is_set():
+            raise
+        failure = error
     finally:
         done.set()
         thread.join()
+    if stalled.is_set():
+        raise TimeoutError(f"nothing moved for {limit:g} s") from failure

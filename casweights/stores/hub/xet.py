@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.stores.base import truncated
-from casweights.stores.hub.api import Place, hub_errors, unreachable
+from casweights.stores.hub.api import Place, hub_errors
 from casweights.stores.hub.watch import watched
 
 if TYPE_CHECKING:
@@ -108,15 +108,13 @@ class XetStorage:
         with hub_errors(self._api.where, name):
             info = XetFileInfo(place.hash, place.size)
             stream = self._group().download_stream(info, start, start + len(out))
-            with watched(lambda: done, stream.cancel, self._stall) as watch:
+            with watched(lambda: done, stream.cancel, self._stall):
                 for block in stream:
                     if done + len(block) > len(out):
                         raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name}: too many bytes")
                     out[done : done + len(block)] = block
                     done += len(block)
         if done < len(out):
-            if watch.stalled:
-                raise unreachable(self._api.where, watch.why)
             raise truncated(name)
 
     def _group(self) -> Any:

@@ -157,6 +157,10 @@ class Request:
         except ValueError:
             raise Refusal(400, "the body is not JSON") from None
 
+    def form(self) -> dict[str, list[str]]:
+        """The body, as a form has it."""
+        return parse_qs(self.read().decode())
+
     def lines(self) -> list[dict[str, Any]]:
         """The body as lines of JSON objects.
 

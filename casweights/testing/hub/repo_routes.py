@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
-from casweights.testing.hub.repos import blob_id, listing
+from casweights.testing.hub.repos import blob_id, described, listing
 
 if TYPE_CHECKING:
     from casweights.testing.hub.access import Access
@@ -38,6 +38,7 @@ class RepoRoutes:
             Route("repo_delete", "DELETE", "/api/repos/delete", self.delete),
             Route("repo_info", "GET", f"{_API}(?:/revision/([^/]+))?", self.info),
             Route("repo_tree", "GET", f"{_API}/tree/([^/]+)(?:/(.*))?", self.tree),
+            Route("repo_paths_info", "POST", f"{_API}/paths-info/([^/]+)", self.paths_info),
             Route("preupload", "POST", f"{_API}/preupload/([^/]+)", self.preupload),
             Route("commit", "POST", f"{_API}/commit/([^/]+)", self.commit),
             Route("repo_resolve", "GET HEAD", resolve, self.resolve),
@@ -73,6 +74,12 @@ class RepoRoutes:
         recursive = request.query.get("recursive", "").lower() in ("true", "1")
         folder = request.args[3].rstrip("/")
         return json_answer(listing(repo.at(request.args[2]), folder, recursive=recursive))
+
+    def paths_info(self, request: Request) -> Answer:
+        """Describe files at a revision; those that are not there are left out."""
+        repo = self._readable(request, request.args[0], request.args[1])
+        commit = repo.at(request.args[2])
+        return json_answer(described(commit, request.form().get("paths", [])))
 
     def preupload(self, request: Request) -> Answer:
         """All files are to be sent within the commit."""

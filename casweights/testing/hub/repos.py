@@ -13,7 +13,7 @@ from casweights.testing.hub.buckets import timestamp
 from casweights.testing.hub.messages import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from casweights.testing.hub.buckets import Clock
     from casweights.testing.hub.journal import Event, Journal
@@ -211,6 +211,16 @@ def listing(commit: Commit, folder: str, *, recursive: bool) -> list[dict[str, A
     return [found[path] for path in sorted(found)]
 
 
+def described(commit: Commit, paths: Iterable[str]) -> list[dict[str, Any]]:
+    """Those of these files that a commit has."""
+    files = {path: commit.files[path] for path in paths if path in commit.files}
+    return [_file_entry(path, data) for path, data in files.items()]
+
+
+def _file_entry(path: str, data: bytes) -> dict[str, Any]:
+    return {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
+
+
 def _listing(
     commit: Commit, start: str, *, recursive: bool
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -230,7 +240,7 @@ def _listing(
                 },
             )
         if recursive or not slashes:
-            yield path, {"type": "file", "path": path, "oid": blob_id(data), "size": len(data)}
+            yield path, _file_entry(path, data)
 
 
 def _texts(files: Mapping[str, bytes]) -> dict[str, str]:

@@ -1,0 +1,75 @@
+"""What callers pass, checked and made uniform."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from casweights.config import Compression
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.sources import scan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.sources import SourceFile
+
+
+def to_path(given: str | os.PathLike[str]) -> Path:
+    """A path that is not empty."""
+    if not os.fspath(given):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, "the path is empty: the current directory is '.'"
+        )
+    return Path(given)
+
+
+def to_list(given: Sequence[str]) -> Sequence[str]:
+    """A pattern or name alone is a list of one: its letters are no patterns."""
+    return [given] if isinstance(given, str) else given
+
+
+def to_sources(
+    source: str | os.PathLike[str] | Mapping[Any, Any],
+    exclude: Sequence[str],
+    opaque: Sequence[str],
+) -> list[SourceFile]:
+    """The files to commit, at least one."""
+    if isinstance(source, Mapping):
+        from casweights.tensors import StateFile
+
+        return [StateFile(source)]
+    if isinstance(source, str | os.PathLike):
+        files = scan(to_path(source), exclude=to_list(exclude), opaque=to_list(opaque))
+        if not files:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"there is no file to commit in {os.fspath(source)}"
+            )
+        return files
+    raise InvalidInputError(
+        ErrorCode.BAD_ARGUMENT,
+        f"cannot commit a {type(source).__name__}: pass a path or a state dict (of a module: "
+        "module.state_dict())",
+    )
+
+
+def check_compression(compression: Compression) -> Compression:
+    """A policy that there is."""
+    if compression not in get_args(Compression):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"unknown compression {compression!r}: choose 'auto', 'fast' or 'small'",
+        )
+    return compression
+
+
+def to_utc(time: datetime | None) -> datetime:
+    """A moment; None is now."""
+    if time is None:
+        return datetime.now(UTC)
+    if time.tzinfo is None:
+        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "`time` needs a time zone")
+    return time.astimezone(UTC)
