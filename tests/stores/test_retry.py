@@ -1,0 +1,129 @@
+"""Trying again: what is repeated, for how long, and what is not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casweights.errors import ErrorCode, NotFoundError, StoreError
+from casweights.stores.memory import MemoryStore
+from casweights.stores.retry import RetryStore
+from casweights.testing import StoreTests
+from casweights.testing.faults import Fault, FaultyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casweights.stores.base import ObjectStore
+
+
+def fail() -> None:
+    raise StoreError(ErrorCode.UNREACHABLE, "no answer")
+
+
+def refuse() -> None:
+    raise StoreError(ErrorCode.NO_PERMISSION, "no")
+
+
+class Clock:
+    """Time that passes when somebody sleeps, and by a little with every look."""
+
+    def __init__(self, cost: float = 0.0) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+        self._cost = cost
+
+    def monotonic(self) -> float:
+        self.now += self._cost
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("casweights.stores.retry.time.monotonic", clock.monotonic)
+    return clock
+
+
+class TestRetryStore(StoreTests):
+    @pytest.fixture
+    def store(self) -> RetryStore:
+        return RetryStore(MemoryStore())
+
+
+def elsewhere() -> MemoryStore:
+    store = MemoryStore()
+    store.put("new", [b"x"])
+    return store
+
+
+USES: list[Callable[[ObjectStore], object]] = [
+    lambda store: store.put("new", [b"x"]),
+    lambda store: store.put_all([("new", [b"x"]), ("more", [b"y"])]),
+    lambda store: store.get("there"),
+    lambda store: store.read("there", 100),
+    lambda store: store.size("there"),
+    lambda store: store.sizes(["there"]),
+    lambda store: store.exists("there"),
+    lambda store: list(store.list()),
+    lambda store: store.readinto("there", 0, memoryview(bytearray(3))),
+    lambda store: store.delete("there"),
+    lambda store: store.delete_all(["there"]),
+    lambda store: store.copy_from(elsewhere(), ["new"]),
+]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_every_call_is_tried_again(use: Callable[[ObjectStore], object], clock: Clock) -> None:
+    plain = MemoryStore()
+    plain.put("there", [b"old"])
+    faulty = FaultyStore(plain, [Fault(call=n, action=fail) for n in (1, 2, 3)])
+    use(RetryStore(faulty, sleep=clock.sleep))
+    assert not faulty.unused
+    assert len(clock.pauses) == 3
+
+
+def test_delays_double_up_to_a_limit_and_end_with_the_patience(clock: Clock) -> None:
+    faulty = FaultyStore(MemoryStore(), [Fault(call=n, action=fail) for n in range(1, 100)])
+    with pytest.raises(StoreError, match="no answer") as caught:
+        RetryStore(faulty, 60, clock.sleep).size("name")
+    assert caught.value.code is ErrorCode.UNREACHABLE
+    assert clock.now <= 60
+    assert clock.now > 45
+    assert all(0.5 <= pause / delay <= 1.5 for pause, delay in zip(clock.pauses, (0.25, 0.5, 1)))  # noqa: B905
+    assert max(clock.pauses) <= 12
+
+
+def test_an_attempt_that_would_last_too_long_is_not_made(clock: Clock) -> None:
+    def hang() -> None:
+        clock.now += 25
+        fail()
+
+    faulty = FaultyStore(MemoryStore(), [Fault(call=n, action=hang) for n in range(1, 100)])
+    with pytest.raises(StoreError):
+        RetryStore(faulty, 60, clock.sleep).size("name")
+    assert len(faulty.calls) == 2
+    assert clock.now <= 60
+
+
+def test_what_is_not_tried_again(clock: Clock) -> None:
+    faulty = FaultyStore(MemoryStore(), [Fault(call=1, action=refuse)])
+    store = RetryStore(faulty, sleep=clock.sleep)
+    with pytest.raises(StoreError, match="no"):
+        store.size("name")
+    with pytest.raises(NotFoundError):
+        store.size("name")
+    assert len(faulty.calls) == 2
+    assert clock.pauses == []
+
+
+def test_no_patience(clock: Clock) -> None:
+    faulty = FaultyStore(MemoryStore(), [Fault(call=1, action=fail)])
+    with pytest.raises(StoreError):
+        RetryStore(faulty, 0, clock.sleep).size("name")
+    assert clock.pauses == []
