@@ -54,7 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     "stores.local": {"stores.base", "files", "staging"},
     "stores.ahead": {"stores.base", "stores.wrapper"},
     "stores.retry": {"errors", "stores.base", "stores.wrapper"},
-    "stores.cached": {"errors", "stores.base", "stores.wrapper", "files", "staging"},
+    "stores.diskcache": {"stores.base", "files", "staging"},
+    "stores.cached": {"stores.base", "stores.diskcache", "stores.wrapper"},
     "stores.hub": {"", "errors", "stores.base", "stores.wrapper"},
     "stores.url": {
         *("errors", "config", "stores.base", "stores.memory", "stores.local"),

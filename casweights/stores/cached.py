@@ -1,40 +1,26 @@
-"""A cache on disk in front of a remote store, shared by all processes of a machine.
-
-Below the cache's folder, each object has a folder of its own, with a file for each *extent* (range
-of its bytes) that was read; the file's name says which. Files are renamed into place and never
-changed. They are not synced: after a power cut one may hold anything, as on any disk that ages, and
-so readers check what they get and `forget` what is bad.
+"""A cache on disk in front of a remote store.
 
 Nothing here may fail because of the cache: where it cannot be used, the store behind it is.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import re
 import threading
-import time
-import weakref
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple, Self
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from casweights.files import read_exactly, write_fully
-from casweights.staging import Staging
+from casweights.stores.diskcache import DiskCache
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from casweights.stores.base import Buffer, Content, ObjectStore, Parts
+    from casweights.stores.base import Content, ObjectStore, Parts
 
 CACHED_PREFIXES = ("packs/", "snapshots/")  # names that come from the content
 MAX_WRITTEN = 16 << 20  # what was written and is larger is not kept
-PAUSE = 60.0  # seconds without writing after an error
-_TOUCH = 60.0  # seconds within which one hit looks like another
-_EXTENT = re.compile(r"(\d{1,20})-(\d{1,20})(\.whole)?")
 
 
 class CachedStore(WrapperStore):
@@ -54,7 +40,7 @@ class CachedStore(WrapperStore):
 
     def __init__(self, inner: ObjectStore, folder: Path, capacity: int, key: str) -> None:
         super().__init__(inner)
-        self._cache = _Cache(folder, capacity, key)
+        self._cache = DiskCache(folder, capacity, key)
         self._fetches: dict[tuple[int, str, int, int], threading.Event] = {}
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
@@ -174,239 +160,3 @@ def _is_cached(name: str) -> bool:
 
 def _nbytes(parts: Parts) -> int:
     return sum(memoryview(part).nbytes for part in parts)
-
-
-class _Extent(NamedTuple):
-    """A range of an object's bytes; `whole`: it is known to have no others."""
-
-    start: int
-    stop: int
-    whole: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Self | None:
-        match = _EXTENT.fullmatch(text)
-        return None if match is None else cls(int(match[1]), int(match[2]), bool(match[3]))
-
-    def __str__(self) -> str:
-        return f"{self.start}-{self.stop}{'.whole' if self.whole else ''}"
-
-    def covers(self, start: int, stop: int) -> bool:
-        return self.start <= start and stop <= self.stop
-
-
-class _Cache:
-    """The extents of one store's objects.
-
-    Attributes:
-        served: Objects that were read from here.
-    """
-
-    def __init__(self, folder: Path, capacity: int, key: str) -> None:
-        self._folder = folder
-        self._largest = capacity // 4
-        self._space = _Space(folder, capacity)
-        self._objects = folder / _digest(key)[:32]
-        self._spoilt: set[str] = set()  # what could not be dropped
-        self._lock = threading.Lock()
-        self._staging: Staging | None = None
-        self._close_staging: weakref.finalize[[], _Cache] | None = None
-        self._resume = 0.0
-        self.served: set[str] = set()
-
-    def readinto(self, name: str, start: int, out: memoryview) -> bool:
-        """Fill `out`, if an extent has all of it; else it may hold anything."""
-        if name in self._spoilt:
-            return False
-        folder = self._object_folder(name)
-        for extent in _list_extents(folder):
-            if extent.covers(start, start + len(out)):
-                with suppress(OSError):
-                    if _read_extent(folder, extent, start, out):
-                        self.served.add(name)
-                        return True
-        return False
-
-    def whole_size(self, name: str) -> int | None:
-        """Bytes of an object, if all of them are here."""
-        if name in self._spoilt:
-            return None
-        extents = _list_extents(self._object_folder(name))
-        return next((extent.stop for extent in extents if extent.whole), None)
-
-    def keep(self, name: str, start: int, data: Buffer, *, whole: bool = False) -> None:
-        """Keep an extent, if possible."""
-        size = len(data)
-        if not 0 < size <= self._largest or time.monotonic() < self._resume:
-            return
-        try:
-            with self._space.reserve(size) as fits:
-                if fits:
-                    self._write(name, _Extent(start, start + size, whole), data)
-        except OSError:
-            self._pause()
-
-    def drop(self, name: str) -> bool:
-        """Drop an object's extents; False if there are none."""
-        folder = self._object_folder(name)
-        extents = _list_extents(folder)
-        try:
-            for extent in extents:
-                _remove(folder / str(extent))
-        except OSError:
-            self._spoilt.add(name)
-        return bool(extents)
-
-    def _write(self, name: str, extent: _Extent, data: Buffer) -> None:
-        folder, draft = self._object_folder(name), self._draft_path()
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            write_fully(descriptor, [memoryview(data)])
-        finally:
-            os.close(descriptor)
-        _rename(draft, folder / str(extent))
-        for other in _list_extents(folder):
-            if extent.covers(other.start, other.stop) and not (other == extent or other.whole):
-                _remove(folder / str(other))
-
-    def _draft_path(self) -> Path:
-        with self._lock:
-            if self._staging is None or not self._staging.is_ours:
-                self._staging = Staging(self._folder)
-                self._close_staging = weakref.finalize(self, self._staging.close)
-            return self._staging.new_path()
-
-    def _pause(self) -> None:
-        """Drop all drafts and stop writing for a while.
-
-        The disk is full or read-only, has no locks, or the folder is gone.
-        """
-        with self._lock:
-            self._resume = time.monotonic() + PAUSE
-            if self._close_staging is not None:
-                self._close_staging()
-            self._staging = self._close_staging = None
-        self._space.distrust()
-
-    def _object_folder(self, name: str) -> Path:
-        digest = _digest(name)
-        return self._objects / digest[:2] / digest[2:]
-
-
-class _Space:
-    """What all processes may use together, estimated between scans of the folder."""
-
-    def __init__(self, folder: Path, capacity: int) -> None:
-        self._folder = folder
-        self._capacity = capacity
-        self._lock = threading.Lock()
-        self._total: int | None = None
-        self._written = 0  # since the last scan
-        self._pending = 0  # of that, what a scan may miss
-
-    @contextmanager
-    def reserve(self, size: int) -> Iterator[bool]:
-        """Make room for `size` bytes; gives False where there is none now.
-
-        Raises:
-            OSError: The cache cannot be used.
-        """
-        self._add(size, size)
-        try:
-            total = self._total
-            if total is None or total > self._capacity or self._written > self._capacity // 20:
-                self._scan()
-            yield self._total is not None and self._total <= self._capacity
-        finally:
-            self._add(0, -size)
-
-    def distrust(self) -> None:
-        """Scan before the next write."""
-        self._total = None
-
-    def _add(self, written: int, pending: int) -> None:
-        with self._lock:
-            self._written += written
-            self._pending += pending
-            if self._total is not None:
-                self._total += written
-
-    def _scan(self) -> None:
-        """Count anew and remove what is too much, unless somebody else is doing so."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._folder / "lock").open("ab") as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                self._evict()
-            finally:
-                fcntl.flock(lock, fcntl.LOCK_UN)  # a child forked meanwhile has it open too
-
-    def _evict(self) -> None:
-        self._written = 0
-        files = sorted(_scan_extents(self._folder))
-        stored = sum(size for _, size, _ in files)
-        if stored + self._pending > self._capacity:
-            for _, size, path in files:
-                if stored + self._pending <= self._capacity // 10 * 9:
-                    break
-                _remove(path)
-                stored -= size
-        with self._lock:
-            self._total = stored + self._pending
-
-
-def _scan_extents(root: Path) -> Iterator[tuple[int, int, str]]:
-    """Time of the last use, size and path of every extent of every store."""
-    for folder, _, names in os.walk(root):
-        for name in filter(_Extent.parse, names):
-            path = os.path.join(folder, name)
-            with suppress(FileNotFoundError):  # somebody else dropped it
-                status = os.lstat(path)
-                yield status.st_mtime_ns, status.st_size, path
-
-
-def _list_extents(folder: Path) -> list[_Extent]:
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    return [extent for extent in map(_Extent.parse, names) if extent is not None]
-
-
-def _read_extent(folder: Path, extent: _Extent, start: int, out: memoryview) -> bool:
-    path = folder / str(extent)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        status = os.fstat(descriptor)
-        if status.st_size != extent.stop - extent.start:
-            _remove(path)
-            return False
-        if not read_exactly(descriptor, start - extent.start, out):
-            return False
-        if abs(time.time() - status.st_mtime) > _TOUCH:
-            with suppress(OSError):
-                os.utime(descriptor)
-        return True
-    finally:
-        os.close(descriptor)
-
-
-def _rename(draft: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        draft.rename(path)
-    except FileNotFoundError:  # the folder was empty, and somebody was faster to remove it
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.rename(path)
-
-
-def _remove(path: str | Path) -> None:
-    """Remove an extent, and its folder if it was the last one there."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    with suppress(OSError):
-        os.rmdir(os.path.dirname(path))
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

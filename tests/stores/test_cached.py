@@ -17,7 +17,7 @@ import pytest
 from casweights.config import KiB, MiB
 from casweights.errors import IntegrityError, NotFoundError, UnsupportedError
 from casweights.staging import PREFIX
-from casweights.stores import cached
+from casweights.stores import cached, diskcache
 from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
@@ -481,7 +481,7 @@ def test_no_writes_for_a_while_after_an_error(
     assert extents(folder) == {}
     assert list(folder.glob(f"{PREFIX}*")) == []
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + cached.PAUSE + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + diskcache.PAUSE + 1)
     store.get(PACK, 0, 10)
     assert list(extents(folder)) == ["0-10"]
 
@@ -499,7 +499,7 @@ def test_a_hit_that_cannot_be_noted(
 def test_a_folder_that_vanishes(
     store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached, "PAUSE", 0)
+    monkeypatch.setattr(diskcache, "PAUSE", 0)
     store.get(PACK, 0, 10)
     shutil.rmtree(folder)
     store.get(PACK, 0, 10)  # notices
