@@ -70,7 +70,8 @@ class ChunkIndex:
         unread = [name for name in map(names.pack_name, hinted) if name not in self._packs]
         sizes = self._store.sizes(unread) if unread else {}
         small = [(name, size) for name, size in sizes.items() if size <= _SMALL_PACK]
-        return [[(name, 0, size)] for name, size in small[:_SMALL_PACKS]]
+        # Twice: they are read for their index, and are to stay for their frames.
+        return [[(name, 0, size)] * 2 for name, size in small[:_SMALL_PACKS]]
 
     def load(self) -> None:
         """Read the indexes of all packs that appeared since the last time."""

@@ -116,13 +116,14 @@ class PackWriter:
         self.names.add(pack.name)
 
     def last(self) -> SealedPack | None:
-        """What is left, for the caller to write; when this returns, all before is durable.
+        """The only pack, for the caller to write together with a snapshot.
 
-        A version writes its last pack and its snapshot in one go.
+        Where there are more of them, there is nothing left for the caller: all are durable.
         """
-        pack = self._seal() if self._frames else None
-        self._puts.finish()
-        return pack
+        if self.packs:
+            self.finish()
+            return None
+        return self._seal() if self._frames else None
 
     def finish(self) -> None:
         """Write what is left; when this returns, all of it is durable."""

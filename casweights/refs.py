@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,8 @@ class Refs:
         if not moves:
             return None
         last = latest(moves)
-        return Head(branch, last.position, self._snapshot(self._heads, last))
+        snapshot = self._heads.snapshot(last)
+        return None if snapshot is None else Head(branch, last.position, snapshot)
 
     def advance(self, branch: str, expected: Head | None, snapshot: SnapshotId) -> Head:
         """Move a branch, if it still is where the caller saw it.
@@ -96,7 +98,15 @@ class Refs:
     def tag(self, tag: str) -> SnapshotId | None:
         """Where a tag points; None if there is no such tag."""
         moves = self._tags.moves(names.check_ref_name(tag))
-        return self._snapshot(self._tags, latest(moves)) if moves else None
+        return self._tags.snapshot(latest(moves)) if moves else None
+
+    def head_and_tag(self, name: str) -> tuple[Head | None, SnapshotId | None]:
+        """Where the branch and the tag of this name are; asked for at the same time."""
+        if not self.store.capabilities.remote:
+            return self.head(name), self.tag(name)
+        with ThreadPoolExecutor(1) as pool:
+            tag = pool.submit(self.tag, name)
+            return self.head(name), tag.result()
 
     def create_tag(self, tag: str, snapshot: SnapshotId) -> None:
         """Make a tag.
@@ -105,13 +115,15 @@ class Refs:
             ConflictError: A tag of this name points elsewhere.
         """
         there = self.tag(tag)
-        if there is None and not self._tags.append(tag, 0, None, snapshot):
-            there = self.tag(tag)
-        if there not in (None, snapshot):
+        if there is None:
+            if self._tags.append(tag, 0, None, snapshot):
+                return
+            there = self.tag(tag)  # None if it was deleted since, or a listing does not show it yet
+        if there != snapshot:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
-                f"tag {tag!r} already points to {there}; tags do not move: delete it first or "
-                "choose another name",
+                f"tag {tag!r} already points to {there or 'another version'}; tags do not move: "
+                "delete it first or choose another name",
             )
 
     def delete_tag(self, tag: str) -> None:
@@ -137,10 +149,8 @@ class Refs:
         return log.target(parse_move(info, kind))
 
     def _targets(self, log: RefLog) -> dict[str, SnapshotId]:
-        return {ref: self._snapshot(log, latest(moves)) for ref, moves in log.all().items()}
-
-    def _snapshot(self, log: RefLog, move: Move) -> SnapshotId:
-        return move.snapshot or log.target(move)
+        found = {ref: log.snapshot(latest(moves)) for ref, moves in log.all().items()}
+        return {ref: snapshot for ref, snapshot in found.items() if snapshot is not None}
 
     def _delete(self, log: RefLog, kind: str, ref: str) -> None:
         moves: Sequence[Move] = log.moves(names.check_ref_name(ref))

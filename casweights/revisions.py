@@ -44,7 +44,7 @@ def _resolve_name(db: Database, name: str) -> SnapshotId:
     elif name.startswith("heads/"):
         branch, tag = db.refs.head(name.removeprefix("heads/")), None
     else:
-        branch, tag = db.refs.head(name), db.refs.tag(name)
+        branch, tag = db.refs.head_and_tag(name)
     if branch and tag and branch.snapshot != tag:
         raise NotFoundError(
             ErrorCode.AMBIGUOUS,

@@ -112,6 +112,7 @@ class SnapshotStore:
         table = self._pack_table(snapshot, last)
         packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
         self._store.put_all([*packs, self._object(snapshot, encoded, table)])
+        self._hinted.add(snapshot.id)  # the index knows its chunks, lest they be written again
         self._keep(snapshot)
         return snapshot
 

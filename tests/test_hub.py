@@ -1,0 +1,278 @@
+"""What works in a directory works in a bucket of a local Hub, in few requests."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.errors import ConflictError, NotFoundError, UnsupportedError
+from casweights.stores.cached import CachedStore
+from casweights.stores.hub.store import HubStore
+from casweights.stores.memory import MemoryStore
+from casweights.stores.retry import RetryStore
+from casweights.testing.hub import LocalHub
+from casweights.testing.states import assert_same_state
+from casweights.testing.trees import read_tree, write_tree
+from tests import histories
+from tests.histories import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casweights import Repository
+    from casweights.stores.base import ObjectStore
+    from tests.histories import State
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+_numbers = count()
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LocalHub]:
+    with LocalHub() as hub:
+        hub.create_bucket("me/weights")
+        yield hub
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"store{next(_numbers)}"
+
+
+def bucket(hub: LocalHub, prefix: str) -> ObjectStore:
+    return RetryStore(HubStore("me/weights", prefix, endpoint=hub.url))
+
+
+@pytest.fixture
+def repo(hub: LocalHub, prefix: str) -> Iterator[Repository]:
+    with casweights.open(bucket(hub, prefix), create=True, config=CONFIG) as repository:
+        yield repository
+
+
+@pytest.fixture
+def again(hub: LocalHub, prefix: str, repo: Repository) -> Iterator[Repository]:
+    """The same store, as another machine has it."""
+    with casweights.open(bucket(hub, prefix)) as repository:
+        yield repository
+
+
+def history(count: int) -> list[State]:
+    """States of a run in which 1 % of the elements move at each step."""
+    return list(histories.history(count, 0.01, chunks=8))
+
+
+def requests(hub: LocalHub) -> dict[str, int]:
+    """Requests since the last time, telemetry aside."""
+    counts = {name: n for name, n in hub.counters().requests.items() if n and name != "telemetry"}
+    hub.reset_counters()
+    return counts
+
+
+def test_a_state_dict(repo: Repository, again: Repository) -> None:
+    states = history(4)
+    versions = [repo.commit(state, message=f"{n}") for n, state in enumerate(states)]
+    for version, state in zip(versions, states, strict=True):
+        assert_same_state(again.load(version.id), state)
+    assert [version.message for version in again.log("main")] == ["3", "2", "1", "0"]
+    assert again.verify().problems == ()
+    assert again.diff("main~1", "main").nbytes > 0
+    assert again.stats().versions[0].id == versions[0].id
+
+
+def test_a_directory(repo: Repository, again: Repository, tmp_path: Path) -> None:
+    files = {"config.json": b"{}", "sub/data.bin": bytes(range(256)) * 1000, "empty": b""}
+    write_tree(files, tmp_path / "model")
+    version = repo.commit(tmp_path / "model")
+    again.checkout(version.id, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == files
+    assert b"".join(again.read(version.id, "sub/data.bin")) == files["sub/data.bin"]
+
+
+def test_branches_and_tags(repo: Repository, again: Repository) -> None:
+    first, second = (repo.commit({"n": n}) for n in range(2))
+    repo.branch("side", first)
+    repo.tag("v1", first)
+    assert again.branches() == {"main": second.id, "side": first.id}
+    assert again.tags() == {"v1": first.id}
+    assert again.resolve("main~1") == again.resolve("v1") == first.id
+    with pytest.raises(ConflictError):
+        again.tag("v1", second)
+    with pytest.raises(ConflictError):
+        again.branch("side", second)
+    again.branch("side", second, force=True)
+    again.delete_tag("v1")
+    again.delete_branch("side")
+    assert repo.branches() == {"main": second.id}
+    assert repo.tags() == {}
+    assert repo.verify().problems == ()
+
+
+def test_repack(repo: Repository, again: Repository) -> None:
+    states = history(6)
+    versions = [repo.commit(state) for state in states]
+    again.load(versions[-1])
+    stats = repo.repack()
+    assert stats.packs < stats.old_packs
+    for version, state in zip(versions, states, strict=True):
+        assert_same_state(again.load(version.id), state)  # although its hints are out of date
+    assert again.verify().problems == ()
+
+
+def test_two_writers(repo: Repository, again: Repository) -> None:
+    """Both have seen the same head; one is told that it was too late."""
+    repo.commit({"n": 0})
+    head = again._db.refs.head("main")
+    theirs = repo.commit({"n": 1})
+    other = again.commit({"n": 2}, branch="other")
+    with pytest.raises(ConflictError) as caught:
+        again._db.refs.advance("main", head, other.id)
+    assert caught.value.snapshot == other.id
+    assert repo.resolve("main") == theirs.id
+    assert again.commit({"n": 2}).parents == (theirs.id,)
+
+
+def test_a_step_of_a_run_is_two_uploads(hub: LocalHub, prefix: str) -> None:
+    with casweights.open(
+        bucket(hub, prefix), create=True, config=CONFIG, cache_size=1 << 24
+    ) as repo:
+        first, second, third = history(3)
+        repo.commit(first)
+        repo.commit(second)
+        requests(hub)
+        repo.commit(third)
+        assert requests(hub) == {
+            "tree": 2,  # where the branch is, and whether it went there
+            "paths_info": 2,
+            "xorb_grant": 2,
+            "xorb_upload": 2,
+            "shard_upload": 2,
+            "batch": 2,
+        }
+
+
+def test_a_follower_reads_branch_snapshot_and_pack(
+    hub: LocalHub, prefix: str, repo: Repository
+) -> None:
+    first, *others = history(4)
+    repo.commit(first)
+    with casweights.open(bucket(hub, prefix), cache_size=1 << 24) as replica:
+        replica.load("heads/main")
+        for state in others:
+            repo.commit(state)
+            requests(hub)
+            assert_same_state(replica.load("heads/main"), state)
+            counts = requests(hub)
+            assert counts.pop("resolve") == counts.pop("cdn_read") == 1  # the snapshot
+            assert counts.pop("reconstruction") == counts.pop("xorb_read") == 1  # the pack
+            assert counts == {"tree": 1}
+
+
+def test_who_has_an_id_looks_nothing_up(hub: LocalHub, prefix: str, repo: Repository) -> None:
+    [state] = history(1)
+    version = repo.commit(state)
+    with casweights.open(bucket(hub, prefix)) as reader:
+        requests(hub)
+        assert_same_state(reader.load(version.id), state)
+    counts = requests(hub)
+    assert "paths_info" not in counts
+    assert "tree" not in counts
+
+
+def test_a_cache_for_all_processes(hub: LocalHub, prefix: str, tmp_path: Path) -> None:
+    def cached() -> ObjectStore:
+        return CachedStore(bucket(hub, prefix), tmp_path, 1 << 30, prefix)
+
+    states = history(2)
+    with casweights.open(bucket(hub, prefix), create=True, config=CONFIG) as repo:
+        first, second = (repo.commit(state) for state in states)
+    with casweights.open(cached()) as reader:
+        assert_same_state(reader.load(first), states[0])
+    hub.reset_counters()
+    with casweights.open(cached()) as reader:
+        assert_same_state(reader.load(first), states[0])
+        assert hub.counters().requests["xorb_read"] == 0
+        assert_same_state(reader.load(second), states[1])
+    whole = sum(tensor.nbytes for tensor in states[0].values())
+    assert hub.counters().bytes_out < whole / 10
+
+
+def test_an_interrupted_commit_is_not_uploaded_again(
+    hub: LocalHub, prefix: str, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [state] = history(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(repo._db.refs), "advance", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            repo.commit(state)
+    hub.reset_counters()
+    with casweights.open(bucket(hub, prefix)) as fresh:
+        version = fresh.commit(state)
+        assert hub.counters().bytes_in_by_route["xorb_upload"] < 10_000  # snapshot and ref
+        assert_same_state(fresh.load(version), state)
+
+
+def test_between_buckets_no_bytes_move(hub: LocalHub, prefix: str, repo: Repository) -> None:
+    states = history(3)
+    versions = [repo.commit(state) for state in states]
+    with casweights.open(bucket(hub, f"{prefix}/copy"), create=True, config=CONFIG) as target:
+        hub.reset_counters()
+        stats = repo.push(target)
+        moved = hub.counters()
+        assert stats.packs == len(states)
+        assert moved.bytes_in_by_route["xorb_upload"] < 10_000  # snapshots and ref
+        assert moved.bytes_out < 50_000  # indexes of packs
+        for version, state in zip(versions, states, strict=True):
+            assert_same_state(target.load(version.id), state)
+        assert target.verify().problems == ()
+
+
+def test_to_a_directory_and_back(hub: LocalHub, prefix: str, repo: Repository) -> None:
+    *states, last = history(4)
+    versions = [repo.commit(state) for state in states]
+    with casweights.open(MemoryStore(), create=True, config=CONFIG) as local:
+        repo.push(local)
+        more = local.commit(last)
+        assert local.push(repo).snapshots == 1
+        assert [v.id for v in repo.log("main")] == [more.id, *(v.id for v in versions[::-1])]
+    assert repo.verify().problems == ()
+
+
+def test_refs_in_a_repository(hub: LocalHub, prefix: str) -> None:
+    config = StoreConfig(chunk_size=CHUNK, refs=f"datasets/me/refs-{prefix}")
+    with casweights.open(bucket(hub, prefix), create=True, config=config) as repo:
+        info = repo.info()
+        assert info.exclusive
+        assert info.refs == f"hf://{config.refs}"
+        versions = [repo.commit({"n": n}) for n in range(3)]
+        repo.tag("v1", versions[0])
+        with casweights.open(bucket(hub, prefix)) as again:
+            assert again.config.refs == config.refs
+            assert again.branches() == {"main": versions[-1].id}
+            assert again.tags() == {"v1": versions[0].id}
+        assert repo.verify().problems == ()
+
+
+def test_only_buckets_can_have_their_refs_in_a_repository() -> None:
+    with pytest.raises(UnsupportedError, match="datasets/me/refs"):
+        casweights.open(MemoryStore(), create=True, config=StoreConfig(refs="datasets/me/refs"))
+
+
+def test_what_a_bucket_guarantees(repo: Repository) -> None:
+    info = repo.info()
+    assert not info.exclusive
+    assert info.refs == info.url == repo.url
+    assert info.url.startswith("hf://buckets/me/weights/store")
+
+
+def test_a_bucket_without_a_store(hub: LocalHub, prefix: str) -> None:
+    with pytest.raises(NotFoundError, match="there is no casweights store"):
+        casweights.open(bucket(hub, prefix))
+    with pytest.raises(NotFoundError, match="no bucket me/nothing"):
+        casweights.open(RetryStore(HubStore("me/nothing", endpoint=hub.url)))
+    with casweights.open(HubStore("me/new", endpoint=hub.url), create=True) as repo:
+        assert repo.url == "hf://buckets/me/new"
