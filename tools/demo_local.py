@@ -1,13 +1,7 @@
-"""Real versions of a real model go into a store and come back identical, byte by byte.
-
-Everything happens in a temporary directory, without network, and is checked on the way: the exit
-status is 1 if anything is not what it must be.
-"""
+"""First part of the demo: real versions of a real model in a store in a directory."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,71 +9,37 @@ import sys
 import tempfile
 import textwrap
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import variants
+from demo_common import (
+    BASE,
+    MODELS,
+    RECIPES,
+    WIDTH,
+    MismatchError,
+    Recipe,
+    check,
+    compare_files,
+    heading,
+    megabytes,
+    say,
+    size_on_disk,
+)
 from safetensors.torch import load_file
 
 import casweights
 from casweights.diff import ChangeKind
 from casweights.events import CommitStats, Stage
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-BASE, RELEASE = "pretrained", "v1.0"
+RELEASE = "v1.0"
 STORE = "store"
-WIDTH = 96
 WORDS = "embeddings.word_embeddings.weight"
 # transformers makes it anew and does not save it.
 DERIVED = "embeddings.position_ids"
 SENTENCES = ("I want my money back.", "Please refund the purchase.")
-
-
-class MismatchError(Exception):
-    """Something is not what it must be."""
-
-
-def check(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise MismatchError(otherwise)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a version comes about.
-
-    Attributes:
-        name: What it is called here.
-        branch: Where it is committed to.
-        parent: The version it is made from.
-        message: What was done.
-        make: Writes it; takes the parent's directory and its own, which is not there yet.
-    """
-
-    name: str
-    branch: str
-    parent: str | None
-    message: str
-    make: Callable[[Path, Path], object]
-
-
-def _fine_tune_frozen(source: Path, target: Path) -> list[float]:
-    return variants.fine_tune(source, target, frozen_embeddings=True)
-
-
-RECIPES = (
-    Recipe(BASE, "main", None, "all-MiniLM-L6-v2 as published", shutil.copytree),
-    Recipe("tuned", "main", BASE, "Fine-tuned", variants.fine_tune),
-    Recipe("frozen", "frozen", BASE, "Fine-tuned with frozen embeddings", _fine_tune_frozen),
-    Recipe("vocabulary", "vocabulary", BASE, "Six words added", variants.enlarge_vocabulary),
-    Recipe("adapter", "adapter", BASE, "LoRA adapter of rank 8", variants.train_adapter),
-    Recipe("fp16", "fp16", "tuned", "Rounded to fp16", variants.convert_to_half),
-)
 
 
 @dataclass
@@ -118,7 +78,7 @@ def commit_all(work: Path) -> dict[str, Version]:
     versions: dict[str, Version] = {}
     with casweights.open(work / STORE, create=True, reporter=observer) as store:
         for recipe in RECIPES:
-            directory = work / "models" / recipe.name
+            directory = work / MODELS / recipe.name
             parent = versions.get(recipe.parent or "")
             made = recipe.make(parent.directory if parent else variants.base_directory(), directory)
             version = commit(store, observer, recipe, directory, parent)
@@ -231,24 +191,6 @@ def check_everything(store: casweights.Repository, versions: dict[str, Version])
     say(f"{found.frames} frames in {found.packs} packs are sound")
 
 
-def compare_files(original: Path, copy: Path) -> dict[str, str]:
-    """SHA-256 of all files by path, which must be the same in both directories."""
-    expected, found = sha256_of_files(original), sha256_of_files(copy)
-    for path in sorted(expected.keys() | found.keys()):
-        check(expected.get(path) == found.get(path), f"{path} in {copy} is not the original's")
-    return expected
-
-
-def sha256_of_files(directory: Path) -> dict[str, str]:
-    digests = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            digests[path.relative_to(directory).as_posix()] = digest
-    return digests
-
-
 def compare_tensors(original: Path, state: dict[str, torch.Tensor]) -> None:
     """Compare what was loaded from the store with what safetensors reads from the file."""
     (file,) = original.glob("*.safetensors")
@@ -294,7 +236,7 @@ def print_table(work: Path, versions: dict[str, Version]) -> None:
         times = f"{version.commit_seconds:6.2f} s {version.checkout_seconds:7.2f} s"
         say(f"{version.name:<12}{sizes}  {times}")
     stored = size_on_disk(work / STORE)
-    plain = size_on_disk(work / "models")
+    plain = size_on_disk(work / MODELS)
     new = sum(version.stats.new_bytes for version in versions.values())
     say(f"{'on disk':<12}{table_sizes(plain, new, stored)}")
     check(plain == sum(v.stats.total_bytes for v in versions.values()), "the copies do not add up")
@@ -309,24 +251,8 @@ def table_sizes(plain: int, new: int, stored: int) -> str:
     return f"{sizes}{stored / plain:>8.1%}"
 
 
-def size_on_disk(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-
-
-def megabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e6:.2f} MB"
-
-
 def short(version: Version) -> str:
     return str(version.snapshot.id)[:12]
-
-
-def heading(text: str) -> None:
-    print(f"\n{text}", flush=True)
-
-
-def say(text: str) -> None:
-    print(textwrap.indent(text, "   "), flush=True)
 
 
 def casweights_command(work: Path, *arguments: str) -> None:
@@ -344,17 +270,8 @@ def casweights_command(work: Path, *arguments: str) -> None:
     check(done.returncode == 0, f"casweights ended with exit status {done.returncode}")
 
 
-@contextmanager
-def work_directory(keep: Path | None) -> Iterator[Path]:
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="casweights-demo-") as directory:
-        yield Path(directory)
-
-
 def run(work: Path) -> None:
+    """Do it all, in a directory; the versions stay in its folder `MODELS`."""
     versions = commit_all(work)
     base, observer = versions[BASE], Observer()
     with casweights.open(work / STORE, reporter=observer) as store:
@@ -365,31 +282,3 @@ def run(work: Path) -> None:
         check_everything(store, versions)
     damage_a_copy(work, base)
     print_table(work, versions)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="tools/demo", description=__doc__)
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in DIR and leave it there")
-    keep: Path | None = parser.parse_args().keep
-    if keep and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        parser.error(f"{keep} is not an empty directory")
-    start = time.perf_counter()
-    print(
-        "casweights keeps versions of model weights, each byte once. Here are six of a real model."
-    )
-    try:
-        with work_directory(keep) as work:
-            run(work)
-    except (MismatchError, casweights.CasweightsError) as error:
-        print(f"\nFAILED: {error}", file=sys.stderr)
-        return 1
-    print(f"\nEverything matches; {time.perf_counter() - start:.0f} s.")
-    if keep:
-        programs = Path(sys.executable).parent
-        print(f"Look around:\n   cd {keep}; export PATH={programs}:$PATH CASWEIGHTS_STORE={STORE}")
-        print(f"   casweights branch; casweights stats; casweights show {RELEASE}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
