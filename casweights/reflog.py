@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from casweights.errors import CasweightsError, ErrorCode, StoreError
+from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreError
 from casweights.format import names
 from casweights.format.envelope import Kind, corrupt, seal, unseal
 from casweights.format.fields import expect
@@ -114,6 +114,19 @@ class RefLog:
             raise corrupt(move.name, f"it leads to {snapshot}, which is not what its name says")
         return snapshot
 
+    def snapshot(self, move: Move) -> SnapshotId | None:
+        """Where a move leads to; None if it was removed since it was listed.
+
+        Raises:
+            IntegrityError: Only its object can tell, and is damaged.
+        """
+        if move.snapshot is not None:
+            return move.snapshot
+        try:
+            return self.target(move)
+        except NotFoundError:
+            return None
+
     def append(self, ref: str, after: int, before: SnapshotId | None, snapshot: SnapshotId) -> bool:
         """Move a ref to the position behind `after`, where it must lead to `before`.
 
@@ -125,7 +138,7 @@ class RefLog:
         payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
         if not self._store.put(name, [seal(Kind.REF, payload)]) and self._exclusive:
             return False
-        moves = self._list_with(ref, name)
+        moves = self._list_with(ref, name, after)
         if not self._was_at(after, before, moves) or not _counts(name, after, moves):
             with suppress(CasweightsError):  # it is of no effect where it lies
                 self._store.delete(name)
@@ -136,21 +149,24 @@ class RefLog:
 
     def _was_at(self, position: int, snapshot: SnapshotId | None, moves: Sequence[Move]) -> bool:
         """Whether the log still is the one that the caller saw."""
-        if position == 0:
-            return True
-        if not any(move.position == position for move in moves):
-            return False
+        if position == 0:  # a branch that is this long has lost its first moves, or is about to
+            return max(move.position for move in moves) < 2 * _KEPT
         move = _first(moves, position)
-        return (move.snapshot or self.target(move)) == snapshot
+        return move is not None and self.snapshot(move) == snapshot
 
-    def _list_with(self, ref: str, name: str) -> list[Move]:
-        """The moves of a ref once this one is among them, and all that were made before it."""
+    def _list_with(self, ref: str, name: str, after: int) -> list[Move]:
+        """The moves of a ref once this one is among them, and all that were made before it.
+
+        It may also be gone for good: others removed it, who are at its position or beyond it.
+        """
         deadline, pause = time.monotonic() + _PATIENCE, 0.1
         while True:
             moves = self.moves(ref)
             if any(move.name == name for move in moves):
                 return moves
             if time.monotonic() > deadline:
+                if any(move.position > after for move in moves):
+                    return moves
                 raise StoreError(
                     ErrorCode.UNREACHABLE,
                     f"{self._store.url} does not list {name} {_PATIENCE:g} s after it was made: "
@@ -167,17 +183,21 @@ class RefLog:
 
 def latest(moves: Sequence[Move]) -> Move:
     """Where a ref is: the highest position, and of several there the first one."""
-    position = max(move.position for move in moves)
-    return _first(moves, position)
+    return min(moves, key=lambda move: (-move.position, *_order(move)))
 
 
-def _first(moves: Sequence[Move], position: int) -> Move:
-    at = [move for move in moves if move.position == position]
-    return min(at, key=lambda move: (move.created, move.name))
+def _first(moves: Sequence[Move], position: int) -> Move | None:
+    """The move to this position that counts."""
+    return min((move for move in moves if move.position == position), key=_order, default=None)
+
+
+def _order(move: Move) -> tuple[int, str]:
+    return move.created, move.name
 
 
 def _counts(name: str, after: int, moves: Sequence[Move]) -> bool:
     """Whether the move of this name is part of the ref's way, and not beside it."""
     positions = {move.position for move in moves}
     is_last_or_followed = max(positions) == after + 1 or after + 2 in positions
-    return is_last_or_followed and _first(moves, after + 1).name == name
+    first = _first(moves, after + 1)
+    return is_last_or_followed and first is not None and first.name == name
