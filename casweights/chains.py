@@ -88,7 +88,7 @@ class ChainEncoder:
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
         """See `NearbyReader.ahead`: for bases that will be read."""
-        return self._reader.ahead()
+        return self._reader.ahead(bit_by_bit=True)
 
     def encode(self, raw: memoryview, dtype: DType, base: ChunkId | None) -> list[EncodedFrame]:
         """The frames to store for a chunk.

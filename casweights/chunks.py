@@ -162,10 +162,13 @@ class NearbyReader:
         self._finder = index.finder(nearby)
 
     @contextmanager
-    def ahead(self) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
+    def ahead(self, *, bit_by_bit: bool = False) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
         """A function that announces the chunks to be read next, in order.
 
         A store behind a network then fetches what they need, many pieces at a time.
+
+        Args:
+            bit_by_bit: Whether few chunks are announced at a time, and their neighbours soon.
         """
         store = self._reader.store
         if not store.capabilities.remote:
@@ -177,14 +180,17 @@ class NearbyReader:
                 wanted = [chunk for chunk in chunks if chunk not in self._nearby]
                 announce(self._index.small_packs(wanted))
                 self._index.prepare(wanted)
-                announce([self._ranges(chunk) for chunk in wanted])
+                announce([self._ranges(chunk, bit_by_bit=bit_by_bit) for chunk in wanted])
 
             yield announce_chunks
 
-    def _ranges(self, chunk: ChunkId) -> list[Range]:
+    def _ranges(self, chunk: ChunkId, *, bit_by_bit: bool) -> list[Range]:
         """What a chunk is read from."""
         path = self._index.find_path(chunk, self._finder)
-        return [] if path is None else [location.range for location in path.frames]
+        if path is None:
+            return []
+        around = self._index.around
+        return [around(frame) if bit_by_bit else frame.range for frame in path.frames]
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it; see `ChunkReader.readinto`.

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 
 _LOOKAHEAD = 16  # runs that are read before the first of them is encoded, while bases arrive
-_DEAR = 1 / 8  # of its raw size: a frame that is larger is worth a look at all packs
+_DEAR = 1 / 8  # of its raw size: a chunk that takes more is worth a look at other packs
+_MOST_PACKS = 512  # but not at more than these
 
 
 class _Run(NamedTuple):
@@ -91,7 +92,8 @@ def commit(
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else Bases(base))
     encoder = ChainEncoder(db.reader, db.index, db.cache, compression)
-    work = _Commit(db, files, buffers, bases, encoder, Once(db.index.load))
+    most = _MOST_PACKS if db.store.capabilities.remote else None
+    work = _Commit(db, files, buffers, bases, encoder, Once(partial(db.index.load, most)))
     if db.store.capabilities.remote:
         db.index.prepare_all()  # of the base; further packs only where they may save much
     else:
@@ -231,7 +233,8 @@ def _frames(
         if chunk in index:
             return []
     frames = work.encoder.encode(raw, piece.dtype, base)
-    if sum(len(frame.payload) for frame in frames) > _DEAR * piece.nbytes:
+    # The smallest of them, because a cheap step may come with a new keyframe.
+    if min(len(frame.payload) for frame in frames) > _DEAR * piece.nbytes:
         work.look_everywhere()
     return [] if chunk in index else frames
 

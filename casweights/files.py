@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from casweights.errors import ErrorCode, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+_MAX_PARTS = 512  # of one call; below the IOV_MAX of every system
 _CODES = {
     errno.ENOSPC: ErrorCode.NO_SPACE,
     errno.EDQUOT: ErrorCode.NO_SPACE,
@@ -33,14 +34,16 @@ def read_exactly(descriptor: int, start: int, out: memoryview) -> bool:
     return True
 
 
-def write_fully(descriptor: int, views: list[memoryview]) -> None:
-    """Write all of `views` (byte views), however often the system stops short."""
-    while views:
-        written = os.writev(descriptor, views)
-        while views and written >= len(views[0]):
-            written -= len(views.pop(0))
-        if views:
-            views[0] = views[0][written:]
+def write_fully(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) -> None:
+    """Write all of `parts` (of bytes), however often the system stops short."""
+    for n in range(0, len(parts), _MAX_PARTS):
+        views = [memoryview(part) for part in parts[n : n + _MAX_PARTS]]
+        while views:
+            written = os.writev(descriptor, views)
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if views:
+                views[0] = views[0][written:]
 
 
 def fsync_folder(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +27,21 @@ MAX_LINKS = 4096  # frames in a row that a reader follows
 _TAIL_GUESS = 8 * KiB
 _READERS = 16
 _SMALL_PACK, _SMALL_PACKS = 8 * MiB, 8  # a step of a run; several are more than one needs
+_TINY_PACK, _TINY_PACKS = 128 * KiB, 256
+_BESIDE = 512 * KiB
+_LISTING_LAG = 300.0  # seconds
+
+
+class _Known(NamedTuple):
+    """A pack that was read.
+
+    Attributes:
+        size: Its bytes.
+        since: When, by the monotonic clock, in seconds.
+    """
+
+    size: int
+    since: float
 
 
 class ChunkIndex:
@@ -45,7 +61,7 @@ class ChunkIndex:
         self._hints: dict[ChunkId, PackId] = {}
         self._hinted_packs: dict[PackId, None] = {}
         self._table = FrameTable()
-        self._packs: set[str] = set()
+        self._packs: dict[str, _Known] = {}  # those that were read
         self._paths = PathFinder(self._table)
         self.damaged: dict[str, CasweightsError] = {}
 
@@ -65,21 +81,44 @@ class ChunkIndex:
         self._read_packs(list(self._hinted_packs))
 
     def small_packs(self, chunks: Iterable[ChunkId]) -> list[list[Range]]:
-        """Unread hinted packs of these chunks that one fetches whole rather than piece by piece."""
-        hinted = dict.fromkeys(h for chunk in chunks if (h := self._hints.get(chunk)))
-        unread = [name for name in map(names.pack_name, hinted) if name not in self._packs]
-        sizes = self._store.sizes(unread) if unread else {}
-        small = [(name, size) for name, size in sizes.items() if size <= _SMALL_PACK]
-        # Twice: they are read for their index, and are to stay for their frames.
-        return [[(name, 0, size)] * 2 for name, size in small[:_SMALL_PACKS]]
+        """Unread hinted packs that one fetches whole rather than piece by piece.
 
-    def load(self) -> None:
-        """Read the indexes of all packs that appeared since the last time."""
+        Those are the packs of these chunks, if they are as small as that of a step, and whatever
+        is so tiny that an index is not worth a read of its own.
+        """
+        own = dict.fromkeys(h for chunk in chunks if (h := self._hints.get(chunk)))
+        hinted = map(names.pack_name, own | self._hinted_packs if own else own)
+        unread = [name for name in hinted if name not in self._packs and name not in self.damaged]
+        sizes = self._store.sizes(unread) if unread else {}
+        tiny = [name for name, size in sizes.items() if size <= _TINY_PACK]
+        small = [
+            name for name in map(names.pack_name, own) if 0 < sizes.get(name, 0) <= _SMALL_PACK
+        ]
+        # Twice: they are read for their index, and are to stay for their frames.
+        chosen = dict.fromkeys([*small[:_SMALL_PACKS], *tiny[:_TINY_PACKS]])
+        return [[(name, 0, sizes[name])] * 2 for name in chosen]
+
+    def around(self, location: Location) -> Range:
+        """A frame's range, and what lies beside it in a small pack: the frames of next chunks."""
+        name, start, stop = location.range
+        size = self._packs[name].size if name in self._packs else 0
+        if not stop <= size <= _SMALL_PACK:
+            return name, start, stop
+        return name, start // _BESIDE * _BESIDE, min(-(-stop // _BESIDE) * _BESIDE, size)
+
+    def load(self, most: int | None = None) -> None:
+        """Read the indexes of all packs that appeared since the last time.
+
+        Args:
+            most: If there are more, read none of them.
+        """
         with self._lock:
             listed = list(self._store.list(names.PACKS))
-            if not self._packs <= {info.name for info in listed}:
+            if self._has_lost({info.name for info in listed}):
                 self._forget()  # some are gone, and their chunks with them
-            self._read([info for info in listed if info.name not in self._packs])
+            unread = [info for info in listed if info.name not in self._packs]
+            if most is None or len(unread) <= most:
+                self._read(unread)
 
     def _read(self, packs: list[ObjectInfo]) -> None:
         if not packs:
@@ -89,7 +128,7 @@ class ChunkIndex:
                 if isinstance(result, CasweightsError):
                     self.damaged[info.name] = result
                 else:
-                    self.add(info.name, result)
+                    self.add(info.name, info.size, result)
 
     def _try_read(self, info: ObjectInfo) -> list[Location] | CasweightsError:
         store, trusting = self._store, self._store.capabilities.remote
@@ -104,6 +143,14 @@ class ChunkIndex:
         except (IntegrityError, NotFoundError) as error:
             return error
 
+    def _has_lost(self, listed: set[str]) -> bool:
+        """Whether a known pack is gone. A store behind a network may not list the newest yet."""
+        patience = _LISTING_LAG if self._store.capabilities.remote else 0.0
+        oldest = time.monotonic() - patience
+        return any(
+            name not in listed and known.since <= oldest for name, known in self._packs.items()
+        )
+
     def _forget(self) -> None:
         for known in (self._table, self._packs, self.damaged):
             known.clear()
@@ -113,11 +160,11 @@ class ChunkIndex:
         self._table.exclude(location)
         self.damaged[names.pack_name(location.pack)] = why
 
-    def add(self, pack_name: str, locations: Iterable[Location]) -> None:
-        """Take note of all frames of a pack, which need not be read any more."""
+    def add(self, pack_name: str, size: int, locations: Iterable[Location]) -> None:
+        """Take note of all frames of a pack, of `size` bytes, which need not be read any more."""
         with self._lock:
             self._table.add(locations)
-            self._packs.add(pack_name)
+            self._packs[pack_name] = _Known(size, time.monotonic())
             self.damaged.pop(pack_name, None)
 
     def frames(self, chunk: ChunkId) -> list[Location]:

@@ -112,7 +112,7 @@ class PackWriter:
 
     def written(self, pack: SealedPack) -> None:
         """Take note that a pack is in the store."""
-        self._db.index.add(pack.name, pack.locations)
+        self._db.index.add(pack.name, pack.size, pack.locations)
         self.names.add(pack.name)
 
     def last(self) -> SealedPack | None:

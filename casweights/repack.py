@@ -153,7 +153,7 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
         work.writer.add(job.chunk, job.piece.nbytes, frames)
         work.done.add(job.chunk)
         planned = [_planned(job, frame) for frame in frames]
-        work.plan.add(names.pack_name(_UNWRITTEN), planned)
+        work.plan.add(names.pack_name(_UNWRITTEN), 0, planned)
 
 
 def _planned(job: _Job, frame: EncodedFrame) -> Location:

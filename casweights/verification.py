@@ -25,7 +25,7 @@ from casweights.index import MAX_LINKS, read_pack_index
 from casweights.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from casweights.database import Database
     from casweights.format.pack import Location
@@ -71,10 +71,12 @@ def verify(db: Database, *, quick: bool) -> Verification:
     db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
     try:
         forest = _read_forest(db, packs, problems)
-        have = _verify_forest(db, forest, problems, quick=quick)
+        have, stranded = _verify_forest(db, forest, problems, quick=quick)
     finally:
         db.reporter.finished(Stage.VERIFY)
-    found = _verify_snapshots(db, snapshots, have, problems)
+    missing: list[CasweightsError] = []
+    found, lost = _verify_snapshots(db, snapshots, have, missing)
+    problems += [*_blame(stranded, lost), *missing]
     _verify_refs(db, refs, found, problems)
     _verify_names(db, problems)
     return Verification(
@@ -117,20 +119,50 @@ def _try_index(
 
 def _verify_forest(
     db: Database, forest: _Forest, problems: list[CasweightsError], *, quick: bool
-) -> set[ChunkId]:
-    """Check all frames, each differing one after its base; returns the chunks that are sound."""
+) -> tuple[set[ChunkId], list[Location]]:
+    """Check all frames, each differing one after its base.
+
+    Returns:
+        The chunks that are sound, and the frames whose base is not there.
+    """
     work = _TreeCheck(db, forest, quick=quick)
     checked: set[Location] = set()
     for locations, errors in db.workers.map(work, forest.get(None, [])):
         problems += errors
         checked.update(locations)
         db.reporter.advanced(Stage.VERIFY, sum(place.frame.size for place in locations))
-    for location in (place for places in forest.values() for place in places):
-        if location not in checked:
-            why = f"its base {location.frame.base} cannot be rebuilt"
-            problems.append(damaged_frame(location, why))
-            db.reporter.advanced(Stage.VERIFY, location.frame.size)
-    return work.sound
+    places = (place for places in forest.values() for place in places)
+    stranded = [place for place in places if place not in checked]
+    for location, error in db.workers.map(partial(_try_payload, db), stranded):
+        problems += [error] if error else []
+        db.reporter.advanced(Stage.VERIFY, location.frame.size)
+    return work.sound, stranded
+
+
+def _try_payload(db: Database, location: Location) -> tuple[Location, IntegrityError | None]:
+    try:
+        read_payload(db.store, location)
+    except IntegrityError as error:
+        return location, error
+    return location, None
+
+
+def _blame(stranded: Sequence[Location], lost: set[ChunkId]) -> Iterator[IntegrityError]:
+    """What is to blame for lost chunks, among the frames whose base is not there.
+
+    Others do no harm: packs come from elsewhere as a whole, and hold what no version here needs.
+    """
+    frames: dict[ChunkId, list[Location]] = {}
+    for location in stranded:
+        frames.setdefault(location.frame.chunk, []).append(location)
+    pending, seen = sorted(lost), set(lost)
+    while pending:
+        for location in frames.get(pending.pop(), []):
+            base = location.frame.base
+            yield damaged_frame(location, f"its base {base} cannot be rebuilt")
+            if base is not None and base not in seen:
+                seen.add(base)
+                pending.append(base)
 
 
 class _TreeCheck:
@@ -190,10 +222,15 @@ def _verify_snapshots(
     listed: Sequence[ObjectInfo],
     have: set[ChunkId],
     problems: list[CasweightsError],
-) -> set[SnapshotId]:
-    """Check all snapshots; returns those that are in the store, sound or not."""
+) -> tuple[set[SnapshotId], set[ChunkId]]:
+    """Check all snapshots.
+
+    Returns:
+        Those that are in the store, sound or not, and the chunks that they lack.
+    """
     stored = SnapshotStore(db.store, db.index, db.config)  # which remembers none yet
-    found = set()
+    found: set[SnapshotId] = set()
+    all_lost: set[ChunkId] = set()
     for info in listed:
         try:
             found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
@@ -207,6 +244,7 @@ def _verify_snapshots(
             problems.append(error)
             continue
         lost = {chunk for chunk, _ in snapshot.pieces()} - have
+        all_lost |= lost
         if lost:
             count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, as"
             problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
@@ -215,7 +253,7 @@ def _verify_snapshots(
             for parent in stored.parents(snapshot)
             if parent not in found
         )
-    return found
+    return found, all_lost
 
 
 def _verify_refs(

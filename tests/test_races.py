@@ -15,6 +15,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ConflictError, ErrorCode
 from casweights.refs import Refs
+from casweights.stores.base import ObjectStore
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
-    from casweights.stores.base import Buffer, ObjectStore
+    from casweights.stores.base import Buffer
     from casweights.testing import CountingStore
 
 WRITERS, COMMITS = 4, 8
@@ -50,6 +51,8 @@ class Meeting(WrapperStore):
         super().__init__(inner)
         self.prefix = prefix
         self.others = [other]
+
+    put_all = ObjectStore.put_all
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         if name.startswith(self.prefix) and self.others:

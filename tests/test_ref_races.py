@@ -29,7 +29,7 @@ from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreErro
 from casweights.format import names
 from casweights.ids import SnapshotId
 from casweights.refs import Head, Refs
-from casweights.stores.base import Capabilities, ObjectInfo
+from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
 from casweights.stores.hub.store import HubStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.retry import RetryStore
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casweights import Repository
-    from casweights.stores.base import Buffer, ObjectStore
+    from casweights.stores.base import Buffer
 
     Work = Callable[["Client"], object]
     Choose = Callable[[Sequence["Writer"]], "Writer"]
@@ -141,6 +141,8 @@ class Client(WrapperStore):
     def __init__(self, world: World, stop: Callable[[], Fate]) -> None:
         super().__init__(world)
         self._stop = stop
+
+    delete_all = ObjectStore.delete_all
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         with self._turn():

@@ -81,6 +81,11 @@ class SealedPack:
         return pack_name(self.pack)
 
     @property
+    def size(self) -> int:
+        """Its bytes."""
+        return sum(map(len, self.parts))
+
+    @property
     def locations(self) -> list[Location]:
         """Where its frames will be."""
         return [Location(self.pack, frame) for frame in self.frames]

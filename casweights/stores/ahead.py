@@ -13,7 +13,7 @@ from casweights.stores.wrapper import WrapperStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.stores.base import Announce, Content, ObjectStore, Range
+    from casweights.stores.base import Announce, ObjectStore, Range
 
 MiB = 1 << 20
 _WINDOW = 128 * MiB  # fetched and not yet used
@@ -186,30 +186,6 @@ class ReadaheadStore(WrapperStore):
             self.inner.readinto(name, start, out)
         else:
             out[:] = found
-
-    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
-        """See `ObjectStore.put_all`."""
-        return self.inner.put_all(objects)
-
-    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        """See `ObjectStore.copy_from`."""
-        self.inner.copy_from(source, names)
-
-    def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """See `ObjectStore.sizes`."""
-        return self.inner.sizes(names)
-
-    def exists(self, name: str) -> bool:
-        """See `ObjectStore.exists`."""
-        return self.inner.exists(name)
-
-    def read(self, name: str, limit: int) -> bytes:
-        """See `ObjectStore.read`."""
-        return self.inner.read(name, limit)
-
-    def delete_all(self, names: Sequence[str]) -> None:
-        """See `ObjectStore.delete_all`."""
-        self.inner.delete_all(names)
 
     def forget(self, name: str) -> bool:
         """See `ObjectStore.forget`."""

@@ -14,13 +14,13 @@ from casweights.stores.diskcache import DiskCache
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from casweights.stores.base import Content, ObjectStore, Parts
 
 CACHED_PREFIXES = ("packs/", "snapshots/")  # names that come from the content
-MAX_WRITTEN = 16 << 20  # what was written and is larger is not kept
+MAX_WRITTEN = 80 << 20  # what was written and is larger is not kept; packs are not
 
 
 class CachedStore(WrapperStore):
@@ -53,7 +53,7 @@ class CachedStore(WrapperStore):
         with self._turn(name, start, len(out)):
             if not self._cache.readinto(name, start, out):
                 self.inner.readinto(name, start, out)
-                self._cache.keep(name, start, out)
+                self._cache.keep(name, start, [out])
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         """See `ObjectStore.get`."""
@@ -73,16 +73,8 @@ class CachedStore(WrapperStore):
             if size is not None and size <= limit:
                 return self.get(name, 0, size)
             data = self.inner.read(name, limit)
-            self._cache.keep(name, 0, data, whole=True)
+            self._cache.keep(name, 0, [data], whole=True)
         return data
-
-    def exists(self, name: str) -> bool:
-        """See `ObjectStore.exists`."""
-        return self.inner.exists(name)
-
-    def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """See `ObjectStore.sizes`."""
-        return self.inner.sizes(names)
 
     def put(self, name: str, parts: Parts) -> bool:
         """See `ObjectStore.put`."""
@@ -109,10 +101,6 @@ class CachedStore(WrapperStore):
                 self._keep_written(name, written[name])
         return all_created
 
-    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        """See `ObjectStore.copy_from`."""
-        self.inner.copy_from(source, names)
-
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
         self._cache.drop(name)
@@ -135,7 +123,7 @@ class CachedStore(WrapperStore):
     def _keep_written(self, name: str, parts: Parts) -> None:
         """The writer will most likely read it soon, as bases of what it writes next."""
         if _is_cached(name) and _nbytes(parts) <= MAX_WRITTEN:
-            self._cache.keep(name, 0, b"".join(parts), whole=True)
+            self._cache.keep(name, 0, parts, whole=True)
 
     @contextmanager
     def _turn(self, name: str, start: int, size: int) -> Iterator[None]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from casweights.stores.base import Buffer
+    from casweights.stores.base import Parts
 
 PAUSE = 60.0  # seconds without writing after an error
 _TOUCH = 60.0  # seconds within which one hit looks like another
@@ -92,15 +92,15 @@ class DiskCache:
         extents = _list_extents(self._object_folder(name))
         return next((extent.stop for extent in extents if extent.whole), None)
 
-    def keep(self, name: str, start: int, data: Buffer, *, whole: bool = False) -> None:
+    def keep(self, name: str, start: int, parts: Parts, *, whole: bool = False) -> None:
         """Keep an extent, if possible."""
-        size = len(data)
+        size = sum(map(len, parts))
         if not 0 < size <= self._largest or time.monotonic() < self._resume:
             return
         try:
             with self._space.reserve(size) as fits:
                 if fits:
-                    self._write(name, _Extent(start, start + size, whole), data)
+                    self._write(name, _Extent(start, start + size, whole), parts)
         except OSError:
             self._pause()
 
@@ -115,11 +115,11 @@ class DiskCache:
             self._spoilt.add(name)
         return bool(extents)
 
-    def _write(self, name: str, extent: _Extent, data: Buffer) -> None:
+    def _write(self, name: str, extent: _Extent, parts: Parts) -> None:
         folder, draft = self._object_folder(name), self._draft_path()
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            write_fully(descriptor, [memoryview(data)])
+            write_fully(descriptor, parts)
         finally:
             os.close(descriptor)
         _rename(draft, folder / str(extent))

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import Buffer
 
-_MAX_PARTS = 512  # below the IOV_MAX of every system
-
 
 class LocalStore(ObjectStore):
     """Objects as files below a root directory. Writers may be many processes on one machine."""
@@ -120,8 +118,7 @@ class LocalStore(ObjectStore):
 def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
-        for n in range(0, len(parts), _MAX_PARTS):
-            write_fully(descriptor, [memoryview(part) for part in parts[n : n + _MAX_PARTS]])
+        write_fully(descriptor, parts)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

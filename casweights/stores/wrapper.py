@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 from casweights.stores.base import ObjectStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer, ObjectInfo
+    from casweights.stores.base import Buffer, Content, ObjectInfo
 
 
 class WrapperStore(ObjectStore):
-    """Passes every call for one object on; subclasses add to it.
+    """Passes everything on; subclasses add to it.
 
-    Batches go object by object through the wrapper's own methods, unless it overrides them too.
+    One that is about single objects makes batches go through its own methods one by one: by
+    ``put_all = ObjectStore.put_all``, and so on.
 
     Attributes:
         inner: The store that does the work.
@@ -38,9 +39,29 @@ class WrapperStore(ObjectStore):
         """See `ObjectStore.put`."""
         return self.inner.put(name, parts)
 
+    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+        """See `ObjectStore.put_all`."""
+        return self.inner.put_all(objects)
+
+    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
+        """See `ObjectStore.copy_from`."""
+        self.inner.copy_from(source, names)
+
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
         return self.inner.size(name)
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """See `ObjectStore.sizes`."""
+        return self.inner.sizes(names)
+
+    def exists(self, name: str) -> bool:
+        """See `ObjectStore.exists`."""
+        return self.inner.exists(name)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See `ObjectStore.read`."""
+        return self.inner.read(name, limit)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         """See `ObjectStore.readinto`."""
@@ -53,6 +74,10 @@ class WrapperStore(ObjectStore):
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
         self.inner.delete(name)
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """See `ObjectStore.delete_all`."""
+        self.inner.delete_all(names)
 
     def place(self, name: str) -> bytes | None:
         """See `ObjectStore.place`."""

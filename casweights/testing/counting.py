@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from casweights.stores.base import ObjectStore
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casweights.stores.base import Buffer, ObjectStore
+    from casweights.stores.base import Buffer
 
 
 class CountingStore(WrapperStore):
@@ -34,6 +35,10 @@ class CountingStore(WrapperStore):
     def read_bytes(self, prefix: str) -> int:
         """Bytes read from objects whose names begin with `prefix`."""
         return sum(nbytes for name, nbytes in self.reads if name.startswith(prefix))
+
+    put_all = ObjectStore.put_all
+    copy_from = ObjectStore.copy_from
+    read = ObjectStore.read
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""

@@ -18,6 +18,7 @@ from casweights.config import KiB, MiB
 from casweights.errors import IntegrityError, NotFoundError, UnsupportedError
 from casweights.staging import PREFIX
 from casweights.stores import cached, diskcache
+from casweights.stores.base import ObjectStore
 from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import NoReturn
 
-    from casweights.stores.base import Buffer, Content, ObjectStore
+    from casweights.stores.base import Buffer, Content
 
 PACK = "packs/" + "0f" * 32
 DATA = bytes(range(256)) * 64
@@ -537,6 +538,8 @@ class SlowStore(WrapperStore):
         self.go = threading.Event()
         self.begun = threading.Semaphore(0)
         self.count = 0
+
+    read = ObjectStore.read
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         self.count += 1

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PAGE = 1000  # what one request may ask for
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_STREAM_GONE = "(404 Not Found)"  # all that hf_xet's streams tell of bytes that are not there
 
 
 class Place(NamedTuple):
@@ -272,7 +273,8 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
             f"the Hub has no {where}, or your token may not see it: `casweights init` makes one, "
             "`hf auth whoami` says who you are",
         )
-    if isinstance(error, XetObjectNotFoundError) or status in (404, 416):
+    is_gone = isinstance(error, ConnectionError) and _STREAM_GONE in text
+    if isinstance(error, XetObjectNotFoundError) or is_gone or status in (404, 416):
         return missing(name or where)
     if status is not None and status not in _TRANSIENT:
         return StoreError(ErrorCode.IO_FAILED, f"{where} of the Hub refuses a request: {text}")

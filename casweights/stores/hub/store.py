@@ -111,7 +111,7 @@ class HubStore(ObjectStore):
         there = self._look_up(list(wanted))
         # One may be there since an earlier attempt, whose answer was lost.
         ours = {
-            item.name
+            item.name: True
             for item in wanted.values()
             if item.name not in there
             or (self._sent and there[item.name] == self._sent.get(item.digest))
@@ -120,15 +120,15 @@ class HubStore(ObjectStore):
         try:
             places = self._send(new)
             lines = {name: add_line(self._path(name), place) for name, place in places.items()}
-            self._carry_out(lines, [name for name in wanted if name in ours])
+            self._carry_out(lines, list(ours))
         except BaseException:
             for item in new:
-                self.forget(item.name)  # it is not there
+                self.forget(item.name)  # it is not there, as far as we know
             raise
-        for item in wanted.values():
-            if self._sent and item.name in ours:
-                self._sent.pop(item.digest, None)
-        return [name in ours and not ours.discard(name) for name, _ in objects]
+        for name in ours:
+            if self._sent:
+                self._sent.pop(wanted[name].digest, None)
+        return [ours.pop(name, False) for name, _ in objects]
 
     def _send(self, items: Sequence[_Object]) -> dict[str, Place]:
         """Upload the bytes of objects that are to get their names later; where each lies now."""

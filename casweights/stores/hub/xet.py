@@ -38,19 +38,31 @@ _CONFIG: dict[str, object] = {
     "reconstruction.min_reconstruction_fetch_size": 32_000_000,
 }
 _lock = threading.Lock()
-_sessions: dict[int, Any] = {}  # by process: a forked child cannot use its parent's
+_sessions: dict[tuple[int, float | None], Any] = {}  # a forked child cannot use its parent's
 
 
-def _session() -> Any:
+def _session(read_timeout: float | None = None) -> Any:
+    """The client, one for the whole process.
+
+    Args:
+        read_timeout: Seconds within which each answer must begin, and go on. Counted from when a
+            request is begun, so uploads cannot have it. A download that is cancelled waits for
+            its requests to end nevertheless, so downloads must have it.
+    """
     import hf_xet
 
+    key = (os.getpid(), read_timeout)
     with _lock:
-        if os.getpid() not in _sessions:
-            _sessions.clear()
+        if key not in _sessions:
+            for other in [other for other in _sessions if other[0] != os.getpid()]:
+                del _sessions[other]
+            options = dict(_CONFIG)
+            if read_timeout is not None:
+                options["client.read_timeout"] = f"{round(read_timeout * 1000)}ms"
             known = hf_xet.XetConfig()
-            options = {key: value for key, value in _CONFIG.items() if key in set(known.keys())}
-            _sessions[os.getpid()] = hf_xet.XetSession(known.with_config(options))
-        return _sessions[os.getpid()]
+            options = {name: value for name, value in options.items() if name in set(known.keys())}
+            _sessions[key] = hf_xet.XetSession(known.with_config(options))
+        return _sessions[key]
 
 
 class XetStorage:
@@ -122,7 +134,8 @@ class XetStorage:
         with self._lock:
             if self._streams is None or self._streams[0] != os.getpid():
                 access = self._access(self._api.grant("read"))
-                self._streams = (os.getpid(), _session().new_download_stream_group(**access))
+                group = _session(self._stall).new_download_stream_group(**access)
+                self._streams = (os.getpid(), group)
             return self._streams[1]
 
     def _access(self, grant: Grant) -> dict[str, Any]:

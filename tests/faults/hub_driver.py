@@ -1,0 +1,264 @@
+"""Stores in a bucket of a local Hub, for the tests of faults; as a program, commits to be killed.
+
+Usage: hub_driver.py MOMENT URL FOLDER
+
+Kills commits at every step, one after the other, and checks the promises after each. MOMENT is
+"before call" or "after call" of an operation on the store, "before step" or "after step" of what
+the store asks of the Hub, or "random". Prints what happened as JSON; any broken promise ends it
+with a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.stores.cached import CachedStore
+from casweights.stores.hub.api import HubApi
+from casweights.stores.hub.store import HubStore
+from casweights.stores.hub.xet import XetStorage
+from casweights.stores.retry import RetryStore
+from casweights.testing.faults import Fault, FaultyStore, kill_process
+from tests.faults.kill_driver import (
+    Model,
+    end_of,
+    fork,
+    kill_after,
+    limit_packs,
+    look,
+    seconds_for,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from casweights import Repository, SnapshotId
+    from casweights.stores.base import ObjectStore, Parts
+    from tests.faults.kill_driver import Digests
+
+BUCKET = "me/weights"
+CONFIG = StoreConfig(chunk_size=64 * KiB)
+PACK = 192 * KiB  # a commit of a model of the tests then has several packs
+SEED = 20261125
+RANDOM_TRIALS = 8
+
+
+def wrapped(
+    url: str,
+    prefix: str,
+    cache: Path | None = None,
+    *,
+    patience: float = 60.0,
+    stall: float = 10.0,
+    token: str | None = None,
+) -> ObjectStore:
+    """A store as its URL opens it, at a Hub of which huggingface_hub does not know."""
+    bucket = HubStore(BUCKET, prefix, endpoint=url, stall=stall, token=token)
+    store: ObjectStore = RetryStore(bucket, patience)
+    if cache is not None:
+        store = CachedStore(store, cache, 1 << 26, f"{url} {bucket.url}")
+    return store
+
+
+@contextmanager
+def opened(
+    url: str, prefix: str, cache: Path | None = None, **options: Any
+) -> Iterator[Repository]:
+    with casweights.open(wrapped(url, prefix, cache, **options), workers=2) as repo:
+        yield repo
+
+
+def new_store(url: str, prefix: str) -> None:
+    casweights.open(wrapped(url, prefix), create=True, config=CONFIG).close()
+
+
+def small_model(folder: Path, seed: int = SEED) -> Model:
+    return Model(folder, shards=2, tensors=6, nbytes=64 * KiB, seed=seed)
+
+
+def sizes(url: str, prefix: str) -> dict[str, int]:
+    """The objects of a store by name."""
+    return {info.name: info.size for info in HubStore(BUCKET, prefix, endpoint=url).list()}
+
+
+@contextmanager
+def watched_uploads() -> Iterator[list[int]]:
+    """The sizes of all contents that this process hands over to be sent."""
+    sent: list[int] = []
+    original = XetStorage.upload
+
+    def upload(self: XetStorage, contents: Iterable[Parts], placed: Callable[..., None]) -> None:
+        def noted() -> Iterator[Parts]:
+            for parts in contents:
+                sent.append(sum(map(len, parts)))
+                yield parts
+
+        original(self, noted(), placed)
+
+    with patch.object(XetStorage, "upload", upload):
+        yield sent
+
+
+def check_sound(repo: Repository, versions: dict[SnapshotId, Digests], folder: Path) -> None:
+    """No problem anywhere, and every version is what was committed."""
+    found = repo.verify()
+    assert found.problems == (), found.problems
+    for version, digests in versions.items():
+        repo.checkout(version, folder, delete=True)
+        assert look(folder) == digests
+
+
+class _Steps:
+    """Kills this process at the `number`-th request or upload, before it or after it."""
+
+    def __init__(self, number: int, *, after: bool) -> None:
+        self._number = number
+        self._after = after
+        self._lock = threading.Lock()
+        self._calls = 0
+        self.seen: list[str] = []
+        self._watch(HubApi, "request")
+        self._watch(HubApi, "read_url")
+        self._watch(XetStorage, "upload")
+        self._watch(XetStorage, "download")
+
+    def _watch(self, owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args: Any, **options: Any) -> Any:
+            with self._lock:
+                self._calls += 1
+                due = self._calls == self._number
+            if due and not self._after:
+                kill_process()
+            result = original(*args, **options)
+            if due:
+                kill_process()
+            return result
+
+        setattr(owner, name, call)
+
+
+class Trials:
+    """One store in the bucket, of which the commits are killed and repeated.
+
+    Nothing here but the children talks to the Hub through its client: it cannot be forked.
+    """
+
+    def __init__(self, url: str, prefix: str, folder: Path) -> None:
+        self.url = url
+        self.prefix = prefix
+        self.folder = folder
+        self.model = small_model(folder / "model")
+        self.versions: dict[SnapshotId, Digests] = {}
+        limit_packs(PACK)
+        self._child(partial(new_store, url, prefix))
+        self.recover()
+
+    def _child(self, action: Callable[[], Any]) -> Any:
+        """What a child says."""
+        path = self.folder / "answer"
+        assert end_of(fork(lambda: path.write_text(json.dumps(action())))) == "finished"
+        return json.loads(path.read_text())
+
+    def commit(self) -> str:
+        with opened(self.url, self.prefix) as repo:
+            return str(repo.commit(self.model.folder).id)
+
+    def commit_to_death(self, moment: str, number: int) -> None:
+        if moment.endswith("step"):
+            _Steps(number, after=moment == "after step")
+            self.commit()
+            return
+        fault = Fault(call=number, after=moment == "after call", action=kill_process)
+        bucket = HubStore(BUCKET, self.prefix, endpoint=self.url)
+        with casweights.open(FaultyStore(bucket, [fault]), workers=2) as repo:
+            repo.commit(self.model.folder)
+
+    def recover(self) -> bool:
+        """After a kill: whether the new version is there. All else is sound, and is so again."""
+        log = self._child(self._check_and_repeat)
+        known = [str(version) for version in reversed(self.versions)]
+        for version in reversed(log[: len(log) - len(known)]):
+            self.versions[casweights.SnapshotId.from_hex(version)] = self.model.digests()
+        return len(log) - len(known) == 2
+
+    def _check_and_repeat(self) -> list[str]:
+        """Returns the versions of the branch once the commit was repeated."""
+        known = [str(version) for version in reversed(self.versions)]
+        with opened(self.url, self.prefix) as repo:
+            log = [str(snapshot.id) for snapshot in repo.log()] if known else []
+            assert log[len(log) - len(known) :] == known, "the branch lost a version"
+            assert len(log) <= len(known) + 1
+            check_sound(repo, self.versions, self.folder / "out")
+        before = sizes(self.url, self.prefix)
+        with watched_uploads() as sent:
+            log.insert(0, self.commit())
+        after = sizes(self.url, self.prefix)
+        assert before.items() <= after.items()
+        assert sum(sent) == sum(after.values()) - sum(before.values()), "it was sent again"
+        with opened(self.url, self.prefix) as repo:
+            repo.checkout("main", self.folder / "out", delete=True)
+            assert look(self.folder / "out") == self.model.digests()
+            assert repo.verify().problems == ()
+        return log
+
+
+def kill_at_every_step(url: str, folder: Path, moment: str) -> Counter[str]:
+    """At each operation of a commit on the store, or at each thing it asks of the Hub."""
+    ends: Counter[str] = Counter()
+    for number in count(1):
+        place = folder / f"trial-{number}"
+        place.mkdir()
+        trials = Trials(url, f"{moment.replace(' ', '-')}/{number}", place)
+        trials.model.step()
+        end = end_of(fork(partial(trials.commit_to_death, moment, number)))
+        ends[end] += 1
+        ends["visible"] += trials.recover()
+        shutil.rmtree(place)
+        if end == "finished":
+            return ends
+    raise AssertionError("not reached")
+
+
+def kill_at_random(url: str, folder: Path) -> Counter[str]:
+    ends: Counter[str] = Counter()
+    chance = random.Random(SEED)
+    trials = Trials(url, "random", folder)
+    trials.model.step()
+    seconds = seconds_for(trials.commit)
+    trials.recover()
+    for _ in range(RANDOM_TRIALS):
+        trials.model.step()
+        ends[kill_after(chance.uniform(0, seconds), trials.commit)] += 1
+        ends["visible"] += trials.recover()
+    return ends
+
+
+def main() -> None:
+    moment, url, folder = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["HF_HOME"] = home
+        if moment == "random":
+            ends = kill_at_random(url, Path(folder))
+        else:
+            ends = kill_at_every_step(url, Path(folder), moment)
+    print(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main()

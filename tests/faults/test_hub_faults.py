@@ -1,0 +1,488 @@
+"""Failing networks, damaged objects and wrong places in a bucket: late, maybe, but never wrong."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from hashlib import sha256
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import casweights
+import casweights.packing
+from casweights import CasweightsError, ErrorCode, IntegrityError, NotFoundError, StoreError
+from casweights.format import names
+from casweights.format.snapshot import StoredSnapshot, encode_snapshot
+from casweights.ids import PackId, SnapshotId
+from casweights.stores.hub.api import Place
+from casweights.stores.hub.git import GitRefStore
+from casweights.stores.hub.store import HubStore
+from casweights.stores.retry import RetryStore
+from casweights.testing.hub import Conditions, LocalHub
+from casweights.testing.states import assert_same_state
+from tests.faults.hub_driver import (
+    BUCKET,
+    PACK,
+    check_sound,
+    new_store,
+    opened,
+    sizes,
+    small_model,
+    watched_uploads,
+    wrapped,
+)
+from tests.faults.kill_driver import Digests, Model, look
+from tests.histories import history
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_numbers = count()
+STALL = 0.5
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LocalHub]:
+    with LocalHub() as hub:
+        hub.create_bucket(BUCKET)
+        yield hub
+
+
+@pytest.fixture
+def prefix(hub: LocalHub) -> Iterator[str]:
+    """An empty store at a fair-weather Hub."""
+    prefix = f"store/{next(_numbers)}"
+    new_store(hub.url, prefix)
+    yield prefix
+    hub.conditions = Conditions()
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setattr(casweights.packing, "PACK_TARGET", PACK)
+    return small_model(tmp_path / "model", seed=next(_numbers))  # shares nothing with others
+
+
+def failing(fault: str, rate: float, **others: Any) -> Conditions:
+    values: dict[str, Any] = {fault: rate, **others}
+    return Conditions(**values)
+
+
+WEATHERS = {
+    "error": Conditions(error_rate=0.05),
+    "reset": Conditions(reset_rate=0.05),
+    "lost answer": Conditions(lost_answer_rate=0.05),
+    "truncate": Conditions(truncate_rate=0.05),
+    "stall": Conditions(stall_rate=0.05, stall=60.0),
+    "mix": Conditions(
+        error_rate=0.01,
+        reset_rate=0.01,
+        lost_answer_rate=0.01,
+        truncate_rate=0.01,
+        stall_rate=0.01,
+        stall=60.0,
+        failing_lines=2,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weather", WEATHERS)
+def test_all_verbs_get_through_bad_weather(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path, weather: str
+) -> None:
+    versions: dict[SnapshotId, Digests] = {}
+    states = list(history(3, density=0.01))
+    hub.conditions = replace(WEATHERS[weather], seed=1)
+    with opened(hub.url, prefix, tmp_path / "cache", stall=STALL) as repo:
+        for state in states:
+            versions[repo.commit(model.folder).id] = model.digests()
+            repo.commit(state, branch="states")
+            model.step()
+        repo.repack()
+    with (
+        opened(hub.url, prefix, stall=STALL) as repo,
+        casweights.open(tmp_path / "local", create=True, config=repo.config) as local,
+    ):
+        for version, digests in versions.items():
+            repo.checkout(version, tmp_path / "out", delete=True)
+            assert look(tmp_path / "out") == digests
+        for n, state in enumerate(reversed(states)):
+            assert_same_state(repo.load(f"states~{n}"), state)
+        repo.push(local)
+        pulled = local.commit(model.folder).id
+        versions[pulled] = model.digests()
+        local.push(repo)
+    hub.conditions = Conditions()
+    with opened(hub.url, prefix) as repo:
+        assert repo.resolve("main") == pulled
+        check_sound(repo, versions, tmp_path / "out")
+        for n, state in enumerate(reversed(states)):
+            assert_same_state(repo.load(f"states~{n}"), state)
+
+
+@pytest.mark.parametrize("route", ["token", "xorb_upload", "shard_upload", "batch", "paths_info"])
+@pytest.mark.parametrize("fault", ["error_rate", "reset_rate", "lost_answer_rate", "stall_rate"])
+def test_an_upload_that_failed_at_any_stage_is_repeated_as_a_whole(
+    hub: LocalHub, prefix: str, fault: str, route: str
+) -> None:
+    """By the same store: it must not count on what has not arrived."""
+    store = HubStore(BUCKET, prefix, endpoint=hub.url, stall=STALL)
+    data = np.random.default_rng(next(_numbers)).bytes(100_000)  # unlike all before
+    hub.conditions = failing(fault, 1.0, stall=60.0, only=frozenset({route}))
+    with pytest.raises(StoreError) as caught:
+        store.put("packs/x", [data])
+    assert caught.value.code is ErrorCode.UNREACHABLE
+    hub.conditions = Conditions()
+    assert store.put("packs/x", [data]), "it is ours, even if the answer was lost"
+    assert store.get("packs/x") == data
+    assert HubStore(BUCKET, prefix, endpoint=hub.url).get("packs/x") == data
+
+
+def test_a_batch_that_fails_in_part_is_finished(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path
+) -> None:
+    with opened(hub.url, prefix) as repo:
+        for lines in (1, 2):
+            hub.conditions = Conditions(failing_lines=lines)
+            version = repo.commit(model.folder).id
+            check_sound(repo, {version: model.digests()}, tmp_path / "out")
+            model.step()
+
+
+@pytest.mark.parametrize("kind", ["packs/", "snapshots/", "refs/heads/"])
+def test_a_refused_object_is_named_and_nothing_is_half_visible(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str
+) -> None:
+    with opened(hub.url, prefix) as repo:
+        first = repo.commit(model.folder).id
+        versions = {first: model.digests()}
+        model.step()
+        before = sizes(hub.url, prefix)
+        hub.conditions = Conditions(failing_path=kind)
+        with pytest.raises(StoreError, match=rf"refused.*{kind}") as caught:
+            repo.commit(model.folder)
+        assert caught.value.code is ErrorCode.IO_FAILED
+        hub.conditions = Conditions()
+        arrived = sizes(hub.url, prefix)
+        assert repo.resolve("main") == first
+        if kind != "refs/heads/":
+            assert not [n for n in arrived.keys() - before.keys() if n.startswith("snapshots/")]
+    with opened(hub.url, prefix) as repo:
+        check_sound(repo, versions, tmp_path / "out")
+        with watched_uploads() as sent:
+            versions[repo.commit(model.folder).id] = model.digests()
+        after = sizes(hub.url, prefix)
+        assert arrived.items() <= after.items()
+        assert sum(sent) == sum(after.values()) - sum(arrived.values())
+        check_sound(repo, versions, tmp_path / "out")
+
+
+def test_what_follows_a_refused_object_goes_although_the_network_fails(
+    hub: LocalHub, prefix: str
+) -> None:
+    """The batch arrives but for its first line, and the request to take the rest back does not."""
+    bucket = HubStore(BUCKET, prefix, endpoint=hub.url)
+    batch, calls = bucket.api.batch, count(1)
+
+    def failing_batch(operations: list[dict[str, object]]) -> dict[str, str]:
+        if operations[0]["type"] == "deleteFile" and next(calls) == 1:
+            raise StoreError(ErrorCode.UNREACHABLE, "the network fails")
+        return batch(operations)
+
+    vars(bucket.api)["batch"] = failing_batch
+    hub.conditions = Conditions(failing_path="packs/")
+    store = RetryStore(bucket, sleep=lambda _: None)
+    with pytest.raises(StoreError, match=r"refused.*packs/x"):
+        store.put_all([("packs/x", [b"pack"]), ("snapshots/x", [b"snapshot"])])
+    assert not bucket.exists("snapshots/x")
+    hub.conditions = Conditions()
+    assert store.put_all([("packs/x", [b"pack"]), ("snapshots/x", [b"snapshot"])]) == [True, True]
+
+
+def test_objects_that_arrived_before_a_fault_are_not_sent_again(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path
+) -> None:
+    with opened(hub.url, prefix, patience=0.0) as repo:
+        hub.conditions = Conditions(error_rate=1, only=frozenset({"tree"}))
+        with pytest.raises(StoreError):
+            repo.commit(model.folder, branch="main")
+        hub.conditions = Conditions(failing_path="refs/")
+        with pytest.raises(StoreError, match="refs/"):
+            repo.commit(model.folder)
+    hub.conditions = Conditions()
+    arrived = sizes(hub.url, prefix)
+    assert sum(size for name, size in arrived.items() if name.startswith("packs/")) > 500_000
+    with opened(hub.url, prefix) as repo:
+        with watched_uploads() as sent:
+            version = repo.commit(model.folder).id
+        assert sum(sent) < 20_000
+        check_sound(repo, {version: model.digests()}, tmp_path / "out")
+
+
+@pytest.fixture(params=["nobody listens", "nobody answers"])
+def dead_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if request.param == "nobody listens":
+            server.close()
+        yield url
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_dead_hub_is_unreachable(dead_url: str, create: bool) -> None:
+    with pytest.raises(StoreError, match="cannot be reached") as caught:
+        casweights.open(wrapped(dead_url, "x", patience=1.0, stall=0.5), create=create)
+    assert caught.value.code is ErrorCode.UNREACHABLE
+
+
+@pytest.mark.parametrize("route", ["reconstruction", "xorb_read", "token"])
+@pytest.mark.parametrize("fault", ["stall_rate", "reset_rate", "error_rate"])
+def test_a_dead_storage_is_unreachable(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path, route: str, fault: str
+) -> None:
+    """The Hub answers, the storage beside it does not."""
+    with opened(hub.url, prefix) as repo:
+        repo.commit(model.folder)
+    with opened(hub.url, prefix, patience=0.5, stall=0.5) as repo:
+        hub.conditions = failing(fault, 1.0, stall=600.0, only=frozenset({route}))
+        with pytest.raises(StoreError, match="cannot be reached") as caught:
+            repo.checkout("main", tmp_path / "out")
+        assert caught.value.code is ErrorCode.UNREACHABLE
+        assert look(tmp_path / "out") == {}
+        hub.conditions = Conditions()
+        repo.checkout("main", tmp_path / "out")
+        assert look(tmp_path / "out") == model.digests()
+
+
+def test_tokens(tmp_path: Path, model: Model) -> None:
+    with LocalHub(tokens={"writer": "write", "reader": "read"}) as hub:
+        hub.create_bucket(BUCKET, private=True)
+        store = wrapped(hub.url, "x", token="writer")
+        with casweights.open(store, create=True) as repo:
+            version = repo.commit(model.folder).id
+            log = [version]
+        with opened(hub.url, "x", token="reader") as repo:
+            check_sound(repo, {version: model.digests()}, tmp_path / "out")
+            model.step()
+            with pytest.raises(StoreError, match="hf auth login") as caught:
+                repo.commit(model.folder)
+            assert caught.value.code is ErrorCode.NO_PERMISSION
+            assert [snapshot.id for snapshot in repo.log()] == log
+        for token in ("unknown", ""):
+            with pytest.raises(StoreError, match="hf auth login") as caught:
+                casweights.open(wrapped(hub.url, "x", token=token or "other"))
+            assert caught.value.code is ErrorCode.NO_PERMISSION
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_a_missing_bucket(hub: LocalHub, create: bool) -> None:
+    store = HubStore(f"me/missing{next(_numbers)}", "x", endpoint=hub.url)
+    if create:
+        casweights.open(store, create=True).close()
+        casweights.open(store).close()
+        return
+    with pytest.raises(NotFoundError) as caught:
+        casweights.open(store)
+    assert caught.value.code is ErrorCode.STORE_NOT_FOUND
+
+
+def a_store(hub: LocalHub, prefix: str, model: Model) -> dict[SnapshotId, Digests]:
+    """Two versions, of which the second has differences from the first."""
+    versions = {}
+    with opened(hub.url, prefix) as repo:
+        for _ in range(2):
+            versions[repo.commit(model.folder).id] = model.digests()
+            model.step()
+    return versions
+
+
+@pytest.mark.parametrize("kind", [names.CONFIG, "packs/", "snapshots/", "refs/heads/"])
+@pytest.mark.parametrize("change", ["flip", "replace"])
+def test_a_tampered_object_is_found(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str, change: str
+) -> None:
+    versions = a_store(hub, prefix, model)
+    for name, size in sizes(hub.url, prefix).items():
+        if name.startswith(kind):
+            if change == "flip":
+                hub.corrupt_object(BUCKET, f"{prefix}/{name}", size // 2)
+            else:
+                replace_object(hub, prefix, name, bytes(size))
+    errors: list[CasweightsError] = []
+    try:
+        with opened(hub.url, prefix) as repo:
+            assert any(kind in str(problem) for problem in repo.verify().problems)
+            for version, digests in versions.items():
+                if kind == "refs/heads/":  # nobody needs them who has the ID
+                    repo.checkout(version, tmp_path / "out", delete=True)
+                    assert look(tmp_path / "out") == digests
+                else:
+                    with pytest.raises(IntegrityError, match=kind):
+                        repo.checkout(version, tmp_path / "out", delete=True)
+                    assert look(tmp_path / "out") == {}
+            list(repo.log())
+    except CasweightsError as error:
+        errors.append(error)
+    if kind in (names.CONFIG, "snapshots/"):
+        assert isinstance(errors[0], IntegrityError)
+        assert kind in str(errors[0])
+    else:
+        assert not errors
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 1000), (0, 100), (900, 100)])
+def test_content_that_is_gone_is_not_taken_for_a_bad_network(
+    hub: LocalHub, start: int, size: int
+) -> None:
+    store = HubStore(BUCKET, "gone", endpoint=hub.url)
+    for xet_hash in (bytes(range(32)), b"x" * 32):
+        with pytest.raises((NotFoundError, IntegrityError), match="packs/x"):
+            store._xet.download(
+                Place(xet_hash.hex(), 1000), start, memoryview(bytearray(size)), "packs/x"
+            )
+
+
+def replace_object(hub: LocalHub, prefix: str, name: str, data: bytes) -> None:
+    """As somebody else with the right to write may do it."""
+    store = HubStore(BUCKET, prefix, endpoint=hub.url)
+    store.delete(name)
+    store.put(name, [data])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "packs/",
+        pytest.param("snapshots/", marks=pytest.mark.xfail(reason="readers do not forget it")),
+    ],
+)
+def test_a_damaged_disk_cache_is_bypassed(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str
+) -> None:
+    versions = a_store(hub, prefix, model)
+    cache = tmp_path / "cache"
+    with opened(hub.url, prefix, cache) as repo:
+        check_sound(repo, versions, tmp_path / "out")
+    hashes = {cache_folder(name) for name in sizes(hub.url, prefix) if name.startswith(kind)}
+    extents = [path for path in cache.rglob("*-*") if path.is_file()]
+    chosen = [path for path in extents if path.parent.name in hashes]
+    assert chosen
+    for path in chosen:
+        path.write_bytes(bytes(path.stat().st_size))
+    for _ in range(2):
+        with opened(hub.url, prefix, cache) as repo:
+            for version, digests in versions.items():
+                repo.checkout(version, tmp_path / "again", delete=True)
+                assert look(tmp_path / "again") == digests
+
+
+def cache_folder(name: str) -> str:
+    """Where an object's extents are."""
+    return sha256(name.encode()).hexdigest()[2:]
+
+
+PLACES = ["other content", "garbage", "short", "unknown hash", "too large", "too small", "huge"]
+
+
+@pytest.mark.parametrize("wrong", PLACES)
+@pytest.mark.parametrize("cached", [False, True])
+def test_wrong_places_do_no_harm(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path, wrong: str, cached: bool
+) -> None:
+    versions = a_store(hub, prefix, model)
+    bucket = HubStore(BUCKET, prefix, endpoint=hub.url)
+    packs = {
+        PackId.from_hex(info.name.removeprefix("packs/")): size
+        for info in bucket.list("packs/")
+        if (size := info.size)
+    }
+    good = {pack: bucket.place(names.pack_name(pack)) or b"" for pack in packs}
+
+    def misplaced(pack: PackId) -> bytes:
+        xet_hash, size = good[pack][:32], packs[pack]
+        others = [other for other in good if other != pack]
+        return {
+            "other content": good[others[0]][:32] + size.to_bytes(8, "little"),
+            "garbage": b"nonsense",
+            "short": b"",
+            "unknown hash": bytes(range(32)) + size.to_bytes(8, "little"),
+            "too large": xet_hash + (size + 1000).to_bytes(8, "little"),
+            "too small": xet_hash + (size - 1000).to_bytes(8, "little"),
+            "huge": xet_hash + ((1 << 64) - 1).to_bytes(8, "little"),
+        }[wrong]
+
+    with opened(hub.url, prefix) as repo:
+        for version in versions:
+            stored = repo._db.snapshots.load_stored(version)
+            places = {pack: misplaced(pack) for pack in stored.table.packs}
+            rewrite(hub, prefix, stored._replace(table=stored.table._replace(places=places)))
+    for _ in range(2):
+        with opened(hub.url, prefix, tmp_path / "cache" if cached else None) as repo:
+            for version, digests in versions.items():
+                repo.checkout(version, tmp_path / "out", delete=True)
+                assert look(tmp_path / "out") == digests
+    with opened(hub.url, prefix, tmp_path / "cache" if cached else None) as repo:
+        versions[repo.commit(model.folder).id] = model.digests()
+        check_sound(repo, versions, tmp_path / "out")
+
+
+def rewrite(hub: LocalHub, prefix: str, stored: StoredSnapshot) -> None:
+    data = encode_snapshot(*stored)
+    replace_object(hub, prefix, names.snapshot_name(stored.snapshot.id), data)
+
+
+def test_places_from_before_a_repack_do_no_harm(
+    hub: LocalHub, prefix: str, model: Model, tmp_path: Path
+) -> None:
+    versions = a_store(hub, prefix, model)
+    cache = tmp_path / "cache"
+    with opened(hub.url, prefix, cache) as early, opened(hub.url, prefix) as other:
+        check_sound(early, dict(list(versions.items())[:1]), tmp_path / "out")
+        other.repack(compression="small")
+        for repo in (early, other):
+            check_sound(repo, versions, tmp_path / "out")
+        versions[early.commit(model.folder).id] = model.digests()
+    for place in (cache, None):
+        with opened(hub.url, prefix, place) as late:
+            check_sound(late, versions, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_leave_of_the_storage_that_ends_during_a_transfer(
+    hub: LocalHub, prefix: str, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    data = np.random.default_rng(1).bytes(2_000_000)
+    (tmp_path / "model" / "weights.bin").write_bytes(data)
+    hub.conditions = Conditions(token_lifetime=2.0, bandwidth=400_000.0)
+    with opened(hub.url, prefix) as repo:
+        hub.reset_counters()
+        repo.commit(tmp_path / "model")
+        assert hub.counters().requests["token"] >= 2
+    with opened(hub.url, prefix) as repo:
+        hub.reset_counters()
+        repo.checkout("main", tmp_path / "out")
+        assert hub.counters().requests["token"] >= 2
+    assert (tmp_path / "out" / "weights.bin").read_bytes() == data
+
+
+@pytest.mark.parametrize("fault", ["error_rate", "reset_rate", "lost_answer_rate"])
+def test_refs_in_a_repository_get_through_bad_weather(hub: LocalHub, fault: str) -> None:
+    where = f"datasets/me/refs{next(_numbers)}"
+    GitRefStore(where, endpoint=hub.url).create()
+    store = RetryStore(GitRefStore(where, endpoint=hub.url))
+    hub.conditions = failing(fault, 0.1, seed=2)
+    try:
+        for n in range(6):
+            assert store.put(f"refs/{n}", [b"%d" % n]), "exactly one made it"
+            assert not store.put(f"refs/{n}", [b"other"])
+            assert store.read(f"refs/{n}", 10) == b"%d" % n
+        store.delete_all([f"refs/{n}" for n in range(3)])
+    finally:
+        hub.conditions = Conditions()
+    assert [info.name for info in store.list()] == sorted(f"refs/{n}" for n in range(3, 6))
