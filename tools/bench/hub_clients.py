@@ -1,0 +1,91 @@
+"""A local Hub, and client processes that know nothing of one another."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_probe import Spent
+
+from casweights.testing.hub import LocalHubProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_JOBS = Path(__file__).with_name("hub_jobs.py")
+
+
+class Clients:
+    """Starts client processes.
+
+    Args:
+        hub: The Hub they talk to.
+        work: A directory for their own folders.
+    """
+
+    def __init__(self, hub: LocalHubProcess, work: Path) -> None:
+        self._hub = hub
+        self.work = work
+        self._count = 0
+
+    def run(self, job: str, home: Path | None = None, **options: Any) -> Any:
+        """Run a job of `hub_jobs` in a fresh process; returns its result.
+
+        Args:
+            job: Its name.
+            home: What huggingface_hub keeps, for a process that is to find it; by default nothing.
+            options: Its options.
+        """
+        self._count += 1
+        own = self.work / f"home-{self._count}" if home is None else home
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGG"))
+        }
+        environment |= {
+            "HF_ENDPOINT": self._hub.url,
+            "HF_HOME": str(own),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
+        os.sync()  # so that nobody pays for what another one wrote
+        command = [sys.executable, str(_JOBS), job, json.dumps(options, default=_plain)]
+        done = subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+        if home is None:
+            shutil.rmtree(own, ignore_errors=True)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def spent(self, job: str, home: Path | None = None, **options: Any) -> Spent:
+        """The same for a job that measures one operation."""
+        return Spent.parse(self.run(job, home, **options))
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value)
+
+
+@contextmanager
+def fresh_hub(work: Path) -> Iterator[Clients]:
+    """An empty Hub below a directory, and clients for it; all of it is removed at the end."""
+    with (
+        tempfile.TemporaryDirectory(dir=work, prefix="hub-") as folder,
+        LocalHubProcess(Path(folder) / "hub") as hub,
+    ):
+        yield Clients(hub, Path(folder))
+
+
+def note_progress(text: str) -> None:
+    """Say what is being measured."""
+    print(f"  {text}", file=sys.stderr, flush=True)
