@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB, MiB
@@ -17,7 +19,7 @@ from casweights.ids import PackId
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from casweights.format.snapshot import PackTable
     from casweights.ids import ChunkId
@@ -167,7 +169,7 @@ class ChunkIndex:
             self._packs[pack_name] = _Known(size, time.monotonic())
             self.damaged.pop(pack_name, None)
 
-    def frames(self, chunk: ChunkId) -> list[Location]:
+    def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All good frames of a chunk that are known."""
         return self._table.frames(chunk)
 
@@ -217,29 +219,42 @@ class FrameTable:
     """Frames by their chunk.
 
     Attributes:
-        version: Grows with every change.
+        version: Grows with every change that may open or close ways to chunks that were known.
     """
 
     def __init__(self) -> None:
         self._known: dict[ChunkId, tuple[Location, ...]] = {}
         self._excluded: set[Location] = set()
+        self._unknown_bases: set[ChunkId] = set()
         self.version = 0
 
     def __iter__(self) -> Iterator[ChunkId]:
         """Every chunk that is known."""
         return iter(list(self._known))
 
-    def frames(self, chunk: ChunkId) -> list[Location]:
+    def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All frames of a chunk that are not excluded."""
-        return [place for place in self._known.get(chunk, ()) if place not in self._excluded]
+        found = self._known.get(chunk, ())
+        if not self._excluded:
+            return found
+        return [place for place in found if place not in self._excluded]
 
     def add(self, locations: Iterable[Location]) -> None:
         """Take note of frames."""
+        new: set[ChunkId] = set()  # may have several frames, and nobody has asked for it yet
         for location in locations:
-            known = self._known.get(location.frame.chunk, ())
-            if location not in known:
-                self._known[location.frame.chunk] = (*known, location)
-        self.version += 1
+            chunk, base = location.frame.chunk, location.frame.base
+            known = self._known.get(chunk, ())
+            if location in known:
+                continue
+            if (known and chunk not in new) or chunk in self._unknown_bases:
+                self.version += 1
+                self._unknown_bases.discard(chunk)
+            if not known:
+                new.add(chunk)
+            if base is not None and base not in self._known:
+                self._unknown_bases.add(base)
+            self._known[chunk] = (*known, location)
 
     def exclude(self, location: Location) -> None:
         """Count a frame as missing."""
@@ -250,6 +265,7 @@ class FrameTable:
         """Forget all."""
         self._known.clear()
         self._excluded.clear()
+        self._unknown_bases.clear()
         self.version += 1
 
 
@@ -266,13 +282,15 @@ class Path(NamedTuple):
 
 
 class _Step(NamedTuple):
-    nbytes: int
+    """The last step of the best way to a chunk."""
+
+    nbytes: int  # of the whole way
     links: int
     frame: Location | None  # None for what the reader has
 
 
 class PathFinder:
-    """Finds cheapest paths through frames and remembers them while nothing is learnt.
+    """Finds cheapest paths through frames, and remembers them while no other ways open.
 
     Args:
         table: The frames.
@@ -283,7 +301,7 @@ class PathFinder:
         self._table = table
         self._have = have
         self._lock = threading.Lock()
-        self._steps: dict[ChunkId, _Step | None] = {}
+        self._steps: dict[ChunkId, _Step] = {}
         self._version = -1
 
     def path(self, chunk: ChunkId) -> Path | None:
@@ -291,70 +309,80 @@ class PathFinder:
         with self._lock:
             if self._version != self._table.version:
                 self._steps, self._version = {}, self._table.version
-            if chunk in self._steps:
-                return _trace(chunk, self._steps)
-            on_circles = self._resolve(chunk)
-            path = _trace(chunk, self._steps)
-            for unsure in on_circles:
-                self._steps.pop(unsure, None)
-            return path
+            if chunk not in self._steps:
+                self._search(chunk)
+            return self._trace(chunk)
 
-    def _resolve(self, wanted: ChunkId) -> set[ChunkId]:
-        """Find the last step to a chunk and to all chunks before it.
+    def _search(self, wanted: ChunkId) -> None:
+        """Dijkstra's algorithm, from the chunk back to the nearest place where a way can begin.
 
-        Depth first, without recursion: chains are longer than Python's stack. Returns the chunks
-        whose step was found while one of their bases waited for them: true, but maybe not the
-        best, and None may be wrong.
+        What lies further back than that is never looked at, however long the history.
         """
-        steps, pending = self._steps, [wanted]
-        entered: set[ChunkId] = set()
-        unsure: set[ChunkId] = set()
-        while pending:
-            chunk = pending[-1]
-            if chunk in steps:
-                pending.pop()
-            elif chunk in self._have:
-                steps[chunk] = _Step(0, 0, None)
-            else:
-                frames = self._table.frames(chunk)
-                bases = {place.frame.base for place in frames if place.frame.base is not None}
-                if chunk not in entered:
-                    entered.add(chunk)
-                    pending += bases - entered
-                    continue
-                if any(base not in steps or base in unsure for base in bases):
-                    unsure.add(chunk)
-                steps[chunk] = _cheapest(frames, steps)
-        return unsure
+        numbers = count()  # against ties
+        queue = [_Candidate(0, 0, next(numbers), wanted, None)]
+        done: set[ChunkId] = set()
+        while queue:
+            nearest = heapq.heappop(queue)
+            chunk, trail = nearest.chunk, nearest.trail
+            if chunk is None or chunk in self._steps:
+                self._keep(trail, _NOTHING if chunk is None else self._steps[chunk])
+                return
+            if chunk in done or nearest.links >= MAX_LINKS:
+                continue
+            done.add(chunk)
+            if chunk in self._have:
+                self._steps[chunk] = _NOTHING
+                self._keep(trail, _NOTHING)
+                return
+            for place in self._table.frames(chunk):
+                frame = place.frame
+                if trail is not None and frame.raw_size != trail.place.frame.raw_size:
+                    continue  # nothing can be made of it, but it may be sound by itself
+                known = _NOTHING if frame.base is None else self._steps.get(frame.base, _NOTHING)
+                nbytes = nearest.nbytes + frame.size + known.nbytes
+                links = nearest.links + 1 + known.links
+                further = _Trail(place, trail)
+                heapq.heappush(queue, _Candidate(nbytes, links, next(numbers), frame.base, further))
+
+    def _keep(self, trail: _Trail | None, before: _Step) -> None:
+        """Remember the best way to all chunks of a trail."""
+        while trail is not None:
+            frame = trail.place.frame
+            before = _Step(before.nbytes + frame.size, before.links + 1, trail.place)
+            self._steps[frame.chunk] = before
+            trail = trail.next
+
+    def _trace(self, chunk: ChunkId) -> Path | None:
+        """Follow the steps back from a chunk to where they begin."""
+        last = step = self._steps.get(chunk)
+        if last is None:
+            return None
+        frames: list[Location] = []
+        while step is not None and step.frame is not None:
+            frames.append(step.frame)
+            base = step.frame.frame.base
+            step = None if base is None else self._steps[base]
+        return Path(tuple(reversed(frames)), last.nbytes)
 
 
-def _trace(chunk: ChunkId, steps: dict[ChunkId, _Step | None]) -> Path | None:
-    """Follow the steps back from a chunk to where they begin."""
-    last = step = steps[chunk]
-    if last is None:
-        return None
-    frames: list[Location] = []
-    while step is not None and step.frame is not None:
-        frames.append(step.frame)
-        base = step.frame.frame.base
-        step = None if base is None else steps[base]
-    return Path(tuple(reversed(frames)), last.nbytes)
+class _Trail(NamedTuple):
+    """Frames from a chunk on to the wanted one."""
+
+    place: Location
+    next: _Trail | None
 
 
-def _cheapest(frames: list[Location], steps: dict[ChunkId, _Step | None]) -> _Step | None:
-    """The best last step to a chunk."""
-    best: _Step | None = None
-    for place in frames:
-        base = place.frame.base
-        before = _Step(0, 0, None) if base is None else steps.get(base)
-        if before is None or before.links >= MAX_LINKS:
-            continue
-        if before.frame is not None and before.frame.frame.raw_size != place.frame.raw_size:
-            continue  # nothing can be made of it, but it may be sound by itself
-        step = _Step(before.nbytes + place.frame.size, before.links + 1, place)
-        if best is None or step[:2] < best[:2]:
-            best = step
-    return best
+class _Candidate(NamedTuple):
+    """A way back from the wanted chunk, ordered by what it takes."""
+
+    nbytes: int  # with what is known to lie before `chunk`
+    links: int
+    number: int
+    chunk: ChunkId | None  # where it has come to; None for a frame without a base
+    trail: _Trail | None
+
+
+_NOTHING = _Step(0, 0, None)
 
 
 def read_pack_index(

@@ -109,7 +109,7 @@ class SnapshotStore:
             InvalidInputError: The manifest holds something that the format cannot.
         """
         snapshot, encoded = Snapshot.of(manifest)
-        table = self._pack_table(snapshot, last)
+        table = self.pack_table(snapshot, last)
         packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
         self._store.put_all([*packs, self._object(snapshot, encoded, table)])
         self._hinted.add(snapshot.id)  # the index knows its chunks, lest they be written again
@@ -128,7 +128,8 @@ class SnapshotStore:
 
         return names.snapshot_name(snapshot.id), content
 
-    def _pack_table(self, snapshot: Snapshot, last: SealedPack | None) -> PackTable:
+    def pack_table(self, snapshot: Snapshot, last: SealedPack | None = None) -> PackTable:
+        """Where the chunks of a snapshot lie, as the index knows, or are about to."""
         packs: dict[PackId, None] = {}
         chunks: dict[ChunkId, PackId] = {}
         new = {} if last is None else {place.frame.chunk: place for place in last.locations[::-1]}

@@ -1,7 +1,8 @@
 """Transfer: versions from one store to another, under the same IDs; only what is missing moves.
 
-Packs go as they are, before the snapshots that need them, and snapshots after their parents. So
-a transfer that fails or is killed leaves the target sound, and repeating it moves nothing twice.
+Packs go as they are; of a version without its history only the frames that it needs, in packs of
+their own. Packs go before the snapshots that need them, and snapshots after their parents. So a
+transfer that fails or is killed leaves the target sound, and repeating it moves nothing twice.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.chunks import read_payload
 from casweights.config import KiB, MiB
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
 from casweights.events import Stage, TransferStats
@@ -17,6 +19,7 @@ from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.format.snapshot import PackTable
 from casweights.ids import PackId
+from casweights.packing import EncodedFrame, PackWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId, SnapshotId
+    from casweights.index import Path
     from casweights.stores.base import ObjectStore
 
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
@@ -56,8 +60,11 @@ def transfer(
     missing = _missing_versions(source, tips, there, history=history)
     if not missing:
         return TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
-    have = _chunks_there(source, target, missing, there)
-    packs = _Packs(source, target, have)
+    packs: _Packs | _Frames
+    if history:
+        packs = _Packs(source, target, _chunks_there(source, target, missing, there))
+    else:
+        packs = _Frames(source, target)
     nbytes = 0
     for version, parents in missing.items():
         stored = source.snapshots.load_stored(version)
@@ -132,6 +139,13 @@ def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Itera
 
 def _distinct(snapshot: Snapshot) -> dict[ChunkId, None]:
     return dict.fromkeys(chunk for file in snapshot.files for chunk in file.chunks)
+
+
+def _lost(source: Database, chunk: ChunkId) -> IntegrityError:
+    why = f"{source.store.url} has no way to rebuild the chunk {chunk}"
+    for damage in source.index.damaged.values():
+        return IntegrityError(ErrorCode.MISSING_CHUNK, f"{why}. Damaged is: {damage}")
+    return IntegrityError(ErrorCode.MISSING_CHUNK, why)
 
 
 class _Plan(NamedTuple):
@@ -214,7 +228,7 @@ class _Packs:
         for chunk in chunks:
             path = self._source.index.find_path(chunk, finder)
             if path is None:
-                raise self._lost(chunk)
+                raise _lost(self._source, chunk)
             before: PackId | None = None
             for place in path.frames:
                 bases = plan.packs.setdefault(place.pack, set())
@@ -223,12 +237,6 @@ class _Packs:
                 plan.chunks.add(place.frame.chunk)
                 plan.own[chunk] = before = place.pack
         return plan
-
-    def _lost(self, chunk: ChunkId) -> IntegrityError:
-        why = f"{self._source.store.url} has no way to rebuild the chunk {chunk}"
-        for damage in self._source.index.damaged.values():
-            return IntegrityError(ErrorCode.MISSING_CHUNK, f"{why}. Damaged is: {damage}")
-        return IntegrityError(ErrorCode.MISSING_CHUNK, why)
 
     def _copy(self, packs: Sequence[PackId]) -> None:
         if not packs:
@@ -276,6 +284,63 @@ class _Packs:
             packs.update(dict.fromkeys(plan.packs))
             packs.update(dict.fromkeys(pack for pack in table.packs if pack in self._there))
         return PackTable(list(packs), own)
+
+
+class _Frames:
+    """Copies frames into packs of their own: there is much in packs that one version does not need.
+
+    Args:
+        source: Where they are.
+        target: Where they go.
+
+    Attributes:
+        copied: Packs written so far.
+        nbytes: Their bytes.
+    """
+
+    def __init__(self, source: Database, target: Database) -> None:
+        self._source = source
+        self._target = target
+        self.copied = 0
+        self.nbytes = 0
+        if not target.store.capabilities.remote:
+            target.index.load()
+
+    def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
+        """See `_Packs.bring`."""
+        self._source.index.hint(table)
+        chunks = [chunk for chunk in _distinct(snapshot) if chunk not in self._target.index]
+        self._source.index.prepare(chunks)
+        writer = PackWriter(self._target)
+        try:
+            self._write(writer, [self._path(chunk) for chunk in chunks])
+            writer.finish()
+        finally:
+            writer.close()
+        self.copied += writer.packs
+        self.nbytes += sum(self._target.store.sizes(writer.names).values())
+        return self._target.snapshots.pack_table(snapshot)
+
+    def _path(self, chunk: ChunkId) -> Path:
+        path = self._source.index.find_path(chunk)
+        if path is None:
+            raise _lost(self._source, chunk)
+        return path
+
+    def _write(self, writer: PackWriter, paths: Sequence[Path]) -> None:
+        store, reporter = self._source.store, self._target.reporter
+        reporter.started(Stage.TRANSFER, sum(path.nbytes for path in paths))
+        try:
+            with store.ahead() as announce:
+                announce([[place.range for place in path.frames] for path in paths])
+                for path in paths:
+                    for place in path.frames:
+                        frame, payload = place.frame, read_payload(store, place)
+                        encoded = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
+                        writer.add(frame.chunk, frame.raw_size, [encoded])
+                    reporter.advanced(Stage.TRANSFER, path.nbytes)
+        finally:
+            reporter.finished(Stage.TRANSFER)
 
 
 def _pack_sizes(store: ObjectStore) -> dict[PackId, int]:

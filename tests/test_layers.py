@@ -84,7 +84,7 @@ ALLOWED: dict[str, set[str]] = {
     "repack": BELOW_VERBS | {"packing", "chains", "relatives"},
     "statistics": BELOW_VERBS,
     "verification": BELOW_VERBS,
-    "transfer": BELOW_VERBS,
+    "transfer": BELOW_VERBS | {"packing"},
     "push": BELOW_VERBS | {"transfer", "revisions"},
     "arguments": VALUES | {"sources", "tensors"},
     "repository": BELOW_VERBS | VERBS | {"arguments", "revisions", "stores.url"},

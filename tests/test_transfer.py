@@ -511,9 +511,7 @@ def test_progress(objects: CountingStore, target: CountingStore, versions: Versi
     assert not progress.open
 
 
-def test_batches(
-    objects: CountingStore, versions: Versions, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few packs at a time, by number and by bytes; a larger one goes alone."""
 
     class Batches(CountingStore):
@@ -527,18 +525,20 @@ def test_batches(
         store = Batches(MemoryStore())
         create(store)
         store.calls = []
-        send(objects, store, lambda here, there: clone(here, there, "main"))
+        send(source, store, lambda here, there: copy(here, there))
         return store.calls
 
+    source = MemoryStore()
+    create(source)
+    with monkeypatch.context() as patch:
+        patch.setattr("casweights.packing.PACK_TARGET", 100_000)
+        commit(source, {"w": weights(9)})
     ((first, second, *rest),) = batches()
+    assert len(rest) > 2
     monkeypatch.setattr("casweights.transfer._BATCH_PACKS", 2)
-    assert batches() == [[first, second], rest[:2], rest[2:]]
-    limit = second + rest[0]
-    monkeypatch.setattr("casweights.transfer._BATCH_BYTES", limit)
-    large, full, *others = batches()
-    assert (large, full) == ([first], [second, rest[0]])
-    assert first > limit
-    assert all(sum(batch) <= limit for batch in others)
+    assert batches()[:2] == [[first, second], rest[:2]]
+    monkeypatch.setattr("casweights.transfer._BATCH_BYTES", first + second - 1)
+    assert batches() == [[size] for size in (first, second, *rest)]
 
 
 @pytest.mark.parametrize("place", ["payload", "index"])
