@@ -13,6 +13,7 @@ from casweights.events import CommitStats, Stage
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.packing import EncodedFrame, PackWriter
 from casweights.parallel import Once
+from casweights.reflog import encode_move
 from casweights.relatives import nearest
 from casweights.sources import file_runs
 
@@ -108,10 +109,12 @@ def commit(
         config=db.config,
         files=entries,
     )
-    snapshot = db.snapshots.save(manifest, last)
+    snapshot, encoded = Snapshot.of(manifest)
+    move = encode_move(snapshot.id)
+    db.snapshots.save(snapshot, encoded, last, [[move]] if db.config.refs is None else [])
     if last is not None:
         writer.written(last)
-    db.refs.advance(branch, head, snapshot.id)
+    db.refs.advance(branch, head, snapshot.id, move)
     stats = CommitStats(
         snapshot=snapshot.id,
         total_bytes=snapshot.size,
@@ -128,10 +131,9 @@ def commit(
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bases:
     """The chunks of the branch or tag that differs least, if there is one worth it."""
     by_path = {file.path: file for file in files}
-    named = dict.fromkeys((*db.refs.branches().values(), *db.refs.tags().values()))
     return (
         nearest(
-            (Bases(db.snapshots.load(version, to_read=True)) for version in named),
+            (Bases(db.snapshots.load(version, to_read=True)) for version in db.refs.tips()),
             [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
             lambda path, piece: by_path[path].read([piece], buffers)[0],
             db.reader.near(db.cache),

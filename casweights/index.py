@@ -108,15 +108,16 @@ class ChunkIndex:
             return name, start, stop
         return name, start // _BESIDE * _BESIDE, min(-(-stop // _BESIDE) * _BESIDE, size)
 
-    def load(self, most: int | None = None) -> None:
+    def load(self, most: int | None = None, *, exact: bool = False) -> None:
         """Read the indexes of all packs that appeared since the last time.
 
         Args:
             most: If there are more, read none of them.
+            exact: Whether what is not listed is gone for sure, and not only too new.
         """
         with self._lock:
             listed = list(self._store.list(names.PACKS))
-            if self._has_lost({info.name for info in listed}):
+            if self._has_lost({info.name for info in listed}, exact=exact):
                 self._forget()  # some are gone, and their chunks with them
             unread = [info for info in listed if info.name not in self._packs]
             if most is None or len(unread) <= most:
@@ -145,9 +146,10 @@ class ChunkIndex:
         except (IntegrityError, NotFoundError) as error:
             return error
 
-    def _has_lost(self, listed: set[str]) -> bool:
+    def _has_lost(self, listed: set[str], *, exact: bool) -> bool:
         """Whether a known pack is gone. A store behind a network may not list the newest yet."""
-        patience = _LISTING_LAG if self._store.capabilities.remote else 0.0
+        lags = self._store.capabilities.remote and not exact
+        patience = _LISTING_LAG if lags else 0.0
         oldest = time.monotonic() - patience
         return any(
             name not in listed and known.since <= oldest for name, known in self._packs.items()

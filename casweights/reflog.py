@@ -70,6 +70,13 @@ def parse_move(info: ObjectInfo, kind: str) -> Move:
     return Move(info.name, match["ref"], int(match["position"]), info.created, snapshot)
 
 
+def encode_move(snapshot: SnapshotId) -> bytes:
+    """The object for a move to a version, made now."""
+    microseconds = int(datetime.now(UTC).timestamp() * 1e6)
+    payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
+    return seal(Kind.REF, payload)
+
+
 class RefLog:
     """The logs of all branches, or of all tags.
 
@@ -83,19 +90,25 @@ class RefLog:
         self._kind = kind
         self._exclusive = store.capabilities.exclusive_create
 
-    def all(self) -> dict[str, list[Move]]:
-        """The moves of each ref, by its name."""
+    def all(self, infos: Iterable[ObjectInfo] | None = None) -> dict[str, list[Move]]:
+        """The moves of each ref, by its name.
+
+        Args:
+            infos: A listing that has all of them, if there is one already.
+        """
+        listed = self._store.list(self._kind) if infos is None else infos
         found: dict[str, list[Move]] = {}
-        for move in self._list(""):
-            found.setdefault(move.ref, []).append(move)
+        for info in listed:
+            if info.name.startswith(self._kind):
+                move = parse_move(info, self._kind)
+                found.setdefault(move.ref, []).append(move)
         return dict(sorted(found.items()))
 
     def moves(self, ref: str) -> list[Move]:
         """The moves of one ref."""
-        return [move for move in self._list(f"{ref}/") if move.ref == ref]
-
-    def _list(self, prefix: str) -> Iterable[Move]:
-        return (parse_move(info, self._kind) for info in self._store.list(self._kind + prefix))
+        listed = self._store.list(f"{self._kind}{ref}/")
+        moves = [parse_move(info, self._kind) for info in listed]
+        return [move for move in moves if move.ref == ref]
 
     def target(self, move: Move) -> SnapshotId:
         """Where a move leads to, as its object says.
@@ -127,16 +140,29 @@ class RefLog:
         except NotFoundError:
             return None
 
-    def append(self, ref: str, after: int, before: SnapshotId | None, snapshot: SnapshotId) -> bool:
+    def append(
+        self,
+        ref: str,
+        after: int,
+        before: SnapshotId | None,
+        snapshot: SnapshotId,
+        move: bytes | None = None,
+    ) -> bool:
         """Move a ref to the position behind `after`, where it must lead to `before`.
+
+        Args:
+            ref: The branch or tag.
+            after: Where it is; 0 if there is none.
+            before: The version there.
+            snapshot: Where it goes.
+            move: What `encode_move` made for that earlier.
 
         Returns:
             False if it was not there any more, or another writer was first.
         """
         name = names.move_name(self._kind, ref, after + 1, None if self._exclusive else snapshot)
-        microseconds = int(datetime.now(UTC).timestamp() * 1e6)
-        payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
-        if not self._store.put(name, [seal(Kind.REF, payload)]) and self._exclusive:
+        created = self._store.put(name, [move or encode_move(snapshot)])
+        if self._exclusive and not created:
             return False
         moves = self._list_with(ref, name, after)
         if not self._was_at(after, before, moves) or not _counts(name, after, moves):

@@ -55,8 +55,20 @@ class Refs:
         snapshot = self._heads.snapshot(last)
         return None if snapshot is None else Head(branch, last.position, snapshot)
 
-    def advance(self, branch: str, expected: Head | None, snapshot: SnapshotId) -> Head:
+    def advance(
+        self,
+        branch: str,
+        expected: Head | None,
+        snapshot: SnapshotId,
+        move: bytes | None = None,
+    ) -> Head:
         """Move a branch, if it still is where the caller saw it.
+
+        Args:
+            branch: The branch.
+            expected: Where the caller saw it; None for a new one.
+            snapshot: Where it goes.
+            move: What `encode_move` made for that earlier.
 
         Raises:
             ConflictError: It has moved since.
@@ -68,7 +80,7 @@ class Refs:
             where = names.move_name(names.HEADS, branch, position)
             raise corrupt(where, "no position can follow it")
         before = expected.snapshot if expected else None
-        if not self._heads.append(branch, position, before, snapshot):
+        if not self._heads.append(branch, position, before, snapshot, move):
             error = ConflictError(
                 ErrorCode.REF_MOVED,
                 f"branch {branch!r} was moved by another writer meanwhile. Your version is safe "
@@ -148,8 +160,16 @@ class Refs:
         log = self._heads if kind == names.HEADS else self._tags
         return log.target(parse_move(info, kind))
 
-    def _targets(self, log: RefLog) -> dict[str, SnapshotId]:
-        found = {ref: log.snapshot(latest(moves)) for ref, moves in log.all().items()}
+    def tips(self) -> list[SnapshotId]:
+        """Where all branches and tags are, from one listing."""
+        listed = list(self.store.list(names.REFS))
+        found = [*self._targets(self._heads, listed).values()]
+        return list(dict.fromkeys([*found, *self._targets(self._tags, listed).values()]))
+
+    def _targets(
+        self, log: RefLog, infos: Sequence[ObjectInfo] | None = None
+    ) -> dict[str, SnapshotId]:
+        found = {ref: log.snapshot(latest(moves)) for ref, moves in log.all(infos).items()}
         return {ref: snapshot for ref, snapshot in found.items() if snapshot is not None}
 
     def _delete(self, log: RefLog, kind: str, ref: str) -> None:

@@ -13,7 +13,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.format.fields import parse_id
-from casweights.format.manifest import MAX_MANIFEST_SIZE, Manifest, Snapshot
+from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot
 from casweights.format.snapshot import (
     PackTable,
     StoredSnapshot,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location, SealedPack
     from casweights.ids import ChunkId, PackId
     from casweights.index import ChunkIndex
-    from casweights.stores.base import Content, ObjectStore
+    from casweights.stores.base import Content, ObjectStore, Parts
 
 MIN_PREFIX = 4
 _RECENT = 16
@@ -77,10 +77,13 @@ class SnapshotStore:
         """
         name = names.snapshot_name(snapshot_id)
         try:
-            data = self._store.read(name, _MAX_OBJECT)
+            stored = self._read(snapshot_id, name)
         except NotFoundError:
             raise _unknown(str(snapshot_id)) from None
-        stored = decode_snapshot(data, snapshot_id, name)
+        except IntegrityError:
+            if not self._store.forget(name):
+                raise
+            stored = self._read(snapshot_id, name)  # what was remembered of it was to blame
         if stored.snapshot.config != self._config:
             raise IntegrityError(
                 ErrorCode.CORRUPT_OBJECT,
@@ -92,29 +95,35 @@ class SnapshotStore:
             self._shallow.add(snapshot_id)
         return stored
 
+    def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
+        return decode_snapshot(self._store.read(name, _MAX_OBJECT), snapshot_id, name)
+
     def _keep(self, snapshot: Snapshot) -> None:
         with self._lock:
             self._recent[snapshot.id] = snapshot
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
 
-    def save(self, manifest: Manifest, last: SealedPack | None = None) -> Snapshot:
+    def save(
+        self,
+        snapshot: Snapshot,
+        encoded: bytes,
+        last: SealedPack | None = None,
+        soon: Sequence[Parts] = (),
+    ) -> None:
         """Write a snapshot; all its chunks must be in the index, or in its last pack.
 
         Args:
-            manifest: What it is.
+            snapshot: The snapshot.
+            encoded: Its manifest, as `Snapshot.of` gave it.
             last: A pack that is not written yet: both go into the store in one go.
-
-        Raises:
-            InvalidInputError: The manifest holds something that the format cannot.
+            soon: What will be put right afterwards, see `ObjectStore.put_all`.
         """
-        snapshot, encoded = Snapshot.of(manifest)
         table = self.pack_table(snapshot, last)
         packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
-        self._store.put_all([*packs, self._object(snapshot, encoded, table)])
+        self._store.put_all([*packs, self._object(snapshot, encoded, table)], soon)
         self._hinted.add(snapshot.id)  # the index knows its chunks, lest they be written again
         self._keep(snapshot)
-        return snapshot
 
     def save_copy(self, stored: StoredSnapshot) -> None:
         """Write a snapshot that comes from another store, its places aside."""

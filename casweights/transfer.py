@@ -217,7 +217,7 @@ class _Packs:
             except NotFoundError:
                 if attempt == _ATTEMPTS:
                     raise
-                self._source.index.load()  # and find out where the chunks are now
+                self._source.index.load(exact=True)  # and find out where the chunks are now
                 self._sizes = _pack_sizes(self._source.store)
         self._have |= plan.chunks
         return self._table(plan, chunks, table)

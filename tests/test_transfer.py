@@ -20,6 +20,7 @@ from casweights.errors import (
 )
 from casweights.events import Reporter, Stage, TransferStats
 from casweights.format import names
+from casweights.format.manifest import Snapshot
 from casweights.push import clone, copy, push
 from casweights.stores.base import Capabilities
 from casweights.stores.local import LocalStore
@@ -242,7 +243,8 @@ def test_the_smaller_way(objects: CountingStore) -> None:
     with casweights.open(objects) as repo:
         repo._db.index.load()
         parent = repo._db.snapshots.load(versions[1])
-        child = repo._db.snapshots.save(replace(parent, parents=(versions[0],)))
+        child, encoded = Snapshot.of(replace(parent, parents=(versions[0],)))
+        repo._db.snapshots.save(child, encoded)
     target = MemoryStore()
     create(target)
     send(objects, target, lambda here, there: transfer(here, there, [child.id]))
@@ -288,7 +290,8 @@ def test_several_parents(repo: Repository, objects: CountingStore) -> None:
         repo.commit(state, branch=b).id for state, b in zip(states, "abc", strict=False)
     )
     manifest = repo.snapshot(left)
-    merge = repo._db.snapshots.save(replace(manifest, parents=(left, right)))
+    merge, encoded = Snapshot.of(replace(manifest, parents=(left, right)))
+    repo._db.snapshots.save(merge, encoded)
     repo.branch("merge", merge)
     target = MemoryStore()
     create(target)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 CONFIG = "casweights.json"
 PACKS = "packs/"
 SNAPSHOTS = "snapshots/"
-HEADS = "refs/heads/"
-TAGS = "refs/tags/"
+REFS = "refs/"
+HEADS = f"{REFS}heads/"
+TAGS = f"{REFS}tags/"
 
 REF_SUFFIX = ".ref"
 POSITION_DIGITS = 12

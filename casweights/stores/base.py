@@ -89,7 +89,9 @@ class ObjectStore(ABC):
             StoreError: It could not be written; nothing is left under its name.
         """
 
-    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+    def put_all(
+        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+    ) -> list[bool]:
         """`put` several objects, in as few calls as the store allows.
 
         None is visible before those ahead of it are.
@@ -97,6 +99,7 @@ class ObjectStore(ABC):
         Args:
             objects: Names and parts. Instead of the parts there may be a function that returns
                 them; it is called once the `place` of every object ahead is known.
+            soon: Bytes of objects that will be put right afterwards, which may be sent along.
 
         Returns:
             For each whether it was created now.

@@ -83,7 +83,9 @@ class CachedStore(WrapperStore):
             self._keep_written(name, parts)
         return created
 
-    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+    def put_all(
+        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+    ) -> list[bool]:
         """See `ObjectStore.put_all`."""
         written: dict[str, Parts] = {}
 
@@ -95,7 +97,9 @@ class CachedStore(WrapperStore):
         def noted(name: str, content: Content) -> Content:
             return (lambda: note(name, content())) if callable(content) else note(name, content)
 
-        all_created = self.inner.put_all([(name, noted(name, made)) for name, made in objects])
+        all_created = self.inner.put_all(
+            [(name, noted(name, made)) for name, made in objects], soon
+        )
         for (name, _), created in zip(objects, all_created, strict=True):
             if created and name in written:
                 self._keep_written(name, written[name])

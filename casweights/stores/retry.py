@@ -12,7 +12,7 @@ from casweights.stores.wrapper import WrapperStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer, Content, ObjectInfo, ObjectStore
+    from casweights.stores.base import Buffer, Content, ObjectInfo, ObjectStore, Parts
 
 _R = TypeVar("_R")
 _FIRST_DELAY, _MAX_DELAY = 0.25, 8.0  # seconds
@@ -64,9 +64,11 @@ class RetryStore(WrapperStore):
         """See `ObjectStore.put`."""
         return self._retry(lambda: self.inner.put(name, parts))
 
-    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+    def put_all(
+        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+    ) -> list[bool]:
         """See `ObjectStore.put_all`."""
-        return self._retry(lambda: self.inner.put_all(objects))
+        return self._retry(lambda: self.inner.put_all(objects, soon))
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
         """See `ObjectStore.copy_from`."""

@@ -9,7 +9,7 @@ from casweights.stores.base import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer, Content, ObjectInfo
+    from casweights.stores.base import Buffer, Content, ObjectInfo, Parts
 
 
 class WrapperStore(ObjectStore):
@@ -39,9 +39,11 @@ class WrapperStore(ObjectStore):
         """See `ObjectStore.put`."""
         return self.inner.put(name, parts)
 
-    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+    def put_all(
+        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+    ) -> list[bool]:
         """See `ObjectStore.put_all`."""
-        return self.inner.put_all(objects)
+        return self.inner.put_all(objects, soon)
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
         """See `ObjectStore.copy_from`."""

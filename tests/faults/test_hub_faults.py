@@ -358,7 +358,7 @@ def replace_object(hub: LocalHub, prefix: str, name: str, data: bytes) -> None:
     "kind",
     [
         "packs/",
-        pytest.param("snapshots/", marks=pytest.mark.xfail(reason="readers do not forget it")),
+        "snapshots/",
     ],
 )
 def test_a_damaged_disk_cache_is_bypassed(

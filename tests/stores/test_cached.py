@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import NoReturn
 
-    from casweights.stores.base import Buffer, Content
+    from casweights.stores.base import Buffer, Content, Parts
 
 PACK = "packs/" + "0f" * 32
 DATA = bytes(range(256)) * 64
@@ -221,10 +221,12 @@ class BatchStore(WrapperStore):
         super().__init__(MemoryStore())
         self.batches: list[str] = []
 
-    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+    def put_all(
+        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+    ) -> list[bool]:
         self.batches.append("put_all")
         assert not any(callable(content) for _, content in objects), "would be a batch for each"
-        return self.inner.put_all(objects)
+        return self.inner.put_all(objects, soon)
 
     def delete_all(self, names: Sequence[str]) -> None:
         self.batches.append("delete_all")

@@ -7,6 +7,7 @@ there is one budget and not one for each library.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,9 +94,10 @@ class HubApi:
         self.where = f"bucket {bucket}"
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._token = token
-        self._timeout = timeout
+        self.timeout = timeout
         self._url = f"{self.endpoint}/api/buckets/{bucket}"
         self._grants: dict[str, Grant] = {}
+        self._lock = threading.Lock()
 
     @property
     def headers(self) -> dict[str, str]:
@@ -121,7 +123,7 @@ class HubApi:
         accepted = options.pop("accepted", ())
         with hub_errors(self.where):
             response = get_session().request(
-                method, url, headers=headers, timeout=self._timeout, **options
+                method, url, headers=headers, timeout=self.timeout, **options
             )
             if response.status_code not in accepted:
                 hf_raise_for_status(response)
@@ -142,11 +144,15 @@ class HubApi:
 
     def tree(self, prefix: str) -> Iterator[HubFile]:
         """All files whose paths begin with `prefix`."""
-        url: str | None = f"{self._url}/tree" + (f"/{quote(prefix, safe='')}" if prefix else "")
-        options: dict[str, Any] = {"params": {"recursive": "true", "limit": _PAGE}}
+        url = f"{self._url}/tree" + (f"/{quote(prefix, safe='')}" if prefix else "")
+        return map(_file, self.files_below(url, recursive="true", limit=_PAGE))
+
+    def files_below(self, url: str | None, **params: Any) -> Iterator[dict[str, Any]]:
+        """What a listing says of files, page by page."""
+        options = {"params": params}
         while url is not None:
             response = self.request("GET", url, **options)
-            yield from (_file(item) for item in response.json() if item["type"] == "file")
+            yield from (item for item in response.json() if item["type"] == "file")
             url = response.links.get("next", {}).get("url")
             options = {}
 
@@ -185,7 +191,7 @@ class HubApi:
         headers = {**self.headers, "Accept-Encoding": "identity"}
         with (
             hub_errors(self.where, name),
-            get_session().stream("GET", url, headers=headers, timeout=self._timeout) as response,
+            get_session().stream("GET", url, headers=headers, timeout=self.timeout) as response,
         ):
             if response.status_code >= 400:
                 response.read()
@@ -199,13 +205,14 @@ class HubApi:
 
     def grant(self, kind: str) -> Grant:
         """Leave to ``"read"`` or ``"write"``, for as long as it lasts the same one."""
-        known = self._grants.get(kind)
-        if known is None or known.expires < time.time() + 60:
-            url = f"{self._url}/xet-{kind}-token"
-            answer = self.request("GET", url).json()
-            known = Grant(answer["casUrl"], answer["accessToken"], int(answer["exp"]), url)
-            self._grants[kind] = known
-        return known
+        with self._lock:
+            known = self._grants.get(kind)
+            if known is None or known.expires < time.time() + 60:
+                url = f"{self._url}/xet-{kind}-token"
+                answer = self.request("GET", url).json()
+                known = Grant(answer["casUrl"], answer["accessToken"], int(answer["exp"]), url)
+                self._grants[kind] = known
+            return known
 
 
 def add_line(path: str, place: Place) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import random
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from casweights.errors import ErrorCode, InvalidInputError, StoreError
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StoreError
 from casweights.stores.base import (
     Capabilities,
     ObjectInfo,
@@ -16,7 +18,7 @@ from casweights.stores.base import (
     missing,
     truncated,
 )
-from casweights.stores.hub.api import HubApi, hub_errors
+from casweights.stores.hub.api import HubApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 _ATTEMPTS = 10
 _FIRST_DELAY, _MAX_DELAY = 0.2, 5.0  # seconds; the head that is read may lag behind
 _MAX_FILE = 16 << 20
-_KINDS = {"models": "model", "datasets": "dataset"}
+_KINDS = ("models", "datasets")
 
 
 class GitRefStore(ObjectStore):
@@ -36,27 +38,30 @@ class GitRefStore(ObjectStore):
         where: The repository, as ``"datasets/namespace/name"``.
         endpoint: The Hub; by default huggingface_hub's own (``HF_ENDPOINT``).
         token: A token; by default the one that huggingface_hub finds.
+        timeout: Seconds without an answer after which a request is given up.
     """
 
     capabilities = Capabilities(exclusive_create=True, remote=True)
 
     def __init__(
-        self, where: str, *, endpoint: str | None = None, token: str | None = None
+        self,
+        where: str,
+        *,
+        endpoint: str | None = None,
+        token: str | None = None,
+        timeout: float = 20.0,
     ) -> None:
-        from huggingface_hub import HfApi
-
-        kind, _, self._repo = where.partition("/")
-        if kind not in _KINDS or self._repo.count("/") != 1:
+        self._kind, _, self._repo = where.partition("/")
+        if self._kind not in _KINDS or self._repo.count("/") != 1:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 f"{where!r} is no repository for refs: give datasets/NAMESPACE/NAME",
             )
-        self._where = where
-        self._unsure: set[tuple[str, bytes]] = set()  # commits whose answer may have been lost
-        self._kind = _KINDS[kind]
-        self._hub = HubApi(self._repo, endpoint, token)
+        self._hub = HubApi(self._repo, endpoint, token, timeout)
         self._hub.where = f"repository {where}"
-        self._api = HfApi(endpoint=self._hub.endpoint, token=token, library_name="casweights")
+        self._where = where
+        self._url = f"{self._hub.endpoint}/api/{where}"
+        self._unsure: set[tuple[str, bytes]] = set()  # commits whose answer may have been lost
 
     @property
     def url(self) -> str:
@@ -65,20 +70,33 @@ class GitRefStore(ObjectStore):
 
     def create(self) -> None:
         """Make the repository, a private one, unless it is there."""
-        with hub_errors(self._hub.where):
-            self._api.create_repo(self._repo, repo_type=self._kind, private=True, exist_ok=True)
+        namespace, _, name = self._repo.partition("/")
+        self._hub.request(
+            "POST",
+            f"{self._hub.endpoint}/api/repos/create",
+            json={
+                "type": self._kind.removesuffix("s"),
+                "organization": namespace,
+                "name": name,
+                "private": True,
+            },
+            accepted=(409,),
+        )
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`. Exactly one of many writers makes the commit."""
-        from huggingface_hub import CommitOperationAdd
-
         data, path = b"".join(parts), check_name(name)
+        content = base64.b64encode(data).decode()
+        line = {
+            "key": "file",
+            "value": {"path": path, "content": content, "encoding": "base64"},
+        }
 
         def add(head: str) -> bool | None:
-            if self._infos([path], head):
+            if self._sizes([path], head):
                 return (name, data) in self._unsure and self.read(name, _MAX_FILE) == data
             self._unsure.add((name, data))
-            return self._commit([CommitOperationAdd(path, data)], f"Add {name}", head)
+            return self._commit([line], f"Add {name}", head)
 
         created = self._on_top(add)
         self._unsure.discard((name, data))
@@ -90,30 +108,26 @@ class GitRefStore(ObjectStore):
 
     def delete_all(self, names: Sequence[str]) -> None:
         """See `ObjectStore.delete_all`: one commit."""
-        from huggingface_hub import CommitOperationDelete
-
         paths = [check_name(name) for name in names]
 
         def remove(head: str) -> bool | None:
-            there = [info.path for info in self._infos(paths, head)]
-            if not there:
-                return False
-            operations = [CommitOperationDelete(path) for path in there]
-            return self._commit(operations, f"Delete {len(there)} refs", head)
+            there = self._sizes(paths, head)
+            lines = [{"key": "deletedFile", "value": {"path": path}} for path in there]
+            return self._commit(lines, f"Delete {len(lines)} refs", head) if lines else False
 
         if paths:
             self._on_top(remove)
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
-        infos = self._infos([check_name(name)], "main")
-        if not infos:
+        sizes = self._sizes([check_name(name)], "main")
+        if name not in sizes:
             raise missing(name)
-        return int(infos[0].size)
+        return sizes[name]
 
     def read(self, name: str, limit: int) -> bytes:
         """See `ObjectStore.read`."""
-        prefix = "" if self._kind == "model" else f"{self._kind}s/"
+        prefix = "" if self._kind == "models" else f"{self._kind}/"
         url = f"{self._hub.endpoint}/{prefix}{self._repo}/resolve/main/{quote(check_name(name))}"
         return self._hub.read_url(url, name, limit)
 
@@ -126,57 +140,43 @@ class GitRefStore(ObjectStore):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`."""
-        from huggingface_hub import RepoFile
-        from huggingface_hub.errors import EntryNotFoundError
-
         folder = prefix.rpartition("/")[0]
-        if folder:
-            check_name(folder)
-        with hub_errors(self._hub.where):
-            try:
-                tree = self._api.list_repo_tree(
-                    self._repo, folder or None, recursive=True, repo_type=self._kind
-                )
-                infos = [
-                    ObjectInfo(item.path, item.size)
-                    for item in tree
-                    if isinstance(item, RepoFile)
-                    and item.path.startswith(prefix)
-                    and not any(part.startswith(".") for part in item.path.split("/"))
-                ]
-            except EntryNotFoundError:
-                return iter(())
+        url = f"{self._url}/tree/main" + (f"/{quote(check_name(folder))}" if folder else "")
+        try:
+            files = list(self._hub.files_below(url, recursive="true"))
+        except NotFoundError as error:
+            if error.code is ErrorCode.STORE_NOT_FOUND:
+                raise
+            files = []  # there is no such folder
+        infos = [
+            ObjectInfo(file["path"], int(file["size"]))
+            for file in files
+            if file["path"].startswith(prefix)
+            and not any(part.startswith(".") for part in file["path"].split("/"))
+        ]
         return iter(sorted(infos, key=lambda info: info.name))
 
-    def _infos(self, paths: Sequence[str], revision: str) -> Sequence[Any]:
-        with hub_errors(self._hub.where):
-            found = self._api.get_paths_info(
-                self._repo, list(paths), revision=revision, repo_type=self._kind
-            )
-        return [item for item in found if hasattr(item, "size")]
+    def _sizes(self, paths: Sequence[str], revision: str) -> dict[str, int]:
+        """Sizes of those of these files that are there."""
+        url = f"{self._url}/paths-info/{quote(revision, safe='')}"
+        found = self._hub.request("POST", url, data={"paths": paths, "expand": False}).json()
+        return {file["path"]: int(file["size"]) for file in found if file["type"] == "file"}
 
     def _head(self) -> str:
-        with hub_errors(self._hub.where):
-            return str(self._api.repo_info(self._repo, repo_type=self._kind).sha)
+        return str(self._hub.request("GET", self._url).json()["sha"])
 
-    def _commit(self, operations: Sequence[Any], message: str, head: str) -> bool | None:
+    def _commit(self, changes: Sequence[dict[str, Any]], message: str, head: str) -> bool | None:
         """Commit on top of `head`; None if it has moved."""
-        from huggingface_hub.errors import HfHubHTTPError
-
-        with hub_errors(self._hub.where):
-            try:
-                self._api.create_commit(
-                    self._repo,
-                    operations,
-                    commit_message=message,
-                    repo_type=self._kind,
-                    parent_commit=head,
-                )
-            except HfHubHTTPError as error:
-                if error.response.status_code == 412:
-                    return None
-                raise
-        return True
+        header = {"summary": message, "description": "", "parentCommit": head}
+        lines = [{"key": "header", "value": header}, *changes]
+        response = self._hub.request(
+            "POST",
+            f"{self._url}/commit/main",
+            content=b"".join(json.dumps(line).encode() + b"\n" for line in lines),
+            headers={"Content-Type": "application/x-ndjson"},
+            accepted=(412,),
+        )
+        return None if response.status_code == 412 else True
 
     def _on_top(self, change: Callable[[str], bool | None]) -> bool:
         """Make a change on top of the head, until nobody comes between."""

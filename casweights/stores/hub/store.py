@@ -102,7 +102,9 @@ class HubStore(ObjectStore):
         """See `ObjectStore.put`."""
         return self.put_all([(name, parts)])[0]
 
-    def put_all(self, objects: Sequence[tuple[str, Content]]) -> list[bool]:
+    def put_all(
+        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+    ) -> list[bool]:
         """See `ObjectStore.put_all`. One request asks what is there, one names what was sent."""
         wanted: dict[str, _Object] = {}
         for name, content in objects:
@@ -118,7 +120,7 @@ class HubStore(ObjectStore):
         }
         new = [item for item in wanted.values() if item.name not in there]
         try:
-            places = self._send(new)
+            places = self._send([*new, *(_Object("", parts) for parts in soon)])
             lines = {name: add_line(self._path(name), place) for name, place in places.items()}
             self._carry_out(lines, list(ours))
         except BaseException:
@@ -137,8 +139,9 @@ class HubStore(ObjectStore):
         sending: list[_Object] = []
 
         def found(item: _Object, place: Place) -> None:
-            places[item.name] = place
-            self._note(item.name, place)
+            if item.name:  # else it gets its name in a later call
+                places[item.name] = place
+                self._note(item.name, place)
 
         def contents() -> Iterator[Parts]:
             for item in items:
@@ -238,6 +241,7 @@ class HubStore(ObjectStore):
         """See `ObjectStore.read`. One request, even if nothing is known of the object."""
         path = self._path(name)
         if name not in self._places:
+            self._xet.expect_downloads()
             return self.api.read(path, limit)
         return self.get(name, 0, check_size(name, self.size(name), limit))
 
@@ -322,7 +326,9 @@ class HubStore(ObjectStore):
         """See `ObjectStore.ref_store`: a repository of the same Hub, as ``datasets/ns/name``."""
         from casweights.stores.hub.git import GitRefStore
 
-        return GitRefStore(where, endpoint=self.api.endpoint, token=self._token)
+        return GitRefStore(
+            where, endpoint=self.api.endpoint, token=self._token, timeout=self.api.timeout
+        )
 
     def _path(self, name: str) -> str:
         return self._root + check_name(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ _BLOCK = 1 << 20  # smaller parts are joined up to this size, lest each be a cal
 _CONFIG: dict[str, object] = {
     "xorb.compression_policy": "none",
     "deduplication.global_dedup_query_enabled": False,
+    "telemetry.enabled": False,  # each upload would wait for it
     "client.connect_timeout": "10s",
     "client.retry_max_attempts": 2,
     "client.retry_base_delay": "300ms",
@@ -65,6 +67,13 @@ def _session(read_timeout: float | None = None) -> Any:
         return _sessions[key]
 
 
+def _retire(session: Any) -> None:
+    """Let the next one take a new session: in hf_xet 1.6 an error stays with it for ever."""
+    with _lock:
+        for key in [key for key, known in _sessions.items() if known is session]:
+            del _sessions[key]
+
+
 class XetStorage:
     """Uploads and downloads for one bucket.
 
@@ -78,6 +87,7 @@ class XetStorage:
         self._stall = stall
         self._lock = threading.Lock()
         self._streams: tuple[int, Any] | None = None
+        self._expecting = False
 
     def upload(self, contents: Iterable[Parts], placed: Callable[[Place], None]) -> None:
         """Make bytes durable, which have no path yet and which nobody sees.
@@ -96,14 +106,19 @@ class XetStorage:
         if first is None:
             return
         with hub_errors(self._api.where):
-            commit = _session().new_upload_commit(**self._access(self._api.grant("write")))
-            with watched(lambda: _moved(commit), commit.abort, self._stall), commit:
-                for parts in chain([first], waiting):
-                    stream = commit.start_upload_stream(sha256=SKIP_SHA256)
-                    for block in _blocks(parts):
-                        stream.write(block)
-                    info = stream.finish().xet_info
-                    placed(Place(info.hash, info.file_size))
+            session = _session()
+            try:
+                commit = session.new_upload_commit(**self._access(self._api.grant("write")))
+                with watched(lambda: _moved(commit), commit.abort, self._stall), commit:
+                    for parts in chain([first], waiting):
+                        stream = commit.start_upload_stream(sha256=SKIP_SHA256)
+                        for block in _blocks(parts):
+                            stream.write(block)
+                        info = stream.finish().xet_info
+                        placed(Place(info.hash, info.file_size))
+            except Exception:
+                _retire(session)
+                raise
 
     def download(self, place: Place, start: int, out: memoryview, name: str) -> None:
         """Fill `out` with bytes from offset `start` on.
@@ -128,6 +143,16 @@ class XetStorage:
                     done += len(block)
         if done < len(out):
             raise truncated(name)
+
+    def expect_downloads(self) -> None:
+        """Ask for leave to read in the background, which takes a request, unless that was done."""
+        if not self._expecting:
+            self._expecting = True
+            threading.Thread(target=self._ask, name="casweights-grant", daemon=True).start()
+
+    def _ask(self) -> None:
+        with suppress(Exception):  # who needs it asks again, and hears of it
+            self._api.grant("read")
 
     def _group(self) -> Any:
         """Downloads share one connection to the storage, which renews its leave by itself."""
