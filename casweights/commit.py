@@ -200,7 +200,8 @@ def _announced(
         ]
         announce(changed)
         waiting.append(run)
-        if len(waiting) > _LOOKAHEAD:
+        # Without bases there is nothing to wait for.
+        while len(waiting) > (_LOOKAHEAD if changed else 0):
             yield waiting.popleft()
     yield from waiting
 

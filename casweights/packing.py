@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId
 
 _PUTS_IN_FLIGHT = 4  # keeps a disk busy; each holds a pack in memory
+_REMOTE_PUTS_IN_FLIGHT = 2  # keeps a network busy; the client needs memory of its own for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class PackWriter:
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._puts = Background(_PUTS_IN_FLIGHT)
+        remote = database.store.capabilities.remote
+        self._puts = Background(_REMOTE_PUTS_IN_FLIGHT if remote else _PUTS_IN_FLIGHT)
         self._added: set[ChunkId] = set()
         self._start_pack()
         self.packs = 0

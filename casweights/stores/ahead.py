@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.buffers import uninitialized
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class ReadaheadStore(WrapperStore):
         self._held += span.size
 
     def _fetch(self, span: _Span) -> memoryview:
-        out = memoryview(bytearray(span.size))
+        out = uninitialized(span.size)
         self.inner.readinto(span.name, span.start, out)
         return out
 
@@ -143,6 +144,7 @@ class ReadaheadStore(WrapperStore):
             self._held -= span.size
         if span.fetched is not None:
             span.fetched.cancel()
+            span.fetched = None  # its bytes go with the last reader who has them
 
     def _take(self, name: str, start: int, stop: int) -> memoryview | None:
         """An announced range; None if it was not announced, or could not be fetched."""
