@@ -248,8 +248,8 @@ def test_a_dead_storage_is_unreachable(
     """The Hub answers, the storage beside it does not."""
     with opened(hub.url, prefix) as repo:
         repo.commit(model.folder)
+    hub.conditions = failing(fault, 1.0, stall=600.0, only=frozenset({route}))
     with opened(hub.url, prefix, patience=0.5, stall=0.5) as repo:
-        hub.conditions = failing(fault, 1.0, stall=600.0, only=frozenset({route}))
         with pytest.raises(StoreError, match="cannot be reached") as caught:
             repo.checkout("main", tmp_path / "out")
         assert caught.value.code is ErrorCode.UNREACHABLE
