@@ -326,10 +326,12 @@ class PathFinder:
         while queue:
             nearest = heapq.heappop(queue)
             chunk, trail = nearest.chunk, nearest.trail
+            if nearest.links > MAX_LINKS:
+                continue
             if chunk is None or chunk in self._steps:
                 self._keep(trail, _NOTHING if chunk is None else self._steps[chunk])
                 return
-            if chunk in done or nearest.links >= MAX_LINKS:
+            if chunk in done:
                 continue
             done.add(chunk)
             if chunk in self._have:

@@ -136,7 +136,7 @@ class OldListing(WrapperStore):
     """Does not list packs and branches: to its user there are none."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return iter(()) if prefix in ("packs/", "refs/heads/") else super().list(prefix)
+        return iter(()) if prefix in ("packs/", "refs/") else super().list(prefix)
 
 
 def test_a_commit_repairs_what_it_brings_again(filled: Repository, objects: CountingStore) -> None:
