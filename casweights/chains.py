@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
-    from casweights.index import ChunkIndex, Path
+    from casweights.index import ChunkIndex
+    from casweights.paths import Path
 
 # Shares of a whole chunk's stored size.
 _CHAIN = 1 / 2  # what the differences of a chain may take together, if they are more than one

@@ -10,7 +10,7 @@ from casweights.format import names
 from casweights.format.codecs import Encoding, decode, is_difference
 from casweights.format.envelope import corrupt
 from casweights.format.hashing import checksum
-from casweights.index import MAX_LINKS
+from casweights.paths import MAX_LINKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from casweights.format.hashing import Buffer
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
-    from casweights.index import ChunkIndex, Path
+    from casweights.index import ChunkIndex
+    from casweights.paths import Path
     from casweights.stores.base import ObjectStore, Range
 
 

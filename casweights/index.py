@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB, MiB
@@ -16,6 +14,7 @@ from casweights.format.envelope import PREFIX_SIZE, Kind, corrupt, prefix
 from casweights.format.fields import parse_id
 from casweights.format.pack import TRAILER_SIZE, Location, index_span, pack_id, parse_index
 from casweights.ids import PackId
+from casweights.paths import FrameTable, PathFinder
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
 
     from casweights.format.snapshot import PackTable
     from casweights.ids import ChunkId
+    from casweights.paths import Path
     from casweights.stores.base import ObjectStore, Range
 
-MAX_LINKS = 4096  # frames in a row that a reader follows
 _TAIL_GUESS = 8 * KiB
 _READERS = 16
 _SMALL_PACK, _SMALL_PACKS = 8 * MiB, 8  # a step of a run; several are more than one needs
@@ -215,178 +214,6 @@ class ChunkIndex:
             ]
             sizes = self._store.sizes(unread) if unread else {}  # without those rewritten since
             self._read([ObjectInfo(name, sizes[name]) for name in unread if name in sizes])
-
-
-class FrameTable:
-    """Frames by their chunk.
-
-    Attributes:
-        version: Grows with every change that may open or close ways to chunks that were known.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[ChunkId, tuple[Location, ...]] = {}
-        self._excluded: set[Location] = set()
-        self._unknown_bases: set[ChunkId] = set()
-        self.version = 0
-
-    def __iter__(self) -> Iterator[ChunkId]:
-        """Every chunk that is known."""
-        return iter(list(self._known))
-
-    def frames(self, chunk: ChunkId) -> Sequence[Location]:
-        """All frames of a chunk that are not excluded."""
-        found = self._known.get(chunk, ())
-        if not self._excluded:
-            return found
-        return [place for place in found if place not in self._excluded]
-
-    def add(self, locations: Iterable[Location]) -> None:
-        """Take note of frames."""
-        new: set[ChunkId] = set()  # may have several frames, and nobody has asked for it yet
-        for location in locations:
-            chunk, base = location.frame.chunk, location.frame.base
-            known = self._known.get(chunk, ())
-            if location in known:
-                continue
-            if (known and chunk not in new) or chunk in self._unknown_bases:
-                self.version += 1
-                self._unknown_bases.discard(chunk)
-            if not known:
-                new.add(chunk)
-            if base is not None and base not in self._known:
-                self._unknown_bases.add(base)
-            self._known[chunk] = (*known, location)
-
-    def exclude(self, location: Location) -> None:
-        """Count a frame as missing."""
-        self._excluded.add(location)
-        self.version += 1
-
-    def clear(self) -> None:
-        """Forget all."""
-        self._known.clear()
-        self._excluded.clear()
-        self._unknown_bases.clear()
-        self.version += 1
-
-
-class Path(NamedTuple):
-    """How to rebuild a chunk: frames, each the base of the next one.
-
-    Attributes:
-        frames: In the order of decoding. The first has no base, or one that the reader has.
-        nbytes: Their stored bytes.
-    """
-
-    frames: tuple[Location, ...]
-    nbytes: int
-
-
-class _Step(NamedTuple):
-    """The last step of the best way to a chunk."""
-
-    nbytes: int  # of the whole way
-    links: int
-    frame: Location | None  # None for what the reader has
-
-
-class PathFinder:
-    """Finds cheapest paths through frames, and remembers them while no other ways open.
-
-    Args:
-        table: The frames.
-        have: Chunks that cost nothing, because the reader has them.
-    """
-
-    def __init__(self, table: FrameTable, have: Container[ChunkId] = ()) -> None:
-        self._table = table
-        self._have = have
-        self._lock = threading.Lock()
-        self._steps: dict[ChunkId, _Step] = {}
-        self._version = -1
-
-    def path(self, chunk: ChunkId) -> Path | None:
-        """The path of the fewest stored bytes; None where frames are missing."""
-        with self._lock:
-            if self._version != self._table.version:
-                self._steps, self._version = {}, self._table.version
-            if chunk not in self._steps:
-                self._search(chunk)
-            return self._trace(chunk)
-
-    def _search(self, wanted: ChunkId) -> None:
-        """Dijkstra's algorithm, from the chunk back to the nearest place where a way can begin.
-
-        What lies further back than that is never looked at, however long the history.
-        """
-        numbers = count()  # against ties
-        queue = [_Candidate(0, 0, next(numbers), wanted, None)]
-        done: set[ChunkId] = set()
-        while queue:
-            nearest = heapq.heappop(queue)
-            chunk, trail = nearest.chunk, nearest.trail
-            if nearest.links > MAX_LINKS:
-                continue
-            if chunk is None or chunk in self._steps:
-                self._keep(trail, _NOTHING if chunk is None else self._steps[chunk])
-                return
-            if chunk in done:
-                continue
-            done.add(chunk)
-            if chunk in self._have:
-                self._steps[chunk] = _NOTHING
-                self._keep(trail, _NOTHING)
-                return
-            for place in self._table.frames(chunk):
-                frame = place.frame
-                if trail is not None and frame.raw_size != trail.place.frame.raw_size:
-                    continue  # nothing can be made of it, but it may be sound by itself
-                known = _NOTHING if frame.base is None else self._steps.get(frame.base, _NOTHING)
-                nbytes = nearest.nbytes + frame.size + known.nbytes
-                links = nearest.links + 1 + known.links
-                further = _Trail(place, trail)
-                heapq.heappush(queue, _Candidate(nbytes, links, next(numbers), frame.base, further))
-
-    def _keep(self, trail: _Trail | None, before: _Step) -> None:
-        """Remember the best way to all chunks of a trail."""
-        while trail is not None:
-            frame = trail.place.frame
-            before = _Step(before.nbytes + frame.size, before.links + 1, trail.place)
-            self._steps[frame.chunk] = before
-            trail = trail.next
-
-    def _trace(self, chunk: ChunkId) -> Path | None:
-        """Follow the steps back from a chunk to where they begin."""
-        last = step = self._steps.get(chunk)
-        if last is None:
-            return None
-        frames: list[Location] = []
-        while step is not None and step.frame is not None:
-            frames.append(step.frame)
-            base = step.frame.frame.base
-            step = None if base is None else self._steps[base]
-        return Path(tuple(reversed(frames)), last.nbytes)
-
-
-class _Trail(NamedTuple):
-    """Frames from a chunk on to the wanted one."""
-
-    place: Location
-    next: _Trail | None
-
-
-class _Candidate(NamedTuple):
-    """A way back from the wanted chunk, ordered by what it takes."""
-
-    nbytes: int  # with what is known to lie before `chunk`
-    links: int
-    number: int
-    chunk: ChunkId | None  # where it has come to; None for a frame without a base
-    trail: _Trail | None
-
-
-_NOTHING = _Step(0, 0, None)
 
 
 def read_pack_index(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId, SnapshotId
-    from casweights.index import Path
+    from casweights.paths import Path
     from casweights.stores.base import ObjectStore
 
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]

@@ -21,7 +21,8 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.ids import SnapshotId
-from casweights.index import MAX_LINKS, read_pack_index
+from casweights.index import read_pack_index
+from casweights.paths import MAX_LINKS
 from casweights.snapshots import SnapshotStore
 
 if TYPE_CHECKING:

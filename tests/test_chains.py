@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from casweights import Repository, SnapshotId
     from casweights.ids import ChunkId
-    from casweights.index import Path as ChainPath
+    from casweights.paths import Path as ChainPath
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
 WORST_READ = 1.5  # of a whole version, promised for every version of a history

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 VALUES = {"errors", "ids", "config", "events"}
 PLUMBING = {"buffers", "files", "parallel", "staging"}
-OPEN_STORE = {"reflog", "cache", "chunks", "index", "snapshots", "refs", "database"}
+OPEN_STORE = {"paths", "reflog", "cache", "chunks", "index", "snapshots", "refs", "database"}
 BELOW_VERBS = VALUES | PLUMBING | OPEN_STORE | {"format", "stores.base", "sources", "selection"}
 VERBS = {
     "commit",
@@ -65,16 +65,17 @@ ALLOWED: dict[str, set[str]] = {
     "sources": VALUES | PLUMBING | {"format"},
     "tensors": VALUES | PLUMBING | {"format", "sources"},
     "selection": VALUES | {"format", "sources"},
-    "index": VALUES | {"format", "stores.base"},
+    "paths": {"ids", "format"},
+    "index": VALUES | {"format", "stores.base", "paths"},
     "cache": {"ids", "buffers"},
-    "chunks": VALUES | {"format", "stores.base", "index"},
+    "chunks": VALUES | {"format", "stores.base", "index", "paths"},
     "snapshots": VALUES | {"format", "stores.base", "index"},
     "reflog": VALUES | {"format", "stores.base"},
     "refs": VALUES | {"format", "stores.base", "reflog"},
     "database": VALUES | OPEN_STORE | {"format", "stores.base", "stores.ahead", "parallel"},
     "revisions": VALUES | {"database", "refs", "snapshots"},
     "packing": VALUES | {"database", "format", "parallel"},
-    "chains": VALUES | {"format", "buffers", "cache", "chunks", "index", "packing"},
+    "chains": VALUES | {"format", "buffers", "cache", "chunks", "index", "packing", "paths"},
     "relatives": {"errors", "ids", "format", "buffers", "chains", "chunks"},
     # L3: one family of verbs each, which do not know each other; the repository has them all
     "commit": BELOW_VERBS | {"packing", "chains", "relatives"},

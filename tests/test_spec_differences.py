@@ -18,7 +18,7 @@ from casweights import IntegrityError, StoreConfig
 from casweights.format.elements import Kind
 from casweights.format.kernels import dense_decode, dense_encode, sparse_decode, sparse_encode
 from casweights.format.names import pack_name
-from casweights.index import MAX_LINKS
+from casweights.paths import MAX_LINKS
 from casweights.stores.local import LocalStore
 from tests.forged_chains import (
     NAME,

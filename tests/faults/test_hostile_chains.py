@@ -12,7 +12,7 @@ import casweights
 from casweights import ErrorCode, IntegrityError
 from casweights.config import MiB
 from casweights.format.names import PACKS, pack_name, snapshot_name
-from casweights.index import MAX_LINKS
+from casweights.paths import MAX_LINKS
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import flip_bit
 from tests.forged_chains import (
