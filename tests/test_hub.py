@@ -14,6 +14,7 @@ from casweights.stores.cached import CachedStore
 from casweights.stores.hub.store import HubStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.retry import RetryStore
+from casweights.testing import CountingStore
 from casweights.testing.hub import LocalHub
 from casweights.testing.states import assert_same_state
 from casweights.testing.trees import read_tree, write_tree
@@ -229,6 +230,15 @@ def test_between_buckets_no_bytes_move(hub: LocalHub, prefix: str, repo: Reposit
         for version, state in zip(versions, states, strict=True):
             assert_same_state(target.load(version.id), state)
         assert target.verify().problems == ()
+
+
+def test_what_comes_from_elsewhere_is_read_through_its_wrappers(hub: LocalHub, prefix: str) -> None:
+    """They are what tries again, and what has a cache."""
+    source = CountingStore(MemoryStore())
+    source.put("packs/a", [b"bytes"])
+    source.reset()
+    bucket(hub, prefix).copy_from(source, ["packs/a"])
+    assert source.reads == [("packs/a", 5)]
 
 
 def test_to_a_directory_and_back(hub: LocalHub, prefix: str, repo: Repository) -> None:

@@ -194,10 +194,9 @@ class HubStore(ObjectStore):
         """See `ObjectStore.copy_from`. From another bucket of the same Hub, no byte moves."""
         there = self._look_up(names)
         wanted = [name for name in dict.fromkeys(names) if name not in there]
-        while isinstance(source, WrapperStore):
-            source = source.inner
-        if isinstance(source, HubStore) and source.api.endpoint == self.api.endpoint:
-            self._copy_lines(source, wanted)
+        bucket = _innermost(source)
+        if isinstance(bucket, HubStore) and bucket.api.endpoint == self.api.endpoint:
+            self._copy_lines(bucket, wanted)
             return
         batch: list[tuple[str, list[Buffer]]] = []
         size = 0
@@ -219,8 +218,8 @@ class HubStore(ObjectStore):
         bucket = source.api.bucket
         lines = {name: copy_line(self._path(name), places[name], bucket) for name in names}
         self._carry_out(lines, names)
-        with self._lock:
-            self._places.update((name, places[name]) for name in names)
+        for name in names:
+            self._note(name, places[name])
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
@@ -354,6 +353,13 @@ class HubStore(ObjectStore):
             self._places.update(found)
             self._hinted.difference_update(found)
         return found
+
+
+def _innermost(store: ObjectStore) -> ObjectStore:
+    """What is inside all wrappers. Reads go through these, with their patience and caches."""
+    while isinstance(store, WrapperStore):
+        store = store.inner
+    return store
 
 
 def assets_folder() -> Path:
