@@ -75,7 +75,7 @@ class ChunkIndex:
 
     def prepare(self, chunks: Iterable[ChunkId]) -> None:
         """Read the hinted packs of these chunks, all at once."""
-        self._read_packs(list(dict.fromkeys(h for c in chunks if (h := self._hints.get(c)))))
+        self._read_packs(self._packs_of(chunks))
 
     def prepare_all(self) -> None:
         """Read all hinted packs."""
@@ -87,9 +87,8 @@ class ChunkIndex:
         Those are the packs of these chunks, if they are as small as that of a step, and whatever
         is so tiny that an index is not worth a read of its own.
         """
-        own = dict.fromkeys(h for chunk in chunks if (h := self._hints.get(chunk)))
-        hinted = map(names.pack_name, own | self._hinted_packs if own else own)
-        unread = [name for name in hinted if name not in self._packs and name not in self.damaged]
+        own = self._packs_of(chunks)
+        unread = self._unread(dict.fromkeys([*own, *self._hinted_packs]) if own else ())
         sizes = self._store.sizes(unread) if unread else {}
         tiny = [name for name, size in sizes.items() if size <= _TINY_PACK]
         small = [
@@ -98,6 +97,15 @@ class ChunkIndex:
         # Twice: they are read for their index, and are to stay for their frames.
         chosen = dict.fromkeys([*small[:_SMALL_PACKS], *tiny[:_TINY_PACKS]])
         return [[(name, 0, sizes[name])] * 2 for name in chosen]
+
+    def _packs_of(self, chunks: Iterable[ChunkId]) -> list[PackId]:
+        """The hinted packs of these chunks, each once."""
+        return list(dict.fromkeys(h for chunk in chunks if (h := self._hints.get(chunk))))
+
+    def _unread(self, packs: Iterable[PackId]) -> list[str]:
+        """Names of those of these packs that are worth a read."""
+        known = (self._packs, self.damaged)
+        return [name for name in map(names.pack_name, packs) if not any(name in k for k in known)]
 
     def around(self, location: Location) -> Range:
         """A frame's range, and what lies beside it in a small pack: the frames of next chunks."""
@@ -207,11 +215,7 @@ class ChunkIndex:
     def _read_packs(self, packs: list[PackId]) -> None:
         """Read the indexes of these packs, but for those that were read or are gone."""
         with self._lock:
-            unread = [
-                name
-                for name in map(names.pack_name, packs)
-                if name not in self._packs and name not in self.damaged
-            ]
+            unread = self._unread(packs)
             sizes = self._store.sizes(unread) if unread else {}  # without those rewritten since
             self._read([ObjectInfo(name, sizes[name]) for name in unread if name in sizes])
 

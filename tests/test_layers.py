@@ -52,7 +52,7 @@ ALLOWED: dict[str, set[str]] = {
     "stores.wrapper": {"stores.base"},
     "stores.memory": {"stores.base"},
     "stores.local": {"stores.base", "files", "staging"},
-    "stores.ahead": {"buffers", "stores.base", "stores.wrapper"},
+    "stores.ahead": {"buffers", "config", "stores.base", "stores.wrapper"},
     "stores.retry": {"errors", "stores.base", "stores.wrapper"},
     "stores.diskcache": {"stores.base", "files", "staging"},
     "stores.cached": {"stores.base", "stores.diskcache", "stores.wrapper"},

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.buffers import uninitialized
+from casweights.config import MiB
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import Announce, ObjectStore, Range
 
-MiB = 1 << 20
 _WINDOW = 128 * MiB  # fetched and not yet used
 _CELL = 8 * MiB  # no piece crosses a multiple of this, so that they are the same every time
 _MIN_CELL = MiB // 2

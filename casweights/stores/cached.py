@@ -90,8 +90,7 @@ class CachedStore(WrapperStore):
         written: dict[str, Parts] = {}
 
         def note(name: str, parts: Parts) -> Parts:
-            if _nbytes(parts) <= MAX_WRITTEN:
-                written[name] = parts
+            written[name] = parts
             return parts
 
         def noted(name: str, content: Content) -> Content:
@@ -126,7 +125,7 @@ class CachedStore(WrapperStore):
 
     def _keep_written(self, name: str, parts: Parts) -> None:
         """The writer will most likely read it soon, as bases of what it writes next."""
-        if _is_cached(name) and _nbytes(parts) <= MAX_WRITTEN:
+        if _is_cached(name) and sum(map(len, parts)) <= MAX_WRITTEN:
             self._cache.keep(name, 0, parts, whole=True)
 
     @contextmanager
@@ -148,7 +147,3 @@ class CachedStore(WrapperStore):
 
 def _is_cached(name: str) -> bool:
     return name.startswith(CACHED_PREFIXES)
-
-
-def _nbytes(parts: Parts) -> int:
-    return sum(memoryview(part).nbytes for part in parts)
