@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         IntegrityError,
         InvalidInputError,
         NotFoundError,
+        StaleError,
         StoreError,
         UnsupportedError,
     )
@@ -48,6 +49,7 @@ _HOMES = {
     "Repository": "repository",
     "Snapshot": "format.manifest",
     "SnapshotId": "ids",
+    "StaleError": "errors",
     "StoreConfig": "config",
     "StoreError": "errors",
     "UnsupportedError": "errors",
@@ -68,6 +70,7 @@ __all__ = [
     "Repository",
     "Snapshot",
     "SnapshotId",
+    "StaleError",
     "StoreConfig",
     "StoreError",
     "UnsupportedError",

@@ -8,9 +8,10 @@ trade.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from casweights.buffers import scratch
+from casweights.chunks import NearbyChunks
 from casweights.errors import IntegrityError
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
-    from casweights.cache import ChunkCache
     from casweights.chunks import ChunkReader
     from casweights.config import Compression
     from casweights.format.dtypes import DType
@@ -41,6 +41,13 @@ _SURE = 1 / 8  # a difference above this share is compared with the whole chunk 
 
 _MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # links that a shortcut replaces
 _GAIN = 3 / 4  # of the bytes that a shortcut replaces; above that it is not worth it
+
+
+class HeldChunks(NearbyChunks, Protocol):
+    """Chunks in this process's memory, so that nobody need check them."""
+
+    def get(self, chunk: ChunkId) -> memoryview | None:
+        """A chunk's bytes, valid until the calling thread asks again; None if it is not here."""
 
 
 class Bases:
@@ -75,16 +82,16 @@ class ChainEncoder:
     Args:
         reader: Reads bases.
         index: Knows the chains that new frames will be part of.
-        cache: May have the bases.
+        held: May have the bases.
         compression: How whole chunks are stored.
     """
 
     def __init__(
-        self, reader: ChunkReader, index: ChunkIndex, cache: ChunkCache, compression: Compression
+        self, reader: ChunkReader, index: ChunkIndex, held: HeldChunks, compression: Compression
     ) -> None:
-        self._reader = reader.near(cache)
+        self._reader = reader.near(held)
         self._index = index
-        self._cache = cache
+        self._held = held
         self._compression = compression
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
@@ -156,7 +163,7 @@ class ChainEncoder:
         base = location.frame.chunk
         if location.frame.raw_size != len(raw):
             return None
-        old = self._cache.get(base)
+        old = self._held.get(base)
         if old is None:
             old = scratch(len(raw))
             try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
+    from casweights.chains import HeldChunks
     from casweights.config import Compression
     from casweights.database import Database
     from casweights.format.layout import Piece
@@ -37,7 +38,7 @@ _MOST_PACKS = 512  # but not at more than these
 
 
 class _Run(NamedTuple):
-    """Neighbouring chunks of a file, read and hashed."""
+    """Neighbouring chunks of a file, read and hashed; without views if the store has them all."""
 
     number: int
     pieces: list[Piece]
@@ -51,6 +52,34 @@ class _ReadChunk(NamedTuple):
     chunk: ChunkId
     raw_size: int
     frames: list[EncodedFrame]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What is said about a version; see `Manifest`."""
+
+    parents: tuple[SnapshotId, ...]
+    time: datetime
+    author: str
+    message: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedVersion:
+    """A version that only has to be written.
+
+    Attributes:
+        snapshot: What it is.
+        manifest: The snapshot's manifest, encoded.
+        last: Its pack, if that is the only one; where there are more, all are written.
+        stats: What a commit of it is.
+    """
+
+    snapshot: Snapshot
+    manifest: bytes
+    last: SealedPack | None
+    stats: CommitStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +97,49 @@ class _Commit:
 def commit(
     db: Database,
     files: Sequence[SourceFile],
+    description: Description,
     *,
     branch: str,
     head: Head | None,
-    parents: tuple[SnapshotId, ...],
-    time: datetime,
-    author: str,
-    message: str,
-    metadata: dict[str, Any],
     base: Snapshot | None,
     compression: Compression,
 ) -> Snapshot:
-    """Write a version and move a branch to it.
+    """Write a version and move a branch to it; see `encode_version` and `write_version`."""
+    version = encode_version(db, files, description, base=base, compression=compression)
+    write_version(db, version, branch, head)
+    return version.snapshot
+
+
+def encode_version(
+    db: Database,
+    files: Sequence[SourceFile],
+    description: Description,
+    *,
+    base: Snapshot | None,
+    compression: Compression,
+    nearby: HeldChunks | None = None,
+) -> EncodedVersion:
+    """Read and encode a version; what does not fit into one pack is written already.
 
     Chunks are stored as differences from those at the same places of `base`, or without one of
     the branch or tag that the version resembles most.
+
+    Args:
+        db: The store.
+        files: What the version consists of.
+        description: What is said about it.
+        base: The version before it.
+        compression: How chunks without a base are stored.
+        nearby: May have the chunks of `base`; by default the store's own cache.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
         StoreError: The store could not be written. What was written stays and is found again when
             the command is repeated.
-        ConflictError: Another writer moved the branch meanwhile; the version is kept.
     """
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else Bases(base))
-    encoder = ChainEncoder(db.reader, db.index, db.cache, compression)
+    encoder = ChainEncoder(db.reader, db.index, nearby or db.cache, compression)
     most = _MOST_PACKS if db.store.capabilities.remote else None
     work = _Commit(db, files, buffers, bases, encoder, Once(partial(db.index.load, most)))
     if db.store.capabilities.remote:
@@ -100,21 +147,17 @@ def commit(
     else:
         work.look_everywhere()
     entries, last = _write_files(work, writer)
-    manifest = Manifest(
-        parents=parents,
-        time=time,
-        author=author,
-        message=message,
-        metadata=metadata,
-        config=db.config,
-        files=entries,
+    snapshot, manifest = Snapshot.of(
+        Manifest(
+            parents=description.parents,
+            time=description.time,
+            author=description.author,
+            message=description.message,
+            metadata=description.metadata,
+            config=db.config,
+            files=entries,
+        )
     )
-    snapshot, encoded = Snapshot.of(manifest)
-    move = encode_move(snapshot.id)
-    db.snapshots.save(snapshot, encoded, last, [[move]] if db.config.refs is None else [])
-    if last is not None:
-        writer.written(last)
-    db.refs.advance(branch, head, snapshot.id, move)
     stats = CommitStats(
         snapshot=snapshot.id,
         total_bytes=snapshot.size,
@@ -124,8 +167,34 @@ def commit(
         new_chunks=writer.chunks,
         packs=writer.packs,
     )
-    db.reporter.committed(stats)
-    return snapshot
+    return EncodedVersion(snapshot=snapshot, manifest=manifest, last=last, stats=stats)
+
+
+def write_version(db: Database, version: EncodedVersion, branch: str, head: Head | None) -> Head:
+    """Make a version durable, and move a branch to it.
+
+    Args:
+        db: The store.
+        version: The version.
+        branch: The branch.
+        head: Where the branch was seen last; None for a new one.
+
+    Returns:
+        Where it is now.
+
+    Raises:
+        StoreError: The store could not be written.
+        ConflictError: Another writer moved the branch meanwhile; the version is kept.
+    """
+    snapshot, last = version.snapshot, version.last
+    move = encode_move(snapshot.id)
+    soon = [[move]] if db.config.refs is None else []
+    db.snapshots.save(snapshot, version.manifest, last, soon)
+    if last is not None:
+        db.index.add(last.name, last.size, last.locations)
+    moved = db.refs.advance(branch, head, snapshot.id, move)
+    db.reporter.committed(version.stats)
+    return moved
 
 
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bases:
@@ -208,11 +277,18 @@ def _announced(
 
 def _hash_run(work: _Commit, job: tuple[int, list[Piece]]) -> _Run:
     number, pieces = job
-    views = list(work.files[number].read(pieces, work.buffers))
+    file, index = work.files[number], work.db.index
+    known = [chunk for piece in pieces if (chunk := file.chunk_id(piece)) and chunk in index]
+    if len(known) == len(pieces):
+        return _Run(number, pieces, [], known)
+    views = list(file.read(pieces, work.buffers))
     return _Run(number, pieces, views, [work.db.hasher(view) for view in views])
 
 
 def _encode_run(work: _Commit, run: _Run) -> tuple[int, list[_ReadChunk]]:
+    if not run.views:
+        there = zip(run.chunks, run.pieces, strict=True)
+        return run.number, [_ReadChunk(chunk, piece.nbytes, []) for chunk, piece in there]
     read = []
     for piece, raw, chunk in zip(run.pieces, run.views, run.chunks, strict=True):
         frames = _frames(work, work.files[run.number].path, piece, raw, chunk)

@@ -6,6 +6,7 @@
     ├── InvalidInputError (ValueError)    what you passed cannot be used
     ├── NotFoundError (LookupError)       a store, ref, snapshot, file or tensor that is not there
     ├── ConflictError                     somebody else was first
+    ├── StaleError                        live tensors are not at the version they should be at
     ├── IntegrityError                    stored bytes are not what they must be
     ├── UnsupportedError                  valid, but not for this version of casweights
     └── StoreError                        the storage below failed (disk full, no permission, ...)
@@ -53,6 +54,9 @@ class ErrorCode(StrEnum):
     NO_PERMISSION = "no-permission"
     IO_FAILED = "io-failed"
     UNREACHABLE = "unreachable"
+    TARGET_MISMATCH = "target-mismatch"
+    STALE = "stale"
+    TORN = "torn"
 
 
 class CasweightsError(Exception):
@@ -98,6 +102,10 @@ class ConflictError(CasweightsError):
     """
 
     snapshot: SnapshotId | None = None
+
+
+class StaleError(CasweightsError):
+    """Live tensors are not at the version that a change of them begins at."""
 
 
 class IntegrityError(CasweightsError):

@@ -84,10 +84,85 @@ class TransferStats:
     refs: dict[str, SnapshotId]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishStats:
+    """What it took to publish a version of live tensors. Seconds are those of the clock.
+
+    Attributes:
+        snapshot: The new version.
+        step: The caller's number for it.
+        skipped: Numbers of the steps that were published since the version before, and left out
+            in favour of this one.
+        total_bytes: Size of the version as plain files.
+        stored_bytes: What was stored for it, encoded.
+        elements: Elements of its tensors.
+        changed_elements: Those that are not what they were in the version before.
+        scan_seconds: Finding them, while the caller waited.
+        encode_seconds: Hashing and encoding, in the background.
+        upload_seconds: Making it durable and visible, in the background.
+    """
+
+    snapshot: SnapshotId
+    step: int | None
+    skipped: tuple[int | None, ...]
+    total_bytes: int
+    stored_bytes: int
+    elements: int
+    changed_elements: int
+    scan_seconds: float
+    encode_seconds: float
+    upload_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PollStats:
+    """A look at a branch.
+
+    Attributes:
+        snapshot: Where it is; None if there is no such branch.
+        seconds: What the look took.
+    """
+
+    snapshot: SnapshotId | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncStats:
+    """What it took to bring live tensors to a version.
+
+    Attributes:
+        snapshot: The version that they hold now.
+        previous: The one that they held before; None if that is not known.
+        lag: How many moves of the branch lie between the two; 0 if that is not known.
+        total_bytes: Bytes of the tensors.
+        fetched_bytes: Stored bytes that were read for it.
+        elements: Elements of the tensors.
+        changed_elements: Those that were written.
+        download_seconds: Reading stored bytes, summed over threads.
+        decode_seconds: Decoding them and finding what changes, summed over threads.
+        verify_seconds: Hashing what was decoded, summed over threads.
+        apply_seconds: By the clock, from the first write into a tensor to the last: the pause.
+    """
+
+    snapshot: SnapshotId
+    previous: SnapshotId | None
+    lag: int
+    total_bytes: int
+    fetched_bytes: int
+    elements: int
+    changed_elements: int
+    download_seconds: float
+    decode_seconds: float
+    verify_seconds: float
+    apply_seconds: float
+
+
 class Reporter:
     """Receives events. The methods do nothing: override those you care for.
 
-    They are called on the thread that called casweights, in order, and should return quickly.
+    They are called in order, on the thread that called casweights (of a `Publisher`, on the one
+    that works for it), and should return quickly.
     """
 
     def started(self, stage: Stage, total: int) -> None:
@@ -107,3 +182,12 @@ class Reporter:
 
     def transferred(self, stats: TransferStats) -> None:
         """Versions have come to another store, and branches and tags were moved there."""
+
+    def published(self, stats: PublishStats) -> None:
+        """A version of live tensors has become visible."""
+
+    def polled(self, stats: PollStats) -> None:
+        """A follower has looked where its branch is."""
+
+    def synced(self, stats: SyncStats) -> None:
+        """Live tensors have been brought to a version."""

@@ -101,6 +101,11 @@ class Repository:
         return f"Repository({self.url!r})"
 
     @property
+    def database(self) -> Database:
+        """The parts it is made of, for who builds on them."""
+        return self._db
+
+    @property
     def url(self) -> str:
         """How to open this store again."""
         return self._db.store.url
@@ -150,7 +155,7 @@ class Repository:
                 ID is the error's `snapshot`.
             StoreError: The store could not be written.
         """
-        from casweights.commit import commit
+        from casweights.commit import Description, commit
 
         check_compression(compression)
         head = self._db.refs.head(branch)
@@ -161,17 +166,20 @@ class Repository:
             )
         first = head.snapshot if head else None if parent is None else self.resolve(parent)
         before = self._db.snapshots.load(first, to_read=True) if first else None
-        return commit(
-            self._db,
-            to_sources(source, exclude, opaque),
-            branch=branch,
-            head=head,
+        description = Description(
             parents=(first,) if first else (),
-            base=before,
             time=to_utc(time),
             author=author,
             message=message,
             metadata=dict(metadata or {}),
+        )
+        return commit(
+            self._db,
+            to_sources(source, exclude, opaque),
+            description,
+            branch=branch,
+            head=head,
+            base=before,
             compression=compression,
         )
 

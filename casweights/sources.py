@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights.buffers import Pool
+    from casweights.ids import ChunkId
 
 
 class SourceFile(ABC):
@@ -42,6 +43,10 @@ class SourceFile(ABC):
     def pieces(self, chunk_size: int) -> Iterator[Piece]:
         """Its chunks' places, in file order."""
         return file_pieces(self.size, self.header, chunk_size)
+
+    def chunk_id(self, piece: Piece) -> ChunkId | None:
+        """The ID of a piece's bytes, where that is known without a look at them."""
+        return None
 
     @abstractmethod
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:

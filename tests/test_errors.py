@@ -17,6 +17,7 @@ from casweights.errors import (
     IntegrityError,
     InvalidInputError,
     NotFoundError,
+    StaleError,
     StoreError,
     UnsupportedError,
 )
@@ -26,6 +27,7 @@ LEAVES = [
     InvalidInputError,
     NotFoundError,
     ConflictError,
+    StaleError,
     IntegrityError,
     UnsupportedError,
     StoreError,
@@ -98,4 +100,7 @@ def test_codes_are_stable() -> None:
         "no-permission",
         "io-failed",
         "unreachable",
+        "target-mismatch",
+        "stale",
+        "torn",
     ]
