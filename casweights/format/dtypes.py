@@ -22,6 +22,11 @@ class DType:
     is_float: bool = False
 
     @property
+    def width(self) -> int:
+        """Bytes of an element; packed ones are taken as bytes."""
+        return max(1, self.bits // 8)
+
+    @property
     def plane_width(self) -> int:
         """Bytes of the floats that the elements consist of; 0 where they are not floats."""
         if self.code == "C64":

@@ -1,4 +1,4 @@
-"""The kernels of the encodings: compiled ones, or their twins in numpy where none were built."""
+"""The kernels of encodings and patches: compiled, or their twins in numpy where none were built."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ COMPILED = _is_compiled()
 
 if TYPE_CHECKING or COMPILED:
     from casweights._kernels import (
+        changes,
         dense_decode,
         dense_encode,
         join_planes,
         sparse_decode,
         sparse_encode,
         split_planes,
+        swap,
     )
 else:
     from casweights.format.reference.dense import dense_decode, dense_encode
+    from casweights.format.reference.patches import changes, swap
     from casweights.format.reference.planes import join_planes, split_planes
     from casweights.format.reference.sparse import sparse_decode, sparse_encode
 
 __all__ = [
     "COMPILED",
+    "changes",
     "dense_decode",
     "dense_encode",
     "join_planes",
     "sparse_decode",
     "sparse_encode",
     "split_planes",
+    "swap",
 ]

@@ -27,6 +27,24 @@ static inline uint64_t load64(const uint8_t *at) {
     return value;
 }
 
+static inline uint32_t little32(uint32_t value) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    value = __builtin_bswap32(value);
+#endif
+    return value;
+}
+
+static inline uint32_t load32(const uint8_t *at) {
+    uint32_t value;
+    memcpy(&value, at, sizeof value);
+    return little32(value);
+}
+
+static inline void store32(uint8_t *at, uint32_t value) {
+    value = little32(value);
+    memcpy(at, &value, sizeof value);
+}
+
 static inline uint16_t load16(const uint8_t *at) { return (uint16_t)(at[0] | at[1] << 8); }
 
 static inline uint16_t little16(uint16_t value) {

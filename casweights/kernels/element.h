@@ -80,17 +80,6 @@ static inline uint64_t NAME(reaching_)(const T *block, SIGNED bound) {
     }
     return pack_masks(above);
 }
-
-/* Which elements of two blocks differ. */
-static inline uint64_t NAME(differing_)(const T *a, const T *b) {
-    __m256i equal[4];
-    for (int n = 0; n < 4; n++) {
-        __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(a + 16 * n));
-        __m256i y = _mm256_loadu_si256((const __m256i *)(const void *)(b + 16 * n));
-        equal[n] = _mm256_cmpeq_epi16(x, y);
-    }
-    return ~pack_masks(equal);
-}
 #else
 static inline uint64_t NAME(reaching_)(const T *block, SIGNED bound) {
     _Alignas(64) uint8_t bytes[BLOCK];
@@ -98,10 +87,20 @@ static inline uint64_t NAME(reaching_)(const T *block, SIGNED bound) {
     for (int n = 0; n < BLOCK; n++) bytes[n] = (SIGNED)(block[n] & (T)~SIGN) > below ? 255 : 0;
     return gather_mask(bytes);
 }
-
-static inline uint64_t NAME(differing_)(const T *a, const T *b) {
-    _Alignas(64) uint8_t bytes[BLOCK];
-    for (int n = 0; n < BLOCK; n++) bytes[n] = a[n] != b[n] ? 255 : 0;
-    return gather_mask(bytes);
-}
 #endif
+
+/* Which elements of two blocks differ; these lie anywhere. */
+static inline uint64_t NAME(differing_)(const void *a, const void *b) {
+#ifdef USE_AVX2
+    return JOIN(differing_lanes_, BITS)(a, b);
+#else
+    _Alignas(64) uint8_t bytes[BLOCK];
+    for (size_t n = 0; n < BLOCK; n++) {
+        T x, y;
+        memcpy(&x, (const uint8_t *)a + n * sizeof(T), sizeof(T));
+        memcpy(&y, (const uint8_t *)b + n * sizeof(T), sizeof(T));
+        bytes[n] = x != y ? 255 : 0;
+    }
+    return gather_mask(bytes);
+#endif
+}

@@ -31,4 +31,30 @@ static inline unsigned select_bit(uint64_t mask, unsigned rank) {
     return (unsigned)__builtin_ctzll(mask);
 }
 
+static uint8_t set_bits[256][8]; /* of each byte, from the lowest on */
+
+static void init_set_bits(void) {
+    for (unsigned byte = 0; byte < 256; byte++)
+        for (unsigned bit = 0, n = 0; bit < 8; bit++)
+            if (byte >> bit & 1) set_bits[byte][n++] = (uint8_t)bit;
+}
+
+/* Put the positions of the lowest four set bits, counted from `first`; where fewer are set, what
+ * comes behind them is of no use. Returns the mask without them. */
+static ALWAYS_INLINE uint64_t put_four(uint8_t *out, uint64_t mask, uint32_t first) {
+    UNROLL for (int n = 0; n < 4; n++) {
+        store32(out + 4 * n, first + (uint32_t)__builtin_ctzll(mask | (uint64_t)1 << 63));
+        mask &= mask - 1;
+    }
+    return mask;
+}
+
+/* Put the positions of all set bits; returns how many they are. They come in fours, since a branch
+ * for each would be mispredicted: there has to be room for 64. */
+static inline size_t put_positions_portable(uint8_t *out, uint64_t mask, uint32_t first) {
+    size_t count = (size_t)__builtin_popcountll(mask);
+    for (mask = put_four(out, mask, first); mask; mask = put_four(out += 16, mask, first));
+    return count;
+}
+
 #endif

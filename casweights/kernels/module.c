@@ -1,4 +1,4 @@
-/* The compiled kernels of the encodings: what numpy cannot do at the speed of memory.
+/* The compiled kernels of encodings and patches: what numpy cannot do at the speed of memory.
  *
  * Each has a twin in Python that gives the same bytes, in casweights/format/reference/;
  * docs/format.md says what the bytes are. The interpreter's lock is free while they work. */
@@ -10,12 +10,16 @@
 typedef const char *(*Encode)(const uint8_t *, const uint8_t *, size_t, unsigned, Writer *);
 typedef const char *(*Decode)(Reader *, uint8_t *, size_t, unsigned);
 typedef void (*Arrange)(const uint8_t *, size_t, uint8_t *);
+typedef size_t (*Changes)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, uint8_t *);
+typedef bool (*Swap)(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
 
 typedef struct {
     const char *name;
     Encode sparse_encode[4], dense_encode[4]; /* by log2 of an element's bytes */
     Decode sparse_decode[4], dense_decode[4];
     Arrange split[4], join[4];
+    Changes changes[4];
+    Swap swap[4];
 } Target;
 
 #define ALL_WIDTHS(name, target) \
@@ -23,7 +27,8 @@ typedef struct {
 #define ALL_KERNELS(target)                                                            \
     ALL_WIDTHS(sparse_encode_, target), ALL_WIDTHS(dense_encode_, target),             \
         ALL_WIDTHS(sparse_decode_, target), ALL_WIDTHS(dense_decode_, target),         \
-        ALL_WIDTHS(split_, target), ALL_WIDTHS(join_, target)
+        ALL_WIDTHS(split_, target), ALL_WIDTHS(join_, target),                         \
+        ALL_WIDTHS(changes_, target), ALL_WIDTHS(swap_, target)
 
 static const Target targets[] = {
     {"portable", ALL_KERNELS(_portable)},
@@ -80,6 +85,10 @@ static PyObject *failed(const char *error) {
 
 static bool check_size(Py_ssize_t size, unsigned log_width) {
     return (size & ((1 << log_width) - 1)) == 0 && (uint64_t)size >> log_width < UINT32_MAX;
+}
+
+static bool is_width(int width) {
+    return width == 1 || width == 2 || width == 4 || width == 8;
 }
 
 static PyObject *encode(PyObject *args, const Encode kernels[4]) {
@@ -141,8 +150,7 @@ static PyObject *arrange(PyObject *args, const Arrange kernels[4], bool joining)
     if (!PyArg_ParseTuple(args, "y*w*i", &from.buffer, &to.buffer, &width)) return NULL;
     const char *error = "planes take elements of 1, 2, 4 or 8 bytes";
     from.copy = to.copy = NULL;
-    bool valid = width == 1 || width == 2 || width == 4 || width == 8;
-    if (valid && from.buffer.len == to.buffer.len && from.buffer.len % width == 0) {
+    if (is_width(width) && from.buffer.len == to.buffer.len && from.buffer.len % width == 0) {
         Memory *elements = joining ? &to : &from;
         from.data = from.buffer.buf;
         to.data = to.buffer.buf;
@@ -158,6 +166,81 @@ static PyObject *arrange(PyObject *args, const Arrange kernels[4], bool joining)
     }
     release(&from);
     release(&to);
+    if (error) return failed(error);
+    Py_RETURN_NONE;
+}
+
+enum { POSITION = sizeof(uint32_t), SPARE = 64 * POSITION };
+
+/* Positions and values of so many elements that changed, out of where they were found. */
+static PyObject *pack(const uint8_t *positions, const uint8_t *values, size_t count, int width) {
+    Py_ssize_t sizes[2] = {(Py_ssize_t)(count * POSITION), (Py_ssize_t)count * width};
+    PyObject *first = PyBytes_FromStringAndSize(NULL, sizes[0]);
+    PyObject *second = PyByteArray_FromStringAndSize(NULL, sizes[1]);
+    PyObject *result = first && second ? PyTuple_Pack(2, first, second) : NULL;
+    if (result) {
+        char *to[2] = {PyBytes_AsString(first), PyByteArray_AsString(second)};
+        Py_BEGIN_ALLOW_THREADS
+        memcpy(to[0], positions, (size_t)sizes[0]);
+        memcpy(to[1], values, (size_t)sizes[1]);
+        Py_END_ALLOW_THREADS
+    }
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    return result;
+}
+
+static PyObject *changes(PyObject *self, PyObject *args) {
+    Py_buffer old, new;
+    int width;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*i", &old, &new, &width)) return NULL;
+    const char *error = "changes are those of as many elements, of 1, 2, 4 or 8 bytes";
+    uint8_t *positions = NULL, *values = NULL;
+    size_t limit = 0, found = 0; /* the limit is what takes no more than all elements do */
+    if (is_width(width) && old.len == new.len &&
+        check_size(old.len, log2_floor((uint64_t)width))) {
+        limit = (size_t)old.len / (POSITION + (size_t)width);
+        Py_BEGIN_ALLOW_THREADS
+        error = OUT_OF_MEMORY;
+        positions = malloc(limit * (POSITION + (size_t)width) + SPARE);
+        if (positions) {
+            values = positions + limit * POSITION + SPARE;
+            found = target->changes[log2_floor((uint64_t)width)](
+                old.buf, new.buf, (size_t)(old.len / width), limit, positions, values);
+            error = NULL;
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&old);
+    PyBuffer_Release(&new);
+    PyObject *result = error           ? failed(error)
+                       : found > limit ? Py_NewRef(Py_None)
+                                       : pack(positions, values, found, width);
+    free(positions);
+    return result;
+}
+
+static PyObject *swap(PyObject *self, PyObject *args) {
+    Py_buffer memory, positions, values;
+    int width;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "w*y*w*i", &memory, &positions, &values, &width)) return NULL;
+    const char *error = "a patch takes elements of 1, 2, 4 or 8 bytes, and one for each position";
+    if (is_width(width) && check_size(memory.len, log2_floor((uint64_t)width)) &&
+        positions.len % POSITION == 0 && values.len % width == 0 &&
+        values.len / width == positions.len / POSITION) {
+        Py_BEGIN_ALLOW_THREADS
+        error = NULL;
+        if (!target->swap[log2_floor((uint64_t)width)](
+                memory.buf, (size_t)(memory.len / width), positions.buf,
+                (size_t)positions.len / POSITION, values.buf))
+            error = "the positions of a patch have to ascend, and to lie in what it is for";
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&memory);
+    PyBuffer_Release(&positions);
+    PyBuffer_Release(&values);
     if (error) return failed(error);
     Py_RETURN_NONE;
 }
@@ -211,6 +294,8 @@ static PyMethodDef methods[] = {
     {"dense_decode", dense_decode, METH_VARARGS, "dense_decode(payload, base_to_new)"},
     {"split_planes", split_planes, METH_VARARGS, "split_planes(elements, planes, width)"},
     {"join_planes", join_planes, METH_VARARGS, "join_planes(planes, elements, width)"},
+    {"changes", changes, METH_VARARGS, "changes(old, new, width) -> (positions, values) or None"},
+    {"swap", swap, METH_VARARGS, "swap(memory, positions, values, width)"},
     {"use", use, METH_VARARGS, "use(target): the kernels that are called from now on"},
     {NULL, NULL, 0, NULL},
 };
@@ -222,6 +307,7 @@ static struct PyModuleDef module = {
 
 PyMODINIT_FUNC PyInit__kernels(void) {
     init_log_table();
+    init_set_bits();
     PyObject *self = PyModule_Create(&module);
     PyObject *names = PyList_New(0);
     for (size_t n = 0; self && names && n < sizeof targets / sizeof *targets; n++) {

@@ -4,6 +4,7 @@
 #include "sparse.h"
 #include "dense.h"
 #include "planes.h"
+#include "patch.h"
 #include "element_undef.h"
 #undef BITS
 #define BITS 16
@@ -11,6 +12,7 @@
 #include "sparse.h"
 #include "dense.h"
 #include "planes.h"
+#include "patch.h"
 #include "element_undef.h"
 #undef BITS
 #define BITS 32
@@ -18,6 +20,7 @@
 #include "sparse.h"
 #include "dense.h"
 #include "planes.h"
+#include "patch.h"
 #include "element_undef.h"
 #undef BITS
 #define BITS 64
@@ -25,5 +28,6 @@
 #include "sparse.h"
 #include "dense.h"
 #include "planes.h"
+#include "patch.h"
 #include "element_undef.h"
 #undef BITS

@@ -122,6 +122,56 @@ static void check_planes(const Case *it) {
     free_elements(it, elements);
 }
 
+/* The elements that changed, in no more memory than a target may write to. */
+static size_t find_changes(const Target *target, const Case *it, size_t limit, uint8_t **positions,
+                           uint8_t **values) {
+    *positions = malloc(4 * (limit + 64));
+    *values = malloc(limit << it->log_width);
+    CHECK(*positions && (*values || !limit));
+    return target->changes[it->log_width](it->base, it->bits, it->count, limit, *positions,
+                                          *values);
+}
+
+/* Hostile positions: no target takes them, or all do the same with them. */
+static void check_hostile_positions(const Case *it, const uint8_t *positions, size_t count) {
+    uint8_t *elements[2] = {new_elements(it), new_elements(it)};
+    bool taken[2] = {false, false};
+    for (size_t n = 0; n < count_targets(); n++) {
+        uint8_t *values = calloc(count + 1, (size_t)1 << it->log_width);
+        CHECK(values);
+        memcpy(elements[n], it->base, it->size);
+        taken[n] = targets[n].swap[it->log_width](elements[n], it->count, positions, count, values);
+        CHECK(taken[n] || !memcmp(elements[n], it->base, it->size));
+        CHECK(taken[n] == taken[0] && !memcmp(elements[n], elements[0], it->size));
+        free(values);
+    }
+    for (int n = 0; n < 2; n++) free_elements(it, elements[n]);
+}
+
+/* What changed gives the new elements, and then the old ones again; up to a limit or without. */
+static void check_patch(const Case *it, const uint8_t *edits, size_t count) {
+    uint8_t *elements = new_elements(it), *positions, *values;
+    const Edit *edit = (const Edit *)(const void *)edits;
+    for (size_t n = 0; n < 2 * count_targets(); n++) {
+        const Target *target = &targets[n / 2];
+        size_t limit = n % 2 ? it->count : it->size / (4 + ((size_t)1 << it->log_width));
+        size_t found = find_changes(target, it, limit, &positions, &values);
+        CHECK(found <= it->count);
+        memcpy(elements, it->base, it->size);
+        for (int back = 0; found <= limit && back < 2; back++) {
+            CHECK(target->swap[it->log_width](elements, it->count, positions, found, values));
+            CHECK(!memcmp(elements, back ? it->base : it->bits, it->size));
+        }
+        if (found > limit) found = limit;
+        for (size_t k = 0; found && k < count; k++)
+            positions[load16(edit[k].where) % found * 4 + edit[k].how % 4] ^= edit[k].value;
+        check_hostile_positions(it, positions, found);
+        free(positions);
+        free(values);
+    }
+    free_elements(it, elements);
+}
+
 static bool writing; /* whether the other thread goes on */
 
 static void *write_meanwhile(void *data) {
@@ -145,6 +195,10 @@ static void check_unsteady(Case *it) {
         Writer payload = encode(&targets[n / TIMES], it);
         if (payload.data) check_hostile(it, payload.data, payload.size);
         free(payload.data);
+        uint8_t *positions, *values;
+        CHECK(find_changes(&targets[n / TIMES], it, it->count, &positions, &values) <= it->count);
+        free(positions);
+        free(values);
     }
     __atomic_store_n(&writing, false, __ATOMIC_RELAXED);
     pthread_join(thread, NULL);
@@ -160,12 +214,14 @@ static void check_case(Case *it, unsigned what, const uint8_t *edits, size_t cou
     }
     free(payload.data);
     check_planes(it);
+    check_patch(it, edits, count);
     if ((what & UNSTEADY) == UNSTEADY) check_unsteady(it);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     for (int n = 1; n < *argc; n++) sscanf((*argv)[n], "-planted=%15s", planted);
     init_log_table();
+    init_set_bits();
     return 0;
 }
 

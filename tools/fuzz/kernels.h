@@ -50,6 +50,8 @@ typedef struct {
     const char *(*decode[ENCODINGS][4])(Reader *, uint8_t *, size_t, unsigned);
     void (*split[4])(const uint8_t *, size_t, uint8_t *);
     void (*join[4])(const uint8_t *, size_t, uint8_t *);
+    size_t (*changes[4])(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, uint8_t *);
+    bool (*swap[4])(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
 } Target;
 
 #define WIDTHS(name, target) {name##8##target, name##16##target, name##32##target, name##64##target}
@@ -57,7 +59,8 @@ typedef struct {
     {                                                                          \
         {WIDTHS(sparse_encode_, target), WIDTHS(dense_encode_, target)},       \
             {WIDTHS(sparse_decode_, target), WIDTHS(dense_decode_, target)},   \
-            WIDTHS(split_, target), WIDTHS(join_, target)                      \
+            WIDTHS(split_, target), WIDTHS(join_, target),                     \
+            WIDTHS(changes_, target), WIDTHS(swap_, target)                    \
     }
 
 static const Target targets[] = {

@@ -1,4 +1,4 @@
-"""The kernels of the encodings in Python and numpy: slower than the compiled ones, same bytes.
+"""The kernels of encodings and patches in Python and numpy: slower than compiled, same bytes.
 
 They serve where no compiler was at hand when casweights was installed, and tests compare the two.
 docs/format.md says what the bytes are.
