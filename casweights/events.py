@@ -96,7 +96,8 @@ class PublishStats:
         total_bytes: Size of the version as plain files.
         stored_bytes: What was stored for it, encoded.
         elements: Elements of its tensors.
-        changed_elements: Those that are not what they were in the version before.
+        changed_elements: Those that are not what they were in the version before; None where that
+            was not counted.
         scan_seconds: Finding them, while the caller waited.
         encode_seconds: Hashing and encoding, in the background.
         upload_seconds: Making it durable and visible, in the background.
@@ -108,7 +109,7 @@ class PublishStats:
     total_bytes: int
     stored_bytes: int
     elements: int
-    changed_elements: int
+    changed_elements: int | None
     scan_seconds: float
     encode_seconds: float
     upload_seconds: float

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from casweights.cli._output import Mode
 from casweights.events import CheckoutStats, CommitStats, Reporter, Stage
+from casweights.instrumentation.tee import Tee
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,8 +20,8 @@ _INTERVAL = 1.0  # seconds between two lines of JSON
 _TRUE = ("1", "ON", "YES", "TRUE")  # what huggingface_hub takes for true
 
 
-class Results(Reporter):
-    """Keeps the results and passes progress on.
+class Results(Tee):
+    """Keeps the results and passes every event on.
 
     Attributes:
         commit: What the commit did, once it is done.
@@ -32,25 +33,16 @@ class Results(Reporter):
 
     def __init__(self, out: Output) -> None:
         self._progress = _progress(out)
-
-    def started(self, stage: Stage, total: int) -> None:
-        """See `Reporter.started`."""
-        self._progress.started(stage, total)
-
-    def advanced(self, stage: Stage, nbytes: int) -> None:
-        """See `Reporter.advanced`."""
-        self._progress.advanced(stage, nbytes)
-
-    def finished(self, stage: Stage) -> None:
-        """See `Reporter.finished`."""
-        self._progress.finished(stage)
+        super().__init__(self._progress)
 
     def committed(self, stats: CommitStats) -> None:
         """See `Reporter.committed`."""
+        super().committed(stats)
         self.commit = stats
 
     def checked_out(self, stats: CheckoutStats) -> None:
         """See `Reporter.checked_out`."""
+        super().checked_out(stats)
         self.checkout = stats
 
 

@@ -49,10 +49,12 @@ class ProgressBars(Reporter):
 
     def advanced(self, stage: Stage, nbytes: int) -> None:
         """See `Reporter.advanced`."""
-        if stage in self._bars:  # not so if two threads are in one stage
-            self._bars[stage].update(nbytes)
+        bar = self._bars.get(stage)
+        if bar is not None:  # not so if two threads are in one stage
+            bar.update(nbytes)
 
     def finished(self, stage: Stage) -> None:
         """See `Reporter.finished`."""
-        if stage in self._bars:
-            self._bars.pop(stage).close()
+        bar = self._bars.pop(stage, None)
+        if bar is not None:
+            bar.close()

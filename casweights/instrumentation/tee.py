@@ -1,0 +1,80 @@
+"""Several listeners in the place of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casweights.events import Reporter
+
+if TYPE_CHECKING:
+    from casweights.events import (
+        CheckoutStats,
+        CommitStats,
+        PollStats,
+        PublishStats,
+        Stage,
+        SyncStats,
+        TransferStats,
+    )
+
+
+class Tee(Reporter):
+    """Passes every event to several reporters, in their order.
+
+    What one of them raises is not caught, as it is not where there is one alone: it ends the work
+    that the event is about, and the reporters after it do not hear of the event.
+
+    Args:
+        reporters: Who shall hear of the events.
+
+    Example:
+        >>> store = casweights.open("./store", reporter=Tee(ProgressBars(), Logs()))
+    """
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self._reporters = reporters
+
+    def started(self, stage: Stage, total: int) -> None:
+        """See `Reporter.started`."""
+        for reporter in self._reporters:
+            reporter.started(stage, total)
+
+    def advanced(self, stage: Stage, nbytes: int) -> None:
+        """See `Reporter.advanced`."""
+        for reporter in self._reporters:
+            reporter.advanced(stage, nbytes)
+
+    def finished(self, stage: Stage) -> None:
+        """See `Reporter.finished`."""
+        for reporter in self._reporters:
+            reporter.finished(stage)
+
+    def committed(self, stats: CommitStats) -> None:
+        """See `Reporter.committed`."""
+        for reporter in self._reporters:
+            reporter.committed(stats)
+
+    def checked_out(self, stats: CheckoutStats) -> None:
+        """See `Reporter.checked_out`."""
+        for reporter in self._reporters:
+            reporter.checked_out(stats)
+
+    def transferred(self, stats: TransferStats) -> None:
+        """See `Reporter.transferred`."""
+        for reporter in self._reporters:
+            reporter.transferred(stats)
+
+    def published(self, stats: PublishStats) -> None:
+        """See `Reporter.published`."""
+        for reporter in self._reporters:
+            reporter.published(stats)
+
+    def polled(self, stats: PollStats) -> None:
+        """See `Reporter.polled`."""
+        for reporter in self._reporters:
+            reporter.polled(stats)
+
+    def synced(self, stats: SyncStats) -> None:
+        """See `Reporter.synced`."""
+        for reporter in self._reporters:
+            reporter.synced(stats)
