@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from casweights.loading import LazyTensor
     from casweights.repository import Repository
     from casweights.repository import open_repository as open
+    from casweights.sync.publisher import Publisher
+    from casweights.sync.subscriber import Subscriber
 
 __version__ = "0.1.0.dev0"
 
@@ -45,6 +47,7 @@ _HOMES = {
     "LazyTensor": "loading",
     "NotFoundError": "errors",
     "RemoteOptions": "config",
+    "Publisher": "sync.publisher",
     "Reporter": "events",
     "Repository": "repository",
     "Snapshot": "format.manifest",
@@ -52,6 +55,7 @@ _HOMES = {
     "StaleError": "errors",
     "StoreConfig": "config",
     "StoreError": "errors",
+    "Subscriber": "sync.subscriber",
     "UnsupportedError": "errors",
     "open": "repository",
 }
@@ -65,6 +69,7 @@ __all__ = [
     "InvalidInputError",
     "LazyTensor",
     "NotFoundError",
+    "Publisher",
     "RemoteOptions",
     "Reporter",
     "Repository",
@@ -73,6 +78,7 @@ __all__ = [
     "StaleError",
     "StoreConfig",
     "StoreError",
+    "Subscriber",
     "UnsupportedError",
     "__version__",
     "open",

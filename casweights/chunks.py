@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,13 +35,45 @@ class NearbyChunks(Protocol):
         """Fill `out` with what should be the chunk; False if it is gone. The caller checks."""
 
 
+class Spent:
+    """What reading chunks took, summed over threads.
+
+    Attributes:
+        read: Seconds of waiting for stored bytes.
+        decode: Seconds of decoding them.
+        check: Seconds of hashing what came out.
+        nbytes: Stored bytes read.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.read = self.decode = self.check = 0.0
+        self.nbytes = 0
+
+    def add(
+        self, *, read: float = 0.0, decode: float = 0.0, check: float = 0.0, nbytes: int = 0
+    ) -> None:
+        """Add to the sums."""
+        with self._lock:
+            self.read += read
+            self.decode += decode
+            self.check += check
+            self.nbytes += nbytes
+
+
 class ChunkReader:
-    """Reads chunks by ID. May be used from several threads at once."""
+    """Reads chunks by ID. May be used from several threads at once.
+
+    Attributes:
+        store: Where they come from.
+        spent: What it took until now.
+    """
 
     def __init__(
         self, store: ObjectStore, index: ChunkIndex, hasher: Callable[[Buffer], ChunkId]
     ) -> None:
         self.store = store
+        self.spent = Spent()
         self._index = index
         self._hasher = hasher
 
@@ -105,7 +139,7 @@ class ChunkReader:
         """
         try:
             for location in path.frames:
-                self._read_frame(location, out)
+                self.read_frame(location, out)
             if not path.frames or self.is_right(chunk, out):
                 return path.nbytes
         except (IntegrityError, NotFoundError):
@@ -119,13 +153,16 @@ class ChunkReader:
 
     def is_right(self, chunk: ChunkId, out: memoryview) -> bool:
         """Whether these are the bytes that the ID stands for."""
-        return self._hasher(out) == chunk
+        begin = time.perf_counter()
+        right = self._hasher(out) == chunk
+        self.spent.add(check=time.perf_counter() - begin)
+        return right
 
     def _follow_warily(self, path: Path, chunk: ChunkId, out: memoryview) -> None:
         """Once more, and check every chunk on the way: which frame is to blame?"""
         for location in path.frames:
             try:
-                self._read_frame(location, out)
+                self.read_frame(location, out)
                 if not self.is_right(location.frame.chunk, out):
                     raise damaged_frame(location, "its bytes do not match the chunk's ID")
             except (IntegrityError, NotFoundError) as error:
@@ -136,14 +173,26 @@ class ChunkReader:
             self._index.distrust(path.frames[-1], wrong)
             raise wrong
 
-    def _read_frame(self, location: Location, out: memoryview) -> None:
-        frame = location.frame
+    def read_frame(self, location: Location, out: memoryview) -> None:
+        """Decode a frame into `out`, which holds its base if it has one. The result is unchecked.
+
+        Raises:
+            IntegrityError: The frame is damaged.
+            NotFoundError: The pack is gone.
+        """
+        frame, begin = location.frame, time.perf_counter()
         if frame.raw_size != len(out):
             raise damaged_frame(location, f"it claims {frame.raw_size} bytes")
         if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
             self.store.readinto(names.pack_name(location.pack), frame.offset, out)
+            read = time.perf_counter()
         else:
-            decode_frame(location, read_payload(self.store, location), out)
+            payload = read_payload(self.store, location)
+            read = time.perf_counter()
+            decode_frame(location, payload, out)
+        self.spent.add(
+            read=read - begin, decode=time.perf_counter() - read, nbytes=frame.size
+        )
 
 
 def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:

@@ -6,6 +6,7 @@ import json
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from casweights.format.safetensors import TREE_KEY
 from casweights.sources import SourceFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.buffers import Pool
     from casweights.format.layout import Piece
@@ -57,6 +58,7 @@ _PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PAIRS = "F4"  # torch counts two packed elements as one, safetensors as two
 
 State = dict[str, Any]
+Cast = Callable[[str, torch.dtype], torch.dtype]
 
 
 class StateFile(SourceFile):
@@ -69,6 +71,10 @@ class StateFile(SourceFile):
     Args:
         state: Dicts (with str or int keys), lists and tuples of tensors, None, bool, int, float
             and str, nested in any way.
+        cast: The dtype to write a tensor in, from its name and its own dtype; by default its own.
+
+    Attributes:
+        tensors: The tensors by name, each once.
 
     Raises:
         InvalidInputError: It holds something else.
@@ -76,24 +82,32 @@ class StateFile(SourceFile):
     """
 
     path = STATE_FILE
+    raw_header: bytes
+    header: safetensors.Header
 
-    def __init__(self, state: Mapping[Any, Any]) -> None:
-        self._tensors: dict[str, torch.Tensor] = {}
+    def __init__(self, state: Mapping[Any, Any], cast: Cast | None = None) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._cast = cast or (lambda _, dtype: dtype)
         self._copies: OrderedDict[str, memoryview] = OrderedDict()
         self._lock = threading.Lock()
         ties: dict[tuple[Any, ...], str] = {}
         metadata = {"format": "pt"}
         try:
             tree = self._describe(state, "", ties)
-            if tree != ["dict", [[name, ["tensor", name]] for name in self._tensors]]:
+            if tree != ["dict", [[name, ["tensor", name]] for name in self.tensors]]:
                 metadata[TREE_KEY] = _dump(tree)
         except RecursionError:
             raise InvalidInputError(
                 ErrorCode.BAD_STATE, "the state dict is nested too deeply: does it contain itself?"
             ) from None
-        layout = [(n, _BY_DTYPE[t.dtype], element_shape(t)) for n, t in self._tensors.items()]
+        layout = [
+            (name, _BY_DTYPE[self._dtype(name)], element_shape(tensor))
+            for name, tensor in self.tensors.items()
+        ]
         self.raw_header = safetensors.build_header(layout, metadata)
-        data_size = sum(tensor.nbytes for tensor in self._tensors.values())
+        data_size = sum(
+            tensor.numel() * self._dtype(name).itemsize for name, tensor in self.tensors.items()
+        )
         self.header = safetensors.parse_header(self.raw_header, data_size)
         self.size = len(self.raw_header) + data_size
         filled = [tensor for tensor in self.header.tensors if tensor.nbytes]
@@ -109,15 +123,22 @@ class StateFile(SourceFile):
             views.append(view[piece.offset - start :][: piece.nbytes])
         return views
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor in the dtype that it is written in; a copy only if that is not its own."""
+        return self.tensors[name].detach().to(self._dtype(name))
+
+    def _dtype(self, name: str) -> torch.dtype:
+        return self._cast(name, self.tensors[name].dtype)
+
     def _bytes(self, name: str) -> memoryview:
-        tensor = self._tensors[name]
-        if tensor.device.type == "cpu" and tensor.is_contiguous() and not _is_lazy(tensor):
+        tensor = self.tensors[name]
+        if is_plain_memory(tensor) and self._dtype(name) == tensor.dtype:
             return tensor_bytes(tensor)
         with self._lock:
             if name not in self._copies:
                 if len(self._copies) >= _CACHED_COPIES:
                     self._copies.popitem(last=False)
-                self._copies[name] = tensor_bytes(tensor)
+                self._copies[name] = tensor_bytes(self.tensor(name))
             return self._copies[name]
 
     def _describe(self, node: Any, path: str, ties: dict[tuple[Any, ...], str]) -> list[Any]:
@@ -140,17 +161,17 @@ class StateFile(SourceFile):
         )
 
     def _name(self, tensor: torch.Tensor, path: str, ties: dict[tuple[Any, ...], str]) -> str:
-        _check_tensor(tensor, path)
-        identity = _identity(tensor)
-        if identity in ties:
-            return ties[identity]
+        check_tensor(tensor, path)
+        same = identity(tensor)
+        if same in ties:
+            return ties[same]
         name = path or "tensor"
-        while name in self._tensors or name == "__metadata__":
+        while name in self.tensors or name == "__metadata__":
             name += "'"  # two paths, as in {"a.b": ..., "a": {"b": ...}}, and one name
         if not safetensors.is_text(name):
             raise InvalidInputError(ErrorCode.BAD_STATE, f"the key {name!r} is not valid Unicode")
-        ties[identity] = name
-        self._tensors[name] = tensor
+        ties[same] = name
+        self.tensors[name] = tensor
         return name
 
 
@@ -167,7 +188,7 @@ def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
 
-def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Equal for tensors that are the same view of the same memory."""
     if tensor.numel() == 0:
         return (id(tensor),)
@@ -176,11 +197,21 @@ def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (*where, tensor.dtype, tensor.shape, tensor.stride())
 
 
+def is_plain_memory(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory is its bytes in C order, and on the CPU: nothing to copy."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not _is_lazy(tensor)
+
+
 def _is_lazy(tensor: torch.Tensor) -> bool:
     return tensor.is_conj() or tensor.is_neg()
 
 
-def _check_tensor(tensor: torch.Tensor, path: str) -> None:
+def check_tensor(tensor: torch.Tensor, path: str) -> None:
+    """Refuse what has no bytes of its own, or none that safetensors can express.
+
+    Raises:
+        UnsupportedError: It names the tensor by its path.
+    """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
         raise UnsupportedError(
@@ -209,6 +240,11 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
+def code_of(tensor: torch.Tensor) -> str:
+    """The safetensors code of a tensor's dtype."""
+    return _BY_DTYPE[tensor.dtype].code
+
+
 def element_shape(tensor: torch.Tensor) -> tuple[int, ...]:
     """The shape as safetensors counts it."""
     shape = tuple(tensor.shape)
@@ -217,11 +253,15 @@ def element_shape(tensor: torch.Tensor) -> tuple[int, ...]:
     return shape
 
 
+def patterns(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's elements as integers with the same bits, which torch can copy and compare all."""
+    plain = tensor.resolve_conj().resolve_neg()
+    return plain.view(_PATTERNS[plain.dtype.itemsize])
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in C order; of its own memory where that is possible."""
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    patterns = plain.view(_PATTERNS[plain.dtype.itemsize])  # torch cannot copy all of its floats
-    dense = patterns.cpu().contiguous()
+    dense = patterns(tensor.detach()).cpu().contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # reshape keeps the stride of a lone element
     return flat.view(torch.uint8).numpy().data
 
@@ -274,6 +314,45 @@ def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> St
     if not isinstance(state, dict):
         raise InvalidInputError(ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is no dict")
     return state
+
+
+def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The names of tensors that a file has under another one, and that one.
+
+    Args:
+        metadata: The file's metadata, which may hold a tree.
+
+    Raises:
+        InvalidInputError: The tree is malformed.
+    """
+    names = {path: name for path, name in leaves(rebuild(_Names(), metadata)) if path != name}
+    return {path: name for path, name in names.items() if isinstance(name, _Name)}
+
+
+class _Name(str):
+    """The name of a tensor, where a tensor would be."""
+
+    __slots__ = ()
+
+
+class _Names(dict[str, Any]):
+    """Has a name for every name."""
+
+    def __missing__(self, name: str) -> _Name:
+        return _Name(name)
+
+
+def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dicts, lists and tuples hold in the end, by path: the name of a tensor there."""
+    if isinstance(state, Mapping):
+        items: Iterable[tuple[Any, Any]] = state.items()
+    elif type(state) in (list, tuple):
+        items = enumerate(state)
+    else:
+        yield path, state
+        return
+    for key, value in items:
+        yield from leaves(value, _join(path, key))
 
 
 def _restore(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

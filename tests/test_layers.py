@@ -89,20 +89,28 @@ ALLOWED: dict[str, set[str]] = {
     "push": BELOW_VERBS | {"transfer", "revisions"},
     "arguments": VALUES | {"sources", "tensors"},
     "repository": BELOW_VERBS | VERBS | {"arguments", "revisions", "stores.url"},
-    "": VALUES | VERBS | {"repository", "format"},  # the public names
+    # L4: live tensors
+    "sync": BELOW_VERBS | {"arguments", "chains", "commit", "repository", "tensors"},
+    "": VALUES | VERBS | {"repository", "format", "sync"},  # the public names
     # L5: for people, hosts and tests
     "cli": VALUES | VERBS | {"", "repository", "format", "instrumentation"},
     "__main__": {"cli"},
     "instrumentation": {"events"},
+    "integrations": VALUES | VERBS | BELOW_VERBS | {"", "repository", "sync", "tensors", "packing"},
     "testing": VALUES | {"format", "stores.base", "stores.wrapper", "stores.memory"},
 }
 
 # Modules from elsewhere that only some rooms may import, annotations aside.
 FOREIGN: dict[str, set[str]] = {
-    "torch": {"tensors", "testing"},
+    "torch": {"tensors", "sync", "testing", "integrations"},
     "huggingface_hub": {"stores.hub"},
     "hf_xet": {"stores.hub"},
     "tqdm": {"instrumentation", "cli"},
+    "prometheus_client": {"instrumentation"},
+    "transformers": {"integrations"},
+    "peft": {"integrations"},
+    "trl": {"integrations"},
+    "vllm": {"integrations"},
     "click": {"cli"},
     "pytest": {"testing"},
     "hypothesis": {"testing"},

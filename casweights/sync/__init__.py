@@ -1,0 +1,1 @@
+"""Live sync: a trainer publishes its tensors, replicas patch theirs in place."""

@@ -1,0 +1,93 @@
+"""Changes of tensors where they live: on an accelerator, or wherever torch must do the work.
+
+Nothing but the changed elements and their positions crosses to the host.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from casweights.sync.changes import POSITION, Change
+from casweights.tensors import patterns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SEGMENT = 64 << 20  # bytes that are compared at a time; finding positions takes some times that
+
+
+def flat_patterns(tensor: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor's elements in C order as integers with the same bits; no copy."""
+    return patterns(tensor.detach()).as_strided((tensor.numel(),), (1,))
+
+
+def host_patterns(memory: memoryview, like: torch.Tensor) -> torch.Tensor:
+    """Elements in host memory, as integers of the same kind as those of `like`; no copy."""
+    return torch.frombuffer(memory, dtype=like.dtype)
+
+
+def device_changes(
+    live: torch.Tensor, kept: torch.Tensor, chunk_size: int
+) -> Iterator[tuple[int, Change]]:
+    """The changes that make the elements of `live` of those of `kept`.
+
+    Args:
+        live: Flat integers, on any device.
+        kept: As many, on the same device or on the host.
+        chunk_size: Bytes of a chunk.
+
+    Yields:
+        The number of a chunk, and its change.
+    """
+    width = live.element_size()
+    per_chunk = chunk_size // width
+    segment = max(1, _SEGMENT // chunk_size) * per_chunk
+    for start in range(0, len(live), segment):
+        new = live[start : start + segment]
+        old = kept[start : start + segment].to(live.device, non_blocking=True)
+        places = torch.nonzero(new != old).flatten()
+        values = new[places].cpu().numpy().view(np.uint8)
+        positions = places.cpu().numpy()
+        first = start // per_chunk
+        numbers = range(first, first + -(-len(new) // per_chunk))
+        cuts = np.searchsorted(positions, [per_chunk * n for n in range(len(numbers) + 1)])
+        for n, number in enumerate(numbers):
+            if cuts[n] < cuts[n + 1]:
+                local = (positions[cuts[n] : cuts[n + 1]] - per_chunk * n).astype(POSITION)
+                part = values[width * cuts[n] : width * cuts[n + 1]]
+                yield number, Change(local.tobytes(), bytearray(part.data), width)
+
+
+def device_exchange(live: torch.Tensor, start: int, stop: int, change: Change) -> None:
+    """Make a change in a chunk of a tensor, in place.
+
+    Args:
+        live: The tensor as integers: flat, or of any shape and strides.
+        start: The chunk's first element, in C order.
+        stop: The one behind its last.
+        change: The change; afterwards it undoes itself.
+    """
+    values = torch.frombuffer(change.values, dtype=live.dtype).to(live.device)
+    if change.positions is None and live.dim() == 1:
+        before = live[start:stop].clone()
+        live[start:stop].copy_(values)
+    else:
+        index = _index(change, start, stop).to(live.device)
+        if live.dim() == 1:
+            before = live[index]
+            live.index_copy_(0, index, values)
+        else:
+            places = torch.unravel_index(index, live.shape)
+            before = live[places]
+            live.index_put_(places, values)
+    change.values = bytearray(before.cpu().numpy().view(np.uint8).data)
+
+
+def _index(change: Change, start: int, stop: int) -> torch.Tensor:
+    if change.positions is None:
+        return torch.arange(start, stop)
+    local = np.frombuffer(change.positions, POSITION)
+    return torch.from_numpy(local.astype(np.int64) + start)

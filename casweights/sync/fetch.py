@@ -1,0 +1,149 @@
+"""What changes in live tensors on the way to a version: fetched, decoded and verified ahead."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from casweights.buffers import Pool
+from casweights.chunks import ChunkReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from casweights.chunks import Spent
+    from casweights.database import Database
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import ChunkId
+    from casweights.paths import Path
+    from casweights.sync.changes import Change
+    from casweights.sync.target import Chunk, Fit, Target, Wanted
+
+
+@dataclass(slots=True)
+class Prepared:
+    """All that is needed to bring live tensors to a version.
+
+    Attributes:
+        version: The version.
+        position: How many moves of the branch led to it; None if it was not found by the branch.
+        fits: What each tensor is to hold.
+        changes: Of chunks, ready to be made.
+        late: Chunks whose changes take more memory than they may: to be fetched when they are
+            written.
+        spent: What it took.
+    """
+
+    version: Snapshot
+    position: int | None
+    fits: list[Fit]
+    spent: Spent
+    changes: list[tuple[Wanted, Change | None]] = field(default_factory=list)
+    late: list[Wanted] = field(default_factory=list)
+
+
+class Fetcher:
+    """Fetches chunks as changes of those that a target has.
+
+    Args:
+        db: The store.
+        target: The live tensors.
+        trusting: Whether to take what is made of a chunk of the target for right without hashing
+            it: frames have checksums, and it is known what the target has.
+        memory: Bytes of changes to hold.
+    """
+
+    def __init__(self, db: Database, target: Target, *, trusting: bool, memory: int) -> None:
+        self._db = db
+        self._target = target
+        self._memory = memory
+        self._buffers = Pool(db.config.chunk_size)
+        kind = _TrustingReader if trusting else ChunkReader
+        self._make_reader: Callable[[], ChunkReader] = lambda: kind(db.store, db.index, db.hasher)
+
+    def prepare(self, version: Snapshot, position: int | None) -> Prepared:
+        """Fetch, decode and verify what changes, without a write to the target.
+
+        Raises:
+            InvalidInputError: The version does not fit the target.
+            IntegrityError: The store is damaged.
+            StoreError: The store could not be read.
+        """
+        fits = self._target.fit(version)
+        self._target.identify()
+        wanted = [wanted for fit in fits for wanted in fit.wanted()]
+        reader = self._make_reader()
+        prepared = Prepared(version, position, fits, reader.spent)
+        taken, nbytes = 0, 0
+
+        def affordable() -> Iterator[Wanted]:
+            nonlocal taken
+            for one in wanted:
+                if nbytes > self._memory:
+                    return
+                taken += 1
+                yield one
+
+        for one, change in self._changes(reader, affordable(), wanted):
+            prepared.changes.append((one, change))
+            nbytes += change.nbytes if change else 0
+        prepared.late = wanted[taken:]
+        return prepared
+
+    def stream(self, prepared: Prepared) -> Iterator[tuple[Wanted, Change | None]]:
+        """The late changes of a version, each to be made before the next one is asked for."""
+        reader = self._make_reader()
+        reader.spent = prepared.spent
+        yield from self._changes(reader, iter(prepared.late), prepared.late)
+
+    def _changes(
+        self, reader: ChunkReader, taken: Iterator[Wanted], wanted: list[Wanted]
+    ) -> Iterator[tuple[Wanted, Change | None]]:
+        """The changes of those chunks that are taken, of all that are wanted."""
+        near = reader.near(_LiveChunks(self._target.chunks()), self._db.cache)
+
+        def fetch(one: Wanted) -> tuple[Wanted, Change | None]:
+            live, number = one.chunk
+            out = self._buffers.take(live.size_of(number))
+            near.readinto(one.id, out)
+            begin = time.perf_counter()
+            change = live.find_change(number, out)
+            reader.spent.add(decode=time.perf_counter() - begin)
+            return one, change
+
+        with near.ahead() as announce:
+            announce([one.id for one in wanted])
+            yield from self._db.workers.map(fetch, taken)
+
+
+class _LiveChunks:
+    """The chunks of a target, as they are now."""
+
+    def __init__(self, chunks: Mapping[ChunkId, Chunk]) -> None:
+        self._chunks = chunks
+
+    def __contains__(self, chunk: object) -> bool:
+        return chunk in self._chunks
+
+    def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
+        """See `NearbyChunks.readinto`."""
+        found = self._chunks.get(chunk)
+        if found is None or found.live.size_of(found.number) != len(out):
+            return False
+        if found.live.ids[found.number] != chunk:  # it was written to since
+            return False
+        found.live.readinto(found.number, out)
+        return True
+
+
+class _TrustingReader(ChunkReader):
+    """Does not hash what frames with checksums make of a chunk that the reader has."""
+
+    def follow(self, path: Path, chunk: ChunkId, out: memoryview) -> int:
+        """See `ChunkReader.follow`."""
+        if not path.frames or path.frames[0].frame.base is None:
+            return super().follow(path, chunk, out)
+        for location in path.frames:
+            self.read_frame(location, out)
+        return path.nbytes

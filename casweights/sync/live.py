@@ -1,0 +1,100 @@
+"""Live tensors: chunks of them are read, compared and changed in place, wherever they lie."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from casweights.sync.changes import Change, find_change
+from casweights.sync.devices import device_changes, device_exchange, flat_patterns
+from casweights.tensors import is_plain_memory, patterns, tensor_bytes
+
+if TYPE_CHECKING:
+    from casweights.ids import ChunkId
+
+
+class LiveTensor:
+    """A tensor of a running model, cut into chunks.
+
+    Its storage stays where it is, so views of it and captured graphs stay valid.
+
+    Args:
+        tensor: The tensor.
+        chunk_size: Bytes of a chunk.
+
+    Attributes:
+        tensor: The tensor.
+        ids: What its chunks hold, by number; None where that is not known.
+    """
+
+    def __init__(self, tensor: torch.Tensor, chunk_size: int) -> None:
+        self.tensor = tensor
+        self.nbytes = tensor.nbytes
+        self.width = tensor.element_size()
+        self.ids: list[ChunkId | None] = [None] * -(-tensor.nbytes // chunk_size)
+        self._chunk_size = chunk_size
+        self._count = _count_of(tensor)
+        self._memory: memoryview | None = None
+        if is_plain_memory(tensor):
+            self._memory = tensor_bytes(tensor)
+        elif tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()):
+            self._patterns = flat_patterns(tensor)
+        else:
+            self._patterns = patterns(tensor.detach())
+
+    def was_touched(self) -> bool:
+        """Whether somebody wrote to the tensor since `touched`, as far as torch counts that."""
+        return self._count != _count_of(self.tensor)
+
+    def touched(self) -> None:
+        """Tell torch that the tensor was written to, and remember that it was us."""
+        if self._count is not None:
+            torch.autograd.graph.increment_version(self.tensor)
+        self._count = _count_of(self.tensor)
+
+    def forget(self) -> None:
+        """Somebody wrote to the tensor: what it holds is not known."""
+        self.ids = [None] * len(self.ids)
+        self._count = _count_of(self.tensor)
+
+    def size_of(self, number: int) -> int:
+        """Bytes of a chunk."""
+        return min(self._chunk_size, self.nbytes - number * self._chunk_size)
+
+    def chunk(self, number: int) -> memoryview:
+        """A chunk's bytes: its own memory, or a copy where that is elsewhere."""
+        start = number * self._chunk_size
+        if self._memory is not None:
+            return self._memory[start : start + self._chunk_size]
+        first, last = start // self.width, (start + self.size_of(number)) // self.width
+        part = self._patterns.reshape(-1)[first:last].cpu()
+        return part.view(torch.uint8).numpy().data
+
+    def readinto(self, number: int, out: memoryview) -> None:
+        """Copy a chunk's bytes."""
+        np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(self.chunk(number), np.uint8))
+
+    def find_change(self, number: int, wanted: memoryview) -> Change | None:
+        """What makes the wanted bytes of a chunk; None if they are there."""
+        if self._memory is not None or self._patterns.dim() != 1:
+            return find_change(self.chunk(number), wanted, self.width)
+        start = number * self._chunk_size // self.width
+        live = self._patterns[start : start + len(wanted) // self.width]
+        new = torch.frombuffer(wanted, dtype=live.dtype).to(live.device)
+        return next((change for _, change in device_changes(new, live, len(wanted))), None)
+
+    def exchange(self, number: int, change: Change) -> None:
+        """Make a change in a chunk, in place; afterwards the change undoes itself."""
+        if self._memory is not None:
+            change.exchange(self.chunk(number))
+            return
+        start = number * self._chunk_size
+        stop = (start + self.size_of(number)) // self.width
+        device_exchange(self._patterns, start // self.width, stop, change)
+
+
+def _count_of(tensor: torch.Tensor) -> int | None:
+    """Grows with every write that torch knows of; None where it does not count."""
+    return None if tensor.is_inference() else tensor._version

@@ -1,0 +1,78 @@
+"""Changes of a version's tensors, for hosts that lay tensors out in their own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from casweights.sync.changes import POSITION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.sync.changes import Change
+    from casweights.sync.fetch import Prepared
+    from casweights.sync.live import LiveTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """New values of a tensor, in the coordinates of the version.
+
+    Attributes:
+        name: Its name in the version.
+        dtype: Its dtype.
+        shape: Its shape, in elements as torch counts them.
+        indices: Where the values go: ascending positions in the flat tensor in C order, int64,
+            on the CPU; None for all of it.
+        values: As many elements, flat, on the CPU; or the whole tensor.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    indices: torch.Tensor | None
+    values: torch.Tensor
+
+
+def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
+    """The changes of a version that are not made yet, of those tensors where all are sparse."""
+    changes: dict[int, list[tuple[int, Change]]] = {}
+    for wanted, change in prepared.changes:
+        if change is not None:
+            changes.setdefault(id(wanted.chunk.live), []).append((wanted.chunk.number, change))
+    whole = {id(wanted.chunk.live) for wanted in prepared.late}
+    whole |= {key for key, of in changes.items() if any(c.positions is None for _, c in of)}
+    return [
+        _sparse(fit.live, fit.name, changes[id(fit.live)], chunk_size)
+        for fit in prepared.fits
+        if id(fit.live) in changes and id(fit.live) not in whole
+    ]
+
+
+def whole_tensors(prepared: Prepared, patched: set[str]) -> Iterator[Patch]:
+    """The other tensors that a version changed, after that was done."""
+    changed = {id(wanted.chunk.live) for wanted, change in prepared.changes if change}
+    changed |= {id(wanted.chunk.live) for wanted in prepared.late}
+    for fit in prepared.fits:
+        if id(fit.live) in changed and fit.name not in patched:
+            tensor = fit.live.tensor
+            yield Patch(fit.name, tensor.dtype, tensor.shape, None, tensor.detach().cpu())
+
+
+def _sparse(
+    live: LiveTensor, name: str, changes: list[tuple[int, Change]], chunk_size: int
+) -> Patch:
+    indices, values = [], bytearray()
+    for number, change in sorted(changes, key=lambda item: item[0]):
+        local = np.frombuffer(change.positions or b"", POSITION).astype(np.int64)
+        indices.append(local + number * chunk_size // live.width)
+        values += change.values
+    flat = torch.from_numpy(np.concatenate(indices))
+    tensor = live.tensor
+    return Patch(
+        name, tensor.dtype, tensor.shape, flat, torch.frombuffer(values, dtype=tensor.dtype)
+    )

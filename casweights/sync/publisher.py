@@ -1,0 +1,464 @@
+"""The trainer's side: live tensors become versions in the background."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+
+from casweights.arguments import check_compression
+from casweights.commit import Description, EncodedVersion, encode_version, write_version
+from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
+from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
+from casweights.events import PublishStats
+from casweights.repository import Repository, open_repository
+from casweights.sources import scan
+from casweights.sync.mirror import KeptState, Mirror, Scan, layout
+from casweights.sync.states import cast_policy, check_choice, state_of
+from casweights.tensors import STATE_FILE, StateFile
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    import torch
+    from torch.utils.hooks import RemovableHandle
+
+    from casweights.events import Reporter
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import SnapshotId
+    from casweights.refs import Head
+    from casweights.sources import SourceFile
+
+Base = Literal["host", "device", "cache"]
+Policy = Literal["block", "skip-to-latest"]
+
+# What else may lie in the directory of a model, and would be its weights a second time.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """A state that was handed over.
+
+    Attributes:
+        mirror: Where the state is kept; None where it is encoded already.
+        scan: What changed in the mirror since the state before.
+        encoded: The version, where there is no mirror to encode it from later.
+        number: The caller's number for it.
+        message: The caller's message.
+        metadata: The caller's metadata.
+        skipped: Numbers of the states that were left out in favour of this one.
+        scan_seconds: What finding the changes took.
+        encode_seconds: What encoding took, if it is done.
+    """
+
+    mirror: Mirror | None = None
+    scan: Scan | None = None
+    encoded: EncodedVersion | None = None
+    number: int | None
+    message: str
+    metadata: dict[str, Any]
+    skipped: tuple[int | None, ...] = ()
+    scan_seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+    def instead_of(self, other: _Step) -> _Step:
+        """This state in the place of the one right before it, which is left out."""
+        scan = self.scan
+        if self.mirror is not None and self.scan is not None and other.scan is not None:
+            scan = self.mirror.merge(other.scan, self.scan)
+        skipped = (*other.skipped, other.number, *self.skipped)
+        seconds = self.scan_seconds + other.scan_seconds
+        return replace(self, scan=scan, skipped=skipped, scan_seconds=seconds)
+
+
+class Publisher:
+    """Publishes live tensors as versions of a branch.
+
+    `publish` finds what changed, remembers it and returns; hashing, encoding and uploading go on in
+    the background, one version after the other. A version is an ordinary commit: it has an ID and
+    a parent, and everything that reads versions reads it.
+
+    What was published last is kept in host memory, to find what changes and to encode it; that is
+    one copy of the model. It is the base of the next version once it is durable: when an upload
+    fails, the next version has its changes too. A publisher that is opened anew goes on
+    where the branch is.
+
+    Use it as a context manager or `close` it: both wait until all is durable.
+
+    Args:
+        store: A store, or how to open it.
+        branch: The branch to move; made if there is none.
+        base: Where to find what changes: ``"host"``, in the copy in host memory; ``"device"``, in
+            another copy beside each tensor on an accelerator, so that only changes cross to the
+            host; ``"cache"``, without a copy, against what the store reads again (open it with a
+            `cache_size`, if there is memory for that). Without a copy, `publish` returns only after
+            encoding.
+        policy: What `publish` does while the one before waits for its turn: ``"block"`` until it
+            is encoded, or ``"skip-to-latest"`` and leave that one out. Left out are whole versions,
+            never changes; see `PublishStats.skipped` and the version's metadata.
+        cast: Dtypes to publish floating-point tensors in, by patterns of their names; the first
+            that matches counts. ``{"*.norm.*": torch.float32, "*": torch.bfloat16}`` publishes
+            fp32 masters as bf16.
+        extra: A directory whose other files (configuration, tokenizer) go with every version.
+        author: Who makes the versions.
+        compression: How chunks without a base are stored, see `Repository.commit`.
+        reporter: Receives `Reporter.published`; by default that of the store.
+
+    Raises:
+        NotFoundError: There is no such store.
+        InvalidInputError: An argument is none of those above.
+        StoreError: The store could not be read.
+    """
+
+    def __init__(
+        self,
+        store: Repository | str | os.PathLike[str],
+        branch: str = DEFAULT_BRANCH,
+        *,
+        base: Base = "host",
+        policy: Policy = "block",
+        cast: Mapping[str, torch.dtype] | None = None,
+        extra: str | os.PathLike[str] | None = None,
+        author: str = "",
+        compression: Compression = "auto",
+        reporter: Reporter | None = None,
+    ) -> None:
+        check_choice("base", base, get_args(Base))
+        check_choice("policy", policy, get_args(Policy))
+        self._compression = check_compression(compression)
+        self._base, self._policy, self._author = base, policy, author
+        self._cast = cast_policy(cast or {})
+        self._extra = None if extra is None else Path(extra)
+        self._branch = branch
+        self._owns_store = not isinstance(store, Repository)
+        self._store = store if isinstance(store, Repository) else open_repository(store)
+        self._db = self._store.database
+        self._reporter = reporter or self._db.reporter
+        self._head = self._db.refs.head(branch)
+        self._written: Snapshot | None = None  # the head, once it was read or written here
+        self._doubtful: Snapshot | None = None  # was written, and may have become the head
+        self._mirror: Mirror | None = None
+        self._state = threading.Condition()  # guards what follows
+        self._waiting: _Step | None = None
+        self._active = False
+        self._in_use = False  # the mirror, by whoever scans or encodes
+        self._errors: list[BaseException] = []
+        self._conflict: ConflictError | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="casweights-publish", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"Publisher({self._store.url!r}, {self._branch!r})"
+
+    @property
+    def version(self) -> SnapshotId | None:
+        """The newest version of the branch that is durable, as far as this publisher knows."""
+        with self._state:
+            return self._head.snapshot if self._head else None
+
+    def publish(
+        self,
+        source: torch.nn.Module | Mapping[str, Any],
+        *,
+        step: int | None = None,
+        message: str = "",
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Publish the tensors as they are now; they may be changed when this returns.
+
+        Args:
+            source: A module or a state dict. Where names, shapes and dtypes are those of the last
+                call, only what changed is kept and hashed.
+            step: A number for it, which goes into the version's metadata.
+            message: Why this version is.
+            metadata: JSON-like values to keep with it.
+
+        Raises:
+            ConflictError: Another writer moved the branch. Nothing is published any more: open
+                another publisher, which goes on from there.
+            CasweightsError: The version of an earlier call could not be made durable. Its changes
+                will be part of the next one. This call has done nothing: repeat it.
+            InvalidInputError: The source cannot be published.
+        """
+        state = StateFile(state_of(source), self._cast)
+        described = _Step(
+            number=step,
+            message=message,
+            metadata=dict(metadata or {}) | ({} if step is None else {"step": step}),
+        )
+        self._acquire(alone=self._base == "cache" or not self._fits(state))
+        try:
+            taken = self._take(state, described)
+        except BaseException:
+            self._release(None)
+            raise
+        self._release(taken)
+
+    def _fits(self, state: StateFile) -> bool:
+        """Whether the mirror is one of such states."""
+        return self._mirror is not None and self._mirror.layout == layout(state)
+
+    def _acquire(self, *, alone: bool) -> None:
+        """Wait until the mirror may be written; or until nothing at all is under way."""
+
+        def is_free() -> bool:
+            if self._in_use or (alone and self._active):
+                return False
+            return self._waiting is None or (self._policy != "block" and not alone)
+
+        with self._state:
+            self._check()
+            self._state.wait_for(is_free)
+            self._check()
+            self._in_use = True
+
+    def _release(self, taken: _Step | None) -> None:
+        with self._state:
+            self._in_use = False
+            if taken is None:  # half of the mirror may be new
+                self._mirror = None
+                if self._waiting is not None and self._waiting.mirror is not None:
+                    self._errors.append(_torn(self._waiting.number))
+                    self._waiting = None
+            else:
+                other = self._waiting
+                self._waiting = taken if other is None else taken.instead_of(other)
+            self._state.notify_all()
+
+    def _take(self, state: StateFile, step: _Step) -> _Step:
+        """Keep what the caller may change next."""
+        begin = time.monotonic()
+        if self._base == "cache":
+            self._settle()
+            encoded = self._encode(state, step)
+            return replace(step, encoded=encoded, encode_seconds=time.monotonic() - begin)
+        if self._mirror is None or not self._fits(state):
+            self._mirror = None  # before there is another one: two take too much memory
+            self._mirror = Mirror(
+                state,
+                self._db.config.chunk_size,
+                self._db.workers,
+                on_device=self._base == "device",
+            )
+            found = self._mirror.first(state)
+        else:
+            found = self._mirror.scan(state)
+        seconds = time.monotonic() - begin
+        return replace(step, mirror=self._mirror, scan=found, scan_seconds=seconds)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "the publisher is closed")
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._conflict is not None:
+            raise self._conflict
+        if self._errors:
+            raise self._errors.pop(0)
+
+    def wait(self, timeout: float | None = None) -> Snapshot | None:
+        """Wait until all that was published is durable.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            The newest version of the branch; None if there is none yet.
+
+        Raises:
+            TimeoutError: It takes longer; it goes on.
+            CasweightsError: A version could not be made durable, see `publish`.
+        """
+        with self._state:
+            if not self._state.wait_for(lambda: not (self._waiting or self._active), timeout):
+                raise TimeoutError(f"versions are still being written after {timeout:g} s")
+            self._raise_error()
+        return self._before()
+
+    def attach(
+        self,
+        optimizer: torch.optim.Optimizer,
+        source: torch.nn.Module | Mapping[str, Any],
+        *,
+        every: int = 1,
+    ) -> RemovableHandle:
+        """Publish after each step of an optimizer, or after every so many.
+
+        Returns:
+            A handle; its `remove` ends that.
+        """
+        if every < 1:
+            raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"every={every}: it takes at least 1")
+        steps = itertools.count(1)
+
+        def hook(*_: object) -> None:
+            step = next(steps)
+            if step % every == 0:
+                self.publish(source, step=step)
+
+        return optimizer.register_step_post_hook(hook)
+
+    def close(self) -> None:
+        """Wait until all is durable, and end the thread.
+
+        Raises:
+            CasweightsError: A version could not be made durable, see `publish`.
+        """
+        with self._state:
+            self._closed = True
+            self._state.notify_all()
+        self._thread.join()
+        if self._owns_store:
+            self._store.close()
+        with self._state:
+            self._raise_error()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except CasweightsError as failure:
+            if error is None:
+                raise
+            error.add_note(f"besides, a version could not be published: {failure}")
+
+    def _work(self) -> None:
+        """Turn one step after the other into versions, on a thread of its own."""
+        while (step := self._next()) is not None:
+            failure: BaseException | None = None
+            try:
+                self._publish(step)
+            except BaseException as error:  # it is raised where the caller is
+                failure = error
+            with self._state:
+                self._active = self._in_use = False
+                if isinstance(failure, ConflictError):
+                    self._conflict = failure
+                elif failure is not None:
+                    self._errors.append(failure)
+                self._state.notify_all()
+
+    def _next(self) -> _Step | None:
+        with self._state:
+            self._state.wait_for(lambda: not self._in_use and (self._waiting or self._closed))
+            step, self._waiting = self._waiting, None
+            if step is not None:
+                self._active = True
+                self._in_use = step.mirror is not None
+            return step
+
+    def _publish(self, step: _Step) -> None:
+        begin = time.monotonic()
+        encoded, scan, seconds = step.encoded, step.scan, step.encode_seconds
+        if step.mirror is not None and scan is not None:
+            try:
+                self._settle()
+            finally:  # whatever comes: these changes are for the next version that succeeds
+                scan = step.mirror.claim(scan)
+            encoded = self._encode(KeptState(step.mirror, scan), step)
+            seconds = time.monotonic() - begin
+            with self._state:
+                self._in_use = False
+                self._state.notify_all()
+        if encoded is not None:
+            begin = time.monotonic()
+            self._write(encoded, step.mirror)
+            self._report(step, encoded, scan, seconds, time.monotonic() - begin)
+
+    def _encode(self, state: StateFile | KeptState, step: _Step) -> EncodedVersion:
+        before = self._before()
+        skipped = [number for number in step.skipped if number is not None]
+        description = Description(
+            parents=() if before is None else (before.id,),
+            time=datetime.now(UTC),
+            author=self._author,
+            message=step.message,
+            metadata=step.metadata | ({"skipped": skipped} if skipped else {}),
+        )
+        files: list[SourceFile] = [state]
+        if self._extra is not None:
+            files += scan(self._extra, exclude=(*DEFAULT_EXCLUDE, *_WEIGHTS))
+        return encode_version(
+            self._db,
+            sorted(files, key=lambda file: file.path),
+            description,
+            base=before,
+            compression=self._compression,
+            nearby=state if isinstance(state, KeptState) else None,
+        )
+
+    def _before(self) -> Snapshot | None:
+        """The version that the branch is at."""
+        with self._state:
+            head, written = self._head, self._written
+        if head is None or (written is not None and written.id == head.snapshot):
+            return written
+        return self._db.snapshots.load(head.snapshot, to_read=True)
+
+    def _write(self, encoded: EncodedVersion, mirror: Mirror | None) -> None:
+        self._doubtful = encoded.snapshot
+        head = write_version(self._db, encoded, self._branch, self._head)
+        self._landed(head, encoded.snapshot, mirror)
+
+    def _settle(self) -> None:
+        """Find out whether the last version has become the branch's head, if that is unknown."""
+        if self._doubtful is not None:
+            head = self._db.refs.head(self._branch)
+            if head is not None and head.snapshot == self._doubtful.id:
+                self._landed(head, self._doubtful, self._mirror)
+            self._doubtful = None
+
+    def _landed(self, head: Head, version: Snapshot, mirror: Mirror | None) -> None:
+        if mirror is not None:
+            mirror.publish(version)
+        with self._state:
+            self._head, self._written, self._doubtful = head, version, None
+
+    def _report(
+        self,
+        step: _Step,
+        encoded: EncodedVersion,
+        scan: Scan | None,
+        encode_seconds: float,
+        upload_seconds: float,
+    ) -> None:
+        header = next(file.header for file in encoded.snapshot.files if file.path == STATE_FILE)
+        infos = header.tensors if header else ()
+        self._reporter.published(
+            PublishStats(
+                snapshot=encoded.snapshot.id,
+                step=step.number,
+                skipped=step.skipped,
+                total_bytes=encoded.snapshot.size,
+                stored_bytes=encoded.stats.stored_bytes,
+                elements=sum(info.nbytes // info.dtype.width for info in infos),
+                changed_elements=scan.changed if scan else None,
+                scan_seconds=step.scan_seconds,
+                encode_seconds=encode_seconds,
+                upload_seconds=upload_seconds,
+            )
+        )
+
+
+def _torn(number: int | None) -> CasweightsError:
+    return InvalidInputError(
+        ErrorCode.SOURCE_CHANGED,
+        f"step {number} was not published: the copy that was kept of it was overwritten by a "
+        "call that failed. Publish again",
+    )

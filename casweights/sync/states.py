@@ -1,0 +1,67 @@
+"""What callers pass as a model: modules and state dicts, and their tensors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.tensors import Cast, check_tensor, leaves
+
+
+def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict of a module, or the one that was passed.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if isinstance(source, torch.nn.Module):
+        state: Mapping[str, Any] = source.state_dict()
+        return state
+    if isinstance(source, Mapping):
+        return source
+    raise InvalidInputError(
+        ErrorCode.BAD_ARGUMENT, f"pass a module or a state dict, not a {type(source).__name__}"
+    )
+
+
+def named_tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """All tensors in a state dict, by the names that a version has for them.
+
+    Those that are one tensor under several names are there under each.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for path, leaf in leaves(state):
+        if isinstance(leaf, torch.Tensor):
+            check_tensor(leaf, path)
+            found[path] = leaf
+    return found
+
+
+def check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
+    """Refuse an argument that is none of these."""
+    if given not in choices:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"{name}={given!r}: choose one of {', '.join(choices)}"
+        )
+
+
+def cast_policy(patterns: Mapping[str, torch.dtype]) -> Cast:
+    """The dtypes to publish in, see `Publisher`."""
+    for pattern, dtype in patterns.items():
+        if not dtype.is_floating_point:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"cast of {pattern!r} to {dtype}: it takes a float dtype"
+            )
+
+    def cast(name: str, dtype: torch.dtype) -> torch.dtype:
+        if dtype.is_floating_point:
+            for pattern, wanted in patterns.items():
+                if fnmatchcase(name, pattern):
+                    return wanted
+        return dtype
+
+    return cast

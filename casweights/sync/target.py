@@ -1,0 +1,251 @@
+"""A running model as the target of versions: which tensor is which, and what each holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.selection import tensor_chunks
+from casweights.sync.live import LiveTensor
+from casweights.sync.states import named_tensors, state_of
+from casweights.tensors import code_of, element_shape, identity, tied_names
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from casweights.format.hashing import Buffer
+    from casweights.format.manifest import Snapshot
+    from casweights.format.safetensors import TensorInfo
+    from casweights.ids import ChunkId
+    from casweights.parallel import Workers
+
+KeyMap = Mapping[str, str] | Callable[[str], str]
+
+_MOST_NAMES = 5  # in a message
+
+
+class Chunk(NamedTuple):
+    """A chunk of a live tensor."""
+
+    live: LiveTensor
+    number: int
+
+
+class Wanted(NamedTuple):
+    """A chunk of a live tensor, and what it is to hold."""
+
+    chunk: Chunk
+    id: ChunkId
+
+
+class Fit(NamedTuple):
+    """A live tensor and what it is to hold.
+
+    Attributes:
+        live: The tensor.
+        name: Its name in the version.
+        chunks: The version's chunks of it.
+    """
+
+    live: LiveTensor
+    name: str
+    chunks: tuple[ChunkId, ...]
+
+    def wanted(self) -> Iterator[Wanted]:
+        """The chunks that do not hold yet what they are to hold."""
+        for number, (has, chunk) in enumerate(zip(self.live.ids, self.chunks, strict=True)):
+            if has != chunk:
+                yield Wanted(Chunk(self.live, number), chunk)
+
+
+class _Stored(NamedTuple):
+    """A tensor of a version."""
+
+    info: TensorInfo
+    chunks: tuple[ChunkId, ...]
+
+
+class Target:
+    """The tensors of a running model.
+
+    Args:
+        chunk_size: Bytes of a chunk.
+        hasher: From a chunk's bytes to its ID.
+        workers: Threads for hashing.
+        key_map: The name in the version for a name in the target.
+        strict: Whether target and version must have the same tensors.
+    """
+
+    def __init__(
+        self,
+        chunk_size: int,
+        hasher: Callable[[Buffer], ChunkId],
+        workers: Workers,
+        *,
+        key_map: KeyMap | None,
+        strict: bool,
+    ) -> None:
+        self._chunk_size = chunk_size
+        self._hasher = hasher
+        self._workers = workers
+        self._strict = strict
+        self._key_map = _to_function(key_map)
+        self._source: torch.nn.Module | Mapping[str, Any] | None = None
+        self._live: dict[tuple[Any, ...], LiveTensor] = {}
+        self._names: dict[tuple[Any, ...], list[str]] = {}
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether there are tensors."""
+        return self._source is not None
+
+    @property
+    def tensors(self) -> list[LiveTensor]:
+        """The tensors, each once."""
+        return list(self._live.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(live.nbytes for live in self._live.values())
+
+    def bind(self, source: torch.nn.Module | Mapping[str, Any] | None = None) -> bool:
+        """Look at the tensors of a model, or of the last one again.
+
+        Returns:
+            Whether they are the ones that were there, as they were left.
+
+        Raises:
+            InvalidInputError: There was none before, or it is no model.
+        """
+        if source is not None:
+            self._source = source
+        if self._source is None:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, "there is no target yet: pass a module or a state dict"
+            )
+        known = self._live
+        live: dict[tuple[Any, ...], LiveTensor] = {}
+        names: dict[tuple[Any, ...], list[str]] = {}
+        for name, tensor in named_tensors(state_of(self._source)).items():
+            key = identity(tensor) if tensor.numel() else (name,)
+            live[key] = known.get(key) or LiveTensor(tensor, self._chunk_size)
+            names.setdefault(key, []).append(name)
+        same = live.keys() == known.keys()
+        self._live, self._names = live, names
+        for one in live.values():
+            if one.was_touched():
+                one.forget()
+                same = False
+        return same
+
+    def identify(self) -> None:
+        """Hash the chunks of which it is not known what they hold."""
+        unknown = [
+            Chunk(live, number)
+            for live in self._live.values()
+            for number, chunk in enumerate(live.ids)
+            if chunk is None
+        ]
+        ids = self._workers.map(lambda chunk: self._hasher(chunk.live.chunk(chunk.number)), unknown)
+        for chunk, found in zip(unknown, ids, strict=True):
+            chunk.live.ids[chunk.number] = found
+
+    def chunks(self) -> dict[ChunkId, Chunk]:
+        """Where a chunk is that the target has."""
+        return {
+            found: Chunk(live, number)
+            for live in self._live.values()
+            for number, found in enumerate(live.ids)
+            if found is not None
+        }
+
+    def fit(self, version: Snapshot) -> list[Fit]:
+        """What each tensor is to hold, by the version's name for it.
+
+        Raises:
+            InvalidInputError: Target and version do not fit each other; names the tensors.
+        """
+        stored = _stored(version)
+        ties: dict[str, str] = {}
+        for file in version.files:
+            ties |= tied_names(file.header.metadata) if file.header else {}
+        found: list[Fit] = []
+        missing, different, used = [], [], set()
+        for key, live in self._live.items():
+            names = [self._key_map(name) for name in self._names[key]]
+            known = list(dict.fromkeys(ties.get(name, name) for name in names))
+            known = [name for name in known if name in stored]
+            used.update(known)
+            if not known:
+                missing.append(self._names[key][0])
+                continue
+            problem = _difference(live.tensor, known, stored)
+            if problem:
+                different.append(problem)
+            found.append(Fit(live, known[0], stored[known[0]].chunks))
+        extra = [name for name in stored if name not in used]
+        _check_fit(different, missing if self._strict else [], extra if self._strict else [])
+        return found
+
+
+def _stored(version: Snapshot) -> dict[str, _Stored]:
+    stored: dict[str, _Stored] = {}
+    for file in version.files:
+        for info, chunks in tensor_chunks(file, version.config.chunk_size):
+            if info.name in stored:
+                raise InvalidInputError(
+                    ErrorCode.AMBIGUOUS,
+                    f"two files of the version have a tensor {info.name!r}: it cannot be a "
+                    "model's state",
+                )
+            stored[info.name] = _Stored(info, chunks)
+    return stored
+
+
+def _difference(tensor: torch.Tensor, names: list[str], stored: dict[str, _Stored]) -> str | None:
+    """Why a tensor cannot hold what the version has under these names."""
+    here = code_of(tensor), element_shape(tensor)
+    for name in names:
+        info = stored[name].info
+        if (info.dtype.code, info.shape) != here:
+            return (
+                f"{name!r} is {info.dtype.code} {list(info.shape)} in the version and {here[0]} "
+                f"{list(here[1])} in the target"
+            )
+        if stored[name].chunks != stored[names[0]].chunks:
+            return f"{names[0]!r} and {name!r} are one tensor in the target, and differ"
+    return None
+
+
+def _check_fit(different: list[str], missing: list[str], extra: list[str]) -> None:
+    problems = [
+        _listed("", different),
+        _listed("the version lacks ", [repr(name) for name in missing]),
+        _listed("the target lacks ", [repr(name) for name in extra]),
+    ]
+    said = "; ".join(problem for problem in problems if problem)
+    if said:
+        hint = " (strict=False leaves them out, key_map renames)" if missing or extra else ""
+        raise InvalidInputError(
+            ErrorCode.TARGET_MISMATCH, f"the version does not fit the target: {said}{hint}"
+        )
+
+
+def _listed(what: str, items: list[str]) -> str:
+    if not items:
+        return ""
+    more = f" and {len(items) - _MOST_NAMES} more" if len(items) > _MOST_NAMES else ""
+    return what + ", ".join(items[:_MOST_NAMES]) + more
+
+
+def _to_function(key_map: KeyMap | None) -> Callable[[str], str]:
+    if key_map is None:
+        return lambda name: name
+    if isinstance(key_map, Mapping):
+        names = dict(key_map)
+        return lambda name: names.get(name, name)
+    return key_map
