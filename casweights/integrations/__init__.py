@@ -1,0 +1,1 @@
+"""Adapters to training and inference libraries, imported only where those are installed."""

@@ -1,0 +1,163 @@
+"""PEFT: adapters as small versions that know their base, loaded with it in one call."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from casweights.errors import ErrorCode, InvalidInputError
+
+try:
+    from peft import PeftModel
+except ImportError as error:
+    raise ImportError(
+        "casweights.integrations.peft needs peft: pip install 'casweights[peft]'"
+    ) from error
+
+from casweights.integrations.transformers import checked_out, from_pretrained, opened
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from casweights.format.manifest import Snapshot
+    from casweights.integrations.transformers import Store
+    from casweights.repository import Ref, Repository
+
+_CONFIG = "adapter_config.json"
+
+
+def commit_adapter(
+    store: Store,
+    adapter: PeftModel | str | os.PathLike[str],
+    branch: str,
+    *,
+    base: Ref,
+    adapter_name: str = "default",
+    message: str = "",
+    author: str = "",
+    metadata: Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> Snapshot:
+    """Commit an adapter, without its base.
+
+    The version holds what ``save_pretrained`` writes, and its metadata names the base:
+    ``metadata["base"]`` is a snapshot ID. A new branch begins at the base, so that whoever pushes
+    the adapter pushes the base too, if it is not there yet.
+
+    Args:
+        store: The store, or its path or URL; it holds the base too.
+        adapter: The model with the adapter, or a directory that ``save_pretrained`` wrote.
+        branch: The branch to move; made if there is none.
+        base: The version of the model that the adapter was trained on.
+        adapter_name: Which adapter of the model.
+        message: Why this version is.
+        author: Who made it.
+        metadata: JSON-like values to keep with it.
+        **kwargs: Go to ``save_pretrained``, as ``save_embedding_layers=True``.
+
+    Raises:
+        NotFoundError: The store has no version `base`.
+        InvalidInputError: There is no such adapter, or the directory holds none.
+        ConflictError: Another writer moved the branch meanwhile.
+        StoreError: The store could not be written.
+    """
+    with opened(store) as repository, _saved(adapter, adapter_name, kwargs) as directory:
+        base_id = repository.resolve(base)
+        return repository.commit(
+            directory,
+            branch=branch,
+            parent=None if branch in repository.branches() else base_id,
+            message=message,
+            author=author,
+            metadata={**(metadata or {}), "base": str(base_id)},
+        )
+
+
+@contextmanager
+def _saved(
+    adapter: PeftModel | str | os.PathLike[str], name: str, options: dict[str, Any]
+) -> Iterator[Path]:
+    """The directory with the adapter's files."""
+    if isinstance(adapter, PeftModel):
+        if name not in adapter.peft_config:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"the model has no adapter {name!r}, but {', '.join(adapter.peft_config)}",
+            )
+        with TemporaryDirectory(prefix="casweights-") as temporary:
+            adapter.save_pretrained(temporary, selected_adapters=[name], **options)
+            yield Path(temporary, "" if name == "default" else name)
+        return
+    directory = Path(adapter)
+    if not (directory / _CONFIG).is_file():
+        raise InvalidInputError(
+            ErrorCode.SOURCE_UNREADABLE,
+            f"{directory} holds no adapter: there is no {_CONFIG} in it",
+        )
+    yield directory
+
+
+def load_adapter(
+    store: Store,
+    ref: Ref,
+    model: Any = None,
+    *,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+    **kwargs: Any,
+) -> PeftModel:
+    """Load an adapter, and its base too unless there is one.
+
+    Args:
+        store: The store, or its path or URL.
+        ref: The version of the adapter.
+        model: The base to put the adapter on, or a `PeftModel` to add it to. By default the
+            version that the adapter's metadata names as its base.
+        adapter_name: What the model calls the adapter.
+        is_trainable: Whether to go on training it.
+        **kwargs: Go to `casweights.integrations.transformers.from_pretrained`, for the base.
+
+    Returns:
+        The model with the adapter; `model` itself if that was a `PeftModel`.
+
+    Raises:
+        NotFoundError: No such version.
+        InvalidInputError: The version is no adapter, or names no base and there is no `model`.
+        IntegrityError: The store is damaged.
+        StoreError: The store could not be read.
+    """
+    if model is not None and kwargs:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"{', '.join(kwargs)}: they are for loading the base, and `model` is there already",
+        )
+    with opened(store) as repository:
+        snapshot = repository.snapshot(ref)
+        if _CONFIG not in (file.path for file in snapshot.files):
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"version {snapshot.id} is no adapter: it has no {_CONFIG}",
+            )
+        if model is None:
+            model = from_pretrained(repository, _base(repository, snapshot), **kwargs)
+        with checked_out(repository, snapshot) as directory:
+            if isinstance(model, PeftModel):
+                model.load_adapter(directory, adapter_name, is_trainable=is_trainable)
+                return model
+            return PeftModel.from_pretrained(
+                model, directory, adapter_name=adapter_name, is_trainable=is_trainable
+            )
+
+
+def _base(repository: Repository, snapshot: Snapshot) -> Snapshot:
+    name = snapshot.metadata.get("base")
+    if not isinstance(name, str):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"the metadata of version {snapshot.id} names no base: pass `model`, or commit the "
+            "adapter with commit_adapter",
+        )
+    return repository.snapshot(name)

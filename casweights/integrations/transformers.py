@@ -1,0 +1,353 @@
+"""Transformers: checkpoints of a `Trainer` as versions, resumed or loaded again in one call."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from glob import escape
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
+
+from casweights.errors import (
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+    UnsupportedError,
+)
+from casweights.repository import Repository, open_repository
+
+try:
+    import transformers
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError(
+        "casweights.integrations.transformers needs transformers: "
+        "pip install 'casweights[transformers]'"
+    ) from error
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from casweights.config import Compression
+    from casweights.format.manifest import Snapshot
+    from casweights.repository import Ref
+
+    Store = Repository | str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
+
+# What Trainer, accelerate, FSDP and DeepSpeed keep beside a model, by file name.
+_TRAINING_STATE = (
+    *("trainer_state.json", "training_args.bin", "scheduler.pt", "scaler.pt"),
+    *("optimizer*.bin", "*optimizer.pt", "optimizer.pt_*", "rng_state*.pth", "random_states_*.pkl"),
+    *("*.distcp", "*_optim_states.pt", "*_model_states.pt"),
+)
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
+# Ends of the names of classes that read no weights, the ``Auto`` ones included.
+_WEIGHTLESS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
+
+
+class CasweightsCallback(TrainerCallback):
+    """Commits every checkpoint that a `Trainer` saves, as one version of the whole directory.
+
+    Weights, optimizer, scheduler, random states and ``trainer_state.json`` are stored as the bytes
+    they are; nothing is unpickled. The version before it on the branch is its parent, so only what
+    changed is stored, and ``save_total_limit`` may delete local checkpoints as it likes. A
+    version's metadata has ``step``, ``epoch`` and, once one was logged, ``loss``.
+
+    Training waits until the version is durable. With several processes the first one commits, when
+    all have saved: they must save into one file system.
+
+    Args:
+        store: Where to; a store at a path or URL is opened when training begins, in the
+            committing process alone.
+        branch: The branch that the checkpoints go to.
+        parent: Where the branch begins if there is none yet: the version that training resumes
+            from, or the model that it fine-tunes.
+        message: The message of each version; by default ``step N``.
+        author: Who trains.
+        metadata: JSON-like values to keep with each version.
+        compression: See `Repository.commit`.
+        on_error: Whether a storage that fails ends the training, or is a warning in the log; the
+            next save commits what is there then.
+
+    Attributes:
+        snapshot: The newest version; None before the first, and in processes that do not commit.
+
+    Example:
+        >>> trainer = Trainer(
+        ...     model, args, callbacks=[CasweightsCallback("hf://buckets/me/weights", "run-7")]
+        ... )
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        branch: str = "main",
+        *,
+        parent: Ref | None = None,
+        message: str = "",
+        author: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        compression: Compression = "auto",
+        on_error: Literal["raise", "warn"] = "raise",
+    ) -> None:
+        if on_error not in ("raise", "warn"):
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"on_error={on_error!r}: choose 'raise' or 'warn'"
+            )
+        self._store = store
+        self._branch = branch
+        self._parent = parent
+        self._message = message
+        self._author = author
+        self._metadata = dict(metadata or {})
+        self._compression: Compression = compression
+        self._on_error = on_error
+        self._opened: Repository | None = None
+        self.snapshot: Snapshot | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the store, so that a wrong one is told before the first step.
+
+        Raises:
+            NotFoundError: There is no store, or no version `parent`.
+            StoreError: The storage failed.
+        """
+        if state.is_world_process_zero:
+            repository = self._repository()
+            if self._parent is not None:
+                self._parent = repository.resolve(self._parent)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Commit the checkpoint that was saved just now.
+
+        Raises:
+            InvalidInputError: There is no such checkpoint, or it changed meanwhile.
+            ConflictError: Another writer moved the branch meanwhile.
+            StoreError: The store could not be written, and that is no warning.
+        """
+        if args.distributed_state is not None:  # the others have states and shards to write
+            args.distributed_state.wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        try:
+            checkpoint = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            self.snapshot = self._commit(checkpoint, state)
+        except StoreError as error:
+            if self._on_error == "raise":
+                raise
+            _log.warning("step %d is not in the store: %s", state.global_step, error)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the store, unless it was passed open."""
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+    def _repository(self) -> Repository:
+        if isinstance(self._store, Repository):
+            return self._store
+        if self._opened is None:
+            self._opened = open_repository(self._store)
+        return self._opened
+
+    def _commit(self, checkpoint: Path, state: TrainerState) -> Snapshot:
+        repository = self._repository()
+        begins = self._parent is not None and self._branch not in repository.branches()
+        return repository.commit(
+            checkpoint,
+            branch=self._branch,
+            parent=self._parent if begins else None,
+            message=self._message or f"step {state.global_step}",
+            author=self._author,
+            metadata=self._metadata | _progress(state),
+            compression=self._compression,
+        )
+
+
+def _progress(state: TrainerState) -> dict[str, Any]:
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    progress: dict[str, Any] = {"step": state.global_step, "epoch": state.epoch}
+    return progress | ({"loss": float(losses[-1])} if losses else {})
+
+
+def resume(store: Store, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
+    """Put a `Trainer`'s checkpoint back into place.
+
+    With several processes, call it in ``with args.main_process_first():``.
+
+    Args:
+        store: The store, or its path or URL.
+        ref: The version; of a `CasweightsCallback`, or any commit of a checkpoint's directory.
+        output_dir: The ``output_dir`` of the `Trainer`.
+
+    Returns:
+        ``output_dir/checkpoint-N``, which is exactly the version now, for
+        ``trainer.train(resume_from_checkpoint=...)``.
+
+    Raises:
+        NotFoundError: No such version.
+        InvalidInputError: The version is no checkpoint of a `Trainer`.
+        IntegrityError: The store is damaged.
+        StoreError: The store could not be read, or the directory not be written.
+    """
+    with opened(store) as repository:
+        snapshot = repository.snapshot(ref)
+        directory = Path(output_dir, f"checkpoint-{_global_step(repository, snapshot)}")
+        repository.checkout(snapshot, directory, delete=True)
+    return str(directory)
+
+
+def _global_step(repository: Repository, snapshot: Snapshot) -> int:
+    try:
+        state = json.loads(b"".join(repository.read(snapshot, "trainer_state.json")))
+        step = state["global_step"]
+        if type(step) is int and step >= 0:  # it becomes part of a path
+            return step
+    except (NotFoundError, ValueError, TypeError, KeyError):
+        pass
+    raise InvalidInputError(
+        ErrorCode.BAD_ARGUMENT,
+        f"version {snapshot.id} is no checkpoint of a Trainer: it has no trainer_state.json with a "
+        "global_step. Load it with from_pretrained instead",
+    )
+
+
+def from_pretrained(
+    store: Store,
+    ref: Ref = "main",
+    cls: Any = None,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Load a version with ``cls.from_pretrained``.
+
+    Only the files that it may need are read from the store: no optimizer, no other state of the
+    training and, for a tokenizer, processor or config, no weights.
+
+    Args:
+        store: The store, or its path or URL.
+        ref: The version.
+        cls: What to load: a model, tokenizer, processor or config class, ``Auto`` classes
+            included. By default the model class that ``config.json`` names.
+        directory: Where to keep the files, in a folder for each version; what is there already is
+            not fetched again. By default they are gone afterwards, and ``name_or_path`` of what
+            was loaded is empty.
+        **kwargs: Go to ``cls.from_pretrained``. Of a version with several models in folders,
+            ``subfolder`` chooses one, and only that is fetched.
+
+    Returns:
+        What ``cls.from_pretrained`` returns.
+
+    Raises:
+        NotFoundError: No such version, or nothing in it to load from.
+        UnsupportedError: The model class that ``config.json`` names is not in transformers.
+        IntegrityError: The store is damaged.
+        StoreError: The store could not be read, or the directory not be written.
+    """
+    subfolder = kwargs.get("subfolder") or ""
+    skip = _WEIGHTS if cls is not None and cls.__name__.endswith(_WEIGHTLESS) else ()
+    with (
+        opened(store) as repository,
+        checked_out(repository, ref, directory, subfolder=subfolder, skip=skip) as folder,
+    ):
+        loaded = (cls or _model_class(folder / subfolder)).from_pretrained(folder, **kwargs)
+    if directory is None:
+        _forget_path(loaded[0] if isinstance(loaded, tuple) else loaded)
+    return loaded
+
+
+def _model_class(folder: Path) -> Any:
+    try:
+        names = json.loads((folder / "config.json").read_bytes())["architectures"]
+        name = str(names[0])
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise NotFoundError(
+            ErrorCode.FILE_NOT_FOUND,
+            "the version has no config.json that names an architecture: pass `cls`, or load an "
+            "adapter with casweights.integrations.peft.load_adapter",
+        ) from error
+    found = getattr(transformers, name, None)
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    raise UnsupportedError(
+        ErrorCode.UNSUPPORTED,
+        f"config.json names {name!r}, which is no model of this transformers: pass `cls`",
+    )
+
+
+def _forget_path(loaded: Any) -> None:
+    """Leave no path of a directory that is gone, which would go on into adapters' configs."""
+    for part in (loaded, getattr(loaded, "config", None)):
+        if part is not None and hasattr(part, "name_or_path"):
+            part.name_or_path = ""
+
+
+@contextmanager
+def opened(store: Store) -> Iterator[Repository]:
+    """The store; closed afterwards if it was opened for this."""
+    if isinstance(store, Repository):
+        yield store
+        return
+    with open_repository(store) as repository:
+        yield repository
+
+
+@contextmanager
+def checked_out(
+    repository: Repository,
+    ref: Ref,
+    directory: str | os.PathLike[str] | None = None,
+    *,
+    subfolder: str = "",
+    skip: tuple[str, ...] = (),
+) -> Iterator[Path]:
+    """A version in a directory, without the state of a training.
+
+    Args:
+        repository: The store.
+        ref: The version.
+        directory: Where to, in a folder for each version, so that nothing of another is found; by
+            default a directory that is removed afterwards.
+        subfolder: The folder of the version to confine it to.
+        skip: Patterns of names of files to leave out.
+
+    Raises:
+        NotFoundError: No such version, or nothing is left of it.
+    """
+    snapshot = repository.snapshot(ref)
+    inside = PurePosixPath(subfolder)
+    paths = [
+        file.path
+        for file in snapshot.files
+        if PurePosixPath(file.path).is_relative_to(inside)
+        and not _any_match(PurePosixPath(file.path).name, _TRAINING_STATE + skip)
+    ]
+    if not paths:
+        raise NotFoundError(
+            ErrorCode.FILE_NOT_FOUND,
+            f"version {snapshot.id} has no files to load from" + (subfolder and f" in {subfolder}"),
+        )
+    with TemporaryDirectory(prefix="casweights-") as temporary:
+        folder = Path(temporary if directory is None else directory, str(snapshot.id))
+        repository.checkout(snapshot, folder, include=[escape(path) for path in paths])
+        yield folder
+
+
+def _any_match(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
