@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def test_public_names() -> None:
     assert casweights.__all__ == sorted(casweights.__all__)
-    assert len(casweights.__all__) <= 20
+    assert len(casweights.__all__) <= 24
     assert dir(casweights) == casweights.__all__
     for name in casweights.__all__:
         assert getattr(casweights, name).__doc__, name

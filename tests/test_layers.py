@@ -87,6 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     "verification": BELOW_VERBS,
     "transfer": BELOW_VERBS | {"packing"},
     "push": BELOW_VERBS | {"transfer", "revisions"},
+    "parts": BELOW_VERBS | {"commit"},
     "arguments": VALUES | {"sources", "tensors"},
     "repository": BELOW_VERBS | VERBS | {"arguments", "revisions", "stores.url"},
     # L4: live tensors
@@ -96,7 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": VALUES | VERBS | {"", "repository", "format", "instrumentation"},
     "__main__": {"cli"},
     "instrumentation": {"events"},
-    "integrations": VALUES | VERBS | BELOW_VERBS | {"", "repository", "sync", "tensors", "packing"},
+    "integrations": BELOW_VERBS | VERBS | {"arguments", "parts", "repository", "sync", "tensors"},
     "testing": VALUES | {"format", "stores.base", "stores.wrapper", "stores.memory"},
 }
 
