@@ -31,6 +31,7 @@ _SMALL_PACK, _SMALL_PACKS = 8 * MiB, 8  # a step of a run; several are more than
 _TINY_PACK, _TINY_PACKS = 128 * KiB, 256
 _BESIDE = 512 * KiB
 _LISTING_LAG = 300.0  # seconds
+_SPARE_PACKS = 256  # that may be known for nothing before they are forgotten
 
 
 class _Known(NamedTuple):
@@ -64,6 +65,7 @@ class ChunkIndex:
         self._table = FrameTable()
         self._packs: dict[str, _Known] = {}  # those that were read
         self._paths = PathFinder(self._table)
+        self._enough_packs = _SPARE_PACKS
         self.damaged: dict[str, CasweightsError] = {}
 
     def hint(self, table: PackTable) -> None:
@@ -177,6 +179,28 @@ class ChunkIndex:
             self._table.add(locations)
             self._packs[pack_name] = _Known(size, time.monotonic())
             self.damaged.pop(pack_name, None)
+
+    def retain(self, chunks: Iterable[ChunkId]) -> bool:
+        """Forget what is not needed to read these chunks, once there is much of it.
+
+        Who goes from version to version for a long time would remember all of them otherwise. What
+        is forgotten is found again by the hints of the snapshots that need it.
+
+        Returns:
+            Whether anything was forgotten.
+        """
+        with self._lock:
+            if len(self._packs) < self._enough_packs:
+                return False
+            paths = [path for chunk in chunks if (path := self._paths.path(chunk))]
+            kept = {frame.pack for path in paths for frame in path.frames}
+            self._table.retain(kept)
+            known = {names.pack_name(pack) for pack in kept}
+            self._packs = {name: self._packs[name] for name in known if name in self._packs}
+            self._hinted_packs = {pack: None for pack in self._hinted_packs if pack in kept}
+            self._hints = {chunk: pack for chunk, pack in self._hints.items() if pack in kept}
+            self._enough_packs = 2 * len(self._packs) + _SPARE_PACKS
+            return True
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All good frames of a chunk that are known."""

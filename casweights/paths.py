@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
     from casweights.format.pack import Location
-    from casweights.ids import ChunkId
+    from casweights.ids import ChunkId, PackId
 
 MAX_LINKS = 4096  # frames in a row that a reader follows
 
@@ -61,6 +61,14 @@ class FrameTable:
         """Count a frame as missing."""
         self._excluded.add(location)
         self.version += 1
+
+    def retain(self, packs: Container[PackId]) -> None:
+        """Forget the frames of all other packs."""
+        kept = [place for places in self._known.values() for place in places if place.pack in packs]
+        excluded = {place for place in self._excluded if place.pack in packs}
+        self.clear()
+        self.add(kept)
+        self._excluded = excluded
 
     def clear(self) -> None:
         """Forget all."""

@@ -159,6 +159,15 @@ class SnapshotStore:
             )
         return [*(path.frames if path else ()), *([new] if new else ())]
 
+    def retain(self, snapshot: Snapshot) -> None:
+        """Let the index forget what only other versions than this one need.
+
+        In a directory nothing is forgotten, since there all chunks must be known to a commit.
+        """
+        remote = self._store.capabilities.remote
+        if remote and self._index.retain(chunk for chunk, _ in snapshot.pieces()):
+            self._hinted = {snapshot.id}
+
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """IDs in the store that begin with these hexadecimal digits."""
         for info in self._store.list(names.SNAPSHOTS + prefix):

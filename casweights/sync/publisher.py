@@ -427,6 +427,7 @@ class Publisher:
     def _landed(self, head: Head, version: Snapshot, mirror: Mirror | None) -> None:
         if mirror is not None:
             mirror.publish(version)
+        self._db.snapshots.retain(version)
         with self._state:
             self._head, self._written, self._doubtful = head, version, None
 

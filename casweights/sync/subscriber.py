@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from casweights.config import DEFAULT_BRANCH, MiB
@@ -145,6 +146,7 @@ class Subscriber:
         """Look at the target: what was known of it does not count if others wrote to it."""
         if not self._target.bind(target):
             self._version = self._prepared = None
+            self._torn = False
 
     def _prepare(self, to: Ref | None) -> Prepared:
         version, position = self._resolve(to)
@@ -298,12 +300,11 @@ class Subscriber:
     def _apply(self, prepared: Prepared) -> SyncStats:
         """Write what was prepared; all of it, or nothing, where it fits into memory."""
         version, previous = prepared.version.id, self._version
-        self._prepared = None
+        self._prepared = self._version = None
         begin = time.monotonic()
         try:
-            if prepared.late:
-                self._version = None
-            changed = apply(prepared, self._fetcher.stream(prepared), self._db.workers)
+            with self._target.writing(), closing(self._fetcher.stream(prepared)) as late:
+                changed = apply(prepared, late, self._db.workers)
         except TornError as torn:
             self._torn = True
             torn.cause.add_note(
@@ -316,6 +317,7 @@ class Subscriber:
             raise
         seconds = time.monotonic() - begin
         self._version, self._torn = version, False
+        self._db.snapshots.retain(prepared.version)
         return self._report(prepared, previous, changed, seconds)
 
     def _report(
@@ -341,7 +343,7 @@ class Subscriber:
         return stats
 
     def close(self) -> None:
-        """Forget the target, and what was prefetched."""
+        """Forget what was prefetched, and close the store if it was opened here."""
         self._prepared = None
         if self._owns_store:
             self._store.close()

@@ -1,0 +1,64 @@
+"""Runs of many steps: what is remembered of them is bounded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+import casweights
+from casweights import Publisher, Subscriber, index
+from casweights.config import StoreConfig
+from casweights.stores.base import Capabilities
+from casweights.stores.memory import MemoryStore
+from casweights.testing import CountingStore
+from tests.histories import CHUNK, history
+
+if TYPE_CHECKING:
+    import pytest
+
+    from casweights.stores.base import ObjectStore
+
+STEPS = 120
+
+
+class RemoteStore(CountingStore):
+    """A store that says that it is far away."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        super().__init__(inner)
+        self.capabilities = Capabilities(exclusive_create=True, remote=True)
+
+
+def known_frames(repo: casweights.Repository) -> int:
+    known = repo.database.index
+    return sum(len(known.frames(chunk)) for chunk in known)
+
+
+def test_what_is_known_of_old_versions_is_forgotten_and_found_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(index, "_SPARE_PACKS", 8)
+    objects = MemoryStore()
+    casweights.open(objects, create=True, config=StoreConfig(chunk_size=CHUNK)).close()
+    states = list(history(STEPS, 0.01, chunks=1))
+    trainer, replica = (casweights.open(RemoteStore(objects)) for _ in range(2))
+    live = {"w": torch.zeros_like(states[0]["w"])}
+    versions, most = [], 0
+    with trainer, replica, Publisher(trainer) as publisher, Subscriber(replica) as subscriber:
+        for state in states:
+            publisher.publish(state)
+            version = publisher.wait()
+            assert version is not None
+            versions.append(version.id)
+            subscriber.sync(live)
+            most = max(most, known_frames(trainer), known_frames(replica))
+        assert most < STEPS * 2 / 3
+        for n in (STEPS - 1, 40, 3, 100):
+            assert torch.equal(trainer.load(versions[n])["w"], states[n]["w"])
+            subscriber.sync(to=versions[n])
+            assert torch.equal(live["w"], states[n]["w"])
+        publisher.publish(states[7])  # stored long ago
+        assert trainer.verify().problems == ()
+    with casweights.open(objects) as repo:
+        assert torch.equal(repo.load("main")["w"], states[7]["w"])
