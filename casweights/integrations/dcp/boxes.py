@@ -1,0 +1,142 @@
+"""Boxes out of stored tensors: only the chunks that hold their rows are read."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.buffers import uninitialized
+from casweights.events import Stage
+from casweights.format.safetensors import TensorInfo
+from casweights.tensors import allocate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import torch
+
+    from casweights.chunks import NearbyReader
+    from casweights.database import Database
+    from casweights.ids import ChunkId
+    from casweights.integrations.dcp.layout import StoredTensor
+
+
+class Box(NamedTuple):
+    """A part of a stored tensor to read.
+
+    Attributes:
+        stored: The tensor.
+        slices: One for each dimension, in torch's elements; none for all of it.
+        deliver: Takes the part when it is there.
+    """
+
+    stored: StoredTensor
+    slices: tuple[slice, ...]
+    deliver: Callable[[torch.Tensor], None]
+
+
+class _Rows(NamedTuple):
+    """The whole rows that a box lies in, as bytes of its tensor."""
+
+    start: int
+    stop: int
+    shape: tuple[int, ...]
+    slices: tuple[slice, ...]
+
+    @classmethod
+    def of(cls, box: Box) -> _Rows:
+        info = box.stored.info
+        if not box.slices or not info.nbytes or info.dtype.bits < 8:  # packed: torch's affair
+            return cls(0, info.nbytes, info.shape, box.slices)
+        first, *rest = box.slices
+        row = info.nbytes // info.shape[0]
+        count = first.stop - first.start
+        shape = (count, *info.shape[1:])
+        return cls(first.start * row, first.stop * row, shape, (slice(0, count), *rest))
+
+    def chunks(self, stored: StoredTensor, size: int) -> range:
+        """Numbers of the chunks that they are in."""
+        last = -(-self.stop // size) if self.stop > self.start else 0
+        return range(min(self.start // size, last), min(last, len(stored.chunks)))
+
+
+class _Read(NamedTuple):
+    """A chunk to read, and where the part of it goes that lies in the rows."""
+
+    chunk: ChunkId
+    nbytes: int
+    skip: int
+    out: memoryview
+
+
+class _Filled(NamedTuple):
+    """A box whose last chunk is on its way."""
+
+    box: Box
+    part: torch.Tensor
+
+
+def read_boxes(db: Database, boxes: Sequence[Box]) -> None:
+    """Read boxes one after the other, their chunks on all threads.
+
+    Raises:
+        IntegrityError: The store is damaged.
+        UnsupportedError: Torch cannot hold one of the tensors.
+    """
+    size = db.config.chunk_size
+    rows = [_Rows.of(box) for box in boxes]
+    wanted = [
+        box.stored.chunks[number]
+        for box, span in zip(boxes, rows, strict=True)
+        for number in span.chunks(box.stored, size)
+    ]
+    reader = db.reader.near(db.cache)
+    db.reporter.started(Stage.LOAD, sum(span.stop - span.start for span in rows))
+    try:
+        with reader.ahead() as announce:
+            announce(wanted)
+            _read_all(db, reader, boxes, rows)
+    finally:
+        db.reporter.finished(Stage.LOAD)
+
+
+def _read_all(
+    db: Database, reader: NearbyReader, boxes: Sequence[Box], rows: Sequence[_Rows]
+) -> None:
+    def steps() -> Iterator[_Read | _Filled]:
+        for box, span in zip(boxes, rows, strict=True):
+            tensor, memory = allocate(_info(box, span))
+            yield from _reads(box.stored, span, memory, db.config.chunk_size)
+            yield _Filled(box, tensor[span.slices])
+
+    for done in db.workers.map(partial(_step, db, reader), steps()):
+        if isinstance(done, _Filled):  # results come in order, so all that was read for it is here
+            done.box.deliver(done.part)
+        else:
+            db.reporter.advanced(Stage.LOAD, done)
+
+
+def _info(box: Box, span: _Rows) -> TensorInfo:
+    info = box.stored.info
+    return TensorInfo(info.name, info.dtype, span.shape, 0, span.stop - span.start)
+
+
+def _reads(stored: StoredTensor, span: _Rows, memory: memoryview, size: int) -> Iterator[_Read]:
+    for number in span.chunks(stored, size):
+        begin = number * size
+        nbytes = min(size, stored.info.nbytes - begin)
+        start, stop = max(begin, span.start), min(begin + nbytes, span.stop)
+        out = memory[start - span.start : stop - span.start]
+        yield _Read(stored.chunks[number], nbytes, start - begin, out)
+
+
+def _step(db: Database, reader: NearbyReader, step: _Read | _Filled) -> int | _Filled:
+    """Do what is to be done for a step; of a read its bytes are returned."""
+    if isinstance(step, _Filled):
+        return step
+    whole = step.out if len(step.out) == step.nbytes else uninitialized(step.nbytes)
+    reader.readinto(step.chunk, whole)
+    db.cache.put(step.chunk, whole)
+    if whole is not step.out:
+        step.out[:] = whole[step.skip : step.skip + len(step.out)]
+    return len(step.out)

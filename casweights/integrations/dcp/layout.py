@@ -1,0 +1,231 @@
+"""The description of a sharded state dict that goes with its shards: msgpack, never pickle.
+
+The file ``dcp.msgpack`` of a version is a map::
+
+    format   1
+    tensors  fqn -> [dtype, size, [[offsets, sizes, file, tensor], ...]]
+    blobs    fqn -> [file, tensor]
+    paths    nil, or fqn -> the keys that lead to it in the nested state dict
+
+where dtype is torch's name, as "bfloat16", and file and tensor say where in the version it lies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgpack
+import torch
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError, UnsupportedError
+from casweights.format.fields import expect
+from casweights.format.manifest import check_size
+from casweights.format.safetensors import TensorInfo
+from casweights.selection import tensor_chunks
+from casweights.tensors import allocate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import ChunkId
+
+LAYOUT_FILE = "dcp.msgpack"
+_FORMAT = 1
+_MAX_LIST = 1 << 20  # items; torch makes lists as long as a path says
+
+
+class Place(NamedTuple):
+    """Where an item lies in a version.
+
+    Attributes:
+        file: Path of the safetensors file.
+        tensor: Name of the tensor in it.
+    """
+
+    file: str
+    tensor: str
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of a version's file, and its chunks."""
+
+    info: TensorInfo
+    chunks: tuple[ChunkId, ...]
+
+
+def encode_layout(metadata: Metadata, places: Mapping[MetadataIndex, Place]) -> bytes:
+    """Metadata to bytes; equal layouts give equal bytes.
+
+    Args:
+        metadata: What the planner made.
+        places: Where each item was put.
+
+    Raises:
+        UnsupportedError: The planner added data of a kind that is not known.
+    """
+    tensors: dict[str, Any] = {}
+    blobs: dict[str, Any] = {}
+    for fqn, item in sorted(metadata.state_dict_metadata.items()):
+        if isinstance(item, TensorStorageMetadata):
+            rows = [
+                [list(c.offsets), list(c.sizes), *places[MetadataIndex(fqn, c.offsets)]]
+                for c in item.chunks
+            ]
+            dtype = str(item.properties.dtype).removeprefix("torch.")
+            tensors[fqn] = [dtype, list(item.size), rows]
+        else:
+            blobs[fqn] = list(places[MetadataIndex(fqn)])
+    paths = _encode_paths(metadata.planner_data)
+    table = {"format": _FORMAT, "tensors": tensors, "blobs": blobs, "paths": paths}
+    encoded: bytes = msgpack.packb(table)
+    return check_size(encoded, "layout")
+
+
+def _encode_paths(data: Any) -> dict[str, list[str | int]] | None:
+    if data is None:
+        return None
+    if isinstance(data, dict) and all(
+        type(fqn) is str and isinstance(path, tuple) and all(type(k) in (str, int) for k in path)
+        for fqn, path in data.items()
+    ):
+        return {fqn: list(path) for fqn, path in sorted(data.items())}
+    raise UnsupportedError(
+        ErrorCode.UNSUPPORTED,
+        "the planner's planner_data is not what DefaultSavePlanner makes, a dict of tuples of str "
+        "and int by name, and other data cannot be stored: leave planner_data as it is",
+    )
+
+
+class Layout:
+    """What a version holds, as torch describes it, and where.
+
+    Attributes:
+        snapshot: The version.
+        metadata: The description; `storage_data` has the place of each item.
+    """
+
+    def __init__(self, snapshot: Snapshot, encoded: bytes) -> None:
+        """Decode what `encode_layout` made.
+
+        Raises:
+            IntegrityError: It is malformed, or does not fit the files of the version.
+            UnsupportedError: A newer casweights made it.
+        """
+        self.snapshot = snapshot
+        self._tensors = {
+            Place(file.path, info.name): StoredTensor(info, chunks)
+            for file in snapshot.files
+            for info, chunks in tensor_chunks(file, snapshot.config.chunk_size)
+        }
+        try:
+            self.metadata = self._decode(encoded)
+        except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+            raise IntegrityError(
+                ErrorCode.CORRUPT_OBJECT,
+                f"{LAYOUT_FILE} of snapshot {snapshot.id} is not valid: {error}",
+            ) from error
+        self.metadata.storage_meta = StorageMeta(checkpoint_id=str(snapshot.id))
+
+    def find(self, index: MetadataIndex) -> StoredTensor:
+        """Where an item of `metadata` lies.
+
+        Raises:
+            NotFoundError: It has no such item.
+        """
+        try:
+            return self._tensors[self.metadata.storage_data[index]]
+        except KeyError:
+            raise NotFoundError(
+                ErrorCode.TENSOR_NOT_FOUND,
+                f"the version has no {index.fqn!r} at {index.offset}: was it planned with the "
+                "metadata of another one?",
+            ) from None
+
+    def _decode(self, encoded: bytes) -> Metadata:
+        table = expect(msgpack.unpackb(encoded, strict_map_key=True), dict)
+        if expect(table["format"], int) > _FORMAT:
+            raise UnsupportedError(
+                ErrorCode.NEWER_FORMAT,
+                f"{LAYOUT_FILE} has format {table['format']}: a newer casweights wrote it, "
+                "upgrade to read it",
+            )
+        items: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        places: dict[MetadataIndex, Place] = {}
+        for fqn, row in expect(table["tensors"], dict).items():
+            items[expect(fqn, str)] = self._decode_tensor(fqn, row, places)
+        for fqn, row in expect(table["blobs"], dict).items():
+            if expect(fqn, str) in items:
+                raise ValueError(f"{fqn!r} is there twice")
+            items[fqn] = BytesStorageMetadata()
+            place = places[MetadataIndex(fqn)] = _place(row)
+            info = self._tensors[place].info
+            if info.dtype.code != "U8" or len(info.shape) != 1:
+                raise ValueError(f"{fqn!r} is stored as {info.dtype.code} {list(info.shape)}")
+        return Metadata(items, _decode_paths(table["paths"]), places)
+
+    def _decode_tensor(
+        self, fqn: str, row: Any, places: dict[MetadataIndex, Place]
+    ) -> TensorStorageMetadata:
+        name, size, rows = expect(row, list)
+        dtype = getattr(torch, expect(name, str), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{fqn!r} has the unknown dtype {name!r}")  # noqa: TRY004  not a type
+        shape = _sizes(size)
+        chunks = []
+        for offsets, sizes, *place in expect(rows, list):
+            chunk = ChunkStorageMetadata(_sizes(offsets), _sizes(sizes))
+            ends = [o + n for o, n in zip(chunk.offsets, chunk.sizes, strict=True)]
+            if any(end > n for end, n in zip(ends, shape, strict=True)):
+                raise ValueError(f"a shard of {fqn!r} lies outside of it")
+            index = MetadataIndex(fqn, chunk.offsets)
+            places[index] = _place(place)
+            _check_stored(fqn, self._tensors[places[index]].info, dtype, chunk.sizes)
+            chunks.append(chunk)
+        return TensorStorageMetadata(TensorProperties(dtype), shape, chunks)
+
+
+def _sizes(value: Any) -> torch.Size:
+    for n in expect(value, list):
+        if not 0 <= expect(n, int) < 1 << 63:
+            raise ValueError(f"it has a size of {n}")
+    return torch.Size(value)
+
+
+def _place(row: Any) -> Place:
+    file, tensor = expect(row, list)
+    return Place(expect(file, str), expect(tensor, str))
+
+
+def _check_stored(fqn: str, info: TensorInfo, dtype: torch.dtype, sizes: torch.Size) -> None:
+    """Refuse a shard that is not stored as what it is said to be."""
+    like, _ = allocate(TensorInfo(info.name, info.dtype, (0,), 0, 0))
+    shape = info.shape
+    if info.dtype.bits < 8:  # torch counts two packed elements as one
+        shape = (*shape[:-1], shape[-1] // 2)
+    if like.dtype != dtype or shape != tuple(sizes):
+        raise ValueError(
+            f"a shard of {fqn!r}, {dtype} {list(sizes)}, is stored as {info.dtype.code} "
+            f"{list(info.shape)}"
+        )
+
+
+def _decode_paths(value: Any) -> dict[str, tuple[str | int, ...]] | None:
+    if value is None:
+        return None
+    paths = {}
+    for fqn, path in expect(value, dict).items():
+        for key in expect(path, list):
+            if type(key) is not str and not 0 <= expect(key, int) < _MAX_LIST:
+                raise ValueError(f"the path of {expect(fqn, str)!r} has the number {key}")
+        paths[fqn] = tuple(path)
+    return paths

@@ -1,0 +1,150 @@
+"""What a rank saves, as files to commit."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+from torch.distributed.checkpoint.planner import WriteItemType
+
+from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
+from casweights.sources import SourceFile
+from casweights.tensors import StateFile, tensor_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
+
+    from casweights.buffers import Pool
+    from casweights.format.layout import Piece
+
+_KEPT = 2  # tensors in memory, which their chunks are cut from
+
+
+class ShardFile(SourceFile):
+    """The items of one rank as a safetensors file that exists in memory only.
+
+    A shard is a tensor named after what it is a part of and where it begins there, as ``w[16,0]``;
+    one that is the whole tensor is called ``w``, as in the file of an unsharded model. The bytes
+    of items that are no tensors are tensors of U8. Tensors are asked of the planner when their
+    turn comes, a few at a time.
+
+    Args:
+        path: Its name inside the version.
+        items: What to save.
+        planner: Who has it.
+
+    Attributes:
+        items: The items, by the names of their tensors.
+        nbytes: Their bytes, by the same names.
+
+    Raises:
+        UnsupportedError: There is a tensor that safetensors cannot express.
+    """
+
+    def __init__(self, path: str, items: Sequence[WriteItem], planner: SavePlanner) -> None:
+        self.path = path
+        self.items = _named(items)
+        self._planner = planner
+        self._blobs = {
+            name: _blob(planner, item)
+            for name, item in self.items.items()
+            if item.type == WriteItemType.BYTE_IO
+        }
+        outline = StateFile({name: self._outline(name, item) for name, item in self.items.items()})
+        self.raw_header, self.header, self.size = outline.raw_header, outline.header, outline.size
+        tensors, first = outline.header.tensors, self.size - outline.header.data_size
+        self.nbytes = {info.name: info.nbytes for info in tensors}
+        self._starts = {info.name: first + info.start for info in tensors}
+        self._views: OrderedDict[str, memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _outline(self, name: str, item: WriteItem) -> torch.Tensor:
+        """A tensor of the same dtype and shape, which takes no memory."""
+        if item.tensor_data is None:
+            return torch.empty((), dtype=torch.uint8).expand(len(self._blobs[name]))
+        data = item.tensor_data
+        return torch.empty((), dtype=data.properties.dtype).expand(data.chunk.sizes)
+
+    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
+        """See `SourceFile.read`; no bytes are copied where a tensor is contiguous on the CPU."""
+        views = []
+        for piece in run:
+            name = piece.tensor or ""
+            start = piece.offset - self._starts[name]
+            views.append(self._bytes(name)[start : start + piece.nbytes])
+        return views
+
+    def _bytes(self, name: str) -> memoryview:
+        if name in self._blobs:
+            return self._blobs[name]
+        with self._lock:
+            if name not in self._views:
+                if len(self._views) >= _KEPT:
+                    self._views.popitem(last=False)
+                self._views[name] = tensor_bytes(_shard(self._planner, self.items[name]))
+            return self._views[name]
+
+
+def _named(items: Sequence[WriteItem]) -> dict[str, WriteItem]:
+    named: dict[str, WriteItem] = {}
+    for item in items:
+        name = item.index.fqn or "tensor"
+        data = item.tensor_data
+        if data is not None and data.chunk.sizes != data.size:
+            name += f"[{','.join(map(str, data.chunk.offsets))}]"
+        while name in named or name == "__metadata__":  # a key of its own may look like a shard
+            name += "'"
+        named[name] = item
+    return named
+
+
+def _blob(planner: SavePlanner, item: WriteItem) -> memoryview:
+    data = planner.resolve_data(item)
+    if not isinstance(data, io.BytesIO):
+        raise _not_planned(item, f"a {type(data).__name__} instead of bytes")
+    return data.getbuffer()
+
+
+def _shard(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
+    tensor, data = planner.resolve_data(item), item.tensor_data
+    if data is None or not isinstance(tensor, torch.Tensor):
+        raise _not_planned(item, f"a {type(tensor).__name__} instead of a tensor")
+    if (tensor.dtype, tensor.shape) != (data.properties.dtype, data.chunk.sizes):
+        raise _not_planned(item, f"{tensor.dtype} of shape {list(tensor.shape)}")
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"{item.index.fqn!r} is a {type(tensor).__name__} of layout {tensor.layout}: save "
+            "dense, plain tensors instead",
+        )
+    return tensor
+
+
+def _not_planned(item: WriteItem, what: str) -> InvalidInputError:
+    return InvalidInputError(
+        ErrorCode.BAD_STATE,
+        f"the planner gave {what} for {item.index.fqn!r}, which is not what it planned",
+    )
+
+
+class BytesFile(SourceFile):
+    """Opaque bytes in memory as a file.
+
+    Args:
+        path: Its name inside the version.
+        content: Its bytes.
+    """
+
+    def __init__(self, path: str, content: bytes) -> None:
+        self.path = path
+        self.size = len(content)
+        self._content = memoryview(content)
+
+    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
+        """See `SourceFile.read`."""
+        return [self._content[piece.offset : piece.offset + piece.nbytes] for piece in run]

@@ -1,0 +1,220 @@
+"""Saving: each rank stores its own shards, the first one makes them one version."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from casweights.arguments import check_compression, to_utc
+from casweights.commit import Description
+from casweights.config import DEFAULT_BRANCH, Compression
+from casweights.errors import ConflictError, ErrorCode, InvalidInputError, UnsupportedError
+from casweights.format.names import check_ref_name
+from casweights.integrations.dcp.layout import LAYOUT_FILE, Place, encode_layout
+from casweights.integrations.dcp.opening import LazyRepository
+from casweights.integrations.dcp.shards import BytesFile, ShardFile
+from casweights.parts import Part, commit_parts, encode_part
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import SnapshotId
+    from casweights.refs import Head
+    from casweights.repository import Ref, Repository
+    from casweights.sources import SourceFile
+
+
+class _Stored(NamedTuple):
+    """What a rank tells the first one of an item.
+
+    Attributes:
+        place: Where it is.
+        part: All that the rank stored; the same object for all of its items, so pickled once.
+    """
+
+    place: Place
+    part: Part
+
+
+class _Save(NamedTuple):
+    """A save that has begun.
+
+    Attributes:
+        head: Where the branch was; None if there was none.
+        before: The version before this one.
+        tag: The version's tag, if it shall have one.
+    """
+
+    head: Head | None = None
+    before: SnapshotId | None = None
+    tag: str | None = None
+
+
+class CasweightsWriter(StorageWriter):
+    """Saves the shards of all ranks as one version, which becomes the head of a branch.
+
+    Every rank encodes its own shards, as differences from the version before, and makes them
+    durable; nothing is gathered but lists of chunk IDs. The first rank then writes the version
+    and moves the branch. A rank that fails or dies before leaves the branch as it was.
+
+    ``dcp.save`` returns metadata whose ``storage_meta.checkpoint_id`` is the version's ID, on all
+    ranks. A writer may be used for several saves, and does best if it is: it knows then what it
+    stored.
+
+    Args:
+        store: The store, or its path or URL. Every process opens one of its own, by its URL if
+            the writer was pickled.
+        branch: The branch to move; made if there is none.
+        parent: Where a new branch begins; by default it begins with this version.
+        message: Why this version is.
+        author: Who made it.
+        metadata: JSON-like values to keep with it.
+        compression: See `Repository.commit`.
+
+    Attributes:
+        snapshot: The newest version; None before the first, and on all ranks but the first.
+        message: As above; may be changed while no save is under way.
+        metadata: As above; may be changed while no save is under way.
+
+    Example:
+        >>> writer = CasweightsWriter("hf://buckets/me/weights", "run-7", message="step 100")
+        >>> saved = dcp.save({"model": model.state_dict()}, storage_writer=writer)
+        >>> saved.storage_meta.checkpoint_id
+    """
+
+    def __init__(
+        self,
+        store: Repository | str | os.PathLike[str],
+        branch: str = DEFAULT_BRANCH,
+        *,
+        parent: Ref | None = None,
+        message: str = "",
+        author: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        compression: Compression = "auto",
+    ) -> None:
+        self._store = LazyRepository(store)
+        self._branch = check_ref_name(branch)
+        self._parent = parent
+        self._author = author
+        self._compression = check_compression(compression)
+        self._tag: str | None = None
+        self._save = _Save()
+        self.message = message
+        self.metadata = dict(metadata or {})
+        self.snapshot: Snapshot | None = None
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Begin a save; `checkpoint_id` is a tag for the version, beside its place on the branch.
+
+        Raises:
+            InvalidInputError: No tag can be called so.
+        """
+        self._tag = None if checkpoint_id is None else check_ref_name(os.fspath(checkpoint_id))
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether a tag can be called so."""
+        try:
+            check_ref_name(os.fspath(checkpoint_id))
+        except InvalidInputError:
+            return False
+        return True
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Look where the branch is.
+
+        Raises:
+            NotFoundError: There is no store, or no version `parent` for a new branch.
+            ConflictError: There is a tag already that is called like the `checkpoint_id`.
+            UnsupportedError: The ranks are to save without coordination.
+        """
+        if not kwargs.get("use_collectives", True):
+            raise UnsupportedError(
+                ErrorCode.UNSUPPORTED,
+                "with use_collectives=False every rank would save a version of its own: leave it "
+                "out",
+            )
+        tag, self._tag = self._tag, None  # torch resets only for those saves that have an ID
+        repository = self._store.open()
+        refs = repository.database.refs
+        if tag is not None and is_coordinator and refs.tag(tag) is not None:
+            raise ConflictError(
+                ErrorCode.ALREADY_EXISTS,
+                f"tag {tag!r} is there already, and tags do not move: choose another "
+                "checkpoint_id, or delete the tag first",
+            )
+        head = refs.head(self._branch)
+        before = head.snapshot if head else None
+        if head is None and self._parent is not None:
+            before = repository.resolve(self._parent)
+        self._save = _Save(head, before, tag)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """See `StorageWriter`."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Tell each rank its number."""
+        return [replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Make the shards of a rank durable.
+
+        Raises:
+            UnsupportedError: There is a tensor that cannot be stored.
+            StoreError: The store could not be written.
+        """
+        results = []
+        if plan.items:
+            path = f"shards/rank-{plan.storage_data:04}.safetensors"
+            file = ShardFile(path, plan.items, planner)
+            part = self._encode(file)
+            results = [
+                WriteResult(item.index, file.nbytes[name], _Stored(Place(path, name), part))
+                for name, item in file.items.items()
+            ]
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def _encode(self, file: SourceFile) -> Part:
+        db, before = self._store.open().database, self._save.before
+        base = None if before is None else db.snapshots.load(before, to_read=True)
+        return encode_part(db, [file], base=base, compression=self._compression)
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write the version and move the branch.
+
+        Raises:
+            UnsupportedError: The planner added data that cannot be stored.
+            ConflictError: Another writer moved the branch meanwhile. The version is stored; its
+                ID is the error's `snapshot`.
+            StoreError: The store could not be written.
+        """
+        places = {result.index: result.storage_data.place for rank in results for result in rank}
+        parts = [rank[0].storage_data.part for rank in results if rank]
+        parts.append(self._encode(BytesFile(LAYOUT_FILE, encode_layout(metadata, places))))
+        head, before, tag = self._save
+        description = Description(
+            parents=(before,) if before else (),
+            time=to_utc(None),
+            author=self._author,
+            message=self.message,
+            metadata=self.metadata,
+        )
+        db = self._store.open().database
+        self.snapshot = commit_parts(db, parts, description, self._branch, head)
+        if tag is not None:
+            db.refs.create_tag(tag, self.snapshot.id)
+        metadata.storage_data = places
+        metadata.storage_meta = StorageMeta(checkpoint_id=str(self.snapshot.id))

@@ -1,0 +1,112 @@
+"""Parts of stored tensors, as plans of other shardings ask for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.errors import ConflictError
+from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
+from casweights.testing.states import assert_same_tensor
+from tests.integrations.dcp_verbs import save
+
+if TYPE_CHECKING:
+    import io
+
+    from casweights import Repository
+    from casweights.testing import CountingStore
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+class Boxes(LoadPlanner):
+    """Takes boxes as they come."""
+
+    def __init__(self, *shape: int) -> None:
+        self.box = torch.zeros(shape)
+
+    def set_up_planner(self, *args: Any, **options: Any) -> None: ...
+    def create_local_plan(self) -> LoadPlan:
+        raise AssertionError
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        raise AssertionError
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        raise AssertionError
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise AssertionError
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        return self.box
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        assert tensor is not None
+
+
+def item(fqn: str, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> ReadItem:
+    index = MetadataIndex(fqn, [0] * len(offsets))
+    return ReadItem(
+        type=LoadItemType.TENSOR,
+        dest_index=index,
+        dest_offsets=torch.Size(0 for _ in offsets),
+        storage_index=index,
+        storage_offsets=torch.Size(offsets),
+        lengths=torch.Size(lengths),
+    )
+
+
+@pytest.mark.parametrize(
+    ("offsets", "lengths"),
+    [
+        ((0, 0, 0), (40, 50, 60)),
+        ((3, 0, 0), (1, 50, 60)),
+        ((39, 49, 59), (1, 1, 1)),
+        ((11, 7, 20), (9, 30, 3)),
+        ((5, 0, 0), (0, 50, 60)),
+        ((40, 50, 60), (0, 0, 0)),
+    ],
+)
+def test_boxes_are_what_slices_are(
+    repo: Repository, offsets: tuple[int, ...], lengths: tuple[int, ...]
+) -> None:
+    tensor = torch.randn(40, 50, 60)
+    save({"t": tensor}, CasweightsWriter(repo))
+    reader, planner = CasweightsReader(repo), Boxes(*lengths)
+    reader.read_metadata()
+    (plan,) = reader.prepare_global_plan([LoadPlan([item("t", offsets, lengths)])])
+    reader.read_data(plan, planner).wait()
+    slices = tuple(slice(o, o + n) for o, n in zip(offsets, lengths, strict=True))
+    assert_same_tensor(planner.box, tensor[slices].contiguous())
+
+
+def test_a_box_reads_only_its_chunks(objects: CountingStore) -> None:
+    config = StoreConfig(chunk_size=64 * KiB)
+    with casweights.open(objects, create=True, config=config) as repo:
+        save({"t": torch.randn(1024, 256)}, CasweightsWriter(repo))  # 16 chunks
+    with casweights.open(objects) as repo:
+        reader, planner = CasweightsReader(repo), Boxes(64, 256)
+        reader.read_metadata()
+        (plan,) = reader.prepare_global_plan([LoadPlan([item("t", (512, 0), (64, 256))])])
+        objects.reset()
+        reader.read_data(plan, planner)
+        assert 0 < objects.read_bytes("packs/") < 2 * 64 * KiB
+
+
+def test_a_ref_that_moved_between_the_ranks(repo: Repository) -> None:
+    first, second = CasweightsReader(repo), CasweightsReader(repo)
+    writer = CasweightsWriter(repo)
+    save({"w": torch.ones(3)}, writer)
+    first.read_metadata()
+    save({"w": torch.zeros(3)}, writer)
+    second.read_metadata()
+    (plan,) = first.prepare_global_plan([LoadPlan([item("w", (0,), (3,))])])
+    with pytest.raises(ConflictError, match="moved"):
+        second.read_data(plan, Boxes(3))
