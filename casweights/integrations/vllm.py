@@ -1,0 +1,385 @@
+"""vLLM: replicas that take their weights from a store, at start and while they serve.
+
+vLLM loads `register` from the entry point group ``vllm.general_plugins`` in each of its processes;
+``--weight-transfer-config '{"backend": "casweights"}'`` and ``--load-format casweights`` choose
+what it registers.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from casweights.config import DEFAULT_BRANCH
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
+from casweights.ids import SnapshotId
+from casweights.integrations._loaders import holds
+from casweights.loading import LazyTensor
+from casweights.repository import open_repository
+from casweights.selection import tensor_chunks
+from casweights.sync.subscriber import Subscriber
+from casweights.tensors import allocate
+
+try:
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferEngine,
+        WeightTransferInitInfo,
+        WeightTransferUpdateInfo,
+    )
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+    from vllm.model_executor.model_loader.checkpoint_weight_patch import (
+        CheckpointWeightPatch,
+        load_checkpoint_weight_patches,
+    )
+    from vllm.model_executor.model_loader.reload import (
+        finalize_layerwise_reload,
+        initialize_layerwise_reload,
+    )
+except ImportError as error:
+    raise ImportError(
+        "casweights.integrations.vllm needs vLLM 0.28 or newer: pip install 'casweights[vllm]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from casweights.format.manifest import Snapshot
+    from casweights.format.safetensors import TensorInfo
+    from casweights.repository import Repository
+    from casweights.sync.patches import Patch
+
+BACKEND = "casweights"
+_PATCHED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_BATCH = 64 << 20  # bytes of changes to hand to vLLM at once
+_STAGING = 64 << 20  # bytes of unfolded patches on the device; vLLM's default is 512 MiB
+
+
+def register() -> None:
+    """Make the engine and the loader known to vLLM; called again, it does nothing."""
+    try:
+        WeightTransferEngineFactory.register_engine(BACKEND, CasweightsWeightTransferEngine)
+    except ValueError:  # is registered
+        return
+    register_model_loader(BACKEND)(CasweightsModelLoader)
+
+
+@dataclass
+class CasweightsInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
+    """Where versions come from.
+
+    Attributes:
+        store: How to open the store, as ``hf://buckets/me/weights``.
+        branch: The branch whose head to get ready with, if there is one.
+        sparse: Whether to write only what changed, where the model allows it.
+        memory: Bytes of changes to hold. A version that changes more is still verified before a
+            weight is written; the tensors beyond are then written whole.
+    """
+
+    store: str
+    branch: str = DEFAULT_BRANCH
+    sparse: bool = True
+    memory: int = 1 << 30
+
+
+@dataclass
+class CasweightsUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """Which version to take.
+
+    Attributes:
+        snapshot: Its ID, 64 hexadecimal digits.
+        store: How to open the store; None for the one that is open.
+        base: The version that the model must be at; None if it may be at any.
+    """
+
+    snapshot: str
+    store: str | None = None
+    base: str | None = None
+
+
+class _Source(NamedTuple):
+    store: Repository
+    subscriber: Subscriber
+
+
+class CasweightsWeightTransferEngine(
+    WeightTransferEngine[CasweightsInitInfo, CasweightsUpdateInfo]  # type: ignore[misc]
+):
+    """Brings a worker's model from version to version, in place.
+
+    What vLLM serves is fused, sharded and padded, so differences cannot be applied to it. The
+    engine keeps the version in checkpoint layout in host memory: one copy of the model in each
+    worker process. Everything an update needs is fetched, decoded and verified before a weight is
+    written.
+
+    Only what changed is written if the model holds the checkpoint's own bits where its loader puts
+    them, and nothing that is derived from them. That is found out once, by loading a version with
+    a comparison in place of each write. All other models (quantized, shuffled for a kernel) are
+    loaded whole from the copy, each time.
+    """
+
+    init_info_cls = CasweightsInitInfo
+    update_info_cls = CasweightsUpdateInfo
+    supports_draft_weight_update = False
+
+    def __init__(
+        self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module
+    ) -> None:
+        """Make one for a loaded model, as vLLM does."""
+        super().__init__(config, vllm_config, device, model)
+        self._source: _Source | None = None
+        self._info = CasweightsInitInfo(store="")
+        self._host: dict[str, torch.Tensor] = {}
+        self._layout: dict[str, TensorInfo] = {}
+        self._version: SnapshotId | None = None
+        self._direct: bool | None = None
+
+    @property
+    def version(self) -> SnapshotId | None:
+        """What the model holds, bit for bit; None if that is not known."""
+        return self._version
+
+    def init_transfer_engine(self, init_info: CasweightsInitInfo) -> None:
+        """Open the store and get ready with the head of the branch; no weight is written.
+
+        Raises:
+            NotFoundError: There is no such store.
+            IntegrityError: The store is damaged.
+        """
+        self.shutdown()
+        self._info = init_info
+        source = self._open(init_info.store)
+        head = source.subscriber.head()
+        if head is not None:
+            self._has_room(source, head)
+            source.subscriber.sync(self._host, to=head)
+            self._adopt(head)
+
+    def start_weight_update(self) -> None:
+        """Do nothing: how to write is known when it is known what changed."""
+
+    def finish_weight_update(self) -> None:
+        """Do nothing: an update is complete when `receive_weights` returns."""
+
+    @torch.no_grad()
+    def receive_weights(self, update_info: CasweightsUpdateInfo) -> None:
+        """Bring the model to a version.
+
+        Raises:
+            StaleError: The model is not at the base; it stays as it is.
+            NotFoundError: There is no such version; the model stays as it is.
+            IntegrityError: The store is damaged; the model stays as it is.
+        """
+        target = SnapshotId.from_hex(update_info.snapshot)
+        if update_info.base is not None and update_info.base != str(self._version):
+            raise StaleError(
+                ErrorCode.STALE,
+                f"the model is at {self._version or 'an unknown version'}, not at "
+                f"{update_info.base}: leave out the base",
+            )
+        source = self._open(update_info.store or self._info.store)
+        if target == self._version:
+            return
+        in_step = self._has_room(source, target) and source.subscriber.version == self._version
+        if in_step and self._version and self._direct and self._info.sparse:
+            self._patch(source.subscriber, target)
+            return
+        source.subscriber.sync(self._host, to=target)
+        if self._version is None and self._adopt(target):
+            return
+        self._write_whole()
+        if self._direct is None and self._info.sparse:
+            self._direct = holds(self.model, self._host)
+        self._version = target
+
+    def shutdown(self) -> None:
+        """Close the store and free the copy; the model stays as it is."""
+        source, self._source = self._source, None
+        self._host, self._layout, self._version = {}, {}, None
+        if source is not None:
+            source.subscriber.close()
+            source.store.close()
+
+    def _open(self, url: str) -> _Source:
+        if self._source is None or url != self._info.store:
+            if not url:
+                raise InvalidInputError(ErrorCode.BAD_STATE, "no store was named yet")
+            self.shutdown()
+            self._info = info = replace(self._info, store=url)
+            store = open_repository(url)
+            self._source = _Source(store, Subscriber(store, info.branch, memory=info.memory))
+        return self._source
+
+    def _has_room(self, source: _Source, target: SnapshotId) -> bool:
+        """Whether the copy has the tensors of a version; if not, it is made anew, and empty."""
+        layout = _layout(source.store, target)
+        if layout == self._layout:
+            return True
+        self._host, self._layout = {}, {}  # the old one goes first
+        self._host = {name: allocate(info)[0] for name, info in layout.items()}
+        self._layout = layout
+        return False
+
+    def _adopt(self, target: SnapshotId) -> bool:
+        """Whether the model holds the copy's version and can be patched."""
+        if self._direct is not False and self._info.sparse and holds(self.model, self._host):
+            self._direct, self._version = True, target
+            return True
+        return False
+
+    def _patch(self, subscriber: Subscriber, target: SnapshotId) -> None:
+        """Write what changed; the copy has it before the first weight is touched."""
+        for batch in _batches(subscriber.patches(self._host, to=target)):
+            self._version = None
+            sparse = [patch for patch in batch if _is_sparse(patch)]
+            load_checkpoint_weight_patches(
+                self.model,
+                [_to_vllm(patch, self.device) for patch in sparse],
+                max_chunk_bytes=_STAGING,
+                validate_unique_indices=False,  # they ascend
+            )
+            whole = {patch.name for patch in batch} - {patch.name for patch in sparse}
+            if whole:
+                self.model.load_weights((name, self._host[name]) for name in sorted(whole))
+        self._version = target
+
+    def _write_whole(self) -> None:
+        self._version = None
+        initialize_layerwise_reload(self.model)
+        with _any_subset():
+            self.model.load_weights(iter(self._host.items()))
+        finalize_layerwise_reload(self.model, self.model_config)
+
+
+class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
+    """Loads a model from a version, tensor by tensor, each verified before it is handed over.
+
+    ``--model-loader-extra-config '{"store": "hf://buckets/me/weights", "ref": "main"}'``
+    """
+
+    def __init__(self, load_config: Any) -> None:
+        """Read what to load.
+
+        Raises:
+            InvalidInputError: The extra config names no store, or has other keys.
+        """
+        super().__init__(load_config)
+        extra = dict(load_config.model_loader_extra_config or {})
+        self._url, self._ref = extra.pop("store", ""), extra.pop("ref", DEFAULT_BRANCH)
+        if extra or not isinstance(self._url, str) or not self._url:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                """--load-format casweights takes --model-loader-extra-config '{"store": "...", """
+                f""""ref": "..."}}', not {load_config.model_loader_extra_config!r}""",
+            )
+
+    def download_model(self, model_config: Any) -> None:
+        """Check that the version is there; what is read of it stays in the disk cache.
+
+        Raises:
+            NotFoundError: There is no such store or version.
+        """
+        with open_repository(self._url) as store:
+            self._find(store)
+
+    def get_all_weights(
+        self, model_config: Any, model: torch.nn.Module
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Names and tensors of the version, one at a time."""
+        with open_repository(self._url) as store:
+            snapshot = self._find(store)
+            for file in snapshot.files:
+                for info, chunks in tensor_chunks(file, store.config.chunk_size):
+                    yield info.name, LazyTensor(store.database, info, chunks).load()
+
+    def load_weights(self, model: Any, model_config: Any) -> None:
+        """Load them into a model.
+
+        Raises:
+            NotFoundError: There is no such version, or it lacks some of the model's weights.
+            IntegrityError: The store is damaged.
+        """
+        loaded = model.load_weights(self.get_all_weights(model_config, model))
+        if loaded is None or model_config.quantization is not None:
+            return  # not tracked, or under names that only the quantization knows
+        missing = {name for name, _ in model.named_parameters()} - set(loaded)
+        if missing:
+            raise NotFoundError(
+                ErrorCode.TENSOR_NOT_FOUND,
+                f"{self._ref!r} lacks {len(missing)} weights of the model, as {min(missing)!r}",
+            )
+
+    def _find(self, store: Repository) -> Snapshot:
+        """The version; several ranks must not see a branch move between them."""
+        snapshot = store.snapshot(self._ref)
+        alone = not dist.is_initialized() or dist.get_world_size() == 1
+        if not alone and str(snapshot.id) != self._ref:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"several ranks load {self._ref!r}, which may move meanwhile: name the version "
+                f"by its ID, as {snapshot.id}",
+            )
+        return snapshot
+
+
+def _layout(store: Repository, version: SnapshotId) -> dict[str, TensorInfo]:
+    """All tensors of a version, by name."""
+    found: dict[str, TensorInfo] = {}
+    for file in store.snapshot(version).files:
+        for info, _ in tensor_chunks(file, store.config.chunk_size):
+            if info.name in found:
+                raise InvalidInputError(
+                    ErrorCode.AMBIGUOUS, f"two files of {version} have a tensor {info.name!r}"
+                )
+            found[info.name] = info
+    return found
+
+
+def _batches(patches: Iterable[Patch]) -> Iterator[list[Patch]]:
+    """The patches in their order, some megabytes at a time."""
+    batch: list[Patch] = []
+    nbytes = 0
+    for patch in patches:
+        batch.append(patch)
+        nbytes += patch.values.nbytes + (0 if patch.indices is None else patch.indices.nbytes)
+        if nbytes >= _BATCH:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def _is_sparse(patch: Patch) -> bool:
+    """Whether vLLM can patch it; NaN means to vLLM that an element stays."""
+    return (
+        patch.indices is not None
+        and patch.dtype in _PATCHED
+        and not bool(torch.isnan(patch.values).any())
+    )
+
+
+def _to_vllm(patch: Patch, device: torch.device) -> CheckpointWeightPatch:
+    return CheckpointWeightPatch(
+        name=patch.name,
+        shape=tuple(patch.shape),
+        dtype=patch.dtype,
+        values=patch.values.to(device),
+        indices=None if patch.indices is None else patch.indices.to(device),
+    )
+
+
+@contextmanager
+def _any_subset() -> Iterator[None]:
+    """Let versions without a model's extra prediction heads pass, as vLLM's own engines do."""
+    try:
+        from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
+    except ImportError:  # before 0.33
+        yield
+    else:
+        with disable_mtp_completeness_check():
+            yield

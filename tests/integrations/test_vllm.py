@@ -1,0 +1,422 @@
+"""vLLM's interfaces, with a model that has what makes vLLM's models hard: fused, sharded, padded.
+
+Each test runs against the modules of a vLLM wheel where those are at hand, see `vllm_parts`, and
+against a stand-in that has their interface.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+import casweights
+from casweights.errors import (
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    StaleError,
+)
+from tests.integrations import vllm_parts
+from tests.integrations.fused_model import Model, Shuffled, checkpoint, equal, served
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casweights import Repository
+    from tests.integrations.fused_model import Weights
+
+
+@pytest.fixture(params=["wheel", "stand-in"])
+def adapter(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """`casweights.integrations.vllm`, imported anew."""
+    if request.param == "wheel" and not vllm_parts.PARTS.is_dir():
+        pytest.skip("no modules of vLLM: run python -m tests.integrations.vllm_parts")
+    with vllm_parts.wheel() if request.param == "wheel" else vllm_parts.stand_in():
+        import casweights.integrations.vllm
+
+        yield casweights.integrations.vllm
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    casweights.open(tmp_path / "store", create=True).close()
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def repo(path: str) -> Iterator[Repository]:
+    with casweights.open(path) as repo:
+        yield repo
+
+
+class Worker:
+    """Does with an engine what a worker of vLLM does, and watches how weights are written."""
+
+    def __init__(self, adapter: Any, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+        from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+
+        record_metadata_for_reloading(model)
+        adapter.register()
+        self.model = model
+        self.engine = WeightTransferEngineFactory.create_engine(
+            SimpleNamespace(backend="casweights"),
+            SimpleNamespace(parallel_config=None, model_config=SimpleNamespace(quantization=None)),
+            torch.device("cpu"),
+            model,
+        )
+        self.whole = 0
+        self.patched: list[str] = []
+        reload = adapter.initialize_layerwise_reload
+        patch = adapter.load_checkpoint_weight_patches
+
+        def count(model: Any) -> None:
+            self.whole += 1
+            reload(model)
+
+        def note(model: Any, patches: list[Any], **options: Any) -> None:
+            self.patched += [p.name for p in patches]
+            patch(model, patches, **options)
+
+        monkeypatch.setattr(adapter, "initialize_layerwise_reload", count)
+        monkeypatch.setattr(adapter, "load_checkpoint_weight_patches", note)
+
+    def init(self, **info: Any) -> None:
+        self.engine.init_transfer_engine(self.engine.parse_init_info(info))
+
+    def update(self, **info: Any) -> None:
+        self.engine.start_weight_update()
+        self.engine.receive_weights(self.engine.parse_update_info(info))
+        self.engine.finish_weight_update()
+
+    def holds(self, weights: Weights) -> bool:
+        expected = served(weights, self.model.rank, self.model.ranks)
+        return equal(dict(self.model.state_dict()), expected)
+
+
+@pytest.fixture
+def worker(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    worker = Worker(adapter, Model(), monkeypatch)
+    yield worker
+    worker.engine.shutdown()
+
+
+def test_whole_first_then_what_changed(worker: Worker, path: str, repo: Repository) -> None:
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+    worker.init(store=path)
+    worker.update(store=path, snapshot=ids[0], base=None)
+    assert worker.holds(checkpoint(0))
+    assert (worker.whole, worker.patched) == (1, [])
+    for before, step in ((0, 1), (1, 2)):
+        worker.patched.clear()
+        worker.update(store=path, snapshot=ids[step], base=ids[before])
+        assert worker.holds(checkpoint(step))
+        assert str(worker.engine.version) == ids[step]
+        assert worker.whole == 1
+        assert sorted(worker.patched) == ["embed.weight", "k.weight", "norm.weight"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_takes_its_part(
+    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(2)]
+    worker = Worker(adapter, Model(rank, 2), monkeypatch)
+    for step in range(2):
+        worker.update(store=path, snapshot=ids[step])
+        assert worker.holds(checkpoint(step))
+    assert worker.whole == 1
+    worker.engine.shutdown()
+
+
+def test_what_the_model_holds_already_is_not_written(
+    worker: Worker, path: str, repo: Repository
+) -> None:
+    worker.model.load_weights(checkpoint(1).items())
+    ids = [str(repo.commit(checkpoint(step)).id) for step in (1, 2)]
+    worker.init(store=path)  # finds the head, which is another version
+    assert worker.engine.version is None
+    worker.update(snapshot=ids[0])
+    assert worker.holds(checkpoint(1))
+    assert worker.whole == 0
+    worker.update(snapshot=ids[1], base=ids[0])
+    assert worker.holds(checkpoint(2))
+    assert worker.whole == 0
+
+
+def test_the_head_is_recognized(worker: Worker, path: str, repo: Repository) -> None:
+    first = repo.commit(checkpoint(3), branch="policy")
+    worker.model.load_weights(checkpoint(3).items())
+    worker.init(store=path, branch="policy")
+    assert worker.engine.version == first.id
+    assert worker.holds(checkpoint(3))
+
+
+@pytest.mark.parametrize("change", ["nan", "integer", "dense"])
+def test_what_vllm_cannot_patch_is_written_as_whole_tensors(
+    worker: Worker, path: str, repo: Repository, change: str
+) -> None:
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(2)]
+    for version in ids:
+        worker.update(store=path, snapshot=version)
+    worker.patched.clear()
+    odd = checkpoint(2)
+    match change:
+        case "nan":
+            odd["k.weight"][1, 1] = torch.nan
+        case "integer":
+            odd["steps.weight"][1] = 9
+        case "dense":
+            odd["k.weight"] *= 2
+    worker.update(snapshot=str(repo.commit(odd).id), base=ids[1])
+    assert worker.holds(odd)
+    assert worker.whole == 1
+    patched = {"embed.weight", "norm.weight"} | ({"k.weight"} if change == "integer" else set())
+    assert set(worker.patched) == patched
+    worker.update(snapshot=str(repo.commit(checkpoint(3)).id))
+    assert worker.holds(checkpoint(3))
+
+
+def test_a_model_in_another_layout_is_loaded_whole_each_time(
+    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(adapter, Shuffled(), monkeypatch)
+    for step in range(3):
+        worker.update(store=path, snapshot=str(repo.commit(checkpoint(step)).id))
+        expected = Shuffled()
+        expected.load_weights(checkpoint(step).items())
+        assert equal(dict(worker.model.state_dict()), dict(expected.state_dict()))
+    assert (worker.whole, worker.patched) == (3, [])
+    worker.engine.shutdown()
+
+
+def test_a_loader_that_writes_in_its_own_way_is_never_patched(
+    worker: Worker, path: str, repo: Repository
+) -> None:
+    def assign(param: torch.Tensor, loaded: torch.Tensor) -> None:
+        param[:] = loaded
+
+    worker.model.norm.weight.weight_loader = assign  # type: ignore[attr-defined]
+    for step in range(2):
+        worker.update(store=path, snapshot=str(repo.commit(checkpoint(step)).id))
+        assert worker.holds(checkpoint(step))
+    assert worker.patched == []
+
+
+@pytest.mark.parametrize("what", ["attribute", "parameter", "tied"])
+def test_a_model_with_more_than_the_checkpoint_is_never_patched(
+    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """What is derived from weights would go stale, and one place cannot be two tensors."""
+    model = Model()
+
+    def load_all_as_q(param: torch.Tensor, loaded: torch.Tensor, shard: str) -> None:
+        model.load_shard(param, loaded, "q")
+
+    match what:
+        case "attribute":
+            model.qkv.split = torch.zeros(3)
+        case "parameter":
+            model.qkv.scales = nn.Parameter(torch.zeros(3), requires_grad=False)
+        case "tied":
+            model.qkv.weight.weight_loader = load_all_as_q  # type: ignore[attr-defined]
+    worker = Worker(adapter, model, monkeypatch)
+    for step in range(2):
+        weights = checkpoint(step)
+        weights |= {f"{name}.weight": weights["q.weight"].clone() for name in "kv"}
+        worker.update(store=path, snapshot=str(repo.commit(weights).id))
+    assert (worker.whole, worker.patched) == (2, [])
+    worker.engine.shutdown()
+
+
+def test_patching_can_be_switched_off(worker: Worker, path: str, repo: Repository) -> None:
+    worker.init(store=path, sparse=False)
+    for step in range(2):
+        worker.update(snapshot=str(repo.commit(checkpoint(step)).id))
+        assert worker.holds(checkpoint(step))
+    assert (worker.whole, worker.patched) == (2, [])
+
+
+def test_a_base_that_it_is_not_at(worker: Worker, path: str, repo: Repository) -> None:
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+    with pytest.raises(StaleError, match="unknown version"):
+        worker.update(store=path, snapshot=ids[1], base=ids[0])
+    worker.update(store=path, snapshot=ids[0])
+    with pytest.raises(StaleError, match=ids[0]) as caught:
+        worker.update(snapshot=ids[2], base=ids[1])
+    assert caught.value.code is ErrorCode.STALE
+    assert worker.holds(checkpoint(0))
+    worker.update(snapshot=ids[2])
+    assert worker.holds(checkpoint(2))
+
+
+def test_backwards_and_the_same_again(worker: Worker, path: str, repo: Repository) -> None:
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+    for step in (2, 2, 0, 1):
+        worker.update(store=path, snapshot=ids[step])
+        assert worker.holds(checkpoint(step))
+    assert worker.whole == 1
+
+
+def test_a_damaged_store_changes_no_weight(
+    worker: Worker, path: str, repo: Repository, tmp_path: Path
+) -> None:
+    first = str(repo.commit(checkpoint(0)).id)
+    worker.update(store=path, snapshot=first)
+    packs = set(tmp_path.glob("store/packs/**/*"))
+    second = str(repo.commit(checkpoint(1)).id)
+    for pack in set(tmp_path.glob("store/packs/**/*")) - packs:
+        if pack.is_file():
+            data = bytearray(pack.read_bytes())
+            for n in range(0, len(data) // 2, 7):
+                data[n] ^= 0x55
+            pack.chmod(0o644)
+            pack.write_bytes(data)
+    with pytest.raises(IntegrityError):
+        worker.update(snapshot=second, base=first)
+    assert worker.holds(checkpoint(0))
+    assert str(worker.engine.version) == first
+    with pytest.raises(NotFoundError):
+        worker.update(snapshot="ab" * 32)
+    assert str(worker.engine.version) == first
+
+
+def test_after_a_failure_amid_writing_nothing_is_taken_for_granted(
+    worker: Worker, path: str, repo: Repository
+) -> None:
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+    worker.update(store=path, snapshot=ids[0])
+    worker.model.fail = "k.weight"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        worker.update(snapshot=ids[1], base=ids[0])
+    assert worker.engine.version is None
+    worker.model.fail = ""
+    with pytest.raises(StaleError):
+        worker.update(snapshot=ids[2], base=ids[0])
+    worker.update(snapshot=ids[2])
+    assert worker.holds(checkpoint(2))
+    assert worker.whole == 2
+
+
+def test_a_copy_that_is_ahead_of_the_model_is_no_base(
+    worker: Worker, adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy is changed before the model; what fails in between must not be lost."""
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+    worker.update(store=path, snapshot=ids[0])
+
+    def fail(patches: Iterator[Any]) -> Iterator[Any]:
+        next(patches)
+        raise MemoryError
+
+    with monkeypatch.context() as patching:
+        patching.setattr(adapter, "_batches", fail)
+        with pytest.raises(MemoryError):
+            worker.update(snapshot=ids[1], base=ids[0])
+    assert worker.holds(checkpoint(0))
+    assert str(worker.engine.version) == ids[0]
+    worker.update(snapshot=ids[2], base=ids[0])
+    assert worker.holds(checkpoint(2))
+    assert worker.whole == 2
+
+
+def test_versions_of_another_make(worker: Worker, path: str, repo: Repository) -> None:
+    """The branch begins with a version that has other dtypes and more tensors than the run's."""
+    first = {name: tensor.double() for name, tensor in checkpoint(0).items()}
+    first["steps.weight"] = checkpoint(0)["steps.weight"]
+    ids = [str(repo.commit(first).id)]
+    worker.init(store=path)
+    ids += [str(repo.commit(checkpoint(step)).id) for step in (1, 2)]
+    for version, weights in zip(ids, (first, checkpoint(1), checkpoint(2)), strict=True):
+        worker.update(snapshot=version)
+        assert worker.holds(weights)
+    assert worker.whole == 2
+    assert sorted(worker.patched) == ["embed.weight", "k.weight", "norm.weight"]
+
+
+def test_after_shutdown_it_can_begin_again(worker: Worker, path: str, repo: Repository) -> None:
+    ids = [str(repo.commit(checkpoint(step)).id) for step in range(2)]
+    with pytest.raises(InvalidInputError, match="no store"):
+        worker.update(snapshot=ids[0])
+    worker.update(store=path, snapshot=ids[0])
+    worker.engine.shutdown()
+    assert worker.engine.version is None
+    assert worker.holds(checkpoint(0))
+    worker.update(snapshot=ids[1])
+    assert worker.holds(checkpoint(1))
+
+
+def test_messages_that_are_none_of_ours(worker: Worker, path: str) -> None:
+    with pytest.raises(ValueError, match="unexpected"):
+        worker.update(snapshot="ab" * 32, names=["k.weight"])
+    with pytest.raises(InvalidInputError, match="hexadecimal"):
+        worker.update(store=path, snapshot="main")
+
+
+def test_registering_twice(adapter: Any) -> None:
+    adapter.register()
+    adapter.register()
+    from vllm.model_executor import model_loader
+
+    assert model_loader.registry["casweights"] is adapter.CasweightsModelLoader
+
+
+def loader(adapter: Any, **extra: Any) -> Any:
+    return adapter.CasweightsModelLoader(SimpleNamespace(model_loader_extra_config=extra))
+
+
+PLAIN = SimpleNamespace(quantization=None)
+
+
+def test_a_cold_start(adapter: Any, path: str, repo: Repository) -> None:
+    repo.commit(checkpoint(0))
+    repo.tag("v1", "main")
+    repo.commit(checkpoint(1))
+    for ref, step in (("main", 1), ("v1", 0), (str(repo.resolve("main")), 1)):
+        cold = loader(adapter, store=path, ref=ref)
+        cold.download_model(PLAIN)
+        model = Model()
+        cold.load_weights(model, PLAIN)
+        assert equal(dict(model.state_dict()), served(checkpoint(step)))
+
+
+def test_a_version_that_lacks_weights(adapter: Any, path: str, repo: Repository) -> None:
+    weights = checkpoint()
+    del weights["norm.weight"]
+    repo.commit(weights)
+    with pytest.raises(NotFoundError, match=r"norm\.weight"):
+        loader(adapter, store=path).load_weights(Model(), PLAIN)
+    with pytest.raises(NotFoundError):
+        loader(adapter, store=path, ref="other").download_model(PLAIN)
+
+
+def test_ranks_must_not_follow_a_moving_branch(
+    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = str(repo.commit(checkpoint()).id)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(InvalidInputError, match=version):
+        loader(adapter, store=path).load_weights(Model(), PLAIN)
+    loader(adapter, store=path, ref=version).load_weights(Model(), PLAIN)
+
+
+@pytest.mark.parametrize("extra", [{}, {"store": ""}, {"store": "x", "revision": "main"}])
+def test_a_config_that_names_no_store(adapter: Any, extra: dict[str, str]) -> None:
+    with pytest.raises(InvalidInputError, match="model-loader-extra-config"):
+        loader(adapter, **extra)
+
+
+def test_without_vllm_there_is_a_clear_error() -> None:
+    code = "import casweights.sync; import casweights.integrations.vllm"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode
+    assert "ImportError: casweights.integrations.vllm needs vLLM 0.28 or newer" in run.stderr
