@@ -40,6 +40,13 @@ class Change:
         """The memory that it takes."""
         return len(self.values) + len(self.positions or b"")
 
+    def differing(self, memory: memoryview) -> int:
+        """How many elements of a chunk it makes others. What has positions was found to do so."""
+        if self.positions is not None:
+            return self.count
+        kept, there = (np.frombuffer(data, f"<u{self.width}") for data in (self.values, memory))
+        return int(np.count_nonzero(kept != there))
+
     def exchange(self, memory: memoryview) -> None:
         """Put the values into a chunk, and keep those that were there."""
         if self.positions is not None:

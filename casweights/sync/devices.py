@@ -26,6 +26,8 @@ def flat_patterns(tensor: torch.Tensor) -> torch.Tensor:
 
 def host_patterns(memory: memoryview, like: torch.Tensor) -> torch.Tensor:
     """Elements in host memory, as integers of the same kind as those of `like`; no copy."""
+    if not memory:  # which torch refuses
+        return torch.empty(0, dtype=like.dtype)
     return torch.frombuffer(memory, dtype=like.dtype)
 
 

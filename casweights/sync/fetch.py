@@ -10,7 +10,7 @@ from casweights.buffers import Pool
 from casweights.chunks import ChunkReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     from casweights.chunks import Spent
     from casweights.database import Database
@@ -80,7 +80,7 @@ class Fetcher:
         def affordable() -> Iterator[Wanted]:
             nonlocal taken
             for one in wanted:
-                if nbytes > self._memory:
+                if nbytes >= self._memory:
                     return
                 taken += 1
                 yield one
@@ -91,7 +91,7 @@ class Fetcher:
         prepared.late = wanted[taken:]
         return prepared
 
-    def stream(self, prepared: Prepared) -> Iterator[tuple[Wanted, Change | None]]:
+    def stream(self, prepared: Prepared) -> Generator[tuple[Wanted, Change | None]]:
         """The late changes of a version, each to be made before the next one is asked for."""
         reader = self._make_reader()
         reader.spent = prepared.spent
@@ -131,10 +131,8 @@ class _LiveChunks:
         found = self._chunks.get(chunk)
         if found is None or found.live.size_of(found.number) != len(out):
             return False
-        if found.live.ids[found.number] != chunk:  # it was written to since
-            return False
         found.live.readinto(found.number, out)
-        return True
+        return found.live.ids[found.number] == chunk  # or it was written to since, or meanwhile
 
 
 class _TrustingReader(ChunkReader):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.changes import Change, find_change
 from casweights.sync.devices import device_changes, device_exchange, flat_patterns
 from casweights.tensors import is_plain_memory, patterns, tensor_bytes
@@ -39,25 +40,28 @@ class LiveTensor:
         self._memory: memoryview | None = None
         if is_plain_memory(tensor):
             self._memory = tensor_bytes(tensor)
-        elif tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()):
+        elif tensor.is_contiguous():
             self._patterns = flat_patterns(tensor)
         else:
             self._patterns = patterns(tensor.detach())
 
     def was_touched(self) -> bool:
-        """Whether somebody wrote to the tensor since `touched`, as far as torch counts that."""
+        """Whether somebody wrote to the tensor since `recount`, as far as torch counts that."""
         return self._count != _count_of(self.tensor)
 
     def touched(self) -> None:
-        """Tell torch that the tensor was written to, and remember that it was us."""
+        """Tell torch that the tensor was written to."""
         if self._count is not None:
             torch.autograd.graph.increment_version(self.tensor)
+
+    def recount(self) -> None:
+        """Whatever was written until now is known of."""
         self._count = _count_of(self.tensor)
 
     def forget(self) -> None:
         """Somebody wrote to the tensor: what it holds is not known."""
         self.ids = [None] * len(self.ids)
-        self._count = _count_of(self.tensor)
+        self.recount()
 
     def size_of(self, number: int) -> int:
         """Bytes of a chunk."""
@@ -69,7 +73,7 @@ class LiveTensor:
         if self._memory is not None:
             return self._memory[start : start + self._chunk_size]
         first, last = start // self.width, (start + self.size_of(number)) // self.width
-        part = self._patterns.reshape(-1)[first:last].cpu()
+        part = _elements(self._patterns, first, last).cpu()
         return part.view(torch.uint8).numpy().data
 
     def readinto(self, number: int, out: memoryview) -> None:
@@ -92,7 +96,33 @@ class LiveTensor:
             return
         start = number * self._chunk_size
         stop = (start + self.size_of(number)) // self.width
-        device_exchange(self._patterns, start // self.width, stop, change)
+        with torch.inference_mode():  # or inference tensors may not be written to
+            device_exchange(self._patterns, start // self.width, stop, change)
+
+
+def check_writable(tensor: torch.Tensor, name: str) -> None:
+    """Refuse a tensor whose elements are not memory of its own, one by one.
+
+    Raises:
+        InvalidInputError: It names the tensor.
+    """
+    expanded = tensor.numel() > 0 and any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+    if expanded or tensor.is_conj() or tensor.is_neg():
+        kind = "an expanded" if expanded else "a conjugated or negated"
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"the tensor {name!r} is {kind} view, which cannot be written in place: pass a clone",
+        )
+
+
+def _elements(tensor: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Elements of a tensor in C order, flat; of a view, whole rows are copied for that."""
+    row = tensor[0].numel()
+    top = first // row
+    rows = tensor[top : -(-last // row)].reshape(-1)
+    return rows[first - top * row : last - top * row].contiguous()
 
 
 def _count_of(tensor: torch.Tensor) -> int | None:

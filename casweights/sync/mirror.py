@@ -42,16 +42,14 @@ class Scan:
         size: The file's bytes.
         undo: What takes chunks back to where they were before, where they changed: changes, of
             which the last one was made last.
-        elements: How many elements the state has.
-        changed: How many of them changed; None where nothing is known of the state before.
+        changed: How many elements changed; None where that was not counted.
     """
 
     raw_header: bytes
     header: Header
     size: int
     undo: dict[Place, list[Change]]
-    elements: int
-    changed: int | None
+    changed: int | None = None
 
 
 class Mirror:
@@ -67,7 +65,6 @@ class Mirror:
     Attributes:
         layout: See `layout`.
         version: The version whose bits were here; None if that is not known.
-        lost: What takes the mirror back to that version, where more is under way than one step.
     """
 
     def __init__(
@@ -80,7 +77,8 @@ class Mirror:
         self._shadows: dict[str, torch.Tensor] = {}
         self.layout = layout(state)
         self.version: Snapshot | None = None
-        self.lost: Scan | None = None
+        self._put_off: Scan | None = None  # found, and part of no version yet
+        self._claimed: Scan | None = None  # part of one that is not durable, or not known to be
         for info in state.header.tensors:
             live = state.tensor(info.name)
             self._memory[info.name] = _host_memory(info.nbytes, live)
@@ -109,50 +107,72 @@ class Mirror:
 
     def first(self, state: StateFile) -> Scan:
         """What there is to say of the state that this is a fresh copy of."""
-        return self._scanned(state, {}, None)
+        return _scanned(state, {})
 
     def scan(self, state: StateFile) -> Scan:
         """Find what changed in a state of the same layout, and make the same changes here."""
         undo: dict[Place, list[Change]] = {}
         for piece, change in self._changes(state):
             undo[Place(str(piece.tensor), piece.number)] = [change]
-        changed = sum(change.count for changes in undo.values() for change in changes)
-        return self._scanned(state, undo, changed)
+        return _scanned(state, undo)
 
-    def merge(self, older: Scan, newer: Scan) -> Scan:
+    def merge(self, older: Scan | None, newer: Scan) -> Scan:
         """Two scans, one right after the other, as one; the newer one is the last there was."""
+        if older is None:
+            return newer
         undo = dict(older.undo)
         for place, changes in newer.undo.items():
             undo[place] = self._shortened(place, [*undo.get(place, []), *changes])
-        known = older.changed is not None and newer.changed is not None
-        changed = sum(change.count for changes in undo.values() for change in changes)
-        return replace(newer, undo=undo, changed=min(changed, newer.elements) if known else None)
+        return replace(newer, undo=undo)
 
     def _shortened(self, place: Place, changes: list[Change]) -> list[Change]:
         """The same way back, in no more memory than the chunk itself."""
-        memory = self._memory[place.tensor]
-        start = place.number * self._chunk_size
-        chunk = memory[start : start + self._chunk_size]
-        if sum(change.nbytes for change in changes) <= len(chunk):
+        if sum(change.nbytes for change in changes) <= len(self._at(place)):
             return changes
-        before = bytearray(chunk)
+        return [Change(None, self._before(place, changes), changes[0].width)]
+
+    def _at(self, place: Place) -> memoryview:
+        start = place.number * self._chunk_size
+        return self._memory[place.tensor][start : start + self._chunk_size]
+
+    def _before(self, place: Place, changes: list[Change]) -> bytearray:
+        """What a chunk was before it was changed."""
+        before = bytearray(self._at(place))
         take_back(memoryview(before), changes)
-        return [Change(None, before, changes[0].width)]
+        return before
+
+    def put_off(self, scan: Scan) -> None:
+        """Take note of what was found and is not to be published before the next scan is."""
+        self._put_off = self.merge(self._put_off, scan)
 
     def claim(self, scan: Scan) -> Scan:
-        """What to publish, so that nothing is lost of versions before it that failed."""
-        self.lost = scan if self.lost is None else self.merge(self.lost, scan)
-        return self.lost
+        """What to publish: all that changed since the last version that is durable."""
+        found, self._put_off = self.merge(self._put_off, scan), None
+        self._claimed = self.merge(self._claimed, found)
+        if self.version is not None:
+            self._claimed = self._counted(self._claimed)
+        return self._claimed
+
+    def _counted(self, scan: Scan) -> Scan:
+        """The same with the number of changes, and without what changed there and back."""
+        undo, changed = {}, 0
+        for place, change, count in self._workers.map(self._net, scan.undo.items()):
+            if change is not None and count:
+                undo[place] = [change]
+                changed += count
+        return replace(scan, undo=undo, changed=changed)
+
+    def _net(self, job: tuple[Place, list[Change]]) -> tuple[Place, Change | None, int]:
+        """All changes of a chunk as one, and of how many elements it is."""
+        place, changes = job
+        chunk, net = self._at(place), next(iter(changes), None)
+        if len(changes) > 1:
+            net = find_change(chunk, memoryview(self._before(place, changes)), changes[0].width)
+        return place, net, net.differing(chunk) if net else 0
 
     def publish(self, version: Snapshot) -> None:
         """Take note that what was claimed is durable."""
-        self.version, self.lost = version, None
-
-    def _scanned(
-        self, state: StateFile, undo: dict[Place, list[Change]], changed: int | None
-    ) -> Scan:
-        sizes = (info.nbytes // info.dtype.width for info in state.header.tensors)
-        return Scan(state.raw_header, state.header, state.size, undo, sum(sizes), changed)
+        self.version, self._claimed = version, None
 
     def _changes(self, state: StateFile) -> Iterator[tuple[Piece, Change]]:
         hosted = []
@@ -245,6 +265,10 @@ class KeptState(SourceFile):
         np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(self._mirror.chunk(piece), np.uint8))
         take_back(out, self._undo.get(Place(str(piece.tensor), piece.number), ()))
         return True
+
+
+def _scanned(state: StateFile, undo: dict[Place, list[Change]]) -> Scan:
+    return Scan(state.raw_header, state.header, state.size, undo)
 
 
 def layout(state: StateFile) -> Mapping[str, tuple[str, tuple[int, ...], str]]:

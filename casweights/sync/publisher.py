@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
@@ -17,8 +18,9 @@ from casweights.errors import CasweightsError, ConflictError, ErrorCode, Invalid
 from casweights.events import PublishStats
 from casweights.repository import Repository, open_repository
 from casweights.sources import scan
-from casweights.sync.mirror import KeptState, Mirror, Scan, layout
+from casweights.sync.mirror import KeptState, Mirror, layout
 from casweights.sync.states import cast_policy, check_choice, state_of
+from casweights.sync.steps import Step
 from casweights.tensors import STATE_FILE, StateFile
 
 if TYPE_CHECKING:
@@ -34,48 +36,13 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
     from casweights.refs import Head
     from casweights.sources import SourceFile
+    from casweights.sync.mirror import Scan
 
 Base = Literal["host", "device", "cache"]
 Policy = Literal["block", "skip-to-latest"]
 
 # What else may lie in the directory of a model, and would be its weights a second time.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """A state that was handed over.
-
-    Attributes:
-        mirror: Where the state is kept; None where it is encoded already.
-        scan: What changed in the mirror since the state before.
-        encoded: The version, where there is no mirror to encode it from later.
-        number: The caller's number for it.
-        message: The caller's message.
-        metadata: The caller's metadata.
-        skipped: Numbers of the states that were left out in favour of this one.
-        scan_seconds: What finding the changes took.
-        encode_seconds: What encoding took, if it is done.
-    """
-
-    mirror: Mirror | None = None
-    scan: Scan | None = None
-    encoded: EncodedVersion | None = None
-    number: int | None
-    message: str
-    metadata: dict[str, Any]
-    skipped: tuple[int | None, ...] = ()
-    scan_seconds: float = 0.0
-    encode_seconds: float = 0.0
-
-    def instead_of(self, other: _Step) -> _Step:
-        """This state in the place of the one right before it, which is left out."""
-        scan = self.scan
-        if self.mirror is not None and self.scan is not None and other.scan is not None:
-            scan = self.mirror.merge(other.scan, self.scan)
-        skipped = (*other.skipped, other.number, *self.skipped)
-        seconds = self.scan_seconds + other.scan_seconds
-        return replace(self, scan=scan, skipped=skipped, scan_seconds=seconds)
 
 
 class Publisher:
@@ -146,7 +113,7 @@ class Publisher:
         self._doubtful: Snapshot | None = None  # was written, and may have become the head
         self._mirror: Mirror | None = None
         self._state = threading.Condition()  # guards what follows
-        self._waiting: _Step | None = None
+        self._waiting: Step | None = None
         self._active = False
         self._in_use = False  # the mirror, by whoever scans or encodes
         self._errors: list[BaseException] = []
@@ -189,30 +156,31 @@ class Publisher:
             InvalidInputError: The source cannot be published.
         """
         state = StateFile(state_of(source), self._cast)
-        described = _Step(
+        described = Step(
             number=step,
             message=message,
-            metadata=dict(metadata or {}) | ({} if step is None else {"step": step}),
+            metadata=deepcopy(dict(metadata or {})) | ({} if step is None else {"step": step}),
         )
-        self._acquire(alone=self._base == "cache" or not self._fits(state))
+        self._acquire(state)
         try:
-            taken = self._take(state, described)
+            self._release(self._take(state, described))
         except BaseException:
             self._release(None)
             raise
-        self._release(taken)
 
     def _fits(self, state: StateFile) -> bool:
         """Whether the mirror is one of such states."""
         return self._mirror is not None and self._mirror.layout == layout(state)
 
-    def _acquire(self, *, alone: bool) -> None:
-        """Wait until the mirror may be written; or until nothing at all is under way."""
+    def _acquire(self, state: StateFile) -> None:
+        """Wait until the mirror may be written; or until nothing is under way that has another."""
 
         def is_free() -> bool:
-            if self._in_use or (alone and self._active):
+            if self._in_use:
                 return False
-            return self._waiting is None or (self._policy != "block" and not alone)
+            if self._base == "cache" or not self._fits(state):
+                return not (self._active or self._waiting)
+            return self._waiting is None or self._policy != "block"
 
         with self._state:
             self._check()
@@ -220,7 +188,7 @@ class Publisher:
             self._check()
             self._in_use = True
 
-    def _release(self, taken: _Step | None) -> None:
+    def _release(self, taken: Step | None) -> None:
         with self._state:
             self._in_use = False
             if taken is None:  # half of the mirror may be new
@@ -233,7 +201,7 @@ class Publisher:
                 self._waiting = taken if other is None else taken.instead_of(other)
             self._state.notify_all()
 
-    def _take(self, state: StateFile, step: _Step) -> _Step:
+    def _take(self, state: StateFile, step: Step) -> Step:
         """Keep what the caller may change next."""
         begin = time.monotonic()
         if self._base == "cache":
@@ -241,6 +209,7 @@ class Publisher:
             encoded = self._encode(state, step)
             return replace(step, encoded=encoded, encode_seconds=time.monotonic() - begin)
         if self._mirror is None or not self._fits(state):
+            self._settle()  # what is in doubt is the last version of the mirror that goes
             self._mirror = None  # before there is another one: two take too much memory
             self._mirror = Mirror(
                 state,
@@ -336,25 +305,18 @@ class Publisher:
         except CasweightsError as failure:
             if error is None:
                 raise
-            error.add_note(f"besides, a version could not be published: {failure}")
+            if failure is not error:
+                error.add_note(f"besides, a version could not be published: {failure}")
 
     def _work(self) -> None:
         """Turn one step after the other into versions, on a thread of its own."""
         while (step := self._next()) is not None:
-            failure: BaseException | None = None
-            try:
-                self._publish(step)
-            except BaseException as error:  # it is raised where the caller is
-                failure = error
-            with self._state:
-                self._active = self._in_use = False
-                if isinstance(failure, ConflictError):
-                    self._conflict = failure
-                elif failure is not None:
-                    self._errors.append(failure)
-                self._state.notify_all()
+            failure = self._attempt(step)
+            del step  # its mirror may have to make room for another one
+            self._done(failure)
+            del failure
 
-    def _next(self) -> _Step | None:
+    def _next(self) -> Step | None:
         with self._state:
             self._state.wait_for(lambda: not self._in_use and (self._waiting or self._closed))
             step, self._waiting = self._waiting, None
@@ -363,25 +325,49 @@ class Publisher:
                 self._in_use = step.mirror is not None
             return step
 
-    def _publish(self, step: _Step) -> None:
+    def _attempt(self, step: Step) -> BaseException | None:
+        try:
+            self._publish(step)
+        except BaseException as error:  # it is raised where the caller is
+            return error
+        return None
+
+    def _done(self, failure: BaseException | None) -> None:
+        with self._state:
+            self._active = False
+            if isinstance(failure, ConflictError):
+                self._conflict, self._waiting = failure, None
+            elif failure is not None:
+                self._errors.append(failure)
+            self._state.notify_all()
+
+    def _publish(self, step: Step) -> None:
         begin = time.monotonic()
         encoded, scan, seconds = step.encoded, step.scan, step.encode_seconds
         if step.mirror is not None and scan is not None:
             try:
-                self._settle()
-            finally:  # whatever comes: these changes are for the next version that succeeds
-                scan = step.mirror.claim(scan)
-            encoded = self._encode(KeptState(step.mirror, scan), step)
+                scan = self._claim(step.mirror, scan)
+                encoded = self._encode(KeptState(step.mirror, scan), step)
+            finally:
+                with self._state:
+                    self._in_use = False
+                    self._state.notify_all()
             seconds = time.monotonic() - begin
-            with self._state:
-                self._in_use = False
-                self._state.notify_all()
         if encoded is not None:
             begin = time.monotonic()
             self._write(encoded, step.mirror)
             self._report(step, encoded, scan, seconds, time.monotonic() - begin)
 
-    def _encode(self, state: StateFile | KeptState, step: _Step) -> EncodedVersion:
+    def _claim(self, mirror: Mirror, scan: Scan) -> Scan:
+        """What to publish: what was found, and what is part of no durable version."""
+        try:
+            self._settle()
+        except BaseException:
+            mirror.put_off(scan)
+            raise
+        return mirror.claim(scan)
+
+    def _encode(self, state: StateFile | KeptState, step: Step) -> EncodedVersion:
         before = self._before()
         skipped = [number for number in step.skipped if number is not None]
         description = Description(
@@ -394,13 +380,15 @@ class Publisher:
         files: list[SourceFile] = [state]
         if self._extra is not None:
             files += scan(self._extra, exclude=(*DEFAULT_EXCLUDE, *_WEIGHTS))
-        return encode_version(
-            self._db,
-            sorted(files, key=lambda file: file.path),
-            description,
-            base=before,
-            compression=self._compression,
-            nearby=state if isinstance(state, KeptState) else None,
+        return _detached(
+            encode_version(
+                self._db,
+                sorted(files, key=lambda file: file.path),
+                description,
+                base=before,
+                compression=self._compression,
+                nearby=state if isinstance(state, KeptState) else None,
+            )
         )
 
     def _before(self) -> Snapshot | None:
@@ -433,7 +421,7 @@ class Publisher:
 
     def _report(
         self,
-        step: _Step,
+        step: Step,
         encoded: EncodedVersion,
         scan: Scan | None,
         encode_seconds: float,
@@ -455,6 +443,17 @@ class Publisher:
                 upload_seconds=upload_seconds,
             )
         )
+
+
+def _detached(encoded: EncodedVersion) -> EncodedVersion:
+    """A version that shares no memory with the tensors, which change before it is written.
+
+    Chunks that are stored as they are would do so.
+    """
+    if encoded.last is None:
+        return encoded
+    parts = [bytes(part) if isinstance(part, memoryview) else part for part in encoded.last.parts]
+    return replace(encoded, last=replace(encoded.last, parts=parts))
 
 
 def _torn(number: int | None) -> CasweightsError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.selection import tensor_chunks
-from casweights.sync.live import LiveTensor
+from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
 from casweights.tensors import code_of, element_shape, identity, tied_names
 
@@ -98,11 +99,6 @@ class Target:
         self._names: dict[tuple[Any, ...], list[str]] = {}
 
     @property
-    def is_bound(self) -> bool:
-        """Whether there are tensors."""
-        return self._source is not None
-
-    @property
     def tensors(self) -> list[LiveTensor]:
         """The tensors, each once."""
         return list(self._live.values())
@@ -121,26 +117,36 @@ class Target:
         Raises:
             InvalidInputError: There was none before, or it is no model.
         """
-        if source is not None:
-            self._source = source
-        if self._source is None:
+        source = self._source if source is None else source
+        if source is None:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT, "there is no target yet: pass a module or a state dict"
             )
         known = self._live
         live: dict[tuple[Any, ...], LiveTensor] = {}
         names: dict[tuple[Any, ...], list[str]] = {}
-        for name, tensor in named_tensors(state_of(self._source)).items():
-            key = identity(tensor) if tensor.numel() else (name,)
+        for name, tensor in named_tensors(state_of(source)).items():
+            check_writable(tensor, name)
+            key = identity(tensor) if tensor.numel() else (name, tensor.dtype, tensor.shape)
             live[key] = known.get(key) or LiveTensor(tensor, self._chunk_size)
             names.setdefault(key, []).append(name)
-        same = live.keys() == known.keys()
-        self._live, self._names = live, names
+        same = live.keys() == known.keys() and names == self._names
+        self._source, self._live, self._names = source, live, names
         for one in live.values():
             if one.was_touched():
                 one.forget()
                 same = False
         return same
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """While it is us who write: views of one tensor are counted together by torch."""
+        untouched = [live for live in self._live.values() if not live.was_touched()]
+        try:
+            yield
+        finally:
+            for live in untouched:
+                live.recount()
 
     def identify(self) -> None:
         """Hash the chunks of which it is not known what they hold."""

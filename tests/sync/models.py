@@ -1,0 +1,98 @@
+"""Replicas for tests: what a live model holds and where, and versions for it to follow."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from casweights import ErrorCode, Reporter, StoreError
+from casweights.sync.states import named_tensors, state_of
+from casweights.testing.states import tensor_bits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from casweights import Repository, SnapshotId
+    from casweights.events import PollStats, SyncStats
+    from tests.histories import State
+
+
+class Tied(torch.nn.Module):
+    """A small language model, as far as its state is concerned."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        super().__init__()
+        self.embed = torch.nn.Embedding(40, 8)
+        self.norm = torch.nn.BatchNorm1d(8)
+        self.head = torch.nn.Linear(8, 40, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.embed(tokens)))  # type: ignore[no-any-return]
+
+
+class Recorder(Reporter):
+    """Remembers what it hears of live sync."""
+
+    def __init__(self) -> None:
+        self.polls: list[PollStats] = []
+        self.syncs: list[SyncStats] = []
+
+    def polled(self, stats: PollStats) -> None:
+        self.polls.append(stats)
+
+    def synced(self, stats: SyncStats) -> None:
+        self.syncs.append(stats)
+
+
+def memory_of(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """All bytes of a tensor's storage; torch does not count what is written to them."""
+    storage = tensor.detach().untyped_storage()
+    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # type: ignore[call-overload, no-any-return, unused-ignore]
+
+
+def tensors_of(model: Mapping[str, Any] | torch.nn.Module) -> dict[str, torch.Tensor]:
+    return named_tensors(state_of(model))
+
+
+def bits(model: Mapping[str, Any] | torch.nn.Module) -> dict[str, bytes]:
+    """What a model holds, by name."""
+    return {name: tensor_bits(tensor) for name, tensor in tensors_of(model).items()}
+
+
+def places(model: Mapping[str, Any] | torch.nn.Module) -> dict[str, int]:
+    """Where its tensors lie, by name."""
+    return {name: tensor.data_ptr() for name, tensor in tensors_of(model).items()}
+
+
+def scramble(model: Mapping[str, Any] | torch.nn.Module, seed: int = 9) -> None:
+    """Put random bytes into all memory of a model."""
+    generator = np.random.default_rng(seed)
+    for tensor in tensors_of(model).values():
+        memory = memory_of(tensor)
+        memory[:] = generator.integers(0, 256, len(memory), np.uint8)
+
+
+def replica(state: Mapping[str, Any], seed: int = 9) -> dict[str, Any]:
+    """A model like this one, with the same ties and layouts, that holds something else."""
+    twin = copy.deepcopy(dict(state))
+    scramble(twin, seed)
+    return twin
+
+
+def commit_all(repo: Repository, states: list[State], branch: str = "main") -> list[SnapshotId]:
+    return [repo.commit(state, branch=branch).id for state in states]
+
+
+def flip(tensor: torch.Tensor, place: int) -> None:
+    """Change an element so that torch does not notice."""
+    memory_of(tensor)[place * tensor.element_size()] ^= 1
+
+
+def lose_connection() -> NoReturn:
+    raise StoreError(ErrorCode.UNREACHABLE, "cannot read: the network is gone")

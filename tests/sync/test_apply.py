@@ -1,0 +1,439 @@
+"""Syncs that fail: the target is as it was, or nobody takes it for a version."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+import torch
+
+import casweights
+from casweights import ErrorCode, IntegrityError, NotFoundError, StaleError, StoreError, Subscriber
+from casweights.config import StoreConfig
+from casweights.stores.memory import MemoryStore
+from casweights.sync.live import LiveTensor
+from casweights.testing.faults import Fault, FaultyStore, flip_bit
+from tests.histories import CHUNK, ELEMENTS, history, step, weights
+from tests.sync.models import bits, commit_all, lose_connection, replica
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from casweights import Repository
+    from casweights.sync.changes import Change
+    from casweights.sync.subscriber import Verify
+    from tests.histories import State
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+CHUNKS = 5
+
+
+@pytest.fixture
+def calls() -> FaultyStore:
+    return FaultyStore(MemoryStore())
+
+
+@pytest.fixture
+def repo(calls: FaultyStore) -> Iterator[Repository]:
+    """A repository whose store can be told to fail."""
+    with casweights.open(calls, create=True, config=CONFIG, workers=2) as repository:
+        yield repository
+
+
+@pytest.fixture
+def states() -> list[State]:
+    """A step, in two sparse tensors and one that changes everywhere."""
+    old = {"a": weights(CHUNKS - 3), "b": weights(2, 1), "c": weights(1, 2)}
+    new = {"a": step(old["a"], 0.01, 3), "b": step(old["b"], 0.01, 4), "c": weights(1, 5)}
+    return [old, new]
+
+
+def break_exchange(
+    patch: pytest.MonkeyPatch, calls: set[int], error: BaseException, *, after: bool = False
+) -> list[int]:
+    """Let writing fail at some of its calls, counted from 1; the list has one item per call.
+
+    Args:
+        patch: Pytest's.
+        calls: Which calls fail.
+        error: How.
+        after: Whether they have written before they fail.
+    """
+    exchange, seen = LiveTensor.exchange, []
+
+    def fail(live: LiveTensor, number: int, change: Change) -> None:
+        seen.append(number)
+        broken = len(seen) in calls
+        if after or not broken:
+            exchange(live, number, change)
+        if broken:
+            raise error
+
+    patch.setattr(LiveTensor, "exchange", fail)
+    return seen
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=repr)
+def test_a_write_that_fails_is_taken_back_with_all_before_it(
+    repo: Repository, states: list[State], error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = commit_all(repo, states)
+    live = replica(states[0])
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live, to=versions[0])
+        for k in range(1, CHUNKS + 1):
+            with monkeypatch.context() as patch:
+                seen = break_exchange(patch, {k}, error)
+                with pytest.raises(type(error)) as caught:
+                    subscriber.sync(to=versions[1])
+                assert caught.value is error
+                assert len(seen) >= k
+            assert bits(live) == bits(states[0])
+            assert subscriber.version == versions[0]
+            subscriber.verify()
+            assert subscriber.sync(to=versions[0], base=versions[0]).changed_elements == 0
+        with monkeypatch.context() as patch:
+            seen = break_exchange(patch, {CHUNKS + 1}, error)
+            subscriber.sync(to=versions[1], base=versions[0])
+            assert len(seen) == CHUNKS  # so each of them has failed
+    assert bits(live) == bits(states[1])
+
+
+def test_tensors_that_share_memory_are_taken_back_too(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def views(tensor: torch.Tensor) -> State:
+        return {"first": tensor[: 2 * ELEMENTS], "all": tensor, "last": tensor[ELEMENTS:]}
+
+    old = weights(3)
+    states = [views(old), views(step(old, 0.01, 1))]
+    with casweights.open(repo.database.store, workers=1) as single:
+        versions = commit_all(single, states)
+        live = views(weights(3, 7))
+        with Subscriber(single) as subscriber:
+            subscriber.sync(live, to=versions[0])
+            for k in range(1, 8):
+                with monkeypatch.context() as patch:
+                    break_exchange(patch, {k}, RuntimeError("no"))
+                    with pytest.raises(RuntimeError):
+                        subscriber.sync(to=versions[1])
+                assert bits(live) == bits(states[0])
+            subscriber.sync(to=versions[1], base=versions[0])
+    assert bits(live) == bits(states[1])
+
+
+def test_taking_back_that_fails_leaves_a_torn_target(
+    repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = commit_all(repo, states)
+    live = replica(states[0])
+    with Subscriber(repo) as subscriber:
+        for broken in ({5, 6}, {5, 7}, {5, 9}):  # the last write, and then one of taking back
+            subscriber.sync(live, to=versions[0])
+            with monkeypatch.context() as patch:
+                break_exchange(patch, broken, KeyboardInterrupt())
+                with pytest.raises(KeyboardInterrupt) as caught:
+                    subscriber.sync(to=versions[1])
+            assert "mixture" in caught.value.__notes__[-1]
+            assert subscriber.version is None
+            assert bits(live) not in (bits(states[0]), bits(states[1]))
+            assert_torn(subscriber)
+            subscriber.sync(to=versions[0])  # most of which it has
+            assert bits(live) == bits(states[0])
+
+
+def assert_torn(subscriber: Subscriber) -> None:
+    assert subscriber.version is None
+    with pytest.raises(StaleError, match="mixture of two versions") as stale:
+        subscriber.sync(base="main~1")
+    assert stale.value.code is ErrorCode.TORN
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=repr)
+def test_a_late_write_that_fails_leaves_a_torn_target(
+    repo: Repository,
+    states: list[State],
+    error: BaseException,
+    after: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    versions = commit_all(repo, states)
+    live = replica(states[0])
+    with Subscriber(repo, memory=0) as subscriber:
+        for k in range(1, CHUNKS + 1):
+            subscriber.sync(live, to=versions[0])
+            with monkeypatch.context() as patch:
+                break_exchange(patch, {k}, error, after=after)
+                with pytest.raises(type(error)) as caught:
+                    subscriber.sync(to=versions[1])
+            assert caught.value is error
+            assert f"on the way to {versions[1]}" in caught.value.__notes__[-1]
+            assert_torn(subscriber)
+            to = k % 2  # on, or back
+            subscriber.sync(to=versions[to])
+            assert bits(live) == bits(states[to])
+            assert subscriber.version == versions[to]
+            subscriber.verify()
+
+
+def test_a_sync_that_broke_off_goes_on_from_there(
+    repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = commit_all(repo, states)
+    live = replica(states[0])
+    with Subscriber(repo, memory=0) as subscriber:
+        subscriber.sync(live, to=versions[0])
+        with monkeypatch.context() as patch:
+            break_exchange(patch, {CHUNKS}, RuntimeError("no"))
+            with pytest.raises(RuntimeError):
+                subscriber.sync(to=versions[1])
+        assert bits(live) == bits(states[1]) | {"c": bits(states[0])["c"]}
+        assert subscriber.sync(to=versions[1]).changed_elements == ELEMENTS
+        assert bits(live) == bits(states[1])
+        with pytest.raises(StaleError) as stale:
+            subscriber.sync(base=versions[0])
+        assert stale.value.code is ErrorCode.STALE
+
+
+def test_only_the_torn_target_is_torn(
+    repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = commit_all(repo, states)
+    live = replica(states[0])
+    with Subscriber(repo, memory=0) as subscriber:
+        subscriber.sync(live, to=versions[0])
+        with monkeypatch.context() as patch:
+            break_exchange(patch, {2}, RuntimeError("no"))
+            with pytest.raises(RuntimeError):
+                subscriber.sync(to=versions[1])
+        with pytest.raises(StaleError) as stale:
+            subscriber.sync(replica(states[0]), base=versions[1])
+        assert stale.value.code is ErrorCode.STALE
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 20])
+@pytest.mark.parametrize("verify", ["full", "patch"])
+def test_a_store_that_fails_at_any_call(
+    repo: Repository, calls: FaultyStore, states: list[State], verify: Verify, memory: int
+) -> None:
+    """Before the first write nothing has happened; among the late ones the target is torn."""
+    versions = commit_all(repo, states)
+    torn = intact = 0
+    for k in range(1, 200):
+        live = replica(states[0])
+        with (
+            casweights.open(calls, workers=2) as fresh,  # which has to read all of it
+            Subscriber(fresh, verify=verify, memory=memory) as subscriber,
+        ):
+            subscriber.sync(live, to=versions[0])
+            calls.calls.clear()
+            calls.unused = [Fault(call=k, action=lose_connection)]
+            failure = None
+            try:
+                subscriber.prefetch(to=versions[1])
+                subscriber.sync()
+            except StoreError as error:
+                failure = error
+            if failure is None:
+                break
+            assert failure.code is ErrorCode.UNREACHABLE
+            assert calls.unused == []
+            if subscriber.version is None:
+                assert_torn(subscriber)
+                torn += 1
+            else:
+                assert bits(live) == bits(states[0])
+                assert subscriber.version == versions[0]
+                intact += 1
+            subscriber.sync(to=versions[1])
+            assert bits(live) == bits(states[1])
+    assert bits(live) == bits(states[1])
+    assert len(calls.unused) == 1  # that is, each call has failed once
+    assert intact > 2
+    assert (torn > 0) == (memory == 0)
+
+
+def objects_of(store: MemoryStore | FaultyStore, prefix: str) -> set[str]:
+    return {info.name for info in store.list(prefix)}
+
+
+@pytest.mark.parametrize(("verify", "memory"), [("full", 0), ("full", 1 << 20), ("patch", 1 << 20)])
+def test_damage_anywhere_in_what_a_version_is_made_of(
+    calls: FaultyStore, repo: Repository, states: list[State], verify: Verify, memory: int
+) -> None:
+    versions = commit_all(repo, states[:1])
+    before = objects_of(calls, "")
+    versions += commit_all(repo, states[1:])
+    refused = 0
+    for name in sorted(objects_of(calls, "") - before):
+        if name.startswith("refs/"):
+            continue
+        size = calls.size(name)
+        for place in range(0, size, max(1, size // 15)):
+            flip_bit(calls, name, place)
+            with casweights.open(calls, workers=2) as fresh:
+                live = replica(states[0])
+                with Subscriber(fresh, verify=verify, memory=memory) as subscriber:
+                    subscriber.sync(live, to=versions[0])
+                    refused += is_refused(subscriber, live, versions[1], states)
+            flip_bit(calls, name, place)
+    assert refused > 15
+
+
+def is_refused(
+    subscriber: Subscriber, live: State, to: casweights.SnapshotId, states: list[State]
+) -> bool:
+    """Whether a sync fails, as it should, or makes the right bits."""
+    try:
+        subscriber.sync(to=to)
+    except IntegrityError as error:
+        notes = getattr(error, "__notes__", [])
+    else:
+        assert bits(live) == bits(states[1])
+        return False
+    assert (subscriber.version is None) == any("mixture" in note for note in notes)
+    assert subscriber.version is None or bits(live) == bits(states[0])
+    return True
+
+
+@pytest.mark.parametrize("verify", ["full", "patch"])
+@pytest.mark.parametrize("late", [False, True])
+def test_objects_that_are_gone(
+    calls: FaultyStore, repo: Repository, states: list[State], verify: Verify, late: bool
+) -> None:
+    versions = commit_all(repo, states[:1])
+    before = objects_of(calls, "")
+    versions += commit_all(repo, states[1:])
+    (pack,) = objects_of(calls, "packs/") - before
+    (snapshot,) = objects_of(calls, "snapshots/") - before
+    with casweights.open(calls, workers=2) as fresh:
+        live = replica(states[0])
+        with Subscriber(fresh, verify=verify, memory=0 if late else 1 << 20) as subscriber:
+            subscriber.sync(live, to=versions[0])
+            calls.delete(pack)
+            with pytest.raises(IntegrityError) as missing:
+                subscriber.sync(to=versions[1])
+            assert missing.value.code is ErrorCode.MISSING_CHUNK
+            calls.delete(snapshot)
+            with (
+                casweights.open(calls) as other,
+                Subscriber(other) as second,
+                pytest.raises(NotFoundError),
+            ):
+                second.sync(live, to=versions[1])
+            assert bits(live) == bits(states[0])
+            assert subscriber.version == versions[0]
+
+
+def test_damage_that_appears_after_a_prefetch(
+    calls: FaultyStore, repo: Repository, states: list[State]
+) -> None:
+    versions = commit_all(repo, states[:1])
+    before = objects_of(calls, "packs/")
+    versions += commit_all(repo, states[1:])
+    (pack,) = objects_of(calls, "packs/") - before
+    live = replica(states[0])
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live, to=versions[0])
+        subscriber.prefetch()
+        calls.delete(pack)
+        subscriber.sync()
+    assert bits(live) == bits(states[1])
+
+
+def test_versions_of_somebody_else_under_a_pinned_id(
+    calls: FaultyStore, repo: Repository, states: list[State]
+) -> None:
+    versions = commit_all(repo, states)
+    evil = repo.commit({**states[1], "a": torch.zeros_like(states[1]["a"])}).id
+    forged = calls.get(f"snapshots/{evil}")
+    calls.delete(f"snapshots/{versions[1]}")
+    calls.put(f"snapshots/{versions[1]}", [forged])
+    live = replica(states[0])
+    with casweights.open(calls) as fresh, Subscriber(fresh) as subscriber:
+        subscriber.sync(live, to=versions[0])
+        with pytest.raises(IntegrityError):
+            subscriber.sync(to=versions[1])
+        assert bits(live) == bits(states[0])
+        assert subscriber.version == versions[0]
+
+
+def moving_model(repo: Repository) -> tuple[State, Callable[[], State]]:
+    """A target and a version for it, whose last tensor is a step from what the first one has."""
+    base = weights(8)
+    moved = step(base, 0.01, 1)
+    commit_all(repo, [{"x": base}, {"x": moved}], branch="x")
+    live = {"w": base.clone(), "z": weights(8, 4)}
+    wanted = {"w": weights(8, 5), "z": moved}
+    commit_all(repo, [wanted])
+    return wanted, lambda: {name: tensor.clone() for name, tensor in live.items()}
+
+
+@pytest.mark.parametrize("memory", [0, 1, 1 << 20])
+@pytest.mark.parametrize("verify", ["full", "patch"])
+def test_late_changes_do_not_begin_at_what_was_overwritten(
+    repo: Repository, verify: Verify, memory: int
+) -> None:
+    wanted, make = moving_model(repo)
+    live = make()
+    with Subscriber(repo, verify=verify, memory=memory) as subscriber:
+        subscriber.sync(live)
+    assert bits(live) == bits(wanted)
+
+
+def test_a_base_that_is_written_to_while_it_is_read(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, make = moving_model(repo)
+    live, readinto = make(), LiveTensor.readinto
+
+    def race(tensor: LiveTensor, number: int, out: memoryview) -> None:
+        readinto(tensor, number, out)
+        out[:10] = bytes(10)
+        tensor.ids[number] = None
+
+    with Subscriber(repo, verify="patch") as subscriber:
+        monkeypatch.setattr(LiveTensor, "readinto", race)
+        subscriber.sync(live)
+    assert bits(live) == bits(wanted)
+
+
+def test_no_version_is_told_of_while_writing(
+    repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = commit_all(repo, states)
+    live, exchange = replica(states[0]), LiveTensor.exchange
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live, to=versions[0])
+        told: list[casweights.SnapshotId | None] = []
+
+        def look(tensor: LiveTensor, number: int, change: Change) -> None:
+            told.append(subscriber.version)
+            exchange(tensor, number, change)
+
+        monkeypatch.setattr(LiveTensor, "exchange", look)
+        subscriber.sync(to=versions[1])
+        assert told == [None] * CHUNKS
+        assert subscriber.version == versions[1]
+
+
+def test_decoding_that_fails_leaves_the_target_alone(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = list(history(2, 0.01, chunks=6))
+    versions = commit_all(repo, states)
+    live = replica(states[0])
+
+    def fail(*_: object) -> NoReturn:
+        raise MemoryError
+
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live, to=versions[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(LiveTensor, "find_change", fail)
+            with pytest.raises(MemoryError):
+                subscriber.prefetch()
+        assert bits(live) == bits(states[0])
+        assert subscriber.sync(base=versions[0]).snapshot == versions[1]
+    assert bits(live) == bits(states[1])

@@ -1,0 +1,219 @@
+"""Replicas beside others: polling, threads, and what a sync says of itself."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import casweights
+from casweights import ErrorCode, StoreError, Subscriber
+from casweights.config import StoreConfig
+from casweights.stores.memory import MemoryStore
+from casweights.testing.faults import Fault, FaultyStore
+from tests.histories import CHUNK, history, step, weights
+from tests.sync.models import Recorder, bits, commit_all, lose_connection, replica
+
+if TYPE_CHECKING:
+    from casweights import Repository, SnapshotId
+
+
+class Pauses(threading.Event):
+    """An event that nobody waits for; remembers how long, and does something in the meantime.
+
+    Args:
+        actions: What to do, pause after pause; after the last one it is set.
+    """
+
+    def __init__(self, *actions: object) -> None:
+        super().__init__()
+        self.actions = list(actions)
+        self.pauses: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.pauses.append(timeout)
+        action = self.actions.pop(0) if self.actions else self.set
+        if callable(action):
+            action()
+        return self.is_set()
+
+
+def test_following_sees_heads_and_not_every_version(repo: Repository) -> None:
+    states = list(history(6, 0.01))
+    versions = commit_all(repo, states[:2])
+
+    def publish() -> None:
+        versions.extend(commit_all(repo, states[len(versions) : len(versions) + 2]))
+
+    live, seen = replica(states[0]), list[casweights.SnapshotId]()
+    recorder = Recorder()
+    stop = Pauses(None, publish, None, publish)
+    with Subscriber(repo, reporter=recorder) as subscriber:
+
+        def sync(head: SnapshotId) -> None:
+            seen.append(head)
+            assert subscriber.sync(live).snapshot == head
+
+        subscriber.follow(sync, stop=stop)
+    assert seen == [versions[1], versions[3], versions[5]]
+    assert bits(live) == bits(states[5])
+    assert [stats.lag for stats in recorder.syncs] == [0, 2, 2]
+    assert [stats.previous for stats in recorder.syncs] == [None, versions[1], versions[3]]
+    assert all(poll.seconds >= 0 for poll in recorder.polls)
+    looks = [1, 1, 1, 3, 3, 3, 5, 5]  # a sync looks, too
+    assert [poll.snapshot for poll in recorder.polls] == [versions[n] for n in looks]
+
+
+def test_looks_become_rare_while_nothing_moves(repo: Repository) -> None:
+    version = commit_all(repo, [{"w": weights(1)}])[0]
+    seen: list[SnapshotId] = []
+    moved = []
+
+    def move() -> None:
+        moved.extend(commit_all(repo, [{"w": weights(1, 3)}]))
+
+    stop = Pauses(*[None] * 5, move)
+    with Subscriber(repo) as subscriber:
+        subscriber.follow(seen.append, stop=stop, interval=1.0, most=4.0)
+        assert stop.pauses == [1.0, 1.5, 2.25, 3.375, 4.0, 4.0, 1.0]
+        assert seen == [version, *moved]
+        subscriber.follow(seen.append, stop=stop)  # which is set
+        assert len(seen) == 2
+
+
+def test_following_a_branch_that_does_not_exist_yet(repo: Repository) -> None:
+    seen: list[SnapshotId] = []
+    versions: list[SnapshotId] = []
+    stop = Pauses(None, lambda: versions.extend(commit_all(repo, [{"w": weights(1)}], "later")))
+    with Subscriber(repo, "later") as subscriber:
+        subscriber.follow(seen.append, stop=stop)
+    assert seen == versions
+    assert len(seen) == 1
+
+
+def test_a_branch_that_goes_away_is_no_news(repo: Repository) -> None:
+    version = commit_all(repo, [{"w": weights(1)}])[0]
+    seen: list[SnapshotId] = []
+    stop = Pauses(lambda: repo.delete_branch("main"), None)
+    with Subscriber(repo) as subscriber:
+        subscriber.follow(seen.append, stop=stop)
+        assert subscriber.head() is None
+    assert seen == [version]
+
+
+def test_what_a_callback_raises_ends_it(repo: Repository) -> None:
+    commit_all(repo, [{"w": weights(1)}])
+
+    def fail(head: SnapshotId) -> None:
+        raise ZeroDivisionError
+
+    with Subscriber(repo) as subscriber, pytest.raises(ZeroDivisionError):
+        subscriber.follow(fail)
+
+
+def test_an_unreachable_store_ends_it() -> None:
+    store = FaultyStore(MemoryStore())
+    with casweights.open(store, create=True) as repo, Subscriber(repo) as subscriber:
+        version = commit_all(repo, [{"w": torch.ones(1)}])[0]
+        seen: list[SnapshotId] = []
+
+        def cut() -> None:
+            store.unused = [Fault(call=len(store.calls) + 1, action=lose_connection)]
+
+        with pytest.raises(StoreError) as caught:
+            subscriber.follow(seen.append, stop=Pauses(cut))
+    assert caught.value.code is ErrorCode.UNREACHABLE
+    assert seen == [version]
+
+
+def test_another_thread_stops_it(repo: Repository) -> None:
+    commit_all(repo, [{"w": weights(1)}])
+    stop, called = threading.Event(), threading.Event()
+    with Subscriber(repo) as subscriber:
+        thread = threading.Thread(
+            target=subscriber.follow,
+            args=(lambda _: called.set(),),
+            kwargs={"stop": stop, "interval": 100.0},
+        )
+        thread.start()
+        assert called.wait(60)
+        stop.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_lag_counts_the_moves_of_the_branch(repo: Repository) -> None:
+    states = list(history(7, 0.01))
+    live, recorder = replica(states[0]), Recorder()
+    with Subscriber(repo, reporter=recorder) as subscriber:
+        commit_all(repo, states[:1])
+        subscriber.sync(live)
+        versions = commit_all(repo, states[1:4])
+        subscriber.prefetch()
+        versions += commit_all(repo, states[4:5])
+        subscriber.sync()  # what was prefetched
+        subscriber.sync()
+        subscriber.sync()
+        subscriber.sync(to=versions[0])  # not by the branch: unknown
+        subscriber.sync()
+        commit_all(repo, states[5:])
+        subscriber.sync()
+        live["w"].zero_()  # whatever it holds now
+        subscriber.sync()
+    assert [stats.lag for stats in recorder.syncs] == [0, 3, 1, 0, 0, 0, 2, 0]
+    assert [stats.previous is None for stats in recorder.syncs] == [True, *[False] * 6, True]
+    for stats in recorder.syncs:
+        spent = (stats.download_seconds, stats.decode_seconds, stats.verify_seconds)
+        assert min(*spent, stats.apply_seconds) >= 0
+        assert (stats.fetched_bytes > 0) == (stats.changed_elements > 0)
+        assert (stats.apply_seconds > 0) >= (stats.changed_elements > 0)
+
+
+def test_two_replicas_of_one_repository_in_threads() -> None:
+    """Both find their ways through one index, which grows meanwhile."""
+    config = StoreConfig(chunk_size=CHUNK)
+    with casweights.open(MemoryStore(), create=True, config=config, workers=2) as repo:
+        states = list(history(12, 0.01, chunks=3))
+        versions = commit_all(repo, states[:6])
+        fresh = casweights.open(repo.database.store, workers=2)
+
+        def follow(seed: int) -> None:
+            live = replica(states[0], seed)
+            with Subscriber(fresh, memory=seed % 2 << 20) as subscriber:
+                for n in range(24):
+                    to = (n * (2 * seed + 1)) % len(versions)
+                    subscriber.sync(live, to=versions[to])
+                    assert bits(live) == bits(states[to])
+
+        def publish() -> None:
+            for state in states[6:]:
+                versions.extend(commit_all(repo, [state]))
+
+        with fresh, ThreadPoolExecutor(4) as pool:
+            for future in [pool.submit(publish), *(pool.submit(follow, n) for n in range(3))]:
+                future.result()
+
+
+def test_a_model_may_be_used_while_a_version_is_prefetched(repo: Repository) -> None:
+    """In one thread it is read and synced, in another the next version is prefetched."""
+    tensor = weights(4)
+    states = [{"w": tensor}]
+    for n in range(8):
+        states.append({"w": step(states[-1]["w"], 0.02, n)})
+    versions = commit_all(repo, states)
+    live = replica(states[0])
+    with Subscriber(repo) as subscriber, ThreadPoolExecutor(1) as pool:
+        subscriber.sync(live, to=versions[0])
+        for n in range(1, 9):
+            future = pool.submit(subscriber.prefetch, to=versions[n])
+            reads = 0
+            while reads < 3 or not future.done():
+                assert torch.equal(live["w"], states[n - 1]["w"])
+                assert subscriber.version == versions[n - 1]
+                reads += 1
+            future.result()
+            subscriber.sync(to=versions[n], base=versions[n - 1])
+        assert bits(live) == bits(states[8])

@@ -1,0 +1,190 @@
+"""The copy that changes are found in: what it was can be had back, in bounded memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+from casweights.buffers import Pool
+from casweights.parallel import Workers
+from casweights.stores.memory import MemoryStore
+from casweights.sync.changes import Change, find_change, take_back
+from casweights.sync.devices import flat_patterns
+from casweights.sync.mirror import KeptState, Mirror, Scan, layout
+from casweights.tensors import StateFile
+from casweights.testing.states import tensor_bits
+from tests.sync.states import CHUNK, State, copied, noise, nudge, open_store
+
+if TYPE_CHECKING:
+    from casweights import Repository
+
+
+class Kept:
+    """A state and its mirror, as of a version of a store."""
+
+    def __init__(self, store: Repository) -> None:
+        self.store = store
+        self.state: State = {
+            "w": noise(2 * CHUNK // 2 + 300),
+            "b": torch.zeros(100, dtype=torch.uint8),
+            "x": torch.zeros(3, dtype=torch.complex64),
+        }
+        self.mirror = Mirror(StateFile(self.state), CHUNK, store.database.workers, on_device=False)
+        self.mirror.publish(store.commit(self.state))
+        self.version = copied(self.state)
+
+    def scan(self) -> Scan:
+        """Look at the state as it is now."""
+        return self.mirror.scan(StateFile(self.state))
+
+    def change(self, kind: str, seed: int) -> None:
+        """Change about as many elements as the name says."""
+        counts = {"none": 0, "few": 3, "many": CHUNK // 5, "most": CHUNK // 2}
+        nudge(self.state["w"], counts[kind], seed)
+        self.state["b"][seed % 100] += kind != "none"
+        self.state["x"][seed % 3] *= -1 if kind == "few" else 1
+
+    def check(self, scan: Scan) -> None:
+        """The mirror has the state, and with this scan everything of the version before."""
+        file, kept = StateFile(self.state), KeptState(self.mirror, scan)
+        assert (kept.size, kept.raw_header, kept.header) == (
+            file.size,
+            file.raw_header,
+            file.header,
+        )
+        hasher, pool = self.store.database.hasher, Pool(CHUNK)
+        for piece in file.pieces(CHUNK):
+            (now,) = kept.read([piece], pool)
+            start = piece.number * CHUNK
+            name = str(piece.tensor)
+            assert now == tensor_bits(self.state[name])[start : start + CHUNK]
+            before = tensor_bits(self.version[name])[start : start + CHUNK]
+            chunk = hasher(before)
+            assert chunk in kept
+            found = kept.get(chunk)
+            assert found is not None
+            assert bytes(found) == before
+            out = bytearray(len(before))
+            assert kept.readinto(chunk, memoryview(out))
+            assert out == before
+            assert not kept.readinto(chunk, memoryview(bytearray(len(before) + 1)))
+            # What did not change has its name without a look at it, and nothing else has one.
+            assert kept.chunk_id(piece) == (chunk if now == before else None)
+        other = hasher(b"another chunk")
+        assert other not in kept
+        assert kept.get(other) is None
+        assert not kept.readinto(other, memoryview(bytearray(CHUNK)))
+
+    def differing(self) -> int:
+        """How many elements are not what they were."""
+        return sum(
+            int((flat_patterns(tensor) != flat_patterns(self.version[name])).sum())
+            for name, tensor in self.state.items()
+        )
+
+
+KINDS = st.sampled_from(["none", "few", "few", "many", "most"])
+FATES = st.sampled_from(["durable", "lost", "put off", "merged"])
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(steps=st.lists(st.tuples(KINDS, st.integers(0, 2), FATES), max_size=7))
+def test_any_sequence_of_fates(steps: list[tuple[str, int, str]]) -> None:
+    with open_store(MemoryStore()) as store:
+        kept = Kept(store)
+        merged: Scan | None = None
+        for kind, seed, fate in [*steps, ("few", 1, "durable")]:
+            kept.change(kind, seed)
+            merged = kept.mirror.merge(merged, kept.scan())
+            if fate == "merged":
+                continue
+            if fate == "put off":
+                kept.mirror.put_off(merged)
+                merged = None
+                continue
+            claimed, merged = kept.mirror.claim(merged), None
+            kept.check(claimed)
+            assert claimed.changed == kept.differing()
+            if fate == "durable":
+                kept.mirror.publish(store.commit(kept.state))
+                kept.version = copied(kept.state)
+
+
+@pytest.mark.parametrize("kind", ["few", "many", "most"])
+def test_what_is_kept_takes_no_more_than_the_model(kind: str) -> None:
+    with open_store(MemoryStore()) as store:
+        kept = Kept(store)
+        size = sum(tensor.nbytes for tensor in kept.state.values())
+        merged = kept.scan()
+        for step in range(30 if kind == "few" else 8):
+            kept.change(kind, step)
+            merged = kept.mirror.merge(merged, kept.scan())
+            taken = [change.nbytes for changes in merged.undo.values() for change in changes]
+            assert sum(taken) <= size
+        kept.check(kept.mirror.claim(merged))
+
+
+def test_a_version_is_not_to_be_had_of_a_fresh_copy() -> None:
+    state = {"w": noise(CHUNK)}
+    with open_store(MemoryStore()) as store:
+        file = StateFile(state)
+        mirror = Mirror(file, CHUNK, store.database.workers, on_device=False)
+        scan = mirror.claim(mirror.first(file))
+        kept = KeptState(mirror, scan)
+        chunk = store.database.hasher(mirror.chunk(next(file.pieces(CHUNK))))
+        assert scan.changed is None
+        assert {kept.chunk_id(piece) for piece in file.pieces(CHUNK)} == {None}
+        assert chunk not in kept
+
+
+def test_the_copy_is_a_copy() -> None:
+    state = {"w": noise(CHUNK)}
+    before = tensor_bits(state["w"])
+    workers = Workers(2)
+    mirror = Mirror(StateFile(state), CHUNK, workers, on_device=True)
+    state["w"].zero_()
+    pieces = list(StateFile(state).pieces(CHUNK))
+    assert b"".join(mirror.chunk(piece) for piece in pieces) == before
+    workers.close()
+
+
+def test_what_states_must_share() -> None:
+    def of(**state: torch.Tensor) -> object:
+        return layout(StateFile(state))
+
+    first = of(a=torch.zeros(2, 3), b=torch.zeros(2))
+    assert of(b=torch.ones(2), a=torch.ones(2, 3).T.contiguous().T) == first
+    for other in (
+        of(a=torch.zeros(3, 2), b=torch.zeros(2)),
+        of(a=torch.zeros(2, 3).int(), b=torch.zeros(2)),
+        of(a=torch.zeros(2, 3)),
+        of(a=torch.zeros(2, 3), c=torch.zeros(2)),
+    ):
+        assert other != first
+
+
+@hypothesis.given(
+    widths=st.sampled_from([1, 2, 4, 8]), versions=st.lists(st.binary(min_size=96, max_size=96))
+)
+def test_a_way_back_over_any_versions(widths: int, versions: list[bytes]) -> None:
+    memory, done = bytearray(96), list[Change]()
+    for version in [bytes(96), *versions]:
+        change = find_change(memoryview(memory), memoryview(bytearray(version)), widths)
+        if change is None:
+            assert memory == version
+            continue
+        before = bytes(memory)
+        change.exchange(memoryview(memory))
+        assert memory == version
+        assert change.differing(memoryview(memory)) == sum(
+            before[n : n + widths] != version[n : n + widths] for n in range(0, 96, widths)
+        )
+        done.append(change)
+    for _ in range(2):  # it can be written more than once
+        back = bytearray(memory)
+        take_back(memoryview(back), done)
+        assert back == bytes(96)

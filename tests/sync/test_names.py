@@ -1,0 +1,202 @@
+"""Which tensor of a target is which of a version's, and what does not fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from casweights import ErrorCode, InvalidInputError, Subscriber
+from tests.histories import ELEMENTS, step, weights
+from tests.sync.models import Tied, bits, replica
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casweights import Repository
+    from tests.histories import State
+
+OLD = {"a": torch.arange(4.0), "b": torch.arange(6.0).view(2, 3), "c": torch.zeros(2)}
+
+
+def refusal(repo: Repository, live: State, **options: Any) -> InvalidInputError:
+    """How the head is refused; nothing is written, and prefetching does not help."""
+    before = bits(live)
+    with Subscriber(repo, **options) as subscriber:
+        for call in (subscriber.prefetch, subscriber.sync, lambda t: list(subscriber.patches(t))):
+            with pytest.raises(InvalidInputError) as caught:
+                call(live)
+        assert subscriber.version is None
+    assert bits(live) == before
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"a": None}, "the target lacks 'a' (strict"),
+        ({"d": torch.ones(1)}, "the version lacks 'd' (strict"),
+        (
+            {"a": None, "A": torch.ones(4)},
+            "the version lacks 'A'; the target lacks 'a' (strict=False leaves them out, key_map",
+        ),
+        ({"a": torch.ones(5)}, "'a' is F32 [4] in the version and F32 [5] in the target"),
+        ({"b": torch.ones(3, 2)}, "'b' is F32 [2, 3] in the version and F32 [3, 2] in the target"),
+        ({"a": torch.ones(4).half()}, "'a' is F32 [4] in the version and F16 [4] in the target"),
+        ({"a": torch.ones(4).int()}, "'a' is F32 [4] in the version and I32 [4] in the target"),
+    ],
+)
+def test_names_dtypes_and_shapes_must_fit(
+    repo: Repository, change: dict[str, torch.Tensor | None], said: str
+) -> None:
+    repo.commit(OLD)
+    live = {name: tensor for name, tensor in (replica(OLD) | change).items() if tensor is not None}
+    error = refusal(repo, live)
+    assert error.code is ErrorCode.TARGET_MISMATCH
+    assert said in str(error)
+
+
+def test_many_wrong_names_are_not_all_listed(repo: Repository) -> None:
+    repo.commit({f"layers.{n}": torch.ones(1) for n in range(1000)})
+    said = str(refusal(repo, {"w": torch.ones(1)}))
+    assert "'layers.0', 'layers.1'" in said
+    assert "and 995 more" in said
+    assert len(said) < 400
+
+
+def test_dtypes_and_shapes_must_fit_without_strict_too(repo: Repository) -> None:
+    repo.commit(OLD)
+    error = refusal(repo, {"a": torch.ones(5)}, strict=False)
+    assert error.code is ErrorCode.TARGET_MISMATCH
+    assert "'a' is F32 [4]" in str(error)
+    assert "lacks" not in str(error)
+
+
+def test_without_strict_the_rest_is_left_alone(repo: Repository) -> None:
+    repo.commit(OLD)
+    live = {"a": torch.tensor([0.0, 1, 2, 9]), "other": torch.ones(3)}
+    with Subscriber(repo, strict=False) as subscriber:
+        stats = subscriber.sync(live)
+        assert subscriber.version == stats.snapshot
+        subscriber.verify()
+    assert bits(live) == bits({"a": OLD["a"], "other": torch.ones(3)})
+    assert stats.changed_elements == 1
+
+
+@pytest.mark.parametrize(
+    "key_map",
+    [
+        {"model.a": "a", "model.b": "b", "model.c": "c"},
+        lambda name: name.removeprefix("model."),
+    ],
+    ids=["dict", "function"],
+)
+def test_renamed_tensors(repo: Repository, key_map: Any) -> None:
+    version = repo.commit(OLD).id
+    live = {f"model.{name}": tensor for name, tensor in replica(OLD).items()}
+    with Subscriber(repo, key_map=key_map) as subscriber:
+        subscriber.sync(live)
+        assert subscriber.version == version
+        names = {patch.name for patch in subscriber.patches(to=repo.commit(replica(OLD, 3)).id)}
+    assert names == set(OLD)
+    with Subscriber(repo, key_map=key_map) as subscriber:
+        subscriber.sync(live, to=version)
+    assert bits(live) == {f"model.{name}": held for name, held in bits(OLD).items()}
+
+
+def test_names_that_a_map_does_not_have_stay(repo: Repository) -> None:
+    repo.commit(OLD)
+    live = {"x": torch.ones(4), "b": torch.ones(2, 3), "c": torch.ones(2)}
+    with Subscriber(repo, key_map={"x": "a"}) as subscriber:
+        subscriber.sync(live)
+    assert bits(live) == {{"a": "x"}.get(name, name): held for name, held in bits(OLD).items()}
+    error = refusal(repo, {"y": torch.ones(4)}, key_map={"x": "a"})
+    assert "the version lacks 'y'" in str(error)
+
+
+def test_tensors_that_are_one_in_the_target_only(repo: Repository) -> None:
+    same = repo.commit({"a": torch.ones(3), "b": torch.ones(3)}).id
+    shared = torch.zeros(3)
+    with Subscriber(repo) as subscriber:
+        subscriber.sync({"a": shared, "b": shared}, to=same)
+        assert shared.tolist() == [1, 1, 1]
+    repo.commit({"a": torch.ones(3), "b": torch.zeros(3)})
+    error = refusal(repo, {"a": shared, "b": shared})
+    assert error.code is ErrorCode.TARGET_MISMATCH
+    assert "'a' and 'b' are one tensor in the target, and differ" in str(error)
+
+
+def test_tensors_that_are_one_in_the_version_only(repo: Repository) -> None:
+    shared = torch.arange(3.0)
+    repo.commit({"a": shared, "deep": [shared]})
+    live = {"a": torch.zeros(3), "deep": [torch.ones(3)]}
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live)
+    assert bits(live) == {"a": bits({"a": shared})["a"], "deep.0": bits({"a": shared})["a"]}
+
+
+def test_checkpoints_that_name_a_tied_tensor_once(repo: Repository, tmp_path: Path) -> None:
+    """As `save_pretrained` writes them."""
+    model = Tied(1)
+    state = {name: t for name, t in model.state_dict().items() if name != "head.weight"}
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    repo.commit(tmp_path)
+    live = Tied(2)
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live)
+    assert bits(live) == bits(model)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    state = {f"layers.{n}.w": weights(1, n).view(-1, 64) for n in range(6)}
+    for n in range(3):
+        part = {name: state[name] for name in list(state)[n::3]}
+        safetensors.torch.save_file(part, tmp_path / f"model-0000{n + 1}-of-00003.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path, state
+
+
+def test_sharded_checkpoints(
+    repo: Repository, shards: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    directory, state = shards
+    first = repo.commit(directory).id
+    live = replica(state)
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live)
+        assert bits(live) == bits(state)
+        state["layers.3.w"] = step(state["layers.3.w"].flatten(), 0.01, 1).view(-1, 64)
+        repo.commit(dict(reversed(state.items())))  # all in one file, in another order
+        stats = subscriber.sync(base=first)
+    assert bits(live) == bits(state)
+    assert stats.lag == 1
+    assert 0 < stats.changed_elements < ELEMENTS / 50
+
+
+def test_a_name_in_two_files_is_no_models_state(
+    repo: Repository, shards: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    directory, state = shards
+    safetensors.torch.save_file(
+        {"layers.1.w": state["layers.1.w"]}, directory / "other.safetensors"
+    )
+    repo.commit(directory)
+    error = refusal(repo, replica(state))
+    assert error.code is ErrorCode.AMBIGUOUS
+    assert "two files of the version have a tensor 'layers.1.w'" in str(error)
+
+
+def test_a_malformed_tree(repo: Repository, tmp_path: Path) -> None:
+    safetensors.torch.save_file(OLD, tmp_path / "m.safetensors", {"casweights.tree": "[1"})
+    repo.commit(tmp_path)
+    assert refusal(repo, replica(OLD)).code is ErrorCode.BAD_STATE
+
+
+def test_a_version_without_tensors(repo: Repository, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    repo.commit(tmp_path)
+    assert "the version lacks 'a', 'b', 'c'" in str(refusal(repo, replica(OLD)))

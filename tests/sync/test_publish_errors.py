@@ -1,0 +1,333 @@
+"""What a publisher does when the store, another writer or the caller stops it half-way."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from casweights import Publisher, Reporter
+from casweights.errors import ConflictError, InvalidInputError, StoreError
+from casweights.sync import changes as changes_module
+from casweights.sync import mirror as mirror_module
+from tests.sync.states import (
+    CHUNK,
+    PATIENCE,
+    Listener,
+    State,
+    Trouble,
+    assert_history,
+    copied,
+    noise,
+    nudge,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casweights.sync.publisher import Base
+
+bases = pytest.mark.parametrize("base", ["host", "cache"])
+
+# Where a version fails, and whether it is the branch's head nevertheless.
+FAILURES = {
+    "pack": ("put", "packs/", False, False),
+    "pack, answer lost": ("put", "packs/", True, False),
+    "snapshot": ("put", "snapshots/", False, False),
+    "snapshot, answer lost": ("put", "snapshots/", True, False),
+    "ref": ("put", "refs/", False, False),
+    "ref, answer lost": ("put", "refs/", True, True),
+    "listing after the ref": ("list", "refs/heads/main/", False, True),
+}
+failures = pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+
+
+class Run:
+    """A publisher over a store that fails, and what it was given."""
+
+    def __init__(self, **options: Any) -> None:
+        self.objects = Trouble()
+        self.store = open_store(self.objects)
+        self.publisher = Publisher(self.store, **options)
+        self.state: State = {"w": noise(3 * CHUNK // 2), "v": noise(2 * CHUNK // 2, seed=1)}
+        self.states: dict[int, State] = {}
+
+    def publish(self, step: int, *, at: int | None = None) -> None:
+        """Change something, here and there at a place of the step's own, and publish."""
+        nudge(self.state["w"][: CHUNK // 2], 3, seed=step)
+        self.state["v"][step if at is None else at] += 1
+        self.states[step] = copied(self.state)
+        self.publisher.publish(self.state, step=step)
+
+    def again(self, step: int) -> None:
+        """Publish once more what is there."""
+        self.publisher.publish(self.state, step=step)
+
+    def failed(self, call: Callable[[], object]) -> None:
+        """An error comes out, once."""
+        with pytest.raises(StoreError, match="the network is gone"):
+            call()
+
+    def check(self, *steps: int) -> None:
+        """These versions are there."""
+        self.publisher.close()
+        assert_history(self.store, {step: self.states[step] for step in steps})
+        self.store.close()
+
+
+@bases
+@failures
+@pytest.mark.parametrize("how", ["publish", "wait", "close"])
+def test_an_error_comes_out_once_and_nothing_is_lost(
+    base: Base, failure: tuple[str, str, bool, bool], how: str
+) -> None:
+    method, prefix, after, landed = failure
+    run = Run(base=base)
+    run.publish(0)
+    first = run.publisher.wait()
+    run.objects.fail(method, prefix, after=after)
+    run.publish(1)
+    if how == "publish":
+        with run.publisher._state:
+            assert run.publisher._state.wait_for(lambda: run.publisher._errors, PATIENCE)
+        run.failed(lambda: run.again(2))
+    else:
+        run.failed(run.publisher.wait if how == "wait" else run.publisher.close)
+    assert run.publisher.wait() == first  # as far as is known
+    if how == "close":
+        run.publisher = Publisher(run.store, base=base)
+        if landed:
+            assert run.publisher.version != (first and first.id)
+    run.publish(2)
+    run.publisher.wait()
+    run.check(*([0, 1, 2] if landed else [0, 2]))
+
+
+@bases
+@failures
+def test_the_first_version_fails(base: Base, failure: tuple[str, str, bool, bool]) -> None:
+    method, prefix, after, landed = failure
+    run = Run(base=base)
+    run.objects.fail(method, prefix, after=after)
+    run.publish(0)
+    run.failed(run.publisher.wait)
+    run.publish(1)
+    run.check(*([0, 1] if landed else [1]))
+
+
+@bases
+def test_several_failures_in_a_row(base: Base) -> None:
+    run = Run(base=base)
+    run.publish(0)
+    run.publisher.wait()
+    for step in range(1, 6):
+        run.objects.fail("put", ["packs/", "refs/", "snapshots/"][step % 3])
+        run.publish(step)
+        run.failed(run.publisher.wait)
+    run.publish(6)
+    run.check(0, 6)
+
+
+def test_changes_that_were_taken_back_since() -> None:
+    listener = Listener()
+    run = Run(reporter=listener)
+    run.publish(0)
+    run.publisher.wait()
+    run.objects.fail("put", "refs/")
+    before = copied(run.state)
+    run.publish(1)
+    run.failed(run.publisher.wait)
+    for name, tensor in before.items():
+        run.state[name].copy_(tensor)
+    run.again(2)
+    run.states[2] = before
+    run.check(0, 2)
+    assert [stats.changed_elements for stats in listener.stats] == [None, 0]
+
+
+def test_those_that_wait_have_the_changes_of_those_that_failed() -> None:
+    run = Run(policy="skip-to-latest")
+    run.publish(0)
+    run.publisher.wait()
+    run.objects.hold("snapshots/")
+    run.publish(1)
+    run.objects.reached()
+    run.publish(2)
+    run.publish(3)
+    run.objects.fail("put", "snapshots/")
+    run.objects.release()
+    run.failed(run.publisher.wait)
+    run.check(0, 3)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_version_in_doubt_while_the_store_stays_away(times: int) -> None:
+    run = Run()
+    run.publish(0)
+    run.publisher.wait()
+    run.objects.fail("put", "refs/", after=True)  # it is the head, and nobody knows
+    run.publish(1)
+    run.failed(run.publisher.wait)
+    for step in range(2, 2 + times):  # changes of theirs are in no version that was tried
+        run.objects.fail("list", "refs/heads/")
+        run.publish(step)
+        run.failed(run.publisher.wait)
+    run.publish(9)
+    run.check(0, 1, 9)
+
+
+def test_a_version_in_doubt_and_another_layout() -> None:
+    run = Run()
+    run.publish(0)
+    run.publisher.wait()
+    run.objects.fail("put", "refs/", after=True)
+    run.publish(1)
+    run.failed(run.publisher.wait)
+    run.state["more"] = noise(9)
+    run.publish(2)
+    run.publish(3)
+    run.check(0, 1, 2, 3)
+
+
+def test_a_version_in_doubt_when_the_layout_cannot_change_yet() -> None:
+    run = Run()
+    run.publish(0)
+    run.publisher.wait()
+    run.objects.fail("put", "refs/", after=True)
+    run.publish(1)
+    run.failed(run.publisher.wait)
+    run.state["more"] = noise(9)
+    run.objects.fail("list", "refs/heads/")
+    run.failed(lambda: run.publish(2))
+    run.publish(3)
+    run.check(0, 1, 3)
+
+
+class StopError(Exception):
+    """What comes in the middle of a scan."""
+
+
+def interrupt(patch: pytest.MonkeyPatch, error: type[BaseException], call: int) -> None:
+    """Let the search for changes fail once, at a call from now on."""
+    find, calls = changes_module.find_change, iter(range(1, 10**6))
+
+    def failing(*args: Any) -> Any:
+        if next(calls) == call:
+            raise error
+        return find(*args)
+
+    patch.setattr(mirror_module, "find_change", failing)
+
+
+@pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
+@pytest.mark.parametrize("call", [1, 2, 5])
+@pytest.mark.parametrize("in_doubt", [False, True])
+def test_a_scan_that_stops_half_way(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], call: int, in_doubt: bool
+) -> None:
+    run = Run()
+    run.publish(0)
+    run.publisher.wait()
+    if in_doubt:
+        run.objects.fail("put", "refs/", after=True)
+    run.publish(1)
+    if in_doubt:
+        run.failed(run.publisher.wait)
+    run.publisher.wait()
+    interrupt(monkeypatch, error, call)
+    with pytest.raises(error):
+        run.publish(2)
+    run.publish(3)
+    run.publish(4)
+    run.check(0, 1, 3, 4)
+
+
+def test_a_scan_that_stops_over_a_state_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(policy="skip-to-latest")
+    run.objects.hold("snapshots/")
+    run.publish(0)
+    run.objects.reached()
+    run.publish(1)
+    interrupt(monkeypatch, StopError, 3)
+    with pytest.raises(StopError):
+        run.publish(2)
+    run.objects.release()
+    with pytest.raises(InvalidInputError, match="step 1 was not published"):
+        run.publisher.wait()
+    run.publish(3)
+    run.check(0, 3)
+
+
+@bases
+def test_another_writer(base: Base) -> None:
+    run = Run(base=base)
+    run.publish(0)
+    run.publisher.wait()
+    theirs = run.store.commit({"w": noise(7)}, metadata={"step": 100})
+    run.publish(1)
+    for _ in range(2):
+        with pytest.raises(ConflictError, match="moved by another writer"):
+            run.publisher.wait()
+        with pytest.raises(ConflictError) as caught:
+            run.again(1)
+    assert caught.value.snapshot is not None
+    assert run.store.load(caught.value.snapshot).keys() == run.state.keys()  # it is kept
+    assert run.store.branches() == {"main": theirs.id}
+    with pytest.raises(ConflictError):
+        run.publisher.close()
+    run.publisher = Publisher(run.store, base=base)
+    assert run.publisher.version == theirs.id
+    run.states[100] = run.store.load(theirs)
+    run.publish(2)
+    run.check(0, 100, 2)
+
+
+def test_nothing_follows_a_conflict() -> None:
+    run = Run()
+    run.publish(0)
+    run.publisher.wait()
+    run.objects.hold("refs/")
+    run.publish(1)
+    run.objects.reached()
+    run.publish(2)  # waits
+    with open_store(run.objects.inner) as other:
+        theirs = other.commit({"w": noise(7)}, metadata={"step": 100})
+    run.objects.calls.clear()
+    run.objects.release()
+    with pytest.raises(ConflictError) as caught:
+        run.publisher.wait()
+    assert not [name for _, name in run.objects.calls if name.startswith("snapshots/")]
+    with pytest.raises(ConflictError) as again, run.publisher:
+        run.again(3)
+    assert again.value is caught.value
+    assert not hasattr(again.value, "__notes__")  # it is not besides itself
+    assert run.store.branches() == {"main": theirs.id}
+
+
+def test_a_listener_that_fails() -> None:
+    class Broken(Reporter):
+        def published(self, stats: object) -> None:
+            raise StopError
+
+    run = Run(reporter=Broken())
+    for step in range(2):
+        run.publish(step)
+        with pytest.raises(StopError):
+            run.publisher.wait()
+    run.check(0, 1)
+
+
+def test_errors_do_not_keep_copies_of_the_model() -> None:
+    run = Run()
+    run.objects.fail("put", "packs/")
+    run.publish(0)
+    run.failed(run.publisher.wait)
+    assert run.publisher._mirror is not None
+    old = weakref.ref(run.publisher._mirror)
+    run.state["more"] = noise(9)
+    run.publish(1)
+    run.publisher.wait()
+    assert old() is None
+    run.check(1)

@@ -1,0 +1,651 @@
+"""What a publisher makes of live tensors: a history of what they were when it was called."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+import casweights
+from casweights import Publisher
+from casweights.errors import InvalidInputError, NotFoundError, StoreError
+from casweights.stores.base import Capabilities
+from casweights.stores.memory import MemoryStore
+from casweights.sync import changes as changes_module
+from casweights.sync import mirror as mirror_module
+from casweights.sync import publisher as publisher_module
+from casweights.testing import CountingStore
+from casweights.testing.states import assert_same_state, assert_same_tensor, tensor_bits
+from casweights.testing.strategies import TORCH_DTYPES, from_bytes, state_dicts
+from tests.sync.states import (
+    CHUNK,
+    PATIENCE,
+    Listener,
+    State,
+    Trouble,
+    assert_history,
+    copied,
+    noise,
+    nudge,
+    open_store,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from casweights.buffers import Pool
+    from casweights.format.layout import Piece
+    from casweights.sync.publisher import Base, Policy
+
+BASES: list[Base] = ["host", "device", "cache"]
+bases = pytest.mark.parametrize("base", BASES)
+
+
+def model(chunks: int = 3) -> State:
+    """Tensors of some chunks each, and small ones of other kinds."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "a": noise(chunks * CHUNK // 2, seed=1),
+        "b": torch.randn(chunks * CHUNK // 2, generator=generator).bfloat16(),
+        "scale": torch.tensor(-0.0),
+        "steps": torch.tensor([1, 2, 3]),
+        "none": torch.empty(0, 4),
+    }
+
+
+@bases
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_run_is_an_ordinary_history(base: Base, remote: bool) -> None:
+    objects = Trouble()
+    objects.capabilities = Capabilities(exclusive_create=not remote, remote=remote)
+    state, states = model(), {}
+    with open_store(objects) as store:
+        with Publisher(store, base=base, author="me") as publisher:
+            assert (publisher.version, publisher.wait()) == (None, None)
+            for step in range(5):
+                states[step] = copied(state)
+                publisher.publish(
+                    state, step=step, message=f"step {step}", metadata={"loss": step / 2}
+                )
+                nudge(state["a"], 40 * step + 1, seed=step)
+                state["b"] *= 1.5
+                state["steps"] += 1
+            version = publisher.wait()
+        assert version is not None
+        assert version.id == publisher.version == store.branches()["main"]
+        assert version.metadata == {"step": 4, "loss": 2.0}
+        assert (version.author, version.message) == ("me", "step 4")
+        assert_history(store, states)
+    with open_store(objects.inner) as store:  # by somebody who has seen nothing of it
+        assert_history(store, states)
+
+
+def change(state: State, kind: str, seed: int) -> None:
+    for tensor in state.values():
+        if kind != "none" and tensor.numel() > 2:
+            count = tensor.numel() if kind == "dense" else 1 + seed % 2
+            nudge(tensor, count if kind != "back" else 1, seed if kind != "back" else 0)
+
+
+KINDS = st.sampled_from(["none", "sparse", "dense", "back"])
+FAULTS = st.sampled_from(
+    [
+        ("put", "packs/", False),
+        ("put", "packs/", True),
+        ("put", "snapshots/", False),
+        ("put", "refs/", False),
+        ("put", "refs/", True),
+        ("list", "refs/", False),
+    ]
+)
+
+
+@hypothesis.settings(max_examples=30)
+@hypothesis.given(
+    steps=st.lists(
+        st.tuples(KINDS, st.booleans(), st.none() | st.none() | FAULTS), min_size=2, max_size=8
+    ),
+    base=st.sampled_from(BASES),
+    policy=st.sampled_from(["block", "skip-to-latest"]),
+    compression=st.sampled_from(["auto", "fast"]),
+)
+def test_versions_are_what_the_tensors_were_whatever_happens(
+    steps: list[tuple[str, bool, tuple[str, str, bool] | None]],
+    base: Base,
+    policy: Policy,
+    compression: Any,
+) -> None:
+    objects, state, states = Trouble(), model(chunks=2), dict[int, State]()
+    with open_store(objects) as store:
+        publisher = Publisher(store, base=base, policy=policy, compression=compression)
+
+        def publish(step: int) -> None:
+            states[step] = copied(state)
+            while True:
+                try:
+                    return publisher.publish(state, step=step)
+                except StoreError:
+                    pass
+
+        for step, (kind, held, fault) in enumerate(steps):
+            change(state, kind, step)
+            if fault is not None:
+                objects.fail(fault[0], fault[1], after=fault[2])
+            if base == "cache" or policy == "block":
+                objects.release()
+            publish(step)
+            if held:  # by the time that it goes on, the tensors are others
+                objects.hold("packs/")
+            else:
+                objects.release()
+        objects.release()
+        objects.calm()
+        publish(len(steps))
+        last = None
+        while last is None or last.metadata["step"] < len(steps):
+            try:
+                last = publisher.wait()
+            except StoreError:
+                publish(len(steps))
+        publisher.close()
+        found = [version.metadata["step"] for version in store.log()][::-1]
+        if policy == "block" and not any(fault for *_, fault in steps):
+            assert found == [*range(len(steps) + 1)]
+        assert_history(store, {step: states[step] for step in found})
+
+
+@pytest.mark.parametrize("base", ["host", "cache"])
+@pytest.mark.parametrize("compression", ["auto", "fast", "small"])
+def test_tensors_may_change_while_their_version_is_written(base: Base, compression: Any) -> None:
+    objects, state, states = Trouble(), {"w": noise(CHUNK)}, {}
+    with open_store(objects) as store, Publisher(store, base=base, compression=compression) as run:
+        objects.hold("packs/")
+        states[0] = copied(state)
+        run.publish(state, step=0)
+        objects.reached()
+        nudge(state["w"], CHUNK, seed=0)  # the frames of incompressible chunks are their bytes
+        if base == "host":
+            states[1] = copied(state)
+            run.publish(state, step=1)
+            nudge(state["w"], CHUNK, seed=1)
+        objects.release()
+        run.wait()
+        assert_history(store, states)
+
+
+def test_what_is_said_is_that_of_the_moment_too() -> None:
+    objects, tags = Trouble(), ["a"]
+    with open_store(objects) as store, Publisher(store) as run:
+        objects.hold("packs/")
+        run.publish({"w": noise(CHUNK)}, step=0)
+        objects.reached()
+        run.publish({"w": noise(CHUNK, 1)}, step=1, metadata={"tags": tags})
+        tags.append("b")
+        objects.release()
+        version = run.wait()
+        assert version is not None
+        assert version.metadata == {"step": 1, "tags": ["a"]}
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(state=state_dicts(), base=st.sampled_from(["host", "cache"]), data=st.data())
+def test_any_state(state: State, base: Base, data: st.DataObject) -> None:
+    other = redrawn(state, data)
+    with open_store(MemoryStore()) as store:
+        with Publisher(store, base=base) as run:
+            for step, source in enumerate([state, other, other, state]):
+                run.publish(source, step=step)
+        assert_history(store, {0: state, 1: other, 2: other, 3: state})
+
+
+def redrawn(node: Any, data: st.DataObject) -> Any:
+    """The same structure, in which one of some tensors has other bits."""
+    known: dict[int, torch.Tensor] = {}
+
+    def redraw(tensor: torch.Tensor) -> torch.Tensor:
+        bits = bytearray(tensor_bits(tensor))
+        for place in data.draw(st.lists(st.integers(0, len(bits) - 1), max_size=3)) if bits else ():
+            bits[place] ^= 1
+        return from_bytes(bytes(bits), tensor.dtype, tuple(tensor.shape))
+
+    def visit(node: Any) -> Any:
+        if isinstance(node, torch.Tensor):
+            if id(node) not in known:
+                known[id(node)] = redraw(node)
+            return known[id(node)]
+        if isinstance(node, dict):
+            return {key: visit(value) for key, value in node.items()}
+        return type(node)(map(visit, node)) if isinstance(node, list | tuple) else node
+
+    return visit(node)
+
+
+@bases
+@pytest.mark.parametrize("dtype", TORCH_DTYPES)
+def test_every_bit_of_every_dtype(dtype: torch.dtype, base: Base) -> None:
+    words = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)  # NaNs and -0.0 of all kinds
+    bits = bytearray(words.numpy().tobytes() * (dtype.itemsize // 2 or 1))
+    states = {}
+    with open_store(MemoryStore()) as store:
+        with Publisher(store, base=base) as run:
+            for step in range(3):
+                if dtype == torch.bool:
+                    bits = bytearray(place % 2 for place in range(step, step + 2**16))
+                states[step] = {"w": from_bytes(bytes(bits), dtype, (-1, 8))}
+                run.publish(states[step], step=step)
+                bits[step * 777] ^= 1
+        assert_history(store, states)
+
+
+class Tied(torch.nn.Module):
+    """A module with tied weights and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(50, 16)
+        self.norm = torch.nn.BatchNorm1d(16)
+        self.head = torch.nn.Linear(16, 50, bias=False)
+        self.head.weight = self.embed.weight
+
+
+@bases
+def test_a_module_attached_to_its_optimizer(base: Base) -> None:
+    torch.manual_seed(0)
+    module = Tied()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    states = {}
+    with open_store(MemoryStore()) as store:
+        with Publisher(store, base=base) as run:
+            handle = run.attach(optimizer, module, every=2)
+            for step in range(1, 7):
+                module.head(module.norm(module.embed(torch.arange(20)))).square().sum().backward()
+                optimizer.step()
+                if step % 2 == 0:
+                    states[step] = copied(module.state_dict())
+            handle.remove()
+            optimizer.step()
+        assert list(states) == [2, 4, 6]
+        assert_history(store, states)
+        loaded = store.load("main")
+        assert loaded["head.weight"] is loaded["embed.weight"]
+        assert loaded["norm.num_batches_tracked"] == 6
+        with pytest.raises(InvalidInputError, match="every=0"):
+            run.attach(optimizer, module, every=0)
+
+
+@pytest.mark.parametrize("base", ["host", "device"])
+def test_what_did_not_change_is_neither_read_nor_hashed_nor_stored(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, read = list[int](), list[tuple[str | None, int]]()
+    original = mirror_module.KeptState.read
+
+    def reading(self: Any, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
+        read.extend((piece.tensor, piece.number) for piece in run)
+        return original(self, run, buffers)
+
+    monkeypatch.setattr(mirror_module.KeptState, "read", reading)
+    objects = CountingStore(MemoryStore())
+    state = {name: noise(4 * CHUNK // 2, seed) for seed, name in enumerate("abc")}
+    with open_store(objects) as store, Publisher(store, base=base) as run:
+        hasher = store.database.hasher
+
+        def hashing(data: Any) -> Any:
+            hashed.append(len(data))
+            return hasher(data)
+
+        store.database.hasher = hashing
+        run.publish(state, step=0)
+        run.wait()
+        assert len(hashed) == len(read) == 12
+        for step in range(1, 4):
+            nudge(state["b"][CHUNK // 2 :][: CHUNK // 2], 3, seed=step)
+            hashed.clear()
+            read.clear()
+            objects.reset()
+            run.publish(state, step=step)
+            run.wait()
+            assert hashed == [CHUNK]
+            assert read == [("b", 1)]
+            assert objects.reads == [] or all("refs/" in name for name, _ in objects.reads)
+            assert [name.split("/")[0] for name, _ in objects.writes] == [
+                "packs",
+                "snapshots",
+                "refs",
+            ]
+            assert objects.writes[0][1] < 300
+        hashed.clear()
+        objects.reset()
+        run.publish(state, step=4)  # nothing changed
+        run.wait()
+        assert hashed == []
+        assert [name.split("/")[0] for name, _ in objects.writes] == ["snapshots", "refs"]
+
+
+@bases
+def test_who_goes_on_stores_what_changed(base: Base) -> None:
+    objects, state, states = CountingStore(MemoryStore()), model(), {}
+    for step in range(3):
+        states[step] = copied(state)
+        objects.reset()
+        with open_store(objects) as store, Publisher(store, base=base) as run:
+            assert (run.version is None) == (step == 0)
+            run.publish(state, step=step)
+        if step:
+            assert sum(n for name, n in objects.writes if name.startswith("packs/")) < 400
+        nudge(state["a"], 5, seed=step)
+    with open_store(objects) as store:
+        assert_history(store, states)
+
+
+@pytest.mark.parametrize("policy", ["block", "skip-to-latest"])
+def test_a_change_of_layout_with_versions_under_way(policy: Policy) -> None:
+    objects, state, states = Trouble(), model(), {}
+    with (
+        open_store(objects) as store,
+        Publisher(store, policy=policy) as run,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for step in range(8):
+            if step == 2:
+                state["more"] = noise(CHUNK, seed=9)
+            if step == 4:
+                state["a"] = state["a"].reshape(2, -1)[:, 1:]
+            if step == 6:
+                state["b"] = state["b"].half()
+            states[step] = copied(state)
+            objects.hold("packs/")
+            done = pool.submit(run.publish, state, step=step)
+            if step % 2:  # waits for its turn; otherwise layouts change when nothing is held up
+                objects.reached()
+            objects.release()
+            done.result(PATIENCE)
+            state["steps"] += 1
+            nudge(state["a"] if step < 4 else state["b"], 3, seed=step)
+            if policy != "block":
+                run.wait()
+    with open_store(objects) as store:
+        assert_history(store, states)
+
+
+def test_there_is_one_mirror_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    others: list[int] = []
+
+    class Watched(mirror_module.Mirror):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            others.append(len(alive))
+            alive.add(self)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(publisher_module, "Mirror", Watched)
+    gc.disable()
+    try:
+        with open_store(MemoryStore()) as store, Publisher(store) as run:
+            for step in range(4):
+                run.publish({f"w{step}": noise(CHUNK)}, step=step)
+    finally:
+        gc.enable()
+    assert others == [0, 0, 0, 0]
+
+
+def test_blocking_keeps_every_step() -> None:
+    objects, state, states = Trouble(), model(), {}
+    with open_store(objects) as store:
+        with Publisher(store) as run, ThreadPoolExecutor(1) as pool:
+            objects.hold("snapshots/")
+            for step in range(2):  # one on its way, and one that waits
+                states[step] = copied(state)
+                run.publish(state, step=step)
+                objects.reached() if step == 0 else None
+                nudge(state["a"], 2, seed=step)
+            states[2] = copied(state)
+            third = pool.submit(run.publish, state, step=2)
+            with pytest.raises(TimeoutError):
+                third.result(0.1)
+            with pytest.raises(TimeoutError, match=r"after 0.01 s"):
+                run.wait(0.01)
+            objects.release()
+            third.result(PATIENCE)
+        assert_history(store, states)
+
+
+def test_skipping_leaves_versions_out_and_no_change() -> None:
+    objects, state, listener = Trouble(), model(), Listener()
+    with open_store(objects) as store:
+        before = copied(state)
+        with Publisher(store, policy="skip-to-latest", reporter=listener) as run:
+            run.publish(state, step=0)
+            run.wait()
+            for step in range(1, 5):  # the first is held up; the others wait in its shadow
+                if step == 1:
+                    objects.hold("snapshots/")
+                state["a"][step] += 1
+                state["a"][-1] += 1
+                state["b"].view(torch.int16)[7] ^= 1  # there, back, and there again
+                if step == 2:
+                    state["a"][2:4000] += 1
+                run.publish(state, step=step if step != 3 else None)
+                if step == 1:
+                    objects.reached()
+                    first = copied(state)
+            last = copied(state)
+            state["a"] += 1
+            objects.release()
+            version = run.wait()
+        assert version is not None
+        assert version.metadata == {"step": 4, "skipped": [2]}
+        assert [stats.skipped for stats in listener.stats] == [(), (), (2, None)]
+        changed = int((last["a"] != first["a"]).sum()) + 1
+        assert [stats.changed_elements for stats in listener.stats] == [None, 3, changed]
+        assert_history(store, {0: before, 1: first, 4: last})
+
+
+def test_encoding_waits_for_a_scan_of_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    objects, state = Trouble(), {"w": noise(2 * CHUNK)}
+    reading, scanning = threading.Event(), threading.Event()
+    read, find = mirror_module.KeptState.read, changes_module.find_change
+
+    def watched_read(self: Any, run: Any, buffers: Any) -> Any:
+        reading.set()
+        return read(self, run, buffers)
+
+    def slow_find(*args: Any) -> Any:
+        if scanning.is_set():
+            objects.release()  # the first version is finished meanwhile, and the next one waits
+            assert not reading.wait(0.1)
+        return find(*args)
+
+    with open_store(objects) as store:
+        with Publisher(store, policy="skip-to-latest") as run:
+            objects.hold("refs/")
+            run.publish(state, step=0)
+            objects.reached()
+            states = {0: copied(state)}
+            nudge(state["w"], CHUNK, seed=1)
+            run.publish(state, step=1)
+            nudge(state["w"], CHUNK, seed=2)
+            monkeypatch.setattr(mirror_module.KeptState, "read", watched_read)
+            monkeypatch.setattr(mirror_module, "find_change", slow_find)
+            scanning.set()
+            run.publish(state, step=2)
+            scanning.clear()
+            states[2] = copied(state)
+        assert_history(store, states)
+
+
+def test_many_threads_may_publish() -> None:
+    states = {step: model(chunks=1) for step in range(24)}
+    for step, state in states.items():
+        nudge(state["a"], 50, seed=step)
+    with open_store(MemoryStore()) as store:
+        with Publisher(store) as run, ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda step: run.publish(states[step], step=step), states))
+        found = [version.metadata["step"] for version in store.log()][::-1]
+        assert sorted(found) == [*states]
+        assert_history(store, {step: states[step] for step in found})
+
+
+@bases
+def test_dtypes_to_publish_in(base: Base) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masters = {
+        "layer.weight": torch.randn(300, 400, generator=generator),
+        "layer.norm.weight": torch.randn(300, generator=generator),
+        "half": torch.randn(40, generator=generator).half().t(),
+        "ids": torch.arange(5),
+        "mask": torch.tensor([True, False]),
+    }
+    masters["tied"] = masters["layer.weight"]
+    masters["layer.weight"][0, 0] = float("nan")
+    cast = {"*.norm.*": torch.float32, "layer.*": torch.bfloat16, "*": torch.float64}
+    wanted = {"layer.weight": torch.bfloat16, "tied": torch.bfloat16, "half": torch.float64}
+    listener, states = Listener(), {}
+    with open_store(MemoryStore()) as store:
+        with Publisher(store, base=base, cast=cast, reporter=listener) as run:
+            for step in range(3):
+                states[step] = {
+                    name: tensor.to(wanted.get(name, tensor.dtype))
+                    for name, tensor in masters.items()
+                }
+                states[step]["tied"] = states[step]["layer.weight"]
+                run.publish(masters, step=step)
+                masters["layer.weight"][1, step] += 1
+                masters["layer.weight"][2] *= 1 + 1e-7  # too little to be seen in bf16
+        assert_history(store, states)
+    if base != "cache":
+        assert [stats.changed_elements for stats in listener.stats] == [None, 1, 1]
+
+
+def test_files_that_go_with_every_version(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    (tmp_path / "sub" / "tokenizer.txt").write_text("t")
+    for name in ("model.safetensors", "x.bin", "model.safetensors.index.json", "sub/y.safetensors"):
+        (tmp_path / name).write_bytes(b"left out")
+    state = model()
+    with open_store(MemoryStore()) as store:
+        with Publisher(store, extra=tmp_path) as run:
+            for step in range(2):
+                run.publish(state, step=step)
+                run.wait()
+                (tmp_path / "config.json").write_text('{"a": 2}')
+                nudge(state["a"], 1, seed=step)
+        versions = list(store.log())[::-1]
+        for n, version in enumerate(versions, 1):
+            assert [file.path for file in version.files] == [
+                "config.json",
+                "model.safetensors",
+                "sub/tokenizer.txt",
+            ]
+            assert json.loads(b"".join(store.read(version, "config.json"))) == {"a": n}
+        nudge(state["a"], 1, seed=1)
+        assert_same_tensor(store.load("main")["a"], state["a"])
+
+
+def test_reports_are_right() -> None:
+    listener, state = Listener(), model(chunks=4)
+    elements = sum(tensor.numel() for tensor in state.values())
+    with open_store(MemoryStore()) as store:
+        counts = [0, 7, 20_000, 60_000, 0]  # of the last ones, nearly all of their chunks
+        with Publisher(store, reporter=listener) as run:
+            for step, count in enumerate(counts):
+                nudge(state["a"], count, seed=step)
+                run.publish(state, step=step)
+        for step, (stats, version) in enumerate(
+            zip(listener.stats, list(store.log())[::-1], strict=True)
+        ):
+            assert stats.snapshot == version.id
+            assert (stats.step, stats.skipped) == (step, ())
+            assert stats.total_bytes == version.size
+            assert stats.elements == elements
+            assert min(stats.scan_seconds, stats.encode_seconds, stats.upload_seconds) > 0
+            assert stats.changed_elements == (counts[step] if step else None)
+        stored = [stats.stored_bytes for stats in listener.stats]
+        assert stored[0] > stored[3] > stored[2] > stored[1] > stored[4] == 0
+        assert sum(stored) == pytest.approx(store.stats().pack_bytes, rel=0.01)
+
+
+def test_leaving_waits_and_keeps_the_error() -> None:
+    objects, state = Trouble(), model()
+
+    def train(step: int) -> None:
+        with Publisher(store) as run:
+            run.publish(state, step=step)
+            raise RuntimeError("of the trainer")
+
+    with open_store(objects) as store:
+        with pytest.raises(RuntimeError, match="of the trainer"):
+            train(0)
+        assert store.snapshot("main").metadata == {"step": 0}
+        objects.fail("put", "snapshots/")
+        with pytest.raises(RuntimeError, match="of the trainer") as caught:
+            train(1)
+        assert ["the network is gone" in note for note in caught.value.__notes__] == [True]
+
+
+def test_what_is_closed_stays_closed() -> None:
+    with open_store(MemoryStore()) as store:
+        run = Publisher(store)
+        run.close()
+        run.close()
+        with pytest.raises(InvalidInputError, match="is closed"):
+            run.publish(model())
+        assert store.branches() == {}
+
+
+def test_a_store_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        Publisher(tmp_path / "nothing")
+    casweights.open(tmp_path / "store", create=True).close()
+    state = model()
+    with Publisher(tmp_path / "store", "run") as run:
+        run.publish(state, step=0)
+        assert repr(run) == f"Publisher({str(tmp_path / 'store')!r}, 'run')"
+    with casweights.open(tmp_path / "store") as store:
+        assert_history(store, {0: state}, "run")
+
+
+def test_what_cannot_be_published() -> None:
+    with open_store(MemoryStore()) as store, Publisher(store) as run:
+        for wrong in ([torch.ones(2)], {"w": object()}, None):
+            with pytest.raises(InvalidInputError):
+                run.publish(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="base='disk': choose one of host, device"):
+            Publisher(store, base="disk")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="float dtype"):
+            Publisher(store, cast={"*": torch.int8})
+        run.publish({"w": torch.ones(2)}, metadata={"a": object()})
+        with pytest.raises(InvalidInputError, match=r"metadata\.a is object"):
+            run.wait()
+        run.publish({"w": torch.ones(2)}, step=1)
+
+
+def test_a_process_may_end_without_closing(tmp_path: Path) -> None:
+    code = """
+import sys, torch, casweights
+casweights.open(sys.argv[1], create=True).close()
+run = casweights.Publisher(sys.argv[1])
+state = {"w": torch.arange(100_000)}
+run.publish(state, step=0)
+run.wait()
+state["w"] += 1
+run.publish(state, step=1)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=PATIENCE)
+    with casweights.open(tmp_path) as store:
+        for version in store.log():
+            step = version.metadata["step"]
+            assert_same_state(store.load(version), {"w": torch.arange(100_000) + step})
+        assert not store.verify().problems
