@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING
 from harness import conclude, head, table
 from hub_model import MiB
 from hub_probe import LINES
-from hub_report import Report
+from hub_report import Report, describe
 from hub_rows import SHARE, Rows, find_trips
 from hub_versions import row_versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from hub_probe import Line
 
 TITLE = "casweights: stores in buckets"
 ROWS = ("push", "step", "checkout", "requests", "versions", "memory")
@@ -48,10 +46,7 @@ def main() -> int:
     lines = [LINES[name] for name in options.conditions]
     facts: dict[str, object] = {
         "model": f"{options.size} MiB of synthetic bf16; a step changes {SHARE:.0%} of it",
-        "conditions": "; ".join(
-            f"{line.name}: {line.latency * 1000:.0f} ms for each request, {_rate(line)}"
-            for line in lines
-        ),
+        "conditions": "; ".join(describe(line) for line in lines),
         "cores": os.cpu_count(),
         "repetitions": options.repeat,
         "bytes": "of bodies, as the Hub counts them: received for rows 1 and 2, sent for 3 and 4",
@@ -81,10 +76,6 @@ def main() -> int:
         "200 ms; limit: the larger one of bytes / bandwidth and trips x latency."
     )
     return 1 if conclude(TITLE, {**facts, **report.to_json()}, report.results) else 0
-
-
-def _rate(line: Line) -> str:
-    return f"{line.bandwidth / 1e6:g} MB/s" if line.bandwidth else "no limit of bandwidth"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_probe import Spent
+from hub_probe import Probe, Spent
+from workers import Worker
 
 from casweights.testing.hub import LocalHubProcess
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _JOBS = Path(__file__).with_name("hub_jobs.py")
+_MEMORY = Path("/dev/shm")
 
 
 class Clients:
@@ -44,18 +46,8 @@ class Clients:
             home: What huggingface_hub keeps, for a process that is to find it; by default nothing.
             options: Its options.
         """
-        self._count += 1
-        own = self.work / f"home-{self._count}" if home is None else home
-        environment = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("HF_", "HUGG"))
-        }
-        environment |= {
-            "HF_ENDPOINT": self._hub.url,
-            "HF_HOME": str(own),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
+        own = self._new_home() if home is None else home
+        environment = self._environment(own)
         os.sync()  # so that nobody pays for what another one wrote
         command = [sys.executable, str(_JOBS), job, json.dumps(options, default=_plain)]
         done = subprocess.run(
@@ -65,9 +57,41 @@ class Clients:
             shutil.rmtree(own, ignore_errors=True)
         return json.loads(done.stdout.splitlines()[-1])
 
+    def start(self, script: Path, role: str, **options: Any) -> Worker:
+        """Start a process that takes one command after the other, with a home of its own.
+
+        Args:
+            script: What it runs.
+            role: What it is to be.
+            options: Its options.
+        """
+        command = [sys.executable, str(script), role, json.dumps(options, default=_plain)]
+        return Worker(command, self._environment(self._new_home()))
+
+    @property
+    def probe(self) -> Probe:
+        """For who sets and asks the Hub."""
+        return Probe(self._hub.url)
+
     def spent(self, job: str, home: Path | None = None, **options: Any) -> Spent:
         """The same for a job that measures one operation."""
         return Spent.parse(self.run(job, home, **options))
+
+    def _new_home(self) -> Path:
+        self._count += 1
+        return self.work / f"home-{self._count}"
+
+    def _environment(self, home: Path) -> dict[str, str]:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGG"))
+        }
+        return environment | {
+            "HF_ENDPOINT": self._hub.url,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
 
 
 def _plain(value: object) -> object:
@@ -84,6 +108,14 @@ def fresh_hub(work: Path) -> Iterator[Clients]:
         LocalHubProcess(Path(folder) / "hub") as hub,
     ):
         yield Clients(hub, Path(folder))
+
+
+@contextmanager
+def scratch_folder(work: Path, size: int) -> Iterator[Path]:
+    """A directory for some files of so many bytes: in memory, if they fit."""
+    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 * size
+    with tempfile.TemporaryDirectory(dir=_MEMORY if roomy else work) as folder:
+        yield Path(folder)
 
 
 def note_progress(text: str) -> None:

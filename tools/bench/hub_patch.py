@@ -1,21 +1,38 @@
-"""The patch file of TRL's third weight transfer: gaps in 16 bits and new values, by tensor.
+"""The patch files of TRL's weight transfer, one safetensors file a step.
 
-Encoded with torch, as a trainer would, from the weights that the last patch was made of.
+The third one has gaps in 16 bits and new values, the first one places in 32 bits. Both are made of
+the weights that the last patch was made of: with torch, as a trainer would, or with numpy, which is
+faster on a CPU. Tensors go to as many threads as there are processors, and each operation has one
+thread, because those of torch wait for one another, which takes ages on a busy machine.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from peers import trl_v3_decode
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from casweights.parallel import default_workers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from peers import State
+    from peers import Array, Indices, State
+
+_pool = ThreadPoolExecutor(default_workers(), initializer=lambda: torch.set_num_threads(1))
+
+
+class Change(NamedTuple):
+    """What changed in a tensor: flat places, ascending, and the new values, as bit patterns."""
+
+    name: str
+    places: Indices
+    values: Array
 
 
 class Patches:
@@ -23,40 +40,91 @@ class Patches:
 
     Args:
         state: The tensors, of which later patches have the changes.
+        numpy: Whether to find them with numpy.
     """
 
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        self._state = {name: tensor.view(torch.int16) for name, tensor in state.items()}
-        self._before = {name: tensor.clone() for name, tensor in self._state.items()}
-        self._checked = {name: tensor.numpy().copy() for name, tensor in self._before.items()}
+    def __init__(self, state: Mapping[str, torch.Tensor], *, numpy: bool = False) -> None:
+        self._places = _places_numpy if numpy else _places_torch
+        self._state = {name: _bits(tensor) for name, tensor in state.items()}
+        self._before = {name: bits.copy() for name, bits in self._state.items()}
+
+    def find(self) -> list[Change]:
+        """What changed since the last time."""
+        return [change for change in _pool.map(self._find, self._state) if len(change.places)]
+
+    def _find(self, name: str) -> Change:
+        new, old = self._state[name], self._before[name]
+        places = self._places(old, new)
+        values = new[places]
+        old[places] = values
+        return Change(name, places, values)
 
     def write(self, path: Path) -> None:
-        """Write what changed since the last patch."""
-        tensors: dict[str, torch.Tensor] = {}
-        for name, new in self._state.items():
-            old = self._before[name]
-            places = torch.nonzero(new != old).flatten()
-            if not len(places):
-                continue
-            values = new[places]
-            old[places] = values
-            gaps = torch.diff(places, prepend=places.new_zeros(1)).numpy()
-            small = gaps.astype(np.uint16 if gaps.max() < 1 << 16 else np.uint32)
-            tensors[f"{name}.idx"] = torch.from_numpy(small)
-            tensors[f"{name}.val"] = values.view(torch.bfloat16)
-        save_file(tensors, path)
+        """Write what changed since the last time as the third format has it."""
+        write_v3(self.find(), path)
 
-    def check(self, path: Path, state: State) -> None:
-        """Compare what the first patch makes of the first weights with these.
 
-        Raises:
-            AssertionError: They differ.
-        """
-        base = {name: old.view(np.uint16) for name, old in self._checked.items()}
-        self._checked = {}
-        patched = trl_v3_decode_bf16(base, path)
-        if any((patched[name] != new).any() for name, new in state.items()):
-            raise AssertionError("the patch does not give the new weights")
+def _places_numpy(old: Array, new: Array) -> Indices:
+    return np.flatnonzero(new != old)
+
+
+def _places_torch(old: Array, new: Array) -> Indices:
+    places: Indices = (
+        torch.nonzero(torch.from_numpy(new) != torch.from_numpy(old)).flatten().numpy()
+    )
+    return places
+
+
+def write_v3(changes: Sequence[Change], path: Path) -> None:
+    """Write gaps in 16 bits, or in 32 for a tensor in which one does not fit, and values."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, places, values in changes:
+        gaps = np.diff(places, prepend=0)
+        small = gaps.astype(np.uint16 if gaps.max() < 1 << 16 else np.uint32)
+        tensors[f"{name}.idx"] = torch.from_numpy(small)
+        tensors[f"{name}.val"] = torch.from_numpy(values).view(torch.bfloat16)
+    save_file(tensors, path)
+
+
+def write_v1(changes: Sequence[Change], path: Path) -> None:
+    """Write places in 32 bits, and values."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, places, values in changes:
+        tensors[f"{name}.indices"] = torch.from_numpy(places.astype(np.int32))
+        tensors[f"{name}.values"] = torch.from_numpy(values).view(torch.bfloat16)
+    save_file(tensors, path)
+
+
+def apply_patch(path: Path, live: Mapping[str, torch.Tensor]) -> None:
+    """Write what a patch of either format has into tensors, which are flat."""
+    patch = load_file(path)
+
+    def apply(key: str) -> None:
+        name, _, kind = key.rpartition(".")
+        if kind == "idx":
+            places = torch.cumsum(patch[key].to(torch.int64), 0)
+            live[name].index_copy_(0, places, patch[f"{name}.val"])
+        elif kind == "indices":
+            live[name].index_copy_(0, patch[key].to(torch.int64), patch[f"{name}.values"])
+
+    for _ in _pool.map(apply, patch):
+        pass
+
+
+def _bits(tensor: torch.Tensor) -> Array:
+    bits: Array = tensor.view(torch.int16).numpy()
+    return bits
+
+
+def check_v3(path: Path, base: State, state: State) -> None:
+    """Compare what a patch makes of the weights before with those after it.
+
+    Raises:
+        AssertionError: They differ.
+    """
+    patched = trl_v3_decode_bf16(base, path)
+    if any((patched[name] != new).any() for name, new in state.items()):
+        raise AssertionError("the patch does not give the new weights")
 
 
 def trl_v3_decode_bf16(base: State, path: Path) -> State:

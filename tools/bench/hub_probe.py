@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,16 @@ class Spent:
     received: int
     requests: dict[str, int]
 
+    def __add__(self, other: Spent) -> Spent:
+        requests = Counter(self.requests) + Counter(other.requests)
+        return Spent(
+            seconds=self.seconds + other.seconds,
+            processor=self.processor + other.processor,
+            sent=self.sent + other.sent,
+            received=self.received + other.received,
+            requests=dict(requests),
+        )
+
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Spent:
         """Read what `to_json` gave."""
@@ -104,12 +115,17 @@ class Probe:
     def measure(self, function: Callable[[], object], line: Line = UNSHAPED) -> Spent:
         """Carry out one operation over such a line, and leave an unshaped one."""
         self.set(line)
+        spent = self.count(function)
+        self.set(UNSHAPED)
+        return spent
+
+    def count(self, function: Callable[[], object]) -> Spent:
+        """Carry out one operation over the line as it is."""
         before = self.counts()
         start, processor = time.perf_counter(), time.process_time()
         function()
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
         after = self.counts()
-        self.set(UNSHAPED)
         requests = {
             route: n - before.requests[route]
             for route, n in after.requests.items()

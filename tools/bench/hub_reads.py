@@ -1,4 +1,4 @@
-"""Which calls a reader makes, and which of them wait for one another."""
+"""Which calls a reader or a writer makes, and which of them wait for one another."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.stores.base import ObjectInfo, ObjectStore
+    from casweights.stores.base import Buffer, Content, ObjectInfo, ObjectStore, Parts
 
 
 class Call(NamedTuple):
@@ -23,7 +23,7 @@ class Call(NamedTuple):
 
 
 class RecordingStore(WrapperStore):
-    """Notes every call that reads, with its times.
+    """Notes every call that moves something, with its times.
 
     Attributes:
         calls: The calls so far.
@@ -49,6 +49,16 @@ class RecordingStore(WrapperStore):
             if not found or call.start >= found[-1].end:
                 found.append(call)
         return found
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        with self._noted("write", name):
+            return self.inner.put(name, parts)
+
+    def put_all(
+        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+    ) -> list[bool]:
+        with self._noted("write", " and ".join(name.split("/")[0] for name, _ in objects) + "/"):
+            return self.inner.put_all(objects, soon)
 
     def read(self, name: str, limit: int) -> bytes:
         with self._noted("read", name):

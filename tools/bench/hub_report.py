@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from harness import Result
@@ -29,8 +30,8 @@ class Limit:
         requests: Number of requests.
         trips: Round trips that wait for one another, of a model that is next to nothing.
         processor: Processor time of the client.
-        limit: The larger one of the bytes' time and the round trips'.
-        limited_by: Which of them, or the client's processors if they were busy for most of it.
+        limit: The largest one of the bytes' time, the round trips' and the memory's.
+        limited_by: Which of them, and the client's processors if they were busy for most of it.
     """
 
     what: str
@@ -95,7 +96,7 @@ class Report:
         for side, kind, values in zip(
             ("ours", "reference"), kinds, zip(*pairs, strict=True), strict=True
         ):
-            self._limit(f"{name}: {side}", values, line, self.trips.get(kind, 0.0))
+            self.limit(f"{name}: {side}", values, line, self.trips.get(kind, 0.0))
 
     def add(self, result: Result) -> None:
         """Add another row."""
@@ -115,12 +116,12 @@ class Report:
             rows.append(
                 (
                     x.what,
-                    f"{x.seconds:.2f} s",
+                    f"{x.seconds:.3f} s",
                     f"{x.moved / MB:.2f} MB",
                     f"{x.requests:.0f}",
                     f"{x.trips:.1f}",
                     f"{x.processor:.2f} s",
-                    f"{x.limit:.2f} s",
+                    f"{x.limit:.3f} s",
                     x.limited_by,
                     distance,
                 )
@@ -155,14 +156,32 @@ class Report:
             )
         )
 
-    def _limit(self, what: str, values: Sequence[Spent], line: Line, trips: float) -> None:
+    def limit(
+        self,
+        what: str,
+        values: Sequence[Spent],
+        line: Line,
+        trips: float,
+        memory: float = 0.0,
+    ) -> None:
+        """A row on what an operation could not beat.
+
+        Args:
+            what: The operation.
+            values: What it cost.
+            line: The network.
+            trips: Round trips that wait for one another.
+            memory: Seconds that the memory takes to move what must be moved.
+        """
         seconds = statistics.median(spent.seconds for spent in values)
         moved = statistics.median(spent.moved for spent in values)
         processor = statistics.median(spent.processor for spent in values)
-        wire = moved / line.bandwidth if line.bandwidth else 0.0
-        waiting = trips * line.latency
-        limit = max(wire, waiting)
-        by = "bytes" if wire >= waiting else "round trips"
+        limits = {
+            "bytes": moved / line.bandwidth if line.bandwidth else 0.0,
+            "round trips": trips * line.latency,
+            "memory": memory,
+        }
+        by, limit = max(limits.items(), key=itemgetter(1))
         if not limit:
             by = "-"
         if processor > 0.5 * seconds * self.cores or (not limit and processor > 0.5 * seconds):
@@ -179,3 +198,9 @@ class Report:
                 limited_by=by,
             )
         )
+
+
+def describe(line: Line) -> str:
+    """A network as text."""
+    rate = f"{line.bandwidth / 1e6:g} MB/s" if line.bandwidth else "no limit of bandwidth"
+    return f"{line.name}: {line.latency * 1000:.0f} ms for each request, {rate}"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import filecmp
 import shutil
-import tempfile
 from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import Result, measured
-from hub_clients import fresh_hub, note_progress
+from hub_clients import fresh_hub, note_progress, scratch_folder
 from hub_model import MiB, Model, write_large
 from hub_probe import UNSHAPED, Line, Spent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from hub_clients import Clients
     from hub_report import Pairs, Report
@@ -27,7 +26,6 @@ SHARE = 0.01
 MEMORY_LIMIT = 512 * MiB
 _TINY = 2 * MiB
 _FAR = 0.2  # seconds of a round trip that outweighs everything else
-_MEMORY = Path("/dev/shm")
 
 _seeds = count(1)  # no two models have anything in common, lest storage know it already
 
@@ -66,7 +64,7 @@ class Rows:
 
     def steps(self) -> list[dict[str, Any]]:
         """Steps of a trainer, as the job `train` describes them."""
-        with _scratch(self.work, self.size) as scratch, fresh_hub(self.work) as clients:
+        with scratch_folder(self.work, self.size) as scratch, fresh_hub(self.work) as clients:
             found: list[dict[str, Any]] = clients.run(
                 "train",
                 url=URL,
@@ -354,11 +352,3 @@ def _pairs(steps: Sequence[dict[str, Any]], ours: str, reference: str) -> Pairs:
 def _spread(values: Sequence[Spent]) -> str:
     """Requests by route, of each distinct set."""
     return " or ".join(dict.fromkeys(f"{spent.total} ({spent.routes})" for spent in values))
-
-
-@contextmanager
-def _scratch(work: Path, size: int) -> Iterator[Path]:
-    """A directory for the files of the references: in memory, if they fit."""
-    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 * size
-    with tempfile.TemporaryDirectory(dir=_MEMORY if roomy else work) as folder:
-        yield Path(folder)
