@@ -1,6 +1,7 @@
 """Real versions of a real model go into stores and come back identical, byte by byte.
 
-First into a store in a directory, then into one in a bucket of a local Hugging Face Hub. Everything
+First into a store in a directory, then into one in a bucket of a local Hugging Face Hub. At last a
+trainer publishes every step of another model to such a bucket, and replicas follow it. Everything
 happens in a temporary directory, without network, and is checked on the way: the exit status is 1
 if anything is not what it must be.
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import demo_hub
 import demo_local
+import demo_sync
 from demo_common import RECIPES, MismatchError
 
 import casweights
@@ -44,6 +46,7 @@ def main() -> int:
         with work_directory(keep) as work:
             demo_local.run(work)
             demo_hub.run(work)
+            demo_sync.run(work)
     except (MismatchError, casweights.CasweightsError) as error:
         print(f"\nFAILED: {error}", file=sys.stderr)
         return 1
@@ -52,7 +55,7 @@ def main() -> int:
         return 128 + signal.SIGINT
     print(
         f"\nEverything matches: all {len(RECIPES)} versions were compared, from the directory and "
-        f"from the bucket; {time.perf_counter() - start:.0f} s."
+        f"from the bucket, and live weights of replicas; {time.perf_counter() - start:.0f} s."
     )
     if keep:
         programs, store = Path(sys.executable).parent, demo_local.STORE
