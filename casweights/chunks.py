@@ -190,9 +190,7 @@ class ChunkReader:
             payload = read_payload(self.store, location)
             read = time.perf_counter()
             decode_frame(location, payload, out)
-        self.spent.add(
-            read=read - begin, decode=time.perf_counter() - read, nbytes=frame.size
-        )
+        self.spent.add(read=read - begin, decode=time.perf_counter() - read, nbytes=frame.size)
 
 
 def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:

@@ -170,7 +170,9 @@ def encode_version(
     return EncodedVersion(snapshot=snapshot, manifest=manifest, last=last, stats=stats)
 
 
-def write_version(db: Database, version: EncodedVersion, branch: str, head: Head | None) -> Head:
+def write_version(
+    db: Database, version: EncodedVersion, branch: str, head: Head | None, *, new: bool = False
+) -> Head:
     """Make a version durable, and move a branch to it.
 
     Args:
@@ -178,6 +180,7 @@ def write_version(db: Database, version: EncodedVersion, branch: str, head: Head
         version: The version.
         branch: The branch.
         head: Where the branch was seen last; None for a new one.
+        new: Whether nothing of it can be in the store yet, because it was not tried before.
 
     Returns:
         Where it is now.
@@ -189,7 +192,7 @@ def write_version(db: Database, version: EncodedVersion, branch: str, head: Head
     snapshot, last = version.snapshot, version.last
     move = encode_move(snapshot.id)
     soon = [[move]] if db.config.refs is None else []
-    db.snapshots.save(snapshot, version.manifest, last, soon)
+    db.snapshots.save(snapshot, version.manifest, last, soon, new=new)
     if last is not None:
         db.index.add(last.name, last.size, last.locations)
     moved = db.refs.advance(branch, head, snapshot.id, move)

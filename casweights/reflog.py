@@ -161,7 +161,9 @@ class RefLog:
             False if it was not there any more, or another writer was first.
         """
         name = names.move_name(self._kind, ref, after + 1, None if self._exclusive else snapshot)
-        created = self._store.put(name, [move or encode_move(snapshot)])
+        # A move of a version that was made just now cannot be there, its name has the version.
+        new = move is not None and not self._exclusive
+        [created] = self._store.put_all([(name, [move or encode_move(snapshot)])], new=new)
         if self._exclusive and not created:
             return False
         moves = self._list_with(ref, name, after)

@@ -110,6 +110,8 @@ class SnapshotStore:
         encoded: bytes,
         last: SealedPack | None = None,
         soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> None:
         """Write a snapshot; all its chunks must be in the index, or in its last pack.
 
@@ -118,10 +120,11 @@ class SnapshotStore:
             encoded: Its manifest, as `Snapshot.of` gave it.
             last: A pack that is not written yet: both go into the store in one go.
             soon: What will be put right afterwards, see `ObjectStore.put_all`.
+            new: Whether the pack is new for sure, too.
         """
         table = self.pack_table(snapshot, last)
         packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
-        self._store.put_all([*packs, self._object(snapshot, encoded, table)], soon)
+        self._store.put_all([*packs, self._object(snapshot, encoded, table)], soon, new=new)
         self._hinted.add(snapshot.id)  # the index knows its chunks, lest they be written again
         self._keep(snapshot)
 

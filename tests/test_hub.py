@@ -148,7 +148,7 @@ def test_a_step_of_a_run_is_one_upload_and_two_batches(hub: LocalHub, prefix: st
         repo.commit(third)
         assert requests(hub) == {
             "tree": 2,  # where the branch is, and whether it went there
-            "paths_info": 2,
+            "paths_info": 1,
             "xorb_grant": 1,  # for pack, snapshot and the branch's move together
             "xorb_upload": 1,
             "shard_upload": 1,

@@ -121,10 +121,10 @@ def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:
     import numpy as np
 
     new, old = (np.frombuffer(data, f"<u{width}") for data in (raw, base))
-    step = max(_BLOCK, len(new) // _BLOCKS)
-    starts = range(0, len(new), step)
-    changed = sum(int(np.count_nonzero(new[n : n + _BLOCK] != old[n : n + _BLOCK])) for n in starts)
-    return changed / max(1, sum(min(_BLOCK, len(new) - n) for n in starts))
+    if len(new) > _BLOCKS * _BLOCK:
+        step = len(new) // _BLOCKS
+        new, old = (a[: _BLOCKS * step].reshape(_BLOCKS, step)[:, :_BLOCK] for a in (new, old))
+    return np.count_nonzero(new != old) / max(1, new.size)
 
 
 def decode(encoding: int, payload: Buffer, out: memoryview) -> None:

@@ -90,7 +90,11 @@ class ObjectStore(ABC):
         """
 
     def put_all(
-        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+        self,
+        objects: Sequence[tuple[str, Content]],
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> list[bool]:
         """`put` several objects, in as few calls as the store allows.
 
@@ -100,6 +104,8 @@ class ObjectStore(ABC):
             objects: Names and parts. Instead of the parts there may be a function that returns
                 them; it is called once the `place` of every object ahead is known.
             soon: Bytes of objects that will be put right afterwards, which may be sent along.
+            new: Whether no such object can be there, or the very same at most, so that a store
+                need not ask.
 
         Returns:
             For each whether it was created now.

@@ -84,7 +84,11 @@ class CachedStore(WrapperStore):
         return created
 
     def put_all(
-        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+        self,
+        objects: Sequence[tuple[str, Content]],
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> list[bool]:
         """See `ObjectStore.put_all`."""
         written: dict[str, Parts] = {}
@@ -97,7 +101,7 @@ class CachedStore(WrapperStore):
             return (lambda: note(name, content())) if callable(content) else note(name, content)
 
         all_created = self.inner.put_all(
-            [(name, noted(name, made)) for name, made in objects], soon
+            [(name, noted(name, made)) for name, made in objects], soon, new=new
         )
         for (name, _), created in zip(objects, all_created, strict=True):
             if created and name in written:

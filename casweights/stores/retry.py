@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from casweights.errors import ErrorCode, StoreError
@@ -65,10 +66,17 @@ class RetryStore(WrapperStore):
         return self._retry(lambda: self.inner.put(name, parts))
 
     def put_all(
-        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+        self,
+        objects: Sequence[tuple[str, Content]],
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> list[bool]:
         """See `ObjectStore.put_all`."""
-        return self._retry(lambda: self.inner.put_all(objects, soon))
+        attempts = count()
+        return self._retry(
+            lambda: self.inner.put_all(objects, soon, new=new and next(attempts) == 0)
+        )
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
         """See `ObjectStore.copy_from`."""

@@ -40,10 +40,14 @@ class WrapperStore(ObjectStore):
         return self.inner.put(name, parts)
 
     def put_all(
-        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+        self,
+        objects: Sequence[tuple[str, Content]],
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> list[bool]:
         """See `ObjectStore.put_all`."""
-        return self.inner.put_all(objects, soon)
+        return self.inner.put_all(objects, soon, new=new)
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
         """See `ObjectStore.copy_from`."""

@@ -141,6 +141,11 @@ class Mirror:
         take_back(memoryview(before), changes)
         return before
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was found until now is durable, so that what comes is tried first."""
+        return self.version is not None and self._claimed is None and self._put_off is None
+
     def put_off(self, scan: Scan) -> None:
         """Take note of what was found and is not to be published before the next scan is."""
         self._put_off = self.merge(self._put_off, scan)

@@ -344,8 +344,10 @@ class Publisher:
     def _publish(self, step: Step) -> None:
         begin = time.monotonic()
         encoded, scan, seconds = step.encoded, step.scan, step.encode_seconds
+        new = False
         if step.mirror is not None and scan is not None:
             try:
+                new = step.mirror.is_settled
                 scan = self._claim(step.mirror, scan)
                 encoded = self._encode(KeptState(step.mirror, scan), step)
             finally:
@@ -355,7 +357,7 @@ class Publisher:
             seconds = time.monotonic() - begin
         if encoded is not None:
             begin = time.monotonic()
-            self._write(encoded, step.mirror)
+            self._write(encoded, step.mirror, new=new)
             self._report(step, encoded, scan, seconds, time.monotonic() - begin)
 
     def _claim(self, mirror: Mirror, scan: Scan) -> Scan:
@@ -399,9 +401,9 @@ class Publisher:
             return written
         return self._db.snapshots.load(head.snapshot, to_read=True)
 
-    def _write(self, encoded: EncodedVersion, mirror: Mirror | None) -> None:
+    def _write(self, encoded: EncodedVersion, mirror: Mirror | None, *, new: bool) -> None:
         self._doubtful = encoded.snapshot
-        head = write_version(self._db, encoded, self._branch, self._head)
+        head = write_version(self._db, encoded, self._branch, self._head, new=new)
         self._landed(head, encoded.snapshot, mirror)
 
     def _settle(self) -> None:

@@ -222,11 +222,15 @@ class BatchStore(WrapperStore):
         self.batches: list[str] = []
 
     def put_all(
-        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+        self,
+        objects: Sequence[tuple[str, Content]],
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> list[bool]:
         self.batches.append("put_all")
         assert not any(callable(content) for _, content in objects), "would be a batch for each"
-        return self.inner.put_all(objects, soon)
+        return self.inner.put_all(objects, soon, new=new)
 
     def delete_all(self, names: Sequence[str]) -> None:
         self.batches.append("delete_all")

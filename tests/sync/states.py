@@ -145,6 +145,18 @@ def assert_history(
     assert not store.verify().problems
 
 
+def model(chunks: int = 3) -> State:
+    """Tensors of some chunks each, and small ones of other kinds."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "a": noise(chunks * CHUNK // 2, seed=1),
+        "b": torch.randn(chunks * CHUNK // 2, generator=generator).bfloat16(),
+        "scale": torch.tensor(-0.0),
+        "steps": torch.tensor([1, 2, 3]),
+        "none": torch.empty(0, 4),
+    }
+
+
 def nudge(tensor: torch.Tensor, count: int, seed: int) -> None:
     """Change as many elements of a plain tensor in place, each for sure."""
     bits = tensor.detach().view(torch.uint8).numpy().reshape(tensor.numel(), -1)

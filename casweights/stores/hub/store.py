@@ -103,14 +103,18 @@ class HubStore(ObjectStore):
         return self.put_all([(name, parts)])[0]
 
     def put_all(
-        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+        self,
+        objects: Sequence[tuple[str, Content]],
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> list[bool]:
         """See `ObjectStore.put_all`. One request asks what is there, one names what was sent."""
         wanted: dict[str, _Object] = {}
         for name, content in objects:
             self._path(name)  # checks it
             wanted.setdefault(name, _Object(name, content))
-        there = self._look_up(list(wanted))
+        there = {} if new else self._look_up(list(wanted))
         # One may be there since an earlier attempt, whose answer was lost.
         ours = {
             item.name: True
@@ -118,13 +122,13 @@ class HubStore(ObjectStore):
             if item.name not in there
             or (self._sent and there[item.name] == self._sent.get(item.digest))
         }
-        new = [item for item in wanted.values() if item.name not in there]
+        unsent = [item for item in wanted.values() if item.name not in there]
         try:
-            places = self._send([*new, *(_Object("", parts) for parts in soon)])
+            places = self._send([*unsent, *(_Object("", parts) for parts in soon)])
             lines = {name: add_line(self._path(name), place) for name, place in places.items()}
             self._carry_out(lines, list(ours))
         except BaseException:
-            for item in new:
+            for item in unsent:
                 self.forget(item.name)  # it is not there, as far as we know
             raise
         for name in ours:
