@@ -73,19 +73,26 @@ def device_exchange(live: torch.Tensor, start: int, stop: int, change: Change) -
         change: The change; afterwards it undoes itself.
     """
     values = torch.frombuffer(change.values, dtype=live.dtype).to(live.device)
+    # What was there is kept on the host before any of it is overwritten: whatever fails until
+    # then has changed nothing.
     if change.positions is None and live.dim() == 1:
-        before = live[start:stop].clone()
+        before = _host_bytes(live[start:stop])
         live[start:stop].copy_(values)
     else:
         index = _index(change, start, stop).to(live.device)
         if live.dim() == 1:
-            before = live[index]
+            before = _host_bytes(live[index])
             live.index_copy_(0, index, values)
         else:
             places = torch.unravel_index(index, live.shape)
-            before = live[places]
+            before = _host_bytes(live[places])
             live.index_put_(places, values)
-    change.values = bytearray(before.cpu().numpy().view(np.uint8).data)
+    change.values = before
+
+
+def _host_bytes(elements: torch.Tensor) -> bytearray:
+    """A copy of flat elements."""
+    return bytearray(elements.cpu().contiguous().numpy().view(np.uint8).data)
 
 
 def _index(change: Change, start: int, stop: int) -> torch.Tensor:

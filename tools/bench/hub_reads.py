@@ -55,10 +55,14 @@ class RecordingStore(WrapperStore):
             return self.inner.put(name, parts)
 
     def put_all(
-        self, objects: Sequence[tuple[str, Content]], soon: Sequence[Parts] = ()
+        self,
+        objects: Sequence[tuple[str, Content]],
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
     ) -> list[bool]:
         with self._noted("write", " and ".join(name.split("/")[0] for name, _ in objects) + "/"):
-            return self.inner.put_all(objects, soon)
+            return self.inner.put_all(objects, soon, new=new)
 
     def read(self, name: str, limit: int) -> bytes:
         with self._noted("read", name):
