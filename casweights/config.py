@@ -62,14 +62,17 @@ class RemoteOptions:
         patience: Seconds for which a call that fails is tried again.
         stall: Seconds after which a transfer that moves nothing is given up.
         disk_cache: Bytes of this machine's cache, which all processes and stores share; 0 for none.
+        read_ahead: Bytes of memory for what is fetched before it is asked for.
     """
 
     patience: float = 60.0
     stall: float = 20.0
     disk_cache: int = 16 << 30
+    read_ahead: int = 128 * MiB
 
     def __post_init__(self) -> None:
-        if self.patience < 0 or self.stall <= 0 or self.disk_cache < 0:
+        if min(self.patience, self.disk_cache, self.read_ahead) < 0 or self.stall <= 0:
             raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, "patience and disk_cache are at least 0, stall is more"
+                ErrorCode.BAD_ARGUMENT,
+                "patience, disk_cache and read_ahead are at least 0, stall is more",
             )

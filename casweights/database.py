@@ -62,7 +62,13 @@ class Database:
     """
 
     def __init__(
-        self, store: ObjectStore, *, workers: int, cache_size: int, reporter: Reporter
+        self,
+        store: ObjectStore,
+        *,
+        workers: int,
+        cache_size: int,
+        read_ahead: int,
+        reporter: Reporter,
     ) -> None:
         try:
             store_file = store.read(names.CONFIG, MAX_STORE_FILE)
@@ -74,7 +80,9 @@ class Database:
                 f"there is no casweights store at {store.url}: make one with `casweights init` or "
                 "`casweights.open(url, create=True)`",
             ) from None
-        self.store = store = ReadaheadStore(store) if store.capabilities.remote else store
+        if store.capabilities.remote:
+            store = ReadaheadStore(store, read_ahead)
+        self.store = store
         self.config, self.store_id = decode_store_file(store_file)
         self.hasher = chunk_hasher(self.config.digest)
         self.workers = Workers(workers)

@@ -58,7 +58,7 @@ def open_repository(
         workers: Threads for hashing and encoding; by default one for each processor.
         cache_size: Bytes of chunks to keep in memory. If a model fits, who commits or loads one
             version of it after the other rebuilds nothing to find the differences.
-        remote: Patience with a network, and the size of this machine's disk cache.
+        remote: Patience with a network, and the sizes of this machine's caches for it.
         reporter: Receives progress and results.
 
     Raises:
@@ -78,6 +78,7 @@ def open_repository(
         objects,
         workers=workers or default_workers(),
         cache_size=cache_size,
+        read_ahead=(remote or RemoteOptions()).read_ahead,
         reporter=reporter or Reporter(),
     )
     return Repository(database)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import Announce, ObjectStore, Range
 
-_WINDOW = 128 * MiB  # fetched and not yet used
 _CELL = 8 * MiB  # no piece crosses a multiple of this, so that they are the same every time
 _MIN_CELL = MiB // 2
 _GAP = MiB // 4  # fetched along, rather than to ask twice
@@ -54,10 +53,10 @@ class ReadaheadStore(WrapperStore):
 
     Args:
         inner: The store that does the work.
-        window: Bytes to hold.
+        window: Bytes to hold, of what is fetched and not yet used.
     """
 
-    def __init__(self, inner: ObjectStore, window: int = _WINDOW) -> None:
+    def __init__(self, inner: ObjectStore, window: int) -> None:
         super().__init__(inner)
         self._window = window
         self._lock = threading.Lock()

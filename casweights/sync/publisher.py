@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
     from casweights.refs import Head
     from casweights.sources import SourceFile
+    from casweights.stores.base import ObjectStore
     from casweights.sync.mirror import Scan
 
 Base = Literal["host", "device", "cache"]
@@ -86,7 +87,7 @@ class Publisher:
 
     def __init__(
         self,
-        store: Repository | str | os.PathLike[str],
+        store: Repository | ObjectStore | str | os.PathLike[str],
         branch: str = DEFAULT_BRANCH,
         *,
         base: Base = "host",

@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from casweights.config import DEFAULT_BRANCH, MiB
+from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
 from casweights.events import PollStats, SyncStats
 from casweights.ids import SnapshotId
@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from casweights.events import Reporter
     from casweights.refs import Head
     from casweights.repository import Ref
+    from casweights.stores.base import ObjectStore
     from casweights.sync.fetch import Prepared
     from casweights.sync.patches import Patch
     from casweights.sync.target import KeyMap
 
 Verify = Literal["full", "patch"]
 
-_MEMORY = 128 * MiB
-_BACK_OFF = 1.5
+_MEMORY = 64 * MiB
+_READ_AHEAD = 32 * MiB  # replicas have little memory to spare, and read little at a time
+_PATIENCE = 0.1  # of the time for which a branch has rested, until the next look at it
 
 
 class Subscriber:
@@ -71,7 +73,7 @@ class Subscriber:
 
     def __init__(
         self,
-        store: Repository | str | os.PathLike[str],
+        store: Repository | ObjectStore | str | os.PathLike[str],
         branch: str = DEFAULT_BRANCH,
         *,
         verify: Verify = "full",
@@ -84,7 +86,9 @@ class Subscriber:
         if memory < 0:
             raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"memory={memory}: it takes bytes")
         self._owns_store = not isinstance(store, Repository)
-        self._store = store if isinstance(store, Repository) else open_repository(store)
+        if not isinstance(store, Repository):
+            store = open_repository(store, remote=RemoteOptions(read_ahead=_READ_AHEAD))
+        self._store = store
         self._db = db = self._store.database
         self._branch = branch
         self._reporter = reporter or db.reporter
@@ -96,6 +100,7 @@ class Subscriber:
         self._prepared: Prepared | None = None
         self._version: SnapshotId | None = None
         self._position: int | None = None
+        self._seen: Head | None = None
         self._torn = False
 
     def __repr__(self) -> str:
@@ -115,6 +120,7 @@ class Subscriber:
         begin = time.monotonic()
         head = self._db.refs.head(self._branch)
         seconds = time.monotonic() - begin
+        self._seen = head
         self._reporter.polled(PollStats(snapshot=head.snapshot if head else None, seconds=seconds))
         return head
 
@@ -165,8 +171,11 @@ class Subscriber:
                 )
             return head.snapshot, head.position
         if isinstance(to, str) and re.fullmatch("[0-9a-fA-F]{64}", to):
-            return SnapshotId.from_hex(to), None  # and whether there is one, loading will tell
-        return self._store.resolve(to), None
+            version = SnapshotId.from_hex(to)  # whether there is one, loading will tell
+        else:
+            version = self._store.resolve(to)
+        seen = self._seen
+        return version, seen.position if seen and seen.snapshot == version else None
 
     def sync(
         self,
@@ -176,6 +185,8 @@ class Subscriber:
         base: Ref | None = None,
     ) -> SyncStats:
         """Bring the target to a version, in place.
+
+        It waits for a `prefetch` that another thread has begun, and uses what that found.
 
         Args:
             target: A module or a state dict; by default that of the last call.
@@ -276,26 +287,26 @@ class Subscriber:
     ) -> None:
         """Call a function with the head of the branch now, and whenever it has moved.
 
-        Versions in between are not reported one by one. The branch is looked at again after
-        `interval` seconds, and less often while it does not move.
+        Versions in between are not reported one by one. The branch is looked at about ten times
+        between two moves, so that what comes regularly is seen soon and a branch that rests costs
+        little.
 
         Args:
             callback: What to call.
             stop: Ends it, when set.
-            interval: Seconds between two looks, at first.
+            interval: Seconds between two looks, at least.
             most: Seconds between two looks, at most.
         """
         stop = stop or threading.Event()
         seen: SnapshotId | None = None
-        pause = interval
+        since = time.monotonic()
         while not stop.is_set():
             head = self.head()
             if head is not None and head != seen:
-                seen, pause = head, interval
+                seen, since = head, time.monotonic()
                 callback(head)
-            else:
-                pause = min(_BACK_OFF * pause, most)
-            stop.wait(pause)
+            rested = time.monotonic() - since
+            stop.wait(max(interval, min(_PATIENCE * rested, most)))
 
     def _apply(self, prepared: Prepared) -> SyncStats:
         """Write what was prepared; all of it, or nothing, where it fits into memory."""

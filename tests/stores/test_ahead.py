@@ -33,7 +33,7 @@ def noise(size: int, seed: int = 0) -> bytes:
 class TestReadaheadStore(StoreTests):
     @pytest.fixture
     def store(self) -> ReadaheadStore:
-        return ReadaheadStore(MemoryStore())
+        return ReadaheadStore(MemoryStore(), window=128 * MiB)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def frames(name: str, size: int, step: int) -> list[Sequence[Range]]:
 
 
 def test_neighbours_are_fetched_together(counting: CountingStore) -> None:
-    store = ReadaheadStore(counting)
+    store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce(frames("a", 20 * MiB, 100 * KiB))
         for [(name, start, stop)] in frames("a", 20 * MiB, 100 * KiB):
@@ -59,7 +59,7 @@ def test_neighbours_are_fetched_together(counting: CountingStore) -> None:
 
 
 def test_what_lies_far_apart_is_fetched_apart(counting: CountingStore) -> None:
-    store = ReadaheadStore(counting)
+    store = ReadaheadStore(counting, window=128 * MiB)
     ranges = [("a", 0, 1000), ("a", 2000, 3000), ("a", 2 * MiB, 2 * MiB + 5)]
     with store.ahead() as announce:
         announce([ranges])
@@ -69,7 +69,7 @@ def test_what_lies_far_apart_is_fetched_apart(counting: CountingStore) -> None:
 
 
 def test_what_was_not_announced_is_read_as_ever(counting: CountingStore) -> None:
-    store = ReadaheadStore(counting)
+    store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 1000)]])
         assert store.get("a", 500, 1000) == noise(20 * MiB, 1)[500:1500]
@@ -79,7 +79,7 @@ def test_what_was_not_announced_is_read_as_ever(counting: CountingStore) -> None
 
 
 def test_a_range_may_be_needed_more_than_once(counting: CountingStore) -> None:
-    store = ReadaheadStore(counting)
+    store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 1000)], [("b", 0, 1000)], [("a", 0, 1000)]])
         for name in ("a", "b", "a"):
@@ -90,7 +90,7 @@ def test_a_range_may_be_needed_more_than_once(counting: CountingStore) -> None:
 
 
 def test_at_the_end_everything_is_dropped(counting: CountingStore) -> None:
-    store = ReadaheadStore(counting)
+    store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 1000)]])
         store.get("a", 0, 500)
@@ -150,7 +150,7 @@ def test_pieces_that_are_read_in_turns_are_small(counting: CountingStore) -> Non
 
 
 def test_errors_are_those_of_the_reader(counting: CountingStore) -> None:
-    store = ReadaheadStore(counting)
+    store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("nothing", 0, 10)], [("b", MiB - 5, MiB + 5)], [("b", 0, 10)]])
         with pytest.raises(NotFoundError):
@@ -175,14 +175,14 @@ class Flaky(WrapperStore):
 
 
 def test_what_could_not_be_fetched_is_read_by_who_needs_it(counting: CountingStore) -> None:
-    store = ReadaheadStore(Flaky(counting))
+    store = ReadaheadStore(Flaky(counting), window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 10)]])
         assert store.get("a", 0, 10) == noise(20 * MiB, 1)[:10]
 
 
 def test_forget_drops_what_was_fetched(counting: CountingStore) -> None:
-    store = ReadaheadStore(counting)
+    store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("b", 0, 10), ("b", 10, 20)]])
         store.get("b", 0, 10)

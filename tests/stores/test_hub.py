@@ -67,7 +67,7 @@ class TestAsOpened(StoreTests):
         def open_store() -> ObjectStore:
             bucket = again()
             cached = CachedStore(RetryStore(bucket), tmp_path / "cache", 1 << 24, bucket.url)
-            return ReadaheadStore(cached)
+            return ReadaheadStore(cached, window=128 << 20)
 
         return open_store
 

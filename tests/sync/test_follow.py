@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,7 +68,21 @@ def test_following_sees_heads_and_not_every_version(repo: Repository) -> None:
     assert [poll.snapshot for poll in recorder.polls] == [versions[n] for n in looks]
 
 
-def test_looks_become_rare_while_nothing_moves(repo: Repository) -> None:
+def test_the_lag_is_known_of_heads_that_are_asked_for_by_id(repo: Repository) -> None:
+    states = [{"w": weights(1, seed)} for seed in range(4)]
+    commit_all(repo, states[:1])
+    live = {"w": torch.zeros_like(states[0]["w"])}
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live)
+        commit_all(repo, states[1:3])
+        assert subscriber.sync(to=subscriber.head()).lag == 2
+        commit_all(repo, states[3:])
+        assert subscriber.sync().lag == 1
+
+
+def test_looks_become_rare_while_nothing_moves(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     version = commit_all(repo, [{"w": weights(1)}])[0]
     seen: list[SnapshotId] = []
     moved = []
@@ -76,9 +91,11 @@ def test_looks_become_rare_while_nothing_moves(repo: Repository) -> None:
         moved.extend(commit_all(repo, [{"w": weights(1, 3)}]))
 
     stop = Pauses(*[None] * 5, move)
+    clock = SimpleNamespace(monotonic=lambda: 12.0 * len(stop.pauses))
+    monkeypatch.setattr("casweights.sync.subscriber.time", clock)
     with Subscriber(repo) as subscriber:
         subscriber.follow(seen.append, stop=stop, interval=1.0, most=4.0)
-        assert stop.pauses == [1.0, 1.5, 2.25, 3.375, 4.0, 4.0, 1.0]
+        assert stop.pauses == pytest.approx([1.0, 1.2, 2.4, 3.6, 4.0, 4.0, 1.0])
         assert seen == [version, *moved]
         subscriber.follow(seen.append, stop=stop)  # which is set
         assert len(seen) == 2

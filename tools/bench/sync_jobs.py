@@ -223,7 +223,7 @@ class Replica:
         self._store = RecordingStore(open_object_store(self._url))
 
         def run() -> None:
-            self._subscriber = Subscriber(casweights.open(self._store))
+            self._subscriber = Subscriber(self._store)
             self._stats = self._subscriber.sync(self._live)
 
         return {"spent": self._probe.count(run).to_json(), "stats": _numbers(self._stats)}
