@@ -173,6 +173,12 @@ class ChunkIndex:
         self._table.exclude(location)
         self.damaged[names.pack_name(location.pack)] = why
 
+    def reconsider(self) -> None:
+        """Look at everything anew: by the next time, what was found damaged may be repaired."""
+        with self._lock:
+            if self.damaged:
+                self._forget()
+
     def add(self, pack_name: str, size: int, locations: Iterable[Location]) -> None:
         """Take note of all frames of a pack, of `size` bytes, which need not be read any more."""
         with self._lock:

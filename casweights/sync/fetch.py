@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from casweights.buffers import Pool
 from casweights.chunks import ChunkReader
+from casweights.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -112,9 +113,13 @@ class Fetcher:
             reader.spent.add(decode=time.perf_counter() - begin)
             return one, change
 
-        with near.ahead() as announce:
-            announce([one.id for one in wanted])
-            yield from self._db.workers.map(fetch, taken)
+        try:
+            with near.ahead() as announce:
+                announce([one.id for one in wanted])
+                yield from self._db.workers.map(fetch, taken)
+        except IntegrityError:
+            self._db.index.reconsider()
+            raise
 
 
 class _LiveChunks:

@@ -1,0 +1,450 @@
+"""A trainer and replicas of it, which are killed while they work; run by the tests as a process.
+
+Usage: sync_driver.py WHAT FOLDER STORE SEED NUMBER
+
+STORE is a directory, or the URL of a Hub and behind a # the prefix in its bucket. WHAT is "run": a
+trainer and NUMBER replicas work up to the goal that FOLDER names; "random": they are killed and
+started again, until NUMBER were; or whom to kill and at what, once at each, as "trainer at before
+call". The tensors of a step are a function of its number, so that the driver knows what each
+version must be. It prints what happened as JSON; any broken promise ends it with a traceback.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from functools import cache, partial
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, get_args
+
+import numpy as np
+import torch
+
+import casweights
+from casweights import ConflictError, Publisher, Subscriber
+from casweights.config import KiB, StoreConfig
+from casweights.format.hashing import blake3_256
+from casweights.index import read_pack_index
+from casweights.stores.local import LocalStore
+from casweights.sync.live import LiveTensor
+from casweights.sync.publisher import Base, Policy
+from casweights.tensors import patterns
+from casweights.testing.faults import kill_process
+from casweights.testing.states import tensor_bits
+from tests.faults.hub_driver import wrapped
+from tests.faults.kill_driver import die_at, end_of, fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from casweights import Repository, SnapshotId
+    from casweights.format.manifest import Snapshot
+    from casweights.stores.base import ObjectStore
+    from casweights.sync.changes import Change
+
+CONFIG = StoreConfig(chunk_size=64 * KiB)
+WORKERS = ("trainer", "replica")
+ROUND, KILLS = 6, 3  # steps between two goals, and kills on the way
+ENDLESS = 1_000_000
+
+State = dict[str, torch.Tensor]
+
+
+class Kind(NamedTuple):
+    """A tensor of the model, of which each element moves once in so many steps."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    period: int
+
+
+MODEL = {
+    "layer.0": Kind(torch.bfloat16, (3, 40_000), 64),
+    "layer.1": Kind(torch.float32, (70, 300), 64),
+    "moments": Kind(torch.float32, (20_000,), 1),
+    "norm": Kind(torch.bfloat16, (40_000,), 5),
+    "frozen": Kind(torch.int8, (100_000,), ENDLESS),
+}
+_INTEGERS: dict[int, type[np.signedinteger[Any]]] = {1: np.int8, 2: np.int16, 4: np.int32}
+
+
+@cache
+def _first(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """A tensor's bits at step 0, all patterns alike, and how soon each of them moves."""
+    kind, generator = MODEL[name], np.random.default_rng(len(name) + MODEL[name].period)
+    shape, integer = kind.shape, _INTEGERS[kind.dtype.itemsize]
+    limits = np.iinfo(integer)
+    bits = generator.integers(limits.min, limits.max, shape, integer, endpoint=True)
+    return bits, generator.integers(0, kind.period, shape)
+
+
+def state(step: int) -> State:
+    """The tensors at a step."""
+    made = {}
+    for name, kind in MODEL.items():
+        bits, phase = _first(name)
+        moves = (step + phase) // kind.period
+        made[name] = torch.from_numpy(bits + moves.astype(bits.dtype)).view(kind.dtype)
+    return made
+
+
+def blank() -> State:
+    """Tensors of somebody who has nothing yet."""
+    return {name: torch.zeros(kind.shape, dtype=kind.dtype) for name, kind in MODEL.items()}
+
+
+def write_state(weights: State, step: int) -> None:
+    """What an optimizer does, in place."""
+    for name, tensor in state(step).items():
+        patterns(weights[name]).copy_(patterns(tensor))
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    return blake3_256(b"".join(tensor_bits(weights[name]) for name in MODEL)).hex()
+
+
+@cache
+def digest_of(step: int) -> str:
+    return digest(state(step))
+
+
+def expect(last: int) -> None:
+    """Compute what these steps must be once, and not in every child."""
+    for step in range(last + 1):
+        digest_of(step)
+
+
+def step_of(version: Snapshot) -> int:
+    step: int = version.metadata["step"]
+    return step
+
+
+class Run:
+    """A store, and the folder where its trainer and its replicas say what they did.
+
+    Args:
+        folder: Where they do.
+        store: See the usage of this program.
+    """
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self.folder = folder
+        self.store = store
+        folder.mkdir(exist_ok=True)
+
+    def objects(self, disk_cache: Path | None = None) -> ObjectStore:
+        if not self.store.startswith("http:"):
+            return LocalStore(Path(self.store))
+        url, _, prefix = self.store.partition("#")
+        return wrapped(url, prefix, disk_cache, stall=2.0)
+
+    def create(self) -> None:
+        casweights.open(self.objects(), create=True, config=CONFIG).close()
+
+    @property
+    def goal(self) -> int:
+        """The step to end with."""
+        return int((self.folder / "goal").read_text())
+
+    @goal.setter
+    def goal(self, step: int) -> None:
+        new = self.folder / "new-goal"
+        new.write_text(str(step))
+        new.replace(self.folder / "goal")
+
+    def note(self, kind: str, *words: object) -> None:
+        """Say something that stays said, whatever happens next."""
+        line = " ".join(map(str, words)) + "\n"
+        with (self.folder / kind).open("ab", buffering=0) as file:
+            file.write(line.encode())
+
+    def notes(self, kind: str) -> list[list[str]]:
+        path = self.folder / kind
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def train(run: Run, store: ObjectStore, *, base: Base = "host", policy: Policy = "block") -> None:
+    """Publish step after step up to the goal, from where the branch is.
+
+    What is said to be durable is noted as claimed.
+    """
+    with (
+        casweights.open(store, workers=2) as repo,
+        Publisher(repo, base=base, policy=policy) as publisher,
+    ):
+        head = publisher.wait()
+        step = step_of(head) + 1 if head else 0
+        weights = state(step)
+        while step <= run.goal:
+            publisher.publish(weights, step=step)
+            if step % 3 == 0 and policy == "block":
+                publisher.wait()
+                run.note("claimed", publisher.version)
+            step += 1
+            write_state(weights, step)  # at once: publishing has what it needs
+        publisher.wait()
+        run.note("claimed", publisher.version)
+
+
+def train_again_after_conflicts(run: Run) -> None:
+    while True:
+        try:
+            train(run, run.objects())
+        except ConflictError:
+            run.note("conflicts", "conflict")
+        else:
+            return
+
+
+def follow(run: Run, store: ObjectStore, *, seed: int = 0) -> None:
+    """Sync to what the branch is at, and sometimes back, up to the goal.
+
+    Notes each time which version the tensors are, and their digest: what would be served.
+    """
+    chance = random.Random(seed)
+    memory = chance.choice([0, 100 * KiB, 1 << 27])
+    weights, seen = blank(), []
+    with (
+        casweights.open(store, workers=2) as repo,
+        Subscriber(repo, memory=memory, verify=chance.choice(["full", "patch"])) as replica,
+    ):
+        while True:
+            head = replica.head()
+            if head is None or (head == replica.version and not is_done(run, repo, replica)):
+                time.sleep(0.005)
+                continue
+            if head == replica.version:
+                return
+            if chance.random() < 0.5:
+                replica.prefetch(weights)
+            replica.sync(weights)
+            run.note("served", replica.version, digest(weights))
+            seen.append(replica.version)
+            if chance.random() < 0.2:
+                replica.sync(to=str(chance.choice(seen)))
+                run.note("served", replica.version, digest(weights))
+
+
+def is_done(run: Run, repo: Repository, replica: Subscriber) -> bool:
+    return replica.version is not None and step_of(repo.snapshot(replica.version)) >= run.goal
+
+
+def repeated_frames(repo: Repository) -> set[tuple[Any, Any]]:
+    """Chunks that the store has twice in the same way: with the same base, or without."""
+    store = repo.database.store
+    found = Counter(
+        (location.frame.chunk, location.frame.base)
+        for info in store.list("packs/")
+        for location in read_pack_index(store, info)
+    )
+    return {key for key, times in found.items() if times > 1}
+
+
+def check(run: Run, known: Mapping[str, int], *, rewritten: bool = False) -> dict[str, int]:
+    """What must hold at any time; the steps of all versions by ID.
+
+    Args:
+        run: The run.
+        known: The versions whose tensors were looked at before.
+        rewritten: Whether others moved the branch, back and forth, too.
+    """
+    steps = dict(known)
+
+    def step_at(repo: Repository, version: str) -> int:
+        if version not in steps:
+            snapshot = repo.snapshot(version)
+            steps[version] = step_of(snapshot)
+            assert digest(repo.load(snapshot)) == digest_of(steps[version]), "not as published"
+        return steps[version]
+
+    claimed = {version for (version,) in run.notes("claimed")}
+    served = run.notes("served")
+    with casweights.open(run.objects(), workers=2) as repo:
+        log = [*repo.log()][::-1]
+        parents: tuple[SnapshotId, ...] = ()
+        last = -1
+        for snapshot in log:
+            assert snapshot.parents == parents
+            covered = [*snapshot.metadata.get("skipped", []), step_of(snapshot)]
+            assert covered == [*range(last + 1, covered[-1] + 1)], "a step was lost"
+            parents, last = (snapshot.id,), covered[-1]
+        for version in [*(str(snapshot.id) for snapshot in log), *claimed]:
+            step_at(repo, version)
+        assert rewritten or claimed <= {str(snapshot.id) for snapshot in log}, "it was durable"
+        for version, held in served:
+            assert held == digest_of(step_at(repo, version)), "a mixture was served"
+    return steps
+
+
+def check_store(run: Run) -> None:
+    """At the end: every frame is sound, none was written twice, every version is what it was."""
+    with casweights.open(run.objects(), workers=2) as repo:
+        found = repo.verify()
+        assert found.problems == (), found.problems
+        assert not repeated_frames(repo), "a chunk was uploaded twice"
+    check(run, {})
+
+
+def tell(path: Path, action: Callable[[], Any]) -> Any:
+    """What a child says, so that this process has no threads and can fork again."""
+    assert end_of(fork(lambda: path.write_text(json.dumps(action())))) == "finished"
+    return json.loads(path.read_text())
+
+
+class Pair:
+    """A trainer and a replica that are killed now and then, and started again."""
+
+    def __init__(self, run: Run, seed: int) -> None:
+        self.run = run
+        self.chance = random.Random(seed)
+        self._versions: dict[str, int] = {}
+        tell(run.folder / "answer", run.create)
+
+    def check(self) -> None:
+        self._versions = tell(self.run.folder / "answer", partial(check, self.run, self._versions))
+
+    def start(self, who: str) -> int:
+        base = self.chance.choice(get_args(Base))
+        policy = self.chance.choice(get_args(Policy))
+        seed = self.chance.randrange(1000)
+        if who == "trainer":
+            return fork(lambda: train(self.run, self.run.objects(), base=base, policy=policy))
+        disk_cache = self.run.folder / "cache"
+        return fork(lambda: follow(self.run, self.run.objects(disk_cache), seed=seed))
+
+    def goal(self) -> None:
+        """Set the next one."""
+        self.run.goal = max(self._versions.values(), default=-1) + ROUND
+        expect(self.run.goal)
+
+    def round(self, seconds: float) -> Iterator[str]:
+        """Go on to the next goal, and kill one or both on the way. How that ended."""
+        self.goal()
+        children = {who: self.start(who) for who in WORKERS}
+        for _ in range(KILLS):
+            time.sleep(self.chance.uniform(0, seconds))
+            victims = self.chance.choice([*zip(WORKERS, strict=True), WORKERS])
+            for who in victims:
+                os.kill(children[who], signal.SIGKILL)
+            for who in victims:
+                yield f"{who} {end_of(children[who])}"
+            if "trainer" in victims:
+                self.check()
+            children |= {who: self.start(who) for who in victims}
+        for child in children.values():
+            assert end_of(child) == "finished"
+        self.check()
+
+
+def kill_at_random(run: Run, seed: int, number: int) -> Counter[str]:
+    pair, ends = Pair(run, seed), Counter[str]()
+    pair.goal()
+    begin = time.monotonic()
+    for child in [pair.start(who) for who in WORKERS]:
+        assert end_of(child) == "finished"
+    seconds = time.monotonic() - begin
+    pair.check()
+    while sum(ends[f"{who} killed"] for who in WORKERS) < number:
+        ends.update(pair.round(seconds / 2))
+    tell(run.folder / "answer", partial(check_store, run))
+    return ends
+
+
+def die_at_exchange(number: int) -> None:
+    """Kill this process when it is about to write to a live tensor for the `number`-th time."""
+    numbers, exchange = count(1), LiveTensor.exchange
+
+    def exchange_or_die(self: LiveTensor, chunk: int, change: Change) -> None:
+        if next(numbers) == number:
+            kill_process()
+        exchange(self, chunk, change)
+
+    setattr(LiveTensor, "exchange", exchange_or_die)  # noqa: B010  mypy minds the assignment
+
+
+def kill_at_every_step(folder: Path, who: str, moment: str) -> Counter[str]:
+    """In a directory: a trainer on the way from step 0 to 2, or a replica that has nothing."""
+    template = Run(folder / "template", str(folder / "template" / "store"))
+    template.goal = 0
+    expect(2)
+    tell(folder / "answer", partial(_begin, template))
+    ends: Counter[str] = Counter()
+    for number in count(1):
+        shutil.copytree(template.folder, folder / f"{number}")
+        run = Run(folder / f"{number}", str(folder / f"{number}" / "store"))
+        run.goal = 2 if who == "trainer" else 0
+        work = partial(train if who == "trainer" else follow, run)
+        end = end_of(fork(partial(_work_to_death, run, work, moment, number)))
+        tell(folder / "answer", partial(_go_on, run))
+        shutil.rmtree(run.folder)
+        ends[end] += 1
+        if end == "finished":
+            break
+    return ends
+
+
+def _begin(run: Run) -> None:
+    run.create()
+    train(run, run.objects())
+
+
+def _work_to_death(
+    run: Run, work: Callable[[ObjectStore], object], moment: str, number: int
+) -> None:
+    if moment == "exchange":
+        die_at_exchange(number)
+        work(run.objects())
+    else:
+        die_at(moment, number, Path(run.store), work)
+
+
+def _go_on(run: Run) -> None:
+    """All is well, others reach the goal, and no trace is left of what was cut off."""
+    check(run, {})
+    run.goal = 2
+    train(run, run.objects())
+    follow(run, run.objects())
+    assert run.notes("served")[-1][1] == digest_of(2)
+    check_store(run)
+
+
+def work(run: Run, number: int) -> dict[str, int]:
+    """A trainer and so many replicas, which all reach the goal."""
+    children = [fork(partial(train_again_after_conflicts, run))]
+    children += [fork(partial(_follow_with_cache, run, n)) for n in range(number)]
+    for child in children:
+        assert end_of(child) == "finished"
+    rewritten = bool(run.notes("conflicts"))
+    tell(run.folder / "answer", partial(check, run, {}, rewritten=rewritten))
+    return {kind: len(run.notes(kind)) for kind in ("claimed", "served", "conflicts")}
+
+
+def _follow_with_cache(run: Run, number: int) -> None:
+    follow(run, run.objects(run.folder / f"cache-{number}"), seed=number)
+
+
+def main() -> NoReturn:
+    what, folder, store, seed, number = sys.argv[1:]
+    torch.set_num_threads(1)  # none that a child would lack
+    gc.freeze()  # lest every child copy all objects, by counting references to them
+    who, _, moment = what.partition(" at ")
+    if what == "run":
+        ends: Mapping[str, int] = work(Run(Path(folder), store), int(number))
+    elif what == "random":
+        ends = kill_at_random(Run(Path(folder), store), int(seed), int(number))
+    else:
+        ends = kill_at_every_step(Path(folder), who, moment)
+    print(json.dumps(ends))
+    sys.exit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,485 @@
+"""Live sync in bad weather: a replica is a published version, or it says that it is none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import casweights
+from casweights import (
+    ConflictError,
+    ErrorCode,
+    IntegrityError,
+    Publisher,
+    StaleError,
+    StoreError,
+    Subscriber,
+)
+from casweights.index import read_pack_index
+from casweights.stores.cached import CachedStore
+from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
+from casweights.sync import devices
+from casweights.sync.changes import Change
+from casweights.sync.live import LiveTensor
+from casweights.testing.faults import Fault, FaultyStore, flip_bit
+from casweights.testing.hub import Conditions, LocalHubProcess
+from tests.faults.hub_driver import BUCKET
+from tests.faults.sync_driver import (
+    CONFIG,
+    ENDLESS,
+    Run,
+    blank,
+    digest,
+    digest_of,
+    state,
+    step_of,
+)
+from tests.faults.test_full_disk import largest_file
+from tests.faults.test_hub_kill import ROOT, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Any, Literal, NoReturn
+
+    from casweights import Repository, SnapshotId
+    from casweights.repository import Ref
+    from casweights.stores.base import ObjectInfo, ObjectStore
+
+
+@contextmanager
+def at_work(run: Run, replicas: int) -> Iterator[None]:
+    """A trainer and its replicas, in processes of their own; at the end all have what they must."""
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.faults.sync_driver", "run"]
+    command += [str(run.folder), run.store, "0", str(replicas)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield
+        except BaseException:
+            run.goal = 0  # all end
+            raise
+        finally:
+            _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+
+
+@contextmanager
+def hub_run(folder: Path, conditions: Conditions) -> Iterator[tuple[LocalHubProcess, Run]]:
+    with LocalHubProcess(folder / "hub") as hub:
+        hub.create_bucket(BUCKET)
+        run = Run(folder / "run", f"{hub.url}#x")
+        run.create()
+        hub.conditions = conditions
+        yield hub, run
+
+
+def wait_for_news(run: Run, kind: str, times: int) -> None:
+    wanted = len(run.notes(kind)) + times
+    wait_until(lambda: len(run.notes(kind)) >= wanted)
+
+
+@pytest.mark.slow
+def test_the_hub_is_away(tmp_path: Path) -> None:
+    """Once while the trainer uploads, and once while replicas download; the others work, too."""
+    with hub_run(tmp_path, Conditions(latency=0.01)) as (hub, run):
+        run.goal = ENDLESS
+        with at_work(run, replicas=2):
+            for route, seconds in (("batch", 10.0), ("reconstruction", 1.0)):
+                wait_for_news(run, "served", 3)
+                hub.reset_counters()
+                wait_until(lambda route=route: hub.counters().requests[route] > 0)  # type: ignore[misc]
+                hub.kill()
+                time.sleep(seconds)
+                hub.restart()
+                wait_for_news(run, "claimed", 1)
+            wait_for_news(run, "served", 4)
+            run.goal = 0
+    assert run.notes("conflicts") == []
+
+
+@pytest.mark.slow
+def test_requests_fail_now_and_then(tmp_path: Path) -> None:
+    with hub_run(tmp_path, Conditions(error_rate=0.05, seed=1)) as (_, run):
+        run.goal = 29
+        with at_work(run, replicas=2):
+            pass
+    assert run.notes("conflicts") == []
+    assert len({version for version, _ in run.notes("served")}) > 5
+
+
+def rewind(repo: Repository) -> None:
+    repo.branch("main", "main~2", force=True)
+
+
+def publish_too(repo: Repository) -> None:
+    with Publisher(repo) as other:
+        head = other.wait()
+        assert head is not None
+        other.publish(state(step_of(head) + 1), step=step_of(head) + 1)
+
+
+@pytest.mark.slow
+def test_the_branch_is_moved_by_others(tmp_path: Path) -> None:
+    """The trainer gets a conflict and begins anew from there; replicas follow."""
+    run = Run(tmp_path / "run", str(tmp_path / "store"))
+    run.create()
+    run.goal = ENDLESS
+    with at_work(run, replicas=2), casweights.open(run.store, workers=2) as repo:
+        for move in (rewind, publish_too, rewind):
+            wait_for_news(run, "claimed", 2)
+            wait_for_news(run, "served", 2)
+            conflicts = len(run.notes("conflicts"))
+            until_it_wins(move, repo)
+            wait_until(lambda seen=conflicts: len(run.notes("conflicts")) > seen)  # type: ignore[misc]
+        wait_for_news(run, "served", 2)
+        run.goal = 0
+
+
+def until_it_wins(move: Callable[[Repository], object], repo: Repository) -> None:
+    while True:
+        with suppress(ConflictError):
+            move(repo)
+            return
+
+
+class Replica:
+    """Tensors, their subscriber, and the step that they are at."""
+
+    def __init__(self, store: ObjectStore, to: Ref | None, **options: Any) -> None:
+        self.weights = blank()
+        self.repo = casweights.open(store, workers=2)
+        self.subscriber = Subscriber(self.repo, **options)
+        self.subscriber.sync(self.weights, to=to)
+
+    def holds(self, step: int, version: SnapshotId | None) -> bool:
+        return digest(self.weights) == digest_of(step) and self.subscriber.version == version
+
+    def close(self) -> None:
+        self.subscriber.close()
+        self.repo.close()
+
+
+@pytest.fixture
+def objects() -> ObjectStore:
+    store = MemoryStore()
+    casweights.open(store, create=True, config=CONFIG).close()
+    return store
+
+
+def publish(store: ObjectStore, *steps: int) -> list[SnapshotId]:
+    """The versions of these steps."""
+    versions = []
+    with casweights.open(store, workers=2) as repo, Publisher(repo) as publisher:
+        for step in steps:
+            publish_one(publisher, step)
+            versions += [publisher.version] if publisher.version else []
+    return versions
+
+
+@contextmanager
+def replica_of(store: ObjectStore, *, to: Ref | None = None, **options: Any) -> Iterator[Replica]:
+    replica = Replica(store, to, **options)
+    try:
+        yield replica
+    finally:
+        replica.close()
+
+
+def publish_new(store: ObjectStore, step: int) -> tuple[SnapshotId, list[ObjectInfo]]:
+    """The version, and what objects are new."""
+    before = {info.name for info in store.list()}
+    (version,) = publish(store, step)
+    return version, [info for info in store.list() if info.name not in before]
+
+
+@pytest.mark.parametrize("verify", ["full", "patch"])
+def test_a_damaged_frame(objects: ObjectStore, verify: Literal["full", "patch"]) -> None:
+    """Whichever it is, nothing is written; and all is well once it is repaired."""
+    (first,) = publish(objects, 0)
+    second, news = publish_new(objects, 1)
+    (pack,) = [info for info in news if info.name.startswith("packs/")]
+    frames = [location.frame for location in read_pack_index(objects, pack)]
+    assert len(frames) >= 8
+    for frame in frames:
+        with replica_of(objects, to=first, verify=verify) as replica:
+            flip_bit(objects, pack.name, frame.offset + frame.size // 2)
+            for action in (replica.subscriber.sync, replica.subscriber.prefetch):
+                with pytest.raises(IntegrityError, match=f"packs/.*{frame.chunk}"):
+                    action()
+                assert replica.holds(0, first)
+            flip_bit(objects, pack.name, frame.offset + frame.size // 2)
+        with replica_of(objects, to=first, verify=verify) as replica:
+            replica.subscriber.sync()
+            assert replica.holds(1, second)
+
+
+@pytest.mark.parametrize("verify", ["full", "patch"])
+def test_a_damaged_frame_is_all_there_is(
+    objects: ObjectStore, verify: Literal["full", "patch"]
+) -> None:
+    """Who joins late and has nothing still has nothing, whichever frame it is."""
+    _, news = publish_new(objects, 0)
+    (pack,) = [info for info in news if info.name.startswith("packs/")]
+    for frame in [location.frame for location in read_pack_index(objects, pack)]:
+        flip_bit(objects, pack.name, frame.offset + frame.size // 2)
+        weights = blank()
+        with (
+            casweights.open(objects, workers=2) as repo,
+            Subscriber(repo, verify=verify) as subscriber,
+        ):
+            with pytest.raises(IntegrityError, match=f"packs/.*{frame.chunk}"):
+                subscriber.sync(weights)
+            assert subscriber.version is None
+            assert digest(weights) == digest(blank())
+        flip_bit(objects, pack.name, frame.offset + frame.size // 2)
+
+
+def test_a_replica_goes_on_once_a_pack_is_repaired(objects: ObjectStore) -> None:
+    (first,) = publish(objects, 0)
+    second, news = publish_new(objects, 1)
+    (pack,) = [info for info in news if info.name.startswith("packs/")]
+    with replica_of(objects, to=first) as replica:
+        flip_bit(objects, pack.name, 8)
+        with pytest.raises(IntegrityError):
+            replica.subscriber.sync()
+        flip_bit(objects, pack.name, 8)
+        replica.subscriber.sync()
+        assert replica.holds(1, second)
+
+
+@pytest.mark.parametrize("kind", ["packs/", "snapshots/"])
+def test_a_damaged_index_or_snapshot(objects: ObjectStore, kind: str) -> None:
+    (first,) = publish(objects, 0)
+    with replica_of(objects) as replica:
+        second, news = publish_new(objects, 1)
+        (damaged,) = [info for info in news if info.name.startswith(kind)]
+        flip_bit(objects, damaged.name, (damaged.size or 0) - 10)
+        with pytest.raises(IntegrityError, match=kind):
+            replica.subscriber.sync()
+        assert replica.holds(0, first)
+        flip_bit(objects, damaged.name, (damaged.size or 0) - 10)
+        replica.subscriber.sync()
+        assert replica.holds(1, second)
+
+
+@pytest.mark.parametrize("limit", [0, 5000, 50_000])
+def test_a_disk_cache_without_space(tmp_path: Path, objects: ObjectStore, limit: int) -> None:
+    """It goes on without the cache; what lies there afterwards does no harm."""
+    publish(objects, 0)
+    cached = CachedStore(objects, tmp_path / "cache", 1 << 26, "key")
+    with largest_file(limit), replica_of(cached) as replica:
+        for step in (1, 2):
+            (version,) = publish(objects, step)
+            replica.subscriber.sync()
+            assert replica.holds(step, version)
+    with replica_of(CachedStore(objects, tmp_path / "cache", 1 << 26, "key")) as other:
+        assert other.holds(2, version)
+
+
+class Broken(Exception):
+    pass
+
+
+@contextmanager
+def exchange_fails(
+    monkeypatch: pytest.MonkeyPatch, *calls: int, after: bool = False
+) -> Iterator[list[int]]:
+    """At these calls, counted from 1, before or after they write; yields which there were."""
+    exchange, made, numbers = LiveTensor.exchange, list[int](), count(1)
+
+    def exchange_or_fail(self: LiveTensor, number: int, change: Change) -> None:
+        call = next(numbers)
+        made.append(call)
+        if after or call not in calls:
+            exchange(self, number, change)
+        if call in calls:
+            raise Broken
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LiveTensor, "exchange", exchange_or_fail)
+        yield made
+
+
+def test_every_write_to_a_tensor_fails_once(
+    objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written is taken back."""
+    (first,) = publish(objects, 0)
+    with replica_of(objects) as replica:
+        (second,) = publish(objects, 1)
+        with exchange_fails(monkeypatch) as made:
+            replica.subscriber.sync()
+        assert len(made) >= 8
+        for call in range(1, len(made) + 1):
+            replica.subscriber.sync(to=first)
+            with exchange_fails(monkeypatch, call), pytest.raises(Broken):
+                replica.subscriber.sync()
+            assert replica.holds(0, first)
+        replica.subscriber.sync()
+        assert replica.holds(1, second)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("positions", [None, bytes(12)])
+def test_no_memory_to_keep_what_an_exchange_overwrites(
+    monkeypatch: pytest.MonkeyPatch, stride: int, positions: bytes | None
+) -> None:
+    live = torch.arange(6 * stride, dtype=torch.int16)[::stride]
+    change = Change(positions, bytearray(6), 2)
+    before = live.tolist()
+    monkeypatch.setattr(devices, "_host_bytes", no_memory)
+    with pytest.raises(MemoryError):
+        devices.device_exchange(live, 2, 5, change)
+    assert live.tolist() == before
+
+
+def no_memory(_: object) -> NoReturn:
+    raise MemoryError
+
+
+def test_taking_back_fails(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is no version, says so, and is one after the next sync."""
+    (first,) = publish(objects, 0)
+    with replica_of(objects) as replica:
+        (second,) = publish(objects, 1)
+        with exchange_fails(monkeypatch, *range(6, 100)), pytest.raises(Broken) as caught:
+            replica.subscriber.sync()
+        assert "mixture" in caught.value.__notes__[0]
+        assert digest(replica.weights) not in (digest_of(0), digest_of(1))
+        assert_torn(replica, first)
+        replica.subscriber.sync()
+        assert replica.holds(1, second)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_every_late_write_fails_once(
+    objects: ObjectStore, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """It cannot be taken back, and whether it happened is not relied on."""
+    (first,) = publish(objects, 0)
+    (second,) = publish(objects, 1)
+    with replica_of(objects, to=first, memory=0, verify="patch") as replica:
+        with exchange_fails(monkeypatch) as made:
+            replica.subscriber.sync()
+        for call in range(1, len(made) + 1):
+            replica.subscriber.sync(to=first)
+            with exchange_fails(monkeypatch, call, after=after), pytest.raises(Broken):
+                replica.subscriber.sync()
+            assert_torn(replica, first, second)
+            replica.subscriber.sync()
+            assert replica.holds(1, second)
+
+
+def assert_torn(replica: Replica, *versions: SnapshotId) -> None:
+    assert replica.subscriber.version is None
+    for version in versions:
+        with pytest.raises(StaleError) as caught:
+            replica.subscriber.sync(base=version)
+        assert caught.value.code is ErrorCode.TORN
+
+
+def unreachable() -> NoReturn:
+    raise StoreError(ErrorCode.UNREACHABLE, "the store cannot be reached")
+
+
+@pytest.mark.parametrize("memory", [0, 60_000])
+def test_every_read_of_a_sync_in_little_memory_fails_once(
+    objects: ObjectStore, memory: int
+) -> None:
+    """What does not fit is read while it is written: it may be torn, and knows it."""
+    (first,) = publish(objects, 0)
+    (second,) = publish(objects, 6)
+    torn = 0
+    for call in range(1, 100):
+        faulty = FaultyStore(objects)
+        with replica_of(faulty, to=first, memory=memory) as replica:
+            calls = len(faulty.calls)
+            faulty.unused = [Fault(call=calls + call, action=unreachable)]
+            failure = failure_of(replica.subscriber.sync)
+            if failure is None:
+                break
+            assert failure is ErrorCode.UNREACHABLE
+            if digest(replica.weights) == digest_of(0):
+                assert replica.subscriber.version in (first, None)
+            else:
+                torn += 1
+                assert_torn(replica, first, second)
+            replica.subscriber.sync()
+            assert replica.holds(6, second)
+    assert faulty.unused, "the error was swallowed"
+    assert call > 5
+    assert torn > 0
+
+
+def failure_of(action: Callable[[], object]) -> ErrorCode | None:
+    try:
+        action()
+    except StoreError as error:
+        return error.code
+    return None
+
+
+def test_stale_and_corrupt_and_unreachable_are_told_apart(objects: ObjectStore) -> None:
+    (first,) = publish(objects, 0)
+    faulty = FaultyStore(objects)
+    with replica_of(faulty) as replica:
+        second, news = publish_new(objects, 1)
+        (pack,) = [info for info in news if info.name.startswith("packs/")]
+        with pytest.raises(StaleError) as stale:
+            replica.subscriber.sync(base=second)
+        assert replica.holds(0, first)
+        faulty.unused = [Fault(call=len(faulty.calls) + 1, action=unreachable)]
+        with pytest.raises(StoreError) as away:
+            replica.subscriber.sync()
+        assert replica.holds(0, first)
+        flip_bit(objects, pack.name, 8)  # of the first frame
+        with pytest.raises(IntegrityError) as corrupt:
+            replica.subscriber.sync()
+        assert replica.holds(0, first)
+    assert [caught.value.code for caught in (stale, away, corrupt)] == [
+        ErrorCode.STALE,
+        ErrorCode.UNREACHABLE,
+        ErrorCode.CORRUPT_OBJECT,
+    ]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("base", ["host", "device", "cache"])
+def test_every_write_of_a_publisher_fails_once(
+    tmp_path: Path, base: Literal["host", "device", "cache"], after: bool
+) -> None:
+    """The caller hears of it, publishes again, and every version is what it should be."""
+    for call in range(1, 7):
+        root = tmp_path / f"{call}"
+        casweights.open(root, create=True, config=CONFIG).close()
+        store = FaultyStore(LocalStore(root))
+        with casweights.open(store, workers=2) as repo, Publisher(repo, base=base) as publisher:
+            store.unused = [Fault(method="put", call=call, after=after)]
+            failures = [failure_of(partial(publish_one, publisher, step)) for step in range(4)]
+            failed = [step for step, failure in enumerate(failures) if failure is not None]
+            assert [failures[step] for step in failed] == [ErrorCode.NO_SPACE]
+            assert store.unused == []
+            log = [step_of(version) for version in repo.log()]
+            lost = [] if after and call % 3 == 0 else failed
+            assert log == [step for step in (3, 2, 1, 0) if step not in lost]
+            for version in repo.log():
+                assert digest(repo.load(version)) == digest_of(step_of(version))
+            assert repo.verify().problems == ()
+            with replica_of(LocalStore(root)) as replica:
+                assert replica.holds(3, publisher.version)
+
+
+def publish_one(publisher: Publisher, step: int) -> None:
+    publisher.publish(state(step), step=step)
+    publisher.wait()

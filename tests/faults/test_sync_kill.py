@@ -1,0 +1,70 @@
+"""SIGKILL of trainers and replicas: what is served is a version, what was durable stays.
+
+The promises themselves are checked in `sync_driver.py`, which runs as a process without threads so
+that it can fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from casweights.testing.hub import LocalHubProcess
+from tests.faults.hub_driver import BUCKET
+
+ROOT = Path(__file__).parents[2]
+SEED = 20261125
+KILLS, HUB_KILLS = 40, 8
+
+
+def drive(what: str, folder: Path, store: str, kills: int = 0) -> dict[str, int]:
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.faults.sync_driver"]
+    run = subprocess.run(
+        [*command, what, str(folder), store, str(SEED), str(kills)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, f"with seed {SEED}:\n{run.stderr}"
+    ends: dict[str, int] = json.loads(run.stdout)
+    print(ends)
+    return ends
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before call", "after call", "file change"])
+def test_a_trainer_is_killed_at_every_step(tmp_path: Path, moment: str) -> None:
+    ends = drive(f"trainer at {moment}", tmp_path, "")
+    assert ends["killed"] >= 15
+    assert ends["finished"] == 1, "with no step left to be killed at"
+
+
+@pytest.mark.slow
+def test_a_replica_is_killed_at_every_write_to_its_tensors(tmp_path: Path) -> None:
+    ends = drive("replica at exchange", tmp_path, "")
+    assert ends["killed"] >= 10
+    assert ends["finished"] == 1, "with no write left to be killed at"
+
+
+@pytest.mark.slow
+def test_both_are_killed_at_random_moments(tmp_path: Path) -> None:
+    ends = drive("random", tmp_path / "run", str(tmp_path / "store"), KILLS)
+    assert ends["trainer killed"] + ends["replica killed"] >= KILLS
+    assert min(ends["trainer killed"], ends["replica killed"]) > KILLS // 4
+
+
+@pytest.mark.slow
+def test_both_are_killed_at_random_moments_with_a_hub(tmp_path: Path) -> None:
+    """Replicas have a disk cache in common, which the killed ones leave as it happens to be."""
+    with LocalHubProcess(tmp_path / "hub") as hub:
+        hub.create_bucket(BUCKET)
+        ends = drive("random", tmp_path / "run", f"{hub.url}#x", HUB_KILLS)
+    assert ends["trainer killed"] + ends["replica killed"] >= HUB_KILLS
