@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.buffers import Pool
 from casweights.chains import Bases, ChainEncoder
@@ -80,6 +80,16 @@ class EncodedVersion:
     manifest: bytes
     last: SealedPack | None
     stats: CommitStats
+
+    def detached(self) -> Self:
+        """The same without memory of the files' own, which may change before it is written.
+
+        Chunks that are stored as they are share it.
+        """
+        if self.last is None:
+            return self
+        parts = [bytes(part) if isinstance(part, memoryview) else part for part in self.last.parts]
+        return replace(self, last=replace(self.last, parts=parts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ class Publisher:
             if taken is None:  # half of the mirror may be new
                 self._mirror = None
                 if self._waiting is not None and self._waiting.mirror is not None:
-                    self._errors.append(_torn(self._waiting.number))
+                    self._errors.append(self._waiting.torn())
                     self._waiting = None
             else:
                 other = self._waiting
@@ -383,16 +383,15 @@ class Publisher:
         files: list[SourceFile] = [state]
         if self._extra is not None:
             files += scan(self._extra, exclude=(*DEFAULT_EXCLUDE, *_WEIGHTS))
-        return _detached(
-            encode_version(
-                self._db,
-                sorted(files, key=lambda file: file.path),
-                description,
-                base=before,
-                compression=self._compression,
-                nearby=state if isinstance(state, KeptState) else None,
-            )
+        encoded = encode_version(
+            self._db,
+            sorted(files, key=lambda file: file.path),
+            description,
+            base=before,
+            compression=self._compression,
+            nearby=state if isinstance(state, KeptState) else None,
         )
+        return encoded.detached()
 
     def _before(self) -> Snapshot | None:
         """The version that the branch is at."""
@@ -446,22 +445,3 @@ class Publisher:
                 upload_seconds=upload_seconds,
             )
         )
-
-
-def _detached(encoded: EncodedVersion) -> EncodedVersion:
-    """A version that shares no memory with the tensors, which change before it is written.
-
-    Chunks that are stored as they are would do so.
-    """
-    if encoded.last is None:
-        return encoded
-    parts = [bytes(part) if isinstance(part, memoryview) else part for part in encoded.last.parts]
-    return replace(encoded, last=replace(encoded.last, parts=parts))
-
-
-def _torn(number: int | None) -> CasweightsError:
-    return InvalidInputError(
-        ErrorCode.SOURCE_CHANGED,
-        f"step {number} was not published: the copy that was kept of it was overwritten by a "
-        "call that failed. Publish again",
-    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
+
 if TYPE_CHECKING:
     from casweights.commit import EncodedVersion
     from casweights.sync.mirror import Mirror, Scan
@@ -44,3 +46,11 @@ class Step:
         skipped = (*other.skipped, other.number, *self.skipped)
         seconds = self.scan_seconds + other.scan_seconds
         return replace(self, scan=scan, skipped=skipped, scan_seconds=seconds)
+
+    def torn(self) -> CasweightsError:
+        """The error for a state of which nothing is left."""
+        return InvalidInputError(
+            ErrorCode.SOURCE_CHANGED,
+            f"step {self.number} was not published: the copy that was kept of it was overwritten "
+            "by a call that failed. Publish again",
+        )
