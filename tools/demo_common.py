@@ -1,4 +1,4 @@
-"""What both parts of the demo share: the versions, comparing files, and talking to people."""
+"""What all parts of the demo share: the versions, comparing files, and talking to people."""
 
 from __future__ import annotations
 
