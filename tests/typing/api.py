@@ -21,6 +21,7 @@ from casweights import (
     SnapshotId,
     StoreConfig,
 )
+from casweights.events import SyncStats
 
 store = casweights.open("./store", create=True)
 assert_type(store, Repository)
@@ -53,6 +54,20 @@ assert_type(store.tag("v1", snapshot), SnapshotId)
 assert_type(store.branch("b", "main", force=True), SnapshotId)
 assert_type(store.verify(quick=True).problems, tuple[CasweightsError, ...])
 assert_type([version.nbytes for version in store.stats().versions], list[int])
+
+model = torch.nn.Linear(1, 1)
+with casweights.Publisher(store, "policy", base="device", policy="skip-to-latest") as publisher:
+    publisher.publish(model, step=1, metadata={"loss": 0.5})
+    publisher.publish(model.state_dict())
+    publisher.attach(torch.optim.AdamW(model.parameters()), model, every=2).remove()
+    assert_type(publisher.wait(), Snapshot | None)
+    assert_type(publisher.version, SnapshotId | None)
+with casweights.Subscriber("./store", verify="patch", key_map={"a": "b"}) as subscriber:
+    assert_type(subscriber.prefetch(model, to=snapshot), SnapshotId)
+    assert_type(subscriber.sync(base="v1"), SyncStats)
+    assert_type(subscriber.version, SnapshotId | None)
+    assert_type([patch.indices for patch in subscriber.patches()], list[torch.Tensor | None])
+    subscriber.follow(lambda version: subscriber.prefetch(to=version))
 
 try:
     store.commit("model")
