@@ -16,7 +16,7 @@ from casweights.format.envelope import Kind, seal
 from casweights.ids import SnapshotId
 from casweights.reflog import Move, RefLog, latest, parse_move
 from casweights.refs import Head, Refs
-from casweights.stores.base import Capabilities, ObjectInfo
+from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import Fault, FaultyStore
@@ -24,7 +24,7 @@ from casweights.testing.faults import Fault, FaultyStore
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from casweights.stores.base import Buffer, ObjectStore
+    from casweights.stores.base import Buffer
 
 A, B, C, D = (SnapshotId(bytes([digit]) * 32) for digit in (0xAA, 0xBB, 0xCC, 0xDD))
 EXCLUSIVE = pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "by the clock"])
@@ -297,6 +297,8 @@ class Calls(WrapperStore):
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
         self.calls: list[str] = []
+
+    put_all = ObjectStore.put_all
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         self.calls.append("put")
