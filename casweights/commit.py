@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from casweights.chains import HeldChunks
-    from casweights.config import Compression
+    from casweights.config import Compression, StoreConfig
     from casweights.database import Database
     from casweights.format.layout import Piece
     from casweights.format.pack import SealedPack
@@ -63,6 +63,18 @@ class Description:
     author: str
     message: str
     metadata: dict[str, Any]
+
+    def manifest(self, config: StoreConfig, files: tuple[FileEntry, ...]) -> Manifest:
+        """The manifest of a version of which this is said."""
+        return Manifest(
+            parents=self.parents,
+            time=self.time,
+            author=self.author,
+            message=self.message,
+            metadata=self.metadata,
+            config=config,
+            files=files,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,17 +169,7 @@ def encode_version(
     else:
         work.look_everywhere()
     entries, last = _write_files(work, writer)
-    snapshot, manifest = Snapshot.of(
-        Manifest(
-            parents=description.parents,
-            time=description.time,
-            author=description.author,
-            message=description.message,
-            metadata=description.metadata,
-            config=db.config,
-            files=entries,
-        )
-    )
+    snapshot, manifest = Snapshot.of(description.manifest(db.config, entries))
     stats = CommitStats(
         snapshot=snapshot.id,
         total_bytes=snapshot.size,

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from casweights.commit import Description, encode_version
 from casweights.events import CommitStats
-from casweights.format import names
-from casweights.format.manifest import Manifest, Snapshot
+from casweights.format.manifest import Snapshot
 from casweights.format.snapshot import PackTable, StoredSnapshot
 
 if TYPE_CHECKING:
@@ -50,12 +49,8 @@ def encode_part(
     if (last := version.last) is not None:
         db.store.put(last.name, last.parts)
         db.index.add(last.name, last.size, last.locations)
-    table = db.snapshots.pack_table(version.snapshot)
-    found = {pack: db.store.place(names.pack_name(pack)) for pack in table.packs}
-    places = {pack: place for pack, place in found.items() if place is not None}
-    return Part(
-        files=version.snapshot.files, table=table._replace(places=places), stats=version.stats
-    )
+    table = db.snapshots.placed(db.snapshots.pack_table(version.snapshot))
+    return Part(files=version.snapshot.files, table=table, stats=version.stats)
 
 
 def commit_parts(
@@ -75,19 +70,8 @@ def commit_parts(
         StoreError: The store could not be written.
         ConflictError: Another writer moved the branch meanwhile; the version is kept.
     """
-    snapshot, manifest = Snapshot.of(
-        Manifest(
-            parents=description.parents,
-            time=description.time,
-            author=description.author,
-            message=description.message,
-            metadata=description.metadata,
-            config=db.config,
-            files=tuple(
-                sorted((file for part in parts for file in part.files), key=lambda file: file.path)
-            ),
-        )
-    )
+    files = sorted((file for part in parts for file in part.files), key=lambda file: file.path)
+    snapshot, manifest = Snapshot.of(description.manifest(db.config, tuple(files)))
     table = _joined([part.table for part in parts])
     db.index.hint(table)
     db.snapshots.save_copy(StoredSnapshot(snapshot, manifest, table))

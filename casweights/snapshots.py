@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import (
     ErrorCode,
@@ -36,6 +36,13 @@ _RECENT = 16
 _MAX_OBJECT = 2 * MAX_MANIFEST_SIZE
 
 
+class _Recent(NamedTuple):
+    """A snapshot, and where its chunks lie."""
+
+    snapshot: Snapshot
+    table: PackTable
+
+
 class SnapshotStore:
     """Snapshots by ID; the last few are kept."""
 
@@ -46,7 +53,7 @@ class SnapshotStore:
         self._index = index
         self._hinted: set[SnapshotId] = set()
         self._shallow: set[SnapshotId] = set()
-        self._recent: OrderedDict[SnapshotId, Snapshot] = OrderedDict()
+        self._recent: OrderedDict[SnapshotId, _Recent] = OrderedDict()
 
     def load(self, snapshot_id: SnapshotId, *, to_read: bool = False) -> Snapshot:
         """A snapshot.
@@ -60,13 +67,13 @@ class SnapshotStore:
             IntegrityError: The object is damaged or is another snapshot's.
         """
         recent = self._recent.get(snapshot_id)
-        if recent is not None and (not to_read or snapshot_id in self._hinted):
-            return recent
-        snapshot, _, table = self.load_stored(snapshot_id)
-        if to_read:
-            self._index.hint(table)
+        if recent is None:
+            stored = self.load_stored(snapshot_id)
+            recent = _Recent(stored.snapshot, stored.table)
+        if to_read and snapshot_id not in self._hinted:
+            self._index.hint(recent.table)
             self._hinted.add(snapshot_id)
-        return snapshot
+        return recent.snapshot
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """All that a snapshot's object holds.
@@ -90,7 +97,7 @@ class SnapshotStore:
                 f"{name} does not belong here: it has {stored.snapshot.config}, the store has "
                 f"{self._config}",
             )
-        self._keep(stored.snapshot)
+        self._keep(stored.snapshot, stored.table)
         if stored.table.shallow:
             self._shallow.add(snapshot_id)
         return stored
@@ -98,9 +105,9 @@ class SnapshotStore:
     def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
         return decode_snapshot(self._store.read(name, _MAX_OBJECT), snapshot_id, name)
 
-    def _keep(self, snapshot: Snapshot) -> None:
+    def _keep(self, snapshot: Snapshot, table: PackTable) -> None:
         with self._lock:
-            self._recent[snapshot.id] = snapshot
+            self._recent[snapshot.id] = _Recent(snapshot, table)
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
 
@@ -126,7 +133,7 @@ class SnapshotStore:
         packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
         self._store.put_all([*packs, self._object(snapshot, encoded, table)], soon, new=new)
         self._hinted.add(snapshot.id)  # the index knows its chunks, lest they be written again
-        self._keep(snapshot)
+        self._keep(snapshot, table)
 
     def save_copy(self, stored: StoredSnapshot) -> None:
         """Write a snapshot that comes from another store, its places aside."""
@@ -134,11 +141,15 @@ class SnapshotStore:
 
     def _object(self, snapshot: Snapshot, encoded: bytes, table: PackTable) -> tuple[str, Content]:
         def content() -> list[bytes]:
-            found = {pack: self._store.place(names.pack_name(pack)) for pack in table.packs}
-            places = {pack: place for pack, place in found.items() if place is not None}
-            return [encode_snapshot(snapshot, encoded, table._replace(places=places))]
+            return [encode_snapshot(snapshot, encoded, self.placed(table))]
 
         return names.snapshot_name(snapshot.id), content
+
+    def placed(self, table: PackTable) -> PackTable:
+        """The same with the places of its packs, as far as the store knows them."""
+        found = {pack: self._store.place(names.pack_name(pack)) for pack in table.packs}
+        places = {pack: place for pack, place in found.items() if place is not None}
+        return table._replace(places=places)
 
     def pack_table(self, snapshot: Snapshot, last: SealedPack | None = None) -> PackTable:
         """Where the chunks of a snapshot lie, as the index knows, or are about to."""

@@ -7,6 +7,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,6 +123,14 @@ class StateFile(SourceFile):
             view = self._bytes(self._starts[start])
             views.append(view[piece.offset - start :][: piece.nbytes])
         return views
+
+    @cached_property
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...], str]]:
+        """Of each tensor the dtype's code, the shape and the device."""
+        return {
+            info.name: (info.dtype.code, info.shape, str(self.tensors[info.name].device))
+            for info in self.header.tensors
+        }
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor in the dtype that it is written in; a copy only if that is not its own."""

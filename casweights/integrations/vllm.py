@@ -20,7 +20,7 @@ from casweights.ids import SnapshotId
 from casweights.integrations._loaders import holds
 from casweights.loading import LazyTensor
 from casweights.repository import open_repository
-from casweights.selection import tensor_chunks
+from casweights.selection import state_tensors, tensor_chunks
 from casweights.sync.subscriber import Subscriber
 from casweights.tensors import allocate
 
@@ -217,7 +217,8 @@ class CasweightsWeightTransferEngine(
 
     def _has_room(self, source: _Source, target: SnapshotId) -> bool:
         """Whether the copy has the tensors of a version; if not, it is made anew, and empty."""
-        layout = _layout(source.store, target)
+        tensors = state_tensors(source.store.snapshot(target))
+        layout = {name: stored.info for name, stored in tensors.items()}
         if layout == self._layout:
             return True
         self._host, self._layout = {}, {}  # the old one goes first
@@ -325,19 +326,6 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
                 f"by its ID, as {snapshot.id}",
             )
         return snapshot
-
-
-def _layout(store: Repository, version: SnapshotId) -> dict[str, TensorInfo]:
-    """All tensors of a version, by name."""
-    found: dict[str, TensorInfo] = {}
-    for file in store.snapshot(version).files:
-        for info, _ in tensor_chunks(file, store.config.chunk_size):
-            if info.name in found:
-                raise InvalidInputError(
-                    ErrorCode.AMBIGUOUS, f"two files of {version} have a tensor {info.name!r}"
-                )
-            found[info.name] = info
-    return found
 
 
 def _batches(patches: Iterable[Patch]) -> Iterator[list[Patch]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
+from casweights.buffers import copy
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.changes import Change, find_change
 from casweights.sync.devices import device_changes, device_exchange, flat_patterns
@@ -78,7 +78,7 @@ class LiveTensor:
 
     def readinto(self, number: int, out: memoryview) -> None:
         """Copy a chunk's bytes."""
-        np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(self.chunk(number), np.uint8))
+        copy(out, self.chunk(number))
 
     def find_change(self, number: int, wanted: memoryview) -> Change | None:
         """What makes the wanted bytes of a chunk; None if they are there."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 
-from casweights.buffers import scratch, uninitialized
+from casweights.buffers import copy, scratch, uninitialized
 from casweights.format.layout import Piece, grid
 from casweights.sources import SourceFile
 from casweights.sync.changes import Change, find_change, take_back
@@ -16,7 +15,7 @@ from casweights.sync.devices import device_changes, flat_patterns, host_patterns
 from casweights.tensors import STATE_FILE, StateFile, tensor_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from casweights.buffers import Pool
     from casweights.format.manifest import Snapshot
@@ -30,6 +29,11 @@ class Place(NamedTuple):
 
     tensor: str
     number: int
+
+    @classmethod
+    def of(cls, piece: Piece) -> Place:
+        """That of a piece of a safetensors file."""
+        return cls(str(piece.tensor), piece.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ class Mirror:
             nothing but changes crosses to the host. Otherwise the mirror goes to the device.
 
     Attributes:
-        layout: See `layout`.
+        layout: That of the states it is a copy of.
         version: The version whose bits were here; None if that is not known.
     """
 
@@ -75,7 +79,7 @@ class Mirror:
         self._on_device = on_device
         self._memory: dict[str, memoryview] = {}
         self._shadows: dict[str, torch.Tensor] = {}
-        self.layout = layout(state)
+        self.layout = state.layout
         self.version: Snapshot | None = None
         self._put_off: Scan | None = None  # found, and part of no version yet
         self._claimed: Scan | None = None  # part of one that is not durable, or not known to be
@@ -98,12 +102,11 @@ class Mirror:
 
     def _copy(self, job: tuple[Piece, memoryview]) -> None:
         piece, data = job
-        np.copyto(np.frombuffer(self.chunk(piece), np.uint8), np.frombuffer(data, np.uint8))
+        copy(self.chunk(piece), data)
 
     def chunk(self, piece: Piece) -> memoryview:
         """A chunk's bytes."""
-        start = piece.number * self._chunk_size
-        return self._memory[str(piece.tensor)][start : start + piece.nbytes]
+        return self._at(Place.of(piece))
 
     def first(self, state: StateFile) -> Scan:
         """What there is to say of the state that this is a fresh copy of."""
@@ -113,7 +116,7 @@ class Mirror:
         """Find what changed in a state of the same layout, and make the same changes here."""
         undo: dict[Place, list[Change]] = {}
         for piece, change in self._changes(state):
-            undo[Place(str(piece.tensor), piece.number)] = [change]
+            undo[Place.of(piece)] = [change]
         return _scanned(state, undo)
 
     def merge(self, older: Scan | None, newer: Scan) -> Scan:
@@ -238,12 +241,12 @@ class KeptState(SourceFile):
         for file in before.files if before else ():
             if file.path == STATE_FILE and before:
                 for chunk, piece in file.pieces(before.config.chunk_size):
-                    self._ids[Place(str(piece.tensor), piece.number)] = chunk
+                    self._ids[Place.of(piece)] = chunk
                     self._pieces[chunk] = piece
 
     def chunk_id(self, piece: Piece) -> ChunkId | None:
         """See `SourceFile.chunk_id`."""
-        place = Place(str(piece.tensor), piece.number)
+        place = Place.of(piece)
         return None if place in self._undo else self._ids.get(place)
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
@@ -267,21 +270,13 @@ class KeptState(SourceFile):
         piece = self._pieces.get(chunk)
         if piece is None or piece.nbytes != len(out):
             return False
-        np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(self._mirror.chunk(piece), np.uint8))
-        take_back(out, self._undo.get(Place(str(piece.tensor), piece.number), ()))
+        copy(out, self._mirror.chunk(piece))
+        take_back(out, self._undo.get(Place.of(piece), ()))
         return True
 
 
 def _scanned(state: StateFile, undo: dict[Place, list[Change]]) -> Scan:
     return Scan(state.raw_header, state.header, state.size, undo)
-
-
-def layout(state: StateFile) -> Mapping[str, tuple[str, tuple[int, ...], str]]:
-    """What states must share to have a mirror in common: names, dtypes, shapes, devices."""
-    return {
-        info.name: (info.dtype.code, info.shape, str(state.tensors[info.name].device))
-        for info in state.header.tensors
-    }
 
 
 def _host_memory(nbytes: int, live: torch.Tensor) -> memoryview:

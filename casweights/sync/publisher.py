@@ -18,7 +18,7 @@ from casweights.errors import CasweightsError, ConflictError, ErrorCode, Invalid
 from casweights.events import PublishStats
 from casweights.repository import Repository, open_repository
 from casweights.sources import scan
-from casweights.sync.mirror import KeptState, Mirror, layout
+from casweights.sync.mirror import KeptState, Mirror
 from casweights.sync.states import cast_policy, check_choice, state_of
 from casweights.sync.steps import Step
 from casweights.tensors import STATE_FILE, StateFile
@@ -171,7 +171,7 @@ class Publisher:
 
     def _fits(self, state: StateFile) -> bool:
         """Whether the mirror is one of such states."""
-        return self._mirror is not None and self._mirror.layout == layout(state)
+        return self._mirror is not None and self._mirror.layout == state.layout
 
     def _acquire(self, state: StateFile) -> None:
         """Wait until the mirror may be written; or until nothing is under way that has another."""

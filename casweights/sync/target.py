@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.selection import tensor_chunks
+from casweights.selection import state_tensors
 from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
 from casweights.tensors import code_of, element_shape, identity, tied_names
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from casweights.format.hashing import Buffer
     from casweights.format.manifest import Snapshot
-    from casweights.format.safetensors import TensorInfo
     from casweights.ids import ChunkId
     from casweights.parallel import Workers
+    from casweights.selection import StoredTensor
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 
@@ -60,13 +60,6 @@ class Fit(NamedTuple):
         for number, (has, chunk) in enumerate(zip(self.live.ids, self.chunks, strict=True)):
             if has != chunk:
                 yield Wanted(Chunk(self.live, number), chunk)
-
-
-class _Stored(NamedTuple):
-    """A tensor of a version."""
-
-    info: TensorInfo
-    chunks: tuple[ChunkId, ...]
 
 
 class Target:
@@ -175,7 +168,7 @@ class Target:
         Raises:
             InvalidInputError: Target and version do not fit each other; names the tensors.
         """
-        stored = _stored(version)
+        stored = state_tensors(version)
         ties: dict[str, str] = {}
         for file in version.files:
             ties |= tied_names(file.header.metadata) if file.header else {}
@@ -198,21 +191,9 @@ class Target:
         return found
 
 
-def _stored(version: Snapshot) -> dict[str, _Stored]:
-    stored: dict[str, _Stored] = {}
-    for file in version.files:
-        for info, chunks in tensor_chunks(file, version.config.chunk_size):
-            if info.name in stored:
-                raise InvalidInputError(
-                    ErrorCode.AMBIGUOUS,
-                    f"two files of the version have a tensor {info.name!r}: it cannot be a "
-                    "model's state",
-                )
-            stored[info.name] = _Stored(info, chunks)
-    return stored
-
-
-def _difference(tensor: torch.Tensor, names: list[str], stored: dict[str, _Stored]) -> str | None:
+def _difference(
+    tensor: torch.Tensor, names: list[str], stored: Mapping[str, StoredTensor]
+) -> str | None:
     """Why a tensor cannot hold what the version has under these names."""
     here = code_of(tensor), element_shape(tensor)
     for name in names:

@@ -14,7 +14,7 @@ from casweights.parallel import Workers
 from casweights.stores.memory import MemoryStore
 from casweights.sync.changes import Change, find_change, take_back
 from casweights.sync.devices import flat_patterns
-from casweights.sync.mirror import KeptState, Mirror, Scan, layout
+from casweights.sync.mirror import KeptState, Mirror, Scan
 from casweights.tensors import StateFile
 from casweights.testing.states import tensor_bits
 from tests.sync.states import CHUNK, State, copied, noise, nudge, open_store
@@ -154,7 +154,7 @@ def test_the_copy_is_a_copy() -> None:
 
 def test_what_states_must_share() -> None:
     def of(**state: torch.Tensor) -> object:
-        return layout(StateFile(state))
+        return StateFile(state).layout
 
     first = of(a=torch.zeros(2, 3), b=torch.zeros(2))
     assert of(b=torch.ones(2), a=torch.ones(2, 3).T.contiguous().T) == first

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from casweights.chunks import NearbyReader
     from casweights.database import Database
     from casweights.ids import ChunkId
-    from casweights.integrations.dcp.layout import StoredTensor
+    from casweights.selection import StoredTensor
 
 
 class Box(NamedTuple):

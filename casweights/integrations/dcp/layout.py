@@ -30,14 +30,13 @@ from casweights.errors import ErrorCode, IntegrityError, NotFoundError, Unsuppor
 from casweights.format.fields import expect
 from casweights.format.manifest import check_size
 from casweights.format.safetensors import TensorInfo
-from casweights.selection import tensor_chunks
+from casweights.selection import StoredTensor, tensor_chunks
 from casweights.tensors import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from casweights.format.manifest import Snapshot
-    from casweights.ids import ChunkId
 
 LAYOUT_FILE = "dcp.msgpack"
 _FORMAT = 1
@@ -54,13 +53,6 @@ class Place(NamedTuple):
 
     file: str
     tensor: str
-
-
-class StoredTensor(NamedTuple):
-    """A tensor of a version's file, and its chunks."""
-
-    info: TensorInfo
-    chunks: tuple[ChunkId, ...]
 
 
 def encode_layout(metadata: Metadata, places: Mapping[MetadataIndex, Place]) -> bytes:
@@ -123,9 +115,9 @@ class Layout:
         """
         self.snapshot = snapshot
         self._tensors = {
-            Place(file.path, info.name): StoredTensor(info, chunks)
+            Place(file.path, stored.info.name): stored
             for file in snapshot.files
-            for info, chunks in tensor_chunks(file, snapshot.config.chunk_size)
+            for stored in tensor_chunks(file, snapshot.config.chunk_size)
         }
         try:
             self.metadata = self._decode(encoded)
