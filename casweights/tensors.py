@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from bisect import bisect_right
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -62,7 +62,54 @@ State = dict[str, Any]
 Cast = Callable[[str, torch.dtype], torch.dtype]
 
 
-class StateFile(SourceFile):
+class TensorFile(SourceFile):
+    """A safetensors file that exists in memory only, as its header and tensors.
+
+    Args:
+        raw_header: Its header, verbatim.
+        header: The same, parsed.
+    """
+
+    raw_header: bytes
+    header: safetensors.Header
+
+    def __init__(self, raw_header: bytes, header: safetensors.Header) -> None:
+        self.raw_header, self.header = raw_header, header
+        self.size = len(raw_header) + header.data_size
+        self._starts = {info.name: len(raw_header) + info.start for info in header.tensors}
+        self._copies: OrderedDict[str, memoryview] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def _at_hand(self, name: str) -> memoryview | None:
+        """A tensor's bytes where they lie, if they need not be made."""
+
+    @abstractmethod
+    def _make(self, name: str) -> memoryview:
+        """A tensor's bytes otherwise."""
+
+    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
+        """See `SourceFile.read`; no bytes are copied where they are at hand."""
+        views = []
+        for piece in run:
+            name = str(piece.tensor)
+            start = piece.offset - self._starts[name]
+            views.append(self._bytes(name)[start : start + piece.nbytes])
+        return views
+
+    def _bytes(self, name: str) -> memoryview:
+        there = self._at_hand(name)
+        if there is not None:
+            return there
+        with self._lock:
+            if name not in self._copies:
+                if len(self._copies) >= _CACHED_COPIES:
+                    self._copies.popitem(last=False)
+                self._copies[name] = self._make(name)
+            return self._copies[name]
+
+
+class StateFile(TensorFile):
     """A state dict as a safetensors file that exists in memory only.
 
     A flat dict of distinct tensors becomes the very file that ``safetensors.torch.save_file``
@@ -83,14 +130,10 @@ class StateFile(SourceFile):
     """
 
     path = STATE_FILE
-    raw_header: bytes
-    header: safetensors.Header
 
     def __init__(self, state: Mapping[Any, Any], cast: Cast | None = None) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._cast = cast or (lambda _, dtype: dtype)
-        self._copies: OrderedDict[str, memoryview] = OrderedDict()
-        self._lock = threading.Lock()
         ties: dict[tuple[Any, ...], str] = {}
         metadata = {"format": "pt"}
         try:
@@ -105,24 +148,11 @@ class StateFile(SourceFile):
             (name, _BY_DTYPE[self._dtype(name)], element_shape(tensor))
             for name, tensor in self.tensors.items()
         ]
-        self.raw_header = safetensors.build_header(layout, metadata)
+        raw_header = safetensors.build_header(layout, metadata)
         data_size = sum(
             tensor.numel() * self._dtype(name).itemsize for name, tensor in self.tensors.items()
         )
-        self.header = safetensors.parse_header(self.raw_header, data_size)
-        self.size = len(self.raw_header) + data_size
-        filled = [tensor for tensor in self.header.tensors if tensor.nbytes]
-        self._starts = {len(self.raw_header) + tensor.start: tensor.name for tensor in filled}
-        self._offsets = list(self._starts)
-
-    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`; no bytes are copied where a tensor is contiguous on the CPU."""
-        views = []
-        for piece in run:
-            start = self._offsets[bisect_right(self._offsets, piece.offset) - 1]
-            view = self._bytes(self._starts[start])
-            views.append(view[piece.offset - start :][: piece.nbytes])
-        return views
+        super().__init__(raw_header, safetensors.parse_header(raw_header, data_size))
 
     @cached_property
     def layout(self) -> dict[str, tuple[str, tuple[int, ...], str]]:
@@ -139,16 +169,13 @@ class StateFile(SourceFile):
     def _dtype(self, name: str) -> torch.dtype:
         return self._cast(name, self.tensors[name].dtype)
 
-    def _bytes(self, name: str) -> memoryview:
+    def _at_hand(self, name: str) -> memoryview | None:
         tensor = self.tensors[name]
-        if is_plain_memory(tensor) and self._dtype(name) == tensor.dtype:
-            return tensor_bytes(tensor)
-        with self._lock:
-            if name not in self._copies:
-                if len(self._copies) >= _CACHED_COPIES:
-                    self._copies.popitem(last=False)
-                self._copies[name] = tensor_bytes(self.tensor(name))
-            return self._copies[name]
+        plain = is_plain_memory(tensor) and self._dtype(name) == tensor.dtype
+        return tensor_bytes(tensor) if plain else None
+
+    def _make(self, name: str) -> memoryview:
+        return tensor_bytes(self.tensor(name))
 
     def _describe(self, node: Any, path: str, ties: dict[tuple[Any, ...], str]) -> list[Any]:
         """A node of the tree; tensors are taken note of on the way."""

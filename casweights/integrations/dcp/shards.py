@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +10,7 @@ from torch.distributed.checkpoint.planner import WriteItemType
 
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.sources import SourceFile
-from casweights.tensors import StateFile, tensor_bytes
+from casweights.tensors import StateFile, TensorFile, tensor_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,10 +20,8 @@ if TYPE_CHECKING:
     from casweights.buffers import Pool
     from casweights.format.layout import Piece
 
-_KEPT = 2  # tensors in memory, which their chunks are cut from
 
-
-class ShardFile(SourceFile):
+class ShardFile(TensorFile):
     """The items of one rank as a safetensors file that exists in memory only.
 
     A shard is a tensor named after what it is a part of and where it begins there, as ``w[16,0]``;
@@ -56,12 +52,8 @@ class ShardFile(SourceFile):
             if item.type == WriteItemType.BYTE_IO
         }
         outline = StateFile({name: self._outline(name, item) for name, item in self.items.items()})
-        self.raw_header, self.header, self.size = outline.raw_header, outline.header, outline.size
-        tensors, first = outline.header.tensors, self.size - outline.header.data_size
-        self.nbytes = {info.name: info.nbytes for info in tensors}
-        self._starts = {info.name: first + info.start for info in tensors}
-        self._views: OrderedDict[str, memoryview] = OrderedDict()
-        self._lock = threading.Lock()
+        super().__init__(outline.raw_header, outline.header)
+        self.nbytes = {info.name: info.nbytes for info in self.header.tensors}
 
     def _outline(self, name: str, item: WriteItem) -> torch.Tensor:
         """A tensor of the same dtype and shape, which takes no memory."""
@@ -70,24 +62,11 @@ class ShardFile(SourceFile):
         data = item.tensor_data
         return torch.empty((), dtype=data.properties.dtype).expand(data.chunk.sizes)
 
-    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`; no bytes are copied where a tensor is contiguous on the CPU."""
-        views = []
-        for piece in run:
-            name = piece.tensor or ""
-            start = piece.offset - self._starts[name]
-            views.append(self._bytes(name)[start : start + piece.nbytes])
-        return views
+    def _at_hand(self, name: str) -> memoryview | None:
+        return self._blobs.get(name)
 
-    def _bytes(self, name: str) -> memoryview:
-        if name in self._blobs:
-            return self._blobs[name]
-        with self._lock:
-            if name not in self._views:
-                if len(self._views) >= _KEPT:
-                    self._views.popitem(last=False)
-                self._views[name] = tensor_bytes(_shard(self._planner, self.items[name]))
-            return self._views[name]
+    def _make(self, name: str) -> memoryview:
+        return tensor_bytes(_shard(self._planner, self.items[name]))
 
 
 def _named(items: Sequence[WriteItem]) -> dict[str, WriteItem]:
