@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from casweights.buffers import Pool
 from casweights.chains import Bases, ChainEncoder
 from casweights.events import CommitStats, Stage
+from casweights.format.layout import BYTES, Piece
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.packing import EncodedFrame, PackWriter
 from casweights.parallel import Once
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from casweights.chains import HeldChunks
     from casweights.config import Compression, StoreConfig
     from casweights.database import Database
-    from casweights.format.layout import Piece
     from casweights.format.pack import SealedPack
     from casweights.ids import ChunkId, SnapshotId
     from casweights.refs import Head
@@ -235,8 +235,7 @@ def _write_files(
     try:
         chunks = _write_chunks(work, writer)
         last = writer.last()
-        for file in files:
-            file.check_unchanged()
+        _check_unchanged(work, chunks)
     finally:
         writer.close()
         db.reporter.finished(Stage.COMMIT)
@@ -245,6 +244,33 @@ def _write_files(
         for file, ids in zip(files, chunks, strict=True)
     )
     return entries, last
+
+
+def _check_unchanged(work: _Commit, chunks: Sequence[Sequence[ChunkId]]) -> None:
+    """Check that all files are what they were when reading began.
+
+    Raises:
+        InvalidInputError: One has changed, or another file has appeared beside them.
+    """
+    for file, ids in zip(work.files, chunks, strict=True):
+        if not file.check_unchanged() and not _is_same(work, file, ids):
+            raise file.changed()
+    for tree in {id(file.tree): file.tree for file in work.files}.values():
+        if tree is not None:
+            tree.check_complete()
+
+
+def _is_same(work: _Commit, file: SourceFile, ids: Sequence[ChunkId]) -> bool:
+    """Whether a file still has the bytes that were read; reads it once more."""
+    header = file.raw_header or b""
+    if bytes(file.read([Piece(0, len(header), BYTES)], work.buffers)[0]) != header:
+        return False
+
+    def hashed(job: tuple[int, list[Piece]]) -> list[ChunkId]:
+        return [work.db.hasher(view) for view in file.read(job[1], work.buffers)]
+
+    again = work.db.workers.map(hashed, file_runs([file], work.db.config.chunk_size))
+    return [chunk for run in again for chunk in run] == list(ids)
 
 
 def _write_chunks(work: _Commit, writer: PackWriter) -> list[list[ChunkId]]:

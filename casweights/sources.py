@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from abc import ABC, abstractmethod
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import TYPE_CHECKING
 
 from casweights import staging
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId
 
 
+_CLOCK_REALTIME_COARSE = 5  # Linux; Python has no name for it
+_SLOWEST_TICK = 10**7  # nanoseconds
+
+
 class SourceFile(ABC):
     """A file to commit.
 
@@ -33,12 +39,14 @@ class SourceFile(ABC):
         size: Its bytes.
         raw_header: Its safetensors header, verbatim; None for opaque bytes.
         header: `raw_header`, parsed.
+        tree: The directory that a commit takes it from, with all else there.
     """
 
     path: str
     size: int
     raw_header: bytes | None = None
     header: safetensors.Header | None = None
+    tree: SourceTree | None = None
 
     def pieces(self, chunk_size: int) -> Iterator[Piece]:
         """Its chunks' places, in file order."""
@@ -52,8 +60,20 @@ class SourceFile(ABC):
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """The bytes of neighbouring pieces. May be called from several threads at once."""
 
-    def check_unchanged(self) -> None:  # noqa: B027  nothing to check where nothing can change
-        """Raise if the file is not what it was when reading began."""
+    def check_unchanged(self) -> bool:
+        """Check that the file is what it was when reading began.
+
+        Returns:
+            False if that cannot be told without comparing its bytes.
+
+        Raises:
+            InvalidInputError: The file has changed.
+        """
+        return True
+
+    def changed(self) -> CasweightsError:
+        """The error for a file that is not what it was when reading began."""
+        return _changed(f"{self.path} changed while it")
 
 
 class DiskFile(SourceFile):
@@ -63,17 +83,27 @@ class DiskFile(SourceFile):
         path: Its name inside the version.
         location: Where it lies.
         opaque: Treat it as opaque bytes, whatever its name says.
+        tree: See `SourceFile.tree`.
 
     Raises:
         InvalidInputError: It cannot be read, or is called ``.safetensors`` and is none.
     """
 
-    def __init__(self, path: str, location: Path, *, opaque: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        location: Path,
+        *,
+        opaque: bool = False,
+        tree: SourceTree | None = None,
+    ) -> None:
         self.path = path
+        self.tree = tree
         self.location = location
+        self._since = time.time_ns()  # before its time is looked at
         try:
             with location.open("rb") as file:
-                self._stat = os.fstat(file.fileno())
+                self._stat = _status(file.fileno())
                 self.size = self._stat.st_size
                 if path.endswith(safetensors.SUFFIX) and not opaque:
                     first = file.read(safetensors.LENGTH_SIZE)
@@ -98,29 +128,33 @@ class DiskFile(SourceFile):
             descriptor = os.open(self.location, os.O_RDONLY)
             try:
                 if not read_exactly(descriptor, start, buffer):
-                    raise self._changed()
+                    raise self.changed()
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise self._unreadable(error) from error
         return [buffer[p.offset - start : p.offset - start + p.nbytes] for p in run]
 
-    def check_unchanged(self) -> None:
-        """See `SourceFile.check_unchanged`."""
-        try:
-            now = self.location.stat()
-        except OSError as error:
-            raise self._changed() from error
-        for name in ("st_ino", "st_dev", "st_size", "st_mtime_ns", "st_ctime_ns"):
-            if getattr(now, name) != getattr(self._stat, name):
-                raise self._changed()
+    def check_unchanged(self) -> bool:
+        """See `SourceFile.check_unchanged`.
 
-    def _changed(self) -> CasweightsError:
-        return InvalidInputError(
-            ErrorCode.SOURCE_CHANGED,
-            f"{self.location} changed while it was read: nothing was committed. Repeat the "
-            "command when its writer is done",
-        )
+        A later write may leave the file's time as it was if that time is too new, and a change of
+        ``ctime`` alone may come from a hard link: then only the bytes can tell.
+        """
+        try:
+            now = _status(self.location)
+        except OSError as error:
+            raise self.changed() from error
+        for name in ("st_ino", "st_dev", "st_size", "st_mtime_ns"):
+            if getattr(now, name) != getattr(self._stat, name):
+                raise self.changed()
+        oldest = self._since - granule(now.st_mtime_ns)
+        is_too_new = oldest <= now.st_mtime_ns <= time.time_ns()
+        return now.st_ctime_ns == self._stat.st_ctime_ns and not is_too_new
+
+    def changed(self) -> CasweightsError:
+        """See `SourceFile.changed`."""
+        return _changed(f"{self.location} changed while it")
 
     def _unreadable(self, error: OSError) -> CasweightsError:
         return InvalidInputError(
@@ -128,11 +162,84 @@ class DiskFile(SourceFile):
         )
 
 
+_TICKS: list[int] = [
+    2 * 10**9,
+    *(10**n for n in range(9, -1, -1)),
+]  # nanoseconds; FAT counts in pairs
+
+
+def granule(moment: int) -> int:
+    """How long a file may be written to without a change of its time, in nanoseconds.
+
+    That is what the time itself shows (one without a fraction of a second comes from a file system
+    that may count in seconds), plus the tick of the clock that the kernel takes times from.
+
+    Args:
+        moment: The file's time, in nanoseconds.
+    """
+    return _kernel_tick() + next(tick for tick in _TICKS if moment % tick == 0)
+
+
+@cache
+def _kernel_tick() -> int:
+    try:
+        return int(time.clock_getres(_CLOCK_REALTIME_COARSE) * 10**9)
+    except OSError:  # this system has no such clock
+        return _SLOWEST_TICK
+
+
+def _status(file: Path | int) -> os.stat_result:
+    return os.stat(file)
+
+
 def file_runs(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[int, list[Piece]]]:
     """All pieces of several files in runs of about a chunk, each with its file's number."""
     for number, file in enumerate(files):
         for run in runs(file.pieces(chunk_size), chunk_size):
             yield number, run
+
+
+class SourceTree:
+    """A directory, or one file, from which all files are taken but those that patterns leave out.
+
+    Args:
+        root: The directory or file.
+        exclude: Patterns of names of files and folders to leave out.
+
+    Attributes:
+        found: Where each file lies, by its path in the directory.
+    """
+
+    def __init__(self, root: Path, exclude: Sequence[str]) -> None:
+        self._root = root
+        self._exclude = exclude
+        self.found = self._look()
+
+    def _look(self) -> dict[str, Path]:
+        try:
+            is_file = stat.S_ISREG(self._root.stat().st_mode)
+        except (OSError, ValueError) as error:
+            raise _refuse(self._root, error) from error
+        if is_file:
+            return {self._root.name: self._root}
+        return dict(_walk(self._root, "", self._exclude))
+
+    def check_complete(self) -> None:
+        """Check that no file has appeared since the first look.
+
+        Raises:
+            InvalidInputError: One has, or the directory cannot be read any more.
+        """
+        for path, location in self._look().items():
+            if path not in self.found:
+                raise _changed(f"{location} appeared while its folder")
+
+
+def _changed(what: str) -> CasweightsError:
+    return InvalidInputError(
+        ErrorCode.SOURCE_CHANGED,
+        f"{what} was read: nothing was committed. Repeat the command when the writer is done",
+    )
 
 
 def scan(
@@ -153,20 +260,16 @@ def scan(
         InvalidInputError: Something cannot be read, is neither file nor folder, has a name that
             not every system can hold, or links lead in a circle.
     """
+    tree = SourceTree(root, exclude)
     try:
-        is_file = stat.S_ISREG(root.stat().st_mode)
-    except (OSError, ValueError) as error:
-        raise _refuse(root, error) from error
-    found = {root.name: root} if is_file else dict(_walk(root, "", exclude, ()))
-    try:
-        check_paths(found)
+        check_paths(tree.found)
     except InvalidInputError as error:
         raise InvalidInputError(
             error.code, f"{root}: {error}. Rename it, or leave it out with an exclude pattern"
         ) from error
     return [
-        DiskFile(path, location, opaque=matches(path, opaque))
-        for path, location in sorted(found.items())
+        DiskFile(path, location, opaque=matches(path, opaque), tree=tree)
+        for path, location in sorted(tree.found.items())
     ]
 
 
@@ -176,7 +279,7 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def _walk(
-    folder: Path, prefix: str, exclude: Sequence[str], above: tuple[tuple[int, int], ...]
+    folder: Path, prefix: str, exclude: Sequence[str], above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, Path]]:
     try:
         status = folder.stat()

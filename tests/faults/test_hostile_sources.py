@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import tempfile
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +13,12 @@ import pytest
 
 import casweights
 import casweights.commit  # before the process loses the right to read the package
-from casweights import ErrorCode, InvalidInputError, NotFoundError, Reporter
-from casweights.config import MiB
+from casweights import ErrorCode, InvalidInputError
 from casweights.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from casweights.events import Stage
 
 NOBODY = 65534
 
@@ -216,149 +212,3 @@ def test_forbidden_entry(kind: str) -> None:
             assert_refused(model, ErrorCode.SOURCE_UNREADABLE, forbidden, "Permission denied")
         finally:
             forbidden.chmod(0o755)
-
-
-class Meddler(Reporter):
-    """Changes the source at a moment of the commit, `started` or `advanced`."""
-
-    def __init__(self, moment: str, meddle: Callable[[], None]) -> None:
-        self.moment = moment
-        self.meddle = meddle
-
-    def started(self, stage: Stage, total: int) -> None:
-        if stage == "commit" and self.moment == "started":
-            self.meddle()
-
-    def advanced(self, stage: Stage, nbytes: int) -> None:
-        if stage == "commit" and self.moment == "advanced":
-            self.meddle()
-
-
-def wait_for_the_next_tick(path: Path) -> None:
-    """File systems stamp times with a clock that ticks every few milliseconds."""
-    probe = path.parent.with_name("probe")
-    probe.touch()
-    while probe.stat().st_ctime_ns == path.stat().st_ctime_ns:
-        probe.touch()
-
-
-def overwrite(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(b"other")
-
-
-def overwrite_and_hide_it(path: Path) -> None:
-    before = path.stat()
-    overwrite(path)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def overwrite_through_memory(path: Path) -> None:
-    import mmap
-
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
-        memory[:5] = b"other"
-        memory.flush()
-
-
-def grow(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
-def shrink(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def replace_by_an_equal_file(path: Path) -> None:
-    path.with_name("other").write_bytes(path.read_bytes())
-    path.with_name("other").replace(path)
-
-
-def remove(path: Path) -> None:
-    path.unlink()
-
-
-def replace_by_a_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def replace_by_a_link(path: Path) -> None:
-    path.rename(path.with_name("other"))
-    path.symlink_to("other")
-    overwrite(path)
-
-
-CHANGES = [
-    overwrite,
-    overwrite_and_hide_it,
-    overwrite_through_memory,
-    grow,
-    shrink,
-    empty,
-    replace_by_an_equal_file,
-    remove,
-    replace_by_a_folder,
-    replace_by_a_link,
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("moment", ["started", "advanced"])
-@pytest.mark.parametrize("name", ["weights.bin", "weights.safetensors"])
-def test_file_that_changes_while_it_is_read(
-    tmp_path: Path, change: Callable[[Path], None], moment: str, name: str
-) -> None:
-    """Before the first byte is read, and after the last: the file is one piece."""
-    header = b'{"t":{"dtype":"U8","shape":[100000],"data_offsets":[0,100000]}}'
-    path = tmp_path / "model" / name
-    path.parent.mkdir()
-    path.write_bytes(len(header).to_bytes(8, "little") + header + os.urandom(100_000))
-    store = MemoryStore()
-    with casweights.open(store, create=True) as repo:
-        first = repo.commit(path.parent, message="before")
-    wait_for_the_next_tick(path)
-    with casweights.open(store, reporter=Meddler(moment, lambda: change(path))) as repo:
-        with pytest.raises(InvalidInputError, match=re.escape(str(path))) as caught:
-            repo.commit(path.parent, message="while it changes")
-        assert caught.value.code in (ErrorCode.SOURCE_CHANGED, ErrorCode.SOURCE_UNREADABLE)
-        assert [snapshot.id for snapshot in repo.log()] == [first.id]
-        with pytest.raises(NotFoundError):
-            repo.resolve("main~1")
-        assert len(list(store.list("snapshots/"))) == 1
-        assert repo.verify().problems == ()
-
-
-def test_file_that_another_thread_writes_all_the_time(tmp_path: Path) -> None:
-    path = tmp_path / "weights.bin"
-    path.write_bytes(os.urandom(16 * MiB))
-    writing, stop = threading.Event(), threading.Event()
-
-    def write() -> None:
-        with path.open("r+b") as file:
-            while not stop.is_set():
-                file.seek(0)
-                file.write(os.urandom(4096))
-                file.flush()
-                writing.set()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        writing.wait()
-        with casweights.open("memory://", create=True) as store:
-            with pytest.raises(InvalidInputError) as caught:
-                store.commit(path)
-            assert caught.value.code is ErrorCode.SOURCE_CHANGED
-            assert "Repeat" in str(caught.value)
-            assert store.branches() == {}
-    finally:
-        stop.set()
-        writer.join()
-    with casweights.open("memory://", create=True) as store:
-        assert b"".join(store.read(store.commit(path), path.name)) == path.read_bytes()
