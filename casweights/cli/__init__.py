@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import os
+import signal
 import sys
 
 
 def main() -> None:
     """Run ``casweights`` with the arguments of this process."""
-    from casweights.cli._app import root
+    # An interrupt during imports leaves nothing to clean up, and a traceback would help nobody.
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_default:  # and not ignored, as it is for commands in the background
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    from casweights.cli._app import run
+    from casweights.cli._streams import open_standard_streams
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    root(prog_name="casweights")
+    open_standard_streams()
+    if is_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(run())

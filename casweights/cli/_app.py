@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
 import casweights
-from casweights.cli._errors import reported
+from casweights.cli._errors import Exit, reported
 from casweights.cli._session import Session
+from casweights.cli._streams import discard
 from casweights.cli._verb import shared_options
 
 VERBS = (
@@ -62,6 +64,20 @@ class Root(click.Group):
             status = super().invoke(ctx)
             ctx.obj.out.flush()
             ctx.exit(status or 0)
+
+
+def run() -> int:
+    """Run the command that this process was started with; returns its exit status."""
+    try:
+        status: int = root(prog_name="casweights", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):  # before or after the verb
+        discard(sys.stdout)
+        status = Exit.INTERRUPTED
+    try:
+        sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+    return status
 
 
 @click.command(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 import traceback
 from contextlib import contextmanager, suppress
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from casweights.cli._output import Mode, OutputError, to_json
+from casweights.cli._streams import discard
 from casweights.errors import (
     CasweightsError,
     ConflictError,
@@ -122,7 +121,7 @@ def describe(error: BaseException) -> Failure:
         case KeyboardInterrupt() | click.Abort():
             status = Exit.INTERRUPTED
             return Failure(status=status, code="interrupted", message="interrupted")
-        case OutputError() if error.error.errno == errno.EPIPE:
+        case OutputError(error=BrokenPipeError()) | BrokenPipeError():
             return Failure(status=Exit.BROKEN_PIPE, code="", message="")
         case OutputError():
             message = f"cannot write the output: {error.error.strerror}"
@@ -150,8 +149,8 @@ def reported(out: Output, *, as_json: bool) -> Iterator[None]:
         raise
     except (Exception, KeyboardInterrupt) as error:
         failure = describe(error)
-        if isinstance(error, OutputError | KeyboardInterrupt):
-            _discard_output()
+        if isinstance(error, OutputError | OSError | KeyboardInterrupt):
+            discard(sys.stdout)
         with suppress(OSError, OutputError):  # nobody listens: the status has to do
             _report(failure, error, out, as_json=as_json or out.mode is Mode.JSON)
         raise click.exceptions.Exit(failure.status) from error
@@ -171,11 +170,3 @@ def _report(failure: Failure, error: BaseException, out: Output, *, as_json: boo
         out.error(failure.message)
         if failure.hint:
             out.hint(failure.hint)
-
-
-def _discard_output() -> None:
-    """Send what is still buffered nowhere, lest the interpreter fail or wait at its end."""
-    with suppress(OSError, ValueError):
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, sys.stdout.fileno())
-        os.close(descriptor)
