@@ -4,59 +4,20 @@ from __future__ import annotations
 
 import random
 import threading
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from casweights.testing.hub import Conditions, LocalHub, LocalHubProcess
+from tests.hub.conftest import BUCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from huggingface_hub import BucketFile, HfApi
 
-BUCKET = "me/weights"
-
-
-class Client(NamedTuple):
-    """The real client, imported once its settings are in the environment."""
-
-    hub: Any
-    xet: Any
-
-    def api(self, hub: LocalHub | LocalHubProcess, token: str = "any") -> HfApi:
-        api: HfApi = self.hub.HfApi(endpoint=hub.url, token=token)
-        return api
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with pytest.MonkeyPatch.context() as patch:
-        home = tmp_path_factory.mktemp("home")
-        patch.setenv("HF_HOME", str(home))
-        patch.setenv("HF_XET_CACHE", str(home / "xet"))
-        patch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        patch.setenv("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
-        patch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "50ms")
-        import hf_xet
-        import huggingface_hub
-        import huggingface_hub.errors
-        import huggingface_hub.utils
-
-        yield Client(huggingface_hub, hf_xet)
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
-    with LocalHub(tmp_path / "hub") as hub:
-        hub.create_bucket(BUCKET)
-        yield hub
-
-
-@pytest.fixture
-def api(client: Client, hub: LocalHub) -> HfApi:
-    return client.api(hub)
+    from tests.hub.conftest import Client
 
 
 def noise(size: int, seed: int = 0) -> bytes:
@@ -210,14 +171,14 @@ def test_listings(hub: LocalHub, api: HfApi) -> None:
     assert [file.path for file in files(api)] == sorted([*paths, "first"])
     assert hub.counters().requests == {"tree": 3}
     assert [file.path for file in files(api, "logs.")] == ["logs.json"]
-    assert [entry.path for entry in api.list_bucket_tree(BUCKET)] == [
+    assert [entry.path for entry in api.list_bucket_tree(BUCKET, recursive=False)] == [
         "first",
         "logs",
         "logs.json",
         "logs_old",
         "z",
     ]
-    inner = [entry.path for entry in api.list_bucket_tree(BUCKET, "logs/")]
+    inner = [entry.path for entry in api.list_bucket_tree(BUCKET, "logs/", recursive=False)]
     assert inner == [*paths[:2500], "logs/deep"]
     found = api.get_bucket_paths_info(BUCKET, ["z", "missing", "first"])
     assert [entry.path for entry in found] == ["z", "first"]

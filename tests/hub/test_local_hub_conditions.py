@@ -158,7 +158,7 @@ def test_pages_of_folders_and_files_are_in_order(hub: LocalHub) -> None:
     for path in ("a", "a.b", "a/x", "a/y", "b/x", "c"):
         ask(hub, "PUT", f"/s3/me/weights/{path.replace('/', '%2F')}x", b"")
     found = []
-    path = f"{INFO}/tree?limit=1"
+    path = f"{INFO}/tree?limit=1&recursive=false"
     while path:
         reply = ask(hub, "GET", path)
         found += [entry["path"] for entry in json.loads(reply.body)]

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from casweights.testing.hub.messages import Request
 
+OWN_NAMESPACE = "me"  # of whoever asks
+
 TokenTable = dict[str, Literal["read", "write"]]
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
+from casweights.testing.hub.access import OWN_NAMESPACE
 from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
 
 if TYPE_CHECKING:
@@ -89,7 +90,10 @@ class BucketRoutes:
 
     def list(self, request: Request) -> Answer:
         """Describe the buckets of a namespace that the caller may read."""
-        found = self._buckets.describe(request.args[0], request.query.get("search", ""))
+        namespace = request.args[0]
+        if not (self._buckets.has_namespace(namespace) or namespace == OWN_NAMESPACE):
+            raise Refusal(404, f"Namespace not found: {namespace}")
+        found = self._buckets.describe(namespace, request.query.get("search", ""))
         return json_answer(
             [value for value in found if self._access.may_read(request, value["private"])]
         )
@@ -102,7 +106,7 @@ class BucketRoutes:
         found = self._buckets.page(
             bucket,
             request.args[2],
-            recursive=query.get("recursive", "").lower() in ("true", "1"),
+            recursive=query.get("recursive", "true").lower() in ("true", "1"),
             after=base64.urlsafe_b64decode(query.get("cursor", "")).decode(),
             limit=limit + 1,
             lag=self._weather.conditions.listing_lag,

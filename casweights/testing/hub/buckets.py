@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice, takewhile
@@ -104,6 +104,7 @@ class Bucket:
         self.created_at = created_at
         self.updated_at = created_at
         self._entries: dict[str, Entry] = {}
+        self._hashes: Counter[str] = Counter()
         self._order: list[str] | None = []
         self._past: deque[_Change] = deque(maxlen=_REMEMBERED_CHANGES)
 
@@ -111,11 +112,18 @@ class Bucket:
         """The file of that name."""
         return self._entries.get(path)
 
+    def has_file(self, hash: str) -> bool:
+        """Whether some path has this hash."""
+        return self._hashes[hash] > 0
+
     def set(self, path: str, entry: Entry | None, moment: int) -> None:
         """Put a file there, or take it away."""
         before = self._entries.pop(path, None)
+        if before is not None:
+            self._hashes[before.hash] -= 1
         if entry is not None:
             self._entries[path] = entry
+            self._hashes[entry.hash] += 1
         if (before is None) != (entry is None):
             self._order = None
         self._past.append(_Change(moment, path, before))
@@ -181,6 +189,7 @@ class Buckets:
         self._clock = clock
         self._lock = threading.RLock()
         self._buckets: dict[str, Bucket] = {}
+        self._namespaces: set[str] = set()
 
     def apply(self, event: Event) -> None:
         """Take over an event of the journal."""
@@ -188,6 +197,7 @@ class Buckets:
         if event["do"] == "create":
             bucket = Bucket(event["bucket"], event["private"], event["moment"])
             self._buckets[bucket.id] = bucket
+            self._namespaces.add(bucket.id.partition("/")[0])
         elif event["do"] == "drop":
             del self._buckets[event["bucket"]]
         elif event["do"] == "put":
@@ -220,6 +230,10 @@ class Buckets:
             return self._buckets[bucket]
         except KeyError:
             raise Refusal(404, f"Bucket not found: {bucket}", "RepoNotFound") from None
+
+    def has_namespace(self, namespace: str) -> bool:
+        """Whether a namespace has buckets, or had some."""
+        return namespace in self._namespaces
 
     def describe(self, namespace: str, search: str) -> list[dict[str, Any]]:
         """The buckets of a namespace whose names contain `search`."""
@@ -295,10 +309,18 @@ class Buckets:
                 yield Failure(path, f"unknown operation {line['type']}")
             elif not valid_path(path):
                 yield Failure(path, "invalid path")
-            elif not self._cas.has_file(line["xetHash"]):
+            elif not self._has(line):
                 yield Failure(path, "unknown xet hash")
             else:
                 self._put(bucket, line)
+
+    def _has(self, line: Mapping[str, Any]) -> bool:
+        """Whether the bytes of a line are there: those of a copy must be in its source."""
+        if line["type"] == "addFile":
+            return self._cas.has_file(line["xetHash"])
+        source = self._buckets.get(line["sourceRepoId"])
+        is_bucket = line["sourceRepoType"] == "bucket"
+        return is_bucket and source is not None and source.has_file(line["xetHash"])
 
     def _put(self, bucket: str, line: Mapping[str, Any]) -> Entry:
         moment = self._clock.tick()

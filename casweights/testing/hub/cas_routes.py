@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights.testing.hub.cas import Cas, Part
+    from casweights.testing.hub.conditions import Weather
     from casweights.testing.hub.messages import Request
 
 Right = Literal["read", "write"]
@@ -65,11 +66,14 @@ class CasRoutes:
     Args:
         cas: What is stored.
         tokens: Who may.
+        weather: Says whether uploads take grants.
     """
 
-    def __init__(self, cas: Cas, tokens: Tokens) -> None:
+    def __init__(self, cas: Cas, tokens: Tokens, weather: Weather) -> None:
         self._cas = cas
         self._tokens = tokens
+        self._weather = weather
+        self._grants: dict[str, str] = {}  # xorbs by the grants that were handed out
         self.url = ""
 
     def routes(self) -> list[Route]:
@@ -79,6 +83,8 @@ class CasRoutes:
             Route("cdn_read", "GET HEAD", f"/files/{_HASH}", self.cdn_read),
             Route("chunk_query", "GET", "/v1/chunks/[^/]+/.*", self.chunk_query),
             Route("xorb_grant", "POST", f"/v1/xorb-grants/[^/]+/{_HASH}", self.xorb_grant),
+            Route("granted_upload", "PUT", "/granted/([0-9a-f]{32})", self.granted_upload),
+            Route("xorb_commit", "POST", f"/v1/xorb-commits/[^/]+/{_HASH}/grant/(.+)", self.commit),
             Route("xorb_head", "HEAD", f"/v1/xorbs/[^/]+/{_HASH}", self.xorb_head),
             Route("xorb_upload", "POST", f"/v1/xorbs/[^/]+/{_HASH}", self.xorb_upload),
             Route("shard_upload", "POST", "/(v[12])/shards", self.shard_upload),
@@ -98,11 +104,33 @@ class CasRoutes:
         raise Refusal(404, "this chunk is not known")
 
     def xorb_grant(self, request: Request) -> Answer:
-        """Say whether a xorb need not be sent; 404 makes the client send it to the next route."""
+        """Say where to send a xorb, if it is needed; 404 makes the client send it right here."""
         self._tokens.check(request.token, "write")
-        if not self._cas.has_xorb(request.args[0]):
+        xorb = request.args[0]
+        if self._cas.has_xorb(xorb):
+            return json_answer({"was_inserted": False})
+        if not self._weather.conditions.upload_grants:
             raise Refusal(404, "send it here")
-        return json_answer({"was_inserted": False})
+        grant = secrets.token_hex(16)
+        self._grants[grant] = xorb
+        url = f"{self.url}/granted/{grant}"
+        return json_answer({"id": grant, "method": "PUT", "url": url, "headers": {}}, 201)
+
+    def granted_upload(self, request: Request) -> Answer:
+        """Store a xorb; the grant in the address stands for a token."""
+        xorb = self._grants.get(request.args[0])
+        if xorb is None:
+            raise Refusal(403, "unknown grant")
+        self._cas.put_xorb(xorb, request.save)
+        return Answer()
+
+    def commit(self, request: Request) -> Answer:
+        """Confirm that a xorb was sent."""
+        self._tokens.check(request.token, "write")
+        xorb, grant = request.args
+        if self._grants.pop(grant, None) != xorb or not self._cas.has_xorb(xorb):
+            raise Refusal(404, "nothing was sent under this grant")
+        return json_answer({"was_inserted": True})
 
     def xorb_head(self, request: Request) -> Answer:
         """Whether a xorb is stored."""

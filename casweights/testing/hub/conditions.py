@@ -38,6 +38,8 @@ class Conditions:
         listing_lag: Listings show a bucket as it was so many seconds ago.
         paths_info_lag: The same for lookups by path.
         token_lifetime: Seconds for which tokens of the CAS are valid.
+        upload_grants: The CAS hands out a grant for each xorb, which is then sent to an address of
+            its own and committed, instead of taking it directly.
     """
 
     latency: float = 0.0
@@ -55,6 +57,7 @@ class Conditions:
     listing_lag: float = 0.0
     paths_info_lag: float = 0.0
     token_lifetime: float = 3600.0
+    upload_grants: bool = False
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Conditions:

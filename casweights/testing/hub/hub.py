@@ -87,7 +87,7 @@ class LocalHub:
         cas_tokens = Tokens(self.folder / "secret")
         bucket_routes = BucketRoutes(self._buckets, self._cas, access, cas_tokens, self._weather)
         repo_routes = RepoRoutes(repos, access)
-        cas_routes = CasRoutes(self._cas, cas_tokens)
+        cas_routes = CasRoutes(self._cas, cas_tokens, self._weather)
         hub_table = [*self._control(), *bucket_routes.routes(), *repo_routes.routes()]
         hub = self._server(stack, ports[0], hub_table)
         storage = self._server(stack, ports[1], cas_routes.routes())

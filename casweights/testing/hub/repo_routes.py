@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from casweights.testing.hub.access import OWN_NAMESPACE
 from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
 from casweights.testing.hub.repos import blob_id, described, listing
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from casweights.testing.hub.repos import Repo, Repos
 
 _API = "/api/(models|datasets)/([^/]+/[^/]+)"
-_OWN_NAMESPACE = "me"
 
 
 class RepoRoutes:
@@ -100,6 +100,8 @@ class RepoRoutes:
     def commit(self, request: Request) -> Answer:
         """Add a commit."""
         self._access.write(request)
+        if request.query.get("create_pr", "").lower() in ("true", "1"):
+            raise Refusal(400, "there are no pull requests here: commit without create_pr")
         kind = request.args[0].removesuffix("s")
         name, revision = request.args[1:3]
         commit = self._repos.commit(kind, name, revision, request.lines())
@@ -138,7 +140,7 @@ def _named(request: Request) -> tuple[str, str, dict[str, object]]:
     """Kind and id of the repository that a body names, and the body."""
     wish = request.json()
     kind = wish.get("type") or "model"
-    name = f"{wish.get('organization') or _OWN_NAMESPACE}/{wish['name']}"
+    name = f"{wish.get('organization') or OWN_NAMESPACE}/{wish['name']}"
     if kind not in ("model", "dataset") or not re.fullmatch(r"[^/]+/[^/]+", name):
         raise Refusal(400, f"there are no {kind} repositories here, or {name} is no name")
     return kind, name, wish
