@@ -1,0 +1,109 @@
+"""The client's own bucket tests, against the local Hub instead of the staging server of the Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from xml.etree import ElementTree
+
+from casweights.testing.hub import LocalHubProcess
+
+CLIENT = "huggingface_hub"
+FILES = (
+    "tests/test_buckets.py",
+    "tests/test_buckets_cli.py",
+    "tests/test_buckets_hf_file_system.py",
+    "tests/test_bucket_live_follow.py",
+)
+# Fixtures that the source distribution leaves out; the tests above need the name alone.
+CONFTEST = "class RepoFactory: pass\n"
+
+# Why a test cannot pass here.
+CAUSES = {
+    "test_create_bucket_enterprise_org": "organisations have no settings here",
+    "test_bucket_info_private": "every token is the same user's",
+    "test_list_buckets_with_private": "every token is the same user's",
+    "test_list_bucket_tree_on_private_bucket": "every token is the same user's",
+    "test_move_bucket_rename": "buckets cannot be renamed here",
+    "test_move_bucket": "buckets cannot be renamed here",
+    "test_update_bucket_settings": "buckets have no settings here",
+    "test_bucket_settings": "buckets have no settings here",
+    "test_sync_job_volume": "there are no jobs and accounts here",
+    "test_sync_job_volume_empty_dir_uploads_placeholder": "there are no jobs and accounts here",
+    "test_copy_files_repo_to_bucket_with_revision": "it needs a fixture that is not distributed",
+    "test_copy_files_bucket_to_repo_raises": "it needs a fixture that is not distributed",
+}
+
+
+def main() -> int:
+    """Run the tests; returns the exit status."""
+    with tempfile.TemporaryDirectory() as folder, LocalHubProcess() as hub:
+        source = _source(Path(folder), hub.url)
+        results = _run(source, Path(folder), hub.url, sys.argv[1:])
+    failed = {name: message for name, message in results.items() if message is not None}
+    causes = {name: CAUSES.get(name.rpartition(".")[2]) for name in failed}
+    for name in sorted(failed):
+        print(f"{name}: {causes[name] or failed[name]}")
+    print(f"{len(results) - len(failed)} of {len(results)} pass with {CLIENT} {version(CLIENT)}")
+    return int(not results or None in causes.values())
+
+
+def _source(folder: Path, endpoint: str) -> Path:
+    """The client's source distribution, its tests directed to the local Hub."""
+    wanted = f"{CLIENT}=={version(CLIENT)}"
+    _pip("download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), wanted)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    tests = folder / archive.name.removesuffix(".tar.gz") / "tests"
+    constants = tests / "testing_constants.py"
+    text = constants.read_text(encoding="utf-8")
+    for name, value in (("ENDPOINT_STAGING", endpoint), ("USER", "me")):
+        text = re.sub(rf"(?m)^{name} = .*", f'{name} = "{value}"', text)
+    constants.write_text(text, encoding="utf-8")
+    (tests / "__init__.py").touch()
+    (tests / "conftest.py").write_text(CONFTEST, encoding="utf-8")
+    return tests.parent
+
+
+def _pip(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *arguments], check=True)
+
+
+def _run(source: Path, folder: Path, endpoint: str, arguments: list[str]) -> dict[str, str | None]:
+    """Run the tests; returns why each one failed, or None, by its name."""
+    report, plugins = folder / "report.xml", folder / "plugins"
+    _pip("install", "--no-deps", "--target", str(plugins), "pytest-mock")
+    pytest = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+    options = [f"--rootdir={source}", "-o", "addopts=", "-o", "filterwarnings="]
+    environment = {
+        **os.environ,
+        "HF_HOME": str(folder / "home"),
+        "HF_ENDPOINT": endpoint,
+        "PYTHONPATH": str(plugins),
+    }
+    subprocess.run(
+        [*pytest, *options, f"--junitxml={report}", *FILES, *arguments],
+        cwd=source,
+        env=environment,
+        check=False,
+        stdout=subprocess.DEVNULL,
+    )
+    results: dict[str, str | None] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        problem = case.find("failure")
+        problem = case.find("error") if problem is None else problem
+        message = None if problem is None else problem.get("message", "").partition("\n")[0]
+        if case.find("skipped") is None:
+            results[f"{case.get('classname')}.{case.get('name')}"] = message
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())
