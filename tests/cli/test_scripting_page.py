@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
+from casweights.cli import _progress
 from casweights.cli._app import VERBS
 from casweights.cli._errors import MEANINGS, Exit
 
@@ -93,8 +94,46 @@ def test_fields_of_long_commands(run_json: Json, store: Path) -> None:
         check("`verify`: problems", problem)
 
 
-def test_progress_fields() -> None:
-    assert list(documented("Progress")) == ["message_type", "stage", "done_bytes", "total_bytes"]
+# What to run for each verb, in this order.
+RUNS: dict[str, tuple[str, ...]] = {
+    "init": (),
+    "info": (),
+    "log": (),
+    "show": (),
+    "ls": (),
+    "diff": ("v1", "main"),
+    "cat": ("main", "config.json"),
+    "tag": (),
+    "branch": (),
+    "stats": (),
+    "commit": ("model", "--branch", "other"),
+    "checkout": ("main", "out"),
+    "verify": (),
+    "repack": (),
+    "push": ("there", "--create"),
+    "copy": ("there", "copies"),
+    "clone": ("there", "part", "v1"),
+    "pull": ("there", "--store", "part"),
+}
+
+
+def test_progress_of_every_verb_is_as_the_page_says(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_progress, "_INTERVAL", 0.0)
+    assert sorted(RUNS) == sorted(VERBS)
+    section = PAGE.split("\n### Progress\n")[1].split("\n### ")[0]
+    stages, reporting = set(), set()
+    for verb, args in RUNS.items():
+        for line in run(verb, *args, "--json").stdout.splitlines():
+            if '"progress"' in line:
+                progress = json.loads(line)
+                check("Progress", progress)
+                stages.add(progress["stage"])
+                reporting.add(verb)
+    assert reporting == set(re.findall(r"`(\w+)`", section.split(":", 1)[0]))
+    (row,) = re.findall(r"^\| `stage` .*", section, re.MULTILINE)
+    assert stages == set(re.findall(r"`(\w+)`", row)) - {"stage"}
 
 
 def test_error_fields(run: Run) -> None:
