@@ -58,7 +58,12 @@ class SourceFile(ABC):
 
     @abstractmethod
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """The bytes of neighbouring pieces. May be called from several threads at once."""
+        """The bytes of neighbouring pieces. May be called from several threads at once.
+
+        What is returned stays as it is while anybody holds a view of it: a chunk is hashed and
+        encoded from it, one after the other, and the two must agree. Bytes that others may write
+        to meanwhile are therefore copied first.
+        """
 
     def check_unchanged(self) -> bool:
         """Check that the file is what it was when reading began.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from casweights.buffers import uninitialized
+from casweights.buffers import copy, uninitialized
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format import safetensors
 from casweights.format.dtypes import DTYPES
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from casweights.format.layout import Piece
 
 STATE_FILE = "model.safetensors"
-_CACHED_COPIES = 2
+CACHED_COPIES = 2
 
 _CODES = {
     code: getattr(torch, name)
@@ -81,29 +81,35 @@ class TensorFile(SourceFile):
         self._lock = threading.Lock()
 
     @abstractmethod
-    def _at_hand(self, name: str) -> memoryview | None:
-        """A tensor's bytes where they lie, if they need not be made."""
+    def _live(self, name: str) -> memoryview | None:
+        """A tensor's own memory, if that is its bytes. Others may write to it at any time."""
 
     @abstractmethod
     def _make(self, name: str) -> memoryview:
-        """A tensor's bytes otherwise."""
+        """A copy of a tensor's bytes otherwise."""
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`; no bytes are copied where they are at hand."""
+        """See `SourceFile.read`; tensors' own memory is copied, a run at a time."""
+        own = [self._live(str(piece.tensor)) for piece in run]
+        out = buffers.take(
+            sum(piece.nbytes for piece, live in zip(run, own, strict=True) if live is not None)
+        )
         views = []
-        for piece in run:
+        for piece, live in zip(run, own, strict=True):
             name = str(piece.tensor)
             start = piece.offset - self._starts[name]
-            views.append(self._bytes(name)[start : start + piece.nbytes])
+            view = (self._copy(name) if live is None else live)[start : start + piece.nbytes]
+            if live is not None:
+                taken, out = out[: piece.nbytes], out[piece.nbytes :]
+                copy(taken, view)
+                view = taken
+            views.append(view)
         return views
 
-    def _bytes(self, name: str) -> memoryview:
-        there = self._at_hand(name)
-        if there is not None:
-            return there
+    def _copy(self, name: str) -> memoryview:
         with self._lock:
             if name not in self._copies:
-                if len(self._copies) >= _CACHED_COPIES:
+                if len(self._copies) >= CACHED_COPIES:
                     self._copies.popitem(last=False)
                 self._copies[name] = self._make(name)
             return self._copies[name]
@@ -169,7 +175,7 @@ class StateFile(TensorFile):
     def _dtype(self, name: str) -> torch.dtype:
         return self._cast(name, self.tensors[name].dtype)
 
-    def _at_hand(self, name: str) -> memoryview | None:
+    def _live(self, name: str) -> memoryview | None:
         tensor = self.tensors[name]
         plain = is_plain_memory(tensor) and self._dtype(name) == tensor.dtype
         return tensor_bytes(tensor) if plain else None

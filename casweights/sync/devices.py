@@ -32,7 +32,7 @@ def host_patterns(memory: memoryview, like: torch.Tensor) -> torch.Tensor:
 
 
 def device_changes(
-    live: torch.Tensor, kept: torch.Tensor, chunk_size: int
+    live: torch.Tensor, kept: torch.Tensor, chunk_size: int, *, advance: bool = False
 ) -> Iterator[tuple[int, Change]]:
     """The changes that make the elements of `live` of those of `kept`.
 
@@ -40,6 +40,8 @@ def device_changes(
         live: Flat integers, on any device.
         kept: As many, on the same device or on the host.
         chunk_size: Bytes of a chunk.
+        advance: Make the same changes in `kept`, which is on the same device. Other values than
+            those of the changes never get there, even if somebody writes to `live` meanwhile.
 
     Yields:
         The number of a chunk, and its change.
@@ -51,7 +53,10 @@ def device_changes(
         new = live[start : start + segment]
         old = kept[start : start + segment].to(live.device, non_blocking=True)
         places = torch.nonzero(new != old).flatten()
-        values = new[places].cpu().numpy().view(np.uint8)
+        changed = new[places]
+        if advance:
+            old.index_copy_(0, places, changed)
+        values = changed.cpu().numpy().view(np.uint8)
         positions = places.cpu().numpy()
         first = start // per_chunk
         numbers = range(first, first + -(-len(new) // per_chunk))

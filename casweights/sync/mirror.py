@@ -88,8 +88,8 @@ class Mirror:
             self._memory[info.name] = _host_memory(info.nbytes, live)
             if live.device.type != "cpu":
                 flat = flat_patterns(live.contiguous())
-                if on_device:
-                    self._shadows[info.name] = flat.clone()
+                if on_device:  # the mirror is a copy of the shadow: the tensor may change
+                    flat = self._shadows[info.name] = flat.clone()
                 host_patterns(self._memory[info.name], flat).copy_(flat)
                 continue
             pieces = self._pieces(info, tensor_bytes(live))
@@ -214,11 +214,10 @@ class Mirror:
         shadow = self._shadows.get(info.name)
         kept = host_patterns(self._memory[info.name], live) if shadow is None else shadow
         pieces = list(grid(0, info.nbytes, info.dtype, self._chunk_size, info.name))
-        for number, change in device_changes(live, kept, self._chunk_size):
+        found = device_changes(live, kept, self._chunk_size, advance=shadow is not None)
+        for number, change in found:
             change.exchange(self.chunk(pieces[number]))
             yield pieces[number], change
-        if shadow is not None:
-            shadow.copy_(live)
 
 
 class KeptState(SourceFile):

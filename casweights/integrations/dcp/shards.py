@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +12,7 @@ from torch.distributed.checkpoint.planner import WriteItemType
 
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.sources import SourceFile
-from casweights.tensors import StateFile, TensorFile, tensor_bytes
+from casweights.tensors import CACHED_COPIES, StateFile, TensorFile, is_plain_memory, tensor_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,6 +48,8 @@ class ShardFile(TensorFile):
         self.path = path
         self.items = _named(items)
         self._planner = planner
+        self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._asking = threading.Lock()
         self._blobs = {
             name: _blob(planner, item)
             for name, item in self.items.items()
@@ -62,11 +66,22 @@ class ShardFile(TensorFile):
         data = item.tensor_data
         return torch.empty((), dtype=data.properties.dtype).expand(data.chunk.sizes)
 
-    def _at_hand(self, name: str) -> memoryview | None:
-        return self._blobs.get(name)
+    def _live(self, name: str) -> memoryview | None:
+        if name in self._blobs:
+            return self._blobs[name]
+        tensor = self._tensor(name)
+        return tensor_bytes(tensor) if is_plain_memory(tensor) else None
 
     def _make(self, name: str) -> memoryview:
-        return tensor_bytes(_shard(self._planner, self.items[name]))
+        return tensor_bytes(self._tensor(name))
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        with self._asking:
+            if name not in self._tensors:
+                if len(self._tensors) >= CACHED_COPIES:
+                    self._tensors.popitem(last=False)
+                self._tensors[name] = _shard(self._planner, self.items[name])
+            return self._tensors[name]
 
 
 def _named(items: Sequence[WriteItem]) -> dict[str, WriteItem]:

@@ -68,7 +68,7 @@ class CasweightsWriter(StorageWriter):
 
     ``dcp.save`` returns metadata whose ``storage_meta.checkpoint_id`` is the version's ID, on all
     ranks. A writer may be used for several saves, and does best if it is: it knows then what it
-    stored.
+    stored. Tensors that are written to during a save are stored with old and new values mixed.
 
     Args:
         store: The store, or its path or URL. Every process opens one of its own, by its URL if
