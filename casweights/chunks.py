@@ -310,4 +310,6 @@ def damaged_frame(location: Location, why: str) -> IntegrityError:
     """The error for a damaged frame: names pack, place and chunk."""
     frame = location.frame
     where = f"the frame at byte {frame.offset}, chunk {frame.chunk}"
-    return corrupt(names.pack_name(location.pack), f"{where}: {why}")
+    error = corrupt(names.pack_name(location.pack), f"{where}: {why}")
+    error.suspect = location.suspect
+    return error

@@ -159,6 +159,7 @@ def encode_version(
         StoreError: The store could not be written. What was written stays and is found again when
             the command is repeated.
     """
+    db.heed_findings()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else Bases(base))
     encoder = ChainEncoder(db.reader, db.index, nearby or db.cache, compression)

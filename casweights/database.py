@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from casweights.cache import ChunkCache
 from casweights.chunks import ChunkReader
 from casweights.errors import ErrorCode, NotFoundError
+from casweights.findings import Findings
 from casweights.format import names
 from casweights.format.hashing import chunk_hasher
 from casweights.format.storefile import MAX_STORE_FILE, decode_store_file, encode_store_file
@@ -53,6 +54,7 @@ class Database:
         store_id: Hexadecimal digits that tell this store from others.
         hasher: From a chunk's bytes to its ID.
         workers: Threads for the heavy work.
+        findings: What somebody found damaged.
         index: Where chunks lie.
         reader: Chunks by ID.
         cache: Chunks that stay in memory.
@@ -69,6 +71,7 @@ class Database:
         cache_size: int,
         read_ahead: int,
         reporter: Reporter,
+        notes: ObjectStore | None = None,
     ) -> None:
         try:
             store_file = store.read(names.CONFIG, MAX_STORE_FILE)
@@ -86,7 +89,9 @@ class Database:
         self.config, self.store_id = decode_store_file(store_file)
         self.hasher = chunk_hasher(self.config.digest)
         self.workers = Workers(workers)
-        self.index = ChunkIndex(store)
+        self.findings = Findings(store, notes, self.store_id)
+        self._heeded = False
+        self.index = ChunkIndex(store, self.findings)
         self.reader = ChunkReader(store, self.index, self.hasher)
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
         self.snapshots = SnapshotStore(store, self.index, self.config)
@@ -103,6 +108,15 @@ class Database:
             refs=self.refs.store.url,
             exclusive=self.refs.store.capabilities.exclusive_create,
         )
+
+    def heed_findings(self) -> None:
+        """Rely no more on what somebody found damaged, before it counts what the store has.
+
+        Behind a network that is looked up once; a writer there need not wait for it at each step.
+        """
+        if not (self._heeded and self.store.capabilities.remote):
+            self.index.heed(self.findings.load())
+            self._heeded = True
 
     def close(self) -> None:
         """End the threads."""

@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from casweights.ids import SnapshotId
+    from casweights.ids import SnapshotId, Suspect
 
 _MAX_MESSAGE = 1000
 _CUT = " ... "
@@ -109,7 +109,13 @@ class StaleError(CasweightsError):
 
 
 class IntegrityError(CasweightsError):
-    """Stored bytes are not what they must be: damaged, truncated, forged or missing."""
+    """Stored bytes are not what they must be: damaged, truncated, forged or missing.
+
+    Attributes:
+        suspect: The damaged frame or pack, where it is one.
+    """
+
+    suspect: Suspect | None = None
 
 
 class UnsupportedError(CasweightsError):

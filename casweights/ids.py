@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from casweights.errors import ErrorCode, InvalidInputError
 
@@ -59,3 +59,15 @@ class PackId(Digest):
     """BLAKE3 digest of a pack's index."""
 
     __slots__ = ()
+
+
+class Suspect(NamedTuple):
+    """Where damage was found.
+
+    Attributes:
+        pack: The pack.
+        offset: Where in it the damaged frame begins; None if it is the pack as a whole.
+    """
+
+    pack: PackId
+    offset: int | None

@@ -20,8 +20,9 @@ from casweights.stores.base import ObjectInfo
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
+    from casweights.findings import Findings
     from casweights.format.snapshot import PackTable
-    from casweights.ids import ChunkId
+    from casweights.ids import ChunkId, Suspect
     from casweights.paths import Path
     from casweights.stores.base import ObjectStore, Range
 
@@ -52,19 +53,26 @@ class ChunkIndex:
     *Hints* come with snapshots and say which packs to look into first; they may be out of date.
     `load` reads the indexes of all packs that were not read yet.
 
+    Args:
+        store: Where the packs are.
+        findings: Told of frames that turn out to be damaged.
+
     Attributes:
         damaged: Packs whose index could not be read, or in which a bad frame was met, with the
             reason. What is bad counts as missing.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, findings: Findings | None = None) -> None:
         self._store = store
+        self._findings = findings
+        self._suspects: set[Suspect] = set()
         self._lock = threading.RLock()
         self._hints: dict[ChunkId, PackId] = {}
         self._hinted_packs: dict[PackId, None] = {}
         self._table = FrameTable()
         self._packs: dict[str, _Known] = {}  # those that were read
         self._paths = PathFinder(self._table)
+        self._last_resort = PathFinder(self._table, doubted=True)
         self._enough_packs = _SPARE_PACKS
         self.damaged: dict[str, CasweightsError] = {}
 
@@ -169,9 +177,37 @@ class ChunkIndex:
             known.clear()
 
     def distrust(self, location: Location, why: CasweightsError) -> None:
-        """Count a frame as missing and its pack as damaged; its chunk may be written anew."""
+        """Count a frame as missing and its pack as damaged; its chunk may be written anew.
+
+        If it is there and damaged, others will know.
+        """
         self._table.exclude(location)
         self.damaged[names.pack_name(location.pack)] = why
+        if isinstance(why, IntegrityError) and self._findings is not None:
+            self._findings.note({location.suspect: str(why)})
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether anything is in doubt."""
+        return bool(self._suspects)
+
+    def heed(self, suspects: set[Suspect]) -> None:
+        """Count these frames, and those of these packs, as missing where there is a choice.
+
+        A chunk that only they hold is written anew by whoever brings it, and whoever wants it
+        tries them all the same: they may be sound.
+        """
+        with self._lock:
+            self._suspects = suspects
+            self._table.doubt(suspects)
+
+    def doubts(self, path: Path) -> bool:
+        """Whether a way leads through a frame that is in doubt."""
+        return self.has_suspects and any(map(self._table.doubts, path.frames))
+
+    def is_damaged(self, pack: PackId) -> bool:
+        """Whether anything in a pack is damaged or in doubt."""
+        return names.pack_name(pack) in self.damaged or any(s.pack == pack for s in self._suspects)
 
     def reconsider(self) -> None:
         """Look at everything anew: by the next time, what was found damaged may be repaired."""
@@ -209,8 +245,8 @@ class ChunkIndex:
             return True
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
-        """All good frames of a chunk that are known."""
-        return self._table.frames(chunk)
+        """All frames of a chunk that are known and were not found damaged here."""
+        return self._table.all_frames(chunk)
 
     def __contains__(self, chunk: ChunkId) -> bool:
         """Whether the packs that were read are enough to rebuild this chunk, as far as known."""
@@ -240,6 +276,8 @@ class ChunkIndex:
         if path is None:
             self.load()
             path = finder.path(chunk)
+        if path is None and self.has_suspects:
+            path = self._last_resort.path(chunk)
         return path
 
     def _read_packs(self, packs: list[PackId]) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.config import PACK_FRAMES, PACK_TARGET
-from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
 from casweights.format.pack import Frame, SealedPack, build_index
 from casweights.parallel import Background
@@ -97,7 +96,7 @@ class PackWriter:
     def _seal(self) -> SealedPack:
         frames, parts = self._frames, self._parts
         pack, ending = build_index(frames)
-        while names.pack_name(pack) in self._db.index.damaged:
+        while self._db.index.is_damaged(pack):
             # Somebody may still read parts of the damaged pack, so it stays as it is. With one
             # frame repeated, ours has another ID.
             last = frames[-1]

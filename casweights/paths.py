@@ -7,8 +7,10 @@ import threading
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.ids import Suspect
+
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
@@ -26,6 +28,7 @@ class FrameTable:
     def __init__(self) -> None:
         self._known: dict[ChunkId, tuple[Location, ...]] = {}
         self._excluded: set[Location] = set()
+        self._doubted: set[Suspect] = set()
         self._unknown_bases: set[ChunkId] = set()
         self.version = 0
 
@@ -34,11 +37,28 @@ class FrameTable:
         return iter(list(self._known))
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
+        """All frames of a chunk that are neither excluded nor in doubt."""
+        found = self.all_frames(chunk)
+        if not self._doubted:
+            return found
+        return [place for place in found if not self.doubts(place)]
+
+    def all_frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All frames of a chunk that are not excluded."""
         found = self._known.get(chunk, ())
         if not self._excluded:
             return found
         return [place for place in found if place not in self._excluded]
+
+    def doubt(self, suspects: Collection[Suspect]) -> None:
+        """From now on, these frames and all frames of these packs are in doubt, and no others."""
+        if self._doubted != suspects:
+            self._doubted = set(suspects)
+            self.version += 1
+
+    def doubts(self, location: Location) -> bool:
+        """Whether a frame is in doubt."""
+        return not self._doubted.isdisjoint((location.suspect, Suspect(location.pack, None)))
 
     def add(self, locations: Iterable[Location]) -> None:
         """Take note of frames."""
@@ -71,7 +91,7 @@ class FrameTable:
         self._excluded = excluded
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all frames; what was in doubt stays so."""
         self._known.clear()
         self._excluded.clear()
         self._unknown_bases.clear()
@@ -131,11 +151,15 @@ class PathFinder:
     Args:
         table: The frames.
         have: Chunks that cost nothing, because the reader has them.
+        doubted: Whether ways may lead through frames in doubt.
     """
 
-    def __init__(self, table: FrameTable, have: Container[ChunkId] = ()) -> None:
+    def __init__(
+        self, table: FrameTable, have: Container[ChunkId] = (), *, doubted: bool = False
+    ) -> None:
         self._table = table
         self._have = have
+        self._frames = table.all_frames if doubted else table.frames
         self._lock = threading.Lock()
         self._steps: dict[_Node, _Step] = {}
         self._version = -1
@@ -147,7 +171,7 @@ class PathFinder:
                 self._steps, self._version = {}, self._table.version
             if chunk in self._have:
                 return Path((), 0)
-            sizes = {place.frame.raw_size for place in self._table.frames(chunk)}
+            sizes = {place.frame.raw_size for place in self._frames(chunk)}
             found = [self._find(_Node(chunk, size)) for size in sizes]
             paths = [path for path in found if path is not None]
             return min(paths, key=lambda path: path.nbytes, default=None)
@@ -177,7 +201,7 @@ class PathFinder:
             if nearest.node is None or nearest.node in done:
                 continue
             done.add(nearest.node)
-            for place in self._table.frames(nearest.node.chunk):
+            for place in self._frames(nearest.node.chunk):
                 if place.frame.raw_size == nearest.node.raw_size:
                     heapq.heappush(queue, self._back(nearest, place, next(numbers)))
 

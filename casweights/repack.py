@@ -98,6 +98,7 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
         if info.name not in writer.names:
             db.store.delete(info.name)
     db.index.load()
+    db.findings.answer_gone()
     now = list(db.store.list(names.PACKS))
     return RepackStats(
         packs=len(now),

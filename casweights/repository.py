@@ -46,6 +46,7 @@ def open_repository(
     workers: int | None = None,
     cache_size: int = 0,
     remote: RemoteOptions | None = None,
+    notes: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
 ) -> Repository:
     """Open a store.
@@ -59,6 +60,7 @@ def open_repository(
         cache_size: Bytes of chunks to keep in memory. If a model fits, who commits or loads one
             version of it after the other rebuilds nothing to find the differences.
         remote: Patience with a network, and the sizes of this machine's caches for it.
+        notes: A folder of this machine, for what is found damaged in a store that is read-only.
         reporter: Receives progress and results.
 
     Raises:
@@ -80,6 +82,7 @@ def open_repository(
         cache_size=cache_size,
         read_ahead=(remote or RemoteOptions()).read_ahead,
         reporter=reporter or Reporter(),
+        notes=None if notes is None else open_object_store(notes),
     )
     return Repository(database)
 

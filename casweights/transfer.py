@@ -11,6 +11,7 @@ from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.buffers import uninitialized
 from casweights.chunks import read_payload
 from casweights.config import KiB, MiB
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
@@ -56,25 +57,31 @@ def transfer(
         StoreError: The target could not be written.
     """
     check_configs(source, target)
+    source.heed_findings()
+    target.heed_findings()
     there = set(target.snapshots.ids())
-    missing = _missing_versions(source, tips, there, history=history)
+    # What was damaged in the target is brought again, of versions that it has, too.
+    whole = set() if target.index.has_suspects else there
+    missing = _missing_versions(source, tips, whole, history=history)
     if not missing:
         return TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
     packs: _Packs | _Frames
-    if history:
+    if history and not (source.index.has_suspects or target.index.has_suspects):
         packs = _Packs(source, target, _chunks_there(source, target, missing, there))
     else:
         packs = _Frames(source, target)
-    nbytes = 0
+    snapshots = nbytes = 0
     for version, parents in missing.items():
         stored = source.snapshots.load_stored(version)
         table = packs.bring(stored.snapshot, stored.table)
+        if version in there:
+            continue
         table = table._replace(shallow=not there.issuperset(parents))
         target.snapshots.save_copy(stored._replace(table=table))
-        nbytes += target.store.size(names.snapshot_name(version))
+        snapshots, nbytes = snapshots + 1, nbytes + target.store.size(names.snapshot_name(version))
         there.add(version)
     return TransferStats(
-        snapshots=len(missing), packs=packs.copied, nbytes=nbytes + packs.nbytes, refs={}
+        snapshots=snapshots, packs=packs.copied, nbytes=nbytes + packs.nbytes, refs={}
     )
 
 
@@ -289,6 +296,8 @@ class _Packs:
 class _Frames:
     """Copies frames into packs of their own: there is much in packs that one version does not need.
 
+    It looks at what the target really has, and passes over frames that were found damaged.
+
     Args:
         source: Where they are.
         target: Where they go.
@@ -303,7 +312,8 @@ class _Frames:
         self._target = target
         self.copied = 0
         self.nbytes = 0
-        if not target.store.capabilities.remote:
+        in_doubt = source.index.has_suspects or target.index.has_suspects
+        if in_doubt or not target.store.capabilities.remote:
             target.index.load()
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
@@ -322,7 +332,11 @@ class _Frames:
         return self._target.snapshots.pack_table(snapshot)
 
     def _path(self, chunk: ChunkId) -> Path:
-        path = self._source.index.find_path(chunk)
+        index = self._source.index
+        path = index.find_path(chunk)
+        if path is not None and index.doubts(path):  # is it damaged, and is there a better one?
+            self._source.reader.readinto(chunk, uninitialized(path.frames[-1].frame.raw_size))
+            path = index.find_path(chunk)
         if path is None:
             raise _lost(self._source, chunk)
         return path

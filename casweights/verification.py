@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,15 +19,16 @@ from casweights.errors import (
     UnsupportedError,
 )
 from casweights.events import Stage
+from casweights.findings import summarize
 from casweights.format import names
 from casweights.format.fields import parse_id
-from casweights.ids import SnapshotId
+from casweights.ids import PackId, SnapshotId, Suspect
 from casweights.index import read_pack_index
 from casweights.paths import MAX_LINKS
 from casweights.snapshots import SnapshotStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from casweights.database import Database
     from casweights.format.pack import Location
@@ -47,6 +49,10 @@ class Verification:
         packs: Packs looked at.
         frames: Frames looked at.
         nbytes: Bytes of the packs.
+        damaged: Damaged frames and packs. A later commit of their content stores it again.
+        noted: Where they are noted for that: the store's URL, or that of this machine's notes if
+            the store cannot be written to. None if nothing is damaged, or if there are no notes
+            either: then nobody else knows.
     """
 
     problems: tuple[CasweightsError, ...]
@@ -54,6 +60,8 @@ class Verification:
     packs: int
     frames: int
     nbytes: int
+    damaged: int = 0
+    noted: str | None = None
 
 
 def verify(db: Database, *, quick: bool) -> Verification:
@@ -65,6 +73,7 @@ def verify(db: Database, *, quick: bool) -> Verification:
             chunks: finds damage, but not every forgery.
     """
     problems: list[CasweightsError] = []
+    told = db.findings.load()
     # Listed against the order of writing, so that a commit beside us is seen whole or not at all.
     refs = db.refs.objects()
     snapshots = list(db.store.list(names.SNAPSHOTS))
@@ -75,10 +84,21 @@ def verify(db: Database, *, quick: bool) -> Verification:
         have, stranded = _verify_forest(db, forest, problems, quick=quick)
     finally:
         db.reporter.finished(Stage.VERIFY)
+    damaged = {
+        error.suspect: error.message
+        for error in problems
+        if isinstance(error, IntegrityError) and error.suspect is not None
+    }
+    noted = _note(db, damaged)
+    if not quick:
+        untested = {location.suspect for location in stranded}
+        _answer(db, told - untested, damaged, {info.name for info in packs})
+    db.findings.answer_gone()
     missing: list[CasweightsError] = []
     found, lost = _verify_snapshots(db, snapshots, have, missing)
     problems += [*_blame(stranded, lost), *missing]
     _verify_refs(db, refs, found, problems)
+    problems += db.findings.problems()
     _verify_names(db, problems)
     return Verification(
         problems=tuple(problems),
@@ -86,7 +106,32 @@ def verify(db: Database, *, quick: bool) -> Verification:
         packs=len(packs),
         frames=sum(map(len, forest.values())),
         nbytes=sum(info.size for info in packs),
+        damaged=len(damaged),
+        noted=noted,
     )
+
+
+def _note(db: Database, damaged: Mapping[Suspect, str]) -> str | None:
+    """Tell others what is damaged; returns where."""
+    findings = summarize(damaged)
+    db.index.heed(db.findings.load() | findings.keys())
+    return db.findings.note(findings) if findings else None
+
+
+def _answer(
+    db: Database, told: Iterable[Suspect], damaged: Mapping[Suspect, str], checked: set[str]
+) -> None:
+    """Take back what was told of packs that were checked now and is true no longer."""
+    bad_packs = {suspect.pack for suspect in damaged}
+    wholly_bad = {suspect.pack for suspect in summarize(damaged) if suspect.offset is None}
+
+    def is_true(suspect: Suspect) -> bool:
+        if suspect.offset is None:
+            return suspect.pack in bad_packs
+        return suspect in damaged or suspect.pack in wholly_bad
+
+    over = [s for s in told if names.pack_name(s.pack) in checked and not is_true(s)]
+    db.findings.answer(over)
 
 
 _Forest = dict["ChunkId | None", list["Location"]]  # frames by their base; whole ones at None
@@ -115,6 +160,9 @@ def _try_index(
     try:
         return info, read_pack_index(db.store, info)
     except _UNSOUND as error:
+        if isinstance(error, IntegrityError):
+            with suppress(IntegrityError):  # something else that lies there
+                error.suspect = Suspect(parse_id(PackId, names.PACKS, info.name), None)
         return info, error
 
 
@@ -276,7 +324,7 @@ def _verify_refs(
 
 def _verify_names(db: Database, problems: list[CasweightsError]) -> None:
     """Objects that nothing of ours would have written."""
-    folders = (names.PACKS, names.SNAPSHOTS, names.HEADS, names.TAGS)
+    folders = (names.PACKS, names.SNAPSHOTS, names.HEADS, names.TAGS, names.DAMAGED)
     problems.extend(
         IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{info.name} is no object of a casweights store")
         for info in db.store.list()

@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
 VALUES = {"errors", "ids", "config", "events"}
 PLUMBING = {"buffers", "files", "parallel", "staging"}
-OPEN_STORE = {"paths", "reflog", "cache", "chunks", "index", "snapshots", "refs", "database"}
+OPEN_STORE = {
+    "paths",
+    "reflog",
+    "cache",
+    "chunks",
+    "index",
+    "findings",
+    "snapshots",
+    "refs",
+    "database",
+}
 BELOW_VERBS = VALUES | PLUMBING | OPEN_STORE | {"format", "stores.base", "sources", "selection"}
 VERBS = {
     "commit",
@@ -66,7 +76,8 @@ ALLOWED: dict[str, set[str]] = {
     "tensors": VALUES | PLUMBING | {"format", "sources"},
     "selection": VALUES | {"format", "sources"},
     "paths": {"ids", "format"},
-    "index": VALUES | {"format", "stores.base", "paths"},
+    "findings": VALUES | {"format", "stores.base"},
+    "index": VALUES | {"format", "stores.base", "findings", "paths"},
     "cache": {"ids", "buffers"},
     "chunks": VALUES | {"format", "stores.base", "index", "paths"},
     "snapshots": VALUES | {"format", "stores.base", "index"},

@@ -89,8 +89,15 @@ def open_store(
         config=config,
         cache_size=cache_size,
         remote=RemoteOptions(disk_cache=int(wanted)),
+        notes=_notes_folder(),
         reporter=reporter,
     )
+
+
+def _notes_folder() -> Path | None:
+    """Where this user keeps notes on stores that are read-only; None without a home."""
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(caches, "casweights", "notes") if os.path.isabs(caches) else None
 
 
 def nearest_store(start: Path) -> Path | None:

@@ -14,6 +14,7 @@ from casweights.cli._verb import verb
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
+    from casweights.verification import Verification
 
 
 @verb("verify", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
@@ -38,15 +39,30 @@ def command(session: Session, quick: bool) -> Exit:
             "packs": found.packs,
             "frames": found.frames,
             "checked_bytes": found.nbytes,
+            "damaged": found.damaged,
+            "noted": found.noted,
         },
         [
+            *_note(found),
             [
                 Span(problems, "red" if found.problems else "green"),
                 Span(
                     f" in {count(found.snapshots, 'version')}, {count(found.packs, 'pack')}, "
                     f"{count(found.frames, 'frame')}, {size(found.nbytes)}"
                 ),
-            ]
+            ],
         ],
     )
     return status_of_all(found.problems)
+
+
+def _note(found: Verification) -> list[list[Span]]:
+    """What becomes of what is damaged."""
+    if not found.damaged:
+        return []
+    damaged = count(found.damaged, "damaged part")
+    if found.noted is None:
+        text = f"{damaged} noted nowhere: the store cannot be written to. Verify it where it can be"
+    else:
+        text = f"{damaged} noted in {found.noted}: commit or push the content again to mend it"
+    return [[Span(text)]]

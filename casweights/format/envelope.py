@@ -18,6 +18,7 @@ class Kind(Enum):
     PACK = b"p"
     SNAPSHOT = b"s"
     REF = b"r"
+    FINDING = b"d"
 
 
 def prefix(kind: Kind) -> bytes:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 CONFIG = "casweights.json"
 PACKS = "packs/"
 SNAPSHOTS = "snapshots/"
+DAMAGED = "damaged/"
 REFS = "refs/"
 HEADS = f"{REFS}heads/"
 TAGS = f"{REFS}tags/"

@@ -13,7 +13,7 @@ from casweights.format.envelope import PREFIX_SIZE, Kind, check_version, corrupt
 from casweights.format.fields import expect, split_ids
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
 from casweights.format.names import pack_name
-from casweights.ids import ChunkId, PackId
+from casweights.ids import ChunkId, PackId, Suspect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +59,11 @@ class Location:
         """The pack's name, and where in it the stored bytes begin and end."""
         start = self.frame.offset
         return pack_name(self.pack), start, start + self.frame.size
+
+    @property
+    def suspect(self) -> Suspect:
+        """How findings name the frame."""
+        return Suspect(self.pack, self.frame.offset)
 
 
 @dataclass(frozen=True, slots=True)

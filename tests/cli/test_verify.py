@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from casweights.errors import ErrorCode, StoreError
 from casweights.format.codecs import Encoding
 from casweights.format.hashing import checksum
 from casweights.format.pack import build_index
@@ -18,6 +19,9 @@ from casweights.stores.local import LocalStore
 from casweights.testing.trees import read_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.stores.base import Buffer
     from tests.cli.conftest import Json, Run
 
 
@@ -50,6 +54,8 @@ def test_a_sound_store(run: Run, run_json: Json, store: Path, options: tuple[str
             "packs": 2,
             "frames": 10,
             "checked_bytes": packs,
+            "damaged": 0,
+            "noted": None,
         }
     ]
 
@@ -61,11 +67,39 @@ def test_a_damaged_store(run: Run, run_json: Json, damaged: Path, options: tuple
     assert {problem["code"] for problem in problems} == {"corrupt-object", "missing-chunk"}
     assert summary["problems"] == len(problems) == 3  # the frame, and both versions that need it
     lines = run("verify", *options, status=13).stdout.splitlines()
-    assert lines[:-1] == [f"Problem: {problem['message']}" for problem in problems]
+    assert lines[:-2] == [f"Problem: {problem['message']}" for problem in problems]
+    assert lines[-2].startswith(f"1 damaged part noted in {damaged}: commit or push")
     assert lines[-1].startswith("3 problems in 2 versions")
+    assert (summary["damaged"], summary["noted"]) == (1, str(damaged))
     quiet = run("verify", *options, "-q", status=13)
-    assert quiet.stdout.splitlines() == lines[:-1]
+    assert quiet.stdout.splitlines() == lines[:-2]
     assert quiet.stderr == ""
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_a_damaged_store_that_is_read_only(
+    run: Run,
+    run_json: Json,
+    damaged: Path,
+    work: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    notes: bool,
+) -> None:
+    put = LocalStore.put
+
+    def refuse(self: LocalStore, name: str, parts: Sequence[Buffer]) -> bool:
+        if not notes or self.root == damaged:
+            raise StoreError(ErrorCode.NO_PERMISSION, f"cannot write {name}")
+        return put(self, name, parts)
+
+    monkeypatch.setattr(LocalStore, "put", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(work / "caches"))
+    folder = work / "caches" / "casweights" / "notes" if notes else None
+    *_, summary = run_json("verify", status=13)
+    assert (summary["damaged"], summary["noted"]) == (1, str(folder) if folder else None)
+    line = run("verify", status=13).stdout.splitlines()[-2]
+    assert line.startswith(f"1 damaged part noted {f'in {folder}' if folder else 'nowhere'}: ")
+    assert not (damaged / "damaged").exists()
 
 
 def test_quick_leaves_out_what_takes_decoding(run: Run, store: Path) -> None:
