@@ -54,7 +54,7 @@ class Database:
         store_id: Hexadecimal digits that tell this store from others.
         hasher: From a chunk's bytes to its ID.
         workers: Threads for the heavy work.
-        findings: What somebody found damaged.
+        findings: What was found damaged.
         index: Where chunks lie.
         reader: Chunks by ID.
         cache: Chunks that stay in memory.
@@ -110,9 +110,9 @@ class Database:
         )
 
     def heed_findings(self) -> None:
-        """Rely no more on what somebody found damaged, before it counts what the store has.
+        """Stop relying on what was found damaged. Writers call this before they deduplicate.
 
-        Behind a network that is looked up once; a writer there need not wait for it at each step.
+        Behind a network findings are listed once, so that no later step waits for them.
         """
         if not (self._heeded and self.store.capabilities.remote):
             self.index.heed(self.findings.load())

@@ -1,4 +1,4 @@
-"""What somebody found damaged, for all who rely on it: nobody builds on it any more.
+"""What was found damaged in a store, told to everybody who would rely on it.
 
 A finding is a hint. Writers store again what it is about; readers read it all the same where there
 is no other way. So a wrong one, or a forged one, costs some bytes and nothing else.
@@ -84,7 +84,7 @@ class Findings:
         return None
 
     def answer(self, suspects: Collection[Suspect]) -> None:
-        """Remove findings that are true no longer, where they can be removed."""
+        """Remove findings that are no longer true, where they can be removed."""
         if not suspects:
             return
         doomed = [finding_name(suspect) for suspect in suspects]

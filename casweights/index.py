@@ -65,7 +65,7 @@ class ChunkIndex:
     def __init__(self, store: ObjectStore, findings: Findings | None = None) -> None:
         self._store = store
         self._findings = findings
-        self._suspects: set[Suspect] = set()
+        self._packs_in_doubt: set[PackId] = set()
         self._lock = threading.RLock()
         self._hints: dict[ChunkId, PackId] = {}
         self._hinted_packs: dict[PackId, None] = {}
@@ -189,7 +189,7 @@ class ChunkIndex:
     @property
     def has_suspects(self) -> bool:
         """Whether anything is in doubt."""
-        return bool(self._suspects)
+        return bool(self._packs_in_doubt)
 
     def heed(self, suspects: set[Suspect]) -> None:
         """Count these frames, and those of these packs, as missing where there is a choice.
@@ -198,7 +198,7 @@ class ChunkIndex:
         tries them all the same: they may be sound.
         """
         with self._lock:
-            self._suspects = suspects
+            self._packs_in_doubt = {suspect.pack for suspect in suspects}
             self._table.doubt(suspects)
 
     def doubts(self, path: Path) -> bool:
@@ -207,7 +207,7 @@ class ChunkIndex:
 
     def is_damaged(self, pack: PackId) -> bool:
         """Whether anything in a pack is damaged or in doubt."""
-        return names.pack_name(pack) in self.damaged or any(s.pack == pack for s in self._suspects)
+        return names.pack_name(pack) in self.damaged or pack in self._packs_in_doubt
 
     def reconsider(self) -> None:
         """Look at everything anew: by the next time, what was found damaged may be repaired."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -69,6 +69,30 @@ class Once(Generic[R]):
             if not self._results:
                 self._results.append(self._function())
             return self._results[0]
+
+
+class Recent(Generic[R]):
+    """Makes things by name, one at a time, and keeps the last few of them.
+
+    Args:
+        make: Makes one.
+        most: How many to keep.
+    """
+
+    def __init__(self, make: Callable[[str], R], most: int) -> None:
+        self._make = make
+        self._most = most
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, R] = OrderedDict()
+
+    def __call__(self, name: str) -> R:
+        """The thing of that name."""
+        with self._lock:
+            if name not in self._kept:
+                if len(self._kept) >= self._most:
+                    self._kept.popitem(last=False)
+                self._kept[name] = self._make(name)
+            return self._kept[name]
 
 
 class Background:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format import safetensors
 from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import TREE_KEY
+from casweights.parallel import Recent
 from casweights.sources import SourceFile
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from casweights.format.layout import Piece
 
 STATE_FILE = "model.safetensors"
-CACHED_COPIES = 2
+RECENT = 2  # tensors that are kept while their chunks are read
 
 _CODES = {
     code: getattr(torch, name)
@@ -77,8 +76,7 @@ class TensorFile(SourceFile):
         self.raw_header, self.header = raw_header, header
         self.size = len(raw_header) + header.data_size
         self._starts = {info.name: len(raw_header) + info.start for info in header.tensors}
-        self._copies: OrderedDict[str, memoryview] = OrderedDict()
-        self._lock = threading.Lock()
+        self._copy = Recent(self._make, RECENT)
 
     @abstractmethod
     def _live(self, name: str) -> memoryview | None:
@@ -86,7 +84,7 @@ class TensorFile(SourceFile):
 
     @abstractmethod
     def _make(self, name: str) -> memoryview:
-        """A copy of a tensor's bytes otherwise."""
+        """A copy of a tensor's bytes otherwise; the last few are kept."""
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`; tensors' own memory is copied, a run at a time."""
@@ -105,14 +103,6 @@ class TensorFile(SourceFile):
                 view = taken
             views.append(view)
         return views
-
-    def _copy(self, name: str) -> memoryview:
-        with self._lock:
-            if name not in self._copies:
-                if len(self._copies) >= CACHED_COPIES:
-                    self._copies.popitem(last=False)
-                self._copies[name] = self._make(name)
-            return self._copies[name]
 
 
 class StateFile(TensorFile):

@@ -60,7 +60,7 @@ def transfer(
     source.heed_findings()
     target.heed_findings()
     there = set(target.snapshots.ids())
-    # What was damaged in the target is brought again, of versions that it has, too.
+    # Chunks that the target has only in doubt are brought again, even if it has their versions.
     whole = set() if target.index.has_suspects else there
     missing = _missing_versions(source, tips, whole, history=history)
     if not missing:

@@ -121,7 +121,7 @@ def _note(db: Database, damaged: Mapping[Suspect, str]) -> str | None:
 def _answer(
     db: Database, told: Iterable[Suspect], damaged: Mapping[Suspect, str], checked: set[str]
 ) -> None:
-    """Take back what was told of packs that were checked now and is true no longer."""
+    """Take back what was told of packs that were checked now and is no longer true."""
     bad_packs = {suspect.pack for suspect in damaged}
     wholly_bad = {suspect.pack for suspect in summarize(damaged) if suspect.offset is None}
 

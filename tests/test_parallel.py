@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casweights.parallel import Background, Once, Workers, default_workers
+from casweights.parallel import Background, Once, Recent, Workers, default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,3 +134,15 @@ def test_once_is_tried_again_after_an_error() -> None:
     with pytest.raises(OSError, match="not yet"):
         once()
     assert once() == once() == 7
+
+
+def test_recent_keeps_the_last_few_and_makes_others_again() -> None:
+    made: list[str] = []
+
+    def make(name: str) -> str:
+        made.append(name)
+        return name.upper()
+
+    recent = Recent(make, 2)
+    assert [recent(name) for name in "abbabcca"] == list("ABBABCCA")
+    assert made == ["a", "b", "c", "a"]

@@ -420,6 +420,31 @@ def test_planes_of_all_widths(width: int) -> None:
         assert chunks.join_planes(planes) == raw
 
 
+def test_findings_and_what_they_led_to(
+    reader: ModuleType, store: Repository, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model")
+    version = store.commit(tmp_path / "model", branch="models").id
+    pack = max((tmp_path / "store" / "packs").iterdir(), key=lambda path: path.stat().st_size)
+    pack.chmod(0o644)
+    data = bytearray(pack.read_bytes())
+    data[8 + 5] ^= 1
+    pack.write_bytes(data)
+    store.verify()
+    with casweights.open(store.url) as other:
+        other.commit(tmp_path / "model", branch="mended")
+    [finding] = (tmp_path / "store" / "damaged").iterdir()
+    assert finding.name == f"{pack.name}-8"
+    fields = msgpack.unpackb(
+        reader.unseal(tmp_path / "store", f"damaged/{finding.name}", b"d", reader.MAX_REF)
+    )
+    assert (fields["pack"].hex(), fields["offset"]) == (pack.name, 8)
+    assert len(fields["why"]) <= 500
+    assert type(fields["time"]) is int
+    assert_both_read(tmp_path, str(version), tree(tmp_path / "model"))
+    assert_both_read(tmp_path, "mended", tree(tmp_path / "model"))
+
+
 def test_example_on_the_page(reader: ModuleType, tmp_path: Path) -> None:
     page = (READER.parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
     [example] = re.findall("```json\n(.*?)\n```", page, re.DOTALL)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import torch
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
+from casweights.parallel import Recent
 from casweights.sources import SourceFile
-from casweights.tensors import CACHED_COPIES, StateFile, TensorFile, is_plain_memory, tensor_bytes
+from casweights.tensors import RECENT, StateFile, TensorFile, is_plain_memory, tensor_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,9 +46,7 @@ class ShardFile(TensorFile):
     def __init__(self, path: str, items: Sequence[WriteItem], planner: SavePlanner) -> None:
         self.path = path
         self.items = _named(items)
-        self._planner = planner
-        self._tensors: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._asking = threading.Lock()
+        self._tensor = Recent(lambda name: _shard(planner, self.items[name]), RECENT)
         self._blobs = {
             name: _blob(planner, item)
             for name, item in self.items.items()
@@ -74,14 +71,6 @@ class ShardFile(TensorFile):
 
     def _make(self, name: str) -> memoryview:
         return tensor_bytes(self._tensor(name))
-
-    def _tensor(self, name: str) -> torch.Tensor:
-        with self._asking:
-            if name not in self._tensors:
-                if len(self._tensors) >= CACHED_COPIES:
-                    self._tensors.popitem(last=False)
-                self._tensors[name] = _shard(self._planner, self.items[name])
-            return self._tensors[name]
 
 
 def _named(items: Sequence[WriteItem]) -> dict[str, WriteItem]:
