@@ -31,6 +31,11 @@ class ChunkCache:
         self._chunks: OrderedDict[ChunkId, memoryview] = OrderedDict()  # the first goes first
         self._size = 0
 
+    @property
+    def is_used(self) -> bool:
+        """Whether it holds anything, ever."""
+        return self._capacity > 0
+
     def __contains__(self, chunk: object) -> bool:
         return chunk in self._chunks
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -106,7 +107,12 @@ class EncodedVersion:
 
 @dataclass(frozen=True, slots=True)
 class _Commit:
-    """What reading and encoding need to know."""
+    """What reading and encoding need to know.
+
+    Attributes:
+        repeats: Set while the store has what is read, so that looking at live tensors first saves
+            copying them. Not with a cache in memory, which wants the copies.
+    """
 
     db: Database
     files: Sequence[SourceFile]
@@ -114,6 +120,7 @@ class _Commit:
     bases: Once[Bases]
     encoder: ChainEncoder
     look_everywhere: Once[None]
+    repeats: threading.Event = field(default_factory=threading.Event)
 
 
 def commit(
@@ -323,8 +330,17 @@ def _hash_run(work: _Commit, job: tuple[int, list[Piece]]) -> _Run:
     known = [chunk for piece in pieces if (chunk := file.chunk_id(piece)) and chunk in index]
     if len(known) == len(pieces):
         return _Run(number, pieces, [], known)
+    if work.repeats.is_set() and (live := file.look(pieces)) is not None:
+        known = [work.db.hasher(view) for view in live]
+        if all(chunk in index for chunk in known):
+            return _Run(number, pieces, [], known)
     views = list(file.read(pieces, work.buffers))
-    return _Run(number, pieces, views, [work.db.hasher(view) for view in views])
+    chunks = [work.db.hasher(view) for view in views]
+    if not work.db.cache.is_used and all(chunk in index for chunk in chunks):
+        work.repeats.set()
+    else:
+        work.repeats.clear()
+    return _Run(number, pieces, views, chunks)
 
 
 def _encode_run(work: _Commit, run: _Run) -> tuple[int, list[_ReadChunk]]:

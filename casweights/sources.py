@@ -65,6 +65,14 @@ class SourceFile(ABC):
         to meanwhile are therefore copied first.
         """
 
+    def look(self, run: Sequence[Piece]) -> list[memoryview] | None:
+        """The same bytes where they lie, if reading copies them. Others may write to them.
+
+        Their digest is that of bytes that were there at some moment: enough to tell that the store
+        has such a chunk, but nothing may be encoded from them.
+        """
+        return None
+
     def check_unchanged(self) -> bool:
         """Check that the file is what it was when reading began.
 

@@ -88,21 +88,32 @@ class TensorFile(SourceFile):
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`; tensors' own memory is copied, a run at a time."""
-        own = [self._live(str(piece.tensor)) for piece in run]
-        out = buffers.take(
-            sum(piece.nbytes for piece, live in zip(run, own, strict=True) if live is not None)
-        )
+        own = [self._live_piece(piece) for piece in run]
+        out = buffers.take(sum(len(live) for live in own if live is not None))
         views = []
         for piece, live in zip(run, own, strict=True):
-            name = str(piece.tensor)
-            start = piece.offset - self._starts[name]
-            view = (self._copy(name) if live is None else live)[start : start + piece.nbytes]
-            if live is not None:
-                taken, out = out[: piece.nbytes], out[piece.nbytes :]
-                copy(taken, view)
-                view = taken
+            if live is None:
+                views.append(self._cut(self._copy(str(piece.tensor)), piece))
+                continue
+            view, out = out[: piece.nbytes], out[piece.nbytes :]
+            copy(view, live)
             views.append(view)
         return views
+
+    def look(self, run: Sequence[Piece]) -> list[memoryview] | None:
+        """See `SourceFile.look`."""
+        own = [self._live_piece(piece) for piece in run]
+        found = [live for live in own if live is not None]
+        return found if len(found) == len(run) else None
+
+    def _live_piece(self, piece: Piece) -> memoryview | None:
+        live = self._live(str(piece.tensor))
+        return None if live is None else self._cut(live, piece)
+
+    def _cut(self, memory: memoryview, piece: Piece) -> memoryview:
+        """A piece of a tensor's bytes."""
+        start = piece.offset - self._starts[str(piece.tensor)]
+        return memory[start : start + piece.nbytes]
 
 
 class StateFile(TensorFile):

@@ -11,6 +11,8 @@ import torch
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 import casweights
+import casweights.tensors
+from casweights.buffers import copy
 from casweights.commit import Description
 from casweights.config import KiB, StoreConfig
 from casweights.integrations.dcp import CasweightsWriter
@@ -192,6 +194,31 @@ def test_versions_of_tensors_that_another_thread_writes_to_can_be_read(
         writer.join()
     watched.commit(tensors)
     assert_sound(watched.database.store)
+
+
+def test_tensors_that_do_not_change_are_hashed_where_they_lie(
+    watched: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"w": torch.randn(40 * CHUNK // 4)}
+    copied: list[int] = []
+
+    def counting(out: memoryview, data: memoryview) -> None:
+        copied.append(len(data))
+        copy(out, data)
+
+    monkeypatch.setattr(casweights.tensors, "copy", counting)
+    watched.commit(state)
+    assert sum(copied) == 40 * CHUNK
+    copied.clear()
+    same = watched.commit(state)
+    assert sum(copied) < 10 * CHUNK  # until it is seen that nothing changes
+    before = state["w"].clone()
+    state["w"][-1] += 1
+    copied.clear()
+    other = watched.commit(state)
+    assert 0 < sum(copied) < 10 * CHUNK
+    assert watched.load(other)["w"].equal(state["w"])
+    assert watched.load(same)["w"].equal(before)
 
 
 def test_a_planner_is_asked_once_for_a_tensor(watched: Repository) -> None:
