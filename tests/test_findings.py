@@ -131,7 +131,7 @@ HEALERS: dict[str, Any] = {
 def assert_readable(objects: ObjectStore, versions: Sequence[SnapshotId]) -> None:
     """All versions, and whatever came later, by somebody who knows of nothing."""
     with casweights.open(objects) as repo:
-        for version, state in zip(versions, STATES, strict=True):
+        for version, state in zip(versions, STATES, strict=False):
             assert_same_state(repo.load(version), state)
         for tip in repo.branches().values():
             repo.load(tip)
@@ -167,6 +167,7 @@ def test_what_verify_found_damaged_is_stored_again(
         assert problems
         assert all(bad in str(problem) for problem in problems)
         repo.repack()
+    left = suspects(objects)
     assert_readable(objects, versions)
     with casweights.open(objects) as repo:
         problems = repo.verify().problems
@@ -175,7 +176,7 @@ def test_what_verify_found_damaged_is_stored_again(
         assert damage != "payload"
     else:
         assert problems == ()
-        assert listed(objects, names.DAMAGED) == []
+        assert left == []
 
 
 def pack_of(name: str) -> PackId:
@@ -225,6 +226,21 @@ def test_trouble_on_the_way_is_no_finding(code: ErrorCode) -> None:
     with casweights.open(objects) as repo, pytest.raises(IntegrityError):
         repo.load(versions[4])
     assert suspects(objects) == []
+
+
+def test_the_same_frames_go_into_a_pack_of_another_name() -> None:
+    objects = MemoryStore()
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        version = repo.commit(STATES[0], compression="fast").id
+    [bad] = listed(objects, names.PACKS)
+    flip_bit(objects, bad, 100)
+    with casweights.open(objects) as repo:
+        repo.verify()
+    for _ in range(2):
+        with casweights.open(objects) as repo:
+            repo.commit(STATES[0], branch="again", compression="fast")
+        assert len(listed(objects, names.PACKS)) == 2
+    assert_readable(objects, [version])
 
 
 def test_a_handle_learns_of_findings_at_its_next_commit() -> None:
