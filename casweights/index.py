@@ -12,7 +12,14 @@ from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, Kind, corrupt, prefix
 from casweights.format.fields import parse_id
-from casweights.format.pack import TRAILER_SIZE, Location, index_span, pack_id, parse_index
+from casweights.format.pack import (
+    TRAILER_SIZE,
+    Location,
+    index_span,
+    pack_id,
+    parse_generation,
+    parse_index,
+)
 from casweights.ids import PackId
 from casweights.paths import FrameTable, PathFinder
 from casweights.stores.base import ObjectInfo
@@ -32,6 +39,7 @@ _SMALL_PACK, _SMALL_PACKS = 8 * MiB, 8  # a step of a run; several are more than
 _TINY_PACK, _TINY_PACKS = 128 * KiB, 256
 _BESIDE = 512 * KiB
 _LISTING_LAG = 300.0  # seconds
+_LISTINGS = 3  # a repack may delete packs between their listing and the read of their indexes
 _SPARE_PACKS = 256  # that may be known for nothing before they are forgotten
 
 
@@ -40,11 +48,27 @@ class _Known(NamedTuple):
 
     Attributes:
         size: Its bytes.
+        generation: Its generation, see `build_index`.
         since: When, by the monotonic clock, in seconds.
     """
 
     size: int
+    generation: int
     since: float
+
+
+class PackContents(NamedTuple):
+    """What a pack holds, as its index says.
+
+    Attributes:
+        info: The pack's name and size.
+        generation: Its generation, see `build_index`.
+        locations: Its frames.
+    """
+
+    info: ObjectInfo
+    generation: int
+    locations: list[Location]
 
 
 class ChunkIndex:
@@ -133,56 +157,77 @@ class ChunkIndex:
             exact: Whether what is not listed is gone for sure, and not only too new.
         """
         with self._lock:
-            listed = list(self._store.list(names.PACKS))
-            if self._has_lost({info.name for info in listed}, exact=exact):
-                self._forget()  # some are gone, and their chunks with them
-            unread = [info for info in listed if info.name not in self._packs]
-            if most is None or len(unread) <= most:
-                self._read(unread)
+            for _ in range(_LISTINGS):
+                listed = {info.name: info for info in list_packs(self._store)}
+                unread = [info for name, info in listed.items() if name not in self._packs]
+                if (most is not None and len(unread) > most) or self._read(unread):
+                    break
+            # Last, so that a chunk that has moved to another pack is known all the time.
+            self._drop(self._lost(listed, exact=exact))
 
-    def _read(self, packs: list[ObjectInfo]) -> None:
+    def _read(self, packs: list[ObjectInfo]) -> bool:
+        """Read the indexes of these packs; False if some were deleted since they were listed."""
+        complete = True
         if not packs:
-            return
+            return complete
         with ThreadPoolExecutor(_READERS) as pool:  # of its own: callers are on the workers
             for info, result in zip(packs, pool.map(self._try_read, packs), strict=True):
-                if isinstance(result, CasweightsError):
+                if isinstance(result, NotFoundError):
+                    complete = False
+                elif isinstance(result, CasweightsError):
                     self.damaged[info.name] = result
                 else:
-                    self.add(info.name, info.size, result)
+                    self.add(info.name, info.size, result.locations, result.generation)
+        return complete
 
-    def _try_read(self, info: ObjectInfo) -> list[Location] | CasweightsError:
+    def _try_read(self, info: ObjectInfo) -> PackContents | CasweightsError:
         store, trusting = self._store, self._store.capabilities.remote
         try:
-            return read_pack_index(store, info, trusting=trusting)
+            return read_pack(store, info, trusting=trusting)
         except (IntegrityError, NotFoundError) as error:
             if not store.forget(info.name):
                 return error
         try:  # once more: what the store remembered of it may have been to blame
             size = store.sizes([info.name]).get(info.name, info.size)
-            return read_pack_index(store, ObjectInfo(info.name, size), trusting=trusting)
+            return read_pack(store, ObjectInfo(info.name, size), trusting=trusting)
         except (IntegrityError, NotFoundError) as error:
             return error
 
-    def _has_lost(self, listed: set[str], *, exact: bool) -> bool:
-        """Whether a known pack is gone. A store behind a network may not list the newest yet."""
+    def _lost(self, listed: Container[str], *, exact: bool) -> set[str]:
+        """Known packs that are gone. A store behind a network may not list the newest yet."""
         lags = self._store.capabilities.remote and not exact
-        patience = _LISTING_LAG if lags else 0.0
-        oldest = time.monotonic() - patience
-        return any(
-            name not in listed and known.since <= oldest for name, known in self._packs.items()
-        )
+        oldest = time.monotonic() - (_LISTING_LAG if lags else 0.0)
+        gone = {
+            name
+            for name, known in self._packs.items()
+            if name not in listed and known.since <= oldest
+        }
+        return gone | {
+            name for name in self.damaged if name not in listed and name not in self._packs
+        }
+
+    def _drop(self, packs: set[str]) -> None:
+        """Forget packs that are gone, and what was in them."""
+        if not packs:
+            return
+        for name in packs:
+            self._packs.pop(name, None)
+            self.damaged.pop(name, None)
+        self._table.retain(parse_id(PackId, names.PACKS, name) for name in self._packs)
 
     def _forget(self) -> None:
         for known in (self._table, self._packs, self.damaged):
             known.clear()
 
     def distrust(self, location: Location, why: CasweightsError) -> None:
-        """Count a frame as missing and its pack as damaged; its chunk may be written anew.
+        """Count a frame as missing; its chunk may be written again.
 
-        If it is there and damaged, others will know.
+        Its pack counts as damaged, and others will know, unless it is gone: others may have
+        rewritten it.
         """
         self._table.exclude(location)
-        self.damaged[names.pack_name(location.pack)] = why
+        if not isinstance(why, NotFoundError):
+            self.damaged[names.pack_name(location.pack)] = why
         if isinstance(why, IntegrityError) and self._findings is not None:
             self._findings.note({location.suspect: str(why)})
 
@@ -215,11 +260,13 @@ class ChunkIndex:
             if self.damaged:
                 self._forget()
 
-    def add(self, pack_name: str, size: int, locations: Iterable[Location]) -> None:
+    def add(
+        self, pack_name: str, size: int, locations: Iterable[Location], generation: int = 0
+    ) -> None:
         """Take note of all frames of a pack, of `size` bytes, which need not be read any more."""
         with self._lock:
             self._table.add(locations)
-            self._packs[pack_name] = _Known(size, time.monotonic())
+            self._packs[pack_name] = _Known(size, generation, time.monotonic())
             self.damaged.pop(pack_name, None)
 
     def retain(self, chunks: Iterable[ChunkId]) -> bool:
@@ -247,6 +294,17 @@ class ChunkIndex:
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All frames of a chunk that are known and were not found damaged here."""
         return self._table.all_frames(chunk)
+
+    def contents(self) -> list[PackContents]:
+        """The packs that were read, with all their frames, the bad ones among them included."""
+        with self._lock:
+            found: dict[str, list[Location]] = {name: [] for name in sorted(self._packs)}
+            for location in self._table.locations():
+                found[names.pack_name(location.pack)].append(location)
+            return [
+                PackContents(ObjectInfo(name, known.size), known.generation, found[name])
+                for name, known in sorted(self._packs.items())
+            ]
 
     def __contains__(self, chunk: ChunkId) -> bool:
         """Whether the packs that were read are enough to rebuild this chunk, as far as known."""
@@ -288,10 +346,26 @@ class ChunkIndex:
             self._read([ObjectInfo(name, sizes[name]) for name in unread if name in sizes])
 
 
-def read_pack_index(
-    store: ObjectStore, info: ObjectInfo, *, trusting: bool = False
-) -> list[Location]:
-    """The frames of a pack, from its own index.
+def list_packs(store: ObjectStore) -> Iterator[ObjectInfo]:
+    """The packs of a store; objects beside them that have other names are left out."""
+    return (info for info in store.list(names.PACKS) if _is_pack(info.name))
+
+
+def _is_pack(name: str) -> bool:
+    try:
+        parse_id(PackId, names.PACKS, name)
+    except IntegrityError:
+        return False
+    return True
+
+
+def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
+    """The frames of a pack, from its own index; errors as for `read_pack`."""
+    return read_pack(store, info).locations
+
+
+def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -> PackContents:
+    """What a pack holds, from its own index.
 
     Args:
         store: Where it is.
@@ -305,6 +379,17 @@ def read_pack_index(
         UnsupportedError: A newer casweights wrote it.
     """
     pack = parse_id(PackId, names.PACKS, info.name)
+    start, index, begin = _read_index(store, info)
+    first_bytes = prefix(Kind.PACK)
+    if not trusting or pack_id(first_bytes, index) != pack:
+        first_bytes = begin or store.get(info.name, 0, PREFIX_SIZE)
+    frames = parse_index(first_bytes, index, start, pack, info.name)
+    generation = parse_generation(index, info.name)
+    return PackContents(info, generation, [Location(pack, frame) for frame in frames])
+
+
+def _read_index(store: ObjectStore, info: ObjectInfo) -> tuple[int, bytes, bytes]:
+    """Where a pack's index begins, the index, and the pack's first bytes if they came with it."""
     if info.size < PREFIX_SIZE + TRAILER_SIZE:
         raise corrupt(info.name, "it is too short for a pack")
     tail_start = max(0, info.size - _TAIL_GUESS)
@@ -314,8 +399,4 @@ def read_pack_index(
         index = tail[start - tail_start : stop - tail_start]
     else:
         index = store.get(info.name, start, stop - start)
-    first_bytes = prefix(Kind.PACK)
-    if not trusting or pack_id(first_bytes, index) != pack:
-        first_bytes = store.get(info.name, 0, PREFIX_SIZE) if tail_start else tail[:PREFIX_SIZE]
-    frames = parse_index(first_bytes, index, start, pack, info.name)
-    return [Location(pack, frame) for frame in frames]
+    return start, index, b"" if tail_start else tail[:PREFIX_SIZE]

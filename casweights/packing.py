@@ -40,6 +40,10 @@ class EncodedFrame:
 class PackWriter:
     """Collects frames and writes them as packs of about `PACK_TARGET` bytes in the background.
 
+    Args:
+        database: Where they go.
+        generation: Of the packs, see `build_index`.
+
     Attributes:
         packs: Packs begun to be written.
         chunks: Distinct chunks added.
@@ -48,8 +52,9 @@ class PackWriter:
         names: Names of the packs that are in the store.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, generation: int = 0) -> None:
         self._db = database
+        self._generation = generation
         remote = database.store.capabilities.remote
         self._puts = Background(_REMOTE_PUTS_IN_FLIGHT if remote else _PUTS_IN_FLIGHT)
         self._added: set[ChunkId] = set()
@@ -95,14 +100,14 @@ class PackWriter:
 
     def _seal(self) -> SealedPack:
         frames, parts = self._frames, self._parts
-        pack, ending = build_index(frames)
+        pack, ending = build_index(frames, self._generation)
         while self._db.index.is_damaged(pack):
             # Somebody may still read parts of the damaged pack, so it stays as it is. With one
             # frame repeated, ours has another ID.
             last = frames[-1]
             frames.append(replace(frames[0], offset=last.offset + last.size))
             parts.append(parts[1])
-            pack, ending = build_index(frames)
+            pack, ending = build_index(frames, self._generation)
         self._start_pack()
         self.packs += 1
         return SealedPack(pack, frames, [*parts, ending])
@@ -113,7 +118,7 @@ class PackWriter:
 
     def written(self, pack: SealedPack) -> None:
         """Take note that a pack is in the store."""
-        self._db.index.add(pack.name, pack.size, pack.locations)
+        self._db.index.add(pack.name, pack.size, pack.locations, self._generation)
         self.names.add(pack.name)
 
     def last(self) -> SealedPack | None:

@@ -36,6 +36,10 @@ class FrameTable:
         """Every chunk that is known."""
         return iter(list(self._known))
 
+    def locations(self) -> Iterator[Location]:
+        """All frames, the excluded ones included."""
+        return (place for places in list(self._known.values()) for place in places)
+
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All frames of a chunk that are neither excluded nor in doubt."""
         found = self.all_frames(chunk)
@@ -82,13 +86,14 @@ class FrameTable:
         self._excluded.add(location)
         self.version += 1
 
-    def retain(self, packs: Container[PackId]) -> None:
+    def retain(self, packs: Iterable[PackId]) -> None:
         """Forget the frames of all other packs."""
-        kept = [place for places in self._known.values() for place in places if place.pack in packs]
-        excluded = {place for place in self._excluded if place.pack in packs}
-        self.clear()
-        self.add(kept)
-        self._excluded = excluded
+        kept, known = set(packs), FrameTable()
+        known.add(place for place in self.locations() if place.pack in kept)
+        self._excluded = {place for place in self._excluded if place.pack in kept}
+        self._unknown_bases = known._unknown_bases
+        self._known = known._known  # at once, because other threads look for chunks meanwhile
+        self.version += 1
 
     def clear(self) -> None:
         """Forget all frames; what was in doubt stays so."""

@@ -383,7 +383,7 @@ class Repository:
             compression: How chunks without a base are stored, see `commit`.
 
         Raises:
-            IntegrityError: A chunk cannot be rebuilt; no pack was deleted.
+            IntegrityError: A version cannot be rebuilt; no pack was deleted.
             StoreError: The store could not be written.
         """
         from casweights.repack import repack

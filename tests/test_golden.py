@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
+from casweights.index import list_packs, read_pack
+from casweights.stores.local import LocalStore
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -109,6 +111,12 @@ def test_store_is_sound_and_has_every_encoding(store: str) -> None:
         stats = repository.stats()
         assert set(stats.encodings) == {"raw", "zstd", "planes", "dense", "sparse"}
         assert max(version.longest_chain for version in stats.versions) > 2
+
+
+@stores
+def test_store_has_packs_of_two_generations(store: str) -> None:
+    objects = LocalStore(GOLDEN / store)
+    assert {read_pack(objects, info).generation for info in list_packs(objects)} == {0, 1}
 
 
 def test_same_input_still_has_the_same_ids(maker: ModuleType, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 import casweights
 from casweights.config import StoreConfig
 from casweights.errors import CasweightsError, IntegrityError, InvalidInputError, StoreError
 from casweights.events import Reporter, Stage
 from casweights.format import names
+from casweights.index import read_pack
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
@@ -207,6 +209,105 @@ def test_a_damaged_chunk_stops_it(
     with casweights.open(objects) as other, pytest.raises(IntegrityError, match=r"packs/"):
         other.repack()
     assert pack_names(objects) >= before
+
+
+def commit_loosely(repo: Repository, objects: CountingStore, state: State) -> str:
+    """Store chunks that no version has; returns the name of their pack."""
+    before = pack_names(objects)
+    version = repo.commit(state, branch="loose").id
+    repo.delete_branch("loose")
+    objects.delete(names.snapshot_name(version))
+    (pack,) = pack_names(objects) - before
+    return pack
+
+
+def test_a_damaged_frame_that_no_version_needs_stays_where_it_is(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    loose = commit_loosely(repo, objects, {"w": weights(2, seed=90)})
+    flip_bit(objects, loose, 100)
+    before, data = pack_names(objects), objects.get(loose)
+    with casweights.open(objects) as other:
+        other.repack()
+        assert pack_names(objects) & before == {loose}
+        assert objects.get(loose) == data
+        (problem,) = other.verify().problems
+        assert loose in str(problem)
+    with casweights.open(objects) as other:
+        for version, state in versions.items():
+            assert_same_state(other.load(version), state)
+        assert chunks_of(objects, {"w": weights(2, seed=90)}) == 1  # the sound one was copied
+
+
+def chunks_of(objects: ObjectStore, state: State) -> int:
+    """How many chunks of a state a repack has stored again."""
+    with casweights.open(MemoryStore(), create=True, config=CONFIG) as scratch:
+        wanted = {chunk for chunk, _ in scratch.commit(state).pieces()}
+    with casweights.open(objects) as repo:
+        repo.database.index.load()
+        new = [pack.locations for pack in repo.database.index.contents() if pack.generation]
+    return len(wanted & {place.frame.chunk for places in new for place in places})
+
+
+def test_a_damaged_base_that_no_version_needs_stays_where_it_is(
+    repo: Repository, objects: CountingStore
+) -> None:
+    """The version's chunk has a cheaper way through that base, and a sound one without it."""
+    base = {"w": torch.zeros_like(weights(1))}
+    state = {"w": step(base["w"], 0.01, 92)}
+    version = repo.commit(state, compression="fast").id
+    with casweights.open(MemoryStore(), create=True, config=CONFIG) as other:
+        (zeros,) = {chunk for chunk, _ in other.commit(base).pieces()}
+        other.commit(state)
+        pack = names.pack_name(other.database.index.frames(zeros)[0].pack)
+        for info in other.database.store.list(names.PACKS):
+            objects.put(info.name, [other.database.store.get(info.name)])
+    flip_bit(objects, pack, 10)
+    before = pack_names(objects)
+    with casweights.open(objects) as late:
+        late.repack(compression="small")
+        assert pack_names(objects) & before == {pack}
+    with casweights.open(objects) as late:
+        assert_same_state(late.load(version), state)
+        assert [pack in str(problem) for problem in late.verify().problems] == [True]
+
+
+def test_a_frame_that_has_a_sound_copy_elsewhere_is_replaced(
+    repo: Repository, objects: CountingStore
+) -> None:
+    """No version needs the chunk; one of its two frames is damaged."""
+    state = {"w": weights(2, seed=93)}
+    packs = [commit_loosely(repo, objects, state)]
+    flip_bit(objects, packs[0], 100)
+    with casweights.open(objects) as other:
+        version = other.commit(state, branch="a").id
+        with pytest.raises(IntegrityError):
+            other.load(version)
+        other.commit(state, branch="b")  # which stores the damaged chunk once more
+    for branch in ("a", "b"):
+        repo.delete_branch(branch)
+    for info in list(objects.list(names.SNAPSHOTS)):
+        objects.delete(info.name)
+    with casweights.open(objects) as other:
+        assert other.repack().packs == 1
+        assert other.verify().problems == ()
+
+
+def test_only_packs_of_lower_generations_are_deleted(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    """So two repacks cannot each rely on what the other one deletes."""
+    with casweights.open(objects) as other:
+        for generation, compression in enumerate(("small", "fast", "small"), 1):
+            other.repack(compression=compression)  # type: ignore[arg-type]
+            assert {read_pack(objects, info).generation for info in objects.list(names.PACKS)} == {
+                generation
+            }
+            other.repack(compression=compression)  # type: ignore[arg-type]
+            assert {read_pack(objects, info).generation for info in objects.list(names.PACKS)} == {
+                generation
+            }
+    check(objects, versions)
 
 
 def test_a_pack_that_cannot_be_read_stays(repo: Repository, objects: CountingStore) -> None:

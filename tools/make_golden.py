@@ -175,6 +175,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         train_model(model, share, seed=5 + number)
         step = store.commit(model, branch="tuned", parent=None if number else second.id, time=later)
         versions[str(step.id)] = describe_version(step, hash_files(model))
+    store.repack()  # so that packs of two generations are there
     third = store.commit(state, branch="states/run_1", parent=first.id, time=later)
     store.checkout(third.id, work / "state")
     versions[str(third.id)] = describe_version(third, hash_files(work / "state"))

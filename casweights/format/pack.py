@@ -130,10 +130,15 @@ def _frames_from_columns(
     ]
 
 
-def build_index(frames: Sequence[Frame]) -> tuple[PackId, bytes]:
+def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, bytes]:
     """The end of a pack (index and trailer) and the pack's ID.
 
-    The index fixes every frame's checksum, so that equal frames in equal order make equal packs.
+    The index fixes every frame's checksum, so that equal frames in equal order make equal packs of
+    one generation.
+
+    Args:
+        frames: The frames, in order.
+        generation: 0, or one more than the highest of the packs that this one replaces.
     """
     index: bytes = msgpack.packb(
         {
@@ -145,6 +150,7 @@ def build_index(frames: Sequence[Frame]) -> tuple[PackId, bytes]:
             "checksum": b"".join(frame.checksum for frame in frames),
             "base": {n: frame.base for n, frame in enumerate(frames) if frame.base is not None},
         }
+        | ({"generation": generation} if generation else {})
     )
     trailer = len(index).to_bytes(TRAILER_SIZE - len(_TRAILER_MAGIC), "little") + _TRAILER_MAGIC
     return pack_id(prefix(Kind.PACK), index), index + trailer
@@ -201,6 +207,20 @@ def parse_index(
     if end != index_start:
         raise corrupt(name, "its frames do not end where its index begins")
     return frames
+
+
+def parse_generation(index: bytes, name: str) -> int:
+    """The generation of a pack whose index `parse_index` accepts.
+
+    Raises:
+        IntegrityError: It is no generation.
+    """
+    if b"generation" not in index:
+        return 0
+    generation = msgpack.unpackb(index, strict_map_key=False).get("generation", 0)
+    if type(generation) is not int or generation < 0:
+        raise corrupt(name, f"its generation is {generation!r}")
+    return generation
 
 
 def _parse_frames(index: bytes) -> tuple[list[Frame], int]:

@@ -17,6 +17,7 @@ from casweights.format.pack import (
     Frame,
     build_index,
     index_span,
+    parse_generation,
     parse_index,
 )
 from casweights.ids import ChunkId, PackId
@@ -42,8 +43,8 @@ def parse(data: bytes, pack: PackId) -> list[Frame]:
     return parse_index(data[:PREFIX_SIZE], data[start:stop], start, pack, NAME)
 
 
-def build(made: list[Frame]) -> tuple[PackId, bytes]:
-    pack, ending = build_index(made)
+def build(made: list[Frame], generation: int = 0) -> tuple[PackId, bytes]:
+    pack, ending = build_index(made, generation)
     return pack, FIRST + bytes(sum(frame.size for frame in made)) + ending
 
 
@@ -56,6 +57,26 @@ def test_roundtrip(digest_size: int) -> None:
 def test_equal_frames_make_equal_packs() -> None:
     assert build(frames()) == build(frames())
     assert build(frames())[0] != build(frames()[:2])[0]
+
+
+def test_a_pack_of_another_generation_is_another_pack() -> None:
+    pack, data = build(frames(), generation=7)
+    assert parse(data, pack) == frames()
+    assert pack not in {build(frames(), generation=n)[0] for n in (0, 1, 6)}
+    assert generation_of(data) == 7
+    assert generation_of(build(frames())[1]) == 0
+    assert b"generation" not in build(frames())[1]
+
+
+@pytest.mark.parametrize("generation", [-1, "1", None, 1.0, True])
+def test_what_is_no_generation(generation: Any) -> None:
+    with pytest.raises(IntegrityError, match=NAME):
+        parse_generation(msgpack.packb({"generation": generation}), NAME)
+
+
+def generation_of(data: bytes) -> int:
+    start, stop = index_span(data[-TRAILER_SIZE:], len(data), NAME)
+    return parse_generation(data[start:stop], NAME)
 
 
 def test_the_id_fixes_the_checksums() -> None:
