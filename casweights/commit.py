@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.buffers import Pool
 from casweights.chains import Bases, ChainEncoder
+from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import CommitStats, Stage
 from casweights.format.layout import BYTES, Piece
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
@@ -133,9 +134,20 @@ def commit(
     base: Snapshot | None,
     compression: Compression,
 ) -> Snapshot:
-    """Write a version and move a branch to it; see `encode_version` and `write_version`."""
-    version = encode_version(db, files, description, base=base, compression=compression)
-    write_version(db, version, branch, head)
+    """Write a version and move a branch to it; see `encode_version` and `write_version`.
+
+    If a chunk that the store had is lost by the time that the version is written, the version is
+    encoded once more, which stores the chunk again.
+    """
+    encode = partial(encode_version, db, files, description, base=base, compression=compression)
+    version = encode()
+    try:
+        write_version(db, version, branch, head)
+    except IntegrityError as error:
+        if error.code is not ErrorCode.MISSING_CHUNK:
+            raise
+        version = encode()
+        write_version(db, version, branch, head)
     return version.snapshot
 
 

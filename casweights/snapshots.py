@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import (
@@ -163,13 +164,17 @@ class SnapshotStore:
         return PackTable(list(packs), chunks)
 
     def _frames(self, chunk: ChunkId, new: Location | None) -> Sequence[Location]:
-        """The frames that a chunk is read from, the last of which may not be written yet."""
+        """The frames that a chunk is read from, the last of which may not be written yet.
+
+        Others may have moved the chunk to another pack since it was looked up.
+        """
         base = chunk if new is None else new.frame.base
-        path = None if base is None else self._index.path(base)
+        path = None if base is None else self._index.path(base) or self._index.find_path(base)
         if path is None and base is not None:
-            # A version is saved after its chunks, so a writer beside us erred.
             raise IntegrityError(
-                ErrorCode.MISSING_CHUNK, f"no pack holds the chunk {base}, written just now"
+                ErrorCode.MISSING_CHUNK,
+                f"the store had the chunk {base} when this version was encoded, and has it no "
+                "more: repeat the command, which stores it again",
             )
         return [*(path.frames if path else ()), *([new] if new else ())]
 
@@ -183,9 +188,10 @@ class SnapshotStore:
             self._hinted = {snapshot.id}
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
-        """IDs in the store that begin with these hexadecimal digits."""
+        """IDs in the store that begin with these hexadecimal digits; other names are left out."""
         for info in self._store.list(names.SNAPSHOTS + prefix):
-            yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
+            with suppress(IntegrityError):
+                yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
     def find(self, prefix: str) -> SnapshotId:
         """The one ID that begins with `prefix`.

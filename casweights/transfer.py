@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from casweights.buffers import uninitialized
 from casweights.chunks import read_payload
@@ -20,10 +20,11 @@ from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.format.snapshot import PackTable
 from casweights.ids import PackId
+from casweights.index import list_packs
 from casweights.packing import EncodedFrame, PackWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from casweights.config import StoreConfig
     from casweights.database import Database
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
 
+_R = TypeVar("_R")
 _BATCH_PACKS = 16
 _BATCH_BYTES = 256 * MiB
 _ATTEMPTS = 3  # others may repack the source meanwhile
@@ -216,18 +218,14 @@ class _Packs:
         """
         self._source.index.hint(table)
         chunks = _distinct(snapshot)
-        for attempt in range(1, _ATTEMPTS + 1):
-            plan = self._plan(chunks)
-            try:
-                self._copy([pack for pack in plan.in_order() if pack not in self._there])
-                break
-            except NotFoundError:
-                if attempt == _ATTEMPTS:
-                    raise
-                self._source.index.load(exact=True)  # and find out where the chunks are now
-                self._sizes = _pack_sizes(self._source.store)
+        plan = _persist(self._source, lambda: self._bring(chunks))
         self._have |= plan.chunks
         return self._table(plan, chunks, table)
+
+    def _bring(self, chunks: Iterable[ChunkId]) -> _Plan:
+        plan = self._plan(chunks)
+        self._copy([pack for pack in plan.in_order() if pack not in self._there])
+        return plan
 
     def _plan(self, chunks: Iterable[ChunkId]) -> _Plan:
         finder = self._source.index.finder(self._have)
@@ -248,6 +246,8 @@ class _Packs:
     def _copy(self, packs: Sequence[PackId]) -> None:
         if not packs:
             return
+        if not self._sizes.keys() >= set(packs):  # they appeared since the source was listed
+            self._sizes = _pack_sizes(self._source.store)
         total = sum(self._sizes.get(pack, 0) for pack in packs)
         self._target.reporter.started(Stage.TRANSFER, total)
         try:
@@ -323,7 +323,10 @@ class _Frames:
         self._source.index.prepare(chunks)
         writer = PackWriter(self._target)
         try:
-            self._write(writer, [self._path(chunk) for chunk in chunks])
+            _persist(
+                self._source,
+                lambda: self._write(writer, [self._path(chunk) for chunk in chunks]),
+            )
             writer.finish()
         finally:
             writer.close()
@@ -357,9 +360,15 @@ class _Frames:
             reporter.finished(Stage.TRANSFER)
 
 
+def _persist(source: Database, bring: Callable[[], _R]) -> _R:
+    """Bring something, and try again if packs of the source are gone meanwhile."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return bring()
+        except NotFoundError:
+            source.index.load(exact=True)  # which finds out where the chunks are now
+    return bring()
+
+
 def _pack_sizes(store: ObjectStore) -> dict[PackId, int]:
-    found = {}
-    for info in store.list(names.PACKS):
-        with suppress(IntegrityError):  # something else that lies there
-            found[parse_id(PackId, names.PACKS, info.name)] = info.size
-    return found
+    return {parse_id(PackId, names.PACKS, info.name): info.size for info in list_packs(store)}

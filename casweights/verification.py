@@ -26,6 +26,7 @@ from casweights.ids import PackId, SnapshotId, Suspect
 from casweights.index import read_pack_index
 from casweights.paths import MAX_LINKS
 from casweights.snapshots import SnapshotStore
+from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,9 +34,9 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
-    from casweights.stores.base import ObjectInfo
 
 
+_LOOKS = 4  # each further one follows a repack that ended during the one before it
 _UNSOUND = (IntegrityError, InvalidInputError, NotFoundError, UnsupportedError)
 
 
@@ -67,48 +68,123 @@ class Verification:
 def verify(db: Database, *, quick: bool) -> Verification:
     """Check every object of the store.
 
+    Others may delete branches and rewrite packs meanwhile. An object that is gone is not damaged,
+    so it is passed over; if a chunk is missing then, all is looked at again.
+
     Args:
         db: The store.
         quick: Check the stored bytes against their checksums, without decoding and hashing the
             chunks: finds damage, but not every forgery.
     """
-    problems: list[CasweightsError] = []
-    told = db.findings.load()
-    # Listed against the order of writing, so that a commit beside us is seen whole or not at all.
-    refs = db.refs.objects()
-    snapshots = list(db.store.list(names.SNAPSHOTS))
-    packs = list(db.store.list(names.PACKS))
-    db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
-    try:
-        forest = _read_forest(db, packs, problems)
-        have, stranded = _verify_forest(db, forest, problems, quick=quick)
-    finally:
-        db.reporter.finished(Stage.VERIFY)
-    damaged = {
-        error.suspect: error.message
-        for error in problems
-        if isinstance(error, IntegrityError) and error.suspect is not None
-    }
-    noted = _note(db, damaged)
-    if not quick:
-        untested = {location.suspect for location in stranded}
-        _answer(db, told - untested, damaged, {info.name for info in packs})
-    db.findings.answer_gone()
-    missing: list[CasweightsError] = []
-    found, lost = _verify_snapshots(db, snapshots, have, missing)
-    problems += [*_blame(stranded, lost), *missing]
-    _verify_refs(db, refs, found, problems)
-    problems += db.findings.problems()
-    _verify_names(db, problems)
-    return Verification(
-        problems=tuple(problems),
-        snapshots=len(found),
-        packs=len(packs),
-        frames=sum(map(len, forest.values())),
-        nbytes=sum(info.size for info in packs),
-        damaged=len(damaged),
-        noted=noted,
-    )
+    unlisted: set[str] = set()
+    for looks_left in reversed(range(_LOOKS)):
+        look = _Look(db)
+        found = look.verify(unlisted, quick=quick)
+        unlisted |= look.unlisted
+        if not (looks_left and look.lost and (look.gone or look.unlisted)):
+            break
+    return found
+
+
+class _Look:
+    """One look at all objects.
+
+    Attributes:
+        gone: Packs that were deleted since they were listed.
+        lost: Chunks that a version needs and no sound frame holds.
+        unlisted: Packs that may hold lost chunks, and that the listing did not show.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.gone: set[str] = set()
+        self.lost: set[ChunkId] = set()
+        self.unlisted: set[str] = set()
+
+    def verify(self, unlisted: set[str], *, quick: bool) -> Verification:
+        """What is found; packs that no listing shows are looked at as well."""
+        db = self._db
+        problems: list[CasweightsError] = []
+        # Listed against the order of writing, so that a commit beside us is seen whole or not at
+        # all.
+        told = db.findings.load()
+        refs = db.refs.objects()
+        snapshots = list(db.store.list(names.SNAPSHOTS))
+        packs = _list_packs(db, unlisted)
+        db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
+        try:
+            forest = _read_forest(db, packs, problems, self.gone)
+            have, stranded = _verify_forest(db, forest, problems, self.gone, quick=quick)
+        finally:
+            db.reporter.finished(Stage.VERIFY)
+        damaged = {
+            error.suspect: error.message
+            for error in problems
+            if isinstance(error, IntegrityError) and error.suspect is not None
+        }
+        noted = _note(db, damaged)
+        if not quick:
+            untested = {location.suspect for location in stranded}
+            checked = {info.name for info in packs} - self.gone
+            _answer(db, told - untested, damaged, checked)
+        db.findings.answer_gone()
+        missing: list[CasweightsError] = []
+        found = self._verify_snapshots(snapshots, have, missing)
+        self.unlisted = set(db.store.sizes(self.unlisted - {info.name for info in packs}))
+        problems += [*_blame(stranded, self.lost), *missing]
+        _verify_refs(db, refs, found, problems)
+        problems += db.findings.problems()
+        _verify_names(db, problems)
+        return Verification(
+            problems=tuple(problems),
+            snapshots=len(found),
+            packs=len(packs),
+            frames=sum(map(len, forest.values())),
+            nbytes=sum(info.size for info in packs),
+            damaged=len(damaged),
+            noted=noted,
+        )
+
+    def _verify_snapshots(
+        self, listed: Sequence[ObjectInfo], have: set[ChunkId], problems: list[CasweightsError]
+    ) -> set[SnapshotId]:
+        """Check all snapshots; returns those that are in the store, sound or not."""
+        db = self._db
+        stored = SnapshotStore(db.store, db.index, db.config)  # which remembers none yet
+        found: set[SnapshotId] = set()
+        for info in listed:
+            try:
+                found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
+            except IntegrityError as error:
+                problems.append(error)
+        for snapshot_id in sorted(found):
+            name = names.snapshot_name(snapshot_id)
+            try:
+                snapshot, _, table = stored.load_stored(snapshot_id)
+            except _UNSOUND as error:
+                if isinstance(error, NotFoundError) and not db.store.exists(name):
+                    found.discard(snapshot_id)
+                else:
+                    problems.append(error)
+                continue
+            lost = {chunk for chunk, _ in snapshot.pieces()} - have
+            if lost and db.store.exists(name):
+                self.lost |= lost
+                self.unlisted |= {names.pack_name(pack) for pack in table.packs}
+                count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, as"
+                problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
+            problems.extend(
+                _missing(f"{name}: its parent {parent} is not in the store")
+                for parent in stored.parents(snapshot)
+                if parent not in found and not db.store.exists(names.snapshot_name(parent))
+            )
+        return found
+
+
+def _list_packs(db: Database, unlisted: set[str]) -> list[ObjectInfo]:
+    listed = list(db.store.list(names.PACKS))
+    others = db.store.sizes(sorted(unlisted - {info.name for info in listed}))
+    return [*listed, *(ObjectInfo(name, size) for name, size in others.items())]
 
 
 def _note(db: Database, damaged: Mapping[Suspect, str]) -> str | None:
@@ -138,12 +214,17 @@ _Forest = dict["ChunkId | None", list["Location"]]  # frames by their base; whol
 
 
 def _read_forest(
-    db: Database, packs: Sequence[ObjectInfo], problems: list[CasweightsError]
+    db: Database,
+    packs: Sequence[ObjectInfo],
+    problems: list[CasweightsError],
+    gone: set[str],
 ) -> _Forest:
     forest: _Forest = {}
     for info, found in db.workers.map(partial(_try_index, db), packs):
         locations: list[Location] = []
-        if isinstance(found, CasweightsError):
+        if isinstance(found, NotFoundError):
+            gone.add(info.name)
+        elif isinstance(found, CasweightsError):
             problems.append(found)
         else:
             locations = found
@@ -167,14 +248,19 @@ def _try_index(
 
 
 def _verify_forest(
-    db: Database, forest: _Forest, problems: list[CasweightsError], *, quick: bool
+    db: Database,
+    forest: _Forest,
+    problems: list[CasweightsError],
+    gone: set[str],
+    *,
+    quick: bool,
 ) -> tuple[set[ChunkId], list[Location]]:
     """Check all frames, each differing one after its base.
 
     Returns:
         The chunks that are sound, and the frames whose base is not there.
     """
-    work = _TreeCheck(db, forest, quick=quick)
+    work = _TreeCheck(db, forest, gone, quick=quick)
     checked: set[Location] = set()
     for locations, errors in db.workers.map(work, forest.get(None, [])):
         problems += errors
@@ -183,15 +269,18 @@ def _verify_forest(
     places = (place for places in forest.values() for place in places)
     stranded = [place for place in places if place not in checked]
     for location, error in db.workers.map(partial(_try_payload, db), stranded):
-        problems += [error] if error else []
+        if isinstance(error, NotFoundError):
+            gone.add(names.pack_name(location.pack))
+        elif error is not None:
+            problems.append(error)
         db.reporter.advanced(Stage.VERIFY, location.frame.size)
     return work.sound, stranded
 
 
-def _try_payload(db: Database, location: Location) -> tuple[Location, IntegrityError | None]:
+def _try_payload(db: Database, location: Location) -> tuple[Location, CasweightsError | None]:
     try:
         read_payload(db.store, location)
-    except IntegrityError as error:
+    except (IntegrityError, NotFoundError) as error:
         return location, error
     return location, None
 
@@ -217,9 +306,10 @@ def _blame(stranded: Sequence[Location], lost: set[ChunkId]) -> Iterator[Integri
 class _TreeCheck:
     """Checks a whole frame and, chunk by chunk, all differences that build on it."""
 
-    def __init__(self, db: Database, forest: _Forest, *, quick: bool) -> None:
+    def __init__(self, db: Database, forest: _Forest, gone: set[str], *, quick: bool) -> None:
         self._db = db
         self._forest = forest
+        self._gone = gone
         self._quick = quick
         self._lock = threading.Lock()
         self.sound: set[ChunkId] = set()
@@ -236,6 +326,9 @@ class _TreeCheck:
                 chunk = self._check(location, base)
             except IntegrityError as error:
                 problems.append(error)
+                continue
+            except NotFoundError:
+                self._gone.add(names.pack_name(location.pack))
                 continue
             with self._lock:  # a chunk may have several frames, on several trees
                 is_new = location.frame.chunk not in self.sound
@@ -266,45 +359,6 @@ def _check_links(location: Location, links: int) -> None:
         raise damaged_frame(location, f"it takes more than {MAX_LINKS} frames to read")
 
 
-def _verify_snapshots(
-    db: Database,
-    listed: Sequence[ObjectInfo],
-    have: set[ChunkId],
-    problems: list[CasweightsError],
-) -> tuple[set[SnapshotId], set[ChunkId]]:
-    """Check all snapshots.
-
-    Returns:
-        Those that are in the store, sound or not, and the chunks that they lack.
-    """
-    stored = SnapshotStore(db.store, db.index, db.config)  # which remembers none yet
-    found: set[SnapshotId] = set()
-    all_lost: set[ChunkId] = set()
-    for info in listed:
-        try:
-            found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
-        except IntegrityError as error:
-            problems.append(error)
-    for snapshot_id in sorted(found):
-        name = names.snapshot_name(snapshot_id)
-        try:
-            snapshot = stored.load(snapshot_id)
-        except _UNSOUND as error:
-            problems.append(error)
-            continue
-        lost = {chunk for chunk, _ in snapshot.pieces()} - have
-        all_lost |= lost
-        if lost:
-            count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, as"
-            problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
-        problems.extend(
-            _missing(f"{name}: its parent {parent} is not in the store")
-            for parent in stored.parents(snapshot)
-            if parent not in found
-        )
-    return found, all_lost
-
-
 def _verify_refs(
     db: Database,
     listed: Sequence[ObjectInfo],
@@ -315,9 +369,10 @@ def _verify_refs(
         try:
             target = db.refs.target(info)
         except _UNSOUND as error:
-            problems.append(error)
+            if not isinstance(error, NotFoundError) or db.refs.store.exists(info.name):
+                problems.append(error)
             continue
-        if target not in snapshots:
+        if target not in snapshots and not db.store.exists(names.snapshot_name(target)):
             ref = info.name.removesuffix(names.REF_SUFFIX)
             problems.append(_missing(f"{ref} points to {target}, which is not there"))
 
@@ -329,6 +384,10 @@ def _verify_names(db: Database, problems: list[CasweightsError]) -> None:
         IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{info.name} is no object of a casweights store")
         for info in db.store.list()
         if info.name != names.CONFIG and not info.name.startswith(folders)
+    )
+    problems.extend(
+        IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} is no object of a store: it is {kind}")
+        for name, kind in sorted(db.store.strays().items())
     )
 
 

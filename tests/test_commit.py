@@ -9,14 +9,19 @@ import pytest
 import torch
 
 import casweights
+import casweights.commit
+from casweights.commit import Description, encode_version, write_version
 from casweights.config import KiB, StoreConfig
-from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
+from casweights.tensors import StateFile
 from casweights.testing.trees import write_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from casweights import Repository
+    from casweights.commit import EncodedVersion
     from casweights.events import CheckoutStats, CommitStats, Stage
     from casweights.testing import CountingStore
 
@@ -292,3 +297,49 @@ def test_compression_saves() -> None:
             sizes[compression] = repo.stats().pack_bytes
     assert sizes["fast"] > weights.nbytes
     assert sizes["small"] <= sizes["auto"] < 0.9 * weights.nbytes
+
+
+@pytest.fixture
+def after_encoding(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """What happens, once each, between encoding a version and writing it."""
+    actions: list[Callable[[], object]] = []
+    encode = casweights.commit.encode_version
+
+    def encode_and_act(*args: Any, **options: Any) -> EncodedVersion:
+        version = encode(*args, **options)
+        if actions:
+            actions.pop()()
+        return version
+
+    monkeypatch.setattr(casweights.commit, "encode_version", encode_and_act)
+    return actions
+
+
+def test_a_version_is_written_after_the_index_has_forgotten_its_chunks(repo: Repository) -> None:
+    """Another thread that shares the handle may make it look at all packs again."""
+    first = repo.commit({"w": rows(8)})
+    db, state = repo.database, {"w": rows(8), "more": rows(1, seed=1)}
+    said = Description(parents=(first.id,), time=first.time, author="", message="", metadata={})
+    version = encode_version(db, [StateFile(state)], said, base=first, compression="auto")
+    (pack,) = db.index.contents()
+    db.index.distrust(pack.locations[0], IntegrityError(ErrorCode.CORRUPT_OBJECT, "only this once"))
+    db.index.reconsider()
+    write_version(db, version, "main", db.refs.head("main"))
+    assert repo.load("main")["w"].equal(rows(8))
+
+
+def test_a_commit_stores_chunks_again_that_are_lost_meanwhile(
+    repo: Repository, objects: CountingStore, after_encoding: list[Callable[[], object]]
+) -> None:
+    repo.commit({"w": rows(8)})
+
+    def lose_packs() -> None:
+        for info in list(objects.list("packs/")):
+            objects.delete(info.name)
+        repo.database.index.load()
+
+    after_encoding.append(lose_packs)
+    stored = repo.commit({"w": rows(8), "more": rows(1, seed=1)})
+    with casweights.open(objects) as other:
+        assert other.load(stored)["w"].equal(rows(8))
+        assert other.load(stored)["more"].equal(rows(1, seed=1))
