@@ -17,14 +17,20 @@ from typing import TYPE_CHECKING
 
 import msgpack
 
-from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreError
+from casweights.errors import (
+    CasweightsError,
+    ErrorCode,
+    IntegrityError,
+    NotFoundError,
+    StoreError,
+)
 from casweights.format import names
 from casweights.format.envelope import Kind, corrupt, seal, unseal
 from casweights.format.fields import expect
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.stores.base import ObjectInfo, ObjectStore
 
@@ -63,7 +69,7 @@ def parse_move(info: ObjectInfo, kind: str) -> Move:
         IntegrityError: Moves are called otherwise.
     """
     match = _MOVE.fullmatch(info.name, len(kind))
-    if match is None:
+    if match is None or not names.is_ref_name(match["ref"]):
         raise corrupt(info.name, "its name is not that of a move of a ref")
     digits = match["snapshot"]
     snapshot = None if digits is None else SnapshotId.from_hex(digits)
@@ -98,17 +104,21 @@ class RefLog:
         """
         listed = self._store.list(self._kind) if infos is None else infos
         found: dict[str, list[Move]] = {}
-        for info in listed:
-            if info.name.startswith(self._kind):
-                move = parse_move(info, self._kind)
-                found.setdefault(move.ref, []).append(move)
+        for move in self._moves(listed):
+            found.setdefault(move.ref, []).append(move)
         return dict(sorted(found.items()))
 
     def moves(self, ref: str) -> list[Move]:
         """The moves of one ref."""
         listed = self._store.list(f"{self._kind}{ref}/")
-        moves = [parse_move(info, self._kind) for info in listed]
-        return [move for move in moves if move.ref == ref]
+        return [move for move in self._moves(listed) if move.ref == ref]
+
+    def _moves(self, infos: Iterable[ObjectInfo]) -> Iterator[Move]:
+        """The moves among some objects; others, which `verify` reports, are passed over."""
+        for info in infos:
+            if info.name.startswith(self._kind):
+                with suppress(IntegrityError):
+                    yield parse_move(info, self._kind)
 
     def target(self, move: Move) -> SnapshotId:
         """Where a move leads to, as its object says.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from casweights.format import names
 from casweights.format.codecs import Encoding
+from casweights.index import list_packs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,14 +74,15 @@ def stats(db: Database) -> StoreStats:
         IntegrityError: A snapshot is damaged.
     """
     db.index.load()
-    packs = list(db.store.list(names.PACKS))
+    packs = list(list_packs(db.store))
+    snapshots = db.store.sizes(map(names.snapshot_name, db.snapshots.ids()))
     frames = [place.frame for chunk in db.index for place in db.index.frames(chunk)]
     raw_sizes = {frame.chunk: frame.raw_size for frame in frames}
     return StoreStats(
         versions=tuple(_version_stats(db)),
         packs=len(packs),
         pack_bytes=sum(info.size for info in packs),
-        snapshot_bytes=sum(info.size for info in db.store.list(names.SNAPSHOTS)),
+        snapshot_bytes=sum(snapshots.values()),
         chunks=len(raw_sizes),
         chunk_bytes=sum(raw_sizes.values()),
         encodings=dict(Counter(_encoding_name(frame) for frame in frames)),

@@ -48,6 +48,13 @@ def move_name(kind: str, ref: str, position: int, snapshot: SnapshotId | None = 
     return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{writer}{REF_SUFFIX}"
 
 
+def is_ref_name(name: str) -> bool:
+    """Whether a branch or tag can have this name."""
+    return len(name) <= MAX_REF_NAME and all(
+        _REF_PART.fullmatch(part) and not part.endswith(REF_SUFFIX) for part in name.split("/")
+    )
+
+
 def check_ref_name(name: str) -> str:
     """`name`, if a branch or tag can have it.
 
@@ -55,10 +62,7 @@ def check_ref_name(name: str) -> str:
         InvalidInputError: It is too long, ends in ``.ref``, or has parts that are empty, begin
             with a dot or dash, or hold other characters than ASCII letters, digits and ``._+=-``.
     """
-    parts = name.split("/")
-    if len(name) > MAX_REF_NAME or not all(
-        _REF_PART.fullmatch(part) and not part.endswith(REF_SUFFIX) for part in parts
-    ):
+    if not is_ref_name(name):
         raise InvalidInputError(
             ErrorCode.BAD_NAME,
             f"{name!r} is no name for a branch or tag: use letters, digits and . _ + = - in parts "

@@ -148,6 +148,13 @@ class ObjectStore(ABC):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects whose names begin with `prefix` (a string, not a folder), ordered by name."""
 
+    def strays(self) -> dict[str, str]:
+        """Names of what lies in the store and can be no object, and what each is.
+
+        Whoever lists or reads objects is not bothered by them.
+        """
+        return {}
+
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is removed already."""

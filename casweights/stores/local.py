@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from casweights.stores.base import Buffer
 
 
+# What the system says of names that have no file: a socket has no such device.
+_NO_OBJECT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
+_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+
+
 class LocalStore(ObjectStore):
     """Objects as files below a root directory. Writers may be many processes on one machine."""
 
@@ -47,6 +53,7 @@ class LocalStore(ObjectStore):
         path = self._path(name)
         with storage_errors(f"cannot write {name}"):
             if path.exists():
+                _check_is_file(path)
                 fsync_folder(path.parent)  # its writer may not have come so far yet
                 return False
             self._make_folder(path.parent)
@@ -56,6 +63,8 @@ class LocalStore(ObjectStore):
                 created = _link(draft, path)
             finally:
                 draft.unlink(missing_ok=True)
+            if not created:
+                _check_is_file(path)
             fsync_folder(path.parent)
         return created
 
@@ -70,27 +79,55 @@ class LocalStore(ObjectStore):
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         """See `ObjectStore.readinto`."""
         with _reading(name):
-            descriptor = os.open(self._path(name), os.O_RDONLY)
+            # A named pipe would wait for somebody to write to it.
+            descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK)
             try:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise missing(name)
                 if not read_exactly(descriptor, start, out):
                     raise truncated(name)
             finally:
                 os.close(descriptor)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
-        above = prefix.rpartition("/")[0]
-        folder = self._path(above) if above else self.root
-        found: list[ObjectInfo] = []
-        with storage_errors(f"cannot list {prefix or 'the store'}"):
-            for parent, folders, names in os.walk(folder, onerror=_raise_unless_missing):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                for path in (Path(parent, name) for name in names if not name.startswith(".")):
-                    name = path.relative_to(self.root).as_posix()
-                    if name.startswith(prefix):
-                        with suppress(FileNotFoundError):  # deleted meanwhile
-                            found.append(ObjectInfo(name, path.stat().st_size))
+        """See `ObjectStore.list`. What is no regular file is passed over, see `strays`."""
+        found = (item for item in self._items(prefix) if isinstance(item, ObjectInfo))
         return iter(sorted(found, key=lambda info: info.name))
+
+    def strays(self) -> dict[str, str]:
+        """See `ObjectStore.strays`."""
+        return dict(item for item in self._items() if not isinstance(item, ObjectInfo))
+
+    def _items(self, prefix: str = "") -> Iterator[ObjectInfo | tuple[str, str]]:
+        """The regular files whose names begin with `prefix`; of anything else name and kind."""
+        above = prefix.rpartition("/")[0]
+        top = self._path(above) if above else self.root
+        unreadable: list[OSError] = []
+        with storage_errors(f"cannot list {prefix or 'the store'}"):
+            for parent, folders, files in os.walk(top, onerror=unreadable.append):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                for path in (Path(parent, name) for name in files if not name.startswith(".")):
+                    name = self._name(path)
+                    if not name.startswith(prefix):
+                        continue
+                    try:
+                        item = _item(name, path)
+                    except PermissionError as error:
+                        if path.parent == top:
+                            raise
+                        item = name, f"a file: {error.strerror}"
+                    if item is not None:
+                        yield item
+            for failure in unreadable:
+                if isinstance(failure, FileNotFoundError | NotADirectoryError):
+                    continue
+                if failure.filename == str(top):
+                    raise failure
+                yield self._name(Path(failure.filename)), f"a folder: {failure.strerror}"
+
+    def _name(self, path: Path) -> str:
+        """The name of a path below the root, as text that can be printed."""
+        return os.fsencode(path.relative_to(self.root)).decode("utf-8", "backslashreplace")
 
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
@@ -133,9 +170,33 @@ def _link(draft: Path, path: Path) -> bool:
     return True
 
 
-def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
+def _check_is_file(path: Path) -> None:
+    """Refuse to take something else for an object that is there already.
+
+    Raises:
+        FileExistsError: It is no file. (An object that was deleted meanwhile was one.)
+    """
+    with suppress(FileNotFoundError):
+        kind = path.lstat().st_mode
+        if not stat.S_ISREG(kind) and not (stat.S_ISLNK(kind) and path.is_file()):
+            raise FileExistsError(
+                errno.EEXIST, "something that is no file is in the way, remove it"
+            )
+
+
+def _item(name: str, path: Path) -> ObjectInfo | tuple[str, str] | None:
+    """An object, or the name and kind of something else; None if it was deleted meanwhile."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        if path.is_symlink():
+            return name, f"a link: {error.strerror}"
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
+    if stat.S_ISREG(status.st_mode):
+        return ObjectInfo(name, status.st_size)
+    return name, _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
 
 
 @contextmanager
@@ -143,5 +204,7 @@ def _reading(name: str) -> Iterator[None]:
     with storage_errors(f"cannot read {name}"):
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise missing(name) from None
+        except OSError as error:
+            if error.errno in _NO_OBJECT:
+                raise missing(name) from None
+            raise

@@ -77,6 +77,10 @@ class WrapperStore(ObjectStore):
         """See `ObjectStore.list`."""
         return self.inner.list(prefix)
 
+    def strays(self) -> dict[str, str]:
+        """See `ObjectStore.strays`."""
+        return self.inner.strays()
+
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
         self.inner.delete(name)
