@@ -10,7 +10,7 @@ from casweights.format.safetensors import TREE_KEY, TensorInfo, build_header, pa
 from casweights.sources import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from casweights.ids import ChunkId
 
@@ -25,7 +25,7 @@ class StoredTensor(NamedTuple):
 def tensor_chunks(file: FileEntry, chunk_size: int) -> Iterator[StoredTensor]:
     """The tensors of a safetensors file, each with its chunks; nothing for other files."""
     first = 0
-    for info in file.header.tensors if file.header else ():
+    for info in _infos(file):
         count = -(-info.nbytes // chunk_size)
         yield StoredTensor(info, file.chunks[first : first + count])
         first += count
@@ -68,7 +68,9 @@ def select(manifest: Manifest, include: Sequence[str] | None) -> list[FileEntry]
     for file in manifest.files:
         if matches(file.path, include):
             chosen.append(file)
-        elif (part := _part(file, include, manifest.config.chunk_size)) is not None:
+            continue
+        names = {info.name for info in _infos(file) if matches(info.name, include)}
+        if (part := part_of(file, names, manifest.config.chunk_size)) is not None:
             chosen.append(part)
     if not chosen:
         raise NotFoundError(
@@ -78,12 +80,16 @@ def select(manifest: Manifest, include: Sequence[str] | None) -> list[FileEntry]
     return chosen
 
 
-def _part(file: FileEntry, include: Sequence[str], chunk_size: int) -> FileEntry | None:
-    """The file with only those tensors whose names match; None if there are none."""
+def _infos(file: FileEntry) -> Sequence[TensorInfo]:
+    return file.header.tensors if file.header else ()
+
+
+def part_of(file: FileEntry, names: Collection[str], chunk_size: int) -> FileEntry | None:
+    """The smaller file with only these tensors; None if the file has none of them."""
     chunks = {
         info.name: (info, ids)
         for info, ids in tensor_chunks(file, chunk_size)
-        if matches(info.name, include)
+        if info.name in names
     }
     if not chunks or file.header is None:
         return None

@@ -15,6 +15,8 @@ import secrets
 import shutil
 from typing import TYPE_CHECKING, Self
 
+from casweights.folders import Folder
+
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
@@ -23,35 +25,44 @@ PREFIX = ".casweights-tmp-"
 
 
 class Staging:
-    """A locked temporary folder inside `parent`; use it as a context manager or `close` it."""
+    """A locked temporary folder inside `parent`; use it as a context manager or `close` it.
 
-    def __init__(self, parent: Path) -> None:
+    Attributes:
+        folder: Its path.
+        descriptor: The folder itself, open. Who cannot trust the path uses it as ``dir_fd``.
+    """
+
+    def __init__(self, parent: Path | Folder) -> None:
         sweep(parent)
         self._owner = os.getpid()
         self._numbers = itertools.count()
-        while True:
-            self.folder = parent / f"{PREFIX}{secrets.token_hex(8)}"
-            self.folder.mkdir()
-            lock = _lock(self.folder)
-            if lock is not None:  # else a sweeper was faster than our lock
-                self._lock = lock
-                return
+        self._parent = _opened(parent)
+        try:
+            self.folder, self.descriptor = _make(self._parent)
+        except BaseException:
+            self._parent.close()
+            raise
 
     @property
     def is_ours(self) -> bool:
         """Whether this very process made it, and not the one that it was forked from."""
         return os.getpid() == self._owner
 
+    def new_name(self) -> str:
+        """A name in the folder that nothing has used yet."""
+        return str(next(self._numbers))
+
     def new_path(self) -> Path:
-        """A path in the folder that nothing has used yet."""
-        return self.folder / str(next(self._numbers))
+        """The path of a new name."""
+        return self.folder / self.new_name()
 
     def close(self) -> None:
         """Remove the folder and all that is still in it; a forked child leaves it alone."""
         if not self.is_ours:
             return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        _remove(self._parent, self.folder.name)
+        os.close(self.descriptor)
+        self._parent.close()
 
     def __enter__(self) -> Self:
         return self
@@ -65,31 +76,55 @@ class Staging:
         self.close()
 
 
-def sweep(parent: Path) -> None:
+def sweep(parent: Path | Folder) -> None:
     """Remove the folders that killed processes left in `parent`."""
-    for folder in parent.glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):  # what cannot be locked is left alone
-            lock = _lock(folder)
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
+    with _opened(parent) as folder:
+        for name in os.listdir(folder.descriptor):
+            if name.startswith(PREFIX):
+                with contextlib.suppress(OSError):  # what cannot be locked is left alone
+                    lock = _lock(folder, name)
+                    if lock is not None:
+                        _remove(folder, name)
+                        os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
+def _make(parent: Folder) -> tuple[Path, int]:
+    """A new folder and its lock."""
+    while True:
+        name = f"{PREFIX}{secrets.token_hex(8)}"
+        os.mkdir(name, dir_fd=parent.descriptor)
+        lock = _lock(parent, name)
+        if lock is not None:  # else a sweeper was faster than our lock
+            return parent.path / name, lock
+
+
+def _opened(parent: Path | Folder) -> Folder:
+    return parent.below() if isinstance(parent, Folder) else Folder.open(parent)
+
+
+def _remove(parent: Folder, name: str) -> None:
+    shutil.rmtree(name, ignore_errors=True, dir_fd=parent.descriptor)
+
+
+def _lock(parent: Folder, name: str) -> int | None:
     """Lock a folder; None if somebody else has it or removes it meanwhile.
 
     Raises:
-        OSError: This file system has no locks, or the process no descriptors left.
+        OSError: This file system has no locks, the process no descriptors left, or the name is
+            that of something else than a folder.
     """
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(
+            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent.descriptor
+        )
     except FileNotFoundError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+        status = parent.status(name)
+        if status is not None and os.path.samestat(os.fstat(descriptor), status):
             return descriptor
-    except (BlockingIOError, FileNotFoundError):
+    except BlockingIOError:
         pass
     except OSError:
         os.close(descriptor)

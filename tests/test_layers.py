@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VALUES = {"errors", "ids", "config", "events"}
-PLUMBING = {"buffers", "files", "parallel", "staging"}
+PLUMBING = {"buffers", "files", "folders", "parallel", "staging"}
 OPEN_STORE = {
     "paths",
     "reflog",
@@ -56,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     "buffers": set(),
     "files": {"errors"},
     "parallel": set(),
-    "staging": set(),
+    "folders": {"errors"},
+    "staging": {"folders"},
     "format": {"errors", "ids", "config", "_kernels"},
     "stores.base": {"errors"},
     "stores.wrapper": {"stores.base"},
