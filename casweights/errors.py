@@ -57,6 +57,7 @@ class ErrorCode(StrEnum):
     TARGET_MISMATCH = "target-mismatch"
     STALE = "stale"
     TORN = "torn"
+    UNSAVED_FILES = "unsaved-files"
 
 
 class CasweightsError(Exception):
@@ -99,9 +100,11 @@ class ConflictError(CasweightsError):
     Attributes:
         snapshot: The snapshot that was written but could not become the head of its branch.
             It stays in the store, reachable by this ID.
+        files: The files of a directory that would have been lost, by path.
     """
 
     snapshot: SnapshotId | None = None
+    files: tuple[str, ...] = ()
 
 
 class StaleError(CasweightsError):

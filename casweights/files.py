@@ -46,6 +46,19 @@ def write_fully(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]
                 views[0] = views[0][written:]
 
 
+def write_at(descriptor: int, start: int, view: memoryview) -> None:
+    """Write all of `view` at offset `start`, and let the system begin to bring it to the disk.
+
+    So a later `os.fsync` finds little left to do.
+    """
+    offset, nbytes = start, len(view)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+    if nbytes and hasattr(os, "posix_fadvise"):  # for Linux a request to write without waiting
+        os.posix_fadvise(descriptor, start, nbytes, os.POSIX_FADV_DONTNEED)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

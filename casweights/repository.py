@@ -195,11 +195,13 @@ class Repository:
         *,
         include: Sequence[str] | None = None,
         delete: bool = False,
+        overwrite: bool = False,
     ) -> Snapshot:
         """Put a version into a directory, bit for bit.
 
         Files that are there already are compared by content, and only chunks that differ are read
-        from the store. No file is ever half-written under its name.
+        from the store. No file is ever half-written under its name. A file is replaced or deleted
+        only if some version of the store has its content.
 
         Args:
             ref: The version.
@@ -207,10 +209,13 @@ class Repository:
             include: Patterns: files whose path matches are taken whole, and of other safetensors
                 files the tensors whose names match, as smaller files. By default everything.
             delete: Remove files that the version does not have.
+            overwrite: Replace and delete files that no version has, too.
 
         Raises:
             NotFoundError: No such version, or nothing matches `include`.
             InvalidInputError: Something in the directory is in the way, or it lies in a store.
+            ConflictError: A file that no version has would be lost; none was touched. Or one
+                changed during the checkout, and was left alone.
             IntegrityError: The store is damaged; the directory is as it was.
             StoreError: The directory could not be written.
         """
@@ -219,7 +224,7 @@ class Repository:
         target = to_path(directory)
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
         chosen = None if include is None else to_list(include)
-        checkout(self._db, snapshot, target, include=chosen, delete=delete)
+        checkout(self._db, snapshot, target, include=chosen, delete=delete, overwrite=overwrite)
         return snapshot
 
     def load(self, ref: Ref, *, include: Sequence[str] | None = None) -> dict[str, Any]:

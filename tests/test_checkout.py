@@ -70,7 +70,7 @@ def test_only_chunks_that_differ_are_read(
     changed[3 * CHUNK + 5] ^= 1
     (model / "weights/optimizer.pt").write_bytes(changed)
     objects.reset()
-    repo.checkout("main", model)
+    repo.checkout("main", model, overwrite=True)
     assert read_tree(model) == TREE
     assert objects.read_bytes("packs/") == CHUNK
     after = state_of(model)
@@ -87,7 +87,7 @@ def test_files_of_another_size(
     repo.commit(model, compression="fast")
     (model / "weights/optimizer.pt").write_bytes((NOISE * 2)[:length])
     objects.reset()
-    repo.checkout("main", model)
+    repo.checkout("main", model, overwrite=True)
     assert read_tree(model) == TREE
     assert objects.read_bytes("packs/") == 5 * CHUNK - min(length // CHUNK, 5) * CHUNK
 
@@ -103,7 +103,7 @@ def test_another_header_over_the_same_tensors(
     expected = file.read_bytes()
     safetensors.torch.save_file(tensors, file, {"step": step})
     objects.reset()
-    repo.checkout(snapshot, tmp_path)
+    repo.checkout(snapshot, tmp_path, overwrite=True)
     assert file.read_bytes() == expected
     assert objects.read_bytes("packs/") == 0
 
@@ -203,7 +203,7 @@ def test_a_hard_link_elsewhere_is_not_written_through(
     repo.commit(model)
     (model / "config.json").write_bytes(b"changed")
     os.link(model / "config.json", tmp_path / "theirs")
-    repo.checkout("main", model)
+    repo.checkout("main", model, overwrite=True)
     assert (tmp_path / "theirs").read_bytes() == b"changed"
 
 
@@ -354,7 +354,7 @@ def test_a_damaged_chunk_touches_no_file(
         objects.delete(info.name)
         objects.put(info.name, [data])
     with pytest.raises(IntegrityError) as caught:
-        repo.checkout("main", model)
+        repo.checkout("main", model, overwrite=True)
     assert caught.value.code is ErrorCode.CORRUPT_OBJECT
     assert read_tree(model) == before
 

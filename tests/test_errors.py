@@ -103,4 +103,5 @@ def test_codes_are_stable() -> None:
         "target-mismatch",
         "stale",
         "torn",
+        "unsaved-files",
     ]

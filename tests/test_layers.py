@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     # L2: what goes in and out, and the parts of an open store; of stores only what all can do
     "sources": VALUES | PLUMBING | {"format"},
     "tensors": VALUES | PLUMBING | {"format", "sources"},
+    "worktree": VALUES | PLUMBING | {"format", "sources"},
     "selection": VALUES | {"format", "sources"},
     "paths": {"ids", "format"},
     "findings": VALUES | {"format", "stores.base"},
@@ -89,9 +90,11 @@ ALLOWED: dict[str, set[str]] = {
     "packing": VALUES | {"database", "format", "parallel"},
     "chains": VALUES | {"format", "buffers", "cache", "chunks", "index", "packing", "paths"},
     "relatives": {"errors", "ids", "format", "buffers", "chains", "chunks"},
+    "contents": VALUES | PLUMBING | {"format", "database", "sources", "worktree"},
+    "saved": BELOW_VERBS | {"contents", "worktree"},
     # L3: one family of verbs each, which do not know each other; the repository has them all
     "commit": BELOW_VERBS | {"packing", "chains", "relatives"},
-    "checkout": BELOW_VERBS,
+    "checkout": BELOW_VERBS | {"contents", "saved", "worktree"},
     "loading": BELOW_VERBS | {"tensors"},
     "diff": BELOW_VERBS,
     "repack": BELOW_VERBS | {"packing", "chains", "relatives"},

@@ -67,6 +67,7 @@ _HINTS = {
     ErrorCode.REF_NOT_FOUND: "`casweights branch` and `casweights tag` list the names there are",
     ErrorCode.FILE_NOT_FOUND: "`casweights ls REF` lists the files of a version",
     ErrorCode.CORRUPT_OBJECT: "`casweights verify` finds everything that is damaged",
+    ErrorCode.UNSAVED_FILES: "`casweights commit` stores them; `--force` gives them up",
     ErrorCode.MISSING_CHUNK: "`casweights verify` finds everything that is damaged",
 }
 
@@ -108,13 +109,13 @@ def describe(error: BaseException) -> Failure:
     """What to tell about an error."""
     match error:
         case CasweightsError():
-            snapshot = getattr(error, "snapshot", None)
+            snapshot, files = getattr(error, "snapshot", None), getattr(error, "files", ())
             return Failure(
                 status=status_of(error),
                 code=error.code,
                 message=error.message,
                 hint=_HINTS.get(error.code),
-                extra={"id": snapshot} if snapshot else {},
+                extra=({"id": snapshot} if snapshot else {}) | ({"files": files} if files else {}),
             )
         case click.UsageError():
             return Failure(status=Exit.USAGE, code="usage", message=error.format_message())

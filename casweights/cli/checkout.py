@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from casweights.events import CheckoutStats
 
 
-@verb("checkout", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
+@verb("checkout", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
 @click.argument("ref", shell_complete=complete_ref)
 @click.argument("directory", metavar="DIR", type=click.Path())
 @click.option(
@@ -29,13 +29,21 @@ if TYPE_CHECKING:
     "name matches. May be repeated.",
 )
 @click.option("--delete", is_flag=True, help="Remove files that the version does not have.")
+@click.option(
+    "--force", is_flag=True, help="Replace and remove files that are in no version of the store."
+)
 def command(
-    session: Session, ref: str, directory: str, include: tuple[str, ...], delete: bool
+    session: Session,
+    ref: str,
+    directory: str,
+    include: tuple[str, ...],
+    delete: bool,
+    force: bool,
 ) -> None:
     """Put a version into a directory, bit for bit.
 
-    What is in DIR already is kept where it is the same. All files are complete and checked before
-    the first appears under its name.
+    What is in DIR already is kept where it is the same, and replaced if some version of the store
+    has it. All files are complete and checked before the first appears under its name.
 
     \b
     Examples:
@@ -44,7 +52,9 @@ def command(
     """
     results = Results(session.out)
     with session.open(results) as repository:
-        snapshot = repository.checkout(ref, directory, include=include or None, delete=delete)
+        snapshot = repository.checkout(
+            ref, directory, include=include or None, delete=delete, overwrite=force
+        )
     session.out.summary(
         {"id": snapshot.id, "directory": directory, **_counts(results.checkout)},
         [

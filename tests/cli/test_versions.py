@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,9 +156,24 @@ def test_checkout_writes_what_differs(run_json: Json, run: Run, store: Path) -> 
 
 def test_checkout_deletes_when_told(run: Run, store: Path, model: Path) -> None:
     run("checkout", "v1", "out")
-    Path("out", "mine.txt").touch()
     text = run("checkout", "main", "out", "--delete").stdout
-    assert "2 written, 2 deleted" in text
+    assert "2 written, 1 deleted" in text
+    assert read_tree(Path("out")) == read_tree(model)
+
+
+def test_checkout_loses_no_work_unless_forced(run: Run, store: Path, model: Path) -> None:
+    run("checkout", "v1", "out")
+    Path("out", "mine.txt").write_text("mine")
+    Path("out", "config.json").write_text("edited")
+    before = read_tree(Path("out"))
+    for options, lost in ([], ["config.json"]), (["--delete"], ["config.json", "mine.txt"]):
+        result = run("checkout", "main", "out", *options, status=11)
+        assert all(name in result.stderr for name in lost)
+        assert "--force" in result.stderr
+        error = json.loads(run("checkout", "main", "out", *options, "--json", status=11).stderr)
+        assert (error["code"], error["files"]) == ("unsaved-files", lost)
+        assert read_tree(Path("out")) == before
+    assert "2 deleted" in run("checkout", "main", "out", "--delete", "--force").stdout
     assert read_tree(Path("out")) == read_tree(model)
 
 

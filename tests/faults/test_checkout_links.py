@@ -101,7 +101,7 @@ def test_hard_link_in_place_of_a_file(
     store: Repository, target: Path, outside: Path, name: str
 ) -> None:
     (target / "top.bin").hardlink_to(outside / name)
-    store.checkout("main", target)
+    store.checkout("main", target, overwrite=True)
     assert_complete(target)
 
 
@@ -191,5 +191,5 @@ def test_file_that_goes_while_its_chunks_are_used(tmp_path: Path, target: Path) 
     (target / "0").write_bytes(b"done")
     config = StoreConfig(chunk_size=64 * KiB)
     with casweights.open("memory://", create=True, config=config, reporter=Remover()) as repo:
-        repo.checkout(repo.commit(tmp_path / "model"), target)
+        repo.checkout(repo.commit(tmp_path / "model"), target, overwrite=True)
     assert (target / "a").read_bytes() == (target / "z").read_bytes() == content

@@ -96,7 +96,8 @@ def test_checkout_from_a_damaged_store(store: Path, tmp_path: Path, kind: str) -
     (tmp_path / "out" / "weights.bin").write_bytes(b"mine")
     for path in objects(store, kind):
         damage(path, PREFIX_SIZE + 1)
-    for arguments in (["checkout", "main", tmp_path / "out"], ["cat", "main", "weights.bin"]):
+    checkout = ["checkout", "main", tmp_path / "out", "--force"]
+    for arguments in (checkout, ["cat", "main", "weights.bin"]):
         status, text = run(store, *arguments)
         assert status == DAMAGED
         assert any(path.name in text for path in objects(store, kind))

@@ -169,7 +169,7 @@ def checkout_fails(store: Path, target: Path, reporter: Reporter | None = None) 
     before = read_files(target)
     with casweights.open(store, reporter=reporter) as repo:
         with pytest.raises(StoreError) as caught:
-            repo.checkout("main", target)
+            repo.checkout("main", target, overwrite=True)
         assert caught.value.code is ErrorCode.NO_SPACE
         assert str(target) in str(caught.value)
     assert leftovers(target) == []
@@ -178,7 +178,7 @@ def checkout_fails(store: Path, target: Path, reporter: Reporter | None = None) 
 
 def assert_checkout_completes(store: Path, target: Path, model: Path) -> None:
     with casweights.open(store) as repo:
-        repo.checkout("main", target, delete=True)
+        repo.checkout("main", target, delete=True, overwrite=True)
     assert read_files(target) == read_files(model)
     assert leftovers(target) == []
 
@@ -276,7 +276,7 @@ def test_every_put_of_a_commit_fails_once(tmp_path: Path, after: bool) -> None:
             visible = repo.resolve("main") != old
             assert visible == (after and number == puts)
             assert repo.verify().problems == ()
-            repo.checkout(old, tmp_path / "scratch", delete=True)
+            repo.checkout(old, tmp_path / "scratch", delete=True, overwrite=True)
             assert read_files(tmp_path / "scratch") == read_files(first)
             repo.commit(second)
             assert repo.verify().problems == ()

@@ -107,6 +107,9 @@ def test_resuming_leaves_nothing_else_in_the_checkpoint(repo: Repository, tmp_pa
     state = tmp_path / "source" / "trainer_state.json"
     state.parent.mkdir()
     state.write_text('{"global_step": 12}')
+    (state.parent / "optimizer.pt").touch()
+    repo.commit(state.parent, branch="other")  # so nothing is lost with it
+    (state.parent / "optimizer.pt").unlink()
     repo.commit(state.parent)
     stale = tmp_path / "run" / "checkpoint-12" / "optimizer.pt"
     stale.parent.mkdir(parents=True)

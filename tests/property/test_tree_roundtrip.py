@@ -86,7 +86,7 @@ def test_over_a_directory_with_something_in_it(
         expected = resolve_links(tree)
         kept = {} if delete else {p: c for p, c in resolve_links(there).items() if p not in tree}
         snapshot = repo.commit(folder / "in")
-        repo.checkout(snapshot, folder / "out", delete=delete)
+        repo.checkout(snapshot, folder / "out", delete=delete, overwrite=True)
         assert read_tree(folder / "out") == expected | kept
         assert not any((folder / "out" / path).is_symlink() for path in tree)
 
