@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights import staging
-from casweights.buffers import scratch, uninitialized
+from casweights.buffers import scratch
 from casweights.contents import Content, read_contents
 from casweights.errors import ErrorCode, InvalidInputError, StoreError
 from casweights.events import CheckoutStats, Stage
@@ -300,16 +300,3 @@ def _sync_draft(drafts: Staging, draft: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_file(db: Database, file: FileEntry) -> Iterator[memoryview]:
-    """The bytes of one file, piece by piece."""
-    if file.raw_header is not None:
-        yield memoryview(file.raw_header)
-    reader = db.reader.near()
-    with reader.ahead() as announce:
-        announce(file.chunks)
-        for chunk, piece in file.pieces(db.config.chunk_size):
-            view = uninitialized(piece.nbytes)  # the caller's to keep
-            reader.readinto(chunk, view)
-            yield view

@@ -19,6 +19,7 @@ from casweights.parallel import Once
 from casweights.reflog import encode_move
 from casweights.relatives import nearest
 from casweights.sources import file_runs
+from casweights.weights import bad_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -139,6 +140,8 @@ def commit(
     If a chunk that the store had is lost by the time that the version is written, the version is
     encoded once more, which stores the chunk again.
     """
+    for problem in bad_indexes(files, db.config.chunk_size):
+        db.reporter.warned(ErrorCode.BAD_INDEX, problem)
     encode = partial(encode_version, db, files, description, base=base, compression=compression)
     version = encode()
     try:

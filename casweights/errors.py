@@ -58,6 +58,7 @@ class ErrorCode(StrEnum):
     STALE = "stale"
     TORN = "torn"
     UNSAVED_FILES = "unsaved-files"
+    BAD_INDEX = "bad-index"
 
 
 class CasweightsError(Exception):

@@ -184,6 +184,14 @@ class Reporter:
     def transferred(self, stats: TransferStats) -> None:
         """Versions have come to another store, and branches and tags were moved there."""
 
+    def warned(self, code: str, message: str) -> None:
+        """Something succeeds, and its result will not do what people expect of it.
+
+        Args:
+            code: The `ErrorCode` of the error that it will lead to.
+            message: What is wrong, and what to do.
+        """
+
     def published(self, stats: PublishStats) -> None:
         """A version of live tensors has become visible."""
 

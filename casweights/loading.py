@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.events import Stage
 from casweights.format.safetensors import TensorInfo
-from casweights.selection import select, tensor_chunks
+from casweights.selection import tensor_chunks
 from casweights.tensors import allocate, rebuild
+from casweights.weights import Weight, Weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
 
+_MOST_FILES = 5  # in a message
+
 
 class _Read(NamedTuple):
     chunk: ChunkId
@@ -28,27 +31,22 @@ class _Read(NamedTuple):
 
 
 def load(db: Database, snapshot: Snapshot, *, include: Sequence[str] | None) -> dict[str, Any]:
-    """All tensors of a version by name, or the state dict that was committed.
+    """The weights of a version by name, or the state dict that was committed.
 
     Raises:
         NotFoundError: Nothing matches `include`.
-        InvalidInputError: Two files of the version have a tensor of the same name.
+        InvalidInputError: It is not clear which files the weights are in, see `Weights.of`.
         IntegrityError: The store is damaged.
         UnsupportedError: Torch cannot hold one of the tensors.
     """
+    weights = Weights(db, include).of(snapshot)
     tensors: dict[str, torch.Tensor] = {}
     reads: list[_Read] = []
-    for file in select(snapshot, include):
-        for info, chunks in tensor_chunks(file, db.config.chunk_size):
-            if info.name in tensors:
-                raise InvalidInputError(
-                    ErrorCode.AMBIGUOUS,
-                    f"two files have a tensor {info.name!r}: choose one with include=[its path]",
-                )
-            tensors[info.name], memory = allocate(info)
-            reads.extend(_reads(chunks, memory, db.config.chunk_size))
+    for name, weight in weights.tensors.items():
+        tensors[name], memory = allocate(weight.info)
+        reads.extend(_reads(weight.chunks, memory, db.config.chunk_size))
     _read_all(db, reads)
-    headers = [file.header for file in snapshot.files if file.header is not None]
+    headers = [file.header for file in weights.files.values() if file.header is not None]
     if include is None and len(headers) == 1:
         return rebuild(tensors, headers[0].metadata)
     return dict(tensors)
@@ -149,20 +147,40 @@ class LazyTensor:
 def find_tensor(db: Database, snapshot: Snapshot, name: str, file: str | None) -> LazyTensor:
     """A tensor of a version by its name.
 
+    Without a file it is one of the version's weights, or else that of the only file that has one.
+
     Raises:
-        NotFoundError: There is none, or several files have one.
+        NotFoundError: There is none, or several files have different ones.
+        InvalidInputError: The index of the weights is wrong, see `Weights.of`.
     """
-    found = [
-        LazyTensor(db, info, chunks)
-        for entry in snapshot.files
-        if file in (None, entry.path)
-        for info, chunks in tensor_chunks(entry, db.config.chunk_size)
-        if info.name == name
-    ]
+    weight = _find_weight(db, snapshot, name) if file is None else None
+    found = [weight] if weight is not None else _find_all(db, snapshot, name, file)
     if not found:
         raise NotFoundError(ErrorCode.TENSOR_NOT_FOUND, f"the version has no tensor {name!r}")
-    if len(found) > 1:
+    if not all(other.equals(found[0]) for other in found):
+        paths = ", ".join(other.file.path for other in found[:_MOST_FILES])
         raise NotFoundError(
-            ErrorCode.AMBIGUOUS, f"{len(found)} files have a tensor {name!r}: name the file"
+            ErrorCode.AMBIGUOUS,
+            f"{len(found)} files have a tensor {name!r}, and they differ: name the file, as one "
+            f"of {paths}",
         )
-    return found[0]
+    return LazyTensor(db, found[0].info, found[0].chunks)
+
+
+def _find_weight(db: Database, snapshot: Snapshot, name: str) -> Weight | None:
+    try:
+        return Weights(db).find(snapshot, name)
+    except InvalidInputError as error:
+        if error.code is not ErrorCode.AMBIGUOUS:
+            raise
+        return None
+
+
+def _find_all(db: Database, snapshot: Snapshot, name: str, file: str | None) -> list[Weight]:
+    return [
+        Weight(entry, *stored)
+        for entry in snapshot.files
+        if file in (None, entry.path)
+        for stored in tensor_chunks(entry, db.config.chunk_size)
+        if stored.info.name == name
+    ]

@@ -228,19 +228,20 @@ class Repository:
         return snapshot
 
     def load(self, ref: Ref, *, include: Sequence[str] | None = None) -> dict[str, Any]:
-        """The tensors of a version, in memory.
+        """The weights of a version, in memory.
 
         Args:
             ref: The version.
-            include: Patterns of files or tensor names, as for `checkout`.
+            include: Patterns of files or tensor names, as for `checkout`. By default the files
+                that programs for models load: the shards that ``model.safetensors.index.json``
+                names, or else ``model.safetensors``. See ``docs/loading.md``.
 
         Returns:
-            The state dict that was committed; of a version made from files all their tensors by
-            name.
+            The state dict that was committed; of a version made from files the tensors by name.
 
         Raises:
             NotFoundError: No such version, or nothing matches `include`.
-            InvalidInputError: Two files have a tensor of the same name.
+            InvalidInputError: It is not clear which files to load, or an index is wrong.
             UnsupportedError: Torch cannot hold one of the tensors.
             IntegrityError: The store is damaged.
         """
@@ -256,7 +257,7 @@ class Repository:
         Args:
             ref: The version.
             name: The tensor's name.
-            file: The path of the file it is in, where several have one of this name.
+            file: The path of the file it is in; by default as for `load`.
 
         Raises:
             NotFoundError: No such version or tensor.
@@ -272,7 +273,7 @@ class Repository:
         Raises:
             NotFoundError: No such version or file.
         """
-        from casweights.checkout import read_file
+        from casweights.reading import read_file
 
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
         for file in snapshot.files:

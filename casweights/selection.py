@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.errors import ErrorCode, NotFoundError
 from casweights.format.manifest import FileEntry, Manifest
 from casweights.format.safetensors import TREE_KEY, TensorInfo, build_header, parse_header
 from casweights.sources import matches
@@ -29,25 +29,6 @@ def tensor_chunks(file: FileEntry, chunk_size: int) -> Iterator[StoredTensor]:
         count = -(-info.nbytes // chunk_size)
         yield StoredTensor(info, file.chunks[first : first + count])
         first += count
-
-
-def state_tensors(version: Manifest) -> dict[str, StoredTensor]:
-    """The tensors of all files of a version by name, as those of one state.
-
-    Raises:
-        InvalidInputError: Two files have a tensor of the same name.
-    """
-    found: dict[str, StoredTensor] = {}
-    for file in version.files:
-        for stored in tensor_chunks(file, version.config.chunk_size):
-            if stored.info.name in found:
-                raise InvalidInputError(
-                    ErrorCode.AMBIGUOUS,
-                    f"two files of the version have a tensor {stored.info.name!r}: it cannot be a "
-                    "model's state",
-                )
-            found[stored.info.name] = stored
-    return found
 
 
 def select(manifest: Manifest, include: Sequence[str] | None) -> list[FileEntry]:

@@ -32,7 +32,12 @@ OPEN_STORE = {
     "refs",
     "database",
 }
-BELOW_VERBS = VALUES | PLUMBING | OPEN_STORE | {"format", "stores.base", "sources", "selection"}
+BELOW_VERBS = (
+    VALUES
+    | PLUMBING
+    | OPEN_STORE
+    | {"format", "stores.base", "sources", "selection", "reading", "weights"}
+)
 VERBS = {
     "commit",
     "checkout",
@@ -86,6 +91,8 @@ ALLOWED: dict[str, set[str]] = {
     "reflog": VALUES | {"format", "stores.base"},
     "refs": VALUES | {"format", "stores.base", "reflog"},
     "database": VALUES | OPEN_STORE | {"format", "stores.base", "stores.ahead", "parallel"},
+    "reading": {"buffers", "database", "format"},
+    "weights": VALUES | {"buffers", "database", "format", "reading", "selection", "sources"},
     "revisions": VALUES | {"database", "refs", "snapshots"},
     "packing": VALUES | {"database", "format", "parallel"},
     "chains": VALUES | {"format", "buffers", "cache", "chunks", "index", "packing", "paths"},

@@ -168,6 +168,13 @@ class Output:
         if self.mode is Mode.HUMAN:
             self._print(f"Hint: {message}", sys.stderr)
 
+    def warning(self, code: str, message: str) -> None:
+        """What is done, and will not do what people expect."""
+        if self.mode is Mode.JSON:
+            self.event("warning", {"code": code, "message": message})
+        else:
+            self._print([Span("Warning: ", "yellow"), Span(message)], sys.stderr)
+
     def error(self, message: str) -> None:
         """What went wrong."""
         self._print([Span("Error: ", "red"), Span(message)], sys.stderr)

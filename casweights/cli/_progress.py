@@ -32,6 +32,7 @@ class Results(Tee):
     checkout: CheckoutStats
 
     def __init__(self, out: Output) -> None:
+        self._out = out
         self._progress = _progress(out)
         super().__init__(self._progress)
 
@@ -39,6 +40,11 @@ class Results(Tee):
         """See `Reporter.committed`."""
         super().committed(stats)
         self.commit = stats
+
+    def warned(self, code: str, message: str) -> None:
+        """See `Reporter.warned`."""
+        super().warned(code, message)
+        self._out.warning(code, message)
 
     def checked_out(self, stats: CheckoutStats) -> None:
         """See `Reporter.checked_out`."""

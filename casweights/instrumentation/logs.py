@@ -26,9 +26,9 @@ _MB = 1_000_000
 class Logs(Reporter):
     """Writes a line for each result to the logger ``casweights``.
 
-    Results are logged at ``INFO``, polls at ``DEBUG``; progress is not. Each record also has, as
-    attributes for structured loggers, the fields of the event's stats, with IDs in hexadecimal,
-    and the event's name as ``event_name``.
+    Results are logged at ``INFO``, warnings at ``WARNING``, polls at ``DEBUG``; progress is not.
+    Each record also has, as attributes for structured loggers, the fields of the event's stats,
+    with IDs in hexadecimal, and the event's name as ``event_name``.
     """
 
     def __init__(self) -> None:
@@ -68,6 +68,10 @@ class Logs(Reporter):
             ", ".join(stats.refs) or "nothing",
             extra=_extra("transferred", stats),
         )
+
+    def warned(self, code: str, message: str) -> None:
+        """See `Reporter.warned`."""
+        self._log.warning("%s", message, extra={"event_name": "warned", "code": code})
 
     def published(self, stats: PublishStats) -> None:
         """See `Reporter.published`."""

@@ -64,6 +64,11 @@ class Tee(Reporter):
         for reporter in self._reporters:
             reporter.transferred(stats)
 
+    def warned(self, code: str, message: str) -> None:
+        """See `Reporter.warned`."""
+        for reporter in self._reporters:
+            reporter.warned(code, message)
+
     def published(self, stats: PublishStats) -> None:
         """See `Reporter.published`."""
         for reporter in self._reporters:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
+from casweights.arguments import to_list
 from casweights.errors import (
     ErrorCode,
     InvalidInputError,
@@ -19,6 +21,8 @@ from casweights.errors import (
     UnsupportedError,
 )
 from casweights.repository import Repository, open_repository
+from casweights.sources import matches
+from casweights.weights import Weights, is_index, single_file
 
 try:
     import transformers
@@ -31,7 +35,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -233,6 +237,7 @@ def from_pretrained(
     cls: Any = None,
     *,
     directory: str | os.PathLike[str] | None = None,
+    include: Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Any:
     """Load a version with ``cls.from_pretrained``.
@@ -248,6 +253,8 @@ def from_pretrained(
         directory: Where to keep the files, in a folder for each version; what is there already is
             not fetched again. By default they are gone afterwards, and ``name_or_path`` of what
             was loaded is empty.
+        include: Patterns of the files to take weights from, where a version has several sets of
+            them. All other files are there in any case.
         **kwargs: Go to ``cls.from_pretrained``. Of a version with several models in folders,
             ``subfolder`` chooses one, and only that is fetched.
 
@@ -256,20 +263,59 @@ def from_pretrained(
 
     Raises:
         NotFoundError: No such version, or nothing in it to load from.
+        InvalidInputError: It is not clear which files have the weights, or an index is wrong.
         UnsupportedError: The model class that ``config.json`` names is not in transformers.
         IntegrityError: The store is damaged.
         StoreError: The store could not be read, or the directory not be written.
     """
     subfolder = kwargs.get("subfolder") or ""
-    skip = _WEIGHTS if cls is not None and cls.__name__.endswith(_WEIGHTLESS) else ()
-    with (
-        opened(store) as repository,
-        checked_out(repository, ref, directory, subfolder=subfolder, skip=skip) as folder,
-    ):
+    weightless = cls is not None and cls.__name__.endswith(_WEIGHTLESS)
+    skip = _WEIGHTS if weightless else ()
+    with opened(store) as repository, ExitStack() as stack:
+        snapshot = repository.snapshot(ref)
+        if include is not None:
+            snapshot = _with_weights(snapshot, to_list(include))
+        if not weightless and _reads_safetensors(kwargs):
+            Weights(repository.database).check(snapshot, subfolder, kwargs.get("variant"))
+        folder = stack.enter_context(
+            checked_out(repository, snapshot, directory, subfolder=subfolder, skip=skip)
+        )
         loaded = (cls or _model_class(folder / subfolder)).from_pretrained(folder, **kwargs)
     if directory is None:
         _forget_path(loaded[0] if isinstance(loaded, tuple) else loaded)
     return loaded
+
+
+def _reads_safetensors(kwargs: Mapping[str, Any]) -> bool:
+    return kwargs.get("use_safetensors") is not False and not kwargs.get("gguf_file")
+
+
+def _with_weights(snapshot: Snapshot, include: Sequence[str]) -> Snapshot:
+    """A version without the weights in files that do not match; an index stays with its shards.
+
+    Raises:
+        NotFoundError: No weights match.
+    """
+    weights = [file.path for file in snapshot.files if _any_match(_name(file.path), _WEIGHTS)]
+    left_out = {path for path in weights if not matches(path, include)}
+    if left_out.issuperset(weights):
+        raise NotFoundError(
+            ErrorCode.FILE_NOT_FOUND,
+            f"no file with weights matches {' or '.join(map(repr, include))}",
+        )
+    kept = {path for path in weights if path not in left_out}
+    left_out |= {
+        file.path
+        for file in snapshot.files
+        if is_index(file.path)
+        and not matches(file.path, include)
+        and all(path == single_file(file.path) for path in kept)
+    }
+    return replace(snapshot, files=tuple(f for f in snapshot.files if f.path not in left_out))
+
+
+def _name(path: str) -> str:
+    return PurePosixPath(path).name
 
 
 def _model_class(folder: Path) -> Any:
@@ -311,7 +357,7 @@ def opened(store: Store) -> Iterator[Repository]:
 @contextmanager
 def checked_out(
     repository: Repository,
-    ref: Ref,
+    snapshot: Snapshot,
     directory: str | os.PathLike[str] | None = None,
     *,
     subfolder: str = "",
@@ -321,22 +367,21 @@ def checked_out(
 
     Args:
         repository: The store.
-        ref: The version.
+        snapshot: The version, or those of its files that count.
         directory: Where to, in a folder for each version, so that nothing of another is found; by
             default a directory that is removed afterwards.
         subfolder: The folder of the version to confine it to.
         skip: Patterns of names of files to leave out.
 
     Raises:
-        NotFoundError: No such version, or nothing is left of it.
+        NotFoundError: Nothing is left of it.
     """
-    snapshot = repository.snapshot(ref)
     inside = PurePosixPath(subfolder)
     paths = [
         file.path
         for file in snapshot.files
         if PurePosixPath(file.path).is_relative_to(inside)
-        and not _any_match(PurePosixPath(file.path).name, _TRAINING_STATE + skip)
+        and not _any_match(_name(file.path), _TRAINING_STATE + skip)
     ]
     if not paths:
         raise NotFoundError(

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 
+from casweights.arguments import to_list
 from casweights.config import DEFAULT_BRANCH
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
 from casweights.ids import SnapshotId
 from casweights.integrations._loaders import holds
 from casweights.loading import LazyTensor
 from casweights.repository import open_repository
-from casweights.selection import state_tensors, tensor_chunks
 from casweights.sync.subscriber import Subscriber
 from casweights.tensors import allocate
+from casweights.weights import Weights
 
 try:
     from vllm.distributed.weight_transfer.base import (
@@ -79,12 +80,15 @@ class CasweightsInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
         sparse: Whether to write only what changed, where the model allows it.
         memory: Bytes of changes to hold. A version that changes more is still verified before a
             weight is written; the tensors beyond are then written whole.
+        include: Patterns of files, or of tensors, to take weights from; by default those that
+            vLLM itself would load, see `casweights.Repository.load`.
     """
 
     store: str
     branch: str = DEFAULT_BRANCH
     sparse: bool = True
     memory: int = 1 << 30
+    include: list[str] | None = None
 
 
 @dataclass
@@ -104,6 +108,7 @@ class CasweightsUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 class _Source(NamedTuple):
     store: Repository
+    weights: Weights
     subscriber: Subscriber
 
 
@@ -212,13 +217,18 @@ class CasweightsWeightTransferEngine(
             self.shutdown()
             self._info = info = replace(self._info, store=url)
             store = open_repository(url)
-            self._source = _Source(store, Subscriber(store, info.branch, memory=info.memory))
+            include = None if info.include is None else to_list(info.include)
+            self._source = _Source(
+                store,
+                Weights(store.database, include),
+                Subscriber(store, info.branch, memory=info.memory, include=include),
+            )
         return self._source
 
     def _has_room(self, source: _Source, target: SnapshotId) -> bool:
         """Whether the copy has the tensors of a version; if not, it is made anew, and empty."""
-        tensors = state_tensors(source.store.snapshot(target))
-        layout = {name: stored.info for name, stored in tensors.items()}
+        weights = source.weights.of(source.store.snapshot(target))
+        layout = {name: weight.info for name, weight in weights.tensors.items()}
         if layout == self._layout:
             return True
         self._host, self._layout = {}, {}  # the old one goes first
@@ -261,6 +271,9 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
     """Loads a model from a version, tensor by tensor, each verified before it is handed over.
 
     ``--model-loader-extra-config '{"store": "hf://buckets/me/weights", "ref": "main"}'``
+
+    Which files it loads, `casweights.Repository.load` says; ``"include"``, a list of patterns,
+    chooses others.
     """
 
     def __init__(self, load_config: Any) -> None:
@@ -272,12 +285,15 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
         super().__init__(load_config)
         extra = dict(load_config.model_loader_extra_config or {})
         self._url, self._ref = extra.pop("store", ""), extra.pop("ref", DEFAULT_BRANCH)
+        include = extra.pop("include", None)
         if extra or not isinstance(self._url, str) or not self._url:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 """--load-format casweights takes --model-loader-extra-config '{"store": "...", """
-                f""""ref": "..."}}', not {load_config.model_loader_extra_config!r}""",
+                f""""ref": "...", "include": [...]}}', not """
+                f"{load_config.model_loader_extra_config!r}",
             )
+        self._include = None if include is None else to_list(include)
 
     def download_model(self, model_config: Any) -> None:
         """Check that the version is there; what is read of it stays in the disk cache.
@@ -291,12 +307,15 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
     def get_all_weights(
         self, model_config: Any, model: torch.nn.Module
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors of the version, one at a time."""
+        """Names and tensors of the version's weights, one at a time.
+
+        Raises:
+            InvalidInputError: It is not clear which files the weights are in.
+        """
         with open_repository(self._url) as store:
-            snapshot = self._find(store)
-            for file in snapshot.files:
-                for info, chunks in tensor_chunks(file, store.config.chunk_size):
-                    yield info.name, LazyTensor(store.database, info, chunks).load()
+            weights = Weights(store.database, self._include).of(self._find(store))
+            for name, weight in weights.tensors.items():
+                yield name, LazyTensor(store.database, weight.info, weight.chunks).load()
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         """Load them into a model.

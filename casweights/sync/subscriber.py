@@ -8,6 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
+from casweights.arguments import to_list
 from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
 from casweights.events import PollStats, SyncStats
@@ -18,10 +19,11 @@ from casweights.sync.fetch import Fetcher
 from casweights.sync.patches import to_patches, whole_tensors
 from casweights.sync.states import check_choice
 from casweights.sync.target import Target
+from casweights.weights import Weights
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     import torch
@@ -59,6 +61,8 @@ class Subscriber:
         verify: ``"full"`` hashes every chunk that changes before any is written. ``"patch"``
             relies on the checksums of stored bytes, and on nobody else having written to the
             target, or to the store.
+        include: Patterns of files, or of tensors, to take weights from; by default those that
+            programs for models load, see `Repository.load`.
         strict: Whether target and version must have the same tensors. Otherwise those that only
             one of them has are left alone.
         key_map: The name in the version for a name in the target.
@@ -77,6 +81,7 @@ class Subscriber:
         branch: str = DEFAULT_BRANCH,
         *,
         verify: Verify = "full",
+        include: Sequence[str] | None = None,
         strict: bool = True,
         key_map: KeyMap | None = None,
         memory: int = _MEMORY,
@@ -92,8 +97,14 @@ class Subscriber:
         self._db = db = self._store.database
         self._branch = branch
         self._reporter = reporter or db.reporter
+        weights = Weights(db, None if include is None else to_list(include))
         self._target = Target(
-            db.config.chunk_size, db.hasher, db.workers, key_map=key_map, strict=strict
+            db.config.chunk_size,
+            db.hasher,
+            db.workers,
+            weights_of=weights.of,
+            key_map=key_map,
+            strict=strict,
         )
         self._fetcher = Fetcher(db, self._target, trusting=verify == "patch", memory=memory)
         self._lock = threading.RLock()

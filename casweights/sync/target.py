@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.selection import state_tensors
 from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
 from casweights.tensors import code_of, element_shape, identity, tied_names
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
     from casweights.parallel import Workers
-    from casweights.selection import StoredTensor
+    from casweights.weights import Weight, WeightSet
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 
@@ -69,6 +68,7 @@ class Target:
         chunk_size: Bytes of a chunk.
         hasher: From a chunk's bytes to its ID.
         workers: Threads for hashing.
+        weights_of: From a version to its weights.
         key_map: The name in the version for a name in the target.
         strict: Whether target and version must have the same tensors.
     """
@@ -79,12 +79,14 @@ class Target:
         hasher: Callable[[Buffer], ChunkId],
         workers: Workers,
         *,
+        weights_of: Callable[[Snapshot], WeightSet],
         key_map: KeyMap | None,
         strict: bool,
     ) -> None:
         self._chunk_size = chunk_size
         self._hasher = hasher
         self._workers = workers
+        self._weights_of = weights_of
         self._strict = strict
         self._key_map = _to_function(key_map)
         self._source: torch.nn.Module | Mapping[str, Any] | None = None
@@ -166,11 +168,14 @@ class Target:
         """What each tensor is to hold, by the version's name for it.
 
         Raises:
-            InvalidInputError: Target and version do not fit each other; names the tensors.
+            InvalidInputError: Target and version do not fit each other; names the tensors. Or it is
+                not clear which files the version's weights are in.
+            NotFoundError: None of them matches what is included.
         """
-        stored = state_tensors(version)
+        weights = self._weights_of(version)
+        stored = weights.tensors
         ties: dict[str, str] = {}
-        for file in version.files:
+        for file in weights.files.values():
             ties |= tied_names(file.header.metadata) if file.header else {}
         found: list[Fit] = []
         missing, different, used = [], [], set()
@@ -191,9 +196,7 @@ class Target:
         return found
 
 
-def _difference(
-    tensor: torch.Tensor, names: list[str], stored: Mapping[str, StoredTensor]
-) -> str | None:
+def _difference(tensor: torch.Tensor, names: list[str], stored: Mapping[str, Weight]) -> str | None:
     """Why a tensor cannot hold what the version has under these names."""
     here = code_of(tensor), element_shape(tensor)
     for name in names:

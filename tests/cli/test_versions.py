@@ -223,3 +223,24 @@ def test_cat_needs_a_file_of_the_version(run: Run, store: Path) -> None:
     result = run("cat", "v1", "vocab.txt", status=1)
     assert result.stdout == ""
     assert "casweights ls" in result.stderr
+
+
+@pytest.mark.parametrize("mode", ["people", "scripts", "JSON"])
+def test_an_index_of_shards_that_are_missing_is_a_warning(
+    run: Run, run_json: Json, work: Path, mode: str
+) -> None:
+    run("init")
+    (work / "model").mkdir()
+    index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
+    (work / "model/model.safetensors.index.json").write_text(json.dumps(index))
+    said = "model.safetensors.index.json names 'model-00002-of-00002.safetensors'"
+    if mode == "JSON":
+        warning, summary = run_json("commit", "model")
+        assert warning["message_type"] == "warning"
+        assert warning["code"] == "bad-index"
+        assert said in warning["message"]
+        assert summary["message_type"] == "summary"
+        return
+    result = run("commit", "model", *(["-q"] if mode == "scripts" else []))
+    assert result.stderr.startswith(f"Warning: {said}")
+    assert "Warning" not in result.stdout

@@ -73,6 +73,7 @@ EVENTS: dict[str, tuple[Any, ...]] = {
     "committed": (COMMIT,),
     "checked_out": (CHECKOUT,),
     "transferred": (TRANSFER,),
+    "warned": ("bad-index", "an index names a shard that is not there"),
     "published": (PUBLISH,),
     "polled": (POLL,),
     "synced": (SYNC,),

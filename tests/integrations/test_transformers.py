@@ -276,6 +276,52 @@ def test_of_a_checkpoint_only_the_model_is_fetched(repo: Repository, tmp_path: P
     assert set(files(folder)) == {"config.json", "generation_config.json", "model.safetensors"}
 
 
+def two_sets(directory: Path) -> dict[str, PreTrainedModel]:
+    """A single file and shards of another model beside it."""
+    models = {"single": llama(), "shards": llama()}
+    models["shards"].lm_head.weight.data += 1
+    saved(models["single"], directory)
+    single = (directory / "model.safetensors").read_bytes()
+    saved(models["shards"], directory, max_shard_size="10KB")
+    (directory / "model.safetensors").write_bytes(single)
+    return models
+
+
+def test_weights_that_programs_disagree_about_are_refused(repo: Repository, tmp_path: Path) -> None:
+    models = two_sets(tmp_path)
+    repo.commit(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"model\.safetensors\.index\.json") as caught:
+        from_pretrained(repo)
+    assert caught.value.code is ErrorCode.AMBIGUOUS
+    assert from_pretrained(repo, "main", transformers.AutoConfig).intermediate_size == 48
+    assert same_weights(from_pretrained(repo, include="model.safetensors"), models["single"])
+    assert same_weights(from_pretrained(repo, include=["model-*"]), models["shards"])
+    with pytest.raises(NotFoundError, match="no file with weights matches 'x'"):
+        from_pretrained(repo, include=["x"])
+
+
+def test_an_index_without_its_shards_is_an_error_of_the_version(
+    repo: Repository, tmp_path: Path
+) -> None:
+    saved(llama(), tmp_path, max_shard_size="10KB")
+    min(tmp_path.glob("model-*")).unlink()
+    repo.commit(tmp_path)
+    with pytest.raises(InvalidInputError, match="model-00001-of") as caught:
+        from_pretrained(repo)
+    assert caught.value.code is ErrorCode.BAD_INDEX
+
+
+def test_a_variant_is_what_its_own_files_are(repo: Repository, tmp_path: Path) -> None:
+    two_sets(tmp_path)
+    saved(llama(), tmp_path, variant="fp16", max_shard_size="10KB")
+    repo.commit(tmp_path)
+    assert same_weights(from_pretrained(repo, variant="fp16"), llama())
+    min(tmp_path.glob("model.fp16-*")).unlink()
+    repo.commit(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"index\.fp16\.json"):
+        from_pretrained(repo, variant="fp16")
+
+
 def test_arguments_go_on_to_the_class(repo: Repository, tmp_path: Path) -> None:
     import torch
 

@@ -6,6 +6,7 @@ against a stand-in that has their interface.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import casweights
@@ -386,6 +388,79 @@ def test_a_cold_start(adapter: Any, path: str, repo: Repository) -> None:
         model = Model()
         cold.load_weights(model, PLAIN)
         assert equal(dict(model.state_dict()), served(checkpoint(step)))
+
+
+def strays(directory: Path) -> None:
+    """What vLLM leaves alone beside a sharded checkpoint, under names that sort last."""
+    wrong = checkpoint(7)
+    for path in ("model-00009-of-00009", "z/model-00001-of-00001", "model.fp16", "consolidated"):
+        target = directory / f"{path}.safetensors"
+        target.parent.mkdir(exist_ok=True)
+        save_file(wrong, target)
+
+
+def shards(directory: Path, weights: Weights) -> None:
+    """A checkpoint in two shards, and strays."""
+    names = {"model-00001-of-00002.safetensors": list(weights)[::2]}
+    names["model-00002-of-00002.safetensors"] = list(weights)[1::2]
+    for path, part in names.items():
+        save_file({name: weights[name] for name in part}, directory / path)
+    index = {name: path for path, part in names.items() for name in part}
+    text = json.dumps({"weight_map": index})
+    (directory / "model.safetensors.index.json").write_text(text)
+    strays(directory)
+
+
+def test_strays_do_not_reach_a_model(
+    worker: Worker, adapter: Any, path: str, repo: Repository, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    ids = []
+    for step in range(2):
+        shards(folder, checkpoint(step))
+        ids.append(str(repo.commit(folder).id))
+    model = Model()
+    loader(adapter, store=path).load_weights(model, PLAIN)
+    assert equal(dict(model.state_dict()), served(checkpoint(1)))
+    for step in range(2):
+        worker.update(store=path, snapshot=ids[step])
+        assert worker.holds(checkpoint(step))
+
+
+def test_patterns_choose_what_a_model_gets(
+    worker: Worker, adapter: Any, path: str, repo: Repository, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    strays(folder)
+    shards(folder, checkpoint(0))
+    version = str(repo.commit(folder).id)
+    for include in ("z/*", ["z/*"]):
+        model = Model()
+        loader(adapter, store=path, include=include).load_weights(model, PLAIN)
+        assert equal(dict(model.state_dict()), served(checkpoint(7)))
+    worker.init(store=path, include=["z/*"])
+    worker.update(store=path, snapshot=version)
+    assert worker.holds(checkpoint(7))
+
+
+def test_files_that_differ_are_refused_before_a_weight_is_loaded(
+    worker: Worker, adapter: Any, path: str, repo: Repository, tmp_path: Path
+) -> None:
+    for n in (1, 2):
+        save_file(checkpoint(n), tmp_path / f"model-0000{n}-of-00002.safetensors")
+    version = str(repo.commit(tmp_path, exclude=["store"]).id)
+    model = Model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InvalidInputError, match=r"model-00001.*model-00002.*include=") as caught:
+        loader(adapter, store=path).load_weights(model, PLAIN)
+    assert caught.value.code is ErrorCode.AMBIGUOUS
+    assert equal(dict(model.state_dict()), before)
+    before = {name: tensor.clone() for name, tensor in worker.model.state_dict().items()}
+    with pytest.raises(InvalidInputError, match="include="):
+        worker.update(store=path, snapshot=version)
+    assert equal(dict(worker.model.state_dict()), before)
 
 
 def test_a_version_that_lacks_weights(adapter: Any, path: str, repo: Repository) -> None:

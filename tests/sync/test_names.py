@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository
+    from casweights.testing import CountingStore
     from tests.histories import State
 
 OLD = {"a": torch.arange(4.0), "b": torch.arange(6.0).view(2, 3), "c": torch.zeros(2)}
@@ -152,10 +154,13 @@ def test_checkpoints_that_name_a_tied_tensor_once(repo: Repository, tmp_path: Pa
 @pytest.fixture
 def shards(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     state = {f"layers.{n}.w": weights(1, n).view(-1, 64) for n in range(6)}
+    index: dict[str, str] = {}
     for n in range(3):
         part = {name: state[name] for name in list(state)[n::3]}
-        safetensors.torch.save_file(part, tmp_path / f"model-0000{n + 1}-of-00003.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
+        file = f"model-0000{n + 1}-of-00003.safetensors"
+        safetensors.torch.save_file(part, tmp_path / file)
+        index |= dict.fromkeys(part, file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (tmp_path / "config.json").write_text("{}")
     return tmp_path, state
 
@@ -177,17 +182,48 @@ def test_sharded_checkpoints(
     assert 0 < stats.changed_elements < ELEMENTS / 50
 
 
-def test_a_name_in_two_files_is_no_models_state(
+def test_strays_beside_an_index_do_not_reach_a_replica(
     repo: Repository, shards: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     directory, state = shards
-    safetensors.torch.save_file(
-        {"layers.1.w": state["layers.1.w"]}, directory / "other.safetensors"
-    )
+    stray = {"layers.1.w": state["layers.1.w"] + 1, "other": torch.ones(2)}
+    safetensors.torch.save_file(stray, directory / "other.safetensors")
+    repo.commit(directory)
+    live = replica(state)
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(live)
+    assert bits(live) == bits(state)
+    chosen = {name: torch.zeros_like(tensor) for name, tensor in stray.items()}
+    with Subscriber(repo, include="other.safetensors") as subscriber:
+        subscriber.sync(chosen)
+    assert bits(chosen) == bits(stray)
+
+
+def test_replicas_of_files_that_differ_are_left_alone(
+    repo: Repository, shards: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    directory, state = shards
+    (directory / "model.safetensors.index.json").unlink()
+    stray = {"layers.1.w": state["layers.1.w"] + 1}
+    safetensors.torch.save_file(stray, directory / "model-00004-of-00004.safetensors")
     repo.commit(directory)
     error = refusal(repo, replica(state))
     assert error.code is ErrorCode.AMBIGUOUS
-    assert "two files of the version have a tensor 'layers.1.w'" in str(error)
+    assert "'layers.1.w'" in str(error)
+    assert "model-00002-of-00003.safetensors, model-00004-of-00004.safetensors" in str(error)
+
+
+def test_an_index_that_stays_is_not_read_again(
+    repo: Repository, objects: CountingStore, shards: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    directory, state = shards
+    repo.commit(directory)
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(replica(state))
+        repo.commit(directory, message="the same again")
+        objects.reset()
+        subscriber.sync()
+    assert objects.read_bytes("packs/") == 0
 
 
 def test_a_malformed_tree(repo: Repository, tmp_path: Path) -> None:
