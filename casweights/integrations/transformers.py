@@ -11,9 +11,13 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
-from casweights.arguments import to_list
+from casweights.arguments import check_compression, to_list, to_sources, to_utc
+from casweights.commit import Description, commit
+from casweights.config import DEFAULT_EXCLUDE
 from casweights.errors import (
+    ConflictError,
     ErrorCode,
     InvalidInputError,
     NotFoundError,
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
     from casweights.config import Compression
     from casweights.format.manifest import Snapshot
+    from casweights.ids import SnapshotId
     from casweights.repository import Ref
 
     Store = Repository | str | os.PathLike[str]
@@ -53,6 +58,7 @@ _TRAINING_STATE = (
     *("optimizer*.bin", "*optimizer.pt", "optimizer.pt_*", "rng_state*.pth", "random_states_*.pkl"),
     *("*.distcp", "*_optim_states.pt", "*_model_states.pt"),
 )
+_RUNS = "casweights"  # in a TrainerState: by branch, an ID of the run that has it
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
 # Ends of the names of classes that read no weights, the ``Auto`` ones included.
 _WEIGHTLESS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
@@ -72,9 +78,11 @@ class CasweightsCallback(TrainerCallback):
     Args:
         store: Where to; a store at a path or URL is opened when training begins, in the
             committing process alone.
-        branch: The branch that the checkpoints go to.
-        parent: Where the branch begins if there is none yet: the version that training resumes
-            from, or the model that it fine-tunes.
+        branch: The branch that the checkpoints go to. One run has it for itself: a branch that is
+            there already is refused, unless this run made its head, resumes from it, or names it
+            as its `parent`.
+        parent: The version that the first checkpoint comes after: the one that training resumes
+            from, or the model that it fine-tunes. A new branch begins there.
         message: The message of each version; by default ``step N``.
         author: Who trains.
         metadata: JSON-like values to keep with each version.
@@ -113,24 +121,40 @@ class CasweightsCallback(TrainerCallback):
         self._message = message
         self._author = author
         self._metadata = dict(metadata or {})
-        self._compression: Compression = compression
+        self._compression = check_compression(compression)
         self._on_error = on_error
         self._opened: Repository | None = None
+        self._line: SnapshotId | None = None  # the head that this run made, or goes on from
+        self._in_doubt = False  # whether a version that failed has become the head after all
         self.snapshot: Snapshot | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the store, so that a wrong one is told before the first step.
+        """Open the store and find the place of this run on the branch, before the first step.
 
         Raises:
             NotFoundError: There is no store, or no version `parent`.
+            ConflictError: The branch has versions of another run.
             StoreError: The storage failed.
         """
-        if state.is_world_process_zero:
-            repository = self._repository()
-            if self._parent is not None:
-                self._parent = repository.resolve(self._parent)
+        if not state.is_world_process_zero:
+            return
+        repository = self._repository()
+        if self._parent is not None:
+            self._parent = repository.resolve(self._parent)
+        head = repository.branches().get(self._branch)
+        ours = head in (None, self._line, self._parent)
+        if not ours and not _is_from_run(repository, head, self._branch, state):
+            raise ConflictError(
+                ErrorCode.ALREADY_EXISTS,
+                f"branch {self._branch!r} is there already, at {head}, and this run does not go "
+                "on from that version: choose another branch, or resume from it with resume(), "
+                f"or pass parent={self._branch!r} to put the checkpoints after it",
+            )
+        self._line = head
+        callbacks: Any = state.stateful_callbacks  # it goes into trainer_state.json
+        callbacks.setdefault(_RUNS, {}).setdefault(self._branch, uuid4().hex)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -139,7 +163,8 @@ class CasweightsCallback(TrainerCallback):
 
         Raises:
             InvalidInputError: There is no such checkpoint, or it changed meanwhile.
-            ConflictError: Another writer moved the branch meanwhile.
+            ConflictError: Another writer moved the branch meanwhile; so it is at every save from
+                then on.
             StoreError: The store could not be written, and that is no warning.
         """
         if args.distributed_state is not None:  # the others have states and shards to write
@@ -150,6 +175,7 @@ class CasweightsCallback(TrainerCallback):
             checkpoint = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
             self.snapshot = self._commit(checkpoint, state)
         except StoreError as error:
+            self._in_doubt = True
             if self._on_error == "raise":
                 raise
             _log.warning("step %d is not in the store: %s", state.global_step, error)
@@ -171,15 +197,43 @@ class CasweightsCallback(TrainerCallback):
 
     def _commit(self, checkpoint: Path, state: TrainerState) -> Snapshot:
         repository = self._repository()
-        begins = self._parent is not None and self._branch not in repository.branches()
-        return repository.commit(
-            checkpoint,
+        db = repository.database
+        head = db.refs.head(self._branch)
+        before = None if head is None else head.snapshot
+        self._check_line(repository, before, state)
+        if before is None and self._parent is not None:
+            before = repository.resolve(self._parent)
+        snapshot = commit(
+            db,
+            to_sources(checkpoint, DEFAULT_EXCLUDE, ()),
+            Description(
+                parents=(before,) if before else (),
+                time=to_utc(None),
+                author=self._author,
+                message=self._message or f"step {state.global_step}",
+                metadata=self._metadata | _progress(state),
+            ),
             branch=self._branch,
-            parent=self._parent if begins else None,
-            message=self._message or f"step {state.global_step}",
-            author=self._author,
-            metadata=self._metadata | _progress(state),
+            head=head,
+            base=db.snapshots.load(before, to_read=True) if before else None,
             compression=self._compression,
+        )
+        self._line, self._in_doubt = snapshot.id, False
+        return snapshot
+
+    def _check_line(
+        self, repository: Repository, head: SnapshotId | None, state: TrainerState
+    ) -> None:
+        """Refuse a head that this run did not make."""
+        if head == self._line:
+            return
+        if self._in_doubt and _is_from_run(repository, head, self._branch, state):
+            return
+        raise ConflictError(
+            ErrorCode.REF_MOVED,
+            f"branch {self._branch!r} was moved by another writer, from "
+            f"{self._line or 'nowhere'} to {head or 'nowhere'}: step {state.global_step} is in "
+            "the checkpoint's directory and not in the store. Give every run a branch of its own",
         )
 
 
@@ -217,18 +271,55 @@ def resume(store: Store, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
 
 
 def _global_step(repository: Repository, snapshot: Snapshot) -> int:
-    try:
-        state = json.loads(b"".join(repository.read(snapshot, "trainer_state.json")))
-        step = state["global_step"]
-        if type(step) is int and step >= 0:  # it becomes part of a path
-            return step
-    except (NotFoundError, ValueError, TypeError, KeyError):
-        pass
+    step = _trainer_state(repository, snapshot).get("global_step")
+    if type(step) is int and step >= 0:  # it becomes part of a path
+        return step
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT,
         f"version {snapshot.id} is no checkpoint of a Trainer: it has no trainer_state.json with a "
         "global_step. Load it with from_pretrained instead",
     )
+
+
+def _trainer_state(repository: Repository, ref: Ref) -> dict[str, Any]:
+    """What a version has as the state of its `Trainer`; empty if there is no such thing."""
+    try:
+        state = json.loads(b"".join(repository.read(ref, "trainer_state.json")))
+    except (NotFoundError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _is_from_run(
+    repository: Repository, version: SnapshotId | None, branch: str, state: TrainerState
+) -> bool:
+    """Whether a version is a checkpoint of the run that a state is of, at this step or before.
+
+    Args:
+        repository: The store.
+        version: The version.
+        branch: The branch that it is on.
+        state: The state of the run, as it is now or was resumed.
+    """
+    theirs = {} if version is None else _trainer_state(repository, version)
+    step, logged = theirs.get("global_step"), theirs.get("log_history")
+    if type(step) is not int or not isinstance(logged, list) or step > state.global_step:
+        return False
+    run = _run(theirs.get("stateful_callbacks"), branch)
+    if run != _run(state.stateful_callbacks, branch) or not (run or logged):
+        return False
+    return _canonical(logged) == _canonical(state.log_history[: len(logged)])
+
+
+def _canonical(logged: list[Any]) -> str:
+    """Equal for logs that say the same: keys have no order, and NaN equals NaN."""
+    return json.dumps(logged, sort_keys=True)
+
+
+def _run(callbacks: Any, branch: str) -> Any:
+    """Which run a state is of, on a branch; None where that is not known."""
+    runs = callbacks.get(_RUNS) if isinstance(callbacks, dict) else None
+    return runs.get(branch) if isinstance(runs, dict) else None
 
 
 def from_pretrained(

@@ -19,6 +19,7 @@ from casweights.config import KiB, StoreConfig
 from casweights.errors import (
     CasweightsError,
     ConflictError,
+    ErrorCode,
     IntegrityError,
     InvalidInputError,
     NotFoundError,
@@ -269,6 +270,63 @@ def test_another_writer_moves_the_branch(repo: Repository) -> None:
     assert repo.resolve("main") == theirs[-1].id
     target = load({"w": torch.zeros(5)}, CasweightsReader(repo, conflict.snapshot))
     assert_same_state(target, state)
+
+
+def test_writers_do_not_stack_their_versions_on_one_branch(repo: Repository) -> None:
+    state = {"w": torch.randn(5)}
+    save(state, CasweightsWriter(repo))
+    one, other = CasweightsWriter(repo), CasweightsWriter(repo)
+    save(state, one)  # goes on from where the branch is
+    save(state, other)
+    for writer in (one, one):
+        with pytest.raises(CheckpointException) as error:
+            save(state, writer)
+        conflict = cause(error)
+        assert isinstance(conflict, ConflictError)
+        assert "branch of its own" in str(conflict)
+    save(state, other)
+    assert other.snapshot is not None
+    assert repo.resolve("main") == other.snapshot.id
+    assert len(list(repo.log())) == 4
+
+
+def test_a_writer_that_was_pickled_goes_on_from_where_the_branch_is(tmp_path: Path) -> None:
+    casweights.open(tmp_path, create=True).close()
+    writer, state = CasweightsWriter(tmp_path), {"w": torch.randn(5)}
+    save(state, writer)
+    for _ in range(2):  # as for saves in another process
+        save(state, pickle.loads(pickle.dumps(writer)))
+    with pytest.raises(CheckpointException):
+        save(state, writer)
+
+
+def test_a_writer_that_lost_its_first_save_to_another_says_so_again(repo: Repository) -> None:
+    state = {"w": torch.randn(5)}
+    writer = CasweightsWriter(repo)
+    meddling = Meddling(lambda: repo.commit({"theirs": torch.ones(3)}))
+    for planner in (meddling, None):
+        with pytest.raises(CheckpointException) as error:
+            save(state, writer, planner=planner)
+        assert isinstance(cause(error), ConflictError)
+    assert len(list(repo.log())) == 1
+
+
+def test_a_save_that_was_reported_as_failed_and_is_there_is_gone_on_from(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, writer, refs = {"w": torch.randn(5)}, CasweightsWriter(repo), repo.database.refs
+    advance = refs.advance
+
+    def fail_afterwards(*args: Any) -> Any:
+        advance(*args)
+        raise StoreError(ErrorCode.IO_FAILED, "the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refs, "advance", fail_afterwards)
+        with pytest.raises(CheckpointException):
+            save(state, writer)
+    save(state, writer)
+    assert len(list(repo.log())) == 2
 
 
 def test_a_store_that_fails_at_a_write_keeps_the_branch() -> None:

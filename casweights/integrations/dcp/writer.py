@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
+    from casweights.database import Database
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.refs import Head
@@ -65,6 +66,10 @@ class CasweightsWriter(StorageWriter):
     Every rank encodes its own shards, as differences from the version before, and makes them
     durable; nothing is gathered but lists of chunk IDs. The first rank then writes the version
     and moves the branch. A rank that fails or dies before leaves the branch as it was.
+
+    A writer has the branch for itself: it goes on from where the branch is at its first save, and
+    another writer's move is an error at every save from then on. A writer that was pickled is
+    another one.
 
     ``dcp.save`` returns metadata whose ``storage_meta.checkpoint_id`` is the version's ID, on all
     ranks. A writer may be used for several saves, and does best if it is: it knows then what it
@@ -109,9 +114,16 @@ class CasweightsWriter(StorageWriter):
         self._compression = check_compression(compression)
         self._tag: str | None = None
         self._save = _Save()
+        self._begun = False
+        self._line: SnapshotId | None = None  # the head that this writer found first, or made last
+        self._doubtful: Description | None = None  # of a version that may have become the head
         self.message = message
         self.metadata = dict(metadata or {})
         self.snapshot: Snapshot | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but its place on the branch: what the original does next is not known here."""
+        return self.__dict__ | {"_begun": False, "_line": None, "_doubtful": None}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin a save; `checkpoint_id` is a tag for the version, beside its place on the branch.
@@ -135,7 +147,8 @@ class CasweightsWriter(StorageWriter):
 
         Raises:
             NotFoundError: There is no store, or no version `parent` for a new branch.
-            ConflictError: There is a tag already that is called like the `checkpoint_id`.
+            ConflictError: There is a tag already that is called like the `checkpoint_id`, or
+                another writer has moved the branch since this one's last save.
             UnsupportedError: The ranks are to save without coordination.
         """
         if not kwargs.get("use_collectives", True):
@@ -155,9 +168,29 @@ class CasweightsWriter(StorageWriter):
             )
         head = refs.head(self._branch)
         before = head.snapshot if head else None
+        if is_coordinator:
+            self._check_line(repository.database, before)
         if head is None and self._parent is not None:
             before = repository.resolve(self._parent)
         self._save = _Save(head, before, tag)
+
+    def _check_line(self, db: Database, head: SnapshotId | None) -> None:
+        """Refuse a head that another writer made since this one's first save."""
+        if not self._begun:
+            self._begun, self._line = True, head
+        doubtful, line = self._doubtful, self._line
+        if doubtful is not None and head is not None and head != line:
+            there = db.snapshots.load(head)
+            if (there.parents, there.time) == (doubtful.parents, doubtful.time):
+                self._line = line = head  # the save that failed has moved the branch
+        if head != line:
+            raise ConflictError(
+                ErrorCode.REF_MOVED,
+                f"branch {self._branch!r} was moved by another writer, from {line or 'nowhere'} to "
+                f"{head or 'nowhere'}: give every run a branch of its own, or make another "
+                "CasweightsWriter to go on from there",
+            )
+        self._doubtful = None
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """See `StorageWriter`."""
@@ -213,7 +246,9 @@ class CasweightsWriter(StorageWriter):
             metadata=self.metadata,
         )
         db = self._store.open().database
+        self._doubtful = description
         self.snapshot = commit_parts(db, parts, description, self._branch, head)
+        self._line, self._doubtful = self.snapshot.id, None
         if tag is not None:
             db.refs.create_tag(tag, self.snapshot.id)
         metadata.storage_data = places
