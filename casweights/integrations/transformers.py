@@ -11,7 +11,6 @@ from glob import escape
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 from casweights.arguments import check_compression, to_list, to_sources, to_utc
 from casweights.commit import Description, commit
@@ -24,6 +23,8 @@ from casweights.errors import (
     StoreError,
     UnsupportedError,
 )
+from casweights.files import storage_errors
+from casweights.integrations._runs import is_from_run, name_run, trainer_state
 from casweights.repository import Repository, open_repository
 from casweights.sources import matches
 from casweights.weights import Weights, is_index, single_file
@@ -58,7 +59,6 @@ _TRAINING_STATE = (
     *("optimizer*.bin", "*optimizer.pt", "optimizer.pt_*", "rng_state*.pth", "random_states_*.pkl"),
     *("*.distcp", "*_optim_states.pt", "*_model_states.pt"),
 )
-_RUNS = "casweights"  # in a TrainerState: by branch, an ID of the run that has it
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
 # Ends of the names of classes that read no weights, the ``Auto`` ones included.
 _WEIGHTLESS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
@@ -145,7 +145,7 @@ class CasweightsCallback(TrainerCallback):
             self._parent = repository.resolve(self._parent)
         head = repository.branches().get(self._branch)
         ours = head in (None, self._line, self._parent)
-        if not ours and not _is_from_run(repository, head, self._branch, state):
+        if not ours and not is_from_run(repository, head, self._branch, state):
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
                 f"branch {self._branch!r} is there already, at {head}, and this run does not go "
@@ -153,8 +153,7 @@ class CasweightsCallback(TrainerCallback):
                 f"or pass parent={self._branch!r} to put the checkpoints after it",
             )
         self._line = head
-        callbacks: Any = state.stateful_callbacks  # it goes into trainer_state.json
-        callbacks.setdefault(_RUNS, {}).setdefault(self._branch, uuid4().hex)
+        name_run(state, self._branch)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -227,7 +226,7 @@ class CasweightsCallback(TrainerCallback):
         """Refuse a head that this run did not make."""
         if head == self._line:
             return
-        if self._in_doubt and _is_from_run(repository, head, self._branch, state):
+        if self._in_doubt and is_from_run(repository, head, self._branch, state):
             return
         raise ConflictError(
             ErrorCode.REF_MOVED,
@@ -259,6 +258,7 @@ def resume(store: Store, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
 
     Raises:
         NotFoundError: No such version.
+        ConflictError: The directory is there and has files that would be lost; it is as it was.
         InvalidInputError: The version is no checkpoint of a `Trainer`.
         IntegrityError: The store is damaged.
         StoreError: The store could not be read, or the directory not be written.
@@ -266,12 +266,36 @@ def resume(store: Store, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
     with opened(store) as repository:
         snapshot = repository.snapshot(ref)
         directory = Path(output_dir, f"checkpoint-{_global_step(repository, snapshot)}")
-        repository.checkout(snapshot, directory, delete=True)
+        _refuse_loss(repository, snapshot, directory)
+        repository.checkout(snapshot, directory)
     return str(directory)
 
 
+def _refuse_loss(repository: Repository, snapshot: Snapshot, directory: Path) -> None:
+    """Refuse a directory with files that are not those of the version."""
+    paths = {file.path for file in snapshot.files}
+    for place in directory.rglob("*"):
+        path = place.relative_to(directory).as_posix()
+        if place.is_symlink() or not place.is_dir():
+            if path in paths and _is_same(repository, snapshot, path, place):
+                continue
+            raise ConflictError(
+                ErrorCode.ALREADY_EXISTS,
+                f"{place} is not a file of version {snapshot.id} and would be lost: move "
+                f"{directory} away, or resume in another output_dir",
+            )
+
+
+def _is_same(repository: Repository, snapshot: Snapshot, path: str, place: Path) -> bool:
+    if place.is_symlink() or not place.is_file():
+        return False
+    with storage_errors(f"cannot read {place}"), place.open("rb") as file:
+        same = all(file.read(len(piece)) == piece for piece in repository.read(snapshot, path))
+        return same and not file.read(1)
+
+
 def _global_step(repository: Repository, snapshot: Snapshot) -> int:
-    step = _trainer_state(repository, snapshot).get("global_step")
+    step = trainer_state(repository, snapshot).get("global_step")
     if type(step) is int and step >= 0:  # it becomes part of a path
         return step
     raise InvalidInputError(
@@ -279,47 +303,6 @@ def _global_step(repository: Repository, snapshot: Snapshot) -> int:
         f"version {snapshot.id} is no checkpoint of a Trainer: it has no trainer_state.json with a "
         "global_step. Load it with from_pretrained instead",
     )
-
-
-def _trainer_state(repository: Repository, ref: Ref) -> dict[str, Any]:
-    """What a version has as the state of its `Trainer`; empty if there is no such thing."""
-    try:
-        state = json.loads(b"".join(repository.read(ref, "trainer_state.json")))
-    except (NotFoundError, ValueError, RecursionError):
-        return {}
-    return state if isinstance(state, dict) else {}
-
-
-def _is_from_run(
-    repository: Repository, version: SnapshotId | None, branch: str, state: TrainerState
-) -> bool:
-    """Whether a version is a checkpoint of the run that a state is of, at this step or before.
-
-    Args:
-        repository: The store.
-        version: The version.
-        branch: The branch that it is on.
-        state: The state of the run, as it is now or was resumed.
-    """
-    theirs = {} if version is None else _trainer_state(repository, version)
-    step, logged = theirs.get("global_step"), theirs.get("log_history")
-    if type(step) is not int or not isinstance(logged, list) or step > state.global_step:
-        return False
-    run = _run(theirs.get("stateful_callbacks"), branch)
-    if run != _run(state.stateful_callbacks, branch) or not (run or logged):
-        return False
-    return _canonical(logged) == _canonical(state.log_history[: len(logged)])
-
-
-def _canonical(logged: list[Any]) -> str:
-    """Equal for logs that say the same: keys have no order, and NaN equals NaN."""
-    return json.dumps(logged, sort_keys=True)
-
-
-def _run(callbacks: Any, branch: str) -> Any:
-    """Which run a state is of, on a branch; None where that is not known."""
-    runs = callbacks.get(_RUNS) if isinstance(callbacks, dict) else None
-    return runs.get(branch) if isinstance(runs, dict) else None
 
 
 def from_pretrained(

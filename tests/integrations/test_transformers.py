@@ -29,8 +29,6 @@ from casweights.testing.faults import Fault, FaultyStore
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import TrainerCallback  # noqa: E402
-
 from casweights.integrations.transformers import (  # noqa: E402
     CasweightsCallback,
     from_pretrained,
@@ -106,7 +104,8 @@ def test_a_resumed_run_is_the_run_that_was_never_interrupted(
     assert steps == [6, 3]  # the branch begins at the version that was resumed
 
 
-def test_resuming_leaves_nothing_else_in_the_checkpoint(repo: Repository, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["notes.txt", "sub/optimizer.pt", "trainer_state.json"])
+def test_resuming_loses_no_file_of_the_users(repo: Repository, tmp_path: Path, name: str) -> None:
     state = tmp_path / "source" / "trainer_state.json"
     state.parent.mkdir()
     state.write_text('{"global_step": 12}')
@@ -114,11 +113,16 @@ def test_resuming_leaves_nothing_else_in_the_checkpoint(repo: Repository, tmp_pa
     repo.commit(state.parent, branch="other")  # so nothing is lost with it
     (state.parent / "optimizer.pt").unlink()
     repo.commit(state.parent)
-    stale = tmp_path / "run" / "checkpoint-12" / "optimizer.pt"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
-    assert resume(repo, "main", tmp_path / "run") == str(stale.parent)
-    assert list(files(stale.parent)) == ["trainer_state.json"]
+    own = tmp_path / "run" / "checkpoint-12" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(ConflictError, match=name):
+        resume(repo, "main", tmp_path / "run")
+    assert files(tmp_path / "run") == {f"checkpoint-12/{name}": b"mine"}
+    own.unlink()
+    for _ in range(2):  # what is there already is no obstacle
+        path = resume(repo, "main", tmp_path / "run")
+        assert files(Path(path)) == {"trainer_state.json": state.read_bytes()}
 
 
 @pytest.mark.parametrize(
@@ -187,157 +191,6 @@ def test_or_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 def test_what_happens_on_errors_is_one_of_two(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="'raise' or 'warn'"):
         CasweightsCallback(tmp_path, on_error="ignore")  # type: ignore[arg-type]
-
-
-# Runs and their branches
-
-
-@pytest.mark.parametrize("logged", [True, False])
-def test_runs_do_not_stack_their_checkpoints_on_one_branch(
-    repo: Repository, tmp_path: Path, logged: bool
-) -> None:
-    options: dict[str, Any] = {} if logged else {"logging_strategy": "no"}
-    trainer(tmp_path / "one", CasweightsCallback(repo, "run"), max_steps=2, **options).train()
-    head = repo.resolve("run")
-    second = trainer(tmp_path / "two", CasweightsCallback(repo, "run"), max_steps=2, **options)
-    with pytest.raises(ConflictError, match=r"another branch.*resume\(\).*parent='run'") as caught:
-        second.train()
-    assert caught.value.code is ErrorCode.ALREADY_EXISTS
-    assert second.state.global_step == 0
-    assert repo.resolve("run") == head
-
-
-class Beside(TrainerCallback):
-    """Moves the branch at one step, as another run would."""
-
-    def __init__(self, repo: Repository, step: int) -> None:
-        self.repo, self.step = repo, step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            self.repo.commit({"step": self.step}, branch="run")
-
-
-@pytest.mark.parametrize("step", [1, 2])
-def test_a_branch_that_another_run_moves_is_left_to_it(
-    repo: Repository, tmp_path: Path, step: int
-) -> None:
-    callback = CasweightsCallback(repo, "run", on_error="warn")
-    run = trainer(tmp_path, Beside(repo, step), callback, max_steps=4)
-    with pytest.raises(ConflictError, match="a branch of its own") as caught:
-        run.train()
-    assert caught.value.code is ErrorCode.REF_MOVED
-    assert run.state.global_step == step
-    assert repo.load("run") == {"step": step}
-    with pytest.raises(ConflictError):  # and so it stays
-        callback.on_save(run.args, run.state, run.control)
-    assert [path.name for path in tmp_path.glob(f"checkpoint-{step}")]
-
-
-class Killed(BaseException):
-    """Ends a process, as far as a test can."""
-
-
-class KilledAt(TrainerCallback):
-    """Kills the run when a step was saved: before its commit, or after it."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.step:
-            raise Killed
-
-
-@pytest.mark.parametrize("when", ["before the commit", "after the commit"])
-@pytest.mark.parametrize("logging_strategy", ["steps", "no"])
-def test_a_run_that_was_killed_goes_on_by_itself(
-    repo: Repository, tmp_path: Path, when: str, logging_strategy: str
-) -> None:
-    options: dict[str, Any]
-    options = {"save_total_limit": 1, "max_steps": 4, "logging_strategy": logging_strategy}
-    callbacks: list[TrainerCallback] = [CasweightsCallback(repo, "run"), KilledAt(2)]
-    if when == "before the commit":
-        callbacks.reverse()
-    with pytest.raises(Killed):
-        trainer(tmp_path, *callbacks, **options).train()
-    again = trainer(tmp_path, CasweightsCallback(repo, "run"), **options)
-    again.train(resume_from_checkpoint=True)
-    steps = [version.metadata["step"] for version in repo.log("run")]
-    assert steps == ([4, 3, 1] if when == "before the commit" else [4, 3, 2, 1])
-
-
-def test_a_run_goes_on_elsewhere_from_the_head_alone(repo: Repository, tmp_path: Path) -> None:
-    trainer(tmp_path / "one", CasweightsCallback(repo, "run"), max_steps=2).train()
-    path = resume(repo, "run", tmp_path / "two")
-    second = trainer(tmp_path / "two", CasweightsCallback(repo, "run"), max_steps=3)
-    second.train(resume_from_checkpoint=path)
-    assert [version.metadata["step"] for version in repo.log("run")] == [3, 2, 1]
-
-    path = resume(repo, "run~1", tmp_path / "three")
-    third = trainer(tmp_path / "three", CasweightsCallback(repo, "run"), max_steps=4)
-    with pytest.raises(ConflictError):  # it would go on from a version that is not the head
-        third.train(resume_from_checkpoint=path)
-    assert third.state.global_step == 2
-
-
-def test_only_one_of_two_that_resume_the_same_run_goes_on(repo: Repository, tmp_path: Path) -> None:
-    trainer(tmp_path / "one", CasweightsCallback(repo, "run"), max_steps=2).train()
-    runs = []
-    for name in ("two", "three"):
-        path = resume(repo, "run", tmp_path / name)
-        callback = CasweightsCallback(repo, "run")
-        runs.append((callback, trainer(tmp_path / name, callback, max_steps=4), path))
-    (first, one, path), (_, other, other_path) = runs
-
-    class Overtakes(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 3:
-                other.train(resume_from_checkpoint=other_path)
-
-    one.add_callback(Overtakes())
-    with pytest.raises(ConflictError):
-        one.train(resume_from_checkpoint=path)
-    assert first.snapshot is None
-    assert [version.metadata["step"] for version in repo.log("run")] == [4, 3, 2, 1]
-
-
-def test_a_parent_that_is_the_head_is_a_choice(repo: Repository, tmp_path: Path) -> None:
-    base = repo.commit(saved(llama(), tmp_path / "base"))
-    trainer(tmp_path / "run", CasweightsCallback(repo, parent="main"), max_steps=1).train()
-    assert [version.id for version in repo.log()][1:] == [base.id]
-
-
-def test_a_version_that_was_reported_as_failed_and_is_there_is_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with casweights.open(MemoryStore(), create=True) as store:
-        refs = store.database.refs
-        advance, failing = refs.advance, [2]
-
-        def fail_afterwards(*args: Any) -> Any:
-            head = advance(*args)
-            if head.position == failing[0]:
-                raise StoreError(ErrorCode.IO_FAILED, "the answer was lost")
-            return head
-
-        monkeypatch.setattr(refs, "advance", fail_afterwards)
-        callback = CasweightsCallback(store, "run", on_error="warn")
-        trainer(tmp_path, callback, max_steps=4).train()
-        assert [version.metadata["step"] for version in store.log("run")] == [4, 3, 2, 1]
-
-
-@pytest.mark.parametrize(
-    "state", ["[]", "{", '{"global_step": "1"}', '{"global_step": 0, "log_history": 1}', "[" * 9999]
-)
-def test_a_head_that_is_no_checkpoint_is_anothers(
-    repo: Repository, tmp_path: Path, state: str
-) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "trainer_state.json").write_text(state)
-    repo.commit(tmp_path / "source")
-    with pytest.raises(ConflictError, match="there already"):
-        trainer(tmp_path / "run", CasweightsCallback(repo)).train()
 
 
 DISTRIBUTED = """

@@ -1,0 +1,64 @@
+"""Which run of a `Trainer` a version is a checkpoint of."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from casweights.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from transformers import TrainerState
+
+    from casweights.ids import SnapshotId
+    from casweights.repository import Ref, Repository
+
+RUNS = "casweights"  # in a state's stateful_callbacks: by branch, an ID of the run that has it
+
+
+def name_run(state: TrainerState, branch: str) -> None:
+    """Give a run an ID on a branch, unless it resumes one that has; checkpoints keep it."""
+    callbacks: Any = state.stateful_callbacks
+    callbacks.setdefault(RUNS, {}).setdefault(branch, uuid4().hex)
+
+
+def trainer_state(repository: Repository, ref: Ref) -> dict[str, Any]:
+    """What a version has as the state of its `Trainer`; empty if there is no such thing."""
+    try:
+        state = json.loads(b"".join(repository.read(ref, "trainer_state.json")))
+    except (NotFoundError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def is_from_run(
+    repository: Repository, version: SnapshotId | None, branch: str, state: TrainerState
+) -> bool:
+    """Whether a version is a checkpoint of the run that a state is of, at this step or before.
+
+    Args:
+        repository: The store.
+        version: The version.
+        branch: The branch that it is on.
+        state: The state of the run, as it is now or was resumed.
+    """
+    theirs = {} if version is None else trainer_state(repository, version)
+    step, logged = theirs.get("global_step"), theirs.get("log_history")
+    if type(step) is not int or not isinstance(logged, list) or step > state.global_step:
+        return False
+    run = _run(theirs.get("stateful_callbacks"), branch)
+    if run != _run(state.stateful_callbacks, branch) or not (run or logged):
+        return False
+    return _canonical(logged) == _canonical(state.log_history[: len(logged)])
+
+
+def _canonical(logged: list[Any]) -> str:
+    """Equal for logs that say the same: keys have no order, and NaN equals NaN."""
+    return json.dumps(logged, sort_keys=True)
+
+
+def _run(callbacks: Any, branch: str) -> Any:
+    """Which run a state is of, on a branch; None where that is not known."""
+    runs = callbacks.get(RUNS) if isinstance(callbacks, dict) else None
+    return runs.get(branch) if isinstance(runs, dict) else None
