@@ -104,4 +104,5 @@ def test_codes_are_stable() -> None:
         "stale",
         "torn",
         "unsaved-files",
+        "bad-index",
     ]

@@ -280,13 +280,14 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
         """Read what to load.
 
         Raises:
-            InvalidInputError: The extra config names no store, or has other keys.
+            InvalidInputError: The extra config names no store, or has other keys or values.
         """
         super().__init__(load_config)
         extra = dict(load_config.model_loader_extra_config or {})
         self._url, self._ref = extra.pop("store", ""), extra.pop("ref", DEFAULT_BRANCH)
         include = extra.pop("include", None)
-        if extra or not isinstance(self._url, str) or not self._url:
+        known = not extra and (include is None or _are_patterns(include))
+        if not known or not isinstance(self._url, str) or not self._url:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 """--load-format casweights takes --model-loader-extra-config '{"store": "...", """
@@ -345,6 +346,12 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
                 f"by its ID, as {snapshot.id}",
             )
         return snapshot
+
+
+def _are_patterns(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(item, str) for item in value)
+    )
 
 
 def _batches(patches: Iterable[Patch]) -> Iterator[list[Patch]]:

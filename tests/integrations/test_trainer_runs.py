@@ -13,7 +13,7 @@ from casweights.stores.memory import MemoryStore
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from casweights.integrations.transformers import CasweightsCallback, resume
 from tests.integrations.tiny import llama, trainer
@@ -81,8 +81,9 @@ class KilledAt(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.parametrize("when", ["before the commit", "after the commit"])
-@pytest.mark.parametrize("logging_strategy", ["steps", "no"])
+@pytest.mark.parametrize(
+    ("when", "logging_strategy"), [("before the commit", "no"), ("after the commit", "steps")]
+)
 def test_a_run_that_was_killed_goes_on_by_itself(
     repo: Repository, tmp_path: Path, when: str, logging_strategy: str
 ) -> None:
@@ -178,5 +179,6 @@ def test_a_head_that_is_no_checkpoint_is_anothers(
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "trainer_state.json").write_text(state)
     repo.commit(tmp_path / "source")
+    nothing: Any = None
     with pytest.raises(ConflictError, match="there already"):
-        trainer(tmp_path / "run", CasweightsCallback(repo)).train()
+        CasweightsCallback(repo).on_train_begin(nothing, TrainerState(), nothing)

@@ -484,7 +484,9 @@ def test_ranks_must_not_follow_a_moving_branch(
     loader(adapter, store=path, ref=version).load_weights(Model(), PLAIN)
 
 
-@pytest.mark.parametrize("extra", [{}, {"store": ""}, {"store": "x", "revision": "main"}])
+@pytest.mark.parametrize(
+    "extra", [{}, {"store": ""}, {"store": "x", "revision": "main"}, {"store": "x", "include": [1]}]
+)
 def test_a_config_that_names_no_store(adapter: Any, extra: dict[str, str]) -> None:
     with pytest.raises(InvalidInputError, match="model-loader-extra-config"):
         loader(adapter, **extra)
