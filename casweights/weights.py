@@ -221,6 +221,7 @@ class _Search:
         if names:
             part = _Search(self._weights, self._version, names.__contains__).by_rule()
             for name, weight in part.tensors.items():
+                found.files[weight.file.path] = weight.file
                 self._put(found, name, weight)
         if not chosen and not found.tensors:
             raise NotFoundError(
@@ -294,9 +295,8 @@ class _Search:
                     self._put(found, stored.info.name, Weight(file, *stored))
 
     def _put(self, found: WeightSet, name: str, weight: Weight) -> None:
-        found.files[weight.file.path] = weight.file
         there = found.tensors.setdefault(name, weight)
-        if not there.equals(weight):
+        if there is not weight and not there.equals(weight):
             raise self._ambiguous(name, [there.file.path, weight.file.path])
 
     def _ambiguous(self, name: str, paths: list[str]) -> InvalidInputError:

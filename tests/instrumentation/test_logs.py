@@ -47,15 +47,21 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+LEVELS = {"polled": logging.DEBUG, "warned": logging.WARNING}
+
+
 @pytest.mark.parametrize("event", methods())
 def test_results_have_a_line_and_progress_has_none(
     log: pytest.LogCaptureFixture, event: str
 ) -> None:
     getattr(Logs(), event)(*EVENTS[event])
-    assert log.messages == ([LINES[event]] if event in LINES else [])
+    lines = LINES | {"warned": EVENTS["warned"][1]}
+    assert log.messages == ([lines[event]] if event in lines else [])
     for record in log.records:
         assert record.name == "casweights"
-        assert record.levelno == (logging.DEBUG if event == "polled" else logging.INFO)
+        assert record.levelno == LEVELS.get(event, logging.INFO)
+        if event == "warned":
+            assert (record.__dict__["event_name"], record.__dict__["code"]) == (event, "bad-index")
 
 
 @pytest.mark.parametrize("event", LINES)
