@@ -23,7 +23,6 @@ from casweights.errors import (
     StoreError,
     UnsupportedError,
 )
-from casweights.files import storage_errors
 from casweights.integrations._runs import is_from_run, name_run, trainer_state
 from casweights.repository import Repository, open_repository
 from casweights.sources import matches
@@ -258,7 +257,8 @@ def resume(store: Store, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
 
     Raises:
         NotFoundError: No such version.
-        ConflictError: The directory is there and has files that would be lost; it is as it was.
+        ConflictError: The directory is there and has files that no version of the store has: they
+            would be lost. It is as it was.
         InvalidInputError: The version is no checkpoint of a `Trainer`.
         IntegrityError: The store is damaged.
         StoreError: The store could not be read, or the directory not be written.
@@ -266,32 +266,8 @@ def resume(store: Store, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
     with opened(store) as repository:
         snapshot = repository.snapshot(ref)
         directory = Path(output_dir, f"checkpoint-{_global_step(repository, snapshot)}")
-        _refuse_loss(repository, snapshot, directory)
-        repository.checkout(snapshot, directory)
+        repository.checkout(snapshot, directory, delete=True)
     return str(directory)
-
-
-def _refuse_loss(repository: Repository, snapshot: Snapshot, directory: Path) -> None:
-    """Refuse a directory with files that are not those of the version."""
-    paths = {file.path for file in snapshot.files}
-    for place in directory.rglob("*"):
-        path = place.relative_to(directory).as_posix()
-        if place.is_symlink() or not place.is_dir():
-            if path in paths and _is_same(repository, snapshot, path, place):
-                continue
-            raise ConflictError(
-                ErrorCode.ALREADY_EXISTS,
-                f"{place} is not a file of version {snapshot.id} and would be lost: move "
-                f"{directory} away, or resume in another output_dir",
-            )
-
-
-def _is_same(repository: Repository, snapshot: Snapshot, path: str, place: Path) -> bool:
-    if place.is_symlink() or not place.is_file():
-        return False
-    with storage_errors(f"cannot read {place}"), place.open("rb") as file:
-        same = all(file.read(len(piece)) == piece for piece in repository.read(snapshot, path))
-        return same and not file.read(1)
 
 
 def _global_step(repository: Repository, snapshot: Snapshot) -> int:
