@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         StaleError,
         StoreError,
         UnsupportedError,
+        WrongProcessError,
     )
     from casweights.events import Reporter
     from casweights.format.manifest import Snapshot
@@ -57,6 +58,7 @@ _HOMES = {
     "StoreError": "errors",
     "Subscriber": "sync.subscriber",
     "UnsupportedError": "errors",
+    "WrongProcessError": "errors",
     "open": "repository",
 }
 
@@ -80,6 +82,7 @@ __all__ = [
     "StoreError",
     "Subscriber",
     "UnsupportedError",
+    "WrongProcessError",
     "__version__",
     "open",
 ]

@@ -15,6 +15,7 @@ from casweights.format.hashing import chunk_hasher
 from casweights.format.storefile import MAX_STORE_FILE, decode_store_file, encode_store_file
 from casweights.index import ChunkIndex
 from casweights.parallel import Workers
+from casweights.process import ProcessBound
 from casweights.refs import Refs
 from casweights.snapshots import SnapshotStore
 from casweights.stores.ahead import ReadaheadStore
@@ -45,7 +46,7 @@ class StoreInfo:
     exclusive: bool
 
 
-class Database:
+class Database(ProcessBound):
     """An open store.
 
     Attributes:
@@ -98,6 +99,9 @@ class Database:
         refs = self.config.refs
         self.refs = Refs(store if refs is None else store.ref_store(refs))
         self.reporter = reporter
+
+    def _how_to_reopen(self) -> str:
+        return f"open the store there, with casweights.open({self.store.url!r})"
 
     def info(self) -> StoreInfo:
         """What the store is."""

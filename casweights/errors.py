@@ -9,6 +9,7 @@
     ├── StaleError                        live tensors are not at the version they should be at
     ├── IntegrityError                    stored bytes are not what they must be
     ├── UnsupportedError                  valid, but not for this version of casweights
+    ├── WrongProcessError (TypeError)     a handle that another process made, or a copy of one
     └── StoreError                        the storage below failed (disk full, no permission, ...)
 
 Categories are named by what a handler would do; the precise cause is ``error.code``, an
@@ -59,6 +60,7 @@ class ErrorCode(StrEnum):
     TORN = "torn"
     UNSAVED_FILES = "unsaved-files"
     BAD_INDEX = "bad-index"
+    WRONG_PROCESS = "wrong-process"
 
 
 class CasweightsError(Exception):
@@ -126,5 +128,20 @@ class UnsupportedError(CasweightsError):
     """Valid, but this version of casweights cannot do it."""
 
 
+class WrongProcessError(CasweightsError, TypeError):
+    """A handle is used in, copied to or pickled for another process than the one that made it.
+
+    It is a `TypeError` because that is what programs expect of an object that cannot be pickled.
+    """
+
+
 class StoreError(CasweightsError):
-    """The storage below failed."""
+    """The storage below failed.
+
+    Attributes:
+        snapshot: The snapshot of a commit of which it is unknown whether the branch has moved to
+            it, because the storage failed in the middle and cannot be asked. It stays in the
+            store, reachable by this ID.
+    """
+
+    snapshot: SnapshotId | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB, MiB
@@ -21,6 +20,7 @@ from casweights.format.pack import (
     parse_index,
 )
 from casweights.ids import PackId
+from casweights.parallel import Workers
 from casweights.paths import FrameTable, PathFinder
 from casweights.stores.base import ObjectInfo
 
@@ -170,8 +170,8 @@ class ChunkIndex:
         complete = True
         if not packs:
             return complete
-        with ThreadPoolExecutor(_READERS) as pool:  # of its own: callers are on the workers
-            for info, result in zip(packs, pool.map(self._try_read, packs), strict=True):
+        with Workers(_READERS) as workers:  # of its own: callers are on the store's workers
+            for info, result in zip(packs, workers.map(self._try_read, packs), strict=True):
                 if isinstance(result, NotFoundError):
                     complete = False
                 elif isinstance(result, CasweightsError):

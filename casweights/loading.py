@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.events import Stage
 from casweights.format.safetensors import TensorInfo
+from casweights.process import ProcessBound
 from casweights.selection import tensor_chunks
 from casweights.tensors import allocate, rebuild
 from casweights.weights import Weight, Weights
@@ -75,7 +76,7 @@ def _read(db: Database, reader: NearbyReader, read: _Read) -> int:
     return len(read.out)
 
 
-class LazyTensor:
+class LazyTensor(ProcessBound):
     """A tensor in a store; indexing it reads only the chunks that it needs.
 
     Attributes:
@@ -93,6 +94,9 @@ class LazyTensor:
         self._db = db
         self._info = info
         self._chunks = chunks
+
+    def _how_to_reopen(self) -> str:
+        return f"{self._db._how_to_reopen()}, and ask it for the tensor"
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.name!r}, {self.dtype}, {list(self.shape)})"

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict, deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Generic, TypeVar
+from concurrent.futures import Future, wait
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from casweights.process import ProcessBound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -22,27 +28,104 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-class Workers:
-    """A pool of threads that maps in order and never runs far ahead of its consumer."""
+class Threads(ProcessBound):
+    """A pool of threads, started when there is work for them.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._start()
+    Those of `concurrent.futures` take no more work once the main thread has ended, though a thread
+    beside it may still have versions to write, and make the end of the program wait for calls that
+    hang. These work on for as long as the program runs, and no longer.
+
+    Args:
+        count: The most threads.
+        name: What their names begin with.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self._count = count
+        self._name = name
+        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+        # Threads know the queue and not the pool, so that they end with a pool that nobody has.
+        self._end = weakref.finalize(self, self._tasks.put, None)
+        self._end.atexit = False
+
+    def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
+        """Have a function called on one of the threads."""
+        future: Future[R] = Future()
+        with self._lock:
+            if not self._end.alive:
+                raise RuntimeError("the store was closed, and its threads have ended")
+            self._tasks.put(partial(_run, future, partial(function, *args)))
+            if len(self._threads) < self._count and not self._idle.acquire(blocking=False):
+                self._start()
+        return future
 
     def _start(self) -> None:
-        self._owner = os.getpid()
-        self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="casweights")
+        thread = threading.Thread(
+            target=_work,
+            args=(self._tasks, self._idle),
+            name=f"{self._name}_{len(self._threads)}",
+            daemon=True,
+        )
+        thread.start()
+        self._threads.append(thread)
+
+    def close(self) -> None:
+        """Finish all that was submitted, and end the threads."""
+        with self._lock:
+            self._end()
+        for thread in self._threads:
+            thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _work(tasks: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
+    while (task := tasks.get()) is not None:
+        task()
+        del task  # what it refers to need not wait for the next one
+        idle.release()
+    tasks.put(None)  # for the next thread
+
+
+def _run(future: Future[R], function: Callable[[], R]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function()
+    except BaseException as error:  # it is raised where the result is asked for
+        future.set_exception(error)
+        del future  # or the error's traceback would keep the error
+    else:
+        future.set_result(result)
+
+
+class Workers(ProcessBound):
+    """A pool of threads that maps in order and never runs far ahead of its consumer."""
+
+    def __init__(self, count: int, name: str = "casweights") -> None:
+        self.count = count
+        self._threads = Threads(count, name)
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Like the built-in, on all threads, with at most two items a thread in flight."""
-        if os.getpid() != self._owner:  # a forked child has none of its parent's threads
-            self._start()
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
                 if len(pending) >= 2 * self.count:
                     yield pending.popleft().result()
-                pending.append(self._pool.submit(function, item))
+                pending.append(self._threads.submit(function, item))
             while pending:
                 yield pending.popleft().result()
         finally:
@@ -52,7 +135,18 @@ class Workers:
 
     def close(self) -> None:
         """End the threads; work in flight is finished first."""
-        self._pool.shutdown()
+        self._threads.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Once(Generic[R]):
@@ -95,19 +189,19 @@ class Recent(Generic[R]):
             return self._kept[name]
 
 
-class Background:
+class Background(ProcessBound):
     """Runs tasks on threads of its own; `submit` waits while `limit` of them are unfinished."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._pool = ThreadPoolExecutor(limit, thread_name_prefix="casweights-put")
+        self._threads = Threads(limit, "casweights-put")
         self._pending: deque[Future[None]] = deque()
 
     def submit(self, function: Callable[[], None]) -> None:
         """Start a task; raises what an earlier one raised."""
         while len(self._pending) >= self._limit:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(function))
+        self._pending.append(self._threads.submit(function))
 
     def finish(self) -> None:
         """Wait for all tasks; raises what the first failed one raised."""
@@ -116,4 +210,6 @@ class Background:
 
     def close(self) -> None:
         """Drop what has not started, wait for the rest."""
-        self._pool.shutdown(cancel_futures=True)
+        for future in self._pending:
+            future.cancel()
+        self._threads.close()

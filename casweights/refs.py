@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.errors import ConflictError, ErrorCode, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import corrupt
+from casweights.parallel import Threads
 from casweights.reflog import RefLog, latest, parse_move
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ class Refs:
         """Where the branch and the tag of this name are; asked for at the same time."""
         if not self.store.capabilities.remote:
             return self.head(name), self.tag(name)
-        with ThreadPoolExecutor(1) as pool:
-            tag = pool.submit(self.tag, name)
+        with Threads(1, "casweights-refs") as threads:
+            tag = threads.submit(self.tag, name)
             return self.head(name), tag.result()
 
     def create_tag(self, tag: str, snapshot: SnapshotId) -> None:

@@ -17,6 +17,7 @@ from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFo
 from casweights.events import Reporter
 from casweights.ids import SnapshotId
 from casweights.parallel import default_workers
+from casweights.process import ProcessBound
 from casweights.stores.base import ObjectStore
 from casweights.stores.url import open_object_store
 
@@ -87,7 +88,7 @@ def open_repository(
     return Repository(database)
 
 
-class Repository:
+class Repository(ProcessBound):
     """An open store of model versions; made by `casweights.open`.
 
     A *ref* names a version: a branch, a tag (``heads/x`` and ``tags/x`` where a name is both), a
@@ -95,14 +96,19 @@ class Repository:
     the Nth first parent, or a `Snapshot` itself.
 
     Use it as a context manager or `close` it to end its threads. Methods may be called from
-    several threads; each call runs on its own.
+    several threads; each call runs on its own. In other processes, also forked ones, open another.
     """
+
+    usable_anywhere = frozenset({"url"})
 
     def __init__(self, database: Database) -> None:
         self._db = database
 
     def __repr__(self) -> str:
         return f"Repository({self.url!r})"
+
+    def _how_to_reopen(self) -> str:
+        return self._db._how_to_reopen()
 
     @property
     def database(self) -> Database:

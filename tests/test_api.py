@@ -22,7 +22,6 @@ from casweights.errors import (
     UnsupportedError,
 )
 from casweights.stores.memory import MemoryStore
-from casweights.testing.trees import write_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,29 +86,6 @@ def test_snapshots_are_short_to_look_at_and_hashable() -> None:
         assert repr(snapshot.files[0]).startswith("FileEntry(path='model.safetensors', size=")
         assert len(repr(snapshot.files)) < 200
         assert {snapshot, repo.snapshot("main")} == {snapshot}
-
-
-def test_a_forked_child_can_go_on(tmp_path: Path) -> None:
-    """It has none of the threads that its parent made, as in the workers of a data loader."""
-    code = (
-        "import os, sys, casweights\n"
-        "repo = casweights.open(sys.argv[1], create=True)\n"
-        "def use(): repo.checkout(repo.commit(sys.argv[2], branch=str(os.getpid())), sys.argv[3])\n"
-        "use()\n"
-        "child = os.fork()\n"
-        "use()\n"
-        "if child: sys.exit(os.waitpid(child, 0)[1])\n"
-    )
-    write_tree({"a": bytes(1000)}, tmp_path / "in")
-    places = [str(tmp_path / name) for name in ("store", "in", "out")]
-    subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *places],
-        check=True,
-        timeout=60,
-    )
-    with casweights.open(tmp_path / "store") as repo:
-        assert len(repo.branches()) == 2
-        assert not repo.verify().problems
 
 
 def test_open_where_nothing_is(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from casweights.errors import (
     StaleError,
     StoreError,
     UnsupportedError,
+    WrongProcessError,
 )
 from casweights.ids import SnapshotId
 
@@ -30,6 +31,7 @@ LEAVES = [
     StaleError,
     IntegrityError,
     UnsupportedError,
+    WrongProcessError,
     StoreError,
 ]
 
@@ -59,8 +61,9 @@ def test_they_pickle(kind: type[CasweightsError]) -> None:
         assert copied.__notes__ == ["a note"]
 
 
-def test_a_conflict_keeps_its_snapshot() -> None:
-    error = ConflictError(ErrorCode.REF_MOVED, "moved")
+@pytest.mark.parametrize("kind", [ConflictError, StoreError])
+def test_errors_of_commits_keep_their_snapshot(kind: type[ConflictError | StoreError]) -> None:
+    error = kind(ErrorCode.REF_MOVED, "moved")
     assert error.snapshot is None
     error.snapshot = SnapshotId(b"s" * 32)
     assert pickle.loads(pickle.dumps(error)).snapshot == error.snapshot
@@ -105,4 +108,5 @@ def test_codes_are_stable() -> None:
         "torn",
         "unsaved-files",
         "bad-index",
+        "wrong-process",
     ]

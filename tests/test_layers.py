@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VALUES = {"errors", "ids", "config", "events"}
-PLUMBING = {"buffers", "files", "folders", "parallel", "staging"}
+PLUMBING = {"buffers", "files", "folders", "parallel", "process", "staging"}
 OPEN_STORE = {
     "paths",
     "reflog",
@@ -60,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     # L1: plumbing; the format and the stores, which do not know each other
     "buffers": set(),
     "files": {"errors"},
-    "parallel": set(),
+    "parallel": {"process"},
+    "process": {"errors"},
     "folders": {"errors"},
     "staging": {"folders"},
     "format": {"errors", "ids", "config", "_kernels"},
@@ -68,7 +69,9 @@ ALLOWED: dict[str, set[str]] = {
     "stores.wrapper": {"stores.base"},
     "stores.memory": {"stores.base"},
     "stores.local": {"stores.base", "files", "staging"},
-    "stores.ahead": {"buffers", "config", "stores.base", "stores.wrapper"},
+    "stores.ahead": {
+        *("buffers", "config", "parallel", "process", "stores.base", "stores.wrapper")
+    },
     "stores.retry": {"errors", "stores.base", "stores.wrapper"},
     "stores.diskcache": {"stores.base", "files", "staging"},
     "stores.cached": {"stores.base", "stores.diskcache", "stores.wrapper"},
@@ -84,13 +87,15 @@ ALLOWED: dict[str, set[str]] = {
     "selection": VALUES | {"format", "sources"},
     "paths": {"ids", "format"},
     "findings": VALUES | {"format", "stores.base"},
-    "index": VALUES | {"format", "stores.base", "findings", "paths"},
+    "index": VALUES | {"format", "stores.base", "findings", "parallel", "paths"},
     "cache": {"ids", "buffers"},
     "chunks": VALUES | {"format", "stores.base", "index", "paths"},
     "snapshots": VALUES | {"format", "stores.base", "index"},
     "reflog": VALUES | {"format", "stores.base"},
-    "refs": VALUES | {"format", "stores.base", "reflog"},
-    "database": VALUES | OPEN_STORE | {"format", "stores.base", "stores.ahead", "parallel"},
+    "refs": VALUES | {"format", "parallel", "stores.base", "reflog"},
+    "database": VALUES
+    | OPEN_STORE
+    | {"format", "stores.base", "stores.ahead", "parallel", "process"},
     "reading": {"buffers", "database", "format"},
     "weights": VALUES | {"buffers", "database", "format", "reading", "selection", "sources"},
     "revisions": VALUES | {"database", "refs", "snapshots"},

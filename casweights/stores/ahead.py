@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.buffers import uninitialized
 from casweights.config import MiB
+from casweights.parallel import Threads
+from casweights.process import ProcessBound
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from casweights.stores.base import Announce, ObjectStore, Range
 
@@ -46,7 +48,7 @@ class _Cell(NamedTuple):
     number: int
 
 
-class ReadaheadStore(WrapperStore):
+class ReadaheadStore(ProcessBound, WrapperStore):
     """Another store, of which announced ranges are fetched before they are read.
 
     At most `window` bytes are held; what is not used in time is fetched again by who reads it.
@@ -60,7 +62,7 @@ class ReadaheadStore(WrapperStore):
         super().__init__(inner)
         self._window = window
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads = Threads(_THREADS, "casweights-ahead")
         self._spans: dict[str, list[_Span]] = {}
         self._waiting: deque[_Span] = deque()
         self._started: dict[_Span, None] = {}  # the least recently used first
@@ -114,9 +116,7 @@ class ReadaheadStore(WrapperStore):
             self._waiting.popleft()
 
     def _start(self, span: _Span) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="casweights-ahead")
-        span.fetched = self._pool.submit(self._fetch, span)
+        span.fetched = self._threads.submit(self._fetch, span)
         self._started[span] = None
         self._held += span.size
 

@@ -15,13 +15,14 @@ from casweights.arguments import check_compression
 from casweights.commit import Description, EncodedVersion, encode_version, write_version
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
-from casweights.events import PublishStats
+from casweights.process import ProcessBound
 from casweights.repository import Repository, open_repository
 from casweights.sources import scan
+from casweights.sync import exits
 from casweights.sync.mirror import KeptState, Mirror
 from casweights.sync.states import cast_policy, check_choice, state_of
-from casweights.sync.steps import Step
-from casweights.tensors import STATE_FILE, StateFile
+from casweights.sync.steps import Failure, Step
+from casweights.tensors import StateFile
 
 if TYPE_CHECKING:
     import os
@@ -42,11 +43,13 @@ if TYPE_CHECKING:
 Base = Literal["host", "device", "cache"]
 Policy = Literal["block", "skip-to-latest"]
 
+_EXIT_TIMEOUT = 300.0
+
 # What else may lie in the directory of a model, and would be its weights a second time.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
-class Publisher:
+class Publisher(ProcessBound):
     """Publishes live tensors as versions of a branch.
 
     `publish` finds what changed, remembers it and returns; hashing, encoding and uploading go on in
@@ -58,7 +61,9 @@ class Publisher:
     fails, the next version has its changes too. A publisher that is opened anew goes on
     where the branch is.
 
-    Use it as a context manager or `close` it: both wait until all is durable.
+    Use it as a context manager or `close` it: both wait until all is durable. A program that ends
+    without that waits for `exit_timeout` seconds and logs what is not stored then. Other processes,
+    also forked ones, make a publisher of their own.
 
     Args:
         store: A store, or how to open it.
@@ -77,7 +82,11 @@ class Publisher:
         extra: A directory whose other files (configuration, tokenizer) go with every version.
         author: Who makes the versions.
         compression: How chunks without a base are stored, see `Repository.commit`.
+        exit_timeout: Seconds that the end of the program waits for versions to become durable.
         reporter: Receives `Reporter.published`; by default that of the store.
+
+    Attributes:
+        exit_timeout: As above.
 
     Raises:
         NotFoundError: There is no such store.
@@ -96,10 +105,16 @@ class Publisher:
         extra: str | os.PathLike[str] | None = None,
         author: str = "",
         compression: Compression = "auto",
+        exit_timeout: float = _EXIT_TIMEOUT,
         reporter: Reporter | None = None,
     ) -> None:
         check_choice("base", base, get_args(Base))
         check_choice("policy", policy, get_args(Policy))
+        if not exit_timeout >= 0:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"exit_timeout={exit_timeout}: give seconds, from 0 on"
+            )
+        self.exit_timeout = min(exit_timeout, threading.TIMEOUT_MAX)
         self._compression = check_compression(compression)
         self._base, self._policy, self._author = base, policy, author
         self._cast = cast_policy(cast or {})
@@ -115,16 +130,20 @@ class Publisher:
         self._mirror: Mirror | None = None
         self._state = threading.Condition()  # guards what follows
         self._waiting: Step | None = None
-        self._active = False
+        self._active: str | None = None  # the name of the step that is being written
         self._in_use = False  # the mirror, by whoever scans or encodes
-        self._errors: list[BaseException] = []
+        self._errors: list[Failure] = []
         self._conflict: ConflictError | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="casweights-publish", daemon=True)
         self._thread.start()
+        exits.opened(self)
 
     def __repr__(self) -> str:
         return f"Publisher({self._store.url!r}, {self._branch!r})"
+
+    def _how_to_reopen(self) -> str:
+        return f"make another there, with casweights.{self!r}"
 
     @property
     def version(self) -> SnapshotId | None:
@@ -195,7 +214,7 @@ class Publisher:
             if taken is None:  # half of the mirror may be new
                 self._mirror = None
                 if self._waiting is not None and self._waiting.mirror is not None:
-                    self._errors.append(self._waiting.torn())
+                    self._errors.append(Failure(self._waiting.name, self._waiting.torn()))
                     self._waiting = None
             else:
                 other = self._waiting
@@ -231,9 +250,10 @@ class Publisher:
 
     def _raise_error(self) -> None:
         if self._conflict is not None:
+            self._errors.clear()  # nothing follows, so it speaks for them all
             raise self._conflict
         if self._errors:
-            raise self._errors.pop(0)
+            raise self._errors.pop(0).error
 
     def wait(self, timeout: float | None = None) -> Snapshot | None:
         """Wait until all that was published is durable.
@@ -248,11 +268,24 @@ class Publisher:
             TimeoutError: It takes longer; it goes on.
             CasweightsError: A version could not be made durable, see `publish`.
         """
+        if not self._drain(timeout):
+            raise TimeoutError(f"versions are still being written after {timeout:g} s")
         with self._state:
-            if not self._state.wait_for(lambda: not (self._waiting or self._active), timeout):
-                raise TimeoutError(f"versions are still being written after {timeout:g} s")
             self._raise_error()
         return self._before()
+
+    def _drain(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is being written, whatever came of it; False if it takes longer."""
+        with self._state:
+            return self._state.wait_for(lambda: not (self._waiting or self._active), timeout)
+
+    def _losses(self) -> list[str]:
+        """What is not durable and was not told by an error yet, a line for each step."""
+        with self._state:
+            pending = [self._active, self._waiting and self._waiting.name]
+            told = [f"{failure.name}: {failure.error}" for failure in self._errors]
+        told += [f"{name}: the program ended before it was written" for name in pending if name]
+        return [f"not stored in branch {self._branch!r} of {self._store.url}: {s}" for s in told]
 
     def attach(
         self,
@@ -287,9 +320,12 @@ class Publisher:
             self._closed = True
             self._state.notify_all()
         self._thread.join()
+        exits.closed(self)
         if self._owns_store:
             self._store.close()
         with self._state:
+            for other in self._errors[1:]:
+                self._errors[0].error.add_note(f"besides, {other.name}: {other.error}")
             self._raise_error()
 
     def __enter__(self) -> Self:
@@ -322,7 +358,7 @@ class Publisher:
             self._state.wait_for(lambda: not self._in_use and (self._waiting or self._closed))
             step, self._waiting = self._waiting, None
             if step is not None:
-                self._active = True
+                self._active = step.name
                 self._in_use = step.mirror is not None
             return step
 
@@ -335,11 +371,13 @@ class Publisher:
 
     def _done(self, failure: BaseException | None) -> None:
         with self._state:
-            self._active = False
+            if failure is not None:
+                self._errors.append(Failure(self._active or "", failure))
             if isinstance(failure, ConflictError):
+                if self._waiting is not None:
+                    self._errors.append(Failure(self._waiting.name, failure))
                 self._conflict, self._waiting = failure, None
-            elif failure is not None:
-                self._errors.append(failure)
+            self._active = None
             self._state.notify_all()
 
     def _publish(self, step: Step) -> None:
@@ -359,7 +397,8 @@ class Publisher:
         if encoded is not None:
             begin = time.monotonic()
             self._write(encoded, step.mirror, new=new)
-            self._report(step, encoded, scan, seconds, time.monotonic() - begin)
+            upload_seconds = time.monotonic() - begin
+            self._reporter.published(step.stats(encoded, scan, seconds, upload_seconds))
 
     def _claim(self, mirror: Mirror, scan: Scan) -> Scan:
         """What to publish: what was found, and what is part of no durable version."""
@@ -420,28 +459,3 @@ class Publisher:
         self._db.snapshots.retain(version)
         with self._state:
             self._head, self._written, self._doubtful = head, version, None
-
-    def _report(
-        self,
-        step: Step,
-        encoded: EncodedVersion,
-        scan: Scan | None,
-        encode_seconds: float,
-        upload_seconds: float,
-    ) -> None:
-        header = next(file.header for file in encoded.snapshot.files if file.path == STATE_FILE)
-        infos = header.tensors if header else ()
-        self._reporter.published(
-            PublishStats(
-                snapshot=encoded.snapshot.id,
-                step=step.number,
-                skipped=step.skipped,
-                total_bytes=encoded.snapshot.size,
-                stored_bytes=encoded.stats.stored_bytes,
-                elements=sum(info.nbytes // info.dtype.width for info in infos),
-                changed_elements=scan.changed if scan else None,
-                scan_seconds=step.scan_seconds,
-                encode_seconds=encode_seconds,
-                upload_seconds=upload_seconds,
-            )
-        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
+from casweights.events import PublishStats
+from casweights.tensors import STATE_FILE
 
 if TYPE_CHECKING:
     from casweights.commit import EncodedVersion
@@ -38,6 +40,11 @@ class Step:
     scan_seconds: float = 0.0
     encode_seconds: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return "a version" if self.number is None else f"step {self.number}"
+
     def instead_of(self, other: Step) -> Step:
         """This state in the place of the one right before it, which is left out."""
         scan = self.scan
@@ -47,10 +54,45 @@ class Step:
         seconds = self.scan_seconds + other.scan_seconds
         return replace(self, scan=scan, skipped=skipped, scan_seconds=seconds)
 
+    def stats(
+        self,
+        encoded: EncodedVersion,
+        scan: Scan | None,
+        encode_seconds: float,
+        upload_seconds: float,
+    ) -> PublishStats:
+        """What its publication took."""
+        header = next(file.header for file in encoded.snapshot.files if file.path == STATE_FILE)
+        infos = header.tensors if header else ()
+        return PublishStats(
+            snapshot=encoded.snapshot.id,
+            step=self.number,
+            skipped=self.skipped,
+            total_bytes=encoded.snapshot.size,
+            stored_bytes=encoded.stats.stored_bytes,
+            elements=sum(info.nbytes // info.dtype.width for info in infos),
+            changed_elements=scan.changed if scan else None,
+            scan_seconds=self.scan_seconds,
+            encode_seconds=encode_seconds,
+            upload_seconds=upload_seconds,
+        )
+
     def torn(self) -> CasweightsError:
         """The error for a state of which nothing is left."""
         return InvalidInputError(
             ErrorCode.SOURCE_CHANGED,
-            f"step {self.number} was not published: the copy that was kept of it was overwritten "
+            f"{self.name} was not published: the copy that was kept of it was overwritten "
             "by a call that failed. Publish again",
         )
+
+
+class Failure(NamedTuple):
+    """A state that did not become a version.
+
+    Attributes:
+        name: The state's name.
+        error: Why.
+    """
+
+    name: str
+    error: BaseException

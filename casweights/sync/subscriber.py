@@ -13,6 +13,7 @@ from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
 from casweights.events import PollStats, SyncStats
 from casweights.ids import SnapshotId
+from casweights.process import ProcessBound
 from casweights.repository import Repository, open_repository
 from casweights.sync.apply import TornError, apply
 from casweights.sync.fetch import Fetcher
@@ -43,7 +44,7 @@ _READ_AHEAD = 32 * MiB  # replicas have little memory to spare, and read little 
 _PATIENCE = 0.1  # of the time for which a branch has rested, until the next look at it
 
 
-class Subscriber:
+class Subscriber(ProcessBound):
     """Brings the tensors of a running model to versions of a branch, in place.
 
     Only elements that differ are written; storages stay where they are. What a chunk of the
@@ -116,6 +117,9 @@ class Subscriber:
 
     def __repr__(self) -> str:
         return f"Subscriber({self._store.url!r}, {self._branch!r})"
+
+    def _how_to_reopen(self) -> str:
+        return f"make another there, with casweights.{self!r}"
 
     @property
     def version(self) -> SnapshotId | None:

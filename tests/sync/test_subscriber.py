@@ -426,7 +426,7 @@ def test_a_store_by_its_path(tmp_path: Path) -> None:
         assert bits(live) == bits(states[0])
         subscriber.sync(live)
         assert bits(live) == bits(states[1])
-    with pytest.raises(RuntimeError, match="after shutdown"):  # its threads have ended
+    with pytest.raises(RuntimeError, match="the store was closed"):  # its threads have ended
         subscriber.sync(replica(states[0]))
 
 

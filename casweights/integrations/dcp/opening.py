@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from casweights.process import belongs_here
 from casweights.repository import Repository, open_repository
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ class LazyRepository:
         self._url = store.url if isinstance(store, Repository) else os.fspath(store)
 
     def open(self) -> Repository:
-        """The store, the same one every time.
+        """The store, the same one every time in a process.
 
         Raises:
             NotFoundError: There is none.
             StoreError: The storage failed.
         """
-        if self._opened is None:
+        if self._opened is None or not belongs_here(self._opened):
             self._opened = open_repository(self._url)
         return self._opened
 

@@ -43,6 +43,15 @@ _lock = threading.Lock()
 _sessions: dict[tuple[int, float | None], Any] = {}  # a forked child cannot use its parent's
 
 
+def _forget_lock() -> None:
+    """A thread that had it when this process was forked is not here to release it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
+
+
 def _session(read_timeout: float | None = None) -> Any:
     """The client, one for the whole process.
 

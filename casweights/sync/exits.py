@@ -1,0 +1,86 @@
+"""Programs that end without closing their publishers.
+
+They get time to store what was published, and what is not stored then is named in the log, which
+goes to the standard error where nothing else is configured.
+
+The wait is that of a thread which the interpreter joins. It begins when the main thread has ended,
+and takes up no thread before. Other threads may publish for as long as they run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casweights.sync.publisher import Publisher
+
+_log = logging.getLogger(__name__)
+_QUIET = 5.0  # seconds of waiting without a word
+
+_open: set[Publisher] = set()
+
+
+def opened(publisher: Publisher) -> None:
+    """From now on, the end of the program waits for this publisher."""
+    _open.add(publisher)
+
+
+def closed(publisher: Publisher) -> None:
+    """Whoever closed it has heard what there was to say."""
+    _open.discard(publisher)
+
+
+def _main_thread_ends() -> None:
+    if _open:
+        with suppress(RuntimeError):  # no thread can be started: it is said without a wait
+            threading.Thread(target=_wait, name="casweights-exit", daemon=False).start()
+
+
+def _wait() -> None:
+    """Wait for those who may still publish, then for what they have published."""
+    threading.main_thread().join()
+    while others := _other_threads():
+        others[0].join()
+    begin = time.monotonic()
+    for publisher in list(_open):
+        _drain(publisher, begin)
+    _tell()
+
+
+def _other_threads() -> list[threading.Thread]:
+    ours = (threading.current_thread(), threading.main_thread())
+    return [thread for thread in threading.enumerate() if not (thread.daemon or thread in ours)]
+
+
+def _drain(publisher: Publisher, begin: float) -> None:
+    def left() -> float:
+        return max(0.0, begin + publisher.exit_timeout - time.monotonic())
+
+    if not publisher._drain(min(left(), _QUIET)) and (seconds := left()):
+        _log.warning(
+            "%r is still writing: waiting at most %.0f s for it; interrupt to end now",
+            publisher,
+            seconds,
+        )
+        publisher._drain(seconds)
+
+
+def _tell() -> None:
+    """Name what is not stored."""
+    while _open:
+        with suppress(KeyError):  # another thread tells it
+            for loss in _open.pop()._losses():
+                _log.error(loss)
+
+
+# Those that `threading` calls come before other threads are waited for; since `atexit` comes
+# after them, it is too late there to start a thread. `concurrent.futures` does it likewise.
+getattr(threading, "_register_atexit", atexit.register)(_main_thread_ends)
+atexit.register(_tell)
+os.register_at_fork(after_in_child=_open.clear)
