@@ -138,12 +138,16 @@ def commit(
     """Write a version and move a branch to it; see `encode_version` and `write_version`.
 
     If a chunk that the store had is lost by the time that the version is written, the version is
-    encoded once more, which stores the chunk again.
+    encoded once more, which stores the chunk again. If an error left it unclear whether the branch
+    has moved to its head, and this is what was to be committed then, nothing is written.
     """
     for problem in bad_indexes(files, db.config.chunk_size):
         db.reporter.warned(ErrorCode.BAD_INDEX, problem)
     encode = partial(encode_version, db, files, description, base=base, compression=compression)
     version = encode()
+    if (there := repeated(db, version.snapshot, head)) is not None:
+        db.reporter.committed(replace(version.stats, snapshot=there.id))
+        return there
     try:
         write_version(db, version, branch, head)
     except IntegrityError as error:
@@ -231,8 +235,36 @@ def write_version(
     if last is not None:
         db.index.add(last.name, last.size, last.locations)
     moved = db.refs.advance(branch, head, snapshot.id, move)
-    db.reporter.committed(version.stats)
+    report(db, version.stats, moved)
     return moved
+
+
+def report(db: Database, stats: CommitStats, moved: Head) -> None:
+    """Tell the reporter of a version; if it fails, the commit may be repeated."""
+    try:
+        db.reporter.committed(stats)
+    except BaseException:
+        db.refs.doubt(moved)
+        raise
+
+
+def repeated(db: Database, version: Snapshot, head: Head | None) -> Snapshot | None:
+    """The version that a commit repeats, because an error came when it had landed.
+
+    Args:
+        db: The store.
+        version: What is to be committed.
+        head: Where the branch is.
+
+    Returns:
+        The version at `head`, if its commit ended in an error and it differs from `version` only
+        in its time and parents.
+    """
+    if head is None or not db.refs.is_doubted(head):
+        return None
+    there = db.snapshots.load(head.snapshot)
+    as_there, _ = Snapshot.of(replace(version, time=there.time, parents=there.parents))
+    return there if as_there.id == there.id else None
 
 
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bases:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from casweights.commit import Description, encode_version
+from casweights.commit import Description, encode_version, repeated, report
 from casweights.events import CommitStats
 from casweights.format.manifest import Snapshot
 from casweights.format.snapshot import PackTable, StoredSnapshot
@@ -72,21 +72,22 @@ def commit_parts(
     """
     files = sorted((file for part in parts for file in part.files), key=lambda file: file.path)
     snapshot, manifest = Snapshot.of(description.manifest(db.config, tuple(files)))
+    if (there := repeated(db, snapshot, head)) is not None:
+        return there
     table = _joined([part.table for part in parts])
     db.index.hint(table)
     db.snapshots.save_copy(StoredSnapshot(snapshot, manifest, table))
-    db.refs.advance(branch, head, snapshot.id)
-    db.reporter.committed(
-        CommitStats(
-            snapshot=snapshot.id,
-            total_bytes=snapshot.size,
-            new_bytes=sum(part.stats.new_bytes for part in parts),
-            stored_bytes=sum(part.stats.stored_bytes for part in parts),
-            chunks=sum(part.stats.chunks for part in parts),
-            new_chunks=sum(part.stats.new_chunks for part in parts),
-            packs=sum(part.stats.packs for part in parts),
-        )
+    moved = db.refs.advance(branch, head, snapshot.id)
+    stats = CommitStats(
+        snapshot=snapshot.id,
+        total_bytes=snapshot.size,
+        new_bytes=sum(part.stats.new_bytes for part in parts),
+        stored_bytes=sum(part.stats.stored_bytes for part in parts),
+        chunks=sum(part.stats.chunks for part in parts),
+        new_chunks=sum(part.stats.new_chunks for part in parts),
+        packs=sum(part.stats.packs for part in parts),
     )
+    report(db, stats, moved)
     return snapshot
 
 

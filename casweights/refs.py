@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casweights.errors import ConflictError, ErrorCode, NotFoundError
+from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreError
 from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.parallel import Threads
-from casweights.reflog import RefLog, latest, parse_move
+from casweights.reflog import RefLog, encode_move, latest, parse_move
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,12 +37,17 @@ class Head:
 class Refs:
     """The branches and tags of a store.
 
+    An error does not tell whether a move was made: the store may have failed right after it, or its
+    answer may be lost. So whatever fails here is looked up, and is no error if it was done. Where
+    that fails too, it is kept in mind, so that whoever repeats the call does nothing twice.
+
     Attributes:
         store: Where they lie.
     """
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
+        self._doubts: dict[str, SnapshotId | None] = {}  # where refs may be; None: deleted
         self._heads = RefLog(store, names.HEADS)
         self._tags = RefLog(store, names.TAGS)
 
@@ -73,6 +78,8 @@ class Refs:
         Raises:
             ConflictError: It has moved since.
             IntegrityError: One of its moves is damaged.
+            StoreError: The store could not be written. The error's `snapshot` is set if it is
+                unknown whether the branch has moved.
         """
         names.check_ref_name(branch)
         position = expected.position if expected else 0
@@ -80,7 +87,7 @@ class Refs:
             where = names.move_name(names.HEADS, branch, position)
             raise corrupt(where, "no position can follow it")
         before = expected.snapshot if expected else None
-        if not self._heads.append(branch, position, before, snapshot, move):
+        if not self._append(self._heads, branch, position, before, snapshot, move):
             error = ConflictError(
                 ErrorCode.REF_MOVED,
                 f"branch {branch!r} was moved by another writer meanwhile. Your version is safe "
@@ -90,6 +97,81 @@ class Refs:
             error.snapshot = snapshot
             raise error
         return Head(branch, position + 1, snapshot)
+
+    def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
+        """Where a branch is now, if that is this version."""
+        head = self.head(branch)
+        return head if head is not None and head.snapshot == snapshot else None
+
+    def doubt(self, head: Head) -> None:
+        """Keep in mind that whoever moved a branch there was told of an error."""
+        self._doubts[names.HEADS + head.branch] = head.snapshot
+
+    def is_doubted(self, head: Head) -> bool:
+        """Whether there was an error when the branch was moved there by this object."""
+        return self._doubts.get(names.HEADS + head.branch) == head.snapshot
+
+    def is_doubted_tag(self, tag: str) -> bool:
+        """Whether there was an error when this object made the tag."""
+        return names.TAGS + tag in self._doubts
+
+    def _append(
+        self,
+        log: RefLog,
+        ref: str,
+        after: int,
+        before: SnapshotId | None,
+        snapshot: SnapshotId,
+        move: bytes | None = None,
+    ) -> bool:
+        """Make a move; see `RefLog.append`. An error after it was made is none."""
+        key = log.kind + ref
+        try:
+            moved = log.append(ref, after, before, snapshot, move)
+        except BaseException as error:
+            self._doubts[key] = snapshot
+            if not isinstance(error, Exception):
+                raise
+            if not self._was_made(log, ref, after, before, snapshot, error):
+                raise
+            return True
+        self._doubts.pop(key, None)
+        return moved
+
+    def _was_made(
+        self,
+        log: RefLog,
+        ref: str,
+        after: int,
+        before: SnapshotId | None,
+        snapshot: SnapshotId,
+        error: Exception,
+    ) -> bool:
+        """Whether a move was made although that failed.
+
+        Raises:
+            StoreError: It cannot be found out.
+        """
+        try:
+            moves = log.moves(ref)
+            last = latest(moves) if moves else None
+            if last is None or (last.position, log.snapshot(last)) != (after + 1, snapshot):
+                return False
+            bases = [log.snapshot(move) for move in moves if move.position == after]
+            if after and before not in bases:
+                return False
+            if self.store.capabilities.exclusive_create:  # what is put twice is durable, too
+                self.store.put(last.name, [encode_move(snapshot)])
+        except Exception as again:
+            code = error.code if isinstance(error, StoreError) else ErrorCode.IO_FAILED
+            unknown = StoreError(
+                code,
+                f"{error}. Whether {ref!r} has moved to {snapshot} is unknown ({again}): repeat "
+                "the call, which does nothing twice",
+            )
+            unknown.snapshot = snapshot
+            raise unknown from error
+        return True
 
     def branches(self) -> dict[str, SnapshotId]:
         """All branches and where they are, by name."""
@@ -128,7 +210,7 @@ class Refs:
         """
         there = self.tag(tag)
         if there is None:
-            if self._tags.append(tag, 0, None, snapshot):
+            if self._append(self._tags, tag, 0, None, snapshot):
                 return
             there = self.tag(tag)  # None if it was deleted since, or a listing does not show it yet
         if there != snapshot:
@@ -174,9 +256,19 @@ class Refs:
 
     def _delete(self, log: RefLog, kind: str, ref: str) -> None:
         moves: Sequence[Move] = log.moves(names.check_ref_name(ref))
+        key = log.kind + ref
         if not moves:
+            if self._doubts.pop(key, ref) is None:  # it was deleted, and nobody could tell
+                return
             raise no_ref(kind, ref)
-        log.remove(moves)
+        try:
+            log.remove(moves)
+        except BaseException as error:
+            self._doubts[key] = None
+            if not isinstance(error, Exception) or log.moves(ref):
+                raise
+        else:
+            self._doubts.pop(key, None)
 
 
 def no_ref(kind: str, name: str) -> NotFoundError:

@@ -170,7 +170,7 @@ class Repository(ProcessBound):
 
         check_compression(compression)
         head = self._db.refs.head(branch)
-        if head is not None and parent is not None:
+        if head is not None and parent is not None and not self._db.refs.is_doubted(head):
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 f"branch {branch!r} exists, so its head is the parent: leave out `parent`",
@@ -329,6 +329,8 @@ class Repository(ProcessBound):
         """
         target = self.snapshot(at).id
         head = self._db.refs.head(name)
+        if head is not None and head.snapshot == target and self._db.refs.is_doubted(head):
+            return target  # an error came after it was made
         if head is not None and not force:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,

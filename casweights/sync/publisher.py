@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from casweights.arguments import check_compression
-from casweights.commit import Description, EncodedVersion, encode_version, write_version
+from casweights.commit import Description, EncodedVersion, encode_version, repeated, write_version
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
 from casweights.process import ProcessBound
@@ -441,6 +441,10 @@ class Publisher(ProcessBound):
         return self._db.snapshots.load(head.snapshot, to_read=True)
 
     def _write(self, encoded: EncodedVersion, mirror: Mirror | None, *, new: bool) -> None:
+        there = repeated(self._db, encoded.snapshot, self._head)
+        if there is not None and self._head is not None:
+            self._landed(self._head, there, mirror)
+            return
         self._doubtful = encoded.snapshot
         head = write_version(self._db, encoded, self._branch, self._head, new=new)
         self._landed(head, encoded.snapshot, mirror)
@@ -448,8 +452,8 @@ class Publisher(ProcessBound):
     def _settle(self) -> None:
         """Find out whether the last version has become the branch's head, if that is unknown."""
         if self._doubtful is not None:
-            head = self._db.refs.head(self._branch)
-            if head is not None and head.snapshot == self._doubtful.id:
+            head = self._db.refs.landed(self._branch, self._doubtful.id)
+            if head is not None:
                 self._landed(head, self._doubtful, self._mirror)
             self._doubtful = None
 

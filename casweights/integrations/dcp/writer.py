@@ -160,7 +160,8 @@ class CasweightsWriter(StorageWriter):
         tag, self._tag = self._tag, None  # torch resets only for those saves that have an ID
         repository = self._store.open()
         refs = repository.database.refs
-        if tag is not None and is_coordinator and refs.tag(tag) is not None:
+        is_taken = tag is not None and is_coordinator and refs.tag(tag) is not None
+        if tag is not None and is_taken and not refs.is_doubted_tag(tag):
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
                 f"tag {tag!r} is there already, and tags do not move: choose another "

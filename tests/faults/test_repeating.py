@@ -1,0 +1,241 @@
+"""After an error, repeating the call is right.
+
+Each call to the store fails in turn, before or after it has done its work, and either once or as
+the first of an outage that lasts until the verb gives up.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import casweights
+from casweights import Publisher, Reporter
+from casweights.commit import Description
+from casweights.config import KiB, StoreConfig
+from casweights.errors import CasweightsError, ConflictError, ErrorCode, StoreError
+from casweights.parts import commit_parts, encode_part
+from casweights.sources import scan
+from casweights.stores.base import Capabilities
+from casweights.stores.memory import MemoryStore
+from casweights.testing.faults import Fault, FaultyStore
+from casweights.testing.trees import write_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from casweights import Repository, Snapshot
+    from casweights.stores.base import ObjectStore
+
+WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+KINDS = ("directory", "bucket", "git")
+
+
+class Bucket(MemoryStore):
+    capabilities = Capabilities(exclusive_create=False)
+
+
+class Store(FaultyStore):
+    """A store with faults; if its refs lie in another one, the calls of that are counted along."""
+
+    def __init__(self, inner: ObjectStore, refs: ObjectStore, lead: Store | None = None) -> None:
+        super().__init__(inner)
+        self.is_out = False
+        self._refs = refs
+        self._lead = lead or self
+
+    def ref_store(self, where: str) -> ObjectStore:
+        return Store(self._refs, self._refs, self)
+
+    def fail(self, call: int, *, after: bool, outage: bool) -> None:
+        """Let a call fail, counted from now on, and in an outage all that follow."""
+        self.is_out = outage
+        number = len(self.calls) + call
+        self.unused = [Fault(call=number, after=after, action=vanish)]
+
+    def calm(self) -> None:
+        """Let nothing fail any more."""
+        self.unused, self.is_out = [], False
+
+    def _due(self, method: str, name: str) -> Sequence[Fault]:
+        if self._lead is not self:
+            return self._lead._due(method, name)
+        is_over = self.is_out and not self.unused
+        due = super()._due(method, name)
+        return [Fault(call=0, action=vanish)] if is_over else due
+
+
+def vanish() -> None:
+    raise StoreError(ErrorCode.UNREACHABLE, "the network is gone")
+
+
+class Place:
+    """A store in which there is something to work on."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.folder = folder
+        self.objects = Store(MemoryStore() if kind == "directory" else Bucket(), MemoryStore())
+        self.repo = make(self.objects, refs="datasets/me/refs" if kind == "git" else None)
+        self.repo.branch("old", "main~1")
+        self.repo.tag("v1", "main~1")
+        self.source = make(MemoryStore())
+        for branch, parent in (("old", "main~2"), ("next", "main")):
+            self.source.commit({"n": branch}, branch=branch, parent=parent, time=WHEN)
+        self.source.tag("v2", "next")
+        self.publisher = Publisher(self.repo, "live", compression="fast")
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for handle in (self.publisher, self.repo, self.source):
+            handle.close()
+
+    def state(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Where all refs are, and how they came there; times aside."""
+        refs = {f"heads/{name}": tip for name, tip in self.repo.branches().items()}
+        refs |= {f"tags/{name}": tip for name, tip in self.repo.tags().items()}
+        return {name: [said(v) for v in self.repo.log(str(tip))] for name, tip in refs.items()}
+
+
+def make(objects: ObjectStore, refs: str | None = None) -> Repository:
+    config = StoreConfig(chunk_size=64 * KiB, refs=refs)
+    repo = casweights.open(objects, create=True, config=config, workers=1)
+    for n in range(3):
+        repo.commit({"n": n}, message="before", time=WHEN)
+    return repo
+
+
+def said(version: Snapshot) -> tuple[Any, ...]:
+    return version.message, repr(version.metadata), version.files
+
+
+def join_parts(place: Place) -> None:
+    db = place.repo.database
+    head = db.refs.head("main")
+    assert head is not None
+    before = db.snapshots.load(head.snapshot, to_read=True)
+    part = encode_part(db, scan(place.folder), base=before, compression="fast")
+    description = Description(
+        parents=(head.snapshot,), time=datetime.now(UTC), author="", message="parts", metadata={}
+    )
+    commit_parts(db, [part], description, "main", head)
+
+
+def copy(place: Place) -> None:
+    with suppress(ConflictError):  # of the branch that went another way
+        place.source.copy(place.repo)
+
+
+def publish(place: Place) -> None:
+    place.publisher.publish({"n": 7}, step=7)
+    place.publisher.wait()
+
+
+VERBS = {
+    "commit": lambda place: place.repo.commit({"n": 9}, metadata={"loss": float("nan")}),
+    "commit a branch": lambda place: place.repo.commit({"n": 9}, branch="new", parent="main~1"),
+    "branch": lambda place: place.repo.branch("new", "main~1"),
+    "branch, moved": lambda place: place.repo.branch("old", "main", force=True),
+    "tag": lambda place: place.repo.tag("v3", "main"),
+    "delete a branch": lambda place: place.repo.delete_branch("old"),
+    "delete a tag": lambda place: place.repo.delete_tag("v1"),
+    "push": lambda place: place.source.push(place.repo, ["next", "v2"]),
+    "push with force": lambda place: place.source.push(place.repo, ["old"], force=True),
+    "copy": copy,
+    "clone": lambda place: place.source.clone(place.repo, "next"),
+    "parts": join_parts,
+    "publish": publish,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_tree({"a": b"part"}, tmp_path / "in")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_error_means_that_repeating_it_does_what_one_call_does(
+    verb: str, kind: str, folder: Path
+) -> None:
+    undisturbed = Place(kind, folder)
+    before = len(undisturbed.objects.calls)
+    VERBS[verb](undisturbed)
+    calls = len(undisturbed.objects.calls) - before
+    expected = undisturbed.state()
+    undisturbed.close()
+    assert calls
+    for call in range(1, calls + 1):
+        for after in (False, True):
+            for outage in (False, True):
+                try_once(verb, Place(kind, folder), expected, (call, after, outage))
+
+
+def try_once(
+    verb: str, place: Place, expected: dict[str, Any], fault: tuple[int, bool, bool]
+) -> None:
+    call, after, outage = fault
+    place.objects.fail(call, after=after, outage=outage)
+    try:
+        VERBS[verb](place)
+    except StoreError:
+        place.objects.calm()
+        VERBS[verb](place)
+    place.objects.calm()
+    assert place.state() == expected, fault
+    assert not place.repo.verify().problems
+    place.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_that_leaves_a_doubt_names_the_version(kind: str, folder: Path) -> None:
+    place = Place(kind, folder)
+    seen = len(place.objects.calls)
+    place.repo.branch("other", "main")  # a move, which is put as that of a commit is
+    moves = [name for _, name in place.objects.calls[seen:]]
+    put = next(n for n, name in enumerate(moves, 1) if name.startswith("refs/heads/other/0"))
+    place.objects.fail(put, after=True, outage=True)
+    with pytest.raises(StoreError, match="unknown") as caught:
+        place.repo.branch("another", "main")
+    place.objects.calm()
+    assert caught.value.code is ErrorCode.UNREACHABLE
+    assert caught.value.snapshot == place.repo.resolve("another")
+    place.close()
+
+
+class Broken(Reporter):
+    """Fails when it is told of a version, once."""
+
+    def __init__(self) -> None:
+        self.left = 1
+
+    def committed(self, stats: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise LookupError("the reporter's own")
+
+
+def test_a_commit_whose_reporter_failed_can_be_repeated() -> None:
+    with casweights.open("memory://", create=True, reporter=Broken()) as repo:
+        with pytest.raises(LookupError):
+            repo.commit({"n": 1}, message="mine")
+        landed = repo.snapshot("main")
+        assert repo.commit({"n": 1}, message="mine") == landed
+        assert repo.commit({"n": 2}, message="mine") != landed
+        assert len(list(repo.log())) == 2
+
+
+def test_what_is_no_repetition_is_a_version_of_its_own(folder: Path) -> None:
+    place = Place("directory", folder)
+    place.objects.fail(10**9, after=True, outage=False)
+    first = place.repo.commit({"n": 4})
+    assert place.repo.commit({"n": 4}).parents == (first.id,)  # there was no error
+    with pytest.raises(ConflictError):
+        place.repo.branch("old", "main~1")
+    with pytest.raises(CasweightsError):
+        place.repo.delete_branch("nothing")
+    place.close()
