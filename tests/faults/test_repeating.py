@@ -88,6 +88,14 @@ class Place:
         self.source.tag("v2", "next")
         self.publisher = Publisher(self.repo, "live", compression="fast")
 
+    def reopen(self) -> None:
+        """Go on as another process does."""
+        with suppress(StoreError):  # which was told before
+            self.publisher.close()
+        self.repo.close()
+        self.repo = casweights.open(self.objects, workers=1)
+        self.publisher = Publisher(self.repo, "live", compression="fast")
+
     def close(self) -> None:
         """Let go of everything."""
         for handle in (self.publisher, self.repo, self.source):
@@ -184,6 +192,8 @@ def try_once(
         VERBS[verb](place)
     except StoreError:
         place.objects.calm()
+        if not outage:  # any process may repeat it
+            place.reopen()
         VERBS[verb](place)
     place.objects.calm()
     assert place.state() == expected, fault

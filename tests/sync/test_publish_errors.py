@@ -65,6 +65,12 @@ class Run:
         """Publish once more what is there."""
         self.publisher.publish(self.state, step=step)
 
+    def fail(self, method: str, prefix: str, after: bool, landed: bool) -> None:
+        """Let the next such call fail; where it has landed, the look at the branch as well."""
+        self.objects.fail(method, prefix, after=after)
+        if landed:
+            self.objects.fail("list", "refs/heads/")
+
     def failed(self, call: Callable[[], object]) -> None:
         """An error comes out, once."""
         with pytest.raises(StoreError, match="the network is gone"):
@@ -87,7 +93,7 @@ def test_an_error_comes_out_once_and_nothing_is_lost(
     run = Run(base=base)
     run.publish(0)
     first = run.publisher.wait()
-    run.objects.fail(method, prefix, after=after)
+    run.fail(method, prefix, after, landed)
     run.publish(1)
     if how == "publish":
         with run.publisher._state:
@@ -110,11 +116,23 @@ def test_an_error_comes_out_once_and_nothing_is_lost(
 def test_the_first_version_fails(base: Base, failure: tuple[str, str, bool, bool]) -> None:
     method, prefix, after, landed = failure
     run = Run(base=base)
-    run.objects.fail(method, prefix, after=after)
+    run.fail(method, prefix, after, landed)
     run.publish(0)
     run.failed(run.publisher.wait)
     run.publish(1)
     run.check(*([0, 1] if landed else [1]))
+
+
+@bases
+def test_a_version_that_landed_is_no_failure(base: Base) -> None:
+    run = Run(base=base)
+    run.objects.fail("put", "refs/", after=True)
+    run.publish(0)
+    run.publisher.wait()
+    run.objects.fail("list", "refs/heads/main/")
+    run.publish(1)
+    run.publisher.wait()
+    run.check(0, 1)
 
 
 @bases
@@ -167,7 +185,7 @@ def test_a_version_in_doubt_while_the_store_stays_away(times: int) -> None:
     run = Run()
     run.publish(0)
     run.publisher.wait()
-    run.objects.fail("put", "refs/", after=True)  # it is the head, and nobody knows
+    run.fail("put", "refs/", after=True, landed=True)  # it is the head, and nobody knows
     run.publish(1)
     run.failed(run.publisher.wait)
     for step in range(2, 2 + times):  # changes of theirs are in no version that was tried
@@ -182,7 +200,7 @@ def test_a_version_in_doubt_and_another_layout() -> None:
     run = Run()
     run.publish(0)
     run.publisher.wait()
-    run.objects.fail("put", "refs/", after=True)
+    run.fail("put", "refs/", after=True, landed=True)
     run.publish(1)
     run.failed(run.publisher.wait)
     run.state["more"] = noise(9)
@@ -195,7 +213,7 @@ def test_a_version_in_doubt_when_the_layout_cannot_change_yet() -> None:
     run = Run()
     run.publish(0)
     run.publisher.wait()
-    run.objects.fail("put", "refs/", after=True)
+    run.fail("put", "refs/", after=True, landed=True)
     run.publish(1)
     run.failed(run.publisher.wait)
     run.state["more"] = noise(9)
@@ -231,7 +249,7 @@ def test_a_scan_that_stops_half_way(
     run.publish(0)
     run.publisher.wait()
     if in_doubt:
-        run.objects.fail("put", "refs/", after=True)
+        run.fail("put", "refs/", after=True, landed=True)
     run.publish(1)
     if in_doubt:
         run.failed(run.publisher.wait)
