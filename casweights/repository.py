@@ -164,7 +164,8 @@ class Repository(ProcessBound):
             InvalidInputError: The source cannot be read, is malformed, or changed meanwhile.
             ConflictError: Another writer moved the branch meanwhile. The version is stored; its
                 ID is the error's `snapshot`.
-            StoreError: The store could not be written.
+            StoreError: The store could not be written. Its `snapshot` is set if it is unknown
+                whether the branch has moved. Repeat the call: it makes no second version.
         """
         from casweights.commit import Description, commit
 
