@@ -181,10 +181,12 @@ def encode_version(
         nearby: May have the chunks of `base`; by default the store's own cache.
 
     Raises:
-        InvalidInputError: A file changed while it was read, or cannot be read.
+        InvalidInputError: A file changed while it was read, or cannot be read; or the format has
+            no place for the metadata, and nothing was written.
         StoreError: The store could not be written. What was written stays and is found again when
             the command is repeated.
     """
+    Snapshot.of(description.manifest(db.config, ()))  # refuses bad metadata before any work
     db.heed_findings()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else Bases(base))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casweights.findings import Findings
     from casweights.format.snapshot import PackTable
     from casweights.ids import ChunkId, Suspect
-    from casweights.paths import Path
+    from casweights.paths import Cost, Path
     from casweights.stores.base import ObjectStore, Range
 
 _TAIL_GUESS = 8 * KiB
@@ -225,7 +225,8 @@ class ChunkIndex:
         Its pack counts as damaged, and others will know, unless it is gone: others may have
         rewritten it.
         """
-        self._table.exclude(location)
+        with self._lock:
+            self._table.exclude(location)
         if not isinstance(why, NotFoundError):
             self.damaged[names.pack_name(location.pack)] = why
         if isinstance(why, IntegrityError) and self._findings is not None:
@@ -253,6 +254,11 @@ class ChunkIndex:
     def is_damaged(self, pack: PackId) -> bool:
         """Whether anything in a pack is damaged or in doubt."""
         return names.pack_name(pack) in self.damaged or pack in self._packs_in_doubt
+
+    def abandon(self, chunk: ChunkId) -> None:
+        """Count all frames of a chunk as missing, since many of them are bad."""
+        with self._lock:
+            self._table.exclude(*self._table.all_frames(chunk))
 
     def reconsider(self) -> None:
         """Look at everything anew: by the next time, what was found damaged may be repaired."""
@@ -308,7 +314,7 @@ class ChunkIndex:
 
     def __contains__(self, chunk: ChunkId) -> bool:
         """Whether the packs that were read are enough to rebuild this chunk, as far as known."""
-        return self._paths.path(chunk) is not None
+        return self._paths.cost(chunk) is not None
 
     def __iter__(self) -> Iterator[ChunkId]:
         """Every chunk that is known."""
@@ -321,6 +327,10 @@ class ChunkIndex:
     def path(self, chunk: ChunkId) -> Path | None:
         """The cheapest way to rebuild a chunk from the packs that were read."""
         return self._paths.path(chunk)
+
+    def cost(self, chunk: ChunkId) -> Cost | None:
+        """What the cheapest way to rebuild a chunk takes, from the packs that were read."""
+        return self._paths.cost(chunk)
 
     def find_path(self, chunk: ChunkId, finder: PathFinder | None = None) -> Path | None:
         """The same; further packs are read where that is needed, the hinted ones first."""

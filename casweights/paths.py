@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, PackId
 
 MAX_LINKS = 4096  # frames in a row that a reader follows
+_FEW = 8  # frames of a chunk; honest stores have no more
 
 
 class FrameTable:
@@ -26,7 +27,8 @@ class FrameTable:
     """
 
     def __init__(self) -> None:
-        self._known: dict[ChunkId, tuple[Location, ...]] = {}
+        self._known: dict[ChunkId, list[Location]] = {}
+        self._many: dict[ChunkId, set[Location]] = {}  # the same, for chunks with many frames
         self._excluded: set[Location] = set()
         self._doubted: set[Suspect] = set()
         self._unknown_bases: set[ChunkId] = set()
@@ -38,7 +40,8 @@ class FrameTable:
 
     def locations(self) -> Iterator[Location]:
         """All frames, the excluded ones included."""
-        return (place for places in list(self._known.values()) for place in places)
+        yield from (place for places in list(self._known.values()) for place in list(places))
+        yield from list(self._excluded)
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All frames of a chunk that are neither excluded nor in doubt."""
@@ -49,10 +52,7 @@ class FrameTable:
 
     def all_frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All frames of a chunk that are not excluded."""
-        found = self._known.get(chunk, ())
-        if not self._excluded:
-            return found
-        return [place for place in found if place not in self._excluded]
+        return self._known.get(chunk, ())
 
     def doubt(self, suspects: Collection[Suspect]) -> None:
         """From now on, these frames and all frames of these packs are in doubt, and no others."""
@@ -69,28 +69,46 @@ class FrameTable:
         new: set[ChunkId] = set()  # may have several frames, and nobody has asked for it yet
         for location in locations:
             chunk, base = location.frame.chunk, location.frame.base
-            known = self._known.get(chunk, ())
-            if location in known:
+            if location in self._excluded or self._has(location):
                 continue
-            if (known and chunk not in new) or chunk in self._unknown_bases:
+            is_new = chunk not in self._known
+            if not (is_new or chunk in new) or chunk in self._unknown_bases:
                 self.version += 1
                 self._unknown_bases.discard(chunk)
-            if not known:
+            if is_new:
                 new.add(chunk)
             if base is not None and base not in self._known:
                 self._unknown_bases.add(base)
-            self._known[chunk] = (*known, location)
+            self._known.setdefault(chunk, []).append(location)
 
-    def exclude(self, location: Location) -> None:
-        """Count a frame as missing."""
-        self._excluded.add(location)
+    def _has(self, location: Location) -> bool:
+        chunk = location.frame.chunk
+        known = self._known.get(chunk, ())
+        if len(known) < _FEW:
+            return location in known
+        many = self._many.get(chunk)
+        if many is None:
+            many = self._many[chunk] = set(known)
+        if location in many:
+            return True
+        many.add(location)
+        return False
+
+    def exclude(self, *locations: Location) -> None:
+        """Count frames of a chunk as missing."""
+        self._excluded.update(locations)
+        for chunk in {location.frame.chunk for location in locations}:
+            known = self._known.get(chunk, [])
+            self._known[chunk] = [place for place in known if place not in self._excluded]
+            self._many.pop(chunk, None)
         self.version += 1
 
     def retain(self, packs: Iterable[PackId]) -> None:
         """Forget the frames of all other packs."""
         kept, known = set(packs), FrameTable()
+        known._excluded = {place for place in self._excluded if place.pack in kept}
         known.add(place for place in self.locations() if place.pack in kept)
-        self._excluded = {place for place in self._excluded if place.pack in kept}
+        self._excluded, self._many = known._excluded, known._many
         self._unknown_bases = known._unknown_bases
         self._known = known._known  # at once, because other threads look for chunks meanwhile
         self.version += 1
@@ -98,6 +116,7 @@ class FrameTable:
     def clear(self) -> None:
         """Forget all frames; what was in doubt stays so."""
         self._known.clear()
+        self._many.clear()
         self._excluded.clear()
         self._unknown_bases.clear()
         self.version += 1
@@ -113,6 +132,18 @@ class Path(NamedTuple):
 
     frames: tuple[Location, ...]
     nbytes: int
+
+
+class Cost(NamedTuple):
+    """What rebuilding a chunk takes.
+
+    Attributes:
+        nbytes: Stored bytes of the frames.
+        links: How many there are.
+    """
+
+    nbytes: int
+    links: int
 
 
 class _Node(NamedTuple):
@@ -167,48 +198,86 @@ class PathFinder:
         self._frames = table.all_frames if doubted else table.frames
         self._lock = threading.Lock()
         self._steps: dict[_Node, _Step] = {}
+        self._dead: set[_Node] = set()  # where no way leads to
+        self._best: dict[ChunkId, _Step | None] = {}  # the last step to a chunk with many frames
         self._version = -1
 
     def path(self, chunk: ChunkId) -> Path | None:
         """The path of the fewest stored bytes; None where frames are missing."""
         with self._lock:
-            if self._version != self._table.version:
-                self._steps, self._version = {}, self._table.version
-            if chunk in self._have:
-                return Path((), 0)
-            sizes = {place.frame.raw_size for place in self._frames(chunk)}
-            found = [self._find(_Node(chunk, size)) for size in sizes]
-            paths = [path for path in found if path is not None]
-            return min(paths, key=lambda path: path.nbytes, default=None)
+            step = self._last_step(chunk)
+            return None if step is None else Path(tuple(self._trace(step))[::-1], step.nbytes)
 
-    def _find(self, wanted: _Node) -> Path | None:
-        if wanted not in self._steps:
+    def cost(self, chunk: ChunkId) -> Cost | None:
+        """What that path takes, for much less than the path itself."""
+        with self._lock:
+            step = self._last_step(chunk)
+            return None if step is None else Cost(step.nbytes, step.links)
+
+    def _last_step(self, chunk: ChunkId) -> _Step | None:
+        if self._version != self._table.version:
+            self._steps, self._dead, self._best = {}, set(), {}
+            self._version = self._table.version
+        if chunk in self._have:
+            return _NOTHING
+        frames = self._frames(chunk)
+        if len(frames) < _FEW:
+            return self._cheapest(chunk, frames)
+        if chunk not in self._best:
+            self._best[chunk] = self._cheapest(chunk, frames)
+        return self._best[chunk]
+
+    def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> _Step | None:
+        sizes = {place.frame.raw_size for place in frames}
+        found = [self._find(_Node(chunk, size)) for size in sizes]
+        steps = [step for step in found if step is not None]
+        return min(steps, key=lambda step: step.nbytes, default=None)
+
+    def _find(self, wanted: _Node) -> _Step | None:
+        if wanted not in self._steps and wanted not in self._dead:
             self._search(wanted)
-        step = self._steps.get(wanted)
-        return None if step is None else Path(tuple(self._trace(step))[::-1], step.nbytes)
+        return self._steps.get(wanted)
 
     def _search(self, wanted: _Node) -> None:
         """Dijkstra's algorithm, from the chunk back to the nearest place where a way can begin.
 
         What lies further back than that is never looked at, however long the history.
         """
+        is_cut = False
         numbers = count()  # against ties
         queue = [_Candidate(0, 0, next(numbers), wanted, None)]
         done: set[_Node] = set()
         while queue:
             nearest = heapq.heappop(queue)
             if nearest.links > MAX_LINKS:
+                is_cut = True
                 continue
             known = self._known(nearest.node)
             if known is not None:
                 self._keep(nearest.trail, known)
                 return
-            if nearest.node is None or nearest.node in done:
+            if nearest.node is None or nearest.node in done or nearest.node in self._dead:
                 continue
             done.add(nearest.node)
             for place in self._frames(nearest.node.chunk):
                 if place.frame.raw_size == nearest.node.raw_size:
                     heapq.heappush(queue, self._back(nearest, place, next(numbers)))
+        if self._have == ():  # otherwise a way may open later
+            self._dead |= self._out_of_reach() if is_cut else done
+
+    def _out_of_reach(self) -> set[_Node]:
+        """What `MAX_LINKS` frames do not lead to, all over the table."""
+        after: dict[_Node | None, list[_Node]] = {}
+        for chunk in self._table:
+            for frame in (place.frame for place in self._frames(chunk)):
+                base = None if frame.base is None else _Node(frame.base, frame.raw_size)
+                after.setdefault(base, []).append(_Node(frame.chunk, frame.raw_size))
+        out = {node for nodes in after.values() for node in nodes}
+        layer: set[_Node] = set(after.pop(None, ()))
+        for _ in range(MAX_LINKS):
+            out -= layer
+            layer = {node for base in layer for node in after.pop(base, ())} & out
+        return out
 
     def _back(self, nearest: _Candidate, place: Location, number: int) -> _Candidate:
         """One frame further back. Its base must have its raw size, or nothing can be made of it."""

@@ -26,7 +26,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.format.envelope import Kind, corrupt, seal, unseal
-from casweights.format.fields import expect
+from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
@@ -131,10 +131,13 @@ class RefLog:
         """
         payload = unseal(Kind.REF, self._store.read(move.name, _MAX_REF), move.name)
         try:
-            table = expect(msgpack.unpackb(payload), dict)
-            expect(table["time"], int)
-            snapshot = SnapshotId(expect(table["snapshot"], bytes))
-        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+            data = Unpacker(payload)
+            table = data.fields(
+                {"time": lambda: data.scalar(int), "snapshot": lambda: data.scalar(bytes)}
+            )
+            data.finish()
+            snapshot = SnapshotId(table["snapshot"])
+        except MALFORMED as error:
             raise corrupt(move.name, str(error)) from error
         if move.snapshot not in (None, snapshot):
             raise corrupt(move.name, f"it leads to {snapshot}, which is not what its name says")

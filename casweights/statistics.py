@@ -104,12 +104,12 @@ def _version_stats(db: Database) -> Iterator[VersionStats]:
         chunks = {chunk: piece.nbytes for chunk, piece in version.pieces()}
         new = chunks.keys() - seen
         seen |= new
-        paths = [path for chunk in chunks if (path := db.index.path(chunk)) is not None]
+        costs = [cost for chunk in chunks if (cost := db.index.cost(chunk)) is not None]
         yield VersionStats(
             id=version.id,
             nbytes=version.size,
             new_bytes=sum(chunks[chunk] for chunk in new),
             stored_bytes=sum(place.frame.size for chunk in new for place in db.index.frames(chunk)),
-            read_bytes=sum(path.nbytes for path in paths),
-            longest_chain=max((len(path.frames) for path in paths), default=0),
+            read_bytes=sum(cost.nbytes for cost in costs),
+            longest_chain=max((cost.links for cost in costs), default=0),
         )

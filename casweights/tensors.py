@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = "model.safetensors"
 RECENT = 2  # tensors that are kept while their chunks are read
+_PATH_RATIO, _FREE_PATHS = 64, 1 << 20  # characters of paths: for each of a tree's own, and for any
 
 _CODES = {
     code: getattr(torch, name)
@@ -368,8 +369,17 @@ def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InvalidInputError: The tree is malformed.
     """
-    names = {path: name for path, name in leaves(rebuild(_Names(), metadata)) if path != name}
-    return {path: name for path, name in names.items() if isinstance(name, _Name)}
+    left = _FREE_PATHS + _PATH_RATIO * len(metadata.get(TREE_KEY, ""))
+    names: dict[str, str] = {}
+    for path, leaf in leaves(rebuild(_Names(), metadata)):
+        left -= len(path)  # of a long key with many leaves below it, each path is a long one
+        if left < 0:
+            raise InvalidInputError(
+                ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: its keys are too long"
+            )
+        if isinstance(leaf, _Name) and leaf != path:
+            names[path] = leaf
+    return names
 
 
 class _Name(str):

@@ -13,6 +13,7 @@ import casweights.commit
 from casweights.commit import Description, encode_version, write_version
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
+from casweights.stores.memory import MemoryStore
 from casweights.tensors import StateFile
 from casweights.testing.trees import write_tree
 
@@ -343,3 +344,26 @@ def test_a_commit_stores_chunks_again_that_are_lost_meanwhile(
     with casweights.open(objects) as other:
         assert other.load(stored)["w"].equal(rows(8))
         assert other.load(stored)["more"].equal(rows(1, seed=1))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"metadata": {"a": [0] * (1 << 17)}},
+        {"metadata": {"a": b"bytes"}},
+        {"message": "\ud800"},
+        {"author": "\ud800"},
+    ],
+    ids=["too much metadata", "bytes", "message", "author"],
+)
+def test_what_a_version_cannot_say_is_refused_before_anything_is_written(
+    tmp_path: Path, said: dict[str, Any]
+) -> None:
+    store = MemoryStore()
+    (tmp_path / "weights").write_bytes(b"weights")
+    with casweights.open(store, create=True) as repo:
+        before = [info.name for info in store.list()]
+        with pytest.raises(InvalidInputError) as caught:
+            repo.commit(tmp_path, **said)
+        assert caught.value.code is ErrorCode.BAD_ARGUMENT
+        assert [info.name for info in store.list()] == before

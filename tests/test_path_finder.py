@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from casweights.format.pack import Frame, Location
 from casweights.ids import ChunkId, PackId
-from casweights.paths import FrameTable, PathFinder
+from casweights.paths import MAX_LINKS, Cost, FrameTable, Path, PathFinder
 
 PACK = PackId(bytes(32))
 CHUNKS = 6
@@ -126,3 +127,63 @@ def test_one_step_more_is_one_look_more() -> None:
         assert path is not None
         assert len(path.frames) == n + 1
         assert table.looks <= 3
+
+
+def test_many_frames_of_one_chunk_are_hardly_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    equal = Location.__eq__
+
+    def counted(self: Location, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(self, other)
+
+    monkeypatch.setattr(Location, "__eq__", counted)
+    table = FrameTable()
+    places = [location(n, (0, None, 1 + n % 7, 100)) for n in range(2000)]
+    table.add(places)
+    table.add(places)
+    assert list(table.frames(chunk_id(0))) == places
+    table.exclude(places[3])
+    table.add(places)
+    assert list(table.frames(chunk_id(0))) == places[:3] + places[4:]
+    assert compared < 10 * len(places)
+
+
+@pytest.mark.parametrize("reason", ["no base", "circle", "too long", "other size"])
+def test_what_no_way_leads_to_is_looked_at_once(reason: str) -> None:
+    """However many chunks depend on it."""
+    table, count = Watched(), 100
+    length = MAX_LINKS + 50 if reason == "too long" else 500
+    last = {"circle": long_id(0), "no base": long_id(10**6), "other size": long_id(10**7)}
+    for n in range(length):
+        base = last.get(reason) if n == length - 1 else long_id(n + 1)
+        table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), base))])
+    table.add([Location(PACK, Frame(long_id(10**7), 99, 0, 0, 1, bytes(8)))])
+    for n in range(count):
+        frame = Frame(long_id(10**8 + n), 100, 0, n, 1, bytes(8), long_id(0))
+        table.add([Location(PACK, frame)])
+    finder = PathFinder(table)
+    for n in range(count):
+        assert finder.path(long_id(10**8 + n)) is None
+        assert finder.cost(long_id(10**8 + n)) is None
+    assert table.looks < 4 * length
+
+
+def test_a_chunk_with_many_frames_is_searched_once() -> None:
+    table = Watched()
+    table.add([location(n, (0, None, 1 + n, 100 + n)) for n in range(500)])
+    finder = PathFinder(table)
+    for _ in range(50):
+        assert finder.path(chunk_id(0)) == Path((location(0, (0, None, 1, 100)),), 1)
+    assert table.looks < 700
+
+
+def test_a_cost_is_that_of_the_path() -> None:
+    table = FrameTable()
+    table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
+    for n in range(1, 50):
+        table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), long_id(n - 1)))])
+    finder = PathFinder(table)
+    assert finder.cost(long_id(49)) == Cost(60 + 49, 50)
+    assert finder.cost(long_id(50)) is None

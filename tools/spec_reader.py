@@ -46,6 +46,8 @@ MAX_REF = 4_096
 MAX_CONFIG = 65_536
 MAX_BITS = 2**66
 MAX_LEVELS = 64
+MAX_VALUES = 131_072
+MAX_EXPANSION, FREE_EXPANSION = 64, 4_194_304
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64})?\.ref")
@@ -148,6 +150,8 @@ def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[
     payload = unseal(store, name, b"s", MAX_SNAPSHOT)
     manifest_size, manifest_stored, table_size, table_stored = struct.unpack_from("<4I", payload)
     need(manifest_size <= MAX_MANIFEST and table_size <= MAX_TABLE, f"{name} is too large")
+    for size, stored in ((manifest_size, manifest_stored), (table_size, table_stored)):
+        need(size <= FREE_EXPANSION + MAX_EXPANSION * stored, f"{name} expands too much")
     start, end = 16, 16 + manifest_stored
     need(len(payload) == end + table_stored, f"{name}: its sizes do not add up")
 
@@ -171,7 +175,7 @@ def parse_manifest(encoded: bytes, chunking: Chunking) -> list[File]:
     ints([fields["time"]], FIRST_TIME, LAST_TIME, "the manifest's time")
     need(is_text(fields["author"]) and is_text(fields["message"]), "the manifest lacks a text")
     need(isinstance(metadata, dict), "the manifest has malformed metadata")
-    check_metadata(metadata)
+    need(check_metadata(metadata) <= MAX_VALUES + 1, "the manifest has too much metadata")
     is_same = (fields["digest"], fields["chunk_size"]) == chunking
     need(is_same and type(fields["chunk_size"]) is int, "the manifest is not for this store")
     files = [parse_row(chunking, *row) for row in fields["files"]]
@@ -179,17 +183,19 @@ def parse_manifest(encoded: bytes, chunking: Chunking) -> list[File]:
     return files
 
 
-def check_metadata(value: Any, levels: int = MAX_LEVELS) -> None:
+def check_metadata(value: Any, levels: int = MAX_LEVELS) -> int:
+    """Return the number of keys and values."""
     need(levels >= 0, "the manifest's metadata are nested too deeply")
+    count = 1
     if isinstance(value, dict):
         need(all(is_text(key) for key in value), "the manifest has malformed metadata")
+        count += len(value)
         value = list(value.values())
     if isinstance(value, list):
-        for item in value:
-            check_metadata(item, levels - 1)
-    else:
-        is_scalar = value is None or isinstance(value, bool | int | float | str)
-        need(is_scalar, "the manifest has malformed metadata")
+        return count + sum(check_metadata(item, levels - 1) for item in value)
+    is_scalar = value is None or isinstance(value, bool | int | float | str)
+    need(is_scalar, "the manifest has malformed metadata")
+    return count
 
 
 def parse_row(chunking: Chunking, path: Any, size: Any, header: Any, joined_ids: Any) -> File:

@@ -16,16 +16,18 @@ from casweights.format.hashing import DIGEST_SIZES, blake3_256
 from casweights.format.layout import Piece, count_chunks, file_pieces
 from casweights.format.paths import check_paths
 from casweights.format.safetensors import Header, is_text, parse_header
+from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from casweights.ids import ChunkId
 
 MAX_MANIFEST_SIZE = 256 << 20
 MAX_PARENTS = 16
 MAX_NESTING = 64
+MAX_METADATA = 1 << 17  # keys and values
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SIZE = 1 << 63
 
@@ -112,7 +114,7 @@ class Snapshot(Manifest):
         check_paths([file.path for file in manifest.files])
         encoded = encode_manifest(manifest)
         fields = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
-        fields["metadata"] = _canonical(manifest.metadata, "metadata")  # not the caller's own
+        fields["metadata"] = canonical_metadata(manifest.metadata)  # not the caller's own
         return cls(id=SnapshotId(blake3_256(encoded)), **fields), encoded
 
     @classmethod
@@ -126,7 +128,7 @@ class Snapshot(Manifest):
             raise _corrupt(snapshot_id, "its bytes do not match its ID")
         try:
             fields = _decode_fields(encoded)
-        except (ValueError, TypeError, KeyError, OverflowError, msgpack.UnpackException) as error:
+        except MALFORMED as error:
             raise _corrupt(snapshot_id, str(error)) from error
         return cls(id=snapshot_id, **fields)
 
@@ -152,7 +154,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "time": (manifest.time - _EPOCH) // timedelta(microseconds=1),
             "author": manifest.author,
             "message": manifest.message,
-            "metadata": _canonical(manifest.metadata, "metadata"),
+            "metadata": canonical_metadata(manifest.metadata),
             "digest": manifest.config.digest,
             "chunk_size": manifest.config.chunk_size,
             "files": [
@@ -179,6 +181,30 @@ def check_size(encoded: bytes, what: str) -> bytes:
     return encoded
 
 
+def canonical_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a version's metadata with its keys in order.
+
+    Raises:
+        InvalidInputError: It is not JSON-like, is nested too deeply or holds too many values.
+    """
+    copy: dict[str, Any] = _canonical(metadata, "metadata")
+    count = _count(copy) - 1
+    if count > MAX_METADATA:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"metadata holds {count} keys and values, above the limit of {MAX_METADATA}: commit "
+            "them as a file",
+        )
+    return copy
+
+
+def _count(value: Any) -> int:
+    """How many keys and values this is."""
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(_count, value.values()))
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
+
+
 def _canonical(value: Any, where: str, levels: int = MAX_NESTING) -> Any:
     """Check that a metadata value is JSON-like, and order its keys."""
     if levels < 0:
@@ -201,16 +227,9 @@ def _canonical(value: Any, where: str, levels: int = MAX_NESTING) -> Any:
 
 
 def _decode_fields(encoded: bytes) -> dict[str, Any]:
-    table = msgpack.unpackb(encoded, strict_map_key=True)
-    expect(table, dict)
-    keys = {"parents", "time", "author", "message", "metadata", "digest", "chunk_size", "files"}
-    if table.keys() != keys:
-        raise ValueError(f"it has the keys {sorted(table)}")
-    parents = expect(table["parents"], list)
-    if len(parents) > MAX_PARENTS:
-        raise ValueError(f"it has {len(parents)} parents")
-    config = StoreConfig(digest=table["digest"], chunk_size=expect(table["chunk_size"], int))
-    files = tuple(_decode_file(row, config) for row in expect(table["files"], list))
+    table = _unpack_fields(encoded)
+    config = StoreConfig(digest=table["digest"], chunk_size=table["chunk_size"])
+    files = tuple(_decode_file(row, config) for row in table["files"])
     check_paths([file.path for file in files])
     if any(above.path > below.path for above, below in pairwise(files)):
         raise ValueError("its files are not ordered by path")
@@ -220,24 +239,47 @@ def _decode_fields(encoded: bytes) -> dict[str, Any]:
             if sizes.setdefault(chunk, piece.nbytes) != piece.nbytes:
                 raise ValueError(f"its chunk {chunk} has two sizes")
     return {
-        "parents": tuple(SnapshotId(expect(parent, bytes)) for parent in parents),
-        "time": _EPOCH + timedelta(microseconds=expect(table["time"], int)),
-        "author": expect(table["author"], str),
-        "message": expect(table["message"], str),
-        "metadata": _canonical(expect(table["metadata"], dict), "metadata"),
+        "parents": tuple(map(SnapshotId, table["parents"])),
+        "time": _EPOCH + timedelta(microseconds=table["time"]),
+        "author": table["author"],
+        "message": table["message"],
+        "metadata": canonical_metadata(expect(table["metadata"], dict)),
         "config": config,
         "files": files,
     }
 
 
-def _decode_file(row: Any, config: StoreConfig) -> FileEntry:
-    path, size, raw_header, joined = expect(row, list)
-    expect(path, str)
-    if not 0 <= expect(size, int) < _MAX_SIZE:
+def _unpack_fields(encoded: bytes) -> dict[str, Any]:
+    """The values of a manifest, each of the type that belongs there."""
+    data = Unpacker(encoded)
+    readers: dict[str, Callable[[], Any]] = {
+        "parents": lambda: [data.scalar(bytes) for _ in data.items(MAX_PARENTS)],
+        "time": lambda: data.scalar(int),
+        "author": lambda: data.scalar(str),
+        "message": lambda: data.scalar(str),
+        "metadata": lambda: data.tree(MAX_METADATA, MAX_NESTING),
+        "digest": lambda: data.scalar(str),
+        "chunk_size": lambda: data.scalar(int),
+        "files": lambda: [_unpack_row(data) for _ in data.items(len(encoded))],
+    }
+    table = data.fields(readers, exact=True)
+    data.finish()
+    return table
+
+
+_Row = tuple[str, int, "bytes | None", bytes]
+
+
+def _unpack_row(data: Unpacker) -> _Row:
+    data.row(4)
+    return data.scalar(str), data.scalar(int), data.optional(bytes), data.scalar(bytes)
+
+
+def _decode_file(row: _Row, config: StoreConfig) -> FileEntry:
+    path, size, raw_header, joined = row
+    if not 0 <= size < _MAX_SIZE:
         raise ValueError(f"{path!r} claims {size} bytes")
-    header = None
-    if raw_header is not None:
-        header = parse_header(expect(raw_header, bytes), size - len(raw_header))
+    header = None if raw_header is None else parse_header(raw_header, size - len(raw_header))
     ids = split_ids(joined, DIGEST_SIZES[config.digest])
     if len(ids) != count_chunks(size, header, config.chunk_size):
         raise ValueError(f"{path!r} claims {size} bytes and lists {len(ids)} chunks")

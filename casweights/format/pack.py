@@ -10,13 +10,14 @@ import msgpack
 
 from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.envelope import PREFIX_SIZE, Kind, check_version, corrupt, prefix
-from casweights.format.fields import expect, split_ids
+from casweights.format.fields import split_ids
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
 from casweights.format.names import pack_name
+from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import ChunkId, PackId, Suspect
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 MAX_INDEX_SIZE = 64 << 20
 TRAILER_SIZE = 8
@@ -102,19 +103,19 @@ def _frames_from_columns(
     raw_sizes: Sequence[int],
     offsets: Sequence[int],
 ) -> list[Frame]:
-    sizes, encodings = expect(table["size"], list), expect(table["encoding"], bytes)
-    checksums, bases = expect(table["checksum"], bytes), expect(table["base"], dict)
+    sizes, encodings = table["size"], table["encoding"]
+    checksums, bases = table["checksum"], table["base"]
     lengths = {len(chunks), len(raw_sizes), len(offsets), len(sizes), len(encodings)}
     if lengths != {len(checksums) / CHECKSUM_SIZE}:
         raise ValueError("its columns differ in length")
-    for n in (*sizes, *raw_sizes, *offsets):
-        if not 0 <= expect(n, int) < _MAX_OFFSET:
-            raise ValueError(f"it has the size or offset {n}")
+    for column in (sizes, raw_sizes, offsets):
+        if not 0 <= min(column, default=0) <= max(column, default=0) < _MAX_OFFSET:
+            raise ValueError("it has a size or offset that is out of bounds")
     if any(n > MAX_CHUNK_SIZE for n in raw_sizes):
         raise ValueError("it has a chunk above the largest chunk size")
     if any(size > raw_size for size, raw_size in zip(sizes, raw_sizes, strict=True)):
         raise ValueError("it has a frame that is larger than its chunk")
-    if not all(type(n) is int and 0 <= n < len(chunks) for n in bases):
+    if not all(0 <= n < len(chunks) for n in bases):
         raise ValueError("it has a base for a frame that is not there")
     return [
         Frame(
@@ -124,7 +125,7 @@ def _frames_from_columns(
             offset=offsets[n],
             size=sizes[n],
             checksum=checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
-            base=ChunkId(expect(bases[n], bytes)) if n in bases else None,
+            base=ChunkId(bases[n]) if n in bases else None,
         )
         for n, chunk in enumerate(chunks)
     ]
@@ -202,7 +203,7 @@ def parse_index(
     check_version(first_bytes[5], name)
     try:
         frames, end = _parse_frames(index)
-    except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+    except MALFORMED as error:
         raise corrupt(name, str(error)) from error
     if end != index_start:
         raise corrupt(name, "its frames do not end where its index begins")
@@ -225,8 +226,25 @@ def parse_generation(index: bytes, name: str) -> int:
 
 def _parse_frames(index: bytes) -> tuple[list[Frame], int]:
     """The frames that an index lists, and where the last of them ends."""
-    table = expect(msgpack.unpackb(index, strict_map_key=False), dict)
-    chunks = split_ids(table["chunk"], expect(table["digest_size"], int))
-    starts = list(accumulate(expect(table["size"], list), initial=PREFIX_SIZE))
+    table = _unpack_columns(index)
+    chunks = split_ids(table["chunk"], table["digest_size"])
+    starts = list(accumulate(table["size"], initial=PREFIX_SIZE))
     end = starts.pop()
-    return _frames_from_columns(table, chunks, expect(table["raw_size"], list), starts), end
+    return _frames_from_columns(table, chunks, table["raw_size"], starts), end
+
+
+def _unpack_columns(index: bytes) -> dict[str, Any]:
+    """The values of an index, each of the type that belongs there."""
+    data = Unpacker(index)
+    readers: dict[str, Callable[[], Any]] = {
+        "digest_size": lambda: data.scalar(int),
+        "chunk": lambda: data.scalar(bytes),
+        "raw_size": data.ints,
+        "size": data.ints,
+        "encoding": lambda: data.scalar(bytes),
+        "checksum": lambda: data.scalar(bytes),
+        "base": lambda: {data.scalar(int): data.scalar(bytes) for _ in data.pairs(len(index))},
+    }
+    table = data.fields(readers)
+    data.finish()
+    return table

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, InvalidInputError
@@ -13,7 +15,10 @@ if TYPE_CHECKING:
 
 MAX_PATH_BYTES = 4096
 MAX_PATH_PARTS = 100
+_NOWHERE = frozenset(("", ".", ".."))
 _SHOWN = 200  # characters of a name in a message
+_LONG = 256  # characters of a name
+_MARKS = re.compile(rb"[^\0]{32,}")  # in the combining classes of a text: a long run of marks
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _DRIVE = re.compile(r"(^|/)[A-Za-z]:")
 
@@ -39,7 +44,7 @@ def check_path(path: str) -> None:
         raise _bad(path, f"lies in more than {MAX_PATH_PARTS - 1} folders")
     if path.startswith("/") or _DRIVE.search(path):
         raise _bad(path, "is not relative")
-    if any(part in ("", ".", "..") for part in path.split("/")):
+    if not _NOWHERE.isdisjoint(path.split("/")):
         raise _bad(path, "has an empty part, '.' or '..'")
 
 
@@ -57,16 +62,33 @@ def check_paths(paths: Iterable[str]) -> None:
         if place in places:
             raise _bad(path, f"and {places[place]!r} are the same file on some systems: rename one")
         places[place] = path
-    for path in places.values():
-        for parent in _parents(path):
-            if _fold(parent) in places:
-                raise _bad(path, f"lies inside {places[_fold(parent)]!r}, which is a file")
+    # With the separator below all other characters, what lies in a folder follows right after it.
+    ordered = sorted(places, key=lambda place: place.replace("/", "\0"))
+    for above, below in pairwise(ordered):
+        if below.startswith(above + "/"):
+            raise _bad(places[below], f"lies inside {places[above]!r}, which is a file")
 
 
 def _fold(path: str) -> str:
-    return unicodedata.normalize("NFC", path.casefold())
+    folded = path.casefold()
+    if len(folded) > _LONG and not folded.isascii():
+        folded = _in_order(folded)
+    return unicodedata.normalize("NFC", folded)
 
 
-def _parents(path: str) -> Iterable[str]:
-    parts = path.split("/")
-    return ("/".join(parts[:n]) for n in range(1, len(parts)))
+def _in_order(text: str) -> str:
+    """The text decomposed, with runs of combining marks in canonical order.
+
+    `normalize` would order them by insertion, which takes the square of a run's length.
+    """
+    decomposed = "".join(map(partial(unicodedata.normalize, "NFD"), text))
+    classes = bytes(map(unicodedata.combining, decomposed))
+    parts, done = [], 0
+    for run in _MARKS.finditer(classes):
+        start, stop = run.span()
+        parts += [
+            decomposed[done:start],
+            *sorted(decomposed[start:stop], key=unicodedata.combining),
+        ]
+        done = stop
+    return "".join([*parts, decomposed[done:]])

@@ -6,6 +6,7 @@ Source of the format: the README and the ``safetensors`` crate of huggingface/sa
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,15 @@ LENGTH_SIZE = 8
 MAX_HEADER_SIZE = 100_000_000  # the reference implementation's limit
 _ALIGNMENT = 8
 _MAX_DIM = 1 << 63
+_SHORT = 1 << 16  # a header of no more bytes does no harm, and gets more precise errors
+_MAX_ODD = 1 << 10  # objects that describe no tensor
+_SHOWN = 200  # characters of a value in a message
+_KEYS = {"dtype", "shape", "data_offsets"}
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_OBJECT = rb"\{(?:[^][{}\"]++|%b|\[[^][{}\"]*+\])*+\}" % _STRING
+# Objects in one object, with lists of numbers: what JSON can nest otherwise takes much memory.
+_SHAPE = re.compile(rb"\{(?:[\s,:]++|%b|%b)*+\}\s*+" % (_STRING, _OBJECT), re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ORDER = {code: n for n, code in enumerate(DTYPES)}
 
 
@@ -113,8 +123,10 @@ def parse_header(header: bytes, data_size: int) -> Header:
 def _parse_json(text: bytes) -> dict[str, Any]:
     if not text.startswith(b"{"):
         raise bad("its header does not start with '{'")
+    if len(text) > _SHORT and not _SHAPE.fullmatch(text):
+        raise bad("its header is not a map of tensors")
     try:
-        table = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
+        table = json.loads(text.decode("utf-8"), object_pairs_hook=_Objects())
     except (ValueError, RecursionError) as error:
         if isinstance(error, InvalidInputError):
             raise
@@ -124,16 +136,33 @@ def _parse_json(text: bytes) -> dict[str, Any]:
     return table
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise bad("its header has a key twice")
-    return table
+class _Objects:
+    """Makes the dicts of a header, each with unique keys, and few that describe no tensor."""
+
+    def __init__(self) -> None:
+        self._odd = 0
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            raise bad("its header has a key twice")
+        if table.keys() != _KEYS:
+            self._odd += 1
+            if self._odd > _MAX_ODD:
+                raise bad("many entries of its header do not describe a tensor")
+        return table
 
 
 def is_text(value: object) -> bool:
     """Whether this is a string that UTF-8 can encode (JSON can smuggle in lone surrogates)."""
-    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value for a message, however large it is."""
+    if isinstance(value, list | str):
+        value = value[:_SHOWN]
+    return f"{value!r:.{_SHOWN}}"
 
 
 def _is_size(value: object) -> bool:
@@ -142,31 +171,33 @@ def _is_size(value: object) -> bool:
 
 def _parse_tensor(name: str, entry: object) -> TensorInfo:
     if not is_text(name):
-        raise bad(f"the tensor name {name!r} is not valid Unicode")
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise bad(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
+        raise bad(f"the tensor name {_shown(name)} is not valid Unicode")
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
+        raise bad(f"tensor {_shown(name)} does not have exactly dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = DTYPES.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise bad(f"tensor {name!r} has the unknown dtype {code!r}")
+        raise bad(f"tensor {_shown(name)} has the unknown dtype {_shown(code)}")
     if not isinstance(shape, list) or not all(map(_is_size, shape)):
-        raise bad(f"tensor {name!r} has the impossible shape {shape!r}")
+        raise bad(f"tensor {_shown(name)} has the impossible shape {_shown(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
-        raise bad(f"tensor {name!r} has the impossible data_offsets {offsets!r}")
+        raise bad(f"tensor {_shown(name)} has the impossible data_offsets {_shown(offsets)}")
     start, stop = offsets
     nbytes = dtype.nbytes(tuple(shape))
     if nbytes is None or nbytes != stop - start:
-        raise bad(f"tensor {name!r} has bytes {start} to {stop}, which is not its shape's size")
+        raise bad(
+            f"tensor {_shown(name)} has bytes {start} to {stop}, which is not its shape's size"
+        )
     return TensorInfo(name, dtype, tuple(shape), start, nbytes)
 
 
 def _check_cover(tensors: list[TensorInfo], data_size: int) -> None:
     if tensors and tensors[0].start != 0:
-        raise bad(f"tensor {tensors[0].name!r} does not start at the first data byte")
+        raise bad(f"tensor {_shown(tensors[0].name)} does not start at the first data byte")
     for left, right in pairwise(tensors):
         if left.start + left.nbytes != right.start:
             kind = "overlap" if left.start + left.nbytes > right.start else "leave a hole"
-            raise bad(f"tensors {left.name!r} and {right.name!r} {kind}")
+            raise bad(f"tensors {_shown(left.name)} and {_shown(right.name)} {kind}")
     end = tensors[-1].start + tensors[-1].nbytes if tensors else 0
     if end != data_size:
         raise bad(f"its tensors end at byte {end} of {data_size} data bytes: is it truncated?")
@@ -185,7 +216,7 @@ def build_header(
     for name, dtype, shape in sorted(tensors, key=lambda t: (-_ORDER[t[1].code], t[0])):
         nbytes = dtype.nbytes(shape)
         if nbytes is None:
-            raise bad(f"tensor {name!r} has no whole number of bytes")
+            raise bad(f"tensor {_shown(name)} has no whole number of bytes")
         table[name] = {
             "dtype": dtype.code,
             "shape": list(shape),

@@ -7,16 +7,18 @@ saves readers from looking through all packs, and where it is out of date they d
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
-import zstandard
 
-from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.envelope import Kind, corrupt, seal, unseal
-from casweights.format.fields import expect
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
+from casweights.format.unpack import MALFORMED, Unpacker
+from casweights.format.zstd import compress_object, decompress_object, most_content
 from casweights.ids import ChunkId, PackId, SnapshotId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _SIZES = struct.Struct("<4I")  # manifest: raw, stored; pack table: raw, stored
 _LEVEL = 3
@@ -58,7 +60,7 @@ def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTabl
         fields["shallow"] = True
     encoded_table: bytes = msgpack.packb(fields)
     parts = [encoded_manifest, check_size(encoded_table, "pack table")]
-    packed = [zstandard.ZstdCompressor(level=_LEVEL).compress(part) for part in parts]
+    packed = [compress_object(part, _LEVEL) for part in parts]
     sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
     return seal(Kind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))
 
@@ -101,45 +103,43 @@ def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> StoredSn
     body = memoryview(payload)[_SIZES.size :]
     if len(body) != manifest_size + table_size:
         raise corrupt(name, "its sizes do not add up")
-    manifest = _decompress(body[:manifest_size], manifest_raw, name)
+    parts = body[:manifest_size], body[manifest_size:]
+    for what, raw, stored in (
+        (f"the manifest of snapshot {snapshot_id}", manifest_raw, manifest_size),
+        ("its pack table", table_raw, table_size),
+    ):
+        if raw > min(MAX_MANIFEST_SIZE, most_content(stored)):
+            raise corrupt(name, f"{what} is not valid: it claims {raw} bytes in {stored}")
+    manifest = _decompress(parts[0], manifest_raw, name)
     snapshot = Snapshot.decode(manifest, snapshot_id)
+    encoded_table = _decompress(parts[1], table_raw, name)
     try:
-        table = msgpack.unpackb(
-            _decompress(body[manifest_size:], table_raw, name), strict_map_key=False
-        )
-        return StoredSnapshot(snapshot, manifest, _decode_table(expect(table, dict), snapshot))
-    except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+        return StoredSnapshot(snapshot, manifest, _decode_table(encoded_table, snapshot))
+    except MALFORMED as error:
         raise corrupt(name, f"its pack table is not valid: {error}") from error
 
 
-def _decode_table(table: dict[str, Any], snapshot: Snapshot) -> PackTable:
-    joined, numbers = expect(table["packs"], bytes), expect(table["pack"], list)
-    packs = [PackId(joined[n : n + 32]) for n in range(0, len(joined), 32)]
-    for n in numbers:
-        _natural(n)
-    chunks = {c: packs[n] for c, n in zip(_distinct(snapshot), numbers, strict=True)}
-    places = {
-        packs[_natural(n)]: expect(place, bytes)
-        for n, place in expect(table.get("places", {}), dict).items()
+def _decode_table(encoded: bytes, snapshot: Snapshot) -> PackTable:
+    data = Unpacker(encoded)
+    readers: dict[str, Callable[[], Any]] = {
+        "packs": lambda: data.scalar(bytes),
+        "pack": data.ints,
+        "places": lambda: {data.scalar(int): data.scalar(bytes) for _ in data.pairs(len(encoded))},
+        "shallow": lambda: data.scalar(bool),
     }
-    return PackTable(packs, chunks, places, expect(table.get("shallow", False), bool))
-
-
-def _natural(n: object) -> int:
-    number: int = expect(n, int)
-    if number < 0:
+    table = data.fields(readers, optional={"places", "shallow"})
+    data.finish()
+    joined, numbers, places = table["packs"], table["pack"], table.get("places", {})
+    if min([*numbers, *places], default=0) < 0:
         raise ValueError("it has a negative number of a pack")
-    return number
+    packs = [PackId(joined[n : n + 32]) for n in range(0, len(joined), 32)]
+    chunks = {c: packs[n] for c, n in zip(_distinct(snapshot), numbers, strict=True)}
+    placed = {packs[n]: place for n, place in places.items()}
+    return PackTable(packs, chunks, placed, table.get("shallow", False))
 
 
 def _decompress(data: memoryview, raw_size: int, name: str) -> bytes:
-    if raw_size > MAX_MANIFEST_SIZE:
-        raise corrupt(name, f"it claims {raw_size} bytes")
     try:
-        if zstandard.frame_content_size(data) != raw_size:
-            raise corrupt(name, "its sizes do not add up")
-        return zstandard.ZstdDecompressor(max_window_size=MAX_CHUNK_SIZE).decompress(
-            data, allow_extra_data=False
-        )
-    except zstandard.ZstdError as error:
+        return decompress_object(data, raw_size)
+    except ValueError as error:
         raise corrupt(name, str(error)) from error

@@ -11,9 +11,11 @@ import torch
 import casweights
 from casweights import ErrorCode, IntegrityError
 from casweights.config import MiB
+from casweights.format.codecs import Encoding
 from casweights.format.names import PACKS, pack_name, snapshot_name
 from casweights.paths import MAX_LINKS
 from casweights.stores.memory import MemoryStore
+from casweights.testing.counting import CountingStore
 from casweights.testing.faults import flip_bit
 from tests.forged_chains import (
     NAME,
@@ -233,3 +235,19 @@ def test_an_error_says_that_a_chain_is_too_long(store: MemoryStore) -> None:
         read(repo, version)
     assert "None" not in str(caught.value)
     assert str(MAX_LINKS) in str(caught.value)
+
+
+def test_a_chunk_with_many_bad_frames_is_given_up_and_can_be_stored_anew(
+    store: MemoryStore,
+) -> None:
+    """Rather than try one after the other, each with a search through all that are left."""
+    bad = [Link(B, Encoding.ZSTD, b"bad" + bytes([n // 256, n % 256])) for n in range(500)]
+    version, pack = forge(store, bad)
+    counting = CountingStore(store)
+    with casweights.open(counting) as repo:
+        counting.reset()
+        with pytest.raises(IntegrityError, match=pack):
+            read(repo, version)
+        assert len(counting.reads) < 150
+        repo.commit({"x": torch.frombuffer(bytearray(B), dtype=torch.uint8)})
+        assert read(repo, version) == B

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
+from collections import Counter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.format.paths import check_path, check_paths
+from casweights.format.paths import _fold, check_path, check_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize(
@@ -94,3 +103,83 @@ def test_many_good_ones() -> None:
     check_paths([f"layer{n}/{m}.bin" for n in range(100) for m in range(10)])
     check_paths(["ab", "a/b", "a.b"])
     check_paths([])
+
+
+def calls_of(check: Callable[[], object]) -> int:
+    """How many functions are called, those written in C included."""
+    calls = 0
+
+    def count(frame: object, event: str, arg: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        check()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("depth", [1, 10, 99])
+def test_deep_paths_take_no_more_calls_than_flat_ones(depth: int) -> None:
+    paths = [f"{n:06}" + "/a" * depth for n in range(300)]
+    assert calls_of(lambda: check_paths(paths)) < 40 * len(paths)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    ["\u0301\u0323" * 1000, "\u0345" * 1000 + "\u0323" * 1000, "\u0f73" * 1300, "\u0344" * 1000],
+    ids=["alternating", "in two runs", "vowels that decompose", "marks that decompose"],
+)
+def test_marks_are_in_order_before_they_are_normalized(
+    marks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def normalize(form: Literal["NFC", "NFD"], text: str) -> str:
+        texts.append(text)
+        return unicodedata.normalize(form, text)
+
+    watched = SimpleNamespace(normalize=normalize, combining=unicodedata.combining)
+    monkeypatch.setattr("casweights.format.paths.unicodedata", watched)
+    check_paths(["a" + marks])
+    assert sum(map(moves_of, texts)) <= 32 * len(marks)
+
+
+def moves_of(text: str) -> int:
+    """How often `normalize` moves a mark over one that belongs behind it."""
+    moves, run = 0, Counter[int]()
+    for character in text:
+        for mark in map(unicodedata.combining, unicodedata.normalize("NFD", character)):
+            moves += sum(times for other, times in run.items() if other > mark > 0)
+            run[mark] += 1
+            if mark == 0:
+                run.clear()
+    return moves
+
+
+marks_and_letters = st.text(
+    st.sampled_from("ae\u00e9\uac00\u0301\u0323\u0345\u05b0\u0344\u0f73\u0f71\u1e69/A"), max_size=40
+)
+
+
+@given(marks_and_letters, st.integers(1, 200))
+def test_names_are_compared_after_case_folding_and_nfc(text: str, times: int) -> None:
+    path = text * times
+    assert _fold(path) == unicodedata.normalize("NFC", path.casefold())
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "a b", "a!", "A"]), min_size=1, max_size=3)))
+def test_a_file_is_never_a_folder_too(parts: list[list[str]]) -> None:
+    paths = ["/".join(part) for part in parts]
+    folded = [path.casefold() for path in paths]
+    clash = len(set(folded)) < len(folded) or any(
+        one.startswith(f"{other}/") for one in folded for other in folded
+    )
+    try:
+        check_paths(paths)
+    except InvalidInputError:
+        assert clash
+    else:
+        assert not clash

@@ -30,6 +30,7 @@ from casweights.errors import ErrorCode, IntegrityError, NotFoundError, Unsuppor
 from casweights.format.fields import expect
 from casweights.format.manifest import check_size
 from casweights.format.safetensors import TensorInfo
+from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.selection import StoredTensor, tensor_chunks
 from casweights.tensors import allocate
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 LAYOUT_FILE = "dcp.msgpack"
 _FORMAT = 1
+_LEVELS = 6  # of values in each other
+_VALUES, _VALUES_EACH = 1 << 12, 1 << 8  # in all, and more for each tensor of the version
 _MAX_LIST = 1 << 20  # items; torch makes lists as long as a path says
 
 
@@ -121,7 +124,7 @@ class Layout:
         }
         try:
             self.metadata = self._decode(encoded)
-        except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+        except MALFORMED as error:
             raise IntegrityError(
                 ErrorCode.CORRUPT_OBJECT,
                 f"{LAYOUT_FILE} of snapshot {snapshot.id} is not valid: {error}",
@@ -144,7 +147,9 @@ class Layout:
             ) from None
 
     def _decode(self, encoded: bytes) -> Metadata:
-        table = expect(msgpack.unpackb(encoded, strict_map_key=True), dict)
+        data = Unpacker(encoded)
+        table = expect(data.tree(_VALUES + _VALUES_EACH * len(self._tensors), _LEVELS), dict)
+        data.finish()
         if expect(table["format"], int) > _FORMAT:
             raise UnsupportedError(
                 ErrorCode.NEWER_FORMAT,

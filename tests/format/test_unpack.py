@@ -1,0 +1,210 @@
+"""MessagePack of others: whatever stands at whatever place, memory stays in proportion to bytes."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casweights import IntegrityError, InvalidInputError, SnapshotId
+from casweights.format.envelope import Kind, prefix, seal
+from casweights.format.hashing import blake3_256
+from casweights.format.manifest import MAX_METADATA, MAX_NESTING, Snapshot, canonical_metadata
+from casweights.format.pack import pack_id, parse_index
+from casweights.format.snapshot import decode_snapshot
+from casweights.format.unpack import MALFORMED, Unpacker
+from casweights.format.zstd import compress_object, decompress_object, most_content
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BOMB = 1 << 18  # bytes
+MOST = 12  # bytes of memory for each of those
+METADATA = 80 * MAX_METADATA
+
+MANIFEST: dict[str, Any] = {
+    "parents": [],
+    "time": 0,
+    "author": "",
+    "message": "",
+    "metadata": {},
+    "digest": "blake3",
+    "chunk_size": 65536,
+    "files": [["a", 0, None, b""]],
+}
+TABLE: dict[str, Any] = {"packs": b"", "pack": [], "places": {}, "shallow": False}
+INDEX: dict[str, Any] = {
+    "digest_size": 32,
+    "chunk": b"",
+    "raw_size": [],
+    "size": [],
+    "encoding": b"",
+    "checksum": b"",
+    "base": {},
+}
+
+
+def array(count: int, items: bytes) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big") + items
+
+
+def pairs(count: int, items: bytes) -> bytes:
+    return b"\xdf" + count.to_bytes(4, "big") + items
+
+
+BOMBS = {
+    "empty arrays": array(BOMB, b"\x90" * BOMB),
+    "empty maps": array(BOMB, b"\x80" * BOMB),
+    "arrays of one": array(BOMB // 2, b"\x91\x90" * (BOMB // 2)),
+    "maps of one": array(BOMB // 3, b"\x81\xa0\x90" * (BOMB // 3)),
+    "short texts": array(BOMB // 3, b"\xa2ab" * (BOMB // 3)),
+    "pairs": pairs(70_000, b"".join(b"\xa4%04x\x90" % (n % 65536) for n in range(70_000))),
+    "row of arrays": array(1, array(BOMB, b"\x90" * BOMB)),
+    "array in a row": array(1, b"\x94" + array(BOMB, b"\x90" * BOMB) + b"\x00\xc0\xc4\x00"),
+    "array at the end of a row": array(1, b"\x94\xa1a\x00\xc0" + array(BOMB, b"\x90" * BOMB)),
+    "array in a map": pairs(1, b"\xa1a" + array(BOMB, b"\x90" * BOMB)),
+    "wide and deep": b"\x91" * 60 + array(BOMB, b"\x90" * BOMB),
+    "deep": b"\x91" * BOMB + b"\x90",
+}
+
+
+def with_bomb(fields: dict[str, Any], key: str, bomb: bytes) -> bytes:
+    """A map of which one value is a bomb."""
+    parts = [
+        msgpack.packb(name) + (bomb if name == key else msgpack.packb(value))
+        for name, value in {**fields, key: None}.items()
+    ]
+    return bytes((0x80 | len(parts),)) + b"".join(parts)
+
+
+def refuse(decode: Callable[[], object], most: int) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(IntegrityError):
+            decode()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < most
+
+
+def decode_manifest(encoded: bytes) -> Snapshot:
+    return Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)))
+
+
+@pytest.mark.parametrize("key", [*MANIFEST, "unknown"])
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_a_manifest_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
+    encoded = with_bomb(MANIFEST, key, bomb)
+    refuse(lambda: decode_manifest(encoded), MOST * len(encoded) + (key == "metadata") * METADATA)
+
+
+@pytest.mark.parametrize("key", INDEX)
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_an_index_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
+    index, first = with_bomb(INDEX, key, bomb), prefix(Kind.PACK)
+    pack = pack_id(first, index)
+    refuse(lambda: parse_index(first, index, 8, pack, "it"), MOST * len(index))
+
+
+@pytest.mark.parametrize("key", TABLE)
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_a_pack_table_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
+    manifest, table = msgpack.packb(MANIFEST), with_bomb(TABLE, key, bomb)
+    data, snapshot = snapshot_object(manifest, table)
+    refuse(lambda: decode_snapshot(data, snapshot, "it"), MOST * len(table))
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_what_nobody_knows_is_passed_over_without_decoding_it(bomb: bytes) -> None:
+    data, snapshot = snapshot_object(msgpack.packb(MANIFEST), with_bomb(TABLE, "later", bomb))
+    tracemalloc.start()
+    try:
+        if bomb is BOMBS["deep"]:  # the decoder's own stack ends earlier
+            with pytest.raises(IntegrityError):
+                decode_snapshot(data, snapshot, "it")
+        else:
+            assert decode_snapshot(data, snapshot, "it").table.packs == []
+        assert tracemalloc.get_traced_memory()[1] < MOST * len(bomb)
+    finally:
+        tracemalloc.stop()
+
+
+def snapshot_object(
+    manifest: bytes, table: bytes, compress: Callable[[bytes], bytes] | None = None
+) -> tuple[bytes, SnapshotId]:
+    packed = [(compress or (lambda part: compress_object(part, 3)))(p) for p in (manifest, table)]
+    sizes = [len(manifest), len(packed[0]), len(table), len(packed[1])]
+    joined = b"".join(n.to_bytes(4, "little") for n in sizes) + b"".join(packed)
+    return seal(Kind.SNAPSHOT, joined), SnapshotId(blake3_256(manifest))
+
+
+@pytest.mark.parametrize("part", [0, 1])
+@pytest.mark.parametrize("size", [5 << 20, 50 << 20, 200 << 20])
+def test_a_small_object_cannot_claim_much(part: int, size: int) -> None:
+    """Not even where all that it holds is one valid text."""
+    parts = [msgpack.packb(MANIFEST), msgpack.packb(TABLE)]
+    field = [{**MANIFEST, "message": " " * size}, {**TABLE, "later": bytes(size)}][part]
+    parts[part] = msgpack.packb(field)
+    data, snapshot = snapshot_object(parts[0], parts[1], zstandard.compress)
+    del parts, field
+    refuse(lambda: decode_snapshot(data, snapshot, "it"), 16 << 20)
+
+
+@pytest.mark.parametrize("size", [0, 1, (4 << 20) + 1, (1 << 17) * 40, (1 << 17) * 40 + 1])
+def test_what_compresses_too_well_is_stored_as_it_is(size: int) -> None:
+    packed = compress_object(bytes(size), 3)
+    assert size <= most_content(len(packed))
+    assert decompress_object(packed, size) == bytes(size)
+    assert zstandard.ZstdDecompressor().decompress(packed) == bytes(size)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_trees_come_back(value: Any) -> None:
+    encoded = msgpack.packb(value)
+    data = Unpacker(encoded)
+    assert repr(data.tree(1 << 17, MAX_NESTING)) == repr(value)
+    data.finish()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_decoded_or_refused_by_one_of_few_errors(encoded: bytes) -> None:
+    try:
+        data = Unpacker(encoded)
+        data.tree(100, 10)
+        data.finish()
+    except MALFORMED:
+        return
+    msgpack.unpackb(encoded, strict_map_key=True)
+
+
+SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "one list": lambda n: {"a": [0] * (n - 2)},
+    "lists": lambda n: {"a": [[0] * 1023] * 127, "b": [0] * (n - 4 - 127 * 1024)},
+    "keys": lambda n: {str(number): number for number in range((n + 1) // 2)},
+    "keys within": lambda n: {"a": {"b": {str(key): [] for key in range((n - 3) // 2)}}},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_writers_and_readers_of_metadata_stop_at_the_same_number(
+    shape: Callable[[int], dict[str, Any]],
+) -> None:
+    most, more = shape(MAX_METADATA), shape(MAX_METADATA + 1)
+    assert decode_manifest(msgpack.packb({**MANIFEST, "metadata": most})).metadata == most
+    assert canonical_metadata(most) == most
+    with pytest.raises(InvalidInputError, match="above the limit of 131072"):
+        canonical_metadata(more)
+    with pytest.raises(IntegrityError, match="too many values"):
+        decode_manifest(msgpack.packb({**MANIFEST, "metadata": more}))
