@@ -200,6 +200,7 @@ class PathFinder:
         self._steps: dict[_Node, _Step] = {}
         self._dead: set[_Node] = set()  # where no way leads to
         self._best: dict[ChunkId, _Step | None] = {}  # the last step to a chunk with many frames
+        self._by_size: dict[ChunkId, dict[int, list[Location]]] = {}  # of chunks with many frames
         self._version = -1
 
     def path(self, chunk: ChunkId) -> Path | None:
@@ -216,7 +217,7 @@ class PathFinder:
 
     def _last_step(self, chunk: ChunkId) -> _Step | None:
         if self._version != self._table.version:
-            self._steps, self._dead, self._best = {}, set(), {}
+            self._steps, self._dead, self._best, self._by_size = {}, set(), {}, {}
             self._version = self._table.version
         if chunk in self._have:
             return _NOTHING
@@ -259,11 +260,21 @@ class PathFinder:
             if nearest.node is None or nearest.node in done or nearest.node in self._dead:
                 continue
             done.add(nearest.node)
-            for place in self._frames(nearest.node.chunk):
-                if place.frame.raw_size == nearest.node.raw_size:
-                    heapq.heappush(queue, self._back(nearest, place, next(numbers)))
+            for place in self._of_size(nearest.node):
+                heapq.heappush(queue, self._back(nearest, place, next(numbers)))
         if self._have == ():  # otherwise a way may open later
             self._dead |= self._out_of_reach() if is_cut else done
+
+    def _of_size(self, node: _Node) -> Sequence[Location]:
+        """The frames of a chunk that have one raw size."""
+        found = self._frames(node.chunk)
+        if len(found) < _FEW:
+            return [place for place in found if place.frame.raw_size == node.raw_size]
+        if node.chunk not in self._by_size:
+            sizes = self._by_size[node.chunk] = {}
+            for place in found:
+                sizes.setdefault(place.frame.raw_size, []).append(place)
+        return self._by_size[node.chunk].get(node.raw_size, ())
 
     def _out_of_reach(self) -> set[_Node]:
         """What `MAX_LINKS` frames do not lead to, all over the table."""

@@ -171,6 +171,7 @@ def test_what_no_way_leads_to_is_looked_at_once(reason: str) -> None:
 
 
 def test_a_chunk_with_many_frames_is_searched_once() -> None:
+    """Though each of them claims another size."""
     table = Watched()
     table.add([location(n, (0, None, 1 + n, 100 + n)) for n in range(500)])
     finder = PathFinder(table)

@@ -1,0 +1,130 @@
+"""Stores of any objects, under the IDs and checksums that are right for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.format.envelope import PREFIX_SIZE, Kind, prefix, seal
+from casweights.format.hashing import blake3_256, checksum
+from casweights.format.names import HEADS, move_name, pack_name, snapshot_name
+from casweights.format.pack import Frame, build_index
+from casweights.format.zstd import compress
+from casweights.ids import ChunkId, PackId, SnapshotId
+
+CHUNK_SIZE = 64 * KiB
+EMPTY_TABLE = {"packs": b"", "pack": []}
+
+
+def chunk_id(raw: bytes) -> ChunkId:
+    """The ID of a chunk."""
+    return ChunkId(blake3_256(raw))
+
+
+class Stored(NamedTuple):
+    """A frame to be: a chunk's ID and size, and the bytes that stand for it."""
+
+    chunk: ChunkId
+    raw_size: int
+    encoding: int
+    payload: bytes
+    base: ChunkId | None = None
+
+
+def whole(raw: bytes) -> Stored:
+    """A chunk as it is."""
+    return Stored(chunk_id(raw), len(raw), 0, raw)
+
+
+def row(path: str, raw: bytes = b"") -> list[Any]:
+    """A file of a manifest with one chunk, or none."""
+    return [path, len(raw), None, chunk_id(raw) if raw else b""]
+
+
+class Forger:
+    """A store in a folder, and the means to put anything into it.
+
+    Args:
+        root: The folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        casweights.open(root, create=True, config=StoreConfig(chunk_size=CHUNK_SIZE)).close()
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put an object."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def pack(self, frames: list[Stored]) -> PackId:
+        """Put a pack."""
+        placed, offset = [], PREFIX_SIZE
+        for frame in frames:
+            size, check = len(frame.payload), checksum(frame.payload)
+            placed.append(
+                Frame(frame.chunk, frame.raw_size, frame.encoding, offset, size, check, frame.base)
+            )
+            offset += size
+        pack, ending = build_index(placed)
+        payloads = b"".join(frame.payload for frame in frames)
+        self.put(pack_name(pack), prefix(Kind.PACK) + payloads + ending)
+        return pack
+
+    def version(
+        self,
+        files: list[list[Any]] | None = None,
+        *,
+        table: Any = None,
+        branch: str | None = "main",
+        **fields: Any,
+    ) -> SnapshotId:
+        """Put a version, and a branch that is at it. Bytes are taken as encoded already."""
+        manifest = {
+            "parents": [],
+            "time": 1_700_000_000_000_000,
+            "author": "",
+            "message": "",
+            "metadata": {},
+            "digest": "blake3",
+            "chunk_size": CHUNK_SIZE,
+            "files": sorted(files or []),
+            **fields,
+        }
+        encoded = b"\x88" + b"".join(
+            msgpack.packb(key) + (value if isinstance(value, bytes) else msgpack.packb(value))
+            for key, value in manifest.items()
+        )
+        parts = [encoded, msgpack.packb(table or EMPTY_TABLE)]
+        packed = [compress(part, 3) for part in parts]
+        sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
+        joined = b"".join(size.to_bytes(4, "little") for size in sizes) + b"".join(packed)
+        snapshot = SnapshotId(blake3_256(encoded))
+        self.put(snapshot_name(snapshot), seal(Kind.SNAPSHOT, joined))
+        if branch is not None:
+            self.move(branch, snapshot)
+        return snapshot
+
+    def holding(self, packs: list[PackId], raws: list[bytes]) -> SnapshotId:
+        """Put a version with a file for each of these chunks, all in the first of the packs."""
+        rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
+        distinct = len(set(raws))
+        return self.version(rows, table={"packs": b"".join(packs), "pack": [0] * distinct})
+
+    def move(self, ref: str, snapshot: SnapshotId, position: int = 1, kind: str = HEADS) -> None:
+        """Put a move of a branch or tag."""
+        payload = msgpack.packb({"snapshot": snapshot, "time": 0})
+        self.put(move_name(kind, ref, position), seal(Kind.REF, payload))
+
+
+def safetensors(table: dict[str, Any] | bytes, size: int = 0) -> list[Any]:
+    """A safetensors file without data, whose header is this."""
+    text = table if isinstance(table, bytes) else json.dumps(table, separators=(",", ":")).encode()
+    header = len(text).to_bytes(8, "little") + text
+    return ["model.safetensors", len(header) + size, header, b""]

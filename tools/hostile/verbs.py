@@ -1,0 +1,137 @@
+"""Everything that one can do with a store, each in a process of its own under limits."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import casweights
+from casweights import CasweightsError, Repository
+
+CPU_LIMIT, TIME_LIMIT = 10, 40  # seconds, of the processors and of the clock
+MEMORY_LIMIT = 2 << 30  # bytes more than before
+
+Verb = Callable[[Repository, Path], object]
+
+
+def _commit(repo: Repository, scratch: Path) -> None:
+    (scratch / "model").mkdir()
+    (scratch / "model" / "weights").write_bytes(b"weights of mine")
+    repo.commit(scratch / "model")
+
+
+def _load_tensor(repo: Repository, _: Path) -> None:
+    for file in repo.snapshot("main").files:
+        for info in file.header.tensors if file.header else ():
+            repo.tensor("main", info.name)
+            return
+
+
+def _read(repo: Repository, _: Path) -> None:
+    for file in repo.snapshot("main").files[:1]:
+        for _piece in repo.read("main", file.path):
+            pass
+
+
+def _push(repo: Repository, scratch: Path) -> None:
+    with casweights.open(scratch / "other", create=True, config=repo.config) as target:
+        repo.push(target)
+
+
+def _clone(repo: Repository, scratch: Path) -> None:
+    with casweights.open(scratch / "other", create=True, config=repo.config) as target:
+        repo.clone(target)
+
+
+def _sync(repo: Repository, _: Path) -> None:
+    with casweights.Subscriber(repo) as subscriber:
+        subscriber.sync({"t": torch.zeros(0)})
+
+
+VERBS: dict[str, Verb] = {
+    "open": lambda repo, _: repo.config,
+    "log": lambda repo, _: [version.message for version in repo.log("main")],
+    "show": lambda repo, _: repr(repo.snapshot("main")),
+    "ls": lambda repo, _: [(file.path, file.size) for file in repo.snapshot("main").files],
+    "diff": lambda repo, _: repo.diff("main", "main"),
+    "revision": lambda repo, _: repo.resolve("main~1000000"),
+    "checkout": lambda repo, scratch: repo.checkout("main", scratch / "out"),
+    "load": lambda repo, _: repo.load("main"),
+    "tensor": _load_tensor,
+    "cat": _read,
+    "commit": _commit,
+    "push": _push,
+    "clone": _clone,
+    "repack": lambda repo, _: repo.repack(),
+    "verify": lambda repo, _: repo.verify(),
+    "verify --quick": lambda repo, _: repo.verify(quick=True),
+    "stats": lambda repo, _: repo.stats(),
+    "branch": lambda repo, _: repo.branch("new", "main"),
+    "branches": lambda repo, _: repo.branches(),
+    "tag": lambda repo, _: repo.tag("new", "main"),
+    "sync": _sync,
+}
+
+
+class Cost(NamedTuple):
+    """What a verb took.
+
+    Attributes:
+        seconds: Of all processors together.
+        nbytes: The largest memory, beyond what the process had before.
+        failure: How it ended, if that is no way to end.
+    """
+
+    seconds: float
+    nbytes: int
+    failure: str = ""
+
+
+def measure(verb: Verb, store: Path, scratch: Path) -> Cost:
+    """Run a verb in a child of this process, which has all modules at hand."""
+    sys.stdout.flush()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        _run(verb, store, scratch, writing)
+    os.close(writing)
+    with os.fdopen(reading) as report:
+        text = report.read()
+    _, status, usage = os.wait4(child, 0)
+    nbytes, _, failure = text.partition(" ")
+    if os.WIFSIGNALED(status):
+        failure = f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return Cost(usage.ru_utime + usage.ru_stime, int(nbytes or 0), failure)
+
+
+def _run(verb: Verb, store: Path, scratch: Path, report: int) -> None:
+    before, failure = _status("VmRSS"), ""
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + MEMORY_LIMIT,) * 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_LIMIT, CPU_LIMIT))
+    signal.alarm(TIME_LIMIT)
+    try:
+        with casweights.open(store) as repo:
+            verb(repo, scratch)
+    except CasweightsError:
+        pass
+    except BaseException:
+        failure = traceback.format_exc(limit=-3).replace("\n", " | ")
+    os.write(report, f"{_status('VmHWM') - before} {failure}".encode()[:4000])
+    os._exit(0)
+
+
+def _status(field: str) -> int:
+    """A number of bytes that Linux knows of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) << 10
+    raise LookupError(field)
