@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from casweights.config import MiB
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.codecs import Encoding, decode, is_difference
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 
 _ATTEMPTS = 32  # ways to a chunk that are tried
+_STRIDE = 64  # frames from one waypoint of a long path to the next
+_WAYPOINTS = 16 * MiB
 
 
 class NearbyChunks(Protocol):
@@ -79,6 +83,7 @@ class ChunkReader:
         self.spent = Spent()
         self._index = index
         self._hasher = hasher
+        self._waypoints = _Waypoints()
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it.
@@ -146,10 +151,13 @@ class ChunkReader:
             NotFoundError: A pack is gone.
         """
         try:
-            for location in path.frames:
+            frames = self._waypoints.resume(path.frames, out)
+            for number, location in enumerate(frames, 1):
                 self.read_frame(location, out)
+                if number % _STRIDE == 0 and self.is_right(location.frame.chunk, out):
+                    self._waypoints.put(location.frame.chunk, out)
             if not path.frames or self.is_right(chunk, out):
-                return path.nbytes
+                return sum(location.frame.size for location in frames)
         except (IntegrityError, NotFoundError):
             pass
         for location in path.frames:  # a copy on the way to us may be to blame, and not the pack
@@ -199,6 +207,40 @@ class ChunkReader:
             read = time.perf_counter()
             decode_frame(location, payload, out)
         self.spent.add(read=read - begin, decode=time.perf_counter() - read, nbytes=frame.size)
+
+
+class _Waypoints:
+    """Some chunks on long paths, from which the paths to other chunks go on.
+
+    Without them, a version of all chunks of a chain takes the square of the chain's length.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._chunks: OrderedDict[ChunkId, bytes] = OrderedDict()
+        self._size = 0
+
+    def put(self, chunk: ChunkId, data: memoryview) -> None:
+        """Keep a chunk, which the caller has checked, in place of the oldest ones."""
+        with self._lock:
+            if len(data) > _WAYPOINTS or chunk in self._chunks:
+                return
+            self._chunks[chunk] = bytes(data)
+            self._size += len(data)
+            while self._size > _WAYPOINTS:
+                self._size -= len(self._chunks.popitem(last=False)[1])
+
+    def resume(self, frames: Sequence[Location], out: memoryview) -> Sequence[Location]:
+        """The frames of a path behind the last chunk that is here, which `out` holds then."""
+        if len(frames) <= _STRIDE:
+            return frames
+        with self._lock:
+            for number in range(len(frames) - 1, 0, -1):
+                found = self._chunks.get(frames[number - 1].frame.chunk)
+                if found is not None and len(found) == len(out):
+                    out[:] = found
+                    return frames[number:]
+        return frames
 
 
 def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:

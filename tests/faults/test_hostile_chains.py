@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +13,15 @@ import casweights
 from casweights import ErrorCode, IntegrityError
 from casweights.config import MiB
 from casweights.format.codecs import Encoding
+from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.names import PACKS, pack_name, snapshot_name
+from casweights.format.snapshot import PackTable, encode_snapshot
 from casweights.paths import MAX_LINKS
 from casweights.stores.memory import MemoryStore
 from casweights.testing.counting import CountingStore
 from casweights.testing.faults import flip_bit
 from tests.forged_chains import (
+    CONFIG,
     NAME,
     READ,
     REFUSED,
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
+    from casweights.ids import PackId
 
 refused = pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
 
@@ -251,3 +256,37 @@ def test_a_chunk_with_many_bad_frames_is_given_up_and_can_be_stored_anew(
         assert len(counting.reads) < 150
         repo.commit({"x": torch.frombuffer(bytearray(B), dtype=torch.uint8)})
         assert read(repo, version) == B
+
+
+def test_a_version_of_all_chunks_of_a_chain_does_not_read_it_for_each_of_them(
+    store: MemoryStore, tmp_path: Path
+) -> None:
+    length = 600
+    pack = add_pack(store, chain(length))
+    version = add_version_of(store, [chunk(n) for n in range(length + 1)], pack)
+    counting = CountingStore(store)
+    with casweights.open(counting) as repo:
+        counting.reset()
+        repo.checkout(version, tmp_path / "out")
+        assert len(counting.reads) < 80 * length
+    assert (tmp_path / "out" / f"{length:04}").read_bytes() == chunk(length)
+
+
+def add_version_of(store: MemoryStore, raws: list[bytes], pack: PackId) -> SnapshotId:
+    """A version with a file for each of these chunks."""
+    entries = [
+        FileEntry(f"{n:04}", len(raw), None, None, (chunk_id(raw),)) for n, raw in enumerate(raws)
+    ]
+    manifest = Manifest(
+        parents=(),
+        time=datetime(2024, 1, 1, tzinfo=UTC),
+        author="",
+        message="",
+        metadata={},
+        config=CONFIG,
+        files=tuple(entries),
+    )
+    snapshot, encoded = Snapshot.of(manifest)
+    table = PackTable([pack], dict.fromkeys(map(chunk_id, raws), pack))
+    store.put(snapshot_name(snapshot.id), [encode_snapshot(snapshot, encoded, table)])
+    return snapshot.id

@@ -60,7 +60,7 @@ def frames_of_a_chunk_that_nobody_needs(store: Forger, n: int) -> None:
     store.holding([pack], [raw_chunk(0)])
 
 
-@family(1000)
+@family(800)
 def bad_frames_of_a_chunk(store: Forger, n: int) -> None:
     """Many frames of a chunk of the version, all of them wrong."""
     raw = raw_chunk(0)
@@ -75,21 +75,21 @@ def sizes_of_a_chunk(store: Forger, n: int) -> None:
     store.holding([store.pack(frames)], [raw_chunk(0)])
 
 
-@family(1000)
+@family(400)
 def chain(store: Forger, n: int) -> None:
     """A version of all chunks of a chain."""
     frames = [whole(raw_chunk(0)), *(step(number, number - 1) for number in range(1, n))]
     store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
 
 
-@family(1000)
+@family(400)
 def circle(store: Forger, n: int) -> None:
     """Chunks that are differences from each other, all around."""
     frames = [step(number, (number + 1) % n) for number in range(n)]
     store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
 
 
-@family(1000)
+@family(400)
 def web_without_an_end(store: Forger, n: int) -> None:
     """Chunks that build on one, which has many frames with bases that are missing."""
     frames = [step(0, 10**6 + number) for number in range(n)]
@@ -97,7 +97,7 @@ def web_without_an_end(store: Forger, n: int) -> None:
     store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
 
 
-@family(1000)
+@family(250)
 def tree_of_differences(store: Forger, n: int) -> None:
     """Chunks that each have several frames, on several earlier ones."""
     chance = random.Random(n)
@@ -107,14 +107,14 @@ def tree_of_differences(store: Forger, n: int) -> None:
     store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
 
 
-@family(2000)
+@family(500)
 def tiny_frames(store: Forger, n: int) -> None:
     """Many small files."""
     raws = [raw_chunk(number) for number in range(n)]
     store.holding([store.pack(list(map(whole, raws)))], raws)
 
 
-@family(200)
+@family(80)
 def packs(store: Forger, n: int) -> None:
     """Many packs, each with a chunk of the version and another frame of the first one."""
     raws = [raw_chunk(number) for number in range(n)]
@@ -126,7 +126,7 @@ def packs(store: Forger, n: int) -> None:
 # Manifests.
 
 
-@family(1000)
+@family(300)
 def deep_paths(store: Forger, n: int) -> None:
     """Files in a hundred folders each."""
     store.version([row("/".join([f"{number:06}", *["a"] * 99])) for number in range(n)])
@@ -165,7 +165,7 @@ def metadata_of_empty_lists(store: Forger, n: int) -> None:
 @family(500_000)
 def files_of_empty_lists(store: Forger, n: int) -> None:
     """The same where files belong."""
-    store.version(files=b"\xdd" + n.to_bytes(4, "big") + b"\x90" * n)  # type: ignore[arg-type]
+    store.version(files=b"\xdd" + n.to_bytes(4, "big") + b"\x90" * n)
 
 
 @family(500_000)
@@ -207,7 +207,7 @@ def tree_of_a_state(store: Forger, n: int) -> None:
 # Versions and refs.
 
 
-@family(100)
+@family(60)
 def ancestors(store: Forger, n: int) -> None:
     """A long history."""
     parents: list[SnapshotId] = []
@@ -216,7 +216,7 @@ def ancestors(store: Forger, n: int) -> None:
     store.move("main", parents[0])
 
 
-@family(100)
+@family(60)
 def parents(store: Forger, n: int) -> None:
     """A history in which each version comes from the sixteen before it."""
     before: list[SnapshotId] = []

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
@@ -16,6 +15,9 @@ from casweights.format.names import HEADS, move_name, pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
 from casweights.format.zstd import compress
 from casweights.ids import ChunkId, PackId, SnapshotId
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHUNK_SIZE = 64 * KiB
 EMPTY_TABLE = {"packs": b"", "pack": []}
@@ -79,7 +81,7 @@ class Forger:
 
     def version(
         self,
-        files: list[list[Any]] | None = None,
+        files: list[list[Any]] | bytes | None = None,
         *,
         table: Any = None,
         branch: str | None = "main",
@@ -94,7 +96,7 @@ class Forger:
             "metadata": {},
             "digest": "blake3",
             "chunk_size": CHUNK_SIZE,
-            "files": sorted(files or []),
+            "files": files if isinstance(files, bytes) else sorted(files or []),
             **fields,
         }
         encoded = b"\x88" + b"".join(

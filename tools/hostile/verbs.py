@@ -16,7 +16,7 @@ import torch
 import casweights
 from casweights import CasweightsError, Repository
 
-CPU_LIMIT, TIME_LIMIT = 10, 40  # seconds, of the processors and of the clock
+CPU_LIMIT, TIME_LIMIT = 6, 30  # seconds, of the processors and of the clock
 MEMORY_LIMIT = 2 << 30  # bytes more than before
 
 Verb = Callable[[Repository, Path], object]
