@@ -296,8 +296,10 @@ def nested(levels: int) -> dict[str, Any]:
         {"metadata": {"a": b"bytes"}},
         {"chunk_size": 128 * KiB},
         {"digest": "xxh3-128"},
+        {"metadata": {"a": [0] * (131_072 - 1)}},
+        {"message": " " * 5_000_000},
     ],
-    ids=str,
+    ids=lambda changes: f"{changes!s:.60}",
 )
 def test_forged_manifests_are_refused(
     reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
@@ -306,7 +308,16 @@ def test_forged_manifests_are_refused(
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize("changes", [{"time": 253_402_300_799_999_999}, {"metadata": nested(64)}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"time": 253_402_300_799_999_999},
+        {"metadata": nested(64)},
+        {"metadata": {"a": [0] * (131_072 - 2)}},
+        {"message": " " * 4_000_000},
+    ],
+    ids=lambda changes: f"{changes!s:.60}",
+)
 def test_what_manifests_may_just_hold(tmp_path: Path, changes: dict[str, Any]) -> None:
     with casweights.open(tmp_path / "store") as repository:
         repository.checkout("main", tmp_path / "expected")
@@ -377,8 +388,9 @@ def test_frames_of_other_chunks_are_not_taken(store: Repository, tmp_path: Path)
         {"pack": [False] * ROWS},
         {"packs": b"short"},
         {"packs": None},
+        {"more": bytes(5_000_000)},
     ],
-    ids=str,
+    ids=lambda changes: f"{changes!s:.60}",
 )
 def test_malformed_pack_tables_are_refused(
     reader: ModuleType, tmp_path: Path, changes: dict[str, Any]

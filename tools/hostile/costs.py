@@ -60,7 +60,7 @@ def cost(verb: str, store: Path, attempts: int) -> Cost:
     return Cost(min(c.seconds for c in costs), min(c.nbytes for c in costs), failure)
 
 
-def excess(small: Cost, large: Cost, ratio: float) -> str:
+def excess(small: Cost, large: Cost) -> str:
     """What grows too fast; nothing if all is well."""
     if large.failure:
         return large.failure
@@ -68,8 +68,8 @@ def excess(small: Cost, large: Cost, ratio: float) -> str:
         ("seconds", SECONDS, small.seconds, large.seconds),
         ("bytes", NBYTES, small.nbytes, large.nbytes),
     ):
-        before = max(floor / ratio, less)
-        exponent = math.log(max(more, floor) / before) / math.log(ratio)
+        before = max(floor / GROWTH, less)
+        exponent = math.log(max(more, floor) / before) / math.log(GROWTH)
         if exponent > MOST:
             return f"{before:.3g} to {more:.3g} {what}: exponent {exponent:.2f}"
     return ""
@@ -84,9 +84,9 @@ def check(name: str, family: Family, verbs: list[str], scratch: Path) -> Iterato
     started, slowest = time.monotonic(), (0.0, "")
     for verb in verbs:
         costs = cost(verb, stores[0], 1), cost(verb, stores[1], 1)
-        if not costs[1].failure and excess(*costs, large / small):
+        if not costs[1].failure and excess(*costs):
             costs = cost(verb, stores[0], ATTEMPTS), cost(verb, stores[1], ATTEMPTS)
-        if what := excess(*costs, large / small):
+        if what := excess(*costs):
             yield Finding(name, verb, what)
         slowest = max(slowest, (costs[1].seconds, verb))
     took = f"{time.monotonic() - started:5.1f} s, most: {slowest[1]} {slowest[0]:.2f} s"

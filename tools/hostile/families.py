@@ -126,13 +126,13 @@ def packs(store: Forger, n: int) -> None:
 # Manifests.
 
 
-@family(300)
+@family(60)
 def deep_paths(store: Forger, n: int) -> None:
     """Files in a hundred folders each."""
     store.version([row("/".join([f"{number:06}", *["a"] * 99])) for number in range(n)])
 
 
-@family(200)
+@family(100)
 def long_paths(store: Forger, n: int) -> None:
     """Names as long as they may be."""
     store.version([row(f"{number:06}" + "x" * 4000) for number in range(n)])
@@ -226,7 +226,7 @@ def parents(store: Forger, n: int) -> None:
     store.move("main", before[-1])
 
 
-@family(300)
+@family(100)
 def moves(store: Forger, n: int) -> None:
     """A branch that nobody ever cleaned."""
     version = store.version()
@@ -234,7 +234,7 @@ def moves(store: Forger, n: int) -> None:
         store.move("main", version, position)
 
 
-@family(300)
+@family(100)
 def moves_to_one_position(store: Forger, n: int) -> None:
     """Writers that were all at the same place."""
     version = store.version()
@@ -245,7 +245,7 @@ def moves_to_one_position(store: Forger, n: int) -> None:
     store.move("main", version, 3)
 
 
-@family(300)
+@family(100)
 def branches_and_tags(store: Forger, n: int) -> None:
     """Many of both."""
     version = store.version()
@@ -254,7 +254,7 @@ def branches_and_tags(store: Forger, n: int) -> None:
         store.move(f"tag-{number}", version, kind=TAGS)
 
 
-@family(300)
+@family(100)
 def strays(store: Forger, n: int) -> None:
     """What does not belong among refs, packs and snapshots."""
     store.version()
@@ -263,7 +263,7 @@ def strays(store: Forger, n: int) -> None:
             store.put(f"{folder}/stray{number}", b"stray")
 
 
-@family(300)
+@family(100)
 def empty_packs(store: Forger, n: int) -> None:
     """Packs that are damaged."""
     store.version()
