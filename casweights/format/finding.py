@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from casweights.format import names
 from casweights.format.envelope import Kind, corrupt, seal, unseal
-from casweights.format.fields import expect
+from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import PackId, Suspect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_FINDING = 4096
 _MAX_WHY = 500  # characters
@@ -82,19 +85,25 @@ def decode_finding(data: bytes, name: str) -> Finding:
         raise corrupt(name, f"it has more than {MAX_FINDING} bytes")
     payload = unseal(Kind.FINDING, data, name)
     try:
-        found = _parse(expect(msgpack.unpackb(payload), dict))
-    except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+        found = _parse(payload)
+    except MALFORMED as error:
         raise corrupt(name, f"it is no finding: {error}") from error
     if found.suspect != parse_finding_name(name):
         raise corrupt(name, "it is about something else than its name")
     return found
 
 
-def _parse(fields: dict[str, Any]) -> Finding:
-    offset, why, time = fields["offset"], expect(fields["why"], str), expect(fields["time"], int)
-    if len(why) > _MAX_WHY or time not in _TIMES:
+def _parse(payload: bytes) -> Finding:
+    data = Unpacker(payload)
+    readers: dict[str, Callable[[], Any]] = {
+        "pack": lambda: data.scalar(bytes),
+        "offset": lambda: data.optional(int),
+        "why": lambda: data.scalar(str),
+        "time": lambda: data.scalar(int),
+    }
+    fields = data.fields(readers)
+    data.finish()
+    if len(fields["why"]) > _MAX_WHY or fields["time"] not in _TIMES:
         raise ValueError("a text or number in it is too large")
-    suspect = Suspect(
-        PackId(expect(fields["pack"], bytes)), None if offset is None else expect(offset, int)
-    )
-    return Finding(suspect=suspect, why=why, time=time)
+    suspect = Suspect(PackId(fields["pack"]), fields["offset"])
+    return Finding(suspect=suspect, why=fields["why"], time=fields["time"])
