@@ -13,7 +13,7 @@ import torch
 
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format.safetensors import TREE_KEY
-from casweights.tensors import STATE_FILE, StateFile
+from casweights.tensors import STATE_FILE, StateFile, tied_names
 from casweights.testing.states import assert_same_state
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes
 
@@ -250,3 +250,13 @@ def test_the_tree_is_only_there_when_it_is_needed() -> None:
     tied = {"a": flat["a"], "b": flat["a"]}
     tree = json.loads(metadata_of(tied)[TREE_KEY])
     assert tree == ["dict", [["a", ["tensor", "a"]], ["b", ["tensor", "a"]]]]
+
+
+def test_a_long_key_above_many_tied_tensors_is_refused() -> None:
+    """The paths of all of them together would take its length times their number."""
+    tied = [[f"{n:05}", ["tensor", "t"]] for n in range(20_000)]
+    metadata = {TREE_KEY: json.dumps(["dict", [["k" * 10_000, ["dict", tied]]]])}
+    with pytest.raises(InvalidInputError, match="keys are too long"):
+        tied_names(metadata)
+    metadata = {TREE_KEY: json.dumps(["dict", [["k" * 10, ["dict", tied]]]])}
+    assert len(tied_names(metadata)) == len(tied)
