@@ -75,6 +75,7 @@ class Database(ProcessBound):
         notes: ObjectStore | None = None,
     ) -> None:
         try:
+            store.require(names.CONFIG)
             store_file = store.read(names.CONFIG, MAX_STORE_FILE)
         except NotFoundError as error:
             if error.code is ErrorCode.STORE_NOT_FOUND:  # not even the place is there

@@ -59,9 +59,9 @@ def write_at(descriptor: int, start: int, view: memoryview) -> None:
         os.posix_fadvise(descriptor, start, nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def fsync_folder(folder: str | Path, dir_fd: int | None = None) -> None:
+    """Make the names in a folder durable; its path may be relative to an open folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
     try:
         os.fsync(descriptor)
     finally:

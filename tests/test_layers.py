@@ -68,7 +68,8 @@ ALLOWED: dict[str, set[str]] = {
     "stores.base": {"errors"},
     "stores.wrapper": {"stores.base"},
     "stores.memory": {"stores.base"},
-    "stores.local": {"stores.base", "files", "staging"},
+    "stores.root": {"errors", "files"},
+    "stores.local": {"stores.base", "stores.root", "files", "staging"},
     "stores.ahead": {
         *("buffers", "config", "parallel", "process", "stores.base", "stores.wrapper")
     },

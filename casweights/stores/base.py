@@ -73,7 +73,17 @@ class ObjectStore(ABC):
         """How to name this store to `casweights.open`."""
 
     def create(self) -> None:  # noqa: B027  most stores have their place, or make it as needed
-        """Make the place that objects go to, unless it is there."""
+        """Make the place that objects go to, unless it is there; no other method makes it."""
+
+    def require(self, name: str) -> None:  # noqa: B027  most stores do not go away
+        """From now on, write only while this object is there and is the one that it is now.
+
+        The place of a store may disappear while the store is open. A write must not make that
+        place again, or go to another store that has taken it.
+
+        Raises:
+            NotFoundError: There is no such object.
+        """
 
     @abstractmethod
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
@@ -86,6 +96,7 @@ class ObjectStore(ABC):
             Whether the object was created now.
 
         Raises:
+            NotFoundError: What the store requires is gone, see `require`.
             StoreError: It could not be written; nothing is left under its name.
         """
 
@@ -157,10 +168,14 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove an object; one that is not there is removed already."""
+        """Remove an object, durably; one that is not there is removed already."""
 
     def delete_all(self, names: Sequence[str]) -> None:
-        """`delete` several objects, in this order, in as few calls as the store allows."""
+        """`delete` several objects, in this order, in as few calls as the store allows.
+
+        The last one goes once all others are gone for good: even after a crash it is not missing
+        where another one is left.
+        """
         for name in names:
             self.delete(name)
 

@@ -21,26 +21,33 @@ from casweights.stores.base import (
     missing,
     truncated,
 )
+from casweights.stores.root import Root
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casweights.stores.base import Buffer
 
-
+_ATTEMPTS = 3  # for drafts that others remove
 # What the system says of names that have no file: a socket has no such device.
 _NO_OBJECT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
 class LocalStore(ObjectStore):
-    """Objects as files below a root directory. Writers may be many processes on one machine."""
+    """Objects as files below a root directory. Writers may be many processes on one machine.
+
+    Nothing but `create` makes the root. Once it is known (see `require`), writes go to the very
+    folder that was opened, or fail.
+    """
 
     capabilities = Capabilities(exclusive_create=True)
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._opened: Root | None = None
         self._staging: Staging | None = None
+        self._close_staging: Callable[[], object] = lambda: None
         self._lock = threading.Lock()
 
     @property
@@ -48,29 +55,53 @@ class LocalStore(ObjectStore):
         """The directory's path."""
         return str(self.root)
 
+    def create(self) -> None:
+        """Make the directory, unless it is there."""
+        with storage_errors(f"cannot make {self.root}"):
+            _make_durable_folder(self.root.absolute())
+
+    def require(self, name: str) -> None:
+        """See `ObjectStore.require`."""
+        with self._reading(name):
+            self._open().mark(name)
+
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""
-        path = self._path(name)
+        folder = check_name(name).rpartition("/")[0]
         with storage_errors(f"cannot write {name}"):
-            if path.exists():
-                _check_is_file(path)
-                fsync_folder(path.parent)  # its writer may not have come so far yet
-                return False
-            self._make_folder(path.parent)
-            draft = self._draft_path()
-            try:
-                _write_durably(draft, parts)
-                created = _link(draft, path)
-            finally:
-                draft.unlink(missing_ok=True)
+            root = self._open()
+            root.make_folders(folder)
+            created = not root.has(name) and self._create(root, name, parts)
             if not created:
-                _check_is_file(path)
-            fsync_folder(path.parent)
+                root.check()
+                _check_is_file(self._path(name))
+            root.sync(folder)  # of an object that is there, too: its writer may be about to
         return created
+
+    def _create(self, root: Root, name: str, parts: Sequence[Buffer]) -> bool:
+        """Write an object; False if another writer has just done so."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                draft = self._draft_path(root)
+                try:
+                    _write_durably(draft, parts)
+                    root.check()  # as late as possible, before anybody can see the object
+                    return root.link(draft, name)
+                finally:
+                    with suppress(OSError):  # whoever sweeps the folder removes it
+                        draft.unlink(missing_ok=True)
+            except FileNotFoundError:  # a job that cleans up has removed the draft, or a folder
+                if attempt == _ATTEMPTS - 1:
+                    raise
+                root.make_folders(name.rpartition("/")[0])
+            except NotADirectoryError:
+                root.check()
+                raise
+        raise AssertionError("the last attempt returns or raises")
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
-        with _reading(name):
+        with self._reading(name):
             status = self._path(name).stat()
         if not stat.S_ISREG(status.st_mode):
             raise missing(name)
@@ -78,7 +109,7 @@ class LocalStore(ObjectStore):
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         """See `ObjectStore.readinto`."""
-        with _reading(name):
+        with self._reading(name):
             # A named pipe would wait for somebody to write to it.
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK)
             try:
@@ -88,10 +119,15 @@ class LocalStore(ObjectStore):
                     raise truncated(name)
             finally:
                 os.close(descriptor)
+        self._notice(name)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`. What is no regular file is passed over, see `strays`."""
-        found = (item for item in self._items(prefix) if isinstance(item, ObjectInfo))
+        found = [item for item in self._items(prefix) if isinstance(item, ObjectInfo)]
+        with storage_errors(f"cannot list {prefix or 'the store'}"):
+            self._check()
+        if found:
+            self._notice(prefix)
         return iter(sorted(found, key=lambda info: info.name))
 
     def strays(self) -> dict[str, str]:
@@ -131,25 +167,69 @@ class LocalStore(ObjectStore):
 
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
-        with storage_errors(f"cannot delete {name}"):
-            self._path(name).unlink(missing_ok=True)
+        self.delete_all([name])
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """See `ObjectStore.delete_all`."""
+        paths = [check_name(name) for name in names]
+        if not paths or (self._opened is None and not self.root.is_dir()):
+            return
+        with storage_errors(f"cannot delete {names[0]}"):
+            root = self._open()
+            root.check()
+            # Until a folder is synced, its changes may survive a crash in any order.
+            for batch in (paths[:-1], paths[-1:]):
+                for path in batch:
+                    root.unlink(path)
+                for folder in {path.rpartition("/")[0] for path in batch}:
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        root.sync(folder)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        with storage_errors(f"cannot read {name}"):
+            try:
+                yield
+            except OSError as error:
+                if error.errno not in _NO_OBJECT:
+                    raise
+                self._check()
+                raise missing(name) from None
+
+    def _check(self) -> None:
+        """Once the store is known: raise if it is gone, so that it does not look empty."""
+        if self._opened is not None and self._opened.is_marked:
+            self._opened.check()
+
+    def _notice(self, name: str) -> None:
+        if self._opened is not None:
+            self._opened.notice(name.rpartition("/")[0])
 
     def _path(self, name: str) -> Path:
         return self.root / check_name(name)
 
-    def _draft_path(self) -> Path:
+    def _open(self) -> Root:
         with self._lock:
-            if self._staging is None or not self._staging.is_ours:
-                self._make_folder(self.root)
-                self._staging = Staging(self.root)
-                weakref.finalize(self, self._staging.close)
-            return self._staging.new_path()
+            if self._opened is None:
+                self._opened = Root(self.root.absolute())
+            return self._opened
 
-    def _make_folder(self, folder: Path) -> None:
-        if not folder.is_dir():
-            self._make_folder(folder.parent)
-            folder.mkdir(exist_ok=True)
-            fsync_folder(folder.parent)
+    def _draft_path(self, root: Root) -> Path:
+        with self._lock:
+            staging = self._staging
+            if staging is None or not staging.is_ours or not staging.folder.is_dir():
+                root.check()
+                self._close_staging()
+                self._staging = staging = Staging(self.root)
+                self._close_staging = weakref.finalize(self, staging.close)
+            return staging.new_path()
+
+
+def _make_durable_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_durable_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync_folder(folder.parent)
 
 
 def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
@@ -159,15 +239,6 @@ def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _link(draft: Path, path: Path) -> bool:
-    """Give a file its name; False if another one has it."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _check_is_file(path: Path) -> None:
@@ -197,14 +268,3 @@ def _item(name: str, path: Path) -> ObjectInfo | tuple[str, str] | None:
     if stat.S_ISREG(status.st_mode):
         return ObjectInfo(name, status.st_size)
     return name, _KINDS.get(stat.S_IFMT(status.st_mode), "a device")
-
-
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    with storage_errors(f"cannot read {name}"):
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _NO_OBJECT:
-                raise missing(name) from None
-            raise

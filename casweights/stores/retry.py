@@ -61,6 +61,10 @@ class RetryStore(WrapperStore):
         """See `ObjectStore.create`."""
         self._retry(self.inner.create)
 
+    def require(self, name: str) -> None:
+        """See `ObjectStore.require`."""
+        self._retry(lambda: self.inner.require(name))
+
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""
         return self._retry(lambda: self.inner.put(name, parts))

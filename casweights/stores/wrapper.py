@@ -35,6 +35,10 @@ class WrapperStore(ObjectStore):
         """See `ObjectStore.create`."""
         self.inner.create()
 
+    def require(self, name: str) -> None:
+        """See `ObjectStore.require`."""
+        self.inner.require(name)
+
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""
         return self.inner.put(name, parts)

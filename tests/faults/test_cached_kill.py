@@ -93,6 +93,7 @@ def end(process: subprocess.Popen[str]) -> int:
 
 def write_store(folder: Path) -> LocalStore:
     store = LocalStore(folder / "store")
+    store.create()
     for name in NAMES:
         store.put(name, [content(name)])
     return store

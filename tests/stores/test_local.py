@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 class TestLocalStore(StoreTests):
     @pytest.fixture
     def store(self, tmp_path: Path) -> LocalStore:
-        return LocalStore(tmp_path / "store")
+        store = LocalStore(tmp_path / "store")
+        store.create()
+        return store
 
     @pytest.fixture
     def again(self, store: LocalStore) -> Callable[[], LocalStore]:

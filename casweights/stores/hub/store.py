@@ -88,6 +88,9 @@ class HubStore(ObjectStore):
         self._places: dict[str, Place] = {}
         self._hinted: set[str] = set()  # places that nobody but a hint has told
         self._sent: dict[bytes, Place] = {}  # contents that got no name yet, as far as we know
+        self._required: dict[
+            str, Place | None
+        ] = {}  # None until the Hub was asked for the first time
 
     @property
     def url(self) -> str:
@@ -97,6 +100,10 @@ class HubStore(ObjectStore):
     def create(self) -> None:
         """Make the bucket, unless it is there."""
         self.api.create_bucket()
+
+    def require(self, name: str) -> None:
+        """See `ObjectStore.require`. Checked wherever the Hub is asked what is there anyway."""
+        self._required.setdefault(name, None)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""
@@ -114,7 +121,8 @@ class HubStore(ObjectStore):
         for name, content in objects:
             self._path(name)  # checks it
             wanted.setdefault(name, _Object(name, content))
-        there = {} if new else self._look_up(list(wanted))
+        asked = all(self._required.values())
+        there = {} if new and asked else self._look_up_to_write(list(wanted))
         # One may be there since an earlier attempt, whose answer was lost.
         ours = {
             item.name: True
@@ -196,7 +204,7 @@ class HubStore(ObjectStore):
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
         """See `ObjectStore.copy_from`. From another bucket of the same Hub, no byte moves."""
-        there = self._look_up(names)
+        there = self._look_up_to_write(names)
         wanted = [name for name in dict.fromkeys(names) if name not in there]
         bucket = _innermost(source)
         if isinstance(bucket, HubStore) and bucket.api.endpoint == self.api.endpoint:
@@ -350,6 +358,20 @@ class HubStore(ObjectStore):
             return {}
         files = self.api.files([self._path(name) for name in names])
         return self._remember(files.values())
+
+    def _look_up_to_write(self, names: Sequence[str]) -> dict[str, Place]:
+        """The same, and raise if what is required is not among it."""
+        there = self._look_up([*names, *self._required])
+        for name, before in self._required.items():
+            if name not in there or before not in (None, there[name]):
+                raise NotFoundError(
+                    ErrorCode.STORE_NOT_FOUND,
+                    f"the store at {self.url} has disappeared since it was opened: "
+                    f"{name} is {'not there' if name not in there else 'that of another store'}. "
+                    "Nothing more is written to it",
+                )
+            self._required[name] = there[name]
+        return there
 
     def _remember(self, files: Iterable[HubFile]) -> dict[str, Place]:
         found = {file.path.removeprefix(self._root): file.place for file in files}
