@@ -221,14 +221,18 @@ class RefLog:
             pause = min(2 * pause, 2.0)
 
     def remove(self, moves: Iterable[Move]) -> None:
-        """Forget moves, the last one last: until then the ref is there."""
-        ordered = sorted(moves, key=lambda move: move.position)
+        """Forget moves; the one that says where the ref is goes last, so that no other does."""
+        ordered = sorted(moves, key=_rank, reverse=True)
         self._store.delete_all([move.name for move in ordered])
 
 
 def latest(moves: Sequence[Move]) -> Move:
     """Where a ref is: the highest position, and of several there the first one."""
-    return min(moves, key=lambda move: (-move.position, *_order(move)))
+    return min(moves, key=_rank)
+
+
+def _rank(move: Move) -> tuple[int, int, str]:
+    return (-move.position, *_order(move))
 
 
 def _first(moves: Sequence[Move], position: int) -> Move | None:
