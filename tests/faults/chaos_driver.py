@@ -1,0 +1,214 @@
+"""Chaos: many processes at work on one store, some of which are killed or stopped at any moment.
+
+They commit, publish, follow, name, repack, verify, push and clone, from the library and the command
+line. Each writes down what it was told; in the end the store must have all of it, bit for bit, and
+nothing may have hung, or ended in a way that is not documented. Prints what happened as JSON. What
+is wrong ends it with status 1, and the folder of the run stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import casweights
+from casweights.testing.hub import LocalHubProcess
+from tests.faults.chaos_oracle import find_problems
+from tests.faults.chaos_workers import ROLES, Place, read_journals, work
+from tests.faults.hub_driver import BUCKET
+from tests.faults.kill_driver import fork
+from tests.faults.sync_driver import CONFIG, expect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_HANG = 60.0  # seconds that one piece of work may take
+_LAST = 240.0  # seconds for what is checked in the end
+_TICK = 0.02
+
+
+class Conductor:
+    """Starts the workers, kills and stops them by chance, and starts others in their place.
+
+    Args:
+        place: Where the run takes place.
+        seed: Of all that happens by chance.
+        roles: What the workers do, one each.
+
+    Attributes:
+        problems: What went wrong.
+        counts: What was done to how many.
+    """
+
+    def __init__(self, place: Place, seed: int, roles: Sequence[str]) -> None:
+        self.problems: list[str] = []
+        self.counts: Counter[str] = Counter()
+        self._place = place
+        self._seed = seed
+        self._roles = roles
+        self._chance = random.Random(seed)
+        self._workers: dict[str, int] = {}
+        self._numbers: Counter[str] = Counter()
+
+    def run(self, seconds: float) -> None:
+        """All of it: chaos for so long, then quiet."""
+        end = time.monotonic() + seconds
+        for role in self._roles:
+            self._start(role)
+        while time.monotonic() < end:
+            time.sleep(self._chance.uniform(0, 0.4))
+            self._disturb(self._chance.choice(self._roles))
+            self._replace_the_dead()
+        (self._place.folder / "stop").touch()
+        self._end()
+
+    def _start(self, role: str) -> None:
+        number = self._numbers[role]
+        self._numbers[role] += 1
+        self._workers[role] = self._child(
+            f"{role}-{number}", lambda: work(self._place, role, number, self._seed)
+        )
+
+    def _child(self, name: str, action: Callable[[], object]) -> int:
+        """A process group of its own, so that a command that it runs shares its fate."""
+
+        def act() -> None:
+            os.setpgid(0, 0)
+            errors = os.open(self._place.folder / f"{name}.stderr", os.O_CREAT | os.O_WRONLY)
+            os.dup2(errors, 2)
+            action()
+
+        child = fork(act)
+        with suppress(PermissionError, ProcessLookupError):  # it has done so, and may have ended
+            os.setpgid(child, child)
+        return child
+
+    def _disturb(self, role: str) -> None:
+        group = self._workers[role]
+        with suppress(ProcessLookupError):  # it ended by itself, which `_replace_the_dead` finds
+            if self._chance.random() < 0.5:
+                os.killpg(group, signal.SIGSTOP)
+                time.sleep(self._chance.uniform(0, 0.5))
+                os.killpg(group, signal.SIGCONT)
+                self.counts["stopped"] += 1
+            else:
+                os.killpg(group, signal.SIGKILL)
+                self.counts["killed"] += 1
+
+    def _replace_the_dead(self) -> None:
+        for role, child in [*self._workers.items()]:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                self._judge(role, os.waitstatus_to_exitcode(status))
+                self._start(role)
+
+    def _judge(self, role: str, code: int) -> None:
+        self.counts["ended"] += 1
+        if code not in (0, -signal.SIGKILL):
+            self.problems.append(f"a worker of {role} ended with {code}")
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + _HANG
+        for role, child in self._workers.items():
+            self._judge(role, self._wait(role, child, deadline))
+
+    def _wait(self, what: str, child: int, deadline: float) -> int:
+        """The exit status of a child that ends in time; who does not is killed."""
+        while time.monotonic() < deadline:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(_TICK)
+        self.problems.append(f"{what} hangs")
+        os.killpg(child, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def in_child(self, name: str, action: Callable[[], Any]) -> Any:
+        """What `action` returns, in a process that may have threads."""
+        path = self._place.folder / f"{name}.json"
+        child = self._child(name, lambda: path.write_text(json.dumps(action())))
+        code = self._wait(name, child, time.monotonic() + _LAST)
+        if code == 0:
+            return json.loads(path.read_text())
+        text = (self._place.folder / f"{name}.stderr").read_text()
+        self.problems.append(f"{name} ended with {code}: {text[-1500:]}")
+        return None
+
+
+def run_chaos(place: Place, seconds: float, seed: int, roles: Sequence[str]) -> dict[str, Any]:
+    """One run; what happened, and what is wrong."""
+    conductor = Conductor(place, seed, roles)
+    conductor.in_child("create", lambda: _create(place))
+    conductor.run(seconds)
+    found = conductor.in_child("oracle", lambda: find_problems(place))
+    done = Counter(line["what"] for line in read_journals(place.folder / "journal") if line["done"])
+    return {
+        "seed": seed,
+        "problems": [*conductor.problems, *(found or [])],
+        "workers": conductor.counts,
+        "done": done,
+    }
+
+
+def _create(place: Place) -> None:
+    casweights.open(place.objects(), create=True, config=CONFIG).close()
+
+
+def _surroundings(folder: Path, hub: str | None) -> None:
+    """What every process of the run has in its environment."""
+    os.environ |= {
+        "HF_HOME": str(folder / "home"),
+        "HF_TOKEN": "hf_chaos",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "OMP_NUM_THREADS": "1",
+        **({"HF_ENDPOINT": hub} if hub else {}),
+    }
+    torch.set_num_threads(1)  # none that a child would lack
+    expect(59)
+    gc.freeze()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tools/chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of chaos (default 60)")
+    parser.add_argument("--seed", type=int, default=None, help="of all chance")
+    parser.add_argument("--store", choices=["directory", "hub"], default="directory")
+    parser.add_argument("--folder", type=Path, help="keep all here (default: a temporary one)")
+    parser.add_argument("--roles", nargs="+", choices=[*ROLES], default=[*ROLES], metavar="ROLE")
+    wanted = parser.parse_args()
+    seed = random.randrange(1 << 32) if wanted.seed is None else wanted.seed
+    folder = wanted.folder or Path(tempfile.mkdtemp(prefix="casweights-chaos-"))
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        hub = None
+        if wanted.store == "hub":
+            process = stack.enter_context(LocalHubProcess(folder / "hub"))
+            process.create_bucket(BUCKET)
+            hub = process.url
+        _surroundings(folder, hub)
+        result = run_chaos(Place(folder, hub), wanted.seconds, seed, wanted.roles)
+    print(json.dumps(result))
+    if result["problems"]:
+        print(f"{wanted.store}, seed {seed}: all is in {folder}", file=sys.stderr)
+        print(*result["problems"], sep="\n\n", file=sys.stderr)
+        sys.exit(1)
+    if wanted.folder is None:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

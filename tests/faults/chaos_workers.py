@@ -1,0 +1,310 @@
+"""What the processes of a chaos run do, and what they write down of it.
+
+Each worker repeats one kind of work on a store that all share, until it is told to stop or killed.
+The tensors of a version are a function of the step in its metadata, see `sync_driver`, so that
+anybody can tell what any version must be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from safetensors.torch import save_file
+
+import casweights
+from casweights import ConflictError, Publisher, SnapshotId, Subscriber
+from casweights.stores.local import LocalStore
+from casweights.sync.publisher import Base
+from tests.faults.hub_driver import BUCKET, wrapped
+from tests.faults.sync_driver import blank, digest, digest_of, state, step_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from casweights import Repository
+    from casweights.config import Compression
+    from casweights.stores.base import ObjectStore
+
+PREFIX = "chaos"  # of the store in the bucket
+STEPS = 60  # different states of the model
+MAIN, LIVE = "main", "live"
+CONFLICT = 11  # the exit status of a writer that was not the first
+
+
+class Broken(Exception):
+    """A promise did not hold."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run takes place.
+
+    Attributes:
+        folder: All that it leaves.
+        hub: The URL of the Hub that has the store; None if the store is a directory.
+    """
+
+    folder: Path
+    hub: str | None
+
+    @property
+    def url(self) -> str:
+        """The store, for the command line."""
+        return str(self.folder / "store") if self.hub is None else f"hf://buckets/{BUCKET}/{PREFIX}"
+
+    def objects(self, cache: Path | None = None) -> ObjectStore:
+        if self.hub is None:
+            return LocalStore(self.folder / "store")
+        return wrapped(self.hub, PREFIX, cache)
+
+    @contextmanager
+    def opened(self) -> Iterator[Repository]:
+        with casweights.open(self.objects(), workers=2) as repo:
+            yield repo
+
+    @property
+    def is_over(self) -> bool:
+        return (self.folder / "stop").exists()
+
+
+class Journal:
+    """What a worker was told, in lines that survive it.
+
+    Args:
+        folder: Where all journals are.
+        who: Whose it is.
+    """
+
+    def __init__(self, folder: Path, who: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self._who = who
+        self._file = os.open(folder / f"{who}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(self, **fields: Any) -> None:
+        line = {"time": time.monotonic(), "who": self._who, **fields}
+        os.write(self._file, json.dumps(line, default=str).encode() + b"\n")
+
+    @contextmanager
+    def doing(self, what: str, ref: str = "", **fields: Any) -> Iterator[dict[str, Any]]:
+        """Note that something begins, and that it is done, with what was told of it."""
+        self.note(what=what, ref=ref, done=False, **fields)
+        told: dict[str, Any] = {}
+        yield told
+        self.note(**{"what": what, "ref": ref, "done": True, **fields, **told})
+
+
+def read_journals(folder: Path) -> list[dict[str, Any]]:
+    """All lines of all workers, in the order of time."""
+    lines = [
+        json.loads(line)
+        for path in folder.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    return sorted(lines, key=lambda line: line["time"])
+
+
+class Worker:
+    """One process.
+
+    Args:
+        place: Where the run takes place.
+        role: What it does: a key of `ROLES`.
+        number: How many there were of this role before it.
+        seed: Of all that it does by chance.
+    """
+
+    def __init__(self, place: Place, role: str, number: int, seed: int) -> None:
+        self.place = place
+        self.name = f"{role}-{number}"
+        self.chance = random.Random(f"{seed} {self.name}")
+        self.folder = place.folder / "work" / self.name
+        self.folder.mkdir(parents=True)
+        self.journal = Journal(place.folder / "journal", self.name)
+
+    def step(self) -> int:
+        return self.chance.randrange(STEPS)
+
+    def run(self, *arguments: object, accepted: tuple[int, ...] = (0,)) -> dict[str, Any]:
+        """Run a command; the last object that it wrote, and its exit status."""
+        command = [sys.executable, "-m", "casweights", *map(str, arguments), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = (done.stdout if done.returncode == 0 else done.stderr).splitlines()
+        if done.returncode not in accepted:
+            raise Broken(f"{arguments} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        answer: dict[str, Any] = json.loads(lines[-1])
+        return {**answer, "status": done.returncode}
+
+    def acknowledged(self) -> list[dict[str, Any]]:
+        """What all workers were told of versions so far."""
+        return [line for line in read_journals(self.place.folder / "journal") if "version" in line]
+
+
+def commit(worker: Worker) -> None:
+    """From the library, a few with each handle."""
+    with worker.place.opened() as repo:
+        for _ in range(worker.chance.randint(1, 4)):
+            step = worker.step()
+            with worker.journal.doing("commit", MAIN) as told:
+                try:
+                    told["version"] = repo.commit(state(step), metadata={"step": step}).id
+                except ConflictError as error:
+                    told |= {"what": "conflict", "version": error.snapshot}
+
+
+def commit_files(worker: Worker) -> None:
+    """From the command line."""
+    step, model = worker.step(), worker.folder / "model"
+    model.mkdir(exist_ok=True)
+    save_file(state(step), model / "model.safetensors")
+    (model / "step.txt").write_text(str(step))
+    wanted = ["commit", model, "--meta", f"step={step}", "--store", worker.place.url]
+    with worker.journal.doing("commit", MAIN) as told:
+        answer = worker.run(*wanted, accepted=(0, CONFLICT))
+        told["version"] = answer["id"]
+        if answer["status"] == CONFLICT:
+            told["what"] = "conflict"
+
+
+def publish(worker: Worker) -> None:
+    """The only trainer of its branch."""
+    base: Base = worker.chance.choice(get_args(Base))
+    with worker.place.opened() as repo, Publisher(repo, LIVE, base=base) as publisher:
+        head = publisher.wait()
+        step = step_of(head) + 1 if head else 0
+        for number in range(step, step + worker.chance.randint(2, 20)):
+            with worker.journal.doing("publish", LIVE) as told:
+                publisher.publish(state(number % STEPS), step=number)
+                publisher.wait()
+                told["version"] = publisher.version
+
+
+def follow(worker: Worker) -> None:
+    """A replica of a branch: its tensors are always those of the version that it says."""
+    branch = worker.chance.choice([MAIN, LIVE])
+    weights = blank()
+    with (
+        worker.place.opened() as repo,
+        Subscriber(repo, branch, verify=worker.chance.choice(["full", "patch"])) as replica,
+    ):
+        for _ in range(10):
+            if replica.head() is not None:
+                with worker.journal.doing("follow", branch):
+                    replica.sync(weights)
+                assert replica.version is not None
+                expect(repo, replica.version, digest(weights))
+            time.sleep(worker.chance.uniform(0, 0.1))
+
+
+def expect(repo: Repository, version: SnapshotId, held: str) -> None:
+    """These tensors are those of the version."""
+    step = step_of(repo.snapshot(version))
+    if held != digest_of(step % STEPS):
+        raise Broken(f"{version} is not what step {step} must be")
+
+
+def check_version(repo: Repository, version: SnapshotId) -> None:
+    """All of a version is what was committed."""
+    expect(repo, version, digest(repo.load(version)))
+    snapshot = repo.snapshot(version)
+    if any(file.path == "step.txt" for file in snapshot.files):
+        text = b"".join(repo.read(version, "step.txt"))
+        if text != str(step_of(snapshot)).encode():
+            raise Broken(f"step.txt of {version} is {text!r}")
+
+
+def read(worker: Worker) -> None:
+    """Any version that somebody was told of, at any time."""
+    told = worker.acknowledged()
+    for line in worker.chance.sample(told, min(5, len(told))):
+        with worker.journal.doing("read"), worker.place.opened() as repo:
+            check_version(repo, SnapshotId.from_hex(line["version"]))
+
+
+def name_versions(worker: Worker) -> None:
+    """Branches and tags of its own, each name for one life."""
+    kind = worker.chance.choice(["branch", "tag"])
+    name = f"{worker.name}/{time.monotonic_ns()}"
+    ref, journal = f"{kind} {name}", worker.journal
+    with worker.place.opened() as repo:
+        if MAIN not in repo.branches():
+            return
+        target = repo.resolve(MAIN)
+        with journal.doing("make", ref, at=target):
+            (repo.branch if kind == "branch" else repo.tag)(name, target)
+        if kind == "branch":
+            for _ in range(worker.chance.randint(0, 3)):
+                step = worker.step()
+                with journal.doing("move", ref) as told:
+                    version = repo.commit(state(step), branch=name, metadata={"step": step}).id
+                    told |= {"version": version, "at": version}
+        if worker.chance.random() < 0.7:
+            with journal.doing("delete", ref, at=None):
+                if worker.chance.random() < 0.5:
+                    (repo.delete_branch if kind == "branch" else repo.delete_tag)(name)
+                else:
+                    worker.run(kind, name, "--delete", "--store", worker.place.url)
+
+
+def repack(worker: Worker) -> None:
+    compression: Compression = worker.chance.choice(["fast", "auto"])
+    with worker.journal.doing("repack"):
+        if worker.chance.random() < 0.5:
+            worker.run("repack", "--store", worker.place.url)
+        else:
+            with worker.place.opened() as repo:
+                repo.repack(compression=compression)
+    time.sleep(worker.chance.uniform(0, 0.5))
+
+
+def verify(worker: Worker) -> None:
+    """While others are at work there is nothing wrong either."""
+    quick = ["--quick"] if worker.chance.random() < 0.5 else []
+    with worker.journal.doing("verify"):
+        worker.run("verify", *quick, "--store", worker.place.url)
+
+
+def copy(worker: Worker) -> None:
+    """Push everything to one store that goes on, and clone into a new one."""
+    with worker.journal.doing("push"):
+        target = worker.place.folder / "pushed"
+        worker.run("push", target, "--create", "--store", worker.place.url)
+    with worker.place.opened() as repo:
+        if MAIN not in repo.branches():
+            return
+    clone = worker.folder / "clone"
+    with worker.journal.doing("clone"):
+        answer = worker.run("clone", worker.place.url, clone, MAIN)
+    with casweights.open(clone, workers=1) as repo:
+        check_version(repo, SnapshotId.from_hex(answer["id"]))
+    shutil.rmtree(clone)
+
+
+ROLES: dict[str, Callable[[Worker], None]] = {
+    "commit": commit,
+    "commit-files": commit_files,
+    "publish": publish,
+    "follow": follow,
+    "read": read,
+    "name": name_versions,
+    "repack": repack,
+    "verify": verify,
+    "copy": copy,
+}
+
+
+def work(place: Place, role: str, number: int, seed: int) -> None:
+    """Repeat the work of a role until the run is over."""
+    worker = Worker(place, role, number, seed)
+    while not place.is_over:
+        ROLES[role](worker)
+        time.sleep(worker.chance.uniform(0, 0.05))
