@@ -150,9 +150,9 @@ class Worker:
 
 
 def commit(worker: Worker) -> None:
-    """From the library, a few with each handle."""
+    """From the library, some with each handle."""
     with worker.place.opened() as repo:
-        for _ in range(worker.chance.randint(1, 4)):
+        for _ in range(worker.chance.randint(1, 12)):
             step = worker.step()
             with worker.journal.doing("commit", MAIN) as told:
                 try:
@@ -258,12 +258,11 @@ def name_versions(worker: Worker) -> None:
 def repack(worker: Worker) -> None:
     compression: Compression = worker.chance.choice(["fast", "auto"])
     with worker.journal.doing("repack"):
-        if worker.chance.random() < 0.5:
+        if worker.chance.random() < 0.2:
             worker.run("repack", "--store", worker.place.url)
         else:
             with worker.place.opened() as repo:
                 repo.repack(compression=compression)
-    time.sleep(worker.chance.uniform(0, 0.5))
 
 
 def verify(worker: Worker) -> None:
