@@ -76,12 +76,14 @@ class TransferStats:
         nbytes: Bytes of these packs, and of the versions' own objects.
         refs: Branches and tags that were moved or made there, as ``heads/main`` or ``tags/v1``,
             and where they point now.
+        version: Of a clone, the version that it brought or found there.
     """
 
     snapshots: int
     packs: int
     nbytes: int
     refs: dict[str, SnapshotId]
+    version: SnapshotId | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.errors import ConflictError, ErrorCode, NotFoundError
 from casweights.format import names
 from casweights.refs import no_ref
-from casweights.revisions import resolve
+from casweights.revisions import is_full_id, resolve
 from casweights.transfer import check_configs, transfer
 
 if TYPE_CHECKING:
@@ -71,10 +71,10 @@ def clone(source: Database, target: Database, ref: str) -> TransferStats:
         target: Where it goes.
         ref: The version; if that is a branch or tag, the target has one of that name afterwards.
     """
-    version = resolve(source, ref)
-    called = {} if "~" in ref else _called(source, ref)
-    refs = {name: tip for name, tip in called.items() if tip == version}
-    return _send(source, target, refs, [version], history=False)
+    # Each ref is read once, since it may move: what it named then is what the target gets.
+    called = {} if "~" in ref or is_full_id(ref) else _called(source, ref)
+    version = next(iter(called.values())) if called else resolve(source, ref)
+    return replace(_send(source, target, called, [version], history=False), version=version)
 
 
 def _all_refs(db: Database) -> NamedTips:

@@ -36,8 +36,13 @@ def resolve(db: Database, ref: str) -> SnapshotId:
     )
 
 
+def is_full_id(name: str) -> bool:
+    """Whether a name is a whole ID: no ref may stand in for one that somebody has pinned."""
+    return re.fullmatch("[0-9a-fA-F]{64}", name) is not None
+
+
 def _resolve_name(db: Database, name: str) -> SnapshotId:
-    if re.fullmatch("[0-9a-fA-F]{64}", name):  # no ref may stand in for a pinned ID
+    if is_full_id(name):
         return db.snapshots.find(name.lower())
     if name.startswith("tags/"):
         branch, tag = None, db.refs.tag(name.removeprefix("tags/"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -426,6 +428,28 @@ def test_one_version_without_history(
         assert repo.verify().problems == ()
         assert [found.id for found in repo.log(version)] == [version]
     assert before
+
+
+@pytest.mark.parametrize("ref", ["main", "heads/main"])
+def test_a_clone_of_a_branch_that_moves_says_what_it_brought(
+    objects: CountingStore, versions: Versions, ref: str
+) -> None:
+    """Whenever it moves, the target has the branch, at the version that was reported."""
+    for call in count(1):
+        fresh = {"w": weights(1, call)}
+        move = Fault(call=call, method="list", action=partial(commit, objects, fresh))
+        target, source = MemoryStore(), FaultyStore(objects)
+        create(target)
+        with casweights.open(source) as here, casweights.open(target) as there:
+            source.unused, source.calls[:] = [move], []
+            stats = here.clone(there, ref)
+            assert stats.version is not None
+            assert there.branches() == {"main": stats.version}
+            assert stats.refs == {"heads/main": stats.version}
+            assert there.verify().problems == ()
+        if source.unused:
+            break
+    assert call > 1
 
 
 def test_from_a_store_without_history(

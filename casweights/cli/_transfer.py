@@ -46,11 +46,13 @@ def move_versions(
     """
     with ExitStack() as stack:
         here = stack.enter_context(open_store(source))
-        about = {} if wanted is None else {"id": here.resolve(wanted)}
+        if wanted is not None:
+            here.resolve(wanted)  # before the target is made
         if create:
             open_or_create(target, replace(here.config, refs=None))
         there = stack.enter_context(open_store(target, reporter=Results(out)))
         stats = move(here, there)
+        about = {} if wanted is None else {"id": stats.version}
         out.summary(
             {**about, **_fields(here, there, stats)},
             _lines(there, stats),
