@@ -63,16 +63,21 @@ class RemoteOptions:
         stall: Seconds after which a transfer that moves nothing is given up.
         disk_cache: Bytes of this machine's cache, which all processes and stores share; 0 for none.
         read_ahead: Bytes of memory for what is fetched before it is asked for.
+        clock_skew: Seconds by which the clocks of the Hub's servers may differ. Two writers who
+            move a branch of a bucket within that time wait for one another; a single writer never
+            waits. The Hub's own developers reckon with 30 seconds.
     """
 
     patience: float = 60.0
     stall: float = 20.0
     disk_cache: int = 16 << 30
     read_ahead: int = 128 * MiB
+    clock_skew: float = 30.0
 
     def __post_init__(self) -> None:
-        if min(self.patience, self.disk_cache, self.read_ahead) < 0 or self.stall <= 0:
+        lowest = min(self.patience, self.disk_cache, self.read_ahead, self.clock_skew)
+        if lowest < 0 or self.stall <= 0:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                "patience, disk_cache and read_ahead are at least 0, stall is more",
+                "patience, disk_cache, read_ahead and clock_skew are at least 0, stall is more",
             )

@@ -165,7 +165,7 @@ def _find_move(
         target.refs.create_tag(tag, tip)  # which refuses if it points elsewhere
         return _Move(tip, due=False)
     branch = name.removeprefix(_HEADS)
-    head = target.refs.head(branch)
+    head = target.refs.head(branch, to_move=True)
     if head is None or head.snapshot == tip:
         return _Move(tip, head, due=head is None)
     if force or head.snapshot in _ancestry(source, tip):

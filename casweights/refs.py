@@ -9,7 +9,7 @@ from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreErro
 from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.parallel import Threads
-from casweights.reflog import RefLog, encode_move, latest, parse_move
+from casweights.reflog import RefLog, beside, encode_move, latest, parse_move
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,19 @@ class Head:
     snapshot: SnapshotId
 
 
+@dataclass(frozen=True, slots=True)
+class Displaced:
+    """A version that a writer moved a branch to, and that is not part of the branch's way.
+
+    Attributes:
+        snapshot: The version.
+        before: Where the branch was when its writer moved it, if that is known.
+    """
+
+    snapshot: SnapshotId
+    before: SnapshotId | None
+
+
 class Refs:
     """The branches and tags of a store.
 
@@ -50,14 +63,27 @@ class Refs:
         self._doubts: dict[str, SnapshotId | None] = {}  # where refs may be; None: deleted
         self._heads = RefLog(store, names.HEADS)
         self._tags = RefLog(store, names.TAGS)
+        self._moved: dict[str, list[Head]] = {}  # by this one: the last, and those to tell of
 
-    def head(self, branch: str) -> Head | None:
-        """Where a branch is now; None if there is no such branch."""
-        moves = self._heads.moves(names.check_ref_name(branch))
+    def head(self, branch: str, *, to_move: bool = False) -> Head | None:
+        """Where a branch is now; None if there is no such branch.
+
+        Args:
+            branch: The branch.
+            to_move: For callers who will move it: wait until no writers compete for it, and make
+                sure that the last move from here still counts.
+
+        Raises:
+            ConflictError: With `to_move`, the last move from here was displaced. It is told once.
+        """
+        log, name = self._heads, names.check_ref_name(branch)
+        moves = log.settled(name) if to_move else log.moves(name)
+        if to_move and (snapshot := self._forget_displaced(branch, moves)) is not None:
+            raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
             return None
         last = latest(moves)
-        snapshot = self._heads.snapshot(last)
+        snapshot = log.snapshot(last)
         return None if snapshot is None else Head(branch, last.position, snapshot)
 
     def advance(
@@ -87,20 +113,70 @@ class Refs:
             where = names.move_name(names.HEADS, branch, position)
             raise corrupt(where, "no position can follow it")
         before = expected.snapshot if expected else None
-        if not self._append(self._heads, branch, position, before, snapshot, move):
-            error = ConflictError(
-                ErrorCode.REF_MOVED,
+        moved, moves = self._append(self._heads, branch, position, before, snapshot, move)
+        if not moved:
+            message = (
                 f"branch {branch!r} was moved by another writer meanwhile. Your version is safe "
                 f"in the store as {snapshot}; repeat the command to put it on top of theirs "
-                "(nothing is uploaded twice)",
+                "(nothing is uploaded twice)"
             )
-            error.snapshot = snapshot
-            raise error
-        return Head(branch, position + 1, snapshot)
+            displaced = self._forget_displaced(branch, moves)
+            if displaced is not None:
+                message += f". Besides, {_displaced(branch, displaced)}. {_WAYS_BACK}"
+            raise _conflict(snapshot, message)
+        head = Head(branch, position + 1, snapshot)
+        self._moved[branch] = [*self._displaced_here(branch, moves), head]
+        return head
+
+    def _displaced_here(self, branch: str, moves: Sequence[Move]) -> list[Head]:
+        """Which moves from here do not count any more, and nobody was told."""
+        gone = {(move.position, move.snapshot) for move in beside(moves)}
+        return [
+            head for head in self._moved.get(branch, ()) if (head.position, head.snapshot) in gone
+        ]
+
+    def _forget_displaced(self, branch: str, moves: Sequence[Move]) -> SnapshotId | None:
+        """A version that the branch was moved to from here, if another one took its place."""
+        displaced = self._displaced_here(branch, moves)
+        if not displaced:
+            return None
+        self._moved[branch].remove(displaced[0])
+        return displaced[0].snapshot
+
+    def displaced(self) -> dict[str, list[Displaced]]:
+        """Versions that writers moved branches to and that are not part of their ways, by branch.
+
+        The writer of one died before it could withdraw its move, is about to withdraw it, or was
+        told that it had moved the branch, and then displaced; see docs/format.md.
+        """
+        found: dict[str, list[Displaced]] = {}
+        for branch, moves in self._heads.all().items():
+            for move in beside(moves):
+                snapshot = self._heads.snapshot(move)
+                if snapshot is not None:
+                    found.setdefault(branch, []).append(Displaced(snapshot, move.before))
+        return found
+
+    def drop_displaced(self, snapshot: SnapshotId, branch: str | None = None) -> bool:
+        """Forget that a version was displaced from a branch, or from any; it stays in the store.
+
+        Returns:
+            Whether it was.
+        """
+        log = self._heads
+        listed = log.all() if branch is None else {branch: log.moves(names.check_ref_name(branch))}
+        dropped = [
+            move
+            for moves in listed.values()
+            for move in beside(moves)
+            if log.snapshot(move) == snapshot
+        ]
+        log.remove(dropped)
+        return bool(dropped)
 
     def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
         """Where a branch is now, if that is this version."""
-        head = self.head(branch)
+        head = self.head(branch, to_move=True)
         return head if head is not None and head.snapshot == snapshot else None
 
     def doubt(self, head: Head) -> None:
@@ -123,22 +199,23 @@ class Refs:
         before: SnapshotId | None,
         snapshot: SnapshotId,
         move: bytes | None = None,
-    ) -> bool:
+    ) -> tuple[bool, list[Move]]:
         """Make a move; see `RefLog.append`. An error after it was made is none."""
         key = log.kind + ref
         try:
-            moved = log.append(ref, after, before, snapshot, move)
+            made = log.append(ref, after, before, snapshot, move)
         except BaseException as error:
             self._doubts[key] = snapshot
             if not isinstance(error, Exception):
                 raise
-            if not self._was_made(log, ref, after, before, snapshot, error):
+            moves = self._moves_if_made(log, ref, after, before, snapshot, error)
+            if not moves:
                 raise
-            return True
+            return True, moves
         self._doubts.pop(key, None)
-        return moved
+        return made
 
-    def _was_made(
+    def _moves_if_made(
         self,
         log: RefLog,
         ref: str,
@@ -146,20 +223,20 @@ class Refs:
         before: SnapshotId | None,
         snapshot: SnapshotId,
         error: Exception,
-    ) -> bool:
-        """Whether a move was made although that failed.
+    ) -> list[Move]:
+        """The moves of a ref, if a move was made although that failed; else none.
 
         Raises:
             StoreError: It cannot be found out.
         """
         try:
-            moves = log.moves(ref)
+            moves = log.settled(ref)
             last = latest(moves) if moves else None
             if last is None or (last.position, log.snapshot(last)) != (after + 1, snapshot):
-                return False
+                return []
             bases = [log.snapshot(move) for move in moves if move.position == after]
             if after and before not in bases:
-                return False
+                return []
             if self.store.capabilities.exclusive_create:  # what is put twice is durable, too
                 self.store.put(last.name, [encode_move(snapshot)])
         except Exception as again:
@@ -171,7 +248,7 @@ class Refs:
             )
             unknown.snapshot = snapshot
             raise unknown from error
-        return True
+        return moves
 
     def branches(self) -> dict[str, SnapshotId]:
         """All branches and where they are, by name."""
@@ -208,17 +285,23 @@ class Refs:
         Raises:
             ConflictError: A tag of this name points elsewhere.
         """
-        there = self.tag(tag)
+        there = self._settled_tag(tag)
         if there is None:
-            if self._append(self._tags, tag, 0, None, snapshot):
+            if self._append(self._tags, tag, 0, None, snapshot)[0]:
                 return
-            there = self.tag(tag)  # None if it was deleted since, or a listing does not show it yet
+            there = self._settled_tag(
+                tag
+            )  # None if it was deleted since, or a listing does not show it yet
         if there != snapshot:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
                 f"tag {tag!r} already points to {there or 'another version'}; tags do not move: "
                 "delete it first or choose another name",
             )
+
+    def _settled_tag(self, tag: str) -> SnapshotId | None:
+        moves = self._tags.settled(names.check_ref_name(tag))
+        return self._tags.snapshot(latest(moves)) if moves else None
 
     def delete_tag(self, tag: str) -> None:
         """Forget a tag; its snapshot stays.
@@ -269,6 +352,25 @@ class Refs:
                 raise
         else:
             self._doubts.pop(key, None)
+
+
+_WAYS_BACK = (
+    "Repeat the command to go on from where the branch is now; `casweights branch NAME ID` keeps "
+    "the displaced version under a name"
+)
+
+
+def _displaced(branch: str, snapshot: SnapshotId) -> str:
+    return (
+        f"your version {snapshot} was displaced from branch {branch!r}: another writer's move "
+        "counts in its place. It is safe in the store"
+    )
+
+
+def _conflict(snapshot: SnapshotId, message: str) -> ConflictError:
+    error = ConflictError(ErrorCode.REF_MOVED, message)
+    error.snapshot = snapshot
+    return error
 
 
 def no_ref(kind: str, name: str) -> NotFoundError:

@@ -170,7 +170,7 @@ class Repository(ProcessBound):
         from casweights.commit import Description, commit
 
         check_compression(compression)
-        head = self._db.refs.head(branch)
+        head = self._db.refs.head(branch, to_move=True)
         if head is not None and parent is not None and not self._db.refs.is_doubted(head):
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
@@ -329,7 +329,7 @@ class Repository(ProcessBound):
             ConflictError: The branch exists, or another writer moved it meanwhile.
         """
         target = self.snapshot(at).id
-        head = self._db.refs.head(name)
+        head = self._db.refs.head(name, to_move=True)
         if head is not None and head.snapshot == target and self._db.refs.is_doubted(head):
             return target  # an error came after it was made
         if head is not None and not force:
@@ -339,6 +339,7 @@ class Repository(ProcessBound):
                 "choose another name",
             )
         self._db.refs.advance(name, head, target)
+        self._db.refs.drop_displaced(target)  # it has a name now
         return target
 
     def delete_branch(self, name: str) -> None:
@@ -348,6 +349,26 @@ class Repository(ProcessBound):
             NotFoundError: There is no such branch.
         """
         self._db.refs.delete_branch(name)
+
+    def displaced(self) -> dict[str, tuple[SnapshotId, ...]]:
+        """Versions by branch that another writer's move displaced; see ``docs/format.md``.
+
+        They stay here until a branch or tag is made at them or goes through them, or until
+        `drop_displaced`.
+        """
+        from casweights.displaced import displaced
+
+        return displaced(self._db)
+
+    def drop_displaced(self, branch: str, at: Ref) -> None:
+        """Forget that a version was displaced from a branch; it stays reachable by ID.
+
+        Raises:
+            NotFoundError: It was not, or there is no such version.
+        """
+        from casweights.displaced import drop_displaced
+
+        drop_displaced(self._db, branch, self.resolve(at))
 
     def tags(self) -> dict[str, SnapshotId]:
         """All tags and where they point, by name."""
@@ -361,6 +382,7 @@ class Repository(ProcessBound):
         """
         target = self.snapshot(at).id
         self._db.refs.create_tag(name, target)
+        self._db.refs.drop_displaced(target)
         return target
 
     def delete_tag(self, name: str) -> None:

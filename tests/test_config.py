@@ -12,6 +12,7 @@ from casweights.config import (
     MIN_CHUNK_SIZE,
     KiB,
     MiB,
+    RemoteOptions,
     StoreConfig,
 )
 from casweights.errors import InvalidInputError
@@ -36,3 +37,10 @@ def test_impossible_chunk_sizes(size: int) -> None:
 def test_unknown_digests(digest: Any) -> None:
     with pytest.raises(InvalidInputError, match="unknown digest"):
         StoreConfig(digest=digest)
+
+
+@pytest.mark.parametrize("name", ["patience", "stall", "disk_cache", "read_ahead", "clock_skew"])
+def test_impossible_remote_options(name: str) -> None:
+    options: dict[str, Any] = {name: -1}
+    with pytest.raises(InvalidInputError, match=name):
+        RemoteOptions(**options)

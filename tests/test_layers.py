@@ -97,6 +97,7 @@ ALLOWED: dict[str, set[str]] = {
     "database": VALUES
     | OPEN_STORE
     | {"format", "stores.base", "stores.ahead", "parallel", "process"},
+    "displaced": VALUES | {"database", "refs"},
     "reading": {"buffers", "database", "format"},
     "weights": VALUES | {"buffers", "database", "format", "reading", "selection", "sources"},
     "revisions": VALUES | {"database", "refs", "snapshots"},
@@ -117,7 +118,11 @@ ALLOWED: dict[str, set[str]] = {
     "push": BELOW_VERBS | {"transfer", "revisions"},
     "parts": BELOW_VERBS | {"commit"},
     "arguments": VALUES | {"sources", "tensors"},
-    "repository": BELOW_VERBS | VERBS | {"arguments", "revisions", "stores.url"},
+    "repository": {
+        *BELOW_VERBS,
+        *VERBS,
+        *("arguments", "displaced", "revisions", "stores.url"),
+    },
     # L4: live tensors
     "sync": BELOW_VERBS | {"arguments", "chains", "commit", "repository", "tensors"},
     "": VALUES | VERBS | {"repository", "format", "sync"},  # the public names

@@ -50,7 +50,7 @@ MAX_VALUES = 131_072
 MAX_EXPANSION, FREE_EXPANSION = 64, 4_194_304
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
-MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64})?\.ref")
+MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
 REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
 MANIFEST_KEYS = {

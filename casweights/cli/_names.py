@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from casweights.cli._output import Column, Span
+from casweights.cli._output import Column, Mode, Span
 from casweights.cli._text import moment, short, subject
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from casweights.cli._output import Output
     from casweights.ids import SnapshotId
@@ -22,14 +22,33 @@ _COLUMNS = (
 )
 
 
-def list_names(out: Output, repository: Repository, names: Mapping[str, SnapshotId]) -> None:
-    """List names with the versions they stand for."""
-    snapshots = ((name, repository.snapshot(snapshot)) for name, snapshot in names.items())
-    rows = (
-        {"name": name, "id": snapshot.id, "time": snapshot.time, "message": snapshot.message}
-        for name, snapshot in snapshots
-    )
+def list_names(
+    out: Output,
+    repository: Repository,
+    names: Mapping[str, SnapshotId],
+    displaced: Mapping[str, Sequence[SnapshotId]] | None = None,
+) -> None:
+    """List names with the versions they stand for.
+
+    Args:
+        out: Where to.
+        repository: The store.
+        names: The names.
+        displaced: Versions that were displaced from branches, by name, if these are branches.
+    """
+    rows = []
+    for name, version in names.items():
+        beside = [] if displaced is None else displaced.get(name, ())
+        row = _row(repository, name, version)
+        rows.append(row if displaced is None else {**row, "displaced": beside})
+        if out.mode is Mode.HUMAN:
+            rows += [_row(repository, f"{name} (displaced)", other) for other in beside]
     out.table(rows, _COLUMNS, essential="name")
+
+
+def _row(repository: Repository, name: str, version: SnapshotId) -> dict[str, Any]:
+    snapshot = repository.snapshot(version)
+    return {"name": name, "id": snapshot.id, "time": snapshot.time, "message": snapshot.message}
 
 
 def named(out: Output, kind: str, name: str, snapshot: SnapshotId) -> None:

@@ -5,23 +5,28 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from casweights.cli._output import Span
-from casweights.cli._text import moment, short, size, subject
+from casweights.cli._text import count, moment, short, size, subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from casweights.cli._output import Line, Row
+    from casweights.cli._output import Line, Output, Row
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.repository import Repository
 
 
 class Names:
-    """The branches and tags of a store, by the version they point to."""
+    """The branches and tags of a store, by the version they point to.
+
+    Attributes:
+        displaced: Versions that were displaced, by branch.
+    """
 
     def __init__(self, repository: Repository) -> None:
         self._branches = _inverse(repository.branches())
         self._tags = _inverse(repository.tags())
+        self.displaced = repository.displaced()
 
     def branches(self, snapshot: SnapshotId) -> Sequence[str]:
         """Branches whose head is this version."""
@@ -37,6 +42,16 @@ def _inverse(names: Mapping[str, SnapshotId]) -> dict[SnapshotId, list[str]]:
     for name, snapshot in names.items():
         found.setdefault(snapshot, []).append(name)
     return found
+
+
+def displaced_hint(out: Output, displaced: Mapping[str, Sequence[SnapshotId]]) -> None:
+    """Tell what to do about versions that were displaced, if there are any."""
+    if displaced:
+        out.hint(
+            f"another writer's move displaced {count(sum(map(len, displaced.values())), 'version')}"
+            f" from {', '.join(displaced)}: `casweights branch NAME ID` keeps one under a name, "
+            "`casweights branch BRANCH ID --drop` forgets it"
+        )
 
 
 def version_row(snapshot: Snapshot, names: Names) -> dict[str, Any]:
@@ -68,7 +83,8 @@ def version_line(row: Row) -> Line:
 
 def names_spans(row: Row) -> list[Span]:
     """``(main, v1)``, or nothing where a version has no name."""
-    names = [(name, "green") for name in row["branches"]]
+    names = [(f"displaced from {name}", "red") for name in row.get("displaced", ())]
+    names += [(name, "green") for name in row["branches"]]
     names += [(f"tag {name}", "cyan") for name in row["tags"]]
     if not names:
         return []

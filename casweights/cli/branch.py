@@ -9,7 +9,9 @@ import click
 from casweights.cli._completion import complete_branch, complete_ref
 from casweights.cli._errors import Exit
 from casweights.cli._names import deleted, list_names, named
+from casweights.cli._text import short
 from casweights.cli._verb import verb
+from casweights.cli._versions import displaced_hint
 from casweights.config import DEFAULT_BRANCH
 
 if TYPE_CHECKING:
@@ -21,10 +23,14 @@ if TYPE_CHECKING:
 @click.argument("ref", required=False, shell_complete=complete_ref)
 @click.option("--force", is_flag=True, help="Move the branch NAME, if it is there already.")
 @click.option("--delete", is_flag=True, help="Forget the branch NAME. Its versions stay.")
-def command(session: Session, name: str | None, ref: str | None, force: bool, delete: bool) -> None:
+@click.option("--drop", is_flag=True, help="Forget that REF was displaced from the branch NAME.")
+def command(
+    session: Session, name: str | None, ref: str | None, force: bool, delete: bool, drop: bool
+) -> None:
     """List branches, or make or move one.
 
-    REF is main by default.
+    REF is main by default. In a bucket, another writer's move may displace a version: the list
+    shows it until a branch or tag is made at it, or --drop.
 
     \b
     Examples:
@@ -36,9 +42,20 @@ def command(session: Session, name: str | None, ref: str | None, force: bool, de
         raise click.UsageError("--delete takes a NAME and nothing else")
     if force and name is None:
         raise click.UsageError("--force takes a NAME")
+    if drop and (name is None or ref is None or force):
+        raise click.UsageError("--drop takes a NAME, a REF and nothing else")
     with session.open() as repository:
         if name is None:
-            list_names(session.out, repository, repository.branches())
+            displaced = repository.displaced()
+            list_names(session.out, repository, repository.branches(), displaced)
+            displaced_hint(session.out, displaced)
+        elif drop and ref is not None:
+            snapshot = repository.resolve(ref)
+            repository.drop_displaced(name, snapshot)
+            session.out.record(
+                {"name": name, "id": snapshot, "dropped": True},
+                [f"{short(snapshot)} is no more shown as displaced from branch {name}"],
+            )
         elif delete:
             repository.delete_branch(name)
             deleted(session.out, "branch", name)

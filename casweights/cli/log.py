@@ -9,12 +9,19 @@ import click
 
 from casweights.cli._completion import complete_ref
 from casweights.cli._errors import Exit
+from casweights.cli._output import Mode
 from casweights.cli._verb import verb
-from casweights.cli._versions import Names, version_line, version_row
+from casweights.cli._versions import Names, displaced_hint, version_line, version_row
 from casweights.config import DEFAULT_BRANCH
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from casweights.cli._output import Row
     from casweights.cli._session import Session
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import SnapshotId
+    from casweights.repository import Repository
 
 
 @verb("log", Exit.NO_STORE, Exit.INTEGRITY)
@@ -26,6 +33,8 @@ def command(session: Session, ref: str, limit: int | None) -> None:
     A REF, here and everywhere, is a branch (the default is main), a tag, an ID or the first digits
     of one, each optionally followed by ~N for the Nth version before it.
 
+    Versions that another writer's move displaced from the branch REF come at the end.
+
     \b
     Examples:
       casweights log
@@ -33,8 +42,27 @@ def command(session: Session, ref: str, limit: int | None) -> None:
     """
     with session.open() as repository:
         names = Names(repository)
+        branch = ref.removeprefix("heads/")
+        displaced = {name: ids for name, ids in names.displaced.items() if name == branch}
+        shown = {} if session.out.mode is Mode.QUIET else displaced  # scripts get the log alone
         session.out.listing(
-            (version_row(snapshot, names) for snapshot in islice(repository.log(ref), limit)),
+            _rows(repository, names, islice(repository.log(ref), limit), shown),
             lambda row: [version_line(row)],
             essential="id",
         )
+        displaced_hint(session.out, displaced)
+
+
+def _rows(
+    repository: Repository,
+    names: Names,
+    log: Iterable[Snapshot],
+    displaced: Mapping[str, Sequence[SnapshotId]],
+) -> Iterator[Row]:
+    """The versions of a log, and then those that should be in it."""
+    for snapshot in log:
+        yield {**version_row(snapshot, names), "displaced": []}
+    for branch, versions in displaced.items():
+        for version in versions:
+            row = version_row(repository.snapshot(version), names)
+            yield {**row, "displaced": [branch]}

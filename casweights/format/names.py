@@ -21,6 +21,7 @@ TAGS = f"{REFS}tags/"
 
 REF_SUFFIX = ".ref"
 POSITION_DIGITS = 12
+WRITER_DIGITS = 16
 MAX_REF_NAME = 200
 _REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
 
@@ -35,7 +36,14 @@ def snapshot_name(snapshot: SnapshotId) -> str:
     return f"{SNAPSHOTS}{snapshot}"
 
 
-def move_name(kind: str, ref: str, position: int, snapshot: SnapshotId | None = None) -> str:
+def move_name(
+    kind: str,
+    ref: str,
+    position: int,
+    snapshot: SnapshotId | None = None,
+    before: SnapshotId | None = None,
+    writer: str = "",
+) -> str:
     """Where a move of a ref lies.
 
     Args:
@@ -43,9 +51,12 @@ def move_name(kind: str, ref: str, position: int, snapshot: SnapshotId | None = 
         ref: The branch or tag.
         position: Number of the move, from 1.
         snapshot: Where it moves to, in stores where several writers may take one position.
+        before: Where it moves from, in such stores; None for the first move.
+        writer: Tells this move from the same one by another writer, in such stores:
+            `WRITER_DIGITS` hexadecimal digits.
     """
-    writer = "" if snapshot is None else f"-{snapshot}"
-    return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{writer}{REF_SUFFIX}"
+    way = "".join(f"-{part}" for part in (snapshot, before, writer) if part)
+    return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{way}{REF_SUFFIX}"
 
 
 def is_ref_name(name: str) -> bool:

@@ -56,10 +56,12 @@ class Capabilities:
             the object.
         remote: Every call is a round trip over a network: readers fetch ahead, in large pieces,
             and look only where they must.
+        clock_skew: Seconds by which the clocks that `ObjectInfo.created` comes from may differ.
     """
 
     exclusive_create: bool
     remote: bool = False
+    clock_skew: float = 0.0
 
 
 class ObjectStore(ABC):

@@ -59,7 +59,9 @@ def _open_bucket(url: str, options: RemoteOptions) -> ObjectStore:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT, f"{url} names no bucket: give {_BUCKETS}NAMESPACE/NAME"
         )
-    bucket = HubStore(f"{namespace}/{name}", prefix, stall=options.stall)
+    bucket = HubStore(
+        f"{namespace}/{name}", prefix, stall=options.stall, clock_skew=options.clock_skew
+    )
     store: ObjectStore = RetryStore(bucket, options.patience)
     if options.disk_cache:
         key = f"{bucket.api.endpoint} {bucket.url}"

@@ -124,7 +124,7 @@ class Publisher(ProcessBound):
         self._store = store if isinstance(store, Repository) else open_repository(store)
         self._db = self._store.database
         self._reporter = reporter or self._db.reporter
-        self._head = self._db.refs.head(branch)
+        self._head = self._db.refs.head(branch, to_move=True)
         self._written: Snapshot | None = None  # the head, once it was read or written here
         self._doubtful: Snapshot | None = None  # was written, and may have become the head
         self._mirror: Mirror | None = None

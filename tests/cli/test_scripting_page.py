@@ -75,7 +75,7 @@ def test_fields_of_stats(run_json: Json, store: Path) -> None:
 def test_fields_of_names(run_json: Json, store: Path, kind: str) -> None:
     check("`tag NAME`, `branch NAME`", run_json(kind, "new"))
     for row in run_json(kind):
-        check("`tag`, `branch`", row)
+        check(f"`{kind}`", row)
     check("`tag --delete`, `branch --delete`", run_json(kind, "new", "--delete"))
 
 

@@ -167,7 +167,7 @@ class CasweightsWriter(StorageWriter):
                 f"tag {tag!r} is there already, and tags do not move: choose another "
                 "checkpoint_id, or delete the tag first",
             )
-        head = refs.head(self._branch)
+        head = refs.head(self._branch, to_move=is_coordinator)
         before = head.snapshot if head else None
         if is_coordinator:
             self._check_line(repository.database, before)

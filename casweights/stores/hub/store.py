@@ -67,9 +67,8 @@ class HubStore(ObjectStore):
         endpoint: The Hub; by default huggingface_hub's own (``HF_ENDPOINT``).
         token: A token; by default the one that huggingface_hub finds.
         stall: Seconds after which a transfer that moves nothing is given up.
+        clock_skew: Seconds by which the clocks of the Hub's servers may differ.
     """
-
-    capabilities = Capabilities(exclusive_create=False, remote=True)
 
     def __init__(
         self,
@@ -79,7 +78,9 @@ class HubStore(ObjectStore):
         endpoint: str | None = None,
         token: str | None = None,
         stall: float = 30.0,
+        clock_skew: float = 30.0,
     ) -> None:
+        self.capabilities = Capabilities(exclusive_create=False, remote=True, clock_skew=clock_skew)
         self.api = HubApi(bucket, endpoint, token, stall)
         self._token = token
         self._root = f"{check_name(prefix)}/" if prefix else ""

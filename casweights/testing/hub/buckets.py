@@ -181,12 +181,16 @@ class Buckets:
         cas: Has the bytes.
         journal: Keeps the tables.
         clock: Gives the times.
+        skew: Says by how many seconds the time of the next file is wrong.
     """
 
-    def __init__(self, cas: Cas, journal: Journal, clock: Clock) -> None:
+    def __init__(
+        self, cas: Cas, journal: Journal, clock: Clock, skew: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self._cas = cas
         self._journal = journal
         self._clock = clock
+        self._skew = skew
         self._lock = threading.RLock()
         self._buckets: dict[str, Bucket] = {}
         self._namespaces: set[str] = set()
@@ -329,7 +333,7 @@ class Buckets:
             hash=line["xetHash"],
             size=self._cas.size(line["xetHash"]),
             mtime=int(line["mtime"]),
-            uploaded_at=moment,
+            uploaded_at=moment + int(self._skew() * 1_000_000),
             content_type=line.get("contentType"),
         )
         self._do({"do": "put", "bucket": bucket, "entry": asdict(entry), "moment": moment})

@@ -37,6 +37,8 @@ class Conditions:
         failing_lines: So many lines of batches fail, counted from when the conditions were set.
         listing_lag: Listings show a bucket as it was so many seconds ago.
         paths_info_lag: The same for lookups by path.
+        clock_skew: Files are added by servers whose clocks are wrong by up to so many seconds, each
+            by another.
         token_lifetime: Seconds for which tokens of the CAS are valid.
         upload_grants: The CAS hands out a grant for each xorb, which is then sent to an address of
             its own and committed, instead of taking it directly.
@@ -56,6 +58,7 @@ class Conditions:
     failing_lines: int = 0
     listing_lag: float = 0.0
     paths_info_lag: float = 0.0
+    clock_skew: float = 0.0
     token_lifetime: float = 3600.0
     upload_grants: bool = False
 
@@ -247,6 +250,12 @@ class Weather:
             truncated=truncated,
             stall=now.stall if stall else 0.0,
         )
+
+    def skew(self) -> float:
+        """By how many seconds the clock of the server is wrong that adds the next file."""
+        limit = self.conditions.clock_skew
+        with self._lock:
+            return self._dice.uniform(-limit, limit) if limit else 0.0
 
     def line_fails(self, path: str) -> bool:
         """Whether a line of a batch about this path fails on purpose."""

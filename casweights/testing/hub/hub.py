@@ -74,7 +74,7 @@ class LocalHub:
         stack.callback(journal.close)
         clock = Clock()
         self._cas = Cas(self.folder / "xorbs", journal)
-        self._buckets = Buckets(self._cas, journal, clock)
+        self._buckets = Buckets(self._cas, journal, clock, self._weather.skew)
         repos = Repos(journal, clock)
         tables: dict[str, Cas | Buckets | Repos] = {
             "cas": self._cas,

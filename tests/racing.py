@@ -1,0 +1,413 @@
+"""Writers that move one ref at once, in every order that a scheduler can think of.
+
+Each writer is a thread that stops before every call of the store, and one of them at a time goes
+on: which one is drawn by hypothesis, so that what fails shrinks, or enumerated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter
+from contextlib import contextmanager, suppress
+from enum import Enum
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import strategies as st
+
+from casweights.errors import ConflictError, ErrorCode, StoreError
+from casweights.format import names
+from casweights.ids import SnapshotId
+from casweights.refs import Head, Refs
+from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
+from casweights.stores.memory import MemoryStore
+from casweights.stores.retry import RetryStore
+from casweights.stores.wrapper import WrapperStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from casweights.stores.base import Buffer
+
+    Work = Callable[["Client"], object]
+    Choose = Callable[[Sequence["Writer"]], "Writer"]
+
+MAX_LAG = 5  # calls; less than the listings that a writer waits for its own move
+MAX_SKEW = 1000  # calls; more than a test makes
+
+
+class Time:
+    """A clock that only sleeping moves on, by a second at least, so that nobody looks often."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += max(seconds, 1.0)
+
+
+class World(MemoryStore):
+    """What all writers share: objects, a clock that ticks at every change and listing, the past.
+
+    Attributes:
+        lags: By how many ticks listings lag, for each object in turn; one for all is a listing
+            that shows the whole store as it was.
+        skews: By how many ticks the clocks of the servers that put objects are off, for each
+            object in turn.
+        clashes: Names that were put with other bytes while they were there.
+    """
+
+    def __init__(self, *, exclusive: bool) -> None:
+        super().__init__()
+        self.capabilities = Capabilities(exclusive_create=exclusive)
+        self.lags: Sequence[int] = (0,)
+        self.skews: Sequence[int] = (0,)
+        self.clashes: list[str] = []
+        self._now = 0
+        self._past: dict[str, list[tuple[int, bool]]] = {}  # when it came and went
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        created = super().put(name, parts)
+        if created:
+            self._note(name, there=True)
+        elif self.get(name) != b"".join(parts):
+            self.clashes.append(name)
+        return created
+
+    def delete(self, name: str) -> None:
+        there = self.exists(name)
+        super().delete(name)
+        if there:
+            self._note(name, there=False)
+
+    def _note(self, name: str, *, there: bool) -> None:
+        self._now += 1
+        self._past.setdefault(name, []).append((self._now, there))
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self._now += 1
+        infos = []
+        for number, (name, changes) in enumerate(self._past.items()):
+            if not name.startswith(prefix):
+                continue
+            seen = self._now - self.lags[number % len(self.lags)]
+            moment, there = next((c for c in reversed(changes) if c[0] <= seen), (0, False))
+            if there:
+                skewed = MAX_SKEW + moment + self.skews[number % len(self.skews)]
+                skewed = skewed * 1000 + number  # no two are the same
+                created = 0 if self.capabilities.exclusive_create else skewed
+                infos.append(ObjectInfo(name, 0, created))
+        return iter(sorted(infos, key=lambda info: info.name))
+
+    def names(self) -> Sequence[str]:
+        """Of all objects that ever were, in the order in which `lags` counts them."""
+        return list(self._past)
+
+    def copy(self) -> World:
+        """Another one that is as this one is now."""
+        other = World(exclusive=self.capabilities.exclusive_create)
+        other._objects = dict(self._objects)
+        other.skews = self.skews
+        other._now, other._past = self._now, {n: list(c) for n, c in self._past.items()}
+        return other
+
+
+class Fate(Enum):
+    """What becomes of a call."""
+
+    DONE = "done"
+    LOST = "it does not reach the store"
+    UNANSWERED = "it is done, but its answer does not come"
+
+
+class Client(WrapperStore):
+    """The store, as one writer reaches it: every call waits until it is this writer's turn."""
+
+    def __init__(self, world: World, stop: Callable[[], Fate]) -> None:
+        super().__init__(world)
+        self._stop = stop
+
+    put_all = ObjectStore.put_all
+    delete_all = ObjectStore.delete_all
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        with self._turn():
+            return super().put(name, parts)
+
+    def read(self, name: str, limit: int) -> bytes:
+        with self._turn():
+            return self.inner.read(name, limit)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with self._turn():
+            return super().list(prefix)
+
+    def delete(self, name: str) -> None:
+        with self._turn():
+            super().delete(name)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        fate = self._stop()
+        if fate is Fate.LOST:
+            raise StoreError(ErrorCode.UNREACHABLE, fate.value)
+        yield
+        if fate is Fate.UNANSWERED:
+            raise StoreError(ErrorCode.UNREACHABLE, fate.value)
+
+
+class Writer:
+    """A thread that goes on to its next call of the store when it is told to, and no further.
+
+    Attributes:
+        at_work: Whether there is a next call.
+        fate: What becomes of it.
+        error: What its work raised.
+    """
+
+    def __init__(self, world: World, work: Work) -> None:
+        self.at_work = True
+        self.fate = Fate.DONE
+        self.error: BaseException | None = None
+        self._go, self._stopped = threading.Lock(), threading.Lock()
+        self._go.acquire()
+        self._stopped.acquire()
+        self._work, self._client = work, Client(world, self._stop)
+        threading.Thread(target=self._run, daemon=True).start()
+        self._stopped.acquire()
+
+    def step(self) -> None:
+        """Make the call at which it stands, and go on up to the next one."""
+        self._go.release()
+        self._stopped.acquire()
+
+    def _stop(self) -> Fate:
+        if not self.at_work:  # the test goes on with what it used
+            return Fate.DONE
+        self._stopped.release()
+        self._go.acquire()
+        fate, self.fate = self.fate, Fate.DONE
+        return fate
+
+    def _run(self) -> None:
+        try:
+            self._work(self._client)
+        except BaseException as error:  # the test's thread raises it
+            self.error = error
+        self.at_work = False
+        self._stopped.release()
+
+
+def run(world: World, works: Sequence[Work], choose: Choose) -> None:
+    """Let writers work, in the order that is chosen call by call."""
+    writers = [Writer(world, work) for work in works]
+    try:
+        while ready := [writer for writer in writers if writer.at_work]:
+            choose(ready).step()
+    finally:  # whoever chooses may have given up
+        for writer in writers:
+            while writer.at_work:
+                writer.step()
+    for writer in writers:
+        if writer.error is not None:
+            raise writer.error
+
+
+def in_every_order(race: Callable[[Choose], None]) -> None:
+    """Run a race in every order that there is."""
+    path: list[tuple[int, int]] = []  # what was chosen, of how many
+    while True:
+        race(_follow(path))
+        while path and path[-1][0] == path[-1][1] - 1:
+            path.pop()
+        if not path:
+            return
+        path[-1] = (path[-1][0] + 1, path[-1][1])
+
+
+def _follow(path: list[tuple[int, int]]) -> Choose:
+    """Choose as the path says, and then always the first, which is added to the path."""
+    numbers = count()
+
+    def choose(ready: Sequence[Writer]) -> Writer:
+        number = next(numbers)
+        if number == len(path):
+            path.append((0, len(ready)))
+        return ready[path[number][0]]
+
+    return choose
+
+
+def drawn_order(
+    data: st.DataObject, world: World, lags: st.SearchStrategy[Sequence[int]], failures: int = 0
+) -> Choose:
+    """Draws who is next, how listings lag then, and up to so many calls that fail."""
+    fates = st.sampled_from([Fate.DONE] * 6 + [Fate.LOST, Fate.UNANSWERED])
+    left = failures
+
+    def choose(ready: Sequence[Writer]) -> Writer:
+        nonlocal left
+        number, world.lags = data.draw(st.tuples(st.integers(0, len(ready) - 1), lags))
+        if left:
+            ready[number].fate = data.draw(fates)
+            left -= ready[number].fate is not Fate.DONE
+        return ready[number]
+
+    return choose
+
+
+NO_LAG: st.SearchStrategy[Sequence[int]] = st.just((0,))
+ONE_LAG: st.SearchStrategy[Sequence[int]] = st.tuples(st.integers(0, MAX_LAG))
+OWN_LAGS: st.SearchStrategy[Sequence[int]] = st.lists(
+    st.integers(0, MAX_LAG), min_size=1, max_size=6
+)
+CONSISTENT = pytest.mark.parametrize(
+    ("exclusive", "lags"),
+    [(True, NO_LAG), (False, NO_LAG), (False, ONE_LAG)],
+    ids=["exclusive", "by the clock", "lagging"],
+)
+EXCLUSIVE = pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "by the clock"])
+
+_ids = count()
+
+
+def version(store: ObjectStore) -> SnapshotId:
+    """A new version in a store; the order of IDs has nothing to do with that of their making."""
+    snapshot = SnapshotId(hashlib.sha256(b"%d" % next(_ids)).digest())
+    store.put(names.snapshot_name(snapshot), [b"a version"])
+    return snapshot
+
+
+class Branch:
+    """The branch ``main``, and what those who moved it were told.
+
+    Attributes:
+        won: Where they saw it, and where they moved it.
+        lost: The versions of those who were told of a conflict.
+        unsure: The versions of those who were told that the store failed.
+        told: The versions of which their writers were told that they were displaced.
+        handles: What each of those moved it with who moved it, by version.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.won: list[tuple[Head | None, Head]] = []
+        self.lost: list[SnapshotId] = []
+        self.unsure: list[SnapshotId] = []
+        self.told: set[SnapshotId] = set()
+        self.handles: dict[SnapshotId, Refs] = {}
+        self._before: dict[SnapshotId, SnapshotId | None] = {}
+
+    def writer(self, moves: int, *, again: bool = False) -> Work:
+        """Moves it some times from where it is; `again` repeats calls that fail."""
+
+        def work(client: Client) -> None:
+            refs = Refs(RetryStore(client, sleep=lambda _: None) if again else client)
+            for _ in range(moves):
+                with suppress(StoreError):
+                    is_told, head = self.look(refs)
+                    if not is_told:
+                        self.move(refs, head)
+
+        return work
+
+    def look(self, refs: Refs) -> tuple[bool, Head | None]:
+        """Where the branch is for a writer; or whether it is told that it was displaced."""
+        try:
+            return False, refs.head("main", to_move=True)
+        except ConflictError as error:
+            assert error.code is ErrorCode.REF_MOVED  # noqa: PT017
+            assert error.snapshot is not None  # noqa: PT017
+            self.told |= set(self.history(error.snapshot))
+            return True, None
+
+    def move(self, through: ObjectStore | Refs, seen: Head | None) -> Head | None:
+        """Move it from where it was seen to a new version; None if others were first."""
+        refs = through if isinstance(through, Refs) else Refs(through)
+        snapshot = version(self.world)
+        self._before[snapshot] = seen.snapshot if seen else None
+        try:
+            head = refs.advance("main", seen, snapshot)
+        except ConflictError as error:
+            conflict = error
+        except StoreError:
+            self.unsure.append(snapshot)
+            raise
+        else:
+            assert head.snapshot == snapshot
+            self.won.append((seen, head))
+            self.handles[snapshot] = refs
+            return head
+        assert conflict.code is ErrorCode.REF_MOVED
+        assert conflict.snapshot == snapshot
+        self.lost.append(snapshot)
+        if "displaced" in conflict.message:
+            named = [each for each in self._before if str(each) in conflict.message]
+            self.told.update(*map(self.history, named))
+        return None
+
+    def history(self, snapshot: SnapshotId | None) -> Sequence[SnapshotId]:
+        """A version and all before it."""
+        found = []
+        while snapshot is not None:
+            found.append(snapshot)
+            snapshot = self._before[snapshot]
+        return found
+
+    def check(self, *, failures: bool = False) -> None:
+        """Who was told that they moved it did, one at each position; and nothing is lost."""
+        self.world.lags = (0,)
+        head = self.head()
+        log = self.history(head.snapshot if head else None)
+        self.check_winners(log)
+        assert {moved.snapshot for _, moved in self.won} <= set(log)
+        if not failures:
+            assert Refs(self.world).displaced() == {}
+            assert not {*self.lost} & {*log}
+        self.check_end()
+
+    def check_winners(self, log: Sequence[SnapshotId]) -> None:
+        """No two versions of the log were moved to at one position; each from where it was seen."""
+        for seen, moved in self.won:
+            assert moved.position == (seen.position + 1 if seen else 1)
+        winners = Counter(moved.position for _, moved in self.won if moved.snapshot in log)
+        assert set(winners.values()) <= {1}
+
+    def check_end(self) -> None:
+        """No version is lost, readers agree, and who repeats a move on the head succeeds."""
+        for snapshot in self._before:
+            assert self.world.exists(names.snapshot_name(snapshot))
+        if not self.world.capabilities.exclusive_create:
+            assert self.world.clashes == []
+        world = self.world.copy()
+        for snapshot in (*self.lost, *self.unsure, version(world)):
+            refs = Refs(world)
+            head = refs.advance("main", refs.head("main", to_move=True), snapshot)
+            assert refs.head("main") == head
+            assert Refs(world).branches() == {"main": snapshot}
+
+    def positions(self) -> Sequence[int]:
+        """Where there are moves."""
+        return [int(info.name.split("/")[3][:12]) for info in self.world.list("refs/heads/main/")]
+
+    def head(self) -> Head | None:
+        return Refs(self.world).head("main")
+
+    def copy(self) -> Branch:
+        """The same branch in another world; nobody was told anything there."""
+        other = Branch(self.world.copy())
+        other._before = dict(self._before)
+        return other
+
+
+def branch(*, exclusive: bool, moves: int = 0) -> Branch:
+    """A branch that was moved some times already."""
+    main = Branch(World(exclusive=exclusive))
+    for _ in range(moves):
+        main.move(main.world, main.head())
+    return main
