@@ -98,7 +98,7 @@ class Database(ProcessBound):
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
         self.snapshots = SnapshotStore(store, self.index, self.config)
         refs = self.config.refs
-        self.refs = Refs(store if refs is None else store.ref_store(refs))
+        self.refs = Refs(store if refs is None else store.ref_store(refs, self.store_id))
         self.reporter = reporter
 
     def _how_to_reopen(self) -> str:
@@ -135,6 +135,20 @@ def create_store(store: ObjectStore, config: StoreConfig) -> bool:
         Whether it was made now.
     """
     store.create()
-    if config.refs is not None:
-        store.ref_store(config.refs).create()
-    return store.put(names.CONFIG, [encode_store_file(config, secrets.token_hex(16))])
+    if config.refs is None:
+        return store.put(names.CONFIG, [encode_store_file(config, secrets.token_hex(16))])
+    known = _store_file(store)
+    if known is not None and known[0].refs not in (None, config.refs):
+        return False  # whoever asked for this repository finds out that it has another one
+    store_id = secrets.token_hex(16) if known is None else known[1]
+    if known is None or known[0].refs is not None:  # the caller names it: it is earned
+        store.ref_store(config.refs, store_id).create()
+    return known is None and store.put(names.CONFIG, [encode_store_file(config, store_id)])
+
+
+def _store_file(store: ObjectStore) -> tuple[StoreConfig, str] | None:
+    """What the store's own file says; None if there is none."""
+    try:
+        return decode_store_file(store.read(names.CONFIG, MAX_STORE_FILE))
+    except NotFoundError:
+        return None

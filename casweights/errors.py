@@ -61,6 +61,7 @@ class ErrorCode(StrEnum):
     UNSAVED_FILES = "unsaved-files"
     BAD_INDEX = "bad-index"
     WRONG_PROCESS = "wrong-process"
+    FOREIGN_REFS = "foreign-refs"
 
 
 class CasweightsError(Exception):

@@ -109,4 +109,5 @@ def test_codes_are_stable() -> None:
         "unsaved-files",
         "bad-index",
         "wrong-process",
+        "foreign-refs",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from casweights.config import StoreConfig
 from casweights.errors import InvalidInputError
@@ -12,6 +13,7 @@ from casweights.format.hashing import checksum
 from casweights.format.names import CONFIG
 
 MAX_STORE_FILE = 1 << 16
+_STORE_ID = re.compile("[0-9a-f]{32}")
 
 
 def encode_store_file(config: StoreConfig, store_id: str) -> bytes:
@@ -58,6 +60,9 @@ def decode_store_file(data: bytes) -> tuple[StoreConfig, str]:
             chunk_size=fields["chunk_size"],
             refs=None if refs is None else expect(refs, str),
         )
-        return config, str(fields["store_id"])
+        store_id = expect(fields["store_id"], str)
     except (InvalidInputError, KeyError, TypeError) as error:
         raise corrupt(CONFIG, str(error)) from error
+    if not _STORE_ID.fullmatch(store_id):
+        raise corrupt(CONFIG, f"{store_id!r} is no store ID")
+    return config, store_id

@@ -227,8 +227,12 @@ class ObjectStore(ABC):
         """
         return False
 
-    def ref_store(self, where: str) -> ObjectStore:
+    def ref_store(self, where: str, store_id: str) -> ObjectStore:
         """A store with exclusive create for refs alone, as ``casweights.json`` names it.
+
+        Whoever may write to this store can make ``casweights.json`` name any place. So nothing is
+        read from there and nothing written, unless that place says by itself that it keeps the
+        refs of the store of this ID that lies here; its `create` makes it say so.
 
         Raises:
             UnsupportedError: Refs of this kind of store lie in the store itself.

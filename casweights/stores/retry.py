@@ -119,6 +119,6 @@ class RetryStore(WrapperStore):
         """See `ObjectStore.delete_all`."""
         self._retry(lambda: self.inner.delete_all(names))
 
-    def ref_store(self, where: str) -> ObjectStore:
+    def ref_store(self, where: str, store_id: str) -> ObjectStore:
         """See `ObjectStore.ref_store`: one that is tried again, too."""
-        return RetryStore(self.inner.ref_store(where), self._patience, self._sleep)
+        return RetryStore(self.inner.ref_store(where, store_id), self._patience, self._sleep)

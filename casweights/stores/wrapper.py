@@ -105,6 +105,6 @@ class WrapperStore(ObjectStore):
         """See `ObjectStore.forget`."""
         return self.inner.forget(name)
 
-    def ref_store(self, where: str) -> ObjectStore:
+    def ref_store(self, where: str, store_id: str) -> ObjectStore:
         """See `ObjectStore.ref_store`."""
-        return self.inner.ref_store(where)
+        return self.inner.ref_store(where, store_id)

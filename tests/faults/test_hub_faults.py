@@ -474,8 +474,8 @@ def test_leave_of_the_storage_that_ends_during_a_transfer(
 @pytest.mark.parametrize("fault", ["error_rate", "reset_rate", "lost_answer_rate"])
 def test_refs_in_a_repository_get_through_bad_weather(hub: LocalHub, fault: str) -> None:
     where = f"datasets/me/refs{next(_numbers)}"
-    GitRefStore(where, endpoint=hub.url).create()
-    store = RetryStore(GitRefStore(where, endpoint=hub.url))
+    GitRefStore(where, "hf://buckets/me/weights", "ab" * 16, endpoint=hub.url).create()
+    store = RetryStore(GitRefStore(where, "hf://buckets/me/weights", "ab" * 16, endpoint=hub.url))
     hub.conditions = failing(fault, 0.1, seed=2)
     try:
         for n in range(6):

@@ -638,4 +638,4 @@ def test_it_is_the_store_behind(store: CachedStore, objects: CountingStore) -> N
     assert store.url == objects.url
     assert store.capabilities is objects.capabilities
     with pytest.raises(UnsupportedError, match="elsewhere"):
-        store.ref_store("elsewhere")
+        store.ref_store("elsewhere", "ab" * 16)

@@ -80,8 +80,8 @@ class TestGitRefStore(StoreTests):
     @pytest.fixture
     def again(self, hub: LocalHub) -> Callable[[], ObjectStore]:
         where = f"datasets/me/refs{next(_numbers)}"
-        GitRefStore(where, endpoint=hub.url).create()
-        return lambda: GitRefStore(where, endpoint=hub.url)
+        GitRefStore(where, "hf://buckets/me/weights", "ab" * 16, endpoint=hub.url).create()
+        return lambda: GitRefStore(where, "hf://buckets/me/weights", "ab" * 16, endpoint=hub.url)
 
     @pytest.fixture
     def store(self, again: Callable[[], ObjectStore]) -> ObjectStore:

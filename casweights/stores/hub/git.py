@@ -5,11 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StoreError
+from casweights.errors import (
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+)
 from casweights.stores.base import (
     Capabilities,
     ObjectInfo,
@@ -28,14 +35,25 @@ if TYPE_CHECKING:
 _ATTEMPTS = 10
 _FIRST_DELAY, _MAX_DELAY = 0.2, 5.0  # seconds; the head that is read may lag behind
 _MAX_FILE = 16 << 20
-_KINDS = ("models", "datasets")
+_REPOSITORY = re.compile(
+    r"(models|datasets)/([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)"
+)
+_TIE = "store.json"
+_MAX_TIE = 4096
 
 
 class GitRefStore(ObjectStore):
     """Small objects as files of a repository. Each change is a commit on top of the one it saw.
 
+    They lie in a folder that is called like the store's ID. A file in it, the *tie*, names the
+    store whose refs these are. It was written by somebody who may write to the repository, and
+    before it was read and found to be right, nothing else is read or written: who names this
+    repository, in the store's ``casweights.json``, may be anybody.
+
     Args:
         where: The repository, as ``"datasets/namespace/name"``.
+        store: The store, as ``"hf://buckets/namespace/name/prefix"``.
+        store_id: Its ID.
         endpoint: The Hub; by default huggingface_hub's own (``HF_ENDPOINT``).
         token: A token; by default the one that huggingface_hub finds.
         timeout: Seconds without an answer after which a request is given up.
@@ -46,17 +64,24 @@ class GitRefStore(ObjectStore):
     def __init__(
         self,
         where: str,
+        store: str,
+        store_id: str,
         *,
         endpoint: str | None = None,
         token: str | None = None,
         timeout: float = 20.0,
     ) -> None:
-        self._kind, _, self._repo = where.partition("/")
-        if self._kind not in _KINDS or self._repo.count("/") != 1:
+        match = _REPOSITORY.fullmatch(where)
+        if match is None or ".." in where:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 f"{where!r} is no repository for refs: give datasets/NAMESPACE/NAME",
             )
+        self._kind, self._repo = match.groups()
+        self._root = check_name(store_id) + "/"
+        self._store = store
+        self._tie = json.dumps({"store": store, "store_id": store_id}, indent=2).encode()
+        self._is_tied = False
         self._hub = HubApi(self._repo, endpoint, token, timeout)
         self._hub.where = f"repository {where}"
         self._where = where
@@ -69,7 +94,7 @@ class GitRefStore(ObjectStore):
         return f"hf://{self._where}"
 
     def create(self) -> None:
-        """Make the repository, a private one, unless it is there."""
+        """Make the repository, a private one, unless it is there; and tie it to the store."""
         namespace, _, name = self._repo.partition("/")
         self._hub.request(
             "POST",
@@ -82,15 +107,37 @@ class GitRefStore(ObjectStore):
             },
             accepted=(409,),
         )
+        if self._read_tie() != self._tie:
+            line = _file_line(self._root + _TIE, self._tie)
+            self._on_top(lambda head: self._commit([line], f"Keep the refs of {self._store}", head))
+        self._is_tied = True
+
+    def _read_tie(self) -> bytes | None:
+        try:
+            return self._read(_TIE, _MAX_TIE)
+        except NotFoundError as error:
+            if error.code is ErrorCode.STORE_NOT_FOUND:
+                raise
+            return None
+
+    def _path(self, name: str) -> str:
+        """Where an object lies, once it is known that the repository is the store's."""
+        if not self._is_tied:
+            if self._read_tie() != self._tie:
+                raise IntegrityError(
+                    ErrorCode.FOREIGN_REFS,
+                    f"{self._store} keeps its branches and tags in {self._where}, as its "
+                    "casweights.json says, but that repository does not say so: nothing was read "
+                    "from it or written to it. If this is right, because the bucket was renamed, "
+                    f"say it with `casweights init {self._store} --refs {self._where}`",
+                )
+            self._is_tied = True
+        return self._root + name
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`. Exactly one of many writers makes the commit."""
-        data, path = b"".join(parts), check_name(name)
-        content = base64.b64encode(data).decode()
-        line = {
-            "key": "file",
-            "value": {"path": path, "content": content, "encoding": "base64"},
-        }
+        data, path = b"".join(parts), self._path(check_name(name))
+        line = _file_line(path, data)
 
         def add(head: str) -> bool | None:
             if self._sizes([path], head):
@@ -108,7 +155,7 @@ class GitRefStore(ObjectStore):
 
     def delete_all(self, names: Sequence[str]) -> None:
         """See `ObjectStore.delete_all`: one commit."""
-        paths = [check_name(name) for name in names]
+        paths = [self._path(check_name(name)) for name in names]
 
         def remove(head: str) -> bool | None:
             there = self._sizes(paths, head)
@@ -120,15 +167,21 @@ class GitRefStore(ObjectStore):
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
-        sizes = self._sizes([check_name(name)], "main")
-        if name not in sizes:
+        path = self._path(check_name(name))
+        sizes = self._sizes([path], "main")
+        if path not in sizes:
             raise missing(name)
-        return sizes[name]
+        return sizes[path]
 
     def read(self, name: str, limit: int) -> bytes:
         """See `ObjectStore.read`."""
+        self._path(check_name(name))
+        return self._read(name, limit)
+
+    def _read(self, name: str, limit: int) -> bytes:
         prefix = "" if self._kind == "models" else f"{self._kind}/"
-        url = f"{self._hub.endpoint}/{prefix}{self._repo}/resolve/main/{quote(check_name(name))}"
+        path = quote(self._root + name)
+        url = f"{self._hub.endpoint}/{prefix}{self._repo}/resolve/main/{path}"
         return self._hub.read_url(url, name, limit)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
@@ -140,8 +193,8 @@ class GitRefStore(ObjectStore):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See `ObjectStore.list`."""
-        folder = prefix.rpartition("/")[0]
-        url = f"{self._url}/tree/main" + (f"/{quote(check_name(folder))}" if folder else "")
+        path = self._path(prefix)
+        url = f"{self._url}/tree/main/{quote(check_name(path.rpartition('/')[0]))}"
         try:
             files = list(self._hub.files_below(url, recursive="true"))
         except NotFoundError as error:
@@ -149,9 +202,10 @@ class GitRefStore(ObjectStore):
                 raise
             files = []  # there is no such folder
         infos = [
-            ObjectInfo(file["path"], int(file["size"]))
+            ObjectInfo(file["path"].removeprefix(self._root), int(file["size"]))
             for file in files
-            if file["path"].startswith(prefix)
+            if file["path"].startswith(path)
+            and file["path"] != self._root + _TIE
             and not any(part.startswith(".") for part in file["path"].split("/"))
         ]
         return iter(sorted(infos, key=lambda info: info.name))
@@ -191,3 +245,9 @@ class GitRefStore(ObjectStore):
             ErrorCode.UNREACHABLE,
             f"{self.url}: other writers were faster {_ATTEMPTS} times, try again later",
         )
+
+
+def _file_line(path: str, data: bytes) -> dict[str, Any]:
+    """The line of a commit that adds a file, or replaces it."""
+    content = base64.b64encode(data).decode()
+    return {"key": "file", "value": {"path": path, "content": content, "encoding": "base64"}}

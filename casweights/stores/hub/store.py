@@ -334,12 +334,17 @@ class HubStore(ObjectStore):
             self._hinted.discard(name)
             return self._places.pop(name, None) is not None
 
-    def ref_store(self, where: str) -> ObjectStore:
+    def ref_store(self, where: str, store_id: str) -> ObjectStore:
         """See `ObjectStore.ref_store`: a repository of the same Hub, as ``datasets/ns/name``."""
         from casweights.stores.hub.git import GitRefStore
 
         return GitRefStore(
-            where, endpoint=self.api.endpoint, token=self._token, timeout=self.api.timeout
+            where,
+            self.url,
+            store_id,
+            endpoint=self.api.endpoint,
+            token=self._token,
+            timeout=self.api.timeout,
         )
 
     def _path(self, name: str) -> str:
