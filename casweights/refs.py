@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -173,6 +174,11 @@ class Refs:
         ]
         log.remove(dropped)
         return bool(dropped)
+
+    def take_in(self, snapshot: SnapshotId) -> None:
+        """Forget that a version was displaced, because it has a name of its own now."""
+        with suppress(StoreError):  # it is shown until it is dropped
+            self.drop_displaced(snapshot)
 
     def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
         """Where a branch is now, if that is this version."""

@@ -339,7 +339,7 @@ class Repository(ProcessBound):
                 "choose another name",
             )
         self._db.refs.advance(name, head, target)
-        self._db.refs.drop_displaced(target)  # it has a name now
+        self._db.refs.take_in(target)
         return target
 
     def delete_branch(self, name: str) -> None:
@@ -382,7 +382,7 @@ class Repository(ProcessBound):
         """
         target = self.snapshot(at).id
         self._db.refs.create_tag(name, target)
-        self._db.refs.drop_displaced(target)
+        self._db.refs.take_in(target)
         return target
 
     def delete_tag(self, name: str) -> None:

@@ -48,7 +48,7 @@ class Store(FaultyStore):
         self._refs = refs
         self._lead = lead or self
 
-    def ref_store(self, where: str) -> ObjectStore:
+    def ref_store(self, where: str, store_id: str) -> ObjectStore:
         return Store(self._refs, self._refs, self)
 
     def fail(self, call: int, *, after: bool, outage: bool) -> None:
