@@ -175,11 +175,14 @@ class RefLog:
 
         Waits for them, but not for ever: one of them may have died.
         """
-        deadline, pauses = time.monotonic() + _SETTLE * _YIELD, _pauses()
+        begin, slowest, pauses = time.monotonic(), 0.0, _pauses()
         while True:
+            start = time.monotonic()
             moves = self.moves(ref)
-            is_settled = not moves or not self._rivals(moves, latest(moves))
-            if self._exclusive or is_settled or time.monotonic() > deadline:
+            if self._exclusive or not moves or not self._rivals(moves, latest(moves)):
+                return moves
+            slowest = max(slowest, time.monotonic() - start)
+            if time.monotonic() - begin > _settling(slowest):
                 return moves
             time.sleep(next(pauses))
 
@@ -246,7 +249,7 @@ class RefLog:
             is_on_first = base is None or base.snapshot in (None, before)
             if not (has_rivals or (base and self._rivals(near, base))):
                 return is_on_first, moves
-            if time.monotonic() - start > patience * (1 if has_rivals else _SETTLE):
+            if time.monotonic() - start > (patience if has_rivals else _settling(lag)):
                 return is_on_first and not has_rivals, moves
             time.sleep(next(pauses))
             moves = self._list_with(ref, name, after)
@@ -361,6 +364,14 @@ def _same(one: Move, other: Move) -> bool:
 
 def _order(move: Move) -> tuple[int, str]:
     return move.created, move.name
+
+
+def _settling(lag: float) -> float:
+    """Seconds to wait for rivals of a move that one builds on, where a listing lags so much.
+
+    A rival may need twice its own lag to give up, and some calls to withdraw its move.
+    """
+    return _SETTLE * max(_YIELD, 4 * lag)
 
 
 def _pauses() -> Iterator[float]:
