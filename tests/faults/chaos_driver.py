@@ -155,12 +155,13 @@ def run_chaos(place: Place, seconds: float, seed: int, roles: Sequence[str]) -> 
     conductor.in_child("create", lambda: _create(place))
     conductor.run(seconds)
     found = conductor.in_child("oracle", lambda: find_problems(place))
-    done = Counter(line["what"] for line in read_journals(place.folder / "journal") if line["done"])
+    lines = read_journals(place.folder / "journal")
     return {
         "seed": seed,
         "problems": [*conductor.problems, *(found or [])],
         "workers": conductor.counts,
-        "done": done,
+        "begun": Counter(line["what"] for line in lines if not line["done"]),
+        "done": Counter(line["what"] for line in lines if line["done"]),
     }
 
 
