@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from casweights.diff import Diff
     from casweights.errors import (
         CasweightsError,
+        ClosedError,
         ConflictError,
         ErrorCode,
         IntegrityError,
@@ -40,6 +41,7 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "CasweightsError": "errors",
+    "ClosedError": "errors",
     "ConflictError": "errors",
     "Diff": "diff",
     "ErrorCode": "errors",
@@ -64,6 +66,7 @@ _HOMES = {
 
 __all__ = [
     "CasweightsError",
+    "ClosedError",
     "ConflictError",
     "Diff",
     "ErrorCode",

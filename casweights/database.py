@@ -102,7 +102,7 @@ class Database(ProcessBound):
         self.reporter = reporter
 
     def _how_to_reopen(self) -> str:
-        return f"open the store there, with casweights.open({self.store.url!r})"
+        return f"open the store with casweights.open({self.store.url!r})"
 
     def info(self) -> StoreInfo:
         """What the store is."""

@@ -10,6 +10,7 @@
     ├── IntegrityError                    stored bytes are not what they must be
     ├── UnsupportedError                  valid, but not for this version of casweights
     ├── WrongProcessError (TypeError)     a handle that another process made, or a copy of one
+    ├── ClosedError (ValueError)          a handle that was closed
     └── StoreError                        the storage below failed (disk full, no permission, ...)
 
 Categories are named by what a handler would do; the precise cause is ``error.code``, an
@@ -62,6 +63,7 @@ class ErrorCode(StrEnum):
     BAD_INDEX = "bad-index"
     WRONG_PROCESS = "wrong-process"
     FOREIGN_REFS = "foreign-refs"
+    CLOSED = "closed"
 
 
 class CasweightsError(Exception):
@@ -133,6 +135,13 @@ class WrongProcessError(CasweightsError, TypeError):
     """A handle is used in, copied to or pickled for another process than the one that made it.
 
     It is a `TypeError` because that is what programs expect of an object that cannot be pickled.
+    """
+
+
+class ClosedError(CasweightsError, ValueError):
+    """A handle is used after it, or the store that it works on, was closed.
+
+    It is a `ValueError` because that is what Python's own files raise.
     """
 
 

@@ -91,7 +91,7 @@ class LazyTensor(ProcessBound):
         self.dtype = info.dtype.code
         self.shape = info.shape
         self.nbytes = info.nbytes
-        self._db = db
+        self._db = self._below = db
         self._info = info
         self._chunks = chunks
 

@@ -11,7 +11,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from casweights.process import ProcessBound
+from casweights.process import ProcessBound, check_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_REOPEN = "open the store again"  # pools end with the store that they work for
 
 
 def default_workers() -> int:
@@ -51,12 +53,14 @@ class Threads(ProcessBound):
         self._end = weakref.finalize(self, self._tasks.put, None)
         self._end.atexit = False
 
+    def _how_to_reopen(self) -> str:
+        return _REOPEN
+
     def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
         """Have a function called on one of the threads."""
         future: Future[R] = Future()
         with self._lock:
-            if not self._end.alive:
-                raise RuntimeError("the store was closed, and its threads have ended")
+            check_open(self)
             self._tasks.put(partial(_run, future, partial(function, *args)))
             if len(self._threads) < self._count and not self._idle.acquire(blocking=False):
                 self._start()
@@ -117,6 +121,9 @@ class Workers(ProcessBound):
     def __init__(self, count: int, name: str = "casweights") -> None:
         self.count = count
         self._threads = Threads(count, name)
+
+    def _how_to_reopen(self) -> str:
+        return _REOPEN
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """Like the built-in, on all threads, with at most two items a thread in flight."""

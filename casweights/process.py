@@ -1,8 +1,11 @@
-"""Handles belong to the process that made them.
+"""Handles work in the process that made them, until they are closed.
 
 A forked child has none of its parent's threads, and a copy of every lock as it was at that moment,
 held or not. A handle that is used there would wait forever or lose what it is given, so it raises
 at once. No handle is pickled either: it is the threads, locks and connections of one process.
+
+A closed handle has no threads either. Every use of it raises the same error, so that a thread that
+still works with it can tell that it is to end.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
-from casweights.errors import ErrorCode, WrongProcessError
+from casweights.errors import ClosedError, ErrorCode, WrongProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,14 +23,20 @@ _GUARDED = ("__enter__", "__getitem__")
 
 
 class ProcessBound:
-    """A base of handles: public methods and properties work only in the process that made them.
+    """A base of handles: public methods and properties work in one process, and until `close`.
+
+    To close a handle again does nothing more.
 
     Attributes:
-        usable_anywhere: Names of public members that every process may use.
+        usable_anywhere: Names of public members that work in every process, and always.
+        usable_closed: Names of public properties that can still be read after `close`.
     """
 
     usable_anywhere: ClassVar[frozenset[str]] = frozenset()
+    usable_closed: ClassVar[frozenset[str]] = frozenset()
     _process: int
+    _closed = False
+    _below: ProcessBound | None = None  # the handle that it works on; is closed with that one
 
     def __new__(cls, *args: object, **options: object) -> Self:
         """Note the process."""
@@ -41,12 +50,15 @@ class ProcessBound:
         for name, member in list(vars(cls).items()):
             if name == "__exit__":
                 setattr(cls, name, _guarded_exit(member))
+            elif name == "close":
+                setattr(cls, name, _guarded_close(member))
             elif name in _GUARDED or not (name.startswith("_") or name in cls.usable_anywhere):
-                setattr(cls, name, _guarded_member(member))
+                checks = (check_process,) if name in cls.usable_closed else _CHECKS
+                setattr(cls, name, _guarded_member(member, checks))
 
     def _how_to_reopen(self) -> str:
-        """What to do in another process instead, for error messages."""
-        return "make one there"
+        """What to do instead, for error messages."""
+        return "make another one"
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied.
@@ -56,7 +68,7 @@ class ProcessBound:
         """
         raise WrongProcessError(
             ErrorCode.WRONG_PROCESS,
-            f"a {type(self).__name__} cannot be copied or sent to another process: "
+            f"a {type(self).__name__} cannot be copied or sent to another process: there, "
             f"{self._how_to_reopen()}",
         )
 
@@ -76,23 +88,59 @@ def check_process(handle: ProcessBound) -> None:
         raise WrongProcessError(
             ErrorCode.WRONG_PROCESS,
             f"this {type(handle).__name__} belongs to process {handle._process}, and this is "
-            f"process {os.getpid()}, a fork of it: {handle._how_to_reopen()}",
+            f"process {os.getpid()}, a fork of it: here, {handle._how_to_reopen()}",
         )
 
 
-def _guarded_member(member: Any) -> Any:
+def is_closed(handle: ProcessBound) -> bool:
+    """Whether the handle, or one that it works on, was closed."""
+    return handle._closed or (handle._below is not None and is_closed(handle._below))
+
+
+def check_open(handle: ProcessBound) -> None:
+    """Refuse a handle that was closed.
+
+    Raises:
+        ClosedError: It was closed, or the handle that it works on.
+    """
+    if is_closed(handle):
+        what = "was closed" if handle._closed else "works on a store that was closed"
+        raise ClosedError(
+            ErrorCode.CLOSED,
+            f"this {type(handle).__name__} {what}: {handle._how_to_reopen()}",
+        )
+
+
+_Checks = tuple["Callable[[ProcessBound], None]", ...]
+_CHECKS: _Checks = (check_process, check_open)
+
+
+def _guarded_member(member: Any, checks: _Checks) -> Any:
     if isinstance(member, property):
-        return property(_guarded(member.fget), doc=member.__doc__) if member.fget else member
-    return _guarded(member) if callable(member) and not isinstance(member, type) else member
+        return (
+            property(_guarded(member.fget, checks), doc=member.__doc__) if member.fget else member
+        )
+    return _guarded(member, checks) if callable(member) and not isinstance(member, type) else member
 
 
-def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded(method: Callable[..., Any], checks: _Checks) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: ProcessBound, *args: Any, **options: Any) -> Any:
-        check_process(self)
+        for check in checks:
+            check(self)
         return method(self, *args, **options)
 
     return call
+
+
+def _guarded_close(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def close(self: ProcessBound) -> Any:
+        check_process(self)
+        self._closed = True
+        return method(self)
+
+    return close
 
 
 def _guarded_exit(method: Callable[..., Any]) -> Callable[..., Any]:

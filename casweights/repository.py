@@ -102,7 +102,7 @@ class Repository(ProcessBound):
     usable_anywhere = frozenset({"url"})
 
     def __init__(self, database: Database) -> None:
-        self._db = database
+        self._db = self._below = database
 
     def __repr__(self) -> str:
         return f"Repository({self.url!r})"
@@ -450,13 +450,13 @@ class Repository(ProcessBound):
         """
         from casweights.push import push
 
-        return push(self._db, target._db, None if refs is None else to_list(refs), force=force)
+        return push(self._db, target.database, None if refs is None else to_list(refs), force=force)
 
     def copy(self, target: Repository) -> TransferStats:
         """Bring everything to another store: all versions, branches and tags. See `push`."""
         from casweights.push import copy
 
-        return copy(self._db, target._db)
+        return copy(self._db, target.database)
 
     def clone(self, target: Repository, ref: str = DEFAULT_BRANCH) -> TransferStats:
         """Bring one version to another store, without those before it. See `push`.
@@ -465,7 +465,7 @@ class Repository(ProcessBound):
         """
         from casweights.push import clone
 
-        return clone(self._db, target._db, ref)
+        return clone(self._db, target.database, ref)
 
     def info(self) -> StoreInfo:
         """What the store is, and what it guarantees to several writers."""

@@ -12,6 +12,7 @@ import pytest
 from casweights import errors
 from casweights.errors import (
     CasweightsError,
+    ClosedError,
     ConflictError,
     ErrorCode,
     IntegrityError,
@@ -32,6 +33,7 @@ LEAVES = [
     IntegrityError,
     UnsupportedError,
     WrongProcessError,
+    ClosedError,
     StoreError,
 ]
 
@@ -110,4 +112,5 @@ def test_codes_are_stable() -> None:
         "bad-index",
         "wrong-process",
         "foreign-refs",
+        "closed",
     ]

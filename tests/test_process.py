@@ -1,4 +1,4 @@
-"""Handles in other processes than their own: forked children, pickles and copies."""
+"""Handles in other processes than their own (forked children, pickles and copies), and closed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 import casweights
 from casweights import Publisher, Subscriber
 from casweights.config import MiB
-from casweights.errors import WrongProcessError
+from casweights.errors import ClosedError, WrongProcessError
 from casweights.parallel import Background, Threads, Workers
 from casweights.process import ProcessBound
 from casweights.stores.ahead import ReadaheadStore
@@ -89,7 +89,8 @@ def members(kind: type) -> list[str]:
     """What a handle's users may use of it."""
     special = [name for name in ("__enter__", "__getitem__") if hasattr(kind, name)]
     public = [name for name in dir(kind) if not name.startswith("_")]
-    anywhere = {"usable_anywhere", "capabilities"} | getattr(kind, "usable_anywhere", set())
+    anywhere = {"usable_anywhere", "usable_closed", "capabilities"}
+    anywhere |= getattr(kind, "usable_anywhere", set())
     return [*special, *(name for name in public if name not in anywhere)]
 
 
@@ -199,3 +200,80 @@ def test_a_child_of_a_process_whose_locks_are_held(handles: dict[str, ProcessBou
     finally:
         release.set()
         holder.join()
+
+
+CLOSABLE = [kind for kind in HANDLES if kind not in ("LazyTensor", "ReadaheadStore")]
+ON_A_STORE = ["Repository", "LazyTensor", "Publisher", "Subscriber"]
+
+
+def assert_every_use_raises(handle: ProcessBound, why: str) -> None:
+    names = [name for name in own_members(handle) if name not in handle.usable_closed | {"close"}]
+    assert names
+    said = {name: error_of(partial(use, handle, name)) for name in names}
+    for name in names:
+        expected = f"ClosedError: this {type(handle).__name__} {why}: "
+        assert said[name].startswith(expected), f"{name}: {said[name]}"
+    for name in handle.usable_closed:
+        use(handle, name)
+
+
+def test_all_kinds_of_handles_are_tried(handles: dict[str, ProcessBound]) -> None:
+    def below(kind: type) -> set[type]:
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    ours = {kind for kind in below(ProcessBound) if kind.__module__.startswith("casweights.")}
+    assert {kind.__name__ for kind in ours - {ProcessBound}} == set(HANDLES) == set(handles)
+    assert {kind for kind in HANDLES if hasattr(handles[kind], "close")} == set(CLOSABLE)
+
+
+@pytest.mark.parametrize("kind", CLOSABLE)
+def test_every_use_after_close_raises_the_same_error(
+    handles: dict[str, ProcessBound], kind: str
+) -> None:
+    handle = cast("Any", handles[kind])
+    handle.close()
+    handle.close()
+    if hasattr(handle, "__exit__"):
+        handle.__exit__(None, None, None)
+    assert_every_use_raises(handle, "was closed")
+
+
+@pytest.mark.parametrize("kind", ON_A_STORE)
+@pytest.mark.parametrize("how", ["close", "__exit__", "the parts"])
+def test_every_use_after_the_store_was_closed_raises_the_same_error(
+    handles: dict[str, ProcessBound], store: Repository, kind: str, how: str
+) -> None:
+    closing = {
+        "close": store.close,
+        "__exit__": lambda: store.__exit__(None, None, None),
+        "the parts": store.database.close,
+    }
+    closing[how]()
+    itself = kind == "Repository" and how != "the parts"
+    assert_every_use_raises(
+        handles[kind], "was closed" if itself else "works on a store that was closed"
+    )
+
+
+def test_a_store_that_is_passed_closed_is_refused(store: Repository, tmp_path: Path) -> None:
+    closed = casweights.open(tmp_path / "other", create=True)
+    closed.close()
+    uses: list[Callable[[], object]] = [
+        *(partial(Publisher, closed), partial(Subscriber, closed)),
+        *(partial(verb, closed) for verb in (store.push, store.copy, store.clone)),
+    ]
+    for use_it in uses:
+        with pytest.raises(ClosedError, match="this Repository was closed"):
+            use_it()
+
+
+def test_work_that_is_under_way_when_the_store_is_closed_ends_with_the_same_error(
+    store: Repository,
+) -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        store.close()
+        yield 2
+
+    with pytest.raises(ClosedError, match="open the store again"):
+        list(store.database.workers.map(abs, items()))

@@ -15,7 +15,7 @@ from casweights.arguments import check_compression
 from casweights.commit import Description, EncodedVersion, encode_version, repeated, write_version
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
-from casweights.process import ProcessBound
+from casweights.process import ProcessBound, check_open
 from casweights.repository import Repository, open_repository
 from casweights.sources import scan
 from casweights.sync import exits
@@ -94,6 +94,8 @@ class Publisher(ProcessBound):
         StoreError: The store could not be read.
     """
 
+    usable_closed = frozenset({"version"})
+
     def __init__(
         self,
         store: Repository | ObjectStore | str | os.PathLike[str],
@@ -122,7 +124,7 @@ class Publisher(ProcessBound):
         self._branch = branch
         self._owns_store = not isinstance(store, Repository)
         self._store = store if isinstance(store, Repository) else open_repository(store)
-        self._db = self._store.database
+        self._db = self._below = self._store.database
         self._reporter = reporter or self._db.reporter
         self._head = self._db.refs.head(branch, to_move=True)
         self._written: Snapshot | None = None  # the head, once it was read or written here
@@ -134,7 +136,6 @@ class Publisher(ProcessBound):
         self._in_use = False  # the mirror, by whoever scans or encodes
         self._errors: list[Failure] = []
         self._conflict: ConflictError | None = None
-        self._closed = False
         self._thread = threading.Thread(target=self._work, name="casweights-publish", daemon=True)
         self._thread.start()
         exits.opened(self)
@@ -143,7 +144,7 @@ class Publisher(ProcessBound):
         return f"Publisher({self._store.url!r}, {self._branch!r})"
 
     def _how_to_reopen(self) -> str:
-        return f"make another there, with casweights.{self!r}"
+        return f"make another with casweights.{self!r}"
 
     @property
     def version(self) -> SnapshotId | None:
@@ -244,8 +245,7 @@ class Publisher(ProcessBound):
         return replace(step, mirror=self._mirror, scan=found, scan_seconds=seconds)
 
     def _check(self) -> None:
-        if self._closed:
-            raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "the publisher is closed")
+        check_open(self)
         self._raise_error()
 
     def _raise_error(self) -> None:
@@ -317,7 +317,6 @@ class Publisher(ProcessBound):
             CasweightsError: A version could not be made durable, see `publish`.
         """
         with self._state:
-            self._closed = True
             self._state.notify_all()
         self._thread.join()
         exits.closed(self)

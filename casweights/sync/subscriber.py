@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from casweights.arguments import to_list
 from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
-from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
+from casweights.errors import (
+    ClosedError,
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+    StaleError,
+)
 from casweights.events import PollStats, SyncStats
 from casweights.ids import SnapshotId
-from casweights.process import ProcessBound
+from casweights.process import ProcessBound, is_closed
 from casweights.repository import Repository, open_repository
 from casweights.sync.apply import TornError, apply
 from casweights.sync.fetch import Fetcher
@@ -76,6 +82,8 @@ class Subscriber(ProcessBound):
         StoreError: The store could not be read.
     """
 
+    usable_closed = frozenset({"version"})
+
     def __init__(
         self,
         store: Repository | ObjectStore | str | os.PathLike[str],
@@ -95,7 +103,7 @@ class Subscriber(ProcessBound):
         if not isinstance(store, Repository):
             store = open_repository(store, remote=RemoteOptions(read_ahead=_READ_AHEAD))
         self._store = store
-        self._db = db = self._store.database
+        self._db = self._below = db = self._store.database
         self._branch = branch
         self._reporter = reporter or db.reporter
         weights = Weights(db, None if include is None else to_list(include))
@@ -109,6 +117,7 @@ class Subscriber(ProcessBound):
         )
         self._fetcher = Fetcher(db, self._target, trusting=verify == "patch", memory=memory)
         self._lock = threading.RLock()
+        self._gone = threading.Event()  # set when it is closed
         self._prepared: Prepared | None = None
         self._version: SnapshotId | None = None
         self._position: int | None = None
@@ -119,7 +128,7 @@ class Subscriber(ProcessBound):
         return f"Subscriber({self._store.url!r}, {self._branch!r})"
 
     def _how_to_reopen(self) -> str:
-        return f"make another there, with casweights.{self!r}"
+        return f"make another with casweights.{self!r}"
 
     @property
     def version(self) -> SnapshotId | None:
@@ -304,7 +313,8 @@ class Subscriber(ProcessBound):
 
         Versions in between are not reported one by one. The branch is looked at about ten times
         between two moves, so that what comes regularly is seen soon and a branch that rests costs
-        little.
+        little. When the subscriber or its store is closed meanwhile, it ends without an error, at
+        the next look at the latest.
 
         Args:
             callback: What to call.
@@ -312,10 +322,22 @@ class Subscriber(ProcessBound):
             interval: Seconds between two looks, at least.
             most: Seconds between two looks, at most.
         """
-        stop = stop or threading.Event()
+        try:
+            self._follow(callback, stop or self._gone, interval, most)
+        except ClosedError:
+            if not is_closed(self):
+                raise
+
+    def _follow(
+        self,
+        callback: Callable[[SnapshotId], object],
+        stop: threading.Event,
+        interval: float,
+        most: float,
+    ) -> None:
         seen: SnapshotId | None = None
         since = time.monotonic()
-        while not stop.is_set():
+        while not (stop.is_set() or is_closed(self)):
             head = self.head()
             if head is not None and head != seen:
                 seen, since = head, time.monotonic()
@@ -370,6 +392,7 @@ class Subscriber(ProcessBound):
 
     def close(self) -> None:
         """Forget what was prefetched, and close the store if it was opened here."""
+        self._gone.set()
         self._prepared = None
         if self._owns_store:
             self._store.close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 import casweights
-from casweights import ErrorCode, StoreError, Subscriber
+from casweights import ClosedError, ErrorCode, StoreError, Subscriber
 from casweights.config import StoreConfig
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore
@@ -160,6 +160,62 @@ def test_another_thread_stops_it(repo: Repository) -> None:
         stop.set()
         thread.join(60)
         assert not thread.is_alive()
+
+
+def test_it_ends_without_an_error_when_the_subscriber_is_closed(repo: Repository) -> None:
+    commit_all(repo, [{"w": weights(1)}])
+    with Subscriber(repo) as subscriber:
+        subscriber.follow(lambda _: subscriber.close(), interval=100.0)  # does not wait for it
+        with pytest.raises(ClosedError):
+            subscriber.follow(print)
+
+
+def test_closing_wakes_it(repo: Repository) -> None:
+    commit_all(repo, [{"w": weights(1)}])
+    called, ended = threading.Event(), threading.Event()
+
+    def follow() -> None:
+        subscriber.follow(lambda _: called.set(), interval=100.0)
+        ended.set()
+
+    with Subscriber(repo) as subscriber:
+        thread = threading.Thread(target=follow)
+        thread.start()
+        assert called.wait(60)
+    assert ended.wait(60)
+    thread.join()
+
+
+@pytest.mark.parametrize("where", ["pause", "look", "callback"])
+@pytest.mark.parametrize("what", ["subscriber", "store"])
+def test_it_ends_wherever_it_is_when_it_is_closed(
+    monkeypatch: pytest.MonkeyPatch, where: str, what: str
+) -> None:
+    with casweights.open(MemoryStore(), create=True) as repo, Subscriber(repo) as subscriber:
+        commit_all(repo, [{"w": weights(1)}])
+        close = subscriber.close if what == "subscriber" else repo.close
+        head = subscriber._poll
+
+        def look() -> Any:
+            close()
+            return head()
+
+        def take(_: SnapshotId) -> None:
+            if where == "callback":
+                close()
+                subscriber.prefetch({"w": weights(1)})
+
+        if where == "look":
+            monkeypatch.setattr(subscriber, "_poll", look)
+        subscriber.follow(take, stop=Pauses(close if where == "pause" else None, None))
+
+
+def test_what_another_closed_handle_raises_ends_it_with_an_error(repo: Repository) -> None:
+    commit_all(repo, [{"w": weights(1)}])
+    other = Subscriber(repo)
+    other.close()
+    with Subscriber(repo) as subscriber, pytest.raises(ClosedError):
+        subscriber.follow(lambda _: other.prefetch())
 
 
 def test_lag_counts_the_moves_of_the_branch(repo: Repository) -> None:

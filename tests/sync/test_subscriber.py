@@ -9,7 +9,14 @@ import pytest
 import torch
 
 import casweights
-from casweights import ErrorCode, InvalidInputError, NotFoundError, StaleError, Subscriber
+from casweights import (
+    ClosedError,
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+    StaleError,
+    Subscriber,
+)
 from casweights.config import StoreConfig
 from casweights.selection import tensor_chunks
 from casweights.stores.memory import MemoryStore
@@ -426,7 +433,7 @@ def test_a_store_by_its_path(tmp_path: Path) -> None:
         assert bits(live) == bits(states[0])
         subscriber.sync(live)
         assert bits(live) == bits(states[1])
-    with pytest.raises(RuntimeError, match="the store was closed"):  # its threads have ended
+    with pytest.raises(ClosedError, match="Subscriber was closed"):
         subscriber.sync(replica(states[0]))
 
 
