@@ -5,26 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from casweights.config import Compression
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.files import to_path
 from casweights.sources import scan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casweights.sources import SourceFile
-
-
-def to_path(given: str | os.PathLike[str]) -> Path:
-    """A path that is not empty."""
-    if not os.fspath(given):
-        raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, "the path is empty: the current directory is '.'"
-        )
-    return Path(given)
 
 
 def to_list(given: Sequence[str]) -> Sequence[str]:
@@ -67,9 +58,18 @@ def check_compression(compression: Compression) -> Compression:
 
 
 def to_utc(time: datetime | None) -> datetime:
-    """A moment; None is now."""
+    """A moment in UTC; None is now.
+
+    Raises:
+        InvalidInputError: It has no time zone, or its year in UTC is none from 1 to 9999.
+    """
     if time is None:
         return datetime.now(UTC)
     if time.tzinfo is None:
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "`time` needs a time zone")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"`time` is {time}: in UTC, years go from 1 to 9999"
+        ) from None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from casweights.errors import ErrorCode, StoreError
+from casweights.errors import ErrorCode, InvalidInputError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 _MAX_PARTS = 512  # of one call; below the IOV_MAX of every system
 _CODES = {
@@ -22,6 +22,35 @@ _CODES = {
     errno.EPERM: ErrorCode.NO_PERMISSION,
     errno.EROFS: ErrorCode.NO_PERMISSION,
 }
+
+
+def to_path(given: str | os.PathLike[str]) -> Path:
+    """A path that the system can be asked for.
+
+    Raises:
+        InvalidInputError: No file can be called so, or the path is empty.
+    """
+    text = os.fspath(given)
+    if not isinstance(text, str):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"the path {text!r} is not text: pass a str"
+        )
+    if not text:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, "the path is empty: the current directory is '.'"
+        )
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            ErrorCode.BAD_PATH,
+            f"the path {text!r} has {text[error.start]!r}, which no file name can have",
+        ) from None
+    if "\0" in text:
+        raise InvalidInputError(
+            ErrorCode.BAD_PATH, f"the path {text!r} has a NUL, which no file name can have"
+        )
+    return Path(text)
 
 
 def read_exactly(descriptor: int, start: int, out: memoryview) -> bool:

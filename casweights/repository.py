@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from casweights.arguments import check_compression, to_list, to_path, to_sources, to_utc
+from casweights.arguments import check_compression, to_list, to_sources, to_utc
 from casweights.config import (
     DEFAULT_BRANCH,
     DEFAULT_EXCLUDE,
@@ -15,6 +15,7 @@ from casweights.config import (
 from casweights.database import Database, create_store
 from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.events import Reporter
+from casweights.files import to_path
 from casweights.ids import SnapshotId
 from casweights.parallel import default_workers
 from casweights.process import ProcessBound

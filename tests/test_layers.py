@@ -78,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "stores.cached": {"stores.base", "stores.diskcache", "stores.wrapper"},
     "stores.hub": {"", "errors", "stores.base", "stores.wrapper"},
     "stores.url": {
-        *("errors", "config", "stores.base", "stores.memory", "stores.local"),
+        *("errors", "config", "files", "stores.base", "stores.memory", "stores.local"),
         *("stores.hub", "stores.retry", "stores.cached"),
     },
     # L2: what goes in and out, and the parts of an open store; of stores only what all can do
@@ -117,7 +117,7 @@ ALLOWED: dict[str, set[str]] = {
     "transfer": BELOW_VERBS | {"packing"},
     "push": BELOW_VERBS | {"transfer", "revisions"},
     "parts": BELOW_VERBS | {"commit"},
-    "arguments": VALUES | {"sources", "tensors"},
+    "arguments": VALUES | {"files", "sources", "tensors"},
     "repository": {
         *BELOW_VERBS,
         *VERBS,

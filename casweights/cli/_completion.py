@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from click.shell_completion import CompletionItem
+
 from casweights.cli._session import Session
 from casweights.errors import CasweightsError
 
@@ -29,6 +31,11 @@ def complete_branch(ctx: click.Context, _: click.Parameter, incomplete: str) -> 
 def complete_tag(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Tags."""
     return _complete(ctx, incomplete, lambda repository: repository.tags())
+
+
+def complete_path(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files and folders; `click.Path` would also ask the system for them, which fails for some."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def _complete(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from casweights.cli._completion import complete_ref
+from casweights.cli._completion import complete_path, complete_ref
 from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._progress import Results
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @verb("checkout", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
 @click.argument("ref", shell_complete=complete_ref)
-@click.argument("directory", metavar="DIR", type=click.Path())
+@click.argument("directory", metavar="DIR", shell_complete=complete_path)
 @click.option(
     "--include",
     metavar="PATTERN",

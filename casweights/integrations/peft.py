@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.files import to_path
 
 try:
     from peft import PeftModel
@@ -91,7 +92,7 @@ def _saved(
             adapter.save_pretrained(temporary, selected_adapters=[name], **options)
             yield Path(temporary, "" if name == "default" else name)
         return
-    directory = Path(adapter)
+    directory = to_path(adapter)
     if not (directory / _CONFIG).is_file():
         raise InvalidInputError(
             ErrorCode.SOURCE_UNREADABLE,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casweights.config import RemoteOptions
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
+from casweights.files import to_path
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 
@@ -31,9 +31,8 @@ def open_object_store(
         InvalidInputError: It is no URL of a store.
         UnsupportedError: A scheme that is not supported.
     """
+    to_path(url)  # no URL has what no path can have
     text = os.fspath(url)
-    if not text:
-        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "the store's path is empty")
     if text == "memory://":
         return MemoryStore()
     if text.startswith(_BUCKETS):
@@ -45,7 +44,7 @@ def open_object_store(
             f"{scheme}:// stores are not supported{': ' if scheme == 'hf' else ', '}"
             f"give the path of a directory, or {_BUCKETS}NAMESPACE/NAME",
         )
-    return LocalStore(Path(text.removeprefix("file://")).absolute())
+    return LocalStore(to_path(text.removeprefix("file://")).absolute())
 
 
 def _open_bucket(url: str, options: RemoteOptions) -> ObjectStore:

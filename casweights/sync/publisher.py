@@ -8,13 +8,13 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from casweights.arguments import check_compression
 from casweights.commit import Description, EncodedVersion, encode_version, repeated, write_version
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
+from casweights.files import to_path
 from casweights.process import ProcessBound, check_open
 from casweights.repository import Repository, open_repository
 from casweights.sources import scan
@@ -120,7 +120,7 @@ class Publisher(ProcessBound):
         self._compression = check_compression(compression)
         self._base, self._policy, self._author = base, policy, author
         self._cast = cast_policy(cast or {})
-        self._extra = None if extra is None else Path(extra)
+        self._extra = None if extra is None else to_path(extra)
         self._branch = branch
         self._owns_store = not isinstance(store, Repository)
         self._store = store if isinstance(store, Repository) else open_repository(store)
