@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import pickle
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import msgpack
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.default_planner import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    _EmptyStateDictLoadPlanner,
+)
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.planner import SavePlanner
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 import casweights
 from casweights.config import KiB, StoreConfig
@@ -420,3 +429,100 @@ def test_a_damaged_pack(objects: CountingStore) -> None:
     with casweights.open(objects) as repo, pytest.raises(CheckpointException) as error:
         load({"w": torch.zeros(100, 100)}, CasweightsReader(repo))
     assert isinstance(cause(error), IntegrityError)
+
+
+def keys(node: Any) -> Any:
+    """The keys of nested dicts, in order."""
+    return [(key, keys(value)) for key, value in node.items()] if isinstance(node, dict) else None
+
+
+@pytest.mark.parametrize("flatten", [True, False])
+@given(data=st.data())
+@settings(max_examples=8)
+def test_keys_come_in_the_order_of_the_saved_state(flatten: bool, data: st.DataObject) -> None:
+    names = data.draw(st.permutations(["b", "a", "10", "2", "c.d", "Z"]))
+    leaves = st.sampled_from([1, "text", torch.ones(2), torch.ones(()), io.BytesIO(b"x")])
+    state: dict[str, Any] = {name: data.draw(leaves) for name in names}
+    if flatten:
+        state["m"] = {name: data.draw(leaves) for name in data.draw(st.permutations(names))}
+        state["A"] = 1
+    with casweights.open(MemoryStore(), create=True, workers=1) as repo:
+        planner = DefaultSavePlanner(flatten_state_dict=flatten)
+        saved = save(state, CasweightsWriter(repo), planner=planner)
+        found = CasweightsReader(repo).read_metadata()
+        assert [*found.state_dict_metadata] == [*saved.state_dict_metadata]
+        loaded: dict[str, Any] = {}
+        _load_state_dict(
+            loaded,
+            storage_reader=CasweightsReader(repo),
+            planner=cast("Any", _EmptyStateDictLoadPlanner)(),
+            no_dist=True,
+        )
+    assert keys(loaded) == keys(state)
+
+
+TENSORS: dict[str, Callable[[], torch.Tensor]] = {
+    **{
+        kind: partial(torch.quantize_per_tensor, torch.ones(2), 0.1, 0, getattr(torch, kind))
+        for kind in ("qint8", "quint8", "qint32")
+    },
+    "per channel": lambda: torch.quantize_per_channel(
+        torch.ones(2, 2), torch.ones(2), torch.zeros(2), 0, torch.qint8
+    ),
+    "sparse": lambda: torch.ones(2, 2).to_sparse(),
+    "meta": lambda: torch.ones(2, device="meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", TENSORS)
+def test_tensors_without_bytes_of_their_own_get_the_error_of_commit(
+    repo: Repository, kind: str
+) -> None:
+    tensor = TENSORS[kind]()
+    with pytest.raises(UnsupportedError) as expected:
+        repo.commit({"q": tensor})
+    with pytest.raises(CheckpointException) as caught:
+        save({"w": torch.ones(2), "q": tensor}, CasweightsWriter(repo))
+    assert isinstance(cause(caught), UnsupportedError)
+    assert str(cause(caught)) == str(expected.value)
+    assert repo.branches() == {}
+
+
+@pytest.mark.filterwarnings("ignore:Detected an existing checkpoint")
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_a_plan_that_another_kind_of_writer_left_in_the_planners_cache(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours_first: bool
+) -> None:
+    for cache in ("save_plan", "all_plans", "global_plan", "metadata", "final_save_plan"):
+        monkeypatch.setattr(SavePlanner, f"_cached_{cache}", {})
+    writers = [CasweightsWriter(repo), FileSystemWriter(tmp_path / "files")]
+    state = {"w": torch.arange(4.0), "n": 3}
+    for writer in (writers if ours_first else writers[::-1]) * 2:
+        planner = DefaultSavePlanner(enable_plan_caching=True)
+        save(state, cast("CasweightsWriter", writer), planner=planner)
+    for reader in (CasweightsReader(repo), FileSystemReader(tmp_path / "files")):
+        loaded = load({"w": torch.zeros(4), "n": 0}, cast("CasweightsReader", reader))
+        assert_same_state(loaded, state)
+
+
+def test_without_overwrite_a_branch_that_is_there_is_left_alone(
+    repo: Repository,
+) -> None:
+    save({"w": torch.ones(2)}, CasweightsWriter(repo, "run"))
+    before = repo.branches()
+    with pytest.raises(CheckpointException) as caught:
+        save({"w": torch.zeros(2)}, CasweightsWriter(repo, "run", overwrite=False))
+    error = cause(caught)
+    assert isinstance(error, ConflictError)
+    assert error.code is ErrorCode.ALREADY_EXISTS
+    assert repo.branches() == before
+    save({"w": torch.zeros(2)}, CasweightsWriter(repo, "run", overwrite=True))
+    assert len([*repo.log("run")]) == 2
+
+
+def test_without_overwrite_a_writer_goes_on_from_its_own_versions(repo: Repository) -> None:
+    writer = CasweightsWriter(repo, "run", overwrite=False)
+    for step in (1, 2, 3):
+        save({"w": torch.full((2,), float(step))}, writer)
+    assert len([*repo.log("run")]) == 3

@@ -59,6 +59,12 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "a blob and a tensor": lambda layout: layout["blobs"].update(w=[SHARDS, "n"]),
     "paths that are a list": lambda layout: layout.update(paths=[]),
     "a list without end": lambda layout: layout["paths"].update(w=["a", 1 << 40]),
+    "an order without a name": lambda layout: layout["order"].pop(),
+    "an order with a name twice": lambda layout: layout["order"].__setitem__(0, "n"),
+    "an order with another name": lambda layout: layout["order"].__setitem__(0, "v"),
+    "an order with a name too many": lambda layout: layout["order"].append("w"),
+    "an order of numbers": lambda layout: layout.update(order=[1, 2]),
+    "an order that is a map": lambda layout: layout.update(order={"w": 1, "n": 2}),
     "a path of floats": lambda layout: layout["paths"].update(w=[0.5]),
 }
 
@@ -71,6 +77,12 @@ def test_a_forged_layout(repo: Repository, tmp_path: Path, forgery: str) -> None
     assert error.value.code is ErrorCode.CORRUPT_OBJECT
     with pytest.raises(CheckpointException, match=LAYOUT_FILE):
         load({"w": torch.zeros(4, 6)}, CasweightsReader(repo, "forged"))
+
+
+def test_a_layout_of_before_orders_were_kept(repo: Repository, tmp_path: Path) -> None:
+    forged(repo, tmp_path, lambda layout: layout.pop("order"))
+    loaded = load({"w": torch.zeros(4, 6), "n": 0}, CasweightsReader(repo, "forged"))
+    assert loaded["n"] == 1
 
 
 def test_a_layout_of_a_newer_format(repo: Repository, tmp_path: Path) -> None:

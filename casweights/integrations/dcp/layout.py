@@ -6,6 +6,7 @@ The file ``dcp.msgpack`` of a version is a map::
     tensors  fqn -> [dtype, size, [[offsets, sizes, file, tensor], ...]]
     blobs    fqn -> [file, tensor]
     paths    nil, or fqn -> the keys that lead to it in the nested state dict
+    order    every fqn, as the saved state dict has them; absent in older versions
 
 where dtype is torch's name, as "bfloat16", and file and tensor say where in the version it lies.
 """
@@ -35,7 +36,7 @@ from casweights.selection import StoredTensor, tensor_chunks
 from casweights.tensors import allocate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from casweights.format.manifest import Snapshot
 
@@ -58,12 +59,15 @@ class Place(NamedTuple):
     tensor: str
 
 
-def encode_layout(metadata: Metadata, places: Mapping[MetadataIndex, Place]) -> bytes:
+def encode_layout(
+    metadata: Metadata, places: Mapping[MetadataIndex, Place], order: Iterable[str] = ()
+) -> bytes:
     """Metadata to bytes; equal layouts give equal bytes.
 
     Args:
         metadata: What the planner made.
         places: Where each item was put.
+        order: Names in the order of the saved state; what it lacks comes behind.
 
     Raises:
         UnsupportedError: The planner added data of a kind that is not known.
@@ -81,7 +85,10 @@ def encode_layout(metadata: Metadata, places: Mapping[MetadataIndex, Place]) -> 
         else:
             blobs[fqn] = list(places[MetadataIndex(fqn)])
     paths = _encode_paths(metadata.planner_data)
-    table = {"format": _FORMAT, "tensors": tensors, "blobs": blobs, "paths": paths}
+    items = metadata.state_dict_metadata
+    ordered = dict.fromkeys((*order, *(metadata.planner_data or ()), *items))
+    names = [name for name in ordered if name in items]
+    table = {"format": _FORMAT, "tensors": tensors, "blobs": blobs, "paths": paths, "order": names}
     encoded: bytes = msgpack.packb(table)
     return check_size(encoded, "layout")
 
@@ -168,6 +175,8 @@ class Layout:
             info = self._tensors[place].info
             if info.dtype.code != "U8" or len(info.shape) != 1:
                 raise ValueError(f"{fqn!r} is stored as {info.dtype.code} {list(info.shape)}")
+        order = _decode_order(table.get("order", [*items]), items)
+        items = {fqn: items[fqn] for fqn in order}
         return Metadata(items, _decode_paths(table["paths"]), places)
 
     def _decode_tensor(
@@ -214,6 +223,13 @@ def _check_stored(fqn: str, info: TensorInfo, dtype: torch.dtype, sizes: torch.S
             f"a shard of {fqn!r}, {dtype} {list(sizes)}, is stored as {info.dtype.code} "
             f"{list(info.shape)}"
         )
+
+
+def _decode_order(value: Any, items: Mapping[str, Any]) -> list[str]:
+    order: list[str] = expect(value, list)
+    if len(order) != len(items) or {expect(fqn, str) for fqn in order} != items.keys():
+        raise ValueError("its order does not list every name once")
+    return order
 
 
 def _decode_paths(value: Any) -> dict[str, tuple[str | int, ...]] | None:

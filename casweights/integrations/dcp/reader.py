@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.distributed.checkpoint.planner import LoadItemType
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
@@ -19,15 +18,16 @@ from casweights.errors import (
     ErrorCode,
     IntegrityError,
     InvalidInputError,
-    UnsupportedError,
 )
 from casweights.format.zstd import most_content
 from casweights.integrations.dcp.boxes import Box, read_boxes
 from casweights.integrations.dcp.layout import LAYOUT_FILE, Layout
+from casweights.integrations.dcp.objects import check_loaded
 from casweights.integrations.dcp.opening import LazyRepository
 from casweights.tensors import tensor_bytes
 
 if TYPE_CHECKING:
+    import torch
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 
@@ -44,9 +44,9 @@ class CasweightsReader(StorageReader):
     Args:
         store: The store, or its path or URL; every rank opens one of its own.
         ref: The version. ``dcp.load(..., checkpoint_id=...)`` names another one.
-        weights_only: Refuse objects that ``torch.load(..., weights_only=True)`` refuses. Torch's
-            planner saves what is no tensor as pickles, and to load those means to trust who
-            wrote them.
+        weights_only: Refuse objects that ``torch.load(..., weights_only=True)`` refuses, except for
+            NumPy scalars and arrays and `io.BytesIO`. Torch's planner saves what is no tensor as
+            pickles, and to load those means to trust who wrote them.
     """
 
     def __init__(
@@ -145,15 +145,7 @@ class CasweightsReader(StorageReader):
 
     def _checked(self, item: ReadItem, blob: bytes) -> io.BytesIO:
         if self._weights_only:
-            try:
-                torch.load(io.BytesIO(blob), weights_only=True, map_location="cpu")
-            except Exception as error:
-                raise UnsupportedError(
-                    ErrorCode.UNSUPPORTED,
-                    f"{item.storage_index.fqn!r} is no object that torch loads with weights_only. "
-                    "If you trust who wrote this version, pass weights_only=False to the reader, "
-                    "or name its class to torch.serialization.add_safe_globals",
-                ) from error
+            check_loaded(item.storage_index.fqn, io.BytesIO(blob))
         return io.BytesIO(blob)
 
     def _known_layout(self) -> Layout:

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.checkpoint.planner import WriteItemType
 
-from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.integrations.dcp.objects import check_saved
 from casweights.parallel import Recent
 from casweights.sources import SourceFile
-from casweights.tensors import RECENT, StateFile, TensorFile, is_plain_memory, tensor_bytes
+from casweights.tensors import (
+    RECENT,
+    StateFile,
+    TensorFile,
+    check_tensor,
+    is_plain_memory,
+    tensor_bytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +28,10 @@ if TYPE_CHECKING:
 
     from casweights.buffers import Pool
     from casweights.format.layout import Piece
+
+_QUANTIZED = {  # torch is about to drop them
+    getattr(torch, name, None) for name in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")
+}
 
 
 class ShardFile(TensorFile):
@@ -61,6 +73,8 @@ class ShardFile(TensorFile):
         if item.tensor_data is None:
             return torch.empty((), dtype=torch.uint8).expand(len(self._blobs[name]))
         data = item.tensor_data
+        if data.properties.dtype in _QUANTIZED:
+            self._tensor(name)  # raises; there is no outline of it
         return torch.empty((), dtype=data.properties.dtype).expand(data.chunk.sizes)
 
     def _live(self, name: str) -> memoryview | None:
@@ -90,6 +104,7 @@ def _blob(planner: SavePlanner, item: WriteItem) -> memoryview:
     data = planner.resolve_data(item)
     if not isinstance(data, io.BytesIO):
         raise _not_planned(item, f"a {type(data).__name__} instead of bytes")
+    check_saved(item.index.fqn, data)
     return data.getbuffer()
 
 
@@ -99,12 +114,7 @@ def _shard(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
         raise _not_planned(item, f"a {type(tensor).__name__} instead of a tensor")
     if (tensor.dtype, tensor.shape) != (data.properties.dtype, data.chunk.sizes):
         raise _not_planned(item, f"{tensor.dtype} of shape {list(tensor.shape)}")
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
-        raise UnsupportedError(
-            ErrorCode.UNSUPPORTED,
-            f"{item.index.fqn!r} is a {type(tensor).__name__} of layout {tensor.layout}: save "
-            "dense, plain tensors instead",
-        )
+    check_tensor(tensor, item.index.fqn)
     return tensor
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch.distributed.checkpoint.metadata import StorageMeta
@@ -46,6 +47,18 @@ class _Stored(NamedTuple):
     part: Part
 
 
+class _Storage(NamedTuple):
+    """What this writer adds to a plan, though it needs nothing there.
+
+    A planner may keep finished plans, and give them to another kind of writer.
+
+    Attributes:
+        prefix: What torch's own writers begin the names of a rank's files with.
+    """
+
+    prefix: str
+
+
 class _Save(NamedTuple):
     """A save that has begun.
 
@@ -53,11 +66,13 @@ class _Save(NamedTuple):
         head: Where the branch was; None if there was none.
         before: The version before this one.
         tag: The version's tag, if it shall have one.
+        rank: The number of this rank.
     """
 
     head: Head | None = None
     before: SnapshotId | None = None
     tag: str | None = None
+    rank: int = 0
 
 
 class CasweightsWriter(StorageWriter):
@@ -84,6 +99,9 @@ class CasweightsWriter(StorageWriter):
         author: Who made it.
         metadata: JSON-like values to keep with it.
         compression: See `Repository.commit`.
+        overwrite: Whether the branch may be there already when this writer first saves. Versions
+            before are kept either way; without it, the first save fails instead of following
+            what somebody else saved, and later saves of this writer go on from its own.
 
     Attributes:
         snapshot: The newest version; None before the first, and on all ranks but the first.
@@ -106,14 +124,17 @@ class CasweightsWriter(StorageWriter):
         author: str = "",
         metadata: Mapping[str, Any] | None = None,
         compression: Compression = "auto",
+        overwrite: bool = True,
     ) -> None:
         self._store = LazyRepository(store)
         self._branch = check_ref_name(branch)
         self._parent = parent
         self._author = author
         self._compression = check_compression(compression)
+        self._overwrite = overwrite
         self._tag: str | None = None
         self._save = _Save()
+        self._order: tuple[str, ...] = ()  # of names in the state that is saved
         self._begun = False
         self._line: SnapshotId | None = None  # the head that this writer found first, or made last
         self._doubtful: Description | None = None  # of a version that may have become the head
@@ -148,7 +169,8 @@ class CasweightsWriter(StorageWriter):
         Raises:
             NotFoundError: There is no store, or no version `parent` for a new branch.
             ConflictError: There is a tag already that is called like the `checkpoint_id`, or
-                another writer has moved the branch since this one's last save.
+                another writer has moved the branch since this one's last save, or it is there
+                already and `overwrite` is false.
             UnsupportedError: The ranks are to save without coordination.
         """
         if not kwargs.get("use_collectives", True):
@@ -171,13 +193,15 @@ class CasweightsWriter(StorageWriter):
         before = head.snapshot if head else None
         if is_coordinator:
             self._check_line(repository.database, before)
+        self._order = ()
         if head is None and self._parent is not None:
             before = repository.resolve(self._parent)
-        self._save = _Save(head, before, tag)
+        self._save = _Save(head, before, tag, kwargs.get("rank", 0))
 
     def _check_line(self, db: Database, head: SnapshotId | None) -> None:
         """Refuse a head that another writer made since this one's first save."""
         if not self._begun:
+            self._check_new(head)
             self._begun, self._line = True, head
         doubtful, line = self._doubtful, self._line
         if doubtful is not None and head is not None and head != line:
@@ -193,13 +217,25 @@ class CasweightsWriter(StorageWriter):
             )
         self._doubtful = None
 
+    def _check_new(self, head: SnapshotId | None) -> None:
+        if head is not None and not self._overwrite:
+            raise ConflictError(
+                ErrorCode.ALREADY_EXISTS,
+                f"branch {self._branch!r} is there already, at {head}, and overwrite=False: choose "
+                "another branch, or leave out overwrite to go on from there",
+            )
+
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """See `StorageWriter`."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Tell each rank its number."""
-        return [replace(plan, storage_data=rank) for rank, plan in enumerate(plans)]
+        """Note the order of the names, rank by rank."""
+        mappings = [plan.planner_data for plan in plans if isinstance(plan.planner_data, dict)]
+        self._order = tuple(dict.fromkeys(chain.from_iterable(mappings)))
+        return [
+            replace(plan, storage_data=_Storage(f"__{rank}_")) for rank, plan in enumerate(plans)
+        ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Make the shards of a rank durable.
@@ -210,7 +246,7 @@ class CasweightsWriter(StorageWriter):
         """
         results = []
         if plan.items:
-            path = f"shards/rank-{plan.storage_data:04}.safetensors"
+            path = f"shards/rank-{self._save.rank:04}.safetensors"
             file = ShardFile(path, plan.items, planner)
             part = self._encode(file)
             results = [
@@ -237,8 +273,9 @@ class CasweightsWriter(StorageWriter):
         """
         places = {result.index: result.storage_data.place for rank in results for result in rank}
         parts = [rank[0].storage_data.part for rank in results if rank]
-        parts.append(self._encode(BytesFile(LAYOUT_FILE, encode_layout(metadata, places))))
-        head, before, tag = self._save
+        layout = encode_layout(metadata, places, self._order)
+        parts.append(self._encode(BytesFile(LAYOUT_FILE, layout)))
+        head, before, tag, _ = self._save
         description = Description(
             parents=(before,) if before else (),
             time=to_utc(None),
