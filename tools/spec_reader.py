@@ -44,7 +44,7 @@ MAX_SNAPSHOT = 536_870_912
 MAX_HEADER = 100_000_000
 MAX_REF = 4_096
 MAX_CONFIG = 65_536
-MAX_BITS = 2**66
+MAX_SIZE = 2**64 - 1
 MAX_LEVELS = 64
 MAX_VALUES = 131_072
 MAX_EXPANSION, FREE_EXPANSION = 64, 4_194_304
@@ -53,6 +53,7 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
 REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
+FIELDS = ["dtype", "shape", "data_offsets"]
 MANIFEST_KEYS = {
     *("parents", "time", "author", "message", "metadata"),
     *("digest", "chunk_size", "files"),
@@ -224,38 +225,91 @@ def check_paths(paths: Sequence[str]) -> None:
         need(folded.isdisjoint(folders), f"{path!r} lies inside a file")
 
 
+class Pairs(list[tuple[str, Any]]):
+    """The keys and values of a JSON object, in which keys may repeat."""
+
+
 def parse_header(header: bytes, what: str) -> list[int]:
     """Return the sizes of the tensors of a safetensors file, in the order of their bytes."""
     need(len(header) <= 8 + MAX_HEADER, f"{what} is too large")
     need(header[:8] == (len(header) - 8).to_bytes(8, "little"), f"{what} has a wrong length")
-    need(header[8:9] == b"{", f"{what} does not begin with a brace")
-    entries = json.loads(header[8:].decode(), object_pairs_hook=unique)
-    metadata = entries.pop("__metadata__", {})
-    is_map = isinstance(metadata, dict)
-    need(is_map and all(map(is_text, (*metadata, *metadata.values()))), f"{what}: metadata")
+    entries = parse_json(header[8:], what)
+    need(isinstance(entries, Pairs), f"{what} is not an object")
+    metadata = [value for key, value in entries if key == "__metadata__"]
+    need(len(metadata) <= 1, f"{what}: metadata twice")
+    for value in metadata:
+        is_map = isinstance(value, Pairs) and all(isinstance(text, str) for _, text in value)
+        need(value is None or is_map, f"{what}: metadata")
+    fields = {
+        name: tensor_fields(entry, f"{what}: tensor {name!r}")
+        for name, entry in entries
+        if name != "__metadata__"
+    }
     position = 0
-    spans = sorted(tensor_span(name, entry, what) for name, entry in entries.items())
+    spans = sorted(
+        tensor_span(*entry, f"{what}: tensor {name!r}") for name, entry in fields.items()
+    )
     for start, size in spans:
         need(start == position, f"{what} leaves holes or overlaps")
         position += size
     return [size for _, size in spans]
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    need(len(dict(pairs)) == len(pairs), "a safetensors header has a key twice")
-    return dict(pairs)
+def parse_json(text: bytes, what: str) -> Any:
+    bare = re.sub(rb'"(?:[^"\\]++|\\.)*+"?+', b"", text, flags=re.DOTALL)
+    brackets = bare.count(b"[") + bare.count(b"{")
+    need(brackets <= 1024 + len(text) // 12, f"{what} consists of little but brackets")
+    depths = itertools.accumulate((byte in b"[{") - (byte in b"]}") for byte in bare)
+    need(max(depths, default=0) <= 127, f"{what} is nested too deeply")
+    value = json.loads(
+        text.decode(), object_pairs_hook=Pairs, parse_int=to_int, parse_float=to_float
+    )
+    check_values(value, what)
+    return value
 
 
-def tensor_span(name: str, entry: dict[str, Any], what: str) -> tuple[int, int]:
-    is_known = is_text(name) and entry.keys() == {"dtype", "shape", "data_offsets"}
-    need(is_known and entry["dtype"] in BITS, f"{what}: tensor {name!r} is malformed")
-    shape = ints(entry["shape"], 0, MAX_INT, what)
-    start, end = ints(entry["data_offsets"], 0, MAX_INT, what)
-    bits = BITS[entry["dtype"]]
+def to_int(digits: str) -> int | float:
+    return to_float(digits) if digits == "-0" or len(digits) > 20 else int(digits)
+
+
+def to_float(digits: str) -> float:
+    need(abs(float(digits)) <= sys.float_info.max, "a number is out of range")
+    return float(digits)
+
+
+def check_values(value: Any, what: str) -> None:
+    """Refuse what Python takes for JSON and is none."""
+    if isinstance(value, list | tuple):  # `Pairs` are lists of tuples
+        for item in value:
+            check_values(item, what)
+    is_bad_text = isinstance(value, str) and not is_text(value)
+    is_constant = isinstance(value, float) and not abs(value) <= sys.float_info.max
+    need(not is_bad_text and not is_constant, f"{what} is not JSON")
+
+
+def tensor_fields(entry: Any, what: str) -> tuple[str, list[int], list[int]]:
+    if isinstance(entry, Pairs):
+        known = [(key, value) for key, value in entry if key in FIELDS]
+        need(len(known) == len(dict(known)), f"{what} has a field twice")
+        entry = [dict(known).get(key) for key in FIELDS]
+    need(isinstance(entry, list) and len(entry) == len(FIELDS), f"{what} is malformed")
+    dtype, shape, offsets = entry
+    if isinstance(dtype, Pairs) and len(dtype) == 1 and dtype[0][1] is None:
+        dtype = dtype[0][0]
+    need(isinstance(dtype, str) and dtype in BITS, f"{what} has an unknown dtype")
+    is_lists = type(shape) is list and type(offsets) is list and len(offsets) == 2
+    need(is_lists, f"{what} is malformed")
+    return dtype, ints(shape, 0, MAX_SIZE, what), ints(offsets, 0, MAX_SIZE, what)
+
+
+def tensor_span(dtype: str, shape: list[int], offsets: list[int], what: str) -> tuple[int, int]:
+    start, end = offsets
+    elements = 1
     for n in shape:
-        bits *= n
-        need(bits < MAX_BITS, f"{what}: tensor {name!r} is too large")
-    need(bits == (end - start) * 8, f"{what}: tensor {name!r} has a wrong size")
+        elements *= n
+        need(elements <= MAX_SIZE, f"{what} is too large")
+    bits = elements * BITS[dtype]
+    need(bits <= MAX_SIZE and bits == (end - start) * 8, f"{what} has a wrong size")
     return start, end - start
 
 

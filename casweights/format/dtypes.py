@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_MAX_BITS = 8 << 63
+_OVERFLOW = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +34,17 @@ class DType:
         return self.bits // 8 if self.is_float else 0
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
-        """Bytes of a tensor of this type, or None where they are no whole number below 2^63."""
-        bits = self.bits
+        """Bytes of a tensor of this type, or None where they are no whole number.
+
+        None, too, where the elements of the first dimensions, or all bits, come to 2^64 or more.
+        """
+        elements = 1
         for n in shape:
-            bits *= n
-            if bits >= _MAX_BITS:  # products of hostile shapes would take hours
+            elements *= n
+            if elements >= _OVERFLOW:  # products of hostile shapes would take hours
                 return None
-        return None if bits % 8 else bits // 8
+        bits = elements * self.bits
+        return None if bits % 8 or bits >= _OVERFLOW else bits // 8
 
 
 # In the order of the reference library, which lays tensors out by it.

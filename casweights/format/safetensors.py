@@ -1,6 +1,7 @@
 """Headers of safetensors files: parse what others wrote, strictly, and write our own.
 
-Source of the format: the README and the ``safetensors`` crate of huggingface/safetensors.
+Source of the format: the README and the ``safetensors`` crate of huggingface/safetensors. What that
+crate opens is a header here, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.format import strictjson
 from casweights.format.dtypes import DTYPES, DType
 
 if TYPE_CHECKING:
@@ -22,15 +24,11 @@ TREE_KEY = "casweights.tree"  # in a file's metadata: how the state dict was nes
 LENGTH_SIZE = 8
 MAX_HEADER_SIZE = 100_000_000  # the reference implementation's limit
 _ALIGNMENT = 8
-_MAX_DIM = 1 << 63
-_SHORT = 1 << 16  # a header of no more bytes does no harm, and gets more precise errors
-_MAX_ODD = 1 << 10  # objects that describe no tensor
+_MAX_SIZE = 1 << 64
 _SHOWN = 200  # characters of a value in a message
-_KEYS = {"dtype", "shape", "data_offsets"}
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_OBJECT = rb"\{(?:[^][{}\"]++|%b|\[[^][{}\"]*+\])*+\}" % _STRING
-# Objects in one object, with lists of numbers: what JSON can nest otherwise takes much memory.
-_SHAPE = re.compile(rb"\{(?:[\s,:]++|%b|%b)*+\}\s*+" % (_STRING, _OBJECT), re.DOTALL)
+_KEYS = ("dtype", "shape", "data_offsets")
+_METADATA = "__metadata__"
+_WHITE = b" \t\n\r"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ORDER = {code: n for n, code in enumerate(DTYPES)}
 
@@ -97,6 +95,18 @@ def header_size(first_bytes: bytes, file_size: int) -> int:
     return LENGTH_SIZE + length
 
 
+def may_be(first_bytes: bytes, file_size: int) -> bool:
+    """Whether a file that begins with these bytes may be a safetensors file.
+
+    Args:
+        first_bytes: More than the first 8 bytes of the file, where it has more.
+        file_size: Size of the file in bytes.
+    """
+    length = int.from_bytes(first_bytes[:LENGTH_SIZE], "little")
+    text = first_bytes[LENGTH_SIZE:].lstrip(_WHITE)
+    return 2 <= length <= min(MAX_HEADER_SIZE, file_size - LENGTH_SIZE) and text[:1] in (b"", b"{")
+
+
 def parse_header(header: bytes, data_size: int) -> Header:
     """Parse a header, length bytes included.
 
@@ -105,15 +115,17 @@ def parse_header(header: bytes, data_size: int) -> Header:
         data_size: Bytes that follow the header.
 
     Raises:
-        InvalidInputError: Anything the format forbids: malformed JSON, duplicate or missing keys,
+        InvalidInputError: Anything the reference library refuses: malformed JSON, missing fields,
             unknown types, sizes that do not fit shapes, holes, overlaps, missing or surplus data.
     """
     if len(header) != header_size(header[:LENGTH_SIZE], len(header)):
         raise bad("its header's length is wrong")
     table = _parse_json(header[LENGTH_SIZE:])
-    metadata = table.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(map(is_text, (*metadata, *metadata.values()))):
-        raise bad("__metadata__ is not a map from strings to strings")
+    for name, entry in _earlier(table):
+        if name == _METADATA:
+            raise bad("its header has __metadata__ twice")
+        _parse_fields(name, entry)
+    metadata = _parse_metadata(table.pop(_METADATA, None))
     tensors = [_parse_tensor(name, entry) for name, entry in table.items()]
     tensors.sort(key=lambda t: (t.start, t.nbytes))
     _check_cover(tensors, data_size)
@@ -121,36 +133,28 @@ def parse_header(header: bytes, data_size: int) -> Header:
 
 
 def _parse_json(text: bytes) -> dict[str, Any]:
-    if not text.startswith(b"{"):
-        raise bad("its header does not start with '{'")
-    if len(text) > _SHORT and not _SHAPE.fullmatch(text):
-        raise bad("its header is not a map of tensors")
     try:
-        table = json.loads(text.decode("utf-8"), object_pairs_hook=_Objects())
+        table = strictjson.parse(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
         raise bad(f"its header is not JSON ({error})") from error
     if not isinstance(table, dict):
         raise bad("its header is not a JSON object")
     return table
 
 
-class _Objects:
-    """Makes the dicts of a header, each with unique keys, and few that describe no tensor."""
+def _earlier(table: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The entries that others of the same key replace: they do not count, but must be entries."""
+    return table.earlier if isinstance(table, strictjson.Repeating) else []
 
-    def __init__(self) -> None:
-        self._odd = 0
 
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            raise bad("its header has a key twice")
-        if table.keys() != _KEYS:
-            self._odd += 1
-            if self._odd > _MAX_ODD:
-                raise bad("many entries of its header do not describe a tensor")
-        return table
+def _parse_metadata(value: object) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for text in (*value.values(), *(text for _, text in _earlier(value)))
+    ):
+        raise bad("__metadata__ is not a map from strings to strings")
+    return dict(value)
 
 
 def is_text(value: object) -> bool:
@@ -166,29 +170,42 @@ def _shown(value: object) -> str:
 
 
 def _is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_DIM
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_SIZE
 
 
 def _parse_tensor(name: str, entry: object) -> TensorInfo:
-    if not is_text(name):
-        raise bad(f"the tensor name {_shown(name)} is not valid Unicode")
-    if not isinstance(entry, dict) or entry.keys() != _KEYS:
-        raise bad(f"tensor {_shown(name)} does not have exactly dtype, shape and data_offsets")
-    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    dtype = DTYPES.get(code) if isinstance(code, str) else None
+    dtype, shape, start, stop = _parse_fields(name, entry)
+    nbytes = dtype.nbytes(shape)
+    if nbytes is None or nbytes != stop - start:
+        raise bad(
+            f"tensor {_shown(name)} has bytes {start} to {stop}, which is not its shape's size"
+        )
+    return TensorInfo(name, dtype, shape, start, nbytes)
+
+
+def _parse_fields(name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
+    """The fields of an entry; the sizes need not fit the shape."""
+    if isinstance(entry, dict) and not any(key in _KEYS for key, _ in _earlier(entry)):
+        fields = [entry[key] for key in _KEYS if key in entry]
+    else:
+        fields = entry if isinstance(entry, list) else []
+    if len(fields) != len(_KEYS):
+        raise bad(f"tensor {_shown(name)} does not have dtype, shape and data_offsets once each")
+    code, shape, offsets = fields
+    dtype = _parse_dtype(code)
     if dtype is None:
         raise bad(f"tensor {_shown(name)} has the unknown dtype {_shown(code)}")
     if not isinstance(shape, list) or not all(map(_is_size, shape)):
         raise bad(f"tensor {_shown(name)} has the impossible shape {_shown(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise bad(f"tensor {_shown(name)} has the impossible data_offsets {_shown(offsets)}")
-    start, stop = offsets
-    nbytes = dtype.nbytes(tuple(shape))
-    if nbytes is None or nbytes != stop - start:
-        raise bad(
-            f"tensor {_shown(name)} has bytes {start} to {stop}, which is not its shape's size"
-        )
-    return TensorInfo(name, dtype, tuple(shape), start, nbytes)
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _parse_dtype(code: object) -> DType | None:
+    if isinstance(code, dict) and list(code.values()) == [None] and not _earlier(code):
+        [code] = code  # the long form of an enum's value, as the reference library takes it
+    return DTYPES.get(code) if isinstance(code, str) else None
 
 
 def _check_cover(tensors: list[TensorInfo], data_size: int) -> None:
