@@ -17,7 +17,6 @@ from casweights.errors import ErrorCode, InvalidInputError, StoreError
 from casweights.events import CheckoutStats, Stage
 from casweights.files import storage_errors, write_at
 from casweights.format.layout import Piece, runs
-from casweights.format.safetensors import SUFFIX
 from casweights.parallel import Background
 from casweights.saved import require_saved
 from casweights.selection import select
@@ -146,7 +145,7 @@ def _compare(
         for those that cannot be read. A link holds nothing: what it leads to stays.
     """
     there = {target.file.path: target.seen for target in targets if target.seen} | others
-    opaque = {path: not path.endswith(SUFFIX) for path in others}
+    opaque = dict.fromkeys(others, False)
     opaque |= {target.file.path: target.file.raw_header is None for target in targets}
     regular = [path for path, seen in there.items() if stat.S_ISREG(seen.st_mode)]
     contents, places = read_contents(db, tree, {path: opaque[path] for path in regular})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from casweights.advice import advice
 from casweights.buffers import Pool
 from casweights.chains import Bases, ChainEncoder
 from casweights.errors import ErrorCode, IntegrityError
@@ -19,7 +20,6 @@ from casweights.parallel import Once
 from casweights.reflog import encode_move
 from casweights.relatives import nearest
 from casweights.sources import file_runs
-from casweights.weights import bad_indexes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -141,8 +141,8 @@ def commit(
     encoded once more, which stores the chunk again. If an error left it unclear whether the branch
     has moved to its head, and this is what was to be committed then, nothing is written.
     """
-    for problem in bad_indexes(files, db.config.chunk_size):
-        db.reporter.warned(ErrorCode.BAD_INDEX, problem)
+    for code, problem in advice(files, db.config.chunk_size):
+        db.reporter.warned(code, problem)
     encode = partial(encode_version, db, files, description, base=base, compression=compression)
     version = encode()
     if (there := repeated(db, version.snapshot, head)) is not None:

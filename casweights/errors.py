@@ -64,6 +64,8 @@ class ErrorCode(StrEnum):
     WRONG_PROCESS = "wrong-process"
     FOREIGN_REFS = "foreign-refs"
     CLOSED = "closed"
+    LFS_POINTER = "lfs-pointer"
+    STORED_TWICE = "stored-twice"
 
 
 class CasweightsError(Exception):

@@ -158,7 +158,7 @@ class Repository(ProcessBound):
             compression: ``"fast"`` keeps the bytes as they are, ``"auto"`` encodes what gains by
                 it, ``"small"`` spares no effort.
             exclude: Patterns of files and folders to leave out.
-            opaque: Patterns of ``.safetensors`` files to store as plain bytes, unparsed.
+            opaque: Patterns of files to store as plain bytes, unparsed.
             time: When the version was made, with a time zone; by default now.
 
         Raises:

@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import cache
 from typing import TYPE_CHECKING
@@ -22,13 +23,21 @@ from casweights.format.paths import MAX_PATH_PARTS, check_paths
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from casweights.buffers import Pool
     from casweights.ids import ChunkId
 
 
+GLIMPSE = 512  # bytes that tell what a file may be
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 _CLOCK_REALTIME_COARSE = 5  # Linux; Python has no name for it
 _SLOWEST_TICK = 10**7  # nanoseconds
+
+LFS_ADVICE = (
+    "it is a pointer of git-lfs, and the file that it stands for was not downloaded: `git lfs "
+    "pull` brings it"
+)
 
 
 class SourceFile(ABC):
@@ -40,6 +49,7 @@ class SourceFile(ABC):
         raw_header: Its safetensors header, verbatim; None for opaque bytes.
         header: `raw_header`, parsed.
         tree: The directory that a commit takes it from, with all else there.
+        is_pointer: Whether it is a pointer of git-lfs and not the file that this stands for.
     """
 
     path: str
@@ -47,6 +57,7 @@ class SourceFile(ABC):
     raw_header: bytes | None = None
     header: safetensors.Header | None = None
     tree: SourceTree | None = None
+    is_pointer: bool = False
 
     def pieces(self, chunk_size: int) -> Iterator[Piece]:
         """Its chunks' places, in file order."""
@@ -92,10 +103,12 @@ class SourceFile(ABC):
 class DiskFile(SourceFile):
     """A file on disk.
 
+    Its content decides whether it is a safetensors file. Its name says only whether it must be one.
+
     Args:
         path: Its name inside the version.
         location: Where it lies.
-        opaque: Treat it as opaque bytes, whatever its name says.
+        opaque: Treat it as opaque bytes, whatever it is.
         tree: See `SourceFile.tree`.
 
     Raises:
@@ -118,20 +131,36 @@ class DiskFile(SourceFile):
             with location.open("rb") as file:
                 self._stat = _status(file.fileno())
                 self.size = self._stat.st_size
-                if path.endswith(safetensors.SUFFIX) and not opaque:
-                    first = file.read(safetensors.LENGTH_SIZE)
-                    rest = safetensors.header_size(first, self.size) - len(first)
-                    self.raw_header = first + file.read(rest)
-                    data_size = self.size - len(self.raw_header)
-                    self.header = safetensors.parse_header(self.raw_header, data_size)
+                if not opaque:
+                    self._look_inside(file)
         except OSError as error:
             raise self._unreadable(error) from error
-        except InvalidInputError as error:
-            raise InvalidInputError(
-                error.code,
-                f"{location}: {error}. Repair or re-download it, or commit it as plain bytes by "
-                f"naming it opaque",
-            ) from error
+
+    def _look_inside(self, file: BinaryIO) -> None:
+        first = file.read(GLIMPSE)
+        self.is_pointer = first.startswith(_LFS_POINTER)
+        if self.path.endswith(safetensors.SUFFIX):
+            try:
+                self._parse(first, file)
+            except InvalidInputError as error:
+                raise self._unusable(error) from error
+        elif safetensors.may_be(first, self.size):
+            with suppress(InvalidInputError):
+                self._parse(first, file)
+
+    def _unusable(self, error: InvalidInputError) -> InvalidInputError:
+        code, why = error.code, f"{error}. Repair or re-download it"
+        if self.is_pointer:
+            code, why = ErrorCode.LFS_POINTER, LFS_ADVICE
+        return InvalidInputError(
+            code, f"{self.location}: {why}, or commit it as plain bytes by naming it opaque"
+        )
+
+    def _parse(self, first: bytes, file: BinaryIO) -> None:
+        size = safetensors.header_size(first[: safetensors.LENGTH_SIZE], self.size)
+        raw_header = first[:size] + file.read(max(0, size - len(first)))
+        self.header = safetensors.parse_header(raw_header, self.size - size)
+        self.raw_header = raw_header
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`."""
@@ -266,8 +295,7 @@ def scan(
         root: A directory or a file.
         exclude: Patterns of names (relative, ``*`` matches ``/`` too) of files and folders to
             leave out.
-        opaque: Patterns of files that are opaque bytes though their name ends in
-            ``.safetensors``.
+        opaque: Patterns of files that are opaque bytes, whatever they hold.
 
     Raises:
         InvalidInputError: Something cannot be read, is neither file nor folder, has a name that

@@ -20,7 +20,7 @@ from casweights.files import read_exactly
 from casweights.folders import Folder, in_the_way
 from casweights.format import safetensors
 from casweights.format.names import CONFIG
-from casweights.sources import SourceFile, granule, matches
+from casweights.sources import GLIMPSE, SourceFile, granule, matches
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
@@ -289,8 +289,10 @@ class PlacedFile(SourceFile):
             os.close(descriptor)
 
     def _parse(self, descriptor: int) -> None:
-        size = safetensors.LENGTH_SIZE
-        size = safetensors.header_size(os.pread(descriptor, size, 0), self.size)
+        first = os.pread(descriptor, GLIMPSE, 0)
+        if not safetensors.may_be(first, self.size):
+            return
+        size = safetensors.header_size(first[: safetensors.LENGTH_SIZE], self.size)
         raw_header = bytearray(size)
         if read_exactly(descriptor, 0, memoryview(raw_header)):
             self.header = safetensors.parse_header(bytes(raw_header), self.size - size)

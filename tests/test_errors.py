@@ -113,4 +113,6 @@ def test_codes_are_stable() -> None:
         "wrong-process",
         "foreign-refs",
         "closed",
+        "lfs-pointer",
+        "stored-twice",
     ]

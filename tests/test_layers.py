@@ -107,7 +107,8 @@ ALLOWED: dict[str, set[str]] = {
     "contents": VALUES | PLUMBING | {"format", "database", "sources", "worktree"},
     "saved": BELOW_VERBS | {"contents", "worktree"},
     # L3: one family of verbs each, which do not know each other; the repository has them all
-    "commit": BELOW_VERBS | {"packing", "chains", "relatives"},
+    "advice": VALUES | {"sources", "weights"},
+    "commit": BELOW_VERBS | {"advice", "packing", "chains", "relatives"},
     "checkout": BELOW_VERBS | {"contents", "saved", "worktree"},
     "loading": BELOW_VERBS | {"tensors"},
     "diff": BELOW_VERBS,
