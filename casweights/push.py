@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.errors import ConflictError, ErrorCode, NotFoundError
+from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.format import names
 from casweights.refs import no_ref
 from casweights.revisions import is_full_id, resolve
@@ -108,16 +108,17 @@ def _send(
 ) -> TransferStats:
     """Bring versions, then move refs to them.
 
-    Conflicts that can be seen are found before anything moves, but do not keep the others back.
+    Conflicts, and names that the target cannot hold beside its own, are found before anything moves
+    where they can be seen. They do not keep the others back.
     """
     check_configs(source, target)
-    conflicts: list[ConflictError] = []
+    refused: list[ConflictError | InvalidInputError] = []
     moves: dict[str, _Move] = {}
     for name, tip in refs.items():
         try:
             moves[name] = _find_move(source, target, name, tip, force=force)
-        except ConflictError as error:
-            conflicts.append(error)
+        except (ConflictError, InvalidInputError) as error:
+            refused.append(error)
     wanted = dict.fromkeys([*tips, *(move.tip for move in moves.values())])
     stats = transfer(source, target, list(wanted), history=history)
     moved: NamedTips = {}
@@ -125,14 +126,14 @@ def _send(
         try:
             if _make_move(target, name, move):
                 moved[name] = move.tip
-        except ConflictError as error:
-            conflicts.append(error)
+        except (ConflictError, InvalidInputError) as error:
+            refused.append(error)
     stats = replace(stats, refs=moved)
     target.reporter.transferred(stats)
-    if len(conflicts) == 1:
-        raise conflicts[0]
-    if conflicts:
-        raise ConflictError(conflicts[0].code, "; ".join(map(str, conflicts)))
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        raise ConflictError(refused[0].code, "; ".join(map(str, refused)))
     return stats
 
 

@@ -76,12 +76,15 @@ class Refs:
 
         Raises:
             ConflictError: With `to_move`, the last move from here was displaced. It is told once.
+            InvalidInputError: With `to_move`, there is no such branch, and none can be made.
         """
         log, name = self._heads, names.check_ref_name(branch)
         moves = log.settled(name) if to_move else log.moves(name)
         if to_move and (snapshot := self._forget_displaced(branch, moves)) is not None:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
+            if to_move:
+                self._check_new(log, branch)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
@@ -104,6 +107,7 @@ class Refs:
 
         Raises:
             ConflictError: It has moved since.
+            InvalidInputError: It is new, and some directory cannot hold it beside the others.
             IntegrityError: One of its moves is damaged.
             StoreError: The store could not be written. The error's `snapshot` is set if it is
                 unknown whether the branch has moved.
@@ -197,6 +201,10 @@ class Refs:
         """Whether there was an error when this object made the tag."""
         return names.TAGS + tag in self._doubts
 
+    def _check_new(self, log: RefLog, ref: str) -> None:
+        """Check that a branch or tag can be made, in this store and in those it is copied to."""
+        names.check_new_ref_name(ref, log.all())
+
     def _append(
         self,
         log: RefLog,
@@ -207,6 +215,8 @@ class Refs:
         move: bytes | None = None,
     ) -> tuple[bool, list[Move]]:
         """Make a move; see `RefLog.append`. An error after it was made is none."""
+        if after == 0:
+            self._check_new(log, ref)
         key = log.kind + ref
         try:
             made = log.append(ref, after, before, snapshot, move)
@@ -290,6 +300,7 @@ class Refs:
 
         Raises:
             ConflictError: A tag of this name points elsewhere.
+            InvalidInputError: Some directory cannot hold it beside the other tags.
         """
         there = self._settled_tag(tag)
         if there is None:

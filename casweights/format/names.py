@@ -6,8 +6,11 @@ import re
 from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.format.portable import part_problem
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from casweights.ids import PackId, SnapshotId
 
 
@@ -80,3 +83,39 @@ def check_ref_name(name: str) -> str:
             f"separated by /, beginning with a letter or digit, not ending in {REF_SUFFIX}",
         )
     return name
+
+
+def check_new_ref_name(name: str, others: Iterable[str]) -> None:
+    """Check that every directory can hold a new branch or tag beside those that are there.
+
+    Args:
+        name: The branch or tag.
+        others: The other branches, or the other tags.
+
+    Raises:
+        InvalidInputError: Windows cannot hold the name, or some disks take it, or a folder in it,
+            for another one's that differs in case.
+    """
+    for part in check_ref_name(name).split("/"):
+        problem = part_problem(part)
+        if part.lower().endswith(REF_SUFFIX):
+            problem = f"ends in {REF_SUFFIX}"
+        if problem:
+            raise _bad_new(name, f"some systems cannot hold it: {part!r} {problem}")
+    folders = {folder.lower(): folder for folder in _folders(name)}
+    for other in others:
+        for folder in _folders(other):
+            if folders.get(folder.lower(), folder) != folder:
+                raise _bad_new(name, f"some disks cannot tell it from {other!r}, which is there")
+
+
+def _folders(name: str) -> Iterator[str]:
+    """All folders that a ref's moves lie in: for ``a/b`` ``a`` and ``a/b``."""
+    parts = name.split("/")
+    return ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _bad_new(name: str, why: str) -> InvalidInputError:
+    return InvalidInputError(
+        ErrorCode.BAD_NAME, f"no branch or tag can be made as {name!r}: {why}. Choose another name"
+    )

@@ -140,6 +140,8 @@ class LocalStore(ObjectStore):
         top = self._path(above) if above else self.root
         unreadable: list[OSError] = []
         with storage_errors(f"cannot list {prefix or 'the store'}"):
+            if above and not self._has_folder(above):
+                return
             for parent, folders, files in os.walk(top, onerror=unreadable.append):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 for path in (Path(parent, name) for name in files if not name.startswith(".")):
@@ -160,6 +162,18 @@ class LocalStore(ObjectStore):
                 if failure.filename == str(top):
                     raise failure
                 yield self._name(Path(failure.filename)), f"a folder: {failure.strerror}"
+
+    def _has_folder(self, name: str) -> bool:
+        """Whether there is a folder of exactly this name; a disk may find one in another case."""
+        parent = self.root
+        for part in name.split("/"):
+            try:
+                if part not in os.listdir(parent):
+                    return False
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            parent /= part
+        return True
 
     def _name(self, path: Path) -> str:
         """The name of a path below the root, as text that can be printed."""

@@ -1,0 +1,106 @@
+"""Branches and tags that some disks cannot tell apart are not made; those that are there work."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import casweights
+from casweights import ErrorCode, InvalidInputError
+from casweights.format import names
+from casweights.stores.base import Capabilities
+from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/a").write_bytes(b"one")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", ["Main", "MAIN/x", "con", "v1."])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_every_way_to_make_a_branch_or_tag_refuses_the_name(
+    model: Path, name: str, *, exclusive: bool
+) -> None:
+    inner = MemoryStore()
+    inner.capabilities = Capabilities(exclusive_create=exclusive)
+    with casweights.open(inner, create=True) as store:
+        first = store.commit(model)
+        store.tag("main", first)
+        objects = {info.name for info in inner.list()}
+        (model / "a").write_bytes(b"two")
+        ways: list[Any] = [
+            lambda: store.commit(model, branch=name),
+            lambda: store.branch(name, first),
+            lambda: store.tag(name, first),
+        ]
+        for way in ways:
+            with pytest.raises(InvalidInputError) as caught:
+                way()
+            assert caught.value.code is ErrorCode.BAD_NAME
+            assert repr(name) in caught.value.message
+        assert {info.name for info in inner.list()} == objects
+        store.branch("other", first)
+        store.tag("other", first)
+
+
+def write_both(store: casweights.Repository, inner: MemoryStore, model: Path) -> None:
+    """Give a store the branches ``main`` and ``Main``, as others may have made them."""
+    store.commit(model)
+    [move] = inner.list(names.HEADS)
+    inner.put(move.name.replace("main", "Main"), [inner.read(move.name, 1000)])
+
+
+def test_branches_that_are_there_can_be_read_and_moved_whatever_they_are_called(
+    model: Path,
+) -> None:
+    inner = MemoryStore()
+    with casweights.open(inner, create=True) as store:
+        write_both(store, inner, model)
+        assert store.branches().keys() == {"main", "Main"}
+        (model / "a").write_bytes(b"two")
+        moved = store.commit(model, branch="Main")
+        assert store.resolve("Main") == moved.id != store.resolve("main")
+        store.delete_branch("Main")
+        assert store.branches().keys() == {"main"}
+
+
+def test_of_two_branches_that_differ_in_case_a_push_takes_one_and_refuses_the_other(
+    model: Path,
+) -> None:
+    inner = MemoryStore()
+    with (
+        casweights.open(inner, create=True) as source,
+        casweights.open(MemoryStore(), create=True) as target,
+    ):
+        write_both(source, inner, model)
+        with pytest.raises(InvalidInputError, match="cannot tell it from"):
+            source.push(target)
+        assert target.branches().keys() == {"Main"}
+        source.branch("new", "heads/main")
+        with pytest.raises(InvalidInputError, match="cannot tell it from"):
+            source.push(target)
+        assert target.branches().keys() == {"Main", "new"}
+
+
+def test_a_folder_is_not_listed_under_a_name_in_another_case(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that ignores case opens ``Main`` where its listing shows ``main``."""
+    root = tmp_path / "store"
+    with casweights.open(root, create=True) as store:
+        store.commit(model)
+    os.symlink("main", root / "refs/heads/Main")
+    assert list(LocalStore(root).list("refs/heads/Main/"))
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda at: [n for n in real(at) if n != "Main"])
+    assert not list(LocalStore(root).list("refs/heads/Main/"))
+    assert list(LocalStore(root).list("refs/heads/main/"))
