@@ -18,7 +18,7 @@ from casweights.files import read_exactly
 from casweights.format import safetensors
 from casweights.format.layout import Piece, file_pieces, runs
 from casweights.format.names import CONFIG
-from casweights.format.paths import MAX_PATH_PARTS, check_paths
+from casweights.format.paths import MAX_PATH_PARTS, check_new_path, check_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -304,6 +304,8 @@ def scan(
     tree = SourceTree(root, exclude)
     try:
         check_paths(tree.found)
+        for path in tree.found:
+            check_new_path(path)
     except InvalidInputError as error:
         raise InvalidInputError(
             error.code, f"{root}: {error}. Rename it, or leave it out with an exclude pattern"

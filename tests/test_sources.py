@@ -173,8 +173,34 @@ def test_names_that_differ_in_case_only(repo: Repository, tmp_path: Path) -> Non
     write_tree({"README": b"1", "readme": b"2"}, tmp_path)
     if len(read_tree(tmp_path)) == 1:
         pytest.skip("the file system does not tell them apart")
-    with pytest.raises(InvalidInputError, match="rename one"):
+    with pytest.raises(InvalidInputError, match="same file on some systems") as caught:
         repo.commit(tmp_path)
+    assert caught.value.message.lower().count("rename") == 1
+
+
+@pytest.mark.parametrize("name", ["x:y", "run 12:30.log", "what?", "nul.txt", "dot.", "space "])
+def test_names_that_windows_cannot_hold_are_refused_and_can_be_left_out(
+    repo: Repository, tmp_path: Path, name: str
+) -> None:
+    write_tree({f"logs/{name}": b"1", "a": b"2"}, tmp_path)
+    with pytest.raises(InvalidInputError, match="Windows") as caught:
+        repo.commit(tmp_path)
+    assert caught.value.code is ErrorCode.BAD_PATH
+    assert name in caught.value.message
+    assert caught.value.message.lower().count("rename") == 1
+    assert [file.path for file in repo.commit(tmp_path, exclude=["logs"]).files] == ["a"]
+
+
+def test_versions_with_names_that_windows_cannot_hold_can_be_checked_out(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier releases made them."""
+    write_tree({"logs/12:30": b"1", "aux": b"2"}, tmp_path / "old")
+    with monkeypatch.context() as patch:
+        patch.setattr("casweights.sources.check_new_path", lambda path: None)
+        version = repo.commit(tmp_path / "old")
+    repo.checkout(version, tmp_path / "out")
+    assert read_tree(tmp_path / "out") == {"logs/12:30": b"1", "aux": b"2"}
 
 
 def test_what_is_no_file(repo: Repository, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Names of files inside a version: relative, portable, and never two for one place."""
+"""Names of files inside a version: relative, and never two for one place.
+
+Readers take all names that are safe; writers make only those that every system can hold.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.format.portable import part_problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,7 +24,7 @@ _SHOWN = 200  # characters of a name in a message
 _LONG = 256  # characters of a name
 _MARKS = re.compile(rb"[^\0]{32,}")  # in the combining classes of a text: a long run of marks
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
-_DRIVE = re.compile(r"(^|/)[A-Za-z]:")
+_DRIVE = re.compile(r"(^|/)([A-Za-z]:)")
 
 
 def _bad(path: str, why: str) -> InvalidInputError:
@@ -29,7 +33,7 @@ def _bad(path: str, why: str) -> InvalidInputError:
 
 
 def check_path(path: str) -> None:
-    """Accept only names that mean one place below a folder on every system.
+    """Accept only names that lead to a place below a folder on every system, or to none.
 
     Raises:
         InvalidInputError: `path` is empty, too long, absolute, contains ``..``, ``.`` or empty
@@ -42,10 +46,28 @@ def check_path(path: str) -> None:
         raise _bad(path, f"is longer than {MAX_PATH_BYTES} bytes")
     if path.count("/") >= MAX_PATH_PARTS:
         raise _bad(path, f"lies in more than {MAX_PATH_PARTS - 1} folders")
-    if path.startswith("/") or _DRIVE.search(path):
+    if path.startswith("/"):
         raise _bad(path, "is not relative")
+    if drive := _DRIVE.search(path):
+        raise _bad(path, f"contains {drive[2]!r}, which is a drive on Windows")
     if not _NOWHERE.isdisjoint(path.split("/")):
         raise _bad(path, "has an empty part, '.' or '..'")
+
+
+def check_new_path(path: str) -> None:
+    """Accept only names of files that can be checked out on every system.
+
+    Raises:
+        InvalidInputError: `check_path` refuses `path`, or a part of it holds one of ``<>:"|?*``,
+            ends in a dot or space, is a device of Windows such as ``CON`` or ``nul.txt``, or is
+            longer than 255 bytes.
+    """
+    check_path(path)
+    for part in path.split("/"):
+        problem = part_problem(part)
+        if problem:
+            what = problem if part == path else f"has the part {part!r}, which {problem}"
+            raise _bad(path, f"{what}: Windows or another system cannot hold it")
 
 
 def check_paths(paths: Iterable[str]) -> None:
@@ -60,7 +82,7 @@ def check_paths(paths: Iterable[str]) -> None:
         check_path(path)
         place = _fold(path)
         if place in places:
-            raise _bad(path, f"and {places[place]!r} are the same file on some systems: rename one")
+            raise _bad(path, f"means the same file on some systems as {places[place]!r}")
         places[place] = path
     # With the separator below all other characters, what lies in a folder follows right after it.
     ordered = sorted(places, key=lambda place: place.replace("/", "\0"))

@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from casweights.format.dtypes import DTYPES, DType
+from casweights.format.portable import part_problem
 from casweights.testing.trees import Link, Tree
 
 State = dict[str, Any]
@@ -196,7 +197,7 @@ def file_names() -> st.SearchStrategy[str]:
         st.text(letters, min_size=1, max_size=10),
         st.sampled_from(["config.json", "tokenizer.json", "README.md", "optimizer.pt", ".hidden"]),
     )
-    return names.filter(lambda name: name not in (".", "..", ".git"))
+    return names.filter(lambda name: name != ".git" and part_problem(name) is None)
 
 
 @st.composite

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.format.paths import _fold, check_path, check_paths
+from casweights.format.paths import _fold, check_new_path, check_path, check_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +46,9 @@ def test_good(path: str) -> None:
         ("", "empty part"),
         ("/etc/passwd", "not relative"),
         ("//host/share", "not relative"),
-        ("C:/windows", "not relative"),
-        ("c:file", "not relative"),
-        ("folder/c:file", "not relative"),
+        ("C:/windows", "'C:', which is a drive"),
+        ("c:file", "drive"),
+        ("folder/c:file", "drive"),
         ("a//b", "empty part"),
         ("a/", "empty part"),
         (".", "'.' or '..'"),
@@ -73,6 +73,51 @@ def test_bad(path: str, why: str) -> None:
         check_path(path)
     assert caught.value.code is ErrorCode.BAD_PATH
     assert caught.value.message.isprintable()
+
+
+UNPORTABLE = {
+    **{f"aa{mark}b": f"contains {mark!r}" for mark in '<>:"|?*'},
+    **dict.fromkeys(["a.", "a ", "...", "a. .", "v1.."], "dot or space"),
+    **dict.fromkeys(
+        ["CON", "con", "nul.txt", "Aux.tar.gz", "PRN .x", "COM1", "lpt9.log"], "device"
+    ),
+    **dict.fromkeys(["com¹", "CONIN$", "conout$", "COM0"], "device"),
+    **dict.fromkeys(["x" * 256, "é" * 128], "longer than 255 bytes"),
+}
+
+
+@pytest.mark.parametrize("folder", ["", "in/"])
+@pytest.mark.parametrize(("name", "why"), UNPORTABLE.items(), ids=range(len(UNPORTABLE)))
+def test_names_that_some_system_cannot_hold_can_be_read_but_not_written(
+    name: str, why: str, folder: str
+) -> None:
+    for path in (folder + name, f"{folder}{name}/below"):
+        check_path(path)
+        with pytest.raises(InvalidInputError, match=why) as caught:
+            check_new_path(path)
+        assert caught.value.code is ErrorCode.BAD_PATH
+        assert caught.value.message.count("system cannot hold it") == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "console",
+        "com",
+        "com10",
+        "nul-1",
+        "a.b",
+        ".a",
+        "a b",
+        " a",
+        "x" * 255,
+        "lpt/1",
+        "a.con",
+        "$",
+    ],
+)
+def test_names_that_resemble_others_can_be_written(path: str) -> None:
+    check_new_path(path)
 
 
 @pytest.mark.parametrize(
