@@ -98,7 +98,7 @@ def _login_name() -> str:
     "--opaque",
     metavar="PATTERN",
     multiple=True,
-    help="Files ending in .safetensors to store as plain bytes. May be repeated.",
+    help="Files to store as plain bytes, even safetensors files. May be repeated.",
 )
 def command(
     session: Session,
