@@ -9,7 +9,8 @@ import errno
 import os
 import stat
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Self
 
@@ -23,7 +24,7 @@ from casweights.format.names import CONFIG
 from casweights.sources import GLIMPSE, SourceFile, granule, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Generator, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -56,7 +57,7 @@ class Worktree:
         self._overwrite = overwrite
         self._since = time.time_ns()
         self._checked: set[tuple[str, ...]] = set()
-        self._touched: set[tuple[str, ...]] = set()
+        self._touched: set[tuple[str, ...]] = set()  # with all folders above them
         self._root: Folder | None = None
         place = path.resolve()
         for folder in (place, *place.parents):
@@ -115,13 +116,24 @@ class Worktree:
         return status
 
     def _refuse_stores(self, folders: Sequence[str]) -> None:
-        for n in range(1, len(folders) + 1):
-            names = tuple(folders[:n])
-            if names not in self._checked:
-                with self.root.below(names) as folder:
-                    if _has_store(folder):
-                        raise _is_a_store(folder.path)
+        if tuple(folders) in self._checked:
+            return
+        with closing(self._along(folders)) as way:
+            for names, folder in way:
+                if names not in self._checked and _has_store(folder):
+                    raise _is_a_store(folder.path)
                 self._checked.add(names)
+
+    def _along(self, names: Sequence[str]) -> Generator[tuple[tuple[str, ...], Folder]]:
+        """The folders on the way to one, the directory aside; each is open until the next one."""
+        folder = self.root.below()
+        try:
+            for n, name in enumerate(names, 1):
+                above, folder = folder, folder.enter(name)
+                above.close()
+                yield tuple(names[:n]), folder
+        finally:
+            folder.close()
 
     def others(self, keep: Container[str]) -> dict[str, os.stat_result]:
         """What lies below the directory and is not to be kept, folders aside.
@@ -205,7 +217,7 @@ class Worktree:
         with self.root.below(above, create=True) as folder:
             self._check(folder, name, seen)
             os.replace(draft, name, src_dir_fd=drafts.descriptor, dst_dir_fd=folder.descriptor)
-        self._touched.update(tuple(above[:n]) for n in range(len(above) + 1))
+        self._touched.add(tuple(above))
 
     def remove(self, path: str, seen: os.stat_result) -> bool:
         """Remove a file that is as it was, see `check`, and the folders that this leaves empty.
@@ -238,13 +250,20 @@ class Worktree:
 
     def sync(self, workers: Workers) -> None:
         """Make what was put and removed since the last time durable."""
-        for _ in workers.map(self._sync_folder, sorted(self._touched)):
+        synced: set[tuple[str, ...]] = set()
+        for _ in workers.map(partial(self._sync_along, synced), sorted(self._touched)):
             pass
+        if self._touched:
+            self.root.sync()
         self._touched.clear()
 
-    def _sync_folder(self, names: Sequence[str]) -> None:
-        with suppress(FileNotFoundError), self.root.below(names) as folder:
-            folder.sync()
+    def _sync_along(self, synced: set[tuple[str, ...]], names: Sequence[str]) -> None:
+        """Sync a folder, and those above it that nobody has begun to sync."""
+        with suppress(FileNotFoundError), closing(self._along(names)) as way:
+            for place, folder in way:
+                if place not in synced:
+                    synced.add(place)
+                    folder.sync()
 
     def close(self) -> None:
         """Release it."""

@@ -14,6 +14,7 @@ import casweights
 from casweights import staging
 from casweights.config import KiB
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
+from casweights.folders import Folder
 from casweights.testing.trees import Link, read_tree, write_tree
 
 if TYPE_CHECKING:
@@ -396,3 +397,25 @@ def test_stores_below_are_not_written_to(repo: Repository, tmp_path: Path) -> No
     with pytest.raises(InvalidInputError, match="is a casweights store"):
         repo.checkout("main", tmp_path / "out")
     assert read_tree(tmp_path / "out") == before
+
+
+def test_deep_folders_are_entered_as_often_as_there_are_folders(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However deep they are: not anew from the top for each of them."""
+    depth, count, entered = 90, 3, 0
+    tree = {"/".join([f"{number}", *["a"] * depth]): b"deep" for number in range(count)}
+    write_tree(tree, tmp_path / "model")
+    repo.commit(tmp_path / "model")
+    enter = Folder.enter
+
+    def counted(folder: Folder, name: str) -> Folder:
+        nonlocal entered
+        entered += 1
+        return enter(folder, name)
+
+    monkeypatch.setattr(Folder, "enter", counted)
+    for _ in range(2):
+        repo.checkout("main", tmp_path / "out")
+        (tmp_path / "out" / next(iter(tree))).unlink()
+    assert count * depth < entered < 20 * count * depth
