@@ -187,7 +187,7 @@ def canonical_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInputError: It is not JSON-like, is nested too deeply or holds too many values.
     """
-    copy: dict[str, Any] = _canonical(metadata, "metadata")
+    copy: dict[str, Any] = _canonical(metadata, ("metadata",))
     count = _count(copy) - 1
     if count > MAX_METADATA:
         raise InvalidInputError(
@@ -205,9 +205,15 @@ def _count(value: Any) -> int:
     return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
 
 
-def _canonical(value: Any, where: str, levels: int = MAX_NESTING) -> Any:
-    """Check that a metadata value is JSON-like, and order its keys."""
-    if levels < 0:
+def _canonical(value: Any, where: tuple[Any, ...]) -> Any:
+    """Check that a metadata value is JSON-like, and order its keys.
+
+    Args:
+        value: The value.
+        where: The keys and indexes that lead to it. They become text for an error only: forged keys
+            are long, and have many values below them.
+    """
+    if len(where) > MAX_NESTING + 1:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT, f"metadata is nested more than {MAX_NESTING} levels deep"
         )
@@ -216,12 +222,13 @@ def _canonical(value: Any, where: str, levels: int = MAX_NESTING) -> Any:
     if isinstance(value, int) and -_MAX_SIZE <= value < 2 * _MAX_SIZE:
         return value
     if isinstance(value, list | tuple):
-        return [_canonical(v, f"{where}[{n}]", levels - 1) for n, v in enumerate(value)]
+        return [_canonical(v, (*where, n)) for n, v in enumerate(value)]
     if isinstance(value, dict) and all(map(is_text, value)):
-        return {k: _canonical(value[k], f"{where}.{k}", levels - 1) for k in sorted(value)}
+        return {k: _canonical(value[k], (*where, k)) for k in sorted(value)}
+    place = "".join(f"[{key}]" if type(key) is int else f".{key:.60}" for key in where)[1:]
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT,
-        f"{where} is {type(value).__name__} {value!r:.60}: metadata takes None, bool, int of 64 "
+        f"{place} is {type(value).__name__} {value!r:.60}: metadata takes None, bool, int of 64 "
         "bits, float, str, list and dict with str keys",
     )
 

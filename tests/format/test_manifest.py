@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
+from casweights.format import manifest as manifest_module
 from casweights.format.hashing import blake3_256
 from casweights.format.manifest import FileEntry, Manifest, Snapshot, encode_manifest
 from casweights.format.safetensors import parse_header
@@ -143,6 +145,20 @@ def test_metadata_that_cannot(metadata: dict[Any, Any], where: str) -> None:
     with pytest.raises(InvalidInputError, match=where) as caught:
         encode_manifest(manifest(metadata=metadata))
     assert caught.value.code is ErrorCode.BAD_ARGUMENT
+
+
+def test_a_long_key_is_not_copied_for_each_value_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forged metadata would take the square of its bytes."""
+    canonical, copied = manifest_module._canonical, 0
+
+    def counted(value: Any, where: Any, *rest: Any) -> Any:
+        nonlocal copied
+        copied += sys.getsizeof(where)
+        return canonical(value, where, *rest)
+
+    monkeypatch.setattr(manifest_module, "_canonical", counted)
+    encode_manifest(manifest(metadata={"k" * 5000: [[] for _ in range(1000)]}))
+    assert 0 < copied < 200_000
 
 
 @pytest.mark.parametrize("field", ["author", "message"])
