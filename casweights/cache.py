@@ -33,7 +33,7 @@ class ChunkCache:
 
     @property
     def is_used(self) -> bool:
-        """Whether it holds anything, ever."""
+        """See `NearbyChunks.is_used`."""
         return self._capacity > 0
 
     def __contains__(self, chunk: object) -> bool:

@@ -23,17 +23,21 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.index import ChunkIndex
-    from casweights.paths import Path
+    from casweights.paths import Node, Path
     from casweights.stores.base import ObjectStore, Range
 
 
 _ATTEMPTS = 32  # ways to a chunk that are tried
-_STRIDE = 64  # frames from one waypoint of a long path to the next
+STRIDE = 64  # frames from one waypoint of a long path to the next
 _WAYPOINTS = 16 * MiB
 
 
 class NearbyChunks(Protocol):
     """Chunks that need not come from the store, because the reader's machine has them."""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether any chunk is here, or may come."""
 
     def __contains__(self, chunk: object, /) -> bool:
         """Whether this chunk is likely to be here."""
@@ -133,7 +137,7 @@ class ChunkReader:
 
     def near(self, *chunks: NearbyChunks) -> NearbyReader:
         """A reader that begins at what is nearby, where that reads less from the store."""
-        return NearbyReader(self, self._index, _AnyOf(chunks))
+        return NearbyReader(self, self._index, [way for way in chunks if way.is_used])
 
     def follow(self, path: Path, chunk: ChunkId, out: memoryview) -> int:
         """Decode frame after frame; differences turn their base into the next chunk in place.
@@ -151,18 +155,18 @@ class ChunkReader:
             NotFoundError: A pack is gone.
         """
         try:
-            frames = self._waypoints.resume(path.frames, out)
+            frames = self._waypoints.resume(path, out)
             for number, location in enumerate(frames, 1):
                 self.read_frame(location, out)
-                if number % _STRIDE == 0 and self.is_right(location.frame.chunk, out):
+                if number % STRIDE == 0 and self.is_right(location.frame.chunk, out):
                     self._waypoints.put(location.frame.chunk, out)
-            if not path.frames or self.is_right(chunk, out):
+            if path.links == 0 or self.is_right(chunk, out):
                 return sum(location.frame.size for location in frames)
         except (IntegrityError, NotFoundError):
             pass
         for location in path.frames:  # a copy on the way to us may be to blame, and not the pack
             self.store.forget(names.pack_name(location.pack))
-        if path.frames[0].frame.base is not None:  # the beginning is not in the store
+        if path.base is not None:  # the beginning is not in the store
             raise corrupt(f"chunk {chunk}", "what was rebuilt is something else")
         self._follow_warily(path, chunk, out)
         return path.nbytes
@@ -230,17 +234,19 @@ class _Waypoints:
             while self._size > _WAYPOINTS:
                 self._size -= len(self._chunks.popitem(last=False)[1])
 
-    def resume(self, frames: Sequence[Location], out: memoryview) -> Sequence[Location]:
+    def resume(self, path: Path, out: memoryview) -> Sequence[Location]:
         """The frames of a path behind the last chunk that is here, which `out` holds then."""
-        if len(frames) <= _STRIDE:
-            return frames
+        if path.links <= STRIDE:
+            return path.frames
+        frames: list[Location] = []
         with self._lock:
-            for number in range(len(frames) - 1, 0, -1):
-                found = self._chunks.get(frames[number - 1].frame.chunk)
+            for location in path.back():
+                found = self._chunks.get(location.frame.chunk) if frames else None
                 if found is not None and len(found) == len(out):
                     out[:] = found
-                    return frames[number:]
-        return frames
+                    break
+                frames.append(location)
+        return frames[::-1]
 
 
 def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
@@ -253,11 +259,14 @@ def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
 class NearbyReader:
     """Reads chunks by ID, from what is nearby and from the store. Made by `ChunkReader.near`."""
 
-    def __init__(self, reader: ChunkReader, index: ChunkIndex, nearby: NearbyChunks) -> None:
+    def __init__(
+        self, reader: ChunkReader, index: ChunkIndex, ways: Sequence[NearbyChunks]
+    ) -> None:
         self._reader = reader
         self._index = index
-        self._nearby = nearby
-        self._finder = index.finder(nearby)
+        self._nearby = _AnyOf(ways)
+        # Without anything nearby, all readers share what was found.
+        self._finder = index.finder(self._nearby) if ways else None
 
     @contextmanager
     def ahead(self, *, bit_by_bit: bool = False) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
@@ -278,17 +287,19 @@ class NearbyReader:
                 wanted = [chunk for chunk in chunks if chunk not in self._nearby]
                 announce(self._index.small_packs(wanted))
                 self._index.prepare(wanted)
-                announce([self._ranges(chunk, bit_by_bit=bit_by_bit) for chunk in wanted])
+                seen: set[Node] = set()
+                announce([self._ranges(chunk, seen, bit_by_bit=bit_by_bit) for chunk in wanted])
 
             yield announce_chunks
 
-    def _ranges(self, chunk: ChunkId, *, bit_by_bit: bool) -> list[Range]:
-        """What a chunk is read from."""
+    def _ranges(self, chunk: ChunkId, seen: set[Node], *, bit_by_bit: bool) -> list[Range]:
+        """What a chunk is read from; of a long path, what lies behind those that were `seen`."""
         path = self._index.find_path(chunk, self._finder)
         if path is None:
             return []
         around = self._index.around
-        return [around(frame) if bit_by_bit else frame.range for frame in path.frames]
+        frames = path.frames if path.links <= STRIDE else [*path.back(seen)][::-1]
+        return [around(frame) if bit_by_bit else frame.range for frame in frames]
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it; see `ChunkReader.readinto`.
@@ -298,7 +309,7 @@ class NearbyReader:
         if self._nearby.readinto(chunk, out) and self._reader.is_right(chunk, out):
             return 0
         path = self._index.find_path(chunk, self._finder)
-        base = path.frames[0].frame.base if path is not None and path.frames else None
+        base = None if path is None else path.base
         if path is not None and base is not None and self._nearby.readinto(base, out):
             with suppress(IntegrityError, NotFoundError):
                 return self._reader.follow(path, chunk, out)

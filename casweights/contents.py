@@ -57,6 +57,11 @@ class PlacedChunks:
     def __init__(self) -> None:
         self._places: dict[ChunkId, _Place] = {}
 
+    @property
+    def is_used(self) -> bool:
+        """See `NearbyChunks.is_used`."""
+        return bool(self._places)
+
     def __contains__(self, chunk: object) -> bool:
         return chunk in self._places
 

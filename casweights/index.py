@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casweights.findings import Findings
     from casweights.format.snapshot import PackTable
     from casweights.ids import ChunkId, Suspect
-    from casweights.paths import Cost, Path
+    from casweights.paths import Cost, Node, Path
     from casweights.stores.base import ObjectStore, Range
 
 _TAIL_GUESS = 8 * KiB
@@ -247,9 +247,9 @@ class ChunkIndex:
             self._packs_in_doubt = {suspect.pack for suspect in suspects}
             self._table.doubt(suspects)
 
-    def doubts(self, path: Path) -> bool:
-        """Whether a way leads through a frame that is in doubt."""
-        return self.has_suspects and any(map(self._table.doubts, path.frames))
+    def doubts(self, location: Location) -> bool:
+        """Whether a frame is in doubt."""
+        return self.has_suspects and self._table.doubts(location)
 
     def is_damaged(self, pack: PackId) -> bool:
         """Whether anything in a pack is damaged or in doubt."""
@@ -288,7 +288,8 @@ class ChunkIndex:
             if len(self._packs) < self._enough_packs:
                 return False
             paths = [path for chunk in chunks if (path := self._paths.path(chunk))]
-            kept = {frame.pack for path in paths for frame in path.frames}
+            seen: set[Node] = set()
+            kept = {frame.pack for path in paths for frame in path.back(seen)}
             self._table.retain(kept)
             known = {names.pack_name(pack) for pack in kept}
             self._packs = {name: self._packs[name] for name in known if name in self._packs}

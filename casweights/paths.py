@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import threading
+from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,18 +123,6 @@ class FrameTable:
         self.version += 1
 
 
-class Path(NamedTuple):
-    """How to rebuild a chunk: frames, each the base of the next one.
-
-    Attributes:
-        frames: In the order of decoding. The first has no base, or one that the reader has.
-        nbytes: Their stored bytes.
-    """
-
-    frames: tuple[Location, ...]
-    nbytes: int
-
-
 class Cost(NamedTuple):
     """What rebuilding a chunk takes.
 
@@ -146,7 +135,7 @@ class Cost(NamedTuple):
     links: int
 
 
-class _Node(NamedTuple):
+class Node(NamedTuple):
     """A chunk as frames of one raw size have it; only forged stores have several sizes."""
 
     chunk: ChunkId
@@ -159,9 +148,60 @@ class _Step(NamedTuple):
     nbytes: int  # of the whole way
     links: int
     frame: Location | None  # None for what the reader has
+    first: Location | None  # of the whole way
+    before: _Step | None
+
+    def then(self, frame: Location) -> _Step:
+        """The way that goes on with a frame."""
+        nbytes, first = self.nbytes + frame.frame.size, self.first or frame
+        return _Step(nbytes, self.links + 1, frame, first, self)
 
 
-_NOTHING = _Step(0, 0, None)
+_NOTHING = _Step(0, 0, None, None, None)
+
+
+class Path:
+    """How to rebuild a chunk: frames, each the base of the next one.
+
+    A path takes as little to make as its last frame, however long it is.
+
+    Attributes:
+        nbytes: Stored bytes of the frames.
+        links: How many there are.
+    """
+
+    def __init__(self, step: _Step) -> None:
+        self.nbytes = step.nbytes
+        self.links = step.links
+        self._step = step
+
+    @property
+    def base(self) -> ChunkId | None:
+        """The chunk that decoding begins with, because the reader has it; None if there is none."""
+        first = self._step.first
+        return None if first is None else first.frame.base
+
+    @cached_property
+    def frames(self) -> tuple[Location, ...]:
+        """The frames in the order of decoding. The first has no base, or one the reader has."""
+        return tuple(self.back())[::-1]
+
+    def back(self, seen: set[Node] | None = None) -> Iterator[Location]:
+        """The frames, the last one first.
+
+        Args:
+            seen: Shared by several paths, and filled by this method: a path ends with the first
+                frame whose chunk another path has passed. What lies before that has been given.
+        """
+        step = self._step
+        while step.frame is not None and step.before is not None:
+            yield step.frame
+            if seen is not None:
+                node = Node(step.frame.frame.chunk, step.frame.frame.raw_size)
+                if node in seen:
+                    return
+                seen.add(node)
+            step = step.before
 
 
 class _Trail(NamedTuple):
@@ -177,7 +217,7 @@ class _Candidate(NamedTuple):
     nbytes: int  # with what is known to lie before `node`
     links: int
     number: int
-    node: _Node | None  # where it has come to; None for a frame without a base
+    node: Node | None  # where it has come to; None for a frame without a base
     trail: _Trail | None
 
 
@@ -197,8 +237,8 @@ class PathFinder:
         self._have = have
         self._frames = table.all_frames if doubted else table.frames
         self._lock = threading.Lock()
-        self._steps: dict[_Node, _Step] = {}
-        self._dead: set[_Node] = set()  # where no way leads to
+        self._steps: dict[Node, _Step] = {}
+        self._dead: set[Node] = set()  # where no way leads to
         self._best: dict[ChunkId, _Step | None] = {}  # the last step to a chunk with many frames
         self._by_size: dict[ChunkId, dict[int, list[Location]]] = {}  # of chunks with many frames
         self._version = -1
@@ -207,7 +247,7 @@ class PathFinder:
         """The path of the fewest stored bytes; None where frames are missing."""
         with self._lock:
             step = self._last_step(chunk)
-            return None if step is None else Path(tuple(self._trace(step))[::-1], step.nbytes)
+            return None if step is None else Path(step)
 
     def cost(self, chunk: ChunkId) -> Cost | None:
         """What that path takes, for much less than the path itself."""
@@ -230,16 +270,16 @@ class PathFinder:
 
     def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> _Step | None:
         sizes = {place.frame.raw_size for place in frames}
-        found = [self._find(_Node(chunk, size)) for size in sizes]
+        found = [self._find(Node(chunk, size)) for size in sizes]
         steps = [step for step in found if step is not None]
         return min(steps, key=lambda step: step.nbytes, default=None)
 
-    def _find(self, wanted: _Node) -> _Step | None:
+    def _find(self, wanted: Node) -> _Step | None:
         if wanted not in self._steps and wanted not in self._dead:
             self._search(wanted)
         return self._steps.get(wanted)
 
-    def _search(self, wanted: _Node) -> None:
+    def _search(self, wanted: Node) -> None:
         """Dijkstra's algorithm, from the chunk back to the nearest place where a way can begin.
 
         What lies further back than that is never looked at, however long the history.
@@ -247,7 +287,7 @@ class PathFinder:
         is_cut = False
         numbers = count()  # against ties
         queue = [_Candidate(0, 0, next(numbers), wanted, None)]
-        done: set[_Node] = set()
+        done: set[Node] = set()
         while queue:
             nearest = heapq.heappop(queue)
             if nearest.links > MAX_LINKS:
@@ -265,7 +305,7 @@ class PathFinder:
         if self._have == ():  # otherwise a way may open later
             self._dead |= self._out_of_reach() if is_cut else done
 
-    def _of_size(self, node: _Node) -> Sequence[Location]:
+    def _of_size(self, node: Node) -> Sequence[Location]:
         """The frames of a chunk that have one raw size."""
         found = self._frames(node.chunk)
         if len(found) < _FEW:
@@ -276,15 +316,15 @@ class PathFinder:
                 sizes.setdefault(place.frame.raw_size, []).append(place)
         return self._by_size[node.chunk].get(node.raw_size, ())
 
-    def _out_of_reach(self) -> set[_Node]:
+    def _out_of_reach(self) -> set[Node]:
         """What `MAX_LINKS` frames do not lead to, all over the table."""
-        after: dict[_Node | None, list[_Node]] = {}
+        after: dict[Node | None, list[Node]] = {}
         for chunk in self._table:
             for frame in (place.frame for place in self._frames(chunk)):
-                base = None if frame.base is None else _Node(frame.base, frame.raw_size)
-                after.setdefault(base, []).append(_Node(frame.chunk, frame.raw_size))
+                base = None if frame.base is None else Node(frame.base, frame.raw_size)
+                after.setdefault(base, []).append(Node(frame.chunk, frame.raw_size))
         out = {node for nodes in after.values() for node in nodes}
-        layer: set[_Node] = set(after.pop(None, ()))
+        layer: set[Node] = set(after.pop(None, ()))
         for _ in range(MAX_LINKS):
             out -= layer
             layer = {node for base in layer for node in after.pop(base, ())} & out
@@ -293,13 +333,13 @@ class PathFinder:
     def _back(self, nearest: _Candidate, place: Location, number: int) -> _Candidate:
         """One frame further back. Its base must have its raw size, or nothing can be made of it."""
         frame = place.frame
-        base = None if frame.base is None else _Node(frame.base, frame.raw_size)
+        base = None if frame.base is None else Node(frame.base, frame.raw_size)
         before = self._known(base) or _NOTHING
         nbytes = nearest.nbytes + frame.size + before.nbytes
         links = nearest.links + 1 + before.links
         return _Candidate(nbytes, links, number, base, _Trail(place, nearest.trail))
 
-    def _known(self, node: _Node | None) -> _Step | None:
+    def _known(self, node: Node | None) -> _Step | None:
         """The best way to a chunk, if it is known already or is none."""
         if node is None:
             return _NOTHING
@@ -311,15 +351,5 @@ class PathFinder:
         """Remember the best way to all chunks of a trail."""
         while trail is not None:
             frame = trail.place.frame
-            before = _Step(before.nbytes + frame.size, before.links + 1, trail.place)
-            self._steps[_Node(frame.chunk, frame.raw_size)] = before
+            before = self._steps[Node(frame.chunk, frame.raw_size)] = before.then(trail.place)
             trail = trail.next
-
-    def _trace(self, step: _Step) -> Iterator[Location]:
-        """Follow the steps back from a chunk to where they begin."""
-        while step.frame is not None:
-            yield step.frame
-            frame = step.frame.frame
-            step = (
-                _NOTHING if frame.base is None else self._steps[_Node(frame.base, frame.raw_size)]
-            )

@@ -17,7 +17,6 @@ from casweights.format.pack import Frame, Location
 from casweights.ids import PackId
 from casweights.index import ChunkIndex, list_packs
 from casweights.packing import EncodedFrame, PackWriter
-from casweights.paths import Path
 from casweights.relatives import nearest
 
 if TYPE_CHECKING:
@@ -259,7 +258,7 @@ def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
     failed: list[Location] = []
     for chunk in sorted(others):
         index = work.db.index
-        good = {p for p in index.frames(chunk) if not index.doubts(Path((p,), p.frame.size))}
+        good = {place for place in index.frames(chunk) if not index.doubts(place)}
         nbytes = others[chunk][0].frame.raw_size
         frames: list[EncodedFrame] = []
         for places in _alike(others[chunk]):

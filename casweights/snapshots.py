@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location, SealedPack
     from casweights.ids import ChunkId, PackId
     from casweights.index import ChunkIndex
+    from casweights.paths import Node
     from casweights.stores.base import Content, ObjectStore, Parts
 
 MIN_PREFIX = 4
@@ -156,17 +157,19 @@ class SnapshotStore:
         """Where the chunks of a snapshot lie, as the index knows, or are about to."""
         packs: dict[PackId, None] = {}
         chunks: dict[ChunkId, PackId] = {}
+        seen: set[Node] = set()
         new = {} if last is None else {place.frame.chunk: place for place in last.locations[::-1]}
         for chunk, _ in snapshot.pieces():
-            frames = self._frames(chunk, new.get(chunk))
-            chunks[chunk] = frames[-1].pack
-            packs.update(dict.fromkeys(location.pack for location in reversed(frames)))
+            frames = self._frames(chunk, new.get(chunk), seen)
+            chunks[chunk] = frames[0].pack
+            packs.update(dict.fromkeys(location.pack for location in frames))
         return PackTable(list(packs), chunks)
 
-    def _frames(self, chunk: ChunkId, new: Location | None) -> Sequence[Location]:
-        """The frames that a chunk is read from, the last of which may not be written yet.
+    def _frames(self, chunk: ChunkId, new: Location | None, seen: set[Node]) -> Sequence[Location]:
+        """The frames that a chunk is read from, the last one first, without what was `seen`.
 
-        Others may have moved the chunk to another pack since it was looked up.
+        That one may not be written yet. Others may have moved the chunk to another pack since it
+        was looked up.
         """
         base = chunk if new is None else new.frame.base
         path = None if base is None else self._index.path(base) or self._index.find_path(base)
@@ -176,7 +179,7 @@ class SnapshotStore:
                 f"the store had the chunk {base} when this version was encoded, and has it no "
                 "more: repeat the command, which stores it again",
             )
-        return [*(path.frames if path else ()), *([new] if new else ())]
+        return [*([new] if new else ()), *(path.back(seen) if path else ())]
 
     def retain(self, snapshot: Snapshot) -> None:
         """Let the index forget what only other versions than this one need.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId, SnapshotId
-    from casweights.paths import Path
+    from casweights.paths import Node, Path
     from casweights.stores.base import ObjectStore
 
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
@@ -230,17 +230,19 @@ class _Packs:
     def _plan(self, chunks: Iterable[ChunkId]) -> _Plan:
         finder = self._source.index.finder(self._have)
         plan = _Plan({}, {}, set())
+        seen: set[Node] = set()
         for chunk in chunks:
             path = self._source.index.find_path(chunk, finder)
             if path is None:
                 raise _lost(self._source, chunk)
-            before: PackId | None = None
-            for place in path.frames:
-                bases = plan.packs.setdefault(place.pack, set())
-                if before not in (None, place.pack):
-                    bases.add(before)
+            after: PackId | None = None
+            for place in path.back(seen):
+                plan.packs.setdefault(place.pack, set())
+                if after not in (None, place.pack):
+                    plan.packs[after].add(place.pack)
                 plan.chunks.add(place.frame.chunk)
-                plan.own[chunk] = before = place.pack
+                plan.own.setdefault(chunk, place.pack)
+                after = place.pack
         return plan
 
     def _copy(self, packs: Sequence[PackId]) -> None:
@@ -279,9 +281,10 @@ class _Packs:
         packs: dict[PackId, None] = {}
         own: dict[ChunkId, PackId] = {}
         unsure = False
+        seen: set[Node] = set()
         for chunk in chunks:
             path = self._source.index.path(chunk)
-            found = [place.pack for place in reversed(path.frames)] if path else []
+            found = [place.pack for place in path.back(seen)] if path else []
             if not found or not self._there.issuperset(found):
                 found = [plan.own.get(chunk, table.chunks[chunk])]
                 unsure = True
@@ -337,8 +340,9 @@ class _Frames:
     def _path(self, chunk: ChunkId) -> Path:
         index = self._source.index
         path = index.find_path(chunk)
-        if path is not None and index.doubts(path):  # is it damaged, and is there a better one?
-            self._source.reader.readinto(chunk, uninitialized(path.frames[-1].frame.raw_size))
+        if path is not None and chunk not in index:  # in doubt: is it damaged?
+            size = next(path.back()).frame.raw_size
+            self._source.reader.readinto(chunk, uninitialized(size))
             path = index.find_path(chunk)
         if path is None:
             raise _lost(self._source, chunk)
@@ -349,9 +353,11 @@ class _Frames:
         reporter.started(Stage.TRANSFER, sum(path.nbytes for path in paths))
         try:
             with store.ahead() as announce:
-                announce([[place.range for place in path.frames] for path in paths])
-                for path in paths:
-                    for place in path.frames:
+                seen: set[Node] = set()
+                new = [[*path.back(seen)][::-1] for path in paths]
+                announce([[place.range for place in places] for places in new])
+                for path, places in zip(paths, new, strict=True):
+                    for place in places:
                         frame, payload = place.frame, read_payload(store, place)
                         encoded = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
                         writer.add(frame.chunk, frame.raw_size, [encoded])

@@ -216,6 +216,8 @@ def test_what_is_nearby_may_be_wrong(repo: Repository, objects: CountingStore) -
     """As a file that changes during a checkout: it is found out, and read from the store."""
 
     class Wrong:
+        is_used = True
+
         def __contains__(self, chunk: object, /) -> bool:
             return True
 

@@ -91,7 +91,7 @@ ALLOWED: dict[str, set[str]] = {
     "index": VALUES | {"format", "stores.base", "findings", "parallel", "paths"},
     "cache": {"ids", "buffers"},
     "chunks": VALUES | {"format", "stores.base", "index", "paths"},
-    "snapshots": VALUES | {"format", "stores.base", "index"},
+    "snapshots": VALUES | {"format", "stores.base", "index", "paths"},
     "reflog": VALUES | {"format", "stores.base"},
     "refs": VALUES | {"format", "parallel", "stores.base", "reflog"},
     "database": VALUES

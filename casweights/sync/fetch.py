@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casweights.buffers import Pool
-from casweights.chunks import ChunkReader
+from casweights.chunks import STRIDE, ChunkReader
 from casweights.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -128,6 +128,11 @@ class _LiveChunks:
     def __init__(self, chunks: Mapping[ChunkId, Chunk]) -> None:
         self._chunks = chunks
 
+    @property
+    def is_used(self) -> bool:
+        """See `NearbyChunks.is_used`."""
+        return bool(self._chunks)
+
     def __contains__(self, chunk: object) -> bool:
         return chunk in self._chunks
 
@@ -145,7 +150,7 @@ class _TrustingReader(ChunkReader):
 
     def follow(self, path: Path, chunk: ChunkId, out: memoryview) -> int:
         """See `ChunkReader.follow`."""
-        if not path.frames or path.frames[0].frame.base is None:
+        if path.base is None or path.links > STRIDE:
             return super().follow(path, chunk, out)
         for location in path.frames:
             self.read_frame(location, out)

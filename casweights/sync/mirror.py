@@ -252,6 +252,11 @@ class KeptState(SourceFile):
         """See `SourceFile.read`; no bytes are copied."""
         return [self._mirror.chunk(piece) for piece in run]
 
+    @property
+    def is_used(self) -> bool:
+        """See `NearbyChunks.is_used`."""
+        return True
+
     def __contains__(self, chunk: object) -> bool:
         """Whether the version before has this chunk."""
         return chunk in self._pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import casweights
-from casweights import ErrorCode, IntegrityError
+from casweights import ErrorCode, IntegrityError, paths
 from casweights.config import MiB
 from casweights.format.codecs import Encoding
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
@@ -42,10 +43,13 @@ from tests.forged_chains import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
-    from casweights.ids import PackId
+    from casweights.format.pack import Location
+    from casweights.ids import ChunkId, PackId
+    from casweights.paths import Node
 
 refused = pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
 
@@ -270,6 +274,45 @@ def test_a_version_of_all_chunks_of_a_chain_does_not_read_it_for_each_of_them(
         repo.checkout(version, tmp_path / "out")
         assert len(counting.reads) < 80 * length
     assert (tmp_path / "out" / f"{length:04}").read_bytes() == chunk(length)
+
+
+VERBS: dict[str, Callable[[Repository, Repository, Path], object]] = {
+    "checkout": lambda repo, _, folder: repo.checkout("main", folder),
+    "push": lambda repo, other, _: repo.push(other),
+    "clone": lambda repo, other, _: repo.clone(other, "main"),
+    "repack": lambda repo, _, __: repo.repack(),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Rather than once for each of them: the way to a chunk begins where that to another ends."""
+    length, steps = 600, Counter[str]()
+    back, frames = paths.Path.back, paths.FrameTable.all_frames
+
+    def counted_back(path: paths.Path, seen: set[Node] | None = None) -> Iterator[Location]:
+        for place in back(path, seen):
+            steps["back"] += 1
+            yield place
+
+    def counted_frames(table: paths.FrameTable, chunk: ChunkId) -> Sequence[Location]:
+        steps["looks"] += 1
+        return frames(table, chunk)
+
+    pack = add_pack(store, chain(length))
+    version = add_version_of(store, [chunk(n) for n in range(length + 1)], pack)
+    with (
+        casweights.open(store) as repo,
+        casweights.open(MemoryStore(), create=True, config=CONFIG) as other,
+    ):
+        repo.branch("main", version)
+        monkeypatch.setattr(paths.Path, "back", counted_back)
+        monkeypatch.setattr(paths.FrameTable, "all_frames", counted_frames)
+        VERBS[verb](repo, other, tmp_path / "out")
+    assert steps["back"] < 80 * length
+    assert 0 < steps["looks"] < 20 * length
 
 
 def add_version_of(store: MemoryStore, raws: list[bytes], pack: PackId) -> SnapshotId:
