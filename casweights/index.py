@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB, MiB
@@ -40,6 +41,7 @@ _TINY_PACK, _TINY_PACKS = 128 * KiB, 256
 _BESIDE = 512 * KiB
 _LISTING_LAG = 300.0  # seconds
 _LISTINGS = 3  # a repack may delete packs between their listing and the read of their indexes
+_FRESH, _SHARE = 1.0, 8  # seconds that a listing is good for, and in terms of what it took
 _SPARE_PACKS = 256  # that may be known for nothing before they are forgotten
 
 
@@ -98,14 +100,22 @@ class ChunkIndex:
         self._paths = PathFinder(self._table)
         self._last_resort = PathFinder(self._table, doubted=True)
         self._enough_packs = _SPARE_PACKS
+        self.expect()
         self.damaged: dict[str, CasweightsError] = {}
 
     def hint(self, table: PackTable) -> None:
         """Remember in which packs a snapshot's chunks and their bases lie."""
+        self.expect()
         self._hints.update(table.chunks)
         self._hinted_packs.update(dict.fromkeys(table.packs))
         for pack, place in table.places.items():
             self._store.hint(names.pack_name(pack), place)
+
+    def expect(self) -> None:
+        """From now on, chunks may be there that were missing when packs were last listed."""
+        self._exhausted = -1, 0.0
+        self._absent: set[str] = set()  # packs that are not there
+        self._others = 0  # hinted packs to read with the next one
 
     def prepare(self, chunks: Iterable[ChunkId]) -> None:
         """Read the hinted packs of these chunks, all at once."""
@@ -138,7 +148,7 @@ class ChunkIndex:
 
     def _unread(self, packs: Iterable[PackId]) -> list[str]:
         """Names of those of these packs that are worth a read."""
-        known = (self._packs, self.damaged)
+        known = (self._packs, self.damaged, self._absent)
         return [name for name in map(names.pack_name, packs) if not any(name in k for k in known)]
 
     def around(self, location: Location) -> Range:
@@ -337,23 +347,57 @@ class ChunkIndex:
         """The same; further packs are read where that is needed, the hinted ones first."""
         finder = finder or self._paths
         path = finder.path(chunk)
-        hint = self._hints.get(chunk)
-        for packs in ([] if hint is None else [hint], list(self._hinted_packs)):
+        for read_more in (self._read_hinted, self._read_all_hinted, self._read_listed):
             if path is None:
-                self._read_packs(packs)
-                path = finder.path(chunk)
-        if path is None:
-            self.load()
-            path = finder.path(chunk)
+                read_more(chunk)
+                path = finder.path(chunk)  # another thread may have read what it takes
         if path is None and self.has_suspects:
             path = self._last_resort.path(chunk)
         return path
+
+    def _read_hinted(self, chunk: ChunkId) -> None:
+        """Read the hinted pack of a chunk, and each time twice as many others with it.
+
+        Every pack may open other ways to the chunks of the packs before it, and what was found
+        about those must be found again. So packs are not read one at a time.
+        """
+        with self._lock:
+            hint = self._hints.get(chunk)
+            if hint is None or not self._unread([hint]):
+                return
+            others = (pack for pack in list(self._hinted_packs) if self._unread([pack]))
+            packs = dict.fromkeys([hint, *islice(others, self._others)])
+            self._others = 2 * self._others + 1
+            self._read_packs(list(packs))
+
+    def _read_all_hinted(self, _: ChunkId) -> None:
+        if not self._is_exhausted():
+            self._read_packs(list(self._hinted_packs))
+
+    def _read_listed(self, _: ChunkId) -> None:
+        """Read all packs that appeared, unless that was done a moment ago."""
+        with self._lock:
+            if self._is_exhausted():
+                return
+            begin = time.monotonic()
+            self.load()
+            took = time.monotonic() - begin
+            self._exhausted = self._table.version, begin + took + max(_FRESH, _SHARE * took)
+
+    def _is_exhausted(self) -> bool:
+        """Whether all packs were read a moment ago and nothing was forgotten since.
+
+        What is missing now was missing then. A forged version lacks any number of chunks.
+        """
+        version, until = self._exhausted
+        return version == self._table.version and time.monotonic() < until
 
     def _read_packs(self, packs: list[PackId]) -> None:
         """Read the indexes of these packs, but for those that were read or are gone."""
         with self._lock:
             unread = self._unread(packs)
             sizes = self._store.sizes(unread) if unread else {}  # without those rewritten since
+            self._absent.update(name for name in unread if name not in sizes)
             self._read([ObjectInfo(name, sizes[name]) for name in unread if name in sizes])
 
 

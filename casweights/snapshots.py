@@ -72,9 +72,11 @@ class SnapshotStore:
         if recent is None:
             stored = self.load_stored(snapshot_id)
             recent = _Recent(stored.snapshot, stored.table)
-        if to_read and snapshot_id not in self._hinted:
-            self._index.hint(recent.table)
-            self._hinted.add(snapshot_id)
+        if to_read:
+            self._index.expect()
+            if snapshot_id not in self._hinted:
+                self._index.hint(recent.table)
+                self._hinted.add(snapshot_id)
         return recent.snapshot
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
