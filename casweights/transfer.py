@@ -286,7 +286,8 @@ class _Packs:
             path = self._source.index.path(chunk)
             found = [place.pack for place in path.back(seen)] if path else []
             if not found or not self._there.issuperset(found):
-                found = [plan.own.get(chunk, table.chunks[chunk])]
+                there = [pack for pack in found if pack in self._there]  # others' ways end in them
+                found = [plan.own.get(chunk, table.chunks[chunk]), *there]
                 unsure = True
             own[chunk] = found[0]
             packs.update(dict.fromkeys(found))
