@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from casweights.errors import NotFoundError
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
     from casweights.repository import Ref, Repository
 
+_STATE = "trainer_state.json"
+_MAX_STATE = 64 << 20  # bytes; half a million log entries
 RUNS = "casweights"  # in a state's stateful_callbacks: by branch, an ID of the run that has it
 
 
@@ -24,9 +26,21 @@ def name_run(state: TrainerState, branch: str) -> None:
 
 
 def trainer_state(repository: Repository, ref: Ref) -> dict[str, Any]:
-    """What a version has as the state of its `Trainer`; empty if there is no such thing."""
+    """What a version has as the state of its `Trainer`; empty if there is no such thing.
+
+    Raises:
+        InvalidInputError: It is larger than any `Trainer` makes it.
+    """
+    version = repository.snapshot(ref)
+    size = next((file.size for file in version.files if file.path == _STATE), 0)
+    if size > _MAX_STATE:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"{_STATE} of version {version.id} has {size} bytes, above the limit of {_MAX_STATE}: "
+            "check the version out and resume from the directory",
+        )
     try:
-        state = json.loads(b"".join(repository.read(ref, "trainer_state.json")))
+        state = json.loads(b"".join(repository.read(version.id, _STATE)))
     except (NotFoundError, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}

@@ -58,6 +58,7 @@ _TRAINING_STATE = (
     *("optimizer*.bin", "*optimizer.pt", "optimizer.pt_*", "rng_state*.pth", "random_states_*.pkl"),
     *("*.distcp", "*_optim_states.pt", "*_model_states.pt"),
 )
+_MAX_CONFIG = 16 << 20  # bytes
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
 # Ends of the names of classes that read no weights, the ``Auto`` ones included.
 _WEIGHTLESS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
@@ -370,9 +371,11 @@ def _name(path: str) -> str:
 
 def _model_class(folder: Path) -> Any:
     try:
-        names = json.loads((folder / "config.json").read_bytes())["architectures"]
-        name = str(names[0])
-    except (OSError, ValueError, TypeError, LookupError) as error:
+        with (folder / "config.json").open("rb") as file:
+            content = file.read(_MAX_CONFIG + 1)
+        whole = content if len(content) <= _MAX_CONFIG else b""
+        name = str(json.loads(whole)["architectures"][0])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise NotFoundError(
             ErrorCode.FILE_NOT_FOUND,
             "the version has no config.json that names an architecture: pass `cls`, or load an "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
-from casweights.errors import ConflictError, ErrorCode, StoreError
+from casweights.errors import ConflictError, ErrorCode, InvalidInputError, StoreError
 from casweights.stores.memory import MemoryStore
 
 pytest.importorskip("transformers")
@@ -15,6 +15,7 @@ pytest.importorskip("accelerate")
 
 from transformers import TrainerCallback, TrainerState
 
+from casweights.integrations import _runs
 from casweights.integrations.transformers import CasweightsCallback, resume
 from tests.integrations.tiny import llama, trainer
 
@@ -182,3 +183,18 @@ def test_a_head_that_is_no_checkpoint_is_anothers(
     nothing: Any = None
     with pytest.raises(ConflictError, match="there already"):
         CasweightsCallback(repo).on_train_begin(nothing, TrainerState(), nothing)
+
+
+def test_a_state_that_is_too_large_is_not_read(
+    repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_runs, "_MAX_STATE", 100)
+    (tmp_path / "source").mkdir()
+    state = tmp_path / "source" / "trainer_state.json"
+    state.write_text('{"global_step": 3}' + " " * 100)
+    repo.commit(tmp_path / "source", branch="large")
+    state.write_text('{"global_step": 3}')
+    repo.commit(tmp_path / "source", branch="small")
+    with pytest.raises(InvalidInputError, match="118 bytes, above the limit of 100"):
+        resume(repo, "large", tmp_path / "run")
+    assert resume(repo, "small", tmp_path / "run") == str(tmp_path / "run" / "checkpoint-3")

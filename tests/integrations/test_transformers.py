@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from casweights import Repository
 
+LARGE = json.dumps({"architectures": ["LlamaForCausalLM"]}) + " " * (16 << 20)  # above the limit
 PAGE = Path(__file__).parents[2] / "docs" / "integrations" / "transformers.md"
 STATE_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
 
@@ -379,7 +380,9 @@ def test_a_class_that_is_no_model_is_not_called(
         from_pretrained(repo)
 
 
-@pytest.mark.parametrize("config", [None, "{}", "[]", '{"architectures": []}', "{"])
+@pytest.mark.parametrize(
+    "config", [None, "{}", "[]", '{"architectures": []}', "{", "[" * 9999, LARGE]
+)
 def test_without_an_architecture_the_class_must_be_said(
     repo: Repository, tmp_path: Path, config: str | None
 ) -> None:
