@@ -42,6 +42,30 @@ def test_what_grows_too_fast_is_found(
     assert bool(found) == bool(finds)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "measured", "finds"),
+    [((0.1, 0.4), 1, False), ((0.3, 1.2), 2, False), ((0.3, 4.8), 6, True)],
+)
+def test_the_small_size_is_measured_only_if_the_large_one_takes_much(
+    costs: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    seconds: tuple[float, float],
+    measured: int,
+    finds: bool,
+) -> None:
+    runs: list[str] = []
+
+    def cost(_: str, store: Path, attempts: int) -> Any:
+        runs.extend([store.name] * attempts)
+        return costs.Cost(seconds[store.name == "large"], 0)
+
+    monkeypatch.setattr(costs, "cost", cost)
+    family = costs.FAMILIES["strays"]._replace(size=1)
+    assert bool(list(costs.check("strays", family, ["open"], tmp_path))) == finds
+    assert len(runs) == measured
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_it_runs() -> None:
     options = ["--family", "strays", "--verb", "open"]

@@ -123,10 +123,28 @@ def packs(store: Forger, n: int) -> None:
     store.version(rows, table={"packs": b"".join(made), "pack": list(range(n))})
 
 
+@family(80)
+def chain_of_packs(store: Forger, n: int) -> None:
+    """A chain in packs that each have another frame of its first chunk as well."""
+    frames = [whole(raw_chunk(0)), *(step(number, number - 1) for number in range(1, n))]
+    made = [store.pack([frame, step(0, 10**6 + m)]) for m, frame in enumerate(frames)]
+    rows = [row(f"{number:08}", raw_chunk(number)) for number in range(n)]
+    store.version(rows, table={"packs": b"".join(made), "pack": list(range(n))})
+
+
+@family(500)
+def missing_chunks(store: Forger, n: int) -> None:
+    """Files whose chunks are nowhere, and neither are their packs."""
+    raws = [raw_chunk(number) for number in range(n)]
+    rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
+    packs = [chunk_id(b"pack" + raw) for raw in raws]
+    store.version(rows, table={"packs": b"".join(packs), "pack": list(range(n))})
+
+
 # Manifests.
 
 
-@family(60)
+@family(15)
 def deep_paths(store: Forger, n: int) -> None:
     """Files in a hundred folders each."""
     store.version([row("/".join([f"{number:06}", *["a"] * 99])) for number in range(n)])
@@ -138,7 +156,7 @@ def long_paths(store: Forger, n: int) -> None:
     store.version([row(f"{number:06}" + "x" * 4000) for number in range(n)])
 
 
-@family(100)
+@family(50)
 def marked_paths(store: Forger, n: int) -> None:
     """Names of combining marks, which lie in the wrong order."""
     store.version([row(f"{number:06}" + "\u0301\u0323" * 1000) for number in range(n)])
@@ -148,6 +166,12 @@ def marked_paths(store: Forger, n: int) -> None:
 def wide_metadata(store: Forger, n: int) -> None:
     """Many keys."""
     store.version(metadata={f"key{number:08}": number for number in range(n)})
+
+
+@family(2000)
+def keys_above_metadata(store: Forger, n: int) -> None:
+    """A long key, and many values below it."""
+    store.version(metadata={"k" * 10 * n: [[] for _ in range(n)]})
 
 
 @family(250)

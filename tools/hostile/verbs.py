@@ -41,9 +41,26 @@ def _read(repo: Repository, _: Path) -> None:
             pass
 
 
+def _mine(repo: Repository, scratch: Path) -> Repository:
+    """A store of one's own, with a branch."""
+    mine = casweights.open(scratch / "mine", create=True, config=repo.config)
+    mine.commit({"t": torch.zeros(8)}, branch="mine")
+    return mine
+
+
 def _push(repo: Repository, scratch: Path) -> None:
-    with casweights.open(scratch / "other", create=True, config=repo.config) as target:
-        repo.push(target)
+    with _mine(repo, scratch) as mine:
+        mine.push(repo)
+
+
+def _pull(repo: Repository, scratch: Path) -> None:
+    with _mine(repo, scratch) as mine:
+        repo.push(mine)
+
+
+def _delete_branch(repo: Repository, _: Path) -> None:
+    for branch in repo.branches():
+        repo.delete_branch(branch)
 
 
 def _clone(repo: Repository, scratch: Path) -> None:
@@ -69,12 +86,14 @@ VERBS: dict[str, Verb] = {
     "cat": _read,
     "commit": _commit,
     "push": _push,
+    "pull": _pull,
     "clone": _clone,
     "repack": lambda repo, _: repo.repack(),
     "verify": lambda repo, _: repo.verify(),
     "verify --quick": lambda repo, _: repo.verify(quick=True),
     "stats": lambda repo, _: repo.stats(),
     "branch": lambda repo, _: repo.branch("new", "main"),
+    "branch --delete": _delete_branch,
     "branches": lambda repo, _: repo.branches(),
     "tag": lambda repo, _: repo.tag("new", "main"),
     "sync": _sync,
