@@ -5,7 +5,6 @@ The last tests let threads loose on the local Hub.
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -420,8 +419,15 @@ class TestPruning:
         return {head.position: head for _, head in main.won}
 
 
-def commit_at_once(open_repo: Callable[[], Repository], commits: int) -> None:
-    """Several clients commit so many versions to one branch; each gets there, and once."""
+def commit_at_once(
+    open_repo: Callable[[], Repository],
+    commits: int,
+    settle: Callable[[], None] = lambda: None,
+) -> None:
+    """Several clients commit to one branch; each version gets there, and once.
+
+    `settle` is called before the result is looked at, when all clients have ended.
+    """
     waiting = Queue[int]()
     for number in range(commits):
         waiting.put(number)
@@ -442,10 +448,9 @@ def commit_at_once(open_repo: Callable[[], Repository], commits: int) -> None:
 
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(work, range(WRITERS)))
+    settle()
     with open_repo() as repo:
-        deadline = time.monotonic() + 10
-        while len(log := list(repo.log())) < commits and time.monotonic() < deadline:
-            time.sleep(0.1)  # until listings show it
+        log = list(repo.log())
         assert sorted(int(snapshot.message) for snapshot in log) == list(range(commits))
         assert {repo.load(snapshot)["number"] for snapshot in log} == set(range(commits))
 
@@ -463,7 +468,11 @@ class TestLocalHub:
     def test_refs_in_the_bucket(self, hub: LocalHub, lag: float) -> None:
         casweights.open(self.store(hub), create=True).close()
         hub.conditions = Conditions(listing_lag=lag)
-        commit_at_once(lambda: casweights.open(self.store(hub), workers=1), COMMITS)
+        commit_at_once(
+            lambda: casweights.open(self.store(hub), workers=1),
+            COMMITS,
+            settle=lambda: hub.clock.advance(lag),
+        )
 
     def test_clocks_that_differ(self, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("casweights.reflog._YIELD", 0.3)

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import threading
-import time
 from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
+from casweights.testing.hub.clock import timestamp
 from casweights.testing.hub.messages import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casweights.testing.hub.cas import Cas
+    from casweights.testing.hub.clock import Clock
     from casweights.testing.hub.journal import Event, Journal
 
 _REMEMBERED_CHANGES = 100_000
-
-
-def timestamp(microseconds: int) -> str:
-    """A time as the Hub writes it, with microseconds."""
-    seconds, rest = divmod(microseconds, 1_000_000)
-    when = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
-    return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class Clock:
-    """The server's time in microseconds, which never stands still and never goes back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._last = 0
-
-    def tick(self) -> int:
-        """A time later than all before."""
-        with self._lock:
-            self._last = max(time.time_ns() // 1000, self._last + 1)
-            return self._last
-
-    def pass_by(self, moment: int) -> None:
-        """Go on after a time that was given out by an earlier run."""
-        with self._lock:
-            self._last = max(self._last, moment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +268,7 @@ class Buckets:
         with self._lock:
             allowed(self.find(bucket).get(path))
             name = self._cas.put_bytes(data)
-            line = {"path": path, "xetHash": name, "mtime": int(time.time() * 1000)}
+            line = {"path": path, "xetHash": name, "mtime": self._clock.now() // 1000}
             return self._put(bucket, line)
 
     def _batch(
@@ -345,7 +319,7 @@ class Buckets:
         self.apply(event)
 
     def _moment(self, lag: float) -> int:
-        return time.time_ns() // 1000 - int(lag * 1_000_000) if lag else 1 << 62
+        return self._clock.now() - int(lag * 1_000_000) if lag else 1 << 62
 
 
 def valid_path(path: str) -> bool:

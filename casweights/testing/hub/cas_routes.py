@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import json
 import secrets
-import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights.testing.hub.cas import Cas, Part
+    from casweights.testing.hub.clock import Clock
     from casweights.testing.hub.conditions import Weather
     from casweights.testing.hub.messages import Request
 
@@ -28,16 +28,18 @@ class Tokens:
 
     Args:
         path: A file with the secret behind the seals, created if need be.
+        clock: Says when a token ends.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, clock: Clock) -> None:
+        self._clock = clock
         if not path.exists():
             path.write_bytes(secrets.token_bytes(32))
         self._secret = path.read_bytes()
 
     def issue(self, right: Right, lifetime: float) -> tuple[str, int]:
         """A token, and the second of the epoch at which it ends."""
-        end = int(time.time() + lifetime)
+        end = int(self._clock.now() / 1_000_000 + lifetime)
         claim = f"{right}.{end}"
         return f"{claim}.{self._seal(claim)}", end
 
@@ -51,7 +53,7 @@ class Tokens:
         if not hmac.compare_digest(seal, self._seal(claim)):
             raise Refusal(401, "unknown token")
         granted, _, end = claim.partition(".")
-        if int(end) < time.time():
+        if int(end) < self._clock.now() / 1_000_000:
             raise Refusal(401, "the token has expired")
         if right == "write" and granted != "write":
             raise Refusal(403, "the token is for reading only")

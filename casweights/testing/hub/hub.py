@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from casweights.testing.hub.access import Access
 from casweights.testing.hub.bucket_routes import BucketRoutes
-from casweights.testing.hub.buckets import Buckets, Clock
+from casweights.testing.hub.buckets import Buckets
 from casweights.testing.hub.cas import Cas
 from casweights.testing.hub.cas_routes import CasRoutes, Tokens
+from casweights.testing.hub.clock import Clock
 from casweights.testing.hub.conditions import Conditions, Meter, Weather
 from casweights.testing.hub.journal import Journal
 from casweights.testing.hub.messages import Answer, Refusal, Route, Router, json_answer
@@ -42,6 +43,8 @@ class LocalHub:
         folder: Where everything is kept.
         url: What ``HF_ENDPOINT`` or ``HfApi(endpoint=...)`` must be.
         cas_url: The CAS, to which the client is sent.
+        clock: Its time, which tests may drive: that of every change, of listings that lag and of
+            the end of tokens.
     """
 
     def __init__(
@@ -72,11 +75,12 @@ class LocalHub:
         self._meter = Meter()
         journal = Journal(self.folder / "journal.jsonl")
         stack.callback(journal.close)
-        clock = Clock()
+        self.clock = clock = Clock(journal)
         self._cas = Cas(self.folder / "xorbs", journal)
         self._buckets = Buckets(self._cas, journal, clock, self._weather.skew)
         repos = Repos(journal, clock)
-        tables: dict[str, Cas | Buckets | Repos] = {
+        tables: dict[str, Clock | Cas | Buckets | Repos] = {
+            "clock": clock,
             "cas": self._cas,
             "buckets": self._buckets,
             "repos": repos,
@@ -84,7 +88,7 @@ class LocalHub:
         for event in journal.replay():
             tables[event["table"]].apply(event)
         access = Access(tokens)
-        cas_tokens = Tokens(self.folder / "secret")
+        cas_tokens = Tokens(self.folder / "secret", clock)
         bucket_routes = BucketRoutes(self._buckets, self._cas, access, cas_tokens, self._weather)
         repo_routes = RepoRoutes(repos, access)
         cas_routes = CasRoutes(self._cas, cas_tokens, self._weather)
@@ -156,6 +160,7 @@ class LocalHub:
             Route(CONTROL, "GET POST", "/_hub/conditions", self._answer_conditions),
             Route(CONTROL, "GET", "/_hub/counters", self._answer_counters),
             Route(CONTROL, "POST", "/_hub/counters/reset", self._answer_reset),
+            Route(CONTROL, "POST", "/_hub/clock", self._answer_clock),
             Route(CONTROL, "POST", "/_hub/bucket", self._answer_bucket),
             Route(CONTROL, "POST", "/_hub/corrupt", self._answer_corrupt),
         ]
@@ -170,6 +175,13 @@ class LocalHub:
 
     def _answer_reset(self, _: Request) -> Answer:
         self.reset_counters()
+        return json_answer({})
+
+    def _answer_clock(self, request: Request) -> Answer:
+        wish = request.json()
+        if wish.get("hold"):
+            self.clock.hold()
+        self.clock.advance(wish.get("advance", 0))
         return json_answer({})
 
     def _answer_bucket(self, request: Request) -> Answer:

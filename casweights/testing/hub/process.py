@@ -16,9 +16,32 @@ from casweights.testing.hub.conditions import Conditions, Counts
 from casweights.testing.hub.server import HOST
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _START_SECONDS = 30.0
+
+
+class RemoteClock:
+    """The clock of a Hub in another process.
+
+    Args:
+        ask: Sends a request to the Hub.
+    """
+
+    def __init__(self, ask: Callable[[str, str, str], object]) -> None:
+        self._ask = ask
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass at once.
+
+        Raises:
+            ValueError: If the time is negative.
+        """
+        self._ask("POST", "clock", json.dumps({"advance": seconds}))
+
+    def hold(self) -> None:
+        """Stand still from now on, except when `advance` is called."""
+        self._ask("POST", "clock", json.dumps({"hold": True}))
 
 
 class LocalHubProcess:
@@ -81,6 +104,11 @@ class LocalHubProcess:
     def conditions(self, conditions: Conditions) -> None:
         self._conditions = conditions
         self._ask("POST", "conditions", conditions.to_json())
+
+    @property
+    def clock(self) -> RemoteClock:
+        """Its time, which tests may drive; it goes on after a restart."""
+        return RemoteClock(self._ask)
 
     def counters(self) -> Counts:
         """What was asked of it since `reset_counters`, or since it was started."""

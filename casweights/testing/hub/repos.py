@@ -9,13 +9,13 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from casweights.testing.hub.buckets import timestamp
+from casweights.testing.hub.clock import timestamp
 from casweights.testing.hub.messages import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from casweights.testing.hub.buckets import Clock
+    from casweights.testing.hub.clock import Clock
     from casweights.testing.hub.journal import Event, Journal
 
 BRANCH = "main"
