@@ -21,12 +21,20 @@ the S3 gateway under ``/s3/{namespace}/{bucket}/{key}``. It binds to 127.0.0.1 o
 
 It does not imitate: global deduplication between clients (a question for a chunk is answered with
 "unknown"), accounts, organizations and rights beyond the table of tokens, rate limits, the
-server's own limits on sizes and numbers of operations, garbage collection (storage only grows),
-CDN caching and regions, expiring or signed URLs, keys, signatures and listings of S3 (everybody
-may read and write there), the event feed, bucket settings and moves, LFS, pull requests, branches
-and tags of repositories, and any check that content has the hash that it is stored under. A
-listing that lags shows the whole bucket as it was, which need not be how the real one lags.
-Speeds and latencies of the real Hub are not known to it: set them with `Conditions`.
+server's own limits on sizes and numbers of operations, CDN caching and regions, expiring or signed
+URLs, keys, signatures and listings of S3 (everybody may read and write there), the event feed,
+bucket settings and moves, LFS, pull requests, branches and tags of repositories, and any check
+that content has the hash that it is stored under. A listing that lags shows the whole bucket as it
+was, which need not be how the real one lags. Speeds and latencies of the real Hub are not known to
+it, nor when it frees bytes that no path names any more: set them with `Conditions`. Bytes that are
+freed can be neither read nor named, only uploaded again. A client that remembers to have sent them,
+as hf_xet does, does not ask whether they are still there, and its upload is refused.
+
+Its clock is that of this machine unless a test holds or advances it::
+
+    hub.conditions = Conditions(free_after=3600)
+    api.batch_bucket_files("me/weights", delete=["greeting.txt"])
+    hub.clock.advance(3600)
 """
 
 from __future__ import annotations

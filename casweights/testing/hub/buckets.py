@@ -90,6 +90,10 @@ class Bucket:
         """Whether some path has this hash."""
         return self._hashes[hash] > 0
 
+    def hashes(self) -> Iterator[str]:
+        """The hash of every file, several times if several paths have it."""
+        return (entry.hash for entry in self._entries.values())
+
     def set(self, path: str, entry: Entry | None, moment: int) -> None:
         """Put a file there, or take it away."""
         before = self._entries.pop(path, None)
@@ -177,12 +181,19 @@ class Buckets:
             self._buckets[bucket.id] = bucket
             self._namespaces.add(bucket.id.partition("/")[0])
         elif event["do"] == "drop":
-            del self._buckets[event["bucket"]]
+            for name in self._buckets.pop(event["bucket"]).hashes():
+                self._cas.unname(name, event["moment"])
         elif event["do"] == "put":
             entry = Entry(**event["entry"])
-            self._buckets[event["bucket"]].set(entry.path, entry, event["moment"])
+            self._set(event["bucket"], entry.path, entry, event["moment"])
         else:
-            self._buckets[event["bucket"]].set(event["path"], None, event["moment"])
+            self._set(event["bucket"], event["path"], None, event["moment"])
+
+    def free(self, after: float | None, grace: float) -> None:
+        """Delete bytes that no path has named for `after` seconds; None to keep them."""
+        if after is not None:
+            with self._lock:
+                self._cas.free(after, grace)
 
     def create(self, bucket: str, private: bool) -> bool:
         """Create a bucket; False if there is one."""
@@ -299,6 +310,15 @@ class Buckets:
         source = self._buckets.get(line["sourceRepoId"])
         is_bucket = line["sourceRepoType"] == "bucket"
         return is_bucket and source is not None and source.has_file(line["xetHash"])
+
+    def _set(self, bucket: str, path: str, entry: Entry | None, moment: int) -> None:
+        found = self._buckets[bucket]
+        before = found.get(path)
+        if entry is not None:
+            self._cas.name(entry.hash)
+        if before is not None:
+            self._cas.unname(before.hash, moment)
+        found.set(path, entry, moment)
 
     def _put(self, bucket: str, line: Mapping[str, Any]) -> Entry:
         moment = self._clock.tick()

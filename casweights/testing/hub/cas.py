@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, BinaryIO
 
 from casweights.testing.hub.messages import FileSlice, Pieces, Refusal
+from casweights.testing.hub.uses import Uses
 from casweights.testing.hub.xorbs import (
     FormatError,
     Term,
@@ -24,9 +25,10 @@ from casweights.testing.hub.xorbs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from casweights.testing.hub.clock import Clock
     from casweights.testing.hub.journal import Event, Journal
 
 EMPTY_FILE = "0" * 64
@@ -54,12 +56,16 @@ class Cas:
     Args:
         folder: Where the xorbs are.
         journal: Keeps the file records.
+        clock: Says since when something is not needed.
     """
 
-    def __init__(self, folder: Path, journal: Journal) -> None:
+    def __init__(self, folder: Path, journal: Journal, clock: Clock) -> None:
         self._folder = folder
         self._journal = journal
+        self._clock = clock
         self._lock = threading.Lock()
+        self._uses = Uses()
+        self._uses.name(EMPTY_FILE)
         self._files: dict[str, tuple[Term, ...]] = {EMPTY_FILE: ()}
         self._indexes: dict[str, XorbIndex] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,11 +74,60 @@ class Cas:
 
     def apply(self, event: Event) -> None:
         """Take over an event of the journal."""
-        self._files[event["hash"]] = tuple(Term(*term) for term in event["terms"])
+        if "freed" in event:
+            self._drop(event["freed"])
+        else:
+            terms = tuple(Term(*term) for term in event["terms"])
+            xorbs = {term.xorb for term in terms}
+            if event["hash"] not in self._files:
+                self._uses.add_file(xorbs)
+                self._files[event["hash"]] = terms
+            self._uses.send_file(event["hash"], xorbs, event["moment"])
+
+    def adopt_xorbs(self) -> None:
+        """After all events: keep xorbs that no file needs for clients that may still need them."""
+        for path in self._folder.glob("??/*"):
+            if not self._uses.needed(path.name):
+                self._uses.send_xorb(path.name, self._clock.now())
+
+    def name(self, file: str) -> None:
+        """A path names a file."""
+        with self._lock:
+            self._uses.name(file)
+
+    def unname(self, file: str, moment: int) -> None:
+        """A path no longer names a file."""
+        with self._lock:
+            self._uses.unname(file, moment)
+
+    def free(self, after: float, grace: float) -> None:
+        """Delete what nothing needs any more.
+
+        Args:
+            after: Seconds for which a file is kept that has lost its last path.
+            grace: Seconds for which what was sent is kept for the path that is to follow.
+        """
+        now = self._clock.now()
+        sent_before = now - round(max(after, grace) * 1_000_000)
+        with self._lock:
+            files = self._uses.idle_files(now - round(after * 1_000_000), sent_before)
+            if files:
+                self._journal.append([{"table": "cas", "freed": files}])
+            for xorb in self._uses.idle_xorbs(self._drop(files), sent_before):
+                self._indexes.pop(xorb, None)
+                self.xorb_path(xorb).unlink(missing_ok=True)
 
     def has_xorb(self, xorb: str) -> bool:
         """Whether a xorb is stored."""
         return self.xorb_path(xorb).exists()
+
+    def keep_xorb(self, xorb: str) -> bool:
+        """Whether a xorb is stored; it is then kept for the file that is to follow."""
+        with self._lock:
+            if not self.has_xorb(xorb):
+                return False
+            self._uses.send_xorb(xorb, self._clock.now())
+            return True
 
     def has_file(self, name: str) -> bool:
         """Whether a file is registered."""
@@ -80,7 +135,7 @@ class Cas:
 
     def size(self, name: str) -> int:
         """Raw bytes of a file."""
-        return sum(term.size for term in self._files[name])
+        return sum(term.size for term in self.terms(name))
 
     def terms(self, name: str) -> tuple[Term, ...]:
         """What a file is made of.
@@ -105,9 +160,9 @@ class Cas:
         Raises:
             Refusal: If it is not a sequence of chunks.
         """
-        path = self.xorb_path(xorb)
-        if path.exists():
+        if self.keep_xorb(xorb):
             return False
+        path = self.xorb_path(xorb)
         path.parent.mkdir(exist_ok=True)
         with _new_file(path) as file:
             save(file)
@@ -116,6 +171,8 @@ class Cas:
                 self._indexes[xorb] = XorbIndex.read(file.fileno())
             except FormatError as error:
                 raise Refusal(400, f"xorb {xorb}: {error}") from None
+        with self._lock:
+            self._uses.send_xorb(xorb, self._clock.now())
         return True
 
     def put_shard(self, data: bytes) -> bool:
@@ -128,40 +185,33 @@ class Cas:
             files = list(shard_files(data))
         except FormatError as error:
             raise Refusal(400, str(error)) from None
-        for _, terms in files:
-            for term in terms:
-                self._check(term)
         with self._lock:
-            new = {name: terms for name, terms in files if name not in self._files}
-            self._journal.append(
-                {"table": "cas", "hash": name, "terms": [astuple(term) for term in terms]}
-                for name, terms in new.items()
-            )
-            self._files.update(new)
-        return bool(new)
+            for _, terms in files:
+                for term in terms:
+                    self._check(term)
+            return self._register(files)
 
     def put_bytes(self, data: bytes) -> str:
         """Store bytes as a file with a made-up hash, which is returned."""
         if not data:
             return EMPTY_FILE
         name = hashlib.sha256(data).hexdigest()
-        if self.has_file(name):
-            return name
         pieces = [data[at : at + _OWN_CHUNK] for at in range(0, len(data), _OWN_CHUNK)]
         chunks = b"".join(map(stored_chunk, pieces))
         self.put_xorb(name, lambda file: _ignore(file.write(chunks)))
-        term = Term(name, len(data), 0, len(pieces))
         with self._lock:
-            self._journal.append([{"table": "cas", "hash": name, "terms": [astuple(term)]}])
-            self._files[name] = (term,)
+            self._register([(name, (Term(name, len(data), 0, len(pieces)),))])
         return name
 
     def index(self, xorb: str) -> XorbIndex:
         """Where the chunks of a stored xorb lie."""
         index = self._indexes.get(xorb)
         if index is None:
-            with self.xorb_path(xorb).open("rb") as file:
-                index = self._indexes[xorb] = XorbIndex.read(file.fileno())
+            try:
+                with self.xorb_path(xorb).open("rb") as file:
+                    index = self._indexes[xorb] = XorbIndex.read(file.fileno())
+            except FileNotFoundError:
+                raise Refusal(404, f"there is no xorb {xorb}") from None
         return index
 
     def parts(self, name: str, start: int, end: int) -> list[Part]:
@@ -223,6 +273,33 @@ class Cas:
         with _new_file(path) as file:
             file.write(xorb)
         self._indexes.pop(part.term.xorb, None)
+
+    def _register(self, files: Sequence[tuple[str, tuple[Term, ...]]]) -> bool:
+        """Take note of files and keep them for paths; False if all are known."""
+        new = any(name not in self._files for name, _ in files)
+        moment = self._clock.now()
+        events: list[Event] = [
+            {
+                "table": "cas",
+                "hash": name,
+                "terms": [astuple(term) for term in terms],
+                "moment": moment,
+            }
+            for name, terms in files
+        ]
+        self._journal.append(events)
+        for event in events:
+            self.apply(event)
+        return new
+
+    def _drop(self, files: Iterable[str]) -> set[str]:
+        """Forget files; returns the xorbs that they needed."""
+        dropped = set()
+        for name in files:
+            xorbs = {term.xorb for term in self._files.pop(name)}
+            self._uses.drop_file(name, xorbs)
+            dropped |= xorbs
+        return dropped
 
     def _check(self, term: Term) -> None:
         if not self.has_xorb(term.xorb):

@@ -109,7 +109,7 @@ class CasRoutes:
         """Say where to send a xorb, if it is needed; 404 makes the client send it right here."""
         self._tokens.check(request.token, "write")
         xorb = request.args[0]
-        if self._cas.has_xorb(xorb):
+        if self._cas.keep_xorb(xorb):
             return json_answer({"was_inserted": False})
         if not self._weather.conditions.upload_grants:
             raise Refusal(404, "send it here")

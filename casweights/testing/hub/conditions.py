@@ -42,6 +42,10 @@ class Conditions:
         token_lifetime: Seconds for which tokens of the CAS are valid.
         upload_grants: The CAS hands out a grant for each xorb, which is then sent to an address of
             its own and committed, instead of taking it directly.
+        free_after: Seconds after which bytes are freed that no path names any more: they can then
+            be neither read nor named, only uploaded again. None keeps them for ever.
+        upload_grace: Seconds for which bytes that were uploaded are at least kept for the path
+            that is to name them.
     """
 
     latency: float = 0.0
@@ -61,6 +65,8 @@ class Conditions:
     clock_skew: float = 0.0
     token_lifetime: float = 3600.0
     upload_grants: bool = False
+    free_after: float | None = None
+    upload_grace: float = 3600.0
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Conditions:

@@ -76,7 +76,7 @@ class LocalHub:
         journal = Journal(self.folder / "journal.jsonl")
         stack.callback(journal.close)
         self.clock = clock = Clock(journal)
-        self._cas = Cas(self.folder / "xorbs", journal)
+        self._cas = Cas(self.folder / "xorbs", journal, clock)
         self._buckets = Buckets(self._cas, journal, clock, self._weather.skew)
         repos = Repos(journal, clock)
         tables: dict[str, Clock | Cas | Buckets | Repos] = {
@@ -87,6 +87,7 @@ class LocalHub:
         }
         for event in journal.replay():
             tables[event["table"]].apply(event)
+        self._cas.adopt_xorbs()
         access = Access(tokens)
         cas_tokens = Tokens(self.folder / "secret", clock)
         bucket_routes = BucketRoutes(self._buckets, self._cas, access, cas_tokens, self._weather)
@@ -106,9 +107,14 @@ class LocalHub:
         storage.start()
 
     def _server(self, stack: ExitStack, port: int, routes: list[Route]) -> Server:
-        server = Server(port, Router(routes), self._weather, self._meter)
+        server = Server(port, Router(routes), self._weather, self._meter, self._free)
         stack.callback(server.close)
         return server
+
+    def _free(self) -> None:
+        """Before each request: whether bytes were freed earlier, nobody can tell."""
+        now = self.conditions
+        self._buckets.free(now.free_after, now.upload_grace)
 
     def __enter__(self) -> Self:
         return self

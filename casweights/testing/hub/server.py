@@ -39,9 +39,18 @@ class Server:
         router: Who answers.
         weather: Shared with other ports.
         meter: Shared with other ports.
+        before: Called before each request is answered.
     """
 
-    def __init__(self, port: int, router: Router, weather: Weather, meter: Meter) -> None:
+    def __init__(
+        self,
+        port: int,
+        router: Router,
+        weather: Weather,
+        meter: Meter,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before = before
         self._router = router
         self._weather = weather
         self._meter = meter
@@ -113,6 +122,7 @@ class Server:
         elif route is None:
             answer = Refusal(404, f"there is no {request.method} {request.path} here").answer
         else:
+            self._before()
             answer = _answer(route.handler, request)
         line.drain()
         if fate.lost:
