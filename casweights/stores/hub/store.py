@@ -132,14 +132,17 @@ class HubStore(ObjectStore):
             or (self._sent and there[item.name] == self._sent.get(item.digest))
         }
         unsent = [item for item in wanted.values() if item.name not in there]
+        before = set(self._sent)
         try:
             places = self._send([*unsent, *(_Object("", parts) for parts in soon)])
             lines = {name: add_line(self._path(name), place) for name, place in places.items()}
             self._carry_out(lines, list(ours))
-        except BaseException:
+        except BaseException as error:
             for item in unsent:
                 self.forget(item.name)  # it is not there, as far as we know
-            raise
+            if not (_is_refusal(error) and self._forget_sent(unsent, before)):
+                raise
+            return self.put_all(objects, soon, new=new)
         for name in ours:
             if self._sent:
                 self._sent.pop(wanted[name].digest, None)
@@ -175,6 +178,17 @@ class HubStore(ObjectStore):
         self._xet.upload(contents(), placed)
         self._sent.update(new)  # now that they are durable
         return places
+
+    def _forget_sent(self, items: Sequence[_Object], digests: set[bytes]) -> bool:
+        """Forget all that was sent if these contents are among it: the Hub may have freed it.
+
+        Returns:
+            Whether they were, and so may be accepted when they are sent again.
+        """
+        found = not digests.isdisjoint(item.digest for item in items)
+        if found:
+            self._sent.clear()  # all of it, so that another refusal ends the attempts
+        return found
 
     def _note(self, name: str, place: Place) -> None:
         with self._lock:
@@ -230,7 +244,14 @@ class HubStore(ObjectStore):
                 raise missing(name)
         bucket = source.api.bucket
         lines = {name: copy_line(self._path(name), places[name], bucket) for name in names}
-        self._carry_out(lines, names)
+        try:
+            self._carry_out(lines, names)
+        except StoreError as error:
+            there = source._look_up(names) if _is_refusal(error) else places
+            for name in names:
+                if name not in there:
+                    raise missing(name) from error
+            raise
         for name in names:
             self._note(name, places[name])
 
@@ -262,11 +283,15 @@ class HubStore(ObjectStore):
         place, hinted = self._locate(name), name in self._hinted
         try:
             self._download(name, place, start, out)
-        except (NotFoundError, IntegrityError, StoreError):
-            if not hinted:
+        except (NotFoundError, IntegrityError, StoreError) as error:
+            # hf_xet 1.6 tells of bytes that are gone by an error, or ends before they have come.
+            if not (hinted or isinstance(error, NotFoundError | IntegrityError)):
                 raise
-            self.forget(name)  # the hint is out of date, or wrong
-            self._download(name, self._locate(name), start, out)
+            self.forget(name)  # the place is out of date, or the hint is wrong
+            now = self._locate(name)
+            if now == place:
+                raise
+            self._download(name, now, start, out)
 
     def _download(self, name: str, place: Place, start: int, out: memoryview) -> None:
         if start + len(out) > place.size:
@@ -385,6 +410,11 @@ class HubStore(ObjectStore):
             self._places.update(found)
             self._hinted.difference_update(found)
         return found
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the Hub was reached and does not do what it is asked for."""
+    return isinstance(error, StoreError) and error.code is ErrorCode.IO_FAILED
 
 
 def _innermost(store: ObjectStore) -> ObjectStore:

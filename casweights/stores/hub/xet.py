@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ _CONFIG: dict[str, object] = {
 }
 _lock = threading.Lock()
 _sessions: dict[tuple[int, float | None], Any] = {}  # a forked child cannot use its parent's
+_memory: str | None = None  # where hf_xet remembers what it sent; None for its usual folder
 
 
 def _forget_lock() -> None:
@@ -70,17 +72,32 @@ def _session(read_timeout: float | None = None) -> Any:
             options = dict(_CONFIG)
             if read_timeout is not None:
                 options["client.read_timeout"] = f"{round(read_timeout * 1000)}ms"
+            if _memory is not None:
+                options["shard.cache_subdir"] = _memory
             known = hf_xet.XetConfig()
             options = {name: value for name, value in options.items() if name in set(known.keys())}
             _sessions[key] = hf_xet.XetSession(known.with_config(options))
         return _sessions[key]
 
 
-def _retire(session: Any) -> None:
-    """Let the next one take a new session: in hf_xet 1.6 an error stays with it for ever."""
+def _retire(session: Any, error: Exception) -> None:
+    """Let the next one take a new session: in hf_xet 1.6 an error stays with it for ever.
+
+    hf_xet remembers for weeks, in a folder of its cache, what the storage has, and does not send it
+    again. Where the storage has freed it since, the list of parts of every new file is refused.
+    Sessions after such a refusal begin without that memory.
+    """
+    global _memory
     with _lock:
+        if _refuses_parts(error):
+            _memory = f"shard-cache-{uuid.uuid4().hex}"
         for key in [key for key, known in _sessions.items() if known is session]:
             del _sessions[key]
+
+
+def _refuses_parts(error: Exception) -> bool:
+    text = str(error)
+    return "status client error" in text and text.endswith("/shards")
 
 
 class XetStorage:
@@ -125,8 +142,8 @@ class XetStorage:
                             stream.write(block)
                         info = stream.finish().xet_info
                         placed(Place(info.hash, info.file_size))
-            except Exception:
-                _retire(session)
+            except Exception as error:
+                _retire(session, error)
                 raise
 
     def download(self, place: Place, start: int, out: memoryview, name: str) -> None:

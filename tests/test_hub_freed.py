@@ -1,0 +1,220 @@
+"""A Hub that frees bytes which no path names: the right bytes or a named error, never others."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.errors import CasweightsError, NotFoundError, StoreError
+from casweights.stores.hub.store import HubStore
+from casweights.stores.retry import RetryStore
+from casweights.testing.hub import Conditions, LocalHub
+from casweights.testing.hub.cas_routes import CasRoutes
+from casweights.testing.states import assert_same_state
+from tests import histories
+from tests.histories import CHUNK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from casweights.stores.base import ObjectStore
+    from casweights.testing.hub.messages import Answer, Request
+
+AT_ONCE = Conditions(free_after=0)
+CONFIG = StoreConfig(chunk_size=CHUNK)
+NAME = "packs/" + "ab" * 16
+_numbers = count()
+
+
+def content() -> bytes:
+    """Bytes that were never sent before."""
+    return random.Random(next(_numbers)).randbytes(200_000)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[LocalHub]:
+    with LocalHub(conditions=AT_ONCE) as hub:
+        hub.create_bucket("me/weights")
+        hub.create_bucket("me/other")
+        yield hub
+
+
+@pytest.fixture
+def hub(shared: LocalHub) -> LocalHub:
+    shared.conditions = AT_ONCE
+    return shared
+
+
+@pytest.fixture
+def client(hub: LocalHub) -> Callable[[], HubStore]:
+    """Clients of one store, each with a memory of its own."""
+    prefix = f"store{next(_numbers)}"
+    return lambda: HubStore("me/weights", prefix, endpoint=hub.url)
+
+
+def patient(store: ObjectStore) -> ObjectStore:
+    """As `casweights.open` has it; it tries again at once."""
+    return RetryStore(store, sleep=lambda _: None)
+
+
+def test_bytes_that_were_freed_are_sent_again(client: Callable[[], HubStore]) -> None:
+    """hf_xet remembers that it sent them, and does not ask whether they are still there."""
+    first = content()
+    for store in (client(), client()):
+        for _ in range(2):
+            assert patient(store).put(NAME, [first])
+            assert client().get(NAME) == first
+            store.delete(NAME)
+
+
+def test_bytes_that_were_freed_before_they_got_a_name_are_sent_again(
+    hub: LocalHub, client: Callable[[], HubStore]
+) -> None:
+    first = content()
+    store = client()
+    hub.conditions = replace(AT_ONCE, failing_path=NAME, upload_grace=60)
+    with pytest.raises(StoreError, match="a failure that was asked for"):
+        store.put(NAME, [first])
+    hub.clock.advance(60)
+    hub.conditions = replace(AT_ONCE, upload_grace=60)
+    assert patient(store).put(NAME, [first])
+    assert client().get(NAME) == first
+
+
+@pytest.mark.parametrize("how", ["hinted", "listed", "read before"])
+def test_reader_whose_place_is_out_of_date_gets_what_is_there(
+    client: Callable[[], HubStore], how: str
+) -> None:
+    first, second = content(), content()
+    writer, reader = client(), client()
+    writer.put(NAME, [first])
+    place = writer.place(NAME)
+    assert place is not None
+    if how == "hinted":
+        reader.hint(NAME, place)
+    elif how == "listed":
+        assert [info.name for info in reader.list()] == [NAME]
+    else:
+        assert reader.get(NAME) == first
+    writer.delete(NAME)
+    writer.put(NAME, [second])
+    part = bytearray(1000)
+    patient(reader).readinto(NAME, 500, memoryview(part))
+    assert part == second[500:1500]
+    assert reader.get(NAME) == second
+    writer.delete(NAME)
+    with pytest.raises(NotFoundError):
+        reader.get(NAME)
+
+
+def test_bytes_that_are_freed_during_a_download_are_not_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = content()
+    answers = CasRoutes.reconstruct
+    between: list[Callable[[], object]] = []
+
+    def reconstruct(self: CasRoutes, request: Request) -> Answer:
+        answer = answers(self, request)
+        for work in between:
+            work()
+        between.clear()
+        return answer
+
+    monkeypatch.setattr(CasRoutes, "reconstruct", reconstruct)
+    with LocalHub(conditions=AT_ONCE) as hub:
+        hub.create_bucket("me/weights")
+        writer, reader = (HubStore("me/weights", endpoint=hub.url) for _ in range(2))
+        writer.put(NAME, [first])
+        assert reader.size(NAME) == len(first)
+        between.append(lambda: writer.delete(NAME))
+        with pytest.raises(NotFoundError):
+            patient(reader).readinto(NAME, 0, memoryview(bytearray(1000)))
+        assert not between
+
+
+def test_copy_of_what_was_freed_is_not_found(hub: LocalHub, client: Callable[[], HubStore]) -> None:
+    first = content()
+    source, target = client(), HubStore("me/other", f"copy{next(_numbers)}", endpoint=hub.url)
+    source.put(NAME, [first])
+    assert source.size(NAME) == len(first)
+    client().delete(NAME)
+    with pytest.raises(NotFoundError):
+        target.copy_from(source, [NAME])
+    assert list(target.list()) == []
+
+
+def test_copy_of_what_is_freed_meanwhile_is_a_named_error(
+    hub: LocalHub, client: Callable[[], HubStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source's path goes between the look-up and the copy."""
+    first = content()
+    source, target = client(), HubStore("me/other", f"copy{next(_numbers)}", endpoint=hub.url)
+    source.put(NAME, [first])
+    looks_up = source._look_up
+
+    def look_up(names: list[str]) -> object:
+        found = looks_up(names)
+        client().delete(NAME)
+        return found
+
+    monkeypatch.setattr(source, "_look_up", look_up)
+    with pytest.raises(NotFoundError):
+        target.copy_from(source, [NAME])
+    assert list(target.list()) == []
+
+
+def test_open_reader_follows_a_repack_whose_old_packs_are_freed(
+    client: Callable[[], HubStore],
+) -> None:
+    states = list(histories.history(4, 0.01, chunks=8))
+    with casweights.open(patient(client()), create=True, config=CONFIG) as writer:
+        versions = [writer.commit(state) for state in states]
+        with casweights.open(patient(client())) as reader:
+            assert_same_state(reader.load(versions[0]), states[0])
+            for compression in ("small", "fast", "small"):
+                packs = {info.name for info in client().list("packs/")}
+                writer.repack(compression=compression)  # type: ignore[arg-type]
+                assert packs.isdisjoint(info.name for info in client().list("packs/"))
+                for version, state in zip(versions, states, strict=True):
+                    assert_same_state(reader.load(version), state)
+        assert writer.verify().problems == ()
+
+
+def test_push_of_packs_that_a_repack_has_freed(
+    hub: LocalHub, client: Callable[[], HubStore]
+) -> None:
+    """The source is opened before the repack, and has read where its packs are."""
+    states = list(histories.history(3, 0.01, chunks=8))
+    target = HubStore("me/other", f"push{next(_numbers)}", endpoint=hub.url)
+    with casweights.open(patient(client()), create=True, config=CONFIG) as writer:
+        versions = [writer.commit(state) for state in states]
+        with (
+            casweights.open(patient(client())) as source,
+            casweights.open(patient(target), create=True, config=CONFIG) as copy,
+        ):
+            assert_same_state(source.load(versions[0]), states[0])
+            writer.repack(compression="small")
+            source.push(copy, ["main"])
+            for version, state in zip(versions, states, strict=True):
+                assert_same_state(copy.load(version), state)
+
+
+def test_store_whose_bytes_are_gone_gives_a_named_error(
+    hub: LocalHub, client: Callable[[], HubStore]
+) -> None:
+    state = next(iter(histories.history(1, 0.01, chunks=8)))
+    with casweights.open(patient(client()), create=True, config=CONFIG) as writer:
+        version = writer.commit(state)
+        with casweights.open(patient(client())) as reader:
+            reader.resolve("main")
+            client().delete_all([info.name for info in client().list("packs/")])
+            with pytest.raises(CasweightsError):
+                reader.load(version)
+            assert writer.verify().problems
