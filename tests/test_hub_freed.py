@@ -180,7 +180,7 @@ def test_open_reader_follows_a_repack_whose_old_packs_are_freed(
             assert_same_state(reader.load(versions[0]), states[0])
             for compression in ("small", "fast", "small"):
                 packs = {info.name for info in client().list("packs/")}
-                writer.repack(compression=compression)  # type: ignore[arg-type]
+                writer.repack(compression=compression)
                 assert packs.isdisjoint(info.name for info in client().list("packs/"))
                 for version, state in zip(versions, states, strict=True):
                     assert_same_state(reader.load(version), state)

@@ -21,29 +21,39 @@ FILES = (
     "tests/test_buckets_hf_file_system.py",
     "tests/test_bucket_live_follow.py",
 )
-# Fixtures that the source distribution leaves out; the tests above need the name alone.
-CONFTEST = "class RepoFactory: pass\n"
+# What the source distribution leaves out.
+CONFTEST = """
+import pytest
+from .testing_utils import repo_name
+
+class RepoFactory: pass
+
+@pytest.fixture
+def repo_factory(api):
+    return lambda: api.create_repo(repo_name())
+"""
+
+# What the tests call themselves, and whose their tokens are.
+NAMES = {
+    "USER": "main",
+    "TOKEN": "hf_main",
+    "OTHER_USER": "other",
+    "OTHER_TOKEN": "hf_other",
+    "ENTERPRISE_ORG": "enterprise",
+    "ENTERPRISE_TOKEN": "hf_enterprise",
+}
+USERS = {f"hf_{name}": name for name in ("main", "other", "enterprise")}
 
 # Why a test cannot pass here.
 CAUSES = {
     "test_create_bucket_enterprise_org": "organisations have no settings here",
-    "test_bucket_info_private": "every token is the same user's",
-    "test_list_buckets_with_private": "every token is the same user's",
-    "test_list_bucket_tree_on_private_bucket": "every token is the same user's",
-    "test_move_bucket_rename": "buckets cannot be renamed here",
-    "test_move_bucket": "buckets cannot be renamed here",
-    "test_update_bucket_settings": "buckets have no settings here",
-    "test_bucket_settings": "buckets have no settings here",
-    "test_sync_job_volume": "there are no jobs and accounts here",
-    "test_sync_job_volume_empty_dir_uploads_placeholder": "there are no jobs and accounts here",
-    "test_copy_files_repo_to_bucket_with_revision": "it needs a fixture that is not distributed",
-    "test_copy_files_bucket_to_repo_raises": "it needs a fixture that is not distributed",
+    "test_copy_files_repo_to_bucket_with_revision": "repositories have one branch here",
 }
 
 
 def main() -> int:
     """Run the tests; returns the exit status."""
-    with tempfile.TemporaryDirectory() as folder, LocalHubProcess() as hub:
+    with tempfile.TemporaryDirectory() as folder, LocalHubProcess(users=USERS) as hub:
         source = _source(Path(folder), hub.url)
         results = _run(source, Path(folder), hub.url, sys.argv[1:])
     failed = {name: message for name, message in results.items() if message is not None}
@@ -64,7 +74,7 @@ def _source(folder: Path, endpoint: str) -> Path:
     tests = folder / archive.name.removesuffix(".tar.gz") / "tests"
     constants = tests / "testing_constants.py"
     text = constants.read_text(encoding="utf-8")
-    for name, value in (("ENDPOINT_STAGING", endpoint), ("USER", "me")):
+    for name, value in {**NAMES, "ENDPOINT_STAGING": endpoint}.items():
         text = re.sub(rf"(?m)^{name} = .*", f'{name} = "{value}"', text)
     constants.write_text(text, encoding="utf-8")
     (tests / "__init__.py").touch()

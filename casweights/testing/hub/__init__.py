@@ -20,15 +20,17 @@ branch, where a commit is refused if its parent is not the head, and PutObject a
 the S3 gateway under ``/s3/{namespace}/{bucket}/{key}``. It binds to 127.0.0.1 only.
 
 It does not imitate: global deduplication between clients (a question for a chunk is answered with
-"unknown"), accounts, organizations and rights beyond the table of tokens, rate limits, the
-server's own limits on sizes and numbers of operations, CDN caching and regions, expiring or signed
-URLs, keys, signatures and listings of S3 (everybody may read and write there), the event feed,
-bucket settings and moves, LFS, pull requests, branches and tags of repositories, and any check
-that content has the hash that it is stored under. A listing that lags shows the whole bucket as it
-was, which need not be how the real one lags. Speeds and latencies of the real Hub are not known to
-it, nor when it frees bytes that no path names any more: set them with `Conditions`. Bytes that are
-freed can be neither read nor named, only uploaded again. A client that remembers to have sent them,
-as hf_xet does, does not ask whether they are still there, and its upload is refused.
+"unknown"), organizations, rights beyond the tables of tokens and users (nobody asks whether the
+source of a copy may be read), rate limits, the server's own limits on sizes and numbers of
+operations, CDN caching and regions, expiring or signed URLs, keys, signatures and listings of S3
+(everybody may read and write there), the event feed, bucket settings other than whether it is
+private, the old name of a bucket that was moved, moves of repositories, LFS, pull requests,
+branches and tags of repositories, and any check that content has the hash that it is stored under.
+A listing that lags shows the whole bucket as it was, which need not be how the real one lags.
+Speeds and latencies of the real Hub are not known to it, nor when it frees bytes that no path names
+any more: set them with `Conditions`. Bytes that are freed can be neither read nor named, only
+uploaded again. A client that remembers to have sent them, as hf_xet does, does not ask whether they
+are still there, and its upload is refused.
 
 Its clock is that of this machine unless a test holds or advances it::
 

@@ -17,7 +17,12 @@ def main() -> None:
     ends = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # also for the threads of the server
     with hub.LocalHub(
-        options.folder, tokens, conditions, port=options.port, cas_port=options.cas_port
+        options.folder,
+        tokens,
+        conditions,
+        port=options.port,
+        cas_port=options.cas_port,
+        users=dict(options.user) or None,
     ) as server:
         print(f"HF_ENDPOINT={server.url}", f"CAS={server.cas_url}", sep="\n", flush=True)
         signal.sigwait(ends)
@@ -43,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TOKEN:RIGHT",
         help="a token that may read or write; may be given several times",
     )
+    add(
+        "--user",
+        type=_user,
+        action="append",
+        default=[],
+        metavar="TOKEN:NAME",
+        help="whose a token is; may be given several times (default: all are the same user's)",
+    )
     add("--check-tokens", action="store_true", help="refuse all that have none of the tokens")
     return parser
 
@@ -54,6 +67,11 @@ def _token(text: str) -> tuple[str, Literal["read", "write"]]:
     if right == "write":
         return token, "write"
     raise argparse.ArgumentTypeError("a token ends in :read or :write")
+
+
+def _user(text: str) -> tuple[str, str]:
+    token, _, name = text.rpartition(":")
+    return token, name
 
 
 if __name__ == "__main__":

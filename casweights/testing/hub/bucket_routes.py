@@ -52,10 +52,13 @@ class BucketRoutes:
     def routes(self) -> list[Route]:
         """The table of the first port, as far as buckets go."""
         return [
+            Route("whoami", "GET", "/api/whoami-v2", self.whoami),
             Route("bucket_create", "POST", _API, self.create),
             Route("bucket_info", "GET", _API, self.info),
             Route("bucket_delete", "DELETE", _API, self.delete),
             Route("bucket_list", "GET", "/api/buckets/([^/]+)", self.list),
+            Route("bucket_settings", "PUT", f"{_API}/settings", self.change_settings),
+            Route("bucket_move", "POST", "/api/repos/move", self.move),
             Route("tree", "GET", f"{_API}/tree(?:/(.*))?", self.tree),
             Route("paths_info", "POST", f"{_API}/paths-info", self.paths_info),
             Route("batch", "POST", f"{_API}/batch", self.batch),
@@ -66,10 +69,14 @@ class BucketRoutes:
             Route("s3_get", "GET HEAD", f"/s3/{_ID}/(.+)", self.s3_get),
         ]
 
+    def whoami(self, request: Request) -> Answer:
+        """Who asks."""
+        return json_answer({"type": "user", "name": self._access.user(request), "orgs": []})
+
     def create(self, request: Request) -> Answer:
         """Create a bucket."""
-        self._access.write(request)
-        bucket = _id(request)
+        self._access.write(request, self._namespace(request))
+        bucket = self._id(request)
         wish = request.json()
         private = wish.get("private") is True or wish.get("visibility") == "private"
         value = {"url": f"{self.url}/buckets/{bucket}", "name": request.args[1], "id": bucket}
@@ -84,19 +91,38 @@ class BucketRoutes:
 
     def delete(self, request: Request) -> Answer:
         """Delete a bucket."""
-        self._access.write(request)
-        self._buckets.drop(_id(request))
+        self._access.write(request, self._namespace(request))
+        self._buckets.drop(self._id(request))
         return json_answer({})
 
     def list(self, request: Request) -> Answer:
         """Describe the buckets of a namespace that the caller may read."""
-        namespace = request.args[0]
-        if not (self._buckets.has_namespace(namespace) or namespace == OWN_NAMESPACE):
+        namespace = self._namespace(request)
+        is_own = request.args[0] == OWN_NAMESPACE
+        if not (is_own or self._buckets.has_namespace(namespace)):
             raise Refusal(404, f"Namespace not found: {namespace}")
         found = self._buckets.describe(namespace, request.query.get("search", ""))
+        may_read = self._access.may_read
         return json_answer(
-            [value for value in found if self._access.may_read(request, value["private"])]
+            [value for value in found if may_read(request, namespace, value["private"])]
         )
+
+    def move(self, request: Request) -> Answer:
+        """Give a bucket another name, maybe in another namespace; the old one is not found then."""
+        wish = request.json()
+        if wish["type"] != "bucket":
+            raise Refusal(400, f"only buckets can be moved here, no {wish['type']}")
+        old, new = wish["fromRepo"], wish["toRepo"]
+        for bucket in (old, new):
+            self._access.write(request, bucket.partition("/")[0])
+        self._buckets.move(old, new)
+        return json_answer({})
+
+    def change_settings(self, request: Request) -> Answer:
+        """Make a bucket private or public."""
+        self._access.write(request, self._namespace(request))
+        self._buckets.set_private(self._id(request), request.json()["private"] is True)
+        return json_answer({})
 
     def tree(self, request: Request) -> Answer:
         """A page of a listing."""
@@ -128,9 +154,9 @@ class BucketRoutes:
 
     def batch(self, request: Request) -> Answer:
         """Add, copy and delete files."""
-        self._access.write(request)
+        self._access.write(request, self._namespace(request))
         lines = request.lines()
-        failures = self._buckets.batch(_id(request), lines, self._weather.line_fails)
+        failures = self._buckets.batch(self._id(request), lines, self._weather.line_fails)
         value = {
             "success": not failures,
             "processed": len(lines),
@@ -146,8 +172,8 @@ class BucketRoutes:
 
     def write_token(self, request: Request) -> Answer:
         """A token for writing to the CAS."""
-        self._access.write(request)
-        self._buckets.find(_id(request))
+        self._access.write(request, self._namespace(request))
+        self._buckets.find(self._id(request))
         return self._token("write")
 
     def resolve(self, request: Request) -> Answer:
@@ -172,7 +198,7 @@ class BucketRoutes:
 
     def s3_put(self, request: Request) -> Answer:
         """PutObject: the body becomes a file of the bucket."""
-        self._buckets.find(_id(request))
+        self._buckets.find(self._id(request))
         data = request.read()
 
         def allowed(entry: Entry | None) -> None:
@@ -185,12 +211,12 @@ class BucketRoutes:
             if wanted is not None and wanted.strip('"') != str(tag).strip('"'):
                 raise Refusal(412, "PreconditionFailed: the object has another ETag")
 
-        entry = self._buckets.put(_id(request), request.args[2], data, allowed)
+        entry = self._buckets.put(self._id(request), request.args[2], data, allowed)
         return Answer(headers={"ETag": f'"{entry.hash}"'})
 
     def s3_get(self, request: Request) -> Answer:
         """GetObject and HeadObject."""
-        entry = self._entry(_id(request), request.args[2])
+        entry = self._entry(self._id(request), request.args[2])
         body = self._cas.read(entry.hash, 0, entry.size)
         return Answer(body=body, headers={"ETag": f'"{entry.hash}"'})
 
@@ -206,8 +232,8 @@ class BucketRoutes:
 
     def _readable(self, request: Request) -> str:
         """The id of the bucket, if the caller may read it."""
-        bucket = self._buckets.find(_id(request))
-        self._access.read(request, bucket.private)
+        bucket = self._buckets.find(self._id(request))
+        self._access.read(request, bucket.namespace, bucket.private)
         return bucket.id
 
     def _entry(self, bucket: str, path: str) -> Entry:
@@ -216,6 +242,11 @@ class BucketRoutes:
             raise Refusal(404, f"Entry not found: {path}", "EntryNotFound")
         return entry
 
+    def _namespace(self, request: Request) -> str:
+        """The namespace that a request is about."""
+        name = request.args[0]
+        return self._access.user(request) if name == OWN_NAMESPACE else name
 
-def _id(request: Request) -> str:
-    return f"{request.args[0]}/{request.args[1]}"
+    def _id(self, request: Request) -> str:
+        """The bucket that a request is about."""
+        return f"{self._namespace(request)}/{request.args[1]}"

@@ -82,6 +82,11 @@ class Bucket:
         self._order: list[str] | None = []
         self._past: deque[_Change] = deque(maxlen=_REMEMBERED_CHANGES)
 
+    @property
+    def namespace(self) -> str:
+        """The first part of its id."""
+        return self.id.partition("/")[0]
+
     def get(self, path: str) -> Entry | None:
         """The file of that name."""
         return self._entries.get(path)
@@ -133,7 +138,7 @@ class Bucket:
         return {
             "_id": f"{self.created_at:024x}",
             "id": self.id,
-            "author": self.id.partition("/")[0],
+            "author": self.namespace,
             "private": self.private,
             "createdAt": timestamp(self.created_at),
             "updatedAt": timestamp(self.updated_at),
@@ -179,7 +184,14 @@ class Buckets:
         if event["do"] == "create":
             bucket = Bucket(event["bucket"], event["private"], event["moment"])
             self._buckets[bucket.id] = bucket
-            self._namespaces.add(bucket.id.partition("/")[0])
+            self._namespaces.add(bucket.namespace)
+        elif event["do"] == "move":
+            bucket = self._buckets.pop(event["bucket"])
+            bucket.id = event["to"]
+            self._buckets[bucket.id] = bucket
+            self._namespaces.add(bucket.namespace)
+        elif event["do"] == "settings":
+            self._buckets[event["bucket"]].private = event["private"]
         elif event["do"] == "drop":
             for name in self._buckets.pop(event["bucket"]).hashes():
                 self._cas.unname(name, event["moment"])
@@ -208,6 +220,24 @@ class Buckets:
         with self._lock:
             self.find(bucket)
             self._do({"do": "drop", "bucket": bucket})
+
+    def move(self, bucket: str, to: str) -> None:
+        """Give a bucket another name.
+
+        Raises:
+            Refusal: If there is no such bucket, or one of the other name.
+        """
+        with self._lock:
+            self.find(bucket)
+            if to in self._buckets:
+                raise Refusal(409, f"there is a bucket {to}")
+            self._do({"do": "move", "bucket": bucket, "to": to})
+
+    def set_private(self, bucket: str, private: bool) -> None:
+        """Say whether only those with a token may read a bucket."""
+        with self._lock:
+            self.find(bucket)
+            self._do({"do": "settings", "bucket": bucket, "private": private})
 
     def find(self, bucket: str) -> Bucket:
         """The bucket of that name.

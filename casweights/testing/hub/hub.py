@@ -38,6 +38,8 @@ class LocalHub:
         conditions: How it behaves at first.
         port: Of the Hub; 0 for any that is free.
         cas_port: Of the CAS and CDN; 0 for any that is free.
+        users: Whose each token is: only the owner of a namespace may change what is in it, and see
+            what is private there. With None all tokens are the same user's, and own everything.
 
     Attributes:
         folder: Where everything is kept.
@@ -55,19 +57,20 @@ class LocalHub:
         *,
         port: int = 0,
         cas_port: int = 0,
+        users: Mapping[str, str] | None = None,
     ) -> None:
         with ExitStack() as stack:
             if folder is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="local-hub-"))
             self.folder = Path(folder)
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._open(stack, tokens, conditions or Conditions(), (port, cas_port))
+            self._open(stack, Access(tokens, users), conditions or Conditions(), (port, cas_port))
             self._resources = stack.pop_all()
 
     def _open(
         self,
         stack: ExitStack,
-        tokens: Mapping[str, Literal["read", "write"]] | None,
+        access: Access,
         conditions: Conditions,
         ports: tuple[int, int],
     ) -> None:
@@ -88,7 +91,6 @@ class LocalHub:
         for event in journal.replay():
             tables[event["table"]].apply(event)
         self._cas.adopt_xorbs()
-        access = Access(tokens)
         cas_tokens = Tokens(self.folder / "secret", clock)
         bucket_routes = BucketRoutes(self._buckets, self._cas, access, cas_tokens, self._weather)
         repo_routes = RepoRoutes(repos, access)

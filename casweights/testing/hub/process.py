@@ -53,6 +53,7 @@ class LocalHubProcess:
         conditions: How it behaves at first, and after every start.
         port: Of the Hub; 0 for any that is free.
         cas_port: Of the CAS and CDN; 0 for any that is free.
+        users: Whose each token is, see `LocalHub`.
 
     Attributes:
         folder: Where everything is kept.
@@ -66,6 +67,7 @@ class LocalHubProcess:
         *,
         port: int = 0,
         cas_port: int = 0,
+        users: Mapping[str, str] | None = None,
     ) -> None:
         self._temporary = None
         if folder is None:
@@ -73,6 +75,7 @@ class LocalHubProcess:
             folder = self._temporary.name
         self.folder = Path(folder)
         self._tokens = tokens
+        self._users = users or {}
         self._conditions = conditions or Conditions()
         self._port = port
         self._cas_port = cas_port
@@ -167,6 +170,8 @@ class LocalHubProcess:
             command.append("--check-tokens")
             for token, right in self._tokens.items():
                 command += ["--token", f"{token}:{right}"]
+        for token, user in self._users.items():
+            command += ["--user", f"{token}:{user}"]
         return command
 
     def _wait(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from casweights.testing.hub.access import OWN_NAMESPACE
 from casweights.testing.hub.messages import Answer, Refusal, Route, json_answer
 from casweights.testing.hub.repos import blob_id, described, listing
 
@@ -46,8 +45,7 @@ class RepoRoutes:
 
     def create(self, request: Request) -> Answer:
         """Create a repository."""
-        self._access.write(request)
-        kind, name, wish = _named(request)
+        kind, name, wish = self._named(request)
         private = wish.get("private") is True or wish.get("visibility") == "private"
         value = {"url": self._page(kind, name), "name": name, "id": name}
         if self._repos.create(kind, name, private):
@@ -57,8 +55,7 @@ class RepoRoutes:
 
     def delete(self, request: Request) -> Answer:
         """Delete a repository."""
-        self._access.write(request)
-        kind, name, _ = _named(request)
+        kind, name, _ = self._named(request)
         self._repos.drop(kind, name)
         return json_answer({})
 
@@ -83,7 +80,7 @@ class RepoRoutes:
 
     def preupload(self, request: Request) -> Answer:
         """All files are to be sent within the commit."""
-        self._access.write(request)
+        self._access.write(request, _namespace(request.args[1]))
         repo = self._readable(request, request.args[0], request.args[1])
         commit = repo.at(request.args[2])
         files = [
@@ -99,7 +96,7 @@ class RepoRoutes:
 
     def commit(self, request: Request) -> Answer:
         """Add a commit."""
-        self._access.write(request)
+        self._access.write(request, _namespace(request.args[1]))
         if request.query.get("create_pr", "").lower() in ("true", "1"):
             raise Refusal(400, "there are no pull requests here: commit without create_pr")
         kind = request.args[0].removesuffix("s")
@@ -129,18 +126,22 @@ class RepoRoutes:
 
     def _readable(self, request: Request, kinds: str, name: str) -> Repo:
         repo = self._repos.find(kinds.removesuffix("s"), name)
-        self._access.read(request, repo.private)
+        self._access.read(request, _namespace(name), repo.private)
         return repo
 
     def _page(self, kind: str, name: str) -> str:
         return f"{self.url}/datasets/{name}" if kind == "dataset" else f"{self.url}/{name}"
 
+    def _named(self, request: Request) -> tuple[str, str, dict[str, object]]:
+        """Kind and id of the repository that a body names, if it may be written, and the body."""
+        wish = request.json()
+        kind = wish.get("type") or "model"
+        name = f"{wish.get('organization') or self._access.user(request)}/{wish['name']}"
+        if kind not in ("model", "dataset") or not re.fullmatch(r"[^/]+/[^/]+", name):
+            raise Refusal(400, f"there are no {kind} repositories here, or {name} is no name")
+        self._access.write(request, _namespace(name))
+        return kind, name, wish
 
-def _named(request: Request) -> tuple[str, str, dict[str, object]]:
-    """Kind and id of the repository that a body names, and the body."""
-    wish = request.json()
-    kind = wish.get("type") or "model"
-    name = f"{wish.get('organization') or OWN_NAMESPACE}/{wish['name']}"
-    if kind not in ("model", "dataset") or not re.fullmatch(r"[^/]+/[^/]+", name):
-        raise Refusal(400, f"there are no {kind} repositories here, or {name} is no name")
-    return kind, name, wish
+
+def _namespace(name: str) -> str:
+    return name.partition("/")[0]
