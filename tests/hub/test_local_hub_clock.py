@@ -96,5 +96,8 @@ def test_clock_of_another_process_survives_a_kill(client: Client, tmp_path: Path
         hub.restart()
         api.batch_bucket_files(BUCKET, add=[(b"b", "b")])
         assert timedelta(0) < moment(api, "b") - moment(api, "a") < timedelta(milliseconds=1)
+        hub.clock.advance(10)
+        api.batch_bucket_files(BUCKET, add=[(b"c", "c")])
+        assert moment(api, "c") - moment(api, "b") >= timedelta(seconds=10)
         with pytest.raises(ValueError, match="cannot go back"):
             hub.clock.advance(-1)
