@@ -37,6 +37,8 @@ class StoreInfo:
         refs: Where branches and tags lie.
         exclusive: Whether of several writers that move a branch at once exactly one can succeed.
             Otherwise that is found out afterwards, see ``docs/format.md``.
+        durable: Whether what was written survives a power cut. A file system that cannot sync
+            folders does not promise that.
     """
 
     url: str
@@ -44,6 +46,7 @@ class StoreInfo:
     config: StoreConfig
     refs: str
     exclusive: bool
+    durable: bool = True
 
 
 class Database(ProcessBound):
@@ -106,12 +109,14 @@ class Database(ProcessBound):
 
     def info(self) -> StoreInfo:
         """What the store is."""
+        holds = self.refs.store.probe()
         return StoreInfo(
             url=self.store.url,
             store_id=self.store_id,
             config=self.config,
             refs=self.refs.store.url,
-            exclusive=self.refs.store.capabilities.exclusive_create,
+            exclusive=holds.exclusive_create,
+            durable=self.store.probe().durable and holds.durable,
         )
 
     def heed_findings(self) -> None:

@@ -22,6 +22,16 @@ _CODES = {
     errno.EPERM: ErrorCode.NO_PERMISSION,
     errno.EROFS: ErrorCode.NO_PERMISSION,
 }
+# What a file system says when something is wrong, and not when it lacks a call. Those that lack
+# one differ in what they say.
+_FAULTS = frozenset(
+    (
+        *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ESTALE),
+        *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+        *(errno.EBADF, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN),
+        *(errno.ENXIO, errno.ENODEV, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN),
+    )
+)
 
 
 def to_path(given: str | os.PathLike[str]) -> Path:
@@ -88,11 +98,27 @@ def write_at(descriptor: int, start: int, view: memoryview) -> None:
         os.posix_fadvise(descriptor, start, nbytes, os.POSIX_FADV_DONTNEED)
 
 
-def fsync_folder(folder: str | Path, dir_fd: int | None = None) -> None:
-    """Make the names in a folder durable; its path may be relative to an open folder."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+def is_refusal(error: OSError) -> bool:
+    """Whether a file system says that it does not have a call, so that another may do."""
+    return error.errno not in _FAULTS
+
+
+def sync_names(descriptor: int) -> bool:
+    """Make the names in an open folder durable; False if the file system cannot do that."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        return False
+    return True
+
+
+def fsync_folder(folder: str | Path, dir_fd: int | None = None) -> bool:
+    """`sync_names` of a folder by its path, which may be relative to an open folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        return sync_names(descriptor)
     finally:
         os.close(descriptor)
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.files import sync_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.ELOOP, errno.EMLINK)  # systems differ in what a link gives
-_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Folder:
@@ -89,11 +89,7 @@ class Folder:
 
     def sync(self) -> None:
         """Make its names durable, where the file system can do that for a folder."""
-        try:
-            os.fsync(self.descriptor)
-        except OSError as error:
-            if error.errno not in _CANNOT_SYNC:
-                raise
+        sync_names(self.descriptor)
 
     def close(self) -> None:
         """Release it."""

@@ -108,9 +108,12 @@ class RefLog:
     def __init__(self, store: ObjectStore, kind: str) -> None:
         self._store = store
         self.kind = kind
-        self._exclusive = store.capabilities.exclusive_create
         self._skew = store.capabilities.clock_skew * 1e6
         self._withdrawn: set[str] = set()  # listings may show them for a while
+
+    @property
+    def _exclusive(self) -> bool:
+        return self._store.probe().exclusive_create
 
     def all(self, infos: Iterable[ObjectInfo] | None = None) -> dict[str, list[Move]]:
         """The moves of each ref, by its name.

@@ -253,7 +253,7 @@ class Refs:
             bases = [log.snapshot(move) for move in moves if move.position == after]
             if after and before not in bases:
                 return []
-            if self.store.capabilities.exclusive_create:  # what is put twice is durable, too
+            if self.store.probe().exclusive_create:  # what is put twice is durable, too
                 self.store.put(last.name, [encode_move(snapshot)])
         except Exception as again:
             code = error.code if isinstance(error, StoreError) else ErrorCode.IO_FAILED

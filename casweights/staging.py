@@ -2,19 +2,24 @@
 
 A file is written here and then renamed (or linked) to its final name, so that nobody ever sees
 half of it. What a killed process left behind is swept by the next one: a folder whose lock is free
-has no owner any more.
+has no owner any more. Where the file system has no locks, the folder's name says that it has none,
+and it is swept once nothing in it has changed for a week.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
 import secrets
 import shutil
+import time
 from typing import TYPE_CHECKING, Self
 
+from casweights.errors import InvalidInputError
+from casweights.files import is_refusal
 from casweights.folders import Folder
 
 if TYPE_CHECKING:
@@ -22,10 +27,14 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 PREFIX = ".casweights-tmp-"
+UNLOCKED = f"{PREFIX}unlocked-"
+_WEEK = 7 * 24 * 3600  # seconds
 
 
 class Staging:
-    """A locked temporary folder inside `parent`; use it as a context manager or `close` it.
+    """A temporary folder inside `parent`; use it as a context manager or `close` it.
+
+    It is locked where the file system has locks.
 
     Attributes:
         folder: Its path.
@@ -80,22 +89,46 @@ def sweep(parent: Path | Folder) -> None:
     """Remove the folders that killed processes left in `parent`."""
     with _opened(parent) as folder:
         for name in os.listdir(folder.descriptor):
-            if name.startswith(PREFIX):
-                with contextlib.suppress(OSError):  # what cannot be locked is left alone
+            with contextlib.suppress(OSError, InvalidInputError):  # what resists is left alone
+                if name.startswith(UNLOCKED):
+                    if _is_abandoned(folder, name):
+                        _remove(folder, name)
+                elif name.startswith(PREFIX):
                     lock = _lock(folder, name)
                     if lock is not None:
                         _remove(folder, name)
                         os.close(lock)
 
 
+def _is_abandoned(parent: Folder, name: str) -> bool:
+    """Whether nothing in a folder has changed for so long that nobody is at work there."""
+    with parent.enter(name) as folder, os.scandir(folder.descriptor) as entries:
+        times = [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
+        times.append(os.fstat(folder.descriptor).st_mtime)
+    return time.time() - max(times) > _WEEK
+
+
 def _make(parent: Folder) -> tuple[Path, int]:
-    """A new folder and its lock."""
+    """A new folder, open and locked, or named as one that has no lock."""
     while True:
         name = f"{PREFIX}{secrets.token_hex(8)}"
         os.mkdir(name, dir_fd=parent.descriptor)
-        lock = _lock(parent, name)
+        try:
+            lock = _lock(parent, name)
+        except OSError as error:
+            os.rmdir(name, dir_fd=parent.descriptor)
+            if error.errno != errno.ENOLCK and not is_refusal(error):
+                raise
+            return _make_unlocked(parent)
         if lock is not None:  # else a sweeper was faster than our lock
             return parent.path / name, lock
+
+
+def _make_unlocked(parent: Folder) -> tuple[Path, int]:
+    name = f"{UNLOCKED}{secrets.token_hex(8)}"
+    os.mkdir(name, dir_fd=parent.descriptor)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    return parent.path / name, os.open(name, flags, dir_fd=parent.descriptor)
 
 
 def _opened(parent: Path | Folder) -> Folder:

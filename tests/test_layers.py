@@ -62,14 +62,17 @@ ALLOWED: dict[str, set[str]] = {
     "files": {"errors"},
     "parallel": {"process"},
     "process": {"errors"},
-    "folders": {"errors"},
-    "staging": {"folders"},
+    "folders": {"errors", "files"},
+    "staging": {"errors", "files", "folders"},
     "format": {"errors", "ids", "config", "_kernels"},
     "stores.base": {"errors"},
     "stores.wrapper": {"stores.base"},
     "stores.memory": {"stores.base"},
-    "stores.root": {"errors", "files"},
-    "stores.local": {"stores.base", "stores.root", "files", "staging"},
+    "stores.naming": {"files", "staging"},
+    "stores.root": {"errors", "files", "stores.naming"},
+    "stores.local": {
+        *("errors", "stores.base", "stores.naming", "stores.root", "files", "staging")
+    },
     "stores.ahead": {
         *("buffers", "config", "parallel", "process", "stores.base", "stores.wrapper")
     },

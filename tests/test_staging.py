@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,14 +83,50 @@ def test_a_forked_child_leaves_it_alone(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is said, instead of trying for ever."""
-
+def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def flock(descriptor: int, operation: int) -> None:
-        raise OSError(errno.ENOSYS, "no locks here")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(OSError, match="no locks here"):
-        Staging(tmp_path)
-    assert len(list(tmp_path.iterdir())) <= 1
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EPERM, errno.ENOTSUP])
+def test_without_locks_a_folder_that_is_in_use_survives_every_sweeper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    with monkeypatch.context() as patch:
+        refuse_locks(patch, code)
+        staging = Staging(tmp_path)
+        draft = staging.new_path()
+        draft.write_bytes(b"draft")
+        sweep(tmp_path)
+        assert draft.exists()
+    sweep(tmp_path)  # by a client to whom the same file system grants locks
+    assert draft.exists()
+    staging.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_a_folder_goes_once_nothing_in_it_has_changed_for_a_week(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_locks(monkeypatch, errno.ENOTSUP)
+    staging = Staging(tmp_path)
+    draft = staging.new_path()
+    draft.write_bytes(b"draft")
+    last_month = time.time() - 30 * 24 * 3600
+    os.utime(staging.folder, (last_month, last_month))
     sweep(tmp_path)
+    assert draft.exists()  # it was written to today
+    os.utime(draft, (last_month, last_month))
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_disk_is_not_taken_for_one_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_locks(monkeypatch, errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"):
+        Staging(tmp_path)
+    assert list(tmp_path.iterdir()) == []

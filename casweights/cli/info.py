@@ -16,6 +16,10 @@ _GUARANTEES = {
     True: "of several writers at once, exactly one moves a branch",
     False: "of several writers at once, one moves a branch; the others find out right afterwards",
 }
+_AFTER_POWER_CUTS = {
+    True: "every version that was acknowledged is there",
+    False: "the last versions may be gone: the file system cannot sync folders",
+}
 
 
 @verb("info", Exit.NO_STORE, Exit.INTEGRITY)
@@ -38,6 +42,7 @@ def command(session: Session) -> None:
             "chunk_size": config.chunk_size,
             "refs": info.refs,
             "exclusive": info.exclusive,
+            "durable": info.durable,
         },
         fields(
             [
@@ -47,6 +52,7 @@ def command(session: Session) -> None:
                 ("chunks", binary_size(config.chunk_size)),
                 ("refs", "in the store" if info.refs == info.url else info.refs),
                 ("writers", _GUARANTEES[info.exclusive]),
+                ("power cuts", _AFTER_POWER_CUTS[info.durable]),
             ]
         ),
         essential="store",

@@ -57,11 +57,14 @@ class Capabilities:
         remote: Every call is a round trip over a network: readers fetch ahead, in large pieces,
             and look only where they must.
         clock_skew: Seconds by which the clocks that `ObjectInfo.created` comes from may differ.
+        durable: What `put` has made survives a power cut. Otherwise its name may be gone after one,
+            as on a file system that cannot sync a folder.
     """
 
     exclusive_create: bool
     remote: bool = False
     clock_skew: float = 0.0
+    durable: bool = True
 
 
 class ObjectStore(ABC):
@@ -76,6 +79,13 @@ class ObjectStore(ABC):
 
     def create(self) -> None:  # noqa: B027  most stores have their place, or make it as needed
         """Make the place that objects go to, unless it is there; no other method makes it."""
+
+    def probe(self) -> Capabilities:
+        """`capabilities` once they are known for certain; to find out, a store may write.
+
+        Who lists or reads need not ask. Who relies on them to write, or shows them, does.
+        """
+        return self.capabilities
 
     def require(self, name: str) -> None:  # noqa: B027  most stores do not go away
         """From now on, write only while this object is there and is the one that it is now.

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from casweights.errors import NotFoundError
 from casweights.files import fsync_folder, read_exactly, storage_errors, write_fully
 from casweights.staging import Staging
 from casweights.stores.base import (
@@ -21,12 +22,14 @@ from casweights.stores.base import (
     missing,
     truncated,
 )
+from casweights.stores.naming import exclusive_call
 from casweights.stores.root import Root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casweights.stores.base import Buffer
+    from casweights.stores.naming import Call
 
 _ATTEMPTS = 3  # for drafts that others remove
 # What the system says of names that have no file: a socket has no such device.
@@ -41,10 +44,10 @@ class LocalStore(ObjectStore):
     folder that was opened, or fail.
     """
 
-    capabilities = Capabilities(exclusive_create=True)
-
     def __init__(self, root: Path) -> None:
+        self.capabilities = Capabilities(exclusive_create=True)  # until `probe` knows better
         self.root = root
+        self._exclusive_call: Call | None = None
         self._opened: Root | None = None
         self._staging: Staging | None = None
         self._close_staging: Callable[[], object] = lambda: None
@@ -82,11 +85,11 @@ class LocalStore(ObjectStore):
         """Write an object; False if another writer has just done so."""
         for attempt in range(_ATTEMPTS):
             try:
-                draft = self._draft_path(root)
+                draft = self._staged(root).new_path()
                 try:
                     _write_durably(draft, parts)
                     root.check()  # as late as possible, before anybody can see the object
-                    return root.link(draft, name)
+                    return root.give_name(draft, name, self._exclusive_call)
                 finally:
                     with suppress(OSError):  # whoever sweeps the folder removes it
                         draft.unlink(missing_ok=True)
@@ -98,6 +101,12 @@ class LocalStore(ObjectStore):
                 root.check()
                 raise
         raise AssertionError("the last attempt returns or raises")
+
+    def probe(self) -> Capabilities:
+        """See `ObjectStore.probe`. Where nothing can be written, nothing is found out."""
+        with suppress(OSError, NotFoundError):
+            self._staged(self._open())
+        return self.capabilities
 
     def size(self, name: str) -> int:
         """See `ObjectStore.size`."""
@@ -228,7 +237,8 @@ class LocalStore(ObjectStore):
                 self._opened = Root(self.root.absolute())
             return self._opened
 
-    def _draft_path(self, root: Root) -> Path:
+    def _staged(self, root: Root) -> Staging:
+        """The folder for drafts. What the file system can do is known once there is one."""
         with self._lock:
             staging = self._staging
             if staging is None or not staging.is_ours or not staging.folder.is_dir():
@@ -236,7 +246,12 @@ class LocalStore(ObjectStore):
                 self._close_staging()
                 self._staging = staging = Staging(self.root)
                 self._close_staging = weakref.finalize(self, staging.close)
-            return staging.new_path()
+                self._exclusive_call = exclusive_call(staging)
+                self.capabilities = Capabilities(
+                    exclusive_create=self._exclusive_call is not None,
+                    durable=fsync_folder(".", root.descriptor),
+                )
+            return staging
 
 
 def _make_durable_folder(folder: Path) -> None:

@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.files import fsync_folder
+from casweights.stores.naming import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from casweights.stores.naming import Call
 
 _HOLD = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY  # needs no permission to list it
 _MAX_MARKER = 1 << 16  # bytes of it that are compared
@@ -133,7 +136,7 @@ class Root:
         return True
 
     def sync(self, folder: str) -> None:
-        """Make the names in a folder durable."""
+        """Make the names in a folder durable, where the file system can do that."""
         fsync_folder(folder or ".", self.descriptor)
 
     def make_folders(self, folder: str) -> None:
@@ -162,10 +165,19 @@ class Root:
             self._durable.add(path)
         self.notice(folder)
 
-    def link(self, draft: Path, name: str) -> bool:
-        """Give a file its name; False if another one has it."""
+    def give_name(self, draft: Path, name: str, call: Call | None) -> bool:
+        """Give a file its name; False if another one has it.
+
+        Args:
+            draft: The file.
+            name: The name.
+            call: A call that fails if the name is taken. Without one, another writer that comes
+                in the same moment may be told the same, and the later file stays.
+        """
         try:
-            os.link(draft, name, dst_dir_fd=self.descriptor)
+            if call is None and self.has(name):
+                return False
+            (call or replace)(str(draft), name, self.descriptor)
         except FileExistsError:
             return False
         return True

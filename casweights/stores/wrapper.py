@@ -9,7 +9,7 @@ from casweights.stores.base import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer, Content, ObjectInfo, Parts
+    from casweights.stores.base import Buffer, Capabilities, Content, ObjectInfo, Parts
 
 
 class WrapperStore(ObjectStore):
@@ -34,6 +34,11 @@ class WrapperStore(ObjectStore):
     def create(self) -> None:
         """See `ObjectStore.create`."""
         self.inner.create()
+
+    def probe(self) -> Capabilities:
+        """See `ObjectStore.probe`."""
+        self.capabilities = self.inner.probe()
+        return self.capabilities
 
     def require(self, name: str) -> None:
         """See `ObjectStore.require`."""

@@ -15,7 +15,7 @@ from casweights.stores.base import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer, ObjectInfo
+    from casweights.stores.base import Buffer, Capabilities, ObjectInfo
 
 
 def run_out_of_space() -> NoReturn:
@@ -80,6 +80,11 @@ class FaultyStore(ObjectStore):
     def require(self, name: str) -> None:
         """See `ObjectStore.require`; not counted as a call."""
         self._inner.require(name)
+
+    def probe(self) -> Capabilities:
+        """See `ObjectStore.probe`; not counted as a call."""
+        self.capabilities = self._inner.probe()
+        return self.capabilities
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""
