@@ -66,6 +66,7 @@ class ErrorCode(StrEnum):
     CLOSED = "closed"
     LFS_POINTER = "lfs-pointer"
     STORED_TWICE = "stored-twice"
+    OFFLINE = "offline"
 
 
 class CasweightsError(Exception):

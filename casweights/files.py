@@ -98,6 +98,11 @@ def write_at(descriptor: int, start: int, view: memoryview) -> None:
         os.posix_fadvise(descriptor, start, nbytes, os.POSIX_FADV_DONTNEED)
 
 
+def permanent_code(number: int | None) -> ErrorCode | None:
+    """Our code for an error of the system that trying again does not cure; None for others."""
+    return _CODES.get(number or 0)
+
+
 def is_refusal(error: OSError) -> bool:
     """Whether a file system says that it does not have a call, so that another may do."""
     return error.errno not in _FAULTS
@@ -136,5 +141,5 @@ def storage_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        code = _CODES.get(error.errno or 0, ErrorCode.IO_FAILED)
+        code = permanent_code(error.errno) or ErrorCode.IO_FAILED
         raise StoreError(code, f"{what}: {error.strerror or error}") from error

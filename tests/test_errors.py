@@ -115,4 +115,5 @@ def test_codes_are_stable() -> None:
         "closed",
         "lfs-pointer",
         "stored-twice",
+        "offline",
     ]

@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "stores.retry": {"errors", "stores.base", "stores.wrapper"},
     "stores.diskcache": {"stores.base", "files", "staging"},
     "stores.cached": {"stores.base", "stores.diskcache", "stores.wrapper"},
-    "stores.hub": {"", "errors", "stores.base", "stores.wrapper"},
+    "stores.hub": {"", "errors", "files", "stores.base", "stores.wrapper"},
     "stores.url": {
         *("errors", "config", "files", "stores.base", "stores.memory", "stores.local"),
         *("stores.hub", "stores.retry", "stores.cached"),

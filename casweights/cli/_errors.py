@@ -60,6 +60,7 @@ _STATUSES: tuple[tuple[type[CasweightsError], ErrorCode | None, Exit], ...] = (
     (ConflictError, None, Exit.CONFLICT),
     (StoreError, ErrorCode.NO_PERMISSION, Exit.PERMISSION),
     (StoreError, ErrorCode.UNREACHABLE, Exit.UNREACHABLE),
+    (StoreError, ErrorCode.OFFLINE, Exit.UNREACHABLE),
     (IntegrityError, None, Exit.INTEGRITY),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.config import RemoteOptions
@@ -64,5 +65,6 @@ def _open_bucket(url: str, options: RemoteOptions) -> ObjectStore:
     store: ObjectStore = RetryStore(bucket, options.patience)
     if options.disk_cache:
         key = f"{bucket.api.endpoint} {bucket.url}"
-        store = CachedStore(store, assets_folder(), options.disk_cache, key)
+        with suppress(OSError, ValueError):  # a place that cannot be made is no reason to stop
+            store = CachedStore(store, assets_folder(), options.disk_cache, key)
     return store

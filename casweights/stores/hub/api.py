@@ -7,6 +7,7 @@ there is one budget and not one for each library.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreError
+from casweights.files import permanent_code
 from casweights.stores.base import check_size, missing
+from casweights.stores.hub.client import xet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _PAGE = 1000  # what one request may ask for
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_OS_ERROR = re.compile(r"\(os error (\d{1,4})\)")
 _STREAM_GONE = "(404 Not Found)"  # all that hf_xet's streams tell of bytes that are not there
 
 
@@ -263,12 +267,28 @@ def hub_errors(where: str, name: str = "") -> Iterator[None]:
 
 
 def _translated(error: Exception, where: str, name: str) -> CasweightsError | None:
-    from hf_xet import XetAuthenticationError, XetObjectNotFoundError
-    from huggingface_hub.errors import BucketNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        BucketNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
+    auth_error, object_error = xet().XetAuthenticationError, xet().XetObjectNotFoundError
     status = getattr(getattr(error, "response", None), "status_code", None)
     text = str(error).strip() or type(error).__name__
-    if status in (401, 403) or isinstance(error, XetAuthenticationError | PermissionError):
+    if isinstance(error, OfflineModeIsEnabled):
+        return StoreError(
+            ErrorCode.OFFLINE,
+            f"{where} of the Hub was not asked, because huggingface_hub is in offline mode: unset "
+            "HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to use it",
+        )
+    if (local := _local_fault(error, text)) is not None:
+        return StoreError(
+            local,
+            f"the client of the Hub cannot write its own files on this machine: {text}. Set "
+            "HF_HOME or TMPDIR to a folder with room that you may write to",
+        )
+    if status in (401, 403) or isinstance(error, auth_error | PermissionError):
         return StoreError(
             ErrorCode.NO_PERMISSION,
             f"{where} of the Hub does not permit it: log in with `hf auth login`, or set "
@@ -281,13 +301,25 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
             "`hf auth whoami` says who you are",
         )
     is_gone = isinstance(error, ConnectionError) and _STREAM_GONE in text
-    if isinstance(error, XetObjectNotFoundError) or is_gone or status in (404, 416):
+    if isinstance(error, object_error) or is_gone or status in (404, 416):
         return missing(name or where)
     if status is not None and status not in _TRANSIENT:
         return StoreError(ErrorCode.IO_FAILED, f"{where} of the Hub refuses a request: {text}")
     if isinstance(error, OSError | RuntimeError | _http_library().HTTPError):
         return unreachable(where, text)
     return None
+
+
+def _local_fault(error: Exception, text: str) -> ErrorCode | None:
+    """What this machine's own disk has refused, if that is what is wrong: it will not pass.
+
+    hf_xet tells the code in the text alone.
+    """
+    if not isinstance(error, OSError | RuntimeError):
+        return None
+    told = _OS_ERROR.search(text)
+    number = int(told[1]) if told else getattr(error, "errno", None)
+    return permanent_code(number)
 
 
 def unreachable(where: str, why: str) -> StoreError:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.stores.base import truncated
 from casweights.stores.hub.api import Place, hub_errors
+from casweights.stores.hub.client import xet
 from casweights.stores.hub.watch import watched
 
 if TYPE_CHECKING:
@@ -62,8 +63,7 @@ def _session(read_timeout: float | None = None) -> Any:
             request is begun, so uploads cannot have it. A download that is cancelled waits for
             its requests to end nevertheless, so downloads must have it.
     """
-    import hf_xet
-
+    hf_xet = xet()
     key = (os.getpid(), read_timeout)
     with _lock:
         if key not in _sessions:
@@ -125,8 +125,6 @@ class XetStorage:
         Raises:
             StoreError: They did not arrive.
         """
-        from hf_xet import SKIP_SHA256
-
         waiting = iter(contents)
         first = next(waiting, None)
         if first is None:
@@ -137,7 +135,7 @@ class XetStorage:
                 commit = session.new_upload_commit(**self._access(self._api.grant("write")))
                 with watched(lambda: _moved(commit), commit.abort, self._stall), commit:
                     for parts in chain([first], waiting):
-                        stream = commit.start_upload_stream(sha256=SKIP_SHA256)
+                        stream = commit.start_upload_stream(sha256=xet().SKIP_SHA256)
                         for block in _blocks(parts):
                             stream.write(block)
                         info = stream.finish().xet_info
@@ -153,13 +151,11 @@ class XetStorage:
             NotFoundError: The storage does not have them.
             StoreError: They did not arrive.
         """
-        from hf_xet import XetFileInfo
-
         if not out:
             return
         done = 0
         with hub_errors(self._api.where, name):
-            info = XetFileInfo(place.hash, place.size)
+            info = xet().XetFileInfo(place.hash, place.size)
             stream = self._group().download_stream(info, start, start + len(out))
             with watched(lambda: done, stream.cancel, self._stall):
                 for block in stream:
