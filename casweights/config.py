@@ -34,11 +34,16 @@ class StoreConfig:
         refs: For a store in a Hub bucket whose branches have several writers: a git repository of
             the same Hub that keeps branches and tags, as ``"datasets/namespace/name"``. None for
             refs in the store itself. Manifests do not have it, so comparisons leave it out.
+        shared: For a store in a directory that all users of a group write to: the store's folder
+            becomes one that belongs to the group, and what is written to it can be read by the
+            group, whatever the umasks are. The folder's mode keeps this, so comparisons leave it
+            out.
     """
 
     digest: DigestName = "blake3"
     chunk_size: int = DEFAULT_CHUNK_SIZE
     refs: str | None = field(default=None, compare=False)
+    shared: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.digest not in ("blake3", "xxh3-128"):

@@ -139,7 +139,10 @@ def create_store(store: ObjectStore, config: StoreConfig) -> bool:
     Returns:
         Whether it was made now.
     """
-    store.create()
+    if config.shared and _store_file(store) is None:
+        store.share()
+    else:
+        store.create()
     if config.refs is None:
         return store.put(names.CONFIG, [encode_store_file(config, secrets.token_hex(16))])
     known = _store_file(store)

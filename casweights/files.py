@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,17 @@ def permanent_code(number: int | None) -> ErrorCode | None:
 def is_refusal(error: OSError) -> bool:
     """Whether a file system says that it does not have a call, so that another may do."""
     return error.errno not in _FAULTS
+
+
+def allow_group(descriptor: int, mode: int) -> None:
+    """Add permissions to an open file or folder of ours, where the file system has any."""
+    now = os.fstat(descriptor).st_mode
+    if now & mode != mode:
+        try:
+            os.fchmod(descriptor, stat.S_IMODE(now) | mode)
+        except OSError as error:
+            if not is_refusal(error):
+                raise
 
 
 def sync_names(descriptor: int) -> bool:

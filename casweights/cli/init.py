@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,12 +59,20 @@ def _chunk_size(_: click.Context, param: click.Parameter, text: str | None) -> i
     help="For a store in a bucket whose branches have several writers: a repository of the same "
     "Hub for branches and tags, as datasets/NAMESPACE/NAME.",
 )
+@click.option(
+    "--shared",
+    is_flag=True,
+    help="For a store in a directory that several users write to: give its folder to their group, "
+    "whatever the umasks are.",
+)
 def command(
     session: Session,
     path: str | None,
     digest: DigestName | None,
     chunk_size: int | None,
     refs: str | None,
+    *,
+    shared: bool,
 ) -> None:
     """Make a store.
 
@@ -75,13 +84,17 @@ def command(
     Examples:
       casweights init
       casweights init /data/models --chunk-size 1MiB
+      casweights init /data/team/models --shared
       casweights init hf://buckets/me/weights
     """
     if path is not None and session.store is not None:
         raise click.UsageError("PATH and --store say the same: give one of them")
     location = path or session.named_location or DEFAULT_FOLDER
     wanted = StoreConfig(
-        digest=digest or "blake3", chunk_size=chunk_size or DEFAULT_CHUNK_SIZE, refs=refs
+        digest=digest or "blake3",
+        chunk_size=chunk_size or DEFAULT_CHUNK_SIZE,
+        refs=refs,
+        shared=shared,
     )
     url, config, created = open_or_create(location, wanted)
     asked = (digest or config.digest, chunk_size or config.chunk_size, refs or config.refs)
@@ -91,6 +104,12 @@ def command(
             f"the store at {url} has the digest {config.digest}, chunks of "
             f"{binary_size(config.chunk_size)} and its refs in {config.refs or 'itself'}, which "
             "cannot be changed",
+        )
+    if shared and not created and not _is_shared(url):
+        raise ConflictError(
+            ErrorCode.ALREADY_EXISTS,
+            f"there is a store at {url} already. To share it, give its files to the group: "
+            "`chgrp -R GROUP`, `chmod -R g+rwX`, and `chmod g+s` for all of its folders",
         )
     what = "Made a store" if created else "There is a store already"
     session.out.record(
@@ -115,6 +134,11 @@ def open_or_create(location: str, wanted: StoreConfig) -> tuple[str, StoreConfig
             _refuse_full_folder(Path(location.removeprefix("file://")))
     with open_store(location, create=True, config=wanted) as repository:
         return repository.url, repository.config, True
+
+
+def _is_shared(url: str) -> bool:
+    mode = os.stat(url).st_mode if os.path.isdir(url) else 0
+    return mode & (stat.S_IWGRP | stat.S_ISGID) == stat.S_IWGRP | stat.S_ISGID
 
 
 def _refuse_full_folder(folder: Path) -> None:

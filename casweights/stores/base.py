@@ -80,6 +80,18 @@ class ObjectStore(ABC):
     def create(self) -> None:  # noqa: B027  most stores have their place, or make it as needed
         """Make the place that objects go to, unless it is there; no other method makes it."""
 
+    def share(self) -> None:
+        """`create` the place as one that all users of the folder's group may write to.
+
+        Raises:
+            UnsupportedError: This kind of store leaves to others who may write to it.
+        """
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"{self.url} cannot be shared by a group of this machine's users: only stores in "
+            "directories can",
+        )
+
     def probe(self) -> Capabilities:
         """`capabilities` once they are known for certain; to find out, a store may write.
 

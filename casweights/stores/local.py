@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casweights.errors import NotFoundError
-from casweights.files import fsync_folder, read_exactly, storage_errors, write_fully
+from casweights.files import allow_group, fsync_folder, read_exactly, storage_errors, write_fully
 from casweights.staging import Staging
 from casweights.stores.base import (
     Capabilities,
@@ -23,7 +23,7 @@ from casweights.stores.base import (
     truncated,
 )
 from casweights.stores.naming import exclusive_call
-from casweights.stores.root import Root
+from casweights.stores.root import SHARED, Root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +63,12 @@ class LocalStore(ObjectStore):
         with storage_errors(f"cannot make {self.root}"):
             _make_durable_folder(self.root.absolute())
 
+    def share(self) -> None:
+        """See `ObjectStore.share`."""
+        self.create()
+        with storage_errors(f"cannot give {self.root} to its group"):
+            os.chmod(self.root, stat.S_IMODE(self.root.stat().st_mode) | SHARED)
+
     def require(self, name: str) -> None:
         """See `ObjectStore.require`."""
         with self._reading(name):
@@ -87,7 +93,7 @@ class LocalStore(ObjectStore):
             try:
                 draft = self._staged(root).new_path()
                 try:
-                    _write_durably(draft, parts)
+                    _write_durably(draft, parts, shared=root.is_shared)
                     root.check()  # as late as possible, before anybody can see the object
                     return root.give_name(draft, name, self._exclusive_call)
                 finally:
@@ -246,6 +252,8 @@ class LocalStore(ObjectStore):
                 self._close_staging()
                 self._staging = staging = Staging(self.root)
                 self._close_staging = weakref.finalize(self, staging.close)
+                if root.is_shared:  # whoever sweeps it may be another user
+                    allow_group(staging.descriptor, SHARED)
                 self._exclusive_call = exclusive_call(staging)
                 self.capabilities = Capabilities(
                     exclusive_create=self._exclusive_call is not None,
@@ -261,9 +269,11 @@ def _make_durable_folder(folder: Path) -> None:
         fsync_folder(folder.parent)
 
 
-def _write_durably(path: Path, parts: Sequence[Buffer]) -> None:
+def _write_durably(path: Path, parts: Sequence[Buffer], *, shared: bool) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        if shared:
+            allow_group(descriptor, stat.S_IRGRP)
         write_fully(descriptor, parts)
         os.fsync(descriptor)
     finally:

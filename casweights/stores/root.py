@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import ErrorCode, NotFoundError
-from casweights.files import fsync_folder
+from casweights.files import allow_group, fsync_folder
 from casweights.stores.naming import replace
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from casweights.stores.naming import Call
 
 _HOLD = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY  # needs no permission to list it
+SHARED = stat.S_IRWXG | stat.S_ISGID  # of folders; what is made in them gets their group
 _MAX_MARKER = 1 << 16  # bytes of it that are compared
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
@@ -72,6 +73,11 @@ class Root:
     def is_marked(self) -> bool:
         """Whether an object was named that tells this store from others."""
         return self._marker is not None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the folder is one that a group writes to: it has the modes of `SHARED`."""
+        return os.fstat(self.descriptor).st_mode & SHARED == SHARED
 
     def mark(self, name: str) -> None:
         """Take an object as what tells this store from others; from now on it must stay."""
@@ -162,8 +168,19 @@ class Root:
                         self.sync(above)
             else:
                 self.sync(above)
+            self._share(path)
             self._durable.add(path)
         self.notice(folder)
+
+    def _share(self, folder: str) -> None:
+        """Let the group write to a folder of a shared store. Other users share theirs."""
+        if self.is_shared:
+            with suppress(PermissionError):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.descriptor)
+                try:
+                    allow_group(descriptor, SHARED)
+                finally:
+                    os.close(descriptor)
 
     def give_name(self, draft: Path, name: str, call: Call | None) -> bool:
         """Give a file its name; False if another one has it.

@@ -35,6 +35,10 @@ class WrapperStore(ObjectStore):
         """See `ObjectStore.create`."""
         self.inner.create()
 
+    def share(self) -> None:
+        """See `ObjectStore.share`."""
+        self.inner.share()
+
     def probe(self) -> Capabilities:
         """See `ObjectStore.probe`."""
         self.capabilities = self.inner.probe()

@@ -135,3 +135,15 @@ def test_who_names_the_store_wins(run: Run, store: Path) -> None:
 
 def test_an_empty_store_option_is_refused(run: Run, store: Path) -> None:
     assert "--store" in run("--store", "", "log", status=2).stderr
+
+
+def test_a_shared_store_stays_one(run: Run, work: Path) -> None:
+    run("init", "a", "--shared")
+    assert (work / "a").stat().st_mode & 0o2070 == 0o2070
+    run("init", "a", "--shared")
+
+
+def test_a_store_that_is_there_is_not_shared_by_init(run: Run, work: Path) -> None:
+    run("init", "a")
+    result = run("init", "a", "--shared", status=11)
+    assert "chmod -R g+rwX" in result.stderr
