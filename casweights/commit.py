@@ -13,7 +13,7 @@ from casweights.buffers import Pool
 from casweights.chains import Bases, ChainEncoder
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import CommitStats, Stage
-from casweights.format.layout import BYTES, Piece
+from casweights.format.layout import BYTES, Piece, runs
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.packing import EncodedFrame, PackWriter
 from casweights.parallel import Once
@@ -41,20 +41,34 @@ _MOST_PACKS = 512  # but not at more than these
 
 
 class _Run(NamedTuple):
-    """Neighbouring chunks of a file, read and hashed; without views if the store has them all."""
+    """Neighbouring chunks of a file, hashed.
+
+    Attributes:
+        number: The file's number.
+        chunks: All of them.
+        nbytes: Their bytes.
+        read: Those that the store may lack.
+    """
 
     number: int
-    pieces: list[Piece]
-    views: list[memoryview]
     chunks: list[ChunkId]
+    nbytes: int
+    read: list[_ReadChunk]
 
 
 class _ReadChunk(NamedTuple):
-    """A chunk of the version; without frames where the store has it already."""
+    """A chunk that was read."""
 
     chunk: ChunkId
-    raw_size: int
-    frames: list[EncodedFrame]
+    piece: Piece
+    view: memoryview
+
+
+class _Encoded(NamedTuple):
+    """A run of which the store lacks some chunks, with the frames of these."""
+
+    run: _Run
+    frames: list[tuple[_ReadChunk, list[EncodedFrame]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,15 +348,15 @@ def _write_chunks(work: _Commit, writer: PackWriter) -> list[list[ChunkId]]:
     """Put the new chunks of all files into packs; returns each file's chunk IDs."""
     db, files = work.db, work.files
     chunks: list[list[ChunkId]] = [[] for _ in files]
-    for number, read in _read_runs(work):
-        for new in read:
-            chunks[number].append(new.chunk)
-            writer.add(new.chunk, new.raw_size, new.frames)
-        db.reporter.advanced(Stage.COMMIT, sum(new.raw_size for new in read))
+    for run, new in _read_runs(work):
+        chunks[run.number] += run.chunks
+        for read, frames in new:
+            writer.add(read.chunk, read.piece.nbytes, frames)
+        db.reporter.advanced(Stage.COMMIT, run.nbytes)
     return chunks
 
 
-def _read_runs(work: _Commit) -> Iterator[tuple[int, list[_ReadChunk]]]:
+def _read_runs(work: _Commit) -> Iterator[_Encoded]:
     """All chunks of all files in order, with the frames of those that the store lacks."""
     workers, runs = work.db.workers, file_runs(work.files, work.db.config.chunk_size)
     if not work.db.store.capabilities.remote:
@@ -361,9 +375,9 @@ def _announced(
     for run in runs:
         changed = [
             base
-            for piece, chunk in zip(run.pieces, run.chunks, strict=True)
+            for chunk, piece, _ in run.read
             if chunk not in work.db.index
-            and (base := work.bases().find(work.files[run.number].path, piece)) is not None
+            and (base := _base(work, work.files[run.number], piece)) is not None
         ]
         announce(changed)
         waiting.append(run)
@@ -375,45 +389,52 @@ def _announced(
 
 def _hash_run(work: _Commit, job: tuple[int, list[Piece]]) -> _Run:
     number, pieces = job
-    file, index = work.files[number], work.db.index
-    known = [chunk for piece in pieces if (chunk := file.chunk_id(piece)) and chunk in index]
-    if len(known) == len(pieces):
-        return _Run(number, pieces, [], known)
-    if work.repeats.is_set() and (live := file.look(pieces)) is not None:
-        known = [work.db.hasher(view) for view in live]
+    file, index, hasher = work.files[number], work.db.index, work.db.hasher
+    nbytes = sum(piece.nbytes for piece in pieces)
+    ids = index.having(file.chunk_ids(pieces))
+    if None not in ids:
+        return _Run(number, ids, nbytes, [])  # type: ignore[arg-type]
+    lacking = [n for n, chunk in enumerate(ids) if chunk is None]
+    whole = len(lacking) == len(pieces)
+    if whole and work.repeats.is_set() and (live := file.look(pieces)) is not None:
+        known = [hasher(view) for view in live]
         if all(chunk in index for chunk in known):
-            return _Run(number, pieces, [], known)
-    views = list(file.read(pieces, work.buffers))
-    chunks = [work.db.hasher(view) for view in views]
-    if not work.db.cache.is_used and all(chunk in index for chunk in chunks):
+            return _Run(number, known, nbytes, [])
+    read: list[_ReadChunk] = []
+    for part in runs((pieces[n] for n in lacking), work.db.config.chunk_size):
+        views = file.read(part, work.buffers)
+        read += (_ReadChunk(hasher(v), piece, v) for piece, v in zip(part, views, strict=True))
+    for n, new in zip(lacking, read, strict=True):
+        ids[n] = new.chunk
+    if not work.db.cache.is_used and all(new.chunk in index for new in read):
         work.repeats.set()
     else:
         work.repeats.clear()
-    return _Run(number, pieces, views, chunks)
+    return _Run(number, ids, nbytes, read)  # type: ignore[arg-type]
 
 
-def _encode_run(work: _Commit, run: _Run) -> tuple[int, list[_ReadChunk]]:
-    if not run.views:
-        there = zip(run.chunks, run.pieces, strict=True)
-        return run.number, [_ReadChunk(chunk, piece.nbytes, []) for chunk, piece in there]
-    read = []
-    for piece, raw, chunk in zip(run.pieces, run.views, run.chunks, strict=True):
-        frames = _frames(work, work.files[run.number].path, piece, raw, chunk)
-        if len(run.pieces) > 1:  # lest a small chunk keep the buffer of its whole run
-            frames = [_detached(frame, raw) for frame in frames]
-        work.db.cache.put(chunk, raw)
-        read.append(_ReadChunk(chunk, piece.nbytes, frames))
-    return run.number, read
+def _encode_run(work: _Commit, run: _Run) -> _Encoded:
+    encoded = []
+    for read in run.read:
+        frames = _frames(work, work.files[run.number], read)
+        if len(run.read) > 1:  # a small chunk would keep the buffer of its whole run otherwise
+            frames = [_detached(frame, read.view) for frame in frames]
+        work.db.cache.put(read.chunk, read.view)
+        encoded.append((read, frames))
+    return _Encoded(run, encoded)
 
 
-def _frames(
-    work: _Commit, path: str, piece: Piece, raw: memoryview, chunk: ChunkId
-) -> list[EncodedFrame]:
+def _base(work: _Commit, file: SourceFile, piece: Piece) -> ChunkId | None:
+    """The chunk to store another one as a difference from."""
+    return file.base(piece) or work.bases().find(file.path, piece)
+
+
+def _frames(work: _Commit, file: SourceFile, read: _ReadChunk) -> list[EncodedFrame]:
     """The frames to store for a chunk; none if the store has it."""
-    index = work.db.index
+    index, (chunk, piece, raw) = work.db.index, read
     if chunk in index:
         return []
-    base = work.bases().find(path, piece)
+    base = _base(work, file, piece)
     if base is None:
         work.look_everywhere()
         if chunk in index:

@@ -327,6 +327,17 @@ class ChunkIndex:
         """Whether the packs that were read are enough to rebuild this chunk, as far as known."""
         return self._paths.cost(chunk) is not None
 
+    def having(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
+        """These chunks, with None in place of those that the packs that were read lack."""
+        return self._paths.reachable(chunks)
+
+    def packs(self, chunks: Iterable[ChunkId], seen: set[Node]) -> list[tuple[PackId, ...]]:
+        """The packs of each chunk's path, that of its own frame first; empty without a path.
+
+        See `Path.back` for `seen`.
+        """
+        return self._paths.packs(chunks, seen)
+
     def __iter__(self) -> Iterator[ChunkId]:
         """Every chunk that is known."""
         return iter(self._table)

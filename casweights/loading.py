@@ -10,7 +10,8 @@ from casweights.events import Stage
 from casweights.format.safetensors import TensorInfo
 from casweights.process import ProcessBound
 from casweights.selection import tensor_chunks
-from casweights.tensors import allocate, rebuild
+from casweights.tensors import allocate
+from casweights.trees import rebuild
 from casweights.weights import Weight, Weights
 
 if TYPE_CHECKING:

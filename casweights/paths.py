@@ -249,6 +249,23 @@ class PathFinder:
             step = self._last_step(chunk)
             return None if step is None else Path(step)
 
+    def reachable(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
+        """These chunks, with None in place of those that no path leads to."""
+        with self._lock:
+            return [
+                chunk if chunk is not None and self._last_step(chunk) is not None else None
+                for chunk in chunks
+            ]
+
+    def packs(self, chunks: Iterable[ChunkId], seen: set[Node]) -> list[tuple[PackId, ...]]:
+        """The packs along each chunk's path, the last one first; none where frames are missing.
+
+        See `Path.back` for `seen`.
+        """
+        with self._lock:
+            steps = [self._last_step(chunk) or _NOTHING for chunk in chunks]
+            return [tuple(place.pack for place in Path(step).back(seen)) for step in steps]
+
     def cost(self, chunk: ChunkId) -> Cost | None:
         """What that path takes, for much less than the path itself."""
         with self._lock:
@@ -269,15 +286,19 @@ class PathFinder:
         return self._best[chunk]
 
     def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> _Step | None:
+        if len(frames) == 1:
+            return self._find(Node(chunk, frames[0].frame.raw_size))
         sizes = {place.frame.raw_size for place in frames}
         found = [self._find(Node(chunk, size)) for size in sizes]
         steps = [step for step in found if step is not None]
         return min(steps, key=lambda step: step.nbytes, default=None)
 
     def _find(self, wanted: Node) -> _Step | None:
-        if wanted not in self._steps and wanted not in self._dead:
+        step = self._steps.get(wanted)
+        if step is None and wanted not in self._dead:
             self._search(wanted)
-        return self._steps.get(wanted)
+            step = self._steps.get(wanted)
+        return step
 
     def _search(self, wanted: Node) -> None:
         """Dijkstra's algorithm, from the chunk back to the nearest place where a way can begin.

@@ -161,10 +161,15 @@ class SnapshotStore:
         chunks: dict[ChunkId, PackId] = {}
         seen: set[Node] = set()
         new = {} if last is None else {place.frame.chunk: place for place in last.locations[::-1]}
-        for chunk, _ in snapshot.pieces():
-            frames = self._frames(chunk, new.get(chunk), seen)
-            chunks[chunk] = frames[0].pack
-            packs.update(dict.fromkeys(location.pack for location in frames))
+        wanted = snapshot.chunks()
+        found = iter(self._index.packs([chunk for chunk in wanted if chunk not in new], seen))
+        for chunk in wanted:
+            known = () if chunk in new else next(found)
+            if not known:
+                frames = self._frames(chunk, new.get(chunk), seen)
+                known = tuple(location.pack for location in frames)
+            chunks[chunk] = known[0]
+            packs.update(dict.fromkeys(known))
         return PackTable(list(packs), chunks)
 
     def _frames(self, chunk: ChunkId, new: Location | None, seen: set[Node]) -> Sequence[Location]:
@@ -189,7 +194,7 @@ class SnapshotStore:
         In a directory nothing is forgotten, since there all chunks must be known to a commit.
         """
         remote = self._store.capabilities.remote
-        if remote and self._index.retain(chunk for chunk, _ in snapshot.pieces()):
+        if remote and self._index.retain(snapshot.chunks()):
             self._hinted = {snapshot.id}
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:

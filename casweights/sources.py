@@ -21,7 +21,7 @@ from casweights.format.names import CONFIG
 from casweights.format.paths import MAX_PATH_PARTS, check_new_path, check_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -63,8 +63,16 @@ class SourceFile(ABC):
         """Its chunks' places, in file order."""
         return file_pieces(self.size, self.header, chunk_size)
 
-    def chunk_id(self, piece: Piece) -> ChunkId | None:
-        """The ID of a piece's bytes, where that is known without a look at them."""
+    def runs(self, chunk_size: int) -> Iterable[list[Piece]]:
+        """The same in runs of neighbours, of about a chunk's bytes each."""
+        return runs(self.pieces(chunk_size), chunk_size)
+
+    def chunk_ids(self, run: Sequence[Piece]) -> Sequence[ChunkId | None]:
+        """The IDs of a run's pieces, where they are known without a look at the bytes."""
+        return [None] * len(run)
+
+    def base(self, piece: Piece) -> ChunkId | None:
+        """The chunk that was in a piece's place before, where the file remembers that."""
         return None
 
     @abstractmethod
@@ -237,7 +245,7 @@ def _status(file: Path | int) -> os.stat_result:
 def file_runs(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[int, list[Piece]]]:
     """All pieces of several files in runs of about a chunk, each with its file's number."""
     for number, file in enumerate(files):
-        for run in runs(file.pieces(chunk_size), chunk_size):
+        for run in file.runs(chunk_size):
             yield number, run
 
 

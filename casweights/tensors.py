@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +17,16 @@ from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import TREE_KEY
 from casweights.parallel import Recent
 from casweights.sources import SourceFile
+from casweights.trees import dump, join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from casweights.buffers import Pool
     from casweights.format.layout import Piece
 
 STATE_FILE = "model.safetensors"
 RECENT = 2  # tensors that are kept while their chunks are read
-_PATH_RATIO, _FREE_PATHS = 64, 1 << 20  # characters of paths: for each of a tree's own, and for any
 
 _CODES = {
     code: getattr(torch, name)
@@ -58,8 +58,8 @@ _BY_DTYPE = {dtype: DTYPES[code] for code, dtype in _CODES.items()}
 _PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PAIRS = "F4"  # torch counts two packed elements as one, safetensors as two
 
-State = dict[str, Any]
 Cast = Callable[[str, torch.dtype], torch.dtype]
+Layout = dict[str, tuple[str, tuple[int, ...], str]]
 
 
 class TensorFile(SourceFile):
@@ -76,8 +76,12 @@ class TensorFile(SourceFile):
     def __init__(self, raw_header: bytes, header: safetensors.Header) -> None:
         self.raw_header, self.header = raw_header, header
         self.size = len(raw_header) + header.data_size
-        self._starts = {info.name: len(raw_header) + info.start for info in header.tensors}
         self._copy = Recent(self._make, RECENT)
+
+    @cached_property
+    def _starts(self) -> dict[str, int]:
+        data = len(self.raw_header)
+        return {info.name: data + info.start for info in self.header.tensors}
 
     @abstractmethod
     def _live(self, name: str) -> memoryview | None:
@@ -117,6 +121,68 @@ class TensorFile(SourceFile):
         return memory[start : start + piece.nbytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A state dict without the bits of its tensors; equal ones share all that follows from it.
+
+    Attributes:
+        facts: What there is to know about the state dict.
+        raw_header: The header of its file.
+        header: The same, parsed.
+        dtypes: The dtype that each tensor is written in.
+        layout: Of each tensor the dtype's code, the shape and the device.
+    """
+
+    facts: list[object]
+    raw_header: bytes
+    header: safetensors.Header
+    dtypes: dict[str, torch.dtype]
+    layout: Layout
+
+
+class _Look:
+    """One look at a state dict.
+
+    Attributes:
+        facts: Equal for two state dicts only if their files have the same header.
+        tensors: Its tensors, each once.
+    """
+
+    def __init__(self, state: object) -> None:
+        self.facts: list[object] = []
+        self.tensors: list[torch.Tensor] = []
+        self._seen: dict[tuple[Any, ...], int] = {}
+        self._add(state)
+
+    def _add(self, node: object) -> None:
+        kind = type(node)
+        if isinstance(node, torch.Tensor):
+            self.facts.append(self._tensor(node))
+        elif isinstance(node, dict) and {str, int}.issuperset(map(type, node)):
+            self.facts.append((dict, *node))
+            for value in node.values():
+                self._add(value)
+        elif kind in (list, tuple):
+            self.facts.append((kind, len(node)))  # type: ignore[arg-type]
+            for value in node:  # type: ignore[attr-defined]
+                self._add(value)
+        elif kind is float:
+            self.facts.append(float.hex(node))  # type: ignore[arg-type]
+        elif node is None or kind in (bool, int, str):
+            self.facts.append((kind, node))
+        else:
+            self.facts.append(object())  # equal to nothing: what this is has to be looked at again
+
+    def _tensor(self, tensor: torch.Tensor) -> object:
+        if not _is_plain(tensor) or tensor.layout != torch.strided or tensor.is_nested:
+            return object()
+        same, count = identity(tensor), len(self.tensors)
+        number = self._seen.setdefault(same, count)
+        if number == count:
+            self.tensors.append(tensor)
+        return type(tensor), tensor.dtype, tensor.shape, tensor.device, number
+
+
 class StateFile(TensorFile):
     """A state dict as a safetensors file that exists in memory only.
 
@@ -128,9 +194,12 @@ class StateFile(TensorFile):
         state: Dicts (with str or int keys), lists and tuples of tensors, None, bool, int, float
             and str, nested in any way.
         cast: The dtype to write a tensor in, from its name and its own dtype; by default its own.
+        outline: That of another state dict with the same `cast`, which saves making it again if
+            this one's is equal.
 
     Attributes:
         tensors: The tensors by name, each once.
+        outline: All but their bits.
 
     Raises:
         InvalidInputError: It holds something else.
@@ -139,43 +208,64 @@ class StateFile(TensorFile):
 
     path = STATE_FILE
 
-    def __init__(self, state: Mapping[Any, Any], cast: Cast | None = None) -> None:
+    def __init__(
+        self,
+        state: Mapping[Any, Any],
+        cast: Cast | None = None,
+        outline: Outline | None = None,
+    ) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
-        self._cast = cast or (lambda _, dtype: dtype)
-        ties: dict[tuple[Any, ...], str] = {}
-        metadata = {"format": "pt"}
         try:
-            tree = self._describe(state, "", ties)
-            if tree != ["dict", [[name, ["tensor", name]] for name in self.tensors]]:
-                metadata[TREE_KEY] = _dump(tree)
+            look = _Look(state)
+            if outline is not None and outline.facts == look.facts:
+                self.tensors = dict(zip(outline.dtypes, look.tensors, strict=True))
+                self.outline = outline
+            else:
+                self.outline = self._outlined(state, cast, look.facts)
         except RecursionError:
             raise InvalidInputError(
                 ErrorCode.BAD_STATE, "the state dict is nested too deeply: does it contain itself?"
             ) from None
-        layout = [
-            (name, _BY_DTYPE[self._dtype(name)], element_shape(tensor))
+        super().__init__(self.outline.raw_header, self.outline.header)
+
+    def _outlined(
+        self, state: Mapping[Any, Any], cast: Cast | None, facts: list[object]
+    ) -> Outline:
+        ties: dict[tuple[Any, ...], str] = {}
+        metadata = {"format": "pt"}
+        tree = self._describe(state, "", ties)
+        if tree != ["dict", [[name, ["tensor", name]] for name in self.tensors]]:
+            metadata[TREE_KEY] = dump(tree)
+        dtypes = {
+            name: cast(name, tensor.dtype) if cast else tensor.dtype
+            for name, tensor in self.tensors.items()
+        }
+        rows = [
+            (name, _BY_DTYPE[dtypes[name]], element_shape(tensor))
             for name, tensor in self.tensors.items()
         ]
-        raw_header = safetensors.build_header(layout, metadata)
+        raw_header = safetensors.build_header(rows, metadata)
         data_size = sum(
-            tensor.numel() * self._dtype(name).itemsize for name, tensor in self.tensors.items()
+            tensor.numel() * dtypes[name].itemsize for name, tensor in self.tensors.items()
         )
-        super().__init__(raw_header, safetensors.parse_header(raw_header, data_size))
-
-    @cached_property
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...], str]]:
-        """Of each tensor the dtype's code, the shape and the device."""
-        return {
+        header = safetensors.parse_header(raw_header, data_size)
+        layout = {
             info.name: (info.dtype.code, info.shape, str(self.tensors[info.name].device))
-            for info in self.header.tensors
+            for info in header.tensors
         }
+        return Outline(facts, raw_header, header, dtypes, layout)
+
+    @property
+    def layout(self) -> Layout:
+        """Of each tensor the dtype's code, the shape and the device."""
+        return self.outline.layout
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor in the dtype that it is written in; a copy only if that is not its own."""
         return self.tensors[name].detach().to(self._dtype(name))
 
     def _dtype(self, name: str) -> torch.dtype:
-        return self._cast(name, self.tensors[name].dtype)
+        return self.outline.dtypes[name]
 
     def _live(self, name: str) -> memoryview | None:
         tensor = self.tensors[name]
@@ -190,10 +280,10 @@ class StateFile(TensorFile):
         if isinstance(node, torch.Tensor):
             return ["tensor", self._name(node, path, ties)]
         if isinstance(node, dict) and all(type(key) in (str, int) for key in node):
-            items = [[k, self._describe(v, _join(path, k), ties)] for k, v in node.items()]
+            items = [[k, self._describe(v, join(path, k), ties)] for k, v in node.items()]
             return ["dict", items]
         if type(node) in (list, tuple):
-            items = [self._describe(v, _join(path, n), ties) for n, v in enumerate(node)]
+            items = [self._describe(v, join(path, n), ties) for n, v in enumerate(node)]
             return [type(node).__name__, items]
         if node is None or type(node) in (bool, int, float) or safetensors.is_text(node):
             return ["value", node]
@@ -219,25 +309,11 @@ class StateFile(TensorFile):
         return name
 
 
-def _dump(tree: list[Any]) -> str:
-    try:
-        return json.dumps(tree, separators=(",", ":"))
-    except ValueError as error:  # Python does not write integers of thousands of digits
-        raise InvalidInputError(
-            ErrorCode.BAD_STATE, f"the state dict holds a number that cannot be written: {error}"
-        ) from error
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
 def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Equal for tensors that are the same view of the same memory."""
     if tensor.numel() == 0:
         return (id(tensor),)
-    storage = tensor.untyped_storage()
-    where = (storage.data_ptr(), tensor.storage_offset(), str(tensor.device), _is_lazy(tensor))
+    where = tensor.data_ptr(), tensor.device, tensor.is_conj(), tensor.is_neg()
     return (*where, tensor.dtype, tensor.shape, tensor.stride())
 
 
@@ -335,88 +411,3 @@ def allocate(info: safetensors.TensorInfo) -> tuple[torch.Tensor, memoryview]:
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED, f"torch cannot make the tensor {info.name!r}: {error}"
         ) from error
-
-
-def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> State:
-    """The state dict whose tensors these are.
-
-    Args:
-        tensors: All tensors of a state file.
-        metadata: The file's metadata, which may hold a tree.
-
-    Raises:
-        InvalidInputError: The tree is malformed.
-    """
-    if TREE_KEY not in metadata:
-        return tensors
-    try:
-        state = _restore(json.loads(metadata[TREE_KEY]), tensors)
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise InvalidInputError(
-            ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: {error!r}"
-        ) from error
-    if not isinstance(state, dict):
-        raise InvalidInputError(ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is no dict")
-    return state
-
-
-def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The names of tensors that a file has under another one, and that one.
-
-    Args:
-        metadata: The file's metadata, which may hold a tree.
-
-    Raises:
-        InvalidInputError: The tree is malformed.
-    """
-    left = _FREE_PATHS + _PATH_RATIO * len(metadata.get(TREE_KEY, ""))
-    names: dict[str, str] = {}
-    for path, leaf in leaves(rebuild(_Names(), metadata)):
-        left -= len(path)  # of a long key with many leaves below it, each path is a long one
-        if left < 0:
-            raise InvalidInputError(
-                ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: its keys are too long"
-            )
-        if isinstance(leaf, _Name) and leaf != path:
-            names[path] = leaf
-    return names
-
-
-class _Name(str):
-    """The name of a tensor, where a tensor would be."""
-
-    __slots__ = ()
-
-
-class _Names(dict[str, Any]):
-    """Has a name for every name."""
-
-    def __missing__(self, name: str) -> _Name:
-        return _Name(name)
-
-
-def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """What nested dicts, lists and tuples hold in the end, by path: the name of a tensor there."""
-    if isinstance(state, Mapping):
-        items: Iterable[tuple[Any, Any]] = state.items()
-    elif type(state) in (list, tuple):
-        items = enumerate(state)
-    else:
-        yield path, state
-        return
-    for key, value in items:
-        yield from leaves(value, _join(path, key))
-
-
-def _restore(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    kind, content = node
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "value":
-        return content
-    if kind == "dict":
-        return {key: _restore(value, tensors) for key, value in content}
-    if kind in ("list", "tuple"):
-        items: Iterator[Any] = (_restore(value, tensors) for value in content)
-        return list(items) if kind == "list" else tuple(items)
-    raise ValueError(f"unknown node {kind!r}")

@@ -142,12 +142,8 @@ def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Itera
     """The chunks of a version that both stores may have, from where it is read faster."""
     for db in sorted((target, source), key=lambda db: db.store.capabilities.remote):
         with suppress(NotFoundError, IntegrityError):
-            yield from _distinct(db.snapshots.load(version))
+            yield from db.snapshots.load(version).chunks()
             return
-
-
-def _distinct(snapshot: Snapshot) -> dict[ChunkId, None]:
-    return dict.fromkeys(chunk for file in snapshot.files for chunk in file.chunks)
 
 
 def _lost(source: Database, chunk: ChunkId) -> IntegrityError:
@@ -217,7 +213,7 @@ class _Packs:
             IntegrityError: The source has no way to one of its chunks.
         """
         self._source.index.hint(table)
-        chunks = _distinct(snapshot)
+        chunks = snapshot.chunks()
         plan = _persist(self._source, lambda: self._bring(chunks))
         self._have |= plan.chunks
         return self._table(plan, chunks, table)
@@ -323,7 +319,7 @@ class _Frames:
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
         """See `_Packs.bring`."""
         self._source.index.hint(table)
-        chunks = [chunk for chunk in _distinct(snapshot) if chunk not in self._target.index]
+        chunks = [chunk for chunk in snapshot.chunks() if chunk not in self._target.index]
         self._source.index.prepare(chunks)
         writer = PackWriter(self._target)
         try:

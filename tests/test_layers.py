@@ -86,7 +86,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     # L2: what goes in and out, and the parts of an open store; of stores only what all can do
     "sources": VALUES | PLUMBING | {"format"},
-    "tensors": VALUES | PLUMBING | {"format", "sources"},
+    "trees": VALUES | {"format"},
+    "tensors": VALUES | PLUMBING | {"format", "sources", "trees"},
     "worktree": VALUES | PLUMBING | {"format", "sources"},
     "selection": VALUES | {"format", "sources"},
     "paths": {"ids", "format"},
@@ -113,7 +114,7 @@ ALLOWED: dict[str, set[str]] = {
     "advice": VALUES | {"sources", "weights"},
     "commit": BELOW_VERBS | {"advice", "packing", "chains", "relatives"},
     "checkout": BELOW_VERBS | {"contents", "saved", "worktree"},
-    "loading": BELOW_VERBS | {"tensors"},
+    "loading": BELOW_VERBS | {"tensors", "trees"},
     "diff": BELOW_VERBS,
     "repack": BELOW_VERBS | {"packing", "chains", "relatives"},
     "statistics": BELOW_VERBS,
@@ -128,7 +129,7 @@ ALLOWED: dict[str, set[str]] = {
         *("arguments", "displaced", "revisions", "stores.url"),
     },
     # L4: live tensors
-    "sync": BELOW_VERBS | {"arguments", "chains", "commit", "repository", "tensors"},
+    "sync": BELOW_VERBS | {"arguments", "chains", "commit", "repository", "tensors", "trees"},
     "": VALUES | VERBS | {"repository", "format", "sync"},  # the public names
     # L5: for people, hosts and tests
     "cli": VALUES | VERBS | {"", "repository", "format", "instrumentation"},

@@ -13,9 +13,10 @@ import torch
 
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format.safetensors import TREE_KEY
-from casweights.tensors import STATE_FILE, StateFile, tied_names
+from casweights.tensors import STATE_FILE, StateFile
 from casweights.testing.states import assert_same_state
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes
+from casweights.trees import tied_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -82,6 +82,10 @@ class Manifest:
         """Bytes of all files, as checked out."""
         return sum(file.size for file in self.files)
 
+    def chunks(self) -> dict[ChunkId, None]:
+        """The distinct chunks, in order of first appearance."""
+        return dict.fromkeys(chunk for file in self.files for chunk in file.chunks)
+
     def pieces(self) -> Iterator[tuple[ChunkId, Piece]]:
         """Every chunk of every file with its place in that file."""
         for file in self.files:

@@ -52,7 +52,7 @@ def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTabl
     numbers = {pack: n for n, pack in enumerate(table.packs)}
     fields: dict[str, Any] = {
         "packs": b"".join(table.packs),
-        "pack": [numbers[table.chunks[chunk]] for chunk in _distinct(snapshot)],
+        "pack": [numbers[table.chunks[chunk]] for chunk in snapshot.chunks()],
     }
     if table.places:
         fields["places"] = {numbers[pack]: place for pack, place in table.places.items()}
@@ -63,11 +63,6 @@ def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTabl
     packed = [compress_object(part, _LEVEL) for part in parts]
     sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
     return seal(Kind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))
-
-
-def _distinct(snapshot: Snapshot) -> dict[ChunkId, None]:
-    """Distinct chunks in order of first appearance."""
-    return dict.fromkeys(chunk for file in snapshot.files for chunk in file.chunks)
 
 
 class StoredSnapshot(NamedTuple):
@@ -133,7 +128,7 @@ def _decode_table(encoded: bytes, snapshot: Snapshot) -> PackTable:
     if min([*numbers, *places], default=0) < 0:
         raise ValueError("it has a negative number of a pack")
     packs = [PackId(joined[n : n + 32]) for n in range(0, len(joined), 32)]
-    chunks = {c: packs[n] for c, n in zip(_distinct(snapshot), numbers, strict=True)}
+    chunks = {c: packs[n] for c, n in zip(snapshot.chunks(), numbers, strict=True)}
     placed = {packs[n]: place for n, place in places.items()}
     return PackTable(packs, chunks, placed, table.get("shallow", False))
 

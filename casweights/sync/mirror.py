@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from casweights.buffers import copy, scratch, uninitialized
-from casweights.format.layout import Piece, grid
+from casweights.format.layout import Piece, file_pieces, grid, runs
 from casweights.sources import SourceFile
+from casweights.sync.batches import Batch, is_small
 from casweights.sync.changes import Change, find_change, take_back
 from casweights.sync.devices import device_changes, flat_patterns, host_patterns
 from casweights.tensors import STATE_FILE, StateFile, tensor_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.buffers import Pool
     from casweights.format.manifest import Snapshot
@@ -83,7 +86,13 @@ class Mirror:
         self.version: Snapshot | None = None
         self._put_off: Scan | None = None  # found, and part of no version yet
         self._claimed: Scan | None = None  # part of one that is not durable, or not known to be
-        for info in state.header.tensors:
+        self._grid: _Grid | None = None
+        self._batches = list(self._make_batches(state))
+        for batch in self._batches:
+            batch.stage(state)
+            batch.keep()
+        self._single = [info for info in state.header.tensors if info.name not in self._memory]
+        for info in self._single:
             live = state.tensor(info.name)
             self._memory[info.name] = _host_memory(info.nbytes, live)
             if live.device.type != "cpu":
@@ -95,6 +104,25 @@ class Mirror:
             pieces = self._pieces(info, tensor_bytes(live))
             for _ in workers.map(self._copy, pieces):
                 pass
+
+    def _make_batches(self, state: StateFile) -> Iterator[Batch]:
+        """Put small tensors side by side, at most a chunk's bytes of them."""
+        small = [info for info in state.header.tensors if is_small(info, state)]
+        size = min(self._chunk_size, sum(info.nbytes for info in small))
+        staging = uninitialized(size) if small else memoryview(b"")
+        for infos in _neighbours(small, size):
+            memory = uninitialized(sum(info.nbytes for info in infos))
+            rest = memory
+            for info in infos:
+                self._memory[info.name], rest = rest[: info.nbytes], rest[info.nbytes :]
+            live = [state.tensors[info.name] for info in infos]
+            yield Batch(infos, memory, live, staging)
+
+    def grid(self, file: KeptState) -> _Grid:
+        """The pieces of a state's file; they are cut once for all states with the same header."""
+        if self._grid is None or self._grid.header is not file.header:
+            self._grid = _Grid(file, self._chunk_size)
+        return self._grid
 
     def _pieces(self, info: TensorInfo, data: memoryview) -> Iterator[tuple[Piece, memoryview]]:
         for piece in grid(0, info.nbytes, info.dtype, self._chunk_size, info.name):
@@ -183,8 +211,14 @@ class Mirror:
         self.version, self._claimed = version, None
 
     def _changes(self, state: StateFile) -> Iterator[tuple[Piece, Change]]:
+        for batch in self._batches:
+            batch.stage(state)
+            for info, data in batch.changed():
+                for job in self._pieces(info, data):
+                    if found := self._host_change(job):
+                        yield found
         hosted = []
-        for info in state.header.tensors:
+        for info in self._single:
             if state.tensors[info.name].device.type == "cpu":
                 hosted.append(info)
             else:
@@ -194,9 +228,7 @@ class Mirror:
             for info in hosted
             for job in self._pieces(info, tensor_bytes(state.tensor(info.name)))
         )
-        for found in self._workers.map(self._host_change, jobs):
-            if found is not None:
-                yield found
+        yield from filter(None, self._workers.map(self._host_change, jobs))
 
     def _host_change(self, job: tuple[Piece, memoryview]) -> tuple[Piece, Change] | None:
         piece, data = job
@@ -234,19 +266,32 @@ class KeptState(SourceFile):
         self.raw_header, self.header, self.size = scan.raw_header, scan.header, scan.size
         self._mirror = mirror
         self._undo = scan.undo
-        self._ids: dict[Place, ChunkId] = {}
-        self._pieces: dict[ChunkId, Piece] = {}
-        before = mirror.version
-        for file in before.files if before else ():
-            if file.path == STATE_FILE and before:
-                for chunk, piece in file.pieces(before.config.chunk_size):
-                    self._ids[Place.of(piece)] = chunk
-                    self._pieces[chunk] = piece
+        self._grid = mirror.grid(self)
+        self._changed = sorted(self._grid.numbers[place] for place in scan.undo)
+        files = mirror.version.files if mirror.version else ()
+        self._ids = next((file.chunks for file in files if file.path == STATE_FILE), ())
+        self._pieces = dict(zip(self._ids, self._grid.pieces, strict=False))
 
-    def chunk_id(self, piece: Piece) -> ChunkId | None:
-        """See `SourceFile.chunk_id`."""
-        place = Place.of(piece)
-        return None if place in self._undo else self._ids.get(place)
+    def pieces(self, chunk_size: int) -> Iterator[Piece]:
+        """See `SourceFile.pieces`."""
+        return iter(self._grid.pieces)
+
+    def runs(self, chunk_size: int) -> Iterable[list[Piece]]:
+        """See `SourceFile.runs`."""
+        return self._grid.runs
+
+    def chunk_ids(self, run: Sequence[Piece]) -> list[ChunkId | None]:
+        """See `SourceFile.chunk_ids`."""
+        first = self._grid.numbers[Place.of(run[0])]
+        ids: list[ChunkId | None] = list(self._ids[first : first + len(run)])
+        begin, end = (bisect_left(self._changed, n) for n in (first, first + len(run)))
+        for number in self._changed[begin:end] if ids else ():
+            ids[number - first] = None
+        return ids or [None] * len(run)
+
+    def base(self, piece: Piece) -> ChunkId | None:
+        """See `SourceFile.base`."""
+        return self._ids[self._grid.numbers[Place.of(piece)]] if self._ids else None
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`; no bytes are copied."""
@@ -277,6 +322,41 @@ class KeptState(SourceFile):
         copy(out, self._mirror.chunk(piece))
         take_back(out, self._undo.get(Place.of(piece), ()))
         return True
+
+
+class _Grid:
+    """The pieces of a file.
+
+    Args:
+        file: A file with a header.
+        chunk_size: Bytes of a chunk.
+
+    Attributes:
+        header: The file's header.
+        pieces: All of them, in file order.
+        runs: The same, see `SourceFile.runs`.
+        numbers: The number of each in that order.
+    """
+
+    def __init__(self, file: KeptState, chunk_size: int) -> None:
+        self.header = file.header
+        self.pieces = list(file_pieces(file.size, file.header, chunk_size))
+        self.runs = list(runs(self.pieces, chunk_size))
+        self.numbers = {Place.of(piece): number for number, piece in enumerate(self.pieces)}
+
+
+def _neighbours(infos: Iterable[TensorInfo], limit: int) -> Iterator[list[TensorInfo]]:
+    """Group tensors of one dtype that follow each other, at most `limit` bytes of them."""
+    for _, alike in groupby(infos, lambda info: info.dtype.code):
+        group: list[TensorInfo] = []
+        left = limit
+        for info in alike:
+            if group and info.nbytes > left:
+                yield group
+                group, left = [], limit
+            group.append(info)
+            left -= info.nbytes
+        yield group
 
 
 def _scanned(state: StateFile, undo: dict[Place, list[Change]]) -> Scan:

@@ -22,7 +22,7 @@ from casweights.sync import exits
 from casweights.sync.mirror import KeptState, Mirror
 from casweights.sync.states import cast_policy, check_choice, state_of
 from casweights.sync.steps import Failure, Step
-from casweights.tensors import StateFile
+from casweights.tensors import Outline, StateFile
 
 if TYPE_CHECKING:
     import os
@@ -130,6 +130,7 @@ class Publisher(ProcessBound):
         self._written: Snapshot | None = None  # the head, once it was read or written here
         self._doubtful: Snapshot | None = None  # was written, and may have become the head
         self._mirror: Mirror | None = None
+        self._outline: Outline | None = None  # of the last state
         self._state = threading.Condition()  # guards what follows
         self._waiting: Step | None = None
         self._active: str | None = None  # the name of the step that is being written
@@ -176,7 +177,8 @@ class Publisher(ProcessBound):
                 will be part of the next one. This call has done nothing: repeat it.
             InvalidInputError: The source cannot be published.
         """
-        state = StateFile(state_of(source), self._cast)
+        state = StateFile(state_of(source), self._cast, self._outline)
+        self._outline = state.outline
         described = Step(
             number=step,
             message=message,

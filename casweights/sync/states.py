@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.tensors import Cast, check_tensor, leaves
+from casweights.tensors import Cast, check_tensor
+from casweights.trees import leaves
 
 
 def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
-from casweights.tensors import code_of, element_shape, identity, tied_names
+from casweights.tensors import code_of, element_shape, identity
+from casweights.trees import tied_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

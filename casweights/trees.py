@@ -1,0 +1,123 @@
+"""The trees of state dicts: how values and names of tensors are nested in one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.format.safetensors import TREE_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import torch
+
+_PATH_RATIO, _FREE_PATHS = 64, 1 << 20  # characters of paths: for each of a tree's own, and for any
+
+State = dict[str, Any]
+
+
+def dump(tree: list[Any]) -> str:
+    """A tree as it stands in a file's metadata.
+
+    Raises:
+        InvalidInputError: It holds a number that cannot be written.
+    """
+    try:
+        return json.dumps(tree, separators=(",", ":"))
+    except ValueError as error:  # Python does not write integers of thousands of digits
+        raise InvalidInputError(
+            ErrorCode.BAD_STATE, f"the state dict holds a number that cannot be written: {error}"
+        ) from error
+
+
+def join(path: str, key: object) -> str:
+    """The path of an item below a path."""
+    return f"{path}.{key}" if path else str(key)
+
+
+def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> State:
+    """The state dict whose tensors these are.
+
+    Args:
+        tensors: All tensors of a state file.
+        metadata: The file's metadata, which may hold a tree.
+
+    Raises:
+        InvalidInputError: The tree is malformed.
+    """
+    if TREE_KEY not in metadata:
+        return tensors
+    try:
+        state = _restore(json.loads(metadata[TREE_KEY]), tensors)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise InvalidInputError(
+            ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: {error!r}"
+        ) from error
+    if not isinstance(state, dict):
+        raise InvalidInputError(ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is no dict")
+    return state
+
+
+def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The names of tensors that a file has under another one, and that one.
+
+    Args:
+        metadata: The file's metadata, which may hold a tree.
+
+    Raises:
+        InvalidInputError: The tree is malformed.
+    """
+    left = _FREE_PATHS + _PATH_RATIO * len(metadata.get(TREE_KEY, ""))
+    names: dict[str, str] = {}
+    for path, leaf in leaves(rebuild(_Names(), metadata)):
+        left -= len(path)  # of a long key with many leaves below it, each path is a long one
+        if left < 0:
+            raise InvalidInputError(
+                ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: its keys are too long"
+            )
+        if isinstance(leaf, _Name) and leaf != path:
+            names[path] = leaf
+    return names
+
+
+class _Name(str):
+    """The name of a tensor, where a tensor would be."""
+
+    __slots__ = ()
+
+
+class _Names(dict[str, Any]):
+    """Has a name for every name."""
+
+    def __missing__(self, name: str) -> _Name:
+        return _Name(name)
+
+
+def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dicts, lists and tuples hold in the end, by path: the name of a tensor there."""
+    if isinstance(state, Mapping):
+        items: Iterable[tuple[Any, Any]] = state.items()
+    elif type(state) in (list, tuple):
+        items = enumerate(state)
+    else:
+        yield path, state
+        return
+    for key, value in items:
+        yield from leaves(value, join(path, key))
+
+
+def _restore(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    kind, content = node
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "value":
+        return content
+    if kind == "dict":
+        return {key: _restore(value, tensors) for key, value in content}
+    if kind in ("list", "tuple"):
+        items: Iterator[Any] = (_restore(value, tensors) for value in content)
+        return list(items) if kind == "list" else tuple(items)
+    raise ValueError(f"unknown node {kind!r}")
