@@ -332,8 +332,11 @@ def check_tensor(tensor: torch.Tensor, path: str) -> None:
     Raises:
         UnsupportedError: It names the tensor by its path.
     """
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else "quantized" if tensor.is_quantized else "sparse"
+    odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
+    if odd or tensor.is_meta:
+        kinds = {"meta": tensor.is_meta, "quantized": tensor.is_quantized}
+        kinds |= {"nested": tensor.is_nested, "sparse": True}
+        kind = next(kind for kind, holds in kinds.items() if holds)
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED, f"the tensor {path!r} is {kind}: commit a dense tensor instead"
         )

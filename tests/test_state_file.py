@@ -261,3 +261,11 @@ def test_a_long_key_above_many_tied_tensors_is_refused() -> None:
         tied_names(metadata)
     metadata = {TREE_KEY: json.dumps(["dict", [["k" * 10, ["dict", tied]]]])}
     assert len(tied_names(metadata)) == len(tied)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused_by_name(repo: Repository, layout: torch.layout) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    with pytest.raises(UnsupportedError, match="the tensor 'a' is nested"):
+        repo.commit({"a": nested})

@@ -12,6 +12,8 @@ from casweights.files import to_path
 
 try:
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 except ImportError as error:
     raise ImportError(
         "casweights.integrations.peft needs peft: pip install 'casweights[peft]'"
@@ -22,6 +24,8 @@ from casweights.integrations.transformers import checked_out, from_pretrained, o
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
+
+    import torch
 
     from casweights.format.manifest import Snapshot
     from casweights.integrations.transformers import Store
@@ -162,3 +166,54 @@ def _base(repository: Repository, snapshot: Snapshot) -> Snapshot:
             "adapter with commit_adapter",
         )
     return repository.snapshot(name)
+
+
+def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The state dict of a model whose adapters are merged, under the names of its base.
+
+    Publish it to replicas that know no adapters. Nothing is copied:
+
+        >>> model.merge_adapter()
+        >>> publisher.publish(merged_state(model))
+        >>> model.unmerge_adapter()
+
+    Args:
+        model: The model; its adapters are merged and still there.
+
+    Raises:
+        InvalidInputError: A layer has an adapter that is not merged, or two names become one.
+    """
+    base = model.get_base_model()
+    moved: dict[str, str] = {}  # beginnings of names, and what becomes of them
+    dropped: list[str] = []
+    for path, module in base.named_modules():
+        at = f"{path}." if path else ""
+        if isinstance(module, BaseTunerLayer):
+            if not getattr(module, "merged", False):
+                raise InvalidInputError(
+                    ErrorCode.BAD_ARGUMENT,
+                    f"the adapter of {path!r} is not merged: call model.merge_adapter() first",
+                )
+            moved[f"{at}base_layer."] = at
+            dropped += [f"{at}{name}." for name in module.adapter_layer_names]
+        elif isinstance(module, ModulesToSaveWrapper):
+            dropped += [f"{at}modules_to_save.{name}." for name in module.modules_to_save]
+            moved[f"{at}modules_to_save.{module.active_adapters[0]}."] = at
+            dropped.append(f"{at}original_module.")
+    return _renamed(base.state_dict(), moved, set(dropped) - moved.keys())
+
+
+def _renamed(
+    state: Mapping[str, torch.Tensor], moved: Mapping[str, str], dropped: set[str]
+) -> dict[str, torch.Tensor]:
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        beginnings = [name[: n + 1] for n, letter in enumerate(name) if letter == "."]
+        if not dropped.isdisjoint(beginnings):
+            continue
+        start = next((b for b in beginnings if b in moved), "")
+        short = moved.get(start, "") + name[len(start) :]
+        if short in plain:
+            raise InvalidInputError(ErrorCode.BAD_STATE, f"two tensors become {short!r}")
+        plain[short] = tensor
+    return plain

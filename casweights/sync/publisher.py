@@ -20,7 +20,7 @@ from casweights.repository import Repository, open_repository
 from casweights.sources import scan
 from casweights.sync import exits
 from casweights.sync.mirror import KeptState, Mirror
-from casweights.sync.states import cast_policy, check_choice, state_of
+from casweights.sync.states import cast_policy, check_choice, plain_state
 from casweights.sync.steps import Failure, Step
 from casweights.tensors import Outline, StateFile
 
@@ -165,7 +165,9 @@ class Publisher(ProcessBound):
 
         Args:
             source: A module or a state dict. Where names, shapes and dtypes are those of the last
-                call, only what changed is kept and hashed.
+                call, only what changed is kept and hashed. Names are published without what
+                ``torch.compile`` and data parallelism put in front of them: of a module that is so
+                wrapped or has such modules in it, and where all names of a state dict have it.
             step: A number for it, which goes into the version's metadata.
             message: Why this version is.
             metadata: JSON-like values to keep with it.
@@ -177,7 +179,7 @@ class Publisher(ProcessBound):
                 will be part of the next one. This call has done nothing: repeat it.
             InvalidInputError: The source cannot be published.
         """
-        state = StateFile(state_of(source), self._cast, self._outline)
+        state = StateFile(plain_state(source), self._cast, self._outline)
         self._outline = state.outline
         described = Step(
             number=step,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.sync.wrappers import plain_names
 from casweights.tensors import Cast, check_tensor
 from casweights.trees import leaves
 
@@ -27,6 +28,21 @@ def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT, f"pass a module or a state dict, not a {type(source).__name__}"
     )
+
+
+def plain_state(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with plain names, see `plain_names`.
+
+    Raises:
+        InvalidInputError: It is neither, or two names become one.
+    """
+    state = state_of(source)
+    if not all(isinstance(name, str) for name in state):
+        return state
+    names = plain_names(source, state)
+    if all(name == plain for name, plain in names.items()):
+        return state
+    return {names[name]: value for name, value in state.items()}
 
 
 def named_tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
+from casweights.sync.wrappers import common_prefix, plain_names
 from casweights.tensors import code_of, element_shape, identity
 from casweights.trees import tied_names
 
@@ -93,6 +94,7 @@ class Target:
         self._source: torch.nn.Module | Mapping[str, Any] | None = None
         self._live: dict[tuple[Any, ...], LiveTensor] = {}
         self._names: dict[tuple[Any, ...], list[str]] = {}
+        self._plain: dict[str, str] = {}  # the plain name for each name
 
     @property
     def tensors(self) -> list[LiveTensor]:
@@ -121,13 +123,15 @@ class Target:
         known = self._live
         live: dict[tuple[Any, ...], LiveTensor] = {}
         names: dict[tuple[Any, ...], list[str]] = {}
-        for name, tensor in named_tensors(state_of(source)).items():
+        tensors = named_tensors(state_of(source))
+        plain = plain_names(source, tensors)
+        for name, tensor in tensors.items():
             check_writable(tensor, name)
             key = identity(tensor) if tensor.numel() else (name, tensor.dtype, tensor.shape)
             live[key] = known.get(key) or LiveTensor(tensor, self._chunk_size)
             names.setdefault(key, []).append(name)
         same = live.keys() == known.keys() and names == self._names
-        self._source, self._live, self._names = source, live, names
+        self._source, self._live, self._names, self._plain = source, live, names, plain
         for one in live.values():
             if one.was_touched():
                 one.forget()
@@ -178,12 +182,12 @@ class Target:
         ties: dict[str, str] = {}
         for file in weights.files.values():
             ties |= tied_names(file.header.metadata) if file.header else {}
+        name_of = self._finder(ties | {name: name for name in stored})
         found: list[Fit] = []
         missing, different, used = [], [], set()
         for key, live in self._live.items():
-            names = [self._key_map(name) for name in self._names[key]]
-            known = list(dict.fromkeys(ties.get(name, name) for name in names))
-            known = [name for name in known if name in stored]
+            found_names = map(name_of, self._names[key])
+            known = list(dict.fromkeys(name for name in found_names if name in stored))
             used.update(known)
             if not known:
                 missing.append(self._names[key][0])
@@ -195,6 +199,26 @@ class Target:
         extra = [name for name in stored if name not in used]
         _check_fit(different, missing if self._strict else [], extra if self._strict else [])
         return found
+
+    def _finder(self, known: Mapping[str, str]) -> Callable[[str], str | None]:
+        """From a name in the target to that of the same tensor in a version.
+
+        Args:
+            known: The version's names, and for each the one that the tensor is stored under.
+        """
+        prefix = common_prefix(known)
+        plain = {name.removeprefix(prefix): stored for name, stored in known.items()}
+        mapped = {name: self._key_map(name) for name in self._plain}
+        dropped = common_prefix(mapped.values())
+
+        def find(name: str) -> str | None:
+            short = self._key_map(self._plain[name])
+            for wanted in (mapped[name], short, mapped[name].removeprefix(dropped)):
+                if (stored := known.get(wanted, plain.get(wanted))) is not None:
+                    return stored
+            return None
+
+        return find
 
 
 def _difference(tensor: torch.Tensor, names: list[str], stored: Mapping[str, Weight]) -> str | None:

@@ -14,7 +14,7 @@ from casweights.stores.memory import MemoryStore
 
 peft = pytest.importorskip("peft")
 
-from casweights.integrations.peft import commit_adapter, load_adapter  # noqa: E402
+from casweights.integrations.peft import commit_adapter, load_adapter, merged_state  # noqa: E402
 from casweights.integrations.transformers import CasweightsCallback, from_pretrained  # noqa: E402
 from tests.integrations.tiny import llama, same_weights, trainer  # noqa: E402
 
@@ -161,3 +161,31 @@ def test_a_model_that_is_there_is_not_loaded_with_arguments(
     assert load_adapter(repo, "lora", dtype=torch.bfloat16).base_model.dtype == torch.bfloat16
     with pytest.raises(InvalidInputError, match="dtype"):
         load_adapter(repo, "lora", llama(), dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("saved", [None, ["lm_head"]])
+def test_a_merged_model_is_published_under_the_names_of_its_base(
+    repo: Repository, saved: list[str] | None
+) -> None:
+    names = llama().state_dict().keys()
+    config = peft.LoraConfig(
+        r=2,
+        target_modules=["q_proj", "embed_tokens"],
+        modules_to_save=saved,
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    model = peft.get_peft_model(llama(), config)
+    with pytest.raises(InvalidInputError, match="is not merged: call"):
+        merged_state(model)
+    model.merge_adapter()
+    state = merged_state(model)
+    assert state.keys() == names
+    with casweights.Publisher(repo) as publisher:
+        publisher.publish(state)
+    with casweights.Subscriber(repo) as subscriber:
+        replica = llama()
+        subscriber.sync(replica)
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        assert torch.equal(replica.eval()(ids).logits, model.eval()(ids).logits)

@@ -1,0 +1,131 @@
+"""What wrappers put in front of names does not come between a trainer and its replicas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch import nn
+
+from casweights import ErrorCode, InvalidInputError, Publisher, Subscriber
+from casweights.stores.memory import MemoryStore
+from casweights.testing.states import assert_same_state
+from tests.sync.states import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Of torch itself, where it imports its compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)))
+
+
+def inner(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+    def wrapped(model: nn.Module) -> nn.Module:
+        assert isinstance(model, nn.Sequential)
+        model[1] = wrap(model[1])
+        return model
+
+    return wrapped
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    wrapper = torch.compile(model)
+    assert isinstance(wrapper, nn.Module)
+    return wrapper
+
+
+WRAPS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": lambda model: model,
+    "compiled": compiled,
+    "parallel": nn.DataParallel,
+    "both": lambda model: compiled(nn.DataParallel(model)),
+    "compiled layer": inner(compiled),
+    "parallel layer": inner(nn.DataParallel),
+}
+
+
+@pytest.mark.parametrize("source", WRAPS)
+def test_a_wrapped_model_is_published_under_its_plain_names(source: str) -> None:
+    with open_store(MemoryStore()) as store:
+        with Publisher(store) as publisher:
+            publisher.publish(WRAPS[source](net()))
+        assert_same_state(store.load("main"), dict(net().state_dict()))
+
+
+@pytest.mark.parametrize("target", WRAPS)
+@pytest.mark.parametrize("source", ["plain", "both", "compiled layer"])
+def test_wrappers_of_both_sides_need_not_be_the_same(source: str, target: str) -> None:
+    model = net(seed=1)
+    live = WRAPS[target](model)
+    plain = net(seed=1)
+    with open_store(MemoryStore()) as store:
+        with Publisher(store) as publisher:
+            publisher.publish(WRAPS[source](net()))
+        with Subscriber(store) as subscriber:
+            subscriber.sync(live)
+    plain.load_state_dict(net().state_dict())
+    values = [tensor.clone() for tensor in live.state_dict().values()]
+    assert all(map(torch.equal, values, plain.state_dict().values()))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
+def test_names_that_all_have_the_prefix_lose_it(prefix: str) -> None:
+    state = {prefix + name: torch.ones(2) for name in ("a", "b.module.c")}
+    live = {name: torch.zeros(2) for name in ("a", "b.module.c")}
+    with open_store(MemoryStore()) as store:
+        store.commit(state)
+        assert store.load("main").keys() == state.keys()  # a commit renames nothing
+        with Subscriber(store) as subscriber:
+            subscriber.sync(live)
+            subscriber.sync({prefix + name: torch.zeros(2) for name in live})
+        with Publisher(store) as publisher:
+            publisher.publish(state)
+        assert_same_state(store.load("main"), {name: torch.ones(2) for name in live})
+    assert_same_state(live, {name: torch.ones(2) for name in live})
+
+
+def test_names_of_which_some_lack_the_prefix_keep_it() -> None:
+    state = {"module.a": torch.ones(2), "b": torch.ones(2)}
+    with open_store(MemoryStore()) as store:
+        with Publisher(store) as publisher:
+            publisher.publish(state)
+        assert_same_state(store.load("main"), state)
+        with Subscriber(store) as subscriber, pytest.raises(InvalidInputError) as caught:
+            subscriber.sync({"a": torch.ones(2), "b": torch.ones(2)})
+        assert caught.value.code is ErrorCode.TARGET_MISMATCH
+
+
+def test_a_key_map_may_name_the_version_s_tensors_with_or_without_the_prefix() -> None:
+    with open_store(MemoryStore()) as store:
+        store.commit({"module.a": torch.ones(2)})
+        for name in ("a", "module.a"):
+            live = {"x": torch.zeros(2)}
+            with Subscriber(store, key_map={"x": name}) as subscriber:
+                subscriber.sync(live)
+            assert_same_state(live, {"x": torch.ones(2)})
+
+
+class Clashing(nn.Module):
+    """Has a layer beside another one that is wrapped, under the name that the latter then has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.DataParallel(nn.ParameterDict({"w": torch.ones(2)}))
+        self.layer.register_buffer("w", torch.ones(2))
+
+
+def test_two_names_that_become_one_are_refused() -> None:
+    with open_store(MemoryStore()) as store:
+        with Publisher(store) as publisher, pytest.raises(InvalidInputError) as caught:
+            publisher.publish(Clashing())
+        assert caught.value.code is ErrorCode.BAD_STATE
+        assert "'layer.w' and 'layer.module.w'" in str(caught.value)
+        store.commit({"layer.w": torch.ones(2)})
+        with Subscriber(store) as subscriber, pytest.raises(InvalidInputError, match="are one"):
+            subscriber.sync(Clashing())
