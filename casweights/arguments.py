@@ -11,6 +11,7 @@ from casweights.config import Compression
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.files import to_path
 from casweights.sources import scan
+from casweights.trees import ExtraState, without_extra_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,12 +28,14 @@ def to_sources(
     source: str | os.PathLike[str] | Mapping[Any, Any],
     exclude: Sequence[str],
     opaque: Sequence[str],
+    extra_state: ExtraState = "keep",
 ) -> list[SourceFile]:
     """The files to commit, at least one."""
     if isinstance(source, Mapping):
         from casweights.tensors import StateFile
 
-        return [StateFile(source)]
+        check_choice("extra_state", extra_state, get_args(ExtraState))
+        return [StateFile(without_extra_state(source) if extra_state == "drop" else source)]
     if isinstance(source, str | os.PathLike):
         files = scan(to_path(source), exclude=to_list(exclude), opaque=to_list(opaque))
         if not files:
@@ -45,6 +48,14 @@ def to_sources(
         f"cannot commit a {type(source).__name__}: pass a path or a state dict (of a module: "
         "module.state_dict())",
     )
+
+
+def check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
+    """Refuse an argument that is none of these."""
+    if given not in choices:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"{name}={given!r}: choose one of {', '.join(choices)}"
+        )
 
 
 def check_compression(compression: Compression) -> Compression:

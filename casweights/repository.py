@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from casweights.loading import LazyTensor
     from casweights.repack import RepackStats
     from casweights.statistics import StoreStats
+    from casweights.trees import ExtraState
     from casweights.verification import Verification
 
     Ref = str | SnapshotId | Snapshot
@@ -138,6 +139,7 @@ class Repository(ProcessBound):
         compression: Compression = "auto",
         exclude: Sequence[str] = DEFAULT_EXCLUDE,
         opaque: Sequence[str] = (),
+        extra_state: ExtraState = "keep",
         time: datetime | None = None,
     ) -> Snapshot:
         """Store a version and move a branch to it.
@@ -147,8 +149,8 @@ class Repository(ProcessBound):
         repeating it writes nothing twice.
 
         Args:
-            source: A directory, a file, or a state dict (tensors, numbers and strings in nested
-                dicts, lists and tuples). Tensors that are written to meanwhile are stored with
+            source: A directory, a file, or a state dict (tensors, numpy values, numbers, strings,
+                bytes and ``BytesIO`` in nested dicts, lists and tuples). Tensors that are written to meanwhile are stored with
                 old and new values mixed.
             branch: The branch to move; made if there is none.
             parent: Where a new branch begins; by default it begins with this version.
@@ -159,6 +161,8 @@ class Repository(ProcessBound):
                 it, ``"small"`` spares no effort.
             exclude: Patterns of files and folders to leave out.
             opaque: Patterns of files to store as plain bytes, unparsed.
+            extra_state: Whether what modules return from ``get_extra_state`` is stored with a
+                state dict (as tensors, numpy values, bytes and ``BytesIO`` are) or left out.
             time: When the version was made, with a time zone; by default now.
 
         Raises:
@@ -188,7 +192,7 @@ class Repository(ProcessBound):
         )
         return commit(
             self._db,
-            to_sources(source, exclude, opaque),
+            to_sources(source, exclude, opaque, extra_state),
             description,
             branch=branch,
             head=head,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from casweights.buffers import copy, uninitialized
@@ -17,7 +19,7 @@ from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import TREE_KEY
 from casweights.parallel import Recent
 from casweights.sources import SourceFile
-from casweights.trees import dump, join
+from casweights.trees import ARRAY, BYTES, SCALAR, STREAM, dump, join
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -170,6 +172,8 @@ class _Look:
             self.facts.append(float.hex(node))  # type: ignore[arg-type]
         elif node is None or kind in (bool, int, str):
             self.facts.append((kind, node))
+        elif (carried := as_tensor(node)) is not None:
+            self.facts += (carried[0], self._tensor(carried[1]))
         else:
             self.facts.append(object())  # equal to nothing: what this is has to be looked at again
 
@@ -191,8 +195,8 @@ class StateFile(TensorFile):
     tensors are described by a tree in the file's metadata.
 
     Args:
-        state: Dicts (with str or int keys), lists and tuples of tensors, None, bool, int, float
-            and str, nested in any way.
+        state: Dicts (with str or int keys), lists and tuples of tensors, numpy arrays and scalars,
+            None, bool, int, float, str, bytes and BytesIO, nested in any way.
         cast: The dtype to write a tensor in, from its name and its own dtype; by default its own.
         outline: That of another state dict with the same `cast`, which saves making it again if
             this one's is equal.
@@ -287,11 +291,13 @@ class StateFile(TensorFile):
             return [type(node).__name__, items]
         if node is None or type(node) in (bool, int, float) or safetensors.is_text(node):
             return ["value", node]
+        if (carried := as_tensor(node)) is not None:
+            return [carried[0], self._name(carried[1], path, ties)]
         raise InvalidInputError(
             ErrorCode.BAD_STATE,
             f"the state dict holds a {type(node).__name__} at {path or 'its top'!r}: it takes "
-            "tensors, None, bool, int, float and str in dicts (with str or int keys), lists and "
-            "tuples",
+            "tensors, numpy arrays and scalars of their dtypes, None, bool, int, float, str, bytes "
+            "and BytesIO in dicts (with str or int keys), lists and tuples",
         )
 
     def _name(self, tensor: torch.Tensor, path: str, ties: dict[tuple[Any, ...], str]) -> str:
@@ -307,6 +313,28 @@ class StateFile(TensorFile):
         ties[same] = name
         self.tensors[name] = tensor
         return name
+
+
+def as_tensor(value: object) -> tuple[str, torch.Tensor] | None:
+    """A tensor with the content of a numpy array or scalar, of bytes or a BytesIO; and its kind.
+
+    Returns:
+        None for anything else, and for arrays of dtypes that torch does not have.
+    """
+    if isinstance(value, bytes | io.BytesIO):
+        data = bytearray(value if isinstance(value, bytes) else value.getvalue())
+        kind = BYTES if isinstance(value, bytes) else STREAM
+        return kind, torch.from_numpy(np.frombuffer(data, np.uint8))
+    if type(value) is not np.ndarray and not isinstance(value, np.generic):
+        return None
+    array = np.asarray(value)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()  # which torch cannot share
+    try:
+        kind = SCALAR if isinstance(value, np.generic) else ARRAY
+        return kind, torch.from_numpy(array)
+    except TypeError:
+        return None
 
 
 def identity(tensor: torch.Tensor) -> tuple[Any, ...]:

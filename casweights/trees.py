@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.format.safetensors import TREE_KEY
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 _PATH_RATIO, _FREE_PATHS = 64, 1 << 20  # characters of paths: for each of a tree's own, and for any
 
+# What a tensor of the file stands for, if not for a tensor.
+ARRAY, SCALAR, BYTES, STREAM = CARRIED = ("array", "scalar", "bytes", "stream")
+
+_EXTRA_STATE = "_extra_state"  # the last part of a name
+
 State = dict[str, Any]
+ExtraState = Literal["keep", "drop"]
 
 
 def dump(tree: list[Any]) -> str:
@@ -83,8 +90,26 @@ def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
     return names
 
 
+def carried_names(metadata: Mapping[str, str]) -> set[str]:
+    """The names of tensors that are no tensors in the state dict: arrays, numbers and bytes.
+
+    Raises:
+        InvalidInputError: The tree is malformed.
+    """
+    if TREE_KEY not in metadata:
+        return set()
+    found = leaves(rebuild(_Names(), metadata))
+    return {str(leaf) for _, leaf in found if isinstance(leaf, _Carried)}
+
+
 class _Name(str):
     """The name of a tensor, where a tensor would be."""
+
+    __slots__ = ()
+
+
+class _Carried(str):
+    """The name of a tensor, where something else would be that is made of it."""
 
     __slots__ = ()
 
@@ -109,10 +134,25 @@ def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(value, join(path, key))
 
 
+def without_extra_state(state: Any) -> Any:
+    """The same without what modules return from ``get_extra_state``, wherever it is."""
+    if isinstance(state, dict):
+        return {
+            key: without_extra_state(value)
+            for key, value in state.items()
+            if not (isinstance(key, str) and key.rpartition(".")[2] == _EXTRA_STATE)
+        }
+    if type(state) in (list, tuple):
+        return type(state)(map(without_extra_state, state))
+    return state
+
+
 def _restore(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     kind, content = node
     if kind == "tensor":
         return tensors[content]
+    if kind in CARRIED:
+        return _made(kind, tensors[content])
     if kind == "value":
         return content
     if kind == "dict":
@@ -121,3 +161,17 @@ def _restore(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         items: Iterator[Any] = (_restore(value, tensors) for value in content)
         return list(items) if kind == "list" else tuple(items)
     raise ValueError(f"unknown node {kind!r}")
+
+
+def _made(kind: str, tensor: torch.Tensor | _Name) -> Any:
+    """What a tensor stands for."""
+    if isinstance(tensor, str):
+        return _Carried(tensor)
+    array = tensor.numpy()
+    if kind == ARRAY:
+        return array
+    if kind == SCALAR and array.ndim == 0:
+        return array[()]
+    if kind in (BYTES, STREAM) and array.ndim == 1 and array.itemsize == 1:
+        return array.tobytes() if kind == BYTES else io.BytesIO(array.tobytes())
+    raise ValueError(f"a {kind} cannot be made of {array.dtype} {list(array.shape)}")

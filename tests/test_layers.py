@@ -122,11 +122,11 @@ ALLOWED: dict[str, set[str]] = {
     "transfer": BELOW_VERBS | {"packing"},
     "push": BELOW_VERBS | {"transfer", "revisions"},
     "parts": BELOW_VERBS | {"commit"},
-    "arguments": VALUES | {"files", "sources", "tensors"},
+    "arguments": VALUES | {"files", "sources", "tensors", "trees"},
     "repository": {
         *BELOW_VERBS,
         *VERBS,
-        *("arguments", "displaced", "revisions", "stores.url"),
+        *("arguments", "displaced", "revisions", "stores.url", "trees"),
     },
     # L4: live tensors
     "sync": BELOW_VERBS | {"arguments", "chains", "commit", "repository", "tensors", "trees"},

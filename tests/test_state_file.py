@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from casweights.format.safetensors import TREE_KEY
 from casweights.tensors import STATE_FILE, StateFile
 from casweights.testing.states import assert_same_state
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes
-from casweights.trees import tied_names
+from casweights.trees import rebuild, tied_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -188,7 +189,9 @@ def test_what_was_loaded_can_be_changed(repo: Repository) -> None:
 @pytest.mark.parametrize(
     ("state", "where"),
     [
-        ({"a": {"b": b"bytes"}}, "bytes at 'a.b'"),
+        ({"a": {"b": np.array(["text"])}}, "ndarray at 'a.b'"),
+        ({"a": np.datetime64("2026-01-01")}, "datetime64 at 'a'"),
+        ({"a": np.ma.masked_array([1], [True])}, "MaskedArray at 'a'"),
         ({"a": [object()]}, "object at 'a.0'"),
         ({"a": {1, 2}}, "set at 'a'"),
         ({"a": torch.float32}, "dtype at 'a'"),
@@ -269,3 +272,54 @@ def test_nested_tensors_are_refused_by_name(repo: Repository, layout: torch.layo
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
     with pytest.raises(UnsupportedError, match="the tensor 'a' is nested"):
         repo.commit({"a": nested})
+
+
+ARRAYS = [
+    np.arange(6, dtype=np.int16).reshape(2, 3),
+    np.arange(6.0)[::-2],
+    np.array(5, np.uint8),
+    np.zeros((0, 3), np.float16),
+    np.frombuffer(b"read only", np.uint8),
+    np.array([True, False]),
+    np.array([0x7FC00001, 0xFF800001], np.uint32).view(np.float32),
+]
+SCALARS = [np.float64(1e-3), np.int64(-3), np.bool_(True), np.float32("nan"), np.complex64(1j)]
+
+
+@pytest.mark.parametrize("value", [*ARRAYS, *SCALARS], ids=repr)
+def test_numpy_values_come_back_as_they_are(repo: Repository, value: Any) -> None:
+    loaded = repo.load(repo.commit({"a": [value], "w": torch.ones(1)}))
+    (found,) = loaded["a"]
+    assert type(found) is type(value)
+    assert (found.dtype, found.shape) == (value.dtype, value.shape)
+    assert found.tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytes(range(256))])
+def test_bytes_come_back_as_they_are(repo: Repository, data: bytes) -> None:
+    stream = io.BytesIO(data)
+    stream.seek(0, io.SEEK_END)
+    loaded = repo.load(repo.commit({"a._extra_state": data, "b._extra_state": stream}))
+    assert loaded["a._extra_state"] == data
+    assert type(loaded["a._extra_state"]) is bytes
+    assert isinstance(loaded["b._extra_state"], io.BytesIO)
+    assert loaded["b._extra_state"].read() == data
+
+
+@pytest.mark.parametrize("node", [["scalar", "w"], ["bytes", "m"], ["stream", "m"], ["array", "h"]])
+def test_a_tree_that_makes_no_sense_of_a_tensor_is_refused(node: list[str]) -> None:
+    tensors = {"w": torch.ones(2), "m": torch.ones(2, 2), "h": torch.ones(1, dtype=torch.bfloat16)}
+    with pytest.raises(InvalidInputError, match="malformed"):
+        rebuild(tensors, {TREE_KEY: json.dumps(["dict", [["a", node]]])})
+
+
+def test_extra_state_is_left_out_where_the_caller_says_so(repo: Repository) -> None:
+    layer = {"w": torch.ones(2), "_extra_state": io.BytesIO(b"x"), "b._extra_state": object()}
+    repo.commit({"model": layer, "all": [layer]}, extra_state="drop")
+    kept = {"w": torch.ones(2)}
+    loaded = repo.load("main")
+    assert loaded.keys() == {"model", "all"}
+    assert_same_state(loaded["model"], kept)
+    assert_same_state(loaded["all"], [kept])
+    with pytest.raises(InvalidInputError, match="choose one of keep, drop"):
+        repo.commit(layer, extra_state="all")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from casweights.arguments import check_compression
+from casweights.arguments import check_choice, check_compression
 from casweights.commit import Description, EncodedVersion, encode_version, repeated, write_version
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
@@ -20,9 +20,10 @@ from casweights.repository import Repository, open_repository
 from casweights.sources import scan
 from casweights.sync import exits
 from casweights.sync.mirror import KeptState, Mirror
-from casweights.sync.states import cast_policy, check_choice, plain_state
+from casweights.sync.states import cast_policy, plain_state
 from casweights.sync.steps import Failure, Step
 from casweights.tensors import Outline, StateFile
+from casweights.trees import ExtraState, without_extra_state
 
 if TYPE_CHECKING:
     import os
@@ -82,6 +83,7 @@ class Publisher(ProcessBound):
         extra: A directory whose other files (configuration, tokenizer) go with every version.
         author: Who makes the versions.
         compression: How chunks without a base are stored, see `Repository.commit`.
+        extra_state: Whether what modules return from ``get_extra_state`` is published or left out.
         exit_timeout: Seconds that the end of the program waits for versions to become durable.
         reporter: Receives `Reporter.published`; by default that of the store.
 
@@ -107,11 +109,13 @@ class Publisher(ProcessBound):
         extra: str | os.PathLike[str] | None = None,
         author: str = "",
         compression: Compression = "auto",
+        extra_state: ExtraState = "keep",
         exit_timeout: float = _EXIT_TIMEOUT,
         reporter: Reporter | None = None,
     ) -> None:
         check_choice("base", base, get_args(Base))
         check_choice("policy", policy, get_args(Policy))
+        check_choice("extra_state", extra_state, get_args(ExtraState))
         if not exit_timeout >= 0:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT, f"exit_timeout={exit_timeout}: give seconds, from 0 on"
@@ -120,6 +124,7 @@ class Publisher(ProcessBound):
         self._compression = check_compression(compression)
         self._base, self._policy, self._author = base, policy, author
         self._cast = cast_policy(cast or {})
+        self._extra_state = extra_state
         self._extra = None if extra is None else to_path(extra)
         self._branch = branch
         self._owns_store = not isinstance(store, Repository)
@@ -179,7 +184,10 @@ class Publisher(ProcessBound):
                 will be part of the next one. This call has done nothing: repeat it.
             InvalidInputError: The source cannot be published.
         """
-        state = StateFile(plain_state(source), self._cast, self._outline)
+        given = plain_state(source)
+        if self._extra_state == "drop":
+            given = without_extra_state(given)
+        state = StateFile(given, self._cast, self._outline)
         self._outline = state.outline
         described = Step(
             number=step,

@@ -58,14 +58,6 @@ def named_tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     return found
 
 
-def check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
-    """Refuse an argument that is none of these."""
-    if given not in choices:
-        raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, f"{name}={given!r}: choose one of {', '.join(choices)}"
-        )
-
-
 def cast_policy(patterns: Mapping[str, torch.dtype]) -> Cast:
     """The dtypes to publish in, see `Publisher`."""
     for pattern, dtype in patterns.items():

@@ -8,7 +8,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from casweights.arguments import to_list
+from casweights.arguments import check_choice, to_list
 from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
 from casweights.errors import (
     ClosedError,
@@ -24,7 +24,6 @@ from casweights.repository import Repository, open_repository
 from casweights.sync.apply import TornError, apply
 from casweights.sync.fetch import Fetcher
 from casweights.sync.patches import to_patches, whole_tensors
-from casweights.sync.states import check_choice
 from casweights.sync.target import Target
 from casweights.weights import Weights
 

@@ -11,7 +11,7 @@ from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
 from casweights.sync.wrappers import common_prefix, plain_names
 from casweights.tensors import code_of, element_shape, identity
-from casweights.trees import tied_names
+from casweights.trees import carried_names, tied_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -180,8 +180,10 @@ class Target:
         weights = self._weights_of(version)
         stored = weights.tensors
         ties: dict[str, str] = {}
+        carried: set[str] = set()
         for file in weights.files.values():
             ties |= tied_names(file.header.metadata) if file.header else {}
+            carried |= carried_names(file.header.metadata) if file.header else set()
         name_of = self._finder(ties | {name: name for name in stored})
         found: list[Fit] = []
         missing, different, used = [], [], set()
@@ -196,7 +198,7 @@ class Target:
             if problem:
                 different.append(problem)
             found.append(Fit(live, known[0], stored[known[0]].chunks))
-        extra = [name for name in stored if name not in used]
+        extra = [name for name in stored if name not in used and name not in carried]
         _check_fit(different, missing if self._strict else [], extra if self._strict else [])
         return found
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from casweights import ErrorCode, InvalidInputError, Subscriber
+from casweights import ErrorCode, InvalidInputError, Publisher, Subscriber
 from tests.histories import ELEMENTS, step, weights
 from tests.sync.models import Tied, bits, replica
 
@@ -236,3 +238,34 @@ def test_a_version_without_tensors(repo: Repository, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     repo.commit(tmp_path)
     assert "the version lacks 'a', 'b', 'c'" in str(refusal(repo, replica(OLD)))
+
+
+class Scaled(torch.nn.Module):
+    """Keeps what it knows beside its weights, as transformer engines do."""
+
+    def __init__(self, extra: Any) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        self.extra = extra
+
+    def get_extra_state(self) -> Any:
+        return self.extra
+
+    def set_extra_state(self, state: Any) -> None:
+        self.extra = state
+
+
+@pytest.mark.parametrize("kept", ["keep", "drop"])
+@pytest.mark.parametrize(
+    "extra",
+    [b"fp8", b"", io.BytesIO(b"fp8"), np.float64(3), np.ones(2), None, 5],
+    ids=lambda extra: type(extra).__name__,
+)
+def test_extra_state_does_not_come_between_modules(repo: Repository, extra: Any, kept: Any) -> None:
+    source, target = Scaled(extra), Scaled(extra)
+    with Publisher(repo, extra_state=kept) as publisher:
+        publisher.publish(source)
+    assert ("_extra_state" in repo.load("main")) == (kept == "keep")
+    with Subscriber(repo) as subscriber:
+        subscriber.sync(target)
+    assert torch.equal(source.layer.weight, target.layer.weight)
