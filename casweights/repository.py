@@ -150,8 +150,8 @@ class Repository(ProcessBound):
 
         Args:
             source: A directory, a file, or a state dict (tensors, numpy values, numbers, strings,
-                bytes and ``BytesIO`` in nested dicts, lists and tuples). Tensors that are written to meanwhile are stored with
-                old and new values mixed.
+                bytes and ``BytesIO`` in nested dicts, lists and tuples). Tensors that are written
+                to meanwhile are stored with old and new values mixed.
             branch: The branch to move; made if there is none.
             parent: Where a new branch begins; by default it begins with this version.
             message: Why this version is.

@@ -23,6 +23,7 @@ from casweights.errors import (
     StoreError,
     UnsupportedError,
 )
+from casweights.integrations._names import key_mapping
 from casweights.integrations._runs import is_from_run, name_run, trainer_state
 from casweights.repository import Repository, open_repository
 from casweights.sources import matches
@@ -328,6 +329,7 @@ def from_pretrained(
             snapshot = _with_weights(snapshot, to_list(include))
         if not weightless and _reads_safetensors(kwargs):
             Weights(repository.database).check(snapshot, subfolder, kwargs.get("variant"))
+            kwargs = key_mapping(snapshot, subfolder) | kwargs
         folder = stack.enter_context(
             checked_out(repository, snapshot, directory, subfolder=subfolder, skip=skip)
         )

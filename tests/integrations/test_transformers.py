@@ -441,3 +441,15 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
         exec(example, names)
     assert names["path"] == str(tmp_path / "run" / "checkpoint-2")
     assert isinstance(names["adapted"], peft.PeftModel)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "_orig_mod.module."])
+def test_a_checkpoint_of_a_wrapped_model_loads_under_its_plain_names(
+    repo: Repository, tmp_path: Path, prefix: str
+) -> None:
+    model = llama()
+    model.save_pretrained(tmp_path / "model")
+    wrapped = {prefix + name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_file(wrapped, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    repo.commit(tmp_path / "model")
+    assert same_weights(from_pretrained(repo), model)
