@@ -22,6 +22,7 @@ from casweights.integrations._loaders import holds
 from casweights.loading import LazyTensor
 from casweights.repository import open_repository
 from casweights.sync.subscriber import Subscriber
+from casweights.sync.wrappers import common_prefix
 from casweights.tensors import allocate
 from casweights.weights import Weights
 
@@ -310,13 +311,17 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Names and tensors of the version's weights, one at a time.
 
+        What wrappers put in front of all names is left out.
+
         Raises:
             InvalidInputError: It is not clear which files the weights are in.
         """
         with open_repository(self._url) as store:
             weights = Weights(store.database, self._include).of(self._find(store))
+            prefix = common_prefix(weights.tensors)
             for name, weight in weights.tensors.items():
-                yield name, LazyTensor(store.database, weight.info, weight.chunks).load()
+                plain = name.removeprefix(prefix)
+                yield plain, LazyTensor(store.database, weight.info, weight.chunks).load()
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         """Load them into a model.

@@ -390,6 +390,15 @@ def test_a_cold_start(adapter: Any, path: str, repo: Repository) -> None:
         assert equal(dict(model.state_dict()), served(checkpoint(step)))
 
 
+def test_a_cold_start_from_names_of_a_compiled_model(
+    adapter: Any, path: str, repo: Repository
+) -> None:
+    repo.commit({f"_orig_mod.{name}": tensor for name, tensor in checkpoint(0).items()})
+    model = Model()
+    loader(adapter, store=path, ref="main").load_weights(model, PLAIN)
+    assert equal(dict(model.state_dict()), served(checkpoint(0)))
+
+
 def strays(directory: Path) -> None:
     """What vLLM leaves alone beside a sharded checkpoint, under names that sort last."""
     wrong = checkpoint(7)
