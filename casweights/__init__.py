@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.loading import LazyTensor
+    from casweights.opening import open_repository as open
     from casweights.repository import Repository
-    from casweights.repository import open_repository as open
     from casweights.sync.publisher import Publisher
     from casweights.sync.subscriber import Subscriber
 
@@ -61,7 +61,7 @@ _HOMES = {
     "Subscriber": "sync.subscriber",
     "UnsupportedError": "errors",
     "WrongProcessError": "errors",
-    "open": "repository",
+    "open": "opening",
 }
 
 __all__ = [

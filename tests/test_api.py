@@ -44,7 +44,7 @@ def test_names_that_are_not_public() -> None:
 def test_star_import() -> None:
     code = "from casweights import *; print(Repository.__name__, open.__module__, NotFoundError)"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert run.stdout.split()[:2] == ["Repository", "casweights.repository"]
+    assert run.stdout.split()[:2] == ["Repository", "casweights.opening"]
 
 
 def test_every_method_is_documented() -> None:

@@ -126,16 +126,24 @@ ALLOWED: dict[str, set[str]] = {
     "repository": {
         *BELOW_VERBS,
         *VERBS,
-        *("arguments", "displaced", "revisions", "stores.url", "trees"),
+        *("arguments", "displaced", "revisions", "trees"),
     },
+    "opening": VALUES | {"database", "parallel", "repository", "stores.base", "stores.url"},
     # L4: live tensors
-    "sync": BELOW_VERBS | {"arguments", "chains", "commit", "repository", "tensors", "trees"},
-    "": VALUES | VERBS | {"repository", "format", "sync"},  # the public names
+    "sync": {
+        *BELOW_VERBS,
+        *("arguments", "chains", "commit", "opening", "repository", "tensors", "trees"),
+    },
+    "": VALUES | VERBS | {"opening", "repository", "format", "sync"},  # the public names
     # L5: for people, hosts and tests
-    "cli": VALUES | VERBS | {"", "repository", "format", "instrumentation"},
+    "cli": VALUES | VERBS | {"", "opening", "repository", "format", "instrumentation"},
     "__main__": {"cli"},
     "instrumentation": {"events"},
-    "integrations": BELOW_VERBS | VERBS | {"arguments", "parts", "repository", "sync", "tensors"},
+    "integrations": {
+        *BELOW_VERBS,
+        *VERBS,
+        *("arguments", "opening", "parts", "repository", "sync", "tensors"),
+    },
     "testing": VALUES | {"format", "stores.base", "stores.wrapper", "stores.memory"},
 }
 

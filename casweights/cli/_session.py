@@ -76,7 +76,7 @@ def open_store(
     Raises:
         InvalidInputError: The environment wants no size.
     """
-    from casweights.repository import open_repository
+    from casweights.opening import open_repository
 
     wanted = os.environ.get(CACHE_VARIABLE) or str(RemoteOptions().disk_cache)
     if not re.fullmatch(r"[0-9]{1,18}", wanted):

@@ -25,7 +25,8 @@ from casweights.errors import (
 )
 from casweights.integrations._names import key_mapping
 from casweights.integrations._runs import is_from_run, name_run, trainer_state
-from casweights.repository import Repository, open_repository
+from casweights.opening import open_repository
+from casweights.repository import Repository
 from casweights.sources import matches
 from casweights.weights import Weights, is_index, single_file
 

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from casweights.config import DEFAULT_BRANCH
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
-from casweights.repository import Repository, open_repository
+from casweights.opening import open_repository
+from casweights.repository import Repository
 from casweights.sync.publisher import Publisher
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, Stale
 from casweights.ids import SnapshotId
 from casweights.integrations._loaders import holds
 from casweights.loading import LazyTensor
-from casweights.repository import open_repository
+from casweights.opening import open_repository
 from casweights.sync.subscriber import Subscriber
 from casweights.sync.wrappers import common_prefix
 from casweights.tensors import allocate

@@ -15,8 +15,9 @@ from casweights.commit import Description, EncodedVersion, encode_version, repea
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
 from casweights.files import to_path
+from casweights.opening import open_repository
 from casweights.process import ProcessBound, check_open
-from casweights.repository import Repository, open_repository
+from casweights.repository import Repository
 from casweights.sources import scan
 from casweights.sync import exits
 from casweights.sync.mirror import KeptState, Mirror

@@ -19,8 +19,9 @@ from casweights.errors import (
 )
 from casweights.events import PollStats, SyncStats
 from casweights.ids import SnapshotId
+from casweights.opening import open_repository
 from casweights.process import ProcessBound, is_closed
-from casweights.repository import Repository, open_repository
+from casweights.repository import Repository
 from casweights.sync.apply import TornError, apply
 from casweights.sync.fetch import Fetcher
 from casweights.sync.patches import to_patches, whole_tensors

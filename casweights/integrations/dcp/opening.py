@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from casweights.opening import open_repository
 from casweights.process import belongs_here
-from casweights.repository import Repository, open_repository
+from casweights.repository import Repository
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
