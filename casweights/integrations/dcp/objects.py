@@ -29,7 +29,9 @@ _TYPES = re.compile(r"b1|[iu][1248]|f2|f4|f8|f16|c8|c16|c32|[SU][0-9]{1,9}|O8")
 _OBJECTS = "O8"
 _MOST_NAMES = 5  # in a message
 
-_lock = threading.Lock()  # what torch takes for safe is one set for the whole process
+# What torch takes for safe is one set for the whole process: while a check adds stand-ins to it, no
+# other one may ask.
+_lock = threading.RLock()
 
 
 class _Type:
@@ -139,10 +141,10 @@ def check_saved(name: str, blob: io.BytesIO) -> None:
 
 def _refusal(blob: io.BytesIO) -> Exception | None:
     """Why it is not safe to load; None if it is."""
-    error = _try(blob)
-    if error is None or _SAFE.keys().isdisjoint(_unsafe(blob)):
-        return error
     with _lock:
+        error = _try(blob)
+        if error is None or _SAFE.keys().isdisjoint(_unsafe(blob)):
+            return error
         known = {_name(entry) for entry in get_safe_globals()}
         ours: list[Any] = [(value, name) for name, value in _SAFE.items() if name not in known]
         with safe_globals(ours):
@@ -164,7 +166,8 @@ def _unsafe(blob: io.BytesIO) -> list[str]:
     """The names in it that torch does not take for safe; none if it is no pickle of torch's."""
     blob.seek(0)
     try:
-        return sorted(get_unsafe_globals_in_checkpoint(blob))
+        with _lock:
+            return sorted(get_unsafe_globals_in_checkpoint(blob))
     except Exception:
         return []
     finally:
