@@ -190,7 +190,7 @@ def test_stats_and_events(objects: CountingStore, tmp_path: Path) -> None:
     assert stats.packs == len(packs(objects)) == 1
     listener.events.clear()
     write_tree({"extra": b"x"}, tmp_path / "out")
-    repo.checkout(snapshot, tmp_path / "out", delete=True)
+    repo.checkout(snapshot, tmp_path / "out", delete=True, overwrite=True)
     assert [value for _, value in listener.events[:2]] == [total, total]
     done = listener.events[2][1]
     assert (done.files, done.written_files, done.deleted_files) == (2, 2, 1)

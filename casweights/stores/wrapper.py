@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from casweights.stores.base import ObjectStore
@@ -40,8 +41,14 @@ class WrapperStore(ObjectStore):
         self.inner.share()
 
     def probe(self) -> Capabilities:
-        """See `ObjectStore.probe`."""
-        self.capabilities = self.inner.probe()
+        """See `ObjectStore.probe`. What a wrapper has changed of the capabilities stays."""
+        said, found = self.inner.capabilities, self.inner.probe()
+        learnt = {
+            field.name: getattr(found, field.name)
+            for field in fields(found)
+            if getattr(found, field.name) != getattr(said, field.name)
+        }
+        self.capabilities = replace(self.capabilities, **learnt)
         return self.capabilities
 
     def require(self, name: str) -> None:

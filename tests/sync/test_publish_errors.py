@@ -69,7 +69,7 @@ class Run:
         """Let the next such call fail; where it has landed, the look at the branch as well."""
         self.objects.fail(method, prefix, after=after)
         if landed:
-            self.objects.fail("list", "refs/heads/")
+            self.objects.fail("list", "refs/heads/main/")
 
     def failed(self, call: Callable[[], object]) -> None:
         """An error comes out, once."""
