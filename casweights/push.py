@@ -197,5 +197,8 @@ def _make_move(target: Database, name: str, move: _Move) -> bool:
     if move.due and name.startswith(_TAGS):
         target.refs.create_tag(name.removeprefix(_TAGS), move.tip)
     elif move.due:
-        target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip)
+        branch = name.removeprefix(_HEADS)
+        if move.head is None:
+            target.refs.check_new_branch(branch)  # beside those that were made meanwhile
+        target.refs.advance(branch, move.head, move.tip)
     return move.due

@@ -84,7 +84,7 @@ class Refs:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
             if to_move:
-                self._check_new(log, branch)
+                self.check_new_branch(branch)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
@@ -184,6 +184,14 @@ class Refs:
         with suppress(StoreError):  # it is shown until it is dropped
             self.drop_displaced(snapshot)
 
+    def check_new_branch(self, branch: str) -> None:
+        """Check that a branch can be made, in this store and in those that it is copied to.
+
+        Raises:
+            InvalidInputError: Some directory cannot hold it beside the other branches.
+        """
+        names.check_new_ref_name(branch, self._heads.all())
+
     def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
         """Where a branch is now, if that is this version."""
         head = self.head(branch, to_move=True)
@@ -201,10 +209,6 @@ class Refs:
         """Whether there was an error when this object made the tag."""
         return names.TAGS + tag in self._doubts
 
-    def _check_new(self, log: RefLog, ref: str) -> None:
-        """Check that a branch or tag can be made, in this store and in those it is copied to."""
-        names.check_new_ref_name(ref, log.all())
-
     def _append(
         self,
         log: RefLog,
@@ -215,8 +219,6 @@ class Refs:
         move: bytes | None = None,
     ) -> tuple[bool, list[Move]]:
         """Make a move; see `RefLog.append`. An error after it was made is none."""
-        if after == 0:
-            self._check_new(log, ref)
         key = log.kind + ref
         try:
             made = log.append(ref, after, before, snapshot, move)
@@ -304,11 +306,11 @@ class Refs:
         """
         there = self._settled_tag(tag)
         if there is None:
+            names.check_new_ref_name(tag, self._tags.all())
             if self._append(self._tags, tag, 0, None, snapshot)[0]:
                 return
-            there = self._settled_tag(
-                tag
-            )  # None if it was deleted since, or a listing does not show it yet
+            # None if it was deleted since, or a listing does not show it yet.
+            there = self._settled_tag(tag)
         if there != snapshot:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,

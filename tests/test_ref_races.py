@@ -235,7 +235,7 @@ class TestTags:
         late.step()  # there is none yet
         while first.at_work:
             first.step()
-        for _ in range(3):  # puts its own, lists both, deletes its own
+        for _ in range(4):  # lists all names, puts its own, lists both, deletes its own
             late.step()
         world.lags = (len(world.names()) * MAX_LAG,)
         late.step()
