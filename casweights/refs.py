@@ -258,6 +258,8 @@ class Refs:
             if self.store.probe().exclusive_create:  # what is put twice is durable, too
                 self.store.put(last.name, [encode_move(snapshot)])
         except Exception as again:
+            if isinstance(error, NotFoundError):  # the store has gone, and refused the move
+                raise error from None
             code = error.code if isinstance(error, StoreError) else ErrorCode.IO_FAILED
             unknown = StoreError(
                 code,

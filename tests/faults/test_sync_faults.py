@@ -468,11 +468,11 @@ def test_every_write_of_a_publisher_fails_once(
             store.unused = [Fault(method="put", call=call, after=after)]
             failures = [failure_of(partial(publish_one, publisher, step)) for step in range(4)]
             failed = [step for step, failure in enumerate(failures) if failure is not None]
-            assert [failures[step] for step in failed] == [ErrorCode.NO_SPACE]
+            landed = after and call % 3 == 0  # the move of the branch: then there is no failure
+            assert [failures[step] for step in failed] == [ErrorCode.NO_SPACE] * (not landed)
             assert store.unused == []
             log = [step_of(version) for version in repo.log()]
-            lost = [] if after and call % 3 == 0 else failed
-            assert log == [step for step in (3, 2, 1, 0) if step not in lost]
+            assert log == [step for step in (3, 2, 1, 0) if step not in failed]
             for version in repo.log():
                 assert digest(repo.load(version)) == digest_of(step_of(version))
             assert repo.verify().problems == ()
