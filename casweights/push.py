@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.format import names
+from casweights.parallel import Once
 from casweights.refs import no_ref
 from casweights.revisions import is_full_id, resolve
 from casweights.transfer import check_configs, transfer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.events import TransferStats
+    from casweights.format.names import RefNames
     from casweights.ids import SnapshotId
     from casweights.refs import Head
 
@@ -114,9 +116,10 @@ def _send(
     check_configs(source, target)
     refused: list[ConflictError | InvalidInputError] = []
     moves: dict[str, _Move] = {}
+    there = _Names(Once(target.refs.branch_names), Once(target.refs.tag_names))
     for name, tip in refs.items():
         try:
-            moves[name] = _find_move(source, target, name, tip, force=force)
+            moves[name] = _find_move(source, target, name, tip, there, force=force)
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
     wanted = dict.fromkeys([*tips, *(move.tip for move in moves.values())])
@@ -124,7 +127,7 @@ def _send(
     moved: NamedTips = {}
     for name, move in moves.items():
         try:
-            if _make_move(target, name, move):
+            if _make_move(target, name, move, there):
                 moved[name] = move.tip
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
@@ -151,8 +154,21 @@ class _Move(NamedTuple):
     due: bool = True
 
 
+class _Names(NamedTuple):
+    """The names that the target has, listed once for all that come."""
+
+    branches: Once[RefNames]
+    tags: Once[RefNames]
+
+
 def _find_move(
-    source: Database, target: Database, name: str, tip: SnapshotId, *, force: bool
+    source: Database,
+    target: Database,
+    name: str,
+    tip: SnapshotId,
+    there: _Names,
+    *,
+    force: bool,
 ) -> _Move:
     """What becomes of a branch or tag in the target.
 
@@ -162,11 +178,12 @@ def _find_move(
     if name.startswith(_TAGS):
         tag = name.removeprefix(_TAGS)
         if target.refs.tag(tag) is None:
+            there.tags().add(tag)
             return _Move(tip)
         target.refs.create_tag(tag, tip)  # which refuses if it points elsewhere
         return _Move(tip, due=False)
     branch = name.removeprefix(_HEADS)
-    head = target.refs.head(branch, to_move=True)
+    head = target.refs.head(branch, to_move=True, beside=there.branches())
     if head is None or head.snapshot == tip:
         return _Move(tip, head, due=head is None)
     if force or head.snapshot in _ancestry(source, tip):
@@ -192,13 +209,10 @@ def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
             pending += parents
 
 
-def _make_move(target: Database, name: str, move: _Move) -> bool:
+def _make_move(target: Database, name: str, move: _Move, there: _Names) -> bool:
     """Move a branch or tag, if that is due; returns whether it was."""
     if move.due and name.startswith(_TAGS):
-        target.refs.create_tag(name.removeprefix(_TAGS), move.tip)
+        target.refs.create_tag(name.removeprefix(_TAGS), move.tip, beside=there.tags())
     elif move.due:
-        branch = name.removeprefix(_HEADS)
-        if move.head is None:
-            target.refs.check_new_branch(branch)  # beside those that were made meanwhile
-        target.refs.advance(branch, move.head, move.tip)
+        target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip)
     return move.due

@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casweights import reflog
 from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreError
 from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.parallel import Threads
-from casweights.reflog import RefLog, beside, encode_move, latest, parse_move
+from casweights.reflog import RefLog, encode_move, latest, parse_move
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,13 +67,17 @@ class Refs:
         self._tags = RefLog(store, names.TAGS)
         self._moved: dict[str, list[Head]] = {}  # by this one: the last, and those to tell of
 
-    def head(self, branch: str, *, to_move: bool = False) -> Head | None:
+    def head(
+        self, branch: str, *, to_move: bool = False, beside: names.RefNames | None = None
+    ) -> Head | None:
         """Where a branch is now; None if there is no such branch.
 
         Args:
             branch: The branch.
             to_move: For callers who will move it: wait until no writers compete for it, and make
                 sure that the last move from here still counts.
+            beside: With `to_move`, the names of the branches, if they have been listed already. A
+                new one is added to them.
 
         Raises:
             ConflictError: With `to_move`, the last move from here was displaced. It is told once.
@@ -84,7 +89,7 @@ class Refs:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
             if to_move:
-                self.check_new_branch(branch)
+                (beside or self.branch_names()).add(branch)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
@@ -135,7 +140,7 @@ class Refs:
 
     def _displaced_here(self, branch: str, moves: Sequence[Move]) -> list[Head]:
         """Which moves from here do not count any more, and nobody was told."""
-        gone = {(move.position, move.snapshot) for move in beside(moves)}
+        gone = {(move.position, move.snapshot) for move in reflog.beside(moves)}
         return [
             head for head in self._moved.get(branch, ()) if (head.position, head.snapshot) in gone
         ]
@@ -156,7 +161,7 @@ class Refs:
         """
         found: dict[str, list[Displaced]] = {}
         for branch, moves in self._heads.all().items():
-            for move in beside(moves):
+            for move in reflog.beside(moves):
                 snapshot = self._heads.snapshot(move)
                 if snapshot is not None:
                     found.setdefault(branch, []).append(Displaced(snapshot, move.before))
@@ -173,7 +178,7 @@ class Refs:
         dropped = [
             move
             for moves in listed.values()
-            for move in beside(moves)
+            for move in reflog.beside(moves)
             if log.snapshot(move) == snapshot
         ]
         log.remove(dropped)
@@ -184,13 +189,13 @@ class Refs:
         with suppress(StoreError):  # it is shown until it is dropped
             self.drop_displaced(snapshot)
 
-    def check_new_branch(self, branch: str) -> None:
-        """Check that a branch can be made, in this store and in those that it is copied to.
+    def branch_names(self) -> names.RefNames:
+        """The names of all branches."""
+        return names.RefNames(self._heads.all())
 
-        Raises:
-            InvalidInputError: Some directory cannot hold it beside the other branches.
-        """
-        names.check_new_ref_name(branch, self._heads.all())
+    def tag_names(self) -> names.RefNames:
+        """The names of all tags."""
+        return names.RefNames(self._tags.all())
 
     def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
         """Where a branch is now, if that is this version."""
@@ -299,8 +304,15 @@ class Refs:
             tag = threads.submit(self.tag, name)
             return self.head(name), tag.result()
 
-    def create_tag(self, tag: str, snapshot: SnapshotId) -> None:
+    def create_tag(
+        self, tag: str, snapshot: SnapshotId, *, beside: names.RefNames | None = None
+    ) -> None:
         """Make a tag.
+
+        Args:
+            tag: The tag.
+            snapshot: Where it points.
+            beside: The names of the tags, if they have been listed already.
 
         Raises:
             ConflictError: A tag of this name points elsewhere.
@@ -308,7 +320,7 @@ class Refs:
         """
         there = self._settled_tag(tag)
         if there is None:
-            names.check_new_ref_name(tag, self._tags.all())
+            (beside or self.tag_names()).add(tag)
             if self._append(self._tags, tag, 0, None, snapshot)[0]:
                 return
             # None if it was deleted since, or a listing does not show it yet.

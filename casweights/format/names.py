@@ -85,28 +85,36 @@ def check_ref_name(name: str) -> str:
     return name
 
 
-def check_new_ref_name(name: str, others: Iterable[str]) -> None:
-    """Check that every directory can hold a new branch or tag beside those that are there.
+class RefNames:
+    """The names of a store's branches, or of its tags, beside which new ones must fit."""
 
-    Args:
-        name: The branch or tag.
-        others: The other branches, or the other tags.
+    def __init__(self, names: Iterable[str]) -> None:
+        self._folders: dict[str, tuple[str, str]] = {}  # in lower case; as they are, and whose
+        for name in names:
+            self._add(name)
 
-    Raises:
-        InvalidInputError: Windows cannot hold the name, or some disks take it, or a folder in it,
-            for another one's that differs in case.
-    """
-    for part in check_ref_name(name).split("/"):
-        problem = part_problem(part)
-        if part.lower().endswith(REF_SUFFIX):
-            problem = f"ends in {REF_SUFFIX}"
-        if problem:
-            raise _bad_new(name, f"some systems cannot hold it: {part!r} {problem}")
-    folders = {folder.lower(): folder for folder in _folders(name)}
-    for other in others:
-        for folder in _folders(other):
-            if folders.get(folder.lower(), folder) != folder:
+    def _add(self, name: str) -> None:
+        for folder in _folders(name):
+            self._folders.setdefault(folder.lower(), (folder, name))
+
+    def add(self, name: str) -> None:
+        """Add a new name, if every directory can hold it beside those that are there.
+
+        Raises:
+            InvalidInputError: Windows cannot hold the name, or some disks take it, or a folder in
+                it, for another one's that differs in case.
+        """
+        for part in check_ref_name(name).split("/"):
+            problem = part_problem(part)
+            if part.lower().endswith(REF_SUFFIX):
+                problem = f"ends in {REF_SUFFIX}"
+            if problem:
+                raise _bad_new(name, f"some systems cannot hold it: {part!r} {problem}")
+        for folder in _folders(name):
+            there, other = self._folders.get(folder.lower(), (folder, ""))
+            if there != folder:
                 raise _bad_new(name, f"some disks cannot tell it from {other!r}, which is there")
+        self._add(name)
 
 
 def _folders(name: str) -> Iterator[str]:

@@ -80,13 +80,13 @@ def test_refs_that_differ_in_case_alone_are_not_made_beside_each_other(
 ) -> None:
     for one, two in ((name, other), (other, name)):
         with pytest.raises(InvalidInputError, match="cannot tell it from") as caught:
-            names.check_new_ref_name(one, ["unlike", two])
+            names.RefNames(["unlike", two]).add(one)
         assert caught.value.code is ErrorCode.BAD_NAME
         assert two in caught.value.message
 
 
 def test_refs_that_every_disk_can_tell_apart_are_made() -> None:
-    names.check_new_ref_name("a/b", ["a", "a/b/c", "a/c", "b/A", "ab", "a/b"])
+    names.RefNames(["a", "a/b/c", "a/c", "b/A", "ab", "a/b"]).add("a/b")
 
 
 @pytest.mark.parametrize("part", ["CON", "aux", "nul.v1", "Com1", "v1.", "main.REF"])
@@ -94,9 +94,9 @@ def test_refs_that_windows_cannot_hold_can_be_read_but_not_made(part: str) -> No
     for name in (part, f"x/{part}", f"{part}/x"):
         names.check_ref_name(name)
         with pytest.raises(InvalidInputError, match="cannot hold it"):
-            names.check_new_ref_name(name, [])
+            names.RefNames([]).add(name)
 
 
 def test_refs_that_resemble_devices_are_made() -> None:
     for name in ("console", "com", "com10", "v1.0", "nul-1", "aux_"):
-        names.check_new_ref_name(name, [])
+        names.RefNames([]).add(name)

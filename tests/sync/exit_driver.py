@@ -127,6 +127,8 @@ def end_without_a_wait(root: Path) -> None:
 
 def end_by_an_interrupt(root: Path) -> None:
     """It comes when the main thread has ended, and others are waited for."""
+    # Python ignores it where its parent did, as a shell's background jobs do.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Interrupting(LocalStore):
         def put(self, name: str, parts: Sequence[Buffer]) -> bool:
