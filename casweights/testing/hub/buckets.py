@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
-from casweights.testing.hub.clock import timestamp
+from casweights.testing.hub.clock import Clock, timestamp
 from casweights.testing.hub.messages import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casweights.testing.hub.cas import Cas
-    from casweights.testing.hub.clock import Clock
     from casweights.testing.hub.journal import Event, Journal
 
 _REMEMBERED_CHANGES = 100_000
