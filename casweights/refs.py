@@ -14,11 +14,13 @@ from casweights.parallel import Threads
 from casweights.reflog import RefLog, encode_move, latest, parse_move
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from casweights.ids import SnapshotId
     from casweights.reflog import Move
     from casweights.stores.base import ObjectInfo, ObjectStore
+
+    Listed = Callable[[], names.RefNames]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Refs:
         self._moved: dict[str, list[Head]] = {}  # by this one: the last, and those to tell of
 
     def head(
-        self, branch: str, *, to_move: bool = False, beside: names.RefNames | None = None
+        self, branch: str, *, to_move: bool = False, beside: Listed | None = None
     ) -> Head | None:
         """Where a branch is now; None if there is no such branch.
 
@@ -76,8 +78,8 @@ class Refs:
             branch: The branch.
             to_move: For callers who will move it: wait until no writers compete for it, and make
                 sure that the last move from here still counts.
-            beside: With `to_move`, the names of the branches, if they have been listed already. A
-                new one is added to them.
+            beside: With `to_move`, gives the names of the branches where they are listed once for
+                several. A new one is added to them.
 
         Raises:
             ConflictError: With `to_move`, the last move from here was displaced. It is told once.
@@ -89,7 +91,7 @@ class Refs:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
             if to_move:
-                (beside or self.branch_names()).add(branch)
+                (beside or self.branch_names)().add(branch)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
@@ -304,15 +306,13 @@ class Refs:
             tag = threads.submit(self.tag, name)
             return self.head(name), tag.result()
 
-    def create_tag(
-        self, tag: str, snapshot: SnapshotId, *, beside: names.RefNames | None = None
-    ) -> None:
+    def create_tag(self, tag: str, snapshot: SnapshotId, *, beside: Listed | None = None) -> None:
         """Make a tag.
 
         Args:
             tag: The tag.
             snapshot: Where it points.
-            beside: The names of the tags, if they have been listed already.
+            beside: Gives the names of the tags where they are listed once for several.
 
         Raises:
             ConflictError: A tag of this name points elsewhere.
@@ -320,7 +320,7 @@ class Refs:
         """
         there = self._settled_tag(tag)
         if there is None:
-            (beside or self.tag_names()).add(tag)
+            (beside or self.tag_names)().add(tag)
             if self._append(self._tags, tag, 0, None, snapshot)[0]:
                 return
             # None if it was deleted since, or a listing does not show it yet.
