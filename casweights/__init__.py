@@ -36,8 +36,7 @@ if TYPE_CHECKING:
     from casweights.repository import Repository
     from casweights.sync.publisher import Publisher
     from casweights.sync.subscriber import Subscriber
-
-__version__ = "0.1.0.dev0"
+    from casweights.version import __version__
 
 _HOMES = {
     "CasweightsError": "errors",
@@ -61,6 +60,7 @@ _HOMES = {
     "Subscriber": "sync.subscriber",
     "UnsupportedError": "errors",
     "WrongProcessError": "errors",
+    "__version__": "version",
     "open": "opening",
 }
 

@@ -6,10 +6,12 @@ import mmap
 import threading
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _ALIGNMENT = 64  # bytes; torch's own
 _HUGE = 2 << 20  # from here on, memory comes straight from the system, in huge pages

@@ -19,7 +19,7 @@ from casweights.paths import MAX_LINKS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.index import ChunkIndex

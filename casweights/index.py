@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.config import KiB, MiB
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
-from casweights.format.envelope import PREFIX_SIZE, Kind, corrupt, prefix
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, corrupt, prefix
 from casweights.format.fields import parse_id
 from casweights.format.pack import (
     TRAILER_SIZE,
@@ -446,7 +446,7 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
     """
     pack = parse_id(PackId, names.PACKS, info.name)
     start, index, begin = _read_index(store, info)
-    first_bytes = prefix(Kind.PACK)
+    first_bytes = prefix(ObjectKind.PACK)
     if not trusting or pack_id(first_bytes, index) != pack:
         first_bytes = begin or store.get(info.name, 0, PREFIX_SIZE)
     frames = parse_index(first_bytes, index, start, pack, info.name)

@@ -7,13 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.config import PACK_FRAMES, PACK_TARGET
-from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.pack import Frame, SealedPack, build_index
 from casweights.parallel import Background
 
 if TYPE_CHECKING:
+    from casweights.buffers import Buffer
     from casweights.database import Database
-    from casweights.format.hashing import Buffer
     from casweights.ids import ChunkId
 
 _PUTS_IN_FLIGHT = 4  # keeps a disk busy; each holds a pack in memory
@@ -66,7 +66,7 @@ class PackWriter:
 
     def _start_pack(self) -> None:
         self._frames: list[Frame] = []
-        self._parts: list[Buffer] = [prefix(Kind.PACK)]
+        self._parts: list[Buffer] = [prefix(ObjectKind.PACK)]
         self._size = PREFIX_SIZE
 
     @property

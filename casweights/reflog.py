@@ -28,7 +28,7 @@ from casweights.errors import (
     StoreError,
 )
 from casweights.format import names
-from casweights.format.envelope import Kind, corrupt, seal, unseal
+from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
 
@@ -91,7 +91,7 @@ def encode_move(snapshot: SnapshotId) -> bytes:
     """The object for a move to a version, made now."""
     microseconds = int(datetime.now(UTC).timestamp() * 1e6)
     payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
-    return seal(Kind.REF, payload)
+    return seal(ObjectKind.REF, payload)
 
 
 class RefLog:
@@ -146,7 +146,7 @@ class RefLog:
         Raises:
             IntegrityError: The object is damaged.
         """
-        payload = unseal(Kind.REF, self._store.read(move.name, _MAX_REF), move.name)
+        payload = unseal(ObjectKind.REF, self._store.read(move.name, _MAX_REF), move.name)
         try:
             data = Unpacker(payload)
             table = data.fields(

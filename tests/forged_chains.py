@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.format.codecs import Encoding
-from casweights.format.elements import Kind as Elements
-from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.kernels import dense_encode, sparse_encode
+from casweights.format.kinds import ElementKind
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
@@ -53,7 +53,7 @@ def whole(raw: bytes) -> Link:
 
 
 def difference(raw: bytes, base: bytes) -> Link:
-    return Link(raw, Encoding.SPARSE, sparse_encode(base, raw, Elements.PLAIN_8), base)
+    return Link(raw, Encoding.SPARSE, sparse_encode(base, raw, ElementKind.PLAIN_8), base)
 
 
 def chain(links: int) -> list[Link]:
@@ -74,7 +74,7 @@ def add_pack(store: ObjectStore, links: Sequence[Link]) -> PackId:
         frames.append(Frame(*frame, base_id))
         offset += len(payload)
     pack, ending = build_index(frames)
-    store.put(pack_name(pack), [prefix(Kind.PACK), *(link.payload for link in links), ending])
+    store.put(pack_name(pack), [prefix(ObjectKind.PACK), *(link.payload for link in links), ending])
     return pack
 
 
@@ -98,7 +98,7 @@ def add_version(store: ObjectStore, raw: bytes, packs: Sequence[PackId]) -> Snap
 A, B, C = chunk(1), chunk(2), chunk(3)
 LONGER, SHORTER = chunk(4, len(A) + 100), chunk(4, len(A) - 100)
 SPARSE = difference(B, A).payload
-DENSE = dense_encode(A, B, Elements.PLAIN_8)
+DENSE = dense_encode(A, B, ElementKind.PLAIN_8)
 HUGE = b"\xff" * 8 + b"\x7f"  # 2^63 - 1, as a varint
 
 

@@ -29,7 +29,7 @@ from casweights.stores.wrapper import WrapperStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
 
     Work = Callable[["Client"], object]
     Choose = Callable[[Sequence["Writer"]], "Writer"]

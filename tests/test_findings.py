@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import SnapshotId
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
 STATES = list(history(5, 0.02, chunks=1))

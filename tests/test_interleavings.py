@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casweights import Repository, Snapshot
-    from casweights.stores.base import Buffer, ObjectInfo
+    from casweights.buffers import Buffer
+    from casweights.stores.base import ObjectInfo
 
     Versions = dict[SnapshotId, State]
     Operation = Callable[[ObjectStore], Versions]

@@ -19,7 +19,7 @@ import casweights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VALUES = {"errors", "ids", "config", "events"}
+VALUES = {"errors", "ids", "config", "events", "buffers"}
 PLUMBING = {"buffers", "files", "folders", "parallel", "process", "staging"}
 OPEN_STORE = {
     "paths",
@@ -56,6 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "ids": {"errors"},
     "config": {"errors"},
     "events": {"ids"},
+    "version": set(),
     "_kernels": set(),
     # L1: plumbing; the format and the stores, which do not know each other
     "buffers": set(),
@@ -64,22 +65,22 @@ ALLOWED: dict[str, set[str]] = {
     "process": {"errors"},
     "folders": {"errors", "files"},
     "staging": {"errors", "files", "folders"},
-    "format": {"errors", "ids", "config", "_kernels"},
-    "stores.base": {"errors"},
-    "stores.wrapper": {"stores.base"},
-    "stores.memory": {"stores.base"},
+    "format": {"errors", "ids", "config", "buffers", "_kernels"},
+    "stores.base": {"errors", "buffers"},
+    "stores.wrapper": {"stores.base", "buffers"},
+    "stores.memory": {"stores.base", "buffers"},
     "stores.naming": {"files", "staging"},
     "stores.root": {"errors", "files", "stores.naming"},
     "stores.local": {
-        *("errors", "stores.base", "stores.naming", "stores.root", "files", "staging")
+        *("buffers", "errors", "stores.base", "stores.naming", "stores.root", "files", "staging")
     },
     "stores.ahead": {
         *("buffers", "config", "parallel", "process", "stores.base", "stores.wrapper")
     },
-    "stores.retry": {"errors", "stores.base", "stores.wrapper"},
+    "stores.retry": {"buffers", "errors", "stores.base", "stores.wrapper"},
     "stores.diskcache": {"stores.base", "files", "staging"},
     "stores.cached": {"stores.base", "stores.diskcache", "stores.wrapper"},
-    "stores.hub": {"", "errors", "files", "stores.base", "stores.wrapper"},
+    "stores.hub": {"version", "buffers", "errors", "files", "stores.base", "stores.wrapper"},
     "stores.url": {
         *("errors", "config", "files", "stores.base", "stores.memory", "stores.local"),
         *("stores.hub", "stores.retry", "stores.cached"),
@@ -134,7 +135,7 @@ ALLOWED: dict[str, set[str]] = {
         *BELOW_VERBS,
         *("arguments", "chains", "commit", "opening", "repository", "tensors", "trees"),
     },
-    "": VALUES | VERBS | {"opening", "repository", "format", "sync"},  # the public names
+    "": VALUES | VERBS | {"version", "opening", "repository", "format", "sync"},  # the public names
     # L5: for people, hosts and tests
     "cli": VALUES | VERBS | {"", "opening", "repository", "format", "instrumentation"},
     "__main__": {"cli"},

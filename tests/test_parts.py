@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from casweights import Repository
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
     from casweights.testing import CountingStore
 
 SAID = Description(

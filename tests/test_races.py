@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
     from casweights.testing import CountingStore
 
 WRITERS, COMMITS = 4, 8

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from casweights.errors import ConflictError, ErrorCode, IntegrityError, StoreError
 from casweights.format import names
-from casweights.format.envelope import Kind, seal
+from casweights.format.envelope import ObjectKind, seal
 from casweights.ids import SnapshotId
 from casweights.reflog import Move, RefLog, latest, parse_move
 from casweights.refs import Head, Refs
@@ -24,7 +24,7 @@ from casweights.testing.faults import Fault, FaultyStore
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
 
 A, B, C, D = (SnapshotId(bytes([digit]) * 32) for digit in (0xAA, 0xBB, 0xCC, 0xDD))
 EXCLUSIVE = pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "by the clock"])
@@ -67,7 +67,7 @@ def put_move(
 ) -> str:
     """Put a move of ``main``, whose object may say something else than its name."""
     name = names.move_name(names.HEADS, "main", position, snapshot if named else None)
-    store.put(name, [seal(Kind.REF, msgpack.packb({"snapshot": says, "time": 1}))])
+    store.put(name, [seal(ObjectKind.REF, msgpack.packb({"snapshot": says, "time": 1}))])
     return name
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import casweights
 from casweights import IntegrityError, StoreConfig
-from casweights.format.elements import Kind
 from casweights.format.kernels import dense_decode, dense_encode, sparse_decode, sparse_encode
+from casweights.format.kinds import ElementKind
 from casweights.format.names import pack_name
 from casweights.paths import MAX_LINKS
 from casweights.stores.local import LocalStore
@@ -48,7 +48,7 @@ TOOLS = Path(__file__).parent.parent / "tools"
 KERNELS = {"sparse": (sparse_encode, sparse_decode), "dense": (dense_encode, dense_decode)}
 
 encodings = pytest.mark.parametrize("encoding", KERNELS)
-kinds = pytest.mark.parametrize("kind", Kind)
+kinds = pytest.mark.parametrize("kind", ElementKind)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def differences() -> ModuleType:
         return importlib.import_module("spec_differences")
 
 
-def pair(kind: Kind, count: int, share: float, largest: int) -> tuple[bytes, bytes]:
+def pair(kind: ElementKind, count: int, share: float, largest: int) -> tuple[bytes, bytes]:
     """Elements of all exponents, of which a share has moved, by up to `largest` bit patterns."""
     numbers = np.random.default_rng(count)
     base = np.frombuffer(numbers.bytes(count * kind.width), f"<u{kind.width}")
@@ -81,7 +81,7 @@ def pair(kind: Kind, count: int, share: float, largest: int) -> tuple[bytes, byt
     ("share", "largest"), [(0, 1), (0.01, 1), (0.01, 2**64 - 1), (0.7, 1), (1, 300), (1, 2**64 - 1)]
 )
 def test_what_the_kernels_encode(
-    differences: ModuleType, encoding: str, kind: Kind, share: float, largest: int
+    differences: ModuleType, encoding: str, kind: ElementKind, share: float, largest: int
 ) -> None:
     encode, _ = KERNELS[encoding]
     decode = getattr(differences, f"decode_{encoding}")
@@ -92,7 +92,7 @@ def test_what_the_kernels_encode(
 
 @kinds
 @encodings
-def test_several_segments(differences: ModuleType, encoding: str, kind: Kind) -> None:
+def test_several_segments(differences: ModuleType, encoding: str, kind: ElementKind) -> None:
     encode, _ = KERNELS[encoding]
     for count in (16_384, 16_385, 40_000):
         base, new = pair(kind, count, 0.05, 40)
@@ -108,12 +108,12 @@ def attempt(decode: Callable[[bytes, bytes], bytes], payload: bytes, base: bytes
 
 @given(
     st.sampled_from(sorted(KERNELS)),
-    st.sampled_from(Kind),
+    st.sampled_from(ElementKind),
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2), st.binary(max_size=2)), max_size=3),
 )
 @pytest.mark.usefixtures("differences")
 def test_the_same_is_refused(
-    encoding: str, kind: Kind, edits: list[tuple[int, int, bytes]]
+    encoding: str, kind: ElementKind, edits: list[tuple[int, int, bytes]]
 ) -> None:
     """The payloads are honest ones with some bytes replaced, inserted and removed."""
     encode, kernel = KERNELS[encoding]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casweights import Repository
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore
 

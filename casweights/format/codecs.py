@@ -10,9 +10,9 @@ from casweights.format.elements import kind_of
 from casweights.format.zstd import compress, decompress_into
 
 if TYPE_CHECKING:
+    from casweights.buffers import Buffer
     from casweights.config import Compression
     from casweights.format.dtypes import DType
-    from casweights.format.hashing import Buffer
 
 
 class Encoding(IntEnum):

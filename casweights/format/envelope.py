@@ -12,7 +12,7 @@ PREFIX_SIZE = 8
 _MAGIC = b"casw"
 
 
-class Kind(Enum):
+class ObjectKind(Enum):
     """What an object is: the fifth byte of its prefix."""
 
     PACK = b"p"
@@ -21,7 +21,7 @@ class Kind(Enum):
     FINDING = b"d"
 
 
-def prefix(kind: Kind) -> bytes:
+def prefix(kind: ObjectKind) -> bytes:
     """The first 8 bytes of an object: magic, kind, format version, two zero bytes."""
     return _MAGIC + kind.value + bytes((FORMAT_VERSION, 0, 0))
 
@@ -40,13 +40,13 @@ def check_version(version: int, name: str) -> None:
         )
 
 
-def seal(kind: Kind, payload: bytes) -> bytes:
+def seal(kind: ObjectKind, payload: bytes) -> bytes:
     """Payload to object: prefix, payload, xxh3-64 of both."""
     body = prefix(kind) + payload
     return body + checksum(body)
 
 
-def unseal(kind: Kind, data: bytes, name: str) -> bytes:
+def unseal(kind: ObjectKind, data: bytes, name: str) -> bytes:
     """Object to payload.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from casweights.format import names
-from casweights.format.envelope import Kind, corrupt, seal, unseal
+from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import PackId, Suspect
 
@@ -67,7 +67,7 @@ def encode_finding(finding: Finding) -> bytes:
     pack, offset = finding.suspect
     fields = {"pack": pack, "offset": offset, "why": finding.why[:_MAX_WHY], "time": finding.time}
     encoded: bytes = msgpack.packb(fields)
-    return seal(Kind.FINDING, encoded)
+    return seal(ObjectKind.FINDING, encoded)
 
 
 def decode_finding(data: bytes, name: str) -> Finding:
@@ -83,7 +83,7 @@ def decode_finding(data: bytes, name: str) -> Finding:
     """
     if len(data) > MAX_FINDING:
         raise corrupt(name, f"it has more than {MAX_FINDING} bytes")
-    payload = unseal(Kind.FINDING, data, name)
+    payload = unseal(ObjectKind.FINDING, data, name)
     try:
         found = _parse(payload)
     except MALFORMED as error:

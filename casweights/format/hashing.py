@@ -12,9 +12,8 @@ from casweights.ids import ChunkId
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from casweights.buffers import Buffer
     from casweights.config import DigestName
-
-    Buffer = bytes | bytearray | memoryview
 
 CHECKSUM_SIZE = 8
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from casweights.config import MAX_CHUNK_SIZE
-from casweights.format.envelope import PREFIX_SIZE, Kind, check_version, corrupt, prefix
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, check_version, corrupt, prefix
 from casweights.format.fields import split_ids
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
 from casweights.format.names import pack_name
@@ -154,7 +154,7 @@ def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, b
         | ({"generation": generation} if generation else {})
     )
     trailer = len(index).to_bytes(TRAILER_SIZE - len(_TRAILER_MAGIC), "little") + _TRAILER_MAGIC
-    return pack_id(prefix(Kind.PACK), index), index + trailer
+    return pack_id(prefix(ObjectKind.PACK), index), index + trailer
 
 
 def pack_id(first_bytes: bytes, index: bytes) -> PackId:

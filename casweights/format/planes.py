@@ -14,7 +14,7 @@ from casweights.format.kernels import join_planes, split_planes
 from casweights.format.zstd import compress_entropy, decompress_into
 
 if TYPE_CHECKING:
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 _HEAD = struct.Struct("<B")  # bytes per element
 _PLANE = struct.Struct("<BI")  # mode, stored bytes

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
-from casweights.format.envelope import Kind, corrupt, seal, unseal
+from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.format.zstd import compress_object, decompress_object, most_content
@@ -62,7 +62,7 @@ def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTabl
     parts = [encoded_manifest, check_size(encoded_table, "pack table")]
     packed = [compress_object(part, _LEVEL) for part in parts]
     sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
-    return seal(Kind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))
+    return seal(ObjectKind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))
 
 
 class StoredSnapshot(NamedTuple):
@@ -91,7 +91,7 @@ def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> StoredSn
         IntegrityError: The object is damaged or is not this snapshot.
         UnsupportedError: A newer casweights wrote it.
     """
-    payload = unseal(Kind.SNAPSHOT, data, name)
+    payload = unseal(ObjectKind.SNAPSHOT, data, name)
     if len(payload) < _SIZES.size:
         raise corrupt(name, "it is too short")
     manifest_raw, manifest_size, table_raw, table_size = _SIZES.unpack_from(payload)

@@ -13,7 +13,7 @@ from casweights.config import MAX_CHUNK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 T = TypeVar("T")
 

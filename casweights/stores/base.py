@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    Buffer = bytes | bytearray | memoryview
+    from casweights.buffers import Buffer
+
     Parts = Sequence[Buffer]
     Content = Parts | Callable[[], Parts]
     Range = tuple[str, int, int]  # name, start, stop

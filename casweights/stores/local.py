@@ -28,7 +28,7 @@ from casweights.stores.root import SHARED, Root
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
     from casweights.stores.naming import Call
 
 _ATTEMPTS = 3  # for drafts that others remove

@@ -17,7 +17,7 @@ from casweights.stores.base import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
 
 
 class MemoryStore(ObjectStore):

@@ -10,7 +10,8 @@ from casweights.stores.base import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer, Capabilities, Content, ObjectInfo, Parts
+    from casweights.buffers import Buffer
+    from casweights.stores.base import Capabilities, Content, ObjectInfo, Parts
 
 
 class WrapperStore(ObjectStore):

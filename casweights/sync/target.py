@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
     from casweights.parallel import Workers

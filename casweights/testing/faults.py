@@ -15,7 +15,8 @@ from casweights.stores.base import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.stores.base import Buffer, Capabilities, ObjectInfo
+    from casweights.buffers import Buffer
+    from casweights.stores.base import Capabilities, ObjectInfo
 
 
 def run_out_of_space() -> NoReturn:

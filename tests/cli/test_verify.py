@@ -21,7 +21,7 @@ from casweights.testing.trees import read_tree
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
     from tests.cli.conftest import Json, Run
 
 

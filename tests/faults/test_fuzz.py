@@ -17,7 +17,7 @@ from casweights import CasweightsError, InvalidInputError, SnapshotId
 from casweights.config import StoreConfig
 from casweights.format.codecs import decode
 from casweights.format.dtypes import DTYPES
-from casweights.format.envelope import Kind, prefix, seal, unseal
+from casweights.format.envelope import ObjectKind, prefix, seal, unseal
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
@@ -104,7 +104,7 @@ INDEX: dict[str, Any] = {
 def snapshot_object(manifest: bytes, table: bytes) -> bytes:
     packed = [zstandard.compress(manifest), zstandard.compress(table)]
     sizes = struct.pack("<4I", len(manifest), len(packed[0]), len(table), len(packed[1]))
-    return seal(Kind.SNAPSHOT, sizes + b"".join(packed))
+    return seal(ObjectKind.SNAPSHOT, sizes + b"".join(packed))
 
 
 HONEST_MANIFEST = msgpack.packb(MANIFEST)
@@ -117,8 +117,8 @@ def decode_manifest(encoded: bytes) -> Snapshot:
 
 
 def parse_index(index: bytes) -> list[Frame]:
-    pack = PackId(blake3_256(prefix(Kind.PACK) + index))
-    return parse_pack_index(prefix(Kind.PACK), index, 8 + len(CHUNK), pack, NAME)
+    pack = PackId(blake3_256(prefix(ObjectKind.PACK) + index))
+    return parse_pack_index(prefix(ObjectKind.PACK), index, 8 + len(CHUNK), pack, NAME)
 
 
 def test_the_honest_values_are_accepted() -> None:
@@ -141,9 +141,9 @@ def test_snapshot_object(data: bytes) -> None:
     parse(decode_snapshot, data, HONEST_ID, NAME)
 
 
-@given(edited(unseal(Kind.SNAPSHOT, HONEST_SNAPSHOT, NAME)))
+@given(edited(unseal(ObjectKind.SNAPSHOT, HONEST_SNAPSHOT, NAME)))
 def test_snapshot_object_under_a_right_checksum(payload: bytes) -> None:
-    parse(decode_snapshot, seal(Kind.SNAPSHOT, payload), HONEST_ID, NAME)
+    parse(decode_snapshot, seal(ObjectKind.SNAPSHOT, payload), HONEST_ID, NAME)
 
 
 @given(st.binary() | edited(msgpack.packb(TABLE)) | with_some(TABLE, packable).map(msgpack.packb))
@@ -182,8 +182,8 @@ def test_pack_trailer(trailer: bytes, size: int) -> None:
     parse(index_span, trailer, size, NAME)
 
 
-@given(st.binary() | edited(seal(Kind.REF, b"payload")), st.sampled_from(Kind))
-def test_sealed_object(data: bytes, kind: Kind) -> None:
+@given(st.binary() | edited(seal(ObjectKind.REF, b"payload")), st.sampled_from(ObjectKind))
+def test_sealed_object(data: bytes, kind: ObjectKind) -> None:
     parse(unseal, kind, data, NAME)
 
 

@@ -16,7 +16,7 @@ import casweights
 import casweights.tensors  # torch's own memory is not what is measured here
 from casweights import ErrorCode, IntegrityError, SnapshotId, StoreError
 from casweights.config import MiB, StoreConfig
-from casweights.format.envelope import Kind, seal, unseal
+from casweights.format.envelope import ObjectKind, seal, unseal
 from casweights.format.hashing import blake3_256
 from casweights.format.names import snapshot_name
 from casweights.stores.local import LocalStore
@@ -42,7 +42,7 @@ class Forger:
         with casweights.open(root / "store", create=True, config=LARGE_CHUNKS) as store:
             self.honest = store.commit(model).id
         self.objects = LocalStore(root / "store")
-        payload = unseal(Kind.SNAPSHOT, self.objects.get(snapshot_name(self.honest)), "it")
+        payload = unseal(ObjectKind.SNAPSHOT, self.objects.get(snapshot_name(self.honest)), "it")
         _, split, _, _ = SIZES.unpack_from(payload)
         body = payload[SIZES.size :]
         self.manifest = msgpack.unpackb(zstandard.decompress(body[:split]))
@@ -62,7 +62,7 @@ class Forger:
         snapshot_id = SnapshotId(blake3_256(manifest))
         name = snapshot_name(snapshot_id)
         self.objects.delete(name)
-        self.objects.put(name, [seal(Kind.SNAPSHOT, payload)])
+        self.objects.put(name, [seal(ObjectKind.SNAPSHOT, payload)])
         return snapshot_id
 
     def renamed(self, *paths: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import casweights
 from casweights import IntegrityError
 from casweights.config import KiB, MiB, StoreConfig
 from casweights.format.codecs import Encoding, decode
-from casweights.format.envelope import PREFIX_SIZE, Kind, prefix
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
@@ -64,7 +64,7 @@ def frame_of(payload: bytes, encoding: int) -> Frame:
 def add_version(objects: LocalStore, frame: Frame, payload: bytes) -> tuple[SnapshotId, str]:
     """A version of one file, the chunk of which is stored as said; and the pack's name."""
     pack, ending = build_index([frame])
-    objects.put(pack_name(pack), [prefix(Kind.PACK), payload, ending])
+    objects.put(pack_name(pack), [prefix(ObjectKind.PACK), payload, ending])
     return forged_chains.add_version(objects, CHUNK, [pack]), pack_name(pack)
 
 
@@ -242,22 +242,22 @@ ABSURD_INDEXES: dict[str, Any] = {
 @pytest.mark.parametrize("index", ABSURD_INDEXES.values(), ids=ABSURD_INDEXES)
 def test_absurd_index(tmp_path: Path, objects: LocalStore, index: Any) -> None:
     encoded = index if isinstance(index, bytes) else msgpack.packb(index)
-    name = pack_name(PackId(blake3_256(prefix(Kind.PACK) + encoded)))
+    name = pack_name(PackId(blake3_256(prefix(ObjectKind.PACK) + encoded)))
     trailer = len(encoded).to_bytes(4, "little") + b"cidx"
-    objects.put(name, [prefix(Kind.PACK), CHUNK, encoded, trailer])
+    objects.put(name, [prefix(ObjectKind.PACK), CHUNK, encoded, trailer])
     assert_pack_is_named_and_passed_over(tmp_path, objects, name)
 
 
 @pytest.mark.parametrize("claimed", [0, 1, 2**31, 2**32 - 1])
 def test_absurd_trailer(tmp_path: Path, objects: LocalStore, claimed: int) -> None:
     encoded = msgpack.packb(index_of())
-    name = pack_name(PackId(blake3_256(prefix(Kind.PACK) + encoded)))
+    name = pack_name(PackId(blake3_256(prefix(ObjectKind.PACK) + encoded)))
     trailer = claimed.to_bytes(4, "little") + b"cidx"
-    objects.put(name, [prefix(Kind.PACK), CHUNK, encoded, trailer])
+    objects.put(name, [prefix(ObjectKind.PACK), CHUNK, encoded, trailer])
     assert_pack_is_named_and_passed_over(tmp_path, objects, name)
 
 
-@pytest.mark.parametrize("content", [b"", b"x", prefix(Kind.PACK), bytes(15), bytes(100_000)])
+@pytest.mark.parametrize("content", [b"", b"x", prefix(ObjectKind.PACK), bytes(15), bytes(100_000)])
 def test_what_is_no_pack(tmp_path: Path, objects: LocalStore, content: bytes) -> None:
     name = pack_name(PackId(bytes(32)))
     objects.put(name, [content])
@@ -282,9 +282,9 @@ SPARSE = 64 << 30
 def test_pack_of_64_gib(tmp_path: Path, objects: LocalStore, frame_size: int) -> None:
     """A hole in place of the frame: as large as it says, and far larger than its chunk."""
     index = msgpack.packb(index_of(size=[frame_size]))
-    name = pack_name(PackId(blake3_256(prefix(Kind.PACK) + index)))
+    name = pack_name(PackId(blake3_256(prefix(ObjectKind.PACK) + index)))
     with (objects.root / name).open("wb") as file:
-        file.write(prefix(Kind.PACK))
+        file.write(prefix(ObjectKind.PACK))
         file.seek(frame_size, 1)
         file.write(index + len(index).to_bytes(4, "little") + b"cidx")
     assert_pack_is_named_and_passed_over(tmp_path, objects, name)

@@ -11,7 +11,7 @@ import pytest
 import casweights
 from casweights import IntegrityError, NotFoundError
 from casweights.format import names
-from casweights.format.envelope import Kind, seal
+from casweights.format.envelope import ObjectKind, seal
 from casweights.stores.local import LocalStore
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
 
 
-def forge(store: LocalStore, name: str, payload: Any, kind: Kind = Kind.REF) -> None:
+def forge(store: LocalStore, name: str, payload: Any, kind: ObjectKind = ObjectKind.REF) -> None:
     data = payload if isinstance(payload, bytes) else msgpack.packb(payload)
     store.delete(name)
     store.put(name, [seal(kind, data)])
@@ -78,7 +78,7 @@ def test_forged_refs(store: LocalStore, tmp_path: Path, payload: Any) -> None:
 
 
 def test_ref_of_another_kind(store: LocalStore) -> None:
-    forge(store, SIDE, {"snapshot": bytes(32), "time": 1}, Kind.SNAPSHOT)
+    forge(store, SIDE, {"snapshot": bytes(32), "time": 1}, ObjectKind.SNAPSHOT)
     with casweights.open(store) as repo, pytest.raises(IntegrityError, match=SIDE):
         repo.resolve("side")
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 
 from casweights import _kernels
-from casweights.format.elements import Kind
+from casweights.format.kinds import ElementKind
 from casweights.format.reference import dense, sparse
 from casweights.format.reference.bits import varint
 from casweights.format.reference.range_coder import RangeEncoder
@@ -22,7 +22,7 @@ from casweights.format.reference.sizes import Sizes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
     Encode = Callable[[Buffer, Buffer, int], bytes]
     Decode = Callable[[Buffer, Buffer], None]
@@ -42,12 +42,12 @@ TWINS = {
     "dense": Codec(dense.dense_encode, dense.dense_decode),
 }
 FLOATS = {
-    Kind.E5M2: torch.float8_e5m2,
-    Kind.E4M3: torch.float8_e4m3fn,
-    Kind.FLOAT_16: torch.float16,
-    Kind.BFLOAT_16: torch.bfloat16,
-    Kind.FLOAT_32: torch.float32,
-    Kind.FLOAT_64: torch.float64,
+    ElementKind.E5M2: torch.float8_e5m2,
+    ElementKind.E4M3: torch.float8_e4m3fn,
+    ElementKind.FLOAT_16: torch.float16,
+    ElementKind.BFLOAT_16: torch.bfloat16,
+    ElementKind.FLOAT_32: torch.float32,
+    ElementKind.FLOAT_64: torch.float64,
 }
 ONE = -1.0  # a share: a single element changes
 SHARES = [0, ONE, 0.001, 0.01, 0.1, 0.6, 1]
@@ -55,10 +55,10 @@ BASES = ["weights", "random", "special", "equal"]
 CHANGES = ["neighbour", "any step", "random", "special"]
 
 any_encoding = pytest.mark.parametrize("encoding", COMPILED)
-any_kind = pytest.mark.parametrize("kind", Kind, ids=lambda kind: kind.name)
+any_kind = pytest.mark.parametrize("kind", ElementKind, ids=lambda kind: kind.name)
 
 
-def elements(style: str, kind: Kind, count: int, rng: np.random.Generator) -> np.ndarray:
+def elements(style: str, kind: ElementKind, count: int, rng: np.random.Generator) -> np.ndarray:
     dtype = np.dtype(f"<u{kind.width}")
     if style == "random":
         return np.frombuffer(rng.bytes(count * kind.width), dtype)
@@ -73,13 +73,13 @@ def elements(style: str, kind: Kind, count: int, rng: np.random.Generator) -> np
     return values.astype("<i8").astype(dtype)
 
 
-def to_floats(values: np.ndarray, kind: Kind) -> np.ndarray:
+def to_floats(values: np.ndarray, kind: ElementKind) -> np.ndarray:
     floats = torch.from_numpy(np.append(values, 0)).to(FLOATS[kind])  # torch cannot view nothing
     bits: np.ndarray = floats.view(torch.uint8).numpy().view(f"<u{kind.width}")
     return bits[:-1]
 
 
-def special(kind: Kind) -> np.ndarray:
+def special(kind: ElementKind) -> np.ndarray:
     """Zeros, infinities, NaNs, the least and the largest numbers, with both signs."""
     sign = 1 << (8 * kind.width - 1)
     infinity = sign - (1 << kind.mantissa)
@@ -89,7 +89,7 @@ def special(kind: Kind) -> np.ndarray:
 
 
 def change(
-    base: np.ndarray, style: str, share: float, kind: Kind, rng: np.random.Generator
+    base: np.ndarray, style: str, share: float, kind: ElementKind, rng: np.random.Generator
 ) -> np.ndarray:
     new = base.copy()
     places = np.flatnonzero(rng.random(len(base)) < share)
@@ -105,7 +105,9 @@ def change(
     return new
 
 
-def optimized(kind: Kind, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def optimized(
+    kind: ElementKind, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Floats before and after a step: all moved about equally far, so few large ones changed."""
     before = rng.normal(0, 0.5, count)
     after = before + rng.normal(0, 2.0 ** (-5 - kind.mantissa), count)
@@ -139,7 +141,7 @@ def decode(encoding: str, payload: Buffer, base: Buffer) -> bytes | None:
     return expected
 
 
-def roundtrip(encoding: str, base: np.ndarray, new: np.ndarray, kind: Kind) -> bytes:
+def roundtrip(encoding: str, base: np.ndarray, new: np.ndarray, kind: ElementKind) -> bytes:
     before, after = base.tobytes(), new.tobytes()
     payload = encode(encoding, before, after, kind)
     assert payload[0] == kind
@@ -150,7 +152,7 @@ def roundtrip(encoding: str, base: np.ndarray, new: np.ndarray, kind: Kind) -> b
 @any_encoding
 @any_kind
 @pytest.mark.parametrize("share", SHARES)
-def test_shares(encoding: str, kind: Kind, share: float) -> None:
+def test_shares(encoding: str, kind: ElementKind, share: float) -> None:
     rng = np.random.default_rng(int(kind))
     base = elements("weights", kind, 129, rng)
     roundtrip(encoding, base, change(base, "neighbour", share, kind, rng), kind)
@@ -159,7 +161,7 @@ def test_shares(encoding: str, kind: Kind, share: float) -> None:
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(
     encoding=st.sampled_from(sorted(COMPILED)),
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(ElementKind),
     count=st.sampled_from([0, 1, 2, 63, 64, 65, 127, 128, 129, 200, 777]),
     base=st.sampled_from(BASES),
     how=st.sampled_from(CHANGES),
@@ -167,7 +169,7 @@ def test_shares(encoding: str, kind: Kind, share: float) -> None:
     seed=st.integers(0, 99),
 )
 def test_any_elements(
-    encoding: str, kind: Kind, count: int, base: str, how: str, share: float, seed: int
+    encoding: str, kind: ElementKind, count: int, base: str, how: str, share: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     old = elements(base, kind, count, rng)
@@ -175,9 +177,9 @@ def test_any_elements(
 
 
 @pytest.mark.parametrize("count", [8191, 8192, 8193, SEGMENT - 1, SEGMENT, SEGMENT + 1, 100_003])
-@pytest.mark.parametrize("kind", [Kind.PLAIN_8, Kind.BFLOAT_16])
+@pytest.mark.parametrize("kind", [ElementKind.PLAIN_8, ElementKind.BFLOAT_16])
 @pytest.mark.parametrize("share", [ONE, 0.001, 0.1])
-def test_many_elements_of_which_few_changed(count: int, kind: Kind, share: float) -> None:
+def test_many_elements_of_which_few_changed(count: int, kind: ElementKind, share: float) -> None:
     rng = np.random.default_rng(count)
     base = elements("weights", kind, count, rng)
     roundtrip("sparse", base, change(base, "neighbour", share, kind, rng), kind)
@@ -186,19 +188,19 @@ def test_many_elements_of_which_few_changed(count: int, kind: Kind, share: float
 @pytest.mark.parametrize(
     ("count", "kind", "how", "share"),
     [
-        (SEGMENT - 1, Kind.PLAIN_8, "neighbour", 0),
-        (SEGMENT, Kind.FLOAT_64, "any step", 0.6),
-        (SEGMENT + 1, Kind.BFLOAT_16, "neighbour", 0.01),
-        (3 * SEGMENT, Kind.FLOAT_16, "random", 0.1),
-        (4 * SEGMENT - 1, Kind.E4M3, "neighbour", 0.1),
-        (4 * SEGMENT, Kind.FLOAT_32, "any step", 1),
-        (4 * SEGMENT + 1, Kind.BFLOAT_16, "any step", 0.6),
-        (5 * SEGMENT, Kind.PLAIN_32, "special", ONE),
-        (9 * SEGMENT + 7, Kind.BFLOAT_16, "neighbour", 0.6),
+        (SEGMENT - 1, ElementKind.PLAIN_8, "neighbour", 0),
+        (SEGMENT, ElementKind.FLOAT_64, "any step", 0.6),
+        (SEGMENT + 1, ElementKind.BFLOAT_16, "neighbour", 0.01),
+        (3 * SEGMENT, ElementKind.FLOAT_16, "random", 0.1),
+        (4 * SEGMENT - 1, ElementKind.E4M3, "neighbour", 0.1),
+        (4 * SEGMENT, ElementKind.FLOAT_32, "any step", 1),
+        (4 * SEGMENT + 1, ElementKind.BFLOAT_16, "any step", 0.6),
+        (5 * SEGMENT, ElementKind.PLAIN_32, "special", ONE),
+        (9 * SEGMENT + 7, ElementKind.BFLOAT_16, "neighbour", 0.6),
     ],
 )
 def test_many_elements_of_which_many_changed(
-    count: int, kind: Kind, how: str, share: float
+    count: int, kind: ElementKind, how: str, share: float
 ) -> None:
     rng = np.random.default_rng(count)
     base = elements("weights", kind, count, rng)
@@ -207,17 +209,18 @@ def test_many_elements_of_which_many_changed(
 
 @any_encoding
 @pytest.mark.parametrize("kind", FLOATS, ids=lambda kind: kind.name)
-def test_classes(encoding: str, kind: Kind) -> None:
+def test_classes(encoding: str, kind: ElementKind) -> None:
     payload = roundtrip(encoding, *optimized(kind, 6000, np.random.default_rng(1)), kind)
     assert payload[1] > 1
 
 
 @any_encoding
 @pytest.mark.parametrize(
-    ("kind", "lowest", "highest"), [(Kind.BFLOAT_16, 20, 255), (Kind.FLOAT_64, 880, 1165)]
+    ("kind", "lowest", "highest"),
+    [(ElementKind.BFLOAT_16, 20, 255), (ElementKind.FLOAT_64, 880, 1165)],
 )
 def test_more_classes_than_there_may_be(
-    encoding: str, kind: Kind, lowest: int, highest: int
+    encoding: str, kind: ElementKind, lowest: int, highest: int
 ) -> None:
     """Every second exponent's elements change; those of F64 go beyond F32's on both sides."""
     exponents = np.repeat(np.arange(lowest, highest, dtype=f"<u{kind.width}"), 200)
@@ -226,8 +229,8 @@ def test_more_classes_than_there_may_be(
     assert payload[1] == 8 if encoding == "sparse" else payload[1] in (15, 16)
 
 
-@pytest.mark.parametrize("kind", [Kind.E4M3, Kind.FLOAT_16, Kind.FLOAT_32])
-def test_long_runs_without_a_change(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [ElementKind.E4M3, ElementKind.FLOAT_16, ElementKind.FLOAT_32])
+def test_long_runs_without_a_change(kind: ElementKind) -> None:
     """Few of the small elements change, and none of the large ones."""
     rng = np.random.default_rng(6)
     small = rng.random(150_000) < 0.5
@@ -239,9 +242,9 @@ def test_long_runs_without_a_change(kind: Kind) -> None:
 def test_batches_of_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "_BATCH", SEGMENT)
     rng = np.random.default_rng(2)
-    base = elements("weights", Kind.BFLOAT_16, SEGMENT + 5, rng)
-    new = change(base, "any step", 0.6, Kind.BFLOAT_16, rng)
-    roundtrip("dense", base, new, Kind.BFLOAT_16)
+    base = elements("weights", ElementKind.BFLOAT_16, SEGMENT + 5, rng)
+    new = change(base, "any step", 0.6, ElementKind.BFLOAT_16, rng)
+    roundtrip("dense", base, new, ElementKind.BFLOAT_16)
 
 
 def shifted(data: Buffer) -> memoryview:
@@ -251,7 +254,7 @@ def shifted(data: Buffer) -> memoryview:
 
 @any_encoding
 @any_kind
-def test_unaligned_bytes(encoding: str, kind: Kind) -> None:
+def test_unaligned_bytes(encoding: str, kind: ElementKind) -> None:
     rng = np.random.default_rng(3)
     base = elements("weights", kind, 100, rng)
     new = change(base, "any step", 0.1, kind, rng)
@@ -269,7 +272,7 @@ class Example(NamedTuple):
     payload: bytes
 
 
-EXAMPLES = [*(kind.name for kind in Kind), "classes"]
+EXAMPLES = [*(kind.name for kind in ElementKind), "classes"]
 any_example = pytest.mark.parametrize("name", EXAMPLES)
 
 
@@ -278,11 +281,11 @@ def example(encoding: str, name: str) -> Example:
     """A payload of as few bytes as show everything: gaps, plain bits, two classes."""
     rng = np.random.default_rng(4)
     if name == "classes":
-        kind = Kind.BFLOAT_16
+        kind = ElementKind.BFLOAT_16
         base = np.tile(np.array([0x3F80, 0x3C00], "<u2"), 160)
         new = base + (base == 0x3C00)  # the small ones change
     else:
-        kind = Kind[name]
+        kind = ElementKind[name]
         base = elements("weights", kind, 40, rng)
         new = change(base, "any step", 0.3, kind, rng)
     payload = encode(encoding, base.tobytes(), new.tobytes(), kind)
@@ -338,15 +341,15 @@ def test_edited_payloads(encoding: str, name: str, at: int, inserted: bytes, rem
 @hypothesis.settings(max_examples=300)
 @hypothesis.given(
     encoding=st.sampled_from(sorted(COMPILED)),
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(ElementKind),
     rest=st.binary(max_size=30),
     count=st.integers(0, 70),
 )
-def test_any_payload(encoding: str, kind: Kind, rest: bytes, count: int) -> None:
+def test_any_payload(encoding: str, kind: ElementKind, rest: bytes, count: int) -> None:
     decode(encoding, bytes([kind]) + rest, bytes(count * kind.width))
 
 
-def one_change(kind: Kind, difference: int) -> bytes:
+def one_change(kind: ElementKind, difference: int) -> bytes:
     """A `sparse` payload: the first element changes by this, whether it can or not."""
     coder = RangeEncoder()
     Sizes().put(coder, 0, difference)
@@ -354,8 +357,10 @@ def one_change(kind: Kind, difference: int) -> bytes:
     return bytes([kind]) + gaps + coder.finish()
 
 
-@pytest.mark.parametrize("kind", [Kind.PLAIN_8, Kind.PLAIN_16, Kind.PLAIN_32, Kind.PLAIN_64])
-def test_changes_beyond_the_width(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind", [ElementKind.PLAIN_8, ElementKind.PLAIN_16, ElementKind.PLAIN_32, ElementKind.PLAIN_64]
+)
+def test_changes_beyond_the_width(kind: ElementKind) -> None:
     last = (1 << 8 * kind.width) - 1  # in zigzag: to the element that is the farthest away
     farthest = decode("sparse", one_change(kind, last), bytes(kind.width))
     assert farthest == ((last + 1) // 2).to_bytes(kind.width, "little")
@@ -366,7 +371,7 @@ def test_changes_beyond_the_width(kind: Kind) -> None:
 @pytest.mark.parametrize("size", range(1, 24))
 def test_codes_beyond_the_range(size: int) -> None:
     """No range coder writes this; it must be read alike all the same."""
-    head = bytes([Kind.PLAIN_16, 1, 8, 0, 1, 0xFF])  # all of the 8 elements change
+    head = bytes([ElementKind.PLAIN_16, 1, 8, 0, 1, 0xFF])  # all of the 8 elements change
     decode("sparse", head + b"\xff" * size, bytes(16))
     decode("sparse", head + b"\xff" * size + b"\x12\x34\x56", bytes(16))
 
@@ -375,7 +380,7 @@ def test_a_word_that_lacks_is_not_taken_from_behind() -> None:
     """The last word of this segment is 0, as what lies behind the payload may be."""
     base = np.zeros(512, "<u2")
     new = np.append(np.ones(510, "<u2"), [0, 0]).astype("<u2")
-    payload = roundtrip("dense", base, new, Kind.PLAIN_16)
+    payload = roundtrip("dense", base, new, ElementKind.PLAIN_16)
     words = 3
     head, stream = payload[: -2 * words - 2], payload[-2 * words :]
     assert payload == head + varint(words) + varint(0) + stream
@@ -386,7 +391,7 @@ def test_a_word_that_lacks_is_not_taken_from_behind() -> None:
 
 @any_encoding
 @any_kind
-def test_bases_of_another_size(encoding: str, kind: Kind) -> None:
+def test_bases_of_another_size(encoding: str, kind: ElementKind) -> None:
     base, _, payload = example(encoding, kind.name)
     for size in range(len(base) + 2 * kind.width + 1):
         decoded = decode(encoding, payload, (base + base)[:size])
@@ -396,7 +401,7 @@ def test_bases_of_another_size(encoding: str, kind: Kind) -> None:
 
 @any_encoding
 def test_wrong_arguments(encoding: str) -> None:
-    payload = encode(encoding, bytes(8), b"12345678", Kind.PLAIN_16)
+    payload = encode(encoding, bytes(8), b"12345678", ElementKind.PLAIN_16)
     for codec in (COMPILED[encoding], TWINS[encoding]):
         for base, new, kind in [(8, 4, 1), (0, 2, 1), (3, 3, 1), (9, 9, 3), (8, 8, 10), (8, 8, -1)]:
             with pytest.raises(ValueError, match=r"."):

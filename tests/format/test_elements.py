@@ -6,23 +6,24 @@ import pytest
 import torch
 
 from casweights.format.dtypes import DTYPES, DType
-from casweights.format.elements import Kind, kind_of
+from casweights.format.elements import kind_of
+from casweights.format.kinds import ElementKind
 
 FLOATS = {
-    "F8_E5M2": (Kind.E5M2, torch.float8_e5m2),
-    "F8_E5M2FNUZ": (Kind.E5M2, torch.float8_e5m2fnuz),
-    "F8_E4M3": (Kind.E4M3, torch.float8_e4m3fn),
-    "F8_E4M3FNUZ": (Kind.E4M3, torch.float8_e4m3fnuz),
-    "F16": (Kind.FLOAT_16, torch.float16),
-    "BF16": (Kind.BFLOAT_16, torch.bfloat16),
-    "F32": (Kind.FLOAT_32, torch.float32),
-    "F64": (Kind.FLOAT_64, torch.float64),
+    "F8_E5M2": (ElementKind.E5M2, torch.float8_e5m2),
+    "F8_E5M2FNUZ": (ElementKind.E5M2, torch.float8_e5m2fnuz),
+    "F8_E4M3": (ElementKind.E4M3, torch.float8_e4m3fn),
+    "F8_E4M3FNUZ": (ElementKind.E4M3, torch.float8_e4m3fnuz),
+    "F16": (ElementKind.FLOAT_16, torch.float16),
+    "BF16": (ElementKind.BFLOAT_16, torch.bfloat16),
+    "F32": (ElementKind.FLOAT_32, torch.float32),
+    "F64": (ElementKind.FLOAT_64, torch.float64),
 }
 
 
 def test_codes() -> None:
     """Payloads have them: they never change."""
-    assert {kind.name: int(kind) for kind in Kind} == {
+    assert {kind.name: int(kind) for kind in ElementKind} == {
         "PLAIN_8": 0,
         "PLAIN_16": 1,
         "PLAIN_32": 2,
@@ -50,9 +51,9 @@ def test_floats(code: str) -> None:
 def test_every_dtype(dtype: DType) -> None:
     kind = kind_of(dtype)
     if dtype.bits < 8:
-        assert kind is Kind.PLAIN_8
+        assert kind is ElementKind.PLAIN_8
     elif dtype.code == "C64":  # two floats
-        assert kind is Kind.FLOAT_32
+        assert kind is ElementKind.FLOAT_32
     else:
         assert 8 * kind.width == dtype.bits
         assert (kind.mantissa > 0) is dtype.is_float

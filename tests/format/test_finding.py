@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from casweights.errors import CasweightsError, IntegrityError
-from casweights.format.envelope import Kind, seal
+from casweights.format.envelope import ObjectKind, seal
 from casweights.format.finding import (
     MAX_FINDING,
     Finding,
@@ -55,7 +55,7 @@ def test_any_finding_comes_back(suspect: Suspect, why: str, time: int) -> None:
 
 @hypothesis.given(data=st.binary(max_size=200))
 def test_other_bytes_are_refused(data: bytes) -> None:
-    for damaged in (data, seal(Kind.FINDING, data), seal(Kind.REF, data)):
+    for damaged in (data, seal(ObjectKind.FINDING, data), seal(ObjectKind.REF, data)):
         with pytest.raises(CasweightsError):
             decode_finding(damaged, NAME)
 
@@ -77,9 +77,9 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 )
 def test_a_finding_that_is_otherwise_is_refused(field: str, value: object) -> None:
     fields = {"pack": PACK, "offset": 1000, "why": "", "time": 0}
-    decode_finding(seal(Kind.FINDING, msgpack.packb(fields)), NAME)
+    decode_finding(seal(ObjectKind.FINDING, msgpack.packb(fields)), NAME)
     with pytest.raises(IntegrityError, match="damaged/"):
-        decode_finding(seal(Kind.FINDING, msgpack.packb(fields | {field: value})), NAME)
+        decode_finding(seal(ObjectKind.FINDING, msgpack.packb(fields | {field: value})), NAME)
     del fields[field]
     with pytest.raises(IntegrityError, match="damaged/"):
-        decode_finding(seal(Kind.FINDING, msgpack.packb(fields)), NAME)
+        decode_finding(seal(ObjectKind.FINDING, msgpack.packb(fields)), NAME)

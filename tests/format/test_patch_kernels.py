@@ -17,7 +17,7 @@ from casweights.format.reference import patches as twins
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
     Patch = tuple[bytes, bytearray] | None
 

@@ -12,7 +12,7 @@ import zstandard
 
 from casweights.config import KiB, StoreConfig
 from casweights.errors import IntegrityError
-from casweights.format.envelope import Kind, seal, unseal
+from casweights.format.envelope import ObjectKind, seal, unseal
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.snapshot import PackTable, decode_snapshot, encode_snapshot
 from casweights.ids import ChunkId, PackId, SnapshotId
@@ -91,7 +91,7 @@ def test_another_snapshot_than_was_asked_for() -> None:
 
 def parts() -> tuple[list[int], bytes, dict[str, Any]]:
     """Sizes, compressed manifest and pack table of the snapshot above."""
-    payload = unseal(Kind.SNAPSHOT, encoded()[0], NAME)
+    payload = unseal(ObjectKind.SNAPSHOT, encoded()[0], NAME)
     sizes = list(struct.unpack_from("<4I", payload))
     manifest = payload[16 : 16 + sizes[1]]
     table = zstandard.ZstdDecompressor().decompress(payload[16 + sizes[1] :])
@@ -99,7 +99,7 @@ def parts() -> tuple[list[int], bytes, dict[str, Any]]:
 
 
 def sealed(sizes: list[int], manifest: bytes, table: bytes) -> bytes:
-    return seal(Kind.SNAPSHOT, struct.pack("<4I", *sizes) + manifest + table)
+    return seal(ObjectKind.SNAPSHOT, struct.pack("<4I", *sizes) + manifest + table)
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_sizes_that_lie(claims: tuple[int, int]) -> None:
 @pytest.mark.parametrize("payload", [b"", b"short", bytes(16), bytes(100)])
 def test_what_is_no_snapshot(payload: bytes) -> None:
     with pytest.raises(IntegrityError, match=NAME):
-        decode_snapshot(seal(Kind.SNAPSHOT, payload), encoded()[1], NAME)
+        decode_snapshot(seal(ObjectKind.SNAPSHOT, payload), encoded()[1], NAME)

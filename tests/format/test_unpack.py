@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casweights import IntegrityError, InvalidInputError, SnapshotId
-from casweights.format.envelope import Kind, prefix, seal
+from casweights.format.envelope import ObjectKind, prefix, seal
 from casweights.format.hashing import blake3_256
 from casweights.format.manifest import MAX_METADATA, MAX_NESTING, Snapshot, canonical_metadata
 from casweights.format.pack import pack_id, parse_index
@@ -107,7 +107,7 @@ def test_a_manifest_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> N
 @pytest.mark.parametrize("key", INDEX)
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_an_index_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
-    index, first = with_bomb(INDEX, key, bomb), prefix(Kind.PACK)
+    index, first = with_bomb(INDEX, key, bomb), prefix(ObjectKind.PACK)
     pack = pack_id(first, index)
     refuse(lambda: parse_index(first, index, 8, pack, "it"), MOST * len(index))
 
@@ -141,7 +141,7 @@ def snapshot_object(
     packed = [(compress or (lambda part: compress_object(part, 3)))(p) for p in (manifest, table)]
     sizes = [len(manifest), len(packed[0]), len(table), len(packed[1])]
     joined = b"".join(n.to_bytes(4, "little") for n in sizes) + b"".join(packed)
-    return seal(Kind.SNAPSHOT, joined), SnapshotId(blake3_256(manifest))
+    return seal(ObjectKind.SNAPSHOT, joined), SnapshotId(blake3_256(manifest))
 
 
 @pytest.mark.parametrize("part", [0, 1])

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import NoReturn
 
-    from casweights.stores.base import Buffer, Content, Parts
+    from casweights.buffers import Buffer
+    from casweights.stores.base import Content, Parts
 
 PACK = "packs/" + "0f" * 32
 DATA = bytes(range(256)) * 64

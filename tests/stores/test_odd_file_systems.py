@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
     from casweights.stores.naming import Call
 
 CALLS = ("link", "rename", "lock", "sync")

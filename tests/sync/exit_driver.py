@@ -30,7 +30,7 @@ from casweights.sync.publisher import Publisher
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
 
 LIMIT = 60  # seconds
 torch.set_num_threads(1)  # its own would be missing in forks

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from casweights import Repository
+    from casweights.buffers import Buffer
     from casweights.events import PublishStats
-    from casweights.stores.base import Buffer, ObjectInfo
+    from casweights.stores.base import ObjectInfo
 
 CHUNK = 64 * KiB
 PATIENCE = 60.0  # seconds, until a test that hangs fails instead

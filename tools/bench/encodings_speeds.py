@@ -18,9 +18,9 @@ import casweights
 from casweights.config import DEFAULT_CHUNK_SIZE, MiB
 from casweights.format.codecs import decode, encode_difference
 from casweights.format.dtypes import DTYPES
-from casweights.format.elements import Kind
 from casweights.format.hashing import blake3_256
 from casweights.format.kernels import sparse_encode
+from casweights.format.kinds import ElementKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -130,7 +130,7 @@ def _kernels(
 
     def sparse() -> None:
         for old, new in parts:
-            sparse_encode(old, new, Kind.BFLOAT_16)
+            sparse_encode(old, new, ElementKind.BFLOAT_16)
 
     def encode() -> None:
         for old, new in parts:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hub_report import Report
 
-    from casweights.stores.base import Buffer
+    from casweights.buffers import Buffer
 
     Options = dict[str, Any]
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import msgpack
 from forge import Forger, Stored, chunk_id, row, safetensors, whole
 
-from casweights.format.elements import Kind
 from casweights.format.kernels import sparse_encode
+from casweights.format.kinds import ElementKind
 from casweights.format.names import TAGS, move_name
 from casweights.ids import SnapshotId
 
@@ -46,7 +46,7 @@ def raw_chunk(number: int) -> bytes:
 def step(number: int, base: int) -> Stored:
     """A chunk as the difference from another one."""
     raw, old = raw_chunk(number), raw_chunk(base)
-    payload = bytes(sparse_encode(old, raw, Kind.PLAIN_8))
+    payload = bytes(sparse_encode(old, raw, ElementKind.PLAIN_8))
     return Stored(chunk_id(raw), len(raw), 4, payload, chunk_id(old))
 
 

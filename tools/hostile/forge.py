@@ -9,7 +9,7 @@ import msgpack
 
 import casweights
 from casweights.config import KiB, StoreConfig
-from casweights.format.envelope import PREFIX_SIZE, Kind, prefix, seal
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.names import HEADS, move_name, pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
@@ -76,7 +76,7 @@ class Forger:
             offset += size
         pack, ending = build_index(placed)
         payloads = b"".join(frame.payload for frame in frames)
-        self.put(pack_name(pack), prefix(Kind.PACK) + payloads + ending)
+        self.put(pack_name(pack), prefix(ObjectKind.PACK) + payloads + ending)
         return pack
 
     def version(
@@ -108,7 +108,7 @@ class Forger:
         sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
         joined = b"".join(size.to_bytes(4, "little") for size in sizes) + b"".join(packed)
         snapshot = SnapshotId(blake3_256(encoded))
-        self.put(snapshot_name(snapshot), seal(Kind.SNAPSHOT, joined))
+        self.put(snapshot_name(snapshot), seal(ObjectKind.SNAPSHOT, joined))
         if branch is not None:
             self.move(branch, snapshot)
         return snapshot
@@ -122,7 +122,7 @@ class Forger:
     def move(self, ref: str, snapshot: SnapshotId, position: int = 1, kind: str = HEADS) -> None:
         """Put a move of a branch or tag."""
         payload = msgpack.packb({"snapshot": snapshot, "time": 0})
-        self.put(move_name(kind, ref, position), seal(Kind.REF, payload))
+        self.put(move_name(kind, ref, position), seal(ObjectKind.REF, payload))
 
 
 def safetensors(table: dict[str, Any] | bytes, size: int = 0) -> list[Any]:

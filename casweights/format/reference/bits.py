@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 
 def require_writable(data: Buffer) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from casweights.format.elements import Kind
+    from casweights.format.kinds import ElementKind
     from casweights.format.reference.bits import PayloadReader
 
 EXPONENTS = 256
@@ -37,7 +37,7 @@ class Classes(NamedTuple):
         return bytes((len(self.first), *self.first[1:]))
 
 
-def read_classes(reader: PayloadReader, kind: Kind, limit: int) -> Classes:
+def read_classes(reader: PayloadReader, kind: ElementKind, limit: int) -> Classes:
     """Classes from a payload: at most `limit`, of exponents that elements of this kind can have."""
     count = reader.byte()
     if not 1 <= count <= limit:

@@ -29,8 +29,8 @@ from casweights.format.reference.rans import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casweights.format.elements import Kind
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
+    from casweights.format.kinds import ElementKind
 
 _MAX_CLASSES = 16
 _CLASS_BITS = 200  # what a class costs, chances included
@@ -66,7 +66,7 @@ class _Model(NamedTuple):
     A symbol of `table` is a class times the number of tokens, plus a token.
     """
 
-    kind: Kind
+    kind: ElementKind
     tokens: _Tokens
     classes: Classes
     table: SymbolTable
@@ -83,7 +83,7 @@ def dense_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
     Args:
         base: The base's bytes.
         new: The chunk's bytes, as many.
-        kind: A `Kind` of elements.
+        kind: A `ElementKind` of elements.
     """
     known, old, bits = open_pair(base, new, kind)
     tokens = _Tokens(known.width)
@@ -102,7 +102,9 @@ def _batches(count: int) -> Iterator[slice]:
         yield slice(start, start + _BATCH)
 
 
-def _count_tokens(base: np.ndarray, bits: np.ndarray, kind: Kind, tokens: _Tokens) -> np.ndarray:
+def _count_tokens(
+    base: np.ndarray, bits: np.ndarray, kind: ElementKind, tokens: _Tokens
+) -> np.ndarray:
     """How often each token comes with each exponent."""
     counts = np.zeros((EXPONENTS, len(tokens)), np.int64)
     for batch in _batches(len(base)):

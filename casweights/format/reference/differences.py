@@ -6,39 +6,41 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casweights.format.elements import Kind
+from casweights.format.kinds import ElementKind
 from casweights.format.reference.bits import PayloadReader, require_writable
 
 if TYPE_CHECKING:
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 _F64_BIAS = 896  # between the exponents of F64 and F32
 
 
-def open_pair(base: Buffer, new: Buffer, kind: int) -> tuple[Kind, np.ndarray, np.ndarray]:
+def open_pair(base: Buffer, new: Buffer, kind: int) -> tuple[ElementKind, np.ndarray, np.ndarray]:
     """The kind and elements of a base and a chunk, which is to be encoded."""
-    known = Kind(kind)
+    known = ElementKind(kind)
     old, bits = _elements(base, known), _elements(new, known)
     if len(old) != len(bits):
         raise ValueError("a difference takes as many elements in both")
     return known, old, bits
 
 
-def open_payload(payload: Buffer, base_to_new: Buffer) -> tuple[PayloadReader, Kind, np.ndarray]:
+def open_payload(
+    payload: Buffer, base_to_new: Buffer
+) -> tuple[PayloadReader, ElementKind, np.ndarray]:
     """A payload behind its kind, that kind, and the base's elements, which are to be replaced."""
     require_writable(base_to_new)
     reader = PayloadReader(payload)
     code = reader.byte()
-    if code >= len(Kind):
+    if code >= len(ElementKind):
         raise ValueError("it names no kind of elements that its base has")
-    return reader, Kind(code), _elements(base_to_new, Kind(code))
+    return reader, ElementKind(code), _elements(base_to_new, ElementKind(code))
 
 
-def _elements(data: Buffer, kind: Kind) -> np.ndarray:
+def _elements(data: Buffer, kind: ElementKind) -> np.ndarray:
     return np.frombuffer(data, f"<u{kind.width}")
 
 
-def exponents(bits: np.ndarray, kind: Kind) -> np.ndarray:
+def exponents(bits: np.ndarray, kind: ElementKind) -> np.ndarray:
     """The exponent of each float, from 0 to 255; what is no float has 0.
 
     Those of F64 are counted from the least one of F32 and cut to its range.
@@ -46,30 +48,30 @@ def exponents(bits: np.ndarray, kind: Kind) -> np.ndarray:
     if not kind.mantissa:
         return np.zeros(len(bits), np.uint8)
     fields = bits << 1 >> (kind.mantissa + 1)
-    if kind is Kind.FLOAT_64:
+    if kind is ElementKind.FLOAT_64:
         fields = np.clip(fields, _F64_BIAS, _F64_BIAS + 255) - np.uint64(_F64_BIAS)
     return fields.astype(np.uint8)
 
 
-def differences(base: np.ndarray, bits: np.ndarray, kind: Kind) -> np.ndarray:
+def differences(base: np.ndarray, bits: np.ndarray, kind: ElementKind) -> np.ndarray:
     """From base to new, in zigzag: steps of 0, -1, 1, -2, ... are 0, 1, 2, 3, ..."""
     steps = _places(bits, kind) - _places(base, kind)
     zigzag: np.ndarray = steps << 1 ^ _signs(steps)
     return zigzag
 
 
-def apply(base: np.ndarray, difference: np.ndarray, kind: Kind) -> np.ndarray:
+def apply(base: np.ndarray, difference: np.ndarray, kind: ElementKind) -> np.ndarray:
     """The new elements that differ from the base's by `difference`."""
     steps = difference >> 1 ^ -(difference & 1)
     return _patterns(_places(base, kind) + steps, kind)
 
 
-def _places(bits: np.ndarray, kind: Kind) -> np.ndarray:
+def _places(bits: np.ndarray, kind: ElementKind) -> np.ndarray:
     """Bit patterns in the order of the numbers: neighbours differ by 1, -0 and NaNs have places."""
     return bits ^ (_signs(bits) | _sign(kind)) if kind.mantissa else bits
 
 
-def _patterns(places: np.ndarray, kind: Kind) -> np.ndarray:
+def _patterns(places: np.ndarray, kind: ElementKind) -> np.ndarray:
     """The inverse of `_places`."""
     return places ^ (_signs(~places) | _sign(kind)) if kind.mantissa else places
 
@@ -81,5 +83,5 @@ def _signs(bits: np.ndarray) -> np.ndarray:
     return signs
 
 
-def _sign(kind: Kind) -> np.ndarray:
+def _sign(kind: ElementKind) -> np.ndarray:
     return np.array([1 << (8 * kind.width - 1)], f"<u{kind.width}")

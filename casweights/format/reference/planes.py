@@ -9,7 +9,7 @@ import numpy as np
 from casweights.format.reference.bits import require_writable
 
 if TYPE_CHECKING:
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 _WIDTHS = (1, 2, 4, 8)
 

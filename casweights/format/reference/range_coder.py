@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 _CERTAIN = 62  # a bit's probability is the average of about so many
 _RATES = [655_360 // (10 * seen + 16) for seen in range(_CERTAIN + 1)]

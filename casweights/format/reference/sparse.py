@@ -24,7 +24,7 @@ from casweights.format.reference.rice import encode_ranks, read_ranks
 from casweights.format.reference.sizes import Sizes
 
 if TYPE_CHECKING:
-    from casweights.format.hashing import Buffer
+    from casweights.buffers import Buffer
 
 _MAX_CLASSES = 8
 _CLASS_BITS = 28  # what a class costs

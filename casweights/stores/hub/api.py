@@ -21,6 +21,7 @@ from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreEr
 from casweights.files import permanent_code
 from casweights.stores.base import check_size, missing
 from casweights.stores.hub.client import xet
+from casweights.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,10 +109,8 @@ class HubApi:
         """What every request carries: the token, who asks."""
         from huggingface_hub.utils._headers import build_hf_headers
 
-        import casweights
-
         return build_hf_headers(
-            token=self._token, library_name="casweights", library_version=casweights.__version__
+            token=self._token, library_name="casweights", library_version=__version__
         )
 
     def request(self, method: Any, url: str, **options: Any) -> Any:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from casweights.stores.base import Buffer, Content, Parts
+    from casweights.buffers import Buffer
+    from casweights.stores.base import Content, Parts
     from casweights.stores.hub.api import HubFile
 
 _PLACE = struct.Struct("<32sQ")

@@ -18,7 +18,8 @@ from casweights.stores.hub.watch import watched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from casweights.stores.base import Buffer, Parts
+    from casweights.buffers import Buffer
+    from casweights.stores.base import Parts
     from casweights.stores.hub.api import Grant, HubApi
 
 EMPTY = Place("0" * 64, 0)
