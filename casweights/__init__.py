@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from casweights.config import RemoteOptions, StoreConfig
-    from casweights.diff import Diff
     from casweights.errors import (
         CasweightsError,
         ClosedError,
@@ -31,8 +30,9 @@ if TYPE_CHECKING:
     from casweights.events import Reporter
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
-    from casweights.loading import LazyTensor
     from casweights.opening import open_repository as open
+    from casweights.operations.diff import Diff
+    from casweights.operations.load import LazyTensor
     from casweights.repository import Repository
     from casweights.sync.publisher import Publisher
     from casweights.sync.subscriber import Subscriber
@@ -42,11 +42,11 @@ _HOMES = {
     "CasweightsError": "errors",
     "ClosedError": "errors",
     "ConflictError": "errors",
-    "Diff": "diff",
+    "Diff": "operations.diff",
     "ErrorCode": "errors",
     "IntegrityError": "errors",
     "InvalidInputError": "errors",
-    "LazyTensor": "loading",
+    "LazyTensor": "operations.load",
     "NotFoundError": "errors",
     "RemoteOptions": "config",
     "Publisher": "sync.publisher",

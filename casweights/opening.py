@@ -8,10 +8,10 @@ from casweights.config import RemoteOptions, StoreConfig
 from casweights.database import Database, create_store
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.events import Reporter
-from casweights.parallel import default_workers
 from casweights.repository import Repository
 from casweights.stores.base import ObjectStore
 from casweights.stores.url import open_object_store
+from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
     import os

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from casweights.arguments import check_compression, to_list, to_sources, to_utc
 from casweights.config import (
     DEFAULT_BRANCH,
     DEFAULT_EXCLUDE,
     Compression,
     StoreConfig,
 )
-from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
-from casweights.files import to_path
+from casweights.content.arguments import (
+    check_compression,
+    to_list,
+    to_sources,
+    to_utc,
+)
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+)
 from casweights.ids import SnapshotId
-from casweights.process import ProcessBound
+from casweights.system.files import to_path
+from casweights.system.handles import ProcessBound
 
 if TYPE_CHECKING:
     import os
@@ -22,15 +32,15 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import TracebackType
 
+    from casweights.content.trees import ExtraState
     from casweights.database import Database, StoreInfo
-    from casweights.diff import Diff
     from casweights.events import TransferStats
     from casweights.format.manifest import Snapshot
-    from casweights.loading import LazyTensor
-    from casweights.repack import RepackStats
-    from casweights.statistics import StoreStats
-    from casweights.trees import ExtraState
-    from casweights.verification import Verification
+    from casweights.operations.diff import Diff
+    from casweights.operations.load import LazyTensor
+    from casweights.operations.repack import RepackStats
+    from casweights.operations.stats import StoreStats
+    from casweights.operations.verify import Verification
 
     Ref = str | SnapshotId | Snapshot
 
@@ -117,7 +127,7 @@ class Repository(ProcessBound):
             StoreError: The store could not be written. Its `snapshot` is set if it is unknown
                 whether the branch has moved. Repeat the call: it makes no second version.
         """
-        from casweights.commit import Description, commit
+        from casweights.operations.commit import Description, commit
 
         check_compression(compression)
         head = self._db.refs.head(branch, to_move=True)
@@ -176,7 +186,7 @@ class Repository(ProcessBound):
             IntegrityError: The store is damaged; the directory is as it was.
             StoreError: The directory could not be written.
         """
-        from casweights.checkout import checkout
+        from casweights.operations.checkout import checkout
 
         target = to_path(directory)
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
@@ -202,7 +212,7 @@ class Repository(ProcessBound):
             UnsupportedError: Torch cannot hold one of the tensors.
             IntegrityError: The store is damaged.
         """
-        from casweights.loading import load
+        from casweights.operations.load import load
 
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
         chosen = None if include is None else to_list(include)
@@ -219,7 +229,7 @@ class Repository(ProcessBound):
         Raises:
             NotFoundError: No such version or tensor.
         """
-        from casweights.loading import find_tensor
+        from casweights.operations.load import find_tensor
 
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
         return find_tensor(self._db, snapshot, name, file)
@@ -230,7 +240,7 @@ class Repository(ProcessBound):
         Raises:
             NotFoundError: No such version or file.
         """
-        from casweights.reading import read_file
+        from casweights.content.reading import read_file
 
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
         for file in snapshot.files:
@@ -252,7 +262,7 @@ class Repository(ProcessBound):
 
     def diff(self, old: Ref, new: Ref) -> Diff:
         """What differs between two versions, from their manifests alone."""
-        from casweights.diff import diff
+        from casweights.operations.diff import diff
 
         return diff(self.snapshot(old), self.snapshot(new))
 
@@ -262,7 +272,7 @@ class Repository(ProcessBound):
         Raises:
             NotFoundError: There is none, or more than one.
         """
-        from casweights.revisions import resolve
+        from casweights.database.revisions import resolve
 
         if isinstance(ref, SnapshotId):
             return ref
@@ -306,7 +316,7 @@ class Repository(ProcessBound):
         They stay here until a branch or tag is made at them or goes through them, or until
         `drop_displaced`.
         """
-        from casweights.displaced import displaced
+        from casweights.operations.displaced import displaced
 
         return displaced(self._db)
 
@@ -316,7 +326,7 @@ class Repository(ProcessBound):
         Raises:
             NotFoundError: It was not, or there is no such version.
         """
-        from casweights.displaced import drop_displaced
+        from casweights.operations.displaced import drop_displaced
 
         drop_displaced(self._db, branch, self.resolve(at))
 
@@ -349,13 +359,13 @@ class Repository(ProcessBound):
         Args:
             quick: Check stored bytes against checksums, without decoding and hashing chunks.
         """
-        from casweights.verification import verify
+        from casweights.operations.verify import verify
 
         return verify(self._db, quick=quick)
 
     def stats(self) -> StoreStats:
         """Count what the store holds."""
-        from casweights.statistics import stats
+        from casweights.operations.stats import stats
 
         return stats(self._db)
 
@@ -373,7 +383,7 @@ class Repository(ProcessBound):
             IntegrityError: A version cannot be rebuilt; no pack was deleted.
             StoreError: The store could not be written.
         """
-        from casweights.repack import repack
+        from casweights.operations.repack import repack
 
         return repack(self._db, compression=check_compression(compression))
 
@@ -398,13 +408,13 @@ class Repository(ProcessBound):
             InvalidInputError: The stores have different digests or chunk sizes.
             StoreError: The target could not be written.
         """
-        from casweights.push import push
+        from casweights.operations.push import push
 
         return push(self._db, target.database, None if refs is None else to_list(refs), force=force)
 
     def copy(self, target: Repository) -> TransferStats:
         """Bring everything to another store: all versions, branches and tags. See `push`."""
-        from casweights.push import copy
+        from casweights.operations.push import copy
 
         return copy(self._db, target.database)
 
@@ -413,7 +423,7 @@ class Repository(ProcessBound):
 
         If `ref` is a branch or tag, the target has one of that name afterwards.
         """
-        from casweights.push import clone
+        from casweights.operations.push import clone
 
         return clone(self._db, target.database, ref)
 

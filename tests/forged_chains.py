@@ -11,13 +11,13 @@ from casweights.config import KiB, StoreConfig
 from casweights.format.codecs import Encoding
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.hashing import blake3_256, checksum
-from casweights.format.kernels import dense_encode, sparse_encode
-from casweights.format.kinds import ElementKind
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
 from casweights.format.snapshot import PackTable, encode_snapshot
 from casweights.ids import ChunkId
+from casweights.kernels import dense_encode, sparse_encode
+from casweights.kernels.kinds import ElementKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import strategies as st
 
+from casweights.database.refs import Head, Refs
 from casweights.errors import ConflictError, ErrorCode, StoreError
 from casweights.format import names
 from casweights.ids import SnapshotId
-from casweights.refs import Head, Refs
 from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.retry import RetryStore
@@ -29,7 +29,7 @@ from casweights.stores.wrapper import WrapperStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
     Work = Callable[["Client"], object]
     Choose = Callable[[Sequence["Writer"]], "Writer"]

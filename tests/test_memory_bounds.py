@@ -24,7 +24,8 @@ LIMIT = 512 * MiB
 WORK = """
 import sys
 from pathlib import Path
-import casweights, casweights.checkout, casweights.commit, casweights.verification
+import casweights
+from casweights.operations import checkout, commit, verify
 
 def peak():
     status = Path("/proc/self/status").read_text()

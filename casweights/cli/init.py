@@ -15,7 +15,12 @@ from casweights.cli._session import DEFAULT_FOLDER, open_store
 from casweights.cli._text import binary_size
 from casweights.cli._verb import verb
 from casweights.config import DEFAULT_CHUNK_SIZE, StoreConfig
-from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+)
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from casweights.cli._output import Line, Row
     from casweights.cli._session import Session
-    from casweights.statistics import StoreStats
+    from casweights.operations.stats import StoreStats
 
 _COLUMNS = (
     Column("id", short, "VERSION", color="yellow"),

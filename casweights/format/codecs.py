@@ -10,9 +10,9 @@ from casweights.format.elements import kind_of
 from casweights.format.zstd import compress, decompress_into
 
 if TYPE_CHECKING:
-    from casweights.buffers import Buffer
     from casweights.config import Compression
     from casweights.format.dtypes import DType
+    from casweights.system.buffers import Buffer
 
 
 class Encoding(IntEnum):
@@ -103,7 +103,7 @@ def encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded | None
     Returns:
         The smaller one of `sparse` and `dense`; None if that is no smaller than the chunk.
     """
-    from casweights.format.kernels import dense_encode, sparse_encode
+    from casweights.kernels import dense_encode, sparse_encode
 
     kind = kind_of(dtype)
     share = _changed_share(raw, base, kind.width)
@@ -146,11 +146,11 @@ def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
 
         decode_planes(payload, out)
     elif encoding == Encoding.SPARSE:
-        from casweights.format.kernels import sparse_decode
+        from casweights.kernels import sparse_decode
 
         sparse_decode(payload, out)
     elif encoding == Encoding.DENSE:
-        from casweights.format.kernels import dense_decode
+        from casweights.kernels import dense_decode
 
         dense_decode(payload, out)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casweights.format.kinds import ElementKind
+from casweights.kernels.kinds import ElementKind
 
 if TYPE_CHECKING:
     from casweights.format.dtypes import DType

@@ -12,8 +12,8 @@ from casweights.ids import ChunkId
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casweights.buffers import Buffer
     from casweights.config import DigestName
+    from casweights.system.buffers import Buffer
 
 CHECKSUM_SIZE = 8
 

@@ -12,9 +12,9 @@ import msgpack
 from casweights.config import StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
 from casweights.format.fields import expect, split_ids
+from casweights.format.file_paths import check_paths
 from casweights.format.hashing import DIGEST_SIZES, blake3_256
 from casweights.format.layout import Piece, count_chunks, file_pieces
-from casweights.format.paths import check_paths
 from casweights.format.safetensors import Header, is_text, parse_header
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId

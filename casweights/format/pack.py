@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from casweights.config import MAX_CHUNK_SIZE
-from casweights.format.envelope import PREFIX_SIZE, ObjectKind, check_version, corrupt, prefix
+from casweights.format.envelope import (
+    PREFIX_SIZE,
+    ObjectKind,
+    check_version,
+    corrupt,
+    prefix,
+)
 from casweights.format.fields import split_ids
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
 from casweights.format.names import pack_name

@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from casweights.format.kernels import join_planes, split_planes
 from casweights.format.zstd import compress_entropy, decompress_into
+from casweights.kernels import join_planes, split_planes
 
 if TYPE_CHECKING:
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
 _HEAD = struct.Struct("<B")  # bytes per element
 _PLANE = struct.Struct("<BI")  # mode, stored bytes

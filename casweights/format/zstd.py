@@ -13,7 +13,7 @@ from casweights.config import MAX_CHUNK_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.files import to_path
+from casweights.system.files import to_path
 
 try:
     from peft import PeftModel

@@ -12,9 +12,15 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from casweights.arguments import check_compression, to_list, to_sources, to_utc
-from casweights.commit import Description, commit
 from casweights.config import DEFAULT_EXCLUDE
+from casweights.content.arguments import (
+    check_compression,
+    to_list,
+    to_sources,
+    to_utc,
+)
+from casweights.content.files import matches
+from casweights.content.weights import Weights, is_index, single_file
 from casweights.errors import (
     ConflictError,
     ErrorCode,
@@ -26,9 +32,8 @@ from casweights.errors import (
 from casweights.integrations._names import key_mapping
 from casweights.integrations._runs import is_from_run, name_run, trainer_state
 from casweights.opening import open_repository
+from casweights.operations.commit import Description, commit
 from casweights.repository import Repository
-from casweights.sources import matches
-from casweights.weights import Weights, is_index, single_file
 
 try:
     import transformers

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from casweights.arguments import to_list
 from casweights.config import DEFAULT_BRANCH
+from casweights.content.arguments import to_list
+from casweights.content.states import allocate
+from casweights.content.weights import Weights
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
 from casweights.ids import SnapshotId
 from casweights.integrations._loaders import holds
-from casweights.loading import LazyTensor
 from casweights.opening import open_repository
+from casweights.operations.load import LazyTensor
 from casweights.sync.subscriber import Subscriber
 from casweights.sync.wrappers import common_prefix
-from casweights.tensors import allocate
-from casweights.weights import Weights
 
 try:
     from vllm.distributed.weight_transfer.base import (

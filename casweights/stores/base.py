@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
     Parts = Sequence[Buffer]
     Content = Parts | Callable[[], Parts]

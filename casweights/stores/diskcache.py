@@ -20,8 +20,8 @@ import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from casweights.files import read_exactly, write_fully
-from casweights.staging import Staging
+from casweights.system.files import read_exactly, write_fully
+from casweights.system.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

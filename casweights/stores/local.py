@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casweights.errors import NotFoundError
-from casweights.files import allow_group, fsync_folder, read_exactly, storage_errors, write_fully
-from casweights.staging import Staging
 from casweights.stores.base import (
     Capabilities,
     ObjectInfo,
@@ -24,12 +22,20 @@ from casweights.stores.base import (
 )
 from casweights.stores.naming import exclusive_call
 from casweights.stores.root import SHARED, Root
+from casweights.system.files import (
+    allow_group,
+    fsync_folder,
+    read_exactly,
+    storage_errors,
+    write_fully,
+)
+from casweights.system.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.buffers import Buffer
     from casweights.stores.naming import Call
+    from casweights.system.buffers import Buffer
 
 _ATTEMPTS = 3  # for drafts that others remove
 # What the system says of names that have no file: a socket has no such device.

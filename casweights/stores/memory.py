@@ -17,7 +17,7 @@ from casweights.stores.base import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
 
 class MemoryStore(ObjectStore):

@@ -11,12 +11,12 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from casweights.files import is_refusal
+from casweights.system.files import is_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casweights.staging import Staging
+    from casweights.system.staging import Staging
 
     Call = Callable[[str, str, int], None]  # path of the file, its new name, and in which folder
 

@@ -13,8 +13,8 @@ from casweights.stores.wrapper import WrapperStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from casweights.buffers import Buffer
     from casweights.stores.base import Content, ObjectInfo, ObjectStore, Parts
+    from casweights.system.buffers import Buffer
 
 _R = TypeVar("_R")
 _FIRST_DELAY, _MAX_DELAY = 0.25, 8.0  # seconds

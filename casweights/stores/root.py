@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import ErrorCode, NotFoundError
-from casweights.files import allow_group, fsync_folder
 from casweights.stores.naming import replace
+from casweights.system.files import allow_group, fsync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from casweights.config import RemoteOptions
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
-from casweights.files import to_path
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
+from casweights.system.files import to_path
 
 if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore

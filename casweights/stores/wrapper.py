@@ -10,8 +10,8 @@ from casweights.stores.base import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.buffers import Buffer
     from casweights.stores.base import Capabilities, Content, ObjectInfo, Parts
+    from casweights.system.buffers import Buffer
 
 
 class WrapperStore(ObjectStore):

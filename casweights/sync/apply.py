@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casweights.ids import ChunkId
-    from casweights.parallel import Workers
     from casweights.sync.changes import Change
     from casweights.sync.fetch import Prepared
     from casweights.sync.target import Chunk, Wanted
+    from casweights.system.threads import Workers
 
 
 class TornError(Exception):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from casweights.content.states import is_plain_memory
 from casweights.sync.changes import POSITION, find_change
 from casweights.sync.devices import host_patterns
-from casweights.tensors import is_plain_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from casweights.content.states import StateFile
     from casweights.format.safetensors import TensorInfo
-    from casweights.tensors import StateFile
 
 _SMALL = 16 << 10  # bytes of a tensor; a larger one is worth the work of its own
 _UNSAFE = ("BOOL", "F4")  # torch normalizes the bytes of the one, and cannot copy the other

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from casweights.format.kernels import changes, swap
+from casweights.kernels import changes, swap
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

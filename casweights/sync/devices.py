@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from casweights.content.states import patterns
 from casweights.sync.changes import POSITION, Change
-from casweights.tensors import patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

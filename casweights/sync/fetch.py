@@ -6,18 +6,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from casweights.buffers import Pool
-from casweights.chunks import STRIDE, ChunkReader
+from casweights.database.reader import STRIDE, ChunkReader
 from casweights.errors import IntegrityError
+from casweights.system.buffers import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
-    from casweights.chunks import Spent
     from casweights.database import Database
+    from casweights.database.chains import Path
+    from casweights.database.reader import Spent
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
-    from casweights.paths import Path
     from casweights.sync.changes import Change
     from casweights.sync.target import Chunk, Fit, Target, Wanted
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from casweights.buffers import copy
+from casweights.content.states import is_plain_memory, patterns, tensor_bytes
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.changes import Change, find_change
 from casweights.sync.devices import device_changes, device_exchange, flat_patterns
-from casweights.tensors import is_plain_memory, patterns, tensor_bytes
+from casweights.system.buffers import copy
 
 if TYPE_CHECKING:
     from casweights.ids import ChunkId

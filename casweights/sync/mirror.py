@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from casweights.buffers import copy, scratch, uninitialized
+from casweights.content.files import SourceFile
+from casweights.content.states import STATE_FILE, StateFile, tensor_bytes
 from casweights.format.layout import Piece, file_pieces, grid, runs
-from casweights.sources import SourceFile
 from casweights.sync.batches import Batch, is_small
 from casweights.sync.changes import Change, find_change, take_back
 from casweights.sync.devices import device_changes, flat_patterns, host_patterns
-from casweights.tensors import STATE_FILE, StateFile, tensor_bytes
+from casweights.system.buffers import copy, scratch, uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.buffers import Pool
     from casweights.format.manifest import Snapshot
     from casweights.format.safetensors import Header, TensorInfo
     from casweights.ids import ChunkId
-    from casweights.parallel import Workers
+    from casweights.system.buffers import Pool
+    from casweights.system.threads import Workers
 
 
 class Place(NamedTuple):

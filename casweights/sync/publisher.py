@@ -10,21 +10,32 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from casweights.arguments import check_choice, check_compression
-from casweights.commit import Description, EncodedVersion, encode_version, repeated, write_version
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
-from casweights.errors import CasweightsError, ConflictError, ErrorCode, InvalidInputError
-from casweights.files import to_path
+from casweights.content.arguments import check_choice, check_compression
+from casweights.content.files import scan
+from casweights.content.states import Outline, StateFile
+from casweights.content.trees import ExtraState, without_extra_state
+from casweights.errors import (
+    CasweightsError,
+    ConflictError,
+    ErrorCode,
+    InvalidInputError,
+)
 from casweights.opening import open_repository
-from casweights.process import ProcessBound, check_open
+from casweights.operations.commit import (
+    Description,
+    EncodedVersion,
+    encode_version,
+    repeated,
+    write_version,
+)
 from casweights.repository import Repository
-from casweights.sources import scan
 from casweights.sync import exits
 from casweights.sync.mirror import KeptState, Mirror
 from casweights.sync.states import cast_policy, plain_state
 from casweights.sync.steps import Failure, Step
-from casweights.tensors import Outline, StateFile
-from casweights.trees import ExtraState, without_extra_state
+from casweights.system.files import to_path
+from casweights.system.handles import ProcessBound, check_open
 
 if TYPE_CHECKING:
     import os
@@ -34,11 +45,11 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.hooks import RemovableHandle
 
+    from casweights.content.files import SourceFile
+    from casweights.database.refs import Head
     from casweights.events import Reporter
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
-    from casweights.refs import Head
-    from casweights.sources import SourceFile
     from casweights.stores.base import ObjectStore
     from casweights.sync.mirror import Scan
 

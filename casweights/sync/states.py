@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from casweights.content.states import Cast, check_tensor
+from casweights.content.trees import leaves
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.wrappers import plain_names
-from casweights.tensors import Cast, check_tensor
-from casweights.trees import leaves
 
 
 def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from casweights.content.states import STATE_FILE
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
 from casweights.events import PublishStats
-from casweights.tensors import STATE_FILE
 
 if TYPE_CHECKING:
-    from casweights.commit import EncodedVersion
+    from casweights.operations.commit import EncodedVersion
     from casweights.sync.mirror import Mirror, Scan
 
 

@@ -8,8 +8,9 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from casweights.arguments import check_choice, to_list
 from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
+from casweights.content.arguments import check_choice, to_list
+from casweights.content.weights import Weights
 from casweights.errors import (
     ClosedError,
     ErrorCode,
@@ -20,13 +21,12 @@ from casweights.errors import (
 from casweights.events import PollStats, SyncStats
 from casweights.ids import SnapshotId
 from casweights.opening import open_repository
-from casweights.process import ProcessBound, is_closed
 from casweights.repository import Repository
 from casweights.sync.apply import TornError, apply
 from casweights.sync.fetch import Fetcher
 from casweights.sync.patches import to_patches, whole_tensors
 from casweights.sync.target import Target
-from casweights.weights import Weights
+from casweights.system.handles import ProcessBound, is_closed
 
 if TYPE_CHECKING:
     import os
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from casweights.database.refs import Head
     from casweights.events import Reporter
-    from casweights.refs import Head
     from casweights.repository import Ref
     from casweights.stores.base import ObjectStore
     from casweights.sync.fetch import Prepared

@@ -6,23 +6,23 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from casweights.content.states import code_of, element_shape, identity
+from casweights.content.trees import carried_names, tied_names
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
 from casweights.sync.wrappers import common_prefix, plain_names
-from casweights.tensors import code_of, element_shape, identity
-from casweights.trees import carried_names, tied_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
 
-    from casweights.buffers import Buffer
+    from casweights.content.weights import Weight, WeightSet
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
-    from casweights.parallel import Workers
-    from casweights.weights import Weight, WeightSet
+    from casweights.system.buffers import Buffer
+    from casweights.system.threads import Workers
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casweights.config import MiB
-from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
+from casweights.errors import (
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
 from casweights.stores.base import ObjectInfo
 from casweights.stores.memory import MemoryStore
 

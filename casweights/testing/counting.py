@@ -11,7 +11,7 @@ from casweights.stores.wrapper import WrapperStore
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
 
 class CountingStore(WrapperStore):

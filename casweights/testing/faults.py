@@ -15,8 +15,8 @@ from casweights.stores.base import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.buffers import Buffer
     from casweights.stores.base import Capabilities, ObjectInfo
+    from casweights.system.buffers import Buffer
 
 
 def run_out_of_space() -> NoReturn:

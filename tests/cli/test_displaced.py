@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
+from casweights.database.reflog import encode_move
 from casweights.format import names
-from casweights.reflog import encode_move
 
 if TYPE_CHECKING:
     from pathlib import Path

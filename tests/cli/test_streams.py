@@ -103,7 +103,7 @@ def test_help_for_a_reader_that_left(spawn: Spawn, args: tuple[str, ...]) -> Non
     [
         *("click", "casweights.cli._app", "casweights.cli._output", "casweights.cli._session"),
         *("casweights.cli.commit", "casweights.repository", "casweights.database", "msgpack"),
-        *("casweights.commit", "casweights.packing", "zstandard", "numpy"),
+        *("casweights.operations.commit", "casweights.database.writer", "zstandard", "numpy"),
     ],
 )
 def test_interrupt_during_imports_leaves_no_traceback(store: Path, module: str) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from casweights.database.index import read_pack_index
 from casweights.errors import ErrorCode, StoreError
 from casweights.format.codecs import Encoding
 from casweights.format.hashing import checksum
 from casweights.format.pack import build_index
-from casweights.index import read_pack_index
 from casweights.stores.base import ObjectInfo
 from casweights.stores.local import LocalStore
 from casweights.testing.trees import read_tree
@@ -21,7 +21,7 @@ from casweights.testing.trees import read_tree
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
     from tests.cli.conftest import Json, Run
 
 

@@ -27,16 +27,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 import casweights
-import casweights.checkout
-import casweights.packing
-import casweights.repack
+import casweights.database.writer
+import casweights.operations.checkout
+import casweights.operations.repack
 from casweights.config import KiB, MiB, StoreConfig
+from casweights.database.index import read_pack_index
 from casweights.format.dtypes import DTYPES
 from casweights.format.hashing import blake3_256
 from casweights.format.safetensors import build_header
-from casweights.index import read_pack_index
-from casweights.staging import PREFIX
 from casweights.stores.local import LocalStore
+from casweights.system.staging import PREFIX
 from casweights.testing.faults import Fault, FaultyStore, kill_process
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def seconds_for(action: Callable[[], object]) -> float:
 
 def limit_packs(size: int) -> None:
     """Make a commit of a few megabytes write several packs."""
-    vars(casweights.packing)["PACK_TARGET"] = size
+    vars(casweights.database.writer)["PACK_TARGET"] = size
 
 
 def repeated_frames(root: Path) -> set[tuple[ChunkId, ChunkId | None]]:

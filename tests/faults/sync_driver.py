@@ -31,12 +31,12 @@ import torch
 import casweights
 from casweights import ConflictError, Publisher, Subscriber
 from casweights.config import KiB, StoreConfig
+from casweights.content.states import patterns
+from casweights.database.index import read_pack_index
 from casweights.format.hashing import blake3_256
-from casweights.index import read_pack_index
 from casweights.stores.local import LocalStore
 from casweights.sync.live import LiveTensor
 from casweights.sync.publisher import Base, Policy
-from casweights.tensors import patterns
 from casweights.testing.faults import kill_process
 from casweights.testing.states import tensor_bits
 from tests.faults.hub_driver import wrapped

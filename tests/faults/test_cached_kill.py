@@ -16,9 +16,9 @@ import time
 from itertools import count
 from pathlib import Path
 
-from casweights.staging import PREFIX
 from casweights.stores.cached import CachedStore
 from casweights.stores.local import LocalStore
+from casweights.system.staging import PREFIX
 
 KiB = 1 << 10
 SIZE = 300 * KiB

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
-from casweights import sources
 from casweights.config import KiB, MiB, StoreConfig
+from casweights.content import files
+from casweights.content.files import DiskFile
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.events import Reporter
-from casweights.sources import DiskFile
 from casweights.stores.memory import MemoryStore
 from casweights.testing.trees import read_tree, write_tree
 
@@ -308,7 +308,7 @@ def coarse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
             values[name] -= values[name] % tick
         return SimpleNamespace(**values)
 
-    monkeypatch.setattr(sources, "_status", status)
+    monkeypatch.setattr(files, "_status", status)
     return tick
 
 
@@ -364,5 +364,5 @@ def test_file_that_has_rested_is_read_once(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_granule_is_read_from_the_time_itself(moment: int, expected: int) -> None:
-    ticks = sources.granule(moment) - expected
+    ticks = files.granule(moment) - expected
     assert 0 < ticks <= 10**7  # what the kernel's clock adds

@@ -10,7 +10,7 @@ import pytest
 import casweights
 from casweights import ErrorCode, InvalidInputError, Reporter, StoreConfig
 from casweights.config import KiB
-from casweights.staging import PREFIX, Staging
+from casweights.system.staging import PREFIX, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import pytest
 
 import casweights
 from casweights import CasweightsError, ConflictError, ErrorCode
-from casweights.staging import PREFIX
+from casweights.system.staging import PREFIX
 from casweights.testing.trees import read_tree, write_tree
 from tests.faults.watched_os import watched
 

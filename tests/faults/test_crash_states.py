@@ -14,8 +14,8 @@ import pytest
 import casweights
 from casweights import ConflictError, Publisher, StoreError
 from casweights.config import KiB, StoreConfig
-from casweights.staging import PREFIX
 from casweights.stores.local import LocalStore
+from casweights.system.staging import PREFIX
 from tests.faults.crash_states import Disk, write_tree
 from tests.histories import step, weights
 
@@ -149,7 +149,7 @@ def check_all(recording: Recording, folder: Path) -> None:
 
 @pytest.fixture
 def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
-    monkeypatch.setattr("casweights.reflog._KEPT", 2)
+    monkeypatch.setattr("casweights.database.reflog._KEPT", 2)
     (tmp_path / "disk").mkdir()
     recording = Recording(tmp_path / "disk")
     yield recording

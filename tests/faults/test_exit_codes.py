@@ -13,7 +13,7 @@ import pytest
 import casweights
 from casweights.format.envelope import PREFIX_SIZE
 from casweights.format.hashing import CHECKSUM_SIZE, checksum
-from casweights.staging import PREFIX
+from casweights.system.staging import PREFIX
 
 if TYPE_CHECKING:
     from pathlib import Path

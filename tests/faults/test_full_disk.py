@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
-import casweights.packing
+import casweights.database.writer
 from casweights import ErrorCode, Reporter, StoreError
 from casweights.config import KiB, MiB
-from casweights.staging import PREFIX
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
+from casweights.system.staging import PREFIX
 from casweights.testing.faults import Fault, FaultyStore
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several packs in a commit of a few megabytes."""
-    monkeypatch.setattr(casweights.packing, "PACK_TARGET", 2 * MiB)
+    monkeypatch.setattr(casweights.database.writer, "PACK_TARGET", 2 * MiB)
 
 
 def write_model(folder: Path, files: int, size: int = MiB) -> Path:

@@ -18,15 +18,15 @@ from casweights.config import StoreConfig
 from casweights.format.codecs import decode
 from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import ObjectKind, prefix, seal, unseal
+from casweights.format.file_paths import check_paths
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
 from casweights.format.pack import parse_index as parse_pack_index
-from casweights.format.paths import check_paths
 from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.safetensors import build_header, header_size, parse_header
 from casweights.format.snapshot import PackTable, decode_snapshot, encode_snapshot
-from casweights.format.storefile import decode_store_file, encode_store_file
+from casweights.format.store_file import decode_store_file, encode_store_file
 from casweights.format.zstd import decompress_into
 from casweights.ids import ChunkId, PackId
 

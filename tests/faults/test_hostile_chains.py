@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import casweights
-from casweights import ErrorCode, IntegrityError, paths
+from casweights import ErrorCode, IntegrityError
 from casweights.config import MiB
+from casweights.database import chains
+from casweights.database.chains import MAX_LINKS
 from casweights.format.codecs import Encoding
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.format.names import PACKS, pack_name, snapshot_name
 from casweights.format.snapshot import PackTable, encode_snapshot
-from casweights.paths import MAX_LINKS
 from casweights.stores.memory import MemoryStore
 from casweights.testing.counting import CountingStore
 from casweights.testing.faults import flip_bit
@@ -47,9 +48,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
+    from casweights.database.chains import Node
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
-    from casweights.paths import Node
 
 refused = pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
 
@@ -290,14 +291,14 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
 ) -> None:
     """Rather than once for each of them: the way to a chunk begins where that to another ends."""
     length, steps = 600, Counter[str]()
-    back, frames = paths.Path.back, paths.FrameTable.all_frames
+    back, frames = chains.Path.back, chains.FrameTable.all_frames
 
-    def counted_back(path: paths.Path, seen: set[Node] | None = None) -> Iterator[Location]:
+    def counted_back(path: chains.Path, seen: set[Node] | None = None) -> Iterator[Location]:
         for place in back(path, seen):
             steps["back"] += 1
             yield place
 
-    def counted_frames(table: paths.FrameTable, chunk: ChunkId) -> Sequence[Location]:
+    def counted_frames(table: chains.FrameTable, chunk: ChunkId) -> Sequence[Location]:
         steps["looks"] += 1
         return frames(table, chunk)
 
@@ -308,8 +309,8 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
         casweights.open(MemoryStore(), create=True, config=CONFIG) as other,
     ):
         repo.branch("main", version)
-        monkeypatch.setattr(paths.Path, "back", counted_back)
-        monkeypatch.setattr(paths.FrameTable, "all_frames", counted_frames)
+        monkeypatch.setattr(chains.Path, "back", counted_back)
+        monkeypatch.setattr(chains.FrameTable, "all_frames", counted_frames)
         VERBS[verb](repo, other, tmp_path / "out")
     assert steps["back"] < 80 * length
     assert 0 < steps["looks"] < 20 * length

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 import casweights
-import casweights.tensors  # torch's own memory is not what is measured here
+import casweights.content.states  # torch's own memory is not what is measured here
 from casweights import ErrorCode, IntegrityError, SnapshotId, StoreError
 from casweights.config import MiB, StoreConfig
 from casweights.format.envelope import ObjectKind, seal, unseal

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
-import casweights.commit  # before the process loses the right to read the package
+import casweights.operations.commit  # before the process loses the right to read the package
 from casweights import ErrorCode, InvalidInputError
 from casweights.stores.memory import MemoryStore
 

@@ -12,8 +12,14 @@ import numpy as np
 import pytest
 
 import casweights
-import casweights.packing
-from casweights import CasweightsError, ErrorCode, IntegrityError, NotFoundError, StoreError
+import casweights.database.writer
+from casweights import (
+    CasweightsError,
+    ErrorCode,
+    IntegrityError,
+    NotFoundError,
+    StoreError,
+)
 from casweights.format import names
 from casweights.format.snapshot import StoredSnapshot, encode_snapshot
 from casweights.ids import PackId, SnapshotId
@@ -63,7 +69,7 @@ def prefix(hub: LocalHub) -> Iterator[str]:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setattr(casweights.packing, "PACK_TARGET", PACK)
+    monkeypatch.setattr(casweights.database.writer, "PACK_TARGET", PACK)
     return small_model(tmp_path / "model", seed=next(_numbers))  # shares nothing with others
 
 

@@ -81,7 +81,7 @@ def hub(tmp_path: Path) -> Iterator[LocalHubProcess]:
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setattr("casweights.packing.PACK_TARGET", PACK)
+    monkeypatch.setattr("casweights.database.writer.PACK_TARGET", PACK)
     return small_model(tmp_path / "model")
 
 

@@ -14,11 +14,11 @@ import pytest
 
 import casweights
 from casweights import Publisher, Reporter
-from casweights.commit import Description
 from casweights.config import KiB, StoreConfig
+from casweights.content.files import scan
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, StoreError
-from casweights.parts import commit_parts, encode_part
-from casweights.sources import scan
+from casweights.operations.commit import Description
+from casweights.operations.parts import commit_parts, encode_part
 from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
-import casweights.transfer
+import casweights.operations.transfer
 from casweights.config import KiB, StoreConfig
 from casweights.stores.local import LocalStore
 from casweights.testing.faults import FaultyStore

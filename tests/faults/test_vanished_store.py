@@ -12,10 +12,10 @@ import pytest
 import casweights
 from casweights import CasweightsError, ErrorCode, NotFoundError, Publisher
 from casweights.config import KiB, StoreConfig
-from casweights.staging import PREFIX
 from casweights.stores.hub.api import HubApi
 from casweights.stores.hub.store import HubStore
 from casweights.stores.local import LocalStore
+from casweights.system.staging import PREFIX
 from casweights.testing.faults import Fault, FaultyStore
 from casweights.testing.hub import LocalHub
 from tests.histories import weights
@@ -249,7 +249,7 @@ def test_a_draft_is_removed_while_it_is_written(
             for path in place.glob(f"{PREFIX}*"):
                 shutil.rmtree(path)
 
-    write = casweights.files.write_fully
+    write = casweights.system.files.write_fully
     with open_and_look(place) as repo:
         monkeypatch.setattr("casweights.stores.local.write_fully", reap)
         version = repo.commit(state(2))

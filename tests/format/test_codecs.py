@@ -10,10 +10,16 @@ import pytest
 from hypothesis import strategies as st
 
 from casweights.config import Compression
-from casweights.format.codecs import Encoding, decode, encode, encode_difference, is_difference
+from casweights.format.codecs import (
+    Encoding,
+    decode,
+    encode,
+    encode_difference,
+    is_difference,
+)
 from casweights.format.dtypes import DTYPES, DType
 from casweights.format.elements import kind_of
-from casweights.format.kernels import dense_encode, sparse_encode
+from casweights.kernels import dense_encode, sparse_encode
 from casweights.testing.strategies import contents
 
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)

@@ -7,7 +7,7 @@ import torch
 
 from casweights.format.dtypes import DTYPES, DType
 from casweights.format.elements import kind_of
-from casweights.format.kinds import ElementKind
+from casweights.kernels.kinds import ElementKind
 
 FLOATS = {
     "F8_E5M2": (ElementKind.E5M2, torch.float8_e5m2),

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from casweights.errors import ErrorCode, IntegrityError, UnsupportedError
-from casweights.format.envelope import FORMAT_VERSION, ObjectKind, prefix, seal, unseal
+from casweights.format.envelope import (
+    FORMAT_VERSION,
+    ObjectKind,
+    prefix,
+    seal,
+    unseal,
+)
 from casweights.format.hashing import checksum
 
 PAYLOAD = b"some payload"

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from casweights.config import KiB
 from casweights.format.dtypes import DTYPES
-from casweights.format.layout import BYTES, Piece, count_chunks, file_pieces, grid, runs
+from casweights.format.layout import (
+    BYTES,
+    Piece,
+    count_chunks,
+    file_pieces,
+    grid,
+    runs,
+)
 from casweights.format.safetensors import parse_header
 from casweights.testing.strategies import encode_header, safetensors_files
 

@@ -9,7 +9,12 @@ import pytest
 
 from casweights.config import MAX_CHUNK_SIZE
 from casweights.errors import IntegrityError, UnsupportedError
-from casweights.format.envelope import FORMAT_VERSION, PREFIX_SIZE, ObjectKind, prefix
+from casweights.format.envelope import (
+    FORMAT_VERSION,
+    PREFIX_SIZE,
+    ObjectKind,
+    prefix,
+)
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.pack import (
     MAX_INDEX_SIZE,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from casweights import _kernels
 from casweights.format.planes import WIDTHS, decode_planes, encode_planes
-from casweights.format.reference import planes as twins
+from casweights.kernels import _compiled
+from casweights.kernels.reference import planes as twins
 
 SIZES = [0, 1, 2, 3, 7, 255, 256, 257, 4096, 65_537]
 
@@ -98,9 +98,9 @@ def test_kernels_and_their_twins(width: int, count: int) -> None:
     raw = np.random.default_rng(count).bytes(count * width)
     expected = bytearray(len(raw))
     twins.split_planes(raw, expected, width)
-    for target in _kernels.TARGETS:
-        _kernels.use(target)
-        for module in (_kernels, twins):
+    for target in _compiled.TARGETS:
+        _compiled.use(target)
+        for module in (_compiled, twins):
             for copy in (unaligned, bytearray):
                 split, joined = copy(bytes(len(raw))), copy(bytes(len(raw)))
                 module.split_planes(copy(raw), split, width)
@@ -109,7 +109,7 @@ def test_kernels_and_their_twins(width: int, count: int) -> None:
                 assert bytes(joined) == raw
 
 
-@pytest.mark.parametrize("module", [_kernels, twins], ids=["compiled", "twin"])
+@pytest.mark.parametrize("module", [_compiled, twins], ids=["compiled", "twin"])
 @pytest.mark.parametrize("name", ["split_planes", "join_planes"])
 def test_wrong_arguments_of_kernels(module: object, name: str) -> None:
     arrange = getattr(module, name)

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from casweights import IntegrityError, InvalidInputError, SnapshotId
 from casweights.format.envelope import ObjectKind, prefix, seal
 from casweights.format.hashing import blake3_256
-from casweights.format.manifest import MAX_METADATA, MAX_NESTING, Snapshot, canonical_metadata
+from casweights.format.manifest import (
+    MAX_METADATA,
+    MAX_NESTING,
+    Snapshot,
+    canonical_metadata,
+)
 from casweights.format.pack import pack_id, parse_index
 from casweights.format.snapshot import decode_snapshot
 from casweights.format.unpack import MALFORMED, Unpacker

@@ -18,7 +18,12 @@ import pytest
 import torch
 
 import casweights
-from casweights.errors import CasweightsError, ErrorCode, InvalidInputError, NotFoundError
+from casweights.errors import (
+    CasweightsError,
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+)
 from casweights.integrations.trl import BucketWeightTransfer, VLLMServer
 from casweights.sync.subscriber import Subscriber
 from tests.integrations.replicas import Replica, serving

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 import casweights
 from casweights.config import Compression, DigestName, KiB, StoreConfig
-from casweights.testing.states import assert_same_state, assert_same_tensor, tensor_bits
+from casweights.testing.states import (
+    assert_same_state,
+    assert_same_tensor,
+    tensor_bits,
+)
 from casweights.testing.strategies import from_bytes, state_dicts, tensors
 
 if TYPE_CHECKING:

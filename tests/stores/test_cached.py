@@ -16,12 +16,12 @@ import pytest
 
 from casweights.config import KiB, MiB
 from casweights.errors import IntegrityError, NotFoundError, UnsupportedError
-from casweights.staging import PREFIX
 from casweights.stores import cached, diskcache
 from casweights.stores.base import ObjectStore
 from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
+from casweights.system.staging import PREFIX
 from casweights.testing import CountingStore, StoreTests
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import NoReturn
 
-    from casweights.buffers import Buffer
     from casweights.stores.base import Content, Parts
+    from casweights.system.buffers import Buffer
 
 PACK = "packs/" + "0f" * 32
 DATA = bytes(range(256)) * 64

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casweights.stores.ahead import ReadaheadStore
 from casweights.stores.cached import CachedStore
 from casweights.stores.hub.git import GitRefStore
 from casweights.stores.hub.store import HubStore
+from casweights.stores.readahead import ReadaheadStore
 from casweights.stores.retry import RetryStore
 from casweights.testing import StoreTests
 from casweights.testing.hub import LocalHub

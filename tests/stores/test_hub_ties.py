@@ -11,7 +11,7 @@ import casweights
 from casweights.config import StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
 from casweights.format import names
-from casweights.format.storefile import encode_store_file
+from casweights.format.store_file import encode_store_file
 from casweights.stores.hub.git import GitRefStore
 from casweights.stores.hub.store import HubStore
 from casweights.testing.hub import LocalHub

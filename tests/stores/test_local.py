@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casweights import staging
 from casweights.errors import StoreError
 from casweights.stores.local import LocalStore
+from casweights.system import staging
 from casweights.testing import StoreTests
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def test_drafts_are_gone_when_the_store_is(tmp_path: Path) -> None:
 
 def test_drafts_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from casweights.staging import Staging; "
+        "import os, sys; from pathlib import Path; from casweights.system.staging import Staging; "
         "Staging(Path(sys.argv[1])).new_path().write_bytes(b'half'); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 import casweights
-from casweights import reflog
+from casweights.database import reflog
+from casweights.database.refs import Head, Refs
 from casweights.errors import ConflictError, ErrorCode, StoreError
 from casweights.ids import SnapshotId
-from casweights.refs import Head, Refs
 from casweights.stores import naming, root
 from casweights.stores.local import LocalStore
 from casweights.testing import StoreTests
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from casweights.buffers import Buffer
     from casweights.stores.naming import Call
+    from casweights.system.buffers import Buffer
 
 CALLS = ("link", "rename", "lock", "sync")
 # Which code a file system answers with is anybody's guess.

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import casweights
-from casweights import packing
 from casweights.config import KiB, StoreConfig
+from casweights.database import writer
 from casweights.errors import ErrorCode, StoreError, WrongProcessError
 from casweights.stores.local import LocalStore
 from casweights.sync.publisher import Publisher
@@ -30,7 +30,7 @@ from casweights.sync.publisher import Publisher
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
 LIMIT = 60  # seconds
 torch.set_num_threads(1)  # its own would be missing in forks
@@ -117,7 +117,7 @@ def end_while_a_write_hangs(root: Path) -> None:
 def end_while_a_pack_hangs(root: Path) -> None:
     """Packs are written by other threads than snapshots, if there are several."""
     Stuck.where = "packs/"
-    vars(packing)["PACK_TARGET"] = 4 * KiB
+    vars(writer)["PACK_TARGET"] = 4 * KiB
     publish(Stuck(root), (1,), exit_timeout=0.2)
 
 

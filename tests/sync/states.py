@@ -10,20 +10,20 @@ import torch
 
 import casweights
 from casweights.config import KiB, StoreConfig
+from casweights.content.states import identity
 from casweights.errors import ErrorCode, StoreError
 from casweights.stores.base import ObjectStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
-from casweights.tensors import identity
 from casweights.testing.states import assert_same_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from casweights import Repository
-    from casweights.buffers import Buffer
     from casweights.events import PublishStats
     from casweights.stores.base import ObjectInfo
+    from casweights.system.buffers import Buffer
 
 CHUNK = 64 * KiB
 PATIENCE = 60.0  # seconds, until a test that hangs fails instead

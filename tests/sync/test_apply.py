@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import casweights
-from casweights import ErrorCode, IntegrityError, NotFoundError, StaleError, StoreError, Subscriber
+from casweights import (
+    ErrorCode,
+    IntegrityError,
+    NotFoundError,
+    StaleError,
+    StoreError,
+    Subscriber,
+)
 from casweights.config import StoreConfig
 from casweights.stores.memory import MemoryStore
 from casweights.sync.live import LiveTensor

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 import casweights
-from casweights import Publisher, Subscriber, index
+from casweights import Publisher, Subscriber
 from casweights.config import StoreConfig
+from casweights.database import index
 from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore

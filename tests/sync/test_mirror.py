@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from casweights.buffers import Pool
-from casweights.parallel import Workers
+from casweights.content.states import StateFile
 from casweights.stores.memory import MemoryStore
 from casweights.sync.changes import Change, find_change, take_back
 from casweights.sync.devices import flat_patterns
 from casweights.sync.mirror import KeptState, Mirror, Scan
-from casweights.tensors import StateFile
+from casweights.system.buffers import Pool
+from casweights.system.threads import Workers
 from casweights.testing.states import tensor_bits
 from tests.sync.states import CHUNK, State, copied, noise, nudge, open_store
 

@@ -14,12 +14,21 @@ from hypothesis import strategies as st
 
 import casweights
 from casweights import Publisher
-from casweights.errors import ClosedError, InvalidInputError, NotFoundError, StoreError
+from casweights.errors import (
+    ClosedError,
+    InvalidInputError,
+    NotFoundError,
+    StoreError,
+)
 from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.sync import mirror as mirror_module
 from casweights.testing import CountingStore
-from casweights.testing.states import assert_same_state, assert_same_tensor, tensor_bits
+from casweights.testing.states import (
+    assert_same_state,
+    assert_same_tensor,
+    tensor_bits,
+)
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes, state_dicts
 from tests.sync.states import (
     CHUNK,
@@ -39,9 +48,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from casweights.buffers import Pool
     from casweights.format.layout import Piece
     from casweights.sync.publisher import Base, Policy
+    from casweights.system.buffers import Pool
 
 BASES: list[Base] = ["host", "device", "cache"]
 bases = pytest.mark.parametrize("base", BASES)

@@ -18,7 +18,7 @@ from casweights import (
     Subscriber,
 )
 from casweights.config import StoreConfig
-from casweights.selection import tensor_chunks
+from casweights.content.selection import tensor_chunks
 from casweights.stores.memory import MemoryStore
 from casweights.sync.live import LiveTensor
 from casweights.testing import CountingStore

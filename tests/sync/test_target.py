@@ -14,7 +14,12 @@ from casweights import InvalidInputError, StaleError, Subscriber, UnsupportedErr
 from casweights.config import StoreConfig
 from casweights.stores.memory import MemoryStore
 from casweights.sync.live import LiveTensor
-from casweights.testing.strategies import TORCH_DTYPES, State, from_bytes, state_dicts
+from casweights.testing.strategies import (
+    TORCH_DTYPES,
+    State,
+    from_bytes,
+    state_dicts,
+)
 from tests.histories import CHUNK, ELEMENTS, step, weights
 from tests.sync.models import (
     Tied,

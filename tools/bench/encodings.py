@@ -21,8 +21,8 @@ from encodings_data import Data
 from harness import conclude, head, table
 
 from casweights.config import MiB
-from casweights.format.kernels import COMPILED
-from casweights.parallel import default_workers
+from casweights.kernels import COMPILED
+from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from casweights.events import CommitStats, Reporter
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import build_header
-from casweights.parallel import default_workers
+from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

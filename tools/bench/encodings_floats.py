@@ -22,9 +22,9 @@ from programs import NotInstalledError
 
 from casweights.format.codecs import Encoding, decode
 from casweights.format.elements import kind_of
-from casweights.format.kernels import dense_decode, dense_encode, join_planes, split_planes
 from casweights.format.planes import encode_planes
-from casweights.format.reference import planes as reference
+from casweights.kernels import dense_decode, dense_encode, join_planes, split_planes
+from casweights.kernels.reference import planes as reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

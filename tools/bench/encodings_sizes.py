@@ -26,8 +26,8 @@ from harness import Result, compared, measured
 from peers import read_state
 
 from casweights.format.elements import kind_of
-from casweights.format.kernels import dense_encode, sparse_encode
 from casweights.format.planes import encode_planes
+from casweights.kernels import dense_encode, sparse_encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

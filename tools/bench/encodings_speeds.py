@@ -19,8 +19,8 @@ from casweights.config import DEFAULT_CHUNK_SIZE, MiB
 from casweights.format.codecs import decode, encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.hashing import blake3_256
-from casweights.format.kernels import sparse_encode
-from casweights.format.kinds import ElementKind
+from casweights.kernels import sparse_encode
+from casweights.kernels.kinds import ElementKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ import torch
 from peers import trl_v3_decode
 from safetensors.torch import load_file, save_file
 
-from casweights.parallel import default_workers
+from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -11,8 +11,8 @@ from casweights.stores.wrapper import WrapperStore
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.buffers import Buffer
     from casweights.stores.base import Content, ObjectInfo, ObjectStore, Parts
+    from casweights.system.buffers import Buffer
 
 
 class Call(NamedTuple):

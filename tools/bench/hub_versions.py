@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from hub_report import Report
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
     Options = dict[str, Any]
 

@@ -23,10 +23,10 @@ from harness import Result, pair, report
 from safetensors.torch import load_file, save_file
 
 import casweights
-from casweights.buffers import uninitialized
 from casweights.config import DEFAULT_CHUNK_SIZE
 from casweights.events import CommitStats, Reporter
-from casweights.parallel import default_workers
+from casweights.system.buffers import uninitialized
+from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ _HIDDEN, _INNER = 2048, 5632
 
 _PEAK = r"""
 import re, sys
-import casweights.repository, casweights.commit, casweights.checkout
+import casweights.repository, casweights.operations.commit, casweights.operations.checkout
 def peak():  # of this program alone; getrusage counts the parent's at the time of the fork
     return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
 verb, store, model, out = sys.argv[1:]

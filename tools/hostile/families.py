@@ -10,10 +10,10 @@ from typing import NamedTuple
 import msgpack
 from forge import Forger, Stored, chunk_id, row, safetensors, whole
 
-from casweights.format.kernels import sparse_encode
-from casweights.format.kinds import ElementKind
 from casweights.format.names import TAGS, move_name
 from casweights.ids import SnapshotId
+from casweights.kernels import sparse_encode
+from casweights.kernels.kinds import ElementKind
 
 Build = Callable[[Forger, int], object]
 

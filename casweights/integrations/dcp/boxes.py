@@ -5,20 +5,20 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.buffers import uninitialized
+from casweights.content.states import allocate
 from casweights.events import Stage
 from casweights.format.safetensors import TensorInfo
-from casweights.tensors import allocate
+from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import torch
 
-    from casweights.chunks import NearbyReader
+    from casweights.content.selection import StoredTensor
     from casweights.database import Database
+    from casweights.database.reader import NearbyReader
     from casweights.ids import ChunkId
-    from casweights.selection import StoredTensor
 
 
 class Box(NamedTuple):

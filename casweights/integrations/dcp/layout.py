@@ -27,13 +27,18 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from casweights.errors import ErrorCode, IntegrityError, NotFoundError, UnsupportedError
+from casweights.content.selection import StoredTensor, tensor_chunks
+from casweights.content.states import allocate
+from casweights.errors import (
+    ErrorCode,
+    IntegrityError,
+    NotFoundError,
+    UnsupportedError,
+)
 from casweights.format.fields import expect
 from casweights.format.manifest import check_size
 from casweights.format.safetensors import TensorInfo
 from casweights.format.unpack import MALFORMED, Unpacker
-from casweights.selection import StoredTensor, tensor_chunks
-from casweights.tensors import allocate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -6,8 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from casweights.opening import open_repository
-from casweights.process import belongs_here
 from casweights.repository import Repository
+from casweights.system.handles import belongs_here
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from casweights.config import DEFAULT_BRANCH
+from casweights.content.states import tensor_bytes
 from casweights.errors import (
     ConflictError,
     ErrorCode,
@@ -24,7 +25,6 @@ from casweights.integrations.dcp.boxes import Box, read_boxes
 from casweights.integrations.dcp.layout import LAYOUT_FILE, Layout
 from casweights.integrations.dcp.objects import check_loaded
 from casweights.integrations.dcp.opening import LazyRepository
-from casweights.tensors import tensor_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.distributed.checkpoint.planner import WriteItemType
 
-from casweights.errors import ErrorCode, InvalidInputError
-from casweights.integrations.dcp.objects import check_saved
-from casweights.parallel import Recent
-from casweights.sources import SourceFile
-from casweights.tensors import (
+from casweights.content.files import SourceFile
+from casweights.content.states import (
     RECENT,
     StateFile,
     TensorFile,
@@ -20,14 +17,17 @@ from casweights.tensors import (
     is_plain_memory,
     tensor_bytes,
 )
+from casweights.errors import ErrorCode, InvalidInputError
+from casweights.integrations.dcp.objects import check_saved
+from casweights.system.threads import Recent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.distributed.checkpoint.planner import SavePlanner, WriteItem
 
-    from casweights.buffers import Pool
     from casweights.format.layout import Piece
+    from casweights.system.buffers import Pool
 
 _QUANTIZED = {  # torch is about to drop them
     getattr(torch, name, None) for name in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")

@@ -11,15 +11,20 @@ from torch.distributed.checkpoint.metadata import StorageMeta
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from casweights.arguments import check_compression, to_utc
-from casweights.commit import Description
 from casweights.config import DEFAULT_BRANCH, Compression
-from casweights.errors import ConflictError, ErrorCode, InvalidInputError, UnsupportedError
+from casweights.content.arguments import check_compression, to_utc
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    InvalidInputError,
+    UnsupportedError,
+)
 from casweights.format.names import check_ref_name
 from casweights.integrations.dcp.layout import LAYOUT_FILE, Place, encode_layout
 from casweights.integrations.dcp.opening import LazyRepository
 from casweights.integrations.dcp.shards import BytesFile, ShardFile
-from casweights.parts import Part, commit_parts, encode_part
+from casweights.operations.commit import Description
+from casweights.operations.parts import Part, commit_parts, encode_part
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,12 +32,12 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.metadata import Metadata
     from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 
+    from casweights.content.files import SourceFile
     from casweights.database import Database
+    from casweights.database.refs import Head
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
-    from casweights.refs import Head
     from casweights.repository import Ref, Repository
-    from casweights.sources import SourceFile
 
 
 class _Stored(NamedTuple):

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreError
-from casweights.files import permanent_code
 from casweights.stores.base import check_size, missing
 from casweights.stores.hub.client import xet
+from casweights.system.files import permanent_code
 from casweights.version import __version__
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from casweights.stores.hub.api import HubApi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.buffers import Buffer
+    from casweights.system.buffers import Buffer
 
 _ATTEMPTS = 10
 _FIRST_DELAY, _MAX_DELAY = 0.2, 5.0  # seconds; the head that is read may lag behind

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from casweights.buffers import Buffer
     from casweights.stores.base import Content, Parts
     from casweights.stores.hub.api import HubFile
+    from casweights.system.buffers import Buffer
 
 _PLACE = struct.Struct("<32sQ")
 _ATTEMPTS = 3  # for operations of a batch that the Hub refuses

@@ -18,9 +18,9 @@ from casweights.stores.hub.watch import watched
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from casweights.buffers import Buffer
     from casweights.stores.base import Parts
     from casweights.stores.hub.api import Grant, HubApi
+    from casweights.system.buffers import Buffer
 
 EMPTY = Place("0" * 64, 0)
 _BLOCK = 1 << 20  # smaller parts are joined up to this size, lest each be a call

@@ -15,7 +15,13 @@ from casweights.testing.hub.cas_routes import CasRoutes, Tokens
 from casweights.testing.hub.clock import Clock
 from casweights.testing.hub.conditions import Conditions, Meter, Weather
 from casweights.testing.hub.journal import Journal
-from casweights.testing.hub.messages import Answer, Refusal, Route, Router, json_answer
+from casweights.testing.hub.messages import (
+    Answer,
+    Refusal,
+    Route,
+    Router,
+    json_answer,
+)
 from casweights.testing.hub.repo_routes import RepoRoutes
 from casweights.testing.hub.repos import Repos
 from casweights.testing.hub.server import CONTROL, HOST, Server

@@ -1,0 +1,1 @@
+"""What goes into versions and comes out: files, states, and parts of them."""

@@ -1,0 +1,87 @@
+"""Parts of a version: files by path, tensors by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.content.files import matches
+from casweights.errors import ErrorCode, NotFoundError
+from casweights.format.manifest import FileEntry, Manifest
+from casweights.format.safetensors import (
+    TREE_KEY,
+    TensorInfo,
+    build_header,
+    parse_header,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from casweights.ids import ChunkId
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of a version's file, and its chunks."""
+
+    info: TensorInfo
+    chunks: tuple[ChunkId, ...]
+
+
+def tensor_chunks(file: FileEntry, chunk_size: int) -> Iterator[StoredTensor]:
+    """The tensors of a safetensors file, each with its chunks; nothing for other files."""
+    first = 0
+    for info in _infos(file):
+        count = -(-info.nbytes // chunk_size)
+        yield StoredTensor(info, file.chunks[first : first + count])
+        first += count
+
+
+def select(manifest: Manifest, include: Sequence[str] | None) -> list[FileEntry]:
+    """The files of a version, or the parts of them that were asked for.
+
+    Args:
+        manifest: The version.
+        include: Shell-style patterns. A file whose path matches is taken whole; of other
+            safetensors files the tensors whose names match are taken, as a smaller file. None
+            takes everything.
+
+    Raises:
+        NotFoundError: Nothing matches.
+    """
+    if include is None:
+        return list(manifest.files)
+    chosen = []
+    for file in manifest.files:
+        if matches(file.path, include):
+            chosen.append(file)
+            continue
+        names = {info.name for info in _infos(file) if matches(info.name, include)}
+        if (part := part_of(file, names, manifest.config.chunk_size)) is not None:
+            chosen.append(part)
+    if not chosen:
+        raise NotFoundError(
+            ErrorCode.FILE_NOT_FOUND,
+            f"no file and no tensor matches {' or '.join(map(repr, include))}",
+        )
+    return chosen
+
+
+def _infos(file: FileEntry) -> Sequence[TensorInfo]:
+    return file.header.tensors if file.header else ()
+
+
+def part_of(file: FileEntry, names: Collection[str], chunk_size: int) -> FileEntry | None:
+    """The smaller file with only these tensors; None if the file has none of them."""
+    chunks = {
+        info.name: (info, ids)
+        for info, ids in tensor_chunks(file, chunk_size)
+        if info.name in names
+    }
+    if not chunks or file.header is None:
+        return None
+    tensors = [(info.name, info.dtype, info.shape) for info, _ in chunks.values()]
+    metadata = {k: v for k, v in file.header.metadata.items() if k != TREE_KEY}
+    raw_header = build_header(tensors, metadata)
+    header = parse_header(raw_header, sum(info.nbytes for info, _ in chunks.values()))
+    ids = tuple(chunk for info in header.tensors for chunk in chunks[info.name][1])
+    return FileEntry(file.path, len(raw_header) + header.data_size, raw_header, header, ids)

@@ -1,0 +1,201 @@
+"""Which files of a directory would be lost with it, because no version of the store has them.
+
+A file is saved if a version has a file of the same content, under whatever name, or a file that it
+is a part of, as a checkout of some tensors makes it. Most directories hold a version near to the
+one that is asked for, so those are read first, and all others only for what they do not have.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from casweights.content.file_contents import Content, read_contents
+from casweights.content.selection import part_of, tensor_chunks
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    IntegrityError,
+    NotFoundError,
+    UnsupportedError,
+)
+from casweights.format import names
+from casweights.format.fields import parse_id
+from casweights.ids import SnapshotId
+from casweights.system.threads import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from casweights.content.worktree import Worktree
+    from casweights.database import Database
+    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.ids import ChunkId
+
+    Contents = dict[str, list[Content]]  # by path; a file has one for each of its layouts
+
+_GENERATIONS = 8  # of parents that are likely
+_TIPS = 16  # of branches and tags that are likely
+_READERS = 8
+_SHOWN = 10  # files that a message names
+
+
+def require_saved(
+    db: Database, snapshot: Snapshot, tree: Worktree, held: Mapping[str, Content | None]
+) -> None:
+    """Refuse to lose what no version has.
+
+    Args:
+        db: The store.
+        snapshot: The version that the directory is to hold.
+        tree: The directory.
+        held: The files that would go, by path; None where it is not known what one holds.
+
+    Raises:
+        ConflictError: Some of them are not saved.
+    """
+    lost = [path for path, content in held.items() if content is None]
+    left: Contents = {path: [content] for path, content in held.items() if content is not None}
+    with closing(Workers(_READERS)) as workers:
+        left = _without(left, _likely(db, workers, snapshot))
+        if left:
+            left = _with_other_layouts(db, tree, left)
+            possible = _without_unknown_chunks(db, left)
+            lost += left.keys() - possible.keys()
+            lost += _without(possible, _load(db, workers, _listed(db)))
+    if lost:
+        raise _unsaved(tree, sorted(lost))
+
+
+def _without(left: Contents, versions: Iterable[Snapshot]) -> Contents:
+    """What none of these versions has; no more of them are read than it takes."""
+    wanted = _all_of(left)
+    if wanted:
+        for version in versions:
+            found = _found(version, wanted)
+            if found:
+                left = {path: held for path, held in left.items() if found.isdisjoint(held)}
+                wanted = _all_of(left)
+            if not wanted:
+                break
+    return left
+
+
+def _all_of(left: Contents) -> set[Content]:
+    return {content for contents in left.values() for content in contents}
+
+
+def _found(version: Snapshot, wanted: set[Content]) -> set[Content]:
+    """The contents that files of a version have, or parts of them."""
+    sizes = {content.size for content in wanted}
+    files = (file for file in version.files if file.size in sizes)
+    found = wanted.intersection(map(Content.of, files))
+    parts = {content: first for content in wanted - found if (first := _first_chunk(content))}
+    if parts:
+        wholes = _by_chunk(version, set(parts.values()))
+        chunk_size = version.config.chunk_size
+        for content, first in parts.items():
+            if any(_is_part(content, file, chunk_size) for file in wholes.get(first, ())):
+                found.add(content)
+    return found
+
+
+def _first_chunk(content: Content) -> tuple[str, ChunkId] | None:
+    """The first tensor of a safetensors file that has bytes, and its first chunk."""
+    tensors = content.header.tensors if content.header else ()
+    names = (info.name for info in tensors if info.nbytes)
+    return next(((name, content.chunks[0]) for name in names), None)
+
+
+def _by_chunk(
+    version: Snapshot, wanted: set[tuple[str, ChunkId]]
+) -> dict[tuple[str, ChunkId], list[FileEntry]]:
+    """The files that have a tensor of such a name that begins with such a chunk."""
+    found: dict[tuple[str, ChunkId], list[FileEntry]] = {}
+    for file in version.files:
+        for info, chunks in tensor_chunks(file, version.config.chunk_size):
+            if chunks and (info.name, chunks[0]) in wanted:
+                found.setdefault((info.name, chunks[0]), []).append(file)
+    return found
+
+
+def _is_part(content: Content, file: FileEntry, chunk_size: int) -> bool:
+    """Whether a checkout of some tensors of a file makes this content."""
+    tensors = content.header.tensors if content.header else ()
+    part = part_of(file, {info.name for info in tensors}, chunk_size)
+    return part is not None and Content.of(part) == content
+
+
+def _likely(db: Database, workers: Workers, snapshot: Snapshot) -> Iterator[Snapshot]:
+    """The version itself, then those before it, the tips, and those before these."""
+    versions, seen = [snapshot], set[SnapshotId]()
+    for generation in range(_GENERATIONS):
+        seen.update(version.id for version in versions)
+        yield from versions
+        before = [parent for version in versions for parent in version.parents]
+        if generation == 1:
+            before += _tips(db)
+        new = [version for version in dict.fromkeys(before) if version not in seen]
+        versions = list(_load(db, workers, new))
+
+
+def _tips(db: Database) -> list[SnapshotId]:
+    with suppress(IntegrityError):  # a damaged branch is not what this is about
+        return db.refs.tips()[:_TIPS]
+    return []
+
+
+def _listed(db: Database) -> Iterator[SnapshotId]:
+    for info in db.store.list(names.SNAPSHOTS):
+        with suppress(IntegrityError):  # something else lies among them
+            yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
+
+
+def _load(db: Database, workers: Workers, versions: Iterable[SnapshotId]) -> Iterator[Snapshot]:
+    """Read versions, several at a time, without those that are gone or cannot be read."""
+    for version in workers.map(partial(_try_load, db), versions):
+        if version is not None:
+            yield version
+
+
+def _try_load(db: Database, version: SnapshotId) -> Snapshot | None:
+    try:
+        return db.snapshots.load(version)
+    except (NotFoundError, IntegrityError, UnsupportedError):
+        return None
+
+
+def _with_other_layouts(db: Database, tree: Worktree, left: Contents) -> Contents:
+    """The same files, each in its other layout, too: it may have been committed under any name."""
+    as_bytes = {path: contents[0].raw_header is not None for path, contents in left.items()}
+    others, _ = read_contents(db, tree, as_bytes)
+    return {
+        path: [*contents, *([others[path]] if path in others else [])]
+        for path, contents in left.items()
+    }
+
+
+def _without_unknown_chunks(db: Database, left: Contents) -> Contents:
+    """What a version can have. A store behind a network has too many chunks to know them all."""
+    if db.store.capabilities.remote:
+        return left
+    db.index.load()
+    possible = {
+        path: [content for content in contents if all(c in db.index for c in content.chunks)]
+        for path, contents in left.items()
+    }
+    return {path: contents for path, contents in possible.items() if contents}
+
+
+def _unsaved(tree: Worktree, lost: list[str]) -> ConflictError:
+    shown = ", ".join(map(repr, lost[:_SHOWN]))
+    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+    are = "1 file is" if len(lost) == 1 else f"{len(lost)} files are"
+    error = ConflictError(
+        ErrorCode.UNSAVED_FILES,
+        f"{are} in no version of the store and would be lost in {tree.path}: {shown}{more}. "
+        "Nothing was touched: commit or move them, or give them up with overwrite",
+    )
+    error.files = tuple(lost)
+    return error

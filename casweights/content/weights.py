@@ -1,0 +1,421 @@
+"""The weights of a version: of all its tensors, those that a program for models loads.
+
+A version often holds more than one set of weights: shards of an older save, the same model in
+another layout, checkpoints in folders. Everything that loads tensors from a version chooses here.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from casweights.content.files import matches
+from casweights.content.reading import read_file
+from casweights.content.selection import tensor_chunks
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.format.layout import runs
+from casweights.format.safetensors import SUFFIX
+from casweights.system.buffers import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from casweights.content.files import SourceFile
+    from casweights.database import Database
+    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.format.safetensors import Header, TensorInfo
+    from casweights.ids import ChunkId
+
+# What files of weights are called, best first: transformers, diffusers, Mistral, PEFT.
+_STEMS = ("model", "diffusion_pytorch_model", "consolidated", "adapter_model")
+_INDEX = re.compile(r"\.safetensors\.index(|\.[^./]+)\.json$")
+_MAX_INDEX_SIZE = 32 << 20
+_MOST_FILES = 5  # in a message
+
+
+class Weight(NamedTuple):
+    """A tensor of a model.
+
+    Attributes:
+        file: The file of the version that it is taken from.
+        info: Its name, dtype and shape.
+        chunks: Its chunks.
+    """
+
+    file: FileEntry
+    info: TensorInfo
+    chunks: tuple[ChunkId, ...]
+
+    def equals(self, other: Weight) -> bool:
+        """Whether both are the same tensor, bit for bit."""
+        return (self.info.dtype, self.info.shape, self.chunks) == (
+            other.info.dtype,
+            other.info.shape,
+            other.chunks,
+        )
+
+
+@dataclass(slots=True)
+class WeightSet:
+    """A set of weights.
+
+    Attributes:
+        files: The files that it is taken from, by path.
+        tensors: The weights by name.
+    """
+
+    files: dict[str, FileEntry] = field(default_factory=dict)
+    tensors: dict[str, Weight] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """How the files of a set of weights are called.
+
+    Attributes:
+        index: The file that says which shard has which tensor.
+        single: The file that has all of them.
+        shards: Matches the names of numbered shards.
+        parts: Matches the names of all other files that may be parts of the set.
+    """
+
+    index: str
+    single: str
+    shards: re.Pattern[str]
+    parts: re.Pattern[str]
+
+
+@lru_cache
+def _names(stem: str, variant: str | None) -> _Names:
+    """The names for a stem, as ``model``, and a variant, as ``fp16``."""
+    infix = f".{variant}" if variant else ""
+    start = re.escape(stem + infix)
+    return _Names(
+        f"{stem}{SUFFIX}.index{infix}.json",
+        f"{stem}{infix}{SUFFIX}",
+        re.compile(rf"{start}(-\d+-of-\d+|\.\d+){re.escape(SUFFIX)}"),
+        re.compile(rf"{start}(-[^.]*|\.\d+){re.escape(SUFFIX)}"),
+    )
+
+
+class Weights:
+    """Finds the weights of versions, as the programs for models do.
+
+    In the top folder, files named ``model`` count first, then ``diffusion_pytorch_model``,
+    ``consolidated`` and ``adapter_model``; the first name that is there decides. If it has an
+    index, the shards that the index names are the weights; otherwise ``NAME.safetensors`` is, or
+    else ``NAME-*.safetensors`` are. Variants such as ``model.fp16.safetensors``, other files and
+    folders do not count. Where the top folder has none of these names, every folder does, each by
+    this rule or with all of its safetensors files.
+
+    Programs disagree about a single file beside an index or numbered shards. Both must be the same
+    weights.
+
+    The last index is remembered: the versions of a branch tend to have the same one.
+
+    Args:
+        db: The store.
+        include: Patterns. Files whose paths match are taken whole, in place of the rule; of the
+            weights by the rule, those whose names match are added.
+    """
+
+    def __init__(self, db: Database, include: Sequence[str] | None = None) -> None:
+        self._db = db
+        self._include = include
+        self._last: tuple[FileEntry, dict[str, str]] | None = None
+
+    def of(self, version: Snapshot) -> WeightSet:
+        """The weights of a version.
+
+        Raises:
+            NotFoundError: Nothing matches the patterns.
+            InvalidInputError: Two files have different weights of the same name and the rule does
+                not say which counts; or an index is malformed or names what is not there.
+            IntegrityError: The store is damaged.
+        """
+        search = _Search(self, version)
+        if self._include is None:
+            return search.by_rule()
+        return search.included(self._include)
+
+    def find(self, version: Snapshot, name: str) -> Weight | None:
+        """One of the weights of a version, by the rule; None if they have none of this name.
+
+        Raises: see `of`.
+        """
+        return _Search(self, version, lambda other: other == name).by_rule().tensors.get(name)
+
+    def check(self, version: Snapshot, folder: str, variant: str | None = None) -> None:
+        """Raise if it is not clear which weights a program loads from one folder of a version.
+
+        Args:
+            version: The version.
+            folder: The folder; empty for the top one.
+            variant: The variant that the program loads, as ``fp16``.
+
+        Raises: see `of`.
+        """
+        _Search(self, version).in_folder(folder, variant)
+
+    def index(self, version: Snapshot, file: FileEntry) -> dict[str, str]:
+        """The path of the shard of each tensor, as an index says.
+
+        Raises:
+            InvalidInputError: It is malformed.
+        """
+        if self._last is None or self._last[0] != file:
+            self._db.snapshots.load(version.id, to_read=True)
+            content = () if file.size > _MAX_INDEX_SIZE else read_file(self._db, file)
+            self._last = file, parse_index(b"".join(content), file.path, file.size)
+        return self._last[1]
+
+
+class _Search:
+    """One search for the weights of one version.
+
+    Args:
+        weights: Reads indexes.
+        version: The version.
+        wanted: Which names matter; others are left out, and nothing that is wrong with them.
+    """
+
+    def __init__(
+        self, weights: Weights, version: Snapshot, wanted: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        self._weights = weights
+        self._version = version
+        self._wanted = wanted
+        self._files = {file.path: file for file in version.files}
+        self._folders: dict[str, dict[str, FileEntry]] = {}
+        for file in version.files:
+            folder, name = posixpath.split(file.path)
+            self._folders.setdefault(folder, {})[name] = file
+
+    def by_rule(self) -> WeightSet:
+        """The weights by the rule of `Weights`."""
+        top = self.in_folder("")
+        if top is not None:
+            return top
+        found = WeightSet()
+        for folder, files in self._folders.items():
+            here = self.in_folder(folder)
+            chosen = files if here is None else here.files
+            self._add(found, (file for file in chosen.values() if file.header is not None))
+        return found
+
+    def included(self, include: Sequence[str]) -> WeightSet:
+        """The files whose paths match, and those weights by the rule whose names match."""
+        chosen = [file for file in self._version.files if matches(file.path, include)]
+        found = WeightSet()
+        self._add(found, (file for file in chosen if file.header is not None))
+        for file in chosen:
+            if is_index(file.path):
+                self._check_index(file)
+        rest = [file.header for file in self._version.files if file.path not in found.files]
+        names = {info.name for header in rest if header for info in header.tensors}
+        names = {name for name in names if matches(name, include)}
+        if names:
+            part = _Search(self._weights, self._version, names.__contains__).by_rule()
+            for name, weight in part.tensors.items():
+                found.files[weight.file.path] = weight.file
+                self._put(found, name, weight)
+        if not chosen and not found.tensors:
+            raise NotFoundError(
+                ErrorCode.FILE_NOT_FOUND,
+                f"no file and no weight matches {' or '.join(map(repr, include))}",
+            )
+        return found
+
+    def in_folder(self, folder: str, variant: str | None = None) -> WeightSet | None:
+        """The weights in a folder whose files have a name that programs know."""
+        files = self._folders.get(folder, {})
+        for stem in _STEMS:
+            names = _names(stem, variant)
+            index, single = files.get(names.index), files.get(names.single)
+            numbered = [files[name] for name in files if names.shards.fullmatch(name)]
+            if index is not None:
+                chosen = self._set(self._check_index(index))
+                if single is not None:  # vLLM and diffusers pass over it, transformers does not
+                    whole = self._set([single])
+                    self._agreed([index, single], whole, other=chosen)
+                    self._agreed([index, single], chosen, other=whole)
+                return chosen
+            if single is not None:  # vLLM loads all of them, transformers and diffusers do not
+                return self._agreed([single], self._set([single]), other=self._set(numbered))
+            parts = [files[name] for name in files if names.parts.fullmatch(name)]
+            if parts:
+                return self._set(parts)
+        return None
+
+    def _check_index(self, index: FileEntry) -> list[FileEntry]:
+        """The shards that an index names, if they have what it says."""
+        table = self._weights.index(self._version, index)
+        wanted = {name: path for name, path in table.items() if self._wanted(name)}
+        problem = index_problem(index.path, wanted, lambda path: _header(self._files.get(path)))
+        if problem:
+            raise InvalidInputError(
+                ErrorCode.BAD_INDEX,
+                f"{problem}: commit the whole model, or name the files to load with include",
+            )
+        return [self._files[path] for path in dict.fromkeys(wanted.values())]
+
+    def _agreed(self, named: list[FileEntry], chosen: WeightSet, *, other: WeightSet) -> WeightSet:
+        """The chosen set, if another one, which some programs load or add, changes nothing.
+
+        Args:
+            named: The files that an error names first.
+            chosen: The set.
+            other: The other one.
+        """
+        for name, weight in other.tensors.items():
+            if name not in chosen.tensors or not chosen.tensors[name].equals(weight):
+                raise self._ambiguous(name, [*(file.path for file in named), weight.file.path])
+        return chosen
+
+    def _set(self, files: Iterable[FileEntry]) -> WeightSet:
+        found = WeightSet()
+        self._add(found, files)
+        return found
+
+    def _add(self, found: WeightSet, files: Iterable[FileEntry]) -> None:
+        for file in files:
+            if file.header is None:
+                raise InvalidInputError(
+                    ErrorCode.BAD_SAFETENSORS,
+                    f"{file.path} is stored as plain bytes, so its tensors are not known: commit "
+                    "it without `opaque`, or name other files with include",
+                )
+            found.files[file.path] = file
+            for stored in tensor_chunks(file, self._version.config.chunk_size):
+                if self._wanted(stored.info.name):
+                    self._put(found, stored.info.name, Weight(file, *stored))
+
+    def _put(self, found: WeightSet, name: str, weight: Weight) -> None:
+        there = found.tensors.setdefault(name, weight)
+        if there is not weight and not there.equals(weight):
+            raise self._ambiguous(name, [there.file.path, weight.file.path])
+
+    def _ambiguous(self, name: str, paths: list[str]) -> InvalidInputError:
+        others = [file.path for file in self._version.files if _has(file.header, name)]
+        shown = list(dict.fromkeys([*paths, *others]))
+        more = f" and {len(shown) - _MOST_FILES} more" if len(shown) > _MOST_FILES else ""
+        return InvalidInputError(
+            ErrorCode.AMBIGUOUS,
+            f"several files may have the tensor {name!r}, and they differ: "
+            f"{', '.join(shown[:_MOST_FILES])}{more}. Choose with include=[paths of files]",
+        )
+
+
+def _header(file: FileEntry | None) -> Header | None:
+    return None if file is None else file.header
+
+
+def _has(header: Header | None, name: str) -> bool:
+    return header is not None and any(info.name == name for info in header.tensors)
+
+
+def is_index(path: str) -> bool:
+    """Whether a file is called like an index of shards."""
+    return _INDEX.search(path) is not None
+
+
+def single_file(index: str) -> str:
+    """The path of the file that has all tensors of an index, where there is one."""
+    return _INDEX.sub(r"\1.safetensors", index)
+
+
+def parse_index(content: bytes, path: str, size: int | None = None) -> dict[str, str]:
+    """The path of the shard of each tensor, as an index says.
+
+    Args:
+        content: The index; of one that is too large, anything.
+        path: Where it lies in the version.
+        size: Its size, if that is not the size of `content`.
+
+    Raises:
+        InvalidInputError: It is malformed, or too large.
+    """
+    if (size or len(content)) > _MAX_INDEX_SIZE:
+        raise _bad_index(path, f"it has more than {_MAX_INDEX_SIZE} bytes")
+    try:
+        table = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)["weight_map"]
+    except (ValueError, RecursionError, TypeError, LookupError) as error:
+        raise _bad_index(path, f"it has no weight_map in JSON ({error!r:.200})") from None
+    if not isinstance(table, dict) or not all(isinstance(shard, str) for shard in table.values()):
+        raise _bad_index(path, "its weight_map is not a map from names to paths")
+    folder = posixpath.dirname(path)
+    return {name: _inside(folder, shard, path) for name, shard in table.items()}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a key is there twice")
+    return table
+
+
+def _inside(folder: str, shard: str, path: str) -> str:
+    place = posixpath.normpath(shard)
+    if place.startswith(("/", "..")) or "\\" in place:
+        raise _bad_index(path, f"it names {shard!r:.200}, which is outside its folder")
+    return posixpath.join(folder, place)
+
+
+def _bad_index(path: str, why: str) -> InvalidInputError:
+    return InvalidInputError(
+        ErrorCode.BAD_INDEX,
+        f"{path} is not a valid index of shards: {why}. Repair it, or name the files of the "
+        "weights with include",
+    )
+
+
+def index_problem(
+    path: str, table: Mapping[str, str], header_of: Callable[[str], Header | None]
+) -> str | None:
+    """What an index names that is not there.
+
+    Args:
+        path: The index.
+        table: What it says.
+        header_of: From a path to the header of the safetensors file there; None if there is none.
+    """
+    there: dict[str, set[str] | None] = {}
+    for name, shard in table.items():
+        if shard not in there:
+            header = header_of(shard)
+            there[shard] = None if header is None else {info.name for info in header.tensors}
+        names = there[shard]
+        if names is None:
+            return f"{path} names {shard!r}, which is no safetensors file of the version"
+        if name not in names:
+            return f"{path} says that {shard!r} has the tensor {name!r}, and it does not"
+    return None
+
+
+def bad_indexes(files: Sequence[SourceFile], chunk_size: int) -> Iterator[str]:
+    """What is wrong with the indexes among the files of a version that is about to be made."""
+    headers = {file.path: file.header for file in files}
+    for file in files:
+        if is_index(file.path):
+            content = _source_bytes(file, chunk_size)
+            try:
+                table = parse_index(content, file.path, file.size)
+            except InvalidInputError as error:
+                yield error.message
+            else:
+                problem = index_problem(file.path, table, headers.get)
+                if problem:
+                    yield f"{problem}: programs will not load this version"
+
+
+def _source_bytes(file: SourceFile, chunk_size: int) -> bytes:
+    """What a file holds; nothing if it is too large for an index."""
+    if file.size > _MAX_INDEX_SIZE:
+        return b""
+    buffers = Pool(chunk_size)
+    pieces = runs(file.pieces(chunk_size), chunk_size)
+    return b"".join(b"".join(file.read(run, buffers)) for run in pieces)

@@ -1,0 +1,166 @@
+"""The parts of an open store, put together for the verbs that work on it."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casweights.database.cache import ChunkCache
+from casweights.database.findings import Findings
+from casweights.database.index import ChunkIndex
+from casweights.database.reader import ChunkReader
+from casweights.database.refs import Refs
+from casweights.database.snapshots import SnapshotStore
+from casweights.errors import ErrorCode, NotFoundError
+from casweights.format import names
+from casweights.format.hashing import chunk_hasher
+from casweights.format.store_file import (
+    MAX_STORE_FILE,
+    decode_store_file,
+    encode_store_file,
+)
+from casweights.stores.readahead import ReadaheadStore
+from casweights.system.handles import ProcessBound
+from casweights.system.threads import Workers
+
+if TYPE_CHECKING:
+    from casweights.config import StoreConfig
+    from casweights.events import Reporter
+    from casweights.stores.base import ObjectStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreInfo:
+    """What a store is.
+
+    Attributes:
+        url: How to open it again.
+        store_id: Hexadecimal digits that tell it from others; copies have their own.
+        config: Digest and chunk size.
+        refs: Where branches and tags lie.
+        exclusive: Whether of several writers that move a branch at once exactly one can succeed.
+            Otherwise that is found out afterwards, see ``docs/format.md``.
+        durable: Whether what was written survives a power cut. A file system that cannot sync
+            folders does not promise that.
+    """
+
+    url: str
+    store_id: str
+    config: StoreConfig
+    refs: str
+    exclusive: bool
+    durable: bool = True
+
+
+class Database(ProcessBound):
+    """An open store.
+
+    Attributes:
+        store: The objects.
+        config: Digest and chunk size.
+        store_id: Hexadecimal digits that tell this store from others.
+        hasher: From a chunk's bytes to its ID.
+        workers: Threads for the heavy work.
+        findings: What was found damaged.
+        index: Where chunks lie.
+        reader: Chunks by ID.
+        cache: Chunks that stay in memory.
+        snapshots: Snapshots by ID.
+        refs: Branches and tags.
+        reporter: Who hears of progress.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        workers: int,
+        cache_size: int,
+        read_ahead: int,
+        reporter: Reporter,
+        notes: ObjectStore | None = None,
+    ) -> None:
+        try:
+            store.require(names.CONFIG)
+            store_file = store.read(names.CONFIG, MAX_STORE_FILE)
+        except NotFoundError as error:
+            if error.code is ErrorCode.STORE_NOT_FOUND:  # not even the place is there
+                raise
+            raise NotFoundError(
+                ErrorCode.STORE_NOT_FOUND,
+                f"there is no casweights store at {store.url}: make one with `casweights init` or "
+                "`casweights.open(url, create=True)`",
+            ) from None
+        if store.capabilities.remote:
+            store = ReadaheadStore(store, read_ahead)
+        self.store = store
+        self.config, self.store_id = decode_store_file(store_file)
+        self.hasher = chunk_hasher(self.config.digest)
+        self.workers = Workers(workers)
+        self.findings = Findings(store, notes, self.store_id)
+        self._heeded = False
+        self.index = ChunkIndex(store, self.findings)
+        self.reader = ChunkReader(store, self.index, self.hasher)
+        self.cache = ChunkCache(cache_size, self.config.chunk_size)
+        self.snapshots = SnapshotStore(store, self.index, self.config)
+        refs = self.config.refs
+        self.refs = Refs(store if refs is None else store.ref_store(refs, self.store_id))
+        self.reporter = reporter
+
+    def _how_to_reopen(self) -> str:
+        return f"open the store with casweights.open({self.store.url!r})"
+
+    def info(self) -> StoreInfo:
+        """What the store is."""
+        holds = self.refs.store.probe()
+        return StoreInfo(
+            url=self.store.url,
+            store_id=self.store_id,
+            config=self.config,
+            refs=self.refs.store.url,
+            exclusive=holds.exclusive_create,
+            durable=self.store.probe().durable and holds.durable,
+        )
+
+    def heed_findings(self) -> None:
+        """Stop relying on what was found damaged. Writers call this before they deduplicate.
+
+        Behind a network findings are listed once, so that no later step waits for them.
+        """
+        if not (self._heeded and self.store.capabilities.remote):
+            self.index.heed(self.findings.load())
+            self._heeded = True
+
+    def close(self) -> None:
+        """End the threads."""
+        self.workers.close()
+
+
+def create_store(store: ObjectStore, config: StoreConfig) -> bool:
+    """Make a store, unless there is one already.
+
+    Returns:
+        Whether it was made now.
+    """
+    if config.shared and _store_file(store) is None:
+        store.share()
+    else:
+        store.create()
+    if config.refs is None:
+        return store.put(names.CONFIG, [encode_store_file(config, secrets.token_hex(16))])
+    known = _store_file(store)
+    if known is not None and known[0].refs not in (None, config.refs):
+        return False  # whoever asked for this repository finds out that it has another one
+    store_id = secrets.token_hex(16) if known is None else known[1]
+    if known is None or known[0].refs is not None:  # the caller names it: it is earned
+        store.ref_store(config.refs, store_id).create()
+    return known is None and store.put(names.CONFIG, [encode_store_file(config, store_id)])
+
+
+def _store_file(store: ObjectStore) -> tuple[StoreConfig, str] | None:
+    """What the store's own file says; None if there is none."""
+    try:
+        return decode_store_file(store.read(names.CONFIG, MAX_STORE_FILE))
+    except NotFoundError:
+        return None

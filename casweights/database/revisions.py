@@ -1,0 +1,65 @@
+"""From what people write for a version to its ID."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from casweights.database.refs import no_ref
+from casweights.database.snapshots import MIN_PREFIX
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+
+if TYPE_CHECKING:
+    from casweights.database import Database
+    from casweights.ids import SnapshotId
+
+
+def resolve(db: Database, ref: str) -> SnapshotId:
+    """The ID of the version that a ref names, see `Repository`.
+
+    Raises:
+        InvalidInputError: What follows ``~`` is no number.
+        NotFoundError: There is no such version, or more than one.
+    """
+    name, tilde, count = ref.partition("~")
+    if not re.fullmatch(r"[0-9]{0,9}", count):
+        raise InvalidInputError(ErrorCode.BAD_NAME, f"{ref!r}: what follows ~ is no number")
+    steps = int(count or bool(tilde))
+    found = _resolve_name(db, name)
+    if steps == 0:
+        return found
+    for n, snapshot in enumerate(db.snapshots.ancestry(found)):
+        if n == steps:
+            return snapshot.id
+    raise NotFoundError(
+        ErrorCode.REF_NOT_FOUND, f"{name!r} has fewer than {steps} versions before it"
+    )
+
+
+def is_full_id(name: str) -> bool:
+    """Whether a name is a whole ID: no ref may stand in for one that somebody has pinned."""
+    return re.fullmatch("[0-9a-fA-F]{64}", name) is not None
+
+
+def _resolve_name(db: Database, name: str) -> SnapshotId:
+    if is_full_id(name):
+        return db.snapshots.find(name.lower())
+    if name.startswith("tags/"):
+        branch, tag = None, db.refs.tag(name.removeprefix("tags/"))
+    elif name.startswith("heads/"):
+        branch, tag = db.refs.head(name.removeprefix("heads/")), None
+    else:
+        branch, tag = db.refs.head_and_tag(name)
+    if branch and tag and branch.snapshot != tag:
+        raise NotFoundError(
+            ErrorCode.AMBIGUOUS,
+            f"{name!r} is a branch and a tag: say heads/{name} or tags/{name}",
+        )
+    if branch:
+        return branch.snapshot
+    if tag:
+        return tag
+    digits = name.lower()
+    if MIN_PREFIX <= len(digits) <= 64 and not set(digits) - set("0123456789abcdef"):
+        return db.snapshots.find(digits)
+    raise no_ref("branch, tag or snapshot", name)

@@ -1,0 +1,240 @@
+"""Snapshots in and out of the store."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError
+from casweights.format import names
+from casweights.format.fields import parse_id
+from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot
+from casweights.format.snapshot import (
+    PackTable,
+    StoredSnapshot,
+    decode_snapshot,
+    encode_snapshot,
+)
+from casweights.ids import SnapshotId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casweights.config import StoreConfig
+    from casweights.database.chains import Node
+    from casweights.database.index import ChunkIndex
+    from casweights.format.pack import Location, SealedPack
+    from casweights.ids import ChunkId, PackId
+    from casweights.stores.base import Content, ObjectStore, Parts
+
+MIN_PREFIX = 4
+_RECENT = 16
+_MAX_OBJECT = 2 * MAX_MANIFEST_SIZE
+
+
+class _Recent(NamedTuple):
+    """A snapshot, and where its chunks lie."""
+
+    snapshot: Snapshot
+    table: PackTable
+
+
+class SnapshotStore:
+    """Snapshots by ID; the last few are kept."""
+
+    def __init__(self, store: ObjectStore, index: ChunkIndex, config: StoreConfig) -> None:
+        self._store = store
+        self._config = config
+        self._lock = threading.Lock()
+        self._index = index
+        self._hinted: set[SnapshotId] = set()
+        self._shallow: set[SnapshotId] = set()
+        self._recent: OrderedDict[SnapshotId, _Recent] = OrderedDict()
+
+    def load(self, snapshot_id: SnapshotId, *, to_read: bool = False) -> Snapshot:
+        """A snapshot.
+
+        Args:
+            snapshot_id: Its ID.
+            to_read: Also tell the index where its chunks lie, because they will be read.
+
+        Raises:
+            NotFoundError: The store does not have it.
+            IntegrityError: The object is damaged or is another snapshot's.
+        """
+        recent = self._recent.get(snapshot_id)
+        if recent is None:
+            stored = self.load_stored(snapshot_id)
+            recent = _Recent(stored.snapshot, stored.table)
+        if to_read:
+            self._index.expect()
+            if snapshot_id not in self._hinted:
+                self._index.hint(recent.table)
+                self._hinted.add(snapshot_id)
+        return recent.snapshot
+
+    def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
+        """All that a snapshot's object holds.
+
+        Raises:
+            NotFoundError: The store does not have it.
+            IntegrityError: The object is damaged or is another snapshot's.
+        """
+        name = names.snapshot_name(snapshot_id)
+        try:
+            stored = self._read(snapshot_id, name)
+        except NotFoundError:
+            raise _unknown(str(snapshot_id)) from None
+        except IntegrityError:
+            if not self._store.forget(name):
+                raise
+            stored = self._read(snapshot_id, name)  # what was remembered of it was to blame
+        if stored.snapshot.config != self._config:
+            raise IntegrityError(
+                ErrorCode.CORRUPT_OBJECT,
+                f"{name} does not belong here: it has {stored.snapshot.config}, the store has "
+                f"{self._config}",
+            )
+        self._keep(stored.snapshot, stored.table)
+        if stored.table.shallow:
+            self._shallow.add(snapshot_id)
+        return stored
+
+    def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
+        return decode_snapshot(self._store.read(name, _MAX_OBJECT), snapshot_id, name)
+
+    def _keep(self, snapshot: Snapshot, table: PackTable) -> None:
+        with self._lock:
+            self._recent[snapshot.id] = _Recent(snapshot, table)
+            if len(self._recent) > _RECENT:
+                self._recent.popitem(last=False)
+
+    def save(
+        self,
+        snapshot: Snapshot,
+        encoded: bytes,
+        last: SealedPack | None = None,
+        soon: Sequence[Parts] = (),
+        *,
+        new: bool = False,
+    ) -> None:
+        """Write a snapshot; all its chunks must be in the index, or in its last pack.
+
+        Args:
+            snapshot: The snapshot.
+            encoded: Its manifest, as `Snapshot.of` gave it.
+            last: A pack that is not written yet: both go into the store in one go.
+            soon: What will be put right afterwards, see `ObjectStore.put_all`.
+            new: Whether the pack is new for sure, too.
+        """
+        table = self.pack_table(snapshot, last)
+        packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
+        self._store.put_all([*packs, self._object(snapshot, encoded, table)], soon, new=new)
+        self._hinted.add(snapshot.id)  # the index knows its chunks, lest they be written again
+        self._keep(snapshot, table)
+
+    def save_copy(self, stored: StoredSnapshot) -> None:
+        """Write a snapshot that comes from another store, its places aside."""
+        self._store.put_all([self._object(*stored)])
+
+    def _object(self, snapshot: Snapshot, encoded: bytes, table: PackTable) -> tuple[str, Content]:
+        def content() -> list[bytes]:
+            return [encode_snapshot(snapshot, encoded, self.placed(table))]
+
+        return names.snapshot_name(snapshot.id), content
+
+    def placed(self, table: PackTable) -> PackTable:
+        """The same with the places of its packs, as far as the store knows them."""
+        found = {pack: self._store.place(names.pack_name(pack)) for pack in table.packs}
+        places = {pack: place for pack, place in found.items() if place is not None}
+        return table._replace(places=places)
+
+    def pack_table(self, snapshot: Snapshot, last: SealedPack | None = None) -> PackTable:
+        """Where the chunks of a snapshot lie, as the index knows, or are about to."""
+        packs: dict[PackId, None] = {}
+        chunks: dict[ChunkId, PackId] = {}
+        seen: set[Node] = set()
+        new = {} if last is None else {place.frame.chunk: place for place in last.locations[::-1]}
+        wanted = snapshot.chunks()
+        found = iter(self._index.packs([chunk for chunk in wanted if chunk not in new], seen))
+        for chunk in wanted:
+            known = () if chunk in new else next(found)
+            if not known:
+                frames = self._frames(chunk, new.get(chunk), seen)
+                known = tuple(location.pack for location in frames)
+            chunks[chunk] = known[0]
+            packs.update(dict.fromkeys(known))
+        return PackTable(list(packs), chunks)
+
+    def _frames(self, chunk: ChunkId, new: Location | None, seen: set[Node]) -> Sequence[Location]:
+        """The frames that a chunk is read from, the last one first, without what was `seen`.
+
+        That one may not be written yet. Others may have moved the chunk to another pack since it
+        was looked up.
+        """
+        base = chunk if new is None else new.frame.base
+        path = None if base is None else self._index.path(base) or self._index.find_path(base)
+        if path is None and base is not None:
+            raise IntegrityError(
+                ErrorCode.MISSING_CHUNK,
+                f"the store had the chunk {base} when this version was encoded, and has it no "
+                "more: repeat the command, which stores it again",
+            )
+        return [*([new] if new else ()), *(path.back(seen) if path else ())]
+
+    def retain(self, snapshot: Snapshot) -> None:
+        """Let the index forget what only other versions than this one need.
+
+        In a directory nothing is forgotten, since there all chunks must be known to a commit.
+        """
+        remote = self._store.capabilities.remote
+        if remote and self._index.retain(snapshot.chunks()):
+            self._hinted = {snapshot.id}
+
+    def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
+        """IDs in the store that begin with these hexadecimal digits; other names are left out."""
+        for info in self._store.list(names.SNAPSHOTS + prefix):
+            with suppress(IntegrityError):
+                yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
+
+    def find(self, prefix: str) -> SnapshotId:
+        """The one ID that begins with `prefix`.
+
+        Raises:
+            NotFoundError: There is none, or more than one.
+        """
+        found = list(self.ids(prefix))
+        if not found:
+            raise _unknown(prefix)
+        if len(found) > 1:
+            raise NotFoundError(
+                ErrorCode.AMBIGUOUS, f"{len(found)} snapshots begin with {prefix}: give more digits"
+            )
+        return found[0]
+
+    def ancestry(self, start: SnapshotId) -> Iterator[Snapshot]:
+        """A snapshot and its first parents, newest first."""
+        seen: set[SnapshotId] = set()  # nothing but a forged store can be cyclic
+        current: SnapshotId | None = start
+        while current is not None and current not in seen:
+            seen.add(current)
+            snapshot = self.load(current)
+            yield snapshot
+            current = next(iter(self.parents(snapshot)), None)
+
+    def parents(self, snapshot: Snapshot) -> Sequence[SnapshotId]:
+        """The versions before one, as far as they can be had.
+
+        Those of a version that was copied without its history are left out if they are not here.
+        """
+        if snapshot.id not in self._shallow:
+            return snapshot.parents
+        objects = {parent: names.snapshot_name(parent) for parent in snapshot.parents}
+        there = self._store.sizes(objects.values())
+        return [parent for parent, name in objects.items() if name in there]
+
+
+def _unknown(text: str) -> NotFoundError:
+    return NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, f"the store has no snapshot {text}")

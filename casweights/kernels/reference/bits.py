@@ -1,0 +1,135 @@
+"""Bytes and bits of payloads, in and out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from casweights.system.buffers import Buffer
+
+
+def require_writable(data: Buffer) -> None:
+    """Raise the error that compiled kernels raise where they cannot put their result."""
+    if memoryview(data).readonly:
+        raise TypeError("the result needs a read-write bytes-like object")
+
+
+def varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, the lowest first; all bytes but the last have the highest bit."""
+    encoded = bytearray()
+    while value >= 128:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+class PayloadReader:
+    """Reads a payload from its beginning; raises ValueError where it ends too early."""
+
+    def __init__(self, payload: Buffer) -> None:
+        self._payload = memoryview(payload).cast("B")
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that were not read yet."""
+        return len(self._payload) - self._at
+
+    def take(self, size: int) -> memoryview:
+        """The next bytes."""
+        if size > self.left:
+            raise ValueError("it is too short")
+        self._at += size
+        return self._payload[self._at - size : self._at]
+
+    def byte(self) -> int:
+        """The next byte."""
+        return self.take(1)[0]
+
+    def varint(self, limit: int) -> int:
+        """The next number, of at most 9 bytes, which must not exceed `limit`."""
+        value, shift, byte = 0, 0, 128
+        while byte >= 128 and shift < 63:
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            shift += 7
+        if byte >= 128 or value > limit:
+            raise ValueError("one of its numbers is too large")
+        return value
+
+
+class BitReader:
+    """Reads bits of bytes one after the other, from the lowest of the first byte on."""
+
+    def __init__(self, data: Buffer) -> None:
+        self._data = bytes(data)
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        """Bits that were not read yet."""
+        return 8 * len(self._data) - self._at
+
+    def zeros(self) -> int:
+        """The number of zeros before the next one; the one is read, too."""
+        start = self._at
+        while self.left > 0:
+            window = self._window()
+            if window:
+                self._at += (window & -window).bit_length()
+                return self._at - start - 1
+            self._at = (self._at & ~7) + 64
+        raise ValueError("it is too short")
+
+    def bits(self, count: int) -> int:
+        """The next bits, at most 57, as a number."""
+        if count > self.left:
+            raise ValueError("it is too short")
+        value = self._window() & ((1 << count) - 1)
+        self._at += count
+        return value
+
+    def is_at_end(self) -> bool:
+        """Whether nothing is left but zeros that fill the last byte."""
+        return self.left < 8 and not self._window()
+
+    def _window(self) -> int:
+        """At least 57 of the next bits, with zeros behind the last one."""
+        start = self._at >> 3
+        return int.from_bytes(self._data[start : start + 8], "little") >> (self._at & 7)
+
+
+def pack_fields(values: np.ndarray, starts: np.ndarray, size: int) -> bytes:
+    """Write numbers into a row of bits that is 0 otherwise.
+
+    Args:
+        values: The numbers, as u64.
+        starts: The bit at which each begins: ascending, so that none overlaps the next.
+        size: Bytes of the result.
+    """
+    words = np.zeros(size // 8 + 2, "<u8")
+    if len(values):
+        word, shift = _positions(starts)
+        first = np.flatnonzero(np.diff(word, prepend=-1))
+        words[word[first]] = np.bitwise_or.reduceat(values << shift, first)
+        beyond = values >> 1 >> (63 - shift)  # of two shifts, since one by 64 is not defined
+        crossing = np.flatnonzero(beyond)
+        words[word[crossing] + 1] |= beyond[crossing]
+    return words.tobytes()[:size]
+
+
+def unpack_fields(data: Buffer, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Read numbers of less than 64 bits each, as u64, wherever they begin in a row of bits."""
+    words = np.frombuffer(bytes(data) + bytes(16 - len(data) % 8), "<u8")
+    word, shift = _positions(starts)
+    values: np.ndarray = words[word] >> shift | words[word + 1] << 1 << (63 - shift)
+    values &= (np.uint64(1) << sizes.astype(np.uint64)) - np.uint64(1)
+    return values
+
+
+def _positions(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The word of 64 bits in which each bit lies, and its place there."""
+    return starts >> 6, (starts & 63).astype(np.uint64)

@@ -1,0 +1,111 @@
+"""Classes of elements by the exponent of the base, and which of them to tell apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from casweights.kernels.kinds import ElementKind
+    from casweights.kernels.reference.bits import PayloadReader
+
+EXPONENTS = 256
+_ENTRIES = 1024
+_LOG_BITS = 24  # behind the point of a logarithm
+
+
+class Classes(NamedTuple):
+    """A division of the exponents.
+
+    Attributes:
+        first: The lowest exponent of each class; each goes up to the next one.
+        of: The class of each exponent.
+    """
+
+    first: list[int]
+    of: np.ndarray
+
+    @classmethod
+    def beginning_at(cls, first: list[int]) -> Classes:
+        """Classes by their lowest exponents."""
+        of = np.searchsorted(first, np.arange(EXPONENTS), "right") - 1
+        return cls(first, of.astype(np.uint8))
+
+    def encode(self) -> bytes:
+        """As payloads have them."""
+        return bytes((len(self.first), *self.first[1:]))
+
+
+def read_classes(reader: PayloadReader, kind: ElementKind, limit: int) -> Classes:
+    """Classes from a payload: at most `limit`, of exponents that elements of this kind can have."""
+    count = reader.byte()
+    if not 1 <= count <= limit:
+        raise ValueError("its number of classes is not valid")
+    first = [0, *reader.take(count - 1)]
+    top = min(255, (1 << (8 * kind.width - 1 - kind.mantissa)) - 1) if kind.mantissa else 0
+    if first != sorted(set(first)) or first[-1] > top:
+        raise ValueError("its classes are not in order")
+    return Classes.beginning_at(first)
+
+
+def choose_classes(counts: np.ndarray, limit: int, header: int) -> tuple[Classes, list[np.ndarray]]:
+    """Merge neighbouring exponents while telling them apart saves too little.
+
+    Args:
+        counts: How often each symbol comes with each exponent; a row for each exponent.
+        limit: Classes to have at most.
+        header: Bits that a class costs.
+
+    Returns:
+        The classes, at least one, and the counts of symbols in each.
+    """
+    first = np.flatnonzero(counts.any(axis=1)).tolist() or [0]
+    groups = [counts[exponent] for exponent in first]
+    growth = [_growth(*groups[n : n + 2]) for n in range(len(groups) - 1)]
+    while growth:
+        best = growth.index(min(growth))
+        if len(groups) <= limit and growth[best] > header << _LOG_BITS:
+            break
+        groups[best : best + 2] = [groups[best] + groups[best + 1]]
+        del first[best + 1], growth[best]
+        for n in range(max(best - 1, 0), min(best + 1, len(growth))):
+            growth[n] = _growth(*groups[n : n + 2])
+    return Classes.beginning_at([0, *first[1:]]), groups
+
+
+def _growth(one: np.ndarray, other: np.ndarray) -> int:
+    """By how much the symbols of two groups grow when they are coded as those of one group."""
+    return _cost(one + other) - _cost(one) - _cost(other)
+
+
+def _cost(counts: np.ndarray) -> int:
+    """The entropy of some symbols in units of 2^-24 bits."""
+    return int(_n_log2_n(counts.sum(keepdims=True))[0] - _n_log2_n(counts).sum())
+
+
+def _n_log2_n(numbers: np.ndarray) -> np.ndarray:
+    """In integers alone, so that all machines choose the same classes; for numbers below 2^32."""
+    n = np.maximum(numbers, 1).astype(np.int64)
+    exponent = np.frexp(n)[1].astype(np.int64) - 1
+    fraction = (n << (42 - exponent)) - (1 << 42)
+    entry, rest = fraction >> 32, (fraction & 0xFFFFFFFF) >> 16
+    below, above = _LOGARITHMS[entry], _LOGARITHMS[entry + 1]
+    log = (exponent << _LOG_BITS) + below + ((above - below) * rest >> 16)
+    product: np.ndarray = n * log
+    return product
+
+
+def _logarithms() -> np.ndarray:
+    """log2 of 1 + n / 1024 by repeated squaring, for n up to 1024."""
+    x = np.arange(_ENTRIES, 2 * _ENTRIES, dtype=np.uint64) << 21  # 31 bits behind the point
+    log = np.zeros(_ENTRIES, np.int64)
+    for _ in range(_LOG_BITS):
+        x = x * x >> 31
+        carry = x >> 32
+        log = log << 1 | carry.astype(np.int64)
+        x >>= carry
+    return np.append(log, 1 << _LOG_BITS)
+
+
+_LOGARITHMS = _logarithms()

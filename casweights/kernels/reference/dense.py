@@ -1,0 +1,227 @@
+"""The `dense` encoding: how far every element moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from casweights.kernels.reference.bits import (
+    PayloadReader,
+    pack_fields,
+    unpack_fields,
+    varint,
+)
+from casweights.kernels.reference.classes import (
+    EXPONENTS,
+    Classes,
+    choose_classes,
+    read_classes,
+)
+from casweights.kernels.reference.differences import (
+    apply,
+    differences,
+    exponents,
+    open_pair,
+    open_payload,
+)
+from casweights.kernels.reference.rans import (
+    CHANCES,
+    SEGMENT,
+    SymbolTable,
+    as_columns,
+    decode_segments,
+    encode_segments,
+    from_columns,
+    scale_counts,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.kernels.kinds import ElementKind
+    from casweights.system.buffers import Buffer
+
+_MAX_CLASSES = 16
+_CLASS_BITS = 200  # what a class costs, chances included
+_BATCH = 128 * SEGMENT  # elements worked on at a time, so that memory stays bounded
+
+
+class _Tokens:
+    """Small differences are their own tokens; of larger ones a token tells the three highest bits.
+
+    Attributes:
+        least: The least difference of each token.
+        plain: How many bits tell a token's differences apart.
+    """
+
+    def __init__(self, width: int) -> None:
+        small = [(difference, 0) for difference in range(16)]
+        large = [((4 | top) << n, n) for n in range(2, 8 * width - 2) for top in range(4)]
+        least, plain = zip(*small, *large, strict=True)
+        self.least = np.array(least, f"<u{width}")
+        self.plain = np.array(plain, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.least)
+
+    def of(self, difference: np.ndarray) -> np.ndarray:
+        """The token of each difference."""
+        return np.searchsorted(self.least, difference, "right") - 1
+
+
+class _Model(NamedTuple):
+    """What is likely: the chances of tokens in each class of elements.
+
+    A symbol of `table` is a class times the number of tokens, plus a token.
+    """
+
+    kind: ElementKind
+    tokens: _Tokens
+    classes: Classes
+    table: SymbolTable
+
+    def class_of(self, base: np.ndarray) -> np.ndarray:
+        """The class of each element."""
+        numbers: np.ndarray = self.classes.of[exponents(base, self.kind)]
+        return numbers.astype(np.intp)
+
+
+def dense_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
+    """Encode a chunk as its difference from a base, for many elements that differ.
+
+    Args:
+        base: The base's bytes.
+        new: The chunk's bytes, as many.
+        kind: A `ElementKind` of elements.
+    """
+    known, old, bits = open_pair(base, new, kind)
+    tokens = _Tokens(known.width)
+    counts = _count_tokens(old, bits, known, tokens)
+    classes, class_counts = choose_classes(counts, _MAX_CLASSES, _CLASS_BITS)
+    chances = [scale_counts(row) for row in class_counts]
+    model = _Model(known, tokens, classes, SymbolTable.of(chances))
+    head = bytes([known]) + classes.encode() + b"".join(map(_encode_chances, chances))
+    batches = [_encode_batch(old[batch], bits[batch], model) for batch in _batches(len(old))]
+    columns = zip(*batches, strict=True)  # sizes, words, plain bits: each for all batches
+    return head + b"".join(part for column in columns for part in column)
+
+
+def _batches(count: int) -> Iterator[slice]:
+    for start in range(0, count, _BATCH):
+        yield slice(start, start + _BATCH)
+
+
+def _count_tokens(
+    base: np.ndarray, bits: np.ndarray, kind: ElementKind, tokens: _Tokens
+) -> np.ndarray:
+    """How often each token comes with each exponent."""
+    counts = np.zeros((EXPONENTS, len(tokens)), np.int64)
+    for batch in _batches(len(base)):
+        token = tokens.of(differences(base[batch], bits[batch], kind))
+        pairs = exponents(base[batch], kind).astype(np.intp) * len(tokens) + token
+        counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
+    return counts
+
+
+def _encode_chances(chances: np.ndarray) -> bytes:
+    kept = np.trim_zeros(chances, "b").tolist()
+    return bytes([len(kept) - 1]) + b"".join(map(varint, kept))
+
+
+def _encode_batch(base: np.ndarray, bits: np.ndarray, model: _Model) -> tuple[bytes, bytes, bytes]:
+    """The sizes, words and plain bits of some segments."""
+    tokens, table = model.tokens, model.table
+    difference = differences(base, bits, model.kind)
+    token = tokens.of(difference)
+    symbols = as_columns(model.class_of(base) * len(tokens) + token, table.certain)
+    words, word_counts = encode_segments(symbols, table)
+    plain, plain_sizes = _encode_plain(difference - tokens.least[token], tokens.plain[token])
+    sizes = [varint(n) for pair in zip(word_counts, plain_sizes, strict=True) for n in pair]
+    return b"".join(sizes), words, plain
+
+
+def _encode_plain(values: np.ndarray, sizes: np.ndarray) -> tuple[bytes, list[int]]:
+    """The plain bits of all segments, and their bytes in each."""
+    starts, nbytes = _plain_layout(sizes)
+    some = np.flatnonzero(sizes)
+    packed = pack_fields(values[some].astype(np.uint64), starts[some], int(nbytes.sum()))
+    return packed, nbytes.tolist()
+
+
+def _plain_layout(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the plain bits of each element begin, and the bytes of each segment.
+
+    Args:
+        sizes: Plain bits of each element.
+    """
+    segments = np.arange(0, len(sizes), SEGMENT)
+    nbytes = (np.add.reduceat(sizes, segments, dtype=np.int64) + 7) // 8
+    starts = np.cumsum(sizes, dtype=np.int64) - sizes
+    shift = 8 * (np.cumsum(nbytes) - nbytes) - starts[segments]
+    return starts + np.repeat(shift, SEGMENT)[: len(starts)], nbytes
+
+
+def dense_decode(payload: Buffer, base_to_new: Buffer, /) -> None:
+    """The inverse of `dense_encode`.
+
+    Args:
+        payload: What it returned.
+        base_to_new: The base, which becomes the new chunk.
+
+    Raises:
+        ValueError: The payload is malformed; what the base became is of no use.
+    """
+    reader, kind, elements = open_payload(payload, base_to_new)
+    classes = read_classes(reader, kind, _MAX_CLASSES)
+    tokens = _Tokens(kind.width)
+    chances = [_read_chances(reader, len(tokens)) for _ in classes.first]
+    model = _Model(kind, tokens, classes, SymbolTable.of(chances))
+    word_counts, plain_sizes = _read_sizes(reader, -(-len(elements) // SEGMENT))
+    words = PayloadReader(reader.take(2 * int(word_counts.sum())))
+    plain = PayloadReader(reader.take(int(plain_sizes.sum())))
+    for batch in _batches(len(elements)):
+        own = slice(batch.start // SEGMENT, batch.stop // SEGMENT)
+        token = _decode_tokens(elements[batch], words, word_counts[own], model)
+        difference = tokens.least[token]
+        difference |= _decode_plain(plain, plain_sizes[own], tokens.plain[token])
+        elements[batch] = apply(elements[batch], difference, kind)
+
+
+def _read_chances(reader: PayloadReader, tokens: int) -> np.ndarray:
+    count = reader.byte() + 1
+    if count > tokens:
+        raise ValueError("it has too many tokens")
+    chances = np.zeros(tokens, np.int64)
+    for token in range(count):
+        chances[token] = reader.varint(CHANCES)
+    if chances.sum() != CHANCES:
+        raise ValueError("its chances do not add up")
+    return chances
+
+
+def _read_sizes(reader: PayloadReader, segments: int) -> tuple[np.ndarray, np.ndarray]:
+    """The number of words of each segment, and the bytes of its plain bits."""
+    limit = reader.left
+    sizes = [reader.varint(limit) for _ in range(2 * segments)]
+    words, plain = np.array(sizes, np.int64).reshape(segments, 2).T
+    if (words < 2).any() or 2 * words.sum() + plain.sum() != reader.left:
+        raise ValueError("its sizes do not add up")
+    return words, plain
+
+
+def _decode_tokens(
+    base: np.ndarray, words: PayloadReader, counts: np.ndarray, model: _Model
+) -> np.ndarray:
+    columns = as_columns(model.class_of(base), len(model.classes.first))
+    own = words.take(2 * int(counts.sum()))
+    symbols = decode_segments(columns, own, counts, model.table)
+    return from_columns(symbols, len(base)) % len(model.tokens)
+
+
+def _decode_plain(plain: PayloadReader, nbytes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """The inverse of `_encode_plain`: a number for each element."""
+    starts, expected = _plain_layout(sizes)
+    if (nbytes != expected).any():
+        raise ValueError("its streams do not fit its elements")
+    return unpack_fields(plain.take(int(nbytes.sum())), starts, sizes)

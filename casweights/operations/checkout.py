@@ -1,0 +1,301 @@
+"""Checkout: put a version into a directory, writing only what is not there yet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.content.file_contents import Content, read_contents
+from casweights.content.selection import select
+from casweights.content.unsaved import require_saved
+from casweights.content.worktree import Worktree
+from casweights.errors import ErrorCode, InvalidInputError, StoreError
+from casweights.events import CheckoutStats, Stage
+from casweights.format.layout import Piece, runs
+from casweights.system import staging
+from casweights.system.buffers import scratch
+from casweights.system.files import storage_errors, write_at
+from casweights.system.staging import Staging
+from casweights.system.threads import Background
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from casweights.content.file_contents import PlacedChunks
+    from casweights.database import Database
+    from casweights.database.reader import NearbyReader
+    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.ids import ChunkId
+
+_SYNCS = 4  # drafts on their way to the disk at a time
+
+
+@dataclass(slots=True)
+class _Target:
+    """A file to be put in place.
+
+    Attributes:
+        file: What it shall be.
+        seen: What lies in its place.
+        complete: Whether that is what it shall be.
+    """
+
+    file: FileEntry
+    seen: os.stat_result | None
+    complete: bool = False
+
+
+class _Job(NamedTuple):
+    draft: str
+    run: list[Piece]
+    chunks: list[ChunkId]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.run)
+
+
+def checkout(
+    db: Database,
+    snapshot: Snapshot,
+    directory: Path,
+    *,
+    include: Sequence[str] | None,
+    delete: bool,
+    overwrite: bool,
+) -> None:
+    """Put a version, or a part of it, into a directory.
+
+    Files are written beside their places and renamed when all of them are complete, checked and on
+    the disk.
+
+    Raises:
+        InvalidInputError: The directory lies in a store, or has something in the way: a file
+            where a folder must be, or a symbolic link that leads elsewhere.
+        ConflictError: Files that no version of the store has would be lost; nothing was touched.
+            Or a file changed meanwhile, and was left alone.
+        IntegrityError: The store is damaged; no file was touched.
+        StoreError: The directory could not be written.
+    """
+    if delete and include is not None:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, "a partial checkout cannot delete: leave out include or delete"
+        )
+    files = select(snapshot, include)
+    total = sum(file.size for file in files)
+    db.reporter.started(Stage.CHECKOUT, total)
+    try:
+        with (
+            storage_errors(f"cannot write to {directory}"),
+            Worktree(directory, overwrite=overwrite) as tree,
+        ):
+            _refuse_repositories(files)
+            targets = [_Target(file, tree.look(file.path)) for file in files]
+            others = tree.others({file.path for file in files}) if delete else {}
+            nearby, held = _compare(db, tree, targets, {} if overwrite else others)
+            wanted = [target for target in targets if not target.complete]
+            check = partial(_check_unchanged, db, tree, wanted, others, held)
+            if not overwrite:
+                require_saved(db, snapshot, tree, held)
+            fetched = _write(db, tree, wanted, nearby, check)
+            deleted = sum(tree.remove(path, seen) for path, seen in others.items())
+            tree.sync(db.workers)
+    finally:
+        db.reporter.finished(Stage.CHECKOUT)
+    stats = CheckoutStats(
+        snapshot=snapshot.id,
+        files=len(files),
+        written_files=len(wanted),
+        deleted_files=deleted,
+        total_bytes=total,
+        fetched_bytes=fetched,
+    )
+    db.reporter.checked_out(stats)
+
+
+def _refuse_repositories(files: Sequence[FileEntry]) -> None:
+    for file in files:
+        parts = file.path.split("/")
+        if any(part.casefold() == ".git" or part.startswith(staging.PREFIX) for part in parts):
+            raise InvalidInputError(
+                ErrorCode.BAD_PATH,
+                f"the version has a file {file.path!r}, and repositories and drafts are not "
+                "written to: leave it out with include",
+            )
+
+
+def _compare(
+    db: Database,
+    tree: Worktree,
+    targets: Sequence[_Target],
+    others: dict[str, os.stat_result],
+) -> tuple[PlacedChunks, dict[str, Content | None]]:
+    """Mark the targets that are complete.
+
+    Every file is cut by its own layout, so that its chunks are found wherever they move to.
+
+    Returns:
+        Where the existing files' chunks lie; and what the files hold that would go, by path, None
+        for those that cannot be read. A link holds nothing: what it leads to stays.
+    """
+    there = {target.file.path: target.seen for target in targets if target.seen} | others
+    opaque = dict.fromkeys(others, False)
+    opaque |= {target.file.path: target.file.raw_header is None for target in targets}
+    regular = [path for path, seen in there.items() if stat.S_ISREG(seen.st_mode)]
+    contents, places = read_contents(db, tree, {path: opaque[path] for path in regular})
+    for target in targets:
+        if contents.get(target.file.path) == Content.of(target.file):
+            target.complete = True
+            db.reporter.advanced(Stage.CHECKOUT, target.file.size)
+    complete = {target.file.path for target in targets if target.complete}
+    held = {
+        path: contents.get(path)
+        for path, seen in there.items()
+        if path not in complete and not stat.S_ISLNK(seen.st_mode)
+    }
+    return places, held
+
+
+def _check_unchanged(
+    db: Database,
+    tree: Worktree,
+    targets: Sequence[_Target],
+    others: dict[str, os.stat_result],
+    held: dict[str, Content | None],
+) -> None:
+    """Check that no file that will go has changed since it was read.
+
+    One that was new then may have been written to without a change of its time: it is read again.
+    """
+    there = {target.file.path: target.seen for target in targets} | others
+    again = {
+        path: content.raw_header is None
+        for path, content in held.items()
+        if content is not None and tree.was_new(there[path])
+    }
+    contents, _ = read_contents(db, tree, again)
+    for path, seen in there.items():
+        tree.check(path, seen)
+        if path in again and contents.get(path) != held[path]:
+            raise tree.changed(path)
+
+
+def _write(
+    db: Database,
+    tree: Worktree,
+    targets: Sequence[_Target],
+    nearby: PlacedChunks,
+    check: Callable[[], None],
+) -> int:
+    """Write files; returns the bytes that came from the store.
+
+    Args:
+        db: The store.
+        tree: Where to.
+        targets: The files.
+        nearby: Chunks that need not come from the store.
+        check: Called before the first file is touched.
+    """
+    if not targets:
+        if tree.exists:
+            staging.sweep(tree.root)  # a killed checkout may have been this far, too
+        check()
+        return 0
+    tree.create()
+    _check_space(tree, sum(target.file.size for target in targets))
+    with Staging(tree.root) as drafts:
+        placed = {drafts.new_name(): target for target in targets}
+        fetched = _write_drafts(db, drafts, placed, nearby)
+        check()
+        for draft, target in placed.items():
+            tree.put(drafts, draft, target.file.path, target.seen)
+    tree.sync(db.workers)
+    return fetched
+
+
+def _check_space(tree: Worktree, needed: int) -> None:
+    free = shutil.disk_usage(tree.root.descriptor).free
+    if needed > free:
+        raise StoreError(
+            ErrorCode.NO_SPACE,
+            f"the files take {needed} bytes and {tree.path} has {free} left: nothing was written",
+        )
+
+
+def _write_drafts(
+    db: Database, drafts: Staging, placed: dict[str, _Target], nearby: PlacedChunks
+) -> int:
+    """Write all drafts and wait until they are on the disk; returns what `_write` does."""
+    fetched = 0
+    reader = db.reader.near(nearby, db.cache)
+    with reader.ahead() as announce, closing(Background(_SYNCS)) as syncing:
+        missing = {draft: _start_draft(drafts, draft, t.file) for draft, t in placed.items()}
+
+        def sync_if_complete(draft: str) -> None:
+            if not missing[draft]:
+                syncing.submit(partial(_sync_draft, drafts, draft))
+
+        for draft in placed:
+            sync_if_complete(draft)
+        announce([chunk for target in placed.values() for chunk in target.file.chunks])
+        jobs = (job for draft, target in placed.items() for job in _jobs(db, target.file, draft))
+        for job, nbytes in db.workers.map(partial(_write_run, reader, drafts), jobs):
+            fetched += nbytes
+            missing[job.draft] -= job.nbytes
+            sync_if_complete(job.draft)
+            db.reporter.advanced(Stage.CHECKOUT, job.nbytes)
+        syncing.finish()
+    return fetched
+
+
+def _jobs(db: Database, file: FileEntry, draft: str) -> Iterator[_Job]:
+    chunk_size = db.config.chunk_size
+    chunks = iter(file.chunks)
+    for run in runs((piece for _, piece in file.pieces(chunk_size)), chunk_size):
+        yield _Job(draft, run, [next(chunks) for _ in run])
+
+
+def _open_draft(drafts: Staging, draft: str, flags: int = 0) -> int:
+    flags |= os.O_WRONLY | os.O_NOFOLLOW
+    return os.open(draft, flags, 0o666, dir_fd=drafts.descriptor)
+
+
+def _start_draft(drafts: Staging, draft: str, file: FileEntry) -> int:
+    """Make a draft of the right size; returns how many bytes of it are missing."""
+    header = file.raw_header or b""
+    descriptor = _open_draft(drafts, draft, os.O_CREAT | os.O_EXCL)
+    try:
+        write_at(descriptor, 0, memoryview(header))
+        os.truncate(descriptor, file.size)
+    finally:
+        os.close(descriptor)
+    return file.size - len(header)
+
+
+def _write_run(reader: NearbyReader, drafts: Staging, job: _Job) -> tuple[_Job, int]:
+    fetched = 0
+    buffer = scratch(job.nbytes)
+    start = job.run[0].offset
+    for piece, chunk in zip(job.run, job.chunks, strict=True):
+        view = buffer[piece.offset - start : piece.offset - start + piece.nbytes]
+        fetched += reader.readinto(chunk, view)
+    descriptor = _open_draft(drafts, job.draft)
+    try:
+        write_at(descriptor, start, buffer)
+    finally:
+        os.close(descriptor)
+    return job, fetched
+
+
+def _sync_draft(drafts: Staging, draft: str) -> None:
+    descriptor = _open_draft(drafts, draft)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,151 @@
+"""What differs between two versions, by tensor and by file, from their manifests alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from casweights.content.selection import tensor_chunks
+
+if TYPE_CHECKING:
+    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.ids import ChunkId, SnapshotId
+
+
+class ChangeKind(StrEnum):
+    """How an item differs."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    CHANGED = "changed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A tensor, or a file that is not safetensors, that differs.
+
+    Attributes:
+        kind: Added, removed or changed.
+        file: The file's path.
+        tensor: The tensor's name; None for a whole file or a file's header.
+        old: What it was, as ``"BF16 [4, 8]"`` or ``"120 bytes"``; None where it was not.
+        new: What it is; None where it is no more.
+        nbytes: Bytes of the chunks that only the new version has.
+    """
+
+    kind: ChangeKind
+    file: str
+    tensor: str | None
+    old: str | None
+    new: str | None
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diff:
+    """The difference between two versions.
+
+    Attributes:
+        old: The version compared from.
+        new: The version compared to.
+        changes: What differs, in order of file and tensor.
+        unchanged: Tensors and files that are the same.
+        nbytes: Bytes of the distinct chunks that only the new version has.
+    """
+
+    old: SnapshotId
+    new: SnapshotId
+    changes: tuple[Change, ...]
+    unchanged: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    description: str
+    sizes: dict[ChunkId, int]
+    content: object
+
+
+def diff(old: Snapshot, new: Snapshot) -> Diff:
+    """Compare two versions."""
+    old_items, new_items = _items(old), _items(new)
+    had = {chunk for item in old_items.values() for chunk in item.sizes}
+    changes, unchanged = [], 0
+    rewritten = _rewritten(old, new)
+    for key in sorted(old_items.keys() | new_items.keys(), key=lambda k: (k[0], k[1] or "")):
+        before, after = old_items.get(key), new_items.get(key)
+        if before and after and before.content == after.content and key not in rewritten:
+            unchanged += 1
+        else:
+            changes.append(_change(key, before, after, had))
+    fresh: dict[ChunkId, int] = {}
+    for item in new_items.values():
+        fresh.update((chunk, n) for chunk, n in item.sizes.items() if chunk not in had)
+    return Diff(
+        old=old.id,
+        new=new.id,
+        changes=tuple(changes),
+        unchanged=unchanged,
+        nbytes=sum(fresh.values()),
+    )
+
+
+def _rewritten(old: Snapshot, new: Snapshot) -> set[tuple[str, str | None]]:
+    """Safetensors files with the same tensors and metadata, and yet other bytes in the header."""
+    had = {file.path: file for file in old.files if file.header is not None}
+    return {
+        (file.path, None)
+        for file in new.files
+        if file.path in had
+        and file.raw_header != had[file.path].raw_header
+        and _tensors(file) == _tensors(had[file.path])
+    }
+
+
+def _tensors(file: FileEntry) -> set[tuple[str, str, tuple[int, ...]]]:
+    tensors = file.header.tensors if file.header else ()
+    return {(tensor.name, tensor.dtype.code, tensor.shape) for tensor in tensors}
+
+
+def _change(
+    key: tuple[str, str | None], before: _Item | None, after: _Item | None, had: set[ChunkId]
+) -> Change:
+    kind = ChangeKind.CHANGED
+    if before is None or after is None:
+        kind = ChangeKind.ADDED if after else ChangeKind.REMOVED
+    sizes = after.sizes if after else {}
+    return Change(
+        kind=kind,
+        file=key[0],
+        tensor=key[1],
+        old=before.description if before else None,
+        new=after.description if after else None,
+        nbytes=sum(n for chunk, n in sizes.items() if chunk not in had),
+    )
+
+
+def _items(snapshot: Snapshot) -> dict[tuple[str, str | None], _Item]:
+    items: dict[tuple[str, str | None], _Item] = {}
+    for file in snapshot.files:
+        chunk_size = snapshot.config.chunk_size
+        items[file.path, None] = _file_item(file, chunk_size)
+        for info, chunks in tensor_chunks(file, chunk_size):
+            left = info.nbytes
+            sizes = {}
+            for chunk in chunks:
+                sizes[chunk] = min(chunk_size, left)
+                left -= chunk_size
+            description = f"{info.dtype.code} {list(info.shape)}"
+            items[file.path, info.name] = _Item(description, sizes, (description, chunks))
+    return items
+
+
+def _file_item(file: FileEntry, chunk_size: int) -> _Item:
+    """The file as such: of safetensors the metadata, of others the bytes."""
+    description = f"{file.size} bytes"
+    if file.header is not None:
+        return _Item(description, {}, file.header.metadata)
+    sizes = {chunk: piece.nbytes for chunk, piece in file.pieces(chunk_size)}
+    return _Item(description, sizes, (file.size, file.chunks))

@@ -1,0 +1,191 @@
+"""Tensors out of a version: all of them, or a slice of one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from casweights.content.selection import tensor_chunks
+from casweights.content.states import allocate
+from casweights.content.trees import rebuild
+from casweights.content.weights import Weight, Weights
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.events import Stage
+from casweights.format.safetensors import TensorInfo
+from casweights.system.handles import ProcessBound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from casweights.database import Database
+    from casweights.database.reader import NearbyReader
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import ChunkId
+
+_MOST_FILES = 5  # in a message
+
+
+class _Read(NamedTuple):
+    chunk: ChunkId
+    out: memoryview
+
+
+def load(db: Database, snapshot: Snapshot, *, include: Sequence[str] | None) -> dict[str, Any]:
+    """The weights of a version by name, or the state dict that was committed.
+
+    Raises:
+        NotFoundError: Nothing matches `include`.
+        InvalidInputError: It is not clear which files the weights are in, see `Weights.of`.
+        IntegrityError: The store is damaged.
+        UnsupportedError: Torch cannot hold one of the tensors.
+    """
+    weights = Weights(db, include).of(snapshot)
+    tensors: dict[str, torch.Tensor] = {}
+    reads: list[_Read] = []
+    for name, weight in weights.tensors.items():
+        tensors[name], memory = allocate(weight.info)
+        reads.extend(_reads(weight.chunks, memory, db.config.chunk_size))
+    _read_all(db, reads)
+    headers = [file.header for file in weights.files.values() if file.header is not None]
+    if include is None and len(headers) == 1:
+        return rebuild(tensors, headers[0].metadata)
+    return dict(tensors)
+
+
+def _reads(chunks: Sequence[ChunkId], memory: memoryview, chunk_size: int) -> Iterator[_Read]:
+    for n, chunk in enumerate(chunks):
+        yield _Read(chunk, memory[n * chunk_size : (n + 1) * chunk_size])
+
+
+def _read_all(db: Database, reads: Sequence[_Read]) -> None:
+    db.reporter.started(Stage.LOAD, sum(len(read.out) for read in reads))
+    reader = db.reader.near(db.cache)
+    try:
+        with reader.ahead() as announce:
+            announce([read.chunk for read in reads])
+            for nbytes in db.workers.map(partial(_read, db, reader), reads):
+                db.reporter.advanced(Stage.LOAD, nbytes)
+    finally:
+        db.reporter.finished(Stage.LOAD)
+
+
+def _read(db: Database, reader: NearbyReader, read: _Read) -> int:
+    reader.readinto(read.chunk, read.out)
+    db.cache.put(read.chunk, read.out)
+    return len(read.out)
+
+
+class LazyTensor(ProcessBound):
+    """A tensor in a store; indexing it reads only the chunks that it needs.
+
+    Attributes:
+        name: Its name.
+        dtype: The safetensors code of its element type, as ``"BF16"``.
+        shape: Its dimensions, in elements.
+        nbytes: Its bytes.
+    """
+
+    def __init__(self, db: Database, info: TensorInfo, chunks: tuple[ChunkId, ...]) -> None:
+        self.name = info.name
+        self.dtype = info.dtype.code
+        self.shape = info.shape
+        self.nbytes = info.nbytes
+        self._db = self._below = db
+        self._info = info
+        self._chunks = chunks
+
+    def _how_to_reopen(self) -> str:
+        return f"{self._db._how_to_reopen()}, and ask it for the tensor"
+
+    def __repr__(self) -> str:
+        return f"LazyTensor({self.name!r}, {self.dtype}, {list(self.shape)})"
+
+    def load(self) -> torch.Tensor:
+        """The whole tensor."""
+        tensor, memory = allocate(self._info)
+        _read_all(self._db, list(_reads(self._chunks, memory, self._db.config.chunk_size)))
+        return tensor
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """What indexing the whole tensor gives.
+
+        A slice or integer in the first place limits what is read to the rows it spans.
+
+        Raises:
+            IndexError: As torch does.
+            IntegrityError: The store is damaged.
+        """
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
+        if not self.shape or self._info.dtype.bits < 8:  # packed elements are torch's affair
+            return self.load()[index]
+        if isinstance(first, slice) and (first.step or 1) > 0:
+            start, stop, step = first.indices(self.shape[0])
+            return self._rows(start, max(start, stop))[(slice(None, None, step), *rest)]
+        if isinstance(first, int) and not isinstance(first, bool):
+            row = range(self.shape[0])[first]
+            return self._rows(row, row + 1)[(0, *rest)]
+        return self.load()[index]
+
+    def _rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows `start` to `stop`, each of them whole bytes."""
+        info, chunk_size = self._info, self._db.config.chunk_size
+        row_bytes = info.nbytes // max(1, self.shape[0])
+        first = start * row_bytes // chunk_size
+        last = -(-stop * row_bytes // chunk_size)
+        begin = first * chunk_size
+        span = min(last * chunk_size, info.nbytes) - begin
+        shape = (stop - start, *self.shape[1:])
+        nbytes = (stop - start) * row_bytes
+        tensor, memory = allocate(TensorInfo(info.name, info.dtype, shape, 0, nbytes))
+        if span == len(memory):
+            _read_all(self._db, list(_reads(self._chunks[first:last], memory, chunk_size)))
+        else:
+            scratch = memoryview(bytearray(span))
+            _read_all(self._db, list(_reads(self._chunks[first:last], scratch, chunk_size)))
+            skip = start * row_bytes - begin
+            memory[:] = scratch[skip : skip + len(memory)]
+        return tensor
+
+
+def find_tensor(db: Database, snapshot: Snapshot, name: str, file: str | None) -> LazyTensor:
+    """A tensor of a version by its name.
+
+    Without a file it is one of the version's weights, or else that of the only file that has one.
+
+    Raises:
+        NotFoundError: There is none, or several files have different ones.
+        InvalidInputError: The index of the weights is wrong, see `Weights.of`.
+    """
+    weight = _find_weight(db, snapshot, name) if file is None else None
+    found = [weight] if weight is not None else _find_all(db, snapshot, name, file)
+    if not found:
+        raise NotFoundError(ErrorCode.TENSOR_NOT_FOUND, f"the version has no tensor {name!r}")
+    if not all(other.equals(found[0]) for other in found):
+        paths = ", ".join(other.file.path for other in found[:_MOST_FILES])
+        raise NotFoundError(
+            ErrorCode.AMBIGUOUS,
+            f"{len(found)} files have a tensor {name!r}, and they differ: name the file, as one "
+            f"of {paths}",
+        )
+    return LazyTensor(db, found[0].info, found[0].chunks)
+
+
+def _find_weight(db: Database, snapshot: Snapshot, name: str) -> Weight | None:
+    try:
+        return Weights(db).find(snapshot, name)
+    except InvalidInputError as error:
+        if error.code is not ErrorCode.AMBIGUOUS:
+            raise
+        return None
+
+
+def _find_all(db: Database, snapshot: Snapshot, name: str, file: str | None) -> list[Weight]:
+    return [
+        Weight(entry, *stored)
+        for entry in snapshot.files
+        if file in (None, entry.path)
+        for stored in tensor_chunks(entry, db.config.chunk_size)
+        if stored.info.name == name
+    ]

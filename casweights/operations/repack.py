@@ -1,0 +1,296 @@
+"""Repack: store all chunks again, as the best differences there are now; delete the old packs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from graphlib import TopologicalSorter
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from casweights.database.index import ChunkIndex, list_packs
+from casweights.database.reader import read_payload
+from casweights.database.writer import EncodedFrame, PackWriter
+from casweights.errors import IntegrityError, NotFoundError
+from casweights.events import Stage
+from casweights.format import names
+from casweights.format.pack import Frame, Location
+from casweights.ids import PackId
+from casweights.operations.deltas import Bases, ChainEncoder
+from casweights.operations.relatives import nearest
+from casweights.system.buffers import uninitialized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from casweights.config import Compression
+    from casweights.database import Database
+    from casweights.database.index import PackContents
+    from casweights.format.layout import Piece
+    from casweights.format.manifest import Snapshot
+    from casweights.format.pack import SealedPack
+    from casweights.ids import ChunkId, SnapshotId
+
+_UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame that only is planned with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepackStats:
+    """What `repack` did.
+
+    Attributes:
+        packs: Packs of the store now.
+        old_packs: Packs that it had.
+        nbytes: Bytes of the packs now.
+        old_bytes: Bytes that they had.
+    """
+
+    packs: int
+    old_packs: int
+    nbytes: int
+    old_bytes: int
+
+
+class _Job(NamedTuple):
+    chunk: ChunkId
+    piece: Piece
+    base: ChunkId | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Repack:
+    """What reading and encoding need to know.
+
+    Attributes:
+        db: The store.
+        plan: The new frames alone, for the encoder to reckon with.
+        encoder: Makes them.
+        writer: Writes them.
+        done: Chunks that have new frames.
+    """
+
+    db: Database
+    plan: ChunkIndex
+    encoder: ChainEncoder
+    writer: PackWriter
+    done: set[ChunkId]
+
+
+def repack(db: Database, *, compression: Compression) -> RepackStats:
+    """Store all chunks again, in new packs, and delete the packs that these replace.
+
+    A pack is deleted only if it was read before the rewrite and each of its frames has a durable
+    replacement in a pack of a higher generation: its chunk can be rebuilt from the new packs, or
+    the frame itself was copied. So a chunk that was ever in the store stays in it, whatever
+    commits, transfers and other repacks do meanwhile; docs/design/011 has the reasoning. Chunks
+    that no version has are copied, because a commit that is running may count on them. A pack with
+    a damaged frame that cannot be replaced stays.
+
+    Raises:
+        IntegrityError: A version cannot be rebuilt; no pack was deleted.
+        StoreError: The store could not be written.
+    """
+    db.index.load()
+    old = db.index.contents()
+    if not _is_settled(db, old, compression):
+        generation = 1 + max((pack.generation for pack in old), default=0)
+        replaced = _rewrite_all(db, old, PackWriter(db, generation), compression)
+        db.store.delete_all(replaced)
+        db.index.load()
+    db.findings.answer_gone()
+    now = list(list_packs(db.store))
+    return RepackStats(
+        packs=len(now),
+        old_packs=len(old),
+        nbytes=sum(info.size for info in now),
+        old_bytes=sum(pack.info.size for pack in old),
+    )
+
+
+class _Different(Exception):
+    """A pack would not be the same as before."""
+
+
+class _Comparison(PackWriter):
+    """Writes nothing, and stops at the first pack that the store does not have."""
+
+    def __init__(self, db: Database, generation: int, there: set[str]) -> None:
+        super().__init__(db, generation)
+        self._there = there
+
+    def _put(self, pack: SealedPack) -> None:
+        if pack.name not in self._there:
+            raise _Different
+        self.names.add(pack.name)
+
+
+def _is_settled(db: Database, old: Sequence[PackContents], compression: Compression) -> bool:
+    """Whether all packs are as one repack left them, and would come out the same."""
+    generations = {pack.generation for pack in old}
+    if len(generations) != 1 or 0 in generations:
+        return False
+    there = {pack.info.name for pack in old}
+    writer = _Comparison(db, generations.pop(), there)
+    try:
+        _rewrite_all(db, old, writer, compression)
+    except _Different:
+        return False
+    return writer.names == there
+
+
+def _rewrite_all(
+    db: Database, old: Sequence[PackContents], writer: PackWriter, compression: Compression
+) -> list[str]:
+    """Give all chunks new frames, which are durable when this returns.
+
+    Returns:
+        The names of the old packs that are not needed any more.
+    """
+    plan = ChunkIndex(db.store)
+    work = _Repack(db, plan, ChainEncoder(db.reader, plan, db.cache, compression), writer, set())
+    try:
+        _rewrite_versions(work)
+        failed = _copy_others(work, old)
+        writer.finish()
+    finally:
+        writer.close()
+    kept = {names.pack_name(place.pack) for place in failed if place.frame.chunk not in plan}
+    return [pack.info.name for pack in old if pack.info.name not in kept | writer.names]
+
+
+def _rewrite_versions(work: _Repack) -> None:
+    db = work.db
+    found = {version: _Version.of(db.snapshots.load(version)) for version in db.snapshots.ids()}
+    db.reporter.started(Stage.REPACK, sum(version.size for version in found.values()))
+    earlier: dict[SnapshotId, None] = {}
+    try:
+        for version in _in_order(found):
+            _rewrite(work, db.snapshots.load(version, to_read=True), earlier)
+            earlier[version] = None
+            db.reporter.advanced(Stage.REPACK, found[version].size)
+    finally:
+        db.reporter.finished(Stage.REPACK)
+
+
+class _Version(NamedTuple):
+    """What is remembered of a version, whose chunks are too many to hold those of all."""
+
+    time: datetime
+    parents: tuple[SnapshotId, ...]
+    size: int
+
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> Self:
+        return cls(snapshot.time, snapshot.parents, snapshot.size)
+
+
+def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
+    """All versions, the older first, and none before its parents."""
+    graph: TopologicalSorter[SnapshotId] = TopologicalSorter()
+    for version in sorted(versions, key=lambda i: (versions[i].time, i)):
+        graph.add(version, *(p for p in versions[version].parents if p in versions))
+    return iter(graph.static_order())
+
+
+def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> None:
+    """Give all chunks of a version that have no new frames theirs."""
+    bases = _bases(work, version, earlier)
+    jobs: dict[ChunkId, _Job] = {}
+    for file in version.files:
+        for chunk, piece in file.pieces(work.db.config.chunk_size):
+            if chunk not in work.done:
+                jobs.setdefault(chunk, _Job(chunk, piece, bases.find(file.path, piece)))
+    for job, frames in work.db.workers.map(partial(_encode, work), jobs.values()):
+        work.writer.add(job.chunk, job.piece.nbytes, frames)
+        work.done.add(job.chunk)
+        _plan(work, job.chunk, job.piece.nbytes, frames)
+
+
+def _plan(work: _Repack, chunk: ChunkId, nbytes: int, frames: Sequence[EncodedFrame]) -> None:
+    """Take note of new frames of a chunk."""
+    planned = []
+    for frame in frames:
+        size, encoding = len(frame.payload), frame.encoding
+        new = Frame(chunk, nbytes, encoding, 0, size, frame.checksum, frame.base)
+        planned.append(Location(_UNWRITTEN, new))
+    work.plan.add(names.pack_name(_UNWRITTEN), 0, planned)
+
+
+def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Bases:
+    """The parent, or else the nearest relative of what was there before."""
+    snapshots = work.db.snapshots
+    if version.parents and version.parents[0] in earlier:
+        return Bases(snapshots.load(version.parents[0]))
+    size = work.db.config.chunk_size
+    chunks = {
+        (file.path, piece): chunk for file in version.files for chunk, piece in file.pieces(size)
+    }
+    reader = work.db.reader.near(work.db.cache)
+
+    def read(path: str, piece: Piece) -> memoryview:
+        out = uninitialized(piece.nbytes)
+        reader.readinto(chunks[path, piece], out)
+        return out
+
+    candidates = (Bases(snapshots.load(other)) for other in reversed(earlier))
+    return nearest(candidates, list(chunks), read, reader) or Bases()
+
+
+def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
+    raw = uninitialized(job.piece.nbytes)
+    reader = work.db.reader.near(work.db.cache)  # a new one: the cache has what no old one knows of
+    reader.readinto(job.chunk, raw)
+    frames = work.encoder.encode(raw, job.piece.dtype, job.base)
+    work.db.cache.put(job.chunk, raw)
+    return job, frames
+
+
+def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
+    """Copy the frames of chunks that no version has.
+
+    Returns:
+        The frames that could not be copied: they are damaged, or their pack is gone.
+    """
+    others: dict[ChunkId, list[Location]] = {}
+    for place in (place for pack in old for place in pack.locations):
+        if place.frame.chunk not in work.done:
+            others.setdefault(place.frame.chunk, []).append(place)
+    failed: list[Location] = []
+    for chunk in sorted(others):
+        index = work.db.index
+        good = {place for place in index.frames(chunk) if not index.doubts(place)}
+        nbytes = others[chunk][0].frame.raw_size
+        frames: list[EncodedFrame] = []
+        for places in _alike(others[chunk]):
+            sound = [p for p in places if p in good and p.frame.raw_size == nbytes]
+            copy = _copy(work.db, sound)
+            if copy is None:
+                failed += places
+            else:
+                frames.append(copy)
+        work.writer.add(chunk, nbytes, frames)
+        _plan(work, chunk, nbytes, frames)
+    return failed
+
+
+def _alike(places: Sequence[Location]) -> list[list[Location]]:
+    """Frames of one chunk in groups of equal ones, in an order that their places do not change."""
+    groups: dict[tuple[int, int, bytes, bytes], list[Location]] = {}
+    for place in places:
+        frame = place.frame
+        key = (frame.size, frame.encoding, frame.base or b"", frame.checksum)
+        groups.setdefault(key, []).append(place)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _copy(db: Database, places: Sequence[Location]) -> EncodedFrame | None:
+    """A copy of one of these frames, which are equal; None if none of them can be read."""
+    for place in places:
+        try:
+            payload = read_payload(db.store, place)
+        except (IntegrityError, NotFoundError) as error:
+            db.index.distrust(place, error)
+        else:
+            frame = place.frame
+            return EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
+    return None

@@ -1,0 +1,115 @@
+"""Counting what a store holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casweights.database.index import list_packs
+from casweights.format import names
+from casweights.format.codecs import Encoding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.database import Database
+    from casweights.format.pack import Frame
+    from casweights.ids import ChunkId, SnapshotId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionStats:
+    """One version's share of a store.
+
+    Attributes:
+        id: The version.
+        nbytes: Its size as plain files.
+        new_bytes: Raw bytes of the chunks that no older version of the store has.
+        stored_bytes: What those chunks take in the store, encoded.
+        read_bytes: What a checkout of all of it reads from packs.
+        longest_chain: Frames that the most expensive of its chunks is rebuilt from.
+    """
+
+    id: SnapshotId
+    nbytes: int
+    new_bytes: int
+    stored_bytes: int
+    read_bytes: int
+    longest_chain: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """What a store holds.
+
+    Attributes:
+        versions: All snapshots, oldest first.
+        packs: Packs.
+        pack_bytes: Their bytes.
+        snapshot_bytes: Bytes of the snapshots' own objects.
+        chunks: Distinct chunks.
+        chunk_bytes: Their raw bytes.
+        encodings: Frames by the name of their encoding.
+    """
+
+    versions: tuple[VersionStats, ...]
+    packs: int
+    pack_bytes: int
+    snapshot_bytes: int
+    chunks: int
+    chunk_bytes: int
+    encodings: dict[str, int]
+
+    @property
+    def version_bytes(self) -> int:
+        """Bytes that plain copies of all versions would take."""
+        return sum(version.nbytes for version in self.versions)
+
+
+def stats(db: Database) -> StoreStats:
+    """Count what the store holds.
+
+    Raises:
+        IntegrityError: A snapshot is damaged.
+    """
+    db.index.load()
+    packs = list(list_packs(db.store))
+    snapshots = db.store.sizes(map(names.snapshot_name, db.snapshots.ids()))
+    frames = [place.frame for chunk in db.index for place in db.index.frames(chunk)]
+    raw_sizes = {frame.chunk: frame.raw_size for frame in frames}
+    return StoreStats(
+        versions=tuple(_version_stats(db)),
+        packs=len(packs),
+        pack_bytes=sum(info.size for info in packs),
+        snapshot_bytes=sum(snapshots.values()),
+        chunks=len(raw_sizes),
+        chunk_bytes=sum(raw_sizes.values()),
+        encodings=dict(Counter(_encoding_name(frame) for frame in frames)),
+    )
+
+
+def _encoding_name(frame: Frame) -> str:
+    try:
+        return Encoding(frame.encoding).name.lower()
+    except ValueError:
+        return f"unknown ({frame.encoding})"
+
+
+def _version_stats(db: Database) -> Iterator[VersionStats]:
+    seen: set[ChunkId] = set()
+    times = {snapshot_id: db.snapshots.load(snapshot_id).time for snapshot_id in db.snapshots.ids()}
+    for snapshot_id in sorted(times, key=lambda i: (times[i], i)):
+        version = db.snapshots.load(snapshot_id)  # once more, rather than hold them all
+        chunks = {chunk: piece.nbytes for chunk, piece in version.pieces()}
+        new = chunks.keys() - seen
+        seen |= new
+        costs = [cost for chunk in chunks if (cost := db.index.cost(chunk)) is not None]
+        yield VersionStats(
+            id=version.id,
+            nbytes=version.size,
+            new_bytes=sum(chunks[chunk] for chunk in new),
+            stored_bytes=sum(place.frame.size for chunk in new for place in db.index.frames(chunk)),
+            read_bytes=sum(cost.nbytes for cost in costs),
+            longest_chain=max((cost.links for cost in costs), default=0),
+        )

@@ -1,0 +1,1 @@
+"""This process and this machine: memory, files, threads. Nothing here knows what is stored."""

@@ -1,0 +1,192 @@
+"""The cheapest way to a chunk, against trying everything."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casweights.database.chains import MAX_LINKS, Cost, FrameTable, PathFinder
+from casweights.format.pack import Frame, Location
+from casweights.ids import ChunkId, PackId
+
+PACK = PackId(bytes(32))
+CHUNKS = 6
+
+# Chunk, base (None for none), stored bytes, raw size.
+frames = st.tuples(
+    st.integers(0, CHUNKS - 1),
+    st.none() | st.integers(0, CHUNKS - 1),
+    st.integers(1, 50),
+    st.sampled_from([100, 100, 100, 200]),
+)
+
+
+def chunk_id(n: int) -> ChunkId:
+    return ChunkId(bytes([n]) * 32)
+
+
+def location(offset: int, frame: tuple[int, int | None, int, int]) -> Location:
+    chunk, base, size, raw_size = frame
+    based = None if base is None else chunk_id(base)
+    return Location(PACK, Frame(chunk_id(chunk), raw_size, 0, offset, size, bytes(8), based))
+
+
+def cheapest(places: list[Location], have: set[ChunkId], wanted: ChunkId) -> float:
+    """By going over all frames until nothing gets cheaper."""
+    cost = dict.fromkeys(places, math.inf)
+    for _ in places:
+        for place in places:
+            frame = place.frame
+            before = [
+                cost[other]
+                for other in places
+                if (other.frame.chunk, other.frame.raw_size) == (frame.base, frame.raw_size)
+            ]
+            if frame.base is None or frame.base in have:
+                before = [0]
+            cost[place] = min([cost[place], *(nbytes + frame.size for nbytes in before)])
+    ends = [cost[place] for place in places if place.frame.chunk == wanted]
+    return 0 if wanted in have else min(ends, default=math.inf)
+
+
+def check(finder: PathFinder, known: list[Location], have: set[ChunkId]) -> None:
+    for wanted in map(chunk_id, range(CHUNKS)):
+        path = finder.path(wanted)
+        assert cheapest(known, have, wanted) == (math.inf if path is None else path.nbytes)
+        if path is None or not path.frames:
+            continue
+        assert path.nbytes == sum(place.frame.size for place in path.frames)
+        assert path.frames[0].frame.base in {None, *have}
+        assert path.frames[-1].frame.chunk == wanted
+        for before, place in pairwise(path.frames):
+            assert place.frame.base == before.frame.chunk
+            assert place.frame.raw_size == before.frame.raw_size
+
+
+@given(st.lists(st.lists(frames, max_size=4), max_size=5), st.sets(st.integers(0, CHUNKS - 1)))
+def test_it_finds_the_cheapest_way_whatever_it_was_asked_before(
+    packs: list[list[tuple[int, int | None, int, int]]], have: set[int]
+) -> None:
+    table = FrameTable()
+    here = set(map(chunk_id, have))
+    alone, helped = PathFinder(table), PathFinder(table, here)
+    known: list[Location] = []
+    for pack in packs:
+        new = [location(len(known) + n, frame) for n, frame in enumerate(pack)]
+        table.add(new)
+        known += new
+        check(alone, known, set())
+        check(helped, known, here)
+    while known:
+        table.exclude(known.pop())
+        check(alone, known, set())
+        check(helped, known, here)
+
+
+class Watched(FrameTable):
+    """Counts whose frames are looked at."""
+
+    looks = 0
+
+    def frames(self, chunk: ChunkId) -> list[Location]:
+        self.looks += 1
+        return list(super().frames(chunk))
+
+
+def long_id(n: int) -> ChunkId:
+    return ChunkId(n.to_bytes(32, "big"))
+
+
+def test_a_long_history_is_not_looked_at() -> None:
+    """Whole chunks every 50 steps: what lies before the last ones cannot be cheaper."""
+    table = Watched()
+    for n in range(5000):
+        base = None if n == 0 else long_id(n - 1)
+        steps = [Frame(long_id(n), 100, 0, 2 * n, 1, bytes(8), base)]
+        if n % 50 == 0:
+            steps.append(Frame(long_id(n), 100, 0, 2 * n + 1, 60, bytes(8)))
+        table.add([Location(PACK, frame) for frame in steps])
+    path = PathFinder(table).path(long_id(4999))
+    assert path is not None
+    assert path.nbytes == 60 + 49
+    assert table.looks <= 2 * 110
+
+
+def test_one_step_more_is_one_look_more() -> None:
+    table = Watched()
+    finder = PathFinder(table)
+    table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
+    for n in range(1, 50):
+        table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), long_id(n - 1)))])
+        table.looks = 0
+        path = finder.path(long_id(n))
+        assert path is not None
+        assert len(path.frames) == n + 1
+        assert table.looks <= 3
+
+
+def test_many_frames_of_one_chunk_are_hardly_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+    equal = Location.__eq__
+
+    def counted(self: Location, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return equal(self, other)
+
+    monkeypatch.setattr(Location, "__eq__", counted)
+    table = FrameTable()
+    places = [location(n, (0, None, 1 + n % 7, 100)) for n in range(2000)]
+    table.add(places)
+    table.add(places)
+    assert list(table.frames(chunk_id(0))) == places
+    table.exclude(places[3])
+    table.add(places)
+    assert list(table.frames(chunk_id(0))) == places[:3] + places[4:]
+    assert compared < 10 * len(places)
+
+
+@pytest.mark.parametrize("reason", ["no base", "circle", "too long", "other size"])
+def test_what_no_way_leads_to_is_looked_at_once(reason: str) -> None:
+    """However many chunks depend on it."""
+    table, count = Watched(), 100
+    length = MAX_LINKS + 50 if reason == "too long" else 500
+    last = {"circle": long_id(0), "no base": long_id(10**6), "other size": long_id(10**7)}
+    for n in range(length):
+        base = last.get(reason) if n == length - 1 else long_id(n + 1)
+        table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), base))])
+    table.add([Location(PACK, Frame(long_id(10**7), 99, 0, 0, 1, bytes(8)))])
+    for n in range(count):
+        frame = Frame(long_id(10**8 + n), 100, 0, n, 1, bytes(8), long_id(0))
+        table.add([Location(PACK, frame)])
+    finder = PathFinder(table)
+    for n in range(count):
+        assert finder.path(long_id(10**8 + n)) is None
+        assert finder.cost(long_id(10**8 + n)) is None
+    assert table.looks < 4 * length
+
+
+def test_a_chunk_with_many_frames_is_searched_once() -> None:
+    """Though each of them claims another size."""
+    table = Watched()
+    table.add([location(n, (0, None, 1 + n, 100 + n)) for n in range(500)])
+    finder = PathFinder(table)
+    for _ in range(50):
+        path = finder.path(chunk_id(0))
+        assert path is not None
+        assert path.frames == (location(0, (0, None, 1, 100)),)
+    assert table.looks < 700
+
+
+def test_a_cost_is_that_of_the_path() -> None:
+    table = FrameTable()
+    table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
+    for n in range(1, 50):
+        table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), long_id(n - 1)))])
+    finder = PathFinder(table)
+    assert finder.cost(long_id(49)) == Cost(60 + 49, 50)
+    assert finder.cost(long_id(50)) is None

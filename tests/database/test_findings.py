@@ -1,0 +1,459 @@
+"""What is found damaged is told to others, and stored again by whoever has it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.content.states import StateFile
+from casweights.errors import ErrorCode, IntegrityError, StoreError
+from casweights.format import names
+from casweights.format.finding import Finding, encode_finding, finding_name
+from casweights.ids import PackId, Suspect
+from casweights.operations.parts import encode_part
+from casweights.stores.base import Capabilities, ObjectStore
+from casweights.stores.memory import MemoryStore
+from casweights.stores.wrapper import WrapperStore
+from casweights.system.buffers import uninitialized
+from casweights.testing.faults import flip_bit
+from casweights.testing.states import assert_same_state
+from tests.histories import CHUNK, State, history, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from casweights import SnapshotId
+    from casweights.system.buffers import Buffer
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+STATES = list(history(5, 0.02, chunks=1))
+
+
+class Remote(WrapperStore):
+    """A store that counts as one behind a network."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        super().__init__(inner)
+        self.capabilities = Capabilities(exclusive_create=True, remote=True)
+
+
+class ReadOnly(WrapperStore):
+    """Refuses to be written to."""
+
+    put_all = ObjectStore.put_all
+    delete_all = ObjectStore.delete_all
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        raise StoreError(ErrorCode.NO_PERMISSION, f"cannot write {name}")
+
+    def delete(self, name: str) -> None:
+        raise StoreError(ErrorCode.NO_PERMISSION, f"cannot delete {name}")
+
+
+def filled(objects: ObjectStore) -> tuple[list[SnapshotId], list[str]]:
+    """A store with a chain of versions; returns them, and the pack of each."""
+    versions: list[SnapshotId] = []
+    packs: list[str] = []
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        for state in STATES:
+            before = set(listed(objects, names.PACKS))
+            versions.append(repo.commit(state, compression="fast").id)
+            packs += set(listed(objects, names.PACKS)) - before
+    assert len(packs) == len(versions)
+    return versions, packs
+
+
+def listed(objects: ObjectStore, prefix: str) -> list[str]:
+    return [info.name for info in objects.list(prefix)]
+
+
+def replace(objects: ObjectStore, name: str, data: bytes) -> None:
+    objects.delete(name)
+    objects.put(name, [data])
+
+
+def broken_elsewhere(objects: ObjectStore, name: str) -> None:
+    others = (other for other in listed(objects, names.PACKS) if other != name)
+    replace(objects, name, objects.get(next(others)))
+
+
+DAMAGES: dict[str, Callable[[ObjectStore, str], None]] = {
+    "payload": lambda objects, name: flip_bit(objects, name, 8 + 100),
+    "header": lambda objects, name: flip_bit(objects, name, 3),
+    "index": lambda objects, name: flip_bit(objects, name, -40),
+    "truncated": lambda objects, name: replace(objects, name, objects.get(name)[:-200]),
+    "empty": lambda objects, name: replace(objects, name, b""),
+    "another pack": broken_elsewhere,
+}
+
+
+def commit_again(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as repo:
+        repo.commit(state, branch="again")
+
+
+def commit_on_top(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as repo:
+        repo.commit(state)
+
+
+def publish(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as repo, casweights.Publisher(repo) as publisher:
+        publisher.publish(state)
+
+
+def push(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as target, casweights.open(intact) as source:
+        source.push(target)
+
+
+def clone(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as target, casweights.open(intact) as source:
+        for version in source.log():
+            source.clone(target, str(version.id))
+
+
+HEALERS: dict[str, Any] = {
+    "commit": commit_again,
+    "commit on top": commit_on_top,
+    "publish": publish,
+    "push": push,
+    "clone": clone,
+}
+
+
+def assert_readable(objects: ObjectStore, versions: Sequence[SnapshotId]) -> None:
+    """All versions, and whatever came later, by somebody who knows of nothing."""
+    with casweights.open(objects) as repo:
+        for version, state in zip(versions, STATES, strict=False):
+            assert_same_state(repo.load(version), state)
+        for tip in repo.branches().values():
+            repo.load(tip)
+
+
+SITUATIONS = [
+    *itertools.product(["payload"], [0, 2, 4], [False, True]),
+    *itertools.product(DAMAGES.keys() - {"payload"}, [0, 2], [False]),
+]
+
+
+@pytest.mark.parametrize("healer", HEALERS.values(), ids=HEALERS)
+@pytest.mark.parametrize(("damage", "position", "remote"), sorted(SITUATIONS))
+def test_what_verify_found_damaged_is_stored_again(
+    healer: Any, damage: str, position: int, remote: bool
+) -> None:
+    objects: ObjectStore = Remote(MemoryStore()) if remote else MemoryStore()
+    intact = MemoryStore()
+    versions, packs = filled(objects)
+    with casweights.open(objects) as repo:
+        repo.push(casweights.open(intact, create=True, config=CONFIG))
+    bad = packs[position]
+    DAMAGES[damage](objects, bad)
+    with casweights.open(objects) as repo:
+        found = repo.verify()
+        assert (found.damaged, found.noted) == (1, objects.url)
+
+    healer(objects, intact, STATES[position])
+
+    assert_readable(objects, versions)
+    with casweights.open(objects) as repo:
+        problems = repo.verify().problems
+        assert problems
+        assert all(bad in str(problem) for problem in problems)
+        repo.repack()
+    left = suspects(objects)
+    assert_readable(objects, versions)
+    with casweights.open(objects) as repo:
+        problems = repo.verify().problems
+    if bad in listed(objects, names.PACKS):  # repack keeps a pack of which it cannot tell the use
+        assert all(bad in str(problem) for problem in problems)
+        assert damage != "payload"
+    else:
+        assert problems == ()
+        assert left == []
+
+
+def pack_of(name: str) -> PackId:
+    return PackId.from_hex(name.removeprefix(names.PACKS))
+
+
+def suspects(objects: ObjectStore) -> list[str]:
+    return listed(objects, names.DAMAGED)
+
+
+def told(objects: ObjectStore, pack: str, offset: int | None = 8, why: str = "") -> str:
+    """Put a finding into a store; returns its name."""
+    suspect = Suspect(pack_of(pack), offset)
+    finding = Finding(suspect=suspect, why=why, time=0)
+    objects.put(finding_name(suspect), [encode_finding(finding)])
+    return finding_name(suspect)
+
+
+def test_a_reader_that_meets_a_damaged_frame_tells_others() -> None:
+    objects = MemoryStore()
+    versions, packs = filled(objects)
+    flip_bit(objects, packs[2], 100)
+    with casweights.open(objects) as repo:
+        repo.load(versions[1])
+        assert suspects(objects) == []
+        with pytest.raises(IntegrityError):
+            repo.load(versions[4])
+    assert suspects(objects) == [f"damaged/{pack_of(packs[2])}-8"]
+    commit_again(objects, objects, STATES[2])
+    assert_readable(objects, versions)
+
+
+@pytest.mark.parametrize("code", [ErrorCode.UNREACHABLE, ErrorCode.IO_FAILED])
+def test_trouble_on_the_way_is_no_finding(code: ErrorCode) -> None:
+    objects = MemoryStore()
+    versions, packs = filled(objects)
+
+    class Failing(WrapperStore):
+        def readinto(self, name: str, start: int, out: memoryview) -> None:
+            if name == packs[2]:
+                raise StoreError(code, "the network is away")
+            super().readinto(name, start, out)
+
+    with casweights.open(Failing(objects)) as repo, pytest.raises(StoreError):
+        repo.load(versions[4])
+    objects.delete(packs[2])
+    with casweights.open(objects) as repo, pytest.raises(IntegrityError):
+        repo.load(versions[4])
+    assert suspects(objects) == []
+
+
+def test_the_same_frames_go_into_a_pack_of_another_name() -> None:
+    objects = MemoryStore()
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        version = repo.commit(STATES[0], compression="fast").id
+    [bad] = listed(objects, names.PACKS)
+    flip_bit(objects, bad, 100)
+    with casweights.open(objects) as repo:
+        repo.verify()
+    for _ in range(2):
+        with casweights.open(objects) as repo:
+            repo.commit(STATES[0], branch="again", compression="fast")
+        assert len(listed(objects, names.PACKS)) == 2
+    assert_readable(objects, [version])
+
+
+def test_a_handle_learns_of_findings_at_its_next_commit() -> None:
+    objects = MemoryStore()
+    versions, packs = filled(objects)
+    with casweights.open(objects) as early:
+        early.commit(STATES[0], branch="early")
+        flip_bit(objects, packs[0], 100)
+        with casweights.open(objects) as repo:
+            repo.verify()
+        early.commit(STATES[0], branch="early")
+    assert_readable(objects, versions)
+
+
+def test_steps_to_a_bucket_look_for_findings_once() -> None:
+    listings: list[str] = []
+
+    class Listing(WrapperStore):
+        def list(self, prefix: str = "") -> Any:
+            listings.append(prefix)
+            return super().list(prefix)
+
+    store = Listing(Remote(MemoryStore()))
+    with (
+        casweights.open(store, create=True, config=CONFIG) as repo,
+        casweights.Publisher(repo) as publisher,
+    ):
+        for state in STATES:
+            publisher.publish(state)
+            publisher.wait()
+    assert listings.count(names.DAMAGED) == 1
+
+
+def test_findings_about_a_store_that_is_read_only_are_kept_on_this_machine(
+    tmp_path: Path,
+) -> None:
+    objects, notes = MemoryStore(), tmp_path / "cache" / "notes"
+    versions, packs = filled(objects)
+    flip_bit(objects, packs[0], 100)
+    other = MemoryStore()
+    filled(other)
+    with casweights.open(ReadOnly(objects), notes=notes) as repo:
+        for _ in range(2):
+            found = repo.verify()
+            assert (found.damaged, found.noted) == (1, str(notes))
+    assert suspects(objects) == []
+    with casweights.open(other, notes=notes) as repo:  # has the same packs
+        repo.commit(STATES[0], branch="again")
+        assert listed(other, names.PACKS) == listed(objects, names.PACKS)
+    with casweights.open(objects, notes=notes) as repo:
+        repo.commit(STATES[0], branch="again")
+    assert_readable(objects, versions)
+    with casweights.open(objects, notes=notes) as repo:
+        assert repo.verify().noted == objects.url
+        repo.repack()
+        assert repo.verify().noted is None
+    assert [path for path in notes.rglob("*-*") if path.is_file()] == []
+
+
+def test_without_a_place_for_notes_verify_says_that_nobody_knows(tmp_path: Path) -> None:
+    objects = MemoryStore()
+    versions, packs = filled(objects)
+    flip_bit(objects, packs[0], 100)
+    (tmp_path / "file").touch()
+    for notes in (None, tmp_path / "file"):
+        with casweights.open(ReadOnly(objects), notes=notes) as repo:
+            found = repo.verify()
+            assert (found.damaged, found.noted) == (1, None)
+            with pytest.raises(IntegrityError):
+                repo.load(versions[4])
+        with casweights.open(objects, notes=notes) as repo:
+            repo.commit({"x": STATES[1]["w"]}, branch="other")
+
+
+def test_a_finding_in_a_store_that_is_read_only_now_is_told_already() -> None:
+    objects = MemoryStore()
+    _, packs = filled(objects)
+    flip_bit(objects, packs[0], 100)
+    with casweights.open(objects) as repo:
+        repo.verify()
+    with casweights.open(ReadOnly(objects)) as repo:
+        assert repo.verify().noted == objects.url
+
+
+@pytest.mark.parametrize("offset", [8, None])
+def test_a_forged_finding_costs_bytes_and_nothing_else(offset: int | None) -> None:
+    objects = MemoryStore()
+    versions, packs = filled(objects)
+    for pack in packs:
+        told(objects, pack, offset)
+    with casweights.open(objects) as repo:
+        repo.commit({"x": STATES[4]["w"]}, branch="other")  # heeds them
+        assert len(listed(objects, names.PACKS)) == len(packs) + 1
+        for version, state in zip(versions, STATES, strict=True):
+            assert_same_state(repo.load(version), state)
+        repo.commit({"x": STATES[4]["w"]}, branch="other")
+        assert len(listed(objects, names.PACKS)) == len(packs) + 1
+        assert repo.verify().problems == ()
+    assert suspects(objects) == []
+    with casweights.open(objects) as repo:
+        told(objects, packs[0], offset)
+        repo.commit({"y": STATES[3]["w"]}, branch="other")
+        repo.repack()
+        assert repo.verify().problems == ()
+    assert_readable(objects, versions)
+    assert suspects(objects) == []
+
+
+def test_repack_keeps_what_is_in_doubt_and_in_no_version() -> None:
+    objects = MemoryStore()
+    filled(objects)
+    with casweights.open(objects) as repo:
+        db = repo.database
+        file = StateFile({"w": STATES[0]["w"] * 2})
+        part = encode_part(db, [file], base=None, compression="fast")
+        told(objects, names.pack_name(part.table.packs[0]))
+        repo.commit(STATES[0], branch="other")
+        repo.repack()
+        out = uninitialized(CHUNK)
+        for chunk in part.files[0].chunks:
+            db.reader.readinto(chunk, out)
+
+
+def test_what_was_repaired_in_place_is_taken_back() -> None:
+    objects = MemoryStore()
+    _, packs = filled(objects)
+    sound = objects.get(packs[0])
+    for damage in ("payload", "index"):
+        DAMAGES[damage](objects, packs[0])
+        with casweights.open(objects) as repo:
+            repo.verify(quick=True)
+        assert len(suspects(objects)) == 1
+        replace(objects, packs[0], sound)
+        with casweights.open(objects) as repo:
+            assert repo.verify(quick=True).problems == ()
+            assert len(suspects(objects)) == 1  # checksums alone say too little
+            assert repo.verify().problems == ()
+        assert suspects(objects) == []
+
+
+def test_many_findings_about_a_pack_become_one() -> None:
+    objects = MemoryStore()
+    state = {f"t{n:03}": weights(1, seed=n)[:1000] for n in range(200)}
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        version = repo.commit(state, compression="fast")
+    [pack] = listed(objects, names.PACKS)
+    data = objects.get(pack)
+    replace(objects, pack, data[:8] + bytes(len(data) // 2 - 8) + data[len(data) // 2 :])
+    with casweights.open(objects) as repo:
+        assert repo.verify().damaged > 64
+    assert suspects(objects) == [f"damaged/{pack_of(pack)}"]
+    commit_again(objects, objects, state)
+    with casweights.open(objects) as repo:
+        assert_same_state(repo.load(version.id), state)
+
+
+@pytest.mark.parametrize(
+    "name", ["x", "x-8", f"{'0' * 64}-08", f"{'0' * 64}--8", f"{'A' * 64}", f"{'0' * 64}-{9**20}"]
+)
+def test_objects_that_are_no_findings_are_passed_over_and_reported(name: str) -> None:
+    objects = MemoryStore()
+    versions, packs = filled(objects)
+    objects.put(names.DAMAGED + name, [b"?"])
+    objects.put(finding_name(Suspect(pack_of(packs[0]), 8)), [b"?"])
+    commit_again(objects, objects, STATES[0])
+    assert_readable(objects, versions)
+    with casweights.open(objects) as repo:
+        problems = repo.verify().problems
+    assert any(names.DAMAGED + name in str(problem) for problem in problems)
+
+
+def test_a_push_from_a_mended_store_takes_the_sound_frames() -> None:
+    objects, target = MemoryStore(), MemoryStore()
+    versions, packs = filled(objects)
+    flip_bit(objects, packs[2], 100)
+    with casweights.open(objects) as repo:
+        repo.verify()
+    commit_again(objects, objects, STATES[2])
+    with casweights.open(objects) as repo:
+        stats = repo.push(casweights.open(target, create=True, config=CONFIG))
+    assert stats.snapshots == len(versions) + 1
+    assert_readable(target, versions)
+    with casweights.open(target) as repo:
+        assert repo.verify().problems == ()
+
+
+def test_a_push_from_a_damaged_store_spreads_no_damage() -> None:
+    objects, target = MemoryStore(), MemoryStore()
+    _, packs = filled(objects)
+    flip_bit(objects, packs[2], 100)
+    with casweights.open(objects) as repo:
+        repo.verify()
+    with casweights.open(objects) as repo, pytest.raises(IntegrityError):
+        repo.push(casweights.open(target, create=True, config=CONFIG))
+    with casweights.open(target) as repo:
+        assert repo.verify().problems == ()
+
+
+def test_a_frame_that_holds_something_else_than_its_chunk_is_stored_again() -> None:
+    """As a writer leaves it that hashes other bytes than it stores: all checksums are right."""
+    objects = MemoryStore()
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        tensor = STATES[0]["w"].clone()
+        db = repo.database
+        hasher = db.hasher
+        db.hasher = lambda data: hasher(bytes(data[:-1]) + bytes([data[-1] ^ 1]))
+        wrong = repo.commit({"w": tensor}, branch="wrong", compression="fast")
+    tensor.view(torch.uint8)[-1] ^= 1
+    with casweights.open(objects) as repo:
+        assert repo.verify(quick=True).problems == ()
+        assert repo.verify().damaged == 1
+    with casweights.open(objects) as repo:
+        right = repo.commit({"w": tensor})
+    with casweights.open(objects) as repo:
+        assert_same_state(repo.load(right.id), {"w": tensor})
+        assert_same_state(repo.load(wrong.id), {"w": tensor})

@@ -1,0 +1,152 @@
+"""What the index reads to find chunks, and how often."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casweights.database import index as index_module
+from casweights.database.chains import FrameTable, PathFinder
+from casweights.database.index import ChunkIndex
+from casweights.errors import ErrorCode, NotFoundError
+from casweights.format.snapshot import PackTable
+from casweights.stores.memory import MemoryStore
+from casweights.stores.wrapper import WrapperStore
+from casweights.testing.counting import CountingStore
+from tests.forged_chains import A, B, add_pack, chunk, chunk_id, create, difference, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from casweights.database.chains import Path
+    from casweights.format.pack import Location
+    from casweights.ids import ChunkId
+    from casweights.stores.base import ObjectInfo
+
+
+class Listed(WrapperStore):
+    """Counts what is looked for: listings, and objects whose sizes are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore())
+        self.listings = self.asked = 0
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self.listings += 1
+        return super().list(prefix)
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        wanted = list(names)
+        self.asked += len(wanted)
+        return super().sizes(wanted)
+
+
+@pytest.fixture
+def store() -> Listed:
+    made = Listed()
+    create(made)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A clock that stands still, in which listings take no time."""
+    made = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(index_module, "time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
+MISSING = [chunk_id(chunk(number)) for number in range(1000, 1200)]
+
+
+def test_many_missing_chunks_are_one_listing(store: Listed) -> None:
+    gone = [add_pack(MemoryStore(), [whole(chunk(number))]) for number in range(100)]
+    index = ChunkIndex(store)
+    index.hint(PackTable(gone, dict(zip(MISSING, gone * 2, strict=True))))
+    store.listings = 0
+    for missing in MISSING:
+        assert index.find_path(missing) is None
+    assert store.listings == 1
+    assert store.asked <= len(gone)
+
+
+@pytest.mark.parametrize("because", ["expected", "distrusted", "late"])
+def test_packs_are_listed_again_when_chunks_may_have_come(
+    store: Listed, clock: SimpleNamespace, because: str
+) -> None:
+    index = ChunkIndex(store)
+    add_pack(store, [whole(A)])
+    assert index.find_path(chunk_id(B)) is None
+    add_pack(store, [whole(B)])
+    assert index.find_path(chunk_id(B)) is None
+    if because == "expected":
+        index.expect()
+    elif because == "distrusted":
+        path = index.find_path(chunk_id(A))
+        assert path is not None
+        gone = NotFoundError(ErrorCode.OBJECT_NOT_FOUND, "a pack is gone")
+        index.distrust(path.frames[0], gone)
+    else:
+        clock.now += 2
+    assert index.find_path(chunk_id(B)) is not None
+
+
+def test_packs_that_open_other_ways_are_not_read_one_at_a_time(
+    store: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the chunks before must be found again after each."""
+    length, looks = 200, 0
+    frames = FrameTable.all_frames
+
+    def counted(table: FrameTable, wanted: ChunkId) -> Sequence[Location]:
+        nonlocal looks
+        looks += 1
+        return frames(table, wanted)
+
+    packs = [add_pack(store, [whole(chunk(0))])]
+    for number in range(1, length):
+        other = difference(chunk(0), chunk(10**6 + number))
+        packs.append(add_pack(store, [difference(chunk(number), chunk(number - 1)), other]))
+    index = ChunkIndex(store)
+    ids = [chunk_id(chunk(number)) for number in range(length)]
+    index.hint(PackTable(packs, dict(zip(ids, packs, strict=True))))
+    monkeypatch.setattr(FrameTable, "all_frames", counted)
+    for wanted in ids:
+        assert index.find_path(wanted) is not None
+    assert looks < 40 * length
+
+
+def test_one_chunk_is_one_pack(store: Listed) -> None:
+    packs = [add_pack(store, [whole(chunk(number))]) for number in range(10)]
+    counting = CountingStore(store)
+    index = ChunkIndex(counting)
+    ids = [chunk_id(chunk(number)) for number in range(10)]
+    index.hint(PackTable(packs, dict(zip(ids, packs, strict=True))))
+    assert index.find_path(ids[5]) is not None
+    assert len({name for name, _ in counting.reads}) == 1
+
+
+@pytest.mark.parametrize("packs", ["hinted", "listed"])
+def test_what_another_thread_has_read_meanwhile_counts(
+    store: Listed, monkeypatch: pytest.MonkeyPatch, packs: str
+) -> None:
+    """Between a look for a way and the read of more packs."""
+    pack = add_pack(store, [whole(A)])
+    index = ChunkIndex(store)
+    if packs == "hinted":
+        index.hint(PackTable([pack], {}))
+    search, first = PathFinder.path, True
+
+    def raced(finder: PathFinder, wanted: ChunkId) -> Path | None:
+        nonlocal first
+        found, first, is_first = search(finder, wanted), False, first
+        if is_first:
+            assert index.find_path(wanted) is not None
+            assert index.find_path(chunk_id(B)) is None
+        return found
+
+    monkeypatch.setattr(PathFinder, "path", raced)
+    assert index.find_path(chunk_id(A)) is not None
+    assert store.listings == 1

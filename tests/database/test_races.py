@@ -1,0 +1,193 @@
+"""Many writers on one store: nobody's version is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.database.refs import Refs
+from casweights.errors import ConflictError, ErrorCode
+from casweights.stores.base import ObjectStore
+from casweights.stores.wrapper import WrapperStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from casweights import Repository, SnapshotId
+    from casweights.system.buffers import Buffer
+    from casweights.testing import CountingStore
+
+WRITERS, COMMITS = 4, 8
+
+WRITER = """
+import sys, casweights
+from pathlib import Path
+store, source, writer, commits = sys.argv[1:]
+with casweights.open(store) as repo:
+    for n in range(int(commits)):
+        Path(source).write_text(f"{writer} {n}")
+        while True:
+            try:
+                print(repo.commit(source).id, flush=True)
+                break
+            except casweights.ConflictError as error:
+                print("conflict", error.snapshot, flush=True)
+"""
+
+
+class Meeting(WrapperStore):
+    """Lets another writer in, once, before an object whose name begins with `prefix` is put."""
+
+    def __init__(self, inner: ObjectStore, prefix: str, other: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self.prefix = prefix
+        self.others = [other]
+
+    put_all = ObjectStore.put_all
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        if name.startswith(self.prefix) and self.others:
+            self.others.pop()()
+        return super().put(name, parts)
+
+
+@pytest.mark.parametrize("prefix", ["packs/", "snapshots/", "refs/"])
+def test_the_second_of_two_writers_is_told(
+    repo: Repository, objects: CountingStore, prefix: str
+) -> None:
+    base = repo.commit({"w": torch.zeros(5)})
+    theirs: list[SnapshotId] = []
+    meeting = Meeting(objects, prefix, lambda: theirs.append(repo.commit({"w": "theirs"}).id))
+    with casweights.open(meeting) as late:
+        state = {"w": torch.arange(100_000)}
+        with pytest.raises(ConflictError, match="nothing is uploaded twice") as caught:
+            late.commit(state)
+        assert caught.value.code is ErrorCode.REF_MOVED
+        ours = caught.value.snapshot
+        assert ours is not None
+        assert repo.resolve("main") == theirs[0]
+        assert repo.load(ours)["w"].equal(state["w"])
+        assert repo.snapshot(ours).parents == (base.id,)
+        objects.reset()
+        again = late.commit(state)
+        assert not any(name.startswith("packs/") for name, _ in objects.writes)
+    assert [version.id for version in repo.log()] == [again.id, theirs[0], base.id]
+
+
+def test_two_who_make_one_branch(repo: Repository, objects: CountingStore) -> None:
+    meeting = Meeting(objects, "refs/", lambda: repo.commit({"n": 1}, branch="new"))
+    with casweights.open(meeting) as late, pytest.raises(ConflictError):
+        late.commit({"n": 2}, branch="new")
+    assert repo.load("new") == {"n": 1}
+
+
+def test_a_branch_that_was_deleted_meanwhile(repo: Repository, objects: CountingStore) -> None:
+    repo.commit({"n": 1})
+    meeting = Meeting(objects, "packs/", lambda: repo.delete_branch("main"))
+    with casweights.open(meeting) as late, pytest.raises(ConflictError):
+        late.commit({"w": torch.ones(1)})
+    assert repo.branches() == {}
+
+
+def test_a_branch_that_was_made_anew_meanwhile(repo: Repository, objects: CountingStore) -> None:
+    """It is as long as before, and still another one."""
+    first = repo.commit({"n": 1})
+    other = repo.commit({"n": 2}, branch="other")
+    refs = Refs(objects)
+    head = refs.head("main")
+    repo.delete_branch("main")
+    repo.branch("main", other)
+    with pytest.raises(ConflictError):
+        refs.advance("main", head, first.id)
+    assert repo.resolve("main") == other.id
+
+
+def test_two_who_make_one_tag(repo: Repository, objects: CountingStore) -> None:
+    first, second = repo.commit({"n": 1}), repo.commit({"n": 2})
+    meeting = Meeting(objects, "refs/tags/", lambda: repo.tag("v1", first))
+    with casweights.open(meeting) as late, pytest.raises(ConflictError):
+        late.tag("v1", second)
+    assert repo.tags() == {"v1": first.id}
+
+
+def check(repo: Repository, done: list[SnapshotId], lost: list[SnapshotId]) -> None:
+    """Everybody's versions lie on one line; those that lost are there by their ID."""
+    history = [version.id for version in repo.log()]
+    assert sorted(history) == sorted(done)
+    texts = {b"".join(repo.read(snapshot, "who")).decode() for snapshot in history}
+    assert texts == {f"{writer} {n}" for writer in range(WRITERS) for n in range(COMMITS)}
+    for snapshot in lost:
+        assert b"".join(repo.read(snapshot, "who")).decode() in texts
+    assert not repo.verify().problems
+
+
+def test_threads_with_a_handle_each(tmp_path: Path) -> None:
+    done: list[SnapshotId] = []
+    lost: list[SnapshotId | None] = []
+    casweights.open(tmp_path / "store", create=True).close()
+    start = threading.Barrier(WRITERS)
+
+    def write(writer: int) -> None:
+        source = tmp_path / str(writer) / "who"
+        source.parent.mkdir()
+        with casweights.open(tmp_path / "store", workers=1) as repo:
+            start.wait()
+            for n in range(COMMITS):
+                source.write_text(f"{writer} {n}")
+                while True:
+                    try:
+                        done.append(repo.commit(source).id)
+                        break
+                    except ConflictError as error:
+                        lost.append(error.snapshot)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(write, range(WRITERS)))
+    with casweights.open(tmp_path / "store") as repo:
+        check(repo, done, [snapshot for snapshot in lost if snapshot is not None])
+    assert None not in lost
+
+
+def test_threads_with_one_handle() -> None:
+    """Big enough for several runs of chunks, so that the threads share all of it."""
+    config = StoreConfig(chunk_size=64 * KiB)
+    with casweights.open("memory://", create=True, config=config) as repo:
+
+        def work(n: int) -> None:
+            state = {"w": torch.full((200_000,), n, dtype=torch.int32)}
+            snapshot = repo.commit(state, branch=f"b{n % 3}-{n}")
+            for _ in range(3):
+                assert repo.load(snapshot)["w"].equal(state["w"])
+                assert next(repo.log(f"b{n % 3}-{n}")) == snapshot
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(24)))
+        assert len(repo.branches()) == 24
+        assert not repo.verify().problems
+
+
+def test_processes(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    casweights.open(store, create=True).close()
+    processes = []
+    for n in range(WRITERS):
+        source = tmp_path / str(n) / "who"
+        source.parent.mkdir()
+        command = [sys.executable, "-c", WRITER, str(store), str(source), str(n), str(COMMITS)]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * WRITERS
+    lines = [line.split() for output in outputs for line in output.splitlines()]
+    done = [casweights.SnapshotId.from_hex(line[0]) for line in lines if len(line) == 1]
+    lost = [casweights.SnapshotId.from_hex(line[1]) for line in lines if len(line) == 2]
+    with casweights.open(store) as repo:
+        check(repo, done, lost)

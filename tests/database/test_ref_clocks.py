@@ -1,0 +1,311 @@
+"""Buckets whose servers' clocks differ: no version that was acknowledged vanishes from sight.
+
+The writers of `tests.racing` move a branch, while each move gets its time from another clock. Where
+none of them stops for long, whoever was told that they moved the branch did, however wrong the
+clocks are. Where one may stop anywhere, or die, a version can be displaced; then everybody sees
+that, and its writer is told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import casweights
+from casweights.database.reflog import encode_move
+from casweights.database.refs import Refs
+from casweights.errors import ConflictError, ErrorCode
+from casweights.format import names
+from casweights.stores.base import Capabilities, ObjectInfo
+from casweights.stores.memory import MemoryStore
+from tests.racing import (
+    NO_LAG,
+    ONE_LAG,
+    Branch,
+    Time,
+    World,
+    Writer,
+    drawn_order,
+    in_every_order,
+    run,
+    version,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casweights import Repository
+    from casweights.database.refs import Head
+    from casweights.ids import SnapshotId
+    from tests.racing import Choose
+
+WIDE = 1.0  # seconds, of a thousand ticks: no clock decides
+SKEWS = st.lists(st.integers(-20, 20), min_size=1, max_size=7)
+MOVES = st.lists(st.integers(1, 3), min_size=2, max_size=4)
+FEW = settings(max_examples=40, phases=[Phase.generate])  # shrinking takes minutes
+LAGS = pytest.mark.parametrize("lags", [NO_LAG, ONE_LAG], ids=["no lag", "lagging"])
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("casweights.database.reflog.time", Time())
+
+
+def branch(skews: Sequence[int], allowed: float = WIDE, moves: int = 0) -> Branch:
+    """A branch in a bucket whose clocks differ by so many ticks, with writers who allow for that.
+
+    Args:
+        skews: By how much the clocks are wrong.
+        allowed: The seconds that writers allow for.
+        moves: How often it was moved already.
+    """
+    world = World(exclusive=False)
+    world.capabilities = Capabilities(exclusive_create=False, clock_skew=allowed)
+    world.skews = skews
+    main = Branch(world)
+    for _ in range(moves):
+        assert main.move(main.world, main.head()) is not None
+    return main
+
+
+def in_turns(data: st.DataObject, world: World, lags: st.SearchStrategy[Sequence[int]]) -> Choose:
+    """Draws who is next, but nobody goes on before all others had their turn."""
+    waiting: list[Writer] = []
+
+    def choose(ready: Sequence[Writer]) -> Writer:
+        nonlocal waiting
+        waiting = [writer for writer in waiting if writer in ready] or list(ready)
+        number, world.lags = data.draw(st.tuples(st.integers(0, len(waiting) - 1), lags))
+        return waiting.pop(number)
+
+    return choose
+
+
+def check_nothing_vanished(main: Branch) -> set[SnapshotId]:
+    """Each version that was acknowledged is in the log, or shown and its writer told."""
+    main.world.lags = (0,)
+    head = main.head()
+    log = main.history(head.snapshot if head else None)
+    main.check_winners(log)
+    shown = {each.snapshot for each in Refs(main.world).displaced().get("main", [])}
+    gone = {moved.snapshot for _, moved in main.won} - {*log}
+    assert gone <= shown
+    for snapshot in gone - main.told:
+        assert main.look(main.handles[snapshot])[0]
+        assert snapshot in main.told
+        assert not main.look(main.handles[snapshot])[0], "it is told once"
+    main.check_end()
+    return gone
+
+
+@LAGS
+@FEW
+@given(data=st.data(), skews=SKEWS, moves=MOVES)
+def test_no_acknowledged_version_leaves_the_log(
+    data: st.DataObject,
+    lags: st.SearchStrategy[Sequence[int]],
+    skews: Sequence[int],
+    moves: list[int],
+) -> None:
+    main = branch(skews)
+    run(main.world, [main.writer(number) for number in moves], in_turns(data, main.world, lags))
+    assert not main.unsure
+    assert check_nothing_vanished(main) == set()
+    assert Refs(main.world).displaced() == {}
+
+
+@LAGS
+@pytest.mark.parametrize("allowed", [0.0, WIDE], ids=["more than allowed", "as allowed"])
+@FEW
+@given(data=st.data(), skews=SKEWS, moves=MOVES)
+def test_what_leaves_the_log_is_shown_and_told(
+    data: st.DataObject,
+    lags: st.SearchStrategy[Sequence[int]],
+    allowed: float,
+    skews: Sequence[int],
+    moves: list[int],
+) -> None:
+    main = branch(skews, allowed)
+    works = [main.writer(number) for number in moves]
+    run(main.world, works, drawn_order(data, main.world, lags, failures=2))
+    check_nothing_vanished(main)
+
+
+@pytest.mark.parametrize("skews", [(0,), (0, -9, 9), (9, 0, -9), (0, 0, 0, -50)])
+@pytest.mark.parametrize("allowed", [0.0, WIDE])
+def test_two_writers_in_every_order(skews: Sequence[int], allowed: float) -> None:
+    gone = set()
+
+    def race(choose: Choose) -> None:
+        main = branch(skews, allowed, moves=1)
+        run(main.world, [main.writer(1), main.writer(1)], choose)
+        gone.add(len(check_nothing_vanished(main)))
+
+    in_every_order(race)
+    assert gone <= ({0} if allowed or skews == (0,) else {0, 1})
+
+
+class TestDisplaced:
+    """A writer was told that it moved the branch; then one with an earlier time took its place."""
+
+    @pytest.fixture
+    def main(self) -> Branch:
+        return branch((0, 0, 0, 0, 0, -50), 0.0, moves=1)
+
+    @pytest.fixture
+    def before(self, main: Branch) -> Head | None:
+        return main.head()
+
+    @pytest.fixture
+    def handle(self, main: Branch, before: Head | None) -> Refs:
+        """That of the displaced writer."""
+        handle = Refs(main.world)
+        assert main.move(handle, before)
+        assert main.move(Refs(main.world), before), "its time is earlier"
+        return handle
+
+    @pytest.fixture
+    def displaced(self, main: Branch, handle: Refs) -> SnapshotId:
+        return main.won[1][1].snapshot
+
+    def shown(self, main: Branch) -> list[SnapshotId]:
+        return [each.snapshot for each in Refs(main.world).displaced().get("main", [])]
+
+    def test_it_is_shown_until_it_is_dropped(self, main: Branch, displaced: SnapshotId) -> None:
+        assert main.head() == main.won[2][1]
+        assert self.shown(main) == [displaced]
+        assert not Refs(main.world).drop_displaced(displaced, "other")
+        assert not Refs(main.world).drop_displaced(main.won[2][1].snapshot)
+        assert Refs(main.world).drop_displaced(displaced, "main")
+        assert self.shown(main) == []
+        assert main.head() == main.won[2][1]
+
+    def test_its_writer_is_told_when_it_looks(
+        self, main: Branch, handle: Refs, displaced: SnapshotId
+    ) -> None:
+        assert handle.head("main") == main.head(), "who only reads is not"
+        with pytest.raises(ConflictError, match="displaced") as caught:
+            handle.head("main", to_move=True)
+        assert caught.value.code is ErrorCode.REF_MOVED
+        assert caught.value.snapshot == displaced
+        assert handle.head("main", to_move=True) == main.head()
+
+    def test_its_writer_is_told_when_it_goes_on(
+        self, main: Branch, handle: Refs, displaced: SnapshotId
+    ) -> None:
+        snapshot = version(main.world)
+        with pytest.raises(ConflictError, match=f"displaced.*{displaced}|{displaced}.*displaced"):
+            handle.advance("main", main.won[1][1], snapshot)
+        assert self.shown(main) == [displaced]
+        assert handle.head("main", to_move=True) == main.head()
+
+    def test_it_outlasts_the_pruning_of_the_log(self, main: Branch, displaced: SnapshotId) -> None:
+        refs, head = Refs(main.world), main.head()
+        for _ in range(250):
+            head = refs.advance("main", head, version(main.world))
+            assert len(self.shown(main)) == 1
+        assert len(main.positions()) < 200
+        assert self.shown(main) == [displaced]
+
+    def test_a_branch_that_goes_through_it_has_taken_it_in(
+        self, main: Branch, displaced: SnapshotId
+    ) -> None:
+        Refs(main.world).advance("main", main.head(), displaced)
+        assert self.shown(main) == []
+
+
+def test_a_writer_that_died_beside_one_that_was_acknowledged() -> None:
+    """Its move has the earlier time. Nobody can know that it came late, but nothing vanishes."""
+    main = branch((0, 0, 0, 0, 0, -50), moves=1)
+    alive, refs, before = Refs(main.world), Refs(main.world), main.head()
+    assert before is not None
+    assert main.move(alive, before)
+    dead = version(main.world)
+    name = names.move_name(names.HEADS, "main", 2, dead, before.snapshot)
+    main.world.put(name, [encode_move(dead)])  # and it never looks
+    refs.advance("main", refs.head("main", to_move=True), version(main.world))
+    displaced = main.won[1][1].snapshot
+    assert [each.snapshot for each in refs.displaced()["main"]] == [displaced]
+    assert main.look(alive)[0]
+    assert displaced in main.told
+
+
+class Bucket(MemoryStore):
+    """A store without exclusive create, in which a rival may get an earlier time."""
+
+    capabilities = Capabilities(exclusive_create=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._times: dict[str, int] = {}
+        self.early: set[str] = set()
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for info in super().list(prefix):
+            time = 0 if info.name in self.early else self._times.setdefault(info.name, 1)
+            yield ObjectInfo(info.name, info.size, time)
+
+    def displace(self, repo: Repository) -> SnapshotId:
+        """Make the move of another writer that takes the place of the last one."""
+        head = repo.database.refs.head("main")
+        assert head is not None
+        other = repo.commit({"other": 1}, branch="side").id
+        [before] = repo.snapshot(head.snapshot).parents
+        name = names.move_name(names.HEADS, "main", head.position, other, before)
+        self.early.add(name)
+        self.put(name, [encode_move(other)])
+        return head.snapshot
+
+
+class TestCallers:
+    """What users hear of it."""
+
+    @pytest.fixture
+    def bucket(self) -> Bucket:
+        return Bucket()
+
+    @pytest.fixture
+    def repo(self, bucket: Bucket) -> Iterator[Repository]:
+        with casweights.open(bucket, create=True) as repo:
+            repo.commit({"n": 0})
+            yield repo
+
+    def test_the_next_commit_is_refused_once(self, bucket: Bucket, repo: Repository) -> None:
+        repo.commit({"n": 1})
+        displaced = bucket.displace(repo)
+        with pytest.raises(ConflictError, match="was displaced") as caught:
+            repo.commit({"n": 2})
+        assert caught.value.snapshot == displaced
+        assert repo.displaced() == {"main": (displaced,)}
+        repo.commit({"n": 2})
+        assert [int(repo.load(v).get("n", -1)) for v in repo.log()] == [2, -1]
+
+    def test_branch_is_refused_once(self, bucket: Bucket, repo: Repository) -> None:
+        first = repo.resolve("main")
+        repo.commit({"n": 1})
+        displaced = bucket.displace(repo)
+        with pytest.raises(ConflictError, match="was displaced"):
+            repo.branch("main", first, force=True)
+        repo.branch("main", first, force=True)
+        assert repo.displaced() == {"main": (displaced,)}
+        repo.tag("kept", displaced)
+        assert repo.displaced() == {}
+
+    def test_a_publisher_stops(self, bucket: Bucket, repo: Repository) -> None:
+        publisher = casweights.Publisher(repo, "main")
+        publisher.publish({"w": torch.zeros(3)})
+        publisher.wait()
+        displaced = bucket.displace(repo)
+        publisher.publish({"w": torch.ones(3)})
+        for call in (publisher.wait, lambda: publisher.publish({"w": torch.ones(3)})):
+            with pytest.raises(ConflictError, match=f"{displaced} was displaced") as caught:
+                call()
+        assert caught.value.snapshot is not None
+        assert repo.snapshot(caught.value.snapshot).parents == (displaced,)
+        with pytest.raises(ConflictError):
+            publisher.close()
+        assert repo.displaced() == {"main": (displaced,)}

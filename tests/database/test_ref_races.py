@@ -1,0 +1,507 @@
+"""Writers that move one ref at once, see `tests.racing`.
+
+The last tests let threads loose on the local Hub.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from queue import Empty, Queue
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.database.refs import Head, Refs
+from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreError
+from casweights.format import names
+from casweights.stores.hub.store import HubStore
+from casweights.testing.hub import Conditions, LocalHub
+from tests.racing import (
+    CONSISTENT,
+    EXCLUSIVE,
+    MAX_LAG,
+    NO_LAG,
+    OWN_LAGS,
+    Branch,
+    Time,
+    World,
+    Writer,
+    branch,
+    drawn_order,
+    in_every_order,
+    run,
+    version,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from casweights import Repository
+    from casweights.ids import SnapshotId
+    from tests.racing import Choose, Client, Work
+
+WRITERS, COMMITS = 4, 20
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("casweights.database.reflog.time", Time())
+
+
+@pytest.mark.usefixtures("no_waiting")
+class TestOneWinner:
+    """Of those who move a branch from one position, one is told that they did, and only one."""
+
+    @pytest.mark.parametrize("moves", [0, 2])
+    @pytest.mark.parametrize(
+        ("exclusive", "lag"), [(True, 0), (False, 0), (False, 1), (False, 2), (False, 3)]
+    )
+    def test_two_writers_in_every_order(self, exclusive: bool, lag: int, moves: int) -> None:
+        conflicts = set()
+
+        def race(choose: Choose) -> None:
+            main = branch(exclusive=exclusive, moves=moves)
+            main.world.lags = (lag,)
+            run(main.world, [main.writer(1), main.writer(1)], choose)
+            main.check()
+            conflicts.add(len(main.lost))
+
+        in_every_order(race)
+        assert conflicts == {0, 1} if lag == 0 else 1 in conflicts
+
+    @CONSISTENT
+    @given(data=st.data(), moves=st.lists(st.integers(1, 3), min_size=2, max_size=4))
+    def test_any_order(
+        self,
+        data: st.DataObject,
+        exclusive: bool,
+        lags: st.SearchStrategy[Sequence[int]],
+        moves: list[int],
+    ) -> None:
+        main = branch(exclusive=exclusive)
+        works = [main.writer(number) for number in moves]
+        run(main.world, works, drawn_order(data, main.world, lags))
+        assert not main.unsure
+        main.check()
+
+    @CONSISTENT
+    @given(data=st.data(), again=st.lists(st.booleans(), min_size=2, max_size=4))
+    def test_any_order_with_failures(
+        self,
+        data: st.DataObject,
+        exclusive: bool,
+        lags: st.SearchStrategy[Sequence[int]],
+        again: list[bool],
+    ) -> None:
+        """Whose answer was lost may be told of a conflict with themselves, but not the opposite."""
+        main = branch(exclusive=exclusive)
+        works = [main.writer(2, again=each) for each in again]
+        run(main.world, works, drawn_order(data, main.world, lags, failures=3))
+        main.check(failures=True)
+
+    @EXCLUSIVE
+    def test_two_who_move_it_to_one_version(self, exclusive: bool) -> None:
+        """Where the store cannot tell them apart, both did."""
+
+        def race(choose: Choose) -> None:
+            main = branch(exclusive=exclusive, moves=1)
+            seen, snapshot = main.head(), version(main.world)
+            told = []
+
+            def move(client: Client) -> None:
+                try:
+                    told.append(Refs(client).advance("main", seen, snapshot))
+                except ConflictError as error:
+                    assert error.snapshot == snapshot  # noqa: PT017  not every order raises it
+
+            run(main.world, [move, move], choose)
+            assert told == [Head("main", 2, snapshot)] * (1 if exclusive else 2)
+            assert main.head() == told[0]
+
+        in_every_order(race)
+
+
+@pytest.mark.usefixtures("no_waiting")
+class TestObjectsThatLagOnTheirOwn:
+    """A listing may show what was added later, and not what was added before it.
+
+    This is where the promise ends: two writers may both be told that they moved the branch. Readers
+    still agree on one of them, nothing is overwritten, and both versions are there.
+    """
+
+    @given(data=st.data(), moves=st.lists(st.integers(1, 3), min_size=2, max_size=4))
+    def test_readers_agree(self, data: st.DataObject, moves: list[int]) -> None:
+        main = branch(exclusive=False, moves=1)
+        works = [main.writer(number) for number in moves]
+        run(main.world, works, drawn_order(data, main.world, OWN_LAGS))
+        main.world.lags = (0,)
+        told = {head.snapshot for _, head in main.won} | set(main.unsure)
+        head = main.head()
+        assert head is not None
+        assert head.snapshot in told
+        assert {main.head() for _ in range(3)} == {head}
+        assert Refs(main.world).branches() == {"main": head.snapshot}
+        main.check_end()
+
+    def test_two_may_win(self) -> None:
+        main = branch(exclusive=False, moves=1)
+        world, seen = main.world, main.head()
+        one, two = (Writer(world, lambda client: main.move(client, seen)) for _ in range(2))
+        one.step()  # both put their moves
+        two.step()
+        first, second = world.names()[-2:]
+        world.lags = [MAX_LAG if name == first else 0 for name in world.names()]
+        two.step()  # lists, and sees its own move, but not that of the other
+        world.lags = (0,)
+        one.step()  # sees both
+        assert not one.at_work
+        assert not two.at_work
+        assert main.lost == []
+        (_, head_of_two), (_, head_of_one) = main.won[1:]
+        assert head_of_two.position == head_of_one.position == 2
+        assert str(head_of_two.snapshot) in second
+        assert main.head() == head_of_one
+        main.check_end()
+
+
+@pytest.mark.usefixtures("no_waiting")
+class TestTags:
+    """A tag has one target, and who was told that they made it sees that one."""
+
+    def make(self, world: World, targets: Sequence[SnapshotId], choose: Choose) -> list[SnapshotId]:
+        """Make the tag several times at once; the targets of those who succeeded."""
+        made: list[SnapshotId] = []
+
+        def writer(target: SnapshotId) -> Work:
+            def work(client: Client) -> None:
+                try:
+                    Refs(client).create_tag("v1", target)
+                except ConflictError as error:
+                    assert error.code is ErrorCode.ALREADY_EXISTS  # noqa: PT017
+                else:
+                    made.append(target)
+
+            return work
+
+        run(world, [writer(target) for target in targets], choose)
+        world.lags = (0,)
+        assert Refs(world).tags() == {"v1": made[0]}
+        assert Refs(world).tag("v1") == made[0]
+        assert len(list(world.list(names.TAGS))) <= len(made)  # each may have made it
+        assert set(made) == {made[0]}
+        return made
+
+    @pytest.mark.parametrize(
+        ("exclusive", "lag"), [(True, 0), (False, 0), (False, 1), (False, 2), (False, 3)]
+    )
+    def test_two_writers_in_every_order(self, exclusive: bool, lag: int) -> None:
+        def race(choose: Choose) -> None:
+            world = World(exclusive=exclusive)
+            targets = [version(world), version(world)]
+            world.lags = (lag,)
+            assert len(self.make(world, targets, choose)) == 1
+
+        in_every_order(race)
+
+    @CONSISTENT
+    @given(data=st.data(), targets=st.lists(st.integers(0, 2), min_size=2, max_size=4))
+    def test_any_order(
+        self,
+        data: st.DataObject,
+        exclusive: bool,
+        lags: st.SearchStrategy[Sequence[int]],
+        targets: list[int],
+    ) -> None:
+        world = World(exclusive=exclusive)
+        versions = [version(world) for _ in range(3)]
+        choose = drawn_order(data, world, lags)
+        self.make(world, [versions[target] for target in targets], choose)
+
+    def test_a_conflict_with_one_that_is_not_listed_yet(self) -> None:
+        """Whoever has seen it once does not take it for made because it does not show again."""
+        world = World(exclusive=False)
+        targets = [version(world), version(world)]
+
+        def writer(target: SnapshotId) -> Writer:
+            return Writer(world, lambda client: Refs(client).create_tag("v1", target))
+
+        first, late = map(writer, targets)
+        late.step()  # there is none yet
+        while first.at_work:
+            first.step()
+        for _ in range(4):  # lists all names, puts its own, lists both, deletes its own
+            late.step()
+        world.lags = (len(world.names()) * MAX_LAG,)
+        late.step()
+        assert not late.at_work
+        assert isinstance(late.error, ConflictError)
+        world.lags = (0,)
+        assert Refs(world).tags() == {"v1": targets[0]}
+
+    @EXCLUSIVE
+    def test_one_that_is_deleted_meanwhile(self, exclusive: bool) -> None:
+        """Who is told that they made it did; who is told of a conflict did not."""
+        ends = set()
+
+        def race(choose: Choose) -> None:
+            world = World(exclusive=exclusive)
+            theirs, ours = version(world), version(world)
+            Refs(world).create_tag("v1", theirs)
+            told = []
+
+            def delete(client: Client) -> None:
+                Refs(client).delete_tag("v1")
+                told.append("deleted")
+
+            def create(client: Client) -> None:
+                try:
+                    Refs(client).create_tag("v1", ours)
+                    told.append("made")
+                except ConflictError:
+                    told.append("conflict")
+
+            run(world, [delete, create], choose)
+            assert Refs(world).tag("v1") == (ours if "made" in told else None)
+            ends.add(tuple(told))
+
+        in_every_order(race)
+        assert {("deleted", "made"), ("conflict", "deleted")} <= ends
+
+
+@pytest.mark.usefixtures("no_waiting")
+class TestDeletion:
+    """A branch that is deleted, and maybe made anew, under a writer who is about to move it."""
+
+    def race(self, main: Branch, moves: int, choose: Choose) -> tuple[bool, int]:
+        """Move it while it is deleted and made anew with some moves; what of it succeeded."""
+        before = main.head()
+        late: list[Head | None] = []
+        anew: list[Head | None] = [None]
+
+        def delete(client: Client) -> None:
+            Refs(client).delete_branch("main")
+            for _ in range(moves):
+                if (head := main.move(client, anew[-1])) is None:
+                    return
+                anew.append(head)
+
+        def move(client: Client) -> None:
+            with suppress(StoreError):  # its move was deleted before it was listed
+                late.append(main.move(client, before))
+
+        run(main.world, [move, delete], choose)
+        # If both succeeded, deleting it under a writer was the mistake: either may be the head.
+        heads = {head for head in (anew[-1], *late) if head is not None}
+        assert main.head() in (heads if anew[-1] is not None else {None, *heads})
+        main.check_end()
+        return late not in ([], [None]), len(anew) - 1
+
+    @EXCLUSIVE
+    @pytest.mark.parametrize("moves", [0, 1])
+    def test_every_order(self, exclusive: bool, moves: int) -> None:
+        ends = set()
+
+        def race(choose: Choose) -> None:
+            ends.add(self.race(branch(exclusive=exclusive, moves=2), moves, choose))
+
+        in_every_order(race)
+        assert {(True, moves), (False, moves)} <= ends
+
+    @given(data=st.data(), length=st.integers(1, 3), moves=st.integers(1, 4))
+    def test_any_order(self, data: st.DataObject, length: int, moves: int) -> None:
+        """Not with exclusive create: there moves of the old and the new branch share names."""
+        main = branch(exclusive=False, moves=length)
+        self.race(main, moves, drawn_order(data, main.world, NO_LAG))
+
+    @EXCLUSIVE
+    def test_readers_meanwhile(self, exclusive: bool) -> None:
+        """They see the branch as it was, or none."""
+        ends = set()
+
+        def race(choose: Choose) -> None:
+            main = branch(exclusive=exclusive, moves=2)
+            before = main.head()
+            assert before is not None
+
+            def read(client: Client) -> None:
+                head, heads = Refs(client).head("main"), Refs(client).branches()
+                assert head in (None, before)
+                assert heads in ({}, {"main": before.snapshot})
+                ends.add((head is None, heads == {}))
+
+            run(main.world, [lambda client: Refs(client).delete_branch("main"), read], choose)
+
+        in_every_order(race)
+        assert ends == {(False, False), (False, True), (True, True)}
+
+    @EXCLUSIVE
+    def test_two_who_delete_it(self, exclusive: bool) -> None:
+        def race(choose: Choose) -> None:
+            main = branch(exclusive=exclusive, moves=2)
+
+            def delete(client: Client) -> None:
+                with suppress(NotFoundError):
+                    Refs(client).delete_branch("main")
+
+            run(main.world, [delete, delete], choose)
+            assert main.head() is None
+            main.check_end()
+
+        in_every_order(race)
+
+
+@pytest.mark.usefixtures("no_waiting")
+class TestPruning:
+    """Of a long branch the last moves stay; who is far behind is told, as everybody is."""
+
+    BEHIND = (0, 1, 2, 49, 98, 99, 100, 101, 150, 198)  # positions that somebody may have seen
+
+    @EXCLUSIVE
+    def test_length(self, exclusive: bool) -> None:
+        main = branch(exclusive=exclusive)
+        heads: list[Head | None] = [None]
+        lengths = []
+        for _ in range(350):
+            heads.append(main.move(main.world, heads[-1]))
+            lengths.append(len(list(main.world.list(names.HEADS))))
+        assert main.positions() == list(range(201, 351))
+        assert max(lengths) == 199
+        assert min(lengths[200:]) == 100
+        before = list(main.world.list(names.HEADS))
+        for seen in heads[:-1]:  # one is 150 moves behind, one is at a position that is gone
+            assert main.move(main.world, seen) is None
+        assert list(main.world.list(names.HEADS)) == before
+        main.check_end()
+
+    @EXCLUSIVE
+    def test_who_is_behind_while_it_is_pruned(self, exclusive: bool) -> None:
+        """They come between two deletions with all that they do."""
+        main = branch(exclusive=exclusive, moves=199)
+        heads = self.heads(main)
+        pruner = Writer(main.world, lambda client: main.move(client, heads[199]))
+        while True:
+            for position in self.BEHIND:
+                other = main.copy()
+                assert other.move(other.world, heads.get(position)) is None
+            if not pruner.at_work:
+                break
+            pruner.step()
+        assert pruner.error is None
+        assert main.positions() == list(range(101, 201))
+
+    @EXCLUSIVE
+    @pytest.mark.parametrize("position", BEHIND)
+    def test_who_looks_while_it_is_pruned(self, exclusive: bool, position: int) -> None:
+        """They have put their move before, and see what came of it between two deletions."""
+        long = branch(exclusive=exclusive, moves=199)
+        heads = self.heads(long)
+        for steps in (1, 2, 3, 4, 5, 6, 50, 98, 99, 100, 101, 102):
+            main = long.copy()
+            pruner = Writer(main.world, partial(main.move, seen=heads[199]))
+            late = Writer(main.world, partial(main.move, seen=heads.get(position)))
+            late.step()
+            for _ in range(steps):
+                pruner.step()
+            for writer in (late, pruner):
+                while writer.at_work:
+                    writer.step()
+                assert writer.error is None
+            assert len(main.lost) == 1
+            assert main.positions() == list(range(101, 201))
+
+    def heads(self, main: Branch) -> dict[int, Head]:
+        return {head.position: head for _, head in main.won}
+
+
+def commit_at_once(
+    open_repo: Callable[[], Repository],
+    commits: int,
+    settle: Callable[[], None] = lambda: None,
+) -> None:
+    """Several clients commit to one branch; each version gets there, and once.
+
+    `settle` is called before the result is looked at, when all clients have ended.
+    """
+    waiting = Queue[int]()
+    for number in range(commits):
+        waiting.put(number)
+
+    def work(_: int) -> None:
+        with open_repo() as repo:
+            while True:
+                try:
+                    number = waiting.get_nowait()
+                except Empty:
+                    return
+                while True:
+                    try:
+                        repo.commit({"number": number}, message=str(number))
+                        break
+                    except ConflictError as error:
+                        assert error.snapshot is not None  # noqa: PT017
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(work, range(WRITERS)))
+    settle()
+    with open_repo() as repo:
+        log = list(repo.log())
+        assert sorted(int(snapshot.message) for snapshot in log) == list(range(commits))
+        assert {repo.load(snapshot)["number"] for snapshot in log} == set(range(commits))
+
+
+class TestLocalHub:
+    """The same with the real client of the Hub, and threads that nobody controls."""
+
+    @pytest.fixture
+    def hub(self) -> Iterator[LocalHub]:
+        with LocalHub() as hub:
+            hub.create_bucket("me/weights")
+            yield hub
+
+    @pytest.mark.parametrize("lag", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+    def test_refs_in_the_bucket(self, hub: LocalHub, lag: float) -> None:
+        casweights.open(self.store(hub), create=True).close()
+        hub.conditions = Conditions(listing_lag=lag)
+        commit_at_once(
+            lambda: casweights.open(self.store(hub), workers=1),
+            COMMITS,
+            settle=lambda: hub.clock.advance(lag),
+        )
+
+    def test_clocks_that_differ(self, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("casweights.database.reflog._YIELD", 0.3)
+        casweights.open(self.store(hub), create=True).close()
+        hub.conditions = Conditions(clock_skew=2.0)
+        commit_at_once(lambda: casweights.open(self.store(hub), workers=1), 10)
+        with casweights.open(self.store(hub)) as repo:
+            assert repo.displaced() == {}
+
+    def test_a_single_writer_neither_waits_nor_asks_more(self, hub: LocalHub) -> None:
+        """The clocks may be as wrong as they like."""
+        counts = []
+        for skew in (0.0, 100.0):
+            store = HubStore("me/weights", f"store{skew:g}", endpoint=hub.url)
+            with casweights.open(store, create=True, workers=1) as repo:
+                hub.conditions = Conditions(clock_skew=skew)
+                repo.commit({"number": 0})
+                hub.reset_counters()
+                for number in range(1, 4):
+                    repo.commit({"number": number})
+                counts.append(hub.counters().requests)
+        assert counts[0] == counts[1]
+        assert counts[0]["tree"] == 2 * 3
+
+    def test_refs_in_a_repository(self, hub: LocalHub) -> None:
+        config = StoreConfig(refs="datasets/me/refs")
+        casweights.open(self.store(hub), create=True, config=config).close()
+        commit_at_once(lambda: casweights.open(self.store(hub), workers=1), COMMITS)
+        assert not [info for info in self.store(hub).list() if info.name.startswith("refs/")]
+
+    def store(self, hub: LocalHub) -> HubStore:
+        return HubStore("me/weights", "run", endpoint=hub.url)

@@ -1,0 +1,344 @@
+"""Logs of refs: their names, which move counts, and what a move costs."""
+
+from __future__ import annotations
+
+from itertools import count, permutations
+from typing import TYPE_CHECKING
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from casweights.database.reflog import Move, RefLog, latest, parse_move
+from casweights.database.refs import Head, Refs
+from casweights.errors import ConflictError, ErrorCode, IntegrityError, StoreError
+from casweights.format import names
+from casweights.format.envelope import ObjectKind, seal
+from casweights.ids import SnapshotId
+from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
+from casweights.stores.memory import MemoryStore
+from casweights.stores.wrapper import WrapperStore
+from casweights.testing.faults import Fault, FaultyStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casweights.system.buffers import Buffer
+
+A, B, C, D = (SnapshotId(bytes([digit]) * 32) for digit in (0xAA, 0xBB, 0xCC, 0xDD))
+EXCLUSIVE = pytest.mark.parametrize("exclusive", [True, False], ids=["exclusive", "by the clock"])
+
+
+class Bucket(MemoryStore):
+    """A store with a clock, and by default without exclusive create.
+
+    Attributes:
+        listed: How many objects listings have shown.
+        hidden: Beginnings of the names of objects that listings do not show.
+    """
+
+    def __init__(self, *, exclusive: bool = False) -> None:
+        super().__init__()
+        self.capabilities = Capabilities(exclusive_create=exclusive)
+        self.listed = 0
+        self.hidden: set[str] = set()
+        self._clock = count(1)
+        self._created: dict[str, int] = {}
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        created = super().put(name, parts)
+        if created:
+            self._created[name] = next(self._clock)
+        return created
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        infos = [
+            ObjectInfo(info.name, info.size, self._created[info.name])
+            for info in super().list(prefix)
+            if not info.name.startswith(tuple(self.hidden))
+        ]
+        self.listed += len(infos)
+        return iter(infos)
+
+
+def put_move(
+    store: ObjectStore, position: int, snapshot: SnapshotId, *, named: bool, says: SnapshotId
+) -> str:
+    """Put a move of ``main``, whose object may say something else than its name."""
+    name = names.move_name(names.HEADS, "main", position, snapshot if named else None)
+    store.put(name, [seal(ObjectKind.REF, msgpack.packb({"snapshot": says, "time": 1}))])
+    return name
+
+
+def move(position: int, created: int = 0, snapshot: SnapshotId | None = None) -> Move:
+    """A move of ``main`` as a listing shows it."""
+    name = names.move_name(names.HEADS, "main", position, snapshot)
+    return parse_move(ObjectInfo(name, 100, created), names.HEADS)
+
+
+PARTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,20}", fullmatch=True).filter(
+    lambda part: not part.endswith(names.REF_SUFFIX)
+)
+
+
+@given(
+    kind=st.sampled_from([names.HEADS, names.TAGS]),
+    ref=st.lists(PARTS, min_size=1, max_size=3).map("/".join),
+    position=st.integers(1, 10**names.POSITION_DIGITS - 1),
+    created=st.integers(0, 1 << 60),
+    way=st.lists(st.binary(min_size=32, max_size=32).map(SnapshotId), max_size=2),
+    writer=st.sampled_from(["", "0123456789abcdef"]),
+)
+def test_names_tell_the_move(
+    kind: str, ref: str, position: int, created: int, way: list[SnapshotId], writer: str
+) -> None:
+    snapshot, before = [*way, None, None][:2]
+    name = names.move_name(kind, ref, position, snapshot, before, writer if way else "")
+    parsed = parse_move(ObjectInfo(name, 100, created), kind)
+    assert parsed == Move(name, ref, position, created, snapshot, before)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "000000000001.ref",  # of which ref?
+        "main",
+        "main/1.ref",
+        "main/0000000000001.ref",
+        "main/000000000001",
+        "main/000000000001.ref.ref",
+        "main/000000000001-.ref",
+        f"main/000000000001-{A}",
+        f"main/000000000001-{str(A)[1:]}.ref",
+        f"main/000000000001-{A}0.ref",
+        f"main/000000000001-{str(A).upper()}.ref",
+        f"main/000000000001--{A}.ref",
+        f"main/000000000001-{A}-{A}-{A}.ref",
+        f"main/000000000001-{A}-0123456789abcde.ref",
+        "main/000000000001-0123456789abcdef.ref",
+        f"main/{chr(0x661) * 12}.ref",  # digits, but not these
+    ],
+)
+def test_other_names(rest: str) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        parse_move(ObjectInfo(names.HEADS + rest, 100), names.HEADS)
+    assert caught.value.code is ErrorCode.CORRUPT_OBJECT
+    assert rest in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "moves",
+    [
+        [move(12, 1, C), move(11, 9, A), move(2, 5, A)],  # the highest position
+        [move(2, 4, C), move(2, 5, A), move(2, 6, B)],  # of several there the first
+        [move(2, 5, A), move(2, 5, B), move(2, 5, C)],  # of several first ones that with the name
+        [move(2, 0), move(2, 5, A), move(1, 0)],  # without a clock it was before all clocks
+        [move(2, 0, A), move(2, 0)],
+        [move(1)],
+    ],
+)
+def test_latest(moves: list[Move]) -> None:
+    for order in permutations(moves):
+        assert latest(order) is moves[0]
+
+
+class TestBothKindsOfNames:
+    """A store that was copied to one of another kind goes on with its own names."""
+
+    @EXCLUSIVE
+    def test_they_count_alike(self, exclusive: bool) -> None:
+        store = Bucket(exclusive=exclusive)
+        put_move(store, 1, A, named=False, says=A)
+        put_move(store, 2, B, named=True, says=B)
+        refs = Refs(store)
+        assert refs.head("main") == Head("main", 2, B)
+        third = refs.advance("main", refs.head("main"), C)
+        assert Refs(store).head("main") == third == Head("main", 3, C)
+        fourth = refs.advance("main", third, A)
+        assert refs.branches() == {"main": A}
+        assert [info.name.count("-") for info in store.list(names.HEADS)] == (
+            [0, 1, 0, 0] if exclusive else [0, 1, 3, 3]
+        )
+        for seen in (None, Head("main", 1, A), Head("main", 2, B), third):
+            with pytest.raises(ConflictError):
+                refs.advance("main", seen, D)
+        assert refs.head("main") == fourth
+        assert len(list(store.list(names.HEADS))) == 4
+
+    @EXCLUSIVE
+    @pytest.mark.parametrize("named", [True, False])
+    def test_they_compete_for_a_position(self, exclusive: bool, named: bool) -> None:
+        store = Bucket(exclusive=exclusive)
+        put_move(store, 1, A, named=named, says=A)
+        with pytest.raises(ConflictError):
+            Refs(store).advance("main", None, B)
+        assert Refs(store).branches() == {"main": A}
+        assert len(list(store.list(names.HEADS))) == 1
+
+    def test_what_was_seen_is_compared_with_the_object(self) -> None:
+        store = Bucket()
+        put_move(store, 1, A, named=False, says=A)
+        with pytest.raises(ConflictError):
+            Refs(store).advance("main", Head("main", 1, B), C)
+        assert Refs(store).advance("main", Head("main", 1, A), C).position == 2
+
+    @EXCLUSIVE
+    def test_a_ref_inside_another_s_name(self, exclusive: bool) -> None:
+        store = Bucket(exclusive=exclusive)
+        refs = Refs(store)
+        for ref, snapshot in (("a", A), ("a/b", B), ("a-b", C)):
+            refs.advance(ref, None, snapshot)
+        assert refs.branches() == {"a": A, "a/b": B, "a-b": C}
+        assert [move.ref for move in RefLog(store, names.HEADS).moves("a")] == ["a"]
+        refs.delete_branch("a")
+        assert refs.branches() == {"a/b": B, "a-b": C}
+
+
+def test_a_name_that_the_object_denies() -> None:
+    store = Bucket()
+    name = put_move(store, 1, A, named=True, says=B)
+    log = RefLog(store, names.HEADS)
+    (lying,) = log.moves("main")
+    with pytest.raises(IntegrityError, match=f"{name}.*leads to {B}") as caught:
+        log.target(lying)
+    assert caught.value.code is ErrorCode.CORRUPT_OBJECT
+    (info,) = store.list(names.HEADS)
+    with pytest.raises(IntegrityError, match=name):
+        Refs(store).target(info)
+    honest = put_move(store, 2, C, named=True, says=C)
+    assert [log.target(move) for move in log.moves("main") if move.name == honest] == [C]
+
+
+@EXCLUSIVE
+def test_what_was_removed_since_it_was_listed(exclusive: bool) -> None:
+    store = Bucket(exclusive=exclusive)
+    Refs(store).advance("main", None, A)
+    log = RefLog(store, names.HEADS)
+    (move,) = log.moves("main")
+    assert log.snapshot(move) == A
+    store.delete(move.name)
+    assert log.snapshot(move) == (None if exclusive else A)
+
+
+@EXCLUSIVE
+def test_deletion_ends_with_the_head(exclusive: bool) -> None:
+    """Until the last object is gone the branch is where it was; so it is after a failure."""
+    store = Bucket(exclusive=exclusive)
+    refs, head = Refs(store), None
+    for number in range(5):
+        head = refs.advance("main", head, SnapshotId(bytes([9 - number]) * 32))
+    for call in range(1, 6):
+        faulty = FaultyStore(store, [Fault(method="delete", call=2 if call < 5 else 1)])
+        with pytest.raises(StoreError):
+            Refs(faulty).delete_branch("main")
+        assert faulty.unused == []
+        positions = [move.position for move in RefLog(store, names.HEADS).moves("main")]
+        assert positions == list(range(min(call + 1, 5), 6))
+        assert refs.head("main") == head
+    refs.delete_branch("main")
+    assert refs.head("main") is None
+
+
+@EXCLUSIVE
+def test_a_deletion_that_broke_off(exclusive: bool) -> None:
+    """Whoever saw no branch before it was made does not begin it below what is left."""
+    store = Bucket(exclusive=exclusive)
+    refs, head = Refs(store), None
+    for snapshot in (A, B, C):
+        head = refs.advance("main", head, snapshot)
+    for info in list(store.list(names.HEADS))[:2]:
+        store.delete(info.name)
+    with pytest.raises(ConflictError):
+        refs.advance("main", None, D)
+    assert refs.head("main") == head
+    assert len(list(store.list(names.HEADS))) == 1
+
+
+class TestWaiting:
+    """For a listing that does not show a move that was just put."""
+
+    @pytest.fixture
+    def slept(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        slept: list[float] = []
+        monkeypatch.setattr("casweights.database.reflog.time.sleep", slept.append)
+        monkeypatch.setattr("casweights.database.reflog.time.monotonic", lambda: sum(slept))
+        return slept
+
+    def test_until_it_shows(self, slept: list[float]) -> None:
+        class Late(Bucket):
+            def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+                return super().list(prefix) if len(slept) >= 4 else iter(())
+
+        store = Late()
+        assert Refs(store).advance("main", None, A) == Head("main", 1, A)
+        assert slept == [0.1, 0.2, 0.4, 0.8]
+
+    def test_in_vain(self, slept: list[float]) -> None:
+        """Nobody can say then whether the branch has moved, and nothing is taken back."""
+        store = Bucket()
+        name = names.move_name(names.HEADS, "main", 1, A).removesuffix(names.REF_SUFFIX)
+        store.hidden.add(name)
+        with pytest.raises(StoreError, match=f"{name}.*unknown") as caught:
+            Refs(store).advance("main", None, A)
+        assert caught.value.code is ErrorCode.UNREACHABLE
+        assert 30 < sum(slept) < 33
+        store.hidden.clear()
+        assert Refs(store).branches() == {"main": A}
+
+    def test_for_what_others_removed(self, slept: list[float]) -> None:
+        """Who finds others at the position, but not their own move, was not first."""
+        store = Bucket()
+        put_move(store, 1, B, named=True, says=B)
+        store.hidden.add(f"{names.HEADS}main/000000000001-{A}")
+        with pytest.raises(ConflictError):
+            Refs(store).advance("main", None, A)
+        assert 30 < sum(slept) < 33
+        assert Refs(store).branches() == {"main": B}
+
+
+class Calls(WrapperStore):
+    """Notes which methods are called."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        super().__init__(inner)
+        self.calls: list[str] = []
+
+    put_all = ObjectStore.put_all
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        self.calls.append("put")
+        return super().put(name, parts)
+
+    def read(self, name: str, limit: int) -> bytes:
+        self.calls.append("read")
+        return self.inner.read(name, limit)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self.calls.append("list")
+        return super().list(prefix)
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        self.calls.append("delete_all")
+        self.inner.delete_all(names)
+
+
+@EXCLUSIVE
+def test_a_move_costs_the_same_however_many_there_were(exclusive: bool) -> None:
+    bucket = Bucket(exclusive=exclusive)
+    store = Calls(bucket)
+    refs = Refs(store)
+    to_look = ["list", "read"] if exclusive else ["list"]
+    pruned = 0
+    for number in range(1000):
+        store.calls, bucket.listed = [], 0
+        head = refs.head("main")
+        assert store.calls == (to_look if number else ["list"])
+        refs.advance("main", head, SnapshotId(b"%032d" % number))
+        calls = ["list"] + (["put", "list"] if not number else [*to_look[1:], "put", *to_look])
+        if store.calls[-1] == "delete_all":
+            pruned += 1
+            calls.append("delete_all")
+        assert store.calls == calls
+        assert bucket.listed <= 2 * min(number + 1, 200)
+    assert pruned == (1000 - 100) // 100

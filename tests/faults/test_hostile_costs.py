@@ -1,0 +1,75 @@
+"""The tool that measures what hostile stores cost, without measuring."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+TOOL = Path(__file__).parents[2] / "tools" / "hostile"
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOL))
+    return import_module("costs")
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "finds"),
+    [
+        ((0.1, 0, ""), (0.4, 0, ""), ""),
+        ((0.3, 0, ""), (1.5, 0, ""), ""),
+        ((0.3, 0, ""), (4.8, 0, ""), "seconds: exponent 2.00"),
+        ((0.001, 0, ""), (0.24, 0, ""), ""),
+        ((0.0, 50 << 20, ""), (0.0, 200 << 20, ""), ""),
+        ((0.0, 50 << 20, ""), (0.0, 800 << 20, ""), "bytes: exponent 2.00"),
+        ((0.0, 0, ""), (0.0, 0, "ended by SIGXCPU"), "ended by SIGXCPU"),
+    ],
+)
+def test_what_grows_too_fast_is_found(
+    costs: Any, small: tuple[float, int, str], large: tuple[float, int, str], finds: str
+) -> None:
+    found = costs.excess(costs.Cost(*small), costs.Cost(*large))
+    assert finds in found
+    assert bool(found) == bool(finds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "measured", "finds"),
+    [((0.1, 0.4), 1, False), ((0.3, 1.2), 2, False), ((0.3, 4.8), 6, True)],
+)
+def test_the_small_size_is_measured_only_if_the_large_one_takes_much(
+    costs: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    seconds: tuple[float, float],
+    measured: int,
+    finds: bool,
+) -> None:
+    runs: list[str] = []
+
+    def cost(_: str, store: Path, attempts: int) -> Any:
+        runs.extend([store.name] * attempts)
+        return costs.Cost(seconds[store.name == "large"], 0)
+
+    monkeypatch.setattr(costs, "cost", cost)
+    family = costs.FAMILIES["strays"]._replace(size=1)
+    assert bool(list(costs.check("strays", family, ["open"], tmp_path))) == finds
+    assert len(runs) == measured
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_it_runs() -> None:
+    options = ["--family", "strays", "--verb", "open"]
+    command = [sys.executable, str(TOOL / "costs.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 1 families" in done.stdout

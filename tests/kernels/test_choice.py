@@ -1,0 +1,71 @@
+"""Compiled kernels, or their twins where none were built."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from casweights import kernels
+from casweights.kernels import _compiled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_there_are_compiled_kernels() -> None:
+    assert kernels.COMPILED is True
+    assert kernels.dense_encode is _compiled.dense_encode
+    assert _compiled.TARGETS[0] == "portable"
+    with pytest.raises(ValueError, match="no kernels abacus"):
+        _compiled.use("abacus")
+
+
+SCRIPT = """
+import sys
+
+if sys.argv[2] == "twins":
+    sys.modules["casweights.kernels._compiled"] = None
+
+import casweights
+from casweights import kernels
+
+assert kernels.COMPILED == (sys.argv[2] == "compiled")
+with casweights.open(sys.argv[1] + "/store", create=True, workers=1) as repo:
+    for name in ("before", "after"):
+        version = repo.commit(f"{sys.argv[1]}/{name}")
+        repo.checkout(version.id, f"{sys.argv[1]}/{name} again")
+"""
+
+
+def stepped(base: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    bits = base.view("<u2").copy()
+    bits[rng.random(len(bits)) < share] += 1
+    return bits.view(base.dtype)
+
+
+def commit_twice(folder: Path, which: str) -> list[bytes]:
+    """Commit and check out two versions in another process; the packs that it wrote."""
+    rng = np.random.default_rng(5)
+    base = rng.normal(0, 0.02, 50_000).astype("<f2")
+    for name, shares in (("before", (0, 0)), ("after", (0.01, 0.6))):
+        (folder / name).mkdir(parents=True)
+        few, many = (stepped(base, share, rng) for share in shares)
+        save_file({"few": few, "many": many}, folder / name / "model.safetensors")
+    command = [sys.executable, "-c", SCRIPT, str(folder), which]
+    subprocess.run(command, check=True, timeout=120)
+    for name in ("before", "after"):
+        written = (folder / name / "model.safetensors").read_bytes()
+        assert (folder / f"{name} again" / "model.safetensors").read_bytes() == written
+    return sorted(path.read_bytes() for path in (folder / "store" / "packs").iterdir())
+
+
+def test_versions_without_compiled_kernels(tmp_path: Path) -> None:
+    packs = commit_twice(tmp_path / "1", "twins")
+    assert len(packs) == 2
+    assert min(map(len, packs)) < 50_000  # of 200,000 bytes
+    assert packs == commit_twice(tmp_path / "2", "compiled")

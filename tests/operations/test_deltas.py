@@ -1,0 +1,254 @@
+"""Differences between versions: what they save, what reading them costs, what they outlive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.errors import IntegrityError
+from casweights.events import CheckoutStats, Reporter
+from casweights.format import names
+from casweights.stores.memory import MemoryStore
+from casweights.testing import CountingStore
+from casweights.testing.faults import flip_bit
+from casweights.testing.states import assert_same_state
+from tests.histories import CHUNK, ELEMENTS, State, history, step, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from casweights import Repository, SnapshotId
+    from casweights.database.chains import Path as ChainPath
+    from casweights.ids import ChunkId
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+WORST_READ = 1.5  # of a whole version, promised for every version of a history
+
+
+def commit_all(repo: Repository, states: Sequence[State]) -> list[SnapshotId]:
+    return [repo.commit(state).id for state in states]
+
+
+def encodings(repo: Repository) -> dict[str, int]:
+    return repo.stats().encodings
+
+
+def paths(repo: Repository, version: SnapshotId) -> list[ChainPath]:
+    repo._db.index.load()
+    found = [repo._db.index.path(chunk) for chunk, _ in repo.snapshot(version).pieces()]
+    return [path for path in found if path is not None]
+
+
+class Fetched(Reporter):
+    """What each checkout read."""
+
+    def __init__(self) -> None:
+        self.nbytes: list[int] = []
+
+    def checked_out(self, stats: CheckoutStats) -> None:
+        self.nbytes.append(stats.fetched_bytes)
+
+
+@pytest.fixture(scope="module", params=[0.003, 0.01, 0.1, 0.5])
+def density(request: pytest.FixtureRequest) -> float:
+    return float(request.param)
+
+
+@pytest.fixture(scope="module")
+def long_history(density: float) -> tuple[CountingStore, list[State], list[SnapshotId]]:
+    """150 versions, committed one after the other."""
+    objects = CountingStore(MemoryStore())
+    states = list(history(150, density))
+    with casweights.open(objects, create=True, config=CONFIG, cache_size=1 << 20) as repo:
+        return objects, states, commit_all(repo, states)
+
+
+Long = tuple[CountingStore, list[State], list["SnapshotId"]]
+
+
+def test_every_version_comes_back(long_history: Long) -> None:
+    objects, states, ids = long_history
+    with casweights.open(objects) as repo:
+        for n in (0, 1, 7, 8, 9, 63, 64, 65, 100, 148, 149):
+            assert_same_state(repo.load(ids[n]), states[n])
+
+
+def test_no_version_is_expensive_to_read(long_history: Long) -> None:
+    objects, _, _ = long_history
+    with casweights.open(objects) as repo:
+        versions = repo.stats().versions
+    whole = versions[0].read_bytes
+    assert max(version.read_bytes for version in versions) <= WORST_READ * whole
+    assert max(version.longest_chain for version in versions) <= 100
+
+
+def test_what_a_checkout_reads_is_what_stats_say(long_history: Long, tmp_path: Path) -> None:
+    objects, _, ids = long_history
+    reporter = Fetched()
+    with casweights.open(objects, reporter=reporter) as repo:
+        by_id = {version.id: version for version in repo.stats().versions}
+        for version in ids[::50]:
+            repo.checkout(version, tmp_path / str(version))
+            assert reporter.nbytes[-1] == by_id[version].read_bytes
+
+
+def test_followers_read_little(long_history: Long, tmp_path: Path, density: float) -> None:
+    """Who has the version before reads about the one step, shortcuts notwithstanding."""
+    objects, states, ids = long_history
+    reporter = Fetched()
+    with casweights.open(objects, reporter=reporter) as repo:
+        for version in ids:
+            repo.checkout(version, tmp_path)
+        first, *others = reporter.nbytes
+        each = sum(others) / len(others)
+        assert_same_state(repo.load(ids[-1]), states[-1])
+        one_step = sum(path.frames[-1].frame.size for path in paths(repo, ids[1]))
+    assert each <= (1.1 * one_step if density < 0.5 else 0.7 * first)
+
+
+def test_a_step_takes_little(repo: Repository) -> None:
+    first, second = history(2, 0.01, chunks=4)
+    repo.commit(first)
+    repo.commit(second)
+    _, version = repo.stats().versions
+    changed = int((first["w"].view(torch.int16) != second["w"].view(torch.int16)).sum())
+    assert version.stored_bytes < 1.4 * changed  # bytes; positions in 7 bits, a sign, and headers
+    assert encodings(repo) == {"planes": 4, "sparse": 4}
+
+
+def test_versions_that_share_nothing_are_stored_whole(repo: Repository) -> None:
+    repo.commit({"w": weights(2, seed=0)})
+    repo.commit({"w": weights(2, seed=1)})
+    assert encodings(repo) == {"planes": 4}
+    assert repo.stats().versions[-1].longest_chain == 1
+
+
+def test_a_base_in_another_file(repo: Repository, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    first, second = history(2, 0.01)
+    for name, state in (("one", first), ("two", second)):
+        (tmp_path / name).mkdir()
+        save_file(state, tmp_path / name / f"{name}.safetensors")
+    repo.commit(tmp_path / "one")
+    repo.commit(tmp_path / "two")
+    assert encodings(repo)["sparse"] == 2
+
+
+@pytest.mark.parametrize("change", ["dtype", "size"])
+def test_no_base_of_another_kind(repo: Repository, change: str) -> None:
+    (state,) = history(1, 0.01, chunks=1)
+    repo.commit(state)
+    other = state["w"].view(torch.float16) if change == "dtype" else state["w"][: ELEMENTS // 2]
+    other = step(other.view(torch.bfloat16), 0.01, 5).view(other.dtype)
+    version = repo.commit({"w": other})
+    assert {len(path.frames) for path in paths(repo, version.id)} == {1}
+    assert torch.equal(repo.load(version)["w"].view(torch.int16), other.view(torch.int16))
+
+
+def test_opaque_files_are_compared_too(repo: Repository, tmp_path: Path) -> None:
+    data = bytearray(weights(2).view(torch.uint8).numpy().tobytes())
+    (tmp_path / "optimizer.bin").write_bytes(data)
+    repo.commit(tmp_path)
+    data[1000:1010] = bytes(10)
+    (tmp_path / "optimizer.bin").write_bytes(data)
+    version = repo.commit(tmp_path)
+    assert repo.stats().versions[-1].stored_bytes < 100
+    assert b"".join(repo.read(version, "optimizer.bin")) == data
+
+
+def test_an_empty_directory_and_tiny_tensors(repo: Repository, tmp_path: Path) -> None:
+    repo.commit({"a": torch.zeros(0), "b": torch.tensor(1.5), "c": torch.arange(3)})
+    repo.commit({"a": torch.zeros(0), "b": torch.tensor(2.5), "c": torch.arange(3) + 1})
+    repo.commit({"a": torch.zeros(1), "b": torch.tensor([2.5]), "c": torch.arange(4)})
+    assert repo.load("main~1")["b"] == 2.5
+    assert repo.verify().problems == ()
+
+
+def test_a_variant_finds_its_base_itself(repo: Repository) -> None:
+    """As does one that was committed to a branch of its own, with no parent."""
+    base = {"w": weights(4)}
+    repo.commit({"unrelated": weights(1, seed=3)}, branch="other")
+    repo.commit(base)
+    repo.commit({"w": step(base["w"], 0.02, 1)}, branch="variant")
+    assert encodings(repo) == {"planes": 5, "sparse": 4}
+    variant = repo.commit({"w": weights(4, seed=9)}, branch="stranger")
+    assert {len(path.frames) for path in paths(repo, variant.id)} == {1}
+    assert variant.parents == ()
+
+
+def test_a_commit_goes_on_where_the_base_is_damaged(
+    repo: Repository, objects: CountingStore
+) -> None:
+    first, second = history(2, 0.01)
+    repo.commit(first)
+    (pack,) = objects.list(names.PACKS)
+    objects.delete(pack.name)
+    with casweights.open(objects) as other:
+        version = other.commit(second)
+        assert_same_state(other.load(version), second)
+        assert encodings(other) == {"planes": 2}
+
+
+def test_damage_in_the_middle_of_a_chain(repo: Repository, objects: CountingStore) -> None:
+    """It is found, named, and takes only those versions along that need it."""
+    states = list(history(5, 0.01))
+    ids = commit_all(repo, states)
+    middle = paths(repo, ids[2])[0].frames[-1]
+    flip_bit(objects, names.pack_name(middle.pack), middle.frame.offset + 1)
+    with casweights.open(objects) as other:
+        for n in (0, 1):
+            assert_same_state(other.load(ids[n]), states[n])
+        for n in (2, 3, 4):
+            with pytest.raises(IntegrityError, match=str(middle.frame.chunk)):
+                other.load(ids[n])
+        assert str(middle.frame.chunk) in str(other.verify().problems[0])
+        version = other.commit(states[4])  # what cannot be rebuilt counts as missing
+        assert_same_state(other.load(version), states[4])
+
+
+def test_what_is_nearby_may_be_wrong(repo: Repository, objects: CountingStore) -> None:
+    """As a file that changes during a checkout: it is found out, and read from the store."""
+
+    class Wrong:
+        is_used = True
+
+        def __contains__(self, chunk: object, /) -> bool:
+            return True
+
+        def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
+            out[:] = bytes(len(out))
+            return True
+
+    ids = commit_all(repo, list(history(3, 0.01)))
+    with casweights.open(objects) as other:
+        reader = other._db.reader.near(Wrong())
+        for chunk, piece in other.snapshot(ids[2]).pieces():
+            out = memoryview(bytearray(piece.nbytes))
+            assert reader.readinto(chunk, out) > 0
+            assert other._db.hasher(out) == chunk
+
+
+def test_a_second_way_is_taken_where_one_is_damaged(long_history: Long, density: float) -> None:
+    """A step that was kept beside its shortcut stands in for it."""
+    original, states, ids = long_history
+    if density >= 0.1:
+        pytest.skip("shortcuts do not pay where chains are short")
+    objects = CountingStore(MemoryStore())
+    for info in original.list():
+        objects.put(info.name, [original.get(info.name)])
+    with casweights.open(objects) as repo:
+        repo._db.index.load()
+        index = repo._db.index
+        doubled = next(chunk for chunk in index if len(index.frames(chunk)) > 1)
+        path = index.path(doubled)
+        assert path is not None
+        shortcut = path.frames[-1]
+        flip_bit(objects, names.pack_name(shortcut.pack), shortcut.frame.offset + 1)
+    with casweights.open(objects) as repo:
+        assert_same_state(repo.load(ids[-1]), states[-1])

@@ -1,0 +1,424 @@
+"""One operation beside another, at every point: no acknowledged version is lost.
+
+The first operation is interrupted before each of its calls of the store in turn. There the second
+one begins, and goes on up to one of its writes, or to its end; what is left of it follows after the
+first one. So each of the two sees the other one's half-done work.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from datetime import UTC, datetime
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.database.reflog import encode_move
+from casweights.format import names
+from casweights.ids import SnapshotId
+from casweights.stores.base import Capabilities, ObjectStore
+from casweights.stores.memory import MemoryStore
+from casweights.stores.wrapper import WrapperStore
+from casweights.testing.faults import flip_bit
+from casweights.testing.states import assert_same_state
+from tests.histories import CHUNK, State, step, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from casweights import Repository, Snapshot
+    from casweights.stores.base import ObjectInfo
+    from casweights.system.buffers import Buffer
+
+    Versions = dict[SnapshotId, State]
+    Operation = Callable[[ObjectStore], Versions]
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)  # so that equal ends have equal names
+
+
+class Watched(WrapperStore):
+    """A store with a look before each call and after each write.
+
+    Args:
+        inner: The store that does the work.
+        before: Called with the number of the call, from 1.
+        after: Called with the number of the write, from 1.
+        one_by_one: Whether other threads wait until a call and the looks at it are over.
+
+    Attributes:
+        before: The same; it may be replaced.
+    """
+
+    put_all = ObjectStore.put_all
+    copy_from = ObjectStore.copy_from
+    delete_all = ObjectStore.delete_all
+    sizes = ObjectStore.sizes
+    read = ObjectStore.read
+
+    def __init__(
+        self,
+        inner: ObjectStore,
+        before: Callable[[int], object] = lambda _: None,
+        after: Callable[[int], object] = lambda _: None,
+        *,
+        one_by_one: bool = True,
+    ) -> None:
+        super().__init__(inner)
+        self._calls, self._writes = count(1), count(1)
+        self.before, self._after = before, after
+        self._turn = threading.Lock() if one_by_one else nullcontext()
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        with self._call(writes=True):
+            return super().put(name, parts)
+
+    def delete(self, name: str) -> None:
+        with self._call(writes=True):
+            super().delete(name)
+
+    def size(self, name: str) -> int:
+        with self._call():
+            return super().size(name)
+
+    def readinto(self, name: str, start: int, out: memoryview) -> None:
+        with self._call():
+            super().readinto(name, start, out)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        with self._call():
+            return super().list(prefix)
+
+    @contextmanager
+    def _call(self, *, writes: bool = False) -> Iterator[None]:
+        with self._turn:
+            self.before(next(self._calls))
+            yield
+            if writes:
+                self._after(next(self._writes))
+
+
+class Other:
+    """An operation on a thread of its own, which stops once after one of its writes."""
+
+    def __init__(self, store: ObjectStore, operation: Operation, stop_after: int) -> None:
+        self.versions: Versions = {}
+        self.writes = 0
+        self._error: BaseException | None = None
+        self._paused, self._resumed = threading.Event(), threading.Event()
+        self._stop_after = stop_after
+        watched = Watched(store, after=self._stop)
+        self._thread = threading.Thread(target=self._run, args=(operation, watched), daemon=True)
+
+    def begin(self) -> None:
+        """Work up to the stop."""
+        self._thread.start()
+        assert self._paused.wait(30)
+
+    def finish(self) -> None:
+        """Do the rest."""
+        self._resumed.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        if self._error is not None:
+            raise self._error
+
+    def _stop(self, write: int) -> None:
+        self.writes = write
+        if write == self._stop_after:
+            self._paused.set()
+            assert self._resumed.wait(30)
+
+    def _run(self, operation: Operation, store: ObjectStore) -> None:
+        try:
+            self.versions = operation(store)
+        except BaseException as error:  # the test's thread raises it
+            self._error = error
+        self._paused.set()
+
+
+class World(MemoryStore):
+    """A store that is cheap to copy."""
+
+    def __init__(self, *, remote: bool) -> None:
+        super().__init__()
+        self.capabilities = Capabilities(exclusive_create=True, remote=remote)
+
+    def copy(self) -> World:
+        other = World(remote=self.capabilities.remote)
+        other._objects = dict(self._objects)
+        return other
+
+
+class Beginning(NamedTuple):
+    """What all operations begin with.
+
+    Attributes:
+        store: The store.
+        versions: Its versions.
+        loose: Name of the pack with chunks that no version has.
+    """
+
+    store: World
+    versions: Versions
+    loose: str
+
+
+MAIN = {"w": weights(2, seed=1)}
+LATER = {"w": step(MAIN["w"], 0.02, 3)}
+SIDE = {"v": weights(1, seed=2)}
+LOOSE = weights(1, seed=9)
+NEW = {"w": step(LATER["w"], 0.02, 4), "v": SIDE["v"], "n": weights(1, seed=5)}
+
+
+def open_store(store: ObjectStore, *, create: bool = False) -> Repository:
+    return casweights.open(store, create=create, config=CONFIG, workers=1)
+
+
+@cache
+def beginning(*, remote: bool) -> Beginning:
+    """A store with a branch of differences, another branch, and chunks that no version has."""
+    store = World(remote=remote)
+    with open_store(store, create=True) as repo:
+        versions = {repo.commit(state).id: state for state in (MAIN, LATER)}
+        versions[repo.commit(SIDE, branch="side").id] = SIDE
+        before = set(store.list(names.PACKS))
+        unfinished = repo.commit({"w": LOOSE}, branch="unfinished").id
+        repo.delete_branch("unfinished")
+        store.delete(names.snapshot_name(unfinished))
+    (loose,) = set(store.list(names.PACKS)) - before
+    return Beginning(store, versions, loose.name)
+
+
+def commit(store: ObjectStore) -> Versions:
+    """New chunks, differences from old ones, and chunks that the store has."""
+    with open_store(store) as repo:
+        return {repo.commit(NEW, time=NOW).id: NEW}
+
+
+def commit_again(store: ObjectStore) -> Versions:
+    """What is in no version, by a handle that has known it for long."""
+    state = {"w": LOOSE, "v": SIDE["v"]}
+    with open_store(store) as repo:
+        repo.stats()
+        return {repo.commit(state, branch="again", time=NOW).id: state}
+
+
+def repack_small(store: ObjectStore) -> Versions:
+    with open_store(store) as repo:
+        repo.repack(compression="small")
+    return {}
+
+
+def repack_fast(store: ObjectStore) -> Versions:
+    with open_store(store) as repo:
+        repo.repack(compression="fast")
+    return {}
+
+
+def repack_by_turns(store: ObjectStore) -> Versions:
+    """Packs come back to what they were before."""
+    for _ in range(2):
+        repack_fast(store)
+        repack_small(store)
+    return {}
+
+
+def delete_branch(store: ObjectStore) -> Versions:
+    with open_store(store) as repo:
+        repo.delete_branch("side")
+    return {}
+
+
+def verify(store: ObjectStore) -> Versions:
+    with open_store(store) as repo:
+        found = repo.verify()
+    assert found.problems == ()
+    return {}
+
+
+def push_from(store: ObjectStore) -> Versions:
+    target = World(remote=False)
+    with open_store(store) as repo, open_store(target, create=True) as other:
+        repo.push(other, ["main"])
+        assert_same_state(other.load("main~0"), repo.load(other.resolve("main")))
+        assert other.verify().problems == ()
+    return {}
+
+
+def clone_from(store: ObjectStore) -> Versions:
+    target = World(remote=False)
+    with open_store(store) as repo, open_store(target, create=True) as other:
+        version = next(iter(beginning(remote=store.capabilities.remote).versions))
+        repo.clone(other, str(version))
+        assert_same_state(other.load(version), MAIN)
+        assert other.verify().problems == ()
+    return {}
+
+
+@cache
+def elsewhere() -> tuple[World, SnapshotId]:
+    """A store that has the branch ``main``, and a version more."""
+    other = World(remote=False)
+    original = beginning(remote=False).store
+    with open_store(original) as repo, open_store(other, create=True) as target:
+        repo.push(target, ["main"])
+        return other, target.commit(NEW).id
+
+
+def push_into(store: ObjectStore) -> Versions:
+    source, version = elsewhere()
+    with open_store(source) as repo, open_store(store) as target:
+        repo.push(target, force=True)
+    return {version: NEW}
+
+
+def check(store: World, versions: Versions) -> None:
+    """All versions can be read, before a repack, after one, and from a copy."""
+    with open_store(store) as repo:
+        assert repo.verify().problems == ()
+    target = World(remote=False)
+    with open_store(store) as repo, open_store(target, create=True) as other:
+        for version, state in versions.items():
+            assert_same_state(repo.load(version), state)
+        repo.copy(other)
+        assert set(other.database.snapshots.ids()) >= set(versions)
+        repo.repack(compression="small")
+    with open_store(store) as repo:
+        assert repo.verify().problems == ()
+        for version, state in versions.items():
+            assert_same_state(repo.load(version), state)
+
+
+def interleave(first: Operation, second: Operation, *, remote: bool, call: int, write: int) -> bool:
+    """Begin `second` before a call of `first`; returns whether there was such a call and write."""
+    original, versions, _ = beginning(remote=remote)
+    store, other = original.copy(), None
+
+    def interrupt(number: int) -> None:
+        nonlocal other
+        if number == call:
+            other = Other(store, second, write)
+            other.begin()
+
+    done = first(Watched(store, before=interrupt))
+    if other is None:
+        return False
+    was_stopped = other.writes == write
+    other.finish()
+    versions = versions | done | other.versions
+    end = remote, frozenset(info.name for info in store.list()), frozenset(versions)
+    if end not in checked:
+        check(store, versions)
+        checked.add(end)
+    return was_stopped
+
+
+checked: set[tuple[bool, frozenset[str], frozenset[SnapshotId]]] = set()
+
+
+PAIRS: list[tuple[Operation, Operation]] = [
+    (repack_small, commit),
+    (commit, repack_small),
+    (repack_small, commit_again),
+    (commit_again, repack_small),
+    (repack_small, repack_fast),
+    (repack_small, repack_by_turns),
+    (repack_small, push_into),
+    (push_into, repack_small),
+    (push_from, repack_small),
+    (clone_from, repack_small),
+    (verify, repack_small),
+    (verify, delete_branch),
+    (verify, commit),
+    (delete_branch, repack_small),
+]
+
+
+def every_interleaving(first: Operation, second: Operation, *, remote: bool, stride: int) -> int:
+    """Interleave two operations in every way, or at every so many calls; returns how many."""
+    ways = 0
+    for call in count(1, stride):
+        before = ways
+        for write in count(1):
+            ways += 1
+            if not interleave(first, second, remote=remote, call=call, write=write):
+                break
+        if ways == before + 1:  # there is no such call, or the second operation writes nothing
+            return ways
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
+def test_two_operations_lose_nothing_in_a_directory(first: Operation, second: Operation) -> None:
+    stride = 13 if second is repack_by_turns else 1 if (first, second) == PAIRS[0] else 3
+    assert every_interleaving(first, second, remote=False, stride=stride) > 2
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
+def test_two_operations_lose_nothing_behind_a_network(first: Operation, second: Operation) -> None:
+    stride = 17 if second is repack_by_turns else 7
+    assert every_interleaving(first, second, remote=True, stride=stride) > 2
+
+
+def repack_and_commit(call: int) -> bool:
+    """Repack, and commit with the same handle from a call on; returns whether it came to that.
+
+    The commit may have to wait for the repack to look at the packs, so nobody waits for its end.
+    """
+    original, versions, _ = beginning(remote=False)
+    store = original.copy()
+    watched = Watched(store, one_by_one=False)
+    with ThreadPoolExecutor(1) as pool, open_store(watched) as repo:
+        repo.stats()  # so that the commit has nothing to look up
+        commits: list[Future[Snapshot]] = []
+        numbers = count(1)
+
+        def begin_commit(_: int) -> None:
+            if next(numbers) == call:
+                commits.append(pool.submit(repo.commit, NEW, time=NOW))
+                wait(commits, 0.02)
+
+        watched.before = begin_commit
+        repo.repack(compression="small")
+        done = {commit.result(30).id: NEW for commit in commits}
+    check(store, versions | done)
+    return bool(done)
+
+
+def test_a_commit_and_a_repack_with_one_handle_both_succeed() -> None:
+    calls = next(call for call in count(1) if not repack_and_commit(call))
+    assert calls > 5
+
+
+def verify_beside_repack(store: World, call: int) -> tuple[list[str], bool]:
+    """The problems that a verify finds if a repack happens at a call, and whether it happened."""
+    numbers: list[int] = []
+
+    def repack(number: int) -> None:
+        if number == call:
+            numbers.append(number)
+            repack_small(store)
+
+    with open_store(Watched(store, before=repack)) as repo:
+        problems = [str(problem) for problem in repo.verify().problems]
+    return problems, bool(numbers)
+
+
+def test_verify_beside_a_repack_reports_all_damage_and_nothing_else() -> None:
+    """The repack leaves a pack with a damaged frame as it is, and replaces all others."""
+    original, _, loose = beginning(remote=False)
+    damaged = original.copy()
+    flip_bit(damaged, loose, 100)
+    damaged.put(names.move_name(names.TAGS, "lost", 1), [encode_move(SnapshotId(bytes(32)))])
+    for call in count(1):
+        problems, repacked = verify_beside_repack(damaged.copy(), call)
+        assert [loose in problems[0], "tags/lost" in problems[-1], len(problems)] == [True, True, 2]
+        if not repacked:
+            break

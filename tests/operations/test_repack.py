@@ -1,0 +1,325 @@
+"""Repack: everything is stored anew, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.database.index import read_pack
+from casweights.errors import (
+    CasweightsError,
+    IntegrityError,
+    InvalidInputError,
+    StoreError,
+)
+from casweights.events import Reporter, Stage
+from casweights.format import names
+from casweights.stores.memory import MemoryStore
+from casweights.testing.faults import Fault, FaultyStore, flip_bit
+from casweights.testing.states import assert_same_state
+from tests.histories import CHUNK, State, history, step, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights import Repository, SnapshotId
+    from casweights.stores.base import ObjectStore
+    from casweights.testing import CountingStore
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+
+Versions = dict["SnapshotId", State]
+
+
+def pack_names(store: ObjectStore) -> set[str]:
+    return {info.name for info in store.list(names.PACKS)}
+
+
+def check(store: ObjectStore, versions: Versions) -> None:
+    with casweights.open(store) as repo:
+        assert repo.verify().problems == ()
+        for version, state in versions.items():
+            assert_same_state(repo.load(version), state)
+
+
+@pytest.fixture
+def versions(repo: Repository) -> Versions:
+    """A history, and a variant that came before its base."""
+    base = weights(3, seed=50)
+    states = [{"v": step(base, 0.02, 1)}, *history(6, 0.01, chunks=3)]
+    found = {repo.commit(state, branch=f"b{n == 0}").id: state for n, state in enumerate(states)}
+    late = {"v": base, "other": weights(3, seed=51)}
+    found[repo.commit(late, branch="late").id] = late
+    return found
+
+
+def test_no_version_changes(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+    before = {info.name for info in objects.list()} - pack_names(objects)
+    repo.repack()
+    assert {info.name for info in objects.list()} - pack_names(objects) == before
+    check(objects, versions)
+    for version, state in versions.items():
+        assert_same_state(repo.load(version), state)
+
+
+def test_fewer_bytes(objects: CountingStore) -> None:
+    """Versions that were imported without their parents become differences."""
+    states = list(history(6, 0.01, chunks=3))
+    found: Versions = {}
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        for n, state in enumerate(states):
+            found[repo.commit(state, branch=f"b{n}").id] = state
+            repo.delete_branch(f"b{n}")  # so that the next commit sees nothing to differ from
+        assert repo.stats().encodings == {"planes": 18}
+        done = repo.repack()
+        assert repo.stats().encodings == {"planes": 3, "sparse": 15}
+        assert (done.old_packs, done.packs) == (6, 1)
+        assert done.nbytes < done.old_bytes / 3
+        assert done.nbytes == repo.stats().pack_bytes
+    check(objects, found)
+
+
+def test_once_more_changes_nothing(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    repo.repack()
+    before = {name: objects.get(name) for name in pack_names(objects)}
+    repo.repack()
+    assert {name: objects.get(name) for name in pack_names(objects)} == before
+
+
+def test_compression(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+    repo.repack(compression="fast")
+    fast = repo.stats()
+    assert fast.encodings["raw"] > 0
+    repo.repack(compression="small")
+    assert repo.stats().pack_bytes < fast.pack_bytes
+    check(objects, versions)
+    with pytest.raises(InvalidInputError, match="compression"):
+        repo.repack(compression="tiny")  # type: ignore[arg-type]
+
+
+def test_an_empty_store(repo: Repository) -> None:
+    assert repo.repack().packs == 0
+
+
+def test_progress(objects: CountingStore, repo: Repository, versions: Versions) -> None:
+    class Progress(Reporter):
+        total = done = 0
+        ended = False
+
+        def started(self, stage: Stage, total: int) -> None:
+            assert stage is Stage.REPACK
+            self.total = total
+
+        def advanced(self, stage: Stage, nbytes: int) -> None:
+            self.done += nbytes
+
+        def finished(self, stage: Stage) -> None:
+            self.ended = True
+
+    progress = Progress()
+    with casweights.open(objects, reporter=progress) as other:
+        other.repack()
+    assert progress.ended
+    assert progress.done == progress.total > 0
+
+
+def test_a_reader_goes_on(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+    """Its index is out of date, and so are the pack tables of the snapshots."""
+    with casweights.open(objects) as reader:
+        for version in versions:
+            reader.load(version)
+        with casweights.open(objects) as other:
+            other.repack(compression="small")
+        for version, state in versions.items():
+            assert_same_state(reader.load(version), state)
+
+
+def copies(original: ObjectStore) -> Iterator[MemoryStore]:
+    while True:
+        store = MemoryStore()
+        for info in original.list():
+            store.put(info.name, [original.get(info.name)])
+        yield store
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("method", ["put", "delete"])
+def test_a_failure_at_any_step_loses_nothing(
+    repo: Repository, objects: CountingStore, versions: Versions, method: str, after: bool
+) -> None:
+    calls = 0
+    for calls, store in enumerate(copies(objects), 1):
+        faulty = FaultyStore(store, [Fault(call=calls, method=method, after=after)])
+        failed = True
+        try:
+            with casweights.open(faulty) as other:
+                other.repack(compression="small")
+            failed = False
+        except CasweightsError:
+            pass
+        check(store, versions)
+        if not failed:
+            break
+    assert calls > 1
+
+
+def test_a_commit_beside_it_loses_nothing(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    """Its chunks lie in packs that are gone by the time its snapshot appears."""
+    states = [*versions.values()]
+    fresh = {"w": step(states[-2]["w"], 0.01, 99), "v": states[0]["v"]}
+    repacked = False
+
+    def between() -> None:
+        nonlocal repacked
+        with casweights.open(objects) as other:
+            other.repack(compression="small")
+        repacked = True
+
+    store = FaultyStore(objects, [Fault(call=2, method="put", action=between)])
+    with casweights.open(store) as other:
+        version = other.commit(fresh, branch="bFalse")
+    assert repacked
+    check(objects, versions | {version.id: fresh})
+
+
+def test_chunks_of_no_version_stay(repo: Repository, objects: CountingStore) -> None:
+    """Those of a commit that failed, and will be repeated."""
+    first, second, third = history(3, 0.01, chunks=2)
+    repo.commit(first)
+    for state in (second, third):
+        store = FaultyStore(objects, [Fault(call=2, method="put")])
+        with casweights.open(store) as other, pytest.raises(StoreError):
+            other.commit(state)
+    repo.repack(compression="small")
+    objects.reset()
+    with casweights.open(objects) as other:
+        version = other.commit(third)
+        assert_same_state(other.load(version), third)
+    assert not [name for name, _ in objects.writes if name.startswith(names.PACKS)]
+
+
+def test_a_damaged_chunk_stops_it(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    flip_bit(objects, min(pack_names(objects)), 100)
+    before = pack_names(objects)
+    with casweights.open(objects) as other, pytest.raises(IntegrityError, match=r"packs/"):
+        other.repack()
+    assert pack_names(objects) >= before
+
+
+def commit_loosely(repo: Repository, objects: CountingStore, state: State) -> str:
+    """Store chunks that no version has; returns the name of their pack."""
+    before = pack_names(objects)
+    version = repo.commit(state, branch="loose").id
+    repo.delete_branch("loose")
+    objects.delete(names.snapshot_name(version))
+    (pack,) = pack_names(objects) - before
+    return pack
+
+
+def test_a_damaged_frame_that_no_version_needs_stays_where_it_is(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    loose = commit_loosely(repo, objects, {"w": weights(2, seed=90)})
+    flip_bit(objects, loose, 100)
+    before, data = pack_names(objects), objects.get(loose)
+    with casweights.open(objects) as other:
+        other.repack()
+        assert pack_names(objects) & before == {loose}
+        assert objects.get(loose) == data
+        (problem,) = other.verify().problems
+        assert loose in str(problem)
+    with casweights.open(objects) as other:
+        for version, state in versions.items():
+            assert_same_state(other.load(version), state)
+        assert chunks_of(objects, {"w": weights(2, seed=90)}) == 1  # the sound one was copied
+
+
+def chunks_of(objects: ObjectStore, state: State) -> int:
+    """How many chunks of a state a repack has stored again."""
+    with casweights.open(MemoryStore(), create=True, config=CONFIG) as scratch:
+        wanted = {chunk for chunk, _ in scratch.commit(state).pieces()}
+    with casweights.open(objects) as repo:
+        repo.database.index.load()
+        new = [pack.locations for pack in repo.database.index.contents() if pack.generation]
+    return len(wanted & {place.frame.chunk for places in new for place in places})
+
+
+def test_a_damaged_base_that_no_version_needs_stays_where_it_is(
+    repo: Repository, objects: CountingStore
+) -> None:
+    """The version's chunk has a cheaper way through that base, and a sound one without it."""
+    base = {"w": torch.zeros_like(weights(1))}
+    state = {"w": step(base["w"], 0.01, 92)}
+    version = repo.commit(state, compression="fast").id
+    with casweights.open(MemoryStore(), create=True, config=CONFIG) as other:
+        (zeros,) = {chunk for chunk, _ in other.commit(base).pieces()}
+        other.commit(state)
+        pack = names.pack_name(other.database.index.frames(zeros)[0].pack)
+        for info in other.database.store.list(names.PACKS):
+            objects.put(info.name, [other.database.store.get(info.name)])
+    flip_bit(objects, pack, 10)
+    before = pack_names(objects)
+    with casweights.open(objects) as late:
+        late.repack(compression="small")
+        assert pack_names(objects) & before == {pack}
+    with casweights.open(objects) as late:
+        assert_same_state(late.load(version), state)
+        assert [pack in str(problem) for problem in late.verify().problems] == [True]
+
+
+def test_a_frame_that_has_a_sound_copy_elsewhere_is_replaced(
+    repo: Repository, objects: CountingStore
+) -> None:
+    """No version needs the chunk; one of its two frames is damaged."""
+    state = {"w": weights(2, seed=93)}
+    packs = [commit_loosely(repo, objects, state)]
+    flip_bit(objects, packs[0], 100)
+    with casweights.open(objects) as other:
+        version = other.commit(state, branch="a").id
+        with pytest.raises(IntegrityError):
+            other.load(version)
+        other.commit(state, branch="b")  # which stores the damaged chunk once more
+    for branch in ("a", "b"):
+        repo.delete_branch(branch)
+    for info in list(objects.list(names.SNAPSHOTS)):
+        objects.delete(info.name)
+    with casweights.open(objects) as other:
+        assert other.repack().packs == 1
+        assert other.verify().problems == ()
+
+
+def test_only_packs_of_lower_generations_are_deleted(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    """So two repacks cannot each rely on what the other one deletes."""
+    with casweights.open(objects) as other:
+        for generation, compression in enumerate(("small", "fast", "small"), 1):
+            other.repack(compression=compression)  # type: ignore[arg-type]
+            assert {read_pack(objects, info).generation for info in objects.list(names.PACKS)} == {
+                generation
+            }
+            other.repack(compression=compression)  # type: ignore[arg-type]
+            assert {read_pack(objects, info).generation for info in objects.list(names.PACKS)} == {
+                generation
+            }
+    check(objects, versions)
+
+
+def test_a_pack_that_cannot_be_read_stays(repo: Repository, objects: CountingStore) -> None:
+    repo.commit({"w": weights(2)}, compression="fast")
+    objects.put(names.PACKS + "0" * 64 + ".pack", [b"no pack"])
+    before = pack_names(objects)
+    with casweights.open(objects) as other:
+        other.repack(compression="small")
+        assert len(pack_names(objects) & before) == 1
+        assert len(other.verify().problems) == 1

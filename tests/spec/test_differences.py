@@ -1,0 +1,252 @@
+"""The independent reader and the library agree on differences, honest and forged ones."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import casweights
+from casweights import IntegrityError, StoreConfig
+from casweights.database.chains import MAX_LINKS
+from casweights.format.names import pack_name
+from casweights.kernels import (
+    dense_decode,
+    dense_encode,
+    sparse_decode,
+    sparse_encode,
+)
+from casweights.kernels.kinds import ElementKind
+from casweights.stores.local import LocalStore
+from tests.forged_chains import (
+    NAME,
+    READ,
+    REFUSED,
+    A,
+    B,
+    C,
+    Link,
+    add_pack,
+    add_version,
+    chain,
+    chunk,
+    create,
+    difference,
+    whole,
+)
+from tests.histories import CHUNK, ELEMENTS, history, step, weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from casweights import Repository, SnapshotId
+
+TOOLS = Path(__file__).parents[2] / "tools"
+KERNELS = {"sparse": (sparse_encode, sparse_decode), "dense": (dense_encode, dense_decode)}
+
+encodings = pytest.mark.parametrize("encoding", KERNELS)
+kinds = pytest.mark.parametrize("kind", ElementKind)
+
+
+@pytest.fixture(scope="module")
+def reader() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        return importlib.import_module("spec_reader")
+
+
+@pytest.fixture(scope="module")
+def differences() -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(TOOLS)
+        return importlib.import_module("spec_differences")
+
+
+def pair(kind: ElementKind, count: int, share: float, largest: int) -> tuple[bytes, bytes]:
+    """Elements of all exponents, of which a share has moved, by up to `largest` bit patterns."""
+    numbers = np.random.default_rng(count)
+    base = np.frombuffer(numbers.bytes(count * kind.width), f"<u{kind.width}")
+    steps = numbers.integers(1, largest, count, dtype=np.uint64, endpoint=True)
+    moves = np.where(numbers.random(count) < share, steps, np.uint64(0)).astype(base.dtype)
+    signs = numbers.random(count) < 0.5
+    return base.tobytes(), np.where(signs, base + moves, base - moves).tobytes()
+
+
+@kinds
+@encodings
+@pytest.mark.parametrize(
+    ("share", "largest"), [(0, 1), (0.01, 1), (0.01, 2**64 - 1), (0.7, 1), (1, 300), (1, 2**64 - 1)]
+)
+def test_what_the_kernels_encode(
+    differences: ModuleType, encoding: str, kind: ElementKind, share: float, largest: int
+) -> None:
+    encode, _ = KERNELS[encoding]
+    decode = getattr(differences, f"decode_{encoding}")
+    for count in (1, 2, 63, 1000):
+        base, new = pair(kind, count, share, largest)
+        assert decode(encode(base, new, kind), base) == new
+
+
+@kinds
+@encodings
+def test_several_segments(differences: ModuleType, encoding: str, kind: ElementKind) -> None:
+    encode, _ = KERNELS[encoding]
+    for count in (16_384, 16_385, 40_000):
+        base, new = pair(kind, count, 0.05, 40)
+        assert getattr(differences, f"decode_{encoding}")(encode(base, new, kind), base) == new
+
+
+def attempt(decode: Callable[[bytes, bytes], bytes], payload: bytes, base: bytes) -> bytes | None:
+    try:
+        return decode(payload, base)
+    except ValueError:
+        return None
+
+
+@given(
+    st.sampled_from(sorted(KERNELS)),
+    st.sampled_from(ElementKind),
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2), st.binary(max_size=2)), max_size=3),
+)
+@pytest.mark.usefixtures("differences")
+def test_the_same_is_refused(
+    encoding: str, kind: ElementKind, edits: list[tuple[int, int, bytes]]
+) -> None:
+    """The payloads are honest ones with some bytes replaced, inserted and removed."""
+    encode, kernel = KERNELS[encoding]
+
+    def by_kernel(data: bytes, base: bytes) -> bytes:
+        out = bytearray(base)
+        kernel(data, out)
+        return bytes(out)
+
+    base, new = pair(kind, 64, 0.2, 9)
+    payload = encode(base, new, kind)
+    for at, removed, inserted in edits:
+        payload = payload[:at] + inserted + payload[at + removed :]
+    by_reader = getattr(importlib.import_module("spec_differences"), f"decode_{encoding}")
+    assert attempt(by_reader, payload, base) == attempt(by_kernel, payload, base)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    made = LocalStore(tmp_path / "store")
+    create(made)
+    return made
+
+
+def by_reader(reader: ModuleType, root: Path, version: SnapshotId | str) -> dict[str, bytes]:
+    shutil.rmtree(root / "out", ignore_errors=True)
+    reader.check_out(root / "store", str(version), root / "out")
+    return {path.name: path.read_bytes() for path in (root / "out").iterdir()}
+
+
+@pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
+def test_both_refuse(
+    reader: ModuleType, store: LocalStore, tmp_path: Path, links: list[Link]
+) -> None:
+    version = add_version(store, B, [add_pack(store, links)])
+    with casweights.open(store) as repo, pytest.raises(IntegrityError):
+        b"".join(repo.read(version, NAME))
+    with pytest.raises(reader.StoreError):
+        by_reader(reader, tmp_path, version)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("links", READ.values(), ids=READ)
+def test_both_read(
+    reader: ModuleType, store: LocalStore, tmp_path: Path, links: list[Link]
+) -> None:
+    version = add_version(store, B, [add_pack(store, links)])
+    with casweights.open(store) as repo:
+        assert b"".join(repo.read(version, NAME)) == B
+    assert by_reader(reader, tmp_path, version) == {NAME: B}
+
+
+def test_the_longest_chain(reader: ModuleType, store: LocalStore, tmp_path: Path) -> None:
+    pack = add_pack(store, chain(MAX_LINKS))
+    longest = add_version(store, chunk(MAX_LINKS - 1), [pack])
+    too_long = add_version(store, chunk(MAX_LINKS), [pack])
+    assert by_reader(reader, tmp_path, longest) == {NAME: chunk(MAX_LINKS - 1)}
+    with pytest.raises(reader.StoreError):
+        by_reader(reader, tmp_path, too_long)
+    with casweights.open(store) as repo:
+        assert b"".join(repo.read(longest, NAME)) == chunk(MAX_LINKS - 1)
+        with pytest.raises(IntegrityError):
+            b"".join(repo.read(too_long, NAME))
+
+
+def test_a_base_of_another_size_stays_readable(
+    reader: ModuleType, store: LocalStore, tmp_path: Path
+) -> None:
+    pack = add_pack(store, REFUSED["longer base"])
+    longer = REFUSED["longer base"][0].raw
+    chunks = reader.ChunkReader(tmp_path / "store", "blake3", [bytes.fromhex(str(pack))])
+    ids = {raw: reader.DIGESTS["blake3"](raw) for raw in (B, longer)}
+    with pytest.raises(reader.StoreError):
+        chunks.read(ids[B], len(B))
+    assert chunks.read(ids[longer], len(longer)) == longer
+
+
+def test_packs_that_the_table_does_not_name(
+    reader: ModuleType, store: LocalStore, tmp_path: Path
+) -> None:
+    """The bases lie there; so does another way for when they are gone."""
+    first = add_pack(store, [difference(C, B)])
+    second = add_pack(store, [difference(B, A), whole(A)])
+    version = add_version(store, C, [first])
+    assert by_reader(reader, tmp_path, version) == {NAME: C}
+    add_pack(store, [whole(B)])
+    store.delete(pack_name(second))
+    assert by_reader(reader, tmp_path, version) == {NAME: C}
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Repository:
+    config = StoreConfig(chunk_size=CHUNK)
+    return casweights.open(tmp_path / "store", create=True, config=config)
+
+
+def assert_same(reader: ModuleType, repo: Repository, root: Path) -> None:
+    """Both check the same out, of every version."""
+    for version in repo.log():
+        (expected,) = (b"".join(repo.read(version, file.path)) for file in version.files)
+        assert by_reader(reader, root, version.id) == {"model.safetensors": expected}
+
+
+@pytest.mark.parametrize("density", [0.002, 0.3])
+def test_histories(reader: ModuleType, repo: Repository, tmp_path: Path, density: float) -> None:
+    with repo:
+        for state in history(20, density):
+            repo.commit(state)
+        assert repo.stats().versions[-1].longest_chain > (15 if density < 0.1 else 1)
+        assert_same(reader, repo, tmp_path)
+
+
+def test_every_type_of_elements(reader: ModuleType, repo: Repository, tmp_path: Path) -> None:
+    """Each has bytes of its own; a few of these move, then many."""
+    dtypes = [
+        *(torch.uint8, torch.float8_e5m2, torch.float8_e4m3fn, torch.float8_e8m0fnu),
+        *(torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32),
+        *(torch.int64, torch.float64, torch.complex64),
+    ]
+    with repo:
+        for steps in range(3):
+            state = {}
+            for seed, dtype in enumerate(dtypes):
+                tensor = weights(1, seed)[: ELEMENTS // 8]
+                for n, density in enumerate((0.01, 0.4)[:steps]):
+                    tensor = step(tensor, density, n)
+                state[str(dtype)] = tensor.view(dtype)
+            repo.commit(state)
+        encodings = repo.stats().encodings
+        assert min(encodings["sparse"], encodings["dense"]) >= len(dtypes) // 2
+        assert_same(reader, repo, tmp_path)

@@ -1,0 +1,124 @@
+"""Stores that were written when the format was made, and that every later version reads.
+
+The stores in ``golden/`` are replaced only together with the format: run ``python
+tools/make_golden.py tests/golden`` in the commit that changes ``docs/format.md``, and in no other.
+``expected.json`` says what is in them; but for the file of a state dict, it was made from what went
+in, not from what came out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import casweights
+from casweights.database.index import list_packs, read_pack
+from casweights.stores.local import LocalStore
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOOLS = Path(__file__).parents[2] / "tools"
+STORES: dict[str, dict[str, Any]] = json.loads(
+    (GOLDEN / "expected.json").read_text(encoding="utf-8")
+)
+VERSIONS = [(name, version) for name, store in STORES.items() for version in store["versions"]]
+versions = pytest.mark.parametrize(
+    ("store", "version"), VERSIONS, ids=[f"{store}-{version[:8]}" for store, version in VERSIONS]
+)
+stores = pytest.mark.parametrize("store", STORES)
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    """The script that made the stores."""
+    spec = importlib.util.spec_from_file_location("make_golden", TOOLS / "make_golden.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_stores_of_both_digests() -> None:
+    assert sorted(STORES) == ["blake3", "xxh3-128"]
+
+
+@versions
+def test_library_checks_version_out(
+    store: str, version: str, maker: ModuleType, tmp_path: Path
+) -> None:
+    with casweights.open(GOLDEN / store) as repository:
+        repository.checkout(version, tmp_path)
+    assert maker.hash_files(tmp_path) == STORES[store]["versions"][version]["files"]
+
+
+@versions
+def test_spec_reader_checks_version_out(
+    store: str, version: str, maker: ModuleType, tmp_path: Path
+) -> None:
+    arguments = (TOOLS / "spec_reader.py", GOLDEN / store, version, tmp_path / "out")
+    subprocess.run([sys.executable, "-sE", *map(str, arguments)], check=True)
+    assert maker.hash_files(tmp_path / "out") == STORES[store]["versions"][version]["files"]
+
+
+@versions
+def test_manifest_says_what_was_committed(store: str, version: str, maker: ModuleType) -> None:
+    expected = STORES[store]["versions"][version]
+    with casweights.open(GOLDEN / store) as repository:
+        assert maker.describe_version(repository.snapshot(version), expected["files"]) == {
+            key: value for key, value in expected.items() if key != "state"
+        }
+
+
+@stores
+def test_state_dict_comes_back(store: str, maker: ModuleType) -> None:
+    states = {
+        version: expected["state"]
+        for version, expected in STORES[store]["versions"].items()
+        if "state" in expected
+    }
+    assert states
+    with casweights.open(GOLDEN / store) as repository:
+        for version, expected in states.items():
+            state = repository.load(version)
+            assert maker.describe(state) == expected
+            assert state["model"]["wte"] is state["model"]["lm_head"]
+
+
+@stores
+def test_branches_and_tags(store: str) -> None:
+    with casweights.open(GOLDEN / store) as repository:
+        branches = {name: str(target) for name, target in repository.branches().items()}
+        tags = {name: str(target) for name, target in repository.tags().items()}
+        history = [str(snapshot.id) for snapshot in repository.log("main")]
+    assert branches == STORES[store]["branches"]
+    assert tags == STORES[store]["tags"]
+    assert history == [branches["main"], tags["v1.0"]]
+
+
+@stores
+def test_store_is_sound_and_has_every_encoding(store: str) -> None:
+    with casweights.open(GOLDEN / store) as repository:
+        assert repository.verify().problems == ()
+        stats = repository.stats()
+        assert set(stats.encodings) == {"raw", "zstd", "planes", "dense", "sparse"}
+        assert max(version.longest_chain for version in stats.versions) > 2
+
+
+@stores
+def test_store_has_packs_of_two_generations(store: str) -> None:
+    objects = LocalStore(GOLDEN / store)
+    assert {read_pack(objects, info).generation for info in list_packs(objects)} == {0, 1}
+
+
+def test_same_input_still_has_the_same_ids(maker: ModuleType, tmp_path: Path) -> None:
+    """Cutting, digests, manifests and the files of state dicts are as they were."""
+    assert json.loads(json.dumps(maker.make_all(tmp_path))) == STORES

@@ -1,0 +1,227 @@
+"""Reading ahead: announced ranges come in large pieces, and nothing else changes."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import TYPE_CHECKING
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from casweights.config import KiB, MiB
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError, StoreError
+from casweights.stores.memory import MemoryStore
+from casweights.stores.readahead import ReadaheadStore
+from casweights.stores.wrapper import WrapperStore
+from casweights.testing import CountingStore, StoreTests
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.stores.base import Range
+
+
+@cache
+def noise(size: int, seed: int = 0) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+class TestReadaheadStore(StoreTests):
+    @pytest.fixture
+    def store(self) -> ReadaheadStore:
+        return ReadaheadStore(MemoryStore(), window=128 * MiB)
+
+
+@pytest.fixture
+def counting() -> CountingStore:
+    store = CountingStore(MemoryStore())
+    store.put("a", [noise(20 * MiB, 1)])
+    store.put("b", [noise(1 * MiB, 2)])
+    return store
+
+
+def frames(name: str, size: int, step: int) -> list[Sequence[Range]]:
+    return [[(name, start, min(start + step, size))] for start in range(0, size, step)]
+
+
+def test_neighbours_are_fetched_together(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    with store.ahead() as announce:
+        announce(frames("a", 20 * MiB, 100 * KiB))
+        for [(name, start, stop)] in frames("a", 20 * MiB, 100 * KiB):
+            assert store.get(name, start, stop - start) == noise(20 * MiB, 1)[start:stop]
+    assert len(counting.reads) <= 6  # a range belongs to the cell that it begins in
+    assert counting.read_bytes("a") == 20 * MiB
+
+
+def test_what_lies_far_apart_is_fetched_apart(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    ranges = [("a", 0, 1000), ("a", 2000, 3000), ("a", 2 * MiB, 2 * MiB + 5)]
+    with store.ahead() as announce:
+        announce([ranges])
+        for name, start, stop in ranges:
+            store.get(name, start, stop - start)
+    assert sorted(counting.reads) == [("a", 5), ("a", 3000)]
+
+
+def test_what_was_not_announced_is_read_as_ever(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    with store.ahead() as announce:
+        announce([[("a", 0, 1000)]])
+        assert store.get("a", 500, 1000) == noise(20 * MiB, 1)[500:1500]
+        assert store.get("b", 0, 10) == noise(1 * MiB, 2)[:10]
+    assert ("a", 1000) in counting.reads
+    assert ("b", 10) in counting.reads
+
+
+def test_a_range_may_be_needed_more_than_once(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    with store.ahead() as announce:
+        announce([[("a", 0, 1000)], [("b", 0, 1000)], [("a", 0, 1000)]])
+        for name in ("a", "b", "a"):
+            store.get(name, 0, 1000)
+        assert len(counting.reads) == 2
+        store.get("a", 0, 1000)  # once more than was announced
+    assert len(counting.reads) == 3
+
+
+def test_at_the_end_everything_is_dropped(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    with store.ahead() as announce:
+        announce([[("a", 0, 1000)]])
+        store.get("a", 0, 500)
+    counting.reset()
+    store.get("a", 0, 500)
+    assert counting.reads == [("a", 500)]
+    assert store._held == 0
+    assert not store._spans
+    assert not store._started
+
+
+class Held(WrapperStore):
+    """Notes how many bytes were read at most before anybody had used them."""
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__(inner)
+        self.nbytes = 0
+        self.lock = threading.Lock()
+
+    def readinto(self, name: str, start: int, out: memoryview) -> None:
+        super().readinto(name, start, out)
+        with self.lock:
+            self.nbytes += len(out)
+
+
+def test_no_more_than_the_window_is_held() -> None:
+    plain = MemoryStore()
+    plain.put("a", [bytes(64 * MiB)])
+    inner = Held(plain)
+    store = ReadaheadStore(inner, window=16 * MiB)
+    used = 0
+    with store.ahead() as announce:
+        announce(frames("a", 64 * MiB, MiB))
+        for [(name, start, stop)] in frames("a", 64 * MiB, MiB):
+            store.get(name, start, stop - start)
+            used += stop - start
+            assert inner.nbytes - used <= 17 * MiB
+    assert inner.nbytes == 64 * MiB
+
+
+def test_pieces_that_are_read_in_turns_are_small(counting: CountingStore) -> None:
+    plain = MemoryStore()
+    for n in range(64):
+        plain.put(f"pack{n}", [bytes([n]) * (4 * MiB)])
+    counting = CountingStore(plain)
+    store = ReadaheadStore(counting, window=32 * MiB)
+    groups = [
+        [(f"pack{n}", chunk * 64 * KiB, (chunk + 1) * 64 * KiB) for n in range(64)]
+        for chunk in range(64)
+    ]
+    with store.ahead() as announce:
+        announce(groups)
+        for group in groups:
+            for name, start, stop in group:
+                assert store.get(name, start, stop - start)[0] == int(name.removeprefix("pack"))
+    assert counting.read_bytes("pack") <= 1.1 * 256 * MiB  # hardly anything was given up
+
+
+def test_errors_are_those_of_the_reader(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    with store.ahead() as announce:
+        announce([[("nothing", 0, 10)], [("b", MiB - 5, MiB + 5)], [("b", 0, 10)]])
+        with pytest.raises(NotFoundError):
+            store.get("nothing", 0, 10)
+        with pytest.raises(IntegrityError):
+            store.get("b", MiB - 5, 10)
+        assert store.get("b", 0, 10) == noise(1 * MiB, 2)[:10]
+
+
+class Flaky(WrapperStore):
+    """Fails once for each object."""
+
+    def __init__(self, inner: CountingStore) -> None:
+        super().__init__(inner)
+        self.failed: set[str] = set()
+
+    def readinto(self, name: str, start: int, out: memoryview) -> None:
+        if name not in self.failed:
+            self.failed.add(name)
+            raise StoreError(ErrorCode.UNREACHABLE, "not now")
+        super().readinto(name, start, out)
+
+
+def test_what_could_not_be_fetched_is_read_by_who_needs_it(counting: CountingStore) -> None:
+    store = ReadaheadStore(Flaky(counting), window=128 * MiB)
+    with store.ahead() as announce:
+        announce([[("a", 0, 10)]])
+        assert store.get("a", 0, 10) == noise(20 * MiB, 1)[:10]
+
+
+def test_forget_drops_what_was_fetched(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    with store.ahead() as announce:
+        announce([[("b", 0, 10), ("b", 10, 20)]])
+        store.get("b", 0, 10)
+        assert store.forget("b")
+        assert not store.forget("b")
+        counting.reset()
+        store.get("b", 10, 10)
+    assert counting.reads == [("b", 10)]
+
+
+@hypothesis.given(
+    st.lists(
+        st.lists(
+            st.tuples(st.integers(0, 3), st.integers(0, 900), st.integers(0, 200)), max_size=4
+        ),
+        max_size=10,
+    ),
+    st.integers(0, 2000),
+    st.randoms(use_true_random=False),
+)
+def test_any_order_on_any_number_of_threads(
+    groups: list[list[tuple[int, int, int]]], window: int, shuffler: random.Random
+) -> None:
+    plain = MemoryStore()
+    contents = [noise(1100, n) for n in range(4)]
+    for n, data in enumerate(contents):
+        plain.put(f"{n}", [data])
+    store = ReadaheadStore(plain, window=window)
+    wanted = [[(f"{n}", start, start + size) for n, start, size in group] for group in groups]
+    reads = [place for group in wanted for place in group]
+    shuffler.shuffle(reads)
+
+    def read(place: Range) -> None:
+        name, start, stop = place
+        assert store.get(name, start, stop - start) == contents[int(name)][start:stop]
+
+    with store.ahead() as announce, ThreadPoolExecutor(3) as pool:
+        for n in range(0, len(wanted), 3):
+            announce(wanted[n : n + 3])
+        list(pool.map(read, reads))
+    assert store._held == 0
+    assert not store._spans

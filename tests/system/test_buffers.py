@@ -1,0 +1,60 @@
+"""Memory for bytes on their way."""
+
+from __future__ import annotations
+
+import gc
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from casweights.system.buffers import Pool, scratch, uninitialized
+
+
+def address(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).ctypes.data)
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1_000_003])
+def test_buffers_are_aligned_and_writable(size: int) -> None:
+    buffer = uninitialized(size)
+    assert len(buffer) == size
+    assert address(buffer) % 64 == 0
+    buffer[:] = bytes(size)
+    assert buffer == bytes(size)
+
+
+def test_an_empty_buffer() -> None:
+    assert len(uninitialized(0)) == len(scratch(0)) == len(Pool(100).take(0)) == 0
+
+
+def test_scratch_is_each_thread_s_own() -> None:
+    ours = scratch(1000)
+    assert address(scratch(500)) == address(ours)
+    with ThreadPoolExecutor(1) as pool:
+        theirs = pool.submit(scratch, 1000).result()
+    assert address(theirs) != address(ours)
+
+
+def test_a_pool_never_gives_a_buffer_twice_at_once() -> None:
+    pool = Pool(1000)
+    first, second = pool.take(1000), pool.take(900)
+    first[:] = b"a" * 1000
+    second[:] = b"b" * 900
+    assert first == b"a" * 1000
+    assert pool.take(400) is not None  # too small for one of the pool's
+    assert len(pool.take(5000)) == 5000
+
+
+def test_a_pool_takes_a_buffer_back_with_its_last_view() -> None:
+    pool = Pool(1000)
+    view = pool.take(1000)
+    place = address(view)
+    part = view[10:20]
+    del view
+    gc.collect()
+    other = pool.take(1000)
+    assert address(other) != place, "a part of it was still in use"
+    del part
+    gc.collect()
+    assert address(pool.take(1000)) == place
