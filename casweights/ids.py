@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple, Self
 
-from casweights.errors import ErrorCode, InvalidInputError
-
 
 class Digest(bytes):
     """A digest: its raw bytes, printed as lowercase hexadecimal."""
@@ -15,9 +13,8 @@ class Digest(bytes):
 
     def __new__(cls, value: bytes) -> Self:
         if len(value) not in cls.sizes:
-            raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT,
-                f"a {cls.__name__} has {' or '.join(map(str, cls.sizes))} bytes, not {len(value)}",
+            raise ValueError(
+                f"a {cls.__name__} has {' or '.join(map(str, cls.sizes))} bytes, not {len(value)}"
             )
         return super().__new__(cls, value)
 
@@ -26,14 +23,12 @@ class Digest(bytes):
         """The inverse of ``str(digest)``.
 
         Raises:
-            InvalidInputError: `text` is not hexadecimal or has the wrong length.
+            ValueError: `text` is not hexadecimal or has the wrong length.
         """
         try:
             return cls(bytes.fromhex(text))
         except ValueError as error:
-            raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, f"{text!r} is not a {cls.__name__} in hexadecimal"
-            ) from error
+            raise ValueError(f"{text!r} is not a {cls.__name__} in hexadecimal") from error
 
     def __str__(self) -> str:
         return self.hex()

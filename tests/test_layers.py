@@ -7,6 +7,7 @@ folder of the package; the values and the repository are modules of its root.
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,16 @@ def test_verbs_do_not_know_each_other() -> None:
         and inner(edge.target) not in SHARED
     }
     assert not wrong
+
+
+def test_no_imports_form_a_circle() -> None:
+    """Neither at run time nor for annotations alone."""
+    targets: dict[str, set[str]] = {}
+    for edge in own_imports():
+        if edge.source != edge.target:
+            targets.setdefault(edge.source, set()).add(edge.target)
+    sorter = graphlib.TopologicalSorter(targets)
+    sorter.prepare()  # raises CycleError with the circle
 
 
 def test_the_table_names_rooms_that_exist() -> None:

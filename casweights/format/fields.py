@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from casweights.errors import InvalidInputError
 from casweights.format.envelope import corrupt
 from casweights.ids import ChunkId, Digest
 
@@ -40,7 +39,7 @@ def parse_id(kind: type[D], folder: str, name: str) -> D:
     Raises:
         IntegrityError: It is no such ID, or not in the one way to write it.
     """
-    with suppress(InvalidInputError):
+    with suppress(ValueError):
         found = kind.from_hex(name.removeprefix(folder))
         if folder + found.hex() == name:  # not in capitals
             return found

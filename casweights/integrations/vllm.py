@@ -181,7 +181,7 @@ class CasweightsWeightTransferEngine(
             NotFoundError: There is no such version; the model stays as it is.
             IntegrityError: The store is damaged; the model stays as it is.
         """
-        target = SnapshotId.from_hex(update_info.snapshot)
+        target = _parse_version(update_info.snapshot)
         if update_info.base is not None and update_info.base != str(self._version):
             raise StaleError(
                 ErrorCode.STALE,
@@ -371,6 +371,13 @@ def _batches(patches: Iterable[Patch]) -> Iterator[list[Patch]]:
             batch, nbytes = [], 0
     if batch:
         yield batch
+
+
+def _parse_version(text: str) -> SnapshotId:
+    try:
+        return SnapshotId.from_hex(text)
+    except ValueError as error:
+        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"snapshot: {error}") from error
 
 
 def _is_sparse(patch: Patch) -> bool:

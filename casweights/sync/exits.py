@@ -15,23 +15,42 @@ import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from casweights.sync.publisher import Publisher
+    from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
 _QUIET = 5.0  # seconds of waiting without a word
 
-_open: set[Publisher] = set()
+
+@dataclass(frozen=True, eq=False)
+class Pending:
+    """A publisher, as the end of the program sees it.
+
+    Attributes:
+        name: What log lines call it.
+        timeout: Seconds to wait for it.
+        drain: Waits until all its states are stored or given up; False after that many seconds.
+        losses: A line for each state that was published and is not stored.
+    """
+
+    name: str
+    timeout: float
+    drain: Callable[[float], bool]
+    losses: Callable[[], list[str]]
 
 
-def opened(publisher: Publisher) -> None:
+_open: set[Pending] = set()
+
+
+def opened(publisher: Pending) -> None:
     """From now on, the end of the program waits for this publisher."""
     _open.add(publisher)
 
 
-def closed(publisher: Publisher) -> None:
+def closed(publisher: Pending) -> None:
     """Whoever closed it has heard what there was to say."""
     _open.discard(publisher)
 
@@ -58,24 +77,24 @@ def _other_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if not (thread.daemon or thread in ours)]
 
 
-def _drain(publisher: Publisher, begin: float) -> None:
+def _drain(publisher: Pending, begin: float) -> None:
     def left() -> float:
-        return max(0.0, begin + publisher.exit_timeout - time.monotonic())
+        return max(0.0, begin + publisher.timeout - time.monotonic())
 
-    if not publisher._drain(min(left(), _QUIET)) and (seconds := left()):
+    if not publisher.drain(min(left(), _QUIET)) and (seconds := left()):
         _log.warning(
-            "%r is still writing: waiting at most %.0f s for it; interrupt to end now",
-            publisher,
+            "%s is still writing: waiting at most %.0f s for it; interrupt to end now",
+            publisher.name,
             seconds,
         )
-        publisher._drain(seconds)
+        publisher.drain(seconds)
 
 
 def _tell() -> None:
     """Name what is not stored."""
     while _open:
         with suppress(KeyError):  # another thread tells it
-            for loss in _open.pop()._losses():
+            for loss in _open.pop().losses():
                 _log.error(loss)
 
 

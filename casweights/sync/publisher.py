@@ -156,7 +156,8 @@ class Publisher(ProcessBound):
         self._conflict: ConflictError | None = None
         self._thread = threading.Thread(target=self._work, name="casweights-publish", daemon=True)
         self._thread.start()
-        exits.opened(self)
+        self._pending = exits.Pending(repr(self), self.exit_timeout, self._drain, self._losses)
+        exits.opened(self._pending)
 
     def __repr__(self) -> str:
         return f"Publisher({self._store.url!r}, {self._branch!r})"
@@ -343,7 +344,7 @@ class Publisher(ProcessBound):
         with self._state:
             self._state.notify_all()
         self._thread.join()
-        exits.closed(self)
+        exits.closed(self._pending)
         if self._owns_store:
             self._store.close()
         with self._state:
