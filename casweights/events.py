@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -76,14 +76,15 @@ class TransferStats:
         nbytes: Bytes of these packs, and of the versions' own objects.
         refs: Branches and tags that were moved or made there, as ``heads/main`` or ``tags/v1``,
             and where they point now.
-        version: Of a clone, the version that it brought or found there.
+        tips: The versions that were asked for, by ``heads/main``, ``tags/v1`` or the ID or other
+            ref as it was given.
     """
 
     snapshots: int
     packs: int
     nbytes: int
     refs: dict[str, SnapshotId]
-    version: SnapshotId | None = None
+    tips: dict[str, SnapshotId] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

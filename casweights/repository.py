@@ -4,24 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from casweights.config import (
-    DEFAULT_BRANCH,
-    DEFAULT_EXCLUDE,
-    Compression,
-    StoreConfig,
-)
-from casweights.content.arguments import (
-    check_compression,
-    to_list,
-    to_sources,
-    to_utc,
-)
-from casweights.errors import (
-    ConflictError,
-    ErrorCode,
-    InvalidInputError,
-    NotFoundError,
-)
+from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
+from casweights.content.arguments import check_compression, to_list, to_sources, to_utc
+from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.ids import SnapshotId
 from casweights.system.files import to_path
 from casweights.system.handles import ProcessBound
@@ -388,44 +373,52 @@ class Repository(ProcessBound):
         return repack(self._db, compression=check_compression(compression))
 
     def push(
-        self, target: Repository, refs: Sequence[str] | None = None, *, force: bool = False
+        self,
+        target: Repository,
+        refs: Sequence[str] | None = None,
+        *,
+        history: bool = True,
+        unnamed: bool = False,
+        force: bool = False,
     ) -> TransferStats:
-        """Bring branches and tags, and their versions, to another store.
+        """Bring branches and tags, and the versions that they lead to, to another store.
 
         Only what the target does not have is moved, and every version keeps its ID. A push that
-        fails or is killed leaves the target sound, and repeating it goes on from there. To pull is
-        to let the other store push.
+        fails or is killed leaves the target sound, and repeating it goes on from there.
 
         Args:
             target: Where they go.
-            refs: Branches and tags, ``heads/x`` and ``tags/x`` where a name is both; None for all.
+            refs: Branches and tags, ``heads/x`` and ``tags/x`` where a name is both. IDs and
+                ``main~2`` bring a version without a name. None for all branches and tags.
+            history: Whether the versions before them go, too.
+            unnamed: Whether all other versions of this store go, too.
             force: Move branches even if they went another way in the target.
 
         Raises:
             ConflictError: A branch went another way in the target, or a tag points elsewhere.
                 Everything else was moved.
-            NotFoundError: There is no such branch or tag.
+            NotFoundError: There is no such branch, tag or version.
             InvalidInputError: The stores have different digests or chunk sizes.
             StoreError: The target could not be written.
         """
         from casweights.operations.push import push
 
-        return push(self._db, target.database, None if refs is None else to_list(refs), force=force)
+        chosen = None if refs is None else to_list(refs)
+        return push(
+            self._db, target.database, chosen, history=history, unnamed=unnamed, force=force
+        )
 
-    def copy(self, target: Repository) -> TransferStats:
-        """Bring everything to another store: all versions, branches and tags. See `push`."""
-        from casweights.operations.push import copy
-
-        return copy(self._db, target.database)
-
-    def clone(self, target: Repository, ref: str = DEFAULT_BRANCH) -> TransferStats:
-        """Bring one version to another store, without those before it. See `push`.
-
-        If `ref` is a branch or tag, the target has one of that name afterwards.
-        """
-        from casweights.operations.push import clone
-
-        return clone(self._db, target.database, ref)
+    def pull(
+        self,
+        source: Repository,
+        refs: Sequence[str] | None = None,
+        *,
+        history: bool = True,
+        unnamed: bool = False,
+        force: bool = False,
+    ) -> TransferStats:
+        """Bring versions from another store: what its `push` to this one does."""
+        return source.push(self, refs, history=history, unnamed=unnamed, force=force)
 
     def info(self) -> StoreInfo:
         """What the store is, and what it guarantees to several writers."""

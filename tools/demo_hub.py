@@ -240,7 +240,7 @@ class Story:
             "13. On a third machine: one version, with what it is built on, as a store of its own"
         )
         third, original = self.machine("third"), self.models / "vocabulary"
-        done = third.show("clone", STORE, "one", "vocabulary")
+        done = third.show("pull", STORE, "vocabulary", "--shallow", "--create", "--store", "one")
         say(f"On the wire: {sentence(done.spent)}.")
         self.check_out(third, "vocabulary", original, "--store", "one")
 

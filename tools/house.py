@@ -73,11 +73,11 @@ def function_sizes(path: Path) -> Iterator[int]:
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, Function):
-            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
-            begin = body[0].lineno if body else node.lineno
-            head = node.body[0].lineno - node.lineno
-            yield head + sum(
-                bool(lines[n].strip()) for n in range(begin - 1, node.end_lineno or begin)
+            spans = [(node.lineno, node.body[0].lineno)]
+            body = node.body[ast.get_docstring(node) is not None :]
+            spans += [(part.lineno, (part.end_lineno or part.lineno) + 1) for part in body]
+            yield len(
+                {n for begin, end in spans for n in range(begin, end) if lines[n - 1].strip()}
             )
 
 

@@ -31,8 +31,6 @@ VERBS = (
     "repack",
     "push",
     "pull",
-    "copy",
-    "clone",
 )
 
 

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._progress import Results
@@ -20,19 +22,30 @@ if TYPE_CHECKING:
     from casweights.events import TransferStats
     from casweights.repository import Repository
 
-    Move = Callable[[Repository, Repository], TransferStats]
-
 EXITS = (Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
+
+
+def transfer_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that `push` and `pull` share."""
+    for option in (
+        click.option("--force", is_flag=True, help="Move branches that went another way, too."),
+        click.option("--shallow", is_flag=True, help="Leave out the versions before these."),
+        click.option("--all", "unnamed", is_flag=True, help="Versions without a name, too."),
+    ):
+        command = option(command)
+    return command
 
 
 def move_versions(
     out: Output,
     source: str,
     target: str,
-    move: Move,
+    refs: tuple[str, ...],
     *,
     create: bool,
-    wanted: str | None = None,
+    shallow: bool,
+    unnamed: bool,
+    force: bool,
 ) -> None:
     """Open two stores, bring versions from one to the other, and tell about it.
 
@@ -40,24 +53,23 @@ def move_versions(
         out: Where to tell.
         source: Where the versions are.
         target: Where they go.
-        move: Brings them.
+        refs: What to bring; everything that has a name if there are none.
         create: Make the target, if there is none.
-        wanted: The version that all is about, if it is one.
+        shallow: Leave out the versions before these.
+        unnamed: Bring all other versions, too.
+        force: Move branches whatever they point to.
     """
+    if unnamed and (refs or shallow):
+        raise click.UsageError("--all brings every version: leave out REF and --shallow")
     with ExitStack() as stack:
         here = stack.enter_context(open_store(source))
-        if wanted is not None:
-            here.resolve(wanted)  # before the target is made
+        for ref in refs:
+            here.resolve(ref)  # before the target is made
         if create:
             open_or_create(target, replace(here.config, refs=None))
         there = stack.enter_context(open_store(target, reporter=Results(out)))
-        stats = move(here, there)
-        about = {} if wanted is None else {"id": stats.version}
-        out.summary(
-            {**about, **_fields(here, there, stats)},
-            _lines(there, stats),
-            essential="id" if about else None,
-        )
+        stats = here.push(there, refs or None, history=not shallow, unnamed=unnamed, force=force)
+        out.summary(_fields(here, there, stats), _lines(there, stats))
 
 
 def _fields(source: Repository, target: Repository, stats: TransferStats) -> dict[str, Any]:
@@ -68,6 +80,7 @@ def _fields(source: Repository, target: Repository, stats: TransferStats) -> dic
         "packs": stats.packs,
         "moved_bytes": stats.nbytes,
         "refs": stats.refs,
+        "tips": stats.tips,
     }
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from casweights.cli._session import DEFAULT_FOLDER
-from casweights.cli._transfer import EXITS, move_versions
+from casweights.cli._transfer import EXITS, move_versions, transfer_options
 from casweights.cli._verb import verb
 from casweights.errors import NotFoundError
 
@@ -18,29 +18,26 @@ if TYPE_CHECKING:
 @verb("pull", *EXITS)
 @click.argument("source")
 @click.argument("refs", metavar="[REF]...", nargs=-1)
-@click.option("--force", is_flag=True, help="Move branches that went another way here, too.")
+@transfer_options
 @click.option("--create", is_flag=True, help="Make a store like SOURCE here, if there is none.")
 def command(
-    session: Session, source: str, refs: tuple[str, ...], force: bool, create: bool
+    session: Session, source: str, refs: tuple[str, ...], create: bool, **options: bool
 ) -> None:
     """Bring versions from another store.
 
-    REFs are branches and tags of SOURCE, by default all. Only what is not here is read, and every
-    version keeps its ID. A branch that has gone another way here is not moved. A pull that fails
-    or is interrupted can be repeated, and goes on from there.
+    REFs are branches and tags of SOURCE, by default all; an ID or main~2 brings a version without
+    a name. Only what is not here is read, and every version keeps its ID. A branch that has gone
+    another way here is not moved. A pull that fails or is interrupted can be repeated, and goes on
+    from there.
 
     \b
     Examples:
       casweights pull /mnt/shared/models
       casweights pull /mnt/shared/models main v1.0 --create
+      casweights pull hf://buckets/me/weights v1.0 --shallow --create
     """
-    move_versions(
-        session.out,
-        source,
-        _location(session, create=create),
-        lambda there, here: there.push(here, refs or None, force=force),
-        create=create,
-    )
+    here = _location(session, create=create)
+    move_versions(session.out, source, here, refs, create=create, **options)
 
 
 def _location(session: Session, *, create: bool) -> str:

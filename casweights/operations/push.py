@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.database.refs import no_ref
 from casweights.database.revisions import is_full_id, resolve
 from casweights.errors import (
     ConflictError,
@@ -28,70 +27,67 @@ if TYPE_CHECKING:
     from casweights.format.names import RefNames
     from casweights.ids import SnapshotId
 
-    NamedTips = dict[str, SnapshotId]  # by "heads/<branch>" and "tags/<tag>"
+    Tips = dict[str, SnapshotId]  # by "heads/<branch>" and "tags/<tag>"
 
 _HEADS, _TAGS = "heads/", "tags/"
 
 
 def push(
-    source: Database, target: Database, refs: Sequence[str] | None, *, force: bool = False
+    source: Database,
+    target: Database,
+    refs: Sequence[str] | None,
+    *,
+    history: bool = True,
+    unnamed: bool = False,
+    force: bool = False,
 ) -> TransferStats:
-    """Bring branches and tags with their versions to another store.
+    """Bring versions to another store, and the branches and tags that name them.
 
-    A branch that is there moves forward only: to a version that came from the one it is at. One
-    that has come further there already stays.
+    A branch of the target moves forward only: to a version that came from the one it is at. If it
+    is further there already, it stays.
 
     Args:
         source: Where they are.
         target: Where they go.
-        refs: Their names, ``heads/x`` and ``tags/x`` where a name is both; None for all.
+        refs: Branches and tags, ``heads/x`` and ``tags/x`` where a name is both; IDs and
+            ``main~2`` bring a version without a name. None for all branches and tags.
+        history: Whether the versions before them go, too.
+        unnamed: Whether all other versions go, too.
         force: Move branches whatever they point to.
 
     Raises:
         ConflictError: A branch has gone another way in the target, or a tag points elsewhere.
             Everything else was moved.
-        NotFoundError: The source has no such branch or tag.
-        InvalidInputError: The stores have different digests or chunk sizes.
+        NotFoundError: The source has no such branch, tag or version.
+        InvalidInputError: The stores have different digests or chunk sizes, or `unnamed` comes
+            with `refs` or without `history`.
         IntegrityError: The source is damaged.
         StoreError: The target could not be written.
     """
-    found = _all_refs(source) if refs is None else {}
+    if unnamed and (refs is not None or not history):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            "unnamed=True brings every version: leave out refs and history=False",
+        )
+    # Each ref is read once, since it may move, and before the versions that it may point to.
+    named = _all_refs(source) if refs is None else {}
+    asked = dict(named)
     for ref in refs or ():
-        called = _called(source, ref)
-        if not called:
-            raise no_ref("branch or tag", ref)
-        found |= called
-    return _send(source, target, found, force=force)
+        found = {} if "~" in ref or is_full_id(ref) else _called(source, ref)
+        named |= found
+        asked |= found or {ref: resolve(source, ref)}
+    others = source.snapshots.ids() if unnamed else ()
+    return _send(source, target, named, asked, others, history=history, force=force)
 
 
-def copy(source: Database, target: Database) -> TransferStats:
-    """Bring everything to another store: all versions, branches and tags; errors as for `push`."""
-    refs = _all_refs(source)  # before the versions, so that none is missed that they point to
-    return _send(source, target, refs, source.snapshots.ids())
-
-
-def clone(source: Database, target: Database, ref: str) -> TransferStats:
-    """Bring one version to another store without those before it; errors as for `push`.
-
-    Args:
-        source: Where it is.
-        target: Where it goes.
-        ref: The version; if that is a branch or tag, the target has one of that name afterwards.
-    """
-    # Each ref is read once, since it may move: what it named then is what the target gets.
-    called = {} if "~" in ref or is_full_id(ref) else _called(source, ref)
-    version = next(iter(called.values())) if called else resolve(source, ref)
-    return replace(_send(source, target, called, [version], history=False), version=version)
-
-
-def _all_refs(db: Database) -> NamedTips:
+def _all_refs(db: Database) -> Tips:
     branches = {_HEADS + name: tip for name, tip in db.refs.branches().items()}
     return branches | {_TAGS + name: tip for name, tip in db.refs.tags().items()}
 
 
-def _called(db: Database, ref: str) -> NamedTips:
+def _called(db: Database, ref: str) -> Tips:
     """The branch and the tag of a name; if there are both, they agree."""
-    found: NamedTips = {}
+    found: Tips = {}
     branch, tag = ref.removeprefix(_HEADS), ref.removeprefix(_TAGS)
     if not ref.startswith(_TAGS) and (head := db.refs.head(branch)) is not None:
         found[_HEADS + branch] = head.snapshot
@@ -107,13 +103,14 @@ def _called(db: Database, ref: str) -> NamedTips:
 def _send(
     source: Database,
     target: Database,
-    refs: NamedTips,
-    tips: Iterable[SnapshotId] = (),
+    refs: Tips,
+    asked: Tips,
+    others: Iterable[SnapshotId],
     *,
-    history: bool = True,
-    force: bool = False,
+    history: bool,
+    force: bool,
 ) -> TransferStats:
-    """Bring versions, then move refs to them.
+    """Bring versions, then move refs to them; `others` are versions that no ref need lead to.
 
     Conflicts, and names that the target cannot hold beside its own, are found before anything moves
     where they can be seen. They do not keep the others back.
@@ -127,16 +124,18 @@ def _send(
             moves[name] = _find_move(source, target, name, tip, there, force=force)
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
-    wanted = dict.fromkeys([*tips, *(move.tip for move in moves.values())])
+    refused_refs = refs.keys() - moves.keys()
+    tips = (tip for ref, tip in asked.items() if ref not in refused_refs)
+    wanted = dict.fromkeys([*others, *tips])
     stats = transfer(source, target, list(wanted), history=history)
-    moved: NamedTips = {}
+    moved: Tips = {}
     for name, move in moves.items():
         try:
             if _make_move(target, name, move, there):
                 moved[name] = move.tip
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
-    stats = replace(stats, refs=moved)
+    stats = replace(stats, refs=moved, tips=asked)
     target.reporter.transferred(stats)
     if len(refused) == 1:
         raise refused[0]

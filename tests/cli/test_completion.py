@@ -27,7 +27,7 @@ def test_the_script_for_the_shell(run: Run) -> None:
 
 
 def test_verbs(run: Run) -> None:
-    assert complete(run, "casweights c") == ["commit", "checkout", "cat", "copy", "clone"]
+    assert complete(run, "casweights c") == ["commit", "checkout", "cat"]
 
 
 @pytest.mark.usefixtures("store")

@@ -84,9 +84,8 @@ def test_fields_of_long_commands(run_json: Json, store: Path) -> None:
     check("`checkout`", run_json("checkout", "main", "out")[-1])
     check("`repack`", run_json("repack")[-1])
     check("`verify`", run_json("verify")[-1])
-    check("`push`, `pull`, `copy`", run_json("push", "there", "--create")[-1])
-    check("`push`, `pull`, `copy`", run_json("pull", "there")[-1])
-    check("`clone`", run_json("clone", "there", "part")[-1])
+    check("`push`, `pull`", run_json("push", "there", "--create")[-1])
+    check("`push`, `pull`", run_json("pull", "there")[-1])
     next((store / "packs").iterdir()).unlink()
     *problems, summary = run_json("verify", status=13)
     check("`verify`", summary)
@@ -111,9 +110,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "verify": (),
     "repack": (),
     "push": ("there", "--create"),
-    "copy": ("there", "copies"),
-    "clone": ("there", "part", "v1"),
-    "pull": ("there", "--store", "part"),
+    "pull": ("there", "--store", "part", "--create"),
 }
 
 

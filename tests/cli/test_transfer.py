@@ -1,11 +1,11 @@
-"""``push``, ``pull``, ``copy`` and ``clone``."""
+"""``push`` and ``pull``."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,6 +38,7 @@ def test_push(run: Run, run_json: Json, store: Path) -> None:
         "packs": 2,
         "moved_bytes": stored_bytes(BACKUP),
         "refs": {"heads/main": new, "tags/v1": old},
+        "tips": {"heads/main": new, "tags/v1": old},
     }
     (summary,) = run_json("push", BACKUP)
     assert (summary["versions"], summary["packs"], summary["refs"]) == (0, 0, {})
@@ -102,50 +103,68 @@ def test_conflicts(run: Run, store: Path, model: Path) -> None:
     assert run("show", "-q").stdout.strip() == mine
 
 
-def test_copy(run: Run, run_json: Json, store: Path) -> None:
+def test_push_all_brings_versions_without_a_name(run: Run, run_json: Json, store: Path) -> None:
     run("branch", "gone", "main~1")
+    (Path("model") / "gone.txt").write_text("gone")
+    gone = run("commit", "model", "--branch", "gone", "-q").stdout.strip()
     run("branch", "gone", "--delete")
-    (summary,) = run_json("copy", str(store), BACKUP)
-    assert (summary["versions"], summary["packs"]) == (2, 2)
+    (summary,) = run_json("push", BACKUP, "--create", "--all")
+    assert summary["versions"] == 3
     assert set(summary["refs"]) == {"heads/main", "tags/v1"}
+    assert run("show", gone, "-q", "--store", BACKUP).stdout == f"{gone}\n"
     run("verify", "--store", BACKUP)
-    assert run_json("copy", str(store), BACKUP)[0]["versions"] == 0
-    run("copy", "nowhere", BACKUP, status=10)
+    assert run_json("push", BACKUP, "--all")[0]["versions"] == 0
 
 
-def test_clone(run: Run, run_json: Json, store: Path) -> None:
+@pytest.mark.parametrize("verb", ["push", "pull"])
+@pytest.mark.parametrize("more", ["main", "--shallow"])
+def test_all_leaves_nothing_to_choose(run: Run, store: Path, verb: str, more: str) -> None:
+    assert "--all" in run(verb, BACKUP, "--all", more, status=2).stderr
+
+
+def test_pull_shallow_brings_one_version(run: Run, run_json: Json, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
-    (summary,) = run_json("clone", str(store), BACKUP)
-    assert (summary["id"], summary["versions"]) == (new, 1)
-    assert summary["refs"] == {"heads/main": new}
+
+    def pull(target: str, ref: str) -> Any:
+        (summary,) = run_json(
+            "pull",
+            str(store),
+            ref,
+            "--shallow",
+            "--create",
+            "--store",
+            str(Path(target).absolute()),
+        )
+        return summary
+
+    summary = pull(BACKUP, "main")
+    assert summary["versions"] == 1
+    assert summary["refs"] == summary["tips"] == {"heads/main": new}
     run("checkout", "main", "out", "--store", BACKUP)
     assert read_tree(Path("model")) == read_tree(Path("out"))
-    assert run("clone", str(store), "second", "v1", "-q").stdout == f"{old}\n"
-    assert run_json("clone", str(store), "third", "main~1")[0]["refs"] == {}
+    assert pull("second", "v1")["tips"] == {"tags/v1": old}
+    summary = pull("third", "main~1")
+    assert (summary["refs"], summary["tips"]) == ({}, {"main~1": old})
     assert run("show", old, "-q", "--store", "third").stdout == f"{old}\n"
 
 
-def test_a_clone_of_nothing_makes_no_store(run: Run, store: Path) -> None:
-    assert "nobody" in run("clone", str(store), BACKUP, "nobody", status=1).stderr
+@pytest.mark.parametrize("shallow", [(), ("--shallow",)])
+def test_push_of_an_unknown_ref_makes_no_store(
+    run: Run, store: Path, shallow: tuple[str, ...]
+) -> None:
+    assert "nobody" in run("push", BACKUP, "nobody", "--create", *shallow, status=1).stderr
     assert not Path(BACKUP).exists()
 
 
 def test_stores_that_do_not_fit(run: Run, store: Path) -> None:
     run("init", BACKUP, "--chunk-size", "1MiB")
-    for args in (("push", BACKUP), ("copy", str(store), BACKUP), ("pull", BACKUP)):
+    for args in (("push", BACKUP), ("push", BACKUP, "--all"), ("pull", BACKUP)):
         assert "casweights init --digest blake3" in run(*args, status=1).stderr
 
 
 def test_a_target_among_other_files(run: Run, store: Path, model: Path) -> None:
     run("push", str(model), status=10)
-    for args in (("push", "model", "--create"), ("copy", str(store), "model")):
-        assert "has files in it" in run(*args, status=11).stderr
-
-
-@pytest.mark.parametrize("verb", ["copy", "clone"])
-def test_both_stores_are_arguments(run: Run, store: Path, verb: str) -> None:
-    assert "--store" in run(verb, ".casweights", BACKUP, "--store", "x", status=2).stderr
-    run(verb, ".casweights", status=2)
+    assert "has files in it" in run("push", "model", "--create", status=11).stderr
 
 
 def test_unknown_refs(run: Run, store: Path) -> None:

@@ -77,10 +77,8 @@ COMMANDS = {
     "commit": ["--store", "STORE", "commit", "PATH"],
     "checkout": ["--store", "STORE", "checkout", "main", "PATH"],
     "cat": ["--store", "STORE", "cat", "main", "PATH"],
-    "clone from": ["clone", "PATH", "TARGET"],
-    "clone to": ["clone", "STORE", "PATH"],
-    "copy from": ["copy", "PATH", "TARGET"],
-    "copy to": ["copy", "STORE", "PATH"],
+    "push from": ["--store", "PATH", "push", "TARGET", "--all"],
+    "pull to": ["--store", "PATH", "pull", "STORE", "--shallow", "--create"],
     "push": ["--store", "STORE", "push", "PATH"],
     "pull": ["--store", "STORE", "pull", "PATH"],
 }

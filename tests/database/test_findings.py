@@ -113,10 +113,10 @@ def push(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
         source.push(target)
 
 
-def clone(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+def push_shallow(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
     with casweights.open(objects) as target, casweights.open(intact) as source:
         for version in source.log():
-            source.clone(target, str(version.id))
+            source.push(target, [str(version.id)], history=False)
 
 
 HEALERS: dict[str, Any] = {
@@ -124,7 +124,7 @@ HEALERS: dict[str, Any] = {
     "commit on top": commit_on_top,
     "publish": publish,
     "push": push,
-    "clone": clone,
+    "shallow push": push_shallow,
 }
 
 

@@ -1,6 +1,6 @@
 """Chaos: many processes at work on one store, some of which are killed or stopped at any moment.
 
-They commit, publish, follow, name, repack, verify, push and clone, from the library and the command
+They commit, publish, follow, name, repack, verify, push and pull, from the library and the command
 line. Each writes down what it was told; in the end the store must have all of it, bit for bit, and
 nothing may have hung, or ended in a way that is not documented. Prints what happened as JSON. What
 is wrong ends it with status 1, and the folder of the run stays.

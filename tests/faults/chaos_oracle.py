@@ -123,7 +123,7 @@ def _failed_copies(place: Place, told: Told) -> Iterator[str]:
             place.opened() as repo,
             casweights.open(target, create=True, config=CONFIG, workers=2) as there,
         ):
-            repo.push(there) if verb == "push" else repo.copy(there)
+            repo.push(there, unnamed=verb != "push")
             yield from (f"{verb}: {problem}" for problem in there.verify().problems)
             if verb == "copy":
                 yield from _broken_versions(there, told.versions)

@@ -273,19 +273,21 @@ def verify(worker: Worker) -> None:
 
 
 def copy(worker: Worker) -> None:
-    """Push everything to one store that goes on, and clone into a new one."""
+    """Push everything to one store that goes on, and pull one version into a new one."""
     with worker.journal.doing("push"):
         target = worker.place.folder / "pushed"
         worker.run("push", target, "--create", "--store", worker.place.url)
     with worker.place.opened() as repo:
         if MAIN not in repo.branches():
             return
-    clone = worker.folder / "clone"
-    with worker.journal.doing("clone"):
-        answer = worker.run("clone", worker.place.url, clone, MAIN)
-    with casweights.open(clone, workers=1) as repo:
-        check_version(repo, SnapshotId.from_hex(answer["id"]))
-    shutil.rmtree(clone)
+    part = worker.folder / "part"
+    with worker.journal.doing("pull"):
+        answer = worker.run(
+            "pull", worker.place.url, MAIN, "--shallow", "--create", "--store", part
+        )
+    with casweights.open(part, workers=1) as repo:
+        check_version(repo, SnapshotId.from_hex(answer["tips"][f"heads/{MAIN}"]))
+    shutil.rmtree(part)
 
 
 ROLES: dict[str, Callable[[Worker], None]] = {

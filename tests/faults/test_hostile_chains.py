@@ -280,7 +280,7 @@ def test_a_version_of_all_chunks_of_a_chain_does_not_read_it_for_each_of_them(
 VERBS: dict[str, Callable[[Repository, Repository, Path], object]] = {
     "checkout": lambda repo, _, folder: repo.checkout("main", folder),
     "push": lambda repo, other, _: repo.push(other),
-    "clone": lambda repo, other, _: repo.clone(other, "main"),
+    "shallow push": lambda repo, other, _: repo.push(other, ["main"], history=False),
     "repack": lambda repo, _, __: repo.repack(),
 }
 

@@ -134,7 +134,7 @@ def join_parts(place: Place) -> None:
 
 def copy(place: Place) -> None:
     with suppress(ConflictError):  # of the branch that went another way
-        place.source.copy(place.repo)
+        place.source.push(place.repo, unnamed=True)
 
 
 def publish(place: Place) -> None:
@@ -153,7 +153,7 @@ VERBS = {
     "push": lambda place: place.source.push(place.repo, ["next", "v2"]),
     "push with force": lambda place: place.source.push(place.repo, ["old"], force=True),
     "copy": copy,
-    "clone": lambda place: place.source.clone(place.repo, "next"),
+    "shallow push": lambda place: place.source.push(place.repo, ["next"], history=False),
     "parts": join_parts,
     "publish": publish,
 }

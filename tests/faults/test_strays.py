@@ -120,7 +120,7 @@ def test_only_verify_minds_what_is_no_object(store: LocalStore, tmp_path: Path, 
         assert repo.repack().packs == 1
         repo.checkout(second, tmp_path / "out")
         repo.push(target)
-        repo.copy(target)
+        repo.push(target, unnamed=True)
         problems = [str(problem) for problem in repo.verify().problems]
         assert target.verify().problems == ()
     for place in made:

@@ -37,7 +37,11 @@ CHECKOUT = CheckoutStats(
     fetched_bytes=300_000,
 )
 TRANSFER = TransferStats(
-    snapshots=7, packs=4, nbytes=1_250_000, refs={"heads/main": NEW, "tags/v1": OLD}
+    snapshots=7,
+    packs=4,
+    nbytes=1_250_000,
+    refs={"heads/main": NEW, "tags/v1": OLD},
+    tips={"heads/main": NEW},
 )
 PUBLISH = PublishStats(
     snapshot=NEW,

@@ -23,7 +23,7 @@ from casweights.errors import (
 from casweights.events import Reporter, Stage, TransferStats
 from casweights.format import names
 from casweights.format.manifest import Snapshot
-from casweights.operations.push import clone, copy, push
+from casweights.operations.push import push
 from casweights.operations.transfer import transfer
 from casweights.stores.base import Capabilities
 from casweights.stores.local import LocalStore
@@ -51,10 +51,14 @@ def create(store: ObjectStore, config: StoreConfig = CONFIG) -> None:
     casweights.open(store, create=True, config=config).close()
 
 
+def push_everything(here: Database, there: Database) -> TransferStats:
+    return push(here, there, None, unnamed=True)
+
+
 def send(
     source: ObjectStore,
     target: ObjectStore,
-    move: Callable[[Database, Database], TransferStats] = copy,
+    move: Callable[[Database, Database], TransferStats] = push_everything,
     reporter: Reporter | None = None,
 ) -> TransferStats:
     """Open both stores anew, and bring versions from one to the other."""
@@ -141,11 +145,11 @@ def test_nothing_moves_twice(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     send(objects, target)
-    for move in (copy, lambda here, there: push(here, there, None)):
+    for move in (push_everything, lambda here, there: push(here, there, None)):
         objects.reset()
         target.reset()
         stats = send(objects, target, move)
-        assert stats == TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
+        assert stats == TransferStats(snapshots=0, packs=0, nbytes=0, refs={}, tips=stats.tips)
         assert target.writes == []
         assert objects.read_bytes(names.PACKS) + target.read_bytes(names.PACKS) == 0
 
@@ -418,10 +422,11 @@ def test_one_version_without_history(
         version = repo.resolve("main~2") if ref == "id" else repo.resolve(ref)
         before = repo.snapshot(version).parents
     name = str(version) if ref == "id" else ref
-    stats = send(objects, target, lambda here, there: clone(here, there, name))
+    stats = send(objects, target, lambda here, there: push(here, there, [name], history=False))
     assert stats.snapshots == 1
     expected = {"main": "heads/main", "heads/fork": "heads/fork", "v1": "tags/v1"}.get(ref)
     assert stats.refs == ({expected: version} if expected else {})
+    assert stats.tips == {expected or name: version}
     with casweights.open(target) as repo:
         assert_same_state(repo.load(version), versions[version])
         assert names_of(target, names.SNAPSHOTS) == {names.snapshot_name(version)}
@@ -431,7 +436,7 @@ def test_one_version_without_history(
 
 
 @pytest.mark.parametrize("ref", ["main", "heads/main"])
-def test_a_clone_of_a_branch_that_moves_says_what_it_brought(
+def test_a_shallow_push_of_a_branch_that_moves_says_what_it_brought(
     objects: CountingStore, versions: Versions, ref: str
 ) -> None:
     """Whenever it moves, the target has the branch, at the version that was reported."""
@@ -442,10 +447,9 @@ def test_a_clone_of_a_branch_that_moves_says_what_it_brought(
         create(target)
         with casweights.open(source) as here, casweights.open(target) as there:
             source.unused, source.calls[:] = [move], []
-            stats = here.clone(there, ref)
-            assert stats.version is not None
-            assert there.branches() == {"main": stats.version}
-            assert stats.refs == {"heads/main": stats.version}
+            stats = here.push(there, [ref], history=False)
+            assert there.branches() == {"main": stats.tips["heads/main"]}
+            assert stats.refs == stats.tips
             assert there.verify().problems == ()
         if source.unused:
             break
@@ -456,7 +460,7 @@ def test_from_a_store_without_history(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     """It can be pushed on from, back to where it came from and to others."""
-    send(objects, target, lambda here, there: clone(here, there, "main"))
+    send(objects, target, lambda here, there: push(here, there, ["main"], history=False))
     with casweights.open(objects) as repo:
         old = repo.resolve("main")
     fresh = {"w": step(versions[old]["w"], 0.01, 95)}
@@ -552,7 +556,7 @@ def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         store = Batches(MemoryStore())
         create(store)
         store.calls = []
-        send(source, store, lambda here, there: copy(here, there))
+        send(source, store, push_everything)
         return store.calls
 
     source = MemoryStore()

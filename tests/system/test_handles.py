@@ -260,7 +260,7 @@ def test_a_store_that_is_passed_closed_is_refused(store: Repository, tmp_path: P
     closed.close()
     uses: list[Callable[[], object]] = [
         *(partial(Publisher, closed), partial(Subscriber, closed)),
-        *(partial(verb, closed) for verb in (store.push, store.copy, store.clone)),
+        *(partial(verb, closed) for verb in (store.push, store.pull)),
     ]
     for use_it in uses:
         with pytest.raises(ClosedError, match="this Repository was closed"):

@@ -63,9 +63,9 @@ def _delete_branch(repo: Repository, _: Path) -> None:
         repo.delete_branch(branch)
 
 
-def _clone(repo: Repository, scratch: Path) -> None:
+def _push_shallow(repo: Repository, scratch: Path) -> None:
     with casweights.open(scratch / "other", create=True, config=repo.config) as target:
-        repo.clone(target)
+        repo.push(target, ["main"], history=False)
 
 
 def _sync(repo: Repository, _: Path) -> None:
@@ -87,7 +87,7 @@ VERBS: dict[str, Verb] = {
     "commit": _commit,
     "push": _push,
     "pull": _pull,
-    "clone": _clone,
+    "shallow push": _push_shallow,
     "repack": lambda repo, _: repo.repack(),
     "verify": lambda repo, _: repo.verify(),
     "verify --quick": lambda repo, _: repo.verify(quick=True),
