@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
-from casweights.content.arguments import check_compression, to_list, to_sources, to_utc
-from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
+from casweights.config import (
+    DEFAULT_BRANCH,
+    DEFAULT_EXCLUDE,
+    Compression,
+    StoreConfig,
+)
+from casweights.content.arguments import (
+    check_compression,
+    to_list,
+    to_sources,
+    to_utc,
+)
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+)
 from casweights.ids import SnapshotId
 from casweights.system.files import to_path
 from casweights.system.handles import ProcessBound

@@ -1,20 +1,58 @@
-"""Names in checkpoints that a wrapped model wrote."""
+"""Names in the checkpoints that transformers loads, and those that a wrapped model wrote."""
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+from transformers.modeling_utils import load_state_dict
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
 
 from casweights.sync.wrappers import common_prefix
 
 if TYPE_CHECKING:
-    from casweights.format.manifest import Snapshot
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 
-def key_mapping(version: Snapshot, folder: str) -> dict[str, Any]:
-    """The argument that has transformers drop what wrappers put in front of all names, if any."""
-    start = f"{folder}/" if folder else ""
-    files = (file for file in version.files if file.path.startswith(start))
-    names = [info.name for file in files if file.header for info in file.header.tensors]
-    prefix = common_prefix(names)
+def key_mapping(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument that has transformers drop the prefix of wrappers, if every name has it.
+
+    Args:
+        folder: The folder that the weights are in.
+        options: The arguments of ``from_pretrained``.
+    """
+    path = _checkpoint(folder, options)
+    prefix = common_prefix(_names(path, options)) if path else ""
     return {"key_mapping": {f"^{re.escape(prefix)}": ""}} if prefix else {}
+
+
+def _checkpoint(folder: Path, options: Mapping[str, Any]) -> Path | None:
+    """The file that transformers finds first: the weights, or the index of their shards."""
+    safetensors = options.get("use_safetensors")
+    found = [] if safetensors is False else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
+    found += [] if safetensors else [WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
+    variant = options.get("variant")
+    infix = f".{variant}" if variant else ""
+    paths = [folder / re.sub(r"(\.[a-z]+)$", rf"{infix}\1", name) for name in found]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _names(path: Path, options: Mapping[str, Any]) -> Iterable[str]:
+    """The names of the tensors, by the functions that transformers itself reads them with."""
+    if path.suffix == ".json":
+        weight_map: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
+        return weight_map
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    return load_state_dict(
+        path, map_location="meta", weights_only=options.get("weights_only", True)
+    )

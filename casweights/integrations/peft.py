@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.sync.states import plain_state
+from casweights.sync.wrappers import innermost, unwrapper
 from casweights.system.files import to_path
 
 try:
@@ -23,7 +25,7 @@ from casweights.integrations.transformers import checked_out, from_pretrained, o
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import torch
 
@@ -171,7 +173,8 @@ def _base(repository: Repository, snapshot: Snapshot) -> Snapshot:
 def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
     """The state dict of a model whose adapters are merged, under the names of its base.
 
-    Publish it to replicas that know no adapters. Nothing is copied:
+    Publish it to replicas that know no adapters. The prefixes of wrappers (``torch.compile``, data
+    parallelism) are dropped as `casweights.Publisher` does. Nothing is copied:
 
         >>> model.merge_adapter()
         >>> publisher.publish(merged_state(model))
@@ -183,11 +186,12 @@ def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
     Raises:
         InvalidInputError: A layer has an adapter that is not merged, or two names become one.
     """
-    base = model.get_base_model()
+    base: torch.nn.Module = cast("PeftModel", innermost(model)).get_base_model()
+    unwrap = unwrapper(base)
     moved: dict[str, str] = {}  # beginnings of names, and what becomes of them
     dropped: list[str] = []
     for path, module in base.named_modules():
-        at = f"{path}." if path else ""
+        at = f"{plain}." if (plain := unwrap(path)) else ""
         if isinstance(module, BaseTunerLayer):
             if not getattr(module, "merged", False):
                 raise InvalidInputError(
@@ -200,14 +204,15 @@ def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
             dropped += [f"{at}modules_to_save.{name}." for name in module.modules_to_save]
             moved[f"{at}modules_to_save.{module.active_adapters[0]}."] = at
             dropped.append(f"{at}original_module.")
-    return _renamed(base.state_dict(), moved, set(dropped) - moved.keys())
+    state = ((unwrap(name), tensor) for name, tensor in base.state_dict().items())
+    return dict(plain_state(_renamed(state, moved, set(dropped) - moved.keys())))
 
 
 def _renamed(
-    state: Mapping[str, torch.Tensor], moved: Mapping[str, str], dropped: set[str]
+    state: Iterable[tuple[str, torch.Tensor]], moved: Mapping[str, str], dropped: set[str]
 ) -> dict[str, torch.Tensor]:
     plain: dict[str, torch.Tensor] = {}
-    for name, tensor in state.items():
+    for name, tensor in state:
         beginnings = [name[: n + 1] for n, letter in enumerate(name) if letter == "."]
         if not dropped.isdisjoint(beginnings):
             continue

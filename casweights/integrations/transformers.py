@@ -29,7 +29,6 @@ from casweights.errors import (
     StoreError,
     UnsupportedError,
 )
-from casweights.integrations._names import key_mapping
 from casweights.integrations._runs import is_from_run, name_run, trainer_state
 from casweights.opening import open_repository
 from casweights.operations.commit import Description, commit
@@ -43,6 +42,8 @@ except ImportError as error:
         "casweights.integrations.transformers needs transformers: "
         "pip install 'casweights[transformers]'"
     ) from error
+
+from casweights.integrations._names import key_mapping
 
 if TYPE_CHECKING:
     import os
@@ -335,10 +336,11 @@ def from_pretrained(
             snapshot = _with_weights(snapshot, to_list(include))
         if not weightless and _reads_safetensors(kwargs):
             Weights(repository.database).check(snapshot, subfolder, kwargs.get("variant"))
-            kwargs = key_mapping(snapshot, subfolder) | kwargs
         folder = stack.enter_context(
             checked_out(repository, snapshot, directory, subfolder=subfolder, skip=skip)
         )
+        if not weightless and not kwargs.get("gguf_file"):
+            kwargs = key_mapping(folder / subfolder, kwargs) | kwargs
         loaded = (cls or _model_class(folder / subfolder)).from_pretrained(folder, **kwargs)
     if directory is None:
         _forget_path(loaded[0] if isinstance(loaded, tuple) else loaded)

@@ -24,7 +24,7 @@ from casweights.integrations._loaders import holds
 from casweights.opening import open_repository
 from casweights.operations.load import LazyTensor
 from casweights.sync.subscriber import Subscriber
-from casweights.sync.wrappers import common_prefix
+from casweights.sync.wrappers import plain_names, unwrapper
 
 try:
     from vllm.distributed.weight_transfer.base import (
@@ -119,9 +119,9 @@ class CasweightsWeightTransferEngine(
     """Brings a worker's model from version to version, in place.
 
     What vLLM serves is fused, sharded and padded, so differences cannot be applied to it. The
-    engine keeps the version in checkpoint layout in host memory: one copy of the model in each
-    worker process. Everything an update needs is fetched, decoded and verified before a weight is
-    written.
+    engine keeps the version in checkpoint layout in host memory, under plain names: one
+    copy of the model in each worker process. Everything an update needs is fetched, decoded and
+    verified before a weight is written.
 
     Only what changed is written if the model holds the checkpoint's own bits where its loader puts
     them, and nothing that is derived from them. That is found out once, by loading a version with
@@ -228,8 +228,8 @@ class CasweightsWeightTransferEngine(
 
     def _has_room(self, source: _Source, target: SnapshotId) -> bool:
         """Whether the copy has the tensors of a version; if not, it is made anew, and empty."""
-        weights = source.weights.of(source.store.snapshot(target))
-        layout = {name: weight.info for name, weight in weights.tensors.items()}
+        tensors = source.weights.of(source.store.snapshot(target)).tensors
+        layout = {plain: tensors[name].info for name, plain in plain_names(tensors).items()}
         if layout == self._layout:
             return True
         self._host, self._layout = {}, {}  # the old one goes first
@@ -309,18 +309,15 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
     def get_all_weights(
         self, model_config: Any, model: torch.nn.Module
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Names and tensors of the version's weights, one at a time.
-
-        What wrappers put in front of all names is left out.
+        """Plain names and tensors of the version's weights, one at a time.
 
         Raises:
             InvalidInputError: It is not clear which files the weights are in.
         """
         with open_repository(self._url) as store:
             weights = Weights(store.database, self._include).of(self._find(store))
-            prefix = common_prefix(weights.tensors)
-            for name, weight in weights.tensors.items():
-                plain = name.removeprefix(prefix)
+            for name, plain in plain_names(weights.tensors).items():
+                weight = weights.tensors[name]
                 yield plain, LazyTensor(store.database, weight.info, weight.chunks).load()
 
     def load_weights(self, model: Any, model_config: Any) -> None:
@@ -333,7 +330,9 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
         loaded = model.load_weights(self.get_all_weights(model_config, model))
         if loaded is None or model_config.quantization is not None:
             return  # not tracked, or under names that only the quantization knows
-        missing = {name for name, _ in model.named_parameters()} - set(loaded)
+        unwrap = unwrapper(model)
+        wanted = {unwrap(name) for name, _ in model.named_parameters()}
+        missing = wanted.difference(map(unwrap, loaded))
         if missing:
             raise NotFoundError(
                 ErrorCode.TENSOR_NOT_FOUND,

@@ -23,7 +23,7 @@ class Patch:
     """New values of a tensor, in the coordinates of the version.
 
     Attributes:
-        name: Its name in the version.
+        name: Its name in the version, without what wrappers add to names.
         dtype: Its dtype.
         shape: Its shape, in elements as torch counts them.
         indices: Where the values go: ascending positions in the flat tensor in C order, int64,

@@ -39,7 +39,7 @@ def plain_state(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any
     state = state_of(source)
     if not all(isinstance(name, str) for name in state):
         return state
-    names = plain_names(source, state)
+    names = plain_names(state, source)
     if all(name == plain for name, plain in names.items()):
         return state
     return {names[name]: value for name, value in state.items()}

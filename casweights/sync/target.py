@@ -48,7 +48,7 @@ class Fit(NamedTuple):
 
     Attributes:
         live: The tensor.
-        name: Its name in the version.
+        name: Its plain name in the version, see `plain_names`.
         chunks: The version's chunks of it.
     """
 
@@ -124,7 +124,7 @@ class Target:
         live: dict[tuple[Any, ...], LiveTensor] = {}
         names: dict[tuple[Any, ...], list[str]] = {}
         tensors = named_tensors(state_of(source))
-        plain = plain_names(source, tensors)
+        plain = plain_names(tensors, source)
         for name, tensor in tensors.items():
             check_writable(tensor, name)
             key = identity(tensor) if tensor.numel() else (name, tensor.dtype, tensor.shape)
@@ -184,7 +184,8 @@ class Target:
         for file in weights.files.values():
             ties |= tied_names(file.header.metadata) if file.header else {}
             carried |= carried_names(file.header.metadata) if file.header else set()
-        name_of = self._finder(ties | {name: name for name in stored})
+        plain = plain_names([*ties, *stored])
+        name_of = self._finder(ties | {name: name for name in stored}, plain)
         found: list[Fit] = []
         missing, different, used = [], [], set()
         for key, live in self._live.items():
@@ -197,28 +198,31 @@ class Target:
             problem = _difference(live.tensor, known, stored)
             if problem:
                 different.append(problem)
-            found.append(Fit(live, known[0], stored[known[0]].chunks))
+            found.append(Fit(live, plain[known[0]], stored[known[0]].chunks))
         extra = [name for name in stored if name not in used and name not in carried]
         _check_fit(different, missing if self._strict else [], extra if self._strict else [])
         return found
 
-    def _finder(self, known: Mapping[str, str]) -> Callable[[str], str | None]:
+    def _finder(
+        self, known: Mapping[str, str], plain: Mapping[str, str]
+    ) -> Callable[[str], str | None]:
         """From a name in the target to that of the same tensor in a version.
 
         Args:
             known: The version's names, and for each the one that the tensor is stored under.
+            plain: The plain name for each of the version's names.
         """
-        prefix = common_prefix(known)
-        plain = {name.removeprefix(prefix): stored for name, stored in known.items()}
+        shortened = {plain[name]: stored for name, stored in known.items()}
+        by_rule, by_key_map = {**known, **shortened}, {**shortened, **known}
         mapped = {name: self._key_map(name) for name in self._plain}
         dropped = common_prefix(mapped.values())
 
         def find(name: str) -> str | None:
-            short = self._key_map(self._plain[name])
-            for wanted in (mapped[name], short, mapped[name].removeprefix(dropped)):
-                if (stored := known.get(wanted, plain.get(wanted))) is not None:
-                    return stored
-            return None
+            given, short = mapped[name], self._key_map(self._plain[name])
+            table = by_key_map if given != name or short != self._plain[name] else by_rule
+            first = (given, short) if given != name else (short, given)
+            wanted = (*first, given.removeprefix(dropped))
+            return next((table[one] for one in wanted if one in table), None)
 
         return find
 

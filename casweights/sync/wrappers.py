@@ -1,4 +1,9 @@
-"""Names of tensors without what `torch.compile` and data parallelism put in front of them."""
+"""Plain names of tensors: without what `torch.compile` and data parallelism add to them.
+
+This is the one rule for everything that brings weights from one program to another. A part of a
+name that a wrapper adds is dropped where a module is such a wrapper, by its type. The prefix of
+wrappers is dropped where every name has it. ``commit`` and ``load`` rename nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,15 @@ import torch
 from casweights.errors import ErrorCode, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-# What modules that wrap another one call it: these name it in state dicts, others do not.
+# The attribute in which a wrapper keeps its module, which becomes a part of names in state dicts.
 _COMPILED, _PARALLEL = "_orig_mod", "module"
 _PREFIXES = (f"{_COMPILED}.", f"{_PARALLEL}.")
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """What wrappers put in front of all names; empty if one of the names lacks it."""
+    """The prefix of wrappers that every name has; empty if there is none."""
     names, prefix = list(names), ""
     while names:
         more = next((p for p in _PREFIXES if names[0].startswith(p, len(prefix))), None)
@@ -28,21 +33,47 @@ def common_prefix(names: Iterable[str]) -> str:
     return prefix
 
 
-def plain_names(source: object, names: Iterable[str]) -> dict[str, str]:
-    """The plain name for each name in a module's state dict, or in a state dict.
+def plain_names(names: Iterable[str], source: object = None) -> dict[str, str]:
+    """The plain name for each name.
 
-    What wrappers add is dropped where a module is such a wrapper, or where all names have it.
+    Args:
+        names: The names of all tensors of a state dict, a version or a file.
+        source: The object whose names these are. If it is a module, its type and those of its
+            submodules say which parts of the names are a wrapper's.
 
     Raises:
         InvalidInputError: Two names become one.
     """
     plain = {name: name for name in names}
     if isinstance(source, torch.nn.Module):
-        wrappers = {path: kind for path, sub in source.named_modules() if (kind := _kind(sub))}
-        if wrappers:
-            plain = {name: _unwrapped(name, wrappers) for name in plain}
+        unwrap = unwrapper(source)
+        plain = {name: unwrap(name) for name in plain}
     prefix = common_prefix(plain.values())
     plain = {name: short.removeprefix(prefix) for name, short in plain.items()}
+    _check_distinct(plain)
+    return plain
+
+
+def unwrapper(module: torch.nn.Module) -> Callable[[str], str]:
+    """A function that drops the parts that wrappers in a module add to a name or path in it."""
+    wrappers = {path: kind for path, sub in module.named_modules() if (kind := _kind(sub))}
+
+    def unwrap(name: str) -> str:
+        parts = name.split(".")
+        kept = [part for n, part in enumerate(parts) if wrappers.get(".".join(parts[:n])) != part]
+        return ".".join(kept)
+
+    return unwrap if wrappers else str
+
+
+def innermost(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside all wrappers, or the module itself."""
+    while kind := _kind(module):
+        module = getattr(module, kind)
+    return module
+
+
+def _check_distinct(plain: dict[str, str]) -> None:
     owners: dict[str, str] = {}
     for name, short in plain.items():
         if short in owners:
@@ -52,23 +83,13 @@ def plain_names(source: object, names: Iterable[str]) -> dict[str, str]:
                 f"wrappers, {short!r}: rename one of them",
             )
         owners[short] = name
-    return plain
 
 
 def _kind(module: torch.nn.Module) -> str | None:
-    """What a wrapper calls the module in it; None for other modules."""
+    """The attribute in which a wrapper keeps its module; None for other modules."""
     if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
         return _PARALLEL
     compiler = sys.modules.get("torch._dynamo.eval_frame")  # slow to import for nothing
     if compiler is not None and isinstance(module, compiler.OptimizedModule):
         return _COMPILED
     return None
-
-
-def _unwrapped(name: str, wrappers: dict[str, str]) -> str:
-    """A name without those of its parts that a wrapper adds."""
-    parts, kept = name.split("."), []
-    for n, part in enumerate(parts):
-        if wrappers.get(".".join(parts[:n])) != part:
-            kept.append(part)
-    return ".".join(kept)

@@ -129,3 +129,19 @@ def test_two_names_that_become_one_are_refused() -> None:
         store.commit({"layer.w": torch.ones(2)})
         with Subscriber(store) as subscriber, pytest.raises(InvalidInputError, match="are one"):
             subscriber.sync(Clashing())
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_name_that_is_plain_on_one_side_and_prefixed_on_the_other_is_not_confused(
+    wrapped: bool,
+) -> None:
+    """``module.a`` is the plain name of one tensor and the name with the prefix of the other."""
+    outer = {"module.a": torch.ones(2), "module.module.a": torch.full((2,), 2.0)}
+    inner = {name.removeprefix("module."): tensor for name, tensor in outer.items()}
+    stored, target = (outer, inner) if wrapped else (inner, outer)
+    live = {name: torch.zeros(2) for name in target}
+    with open_store(MemoryStore()) as store:
+        store.commit(stored)
+        with Subscriber(store) as subscriber:
+            subscriber.sync(live)
+    assert_same_state(live, target)
