@@ -7,6 +7,7 @@ so that the IDs of the versions are, too; a store's ID and the times of its refs
 """
 
 import hashlib
+import io
 import json
 import random
 import shutil
@@ -17,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import casweights
@@ -134,11 +136,43 @@ def make_state() -> dict[str, Any]:
     }
 
 
+def make_state_of_all_kinds() -> dict[Any, Any]:
+    """Return a state dict with every kind of node, and with names that clash."""
+    array = np.arange(600, dtype=np.int32).reshape(20, 30)
+    weight = torch.arange(40, dtype=torch.float16)
+    return {
+        "tensor": weight,
+        "array": array,
+        "same array": [array, (array, weight)],
+        "odd array": array[::-2, 3::5].astype(np.float64),
+        "empty array": np.zeros((0, 2), np.bool_),
+        "scalars": (np.float32(0.1), np.int64(-1), np.bool_(True), np.complex64(1 - 2j)),
+        "layer._extra_state": b"\x00\xff bytes",
+        "no bytes": b"",
+        "stream": io.BytesIO(bytes(range(256)) * 3),
+        "values": [None, True, False, 0, -7, 2**70, 0.1, -0.0, 1e300, float("-inf"), "\u540d\n"],
+        "empty": {"dict": {}, "list": [], "tuple": ()},
+        "a": {"b": torch.ones(3), 1: torch.ones(4), "1": torch.zeros(5)},
+        "a.b": torch.zeros(6),
+        "": {"": torch.full((2,), 7.0)},
+        "__metadata__": torch.tensor(1),
+        -1: "a key that is an integer",
+    }
+
+
 def describe(value: Any) -> Any:
     """Return a JSON value that is equal for equal states, bit by bit."""
     if isinstance(value, torch.Tensor):
         data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
+    if isinstance(value, np.ndarray | np.generic):
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        digest = hashlib.sha256(value.tobytes()).hexdigest()
+        return [kind, str(value.dtype), list(value.shape), digest]
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, io.BytesIO):
+        return {"stream": value.getvalue().hex()}
     if isinstance(value, dict):
         return {"dict": [[key, describe(item)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
@@ -177,9 +211,13 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         versions[str(step.id)] = describe_version(step, hash_files(model))
     store.repack()  # so that packs of two generations are there
     third = store.commit(state, branch="states/run_1", parent=first.id, time=later)
-    store.checkout(third.id, work / "state")
-    versions[str(third.id)] = describe_version(third, hash_files(work / "state"))
-    versions[str(third.id)]["state"] = describe(state)
+    odd = make_state_of_all_kinds()
+    fourth = store.commit(odd, branch="states/all_kinds", time=later)
+    for version, committed in ((third, state), (fourth, odd)):
+        folder = work / str(version.id)
+        store.checkout(version.id, folder)
+        versions[str(version.id)] = describe_version(version, hash_files(folder))
+        versions[str(version.id)]["state"] = describe(committed)
     store.branch("old", first.id)
     store.branch("old", second.id, force=True)
     store.tag("v1.0", first.id)

@@ -229,8 +229,27 @@ class Pairs(list[tuple[str, Any]]):
     """The keys and values of a JSON object, in which keys may repeat."""
 
 
+class Tensor(NamedTuple):
+    """A tensor in a header; begin and end count from the end of the header."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
 def parse_header(header: bytes, what: str) -> list[int]:
     """Return the sizes of the tensors of a safetensors file, in the order of their bytes."""
+    tensors, _ = parse_tensors(header, what)
+    position = 0
+    for tensor in tensors.values():
+        need(tensor.begin == position, f"{what} leaves holes or overlaps")
+        position = tensor.end
+    return [tensor.end - tensor.begin for tensor in tensors.values()]
+
+
+def parse_tensors(header: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file, in the order of their bytes, and its metadata."""
     need(len(header) <= 8 + MAX_HEADER, f"{what} is too large")
     need(header[:8] == (len(header) - 8).to_bytes(8, "little"), f"{what} has a wrong length")
     entries = parse_json(header[8:], what)
@@ -245,14 +264,12 @@ def parse_header(header: bytes, what: str) -> list[int]:
         for name, entry in entries
         if name != "__metadata__"
     }
-    position = 0
-    spans = sorted(
-        tensor_span(*entry, f"{what}: tensor {name!r}") for name, entry in fields.items()
-    )
-    for start, size in spans:
-        need(start == position, f"{what} leaves holes or overlaps")
-        position += size
-    return [size for _, size in spans]
+    found = {
+        name: Tensor(dtype, shape, *tensor_span(dtype, shape, offsets, f"{what}: tensor {name!r}"))
+        for name, (dtype, shape, offsets) in fields.items()
+    }
+    tensors = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
+    return tensors, dict(metadata[0] or []) if metadata else {}
 
 
 def parse_json(text: bytes, what: str) -> Any:
@@ -310,7 +327,7 @@ def tensor_span(dtype: str, shape: list[int], offsets: list[int], what: str) -> 
         need(elements <= MAX_SIZE, f"{what} is too large")
     bits = elements * BITS[dtype]
     need(bits <= MAX_SIZE and bits == (end - start) * 8, f"{what} has a wrong size")
-    return start, end - start
+    return start, end
 
 
 def parse_pack_table(encoded: bytes, chunks: int) -> list[bytes]:

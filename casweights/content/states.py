@@ -22,7 +22,7 @@ from casweights.system.buffers import copy, uninitialized
 from casweights.system.threads import Recent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from casweights.format.layout import Piece
     from casweights.system.buffers import Pool
@@ -284,6 +284,7 @@ class StateFile(TensorFile):
         if isinstance(node, torch.Tensor):
             return ["tensor", self._name(node, path, ties)]
         if isinstance(node, dict) and all(type(key) in (str, int) for key in node):
+            _check_text(node)
             items = [[k, self._describe(v, join(path, k), ties)] for k, v in node.items()]
             return ["dict", items]
         if type(node) in (list, tuple):
@@ -308,11 +309,15 @@ class StateFile(TensorFile):
         name = path or "tensor"
         while name in self.tensors or name == "__metadata__":
             name += "'"  # two paths, as in {"a.b": ..., "a": {"b": ...}}, and one name
-        if not safetensors.is_text(name):
-            raise InvalidInputError(ErrorCode.BAD_STATE, f"the key {name!r} is not valid Unicode")
         ties[same] = name
         self.tensors[name] = tensor
         return name
+
+
+def _check_text(keys: Iterable[object]) -> None:
+    for key in keys:
+        if isinstance(key, str) and not safetensors.is_text(key):
+            raise InvalidInputError(ErrorCode.BAD_STATE, f"the key {key!r} is not valid Unicode")
 
 
 def as_tensor(value: object) -> tuple[str, torch.Tensor] | None:

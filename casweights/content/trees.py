@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.format.safetensors import TREE_KEY
+from casweights.format.safetensors import TREE_KEY, is_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -148,19 +148,42 @@ def without_extra_state(state: Any) -> Any:
 
 
 def _restore(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    kind, content = node
+    kind, content = _checked(node, 2)
     if kind == "tensor":
         return tensors[content]
     if kind in CARRIED:
         return _made(kind, tensors[content])
     if kind == "value":
-        return content
+        return _plain_value(content)
     if kind == "dict":
-        return {key: _restore(value, tensors) for key, value in content}
+        return _restored_dict(_checked(content), tensors)
     if kind in ("list", "tuple"):
-        items: Iterator[Any] = (_restore(value, tensors) for value in content)
+        items: Iterator[Any] = (_restore(value, tensors) for value in _checked(content))
         return list(items) if kind == "list" else tuple(items)
     raise ValueError(f"unknown node {kind!r}")
+
+
+def _restored_dict(items: list[Any], tensors: Mapping[str, torch.Tensor]) -> State:
+    found: State = {}
+    for key, node in (_checked(item, 2) for item in items):
+        if type(key) not in (str, int) or not is_text(str(key)) or key in found:
+            raise ValueError(f"the key {key!r} is not a string or an integer, or is there twice")
+        found[key] = _restore(node, tensors)
+    return found
+
+
+def _plain_value(content: Any) -> Any:
+    """The content of a ``value`` node: JSON, but no array and no object."""
+    if content is None or isinstance(content, bool | int | float) or is_text(content):
+        return content
+    raise ValueError(f"a value cannot be {content!r:.100}")
+
+
+def _checked(node: Any, size: int | None = None) -> list[Any]:
+    """An array of JSON, of this size if one is given."""
+    if type(node) is not list or size not in (None, len(node)):
+        raise ValueError(f"{node!r:.100} is not an array" + (f" of {size}" if size else ""))
+    return node
 
 
 def _made(kind: str, tensor: torch.Tensor | _Name) -> Any:
@@ -172,6 +195,6 @@ def _made(kind: str, tensor: torch.Tensor | _Name) -> Any:
         return array
     if kind == SCALAR and array.ndim == 0:
         return array[()]
-    if kind in (BYTES, STREAM) and array.ndim == 1 and array.itemsize == 1:
+    if kind in (BYTES, STREAM) and array.ndim == 1 and array.dtype.name == "uint8":
         return array.tobytes() if kind == BYTES else io.BytesIO(array.tobytes())
     raise ValueError(f"a {kind} cannot be made of {array.dtype} {list(array.shape)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.states import plain_state
@@ -170,7 +170,7 @@ def _base(repository: Repository, snapshot: Snapshot) -> Snapshot:
     return repository.snapshot(name)
 
 
-def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
+def merged_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The state dict of a model whose adapters are merged, under the names of its base.
 
     Publish it to replicas that know no adapters. The prefixes of wrappers (``torch.compile``, data
@@ -181,12 +181,18 @@ def merged_state(model: PeftModel) -> dict[str, torch.Tensor]:
         >>> model.unmerge_adapter()
 
     Args:
-        model: The model; its adapters are merged and still there.
+        model: The `PeftModel`, or a wrapper of it; its adapters are merged and still there.
 
     Raises:
-        InvalidInputError: A layer has an adapter that is not merged, or two names become one.
+        InvalidInputError: It is no such model, a layer has an adapter that is not merged, or two
+            names become one.
     """
-    base: torch.nn.Module = cast("PeftModel", innermost(model)).get_base_model()
+    inside = innermost(model)
+    if not isinstance(inside, PeftModel):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"pass a PeftModel, not a {type(inside).__name__}"
+        )
+    base: torch.nn.Module = inside.get_base_model()
     unwrap = unwrapper(base)
     moved: dict[str, str] = {}  # beginnings of names, and what becomes of them
     dropped: list[str] = []

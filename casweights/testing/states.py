@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import numpy as np
 import torch
 
 _PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -56,9 +58,19 @@ def _compare(
             _compare(
                 actual[key], expected[key], f"{where}[{key!r}]", actual_leaves, expected_leaves
             )
+    elif isinstance(expected, np.ndarray | np.generic | io.BytesIO):
+        assert type(actual) is type(expected), f"{where} is a {type(actual)}"
+        assert _content(actual) == _content(expected), f"{where} has another content"
     else:
         assert type(actual) is type(expected), f"{where} is a {type(actual)}"
         assert repr(actual) == repr(expected), f"{where} is {actual!r}, not {expected!r}"
+
+
+def _content(value: Any) -> Any:
+    """The content of a numpy value or a stream, bit by bit."""
+    if isinstance(value, io.BytesIO):
+        return value.getvalue()
+    return value.dtype, value.shape, value.tobytes()
 
 
 def _typed_keys(node: Any) -> set[tuple[type, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import unicodedata
@@ -27,6 +28,9 @@ TORCH_DTYPES = [
         "float4_e2m1fn_x2",
     )
     if hasattr(torch, name)
+]
+_NUMPY_DTYPES = [
+    *("bool", "u1", "i1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8", "<c8")
 ]
 _EDGES = [0, 1, 2, 65_535, 65_536, 65_537, 3 * 65_536, 200_001]  # around small chunks' edges
 
@@ -95,15 +99,31 @@ def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
 
 
-def state_dicts() -> st.SearchStrategy[State]:
-    """State dicts: flat or nested, tensors tied here and there."""
-    return st.lists(tensors(), min_size=1, max_size=5).flatmap(_nested)
+@st.composite
+def arrays(draw: st.DrawFn) -> Any:
+    """A numpy array with any bits, or a numpy scalar."""
+    dtype = draw(st.sampled_from(_NUMPY_DTYPES))
+    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
+    data = draw(contents(math.prod(shape) * np.dtype(dtype).itemsize))
+    array = np.frombuffer(data, dtype).reshape(shape)
+    return array[()] if not shape and draw(st.booleans()) else array
 
 
-def _nested(pool: list[torch.Tensor]) -> st.SearchStrategy[State]:
+def state_dicts(*, carried: bool = False) -> st.SearchStrategy[State]:
+    """State dicts: flat or nested, tensors tied here and there.
+
+    Args:
+        carried: Whether they also hold numpy arrays and scalars, bytes and streams.
+    """
+    streams = contents().map(io.BytesIO)
+    others = (arrays(), contents(), streams) if carried else ()
+    value = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT, *others)
+    return st.lists(tensors(), min_size=1, max_size=5).flatmap(lambda pool: _nested(pool, value))
+
+
+def _nested(pool: list[torch.Tensor], value: st.SearchStrategy[Any]) -> st.SearchStrategy[State]:
     """State dicts of these tensors; one that occurs twice is tied."""
     tensor = st.sampled_from(pool)
-    value = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXT)
     keys = st.one_of(TEXT, st.integers(-3, 100), st.sampled_from(["a", "b", "a.b", "tensor"]))
     nested = st.recursive(
         st.one_of(tensor, tensor, value),

@@ -234,7 +234,7 @@ def compiled(model: nn.Module) -> nn.Module:
 
 def with_layer(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
     def wrapped(model: nn.Module) -> nn.Module:
-        model.layer = wrap(model.layer)
+        model.layer = wrap(model.get_submodule("layer"))
         return model
 
     return wrapped

@@ -33,7 +33,7 @@ def open_store(digest: DigestName = "blake3") -> casweights.Repository:
 
 @pytest.mark.parametrize("digest", ["blake3", "xxh3-128"])
 @hypothesis.settings(max_examples=100)
-@hypothesis.given(state=state_dicts(), compression=compressions)
+@hypothesis.given(state=state_dicts(carried=True), compression=compressions)
 def test_any_state(digest: DigestName, state: dict[Any, Any], compression: Compression) -> None:
     with open_store(digest) as repo:
         snapshot = repo.commit(state, compression=compression)

@@ -19,7 +19,12 @@ import pytest
 
 import casweights
 from casweights.database.index import list_packs, read_pack
+from casweights.format.safetensors import TREE_KEY
+from casweights.database.index import list_packs, read_pack
 from casweights.stores.local import LocalStore
+from casweights.content.states import StateFile
+from casweights.content.trees import CARRIED
+from tests.spec_states import describe_read, tool
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -32,6 +37,10 @@ STORES: dict[str, dict[str, Any]] = json.loads(
 VERSIONS = [(name, version) for name, store in STORES.items() for version in store["versions"]]
 versions = pytest.mark.parametrize(
     ("store", "version"), VERSIONS, ids=[f"{store}-{version[:8]}" for store, version in VERSIONS]
+)
+states = pytest.mark.parametrize(
+    ("store", "version"),
+    [(name, version) for name, version in VERSIONS if "state" in STORES[name]["versions"][version]],
 )
 stores = pytest.mark.parametrize("store", STORES)
 
@@ -90,7 +99,22 @@ def test_state_dict_comes_back(store: str, maker: ModuleType) -> None:
         for version, expected in states.items():
             state = repository.load(version)
             assert maker.describe(state) == expected
-            assert state["model"]["wte"] is state["model"]["lm_head"]
+        state = repository.load("states/run_1")
+        assert state["model"]["wte"] is state["model"]["lm_head"]
+
+
+@states
+def test_spec_reader_rebuilds_the_state_dict(store: str, version: str) -> None:
+    state = tool("spec_state").read_state(GOLDEN / store, version)
+    expected = STORES[store]["versions"][version]["state"]
+    assert json.loads(json.dumps(describe_read(state))) == expected
+
+
+def test_the_states_have_every_kind_of_node(maker: ModuleType) -> None:
+    files = [StateFile(make()) for make in (maker.make_state, maker.make_state_of_all_kinds)]
+    text = "".join(file.outline.header.metadata[TREE_KEY] for file in files)
+    kinds = ("tensor", "dict", "list", "tuple", "value", *CARRIED)
+    assert [kind for kind in kinds if f'["{kind}",' not in text] == []
 
 
 @stores
