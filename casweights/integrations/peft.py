@@ -11,6 +11,7 @@ from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.states import plain_state
 from casweights.sync.wrappers import innermost, unwrapper
 from casweights.system.files import to_path
+from casweights.sync.wrappers import unwrapper
 
 try:
     from peft import PeftModel
@@ -21,6 +22,7 @@ except ImportError as error:
         "casweights.integrations.peft needs peft: pip install 'casweights[peft]'"
     ) from error
 
+from casweights.integrations._adapters import as_peft, make_fit, make_plain
 from casweights.integrations.transformers import checked_out, from_pretrained, opened
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ _CONFIG = "adapter_config.json"
 
 def commit_adapter(
     store: Store,
-    adapter: PeftModel | str | os.PathLike[str],
+    adapter: torch.nn.Module | str | os.PathLike[str],
     branch: str,
     *,
     base: Ref,
@@ -56,7 +58,9 @@ def commit_adapter(
 
     Args:
         store: The store, or its path or URL; it holds the base too.
-        adapter: The model with the adapter, or a directory that ``save_pretrained`` wrote.
+        adapter: The `PeftModel` with the adapter, or a directory that ``save_pretrained`` wrote.
+            Of a model, names of tensors are stored without what ``torch.compile`` and data
+            parallelism add to them; a directory is stored as it is.
         branch: The branch to move; made if there is none.
         base: The version of the model that the adapter was trained on.
         adapter_name: Which adapter of the model.
@@ -85,20 +89,22 @@ def commit_adapter(
 
 @contextmanager
 def _saved(
-    adapter: PeftModel | str | os.PathLike[str], name: str, options: dict[str, Any]
+    adapter: torch.nn.Module | str | os.PathLike[str], name: str, options: dict[str, Any]
 ) -> Iterator[Path]:
     """The directory with the adapter's files."""
-    if isinstance(adapter, PeftModel):
-        if name not in adapter.peft_config:
+    if (model := as_peft(adapter)) is not None:
+        if name not in model.peft_config:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                f"the model has no adapter {name!r}, but {', '.join(adapter.peft_config)}",
+                f"the model has no adapter {name!r}, but {', '.join(model.peft_config)}",
             )
         with TemporaryDirectory(prefix="casweights-") as temporary:
-            adapter.save_pretrained(temporary, selected_adapters=[name], **options)
-            yield Path(temporary, "" if name == "default" else name)
+            model.save_pretrained(temporary, selected_adapters=[name], **options)
+            folder = Path(temporary, "" if name == "default" else name)
+            make_plain(folder, model)
+            yield folder
         return
-    directory = to_path(adapter)
+    directory = to_path(adapter)  # type: ignore[arg-type]  # no module is a path
     if not (directory / _CONFIG).is_file():
         raise InvalidInputError(
             ErrorCode.SOURCE_UNREADABLE,
@@ -121,14 +127,14 @@ def load_adapter(
     Args:
         store: The store, or its path or URL.
         ref: The version of the adapter.
-        model: The base to put the adapter on, or a `PeftModel` to add it to. By default the
-            version that the adapter's metadata names as its base.
+        model: The base to put the adapter on, or a `PeftModel` to add it to; wrapped or not. By
+            default the version that the adapter's metadata names as its base.
         adapter_name: What the model calls the adapter.
         is_trainable: Whether to go on training it.
         **kwargs: Go to `casweights.integrations.transformers.from_pretrained`, for the base.
 
     Returns:
-        The model with the adapter; `model` itself if that was a `PeftModel`.
+        The model with the adapter; the `PeftModel` itself if `model` is one, or wraps one.
 
     Raises:
         NotFoundError: No such version.
@@ -151,9 +157,11 @@ def load_adapter(
         if model is None:
             model = from_pretrained(repository, _base(repository, snapshot), **kwargs)
         with checked_out(repository, snapshot) as directory:
-            if isinstance(model, PeftModel):
-                model.load_adapter(directory, adapter_name, is_trainable=is_trainable)
-                return model
+            there = as_peft(model)
+            make_fit(directory, there or model)
+            if there is not None:
+                there.load_adapter(directory, adapter_name, is_trainable=is_trainable)
+                return there
             return PeftModel.from_pretrained(
                 model, directory, adapter_name=adapter_name, is_trainable=is_trainable
             )
@@ -187,10 +195,10 @@ def merged_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         InvalidInputError: It is no such model, a layer has an adapter that is not merged, or two
             names become one.
     """
-    inside = innermost(model)
-    if not isinstance(inside, PeftModel):
+    inside = as_peft(model)
+    if inside is None:
         raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, f"pass a PeftModel, not a {type(inside).__name__}"
+            ErrorCode.BAD_ARGUMENT, f"pass a PeftModel, not a {type(model).__name__}"
         )
     base: torch.nn.Module = inside.get_base_model()
     unwrap = unwrapper(base)

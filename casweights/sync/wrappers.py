@@ -49,8 +49,10 @@ def plain_names(names: Iterable[str], source: object = None) -> dict[str, str]:
         unwrap = unwrapper(source)
         plain = {name: unwrap(name) for name in plain}
     prefix = common_prefix(plain.values())
-    plain = {name: short.removeprefix(prefix) for name, short in plain.items()}
-    _check_distinct(plain)
+    if prefix:
+        plain = {name: short.removeprefix(prefix) for name, short in plain.items()}
+    if len(set(plain.values())) < len(plain):
+        raise _clash(plain)
     return plain
 
 
@@ -73,16 +75,19 @@ def innermost(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def _check_distinct(plain: dict[str, str]) -> None:
+def _clash(plain: dict[str, str]) -> InvalidInputError:
+    """The error for the first two names that have one plain name."""
     owners: dict[str, str] = {}
-    for name, short in plain.items():
-        if short in owners:
-            raise InvalidInputError(
-                ErrorCode.BAD_STATE,
-                f"the names {owners[short]!r} and {name!r} are one without the prefixes of "
-                f"wrappers, {short!r}: rename one of them",
-            )
-        owners[short] = name
+    first, second = next(
+        (owners[short], name)
+        for name, short in plain.items()
+        if owners.setdefault(short, name) != name
+    )
+    return InvalidInputError(
+        ErrorCode.BAD_STATE,
+        f"the names {first!r} and {second!r} are one without the prefixes of wrappers, "
+        f"{plain[first]!r}: rename one of them",
+    )
 
 
 def _kind(module: torch.nn.Module) -> str | None:

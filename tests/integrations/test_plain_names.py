@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import casweights
@@ -32,6 +32,13 @@ peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
 from casweights.integrations.peft import commit_adapter, load_adapter, merged_state  # noqa: E402
+from peft import get_peft_model_state_dict  # noqa: E402
+
+from casweights.integrations.peft import (  # noqa: E402
+    commit_adapter,
+    load_adapter,
+    merged_state,
+)
 from casweights.integrations.transformers import from_pretrained  # noqa: E402
 from tests.integrations.tiny import llama  # noqa: E402
 
@@ -170,6 +177,18 @@ def base_of_an_adapter(host: Host) -> tuple[State, State]:
     return dict(load_adapter(host.repo, "lora").state_dict()), dict(model.state_dict())
 
 
+def adapter_of_a_wrapped_model(host: Host) -> tuple[State, State]:
+    """A directory is committed as it is, so its names are those of the model that wrote it."""
+    model = adapted(llama())
+    model.save_pretrained(str(host.folder))
+    file = host.folder / "adapter_model.safetensors"
+    start = "base_model.model."
+    names = {name.removeprefix(start): tensor for name, tensor in load_file(file).items()}
+    save_file({start + name: t for name, t in host.prefixed(names).items()}, file)
+    host.repo.commit(host.folder)
+    return dict(load_adapter(host.repo, "main", llama()).state_dict()), dict(model.state_dict())
+
+
 READERS: dict[str, Callable[[Host], tuple[State, State]]] = {
     "subscriber": through_subscriber,
     "patches": through_patches,
@@ -181,6 +200,7 @@ READERS: dict[str, Callable[[Host], tuple[State, State]]] = {
     "transformers-bin": pretrained(".bin", 1),
     "transformers-bin-shards": pretrained(".bin", 2),
     "peft-base": base_of_an_adapter,
+    "peft-adapter": adapter_of_a_wrapped_model,
 }
 
 
@@ -289,6 +309,23 @@ def test_a_writer_names_tensors_as_the_plain_model_does(
 ) -> None:
     writer(repo, WRAPS[wrap])
     assert repo.load("main").keys() == Net().state_dict().keys()
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("wrap", ["plain", "compiled", "parallel", "both"])
+def test_an_adapter_goes_from_a_wrapped_model_to_a_plain_one_and_back(
+    wrap: str, inside: bool, repo: Repository
+) -> None:
+    plain, wraps = adapted(llama()), WRAPS[wrap]
+    model = adapted(wraps(llama())) if inside else wraps(adapted(llama()))
+    base = repo.commit(dict(llama().state_dict())).id
+    commit_adapter(repo, model, "lora", base=base)
+    stored = repo.load("lora", include=["adapter_model.safetensors"])
+    assert stored.keys() == get_peft_model_state_dict(plain).keys()
+    target = wraps(llama()) if inside else wraps(adapted(llama()))
+    loaded = load_adapter(repo, "lora", target, adapter_name="new")
+    found = get_peft_model_state_dict(loaded, adapter_name="new")
+    assert list(map(torch.sum, found.values())) == list(map(torch.sum, stored.values()))
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
