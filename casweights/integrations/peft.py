@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.states import plain_state
-from casweights.sync.wrappers import innermost, unwrapper
-from casweights.system.files import to_path
 from casweights.sync.wrappers import unwrapper
+from casweights.system.files import to_path
 
 try:
     from peft import PeftModel

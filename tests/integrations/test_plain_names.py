@@ -31,14 +31,9 @@ if TYPE_CHECKING:
 peft = pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
-from casweights.integrations.peft import commit_adapter, load_adapter, merged_state  # noqa: E402
 from peft import get_peft_model_state_dict  # noqa: E402
 
-from casweights.integrations.peft import (  # noqa: E402
-    commit_adapter,
-    load_adapter,
-    merged_state,
-)
+from casweights.integrations.peft import commit_adapter, load_adapter, merged_state  # noqa: E402
 from casweights.integrations.transformers import from_pretrained  # noqa: E402
 from tests.integrations.tiny import llama  # noqa: E402
 
@@ -223,6 +218,28 @@ def test_a_loader_keeps_a_prefix_that_some_names_lack(repo: Repository, vllm: An
     config = SimpleNamespace(model_loader_extra_config={"store": repo.url})
     found = dict(vllm.CasweightsModelLoader(config).get_all_weights(None, Model()))
     assert found.keys() == state.keys()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"use_safetensors": False}, {"variant": "fp16"}],
+    ids=["first", "bin", "variant"],
+)
+def test_the_names_of_the_file_that_transformers_chooses_decide(
+    options: dict[str, Any], repo: Repository, tmp_path: Path
+) -> None:
+    model = llama()
+    state = dict(model.state_dict())
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(tmp_path / "folder")
+    wrapped = {f"module.{name}": tensor.clone() for name, tensor in state.items()}
+    pickled = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    save_file(wrapped, tmp_path / "folder" / "model.safetensors", {"format": "pt"})
+    torch.save(pickled, tmp_path / "folder" / "pytorch_model.bin")
+    torch.save(state, tmp_path / "folder" / "pytorch_model.fp16.bin")
+    repo.commit(tmp_path / "folder")
+    found = dict(from_pretrained(repo, **options).state_dict())
+    assert all(torch.equal(found[name], state[name]) for name in state)
 
 
 def adapted(model: Any) -> Any:

@@ -15,12 +15,12 @@ import torch
 
 import casweights
 from casweights.config import KiB, StoreConfig
+from casweights.content.states import StateFile
+from casweights.content.trees import leaves, rebuild
 from casweights.errors import CasweightsError
 from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import TREE_KEY
-from casweights.content.states import StateFile
 from casweights.testing.strategies import state_dicts
-from casweights.content.trees import leaves, rebuild
 from tests.spec_states import TOOLS, describe_read, names_of_tensors, tool
 
 if TYPE_CHECKING:

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
-from casweights.database.index import list_packs, read_pack
-from casweights.format.safetensors import TREE_KEY
-from casweights.database.index import list_packs, read_pack
-from casweights.stores.local import LocalStore
 from casweights.content.states import StateFile
 from casweights.content.trees import CARRIED
+from casweights.database.index import list_packs, read_pack
+from casweights.format.safetensors import TREE_KEY
+from casweights.stores.local import LocalStore
 from tests.spec_states import describe_read, tool
 
 if TYPE_CHECKING:
