@@ -1,19 +1,17 @@
-"""Torch tensors to bytes and back; the only core module that knows torch."""
+"""Torch tensors to bytes and back."""
 
 from __future__ import annotations
 
-import io
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from casweights.content.files import SourceFile
-from casweights.content.trees import ARRAY, BYTES, SCALAR, STREAM, dump, join
+from casweights.content.outlines import Layout, Look, Outline, as_tensor, identity, is_plain
+from casweights.content.trees import VALUE, Template, dump_values, is_value, join
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.format import safetensors
 from casweights.format.dtypes import DTYPES
@@ -61,7 +59,6 @@ _PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PAIRS = "F4"  # torch counts two packed elements as one, safetensors as two
 
 Cast = Callable[[str, torch.dtype], torch.dtype]
-Layout = dict[str, tuple[str, tuple[int, ...], str]]
 
 
 class TensorFile(SourceFile):
@@ -123,70 +120,6 @@ class TensorFile(SourceFile):
         return memory[start : start + piece.nbytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
-    """A state dict without the bits of its tensors; equal ones share all that follows from it.
-
-    Attributes:
-        facts: What there is to know about the state dict.
-        raw_header: The header of its file.
-        header: The same, parsed.
-        dtypes: The dtype that each tensor is written in.
-        layout: Of each tensor the dtype's code, the shape and the device.
-    """
-
-    facts: list[object]
-    raw_header: bytes
-    header: safetensors.Header
-    dtypes: dict[str, torch.dtype]
-    layout: Layout
-
-
-class _Look:
-    """One look at a state dict.
-
-    Attributes:
-        facts: Equal for two state dicts only if their files have the same header.
-        tensors: Its tensors, each once.
-    """
-
-    def __init__(self, state: object) -> None:
-        self.facts: list[object] = []
-        self.tensors: list[torch.Tensor] = []
-        self._seen: dict[tuple[Any, ...], int] = {}
-        self._add(state)
-
-    def _add(self, node: object) -> None:
-        kind = type(node)
-        if isinstance(node, torch.Tensor):
-            self.facts.append(self._tensor(node))
-        elif isinstance(node, dict) and {str, int}.issuperset(map(type, node)):
-            self.facts.append((dict, *node))
-            for value in node.values():
-                self._add(value)
-        elif kind in (list, tuple):
-            self.facts.append((kind, len(node)))  # type: ignore[arg-type]
-            for value in node:  # type: ignore[attr-defined]
-                self._add(value)
-        elif kind is float:
-            self.facts.append(float.hex(node))  # type: ignore[arg-type]
-        elif node is None or kind in (bool, int, str):
-            self.facts.append((kind, node))
-        elif (carried := as_tensor(node)) is not None:
-            self.facts += (carried[0], self._tensor(carried[1]))
-        else:
-            self.facts.append(object())  # equal to nothing: what this is has to be looked at again
-
-    def _tensor(self, tensor: torch.Tensor) -> object:
-        if not _is_plain(tensor) or tensor.layout != torch.strided or tensor.is_nested:
-            return object()
-        same, count = identity(tensor), len(self.tensors)
-        number = self._seen.setdefault(same, count)
-        if number == count:
-            self.tensors.append(tensor)
-        return type(tensor), tensor.dtype, tensor.shape, tensor.device, number
-
-
 class StateFile(TensorFile):
     """A state dict as a safetensors file that exists in memory only.
 
@@ -220,26 +153,25 @@ class StateFile(TensorFile):
     ) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         try:
-            look = _Look(state)
+            look = Look(state)
             if outline is not None and outline.facts == look.facts:
                 self.tensors = dict(zip(outline.dtypes, look.tensors, strict=True))
-                self.outline = outline
+                self.outline = outline.with_values(dump_values(look.values))
             else:
-                self.outline = self._outlined(state, cast, look.facts)
+                self.outline = self._outlined(state, cast, look)
         except RecursionError:
             raise InvalidInputError(
                 ErrorCode.BAD_STATE, "the state dict is nested too deeply: does it contain itself?"
             ) from None
         super().__init__(self.outline.raw_header, self.outline.header)
 
-    def _outlined(
-        self, state: Mapping[Any, Any], cast: Cast | None, facts: list[object]
-    ) -> Outline:
+    def _outlined(self, state: Mapping[Any, Any], cast: Cast | None, look: Look) -> Outline:
         ties: dict[tuple[Any, ...], str] = {}
         metadata = {"format": "pt"}
         tree = self._describe(state, "", ties)
+        template, values = Template(tree), dump_values(look.values)
         if tree != ["dict", [[name, ["tensor", name]] for name in self.tensors]]:
-            metadata[TREE_KEY] = dump(tree)
+            metadata[TREE_KEY] = template.fill(values)
         dtypes = {
             name: cast(name, tensor.dtype) if cast else tensor.dtype
             for name, tensor in self.tensors.items()
@@ -257,7 +189,8 @@ class StateFile(TensorFile):
             info.name: (info.dtype.code, info.shape, str(self.tensors[info.name].device))
             for info in header.tensors
         }
-        return Outline(facts, raw_header, header, dtypes, layout)
+        cast_names = frozenset(n for n, tensor in self.tensors.items() if tensor.dtype != dtypes[n])
+        return Outline(look.facts, values, template, raw_header, header, dtypes, cast_names, layout)
 
     @property
     def layout(self) -> Layout:
@@ -280,7 +213,7 @@ class StateFile(TensorFile):
         return tensor_bytes(self.tensor(name))
 
     def _describe(self, node: Any, path: str, ties: dict[tuple[Any, ...], str]) -> list[Any]:
-        """A node of the tree; tensors are taken note of on the way."""
+        """A node of the tree, without values; tensors are taken note of on the way."""
         if isinstance(node, torch.Tensor):
             return ["tensor", self._name(node, path, ties)]
         if isinstance(node, dict) and all(type(key) in (str, int) for key in node):
@@ -290,8 +223,8 @@ class StateFile(TensorFile):
         if type(node) in (list, tuple):
             items = [self._describe(v, join(path, n), ties) for n, v in enumerate(node)]
             return [type(node).__name__, items]
-        if node is None or type(node) in (bool, int, float) or safetensors.is_text(node):
-            return ["value", node]
+        if is_value(node):
+            return VALUE
         if (carried := as_tensor(node)) is not None:
             return [carried[0], self._name(carried[1], path, ties)]
         raise InvalidInputError(
@@ -320,43 +253,14 @@ def _check_text(keys: Iterable[object]) -> None:
             raise InvalidInputError(ErrorCode.BAD_STATE, f"the key {key!r} is not valid Unicode")
 
 
-def as_tensor(value: object) -> tuple[str, torch.Tensor] | None:
-    """A tensor with the content of a numpy array or scalar, of bytes or a BytesIO; and its kind.
-
-    Returns:
-        None for anything else, and for arrays of dtypes that torch does not have.
-    """
-    if isinstance(value, bytes | io.BytesIO):
-        data = bytearray(value if isinstance(value, bytes) else value.getvalue())
-        kind = BYTES if isinstance(value, bytes) else STREAM
-        return kind, torch.from_numpy(np.frombuffer(data, np.uint8))
-    if type(value) is not np.ndarray and not isinstance(value, np.generic):
-        return None
-    array = np.asarray(value)
-    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # which torch cannot share
-    try:
-        kind = SCALAR if isinstance(value, np.generic) else ARRAY
-        return kind, torch.from_numpy(array)
-    except TypeError:
-        return None
-
-
-def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are the same view of the same memory."""
-    if tensor.numel() == 0:
-        return (id(tensor),)
-    where = tensor.data_ptr(), tensor.device, tensor.is_conj(), tensor.is_neg()
-    return (*where, tensor.dtype, tensor.shape, tensor.stride())
-
-
 def is_plain_memory(tensor: torch.Tensor) -> bool:
     """Whether a tensor's memory is its bytes in C order, and on the CPU: nothing to copy."""
-    return tensor.device.type == "cpu" and tensor.is_contiguous() and not _is_lazy(tensor)
+    return tensor.device.type == "cpu" and is_dense(tensor)
 
 
-def _is_lazy(tensor: torch.Tensor) -> bool:
-    return tensor.is_conj() or tensor.is_neg()
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's memory is its bytes in C order, on whichever device."""
+    return tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
 def check_tensor(tensor: torch.Tensor, path: str) -> None:
@@ -373,7 +277,7 @@ def check_tensor(tensor: torch.Tensor, path: str) -> None:
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED, f"the tensor {path!r} is {kind}: commit a dense tensor instead"
         )
-    if not _is_plain(tensor):
+    if not is_plain(tensor):
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED,
             f"the tensor {path!r} is a {type(tensor).__name__}: commit its plain tensor instead",
@@ -389,11 +293,6 @@ def check_tensor(tensor: torch.Tensor, path: str) -> None:
             f"the tensor {path!r} is a pair of packed elements without a dimension, which "
             "safetensors cannot express: reshape it",
         )
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's memory is its value (not so for DTensor and other wrappers)."""
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def code_of(tensor: torch.Tensor) -> str:

@@ -20,24 +20,60 @@ _PATH_RATIO, _FREE_PATHS = 64, 1 << 20  # characters of paths: for each of a tre
 # What a tensor of the file stands for, if not for a tensor.
 ARRAY, SCALAR, BYTES, STREAM = CARRIED = ("array", "scalar", "bytes", "stream")
 
+VALUE = ["value", None]  # stands for any value in a tree whose values are kept elsewhere
+
 _EXTRA_STATE = "_extra_state"  # the last part of a name
 
 State = dict[str, Any]
 ExtraState = Literal["keep", "drop"]
 
 
-def dump(tree: list[Any]) -> str:
-    """A tree as it stands in a file's metadata.
+def is_value(node: object) -> bool:
+    """Whether a leaf is written into the tree itself: None, a bool, a number or a string."""
+    return node is None or type(node) in (bool, int, float) or is_text(node)
+
+
+class Template:
+    """A tree as JSON, without its values.
+
+    Args:
+        tree: The tree, in which each value is `VALUE`.
+    """
+
+    def __init__(self, tree: list[Any]) -> None:
+        # No name or key reads like a value: in JSON, the quotes inside a string are escaped.
+        self._parts = _json(tree).split(_json(VALUE))
+
+    def fill(self, values: str) -> str:
+        """The tree as it stands in a file's metadata.
+
+        Args:
+            values: What `dump_values` makes of the values, in the order of the tree.
+        """
+        rest = iter(self._parts)
+        text = [next(rest)]
+        for value, part in zip(values.splitlines(), rest, strict=True):
+            text += ('["value",', value, "]", part)
+        return "".join(text)
+
+
+def dump_values(values: list[Any]) -> str:
+    """Values as JSON, one a line. Only what is equal in a tree has the same text.
 
     Raises:
-        InvalidInputError: It holds a number that cannot be written.
+        InvalidInputError: There is a number that cannot be written.
     """
     try:
-        return json.dumps(tree, separators=(",", ":"))
+        text = json.dumps(values, separators=("\n", ":"))  # in strings, ends of lines are escaped
     except ValueError as error:  # Python does not write integers of thousands of digits
         raise InvalidInputError(
             ErrorCode.BAD_STATE, f"the state dict holds a number that cannot be written: {error}"
         ) from error
+    return text[1:-1]
+
+
+def _json(tree: list[Any]) -> str:
+    return json.dumps(tree, separators=(",", ":"))
 
 
 def join(path: str, key: object) -> str:

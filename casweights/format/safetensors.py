@@ -228,7 +228,7 @@ def build_header(
     Tensors lie by descending dtype, which is roughly by descending size, then by name; the JSON is
     padded with spaces so that the data section begins at a multiple of 8.
     """
-    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    table: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     start = 0
     for name, dtype, shape in sorted(tensors, key=lambda t: (-_ORDER[t[1].code], t[0])):
         nbytes = dtype.nbytes(shape)
@@ -240,7 +240,28 @@ def build_header(
             "data_offsets": [start, start + nbytes],
         }
         start += nbytes
-    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    return _framed(_json(table))
+
+
+def replace_metadata(header: bytes, old: Mapping[str, str], new: Mapping[str, str]) -> bytes:
+    """The header that `build_header` makes of the same tensors and other metadata.
+
+    Args:
+        header: A header that `build_header` made, with metadata.
+        old: That metadata.
+        new: The other metadata; there is some.
+    """
+    replaced = len(_json({_METADATA: dict(old)})) - 1  # all but the last brace
+    kept = header[LENGTH_SIZE + replaced :].rstrip(b" ")
+    return _framed(_json({_METADATA: dict(new)})[:-1] + kept)
+
+
+def _json(table: Mapping[str, Any]) -> bytes:
+    return json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _framed(text: bytes) -> bytes:
+    """The header with this JSON."""
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MAX_HEADER_SIZE:
         raise bad(f"its header would take {len(text)} bytes, above the limit")

@@ -2,82 +2,187 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from casweights.content.states import is_plain_memory
-from casweights.sync.changes import POSITION, find_change
-from casweights.sync.devices import host_patterns
+from casweights.content.states import is_dense
+from casweights.sync.changes import POSITION, Change, find_change
+from casweights.sync.devices import (
+    device_changes,
+    flat_patterns,
+    host_memory,
+    host_patterns,
+    is_on_host,
+)
+from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.content.states import StateFile
     from casweights.format.safetensors import TensorInfo
 
 _SMALL = 16 << 10  # bytes of a tensor; a larger one is worth the work of its own
-_UNSAFE = ("BOOL", "F4")  # torch normalizes the bytes of the one, and cannot copy the other
+_AS_BYTES = ("BOOL", "F4")  # torch normalizes the bytes of the one, and cannot copy the other
 
 
 class Batch:
-    """Neighbouring small tensors of one dtype in host memory.
+    """Small tensors of one dtype on one device, and the bits of them that were last seen.
 
     Args:
-        infos: The tensors, which have `memory` in this order.
-        memory: Where their bits are kept.
-        live: The same tensors, for their dtypes and shapes.
-        staging: At least as much memory, to copy tensors to; batches may share it.
+        infos: The tensors, whose bits are kept in this order.
+        state: A state with these tensors, whose bits are kept first.
+        staging: At least as many bytes, on the tensors' device; batches may share them.
+        on_device: Whether to keep another copy on an accelerator, so that nothing but changes
+            crosses to the host. Without one, the host's copy goes to the device to be compared.
     """
 
     def __init__(
         self,
         infos: Sequence[TensorInfo],
-        memory: memoryview,
-        live: Sequence[torch.Tensor],
-        staging: memoryview,
+        state: StateFile,
+        staging: torch.Tensor,
+        *,
+        on_device: bool,
     ) -> None:
-        self.infos = infos
-        self._memory = memory
-        self._staging = staging[: len(memory)]
+        live = [state.tensors[info.name] for info in infos]
+        size = sum(info.nbytes for info in infos)
+        self._infos = infos
+        self._names = [info.name for info in infos]
         self._width = infos[0].dtype.width
         self._stops = np.cumsum([info.nbytes // self._width for info in infos])
-        patterns = host_patterns(self._staging, live[0])
-        parts = torch.split(patterns, [tensor.numel() for tensor in live])
+        self._as_bytes = infos[0].dtype.code in _AS_BYTES
+        dtype = torch.uint8 if self._as_bytes else state.outline.dtypes[infos[0].name]
+        elements = staging[:size].view(dtype)
+        parts = torch.split(elements, [tensor.numel() for tensor in live])
         self._copies = [part.view(tensor.shape) for part, tensor in zip(parts, live, strict=True)]
+        self._staged = flat_patterns(elements)
+        self._memory = host_memory(size, live[0])
+        self._is_on_host = is_on_host(live[0])
+        self._stage(state)
+        host_patterns(self._memory, self._staged).copy_(self._staged)
+        self._shadow = self._staged.clone() if on_device and not self._is_on_host else None
 
-    def stage(self, state: StateFile) -> None:
-        """Copy the tensors of a state of the same layout to the staging memory."""
-        live = [state.tensors[info.name] for info in self.infos]
+    def parts(self) -> Iterator[tuple[str, memoryview]]:
+        """The names of the tensors, and where the bits of each are kept."""
+        rest = self._memory
+        for info in self._infos:
+            yield info.name, rest[: info.nbytes]
+            rest = rest[info.nbytes :]
+
+    def update(self, state: StateFile) -> list[tuple[str, Change]]:
+        """Keep the bits that the tensors have in a state of the same layout.
+
+        Returns:
+            The names of the tensors that changed, each with the change that undoes it.
+        """
+        self._stage(state)
+        change = self._find_change()
+        if change is None:
+            return []
+        change.exchange(self._memory)
+        return list(self._split(change))
+
+    def _stage(self, state: StateFile) -> None:
+        """Copy the tensors of a state to the staging memory, in the dtype they are written in."""
+        tensors, cast = state.tensors, state.outline.cast
+        live = [tensors[name] for name in self._names]
+        if cast:  # the bits of a NaN that is cast depend on the order in memory
+            live = [
+                state.tensor(name) if name in cast and not is_dense(tensor) else tensor
+                for name, tensor in zip(self._names, live, strict=True)
+            ]
         with torch.inference_mode():  # which tensors made in that mode demand
+            if self._as_bytes:
+                live = [tensor.view(torch.uint8) for tensor in live]
             torch._foreach_copy_(self._copies, live)
 
-    def keep(self) -> None:
-        """Keep the bits that are staged."""
-        self._memory[:] = self._staging
+    def _find_change(self) -> Change | None:
+        """What makes the staged bits of those that are kept."""
+        if self._is_on_host:
+            return find_change(self._memory, self._staged.numpy().view(np.uint8).data, self._width)
+        kept = self._shadow
+        if kept is None:
+            kept = host_patterns(self._memory, self._staged)
+        advance = self._shadow is not None
+        found = device_changes(self._staged, kept, len(self._memory), advance=advance)
+        return next((change for _, change in list(found)), None)
 
-    def changed(self) -> Iterator[tuple[TensorInfo, memoryview]]:
-        """The tensors whose staged bits are others than those that are kept, with the former."""
-        change = find_change(self._memory, self._staging, self._width)
-        if change is None:
-            return
-        numbers: Sequence[int] = range(len(self.infos))
-        if change.positions is not None:
-            positions = np.frombuffer(change.positions, POSITION)
-            numbers = np.unique(np.searchsorted(self._stops, positions, side="right")).tolist()
-        for number in numbers:
-            info = self.infos[number]
-            start = (int(self._stops[number]) * self._width) - info.nbytes
-            yield info, self._staging[start : start + info.nbytes]
+    def _split(self, undo: Change) -> Iterator[tuple[str, Change]]:
+        """Cut what undoes a change of the batch into what undoes it in each tensor."""
+        positions, values = self._differing(undo)
+        numbers = np.searchsorted(self._stops, positions, side="right")
+        changed, firsts = np.unique(numbers, return_index=True)
+        begins = np.concatenate(([0], self._stops))[numbers]
+        local = (positions - begins).astype(POSITION).tobytes()
+        cuts = pairwise([*firsts.tolist(), len(positions)])
+        for number, (first, stop) in zip(changed.tolist(), cuts, strict=True):
+            places = local[POSITION.itemsize * first : POSITION.itemsize * stop]
+            before = bytearray(values[self._width * first : self._width * stop])
+            yield self._names[number], self._shortest(number, Change(places, before, self._width))
+
+    def _differing(self, undo: Change) -> tuple[np.ndarray, memoryview]:
+        """The positions of the elements that a change makes others, and the bytes of these."""
+        if undo.positions is not None:
+            return np.frombuffer(undo.positions, POSITION), memoryview(undo.values)
+        kind = f"<u{self._width}"
+        before, after = np.frombuffer(undo.values, kind), np.frombuffer(self._memory, kind)
+        positions = np.flatnonzero(before != after)
+        return positions, before[positions].view(np.uint8).data
+
+    def _shortest(self, number: int, undo: Change) -> Change:
+        """The same change of a tensor, in no more memory than the tensor itself."""
+        nbytes = self._infos[number].nbytes
+        if undo.nbytes <= nbytes:
+            return undo
+        if len(undo.values) == nbytes:
+            return Change(None, undo.values, self._width)
+        stop = int(self._stops[number]) * self._width
+        before = bytearray(self._memory[stop - nbytes : stop])
+        undo.write(memoryview(before))
+        return Change(None, before, self._width)
 
 
-def is_small(info: TensorInfo, state: StateFile) -> bool:
-    """Whether a tensor of a state may go into a batch."""
-    tensor = state.tensors[info.name]
-    return (
-        0 < info.nbytes <= _SMALL
-        and info.dtype.code not in _UNSAFE
-        and state.outline.dtypes[info.name] == tensor.dtype
-        and is_plain_memory(tensor)
-    )
+def make_batches(state: StateFile, limit: int, *, on_device: bool) -> Iterator[Batch]:
+    """Batches of the small tensors of a state, with at most `limit` bytes each.
+
+    Args:
+        state: The state, whose bits are kept.
+        limit: Bytes; no less than a small tensor takes.
+        on_device: See `Batch`.
+    """
+    groups: dict[tuple[torch.device, str], list[TensorInfo]] = {}
+    for info in state.header.tensors:
+        if 0 < info.nbytes <= _SMALL:
+            group = state.tensors[info.name].device, info.dtype.code
+            groups.setdefault(group, []).append(info)
+    sizes: dict[torch.device, int] = {}
+    for (device, _), infos in groups.items():
+        size = min(limit, sum(info.nbytes for info in infos))
+        sizes[device] = max(size, sizes.get(device, 0))
+    stagings = {device: _staging(size, device) for device, size in sizes.items()}
+    for (device, _), infos in groups.items():
+        for part in _parts(infos, limit):
+            yield Batch(part, state, stagings[device], on_device=on_device)
+
+
+def _staging(size: int, device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":
+        return torch.frombuffer(uninitialized(size), dtype=torch.uint8)
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _parts(infos: Iterable[TensorInfo], limit: int) -> Iterator[list[TensorInfo]]:
+    """Cut a list of tensors into lists of at most `limit` bytes."""
+    part: list[TensorInfo] = []
+    left = limit
+    for info in infos:
+        if info.nbytes > left:
+            yield part
+            part, left = [], limit
+        part.append(info)
+        left -= info.nbytes
+    yield part

@@ -12,11 +12,24 @@ import torch
 
 from casweights.content.states import patterns
 from casweights.sync.changes import POSITION, Change
+from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SEGMENT = 64 << 20  # bytes that are compared at a time; finding positions takes some times that
+
+
+def is_on_host(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is in the memory of the host."""
+    return tensor.device.type == "cpu"
+
+
+def host_memory(nbytes: int, live: torch.Tensor) -> memoryview:
+    """Host memory for a copy of a tensor; an accelerator can copy it while other work goes on."""
+    if live.device.type != "cuda":
+        return uninitialized(nbytes)
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
 
 
 def flat_patterns(tensor: torch.Tensor) -> torch.Tensor:

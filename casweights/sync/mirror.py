@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
-
-import torch
 
 from casweights.content.files import SourceFile
 from casweights.content.states import STATE_FILE, StateFile, tensor_bytes
 from casweights.format.layout import Piece, file_pieces, grid, runs
-from casweights.sync.batches import Batch, is_small
+from casweights.sync.batches import make_batches
 from casweights.sync.changes import Change, find_change, take_back
-from casweights.sync.devices import device_changes, flat_patterns, host_patterns
-from casweights.system.buffers import copy, scratch, uninitialized
+from casweights.sync.devices import (
+    device_changes,
+    flat_patterns,
+    host_memory,
+    host_patterns,
+    is_on_host,
+)
+from casweights.system.buffers import copy, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    import torch
 
     from casweights.format.manifest import Snapshot
     from casweights.format.safetensors import Header, TensorInfo
@@ -87,15 +92,14 @@ class Mirror:
         self._put_off: Scan | None = None  # found, and part of no version yet
         self._claimed: Scan | None = None  # part of one that is not durable, or not known to be
         self._grid: _Grid | None = None
-        self._batches = list(self._make_batches(state))
+        self._batches = list(make_batches(state, chunk_size, on_device=on_device))
         for batch in self._batches:
-            batch.stage(state)
-            batch.keep()
+            self._memory.update(batch.parts())
         self._single = [info for info in state.header.tensors if info.name not in self._memory]
         for info in self._single:
             live = state.tensor(info.name)
-            self._memory[info.name] = _host_memory(info.nbytes, live)
-            if live.device.type != "cpu":
+            self._memory[info.name] = host_memory(info.nbytes, live)
+            if not is_on_host(live):
                 flat = flat_patterns(live.contiguous())
                 if on_device:  # the mirror is a copy of the shadow: the tensor may change
                     flat = self._shadows[info.name] = flat.clone()
@@ -105,22 +109,9 @@ class Mirror:
             for _ in workers.map(self._copy, pieces):
                 pass
 
-    def _make_batches(self, state: StateFile) -> Iterator[Batch]:
-        """Put small tensors side by side, at most a chunk's bytes of them."""
-        small = [info for info in state.header.tensors if is_small(info, state)]
-        size = min(self._chunk_size, sum(info.nbytes for info in small))
-        staging = uninitialized(size) if small else memoryview(b"")
-        for infos in _neighbours(small, size):
-            memory = uninitialized(sum(info.nbytes for info in infos))
-            rest = memory
-            for info in infos:
-                self._memory[info.name], rest = rest[: info.nbytes], rest[info.nbytes :]
-            live = [state.tensors[info.name] for info in infos]
-            yield Batch(infos, memory, live, staging)
-
     def grid(self, file: KeptState) -> _Grid:
-        """The pieces of a state's file; they are cut once for all states with the same header."""
-        if self._grid is None or self._grid.header is not file.header:
+        """The pieces of a state's file; they are cut once for all whose tensors lie alike."""
+        if self._grid is None or not self._grid.fits(file):
             self._grid = _Grid(file, self._chunk_size)
         return self._grid
 
@@ -143,6 +134,9 @@ class Mirror:
     def scan(self, state: StateFile) -> Scan:
         """Find what changed in a state of the same layout, and make the same changes here."""
         undo: dict[Place, list[Change]] = {}
+        for batch in self._batches:
+            for name, change in batch.update(state):
+                undo[Place(name, 0)] = [change]
         for piece, change in self._changes(state):
             undo[Place.of(piece)] = [change]
         return _scanned(state, undo)
@@ -211,15 +205,10 @@ class Mirror:
         self.version, self._claimed = version, None
 
     def _changes(self, state: StateFile) -> Iterator[tuple[Piece, Change]]:
-        for batch in self._batches:
-            batch.stage(state)
-            for info, data in batch.changed():
-                for job in self._pieces(info, data):
-                    if found := self._host_change(job):
-                        yield found
+        """Find and make the changes of the tensors that are in no batch."""
         hosted = []
         for info in self._single:
-            if state.tensors[info.name].device.type == "cpu":
+            if is_on_host(state.tensors[info.name]):
                 hosted.append(info)
             else:
                 yield from self._device_changes(info, state.tensor(info.name))
@@ -261,6 +250,7 @@ class KeptState(SourceFile):
     """
 
     path = STATE_FILE
+    header: Header
 
     def __init__(self, mirror: Mirror, scan: Scan) -> None:
         self.raw_header, self.header, self.size = scan.raw_header, scan.header, scan.size
@@ -332,39 +322,22 @@ class _Grid:
         chunk_size: Bytes of a chunk.
 
     Attributes:
-        header: The file's header.
         pieces: All of them, in file order.
         runs: The same, see `SourceFile.runs`.
         numbers: The number of each in that order.
     """
 
     def __init__(self, file: KeptState, chunk_size: int) -> None:
-        self.header = file.header
+        self._header, self._size = file.header, file.size
         self.pieces = list(file_pieces(file.size, file.header, chunk_size))
         self.runs = list(runs(self.pieces, chunk_size))
         self.numbers = {Place.of(piece): number for number, piece in enumerate(self.pieces)}
 
-
-def _neighbours(infos: Iterable[TensorInfo], limit: int) -> Iterator[list[TensorInfo]]:
-    """Group tensors of one dtype that follow each other, at most `limit` bytes of them."""
-    for _, alike in groupby(infos, lambda info: info.dtype.code):
-        group: list[TensorInfo] = []
-        left = limit
-        for info in alike:
-            if group and info.nbytes > left:
-                yield group
-                group, left = [], limit
-            group.append(info)
-            left -= info.nbytes
-        yield group
+    def fits(self, file: KeptState) -> bool:
+        """Whether these are the pieces of a file, too."""
+        same = file.header.tensors is self._header.tensors
+        return same and file.size == self._size
 
 
 def _scanned(state: StateFile, undo: dict[Place, list[Change]]) -> Scan:
     return Scan(state.raw_header, state.header, state.size, undo)
-
-
-def _host_memory(nbytes: int, live: torch.Tensor) -> memoryview:
-    """Memory to copy a tensor to; such as an accelerator can read from while others work."""
-    if live.device.type != "cuda":
-        return uninitialized(nbytes)
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data

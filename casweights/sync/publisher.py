@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.content.arguments import check_choice, check_compression
 from casweights.content.files import scan
-from casweights.content.states import Outline, StateFile
+from casweights.content.states import StateFile
 from casweights.content.trees import ExtraState, without_extra_state
 from casweights.errors import (
     CasweightsError,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
     from casweights.content.files import SourceFile
+    from casweights.content.outlines import Outline
     from casweights.database.refs import Head
     from casweights.events import Reporter
     from casweights.format.manifest import Snapshot

@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import strategies as st
 
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.format.dtypes import DTYPES
@@ -17,8 +18,10 @@ from casweights.format.safetensors import (
     build_header,
     header_size,
     parse_header,
+    replace_metadata,
 )
 from casweights.testing.strategies import (
+    TEXT,
     TORCH_DTYPES,
     encode_header,
     from_bytes,
@@ -205,3 +208,16 @@ def test_build_and_parse() -> None:
 def test_build_refuses_half_bytes() -> None:
     with pytest.raises(InvalidInputError, match="no whole number of bytes"):
         build_header([("a", DTYPES["F4"], (3,))], {})
+
+
+@hypothesis.given(
+    names=st.lists(TEXT, max_size=3, unique=True),
+    old=st.dictionaries(TEXT, TEXT, min_size=1, max_size=3),
+    new=st.dictionaries(TEXT, TEXT, min_size=1, max_size=3),
+)
+def test_replaced_metadata_gives_the_header_that_is_built_with_it(
+    names: list[str], old: dict[str, str], new: dict[str, str]
+) -> None:
+    layout = [(f"{name} ", DTYPES["U8"], (3,)) for name in names]
+    replaced = replace_metadata(build_header(layout, old), old, new)
+    assert replaced == build_header(layout, new)
