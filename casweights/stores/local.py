@@ -46,6 +46,8 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR:
 class LocalStore(ObjectStore):
     """Objects as files below a root directory. Writers may be many processes on one machine.
 
+    A folder goes with its last object, except those in the root itself.
+
     Nothing but `create` makes the root. Once it is known (see `require`), writes go to the very
     folder that was opened, or fail.
     """
@@ -90,7 +92,7 @@ class LocalStore(ObjectStore):
             if not created:
                 root.check()
                 _check_is_file(self._path(name))
-            root.sync(folder)  # of an object that is there, too: its writer may be about to
+            root.sync_below(folder)  # of an object that is there, too: its writer may be about to
         return created
 
     def _create(self, root: Root, name: str, parts: Sequence[Buffer]) -> bool:
@@ -100,15 +102,13 @@ class LocalStore(ObjectStore):
                 draft = self._staged(root).new_path()
                 try:
                     _write_durably(draft, parts, shared=root.is_shared)
-                    root.check()  # as late as possible, before anybody can see the object
                     return root.give_name(draft, name, self._exclusive_call)
                 finally:
                     with suppress(OSError):  # whoever sweeps the folder removes it
                         draft.unlink(missing_ok=True)
-            except FileNotFoundError:  # a job that cleans up has removed the draft, or a folder
+            except FileNotFoundError:  # a job that cleans up has removed the draft
                 if attempt == _ATTEMPTS - 1:
                     raise
-                root.make_folders(name.rpartition("/")[0])
             except NotADirectoryError:
                 root.check()
                 raise
@@ -219,6 +219,8 @@ class LocalStore(ObjectStore):
                 for folder in {path.rpartition("/")[0] for path in batch}:
                     with suppress(FileNotFoundError, NotADirectoryError):
                         root.sync(folder)
+            for folder in {path.rpartition("/")[0] for path in paths}:
+                root.remove_empty(folder)
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _HOLD = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY  # needs no permission to list it
 SHARED = stat.S_IRWXG | stat.S_ISGID  # of folders; what is made in them gets their group
 _MAX_MARKER = 1 << 16  # bytes of it that are compared
+_HELD = 8  # folders: those of packs, snapshots and findings, and of some branches
+_ATTEMPTS = 100  # each fails only if another writer removes a folder in that very moment
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
@@ -42,6 +45,48 @@ class _Marker(NamedTuple):
     name: str
     status: tuple[int, ...]
     content: bytes
+
+
+class _HeldFolders:
+    """The folders used last whose names are durable, held open.
+
+    An open folder keeps its number, so one that was removed and made again is not taken for it.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._descriptors: dict[str, int] = {}  # the one used last is the last one
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._descriptors)
+
+    def has(self, folder: str) -> bool:
+        """Whether the folder of this name is one that is held."""
+        with self._lock:
+            descriptor = self._descriptors.pop(folder, None)
+            if descriptor is None:
+                return False
+            self._descriptors[folder] = descriptor
+            try:
+                there = os.stat(folder, dir_fd=self._root)
+            except OSError:
+                return False
+            return os.path.samestat(there, os.fstat(descriptor))
+
+    def add(self, folder: str, descriptor: int) -> None:
+        """Hold a folder, and let go of the one that was used least recently."""
+        with self._lock:
+            gone = [self._descriptors.pop(folder, None)]
+            self._descriptors[folder] = descriptor
+            if len(self._descriptors) > _HELD:
+                gone.append(self._descriptors.pop(next(iter(self._descriptors))))
+        for old in gone:
+            if old is not None:
+                os.close(old)
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
 
 
 class Root:
@@ -67,7 +112,7 @@ class Root:
         weakref.finalize(self, os.close, self.descriptor)
         self._marker: _Marker | None = None
         self._seen: set[str] = set()
-        self._durable: set[str] = set()
+        self._held = _HeldFolders(self.descriptor)
 
     @property
     def is_marked(self) -> bool:
@@ -145,32 +190,111 @@ class Root:
         """Make the names in a folder durable, where the file system can do that."""
         fsync_folder(folder or ".", self.descriptor)
 
-    def make_folders(self, folder: str) -> None:
-        """Make a folder and those above it, unless they are there, and make their names durable.
+    def sync_below(self, folder: str) -> None:
+        """Make the names in a folder durable, and its own name, and those of the folders above it.
 
-        Other writers may have made them a moment ago and not have made them durable yet.
+        What is gone by now had lost its last object.
+        """
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if not folder or self._held.has(folder):
+                return self.sync(folder)
+            descriptor = os.open(folder, _HOLD, dir_fd=self.descriptor)
+            try:
+                self.sync(folder)
+                self._sync_above(folder)
+                self._held.add(folder, os.dup(descriptor))
+            finally:
+                os.close(descriptor)
+        return None
+
+    def _sync_above(self, folder: str) -> None:
+        for path in ["", *_and_above(folder)][:-1]:
+            with suppress(FileNotFoundError, PermissionError):  # others made it, and long ago
+                self.sync(path)
+
+    def make_folders(self, folder: str) -> None:
+        """Make a folder and those above it, unless they are there.
+
+        They come and go with their objects, see `remove_empty`. `sync_below` makes their names
+        durable.
 
         Raises:
             NotFoundError: See `check`.
+            FileExistsError: A folder with objects has a name that differs in case alone, and the
+                disk ignores case.
         """
-        if folder in self._durable and self.has(folder):
-            return
-        self.check()  # a part of the store that is gone must not be made again
-        if folder in self._durable:  # somebody removed it, and maybe those above
-            self._durable.clear()
-        for path in _and_above(folder):
-            above = path.rpartition("/")[0]
+        for attempt in range(_ATTEMPTS):
             try:
-                os.mkdir(path, dir_fd=self.descriptor)
-            except FileExistsError:
-                if path not in self._durable:
-                    with suppress(PermissionError):  # then others made it, and not just now
-                        self.sync(above)
-            else:
-                self.sync(above)
+                return self._make_folders(folder)
+            except FileNotFoundError:  # another writer has removed a folder that was empty
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        return None
+
+    def _make_folders(self, folder: str) -> None:
+        if self._held.has(folder):
+            return
+        if folder and not self.has(folder):
+            self.check()  # a part of the store that is gone must not be made again
+        for path in _and_above(folder):
+            self._make_folder(path)
             self._share(path)
-            self._durable.add(path)
         self.notice(folder)
+
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder of exactly this name, unless it is there."""
+        try:
+            os.mkdir(folder, dir_fd=self.descriptor)
+        except FileExistsError:
+            if not self._is_spelled_so(folder):
+                self._remove_leftover(folder)
+                os.mkdir(folder, dir_fd=self.descriptor)
+
+    def _is_spelled_so(self, name: str) -> bool:
+        """Whether the name is listed; a disk that ignores case also finds it in another case."""
+        above, _, last = name.rpartition("/")
+        try:
+            descriptor = os.open(above or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.descriptor)
+        except PermissionError:
+            return True  # nobody can tell
+        try:
+            return last in os.listdir(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _remove_leftover(self, folder: str) -> None:
+        """Remove a folder that holds no object.
+
+        Raises:
+            FileExistsError: It holds one.
+        """
+        for _, folders, _, parent in os.fwalk(folder, topdown=False, dir_fd=self.descriptor):
+            for name in folders:
+                with suppress(OSError):
+                    os.rmdir(name, dir_fd=parent)
+        try:
+            os.rmdir(folder, dir_fd=self.descriptor)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            raise FileExistsError(
+                errno.EEXIST,
+                f"this disk ignores case and has a folder that differs from {folder} in case alone",
+            ) from None
+
+    def remove_empty(self, folder: str) -> None:
+        """Remove a folder and those above it that hold nothing any more.
+
+        The highest one stays, since open stores take its absence for damage, see `check`. Who is
+        about to put an object into one of the others makes it again.
+        """
+        for path in reversed([*_and_above(folder)][1:]):
+            try:
+                os.rmdir(path, dir_fd=self.descriptor)
+            except FileNotFoundError:
+                continue
+            except OSError:  # it is not empty, or others may not remove it
+                return
 
     def _share(self, folder: str) -> None:
         """Let the group write to a folder of a shared store. Other users share theirs."""
@@ -190,14 +314,26 @@ class Root:
             name: The name.
             call: A call that fails if the name is taken. Without one, another writer that comes
                 in the same moment may be told the same, and the later file stays.
+
+        Raises:
+            NotFoundError: See `check`.
+            FileNotFoundError: The draft is gone.
         """
-        try:
-            if call is None and self.has(name):
+        for _ in range(_ATTEMPTS):
+            self.check()  # as late as possible, before anybody can see the object
+            try:
+                if call is None and self.has(name):
+                    return False
+                (call or replace)(str(draft), name, self.descriptor)
+            except FileExistsError:
                 return False
-            (call or replace)(str(draft), name, self.descriptor)
-        except FileExistsError:
-            return False
-        return True
+            except FileNotFoundError:
+                if not draft.exists():
+                    raise
+                self.make_folders(name.rpartition("/")[0])
+            else:
+                return True
+        raise FileNotFoundError(errno.ENOENT, "other writers keep removing its folder", name)
 
     def unlink(self, name: str) -> None:
         """Remove a file, unless it is gone."""
