@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -26,9 +27,11 @@ from casweights.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_MARGIN = 60.0  # seconds that a grant must still be good for, since transfers take a while
 _PAGE = 1000  # what one request may ask for
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _OS_ERROR = re.compile(r"\(os error (\d{1,4})\)")
+_REFUSED = ("(401 Unauthorized)", "(403 Forbidden)")
 _STREAM_GONE = "(404 Not Found)"  # all that hf_xet's streams tell of bytes that are not there
 
 
@@ -66,14 +69,21 @@ class Grant:
     Attributes:
         endpoint: The storage server.
         token: For that server alone.
-        expires: When it ends, in seconds since 1970.
+        asked: When it was asked for, in seconds of the monotonic clock.
+        lifetime: Seconds for which it is good from then on.
         renew_url: Where the next one comes from.
     """
 
     endpoint: str
     token: str
-    expires: int
+    asked: float
+    lifetime: float
     renew_url: str
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until it ends; negative if it has."""
+        return self.asked + self.lifetime - time.monotonic()
 
 
 class HubApi:
@@ -210,12 +220,32 @@ class HubApi:
         """Leave to ``"read"`` or ``"write"``, for as long as it lasts the same one."""
         with self._lock:
             known = self._grants.get(kind)
-            if known is None or known.expires < time.time() + 60:
-                url = f"{self._url}/xet-{kind}-token"
-                answer = self.request("GET", url).json()
-                known = Grant(answer["casUrl"], answer["accessToken"], int(answer["exp"]), url)
-                self._grants[kind] = known
+            if known is None or known.seconds_left < _MARGIN:
+                known = self._grants[kind] = self._new_grant(kind)
             return known
+
+    def _new_grant(self, kind: str) -> Grant:
+        url, asked = f"{self._url}/xet-{kind}-token", time.monotonic()
+        response = self.request("GET", url)
+        answer = response.json()
+        lifetime = int(answer["exp"]) - _server_time(response)
+        return Grant(answer["casUrl"], answer["accessToken"], asked, lifetime, url)
+
+    def forget(self, grant: Grant) -> None:
+        """Ask for another grant next time, because the storage has refused this one."""
+        with self._lock:
+            self._grants = {k: known for k, known in self._grants.items() if known is not grant}
+
+
+def _server_time(response: Any) -> float:
+    """When the server answered, by the clock that its grants end by, in seconds since 1970.
+
+    This machine's clock may be wrong; it only counts if the answer has no date.
+    """
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return time.time()
 
 
 def add_line(path: str, place: Place) -> dict[str, Any]:
@@ -272,7 +302,7 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
         RepositoryNotFoundError,
     )
 
-    auth_error, object_error = xet().XetAuthenticationError, xet().XetObjectNotFoundError
+    object_error = xet().XetObjectNotFoundError
     status = getattr(getattr(error, "response", None), "status_code", None)
     text = str(error).strip() or type(error).__name__
     if isinstance(error, OfflineModeIsEnabled):
@@ -287,7 +317,7 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
             f"the client of the Hub cannot write its own files on this machine: {text}. Set "
             "HF_HOME or TMPDIR to a folder with room that you may write to",
         )
-    if status in (401, 403) or isinstance(error, auth_error | PermissionError):
+    if status in (401, 403) or isinstance(error, PermissionError) or is_refused(error):
         return StoreError(
             ErrorCode.NO_PERMISSION,
             f"{where} of the Hub does not permit it: log in with `hf auth login`, or set "
@@ -307,6 +337,12 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
     if isinstance(error, OSError | RuntimeError | _http_library().HTTPError):
         return unreachable(where, text)
     return None
+
+
+def is_refused(error: Exception) -> bool:
+    """Whether the storage did not accept a grant. hf_xet may say so in the text alone."""
+    is_told = isinstance(error, ConnectionError) and any(code in str(error) for code in _REFUSED)
+    return is_told or isinstance(error, xet().XetAuthenticationError)
 
 
 def _local_fault(error: Exception, text: str) -> ErrorCode | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.stores.base import truncated
-from casweights.stores.hub.api import Place, hub_errors
+from casweights.stores.hub.api import Place, hub_errors, is_refused, unreachable
 from casweights.stores.hub.client import xet
 from casweights.stores.hub.watch import watched
 
@@ -101,6 +102,20 @@ def _refuses_parts(error: Exception) -> bool:
     return "status client error" in text and text.endswith("/shards")
 
 
+class _Downloads(NamedTuple):
+    """What downloads share.
+
+    Attributes:
+        process: The process that it belongs to.
+        grant: What it began with.
+        group: The connection.
+    """
+
+    process: int
+    grant: Grant
+    group: Any
+
+
 class XetStorage:
     """Uploads and downloads for one bucket.
 
@@ -113,7 +128,7 @@ class XetStorage:
         self._api = api
         self._stall = stall
         self._lock = threading.Lock()
-        self._streams: tuple[int, Any] | None = None
+        self._downloads: _Downloads | None = None
         self._expecting = False
 
     def upload(self, contents: Iterable[Parts], placed: Callable[[Place], None]) -> None:
@@ -130,10 +145,10 @@ class XetStorage:
         first = next(waiting, None)
         if first is None:
             return
-        with hub_errors(self._api.where):
+        with hub_errors(self._api.where), self._upload_grant() as grant:
             session = _session()
             try:
-                commit = session.new_upload_commit(**self._access(self._api.grant("write")))
+                commit = session.new_upload_commit(**self._access(grant))
                 with watched(lambda: _moved(commit), commit.abort, self._stall), commit:
                     for parts in chain([first], waiting):
                         stream = commit.start_upload_stream(sha256=xet().SKIP_SHA256)
@@ -154,18 +169,39 @@ class XetStorage:
         """
         if not out:
             return
-        done = 0
         with hub_errors(self._api.where, name):
-            info = xet().XetFileInfo(place.hash, place.size)
-            stream = self._group().download_stream(info, start, start + len(out))
-            with watched(lambda: done, stream.cancel, self._stall):
-                for block in stream:
-                    if done + len(block) > len(out):
-                        raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name}: too many bytes")
-                    out[done : done + len(block)] = block
-                    done += len(block)
+            group = self._group()
+            try:
+                done = _fill(group, place, start, out, self._stall)
+            except Exception as error:
+                if not is_refused(error):
+                    raise
+                done = 0
+            if done < len(out):  # hf_xet may also end a stream where it is refused
+                self._leave(group)
+                done = _fill(self._group(), place, start, out, self._stall)
         if done < len(out):
             raise truncated(name)
+        if done > len(out):
+            raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name}: too many bytes")
+
+    @contextmanager
+    def _upload_grant(self) -> Iterator[Grant]:
+        """A grant, which is forgotten if the storage refuses it.
+
+        The error then is that of what may go well when tried again, unless the grant was new.
+        """
+        begin = time.monotonic()
+        grant = self._api.grant("write")
+        try:
+            yield grant
+        except Exception as error:
+            if not is_refused(error):
+                raise
+            self._api.forget(grant)
+            if grant.asked >= begin:
+                raise
+            raise unreachable(self._api.where, f"a grant has ended ({error})") from error
 
     def expect_downloads(self) -> None:
         """Ask for leave to read in the background, which takes a request, unless that was done."""
@@ -178,24 +214,46 @@ class XetStorage:
             self._api.grant("read")
 
     def _group(self) -> Any:
-        """Downloads share one connection to the storage, which renews its leave by itself."""
+        """Downloads share one connection to the storage, which renews its grant by itself."""
         with self._lock:
-            if self._streams is None or self._streams[0] != os.getpid():
-                access = self._access(self._api.grant("read"))
-                group = _session(self._stall).new_download_stream_group(**access)
-                self._streams = (os.getpid(), group)
-            return self._streams[1]
+            if self._downloads is None or self._downloads.process != os.getpid():
+                grant = self._api.grant("read")
+                group = _session(self._stall).new_download_stream_group(**self._access(grant))
+                self._downloads = _Downloads(os.getpid(), grant, group)
+            return self._downloads.group
+
+    def _leave(self, group: Any) -> None:
+        """Let the next download take a new connection and a new grant."""
+        with self._lock:
+            if self._downloads is not None and self._downloads.group is group:
+                self._api.forget(self._downloads.grant)
+                self._downloads = None
 
     def _access(self, grant: Grant) -> dict[str, Any]:
         headers = self._api.headers
         return {
             "endpoint": grant.endpoint,
             "token": grant.token,
-            "token_expiry_unix_secs": grant.expires,
+            "token_expiry_unix_secs": int(time.time() + grant.seconds_left),
             "token_refresh_url": grant.renew_url,
             "token_refresh_headers": headers,
             "custom_headers": {k: v for k, v in headers.items() if k.lower() != "authorization"},
         }
+
+
+def _fill(group: Any, place: Place, start: int, out: memoryview, stall: float) -> int:
+    """Fill `out` with bytes from offset `start` on; how many bytes came, which may be too many."""
+    done = 0
+    stream = group.download_stream(
+        xet().XetFileInfo(place.hash, place.size), start, start + len(out)
+    )
+    with watched(lambda: done, stream.cancel, stall):
+        for block in stream:
+            if done + len(block) > len(out):
+                return done + len(block)
+            out[done : done + len(block)] = block
+            done += len(block)
+    return done
 
 
 def _moved(commit: Any) -> tuple[int, int]:
