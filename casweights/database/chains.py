@@ -24,7 +24,9 @@ class FrameTable:
     """Frames by their chunk.
 
     Attributes:
-        version: Grows with every change that may open or close ways to chunks that were known.
+        version: Grows with every change that may open or close ways to chunks that were known,
+            except for exclusions.
+        exclusions: All frames that were excluded, in order.
     """
 
     def __init__(self) -> None:
@@ -34,6 +36,7 @@ class FrameTable:
         self._doubted: set[Suspect] = set()
         self._unknown_bases: set[ChunkId] = set()
         self.version = 0
+        self.exclusions: list[Location] = []
 
     def __iter__(self) -> Iterator[ChunkId]:
         """Every chunk that is known."""
@@ -95,14 +98,15 @@ class FrameTable:
         many.add(location)
         return False
 
-    def exclude(self, *locations: Location) -> None:
-        """Count frames of a chunk as missing."""
+    def exclude(self, locations: Iterable[Location]) -> None:
+        """Count frames as missing. For each chunk this takes time for all its frames."""
+        locations = list(locations)
         self._excluded.update(locations)
         for chunk in {location.frame.chunk for location in locations}:
             known = self._known.get(chunk, [])
             self._known[chunk] = [place for place in known if place not in self._excluded]
             self._many.pop(chunk, None)
-        self.version += 1
+        self.exclusions += locations
 
     def retain(self, packs: Iterable[PackId]) -> None:
         """Forget the frames of all other packs."""
@@ -242,6 +246,8 @@ class PathFinder:
         self._best: dict[ChunkId, _Step | None] = {}  # the last step to a chunk with many frames
         self._by_size: dict[ChunkId, dict[int, list[Location]]] = {}  # of chunks with many frames
         self._version = -1
+        self._exclusions = 0  # how many of the table's are known here
+        self._after: dict[Node, list[Node]] | None = None  # what is built on each step, if needed
 
     def path(self, chunk: ChunkId) -> Path | None:
         """The path of the fewest stored bytes; None where frames are missing."""
@@ -273,9 +279,7 @@ class PathFinder:
             return None if step is None else Cost(step.nbytes, step.links)
 
     def _last_step(self, chunk: ChunkId) -> _Step | None:
-        if self._version != self._table.version:
-            self._steps, self._dead, self._best, self._by_size = {}, set(), {}, {}
-            self._version = self._table.version
+        self._catch_up()
         if chunk in self._have:
             return _NOTHING
         frames = self._frames(chunk)
@@ -284,6 +288,43 @@ class PathFinder:
         if chunk not in self._best:
             self._best[chunk] = self._cheapest(chunk, frames)
         return self._best[chunk]
+
+    def _catch_up(self) -> None:
+        """Forget what is no longer true since the table has changed."""
+        table = self._table
+        if self._version != table.version:
+            self._version, self._exclusions = table.version, len(table.exclusions)
+            self._steps, self._dead, self._best, self._by_size = {}, set(), {}, {}
+            self._after = None
+        while self._exclusions < len(table.exclusions):
+            self._close(table.exclusions[self._exclusions])
+            self._exclusions += 1
+
+    def _close(self, place: Location) -> None:
+        """Forget the ways through a frame. All others stay the cheapest."""
+        node = Node(place.frame.chunk, place.frame.raw_size)
+        self._best.pop(node.chunk, None)
+        self._by_size.pop(node.chunk, None)
+        step = self._steps.get(node)
+        if step is None or step.frame != place:
+            return
+        if self._after is None:
+            self._after = {}
+            for other, taken in self._steps.items():
+                self._follows(other, taken)
+        closed = [node]
+        while closed:
+            node = closed.pop()
+            self._steps.pop(node, None)
+            self._best.pop(node.chunk, None)
+            closed += self._after.pop(node, ())
+
+    def _follows(self, node: Node, step: _Step) -> None:
+        """Take note of what the step to a chunk is built on, once that matters."""
+        if self._after is not None and step.frame is not None:
+            base = step.frame.frame.base
+            if base is not None:
+                self._after.setdefault(Node(base, node.raw_size), []).append(node)
 
     def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> _Step | None:
         if len(frames) == 1:
@@ -372,5 +413,7 @@ class PathFinder:
         """Remember the best way to all chunks of a trail."""
         while trail is not None:
             frame = trail.place.frame
-            before = self._steps[Node(frame.chunk, frame.raw_size)] = before.then(trail.place)
+            node, before = Node(frame.chunk, frame.raw_size), before.then(trail.place)
+            self._steps[node] = before
+            self._follows(node, before)
             trail = trail.next

@@ -26,7 +26,7 @@ from casweights.stores.base import ObjectInfo
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from casweights.database.chains import Cost, Node, Path
     from casweights.database.findings import Findings
@@ -229,18 +229,25 @@ class ChunkIndex:
         for known in (self._table, self._packs, self.damaged):
             known.clear()
 
-    def distrust(self, location: Location, why: CasweightsError) -> None:
-        """Count a frame as missing; its chunk may be written again.
+    def distrust(self, damage: Mapping[Location, CasweightsError]) -> None:
+        """Count frames as missing; their chunks may be written again.
 
-        Its pack counts as damaged, and others will know, unless it is gone: others may have
-        rewritten it.
+        Their packs count as damaged, and others will know, unless they are gone: others may have
+        rewritten them.
+
+        Args:
+            damage: The frames, with what is wrong with each.
         """
         with self._lock:
-            self._table.exclude(location)
-        if not isinstance(why, NotFoundError):
-            self.damaged[names.pack_name(location.pack)] = why
-        if isinstance(why, IntegrityError) and self._findings is not None:
-            self._findings.note({location.suspect: str(why)})
+            self._table.exclude(damage)
+        for location, why in damage.items():
+            if not isinstance(why, NotFoundError):
+                self.damaged[names.pack_name(location.pack)] = why
+        bad = {
+            at.suspect: str(why) for at, why in damage.items() if isinstance(why, IntegrityError)
+        }
+        if bad and self._findings is not None:
+            self._findings.note(bad)
 
     @property
     def has_suspects(self) -> bool:
@@ -268,7 +275,7 @@ class ChunkIndex:
     def abandon(self, chunk: ChunkId) -> None:
         """Count all frames of a chunk as missing, since many of them are bad."""
         with self._lock:
-            self._table.exclude(*self._table.all_frames(chunk))
+            self._table.exclude(self._table.all_frames(chunk))
 
     def reconsider(self) -> None:
         """Look at everything anew: by the next time, what was found damaged may be repaired."""
@@ -393,15 +400,20 @@ class ChunkIndex:
             begin = time.monotonic()
             self.load()
             took = time.monotonic() - begin
-            self._exhausted = self._table.version, begin + took + max(_FRESH, _SHARE * took)
+            self._exhausted = self._changes, begin + took + max(_FRESH, _SHARE * took)
 
     def _is_exhausted(self) -> bool:
         """Whether all packs were read a moment ago and nothing was forgotten since.
 
         What is missing now was missing then. A forged version lacks any number of chunks.
         """
-        version, until = self._exhausted
-        return version == self._table.version and time.monotonic() < until
+        changes, until = self._exhausted
+        return changes == self._changes and time.monotonic() < until
+
+    @property
+    def _changes(self) -> int:
+        """Grows with every change of what is known."""
+        return self._table.version + len(self._table.exclusions)
 
     def _read_packs(self, packs: list[PackId]) -> None:
         """Read the indexes of these packs, but for those that were read or are gone."""

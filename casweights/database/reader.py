@@ -191,11 +191,11 @@ class ChunkReader:
                 if not self.is_right(location.frame.chunk, out):
                     raise damaged_frame(location, "its bytes do not match the chunk's ID")
             except (IntegrityError, NotFoundError) as error:
-                self._index.distrust(location, error)
+                self._index.distrust({location: error})
                 raise
         if not self.is_right(chunk, out):
             wrong = corrupt(f"chunk {chunk}", "what was rebuilt is something else")
-            self._index.distrust(path.frames[-1], wrong)
+            self._index.distrust({path.frames[-1]: wrong})
             raise wrong
 
     def read_frame(self, location: Location, out: memoryview) -> None:

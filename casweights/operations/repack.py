@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from casweights.config import Compression
     from casweights.database import Database
     from casweights.database.index import PackContents
+    from casweights.errors import CasweightsError
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import SealedPack
@@ -261,13 +262,16 @@ def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
         good = {place for place in index.frames(chunk) if not index.doubts(place)}
         nbytes = others[chunk][0].frame.raw_size
         frames: list[EncodedFrame] = []
+        damage: dict[Location, CasweightsError] = {}
         for places in _alike(others[chunk]):
             sound = [p for p in places if p in good and p.frame.raw_size == nbytes]
-            copy = _copy(work.db, sound)
+            copy = _copy(work.db, sound, damage)
             if copy is None:
                 failed += places
             else:
                 frames.append(copy)
+        if damage:
+            index.distrust(damage)
         work.writer.add(chunk, nbytes, frames)
         _plan(work, chunk, nbytes, frames)
     return failed
@@ -283,13 +287,18 @@ def _alike(places: Sequence[Location]) -> list[list[Location]]:
     return [groups[key] for key in sorted(groups)]
 
 
-def _copy(db: Database, places: Sequence[Location]) -> EncodedFrame | None:
-    """A copy of one of these frames, which are equal; None if none of them can be read."""
+def _copy(
+    db: Database, places: Sequence[Location], damage: dict[Location, CasweightsError]
+) -> EncodedFrame | None:
+    """A copy of one of these frames, which are equal; None if none of them can be read.
+
+    Frames that cannot be read are added to `damage`.
+    """
     for place in places:
         try:
             payload = read_payload(db.store, place)
         except (IntegrityError, NotFoundError) as error:
-            db.index.distrust(place, error)
+            damage[place] = error
         else:
             frame = place.frame
             return EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)

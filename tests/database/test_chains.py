@@ -82,7 +82,7 @@ def test_it_finds_the_cheapest_way_whatever_it_was_asked_before(
         check(alone, known, set())
         check(helped, known, here)
     while known:
-        table.exclude(known.pop())
+        table.exclude([known.pop()])
         check(alone, known, set())
         check(helped, known, here)
 
@@ -144,7 +144,7 @@ def test_many_frames_of_one_chunk_are_hardly_compared(monkeypatch: pytest.Monkey
     table.add(places)
     table.add(places)
     assert list(table.frames(chunk_id(0))) == places
-    table.exclude(places[3])
+    table.exclude([places[3]])
     table.add(places)
     assert list(table.frames(chunk_id(0))) == places[:3] + places[4:]
     assert compared < 10 * len(places)
@@ -190,3 +190,25 @@ def test_a_cost_is_that_of_the_path() -> None:
     finder = PathFinder(table)
     assert finder.cost(long_id(49)) == Cost(60 + 49, 50)
     assert finder.cost(long_id(50)) is None
+
+
+def test_an_exclusion_closes_the_ways_through_that_frame_alone() -> None:
+    """Each chunk of a chain has a frame more, which is the cheaper one and bad."""
+    table, length = Watched(), 500
+    for n in range(length):
+        base = long_id(n - 1) if n else None
+        for size in (1, 2):
+            table.add([Location(PACK, Frame(long_id(n), 100, 0, n, size, bytes(8), base))])
+    finder = PathFinder(table)
+    assert finder.cost(long_id(length - 1)) == Cost(length, length)
+    table.looks = 0
+    for n in reversed(range(length)):
+        path = finder.path(long_id(n))
+        assert path is not None
+        assert path.nbytes == n + 1
+        table.exclude([path.frames[-1]])
+        path = finder.path(long_id(n))
+        assert path is not None
+        assert path.nbytes == n + 2
+    assert finder.cost(long_id(length - 1)) == Cost(2 * length, length)
+    assert table.looks < 10 * length

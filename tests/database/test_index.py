@@ -87,7 +87,7 @@ def test_packs_are_listed_again_when_chunks_may_have_come(
         path = index.find_path(chunk_id(A))
         assert path is not None
         gone = NotFoundError(ErrorCode.OBJECT_NOT_FOUND, "a pack is gone")
-        index.distrust(path.frames[0], gone)
+        index.distrust({path.frames[0]: gone})
     else:
         clock.now += 2
     assert index.find_path(chunk_id(B)) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import casweights
 from casweights.config import StoreConfig
+from casweights.database.chains import FrameTable
 from casweights.database.index import read_pack
 from casweights.errors import (
     CasweightsError,
@@ -18,13 +20,14 @@ from casweights.errors import (
 )
 from casweights.events import Reporter, Stage
 from casweights.format import names
+from casweights.format.pack import Location
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
 from tests.histories import CHUNK, State, history, step, weights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from casweights import Repository, SnapshotId
     from casweights.stores.base import ObjectStore
@@ -242,6 +245,29 @@ def test_a_damaged_frame_that_no_version_needs_stays_where_it_is(
         for version, state in versions.items():
             assert_same_state(other.load(version), state)
         assert chunks_of(objects, {"w": weights(2, seed=90)}) == 1  # the sound one was copied
+
+
+def test_bad_frames_of_a_chunk_that_no_version_needs_are_excluded_together(
+    repo: Repository, objects: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exclude, calls = FrameTable.exclude, 0
+
+    def counted(self: FrameTable, locations: Iterable[Location]) -> None:
+        nonlocal calls
+        calls += 1
+        exclude(self, locations)
+
+    commit_loosely(repo, objects, {"w": weights(1, seed=94)})
+    with casweights.open(objects) as other:
+        index = other.database.index
+        index.load()
+        (pack,) = index.contents()
+        place = pack.locations[0]
+        frames = [replace(place.frame, size=1 + n) for n in range(50)]
+        index.add(pack.info.name, pack.info.size, [Location(place.pack, frame) for frame in frames])
+        monkeypatch.setattr(FrameTable, "exclude", counted)
+        other.repack(compression="small")
+    assert 0 < calls <= len({place.frame.chunk for place in pack.locations})
 
 
 def chunks_of(objects: ObjectStore, state: State) -> int:
