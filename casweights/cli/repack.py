@@ -16,6 +16,11 @@ from casweights.config import Compression, MiB
 if TYPE_CHECKING:
     from casweights.cli._session import Session
 
+_WAYS_OUT = (
+    "`casweights verify` says why: put a sound copy in its place, or delete it once `verify` "
+    "finds nothing else wrong"
+)
+
 
 @verb("repack", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
 @click.option(
@@ -47,6 +52,7 @@ def command(session: Session, compression: str, memory: int) -> None:
             "old_packs": done.old_packs,
             "pack_bytes": done.nbytes,
             "old_pack_bytes": done.old_bytes,
+            "unreadable": list(done.unreadable),
         },
         [
             [
@@ -54,6 +60,7 @@ def command(session: Session, compression: str, memory: int) -> None:
                     f"{count(done.packs, 'pack')} of {size(done.nbytes)}, "
                     f"before {count(done.old_packs, 'pack')} of {size(done.old_bytes)}"
                 )
-            ]
+            ],
+            *([Span(f"{name} cannot be read and stays. {_WAYS_OUT}")] for name in done.unreadable),
         ],
     )

@@ -250,6 +250,11 @@ class ChunkIndex:
             self._findings.note(bad)
 
     @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Names of the packs whose index cannot be read, so that nothing in them is known."""
+        return tuple(sorted(self.damaged.keys() - self._packs.keys()))
+
+    @property
     def has_suspects(self) -> bool:
         """Whether anything is in doubt."""
         return bool(self._packs_in_doubt)

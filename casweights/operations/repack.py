@@ -44,12 +44,15 @@ class RepackStats:
         old_packs: Packs that it had.
         nbytes: Bytes of the packs now.
         old_bytes: Bytes that they had.
+        unreadable: Names of packs whose index cannot be read. They stay: a sound copy may exist
+            elsewhere, and a newer casweights may have written them.
     """
 
     packs: int
     old_packs: int
     nbytes: int
     old_bytes: int
+    unreadable: tuple[str, ...] = ()
 
 
 class _Job(NamedTuple):
@@ -105,6 +108,7 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
         old_packs=len(old),
         nbytes=sum(info.size for info in now),
         old_bytes=sum(pack.info.size for pack in old),
+        unreadable=db.index.unreadable,
     )
 
 

@@ -26,6 +26,7 @@ def test_it_says_what_it_did(run: Run, run_json: Json, store: Path) -> None:
         "old_packs": 2,
         "pack_bytes": pack_bytes(store),
         "old_pack_bytes": before,
+        "unreadable": [],
     }
     assert run("repack", "-q").stdout == ""
     lines = run("repack", "--memory", "0").stdout.splitlines()
@@ -41,6 +42,14 @@ def test_a_damaged_store(run: Run, store: Path) -> None:
         damage(pack, 100)
     assert "packs/" in run("repack", status=13).stderr
     assert set((store / "packs").iterdir()) >= set(packs)
+
+
+def test_it_names_packs_that_cannot_be_read(run: Run, store: Path) -> None:
+    name = "0" * 64
+    (store / "packs" / name).write_bytes(b"no pack")
+    lines = run("repack").stdout.splitlines()
+    assert lines[1].startswith(f"packs/{name} cannot be read and stays. `casweights verify` says")
+    assert (store / "packs" / name).exists()
 
 
 def test_bad_options(run: Run, store: Path) -> None:

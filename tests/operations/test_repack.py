@@ -341,11 +341,17 @@ def test_only_packs_of_lower_generations_are_deleted(
     check(objects, versions)
 
 
-def test_a_pack_that_cannot_be_read_stays(repo: Repository, objects: CountingStore) -> None:
+def test_a_pack_that_cannot_be_read_stays_and_is_named(
+    repo: Repository, objects: CountingStore
+) -> None:
     repo.commit({"w": weights(2)}, compression="fast")
-    objects.put(names.PACKS + "0" * 64 + ".pack", [b"no pack"])
+    bad = names.PACKS + "0" * 64
+    objects.put(bad, [b"no pack"])
     before = pack_names(objects)
     with casweights.open(objects) as other:
-        other.repack(compression="small")
-        assert len(pack_names(objects) & before) == 1
+        assert other.repack(compression="small").unreadable == (bad,)
+        assert pack_names(objects) & before == {bad}
         assert len(other.verify().problems) == 1
+        assert other.repack(compression="small").unreadable == (bad,)
+        objects.delete(bad)
+        assert other.repack(compression="small").unreadable == ()
