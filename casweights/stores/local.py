@@ -21,7 +21,7 @@ from casweights.stores.base import (
     truncated,
 )
 from casweights.stores.naming import exclusive_call
-from casweights.stores.root import SHARED, Root
+from casweights.stores.root import MAX_CLAIM, SHARED, Root
 from casweights.system.files import (
     allow_group,
     fsync_folder,
@@ -99,9 +99,12 @@ class LocalStore(ObjectStore):
         """Write an object; False if another writer has just done so."""
         for attempt in range(_ATTEMPTS):
             try:
-                draft = self._staged(root).new_path()
+                drafts = self._staged(root)
+                draft = drafts.new_path()
                 try:
                     _write_durably(draft, parts, shared=root.is_shared)
+                    if self._exclusive_call is None and _can_be_claimed(name, parts):
+                        return root.claim(draft, name, drafts)
                     return root.give_name(draft, name, self._exclusive_call)
                 finally:
                     with suppress(OSError):  # whoever sweeps the folder removes it
@@ -286,6 +289,11 @@ def _write_durably(path: Path, parts: Sequence[Buffer], *, shared: bool) -> None
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _can_be_claimed(name: str, parts: Sequence[Buffer]) -> bool:
+    """Whether `Root.claim` works: a small object, and never deleted since it is in no folder."""
+    return "/" not in name and sum(map(len, parts)) <= MAX_CLAIM
 
 
 def _check_is_file(path: Path) -> None:

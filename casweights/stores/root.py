@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights.stores.naming import Call
+    from casweights.system.staging import Staging
 
 _HOLD = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY  # needs no permission to list it
 SHARED = stat.S_IRWXG | stat.S_ISGID  # of folders; what is made in them gets their group
-_MAX_MARKER = 1 << 16  # bytes of it that are compared
+MAX_CLAIM = 1 << 16  # bytes: a file that is claimed is read whole to be compared
 _HELD = 8  # folders: those of packs, snapshots and findings, and of some branches
 _ATTEMPTS = 100  # each fails only if another writer removes a folder in that very moment
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
@@ -174,7 +175,7 @@ class Root:
     def _content(self, name: str) -> bytes:
         descriptor = os.open(name, os.O_RDONLY, dir_fd=self.descriptor)
         try:
-            return os.read(descriptor, _MAX_MARKER)
+            return os.read(descriptor, MAX_CLAIM)
         finally:
             os.close(descriptor)
 
@@ -334,6 +335,44 @@ class Root:
             else:
                 return True
         raise FileNotFoundError(errno.ENOENT, "other writers keep removing its folder", name)
+
+    def claim(self, draft: Path, name: str, drafts: Staging) -> bool:
+        """Give a small file the name of an object that is never deleted, where no call can.
+
+        A folder that is not empty cannot be replaced, so a folder with the finished object in it
+        is the claim. Until the object has its name there is one claim, and whoever finds it
+        finishes the work of its writer, who may be dead. docs/design/022 has the reasoning.
+
+        Returns:
+            Whether it is this file that has the name, or one with the same content.
+        """
+        mine, claim = drafts.new_path(), f".casweights-claim-{name}"
+        content = draft.read_bytes()
+        mine.mkdir()
+        draft.rename(mine / "object")
+        try:
+            os.rename(mine, claim, dst_dir_fd=self.descriptor)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # it cannot rename folders
+                (mine / "object").rename(draft)
+                return self.give_name(draft, name, None)
+        with suppress(FileNotFoundError):  # it was finished and removed
+            self._finish(claim, name, drafts.new_path())
+        with suppress(OSError):  # all that come later find the object
+            os.rename(claim, drafts.new_path(), src_dir_fd=self.descriptor)
+        return self._content(name) == content
+
+    def _finish(self, claim: str, name: str, draft: Path) -> None:
+        content = self._content(f"{claim}/object")
+        if self.has(name):  # then a late writer made this claim
+            return
+        with draft.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.check()
+        replace(str(draft), name, self.descriptor)
+        self.sync("")
 
     def unlink(self, name: str) -> None:
         """Remove a file, unless it is gone."""

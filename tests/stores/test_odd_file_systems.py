@@ -9,7 +9,7 @@ import os
 import stat
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -17,6 +17,7 @@ import casweights
 from casweights.database import reflog
 from casweights.database.refs import Head, Refs
 from casweights.errors import ConflictError, ErrorCode, StoreError
+from casweights.format import names
 from casweights.ids import SnapshotId
 from casweights.stores import naming, root
 from casweights.stores.local import LocalStore
@@ -200,3 +201,33 @@ def test_links_that_replace_are_not_relied_on(
     monkeypatch.setattr(os, "link", careless)
     monkeypatch.setattr(naming, "rename_new", naming.replace)
     assert not LocalStore(tmp_path).probe().exclusive_create
+
+
+@pytest.mark.parametrize("moment", ["before", "after", "dead"])
+def test_of_two_that_make_a_store_one_is_told_so_though_no_call_is_exclusive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    refuse(monkeypatch, CALLS, errno.EPERM)
+    name, told = names.CONFIG, dict[bytes, bool]()
+    rename = os.rename
+
+    def interrupted(source: Any, target: Any, **options: int) -> None:
+        if not str(target).startswith(".casweights-claim"):
+            return rename(source, target, **options)
+        monkeypatch.setattr(os, "rename", rename)
+        if moment != "before":
+            rename(source, target, **options)
+        told[b"theirs"] = LocalStore(tmp_path).put(name, [b"theirs"])
+        if moment == "dead":
+            raise KeyboardInterrupt
+        return None if moment == "after" else rename(source, target, **options)
+
+    mine = LocalStore(tmp_path)
+    mine.probe()
+    monkeypatch.setattr(os, "rename", interrupted)
+    with suppress(KeyboardInterrupt):
+        told[b"mine"] = mine.put(name, [b"mine"])
+    found = mine.read(name, 10)
+    assert b"theirs" in told
+    assert [content for content, is_told in told.items() if is_told] == [found] * (moment != "dead")
+    assert not list(tmp_path.glob(".casweights-claim*"))
