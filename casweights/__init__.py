@@ -31,18 +31,16 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.opening import open_repository as open
-    from casweights.operations.diff import Diff
     from casweights.operations.load import LazyTensor
     from casweights.repository import Repository
     from casweights.sync.publisher import Publisher
     from casweights.sync.subscriber import Subscriber
-    from casweights.version import __version__
+    from casweights.system.version import __version__
 
 _HOMES = {
     "CasweightsError": "errors",
     "ClosedError": "errors",
     "ConflictError": "errors",
-    "Diff": "operations.diff",
     "ErrorCode": "errors",
     "IntegrityError": "errors",
     "InvalidInputError": "errors",
@@ -60,7 +58,7 @@ _HOMES = {
     "Subscriber": "sync.subscriber",
     "UnsupportedError": "errors",
     "WrongProcessError": "errors",
-    "__version__": "version",
+    "__version__": "system.version",
     "open": "opening",
 }
 
@@ -68,7 +66,6 @@ __all__ = [
     "CasweightsError",
     "ClosedError",
     "ConflictError",
-    "Diff",
     "ErrorCode",
     "IntegrityError",
     "InvalidInputError",

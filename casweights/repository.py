@@ -33,14 +33,17 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from casweights.content.trees import ExtraState
-    from casweights.database import Database, StoreInfo
-    from casweights.events import TransferStats
+    from casweights.database import Database
     from casweights.format.manifest import Snapshot
-    from casweights.operations.diff import Diff
     from casweights.operations.load import LazyTensor
-    from casweights.operations.repack import RepackStats
-    from casweights.operations.stats import StoreStats
-    from casweights.operations.verify import Verification
+    from casweights.results import (
+        Diff,
+        RepackStats,
+        StoreInfo,
+        StoreStats,
+        TransferStats,
+        Verification,
+    )
 
     Ref = str | SnapshotId | Snapshot
 

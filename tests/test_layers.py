@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Each room, from the ground up, and the rooms that it may import.
-VALUES = {"errors", "ids", "config", "events", "version"}  # modules of the root, one room
+VALUES = {"errors", "ids", "config", "events", "results"}  # modules of the root, one room
 STORE = {"values", "system", "format", "stores", "database"}
 VERBS = STORE | {"content", "operations", "repository"}
 ALLOWED: dict[str, set[str]] = {

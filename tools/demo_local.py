@@ -31,8 +31,8 @@ from demo_common import (
 from safetensors.torch import load_file
 
 import casweights
-from casweights.events import CommitStats, Stage
-from casweights.operations.diff import ChangeKind
+from casweights.events import Stage
+from casweights.results import ChangeKind, CommitStats
 
 RELEASE = "v1.0"
 STORE = "store"

@@ -19,7 +19,7 @@ from demo_sync_wire import PUBLISHED, STORE, Journal, RolloutFolder, digest
 import casweights
 
 if TYPE_CHECKING:
-    from casweights.events import PublishStats
+    from casweights.results import PublishStats
 
 POLL = 0.1  # seconds between two looks for rollouts
 

@@ -8,13 +8,14 @@ import time
 from typing import TYPE_CHECKING
 
 from casweights.cli._output import Mode
-from casweights.events import CheckoutStats, CommitStats, Reporter, Stage
+from casweights.events import Reporter, Stage
 from casweights.instrumentation.tee import Tee
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casweights.cli._output import Output
+    from casweights.results import CheckoutStats, CommitStats
 
 _INTERVAL = 1.0  # seconds between two lines of JSON
 _TRUE = ("1", "ON", "YES", "TRUE")  # what huggingface_hub takes for true

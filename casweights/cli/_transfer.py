@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from casweights.cli._output import Line, Output
-    from casweights.events import TransferStats
     from casweights.repository import Repository
+    from casweights.results import TransferStats
 
 EXITS = (Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
 

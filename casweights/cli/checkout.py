@@ -15,7 +15,7 @@ from casweights.cli._verb import verb
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
-    from casweights.events import CheckoutStats
+    from casweights.results import CheckoutStats
 
 
 @verb("checkout", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from casweights.cli._output import Line
     from casweights.cli._session import Session
     from casweights.config import Compression
-    from casweights.events import CommitStats
     from casweights.format.manifest import Snapshot
+    from casweights.results import CommitStats
 
 
 def _metadata(_: click.Context, param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:

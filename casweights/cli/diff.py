@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from casweights.cli._output import Line
     from casweights.cli._session import Session
-    from casweights.operations.diff import Change, Diff
+    from casweights.results import Change, Diff
 
 _SIGNS = {
     "added": Span("+", "green"),

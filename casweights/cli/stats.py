@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from casweights.cli._output import Line, Row
     from casweights.cli._session import Session
-    from casweights.operations.stats import StoreStats
+    from casweights.results import StoreStats
 
 _COLUMNS = (
     Column("id", short, "VERSION", color="yellow"),

@@ -14,7 +14,7 @@ from casweights.cli._verb import verb
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
-    from casweights.operations.verify import Verification
+    from casweights.results import Verification
 
 
 @verb("verify", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)

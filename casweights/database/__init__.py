@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.database.cache import ChunkCache
@@ -20,6 +19,7 @@ from casweights.format.store_file import (
     decode_store_file,
     encode_store_file,
 )
+from casweights.results import StoreInfo
 from casweights.stores.readahead import ReadaheadStore
 from casweights.system.handles import ProcessBound
 from casweights.system.threads import Workers
@@ -28,29 +28,6 @@ if TYPE_CHECKING:
     from casweights.config import StoreConfig
     from casweights.events import Reporter
     from casweights.stores.base import ObjectStore
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreInfo:
-    """What a store is.
-
-    Attributes:
-        url: How to open it again.
-        store_id: Hexadecimal digits that tell it from others; copies have their own.
-        config: Digest and chunk size.
-        refs: Where branches and tags lie.
-        exclusive: Whether of several writers that move a branch at once exactly one can succeed.
-            Otherwise that is found out afterwards, see ``docs/format.md``.
-        durable: Whether what was written survives a power cut. A file system that cannot sync
-            folders does not promise that.
-    """
-
-    url: str
-    store_id: str
-    config: StoreConfig
-    refs: str
-    exclusive: bool
-    durable: bool = True
 
 
 class Database(ProcessBound):

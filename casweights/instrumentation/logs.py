@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from casweights.events import Reporter
 
 if TYPE_CHECKING:
-    from casweights.events import (
+    from casweights.results import (
         CheckoutStats,
         CommitStats,
         PollStats,

@@ -19,7 +19,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from casweights.events import (
+    from casweights.results import (
         CheckoutStats,
         CommitStats,
         PollStats,

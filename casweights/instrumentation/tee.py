@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from casweights.events import Reporter
 
 if TYPE_CHECKING:
-    from casweights.events import (
+    from casweights.events import Stage
+    from casweights.results import (
         CheckoutStats,
         CommitStats,
         PollStats,
         PublishStats,
-        Stage,
         SyncStats,
         TransferStats,
     )

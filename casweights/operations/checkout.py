@@ -15,8 +15,9 @@ from casweights.content.selection import select
 from casweights.content.unsaved import require_saved
 from casweights.content.worktree import Worktree
 from casweights.errors import ErrorCode, InvalidInputError, StoreError
-from casweights.events import CheckoutStats, Stage
+from casweights.events import Stage
 from casweights.format.layout import Piece, runs
+from casweights.results import CheckoutStats
 from casweights.system import staging
 from casweights.system.buffers import scratch
 from casweights.system.files import storage_errors, write_at

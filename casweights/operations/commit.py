@@ -13,11 +13,12 @@ from casweights.content.files import file_runs
 from casweights.database.reflog import encode_move
 from casweights.database.writer import EncodedFrame, PackWriter
 from casweights.errors import ErrorCode, IntegrityError
-from casweights.events import CommitStats, Stage
+from casweights.events import Stage
 from casweights.format.layout import BYTES, Piece, runs
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
 from casweights.operations.deltas import Bases, ChainEncoder
 from casweights.operations.relatives import nearest
+from casweights.results import CommitStats
 from casweights.system.buffers import Pool
 from casweights.system.threads import Once
 

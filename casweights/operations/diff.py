@@ -3,62 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from casweights.content.selection import tensor_chunks
+from casweights.results import Change, ChangeKind, Diff
 
 if TYPE_CHECKING:
     from casweights.format.manifest import FileEntry, Snapshot
-    from casweights.ids import ChunkId, SnapshotId
-
-
-class ChangeKind(StrEnum):
-    """How an item differs."""
-
-    ADDED = "added"
-    REMOVED = "removed"
-    CHANGED = "changed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """A tensor, or a file that is not safetensors, that differs.
-
-    Attributes:
-        kind: Added, removed or changed.
-        file: The file's path.
-        tensor: The tensor's name; None for a whole file or a file's header.
-        old: What it was, as ``"BF16 [4, 8]"`` or ``"120 bytes"``; None where it was not.
-        new: What it is; None where it is no more.
-        nbytes: Bytes of the chunks that only the new version has.
-    """
-
-    kind: ChangeKind
-    file: str
-    tensor: str | None
-    old: str | None
-    new: str | None
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diff:
-    """The difference between two versions.
-
-    Attributes:
-        old: The version compared from.
-        new: The version compared to.
-        changes: What differs, in order of file and tensor.
-        unchanged: Tensors and files that are the same.
-        nbytes: Bytes of the distinct chunks that only the new version has.
-    """
-
-    old: SnapshotId
-    new: SnapshotId
-    changes: tuple[Change, ...]
-    unchanged: int
-    nbytes: int
+    from casweights.ids import ChunkId
 
 
 @dataclass(frozen=True, slots=True)

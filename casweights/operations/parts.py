@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from casweights.events import CommitStats
 from casweights.format.manifest import Snapshot
 from casweights.format.snapshot import PackTable, StoredSnapshot
 from casweights.operations.commit import (
@@ -15,6 +14,7 @@ from casweights.operations.commit import (
     repeated,
     report,
 )
+from casweights.results import CommitStats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

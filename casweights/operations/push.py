@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.database.refs import Head
-    from casweights.events import TransferStats
     from casweights.format.names import RefNames
     from casweights.ids import SnapshotId
+    from casweights.results import TransferStats
 
     Tips = dict[str, SnapshotId]  # by "heads/<branch>" and "tags/<tag>"
 

@@ -17,6 +17,7 @@ from casweights.format.pack import Frame, Location
 from casweights.ids import PackId
 from casweights.operations.deltas import Bases, ChainEncoder
 from casweights.operations.relatives import nearest
+from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
@@ -33,26 +34,6 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, SnapshotId
 
 _UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame that only is planned with
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepackStats:
-    """What `repack` did.
-
-    Attributes:
-        packs: Packs of the store now.
-        old_packs: Packs that it had.
-        nbytes: Bytes of the packs now.
-        old_bytes: Bytes that they had.
-        unreadable: Names of packs whose index cannot be read. They stay: a sound copy may exist
-            elsewhere, and a newer casweights may have written them.
-    """
-
-    packs: int
-    old_packs: int
-    nbytes: int
-    old_bytes: int
-    unreadable: tuple[str, ...] = ()
 
 
 class _Job(NamedTuple):

@@ -3,68 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.database.index import list_packs
 from casweights.format import names
 from casweights.format.codecs import Encoding
+from casweights.results import StoreStats, VersionStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casweights.database import Database
     from casweights.format.pack import Frame
-    from casweights.ids import ChunkId, SnapshotId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionStats:
-    """One version's share of a store.
-
-    Attributes:
-        id: The version.
-        nbytes: Its size as plain files.
-        new_bytes: Raw bytes of the chunks that no older version of the store has.
-        stored_bytes: What those chunks take in the store, encoded.
-        read_bytes: What a checkout of all of it reads from packs.
-        longest_chain: Frames that the most expensive of its chunks is rebuilt from.
-    """
-
-    id: SnapshotId
-    nbytes: int
-    new_bytes: int
-    stored_bytes: int
-    read_bytes: int
-    longest_chain: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreStats:
-    """What a store holds.
-
-    Attributes:
-        versions: All snapshots, oldest first.
-        packs: Packs.
-        pack_bytes: Their bytes.
-        snapshot_bytes: Bytes of the snapshots' own objects.
-        chunks: Distinct chunks.
-        chunk_bytes: Their raw bytes.
-        encodings: Frames by the name of their encoding.
-    """
-
-    versions: tuple[VersionStats, ...]
-    packs: int
-    pack_bytes: int
-    snapshot_bytes: int
-    chunks: int
-    chunk_bytes: int
-    encodings: dict[str, int]
-
-    @property
-    def version_bytes(self) -> int:
-        """Bytes that plain copies of all versions would take."""
-        return sum(version.nbytes for version in self.versions)
+    from casweights.ids import ChunkId
 
 
 def stats(db: Database) -> StoreStats:

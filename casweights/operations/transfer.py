@@ -21,11 +21,12 @@ from casweights.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from casweights.events import Stage, TransferStats
+from casweights.events import Stage
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.format.snapshot import PackTable
 from casweights.ids import PackId
+from casweights.results import TransferStats
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.ids import PackId, SnapshotId, Suspect
+from casweights.results import Verification
 from casweights.stores.base import ObjectInfo
 from casweights.system.buffers import uninitialized
 
@@ -38,31 +38,6 @@ if TYPE_CHECKING:
 
 _LOOKS = 4  # each further one follows a repack that ended during the one before it
 _UNSOUND = (IntegrityError, InvalidInputError, NotFoundError, UnsupportedError)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What `verify` found.
-
-    Attributes:
-        problems: One error for each thing that is wrong; empty if the store is sound.
-        snapshots: Snapshots looked at.
-        packs: Packs looked at.
-        frames: Frames looked at.
-        nbytes: Bytes of the packs.
-        damaged: Damaged frames and packs. A later commit of their content stores it again.
-        noted: Where they are noted for that: the store's URL, or that of this machine's notes if
-            the store cannot be written to. None if nothing is damaged, or if there are no notes
-            either: then nobody else knows.
-    """
-
-    problems: tuple[CasweightsError, ...]
-    snapshots: int
-    packs: int
-    frames: int
-    nbytes: int
-    damaged: int = 0
-    noted: str | None = None
 
 
 def verify(db: Database, *, quick: bool) -> Verification:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.content.states import STATE_FILE
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
-from casweights.events import PublishStats
+from casweights.results import PublishStats
 
 if TYPE_CHECKING:
     from casweights.operations.commit import EncodedVersion

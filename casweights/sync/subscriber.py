@@ -18,10 +18,10 @@ from casweights.errors import (
     NotFoundError,
     StaleError,
 )
-from casweights.events import PollStats, SyncStats
 from casweights.ids import SnapshotId
 from casweights.opening import open_repository
 from casweights.repository import Repository
+from casweights.results import PollStats, SyncStats
 from casweights.sync.apply import TornError, apply
 from casweights.sync.fetch import Fetcher
 from casweights.sync.patches import to_patches, whole_tensors

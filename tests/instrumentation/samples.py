@@ -5,17 +5,16 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from casweights.events import (
+from casweights.events import Reporter, Stage
+from casweights.ids import SnapshotId
+from casweights.results import (
     CheckoutStats,
     CommitStats,
     PollStats,
     PublishStats,
-    Reporter,
-    Stage,
     SyncStats,
     TransferStats,
 )
-from casweights.ids import SnapshotId
 
 OLD, NEW = SnapshotId(b"\x01" * 32), SnapshotId(b"\xab" * 32)
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from casweights import events
+from casweights import results
 from casweights.events import Stage
 from casweights.instrumentation.prometheus import Metrics
 from tests.instrumentation.samples import EVENTS, methods
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-STATS = sorted(name for name in vars(events) if name.endswith("Stats"))
+STATS = sorted(
+    type(args[0]).__name__ for args in EVENTS.values() if not isinstance(args[0], Stage | str)
+)
 
 
 def rows(first: str, text: str = PAGE) -> list[list[str]]:
@@ -49,7 +51,7 @@ def test_every_kind_of_stats_has_a_section() -> None:
 def test_fields(stats: str) -> None:
     section = PAGE.split(f"\n### `{stats}`\n", 1)[1].split("\n#", 1)[0]
     listed = {field: unit for field, unit, _ in rows("field", section)}
-    kind = getattr(events, stats)
+    kind = getattr(results, stats)
     assert list(listed) == [field.name for field in fields(kind)]
     for field in fields(kind):
         unit = listed[field.name]

@@ -31,13 +31,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import casweights
-from casweights.events import CommitStats, Reporter
+from casweights.events import Reporter
 from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.testing.states import assert_same_state
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import WriteItem
     from torch.distributed.tensor.placement_types import Placement
+
+    from casweights.results import CommitStats
 
 BIG = (1024, 512)  # of bf16: 1 MiB
 

@@ -35,7 +35,7 @@ from casweights.errors import (
     StoreError,
     UnsupportedError,
 )
-from casweights.events import CommitStats, Reporter
+from casweights.events import Reporter
 from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.integrations.dcp.layout import LAYOUT_FILE
 from casweights.stores.memory import MemoryStore
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.planner import WriteItem
 
     from casweights import Repository
+    from casweights.results import CommitStats
     from casweights.testing import CountingStore
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

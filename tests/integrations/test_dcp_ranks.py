@@ -14,7 +14,7 @@ import torch
 
 import casweights
 from casweights.config import KiB, StoreConfig
-from casweights.events import CommitStats, Reporter
+from casweights.events import Reporter
 from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.testing.hub import Conditions, LocalHubProcess
 from casweights.testing.states import assert_same_state
@@ -22,6 +22,8 @@ from tests.integrations.dcp_verbs import load, save
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from casweights.results import CommitStats
 
 pytestmark = [
     pytest.mark.slow,

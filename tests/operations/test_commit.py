@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository
-    from casweights.events import CheckoutStats, CommitStats, Stage
+    from casweights.events import Stage
     from casweights.operations.commit import EncodedVersion
+    from casweights.results import CheckoutStats, CommitStats
     from casweights.testing import CountingStore
 
 ROW = 16 * KiB  # bytes; four rows to a chunk

@@ -10,7 +10,7 @@ import torch
 import casweights
 from casweights.config import StoreConfig
 from casweights.errors import IntegrityError
-from casweights.events import CheckoutStats, Reporter
+from casweights.events import Reporter
 from casweights.format import names
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from casweights import Repository, SnapshotId
     from casweights.database.chains import Path as ChainPath
     from casweights.ids import ChunkId
+    from casweights.results import CheckoutStats
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
 WORST_READ = 1.5  # of a whole version, promised for every version of a history

@@ -13,7 +13,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.content.states import StateFile
 from casweights.errors import ConflictError, InvalidInputError
-from casweights.events import CommitStats, Reporter
+from casweights.events import Reporter
 from casweights.format.names import pack_name
 from casweights.operations.commit import Description
 from casweights.operations.parts import Part, commit_parts, encode_part
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from casweights import Repository
+    from casweights.results import CommitStats
     from casweights.system.buffers import Buffer
     from casweights.testing import CountingStore
 

@@ -20,11 +20,12 @@ from casweights.errors import (
     NotFoundError,
     StoreError,
 )
-from casweights.events import Reporter, Stage, TransferStats
+from casweights.events import Reporter, Stage
 from casweights.format import names
 from casweights.format.manifest import Snapshot
 from casweights.operations.push import push
 from casweights.operations.transfer import transfer
+from casweights.results import TransferStats
 from casweights.stores.base import Capabilities
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore

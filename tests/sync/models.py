@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from casweights import Repository, SnapshotId
-    from casweights.events import PollStats, SyncStats
+    from casweights.results import PollStats, SyncStats
     from tests.histories import State
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from casweights import Repository
-    from casweights.events import PublishStats
+    from casweights.results import PublishStats
     from casweights.stores.base import ObjectInfo
     from casweights.system.buffers import Buffer
 

@@ -13,7 +13,6 @@ import casweights
 from casweights import (
     CasweightsError,
     ConflictError,
-    Diff,
     LazyTensor,
     Reporter,
     Repository,
@@ -21,7 +20,7 @@ from casweights import (
     SnapshotId,
     StoreConfig,
 )
-from casweights.events import SyncStats
+from casweights.results import Diff, SyncStats
 
 store = casweights.open("./store", create=True)
 assert_type(store, Repository)

@@ -19,7 +19,7 @@ from programs import NotInstalledError, zstd_patch
 
 import casweights
 from casweights.config import DEFAULT_CHUNK_SIZE
-from casweights.events import CommitStats, Reporter
+from casweights.events import Reporter
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import build_header
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from casweights.config import Compression
     from casweights.format.dtypes import DType
+    from casweights.results import CommitStats
 
 PATCH = "zstd --patch-from"
 _CODES = {2: "BF16", 4: "F32"}

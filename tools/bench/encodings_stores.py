@@ -30,7 +30,7 @@ from peers import bitx_encode, read_state, zipnn_encode
 from programs import NotInstalledError, borg, restic
 
 import casweights
-from casweights.events import CheckoutStats, Reporter
+from casweights.events import Reporter
 from casweights.format.planes import encode_planes
 from casweights.stores.local import LocalStore
 from casweights.testing.counting import CountingStore
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from peers import Array, State
 
     from casweights.ids import SnapshotId
+    from casweights.results import CheckoutStats
 
 OF_ZIPLLM, OF_ENTROPY, OF_WHOLE = 0.75, 1.15, 1.5
 CHECKED = 20  # versions checked out of the thousand

@@ -24,12 +24,14 @@ from safetensors.torch import load_file, save_file
 
 import casweights
 from casweights.config import DEFAULT_CHUNK_SIZE
-from casweights.events import CommitStats, Reporter
+from casweights.events import Reporter
 from casweights.system.buffers import uninitialized
 from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from casweights.results import CommitStats
 
 MiB = 1 << 20
 MEMORY_LIMIT = 512 * MiB

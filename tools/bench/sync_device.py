@@ -13,7 +13,7 @@ from hub_model import Model
 from sync_steps import SHARE
 
 import casweights
-from casweights.events import PublishStats, Reporter
+from casweights.events import Reporter
 from casweights.sync.publisher import Publisher
 from casweights.sync.subscriber import Subscriber
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from hub_report import Report
+
+    from casweights.results import PublishStats
 
 _GB = 1e9
 _NAME = "cuda"

@@ -26,7 +26,7 @@ from hub_reads import RecordingStore
 from workers import serve
 
 import casweights
-from casweights.events import PublishStats, Reporter
+from casweights.events import Reporter
 from casweights.stores.url import open_object_store
 from casweights.sync.publisher import Publisher
 from casweights.sync.subscriber import Subscriber
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from casweights import SnapshotId
+    from casweights.results import PublishStats
 
 _WAIT = 600.0  # seconds for what should take a few
 _WRITERS = {"v1": write_v1, "v3": write_v3}

@@ -22,7 +22,7 @@ from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreEr
 from casweights.stores.base import check_size, missing
 from casweights.stores.hub.client import xet
 from casweights.system.files import permanent_code
-from casweights.version import __version__
+from casweights.system.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
