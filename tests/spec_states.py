@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-TOOLS = Path(__file__).parent.parent / "tools"
 # What torch and numpy call the dtypes of headers.
 _TORCH = {
     "BOOL": "bool",
@@ -38,15 +31,8 @@ _TORCH = {
 }
 
 
-def tool(name: str) -> ModuleType:
-    """A module of ``tools``, which imports others beside it."""
-    if str(TOOLS) not in sys.path:
-        sys.path.append(str(TOOLS))
-    return importlib.import_module(name)
-
-
 def describe_read(value: Any) -> Any:
-    """The same as ``make_golden.describe``, for what the reader makes of a state dict."""
+    """The same as ``tools.spec.golden.describe``, for what the reader makes of a state dict."""
     if hasattr(value, "data") and hasattr(value, "kind"):
         return _describe_tensor(value)
     if isinstance(value, bytes):

@@ -32,7 +32,8 @@ _FAST_WORTHWHILE = 0.5
 _FAST_LEVEL, _AUTO_LEVEL, _SMALL_LEVEL = 1, 3, 12
 
 # Shares of changed elements. Below the first, `dense` is smaller only where the changes are of
-# random sizes; above the last, `sparse` is hardly ever (tools/bench/encodings --only densities).
+# random sizes; above the last, `sparse` is hardly ever. Both encodings at every share are what
+# `tools/bench/run encodings --only densities` prints.
 _SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.3
 _ODD = 2  # bytes that a change takes if its size is about random
 _BLOCKS, _BLOCK = 64, 4096  # of the sample that estimates that share

@@ -184,7 +184,7 @@ def _surroundings(folder: Path, hub: str | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="tools/chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tools/soak/run chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="of chaos (default 60)")
     parser.add_argument("--seed", type=int, default=None, help="of all chance")
     parser.add_argument("--store", choices=["directory", "hub"], default="directory")

@@ -1,6 +1,6 @@
 """Many processes at work on one store, some of them killed or stopped at any moment.
 
-`chaos_driver.py` has the run, and `tools/chaos` runs it for as long as you like.
+`chaos_driver.py` has the run, and `tools/soak/run chaos` runs it for as long as you like.
 """
 
 from __future__ import annotations

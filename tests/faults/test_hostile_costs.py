@@ -13,13 +13,12 @@ import pytest
 if TYPE_CHECKING:
     from types import ModuleType
 
-TOOL = Path(__file__).parents[2] / "tools" / "hostile"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def costs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(TOOL))
-    return import_module("costs")
+def costs() -> ModuleType:
+    return import_module("tools.soak.hostile.costs")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,9 @@ def test_the_small_size_is_measured_only_if_the_large_one_takes_much(
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_it_runs() -> None:
     options = ["--family", "strays", "--verb", "open"]
-    command = [sys.executable, str(TOOL / "costs.py"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "tools.soak.hostile.costs", *options]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert "0 of 1 families" in done.stdout

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -19,7 +17,6 @@ from casweights.format.safetensors import may_be, parse_header
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TOOLS = Path(__file__).parent.parent.parent / "tools"
 DATA = b"abcd"
 
 
@@ -49,11 +46,7 @@ def ours(text: bytes, data: bytes) -> dict[str, Any] | None:
 @pytest.fixture(scope="module")
 def spec() -> Callable[[bytes, bytes], dict[str, Any] | None]:
     """What the independent reader finds: the sizes of tensors are all that it needs."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        reader = import_module("spec_reader")
-    finally:
-        sys.path.remove(str(TOOLS))
+    reader = import_module("tools.spec.reader")
 
     def sizes(text: bytes, data: bytes) -> Any:
         try:

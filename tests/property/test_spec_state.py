@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,24 @@ from casweights.errors import CasweightsError
 from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import TREE_KEY
 from casweights.testing.strategies import state_dicts
-from tests.spec_states import TOOLS, describe_read, names_of_tensors, tool
+from tests.spec_states import describe_read, names_of_tensors
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+ROOT = Path(__file__).parents[2]
 # Runs the reader where our package, numpy and torch cannot be imported.
 ALONE = """
 import runpy, sys
 sys.modules.update(casweights=None, numpy=None, torch=None, safetensors=None)
 sys.path.append(sys.argv.pop(1))
-runpy.run_module("spec_state", run_name="__main__")
+runpy.run_module("tools.spec.state", run_name="__main__")
 """
 
 
 @pytest.fixture(scope="module")
 def reader() -> ModuleType:
-    return tool("spec_state")
+    return import_module("tools.spec.state")
 
 
 @hypothesis.settings(max_examples=40)
@@ -45,7 +47,7 @@ def reader() -> ModuleType:
 def test_any_state_is_rebuilt_as_the_library_loads_it(
     reader: ModuleType, state: dict[Any, Any]
 ) -> None:
-    describe = tool("make_golden").describe
+    describe = import_module("tools.spec.golden").describe
     config = StoreConfig(chunk_size=64 * KiB)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -69,14 +71,14 @@ def test_the_reader_needs_neither_torch_nor_the_library(tmp_path: Path) -> None:
     state = {"w": torch.ones(2), "b": b"bytes", "t": (1, None)}
     with casweights.open(tmp_path / "store", create=True) as repo:
         repo.commit(state)
-    command = [sys.executable, "-I", "-c", ALONE, str(TOOLS), str(tmp_path / "store"), "main"]
+    command = [sys.executable, "-I", "-c", ALONE, str(ROOT), str(tmp_path / "store"), "main"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert "'b': b'bytes'" in result.stdout
 
 
 def test_the_example_on_the_page_is_what_the_library_writes() -> None:
-    page = (TOOLS.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     w = torch.ones(2)
     state = {"a": {1: w, "x": (0.5, None)}, "b": [w, b"raw"]}
     assert str(state).replace(str(w), "w").replace("'", '"') in page
@@ -85,7 +87,7 @@ def test_the_example_on_the_page_is_what_the_library_writes() -> None:
 
 
 def test_the_page_has_the_order_in_which_dtypes_lie() -> None:
-    page = (TOOLS.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     assert " ".join(f"`{code}`" for code in reversed(DTYPES)) in page
 
 
@@ -183,4 +185,4 @@ def test_malformed_trees_are_refused_by_both(reader: ModuleType, tree: str) -> N
 )
 def test_odd_trees_are_read_alike_by_both(reader: ModuleType, tree: str) -> None:
     loaded, read = read_both(reader, tree)
-    assert describe_read(read) == tool("make_golden").describe(loaded)
+    assert describe_read(read) == import_module("tools.spec.golden").describe(loaded)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,11 +44,11 @@ from tests.histories import CHUNK, ELEMENTS, history, step, weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
 
     from casweights import Repository, SnapshotId
 
-TOOLS = Path(__file__).parents[2] / "tools"
 KERNELS = {"sparse": (sparse_encode, sparse_decode), "dense": (dense_encode, dense_decode)}
 
 encodings = pytest.mark.parametrize("encoding", KERNELS)
@@ -58,16 +57,12 @@ kinds = pytest.mark.parametrize("kind", ElementKind)
 
 @pytest.fixture(scope="module")
 def reader() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        return importlib.import_module("spec_reader")
+    return importlib.import_module("tools.spec.reader")
 
 
 @pytest.fixture(scope="module")
 def differences() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(TOOLS)
-        return importlib.import_module("spec_differences")
+    return importlib.import_module("tools.spec.differences")
 
 
 def pair(kind: ElementKind, count: int, share: float, largest: int) -> tuple[bytes, bytes]:
@@ -132,7 +127,7 @@ def test_the_same_is_refused(
     payload = encode(base, new, kind)
     for at, removed, inserted in edits:
         payload = payload[:at] + inserted + payload[at + removed :]
-    by_reader = getattr(importlib.import_module("spec_differences"), f"decode_{encoding}")
+    by_reader = getattr(importlib.import_module("tools.spec.differences"), f"decode_{encoding}")
     assert attempt(by_reader, payload, base) == attempt(by_kernel, payload, base)
 
 

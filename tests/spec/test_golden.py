@@ -1,14 +1,14 @@
 """Stores that were written when the format was made, and that every later version reads.
 
 The stores in ``golden/`` are replaced only together with the format: run ``python
-tools/make_golden.py tests/golden`` in the commit that changes ``docs/format.md``, and in no other.
+-m tools.spec.golden tests/golden`` in the commit that changes ``docs/format.md``, and in no other.
 ``expected.json`` says what is in them; but for the file of a state dict, it was made from what went
 in, not from what came out.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -23,13 +23,13 @@ from casweights.content.trees import CARRIED
 from casweights.database.index import list_packs, read_pack
 from casweights.format.safetensors import TREE_KEY
 from casweights.stores.local import LocalStore
-from tests.spec_states import describe_read, tool
+from tests.spec_states import describe_read
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/golden"
 STORES: dict[str, dict[str, Any]] = json.loads(
     (GOLDEN / "expected.json").read_text(encoding="utf-8")
 )
@@ -46,13 +46,8 @@ stores = pytest.mark.parametrize("store", STORES)
 
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
-    """The script that made the stores."""
-    spec = importlib.util.spec_from_file_location("make_golden", TOOLS / "make_golden.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The program that made the stores."""
+    return importlib.import_module("tools.spec.golden")
 
 
 def test_there_are_stores_of_both_digests() -> None:
@@ -72,8 +67,9 @@ def test_library_checks_version_out(
 def test_spec_reader_checks_version_out(
     store: str, version: str, maker: ModuleType, tmp_path: Path
 ) -> None:
-    arguments = (TOOLS / "spec_reader.py", GOLDEN / store, version, tmp_path / "out")
-    subprocess.run([sys.executable, "-sE", *map(str, arguments)], check=True)
+    arguments = map(str, (GOLDEN / store, version, tmp_path / "out"))
+    command = [sys.executable, "-sE", "-m", "tools.spec.reader", *arguments]
+    subprocess.run(command, check=True, cwd=ROOT)
     assert maker.hash_files(tmp_path / "out") == STORES[store]["versions"][version]["files"]
 
 
@@ -104,7 +100,7 @@ def test_state_dict_comes_back(store: str, maker: ModuleType) -> None:
 
 @states
 def test_spec_reader_rebuilds_the_state_dict(store: str, version: str) -> None:
-    state = tool("spec_state").read_state(GOLDEN / store, version)
+    state = importlib.import_module("tools.spec.state").read_state(GOLDEN / store, version)
     expected = STORES[store]["versions"][version]["state"]
     assert json.loads(json.dumps(describe_read(state))) == expected
 

@@ -1,6 +1,6 @@
 """The independent reader and the library read the same from the same stores.
 
-``tools/spec_reader.py`` was written from ``docs/format.md`` alone: where the two differ, the page
+``tools/spec/reader.py`` was written from ``docs/format.md`` alone: where the two differ, the page
 or one of them is wrong.
 """
 
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
     from casweights import Repository
     from casweights.config import Compression, DigestName
 
-READER = Path(__file__).parents[2] / "tools" / "spec_reader.py"
+ROOT = Path(__file__).parents[2]
 # Runs the reader where our package, numpy and torch cannot be imported.
 ALONE = """
 import runpy, sys
 sys.modules.update(casweights=None, numpy=None, torch=None, safetensors=None)
-sys.path.append(str(__import__("pathlib").Path(sys.argv[1]).parent))
-runpy.run_path(sys.argv.pop(1), run_name="__main__")
+sys.path.append(sys.argv.pop(1))
+runpy.run_module("tools.spec.reader", run_name="__main__")
 """
 SMALL_CHUNKS: dict[str, Any] = {"chunk_size": 64 * KiB}
 DTYPES = [
@@ -55,7 +55,7 @@ DTYPES = [
 
 
 def read(store: Path, ref: str, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-c", ALONE, *map(str, (READER, store, ref, out))]
+    command = [sys.executable, "-I", "-c", ALONE, *map(str, (ROOT, store, ref, out))]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -138,9 +138,7 @@ def test_reads_what_the_library_reads(
 @pytest.fixture(scope="module")
 def reader() -> ModuleType:
     """The reader in this process, for tests that ask it many times."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(READER.parent)  # it has parts beside it
-        return importlib.import_module("spec_reader")
+    return importlib.import_module("tools.spec.reader")
 
 
 CONTENT = {
@@ -425,7 +423,7 @@ def test_what_no_version_is_called(reader: ModuleType, tmp_path: Path, ref: str)
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.usefixtures("reader")
 def test_planes_of_all_widths(width: int) -> None:
-    chunks = importlib.import_module("spec_chunks")
+    chunks = importlib.import_module("tools.spec.chunks")
     numbers = random.Random(width)
     for raw in (numbers.randbytes(24 * width), bytes(1000 * width), numbers.randbytes(width) * 999):
         planes = chunks.split_planes(encode_planes(raw, width), len(raw))
@@ -458,7 +456,7 @@ def test_findings_and_what_they_led_to(
 
 
 def test_example_on_the_page(reader: ModuleType, tmp_path: Path) -> None:
-    page = (READER.parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     [example] = re.findall("```json\n(.*?)\n```", page, re.DOTALL)
     (tmp_path / "casweights.json").write_text(example)
     assert reader.read_config(tmp_path) == ("blake3", 4_194_304)

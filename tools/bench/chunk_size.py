@@ -1,6 +1,6 @@
 """What chunk size and compression do to real variants of a real model.
 
-Prints two tables and one line of JSON. Usage: tools/bench/chunk-size [--rounds N] [--dir DIR]
+Prints two tables and one line of JSON. Usage: tools/bench/run chunk_size [--rounds N] [--dir DIR]
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import variants
-
 import casweights
 from casweights.config import KiB, MiB, StoreConfig
+from tools.models import variants
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Speed and memory of commit, checkout and load against cp, BLAKE3 and safetensors.
 
-Prints a table and one line of JSON. Usage: tools/bench/store [--size MiB] [--rounds N] [--dir DIR]
+Prints a table and one line of JSON.
+Usage: tools/bench/run store [--size MiB] [--rounds N] [--dir DIR]
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from blake3 import blake3
-from harness import Result, pair, report
 from safetensors.torch import load_file, save_file
 
 import casweights
@@ -27,6 +27,7 @@ from casweights.config import DEFAULT_CHUNK_SIZE
 from casweights.events import Reporter
 from casweights.system.buffers import uninitialized
 from casweights.system.threads import default_workers
+from tools.bench.harness import Result, pair, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable

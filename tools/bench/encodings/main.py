@@ -1,0 +1,93 @@
+"""Size and speed of the encodings, on versions of a real model and on a synthetic one.
+
+Prints a table for each section and, as the last line, all of them as JSON.
+Usage: tools/bench/run encodings [--only SECTION ...] [--data DIR] [--size MiB] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from casweights.config import MiB
+from casweights.kernels import COMPILED
+from casweights.system.threads import default_workers
+from tools.bench.encodings import floats, sizes, speeds, stores
+from tools.bench.encodings.data import Data
+from tools.bench.harness import conclude, head, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tools.bench.harness import Result
+
+TITLE = "casweights: the encodings"
+SECTIONS = {
+    "steps": "RL steps at two rates",
+    "densities": "from 0.01 % to 60 % changed",
+    "speeds": "kernels, commits, loads and checkouts of a synthetic model",
+    "dense": "fine-tunes of a real model",
+    "planes": "a real model without a base",
+    "family": "all versions of a family in one store",
+    "thousand": "a thousand versions in a row",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    sections = "; ".join(f"{name}: {what}" for name, what in SECTIONS.items())
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help=sections
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        help="where the real versions lie, made there if they are missing; else in a temporary "
+        "directory, in about ten minutes",
+    )
+    parser.add_argument("--dir", type=Path, default=None, help="where to work (needs 8 GiB)")
+    parser.add_argument("--size", type=int, default=1024, help="MiB of the synthetic model")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.dir) as directory:
+        return _run(options, Path(directory))
+
+
+def _run(options: argparse.Namespace, work: Path) -> int:
+    data = Data([], [])
+    if options.only != ["speeds"]:
+        data = Data.make(options.data or work / "data")
+    size, rounds = options.size * MiB, options.rounds
+    run: dict[str, Callable[[], list[Result]]] = {
+        "steps": lambda: sizes.rl_steps(data, work),
+        "densities": lambda: sizes.densities(data, work / "densities"),
+        "speeds": lambda: speeds.speeds(work / "speeds", size=size, rounds=rounds),
+        "dense": lambda: floats.dense(data, rounds),
+        "planes": lambda: floats.planes(data, rounds),
+        "family": lambda: stores.family(data, work),
+        "thousand": lambda: stores.thousand(data, work / "thousand"),
+    }
+    facts: dict[str, object] = {
+        "kernels": "compiled" if COMPILED else "numpy",
+        "cores": default_workers(),
+        "rounds": rounds,
+    }
+    head(TITLE, facts)
+    results = []
+    for name, what in SECTIONS.items():
+        if name in options.only:
+            start = time.perf_counter()
+            found = run[name]()
+            print(f"{name}: {what} ({time.perf_counter() - start:.0f} s)\n")
+            table(found)
+            results += found
+    return 1 if conclude(TITLE, facts, results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

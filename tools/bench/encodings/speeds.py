@@ -1,0 +1,300 @@
+"""Speed of differences on a synthetic model: the kernels, commits, loads and checkouts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from blake3 import blake3
+
+import casweights
+from casweights.config import DEFAULT_CHUNK_SIZE, MiB
+from casweights.format.codecs import decode, encode_difference
+from casweights.format.dtypes import DTYPES
+from casweights.format.hashing import blake3_256
+from casweights.kernels import sparse_encode
+from casweights.kernels.kinds import ElementKind
+from tools.bench.encodings.data import Collect, chunks, pinned
+from tools.bench.encodings.synthetic import Synthetic
+from tools.bench.harness import Clock, Result, measured, median, pair
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from casweights.repository import Repository
+    from tools.bench.encodings.peers import Array
+
+BASE = "base.safetensors"
+PERCENTS = (0.1, 1, 10)  # changed
+ASKED_UP_TO = 1
+OF_COMPARE = 2.0
+ENCODE = DECODE = 1.2  # GB/s
+BOTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Speeds of passes over the model, in GB/s.
+
+    Attributes:
+        copy: memcpy, counting the bytes copied.
+        digest: BLAKE3 of chunks.
+        compare: numpy's ``a != b`` of chunks, counting one side.
+    """
+
+    copy: float
+    digest: float
+    compare: float
+
+    def together(self, *, copies: int, digests: int, compares: int = 0) -> float:
+        """The speed of so many passes, one after the other."""
+        seconds = copies / self.copy + digests / self.digest + compares / self.compare
+        return 1 / seconds
+
+
+def speeds(work: Path, *, size: int, rounds: int) -> list[Result]:
+    """All speeds on one processor, and those of a store on both."""
+    work.mkdir()
+    base = Synthetic(size)
+    base.make()
+    base.write(work / BASE)
+    del base
+    found: tuple[Limits, list[Result]] = pinned(1, _memory, work, size, rounds)
+    limits, results = found
+    for percent in PERCENTS:
+        results += pinned(1, _store, work, size, percent, rounds, limits)
+    results += pinned(BOTH, _store, work, size, 1, rounds, None)
+    return results
+
+
+# --- In memory.
+
+
+def _memory(work: Path, size: int, rounds: int) -> tuple[Limits, list[Result]]:
+    """The limits, and the kernels."""
+    model = Synthetic(size)
+    model.read(work / BASE)
+    limits = _limits(model.flat, rounds)
+    results = [
+        measured("limit: memcpy", limits.copy, "GB/s", note="one processor, bytes copied"),
+        measured("limit: BLAKE3", limits.digest, "GB/s", note="one processor, chunks"),
+        measured("limit: numpy a != b", limits.compare, "GB/s", note="one processor, one side"),
+    ]
+    old = {name: tensor.copy() for name, tensor in model.state.items()}
+    for percent in PERCENTS:
+        for name, tensor in model.state.items():
+            tensor[:] = old[name]
+        share = model.step(percent / 100)
+        parts = list(chunks(old, model.state))
+        results += _kernels(parts, percent, share, rounds, limits)
+    return limits, results
+
+
+def _limits(flat: Array, rounds: int) -> Limits:
+    parts = [flat[n : n + DEFAULT_CHUNK_SIZE // 2] for n in range(0, len(flat), 2 * MiB)]
+    copy = flat.copy()
+    others = [copy[n : n + DEFAULT_CHUNK_SIZE // 2] for n in range(0, len(copy), 2 * MiB)]
+
+    def compare() -> None:
+        for a, b in zip(parts, others, strict=True):
+            np.not_equal(a, b)
+
+    def digest() -> None:
+        for part in parts:
+            blake3(part.view(np.uint8).data).digest()
+
+    functions: list[Callable[[], object]] = [lambda: np.copyto(copy, flat), digest, compare]
+    found = [flat.nbytes / median(function, rounds) / 1e9 for function in functions]
+    return Limits(*found)
+
+
+def _kernels(
+    parts: Sequence[tuple[memoryview, ...]],
+    percent: float,
+    share: float,
+    rounds: int,
+    limits: Limits,
+) -> list[Result]:
+    dtype, size = DTYPES["BF16"], sum(len(new) for _, new in parts)
+    arrays = [(np.frombuffer(a, np.uint16), np.frombuffer(b, np.uint16)) for a, b in parts]
+
+    def compare() -> None:
+        for old, new in arrays:
+            old != new  # noqa: B015
+
+    def sparse() -> None:
+        for old, new in parts:
+            sparse_encode(old, new, ElementKind.BFLOAT_16)
+
+    def encode() -> None:
+        for old, new in parts:
+            encode_difference(new, old, dtype)
+            blake3_256(new)
+
+    kernel = pair(
+        f"sparse kernel, {percent} %",
+        sparse,
+        compare,
+        target=OF_COMPARE if percent <= ASKED_UP_TO else None,
+        rounds=rounds,
+        note=f"reference: numpy's a != b; {share:.3%} changed",
+    )
+    payloads = [encode_difference(new, old, dtype) for old, new in parts]
+    outs = [bytearray(len(new)) for _, new in parts]
+
+    def restore() -> None:
+        for out, (old, _) in zip(outs, parts, strict=True):
+            out[:] = old
+
+    def apply() -> None:
+        for out, encoded in zip(outs, payloads, strict=True):
+            assert encoded is not None
+            decode(*encoded, memoryview(out))
+            blake3_256(out)
+
+    encoding = size / median(encode, rounds) / 1e9
+    applying = size / median(apply, rounds, restore) / 1e9
+    if any(out != new for out, (_, new) in zip(outs, parts, strict=True)):
+        raise AssertionError("the differences did not give the chunks back")
+    return [
+        kernel,
+        measured(
+            f"compare, code, BLAKE3, {percent} %",
+            encoding,
+            "GB/s",
+            note="one processor, in memory. Limit, BLAKE3 and a != b: "
+            + _of(encoding, limits.together(copies=0, digests=1, compares=1)),
+        ),
+        measured(
+            f"apply, BLAKE3, {percent} %",
+            applying,
+            "GB/s",
+            note=f"one processor, in memory. Limit, BLAKE3: {_of(applying, limits.digest)}",
+        ),
+    ]
+
+
+# --- Through a store.
+
+
+def _store(
+    work: Path, size: int, percent: float, rounds: int, limits: Limits | None
+) -> list[Result]:
+    """Commit consecutive versions in three ways, and read them in three ways."""
+    model = Synthetic(size)
+    model.read(work / BASE)
+    path, raw = work / "model.safetensors", model.flat.nbytes
+    model.write(path)
+    clock, collect = Clock(), Collect()
+    directories = {name: work / name for name in ("cached", "raw", "planes")}
+    stores = {
+        name: casweights.open(
+            directory,
+            create=True,
+            cache_size=raw if name == "cached" else 0,
+            reporter=collect,
+        )
+        for name, directory in directories.items()
+    }
+    for name, store in stores.items():
+        store.commit(path, compression="auto" if name == "planes" else "fast")
+    shares = []
+    for _ in range(rounds):
+        shares.append(model.step(percent / 100))
+        model.write(path)
+        os.sync()  # the disk comes to rest
+        for name, store in stores.items():
+            clock.time(name, store.commit, path)
+    for store in stores.values():
+        store.close()
+    _read(work, directories["raw"], raw, rounds, clock)
+    if (work / "out" / path.name).read_bytes() != path.read_bytes():
+        raise AssertionError("the last version did not come back")
+    for directory in (*directories.values(), work / "out"):
+        shutil.rmtree(directory)
+    facts = (
+        f"{statistics.mean(shares):.3%} changed, {collect.stats[-1].stored_bytes:,} bytes stored"
+    )
+    return [_result(name, percent, raw, clock, limits, facts) for name in _ROWS]
+
+
+def _read(work: Path, directory: Path, raw: int, rounds: int, clock: Clock) -> None:
+    versions = [f"main~{n}" for n in range(rounds, -1, -1)]
+    out = work / "out"
+    with casweights.open(directory, cache_size=raw) as store:
+        store.load(versions[0])
+        for version in versions[1:]:
+            clock.time("load", _load, store, version)
+    with casweights.open(directory) as store:
+        store.checkout(versions[0], out)
+        for version in versions[1:]:
+            os.sync()  # the disk comes to rest
+            clock.time("over", store.checkout, version, out)
+    for version in versions[1:]:
+        shutil.rmtree(out)
+        os.sync()  # the disk comes to rest
+        with casweights.open(directory) as store:
+            clock.time("empty", store.checkout, version, out)
+
+
+def _load(store: Repository, version: str) -> None:
+    store.load(version)  # and let go of the tensors, too
+
+
+# --- Rows.
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A way through a store.
+
+    Attributes:
+        what: Its name in the report.
+        target: GB/s asked on one processor, up to `ASKED_UP_TO`.
+        passes: Copies, digests and comparisons of the whole model that it cannot do without.
+    """
+
+    what: str
+    target: float | None
+    passes: tuple[int, int, int]
+
+
+_ROWS = {
+    "cached": _Row("commit, base in memory", ENCODE, (2, 1, 1)),
+    "raw": _Row("commit, base in the store", ENCODE, (2, 2, 1)),
+    "planes": _Row("commit, base in the store as planes", None, (2, 2, 1)),
+    "load": _Row("load, base in memory", DECODE, (2, 1, 0)),
+    "over": _Row("checkout over the version before", DECODE, (3, 2, 0)),
+    "empty": _Row("checkout into an empty directory", DECODE, (2, 1, 0)),
+}
+
+
+def _result(
+    name: str, percent: float, size: int, clock: Clock, limits: Limits | None, facts: str
+) -> Result:
+    row = _ROWS[name]
+    seconds, processor = clock.medians(name)
+    speed = size / seconds / 1e9
+    note = f"{facts}; of processors alone {size / processor / 1e9:.2f} GB/s"
+    if limits is None:
+        return measured(f"{row.what}, {percent} %, both", speed, "GB/s", note=note)
+    copies, digests, compares = row.passes
+    limit = limits.together(copies=copies, digests=digests, compares=compares)
+    passes = f"memcpy x {copies}, BLAKE3 x {digests}, a != b x {compares}"
+    return measured(
+        f"{row.what}, {percent} %",
+        speed,
+        "GB/s",
+        target=row.target if percent <= ASKED_UP_TO else None,
+        at_least=True,
+        note=f"{note}. Limit, {passes}: {_of(speed, limit)}",
+    )
+
+
+def _of(speed: float, limit: float) -> str:
+    return f"{limit:.2f} GB/s, of which ours is {speed / limit:.0%}"

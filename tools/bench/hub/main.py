@@ -1,0 +1,82 @@
+"""Stores in buckets of a local Hub, against hf_xet with plain files and TRL's patches.
+
+Prints tables and one line of JSON. Usage: tools/bench/run hub [--size MiB] [--only ROW...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.bench.harness import conclude, head, table
+from tools.bench.hub.model import MiB
+from tools.bench.hub.probe import LINES
+from tools.bench.hub.report import Report, describe
+from tools.bench.hub.rows import SHARE, Rows, find_trips
+from tools.bench.hub.versions import row_versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TITLE = "casweights: stores in buckets"
+ROWS = ("push", "step", "checkout", "requests", "versions", "memory")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=1024, help="MiB of the model")
+    parser.add_argument(
+        "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
+    )
+    parser.add_argument("--conditions", nargs="+", choices=LINES, default=list(LINES))
+    parser.add_argument("--repeat", type=int, default=3, help="pairs of a measurement")
+    parser.add_argument("--versions", type=int, default=10_000, help="of the row on versions")
+    parser.add_argument(
+        "--memory-size",
+        type=int,
+        default=2048,
+        help="MiB of the row on memory; the target is meant for 8192",
+    )
+    parser.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
+    options = parser.parse_args()
+    lines = [LINES[name] for name in options.conditions]
+    facts: dict[str, object] = {
+        "model": f"{options.size} MiB of synthetic bf16; a step changes {SHARE:.0%} of it",
+        "conditions": "; ".join(describe(line) for line in lines),
+        "cores": os.cpu_count(),
+        "repetitions": options.repeat,
+        "bytes": "of bodies, as the Hub counts them: received for rows 1 and 2, sent for 3 and 4",
+    }
+    head(TITLE, facts)
+    with tempfile.TemporaryDirectory(dir=options.dir) as folder:
+        work = Path(folder)
+        compares = {"push", "step", "checkout"} & set(options.only)
+        report = Report(find_trips(work) if compares else {}, os.cpu_count() or 1)
+        rows = Rows(work, options.size * MiB, options.repeat, lines)
+        makers: dict[str, Callable[[Report], None]] = {
+            "push": rows.row_push,
+            "step": rows.row_step,
+            "checkout": rows.row_checkout,
+            "requests": rows.row_requests,
+            "versions": lambda report: row_versions(report, work, options.versions),
+            "memory": lambda report: rows.row_memory(report, options.memory_size * MiB),
+        }
+        for name in options.only:
+            results, limits = len(report.results), len(report.limits)
+            makers[name](report)
+            table(report.results[results:])
+            if len(report.limits) > limits:
+                report.print_limits(limits)
+    print(
+        "trips: round trips of a tiny model that wait for one another, from its times at 0 and "
+        "200 ms; limit: the larger one of bytes / bandwidth and trips x latency."
+    )
+    return 1 if conclude(TITLE, {**facts, **report.to_json()}, report.results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

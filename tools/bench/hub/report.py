@@ -1,0 +1,206 @@
+"""Rows of the report on buckets: medians, ratios, and what limits each operation."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from tools.bench.harness import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tools.bench.hub.probe import Line, Spent
+
+    Pairs = Sequence[tuple[Spent, Spent]]
+
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What an operation could not beat on such a line, and how far it is from that.
+
+    Attributes:
+        what: The operation.
+        seconds: What it took.
+        moved: Bytes in the direction that has more.
+        requests: Number of requests.
+        trips: Round trips that wait for one another, of a model that is next to nothing.
+        processor: Processor time of the client.
+        limit: The largest one of the bytes' time, the round trips' and the memory's.
+        limited_by: Which of them, and the client's processors if they were busy for most of it.
+    """
+
+    what: str
+    seconds: float
+    moved: float
+    requests: float
+    trips: float
+    processor: float
+    limit: float
+    limited_by: str
+
+
+@dataclass(slots=True)
+class Report:
+    """Collects rows.
+
+    Attributes:
+        trips: Round trips by operation, see `Limit.trips`.
+        cores: Of this machine.
+        results: Rows that compare.
+        limits: Rows about limits.
+    """
+
+    trips: dict[str, float]
+    cores: int
+    results: list[Result] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+
+    def compare(
+        self,
+        what: str,
+        pairs: Pairs,
+        line: Line,
+        kinds: tuple[str, str],
+        *,
+        time: float | None,
+        fewer: float | None = None,
+        sent: bool = False,
+        note: str,
+    ) -> None:
+        """Rows for time and bytes of ours and a reference, and their limits.
+
+        Args:
+            what: The operation.
+            pairs: Ours and the reference's, measured in turn.
+            line: The network.
+            kinds: What `trips` calls the two operations.
+            time: The ratio of times to reach.
+            fewer: How many times fewer bytes ours must move.
+            sent: Whether the bytes are those that the Hub received, not those it sent.
+            note: What the reference is.
+        """
+        name = f"{what}, {line.name}"
+        times = [(ours.seconds, reference.seconds) for ours, reference in pairs]
+        ratio = statistics.median(a / b for a, b in times)
+        self._row(f"{name}: time", "s", times, ratio, time, note)
+        moved = [
+            tuple((spent.sent if sent else spent.received) / MB for spent in pair) for pair in pairs
+        ]
+        ratio = statistics.median(b / a for a, b in moved)
+        self._row(f"{name}: times fewer bytes", "MB", moved, ratio, fewer, note, at_least=True)
+        for side, kind, values in zip(
+            ("ours", "reference"), kinds, zip(*pairs, strict=True), strict=True
+        ):
+            self.limit(f"{name}: {side}", values, line, self.trips.get(kind, 0.0))
+
+    def add(self, result: Result) -> None:
+        """Add another row."""
+        self.results.append(result)
+
+    def to_json(self) -> dict[str, Any]:
+        """What goes with the rows."""
+        return {"trips": self.trips, "limits": [asdict(limit) for limit in self.limits]}
+
+    def print_limits(self, first: int = 0) -> None:
+        """Print the table of limits from this one on."""
+        rows = [
+            ("operation", "took", "moved", "requests", "trips", "CPU", "limit", "by", "x limit")
+        ]
+        for x in self.limits[first:]:
+            distance = f"{x.seconds / x.limit:.2f}" if x.limit else "-"
+            rows.append(
+                (
+                    x.what,
+                    f"{x.seconds:.3f} s",
+                    f"{x.moved / MB:.2f} MB",
+                    f"{x.requests:.0f}",
+                    f"{x.trips:.1f}",
+                    f"{x.processor:.2f} s",
+                    f"{x.limit:.3f} s",
+                    x.limited_by,
+                    distance,
+                )
+            )
+        widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+        print(flush=True)
+
+    def _row(
+        self,
+        what: str,
+        unit: str,
+        pairs: Sequence[tuple[float, ...]],
+        ratio: float,
+        target: float | None,
+        note: str,
+        *,
+        at_least: bool = False,
+    ) -> None:
+        ours, reference = zip(*pairs, strict=True)
+        self.results.append(
+            Result(
+                what=what,
+                ours=statistics.median(ours),
+                reference=statistics.median(reference),
+                unit=unit,
+                ratio=ratio,
+                target=target,
+                note=note,
+                at_least=at_least,
+            )
+        )
+
+    def limit(
+        self,
+        what: str,
+        values: Sequence[Spent],
+        line: Line,
+        trips: float,
+        memory: float = 0.0,
+    ) -> None:
+        """A row on what an operation could not beat.
+
+        Args:
+            what: The operation.
+            values: What it cost.
+            line: The network.
+            trips: Round trips that wait for one another.
+            memory: Seconds that the memory takes to move what must be moved.
+        """
+        seconds = statistics.median(spent.seconds for spent in values)
+        moved = statistics.median(spent.moved for spent in values)
+        processor = statistics.median(spent.processor for spent in values)
+        limits = {
+            "bytes": moved / line.bandwidth if line.bandwidth else 0.0,
+            "round trips": trips * line.latency,
+            "memory": memory,
+        }
+        by, limit = max(limits.items(), key=itemgetter(1))
+        if not limit:
+            by = "-"
+        if processor > 0.5 * seconds * self.cores or (not limit and processor > 0.5 * seconds):
+            by = "client CPU" if not limit else f"{by}, client CPU"
+        self.limits.append(
+            Limit(
+                what=what,
+                seconds=seconds,
+                moved=moved,
+                requests=statistics.median(spent.total for spent in values),
+                trips=trips,
+                processor=processor,
+                limit=limit,
+                limited_by=by,
+            )
+        )
+
+
+def describe(line: Line) -> str:
+    """A network as text."""
+    rate = f"{line.bandwidth / 1e6:g} MB/s" if line.bandwidth else "no limit of bandwidth"
+    return f"{line.name}: {line.latency * 1000:.0f} ms for each request, {rate}"

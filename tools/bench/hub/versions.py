@@ -1,0 +1,218 @@
+"""The row on many versions: what a commit and a checkout ask for must not grow with them."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import casweights
+from casweights.config import KiB, RemoteOptions, StoreConfig
+from casweights.stores.base import Capabilities, ObjectInfo
+from casweights.stores.memory import MemoryStore
+from tools.bench.harness import Result
+from tools.bench.hub.clients import fresh_hub, note_progress
+from tools.bench.hub.model import Model
+from tools.bench.hub.probe import UNSHAPED, Probe, Spent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from casweights.system.buffers import Buffer
+    from tools.bench.hub.report import Report
+
+    Options = dict[str, Any]
+
+_BUCKET, _PREFIX = "me/weights", "run"
+_REFS = "refs/"
+_CONFIG = StoreConfig(chunk_size=64 * KiB)
+_SIZE, _HIDDEN = 400 * KiB, 128
+_SHARE = 0.01
+_RUN = 100  # versions of a training run; making 10,000 of one run would take hours
+_NATIVE = 100  # the last versions, which are committed into the bucket: a run
+_FEW = 10
+_STEPS = 7
+_BATCH = 1000
+_NO_CACHE = RemoteOptions(disk_cache=0)
+_OPERATIONS = {
+    "trainer": "commit, branch open",
+    "fresh_commit": "commit, fresh process",
+    "replica": "load of the next one, replica",
+    "checkout": "checkout of the newest, fresh process",
+}
+
+
+def row_versions(report: Report, work: Path, versions: int) -> None:
+    """Row 6: requests with few versions and with many."""
+    counts = sorted({_FEW, min(100, versions), versions})
+    found = {count: _requests(work, count) for count in counts}
+    last = counts[-1]
+    for name, what in _OPERATIONS.items():
+        routes = "; ".join(
+            f"{count:,}: {found[count][name][0].routes}{_extremes(found[count][name])}"
+            for count in counts
+        )
+        nbytes = ", ".join(f"{found[count][name][0].moved:,}" for count in counts)
+        many = found[last][name][0].total
+        for count in counts[:-1]:
+            few = found[count][name][0].total
+            report.add(
+                Result(
+                    what=f"6 {what}: {last:,} versions to {count:,}",
+                    ours=many,
+                    reference=few,
+                    unit="requests",
+                    ratio=many / few,
+                    target=1.0 if count == _FEW else 1.1,
+                    note=f"runs of {_RUN} steps; chains of few versions are shorter, and those of "
+                    f"two runs differ a little. {routes}. Bytes: {nbytes}",
+                )
+            )
+
+
+def _extremes(steps: Sequence[Spent]) -> str:
+    totals = sorted(spent.total for spent in steps)
+    return f" (of {len(totals)}: {totals[0]} to {totals[-1]})" if len(totals) > 1 else ""
+
+
+def _requests(work: Path, versions: int) -> dict[str, list[Spent]]:
+    """What each operation asked for; of several in a row the median comes first."""
+    with fresh_hub(work) as clients:
+        note_progress(f"{versions:,} versions")
+        state, out = clients.work / "state.bin", clients.work / "out"
+        common: Options = {"url": f"hf://buckets/{_BUCKET}/{_PREFIX}", "state": state}
+        clients.run("versions_build", versions=versions, **common)
+        found = clients.run("versions_open", **common)
+        spent = {name: [Spent.parse(step) for step in steps] for name, steps in found.items()}
+        spent["fresh_commit"] = [clients.spent("versions_commit", **common)]
+        spent["checkout"] = [
+            clients.spent("checkout", url=common["url"], ref="main", out=out, line=UNSHAPED)
+        ]
+    return {name: _median_first(steps) for name, steps in spent.items()}
+
+
+def _median_first(steps: list[Spent]) -> list[Spent]:
+    ordered = sorted(steps, key=lambda spent: spent.total)
+    median = ordered.pop(len(ordered) // 2)
+    return [median, *ordered]
+
+
+class _LikeBucket(MemoryStore):
+    """A memory that gives objects the names that they have in a bucket.
+
+    Refs have a list of their own, because every commit lists them, and there are few.
+    """
+
+    capabilities = Capabilities(exclusive_create=False, remote=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._refs: dict[str, int] = {}
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        if name.startswith(_REFS):
+            self._refs[name] = sum(map(len, parts))
+        return super().put(name, parts)
+
+    def delete(self, name: str) -> None:
+        self._refs.pop(name, None)
+        super().delete(name)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        if not prefix.startswith(_REFS):
+            return super().list(prefix)
+        found = (ObjectInfo(name, size) for name, size in sorted(self._refs.items()))
+        return (info for info in found if info.name.startswith(prefix))
+
+    def objects(self) -> Iterator[tuple[bytes, str]]:
+        """All objects, as an upload takes them."""
+        return ((self.get(info.name), f"{_PREFIX}/{info.name}") for info in self.list())
+
+
+def build(_: Probe, options: Options) -> Any:
+    """Make versions: most in memory, from where they are uploaded, and the last in the bucket."""
+    from tools.bench.hub.jobs import create_bucket, upload
+
+    versions, native = options["versions"], min(_NATIVE, options["versions"])
+    model = _model(0)
+    if versions > native:
+        memory = _LikeBucket()
+        _commit_steps(
+            model,
+            casweights.open(memory, create=True, config=_CONFIG, **_kept(model)),
+            versions - native,
+        )
+        create_bucket(_BUCKET)
+        objects = memory.objects()
+        while batch := list(islice(objects, _BATCH)):
+            upload(_BUCKET, batch)
+    store = casweights.open(
+        options["url"], create=True, config=_CONFIG, remote=_NO_CACHE, **_kept(model)
+    )
+    _commit_steps(model, store, native)
+    Path(options["state"]).write_bytes(model.flat.tobytes())
+
+
+def _commit_steps(model: Model, store: casweights.Repository, count: int) -> None:
+    """Commit versions; those of one training run are the steps of one model."""
+    with store:
+        for n in range(count):
+            if n % _RUN:
+                model.step(_SHARE)
+            else:
+                model.make()
+            store.commit(model.tensors())
+
+
+def count_open(probe: Probe, options: Options) -> Any:
+    """Requests of a trainer and of a replica that are there already."""
+    model = _read_model(options)
+    state = model.tensors()
+    trainer = casweights.open(options["url"], remote=_NO_CACHE, **_kept(model))
+    replica = casweights.open(options["url"], remote=_NO_CACHE, **_kept(model))
+    found: dict[str, list[Any]] = {"trainer": [], "replica": []}
+    for n in range(1 + _STEPS):
+        model.step(_SHARE)
+        written = probe.measure(lambda: trainer.commit(state))
+        read = probe.measure(lambda: replica.load("heads/main"))
+        if n:  # until then they have not got the one before
+            found["trainer"].append(written.to_json())
+            found["replica"].append(read.to_json())
+    trainer.close()
+    replica.close()
+    Path(options["state"]).write_bytes(model.flat.tobytes())
+    return found
+
+
+def commit(probe: Probe, options: Options) -> Any:
+    """A process that begins with the next version."""
+    model = _read_model(options)
+    model.step(_SHARE)
+
+    def run() -> None:
+        with casweights.open(options["url"], remote=_NO_CACHE) as store:
+            store.commit(model.tensors())
+
+    return probe.measure(run).to_json()
+
+
+def _model(seed: int) -> Model:
+    return Model(_SIZE, seed, _HIDDEN)
+
+
+def _read_model(options: Options) -> Model:
+    data = Path(options["state"]).read_bytes()
+    model = _model(1 + data[0])  # other steps than those before
+    model.flat.view("u1")[:] = memoryview(data)
+    return model
+
+
+def _kept(model: Model) -> dict[str, Any]:
+    return {"cache_size": 4 * model.nbytes}
+
+
+JOBS: dict[str, Callable[[Probe, Options], Any]] = {
+    "versions_build": build,
+    "versions_open": count_open,
+    "versions_commit": commit,
+}

@@ -1,0 +1,373 @@
+"""A trainer and a replica, each a process that does what it is told.
+
+Usage: python -m tools.bench.sync.jobs ROLE OPTIONS, with the options as JSON; see `workers` for the
+rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import blake3
+import numpy as np
+import torch
+
+import casweights
+from casweights.events import Reporter
+from casweights.stores.url import open_object_store
+from casweights.sync.publisher import Publisher
+from casweights.sync.subscriber import Subscriber
+from tools.bench.hub.jobs import create_bucket, import_modules, upload
+from tools.bench.hub.model import Model
+from tools.bench.hub.patch import Patches, apply_patch, write_v1, write_v3
+from tools.bench.hub.probe import Probe
+from tools.bench.hub.reads import RecordingStore
+from tools.bench.workers import serve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from casweights import SnapshotId
+    from casweights.results import PublishStats
+
+_WAIT = 600.0  # seconds for what should take a few
+_WRITERS = {"v1": write_v1, "v3": write_v3}
+
+
+class Trainer(Reporter):
+    """Trains a synthetic model, and sends each step in several ways.
+
+    Args:
+        probe: Of the Hub.
+        size: Bytes of the model.
+        seed: Of the model.
+        url: Store for the versions.
+        bucket: For the patches.
+        scratch: A directory for files on their way.
+        base: Where the publisher keeps what it published.
+        hidden: Width of the model's layers; by default it goes with the size.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        *,
+        size: int,
+        seed: int,
+        url: str,
+        bucket: str,
+        scratch: str,
+        base: Any = "host",
+        hidden: int | None = None,
+    ) -> None:
+        self._probe = probe
+        self._model = Model(size, seed, hidden)
+        self._model.make()
+        self._state = self._model.tensors()
+        self._url, self._bucket, self._scratch = url, bucket, Path(scratch)
+        self._base = base
+        self._stats: PublishStats | None = None
+        self._sent = 0
+
+    def published(self, stats: PublishStats) -> None:
+        self._stats = stats
+
+    def begin(self) -> Any:
+        """Publish the first version."""
+        self._store = RecordingStore(open_object_store(self._url))
+        repository = casweights.open(self._store, create=True)
+        self._publisher = Publisher(repository, base=self._base, reporter=self)
+        return self.publish()
+
+    def begin_patches(self, numpy: bool) -> Any:
+        """Remember the weights that the next patch changes, and have memory for a copy of all."""
+        create_bucket(self._bucket)
+        self._patches = Patches(self._state, numpy=numpy)
+        self._flat = torch.from_numpy(self._model.flat.view(np.int16))
+        self._copy = self._flat.clone()
+        return self._model.nbytes
+
+    def step(self, share: float) -> Any:
+        """Take a step; returns the share that changed."""
+        return self._model.step(share)
+
+    def publish(self) -> Any:
+        """Publish the weights and wait until that is durable."""
+        blocked = 0.0
+
+        def run() -> None:
+            nonlocal blocked
+            start = time.perf_counter()
+            self._publisher.publish(self._state)
+            blocked = time.perf_counter() - start
+            self._publisher.wait(_WAIT)
+
+        self._store.calls.clear()
+        begin, start = time.monotonic(), time.perf_counter()
+        spent = self._probe.count(run)
+        return {
+            "spent": spent.to_json(),
+            "blocked": blocked,
+            "begin": begin,
+            "snapshot": str(self._publisher.version),
+            "stats": _numbers(self._stats),
+            "calls": _timeline(self._store, start),
+        }
+
+    def send(self, version: str) -> Any:
+        """Make a patch and upload it, as TRL does."""
+        self._sent += 1
+        path = self._scratch / f"{self._sent:06}-{version}.safetensors"
+
+        def run() -> None:
+            _WRITERS[version](self._patches.find(), path)
+            upload(self._bucket, [(str(path), path.name)])
+
+        spent = self._probe.count(run)
+        size = path.stat().st_size
+        path.unlink()
+        return {"spent": spent.to_json(), "name": path.name, "size": size}
+
+    def copy(self) -> Any:
+        """Seconds of copying the model."""
+        start = time.perf_counter()
+        self._copy.copy_(self._flat)
+        return time.perf_counter() - start
+
+    def hash(self) -> Any:
+        """Seconds of BLAKE3 over the model, with all processors."""
+        start = time.perf_counter()
+        blake3.blake3(self._model.flat.view(np.uint8).data, max_threads=blake3.blake3.AUTO)
+        return time.perf_counter() - start
+
+    def digest(self) -> Any:
+        """What the model is, to compare."""
+        return _digest(self._state)
+
+    def peak(self, share: float) -> Any:
+        """Memory beside the model of a first version, and of steps after it."""
+        before = _memory("VmRSS")
+        _forget_peak()
+        self.begin()
+        first = _memory("VmHWM") - before
+        _forget_peak()
+        for _ in range(3):
+            self.step(share)
+            self.publish()
+        return {"first": first, "steps": _memory("VmHWM") - before, "model": self._model.nbytes}
+
+    def build(self, steps: int, share: float, target: str) -> Any:
+        """Publish many steps to a directory and push them; returns bytes of the first version."""
+        first = self.begin()["stats"]["stored_bytes"]
+        for n in range(steps):
+            self.step(share)
+            self._publisher.publish(self._state, step=n)
+        self._publisher.wait(_WAIT)
+        with (
+            casweights.open(self._url) as local,
+            casweights.open(target, create=True) as bucket,
+        ):
+            local.push(bucket)
+        return {"first": first, "nbytes": self._model.nbytes}
+
+    def upload_plain(self) -> Any:
+        """Upload the weights as they are."""
+        create_bucket(self._bucket)
+        path = self._scratch / "plain.safetensors"
+        self._model.write(path)
+        upload(self._bucket, [(str(path), path.name)])
+        path.unlink()
+
+
+class Replica:
+    """Follows a trainer with live weights.
+
+    Args:
+        probe: Of the Hub.
+        size: Bytes of the model.
+        seed: Of the model.
+        url: Store with the versions.
+        bucket: With the patches.
+        scratch: A directory for files on their way.
+        hidden: Width of the model's layers; by default it goes with the size.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        *,
+        size: int,
+        seed: int,
+        url: str,
+        bucket: str,
+        scratch: str,
+        hidden: int | None = None,
+    ) -> None:
+        self._probe = probe
+        self._bucket, self._scratch = bucket, Path(scratch)
+        self._size, self._seed, self._url = size, seed, url
+        shapes = Model(size, seed, hidden).state
+        self._live = {name: torch.ones(len(x), dtype=torch.bfloat16) for name, x in shapes.items()}
+        self._applied: dict[str, tuple[float, float]] = {}
+        self._news = threading.Condition()
+        self._stop = threading.Event()
+
+    def begin(self) -> Any:
+        """Get the newest version, with nothing there."""
+        self._store = RecordingStore(open_object_store(self._url))
+
+        def run() -> None:
+            self._subscriber = Subscriber(self._store)
+            self._stats = self._subscriber.sync(self._live)
+
+        return {"spent": self._probe.count(run).to_json(), "stats": _numbers(self._stats)}
+
+    def begin_patches(self) -> Any:
+        """Have the weights that the first patch changes."""
+        model = Model(self._size, self._seed)
+        model.make()
+        self._patched = model.tensors()
+        return model.nbytes
+
+    def sync(self, to: str) -> Any:
+        """Fetch the version that it is told of, then apply it."""
+        pause = 0.0
+
+        def run() -> None:
+            nonlocal pause
+            pause = self._apply(to)
+
+        self._store.calls.clear()
+        start = time.perf_counter()
+        spent = self._probe.count(run)
+        return {
+            "spent": spent.to_json(),
+            "pause": pause,
+            "stats": _numbers(self._stats),
+            "calls": _timeline(self._store, start),
+        }
+
+    def receive(self, name: str) -> Any:
+        """Fetch a patch and apply it, as TRL does; all of it is a pause."""
+        path = self._scratch / f"received-{name}"
+
+        def run() -> None:
+            from huggingface_hub import HfApi
+
+            HfApi().download_bucket_files(
+                self._bucket, files=[(name, str(path))], raise_on_missing_files=True
+            )
+            apply_patch(path, self._patched)
+
+        spent = self._probe.count(run)
+        path.unlink()
+        return {"spent": spent.to_json(), "pause": spent.seconds}
+
+    def follow(self) -> None:
+        """Apply every version that there is from now on."""
+        self._stop.clear()
+        self._follower = threading.Thread(
+            target=self._subscriber.follow, args=(self._note,), kwargs={"stop": self._stop}
+        )
+        self._follower.start()
+
+    def followed(self, snapshot: str) -> Any:
+        """Wait until a version is applied; returns when that was, and the pause."""
+        with self._news:
+            if not self._news.wait_for(lambda: snapshot in self._applied, _WAIT):
+                raise TimeoutError(f"{snapshot} did not come")
+            return self._applied[snapshot]
+
+    def stop(self) -> None:
+        """Follow no more."""
+        self._stop.set()
+        self._follower.join()
+
+    def digest(self) -> Any:
+        """What the weights are, to compare."""
+        return _digest(self._live)
+
+    def digest_patched(self) -> Any:
+        """What the weights are that patches are applied to."""
+        return _digest(self._patched)
+
+    def peak(self) -> Any:
+        """Memory beside the model of getting a version with nothing there."""
+        return self._peak(self.begin)
+
+    def peak_sync(self, to: str) -> Any:
+        """Memory beside the model and what is kept anyway, of getting the next version."""
+        return self._peak(lambda: self.sync(to))
+
+    def _peak(self, function: Any) -> int:
+        before = _memory("VmRSS")
+        _forget_peak()
+        function()
+        return _memory("VmHWM") - before
+
+    def _apply(self, snapshot: str) -> float:
+        """Apply a version; returns the seconds in which nothing may be generated."""
+        self._subscriber.prefetch(to=snapshot)
+        start = time.perf_counter()
+        self._stats = self._subscriber.sync()
+        return time.perf_counter() - start
+
+    def _note(self, snapshot: SnapshotId) -> None:
+        pause = self._apply(str(snapshot))
+        with self._news:
+            self._applied[str(snapshot)] = time.monotonic(), pause
+            self._news.notify_all()
+
+
+def _digest(state: Mapping[str, torch.Tensor]) -> str:
+    """A digest of all bits."""
+    digest = blake3.blake3(max_threads=blake3.blake3.AUTO)
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.view(torch.int16).numpy().view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _numbers(stats: object) -> dict[str, Any]:
+    names = getattr(stats, "__dataclass_fields__", {})
+    values = {name: getattr(stats, name) for name in names}
+    return {name: value for name, value in values.items() if isinstance(value, (int, float))}
+
+
+def _timeline(store: RecordingStore, start: float) -> Sequence[tuple[str, float, float]]:
+    """Calls of the store: what, when since then, and how long."""
+    calls = sorted(store.calls, key=lambda call: call.start)
+    return [(call.text, call.start - start, call.end - call.start) for call in calls]
+
+
+def _memory(name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def _forget_peak() -> None:
+    """Count the peak anew; where that is not allowed, it is that of the whole process."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+ROLES = {"trainer": Trainer, "replica": Replica}
+
+
+def main(arguments: Sequence[str]) -> int:
+    role, text = arguments
+    import_modules()
+    serve(ROLES[role](Probe(os.environ["HF_ENDPOINT"]), **json.loads(text)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

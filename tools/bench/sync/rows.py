@@ -1,0 +1,411 @@
+"""The rows on live sync: bytes, times and pauses of a step, replicas, late joiners and memory."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from tools.bench.encodings.entropy import bounds
+from tools.bench.harness import Result, compared, measured
+from tools.bench.hub.clients import note_progress
+from tools.bench.hub.model import MiB, Model
+from tools.bench.hub.probe import UNSHAPED, Line, Spent
+from tools.bench.sync.profile import print_profile
+from tools.bench.sync.steps import BUCKET, SHARE, URL, Pair, Run, Step, fresh_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tools.bench.hub.report import Report
+    from tools.bench.sync.steps import Way
+
+MB = 1e6
+_REPLICA_MEMORY = 256  # MiB
+_TRAINER_MEMORY = 512  # MiB of work in flight, as for every commit
+_LINE = 64  # bytes that the memory moves to change one element
+_HIDDEN = 1024  # of the model that replicas join late, so that tensors are not tiny
+_ENTROPY = 128 * MiB  # of a model that is like the others in this, to save time
+_TIMES = {"unshaped": 0.8, "200 Mbit/s": 0.5}
+_PAUSES = {"unshaped": 0.5, "200 Mbit/s": 0.2}
+_V3 = (
+    "reference: TRL's third patch format (gaps in 16 bits, new values): compared with the weights "
+    "before, encoded, uploaded with HfApi.batch_bucket_files, fetched with "
+    "HfApi.download_bucket_files by the name that the replica is told, applied in place"
+)
+_FILES = (
+    "reference: the patches' files, up and down; hf_xet compresses what it uploads, which makes "
+    "the places of v1 almost as small as the gaps of v3"
+)
+
+
+class Rows:
+    """The measurements.
+
+    Args:
+        work: A directory with room for several models.
+        size: Bytes of the model.
+        rounds: Steps of a measurement.
+        lines: The networks.
+        numpy: Whether numpy finds what a patch changes, not torch.
+    """
+
+    def __init__(
+        self, work: Path, size: int, rounds: int, lines: Sequence[Line], *, numpy: bool
+    ) -> None:
+        self.work = work
+        self.size = size
+        self.rounds = rounds
+        self.lines = lines
+        self.numpy = numpy
+
+    def row_step(self, report: Report) -> None:
+        """Bytes, times, pauses and blocked times of steps, over all lines."""
+        with fresh_run(self.work, self.size) as run:
+            pair = Pair(run, numpy=self.numpy)
+            first = [pair.step(UNSHAPED, "v1") for _ in range(self.rounds)]
+            steps: list[Step] = []
+            for line in self.lines:
+                note_progress(f"steps, {line.name}")
+                found = [pair.step(line) for _ in range(self.rounds)]
+                self._times(report, line, found)
+                self._limits(report, line, found, pair.nbytes)
+                print_profile(line, found)
+                note_progress(f"a replica that polls, {line.name}")
+                self._polled(report, line, found, pair)
+                steps += found
+            self._bytes(report, steps, first)
+            self._blocked(report, steps, run.trainer.ask("hash"))
+
+    def row_replicas(self, report: Report, counts: Sequence[int]) -> None:
+        """What a trainer and each replica pay if there are several."""
+        line = Line(name="50 ms", latency=0.05)
+        with fresh_run(self.work, self.size) as run:
+            run.publish(UNSHAPED)
+            found = {}
+            for count in counts:
+                note_progress(f"replicas: {count}")
+                run.probe.set(UNSHAPED)
+                run.add_replicas(count)
+                found[count] = _Crowd(run, line, self.rounds)
+        alone = found.pop(counts[0])
+        report.add(_spread("bytes of each replica, 1", alone))
+        for count, crowd in found.items():
+            for what, unit, ours, reference, target in _costs(crowd, alone):
+                report.add(
+                    compared(
+                        f"trainer with {count} replicas: {what}",
+                        ours,
+                        reference,
+                        unit,
+                        target=target,
+                        note="reference: with one replica, in the same run. Every replica is a "
+                        "process, and all of them, trainer and Hub share the processors",
+                    )
+                )
+            report.add(_spread(f"bytes of each replica, {count}", crowd))
+            report.add(
+                compared(
+                    f"{count} replicas at once: seconds until the last has it",
+                    crowd.together,
+                    alone.together,
+                    "s",
+                    note=f"from when it is durable, at 50 ms; publishing asked for "
+                    f"{crowd.writer.routes}; a replica for {crowd.readers[0].routes}",
+                )
+            )
+
+    def row_join(self, report: Report, size: int, behind: int) -> None:
+        """A replica with nothing joins a long branch."""
+        with fresh_run(self.work, size, begin=False) as run:
+            clients = run.clients
+            local = clients.work / "local"
+            note_progress(f"a branch of {behind} steps")
+            builder = run.start("trainer", url=local, hidden=_HIDDEN)
+            built = builder.ask("build", steps=behind, share=SHARE, target=URL)
+            plain = clients.work / "plain"
+            plain.mkdir()
+            builder.ask("upload_plain")
+            name = "plain.safetensors"
+            for line in (UNSHAPED, *(line for line in self.lines if line.bandwidth)):
+                note_progress(f"joining, {line.name}")
+                run.probe.set(line)
+                replica = run.start("replica", hidden=_HIDDEN)
+                begun = replica.ask("begin")
+                joined = Spent.parse(begun["spent"])
+                run.probe.set(UNSHAPED)
+                if replica.ask("digest") != builder.ask("digest"):
+                    raise AssertionError("a late joiner differs from the trainer")
+                fetched = clients.spent(
+                    "download",
+                    bucket=BUCKET,
+                    prefix="",
+                    names=[name],
+                    out=plain,
+                    line=line,
+                )
+                (plain / name).unlink()
+                report.add(
+                    compared(
+                        f"joining {behind} steps late, {line.name}: time",
+                        joined.seconds,
+                        fetched.seconds,
+                        "s",
+                        note="a fresh process with no weights; reference: "
+                        f"HfApi.download_bucket_files of the plain file; {joined.routes}",
+                    )
+                )
+        for what, reference, note in (
+            ("plain bytes", fetched.received, "of the plain file, downloaded by hf_xet"),
+            ("first version", built["first"], "that the first version's frames take"),
+        ):
+            report.add(
+                compared(
+                    f"joining {behind} steps late: bytes to {what}",
+                    joined.received / MB,
+                    reference / MB,
+                    "MB",
+                    target=1.5,
+                    note=f"reference: bytes {note}; {built['nbytes'] / MiB:.0f} MiB of bf16, each "
+                    "step published to a directory and pushed; of frames it fetched "
+                    f"{begun['stats']['fetched_bytes'] / MB:.3f} MB",
+                )
+            )
+
+    def row_memory(self, report: Report, size: int) -> None:
+        """Memory beside the model."""
+        for base, copies in (("host", 1), ("cache", 0)):
+            note_progress(f"memory: trainer, base={base}")
+            with fresh_run(self.work, size, begin=False) as run:
+                trainer = run.start("trainer", base=base)
+                found = trainer.ask("peak", share=SHARE)
+                for when in ("first", "steps"):
+                    report.add(
+                        measured(
+                            f"memory of a trainer, base={base}, {when}",
+                            (found[when] - copies * found["model"]) / MiB,
+                            "MiB",
+                            target=_TRAINER_MEMORY,
+                            note=f"the peak beside imports, the model of {found['model'] / MiB:.0f}"
+                            f" MiB, and {copies} copies of it for the publisher; the limit is that "
+                            "of commits",
+                        )
+                    )
+                if base == "host":
+                    self._replica_memory(report, run, trainer)
+
+    def _replica_memory(self, report: Report, run: Run, trainer: Any) -> None:
+        replica = run.start("replica")
+        peaks = {"of all": replica.ask("peak")}
+        for _ in range(2):
+            trainer.ask("step", share=SHARE)
+            snapshot = trainer.ask("publish")["snapshot"]
+            peaks["of a step"] = replica.ask("peak_sync", to=snapshot)
+        for what, peak in peaks.items():
+            report.add(
+                measured(
+                    f"memory of a replica, sync {what}",
+                    peak / MiB,
+                    "MiB",
+                    target=_REPLICA_MEMORY,
+                    note="the peak beside imports and the weights; of a step: beside what it has "
+                    "before, too",
+                )
+            )
+
+    # --- Parts of the row on steps.
+
+    def _times(self, report: Report, line: Line, steps: Sequence[Step]) -> None:
+        times = [(step.ours.seconds, step.patch.seconds) for step in steps]
+        pauses = [(step.ours.pause, step.patch.pause) for step in steps]
+        for what, pairs, targets in (
+            ("publish to applied", times, _TIMES),
+            ("pause", pauses, _PAUSES),
+        ):
+            report.add(
+                _ratio(
+                    f"{what}, {line.name}",
+                    pairs,
+                    "s",
+                    target=targets.get(line.name),
+                    note=f"a replica that is told the ID; {_V3}. The pause is that from which the "
+                    "weights may change to when they are new: ours is sync() after prefetch(), "
+                    "the reference's is fetching and applying",
+                )
+            )
+
+    def _limits(self, report: Report, line: Line, steps: Sequence[Step], nbytes: int) -> None:
+        copy = statistics.median(step.copy for step in steps)
+        changed = statistics.median(step.changed for step in steps)
+        apply = copy * min(1.0, changed * _LINE / nbytes)
+        for what, parts, trips, memory in (
+            ("publish", [step.ours.up for step in steps], "publish", copy),
+            ("sync", [step.ours.down for step in steps], "sync", apply),
+            ("patch, up", [step.patch.up for step in steps], "patch up", copy),
+            ("patch, down", [step.patch.down for step in steps], "patch down", apply),
+        ):
+            report.limit(f"{what}, {line.name}", parts, line, report.trips.get(trips, 0.0), memory)
+        pauses = [
+            Spent(seconds=step.ours.pause, processor=0, sent=0, received=0, requests={})
+            for step in steps
+        ]
+        report.limit(f"pause, {line.name}", pauses, line, 0.0, apply)
+
+    def _polled(self, report: Report, line: Line, steps: Sequence[Step], pair: Pair) -> None:
+        found = [pair.followed(line) for _ in range(self.rounds)]
+        reference = statistics.median(step.patch.seconds for step in steps)
+        report.add(
+            compared(
+                f"publish to applied, polling, {line.name}",
+                statistics.median(seconds for seconds, _ in found),
+                reference,
+                "s",
+                note=f"a replica that is told nothing: Subscriber.follow as it is; {_V3}",
+            )
+        )
+
+    def _bytes(self, report: Report, steps: Sequence[Step], first: Sequence[Step]) -> None:
+        limit = _entropy(min(self.size, _ENTROPY))
+        changed = statistics.median(step.changed for step in steps)
+        note = (
+            "bodies of all requests, the trainer's that it sends and the replica's that it "
+            f"receives; entropy of the step, given exponents: {limit * changed / MB:.3f} MB each "
+            f"way, {limit:.3f} bytes a changed element; ours, up: {_up(steps)}"
+        )
+        for name, found, target in (("v3", steps, 1 / 4), ("v1", first, 1 / 6)):
+            pairs = [(step.ours.nbytes / MB, step.patch.nbytes / MB) for step in found]
+            report.add(_ratio(f"bytes of a step, to {name}", pairs, "MB", target=target, note=note))
+            sizes = [(step.ours.nbytes / MB, 2 * step.patch_size / MB) for step in found]
+            report.add(_ratio(f"the same, to {name} as files, twice", sizes, "MB", note=_FILES))
+        ours = statistics.median(step.ours.nbytes for step in steps) / 2
+        report.add(
+            compared(
+                "bytes of a step, one way, to their entropy",
+                ours / MB,
+                limit * changed / MB,
+                "MB",
+                note=note,
+            )
+        )
+
+    def _blocked(self, report: Report, steps: Sequence[Step], hashing: float) -> None:
+        report.add(
+            _ratio(
+                "blocked in publish()",
+                [(step.blocked, step.copy) for step in steps],
+                "s",
+                target=1.5,
+                note="reference: one copy_ of the whole model in the same process; BLAKE3 of "
+                f"the model with all processors takes {hashing:.3f} s",
+            )
+        )
+
+
+class _Crowd:
+    """Steps with several replicas; medians.
+
+    Attributes:
+        writer: What publishing cost while the replicas slept.
+        polled: The same while they polled; requests and bytes have theirs in them.
+        readers: What each replica cost, one after the other.
+        together: Seconds until all had it that were told at once.
+    """
+
+    def __init__(self, run: Run, line: Line, rounds: int) -> None:
+        written, polled, together = [], [], []
+        for _ in range(rounds):
+            published = run.publish(line)
+            written.append(Spent.parse(published["spent"]))
+            self.readers = [
+                Spent.parse(replica.ask("sync", to=published["snapshot"])["spent"])
+                for replica in run.replicas
+            ]
+            published = run.publish(line)
+            for replica in run.replicas:
+                replica.tell("sync", to=published["snapshot"])
+            found = [replica.answer() for replica in run.replicas]
+            together.append(max(Spent.parse(x["spent"]).seconds for x in found))
+            polled.append(self._publish_polled(run, line))
+            run.probe.set(UNSHAPED)
+            run.check()
+        self.writer = _median(written)
+        self.polled = _median(polled)
+        self.together = statistics.median(together)
+
+    def _publish_polled(self, run: Run, line: Line) -> Spent:
+        run.probe.set(line)
+        for replica in run.replicas:
+            replica.ask("follow")
+        published = run.publish(line)
+        for replica in run.replicas:
+            replica.ask("followed", snapshot=published["snapshot"])
+        for replica in run.replicas:
+            replica.ask("stop")
+        return Spent.parse(published["spent"])
+
+
+def _costs(crowd: _Crowd, alone: _Crowd) -> list[tuple[str, str, float, float, float]]:
+    """What publishing costs: what, unit, with many and with one, and the ratio to reach."""
+    many, one = crowd.writer, alone.writer
+    polled = crowd.polled.seconds, alone.polled.seconds
+    return [
+        ("requests", "requests", many.total, one.total, 1.0),
+        ("bytes", "MB", many.sent / MB, one.sent / MB, 1.01),
+        ("seconds until durable", "s", many.seconds, one.seconds, 1.1),
+        ("the same while they poll", "s", *polled, 1.1),
+    ]
+
+
+def _median(values: Sequence[Spent]) -> Spent:
+    """That of the median time."""
+    return sorted(values, key=lambda spent: spent.seconds)[len(values) // 2]
+
+
+def _spread(what: str, crowd: _Crowd) -> Result:
+    nbytes = [spent.received for spent in crowd.readers]
+    return compared(
+        what,
+        max(nbytes) / MB,
+        min(nbytes) / MB,
+        "MB",
+        target=1.01,
+        note="one after the other; ours is the largest of them, the reference the smallest",
+    )
+
+
+def _up(steps: Sequence[Step]) -> str:
+    ways: list[Way] = [step.ours for step in steps]
+    up = statistics.median(way.up.sent for way in ways) / MB
+    down = statistics.median(way.down.received for way in ways) / MB
+    back = statistics.median(way.up.received + way.down.sent for way in ways) / MB
+    return f"{up:.3f} MB, down: {down:.3f} MB, the other way: {back:.3f} MB"
+
+
+def _ratio(
+    what: str,
+    pairs: Sequence[tuple[float, float]],
+    unit: str,
+    *,
+    note: str,
+    target: float | None = None,
+) -> Result:
+    """A row of pairs: the medians, and the median of the ratios."""
+    return Result(
+        what=what,
+        ours=statistics.median(a for a, _ in pairs),
+        reference=statistics.median(b for _, b in pairs),
+        unit=unit,
+        ratio=statistics.median(a / b for a, b in pairs),
+        target=target,
+        note=note,
+    )
+
+
+def _entropy(size: int) -> float:
+    """Bytes for each changed element that a step takes at least, given exponents."""
+    model = Model(size, 0)
+    model.make()
+    before = {name: part.copy() for name, part in model.state.items()}
+    model.step(SHARE)
+    found = bounds(before, model.state)
+    return found.conditional / found.changed

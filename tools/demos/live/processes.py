@@ -1,0 +1,137 @@
+"""Processes of the demo's third part, each as if it were on a machine of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tools.demos.common import check
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+TOKEN = "hf_demo"
+LAST_WORDS = 3000  # characters of a log that are shown
+
+Event = dict[str, Any]
+
+
+class Processes:
+    """Programs, each with an empty home, a log and a journal.
+
+    All that still run are killed when this context is left.
+
+    Args:
+        url: Of the Hub.
+        folder: Where homes, logs and journals are.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url = url
+        self._folder = folder
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._read: dict[str, int] = defaultdict(int)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for name in list(self._running):
+            self.kill(name)
+
+    def run(self, command: str, *arguments: str) -> str:
+        """Run a command of this environment to its end; returns what it said.
+
+        Raises:
+            MismatchError: It failed.
+        """
+        done = subprocess.run(
+            [Path(sys.executable).with_name(command), *arguments],
+            env=self._environment(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        check(done.returncode == 0, f"{command} failed:\n{done.stdout}")
+        return done.stdout.rstrip()
+
+    def start(self, program: str, name: str, *arguments: str) -> None:
+        """Start a module as a program that knows nothing of what ran under its name before."""
+        with self._log(name).open("ab") as log:
+            self._running[name] = subprocess.Popen(
+                [sys.executable, "-m", program, self._journal(name), *arguments],
+                env=self._environment(name),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self, name: str) -> None:
+        """End one with SIGKILL, in the middle of whatever it does."""
+        with self._running.pop(name) as process:
+            process.kill()
+
+    def have_ended(self) -> bool:
+        """Whether all have ended.
+
+        Raises:
+            MismatchError: One failed.
+        """
+        statuses = {name: process.poll() for name, process in self._running.items()}
+        for name, status in statuses.items():
+            check(not status, f"{name} ended with exit status {status}:\n{self._last_words(name)}")
+        return None not in statuses.values()
+
+    def news(self) -> Iterator[tuple[str, Event]]:
+        """What was written to the journals since the last call, and who wrote it."""
+        for name in list(self._running):
+            for line in self._new_lines(name):
+                yield name, json.loads(line)
+
+    def _new_lines(self, name: str) -> list[bytes]:
+        journal = self._journal(name)
+        if not journal.exists():
+            return []
+        with journal.open("rb") as file:
+            file.seek(self._read[name])
+            whole, _, _ = file.read().rpartition(b"\n")
+        self._read[name] += len(whole) + 1 if whole else 0
+        return whole.splitlines()
+
+    def _environment(self, name: str) -> dict[str, str]:
+        drop = ("HF_", "HUGGING", "CASWEIGHTS_")
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(drop) and not name.lower().endswith("_proxy")
+        }
+        return kept | {
+            "HF_ENDPOINT": self._url,
+            "HF_HOME": tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder),
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # it would ask a package index
+        }
+
+    def _journal(self, name: str) -> Path:
+        return self._folder / f"{name}.jsonl"
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def _last_words(self, name: str) -> str:
+        return self._log(name).read_text(errors="replace")[-LAST_WORDS:]

@@ -1,0 +1,295 @@
+"""Families of hostile stores: each grows with a number, and so do its bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgpack
+
+from casweights.format.names import TAGS, move_name
+from casweights.ids import SnapshotId
+from casweights.kernels import sparse_encode
+from casweights.kernels.kinds import ElementKind
+from tools.soak.hostile.forge import Forger, Stored, chunk_id, row, safetensors, whole
+
+Build = Callable[[Forger, int], object]
+
+
+class Family(NamedTuple):
+    """What makes a store, and how large it is at first."""
+
+    build: Build
+    size: int
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family(size: int) -> Callable[[Build], Build]:
+    """Take note of a family, which begins with this number."""
+
+    def note(build: Build) -> Build:
+        FAMILIES[build.__name__.replace("_", "-")] = Family(build, size)
+        return build
+
+    return note
+
+
+def raw_chunk(number: int) -> bytes:
+    """A small chunk."""
+    return number.to_bytes(8, "little") + b"chunk of a forged store"
+
+
+def step(number: int, base: int) -> Stored:
+    """A chunk as the difference from another one."""
+    raw, old = raw_chunk(number), raw_chunk(base)
+    payload = bytes(sparse_encode(old, raw, ElementKind.PLAIN_8))
+    return Stored(chunk_id(raw), len(raw), 4, payload, chunk_id(old))
+
+
+# Packs.
+
+
+@family(4000)
+def frames_of_a_chunk_that_nobody_needs(store: Forger, n: int) -> None:
+    """Many frames of one chunk."""
+    pack = store.pack([whole(raw_chunk(0)), *[Stored(chunk_id(b"?"), 9, 0, b"frame")] * n])
+    store.holding([pack], [raw_chunk(0)])
+
+
+@family(800)
+def bad_frames_of_a_chunk(store: Forger, n: int) -> None:
+    """Many frames of a chunk of the version, all of them wrong."""
+    raw = raw_chunk(0)
+    frames = [Stored(chunk_id(raw), len(raw), 1, b"%08d" % number) for number in range(n)]
+    store.holding([store.pack(frames)], [raw])
+
+
+@family(1000)
+def sizes_of_a_chunk(store: Forger, n: int) -> None:
+    """Frames of one chunk that claim to be of many sizes."""
+    frames = [Stored(chunk_id(raw_chunk(0)), 100 + number, 1, b"frame") for number in range(n)]
+    store.holding([store.pack(frames)], [raw_chunk(0)])
+
+
+@family(400)
+def chain(store: Forger, n: int) -> None:
+    """A version of all chunks of a chain."""
+    frames = [whole(raw_chunk(0)), *(step(number, number - 1) for number in range(1, n))]
+    store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
+
+
+@family(400)
+def circle(store: Forger, n: int) -> None:
+    """Chunks that are differences from each other, all around."""
+    frames = [step(number, (number + 1) % n) for number in range(n)]
+    store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
+
+
+@family(400)
+def web_without_an_end(store: Forger, n: int) -> None:
+    """Chunks that build on one, which has many frames with bases that are missing."""
+    frames = [step(0, 10**6 + number) for number in range(n)]
+    frames += [step(number, 0) for number in range(1, n)]
+    store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
+
+
+@family(250)
+def tree_of_differences(store: Forger, n: int) -> None:
+    """Chunks that each have several frames, on several earlier ones."""
+    chance = random.Random(n)
+    frames = [whole(raw_chunk(0))]
+    for number in range(1, n):
+        frames += [step(number, chance.randrange(number)) for _ in range(3)]
+    store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
+
+
+@family(500)
+def tiny_frames(store: Forger, n: int) -> None:
+    """Many small files."""
+    raws = [raw_chunk(number) for number in range(n)]
+    store.holding([store.pack(list(map(whole, raws)))], raws)
+
+
+@family(80)
+def packs(store: Forger, n: int) -> None:
+    """Many packs, each with a chunk of the version and another frame of the first one."""
+    raws = [raw_chunk(number) for number in range(n)]
+    made = [store.pack([whole(raw), step(0, 10**6 + m)]) for m, raw in enumerate(raws)]
+    rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
+    store.version(rows, table={"packs": b"".join(made), "pack": list(range(n))})
+
+
+@family(80)
+def chain_of_packs(store: Forger, n: int) -> None:
+    """A chain in packs that each have another frame of its first chunk as well."""
+    frames = [whole(raw_chunk(0)), *(step(number, number - 1) for number in range(1, n))]
+    made = [store.pack([frame, step(0, 10**6 + m)]) for m, frame in enumerate(frames)]
+    rows = [row(f"{number:08}", raw_chunk(number)) for number in range(n)]
+    store.version(rows, table={"packs": b"".join(made), "pack": list(range(n))})
+
+
+@family(500)
+def missing_chunks(store: Forger, n: int) -> None:
+    """Files whose chunks are nowhere, and neither are their packs."""
+    raws = [raw_chunk(number) for number in range(n)]
+    rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
+    packs = [chunk_id(b"pack" + raw) for raw in raws]
+    store.version(rows, table={"packs": b"".join(packs), "pack": list(range(n))})
+
+
+# Manifests.
+
+
+@family(15)
+def deep_paths(store: Forger, n: int) -> None:
+    """Files in a hundred folders each."""
+    store.version([row("/".join([f"{number:06}", *["a"] * 99])) for number in range(n)])
+
+
+@family(100)
+def long_paths(store: Forger, n: int) -> None:
+    """Names as long as they may be."""
+    store.version([row(f"{number:06}" + "x" * 4000) for number in range(n)])
+
+
+@family(50)
+def marked_paths(store: Forger, n: int) -> None:
+    """Names of combining marks, which lie in the wrong order."""
+    store.version([row(f"{number:06}" + "\u0301\u0323" * 1000) for number in range(n)])
+
+
+@family(10_000)
+def wide_metadata(store: Forger, n: int) -> None:
+    """Many keys."""
+    store.version(metadata={f"key{number:08}": number for number in range(n)})
+
+
+@family(2000)
+def keys_above_metadata(store: Forger, n: int) -> None:
+    """A long key, and many values below it."""
+    store.version(metadata={"k" * 10 * n: [[] for _ in range(n)]})
+
+
+@family(250)
+def deep_metadata(store: Forger, n: int) -> None:
+    """Lists in lists."""
+    store.version(metadata={"a": [[[[[[[[[[]]]]]]]]] for _ in range(n)] * 4})
+
+
+@family(50_000)
+def metadata_of_empty_lists(store: Forger, n: int) -> None:
+    """A bomb: one byte each, and 64 in memory."""
+    store.version(metadata=b"\x81\xa1a\xdd" + n.to_bytes(4, "big") + b"\x90" * n)
+
+
+@family(500_000)
+def files_of_empty_lists(store: Forger, n: int) -> None:
+    """The same where files belong."""
+    store.version(files=b"\xdd" + n.to_bytes(4, "big") + b"\x90" * n)
+
+
+@family(500_000)
+def table_of_empty_lists(store: Forger, n: int) -> None:
+    """The same in a pack table."""
+    store.version([row("a", b"x")], table={"packs": b"", "pack": [[]] * n})
+
+
+@family(200_000)
+def header_of_empty_lists(store: Forger, n: int) -> None:
+    """The same in JSON."""
+    store.version([safetensors(b'{"a":[' + b"[]," * n + b"[]]}")])
+
+
+@family(3000)
+def tensors_without_bytes(store: Forger, n: int) -> None:
+    """Many tensors."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    store.version([safetensors({f"tensor{number:06}": entry for number in range(n)})])
+
+
+@family(50_000)
+def dimensions(store: Forger, n: int) -> None:
+    """One tensor with many dimensions."""
+    entry = {"dtype": "F32", "shape": [0] * n, "data_offsets": [0, 0]}
+    store.version([safetensors({"tensor": entry})])
+
+
+@family(2000)
+def tree_of_a_state(store: Forger, n: int) -> None:
+    """A long key, and many tensors below it that are one."""
+    names = [[f"t{number:05}", ["tensor", "t"]] for number in range(n)]
+    tree = ["dict", [["k" * 10 * n, ["dict", names]]]]
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    metadata = {"format": "pt", "casweights.tree": json.dumps(tree)}
+    store.version([safetensors({"__metadata__": metadata, "t": entry})])
+
+
+# Versions and refs.
+
+
+@family(60)
+def ancestors(store: Forger, n: int) -> None:
+    """A long history."""
+    parents: list[SnapshotId] = []
+    for number in range(n):
+        parents = [store.version(parents=parents, message=str(number), branch=None)]
+    store.move("main", parents[0])
+
+
+@family(60)
+def parents(store: Forger, n: int) -> None:
+    """A history in which each version comes from the sixteen before it."""
+    before: list[SnapshotId] = []
+    for number in range(n):
+        made = store.version(parents=before[-16:][::-1], message=str(number), branch=None)
+        before.append(made)
+    store.move("main", before[-1])
+
+
+@family(100)
+def moves(store: Forger, n: int) -> None:
+    """A branch that nobody ever cleaned."""
+    version = store.version()
+    for position in range(1, n + 1):
+        store.move("main", version, position)
+
+
+@family(100)
+def moves_to_one_position(store: Forger, n: int) -> None:
+    """Writers that were all at the same place."""
+    version = store.version()
+    for number in range(n):
+        other = SnapshotId(number.to_bytes(32, "big"))
+        data = (store.root / move_name("refs/heads/", "main", 1)).read_bytes()
+        store.put(move_name("refs/heads/", "main", 2, other), data)
+    store.move("main", version, 3)
+
+
+@family(100)
+def branches_and_tags(store: Forger, n: int) -> None:
+    """Many of both."""
+    version = store.version()
+    for number in range(n):
+        store.move(f"branch-{number}", version)
+        store.move(f"tag-{number}", version, kind=TAGS)
+
+
+@family(100)
+def strays(store: Forger, n: int) -> None:
+    """What does not belong among refs, packs and snapshots."""
+    store.version()
+    for number in range(n):
+        for folder in ("refs", "refs/heads/main", "refs/tags", "packs", "snapshots"):
+            store.put(f"{folder}/stray{number}", b"stray")
+
+
+@family(100)
+def empty_packs(store: Forger, n: int) -> None:
+    """Packs that are damaged."""
+    store.version()
+    for number in range(n):
+        store.put(f"packs/{number:064x}", msgpack.packb({"number": number}) * 4)

@@ -1,0 +1,230 @@
+"""Read chunks out of packs, by docs/format.md alone. Part of `reader`."""
+
+import itertools
+import operator
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgpack
+import xxhash
+import zstandard
+from blake3 import blake3
+
+from tools.spec.differences import decode_dense, decode_sparse
+
+MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
+MAX_INT = 2**63 - 1
+MAX_OFFSET = 2**62 - 1
+MAX_FRAMES = 4_096
+DIGESTS: dict[str, Callable[[bytes], bytes]] = {
+    "blake3": lambda data: blake3(data).digest(),
+    "xxh3-128": lambda data: xxhash.xxh3_128_digest(data),
+}
+DIGEST_SIZES = {"blake3": 32, "xxh3-128": 16}
+
+
+class Frame(NamedTuple):
+    chunk: bytes
+    raw_size: int
+    pack: bytes
+    offset: int
+    size: int
+    encoding: int
+    checksum: bytes
+    base: bytes | None
+
+
+class StoreError(ValueError):
+    """The store breaks a rule of docs/format.md, or lacks what was asked for."""
+
+
+# What reading malformed data may raise; a missing key or a value of a wrong type is malformed, too.
+FAILURES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error),
+    *(msgpack.UnpackException, zstandard.ZstdError),
+)
+
+
+def need(condition: bool, problem: str) -> None:
+    if not condition:
+        raise StoreError(problem)
+
+
+def ints(values: Any, low: int, high: int, what: str) -> list[int]:
+    is_list = isinstance(values, list) and all(type(n) is int and low <= n <= high for n in values)
+    need(is_list, f"{what}: malformed numbers")
+    return list(values)
+
+
+def split(joined: Any, size: int, what: str) -> list[bytes]:
+    is_column = isinstance(joined, bytes) and len(joined) % size == 0
+    need(is_column, f"{what}: not made of {size} bytes each")
+    return [joined[start : start + size] for start in range(0, len(joined), size)]
+
+
+def decompress(data: bytes, size: int, what: str) -> bytes:
+    """Return the content of one zstd frame, which must have `size` bytes."""
+    frame = zstandard.get_frame_parameters(data)
+    need(frame.content_size == size, f"{what}: its zstd frame does not hold {size} bytes")
+    need(frame.window_size <= MAX_WINDOW, f"{what}: its zstd window is too large")
+    content = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    need(len(content) == size, f"{what}: its zstd frame is truncated")
+    return content
+
+
+def read_index(store: Path, pack: str) -> list[Frame]:
+    """Return the frames of a pack, as its own index lists them."""
+    with (store / "packs" / pack).open("rb") as file:
+        prefix = file.read(8)
+        end = file.seek(-8, 2)
+        size, magic = struct.unpack("<I4s", file.read(8))
+        need(magic == b"cidx" and size <= min(MAX_INDEX, end - 8), f"pack {pack} is damaged")
+        start = file.seek(end - size)
+        index = file.read(size)
+    need(blake3(prefix + index).hexdigest() == pack, f"pack {pack} is damaged")
+    need(prefix[:6] == b"caswp\x01", f"pack {pack} has another format version")
+
+    fields, what = msgpack.unpackb(index, strict_map_key=False), f"pack {pack}"
+    need(fields["digest_size"] in DIGEST_SIZES.values(), f"{what} has an unknown digest")
+    chunks = split(fields["chunk"], fields["digest_size"], what)
+    raw_sizes = ints(fields["raw_size"], 0, MAX_CHUNK, what)
+    *offsets, frames_end = itertools.accumulate(fields["size"], initial=8)
+    need(frames_end == start, f"the frames of {what} do not end where its index begins")
+    sizes = ints(fields["size"], 0, MAX_CHUNK, what)
+    need(all(map(operator.le, sizes, raw_sizes)), f"{what}: a frame larger than its chunk")
+    need(frames_end <= MAX_OFFSET, f"{what} is too large")
+    encodings = [byte[0] for byte in split(fields["encoding"], 1, what)]
+    checksums = split(fields["checksum"], 8, what)
+    base = fields["base"]
+    ints(list(base), 0, len(chunks) - 1, what)
+    is_ids = all(type(chunk) is bytes and len(chunk) in (16, 32) for chunk in base.values())
+    need(is_ids, f"{what}: malformed bases")
+    bases = [base.get(row) for row in range(len(chunks))]
+    packs = [bytes.fromhex(pack)] * len(chunks)
+    columns = (chunks, raw_sizes, packs, offsets, sizes, encodings, checksums, bases)
+    return [Frame(*row) for row in zip(*columns, strict=True)]
+
+
+def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> bytes:
+    need(encoding in (0, 1, 2, 3, 4), f"unknown encoding {encoding}")
+    need((encoding >= 3) == (base is not None), "a base that is missing or of no use")
+    if base is not None:
+        return decode_dense(stored, base) if encoding == 3 else decode_sparse(stored, base)
+    if encoding == 0:
+        return stored
+    if encoding == 1:
+        return decompress(stored, raw_size, "a frame")
+    return join_planes(split_planes(stored, raw_size))
+
+
+def split_planes(stored: bytes, raw_size: int) -> list[bytes]:
+    """Return the planes of a frame, the least significant first."""
+    width = stored[0]
+    need(width in (1, 2, 4, 8) and raw_size % width == 0, "planes of a wrong width")
+    plane_size, position = raw_size // width, 1 + 5 * width
+    planes = []
+    for mode, size in struct.iter_unpack("<BI", stored[1:position]):
+        plane = stored[position : position + size]
+        need(mode in (0, 1), "a plane of unknown mode")
+        planes.append(decompress(plane, plane_size, "a plane") if mode == 1 else plane)
+        need(len(planes[-1]) == plane_size, "a plane of a wrong size")
+        position += size
+    need(len(planes) == width and position == len(stored), "planes that do not fill their frame")
+    return planes[::-1]
+
+
+def join_planes(planes: list[bytes]) -> bytes:
+    """Return the elements whose rotated bytes the planes hold.
+
+    Byte k of an element is the upper 7 bits of plane k, below the lowest bit of plane k + 1 (of
+    plane 0, for the highest byte). Large integers do this to all elements of a plane at once.
+    """
+    width, count = len(planes), len(planes[0])
+    lowest_bits = int.from_bytes(b"\x01" * count, "little")
+    rotated = [int.from_bytes(plane, "little") for plane in planes]
+    joined = bytearray(width * count)
+    for k in range(width):
+        upper = (rotated[k] & ~lowest_bits) >> 1
+        carried = (rotated[(k + 1) % width] & lowest_bits) << 7
+        joined[k::width] = (upper | carried).to_bytes(count, "little")
+    return bytes(joined)
+
+
+class ChunkReader:
+    """Reads chunks by chains of frames, from the packs of the pack table or else from all packs."""
+
+    def __init__(self, store: Path, digest: str, packs: list[bytes]) -> None:
+        self._store = store
+        self._digest = DIGESTS[digest]
+        self._frames: dict[bytes, list[Frame]] = {}
+        self._indexed: set[str] = set()
+        self._read_indexes([pack.hex() for pack in packs])
+
+    def _read_indexes(self, packs: list[str]) -> bool:
+        """Take note of all frames of these packs; returns whether there was a new one."""
+        new = [pack for pack in packs if pack not in self._indexed]
+        self._indexed.update(new)
+        for pack in new:
+            try:
+                frames = read_index(self._store, pack)
+            except FAILURES:
+                continue  # another pack may hold what this one held
+            for frame in frames:
+                self._frames.setdefault(frame.chunk, []).append(frame)
+        return bool(new)
+
+    def read(self, chunk: bytes, raw_size: int) -> bytes:
+        problem: object = "no pack holds it, or what it is a difference from"
+        while True:
+            chain = self._find_chain(chunk, raw_size)
+            if not chain:
+                everything = sorted((self._store / "packs").glob("[0-9a-f]*"))
+                if self._read_indexes([path.name for path in everything]):
+                    continue
+                raise StoreError(f"chunk {chunk.hex()}: {problem}")
+            raw = None
+            for frame in chain:
+                try:
+                    raw = self._read_frame(frame, raw)
+                except FAILURES as error:
+                    problem = f"the frame of {frame.chunk.hex()}: {error}"
+                    self._frames[frame.chunk].remove(frame)  # and look for another way
+                    break
+            else:
+                assert raw is not None
+                return raw
+
+    def _find_chain(self, chunk: bytes, raw_size: int) -> list[Frame]:
+        """Return the shortest chain of frames that ends with a chunk; an empty one if none does."""
+        after: dict[bytes, Frame | None] = {chunk: None}  # the frames that lead on from a chunk
+        front = [chunk]
+        for _ in range(MAX_FRAMES):
+            known = [frame for place in front for frame in self._frames.get(place, [])]
+            found = [frame for frame in known if frame.raw_size == raw_size]
+            for frame in found:
+                if frame.base is None:
+                    return self._chain_from(frame, after)
+            front = []
+            for frame in found:
+                if frame.base is not None and frame.base not in after:
+                    after[frame.base] = frame
+                    front.append(frame.base)
+        return []
+
+    def _chain_from(self, first: Frame, after: dict[bytes, Frame | None]) -> list[Frame]:
+        chain = [first]
+        while (following := after[chain[-1].chunk]) is not None:
+            chain.append(following)
+        return chain
+
+    def _read_frame(self, frame: Frame, base: bytes | None) -> bytes:
+        with (self._store / "packs" / frame.pack.hex()).open("rb") as file:
+            file.seek(frame.offset)
+            stored = file.read(frame.size)
+        need(xxhash.xxh3_64_digest(stored) == frame.checksum, "it is damaged")
+        raw = decode(stored, frame.encoding, frame.raw_size, base)
+        is_right = len(raw) == frame.raw_size and self._digest(raw) == frame.chunk
+        need(is_right, "it holds something else")
+        return raw

@@ -1,0 +1,269 @@
+"""Write the golden stores in tests/golden: small stores that every later version must read.
+
+To be run only when the format changes, in the same commit as docs/format.md. What goes in is fixed,
+so that the IDs of the versions are, too; a store's ID and the times of its refs are not.
+
+    python -m tools.spec.golden FOLDER
+"""
+
+import hashlib
+import io
+import json
+import random
+import shutil
+import struct
+import sys
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import casweights
+from casweights import Repository, Snapshot, StoreConfig
+
+CHUNK_SIZE = 65_536
+FIRST_TIME = datetime(2025, 1, 1, 12, 30, 15, 250_000, tzinfo=UTC)
+
+
+def bf16(count: int, seed: int) -> bytes:
+    """Return random weights; one in a hundred is not finite, or zero."""
+    numbers = random.Random(seed)
+    odd = (0.0, -0.0, float("inf"), float("-inf"), float("nan"))
+    weights = (
+        numbers.choice(odd) if numbers.random() < 0.01 else numbers.gauss(0, 0.02)
+        for _ in range(count)
+    )
+    return b"".join(struct.pack("<f", weight)[2:] for weight in weights)
+
+
+def fp8(count: int, seed: int) -> bytes:
+    """Return random weights of either sign, with few exponents."""
+    numbers = random.Random(seed)
+    return bytes(int(numbers.gauss(60, 8)) | numbers.choice((0, 128)) for _ in range(count))
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str]
+) -> None:
+    """Write the file by hand, so that no other library decides what is in it."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, (dtype, shape, data) in tensors.items():
+        offsets = [start, start + len(data)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        start += len(data)
+    text = json.dumps(header).encode() + b"   "
+    content = [len(text).to_bytes(8, "little"), text, *(data for _, _, data in tensors.values())]
+    path.write_bytes(b"".join(content))
+
+
+def write_model(folder: Path) -> None:
+    """Write the first version: two shards and what else lies beside weights."""
+    (folder / "nested/deeply").mkdir(parents=True)
+    (folder / "nested/deeply/empty").write_bytes(b"")
+    (folder / "nested/ünïcode 名.txt").write_text("text that zstd likes\n" * 200, encoding="utf-8")
+    (folder / "optimizer.bin").write_bytes(random.Random(1).randbytes(3_000))
+    write_safetensors(
+        folder / "model-00001-of-00002.safetensors",
+        {
+            "embed.weight": ("BF16", [320, 110], bf16(35_200, seed=2)),
+            "embed.bias": ("F32", [110], struct.pack("<110f", *range(110))),
+            "embed.none": ("F16", [0, 7], b""),
+            "embed.scale": ("F64", [], struct.pack("<d", -0.1)),
+        },
+        {"format": "pt", "note": 'quotes " and \u00fcmlauts'},
+    )
+    write_safetensors(
+        folder / "model-00002-of-00002.safetensors",
+        {
+            "head.weight": ("F8_E4M3", [20, 100], fp8(2_000, seed=3)),
+            "head.tied": ("BF16", [320, 110], bf16(35_200, seed=2)),
+            "head.index": ("I64", [2_000], struct.pack("<2000q", *range(2_000))),
+            "head.mask": ("BOOL", [9], bytes([1, 0, 0, 1, 1, 0, 1, 0, 1])),
+        },
+        {},
+    )
+
+
+def change_model(folder: Path) -> None:
+    """Turn the first version into the second: the end of one tensor, and files that come and go."""
+    shard = folder / "model-00001-of-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1_000:-990] = bytes(10)
+    shard.write_bytes(content)
+    (folder / "optimizer.bin").unlink()
+    (folder / "nested/zeros.bin").write_bytes(bytes(150_000))
+
+
+def train_model(folder: Path, share: float, seed: int) -> None:
+    """Move a share of the weights up or down by their last bit, as a step of training would."""
+    numbers = random.Random(seed)
+    for shard in sorted(folder.glob("*.safetensors")):
+        content = bytearray(shard.read_bytes())
+        data = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:data])
+        for name, tensor in header.items():
+            if name.endswith((".weight", ".tied", ".bias")):
+                width = {"BF16": 2, "F32": 4, "F8_E4M3": 1}[tensor["dtype"]]
+                start, end = tensor["data_offsets"]
+                for n in range(data + start, data + end, width):
+                    if numbers.random() < share:
+                        content[n] ^= 1
+        shard.write_bytes(content)
+
+
+def make_state() -> dict[str, Any]:
+    """Return a state dict with a tree: nested, tied and with values of all kinds."""
+    numbers = random.Random(4)
+    tied = torch.tensor([numbers.gauss(0, 1) for _ in range(1_500)]).reshape(30, 50)
+    moments = torch.tensor([numbers.gauss(0, 1) for _ in range(500)], dtype=torch.float64)
+    return {
+        "model": {"wte": tied, "lm_head": tied, "norm": torch.ones(17, dtype=torch.bfloat16)},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0), "exp_avg": moments}},
+            "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "amsgrad": False, "params": [0]}],
+        },
+        "complex": torch.complex(tied[0], tied[1]),
+        "mask": tied[2] > 0,
+        "empty": torch.zeros(0, 3, dtype=torch.int16),
+        "epoch": 7,
+        "best": float("inf"),
+        "name": "gelb\u00fc",
+        "nothing": None,
+    }
+
+
+def make_state_of_all_kinds() -> dict[Any, Any]:
+    """Return a state dict with every kind of node, and with names that clash."""
+    array = np.arange(600, dtype=np.int32).reshape(20, 30)
+    weight = torch.arange(40, dtype=torch.float16)
+    return {
+        "tensor": weight,
+        "array": array,
+        "same array": [array, (array, weight)],
+        "odd array": array[::-2, 3::5].astype(np.float64),
+        "empty array": np.zeros((0, 2), np.bool_),
+        "scalars": (np.float32(0.1), np.int64(-1), np.bool_(True), np.complex64(1 - 2j)),
+        "layer._extra_state": b"\x00\xff bytes",
+        "no bytes": b"",
+        "stream": io.BytesIO(bytes(range(256)) * 3),
+        "values": [None, True, False, 0, -7, 2**70, 0.1, -0.0, 1e300, float("-inf"), "\u540d\n"],
+        "empty": {"dict": {}, "list": [], "tuple": ()},
+        "a": {"b": torch.ones(3), 1: torch.ones(4), "1": torch.zeros(5)},
+        "a.b": torch.zeros(6),
+        "": {"": torch.full((2,), 7.0)},
+        "__metadata__": torch.tensor(1),
+        -1: "a key that is an integer",
+    }
+
+
+def describe(value: Any) -> Any:
+    """Return a JSON value that is equal for equal states, bit by bit."""
+    if isinstance(value, torch.Tensor):
+        data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
+    if isinstance(value, np.ndarray | np.generic):
+        kind = "array" if isinstance(value, np.ndarray) else "scalar"
+        digest = hashlib.sha256(value.tobytes()).hexdigest()
+        return [kind, str(value.dtype), list(value.shape), digest]
+    if isinstance(value, bytes):
+        return {"bytes": value.hex()}
+    if isinstance(value, io.BytesIO):
+        return {"stream": value.getvalue().hex()}
+    if isinstance(value, dict):
+        return {"dict": [[key, describe(item)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [describe(item) for item in value]}
+    return {"value": repr(value)}
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def make_store(store: Repository, work: Path) -> dict[str, Any]:
+    """Fill a store; return what must be in it."""
+    model, state = work / "model", make_state()
+    write_model(model)
+    first = store.commit(
+        model,
+        message="first",
+        author="A. Uthor <a@example.org>",
+        metadata={"step": 1, "loss": 0.25, "tags": ["a", None, True], "nested": {"k\u00e9y": -1}},
+        time=FIRST_TIME,
+    )
+    versions = {str(first.id): describe_version(first, hash_files(model))}
+    change_model(model)
+    later = FIRST_TIME + timedelta(days=1)
+    second = store.commit(model, message="second", compression="small", time=later)
+    versions[str(second.id)] = describe_version(second, hash_files(model))
+    for number, share in enumerate((0.01, 0.02, 0.6)):
+        train_model(model, share, seed=5 + number)
+        step = store.commit(model, branch="tuned", parent=None if number else second.id, time=later)
+        versions[str(step.id)] = describe_version(step, hash_files(model))
+    store.repack()  # so that packs of two generations are there
+    third = store.commit(state, branch="states/run_1", parent=first.id, time=later)
+    odd = make_state_of_all_kinds()
+    fourth = store.commit(odd, branch="states/all_kinds", time=later)
+    for version, committed in ((third, state), (fourth, odd)):
+        folder = work / str(version.id)
+        store.checkout(version.id, folder)
+        versions[str(version.id)] = describe_version(version, hash_files(folder))
+        versions[str(version.id)]["state"] = describe(committed)
+    store.branch("old", first.id)
+    store.branch("old", second.id, force=True)
+    store.tag("v1.0", first.id)
+    store.tag("release/2", second.id)
+    return {
+        "branches": {name: str(target) for name, target in store.branches().items()},
+        "tags": {name: str(target) for name, target in store.tags().items()},
+        "versions": versions,
+    }
+
+
+def describe_version(version: Snapshot, files: dict[str, str]) -> dict[str, Any]:
+    """Return what must be true of a version."""
+    return {
+        "parents": [str(parent) for parent in version.parents],
+        "time": version.time.isoformat(),
+        "author": version.author,
+        "message": version.message,
+        "metadata": version.metadata,
+        "files": files,
+    }
+
+
+def make_all(folder: Path) -> dict[str, Any]:
+    """Write all golden stores into a folder; return what must be in them."""
+    expected: dict[str, Any] = {}
+    for config in (
+        StoreConfig(digest="blake3", chunk_size=CHUNK_SIZE),
+        StoreConfig(digest="xxh3-128", chunk_size=CHUNK_SIZE),
+    ):
+        with (
+            tempfile.TemporaryDirectory() as work,
+            casweights.open(folder / config.digest, create=True, config=config) as store,
+        ):
+            expected[config.digest] = make_store(store, Path(work))
+    return expected
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    for digest in ("blake3", "xxh3-128"):
+        shutil.rmtree(folder / digest, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    expected = json.dumps(make_all(folder), indent=2, ensure_ascii=False)
+    (folder / "expected.json").write_text(expected + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
