@@ -18,6 +18,7 @@ from casweights.kernels import COMPILED
 from casweights.system.threads import default_workers
 from tools.bench.encodings import floats, sizes, speeds, stores
 from tools.bench.encodings.data import Data
+from tools.bench.encodings.thousand import thousand
 from tools.bench.harness import conclude, head, table
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace, work: Path) -> int:
         "dense": lambda: floats.dense(data, rounds),
         "planes": lambda: floats.planes(data, rounds),
         "family": lambda: stores.family(data, work),
-        "thousand": lambda: stores.thousand(data, work / "thousand"),
+        "thousand": lambda: thousand(data, work / "thousand"),
     }
     facts: dict[str, object] = {
         "kernels": "compiled" if COMPILED else "numpy",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,7 @@ from tools.bench.encodings.data import (
     write_state,
 )
 from tools.bench.encodings.peers import read_state
+from tools.bench.encodings.programs import NotInstalledError
 from tools.bench.harness import Result, compared, measured
 
 if TYPE_CHECKING:
@@ -41,7 +44,10 @@ SKIPPED = (2, 5, 8, 10)  # steps
 CHOSEN = "chosen"
 # Name, and what a changed element may take in frames alone.
 RATES = (("1e-6", 1.0), ("3e-6", 0.92))
-OF_BOUND, EVERYTHING, OF_GAPS, OF_INDICES = 1.10, 1.2, 1 / 4, 1 / 6
+OF_BOUND, EVERYTHING = 1.10, 1.2
+# TRL's patches: the peer, what it is called in the report, and the share of it to reach.
+_PATCHES = (("trl_v3", "of uint16 gaps + bf16", 1 / 4), ("trl_v1", "of int32 + bf16", 1 / 6))
+_UNIT = "B/change"
 
 
 def rl_steps(data: Data, work: Path) -> list[Result]:
@@ -50,7 +56,7 @@ def rl_steps(data: Data, work: Path) -> list[Result]:
     for (rate, target), files in zip(RATES, (data.chain("rl"), data.fast), strict=True):
         pairs: list[Pair] = spread(compare_files, list(pairwise(files)))
         _, *stored = commit_versions(chain_of(files), work / f"rl-{rate}")
-        results += _steps(f"lr {rate}", target, pairs, stored)
+        results += _rows(_Steps(f"lr {rate}", pairs, stored), target)
         results += _skips(f"lr {rate}", files)
     return results
 
@@ -70,128 +76,219 @@ def _between(pair: tuple[Path, Path]) -> int:
     return smallest_state((read_state(pair[0]), read_state(pair[1])))
 
 
-def _steps(
-    what: str, target: float, pairs: Sequence[Pair], stored: Sequence[Stored]
-) -> list[Result]:
-    changed = sum(pair.changed for pair in pairs)
-    frames = sum(step.frames for step in stored)
-    everything = sum(step.everything for step in stored)
-    bound = sum(pair.conditional for pair in pairs)
-    memoryless = sum(pair.memoryless for pair in pairs)
-    each = [step.frames / pair.changed for step, pair in zip(stored, pairs, strict=True)]
-    share = changed / sum(pair.elements for pair in pairs)
-    peers = {name: _total([pair.peers[name] for pair in pairs]) for name in pairs[0].peers}
-    gaps, indices = peers["trl_v3"], peers["trl_v1"]
-    assert gaps is not None
-    assert indices is not None
-    unit = "B/change"
-    rows = [
-        measured(
-            f"{what}: frames",
-            frames / changed,
-            unit,
+@dataclass(frozen=True)
+class _Steps:
+    """Consecutive steps, committed and measured.
+
+    Attributes:
+        what: Their name in the report.
+        pairs: Each step beside what others need for it.
+        stored: What each commit left in the store.
+    """
+
+    what: str
+    pairs: Sequence[Pair]
+    stored: Sequence[Stored]
+
+    @cached_property
+    def changed(self) -> int:
+        """Elements that changed."""
+        return sum(pair.changed for pair in self.pairs)
+
+    @cached_property
+    def frames(self) -> int:
+        """Bytes of frames."""
+        return sum(step.frames for step in self.stored)
+
+    @cached_property
+    def everything(self) -> int:
+        """Bytes of all objects."""
+        return sum(step.everything for step in self.stored)
+
+    @cached_property
+    def bound(self) -> float:
+        """Bytes of the entropy given tensor and exponent."""
+        return sum(pair.conditional for pair in self.pairs)
+
+    def peer(self, name: str) -> int:
+        """Bytes that a peer needs.
+
+        Raises:
+            NotInstalledError: It is not installed.
+        """
+        total = 0
+        for pair in self.pairs:
+            size = pair.peers[name]
+            if size is None:
+                raise NotInstalledError(name)
+            total += size
+        return total
+
+    def compare(
+        self, to: str, reference: float, *, note: str, target: float | None = None
+    ) -> Result:
+        """A row of the frames beside other bytes, for each changed element."""
+        return compared(
+            f"{self.what}: {to}",
+            self.frames / self.changed,
+            reference / self.changed,
+            _UNIT,
             target=target,
-            note=f"{len(pairs)} steps, {share:.2%} of the elements each; {min(each):.3f} to "
-            f"{max(each):.3f}. Limit: {bound / changed:.3f}, the entropy of places and steps given "
-            f"tensor and exponent; ours is {frames / bound - 1:.1%} above it. Without these it "
-            f"would be {memoryless / changed:.3f}",
-        ),
-        compared(
-            f"{what}: frames, of the entropy",
-            frames / changed,
-            bound / changed,
-            unit,
+            note=note,
+        )
+
+
+def _rows(steps: _Steps, target: float) -> list[Result]:
+    return [
+        _frames(steps, target),
+        steps.compare(
+            "frames, of the entropy",
+            steps.bound,
             target=OF_BOUND,
             note="reference: that entropy, which does not count its own parameters",
         ),
-        measured(
-            f"{what}: all objects",
-            everything / changed,
-            unit,
-            target=EVERYTHING,
-            note=f"packs with indexes, snapshot, branch: {everything / len(pairs):,.0f} bytes a "
-            f"commit; {(everything - frames) / len(pairs):,.0f} of them are not frames. Limit: "
-            f"frames at {bound / changed:.3f} and a digest of 32 bytes for each new chunk",
-        ),
-        compared(
-            f"{what}: of uint16 gaps + bf16",
-            frames / changed,
-            gaps / changed,
-            unit,
-            target=OF_GAPS,
-            note=f"reference: trl_v3; with all objects {everything / gaps:.3f}",
-        ),
-        compared(
-            f"{what}: of int32 + bf16",
-            frames / changed,
-            indices / changed,
-            unit,
-            target=OF_INDICES,
-            note=f"reference: trl_v1; with all objects {everything / indices:.3f}",
-        ),
+        _everything(steps),
+        *(_patches(steps, *patch) for patch in _PATCHES),
+        *_others(steps),
     ]
-    for name, size in peers.items():
-        if size is not None and name not in ("trl_v1", "trl_v3"):
-            note = "reference: that peer's bytes, in the leanest container"
-            rows.append(
-                compared(f"{what}: of {name}", frames / changed, size / changed, unit, note=note)
-            )
-    missing = [name for name, size in peers.items() if size is None]
+
+
+def _frames(steps: _Steps, target: float) -> Result:
+    each = [
+        step.frames / pair.changed for step, pair in zip(steps.stored, steps.pairs, strict=True)
+    ]
+    share = steps.changed / sum(pair.elements for pair in steps.pairs)
+    memoryless = sum(pair.memoryless for pair in steps.pairs)
+    return measured(
+        f"{steps.what}: frames",
+        steps.frames / steps.changed,
+        _UNIT,
+        target=target,
+        note=f"{len(steps.pairs)} steps, {share:.2%} of the elements each; {min(each):.3f} to "
+        f"{max(each):.3f}. Limit: {steps.bound / steps.changed:.3f}, the entropy of places and "
+        f"steps given tensor and exponent; ours is {steps.frames / steps.bound - 1:.1%} above it. "
+        f"Without these it would be {memoryless / steps.changed:.3f}",
+    )
+
+
+def _everything(steps: _Steps) -> Result:
+    count = len(steps.pairs)
+    return measured(
+        f"{steps.what}: all objects",
+        steps.everything / steps.changed,
+        _UNIT,
+        target=EVERYTHING,
+        note=f"packs with indexes, snapshot, branch: {steps.everything / count:,.0f} bytes a "
+        f"commit; {(steps.everything - steps.frames) / count:,.0f} of them are not frames. Limit: "
+        f"frames at {steps.bound / steps.changed:.3f} and a digest of 32 bytes for each new chunk",
+    )
+
+
+def _patches(steps: _Steps, name: str, to: str, target: float) -> Result:
+    size = steps.peer(name)
+    note = f"reference: {name}; with all objects {steps.everything / size:.3f}"
+    return steps.compare(to, size, target=target, note=note)
+
+
+def _others(steps: _Steps) -> list[Result]:
+    rows, missing = [], []
+    patches = {name for name, *_ in _PATCHES}
+    for name in (name for name in steps.pairs[0].peers if name not in patches):
+        try:
+            size = steps.peer(name)
+        except NotInstalledError:
+            missing.append(name)
+            continue
+        note = "reference: that peer's bytes, in the leanest container"
+        rows.append(steps.compare(f"of {name}", size, note=note))
     if missing:
         print(f"not installed: {', '.join(missing)}")
     return rows
 
 
-def _total(sizes: Sequence[int | None]) -> int | None:
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
-
-
 def densities(data: Data, work: Path) -> list[Result]:
     """Differences of every density, derived from real ones; see `_states`."""
     work.mkdir()
-    jobs = []
-    for percent in DENSITIES:
-        base, new = _states(data, percent)
-        paths = work / f"{percent}-base.safetensors", work / f"{percent}-new.safetensors"
-        write_state(base, paths[0])
-        write_state(new, paths[1])
-        jobs.append(paths)
+    jobs = [_write_pair(data, percent, work) for percent in DENSITIES]
     pairs: list[Pair] = spread(compare_files, jobs)
     alone: list[dict[str, int]] = spread(_own, jobs)
-    lines, chosen, committed = [], [], []
+    found = []
     for percent, paths, pair, ours in zip(DENSITIES, jobs, pairs, alone, strict=True):
         _, stored = commit_versions(chain_of(paths), work / f"{percent}-store")
-        line = ours | {name: size for name, size in pair.peers.items() if size is not None}
-        lines.append({"committed": stored.frames, **line})
-        size = line.pop(CHOSEN)
-        best = min(line, key=line.__getitem__)
-        what, unit, changed = f"{percent} % changed", "B/change", pair.changed
-        chosen.append(
-            compared(
-                f"{what}: chosen",
-                size / changed,
-                line[best] / changed,
-                unit,
-                target=1.0,
-                note=f"{changed / pair.elements:.3%} of {pair.elements:,}; reference: {best}, the "
-                f"smallest of all others. Limit: {pair.conditional / changed:.3f}, the entropy "
-                f"given tensor and exponent; ours is {size / pair.conditional - 1:.1%} above it",
-            )
+        found.append(_Density(percent, pair, stored, ours))
+    _show([{"committed": one.stored.frames, **one.ours, **one.peers} for one in found])
+    return [_chosen(one) for one in found] + [_committed(one) for one in found]
+
+
+def _write_pair(data: Data, percent: float, work: Path) -> tuple[Path, Path]:
+    base, new = _states(data, percent)
+    paths = work / f"{percent}-base.safetensors", work / f"{percent}-new.safetensors"
+    write_state(base, paths[0])
+    write_state(new, paths[1])
+    return paths
+
+
+@dataclass(frozen=True, slots=True)
+class _Density:
+    """A difference of one density.
+
+    Attributes:
+        percent: How many of the elements changed.
+        pair: The files beside what others need.
+        stored: What a commit left in the store.
+        ours: Bytes of each of our encodings alone, and of the smallest for each chunk.
+    """
+
+    percent: float
+    pair: Pair
+    stored: Stored
+    ours: dict[str, int]
+
+    @property
+    def peers(self) -> dict[str, int]:
+        """Bytes of the peers that are installed."""
+        return {name: size for name, size in self.pair.peers.items() if size is not None}
+
+    @property
+    def smallest(self) -> tuple[str, int]:
+        """What is smallest but for the choice of a commit, and its bytes."""
+        sizes = self.ours | self.peers
+        del sizes[CHOSEN]
+        name = min(sizes, key=sizes.__getitem__)
+        return name, sizes[name]
+
+    def compare(self, what: str, size: int, note: str) -> Result:
+        """A row of bytes for each changed element, beside the smallest of all others."""
+        return compared(
+            f"{self.percent} % changed: {what}",
+            size / self.pair.changed,
+            self.smallest[1] / self.pair.changed,
+            _UNIT,
+            target=1.0,
+            note=note,
         )
-        committed.append(
-            compared(
-                f"{what}: committed",
-                stored.frames / changed,
-                line[best] / changed,
-                unit,
-                target=1.0,
-                note=f"reference: {best}. Frames of a commit, which may store chunks whole lest "
-                f"reading chains cost too much; all its objects: {stored.everything / changed:.3f}",
-            )
-        )
-    _show(lines)
-    return chosen + committed
+
+
+def _chosen(found: _Density) -> Result:
+    pair, size = found.pair, found.ours[CHOSEN]
+    return found.compare(
+        "chosen",
+        size,
+        f"{pair.changed / pair.elements:.3%} of {pair.elements:,}; reference: {found.smallest[0]}, "
+        f"the smallest of all others. Limit: {pair.conditional / pair.changed:.3f}, the entropy "
+        f"given tensor and exponent; ours is {size / pair.conditional - 1:.1%} above it",
+    )
+
+
+def _committed(found: _Density) -> Result:
+    stored = found.stored
+    return found.compare(
+        "committed",
+        stored.frames,
+        f"reference: {found.smallest[0]}. Frames of a commit, which may store chunks whole so that "
+        "reading chains does not cost too much; all its objects: "
+        f"{stored.everything / found.pair.changed:.3f}",
+    )
 
 
 def _states(data: Data, percent: float) -> tuple[State, State]:
