@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tools.bench.encodings.peers import Array
+    from tools.bench.encodings.peers import Array, State
 
 OF_BITX, OF_XOR_PLANES, OF_RAW = 0.70, 0.85, 0.68
 DENSE_ENCODE, DENSE_DECODE = 0.4, 0.6  # GB/s
@@ -44,41 +44,45 @@ def dense(data: Data, rounds: int) -> list[Result]:
     files = [(data.base, version.path) for version in tuned] + [data.masters]
     pairs: list[Pair] = spread(compare_files, files)
     ours: list[int] = spread(_dense_bytes, files)
-    results = []
-    for version, found, size in zip(tuned, pairs, ours, strict=False):
-        bitx = found.peers["bitx"]
-        assert bitx is not None
-        results.append(
-            compared(
-                f"dense, {version.name} from base, bf16",
-                size / 1e6,
-                bitx / 1e6,
-                "MB",
-                target=OF_BITX,
-                note=f"reference: BitX; {found.changed / found.elements:.1%} changed. Limit: "
-                f"{found.conditional / 1e6:.3f} MB, the entropy of the steps given tensor and "
-                f"exponent; {size / found.conditional - 1:.1%} above it",
-            )
-        )
-    planes = pairs[-1].peers["xor_planes_zstd3"]
-    assert planes is not None
-    limit = _fp32_bound(*data.masters)
-    results.append(
-        compared(
-            f"dense, {tuned[-2].name} from base, fp32",
-            ours[-1] / 1e6,
-            planes / 1e6,
-            "MB",
-            target=OF_XOR_PLANES,
-            note=f"reference: XOR, planes of bytes, zstd-3; {pairs[-1].elements * 4 / 1e6:.3f} MB "
-            f"raw. Limit: {limit / 1e6:.3f} MB, the entropy of the differences' signs, lengths and "
-            f"first bits given tensor and exponent, all others stored; "
-            f"{ours[-1] / limit - 1:.1%} above it",
-        )
-    )
+    results = [
+        _to_bitx(version.name, found, size)
+        for version, found, size in zip(tuned, pairs[:-1], ours[:-1], strict=True)
+    ]
+    results.append(_to_xor_planes(tuned[-2].name, pairs[-1], ours[-1], data.masters))
     for name, (base, new) in (("bf16", files[len(tuned) - 2]), ("fp32", files[-1])):
         results += pinned(1, _dense_speed, name, base, new, rounds)
     return results
+
+
+def _to_bitx(name: str, found: Pair, size: int) -> Result:
+    bitx = found.peers["bitx"]
+    assert bitx is not None
+    return compared(
+        f"dense, {name} from base, bf16",
+        size / 1e6,
+        bitx / 1e6,
+        "MB",
+        target=OF_BITX,
+        note=f"reference: BitX; {found.changed / found.elements:.1%} changed. Limit: "
+        f"{found.conditional / 1e6:.3f} MB, the entropy of the steps given tensor and "
+        f"exponent; {size / found.conditional - 1:.1%} above it",
+    )
+
+
+def _to_xor_planes(name: str, found: Pair, size: int, masters: tuple[Path, Path]) -> Result:
+    planes = found.peers["xor_planes_zstd3"]
+    assert planes is not None
+    limit = _fp32_bound(*masters)
+    return compared(
+        f"dense, {name} from base, fp32",
+        size / 1e6,
+        planes / 1e6,
+        "MB",
+        target=OF_XOR_PLANES,
+        note=f"reference: XOR, planes of bytes, zstd-3; {found.elements * 4 / 1e6:.3f} MB raw. "
+        f"Limit: {limit / 1e6:.3f} MB, the entropy of the differences' signs, lengths and first "
+        f"bits given tensor and exponent, all others stored; {size / limit - 1:.1%} above it",
+    )
 
 
 def _fp32_bound(base: Path, new: Path) -> float:
@@ -149,6 +153,36 @@ def _planes(path: Path, rounds: int) -> list[Result]:
     raw, width = nbytes(state), dtype_of(state).plane_width
     parts = [chunk for (chunk,) in chunks(state)]
     payloads = [encode_planes(chunk, width) for chunk in parts]
+    results = [
+        _planes_size(state, sum(map(len, payloads))),
+        *_planes_speeds(parts, payloads, width, rounds),
+        *_arranging(parts, width, rounds),
+    ]
+    try:
+        results += _zipnn(path, raw, rounds)
+    except NotInstalledError as error:
+        print(f"not installed: {error}")
+    return results
+
+
+def _planes_size(state: State, size: int) -> Result:
+    raw, exponents = nbytes(state), exponent(np.concatenate(list(state.values())))
+    bits = _entropy(exponents) / len(exponents)
+    limit = (bits + 8) / 16
+    return measured(
+        "planes, of raw",
+        size / raw,
+        "x",
+        target=OF_RAW,
+        note=f"{size / 1e6:.3f} of {raw / 1e6:.3f} MB. Limit: {limit:.3f}, exponents of "
+        f"{bits:.2f} bits of entropy, signs and mantissas stored; {size / raw / limit - 1:.1%} "
+        "above it",
+    )
+
+
+def _planes_speeds(
+    parts: Sequence[memoryview], payloads: Sequence[bytes], width: int, rounds: int
+) -> list[Result]:
     outs = [memoryview(bytearray(len(chunk))) for chunk in parts]
 
     def encode() -> None:
@@ -159,38 +193,15 @@ def _planes(path: Path, rounds: int) -> list[Result]:
         for payload, out in zip(payloads, outs, strict=True):
             decode(Encoding.PLANES, payload, out)
 
-    speeds = _speeds(rounds, (encode, restore))
+    encoding, decoding = _speeds(rounds, (encode, restore))
     if any(out != chunk for out, chunk in zip(outs, parts, strict=True)):
         raise AssertionError("planes did not give the chunks back")
-    exponents = exponent(np.concatenate(list(state.values())))
-    bits = _entropy(exponents) / len(exponents)
-    limit = (bits + 8) / 16
-    size = sum(map(len, payloads))
-    results = [
-        measured(
-            "planes, of raw",
-            size / raw,
-            "x",
-            target=OF_RAW,
-            note=f"{size / 1e6:.3f} of {raw / 1e6:.3f} MB. Limit: {limit:.3f}, exponents of "
-            f"{bits:.2f} bits of entropy, signs and mantissas stored; {size / raw / limit - 1:.1%} "
-            "above it",
-        ),
-        _speed(
-            "planes encode",
-            raw,
-            speeds[0],
-            PLANES_ENCODE,
-            "one processor, in memory. Limit: zstd's Huffman coder on half of the bytes",
-        ),
-        _speed("planes decode", raw, speeds[1], PLANES_DECODE, "one processor, in memory"),
-        *_arranging(parts, width, rounds),
+    raw, note = sum(map(len, parts)), "one processor, in memory"
+    limit = f"{note}. Limit: zstd's Huffman coder on half of the bytes"
+    return [
+        _speed("planes encode", raw, encoding, PLANES_ENCODE, limit),
+        _speed("planes decode", raw, decoding, PLANES_DECODE, note),
     ]
-    try:
-        results += _zipnn(path, raw, rounds)
-    except NotInstalledError as error:
-        print(f"not installed: {error}")
-    return results
 
 
 def _arranging(parts: Sequence[memoryview], width: int, rounds: int) -> list[Result]:

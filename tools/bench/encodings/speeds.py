@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from tools.bench.encodings.synthetic import Synthetic
 from tools.bench.harness import Clock, Result, measured, median, pair
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from casweights.repository import Repository
@@ -90,8 +91,8 @@ def _memory(work: Path, size: int, rounds: int) -> tuple[Limits, list[Result]]:
         for name, tensor in model.state.items():
             tensor[:] = old[name]
         share = model.step(percent / 100)
-        parts = list(chunks(old, model.state))
-        results += _kernels(parts, percent, share, rounds, limits)
+        kernels = _Kernels(list(chunks(old, model.state)))
+        results += _kernel_rows(kernels, percent, share, rounds, limits)
     return limits, results
 
 
@@ -113,62 +114,80 @@ def _limits(flat: Array, rounds: int) -> Limits:
     return Limits(*found)
 
 
-def _kernels(
-    parts: Sequence[tuple[memoryview, ...]],
-    percent: float,
-    share: float,
-    rounds: int,
-    limits: Limits,
-) -> list[Result]:
-    dtype, size = DTYPES["BF16"], sum(len(new) for _, new in parts)
-    arrays = [(np.frombuffer(a, np.uint16), np.frombuffer(b, np.uint16)) for a, b in parts]
+class _Kernels:
+    """Differences of a model's chunks in memory.
 
-    def compare() -> None:
-        for old, new in arrays:
+    Args:
+        parts: Old and new chunks.
+    """
+
+    def __init__(self, parts: Sequence[tuple[memoryview, ...]]) -> None:
+        self._parts = parts
+        self._dtype = DTYPES["BF16"]
+        self._arrays = [[np.frombuffer(part, np.uint16) for part in pair] for pair in parts]
+        self._encoded = [encode_difference(new, old, self._dtype) for old, new in parts]
+        self._outs = [bytearray(len(new)) for _, new in parts]
+        self.nbytes = sum(len(new) for _, new in parts)
+
+    def compare(self) -> None:
+        """What the encoders are compared with."""
+        for old, new in self._arrays:
             old != new  # noqa: B015
 
-    def sparse() -> None:
-        for old, new in parts:
+    def sparse(self) -> None:
+        for old, new in self._parts:
             sparse_encode(old, new, ElementKind.BFLOAT_16)
 
-    def encode() -> None:
-        for old, new in parts:
-            encode_difference(new, old, dtype)
+    def encode(self) -> None:
+        """What a commit does with a chunk."""
+        for old, new in self._parts:
+            encode_difference(new, old, self._dtype)
             blake3_256(new)
 
-    kernel = pair(
-        f"sparse kernel, {percent} %",
-        sparse,
-        compare,
-        target=OF_COMPARE if percent <= ASKED_UP_TO else None,
-        rounds=rounds,
-        note=f"reference: numpy's a != b; {share:.3%} changed",
-    )
-    payloads = [encode_difference(new, old, dtype) for old, new in parts]
-    outs = [bytearray(len(new)) for _, new in parts]
-
-    def restore() -> None:
-        for out, (old, _) in zip(outs, parts, strict=True):
+    def restore(self) -> None:
+        """Put the old chunks where `apply` works."""
+        for out, (old, _) in zip(self._outs, self._parts, strict=True):
             out[:] = old
 
-    def apply() -> None:
-        for out, encoded in zip(outs, payloads, strict=True):
+    def apply(self) -> None:
+        """What a checkout does with a chunk."""
+        for out, encoded in zip(self._outs, self._encoded, strict=True):
             assert encoded is not None
             decode(*encoded, memoryview(out))
             blake3_256(out)
 
-    encoding = size / median(encode, rounds) / 1e9
-    applying = size / median(apply, rounds, restore) / 1e9
-    if any(out != new for out, (_, new) in zip(outs, parts, strict=True)):
-        raise AssertionError("the differences did not give the chunks back")
+    def check(self) -> None:
+        """Check what `apply` did.
+
+        Raises:
+            AssertionError: It is not the new chunks.
+        """
+        if any(out != new for out, (_, new) in zip(self._outs, self._parts, strict=True)):
+            raise AssertionError("the differences did not give the chunks back")
+
+
+def _kernel_rows(
+    kernels: _Kernels, percent: float, share: float, rounds: int, limits: Limits
+) -> list[Result]:
+    kernel = pair(
+        f"sparse kernel, {percent} %",
+        kernels.sparse,
+        kernels.compare,
+        target=OF_COMPARE if percent <= ASKED_UP_TO else None,
+        rounds=rounds,
+        note=f"reference: numpy's a != b; {share:.3%} changed",
+    )
+    encoding = kernels.nbytes / median(kernels.encode, rounds) / 1e9
+    applying = kernels.nbytes / median(kernels.apply, rounds, kernels.restore) / 1e9
+    kernels.check()
+    limit = limits.together(copies=0, digests=1, compares=1)
     return [
         kernel,
         measured(
             f"compare, code, BLAKE3, {percent} %",
             encoding,
             "GB/s",
-            note="one processor, in memory. Limit, BLAKE3 and a != b: "
-            + _of(encoding, limits.together(copies=0, digests=1, compares=1)),
+            note=f"one processor, in memory. Limit, BLAKE3 and a != b: {_of(encoding, limit)}",
         ),
         measured(
             f"apply, BLAKE3, {percent} %",
@@ -188,19 +207,41 @@ def _store(
     """Commit consecutive versions in three ways, and read them in three ways."""
     model = Synthetic(size)
     model.read(work / BASE)
-    path, raw = work / "model.safetensors", model.flat.nbytes
+    path, clock, collect = work / "model.safetensors", Clock(), Collect()
     model.write(path)
-    clock, collect = Clock(), Collect()
     directories = {name: work / name for name in ("cached", "raw", "planes")}
-    stores = {
-        name: casweights.open(
-            directory,
-            create=True,
-            cache_size=raw if name == "cached" else 0,
-            reporter=collect,
-        )
-        for name, directory in directories.items()
-    }
+    with ExitStack() as stack:
+        stores = {
+            name: stack.enter_context(_open(directory, model.flat.nbytes, collect))
+            for name, directory in directories.items()
+        }
+        shares = _commit(stores, model, path, percent, rounds, clock)
+    _read(work, directories["raw"], model.flat.nbytes, rounds, clock)
+    if (work / "out" / path.name).read_bytes() != path.read_bytes():
+        raise AssertionError("the last version did not come back")
+    for directory in (*directories.values(), work / "out"):
+        shutil.rmtree(directory)
+    facts = (
+        f"{statistics.mean(shares):.3%} changed, {collect.stats[-1].stored_bytes:,} bytes stored"
+    )
+    return [_result(name, percent, model.flat.nbytes, clock, limits, facts) for name in _ROWS]
+
+
+def _open(directory: Path, nbytes: int, collect: Collect) -> Repository:
+    """A new store; the one called ``cached`` keeps the last version in memory."""
+    cache = nbytes if directory.name == "cached" else 0
+    return casweights.open(directory, create=True, cache_size=cache, reporter=collect)
+
+
+def _commit(
+    stores: Mapping[str, Repository],
+    model: Synthetic,
+    path: Path,
+    percent: float,
+    rounds: int,
+    clock: Clock,
+) -> list[float]:
+    """Time commits of steps to all stores in turn; returns the shares that changed."""
     for name, store in stores.items():
         store.commit(path, compression="auto" if name == "planes" else "fast")
     shares = []
@@ -210,17 +251,7 @@ def _store(
         os.sync()  # the disk comes to rest
         for name, store in stores.items():
             clock.time(name, store.commit, path)
-    for store in stores.values():
-        store.close()
-    _read(work, directories["raw"], raw, rounds, clock)
-    if (work / "out" / path.name).read_bytes() != path.read_bytes():
-        raise AssertionError("the last version did not come back")
-    for directory in (*directories.values(), work / "out"):
-        shutil.rmtree(directory)
-    facts = (
-        f"{statistics.mean(shares):.3%} changed, {collect.stats[-1].stored_bytes:,} bytes stored"
-    )
-    return [_result(name, percent, raw, clock, limits, facts) for name in _ROWS]
+    return shares
 
 
 def _read(work: Path, directory: Path, raw: int, rounds: int, clock: Clock) -> None:
