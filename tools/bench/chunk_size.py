@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casweights.config import Compression
+    from casweights.operations.stats import StoreStats
 
 SIZES = [256 * KiB, 512 * KiB, 1 * MiB, 2 * MiB, 4 * MiB, 8 * MiB, 16 * MiB]
 COMPRESSIONS: list[Compression] = ["fast", "auto", "small"]
@@ -71,25 +72,9 @@ def make_variants(work: Path) -> list[Path]:
 def measure(
     models: Sequence[Path], work: Path, chunk_size: int, compression: Compression, rounds: int
 ) -> Row:
-    """Commit all models to a new store and check them out again."""
-    commits, checkouts = [], []
-    for _ in range(rounds):
-        store_dir, out = work / "store", work / "out"
-        config = StoreConfig(chunk_size=chunk_size)
-        with casweights.open(store_dir, create=True, config=config) as store:
-            start = time.perf_counter()
-            made = [
-                store.commit(model, branch=f"v{n}", compression=compression)
-                for n, model in enumerate(models)
-            ]
-            commits.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            for n, snapshot in enumerate(made):
-                store.checkout(snapshot, out / str(n))
-            checkouts.append(time.perf_counter() - start)
-            stats = store.stats()
-        shutil.rmtree(store_dir)
-        shutil.rmtree(out)
+    """Commit all models to a new store and check them out again, some times."""
+    found = [_round(models, work, chunk_size, compression) for _ in range(rounds)]
+    commits, checkouts, (stats, *_) = zip(*found, strict=True)
     return Row(
         chunk_size=chunk_size,
         compression=compression,
@@ -101,6 +86,28 @@ def measure(
         commit_seconds=statistics.median(commits),
         checkout_seconds=statistics.median(checkouts),
     )
+
+
+def _round(
+    models: Sequence[Path], work: Path, chunk_size: int, compression: Compression
+) -> tuple[float, float, StoreStats]:
+    """Seconds of all commits and of all checkouts, and what the store has then."""
+    store_dir, out = work / "store", work / "out"
+    config = StoreConfig(chunk_size=chunk_size)
+    with casweights.open(store_dir, create=True, config=config) as store:
+        start = time.perf_counter()
+        made = [
+            store.commit(model, branch=f"v{n}", compression=compression)
+            for n, model in enumerate(models)
+        ]
+        middle = time.perf_counter()
+        for n, snapshot in enumerate(made):
+            store.checkout(snapshot, out / str(n))
+        end = time.perf_counter()
+        stats = store.stats()
+    shutil.rmtree(store_dir)
+    shutil.rmtree(out)
+    return middle - start, end - middle, stats
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
@@ -124,11 +131,15 @@ def show(title: str, rows: Sequence[Row]) -> None:
     )
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="tools/bench/run chunk_size", description=__doc__)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--dir", type=Path, default=None, help="where to work")
+    return made
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dir", type=Path, default=None, help="where to work")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
         work = Path(directory)
         models = make_variants(work)

@@ -152,17 +152,29 @@ class Bench:
             "memory bandwidth (read, hash, write) where cp only copies inside the kernel",
         )
 
-    def load(self) -> list[Result]:
+    def load_safetensors(self) -> None:
+        for path in sorted(self.model.iterdir()):
+            for tensor in load_file(path).values():
+                data = tensor.reshape(-1).view(torch.uint8).numpy().data
+                blake3(data, max_threads=blake3.AUTO).digest()
+
+    def load(self) -> Result:
         def ours() -> None:
             with casweights.open(self.store_dir) as store:
                 store.load("main")
 
-        def reference() -> None:
-            for path in sorted(self.model.iterdir()):
-                for tensor in load_file(path).values():
-                    data = tensor.reshape(-1).view(torch.uint8).numpy().data
-                    blake3(data, max_threads=blake3.AUTO).digest()
+        return pair(
+            "load into tensors",
+            ours,
+            self.load_safetensors,
+            target=1.3,
+            rounds=self.rounds,
+            note="reference: safetensors' load_file, then BLAKE3 of every tensor on all cores. Its "
+            "tensors are a mapping of the file, which whoever writes to the file can change after "
+            "the check; ours own their memory",
+        )
 
+    def load_limit(self) -> Result:
         def limit() -> None:
             memory = uninitialized(self.size)
             with ThreadPoolExecutor(default_workers()) as pool:
@@ -173,77 +185,15 @@ class Bench:
                     list(pool.map(step, range(0, size, DEFAULT_CHUNK_SIZE)))
                     start += size
 
-        loading = pair(
-            "load into tensors",
-            ours,
-            reference,
-            target=1.3,
-            rounds=self.rounds,
-            note="reference: safetensors' load_file, then BLAKE3 of every tensor on all cores. Its "
-            "tensors are a mapping of the file, which whoever writes to the file can change after "
-            "the check; ours own their memory",
-        )
-        least = pair(
+        return pair(
             "the limit of that",
             limit,
-            reference,
+            self.load_safetensors,
             target=None,
             rounds=self.rounds,
             note="reading the files into fresh memory and hashing it there, with nothing else: the "
             "kernel clears the memory, fills it, and BLAKE3 reads it",
         )
-        return [loading, least]
-
-    def one_tensor(self) -> list[Result]:
-        """One changed tensor among 1,000: what is written, and the time."""
-        model = self.work / "thousand"
-        model.mkdir()
-        tensors = {f"layer.{n}": torch.randn(512, 256).bfloat16() for n in range(1000)}
-        path = model / "model.safetensors"
-        save_file(tensors, path)
-        stats: list[CommitStats] = []
-
-        class Collect(Reporter):
-            def committed(self, commit: CommitStats) -> None:
-                stats.append(commit)
-
-        directory = self.work / "thousand-store"
-        with casweights.open(directory, create=True, reporter=Collect()) as store:
-
-            def change() -> None:
-                tensors["layer.500"].add_(1)
-                save_file(tensors, path)
-
-            store.commit(model)
-            before = _disk_bytes(directory)
-            change()
-            store.commit(model)
-            written = _disk_bytes(directory) - before
-            changed = tensors["layer.500"].nbytes
-            allowed = changed + _largest(directory / "snapshots") + 1024
-            timed = pair(
-                "one tensor of 1,000, time",
-                lambda: store.commit(model),
-                lambda: blake3(max_threads=blake3.AUTO).update_mmap(path).digest(),
-                prepare=change,
-                target=None,
-                rounds=self.rounds,
-                note="reference: BLAKE3 of the file, the reading that must be done; ours also "
-                "parses 1,000 tensors, and writes a pack, a manifest and a ref with fsync",
-            )
-        return [
-            Result(
-                what="one tensor of 1,000, written",
-                ours=written / 1024,
-                reference=None,
-                unit="KiB",
-                ratio=written / allowed,
-                target=1.0,
-                note=f"{stats[1].new_chunks} new chunk of {changed} bytes; the limit is that "
-                "tensor, one snapshot object, and 1 KiB for the pack's index and the ref",
-            ),
-            timed,
-        ]
 
     def memory(self, verb: str, size: int) -> Result:
         """Peak memory above the interpreter's with the modules loaded."""
@@ -261,6 +211,63 @@ class Bench:
             target=1.0,
             note="limit 512 MiB; bounded by packs and chunks in flight, whatever the model's size",
         )
+
+
+def one_tensor(work: Path, rounds: int) -> list[Result]:
+    """One changed tensor among 1,000: what is written, and the time."""
+    model, directory, collect = work / "thousand", work / "thousand-store", _Collect()
+    path = model / "model.safetensors"
+    model.mkdir()
+    tensors = {f"layer.{n}": torch.randn(512, 256).bfloat16() for n in range(1000)}
+    save_file(tensors, path)
+
+    def change() -> None:
+        tensors["layer.500"].add_(1)
+        save_file(tensors, path)
+
+    with casweights.open(directory, create=True, reporter=collect) as store:
+        store.commit(model)
+        before = _disk_bytes(directory)
+        change()
+        store.commit(model)
+        written = _disk_bytes(directory) - before
+        largest = _largest(directory / "snapshots")
+        timed = pair(
+            "one tensor of 1,000, time",
+            lambda: store.commit(model),
+            lambda: blake3(max_threads=blake3.AUTO).update_mmap(path).digest(),
+            prepare=change,
+            target=None,
+            rounds=rounds,
+            note="reference: BLAKE3 of the file, the reading that must be done; ours also "
+            "parses 1,000 tensors, and writes a pack, a manifest and a ref with fsync",
+        )
+    chunks = collect.stats[1].new_chunks
+    return [_written(written, tensors["layer.500"].nbytes, largest, chunks), timed]
+
+
+def _written(nbytes: int, changed: int, snapshot: int, chunks: int) -> Result:
+    """The row of what a commit of one changed tensor writes."""
+    return Result(
+        what="one tensor of 1,000, written",
+        ours=nbytes / 1024,
+        reference=None,
+        unit="KiB",
+        ratio=nbytes / (changed + snapshot + 1024),
+        target=1.0,
+        note=f"{chunks} new chunk of {changed} bytes; the limit is that tensor, one snapshot "
+        "object, and 1 KiB for the pack's index and the ref",
+    )
+
+
+class _Collect(Reporter):
+    """Keeps what commits report."""
+
+    def __init__(self) -> None:
+        self.stats: list[CommitStats] = []
+
+    def committed(self, stats: CommitStats) -> None:
+        self.stats.append(stats)
 
 
 def _read_and_hash(path: Path, memory: memoryview) -> Callable[[int], None]:
@@ -323,31 +330,36 @@ def _largest(directory: Path) -> int:
     return max(path.stat().st_size for path in directory.iterdir())
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="tools/bench/run store", description=__doc__)
+    made.add_argument("--size", type=int, default=2048, help="MiB of the model")
+    made.add_argument("--big", type=int, default=8192, help="MiB of the memory test's model")
+    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
+    return made
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=2048, help="MiB of the model")
-    parser.add_argument("--big", type=int, default=8192, help="MiB of the memory test's model")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as work:
         bench = Bench(Path(work), options.size * MiB, options.rounds)
         results = [
             bench.first_commit(),
             bench.unchanged_commit(),
             bench.checkout(),
-            *bench.load(),
-            *bench.one_tensor(),
+            bench.load(),
+            bench.load_limit(),
+            *one_tensor(Path(work), options.rounds),
         ]
         bench.fresh()
         results += [bench.memory(verb, options.big * MiB) for verb in ("commit", "checkout")]
         results.append(help_time(options.rounds))
-        facts: dict[str, object] = {
-            "model": f"{bench.size / MiB:.0f} MiB of bf16 in {len(list(bench.model.iterdir()))} "
-            "files",
-            "cores": default_workers(),
-            "rounds": options.rounds,
-        }
+        files = len(list(bench.model.iterdir()))
+    facts: dict[str, object] = {
+        "model": f"{bench.size / MiB:.0f} MiB of bf16 in {files} files",
+        "cores": default_workers(),
+        "rounds": options.rounds,
+    }
     return 1 if report("casweights: the store", facts, results) else 0
 
 

@@ -38,33 +38,60 @@ SECTIONS = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="tools/bench/run encodings", description=__doc__)
     sections = "; ".join(f"{name}: {what}" for name, what in SECTIONS.items())
-    parser.add_argument(
-        "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help=sections
+    made.add_argument(
+        "--only",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        help=sections.replace("%", "%%"),
     )
-    parser.add_argument(
+    made.add_argument(
         "--data",
         type=Path,
         default=None,
-        help="where the real versions lie, made there if they are missing; else in a temporary "
-        "directory, in about ten minutes",
+        help="where the real versions are, made there if they are missing; by default they are "
+        "made in a temporary directory, in about ten minutes",
     )
-    parser.add_argument("--dir", type=Path, default=None, help="where to work (needs 8 GiB)")
-    parser.add_argument("--size", type=int, default=1024, help="MiB of the synthetic model")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    made.add_argument("--dir", type=Path, default=None, help="where to work (needs 8 GiB)")
+    made.add_argument("--size", type=int, default=1024, help="MiB of the synthetic model")
+    made.add_argument("--rounds", type=int, default=3)
+    return made
+
+
+def main() -> int:
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
         return _run(options, Path(directory))
 
 
 def _run(options: argparse.Namespace, work: Path) -> int:
+    facts: dict[str, object] = {
+        "kernels": "compiled" if COMPILED else "numpy",
+        "cores": default_workers(),
+        "rounds": options.rounds,
+    }
+    makers = _makers(options, work)
+    head(TITLE, facts)
+    results = []
+    for name in [name for name in SECTIONS if name in options.only]:
+        start = time.perf_counter()
+        found = makers[name]()
+        print(f"{name}: {SECTIONS[name]} ({time.perf_counter() - start:.0f} s)\n")
+        table(found)
+        results += found
+    return 1 if conclude(TITLE, facts, results) else 0
+
+
+def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], list[Result]]]:
+    """What makes the rows of each section; the versions of the real model are there."""
     data = Data([], [])
     if options.only != ["speeds"]:
         data = Data.make(options.data or work / "data")
     size, rounds = options.size * MiB, options.rounds
-    run: dict[str, Callable[[], list[Result]]] = {
+    return {
         "steps": lambda: sizes.rl_steps(data, work),
         "densities": lambda: sizes.densities(data, work / "densities"),
         "speeds": lambda: speeds.speeds(work / "speeds", size=size, rounds=rounds),
@@ -73,21 +100,6 @@ def _run(options: argparse.Namespace, work: Path) -> int:
         "family": lambda: stores.family(data, work),
         "thousand": lambda: thousand(data, work / "thousand"),
     }
-    facts: dict[str, object] = {
-        "kernels": "compiled" if COMPILED else "numpy",
-        "cores": default_workers(),
-        "rounds": rounds,
-    }
-    head(TITLE, facts)
-    results = []
-    for name, what in SECTIONS.items():
-        if name in options.only:
-            start = time.perf_counter()
-            found = run[name]()
-            print(f"{name}: {what} ({time.perf_counter() - start:.0f} s)\n")
-            table(found)
-            results += found
-    return 1 if conclude(TITLE, facts, results) else 0
 
 
 if __name__ == "__main__":

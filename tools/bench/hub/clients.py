@@ -38,10 +38,10 @@ class Clients:
         self._count = 0
 
     def run(self, job: str, home: Path | None = None, **options: Any) -> Any:
-        """Run a job of `jobs` in a fresh process; returns its result.
+        """Run a job in a fresh process; returns its result.
 
         Args:
-            job: Its name.
+            job: A module of this folder and a function of it; see `jobs`.
             home: What huggingface_hub keeps, for a process that is to find it; by default nothing.
             options: Its options.
         """

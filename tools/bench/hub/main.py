@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.bench.harness import conclude, head, table
+from tools.bench.harness import conclude, head
 from tools.bench.hub.model import MiB
 from tools.bench.hub.probe import LINES
 from tools.bench.hub.report import Report, describe
@@ -26,56 +26,61 @@ TITLE = "casweights: stores in buckets"
 ROWS = ("push", "step", "checkout", "requests", "versions", "memory")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=1024, help="MiB of the model")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="tools/bench/run hub", description=__doc__)
+    made.add_argument("--size", type=int, default=1024, help="MiB of the model")
+    made.add_argument(
         "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
     )
-    parser.add_argument("--conditions", nargs="+", choices=LINES, default=list(LINES))
-    parser.add_argument("--repeat", type=int, default=3, help="pairs of a measurement")
-    parser.add_argument("--versions", type=int, default=10_000, help="of the row on versions")
-    parser.add_argument(
+    made.add_argument("--conditions", nargs="+", choices=LINES, default=list(LINES))
+    made.add_argument("--repeat", type=int, default=3, help="pairs of a measurement")
+    made.add_argument("--versions", type=int, default=10_000, help="of the row on versions")
+    made.add_argument(
         "--memory-size",
         type=int,
         default=2048,
         help="MiB of the row on memory; the target is meant for 8192",
     )
-    parser.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
-    options = parser.parse_args()
-    lines = [LINES[name] for name in options.conditions]
+    made.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
+    return made
+
+
+def main() -> int:
+    options = parser().parse_args()
     facts: dict[str, object] = {
         "model": f"{options.size} MiB of synthetic bf16; a step changes {SHARE:.0%} of it",
-        "conditions": "; ".join(describe(line) for line in lines),
+        "conditions": "; ".join(describe(LINES[name]) for name in options.conditions),
         "cores": os.cpu_count(),
         "repetitions": options.repeat,
         "bytes": "of bodies, as the Hub counts them: received for rows 1 and 2, sent for 3 and 4",
     }
     head(TITLE, facts)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
-        work = Path(folder)
-        compares = {"push", "step", "checkout"} & set(options.only)
-        report = Report(find_trips(work) if compares else {}, os.cpu_count() or 1)
-        rows = Rows(work, options.size * MiB, options.repeat, lines)
-        makers: dict[str, Callable[[Report], None]] = {
-            "push": rows.row_push,
-            "step": rows.row_step,
-            "checkout": rows.row_checkout,
-            "requests": rows.row_requests,
-            "versions": lambda report: row_versions(report, work, options.versions),
-            "memory": lambda report: rows.row_memory(report, options.memory_size * MiB),
-        }
-        for name in options.only:
-            results, limits = len(report.results), len(report.limits)
-            makers[name](report)
-            table(report.results[results:])
-            if len(report.limits) > limits:
-                report.print_limits(limits)
+        report = _measure(options, Path(folder))
     print(
         "trips: round trips of a tiny model that wait for one another, from its times at 0 and "
         "200 ms; limit: the larger one of bytes / bandwidth and trips x latency."
     )
     return 1 if conclude(TITLE, {**facts, **report.to_json()}, report.results) else 0
+
+
+def _measure(options: argparse.Namespace, work: Path) -> Report:
+    """Make the rows that are wanted, and print them."""
+    lines = [LINES[name] for name in options.conditions]
+    rows = Rows(work, options.size * MiB, options.repeat, lines)
+    makers: dict[str, Callable[[Report], None]] = {
+        "push": rows.row_push,
+        "step": rows.row_step,
+        "checkout": rows.row_checkout,
+        "requests": rows.row_requests,
+        "versions": lambda report: row_versions(report, work, options.versions),
+        "memory": lambda report: rows.row_memory(report, options.memory_size * MiB),
+    }
+    compares = {"push", "step", "checkout"} & set(options.only)
+    report = Report(find_trips(work) if compares else {}, os.cpu_count() or 1)
+    for name in options.only:
+        report.make(makers[name])
+    return report
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from tools.bench.harness import Result
+from tools.bench.harness import Result, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tools.bench.hub.probe import Line, Spent
 
@@ -102,6 +102,15 @@ class Report:
         """Add another row."""
         self.results.append(result)
 
+    def make(self, row: Callable[[Report], None]) -> None:
+        """Have a row add its results and limits, and print them."""
+        results, limits = len(self.results), len(self.limits)
+        row(self)
+        if len(self.results) > results:
+            table(self.results[results:])
+        if len(self.limits) > limits:
+            self.print_limits(limits)
+
     def to_json(self) -> dict[str, Any]:
         """What goes with the rows."""
         return {"trips": self.trips, "limits": [asdict(limit) for limit in self.limits]}
@@ -182,10 +191,8 @@ class Report:
             "memory": memory,
         }
         by, limit = max(limits.items(), key=itemgetter(1))
-        if not limit:
-            by = "-"
-        if processor > 0.5 * seconds * self.cores or (not limit and processor > 0.5 * seconds):
-            by = "client CPU" if not limit else f"{by}, client CPU"
+        busy = processor > 0.5 * seconds * (self.cores if limit else 1)
+        causes = [by] * bool(limit) + ["client CPU"] * busy
         self.limits.append(
             Limit(
                 what=what,
@@ -195,7 +202,7 @@ class Report:
                 trips=trips,
                 processor=processor,
                 limit=limit,
-                limited_by=by,
+                limited_by=", ".join(causes) or "-",
             )
         )
 

@@ -58,15 +58,15 @@ class Rows:
                 model.make()
                 model.write_files(directory)
                 del model
-                ours = clients.spent("push", url=URL, model=directory, line=line)
-                plain = clients.spent("push_files", bucket=BUCKET, model=directory, line=line)
-                yield ours, plain
+                options: dict[str, Any] = {"model": directory, "line": line}
+                ours = clients.spent("transfers.push", url=URL, **options)
+                yield ours, clients.spent("transfers.push_files", bucket=BUCKET, **options)
 
     def steps(self) -> list[dict[str, Any]]:
-        """Steps of a trainer, as the job `train` describes them."""
+        """Steps of a trainer, as the job `trainer.train` describes them."""
         with scratch_folder(self.work, self.size) as scratch, fresh_hub(self.work) as clients:
             found: list[dict[str, Any]] = clients.run(
-                "train",
+                "trainer.train",
                 url=URL,
                 bucket=BUCKET,
                 scratch=scratch,
@@ -88,7 +88,7 @@ class Rows:
             model.step(SHARE)
             model.write_files(second)
             del model
-            clients.run("prepare", url=URL, bucket=BUCKET, models=[first, second])
+            clients.run("transfers.prepare", url=URL, bucket=BUCKET, models=[first, second])
             getter = _Getter(clients, first, second)
             getter.prepare()
             for line in self.lines:
@@ -97,10 +97,10 @@ class Rows:
                     yield line, getter.round(line)
 
     def requests(self, line: Line) -> list[dict[str, Any]]:
-        """Steps of a trainer and a replica, as the job `follow` describes them."""
+        """Steps of a trainer and a replica, as the job `trainer.follow` describes them."""
         with fresh_hub(self.work) as clients:
             found: list[dict[str, Any]] = clients.run(
-                "follow",
+                "trainer.follow",
                 url=URL,
                 size=self.size,
                 seed=next(_seeds),
@@ -221,34 +221,32 @@ class Rows:
             note_progress("memory: a model")
             write_large(directory, size, next(_seeds))
             names = sorted(path.name for path in directory.iterdir())
-            common: dict[str, Any] = {
-                "line": UNSHAPED,
-                "model": directory,
-                "out": out,
-                "names": names,
-            }
-            common |= {"url": URL, "ref": "main", "bucket": BUCKET, "prefix": ""}
-            for ours, theirs, what in (
-                ("push", "push_files", "commit"),
-                ("checkout", "download", "checkout"),
-            ):
+            options = {"line": UNSHAPED, "model": directory, "out": out, "names": names}
+            for ours, plain in (("push", "push_files"), ("checkout", "download")):
+                what = "commit" if ours == "push" else ours
                 note_progress(f"memory: {what}")
-                peaks = []
-                for job in (ours, theirs):
-                    peaks.append(clients.run("peak", measured=job, **common) / MiB)
-                    shutil.rmtree(out, ignore_errors=True)
-                report.add(
-                    Result(
-                        what=f"7 peak memory, {what} of {size // MiB} MiB",
-                        ours=peaks[0],
-                        reference=peaks[1],
-                        unit="MiB",
-                        ratio=peaks[0] / (MEMORY_LIMIT / MiB),
-                        target=1.0,
-                        note="beyond what imports take; the ratio is that to the limit of 512 MiB. "
-                        "Reference: hf_xet with the plain files",
-                    )
-                )
+                peaks = [self._peak(clients, job, options) for job in (ours, plain)]
+                report.add(_memory(f"7 peak memory, {what} of {size // MiB} MiB", *peaks))
+
+    def _peak(self, clients: Clients, job: str, options: dict[str, Any]) -> float:
+        """Bytes of memory that a job takes."""
+        where: dict[str, Any] = {"url": URL, "ref": "main", "bucket": BUCKET, "prefix": ""}
+        peak: float = clients.run("transfers.peak", measured=job, **where, **options)
+        shutil.rmtree(options["out"], ignore_errors=True)
+        return peak
+
+
+def _memory(what: str, ours: float, reference: float) -> Result:
+    return Result(
+        what=what,
+        ours=ours / MiB,
+        reference=reference / MiB,
+        unit="MiB",
+        ratio=ours / MEMORY_LIMIT,
+        target=1.0,
+        note="beyond what imports take; the ratio is that to the limit of 512 MiB. "
+        "Reference: hf_xet with the plain files",
+    )
 
 
 class _Getter:
@@ -264,7 +262,7 @@ class _Getter:
     def prepare(self) -> None:
         """Fill a disk cache with the first version."""
         options = {"url": URL, "ref": "v0", "out": self._out, "line": UNSHAPED, "cached": True}
-        self._clients.run("checkout", self._warm, **options)
+        self._clients.run("transfers.checkout", self._warm, **options)
         shutil.rmtree(self._out)
 
     def round(self, line: Line) -> dict[str, Spent]:
@@ -290,9 +288,8 @@ class _Getter:
         if warm:
             shutil.copytree(self._warm, self._home)
         with self._directory(ref, before=before):
-            spent = self._clients.spent(
-                "checkout", home, url=URL, ref=ref, out=self._out, line=line, cached=bool(home)
-            )
+            options: dict[str, Any] = {"url": URL, "ref": ref, "out": self._out, "line": line}
+            spent = self._clients.spent("transfers.checkout", home, cached=bool(home), **options)
         if home:
             shutil.rmtree(home)
         return spent
@@ -300,7 +297,7 @@ class _Getter:
     def _download(self, version: str, line: Line, *, before: bool = False) -> Spent:
         with self._directory(version, before=before):
             return self._clients.spent(
-                "download",
+                "transfers.download",
                 bucket=BUCKET,
                 prefix=f"{version}/",
                 names=self._names,

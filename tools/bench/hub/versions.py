@@ -13,15 +13,16 @@ from casweights.stores.memory import MemoryStore
 from tools.bench.harness import Result
 from tools.bench.hub.clients import fresh_hub, note_progress
 from tools.bench.hub.model import Model
+from tools.bench.hub.plain import create_bucket, upload
 from tools.bench.hub.probe import UNSHAPED, Probe, Spent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from casweights.system.buffers import Buffer
+    from tools.bench.hub.jobs import Options
     from tools.bench.hub.report import Report
 
-    Options = dict[str, Any]
 
 _BUCKET, _PREFIX = "me/weights", "run"
 _REFS = "refs/"
@@ -81,13 +82,12 @@ def _requests(work: Path, versions: int) -> dict[str, list[Spent]]:
         note_progress(f"{versions:,} versions")
         state, out = clients.work / "state.bin", clients.work / "out"
         common: Options = {"url": f"hf://buckets/{_BUCKET}/{_PREFIX}", "state": state}
-        clients.run("versions_build", versions=versions, **common)
-        found = clients.run("versions_open", **common)
+        clients.run("versions.build", versions=versions, **common)
+        found = clients.run("versions.count_open", **common)
         spent = {name: [Spent.parse(step) for step in steps] for name, steps in found.items()}
-        spent["fresh_commit"] = [clients.spent("versions_commit", **common)]
-        spent["checkout"] = [
-            clients.spent("checkout", url=common["url"], ref="main", out=out, line=UNSHAPED)
-        ]
+        spent["fresh_commit"] = [clients.spent("versions.commit", **common)]
+        newest = {"url": common["url"], "ref": "main", "out": out, "line": UNSHAPED}
+        spent["checkout"] = [clients.spent("transfers.checkout", **newest)]
     return {name: _median_first(steps) for name, steps in spent.items()}
 
 
@@ -131,8 +131,6 @@ class _LikeBucket(MemoryStore):
 
 def build(_: Probe, options: Options) -> Any:
     """Make versions: most in memory, from where they are uploaded, and the last in the bucket."""
-    from tools.bench.hub.jobs import create_bucket, upload
-
     versions, native = options["versions"], min(_NATIVE, options["versions"])
     model = _model(0)
     if versions > native:
@@ -209,10 +207,3 @@ def _read_model(options: Options) -> Model:
 
 def _kept(model: Model) -> dict[str, Any]:
     return {"cache_size": 4 * model.nbytes}
-
-
-JOBS: dict[str, Callable[[Probe, Options], Any]] = {
-    "versions_build": build,
-    "versions_open": count_open,
-    "versions_commit": commit,
-}

@@ -29,48 +29,22 @@ _GB = 1e9
 _NAME = "cuda"
 
 
-class _Scans(Reporter):
-    """Keeps how long the scans took."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def published(self, stats: PublishStats) -> None:
-        self.seconds.append(stats.scan_seconds)
-
-
 def row_device(report: Report, work: Path, size: int, rounds: int) -> None:
     """Speeds of the scan and of the pause, in bytes of the model a second."""
     if not torch.cuda.is_available():
         print("device: this machine has no GPU that torch can use; the row is left out\n")
         return
-    model = Model(size, 1)
     note_progress("device: a model")
-    model.make()
-    host = model.tensors()
-    state = {name: tensor.to(_NAME) for name, tensor in host.items()}
-    live = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-    scans, copies, applies = _Scans(), [], []
-    url = work / "device"
+    url, scans = work / "device", _Scans()
     casweights.open(url, create=True).close()
     with Publisher(url, base="device", reporter=scans) as publisher, Subscriber(url) as subscriber:
-        publisher.publish(state)
-        publisher.wait()
-        subscriber.sync(live)
+        model = Model(size, 1)
+        device = _Device(publisher, subscriber, model)
         for n in range(rounds + 1):
             note_progress(f"device: step {n}")
-            model.step(SHARE)
-            for name, tensor in host.items():
-                state[name].copy_(tensor)
-            publisher.publish(state)
-            publisher.wait()
-            subscriber.prefetch()
-            applies.append(_seconds(subscriber.sync))
-            if any(not torch.equal(live[name].cpu(), tensor) for name, tensor in host.items()):
-                raise AssertionError("the weights differ on the device")
-            copies.append(_seconds(lambda: _copy(state, live)))
-    copied = _speed(model.nbytes, copies[1:])
-    for what, seconds in (("scan in publish()", scans.seconds[2:]), ("pause", applies[1:])):
+            device.step()
+    copied = _speed(model.nbytes, device.copies[1:])
+    for what, seconds in (("scan in publish()", scans.seconds[2:]), ("pause", device.pauses[1:])):
         report.add(
             compared(
                 f"device: {what}",
@@ -81,6 +55,55 @@ def row_device(report: Report, work: Path, size: int, rounds: int) -> None:
                 f"{torch.cuda.get_device_name()}, where each byte is read and written",
             )
         )
+
+
+class _Scans(Reporter):
+    """Keeps how long the scans took."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def published(self, stats: PublishStats) -> None:
+        self.seconds.append(stats.scan_seconds)
+
+
+class _Device:
+    """A model on the device, and its replica there.
+
+    Attributes:
+        pauses: Seconds of each step that the replica's tensors were written.
+        copies: Seconds that copying all tensors took after it.
+    """
+
+    def __init__(self, publisher: Publisher, subscriber: Subscriber, model: Model) -> None:
+        self._publisher, self._subscriber, self._model = publisher, subscriber, model
+        model.make()
+        self._host = model.tensors()
+        self._state = {name: tensor.to(_NAME) for name, tensor in self._host.items()}
+        self._live = {name: torch.zeros_like(tensor) for name, tensor in self._state.items()}
+        self.pauses: list[float] = []
+        self.copies: list[float] = []
+        self._publish()
+        subscriber.sync(self._live)
+
+    def step(self) -> None:
+        """Publish a step, apply it, and compare.
+
+        Raises:
+            AssertionError: The replica differs.
+        """
+        self._model.step(SHARE)
+        _copy(self._host, self._state)
+        self._publish()
+        self._subscriber.prefetch()
+        self.pauses.append(_seconds(self._subscriber.sync))
+        if any(not torch.equal(self._live[name].cpu(), x) for name, x in self._host.items()):
+            raise AssertionError("the weights differ on the device")
+        self.copies.append(_seconds(lambda: _copy(self._state, self._live)))
+
+    def _publish(self) -> None:
+        self._publisher.publish(self._state)
+        self._publisher.wait()
 
 
 def _copy(state: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:

@@ -25,9 +25,10 @@ from casweights.events import Reporter
 from casweights.stores.url import open_object_store
 from casweights.sync.publisher import Publisher
 from casweights.sync.subscriber import Subscriber
-from tools.bench.hub.jobs import create_bucket, import_modules, upload
+from tools.bench.hub.jobs import import_modules
 from tools.bench.hub.model import Model
 from tools.bench.hub.patch import Patches, apply_patch, write_v1, write_v3
+from tools.bench.hub.plain import create_bucket, fetch, upload
 from tools.bench.hub.probe import Probe
 from tools.bench.hub.reads import RecordingStore
 from tools.bench.workers import serve
@@ -260,11 +261,7 @@ class Replica:
         path = self._scratch / f"received-{name}"
 
         def run() -> None:
-            from huggingface_hub import HfApi
-
-            HfApi().download_bucket_files(
-                self._bucket, files=[(name, str(path))], raise_on_missing_files=True
-            )
+            fetch(self._bucket, [(name, str(path))])
             apply_patch(path, self._patched)
 
         spent = self._probe.count(run)

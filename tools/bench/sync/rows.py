@@ -1,4 +1,4 @@
-"""The rows on live sync: bytes, times and pauses of a step, replicas, late joiners and memory."""
+"""The rows on steps, their bytes, times and pauses, and the row on memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tools.bench.harness import Result, compared, measured
 from tools.bench.hub.clients import note_progress
 from tools.bench.hub.model import MiB, Model
 from tools.bench.hub.probe import UNSHAPED, Line, Spent
+from tools.bench.hub.report import MB
 from tools.bench.sync.profile import print_profile
-from tools.bench.sync.steps import BUCKET, SHARE, URL, Pair, Run, Step, fresh_run
+from tools.bench.sync.steps import SHARE, Pair, Run, Step, fresh_run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
     from tools.bench.hub.report import Report
     from tools.bench.sync.steps import Way
 
-MB = 1e6
 _REPLICA_MEMORY = 256  # MiB
 _TRAINER_MEMORY = 512  # MiB of work in flight, as for every commit
 _LINE = 64  # bytes that the memory moves to change one element
-_HIDDEN = 1024  # of the model that replicas join late, so that tensors are not tiny
 _ENTROPY = 128 * MiB  # of a model that is like the others in this, to save time
 _TIMES = {"unshaped": 0.8, "200 Mbit/s": 0.5}
 _PAUSES = {"unshaped": 0.5, "200 Mbit/s": 0.2}
@@ -76,101 +75,6 @@ class Rows:
                 steps += found
             self._bytes(report, steps, first)
             self._blocked(report, steps, run.trainer.ask("hash"))
-
-    def row_replicas(self, report: Report, counts: Sequence[int]) -> None:
-        """What a trainer and each replica pay if there are several."""
-        line = Line(name="50 ms", latency=0.05)
-        with fresh_run(self.work, self.size) as run:
-            run.publish(UNSHAPED)
-            found = {}
-            for count in counts:
-                note_progress(f"replicas: {count}")
-                run.probe.set(UNSHAPED)
-                run.add_replicas(count)
-                found[count] = _Crowd(run, line, self.rounds)
-        alone = found.pop(counts[0])
-        report.add(_spread("bytes of each replica, 1", alone))
-        for count, crowd in found.items():
-            for what, unit, ours, reference, target in _costs(crowd, alone):
-                report.add(
-                    compared(
-                        f"trainer with {count} replicas: {what}",
-                        ours,
-                        reference,
-                        unit,
-                        target=target,
-                        note="reference: with one replica, in the same run. Every replica is a "
-                        "process, and all of them, trainer and Hub share the processors",
-                    )
-                )
-            report.add(_spread(f"bytes of each replica, {count}", crowd))
-            report.add(
-                compared(
-                    f"{count} replicas at once: seconds until the last has it",
-                    crowd.together,
-                    alone.together,
-                    "s",
-                    note=f"from when it is durable, at 50 ms; publishing asked for "
-                    f"{crowd.writer.routes}; a replica for {crowd.readers[0].routes}",
-                )
-            )
-
-    def row_join(self, report: Report, size: int, behind: int) -> None:
-        """A replica with nothing joins a long branch."""
-        with fresh_run(self.work, size, begin=False) as run:
-            clients = run.clients
-            local = clients.work / "local"
-            note_progress(f"a branch of {behind} steps")
-            builder = run.start("trainer", url=local, hidden=_HIDDEN)
-            built = builder.ask("build", steps=behind, share=SHARE, target=URL)
-            plain = clients.work / "plain"
-            plain.mkdir()
-            builder.ask("upload_plain")
-            name = "plain.safetensors"
-            for line in (UNSHAPED, *(line for line in self.lines if line.bandwidth)):
-                note_progress(f"joining, {line.name}")
-                run.probe.set(line)
-                replica = run.start("replica", hidden=_HIDDEN)
-                begun = replica.ask("begin")
-                joined = Spent.parse(begun["spent"])
-                run.probe.set(UNSHAPED)
-                if replica.ask("digest") != builder.ask("digest"):
-                    raise AssertionError("a late joiner differs from the trainer")
-                fetched = clients.spent(
-                    "download",
-                    bucket=BUCKET,
-                    prefix="",
-                    names=[name],
-                    out=plain,
-                    line=line,
-                )
-                (plain / name).unlink()
-                report.add(
-                    compared(
-                        f"joining {behind} steps late, {line.name}: time",
-                        joined.seconds,
-                        fetched.seconds,
-                        "s",
-                        note="a fresh process with no weights; reference: "
-                        f"HfApi.download_bucket_files of the plain file; {joined.routes}",
-                    )
-                )
-        for what, reference, note in (
-            ("plain bytes", fetched.received, "of the plain file, downloaded by hf_xet"),
-            ("first version", built["first"], "that the first version's frames take"),
-        ):
-            report.add(
-                compared(
-                    f"joining {behind} steps late: bytes to {what}",
-                    joined.received / MB,
-                    reference / MB,
-                    "MB",
-                    target=1.5,
-                    note=f"reference: bytes {note}; {built['nbytes'] / MiB:.0f} MiB of bf16, each "
-                    "step published to a directory and pushed; of frames it fetched "
-                    f"{begun['stats']['fetched_bytes'] / MB:.3f} MB",
-                )
-            )
 
     def row_memory(self, report: Report, size: int) -> None:
         """Memory beside the model."""
@@ -299,78 +203,6 @@ class Rows:
                 f"the model with all processors takes {hashing:.3f} s",
             )
         )
-
-
-class _Crowd:
-    """Steps with several replicas; medians.
-
-    Attributes:
-        writer: What publishing cost while the replicas slept.
-        polled: The same while they polled; requests and bytes have theirs in them.
-        readers: What each replica cost, one after the other.
-        together: Seconds until all had it that were told at once.
-    """
-
-    def __init__(self, run: Run, line: Line, rounds: int) -> None:
-        written, polled, together = [], [], []
-        for _ in range(rounds):
-            published = run.publish(line)
-            written.append(Spent.parse(published["spent"]))
-            self.readers = [
-                Spent.parse(replica.ask("sync", to=published["snapshot"])["spent"])
-                for replica in run.replicas
-            ]
-            published = run.publish(line)
-            for replica in run.replicas:
-                replica.tell("sync", to=published["snapshot"])
-            found = [replica.answer() for replica in run.replicas]
-            together.append(max(Spent.parse(x["spent"]).seconds for x in found))
-            polled.append(self._publish_polled(run, line))
-            run.probe.set(UNSHAPED)
-            run.check()
-        self.writer = _median(written)
-        self.polled = _median(polled)
-        self.together = statistics.median(together)
-
-    def _publish_polled(self, run: Run, line: Line) -> Spent:
-        run.probe.set(line)
-        for replica in run.replicas:
-            replica.ask("follow")
-        published = run.publish(line)
-        for replica in run.replicas:
-            replica.ask("followed", snapshot=published["snapshot"])
-        for replica in run.replicas:
-            replica.ask("stop")
-        return Spent.parse(published["spent"])
-
-
-def _costs(crowd: _Crowd, alone: _Crowd) -> list[tuple[str, str, float, float, float]]:
-    """What publishing costs: what, unit, with many and with one, and the ratio to reach."""
-    many, one = crowd.writer, alone.writer
-    polled = crowd.polled.seconds, alone.polled.seconds
-    return [
-        ("requests", "requests", many.total, one.total, 1.0),
-        ("bytes", "MB", many.sent / MB, one.sent / MB, 1.01),
-        ("seconds until durable", "s", many.seconds, one.seconds, 1.1),
-        ("the same while they poll", "s", *polled, 1.1),
-    ]
-
-
-def _median(values: Sequence[Spent]) -> Spent:
-    """That of the median time."""
-    return sorted(values, key=lambda spent: spent.seconds)[len(values) // 2]
-
-
-def _spread(what: str, crowd: _Crowd) -> Result:
-    nbytes = [spent.received for spent in crowd.readers]
-    return compared(
-        what,
-        max(nbytes) / MB,
-        min(nbytes) / MB,
-        "MB",
-        target=1.01,
-        note="one after the other; ours is the largest of them, the reference the smallest",
-    )
 
 
 def _up(steps: Sequence[Step]) -> str:
