@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 import casweights
 from casweights.config import KiB, MiB, StoreConfig
-from tools.models import variants
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +58,8 @@ class Row:
 
 def make_variants(work: Path) -> list[Path]:
     """The base and its variants, as the demo makes them."""
+    from tools.models import variants  # with transformers, which takes seconds
+
     base = variants.base_directory()
     made = {name: work / name for name in ("frozen", "full", "vocabulary", "half", "adapter")}
     variants.fine_tune(base, made["frozen"], frozen_embeddings=True)

@@ -21,8 +21,9 @@ from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import build_header
 from casweights.system.threads import default_workers
 from tools.bench.encodings.entropy import bounds
-from tools.bench.encodings.peers import read_state, sizes
+from tools.bench.encodings.peers import sizes
 from tools.bench.encodings.programs import NotInstalledError, zstd_patch
+from tools.bench.encodings.states import read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from casweights.format.dtypes import DType
     from casweights.results import CommitStats
     from tools.bench.encodings.peers import Array, State
+    from tools.bench.encodings.states import Array, State
     from tools.models.training import Version
 
 PATCH = "zstd --patch-from"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from tools.bench.encodings.peers import Array
+    from tools.bench.encodings.states import Array
 
 KiB = 1 << 10
 LEAST, MOST = 8 * KiB, 128 * KiB

@@ -22,15 +22,16 @@ from tools.bench.encodings.data import (
     spread,
 )
 from tools.bench.encodings.entropy import exponent
-from tools.bench.encodings.peers import read_state, zipnn_decode, zipnn_encode
+from tools.bench.encodings.peers import zipnn_decode, zipnn_encode
 from tools.bench.encodings.programs import NotInstalledError
+from tools.bench.encodings.states import read_state
 from tools.bench.harness import Clock, Result, compared, measured, pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tools.bench.encodings.peers import Array, State
+    from tools.bench.encodings.states import Array, State
 
 OF_BITX, OF_XOR_PLANES, OF_RAW = 0.70, 0.85, 0.68
 DENSE_ENCODE, DENSE_DECODE = 0.4, 0.6  # GB/s

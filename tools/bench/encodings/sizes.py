@@ -28,15 +28,15 @@ from tools.bench.encodings.data import (
     thin,
     write_state,
 )
-from tools.bench.encodings.peers import read_state
 from tools.bench.encodings.programs import NotInstalledError
+from tools.bench.encodings.states import read_state
 from tools.bench.harness import Result, compared, measured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tools.bench.encodings.peers import State
+    from tools.bench.encodings.states import State
 
 DENSITIES = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60)  # percent
 BUSY = 60

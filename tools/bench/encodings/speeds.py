@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights.repository import Repository
-    from tools.bench.encodings.peers import Array
+    from tools.bench.encodings.states import Array
 
 BASE = "base.safetensors"
 PERCENTS = (0.1, 1, 10)  # changed

@@ -25,8 +25,9 @@ from casweights.format.planes import encode_planes
 from casweights.stores.local import LocalStore
 from casweights.testing.counting import CountingStore
 from tools.bench.encodings.dedup import dedup
-from tools.bench.encodings.peers import bitx_encode, read_state, zipnn_encode
+from tools.bench.encodings.peers import bitx_encode, zipnn_encode
 from tools.bench.encodings.programs import NotInstalledError, borg, restic
+from tools.bench.encodings.states import read_state
 from tools.bench.harness import Result, compared
 
 if TYPE_CHECKING:

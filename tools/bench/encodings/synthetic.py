@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tools.bench.encodings.peers import Array, State
+    from tools.bench.encodings.states import Array, State
 
 _HIDDEN, _INNER, _WORDS = 2048, 5632, 16384
 _LAYER = {

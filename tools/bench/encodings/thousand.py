@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from casweights.events import CommitStats
     from casweights.ids import SnapshotId
     from casweights.operations.stats import StoreStats
-    from tools.bench.encodings.peers import State
+    from tools.bench.encodings.states import State
 
 OF_ENTROPY, OF_WHOLE = 1.15, 1.5
 CHECKED = 20  # versions that are checked out

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tools.bench.encodings.data import to_bf16
-from tools.bench.encodings.peers import read_state
+from tools.bench.encodings.states import read_state
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tools.bench.encodings.peers import Array, State
+    from tools.bench.encodings.states import Array, State
 
 
 class Walk:

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from casweights.system.threads import default_workers
-from tools.bench.encodings.peers import trl_v3_decode
+from tools.bench.encodings.patches import trl_v3_decode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from tools.bench.encodings.peers import Array, Indices, State
+    from tools.bench.encodings.states import Array, Indices, State
 
 _pool = ThreadPoolExecutor(default_workers(), initializer=lambda: torch.set_num_threads(1))
 
