@@ -1,4 +1,4 @@
-"""Bytes of RL steps, and of differences of every density, beside what others need for them."""
+"""Bytes of RL steps, and of differences of every density, against what others need for them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rl_steps(data: Data, work: Path) -> list[Result]:
 
 
 def _skips(what: str, files: Sequence[Path]) -> list[Result]:
-    """Differences from several steps before, beside the steps."""
+    """Differences from several steps before, against the steps."""
     steps: list[int] = spread(_between, list(pairwise(files)))
     skipped: list[int] = spread(_between, [(files[0], files[k]) for k in SKIPPED])
     note = "reference: the steps, one by one; frames alone"
@@ -82,7 +82,7 @@ class _Steps:
 
     Attributes:
         what: Their name in the report.
-        pairs: Each step beside what others need for it.
+        pairs: Each step, and what others need for it.
         stored: What each commit left in the store.
     """
 
@@ -127,7 +127,7 @@ class _Steps:
     def compare(
         self, to: str, reference: float, *, note: str, target: float | None = None
     ) -> Result:
-        """A row of the frames beside other bytes, for each changed element."""
+        """A row that compares frames with other bytes, for each changed element."""
         return compared(
             f"{self.what}: {to}",
             self.frames / self.changed,
@@ -234,7 +234,7 @@ class _Density:
 
     Attributes:
         percent: How many of the elements changed.
-        pair: The files beside what others need.
+        pair: The difference of the files, and what others need for it.
         stored: What a commit left in the store.
         ours: Bytes of each of our encodings alone, and of the smallest for each chunk.
     """
@@ -258,7 +258,7 @@ class _Density:
         return name, sizes[name]
 
     def compare(self, what: str, size: int, note: str) -> Result:
-        """A row of bytes for each changed element, beside the smallest of all others."""
+        """A row that compares bytes for each changed element with the smallest of all others."""
         return compared(
             f"{self.percent} % changed: {what}",
             size / self.pair.changed,

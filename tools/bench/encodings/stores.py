@@ -1,4 +1,4 @@
-"""A whole store: a family of models, beside what others keep of it."""
+"""A whole store: a family of models, against what others keep of it."""
 
 from __future__ import annotations
 

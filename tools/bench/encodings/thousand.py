@@ -292,7 +292,7 @@ def _longest_chain(history: _History) -> Result:
 
 
 def _skips(history: _History) -> list[Result]:
-    """One difference over several steps, beside the steps."""
+    """One difference over several steps, against the steps."""
     return [
         compared(
             f"{len(history.versions)} versions: one difference over {k} steps",

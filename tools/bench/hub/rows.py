@@ -161,48 +161,25 @@ class Rows:
         for line, found in self.checkouts():
             rounds[line.name].append(found)
         for line in self.lines:
-            for kind, what in (("cold", "without disk cache"), ("filling", "filling disk cache")):
-                report.compare(
-                    f"3 checkout, {what}",
-                    [(found[kind], found["plain"]) for found in rounds[line.name]],
-                    line,
-                    ("cold", "plain"),
-                    time=1.15,
-                    note="a fresh process, into an empty directory; reference: "
-                    "HfApi.download_bucket_files of the plain files into an empty directory",
-                )
-            target = None if line.bandwidth and line.bandwidth < 100e6 else 1 / 5
-            for kind, what in (("next", "over the one before"), ("cached", "from disk cache")):
-                report.compare(
-                    f"4 next version, {what}",
-                    [(found[kind], found["plain_next"]) for found in rounds[line.name]],
-                    line,
-                    ("next", "plain"),
-                    time=target if line.latency else 1 / 2,
-                    fewer=100,
-                    note="a fresh process without a disk cache, into a directory that has the "
-                    "version before; or into an empty one, with a disk cache that has it. "
-                    "Reference: HfApi.download_bucket_files over the files of the version before",
-                )
+            _compare_first(report, line, rounds[line.name])
+            _compare_next(report, line, rounds[line.name])
 
     def row_requests(self, report: Report) -> None:
         """Row 5."""
         line = Line(name="50 ms", latency=0.05)
         found = self.requests(line)
         writers = [Spent.parse(step["writer"]) for step in found]
-        followers = [Spent.parse(step["follower"]) for step in found]
-        uploads = max(spent.requests.get("batch", 0) for spent in writers)
         report.add(
             measured(
                 "5 upload calls of a step",
-                uploads,
+                max(spent.requests.get("batch", 0) for spent in writers),
                 "calls",
                 target=2,
                 note=f"requests of the trainer: {_spread(writers)}",
             )
         )
-        chains = [step["chain"] for step in found]
-        longest = max(chains, key=len)
+        followers = [Spent.parse(step["follower"]) for step in found]
+        longest = max((step["chain"] for step in found), key=len)
         report.add(
             measured(
                 "5 reads of a follower, one after another",
@@ -234,6 +211,37 @@ class Rows:
         peak: float = clients.run("transfers.peak", measured=job, **where, **options)
         shutil.rmtree(options["out"], ignore_errors=True)
         return peak
+
+
+def _compare_first(report: Report, line: Line, rounds: Sequence[dict[str, Spent]]) -> None:
+    """Rows 3: checkouts by a process that has nothing."""
+    for kind, what in (("cold", "without disk cache"), ("filling", "filling disk cache")):
+        report.compare(
+            f"3 checkout, {what}",
+            [(found[kind], found["plain"]) for found in rounds],
+            line,
+            ("cold", "plain"),
+            time=1.15,
+            note="a fresh process, into an empty directory; reference: "
+            "HfApi.download_bucket_files of the plain files into an empty directory",
+        )
+
+
+def _compare_next(report: Report, line: Line, rounds: Sequence[dict[str, Spent]]) -> None:
+    """Rows 4: checkouts of the version after the one that is there."""
+    target = None if line.bandwidth and line.bandwidth < 100e6 else 1 / 5
+    for kind, what in (("next", "over the one before"), ("cached", "from disk cache")):
+        report.compare(
+            f"4 next version, {what}",
+            [(found[kind], found["plain_next"]) for found in rounds],
+            line,
+            ("next", "plain"),
+            time=target if line.latency else 1 / 2,
+            fewer=100,
+            note="a fresh process without a disk cache, into a directory that has the "
+            "version before; or into an empty one, with a disk cache that has it. "
+            "Reference: HfApi.download_bucket_files over the files of the version before",
+        )
 
 
 def _memory(what: str, ours: float, reference: float) -> Result:
