@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casweights.config import Compression
-    from casweights.operations.stats import StoreStats
+    from casweights.results import StoreStats
 
 SIZES = [256 * KiB, 512 * KiB, 1 * MiB, 2 * MiB, 4 * MiB, 8 * MiB, 16 * MiB]
 COMPRESSIONS: list[Compression] = ["fast", "auto", "small"]

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import casweights
-from casweights.events import CommitStats, Stage
-from casweights.operations.diff import ChangeKind
+from casweights.events import Stage
+from casweights.results import ChangeKind, CommitStats
 from tools.demos.common import (
     BASE,
     MODELS,
@@ -32,11 +32,6 @@ from tools.demos.common import (
     say,
     size_on_disk,
 )
-from safetensors.torch import load_file
-
-import casweights
-from casweights.events import Stage
-from casweights.results import ChangeKind, CommitStats
 from tools.models import variants
 
 RELEASE = "v1.0"

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from casweights.config import Compression
     from casweights.format.dtypes import DType
     from casweights.results import CommitStats
-    from tools.bench.encodings.peers import Array, State
     from tools.bench.encodings.states import Array, State
     from tools.models.training import Version
 

@@ -13,17 +13,6 @@ from tools.bench.encodings.data import (
     smallest_state,
     spread,
 )
-from encodings_dedup import dedup
-from entropy import Bounds, bounds
-from harness import Result, compared, measured
-from peers import bitx_encode, read_state, zipnn_encode
-from programs import NotInstalledError, borg, restic
-
-import casweights
-from casweights.events import Reporter
-from casweights.format.planes import encode_planes
-from casweights.stores.local import LocalStore
-from casweights.testing.counting import CountingStore
 from tools.bench.encodings.dedup import dedup
 from tools.bench.encodings.peers import bitx_encode, zipnn_encode
 from tools.bench.encodings.programs import NotInstalledError, borg, restic
@@ -34,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from casweights.ids import SnapshotId
-    from casweights.results import CheckoutStats
-    from tools.bench.encodings.peers import Array, State
     from tools.bench.encodings.data import Stored
 
 OF_ZIPLLM = 0.75

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import casweights
-from casweights.events import CheckoutStats, Reporter
+from casweights.events import Reporter
 from casweights.stores.local import LocalStore
 from casweights.testing.counting import CountingStore
 from tools.bench.encodings.data import (
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from casweights.events import CommitStats
     from casweights.ids import SnapshotId
-    from casweights.operations.stats import StoreStats
+    from casweights.results import CheckoutStats, CommitStats, StoreStats
     from tools.bench.encodings.states import State
 
 OF_ENTROPY, OF_WHOLE = 1.15, 1.5

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tools.bench.hub.report import Report
-
     from casweights.results import PublishStats
+    from tools.bench.hub.report import Report
 
 _GB = 1e9
 _NAME = "cuda"
