@@ -59,7 +59,14 @@ SHARED = {"operations.commit", "operations.deltas", "operations.relatives", "ope
 
 # Modules from elsewhere that only some rooms, or modules of a room, may import, annotations aside.
 FOREIGN: dict[str, set[str]] = {
-    "torch": {"content.outlines", "content.states", "sync", "testing", "integrations"},
+    "torch": {
+        "content.outlines",
+        "content.states",
+        "content.torch_types",
+        "sync",
+        "testing",
+        "integrations",
+    },
     "huggingface_hub": {"stores.hub"},
     "hf_xet": {"stores.hub"},
     "tqdm": {"instrumentation", "cli"},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from casweights.content.torch_types import identity, is_plain_tensor
 from casweights.content.trees import ARRAY, BYTES, SCALAR, STREAM, is_value
 from casweights.format import safetensors
 from casweights.format.safetensors import TREE_KEY
@@ -99,7 +100,7 @@ class Look:
             self.facts.append(object())  # equal to nothing: what this is has to be looked at again
 
     def _add_tensor(self, tensor: torch.Tensor) -> None:
-        if not is_plain(tensor) or tensor.layout != torch.strided or tensor.is_nested:
+        if not is_plain_tensor(tensor) or tensor.layout != torch.strided or tensor.is_nested:
             self.facts.append(object())
             return
         shape = tensor.shape
@@ -138,16 +139,3 @@ def as_tensor(value: object) -> tuple[str, torch.Tensor] | None:
         return kind, torch.from_numpy(array)
     except TypeError:
         return None
-
-
-def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are the same view of the same memory."""
-    if tensor.numel() == 0:
-        return (id(tensor),)
-    where = tensor.data_ptr(), tensor.device, tensor.is_conj(), tensor.is_neg()
-    return (*where, tensor.dtype, tensor.shape, tensor.stride())
-
-
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's memory is its value (not so for DTensor and other wrappers)."""
-    return type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)

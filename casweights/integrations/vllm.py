@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from casweights.config import DEFAULT_BRANCH
 from casweights.content.arguments import to_list
-from casweights.content.states import allocate
+from casweights.content.torch_types import allocate
 from casweights.content.weights import Weights
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
 from casweights.ids import SnapshotId

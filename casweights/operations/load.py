@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.content.selection import tensor_chunks
-from casweights.content.states import allocate
+from casweights.content.torch_types import allocate
 from casweights.content.trees import rebuild
 from casweights.content.weights import Weight, Weights
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from casweights.content.states import is_dense
+from casweights.content.torch_types import is_dense
 from casweights.sync.changes import POSITION, Change, find_change
 from casweights.sync.devices import (
     device_changes,

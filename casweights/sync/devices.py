@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from casweights.content.states import patterns
+from casweights.content.torch_types import patterns
 from casweights.sync.changes import POSITION, Change
 from casweights.system.buffers import uninitialized
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from casweights.content.states import is_plain_memory, patterns, tensor_bytes
+from casweights.content.torch_types import is_plain_memory, patterns, tensor_bytes
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.changes import Change, find_change
 from casweights.sync.devices import device_changes, device_exchange, flat_patterns

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.content.files import SourceFile
-from casweights.content.states import STATE_FILE, StateFile, tensor_bytes
+from casweights.content.states import STATE_FILE, StateFile
+from casweights.content.torch_types import tensor_bytes
 from casweights.format.layout import Piece, file_pieces, grid, runs
 from casweights.sync.batches import make_batches
 from casweights.sync.changes import Change, find_change, take_back

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from casweights.content.states import Cast, check_tensor
+from casweights.content.torch_types import check_tensor
 from casweights.content.trees import leaves
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.wrappers import plain_names
+
+if TYPE_CHECKING:
+    from casweights.content.states import Cast
 
 
 def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:

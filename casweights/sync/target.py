@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from casweights.content.outlines import identity
-from casweights.content.states import code_of, element_shape
+from casweights.content.torch_types import code_of, element_shape, identity
 from casweights.content.trees import carried_names, tied_names
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.live import LiveTensor, check_writable

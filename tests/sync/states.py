@@ -10,7 +10,7 @@ import torch
 
 import casweights
 from casweights.config import KiB, StoreConfig
-from casweights.content.outlines import identity
+from casweights.content.torch_types import identity
 from casweights.errors import ErrorCode, StoreError
 from casweights.stores.base import ObjectStore
 from casweights.stores.memory import MemoryStore

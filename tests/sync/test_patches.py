@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from casweights import IntegrityError, InvalidInputError, StaleError, Subscriber
-from casweights.content.states import patterns
+from casweights.content.torch_types import patterns
 from casweights.testing.faults import flip_bit
 from casweights.testing.states import tensor_bits
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes

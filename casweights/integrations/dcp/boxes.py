@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.content.states import allocate
+from casweights.content.torch_types import allocate
 from casweights.events import Stage
 from casweights.format.safetensors import TensorInfo
 from casweights.system.buffers import uninitialized

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from casweights.content.selection import StoredTensor, tensor_chunks
-from casweights.content.states import allocate
+from casweights.content.torch_types import allocate
 from casweights.errors import (
     ErrorCode,
     IntegrityError,

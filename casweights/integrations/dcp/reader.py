@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from casweights.config import DEFAULT_BRANCH
-from casweights.content.states import tensor_bytes
+from casweights.content.torch_types import tensor_bytes
 from casweights.errors import (
     ConflictError,
     ErrorCode,

@@ -9,14 +9,8 @@ import torch
 from torch.distributed.checkpoint.planner import WriteItemType
 
 from casweights.content.files import SourceFile
-from casweights.content.states import (
-    RECENT,
-    StateFile,
-    TensorFile,
-    check_tensor,
-    is_plain_memory,
-    tensor_bytes,
-)
+from casweights.content.states import RECENT, StateFile, TensorFile
+from casweights.content.torch_types import check_tensor, is_plain_memory, tensor_bytes
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.integrations.dcp.objects import check_saved
 from casweights.system.threads import Recent
