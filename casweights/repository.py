@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from casweights.config import (
     DEFAULT_BRANCH,
@@ -23,14 +23,14 @@ from casweights.errors import (
     NotFoundError,
 )
 from casweights.ids import SnapshotId
+from casweights.system.closing import Closing
 from casweights.system.files import to_path
-from casweights.system.handles import ProcessBound
+from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
-    from types import TracebackType
 
     from casweights.content.trees import ExtraState
     from casweights.database import Database
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     Ref = str | SnapshotId | Snapshot
 
 
-class Repository(ProcessBound):
+class Repository(Handle, Closing):
     """An open store of model versions; made by `casweights.open`.
 
     A *ref* names a version: a branch, a tag (``heads/x`` and ``tags/x`` where a name is both), a
@@ -445,14 +445,3 @@ class Repository(ProcessBound):
     def close(self) -> None:
         """End the threads; the repository cannot be used afterwards."""
         self._db.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -12,7 +12,7 @@ import time
 from contextlib import closing, suppress
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from casweights.config import DEFAULT_EXCLUDE
 from casweights.content.files import GLIMPSE, SourceFile, granule, matches
@@ -20,13 +20,13 @@ from casweights.errors import ConflictError, ErrorCode, InvalidInputError
 from casweights.format import safetensors
 from casweights.format.names import CONFIG
 from casweights.system import staging
+from casweights.system.closing import Closing
 from casweights.system.files import read_exactly
 from casweights.system.folders import Folder, in_the_way
 
 if TYPE_CHECKING:
     from collections.abc import Container, Generator, Iterator, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from casweights.format.layout import Piece
     from casweights.system.buffers import Pool
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _KEPT = (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOENT)
 
 
-class Worktree:
+class Worktree(Closing):
     """A directory that may not exist yet; use it as a context manager.
 
     Paths are those of a version: relative, with ``/`` between their parts.
@@ -269,17 +269,6 @@ class Worktree:
         """Release it."""
         if self._root is not None:
             self._root.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class PlacedFile(SourceFile):

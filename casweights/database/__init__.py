@@ -21,7 +21,7 @@ from casweights.format.store_file import (
 )
 from casweights.results import StoreInfo
 from casweights.stores.readahead import ReadaheadStore
-from casweights.system.handles import ProcessBound
+from casweights.system.handles import Handle
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
 
 
-class Database(ProcessBound):
+class Database(Handle):
     """An open store.
 
     Attributes:

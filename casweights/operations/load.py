@@ -12,7 +12,7 @@ from casweights.content.weights import Weight, Weights
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.events import Stage
 from casweights.format.safetensors import TensorInfo
-from casweights.system.handles import ProcessBound
+from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ def _read(db: Database, reader: NearbyReader, read: _Read) -> int:
     return len(read.out)
 
 
-class LazyTensor(ProcessBound):
+class LazyTensor(Handle):
     """A tensor in a store; indexing it reads only the chunks that it needs.
 
     Attributes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.config import MiB
 from casweights.stores.wrapper import WrapperStore
 from casweights.system.buffers import uninitialized
-from casweights.system.handles import ProcessBound
+from casweights.system.handles import Handle
 from casweights.system.threads import Threads
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Cell(NamedTuple):
     number: int
 
 
-class ReadaheadStore(ProcessBound, WrapperStore):
+class ReadaheadStore(Handle, WrapperStore):
     """Another store, of which announced ranges are fetched before they are read.
 
     At most `window` bytes are held; what is not used in time is fetched again by who reads it.

@@ -35,7 +35,7 @@ from casweights.sync.mirror import KeptState, Mirror
 from casweights.sync.states import cast_policy, plain_state
 from casweights.sync.steps import Failure, Step
 from casweights.system.files import to_path
-from casweights.system.handles import ProcessBound, check_open
+from casweights.system.handles import Handle, check_open
 
 if TYPE_CHECKING:
     import os
@@ -63,7 +63,7 @@ _EXIT_TIMEOUT = 300.0
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
-class Publisher(ProcessBound):
+class Publisher(Handle):
     """Publishes live tensors as versions of a branch.
 
     `publish` finds what changed, remembers it and returns; hashing, encoding and uploading go on in

@@ -26,7 +26,7 @@ from casweights.sync.apply import TornError, apply
 from casweights.sync.fetch import Fetcher
 from casweights.sync.patches import to_patches, whole_tensors
 from casweights.sync.target import Target
-from casweights.system.handles import ProcessBound, is_closed
+from casweights.system.handles import Handle, is_closed
 
 if TYPE_CHECKING:
     import os
@@ -50,7 +50,7 @@ _READ_AHEAD = 32 * MiB  # replicas have little memory to spare, and read little 
 _PATIENCE = 0.1  # of the time for which a branch has rested, until the next look at it
 
 
-class Subscriber(ProcessBound):
+class Subscriber(Handle):
     """Brings the tensors of a running model to versions of a branch, in place.
 
     Only elements that differ are written; storages stay where they are. What a chunk of the

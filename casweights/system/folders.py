@@ -13,18 +13,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.system.closing import Closing
 from casweights.system.files import sync_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-    from types import TracebackType
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY
 _NOT_A_FOLDER = (errno.ENOTDIR, errno.ELOOP, errno.EMLINK)  # systems differ in what a link gives
 
 
-class Folder:
+class Folder(Closing):
     """A folder held open; use it as a context manager or `close` it.
 
     Attributes:
@@ -94,17 +94,6 @@ class Folder:
     def close(self) -> None:
         """Release it."""
         os.close(self.descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def in_the_way(path: Path, wanted: str) -> InvalidInputError:

@@ -15,6 +15,7 @@ import os
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self
 
 from casweights.errors import ClosedError, ErrorCode, WrongProcessError
+from casweights.system.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 _GUARDED = ("__enter__", "__getitem__")
 
 
-class ProcessBound:
-    """A base of handles: public methods and properties work in one process, and until `close`.
+class Handle:
+    """A base of handles: public methods and properties work in one process, until `close`.
 
     To close a handle again does nothing more.
 
@@ -36,7 +37,7 @@ class ProcessBound:
     usable_closed: ClassVar[frozenset[str]] = frozenset()
     _process: int
     _closed = False
-    _below: ProcessBound | None = None  # the handle that it works on; is closed with that one
+    _below: Handle | None = None  # the handle that it works on; is closed with that one
 
     def __new__(cls, *args: object, **options: object) -> Self:
         """Note the process."""
@@ -47,7 +48,7 @@ class ProcessBound:
     def __init_subclass__(cls) -> None:
         """Guard what the class defines."""
         super().__init_subclass__()
-        for name, member in list(vars(cls).items()):
+        for name, member in _members(cls).items():
             if name == "__exit__":
                 setattr(cls, name, _guarded_exit(member))
             elif name == "close":
@@ -73,12 +74,18 @@ class ProcessBound:
         )
 
 
-def belongs_here(handle: ProcessBound) -> bool:
+def _members(cls: type[Handle]) -> dict[str, Any]:
+    """What a class defines; the block of `Closing` counts as its own."""
+    block = vars(Closing) if Closing in cls.__bases__ else {}
+    return {name: block[name] for name in ("__enter__", "__exit__") if name in block} | vars(cls)
+
+
+def belongs_here(handle: Handle) -> bool:
     """Whether this process made the handle."""
     return handle._process == os.getpid()
 
 
-def check_process(handle: ProcessBound) -> None:
+def check_process(handle: Handle) -> None:
     """Refuse a handle of another process.
 
     Raises:
@@ -92,12 +99,12 @@ def check_process(handle: ProcessBound) -> None:
         )
 
 
-def is_closed(handle: ProcessBound) -> bool:
+def is_closed(handle: Handle) -> bool:
     """Whether the handle, or one that it works on, was closed."""
     return handle._closed or (handle._below is not None and is_closed(handle._below))
 
 
-def check_open(handle: ProcessBound) -> None:
+def check_open(handle: Handle) -> None:
     """Refuse a handle that was closed.
 
     Raises:
@@ -111,7 +118,7 @@ def check_open(handle: ProcessBound) -> None:
         )
 
 
-_Checks = tuple["Callable[[ProcessBound], None]", ...]
+_Checks = tuple["Callable[[Handle], None]", ...]
 _CHECKS: _Checks = (check_process, check_open)
 
 
@@ -125,7 +132,7 @@ def _guarded_member(member: Any, checks: _Checks) -> Any:
 
 def _guarded(method: Callable[..., Any], checks: _Checks) -> Callable[..., Any]:
     @functools.wraps(method)
-    def call(self: ProcessBound, *args: Any, **options: Any) -> Any:
+    def call(self: Handle, *args: Any, **options: Any) -> Any:
         for check in checks:
             check(self)
         return method(self, *args, **options)
@@ -135,7 +142,7 @@ def _guarded(method: Callable[..., Any], checks: _Checks) -> Callable[..., Any]:
 
 def _guarded_close(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def close(self: ProcessBound) -> Any:
+    def close(self: Handle) -> Any:
         check_process(self)
         self._closed = True
         return method(self)
@@ -145,7 +152,7 @@ def _guarded_close(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _guarded_exit(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
-    def leave(self: ProcessBound, kind: Any, error: Any, traceback: Any) -> Any:
+    def leave(self: Handle, kind: Any, error: Any, traceback: Any) -> Any:
         if error is not None and not belongs_here(self):
             return None  # a child on its way out of its parent's block
         check_process(self)

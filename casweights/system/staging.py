@@ -16,22 +16,22 @@ import os
 import secrets
 import shutil
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from casweights.errors import InvalidInputError
+from casweights.system.closing import Closing
 from casweights.system.files import is_refusal
 from casweights.system.folders import Folder
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 PREFIX = ".casweights-tmp-"
 UNLOCKED = f"{PREFIX}unlocked-"
 _WEEK = 7 * 24 * 3600  # seconds
 
 
-class Staging:
+class Staging(Closing):
     """A temporary folder inside `parent`; use it as a context manager or `close` it.
 
     It is locked where the file system has locks.
@@ -72,17 +72,6 @@ class Staging:
         _remove(self._parent, self.folder.name)
         os.close(self.descriptor)
         self._parent.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def sweep(parent: Path | Folder) -> None:

@@ -9,13 +9,13 @@ from collections import OrderedDict, deque
 from concurrent.futures import Future, wait
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from casweights.system.handles import ProcessBound, check_open
+from casweights.system.closing import Closing
+from casweights.system.handles import Handle, check_open
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import TracebackType
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,7 +30,7 @@ def default_workers() -> int:
     return os.cpu_count() or 1
 
 
-class Threads(ProcessBound):
+class Threads(Handle, Closing):
     """A pool of threads, started when there is work for them.
 
     Those of `concurrent.futures` take no more work once the main thread has ended, though a thread
@@ -83,17 +83,6 @@ class Threads(ProcessBound):
         for thread in self._threads:
             thread.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _work(tasks: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
     while (task := tasks.get()) is not None:
@@ -115,7 +104,7 @@ def _run(future: Future[R], function: Callable[[], R]) -> None:
         future.set_result(result)
 
 
-class Workers(ProcessBound):
+class Workers(Handle, Closing):
     """A pool of threads that maps in order and never runs far ahead of its consumer."""
 
     def __init__(self, count: int, name: str = "casweights") -> None:
@@ -143,17 +132,6 @@ class Workers(ProcessBound):
     def close(self) -> None:
         """End the threads; work in flight is finished first."""
         self._threads.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class Once(Generic[R]):
@@ -196,7 +174,7 @@ class Recent(Generic[R]):
             return self._kept[name]
 
 
-class Background(ProcessBound):
+class Background(Handle):
     """Runs tasks on threads of its own; `submit` waits while `limit` of them are unfinished."""
 
     def __init__(self, limit: int) -> None:

@@ -21,7 +21,7 @@ from casweights.config import MiB
 from casweights.errors import ClosedError, WrongProcessError
 from casweights.stores.memory import MemoryStore
 from casweights.stores.readahead import ReadaheadStore
-from casweights.system.handles import ProcessBound
+from casweights.system.handles import Handle
 from casweights.system.threads import Background, Threads, Workers
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Iterator[Repository]:
 
 
 @pytest.fixture
-def handles(store: Repository) -> Iterator[dict[str, ProcessBound]]:
+def handles(store: Repository) -> Iterator[dict[str, Handle]]:
     """One of each kind, by the names of their classes."""
     ahead = ReadaheadStore(MemoryStore(), MiB)
     pools = (Workers(1), Threads(1, "test"), Background(1))
@@ -94,26 +94,23 @@ def members(kind: type) -> list[str]:
     return [*special, *(name for name in public if name not in anywhere)]
 
 
-def use(handle: ProcessBound, name: str) -> None:
+def use(handle: Handle, name: str) -> None:
     """Read a property, or call a method without arguments; what it takes is not looked at."""
     member = getattr(handle, name)
     if callable(member):
         member()
 
 
-def own_members(handle: ProcessBound) -> list[str]:
-    """The same without what its classes inherit from others than `ProcessBound`."""
+def own_members(handle: Handle) -> list[str]:
+    """The same without what its classes inherit from others than `Handle`."""
     defined = {
-        name
-        for kind in type(handle).__mro__
-        if issubclass(kind, ProcessBound)
-        for name in vars(kind)
+        name for kind in type(handle).__mro__ if issubclass(kind, Handle) for name in vars(kind)
     }
     return [name for name in members(type(handle)) if name in defined]
 
 
 @pytest.mark.parametrize("kind", HANDLES)
-def test_every_use_in_a_forked_child_raises(handles: dict[str, ProcessBound], kind: str) -> None:
+def test_every_use_in_a_forked_child_raises(handles: dict[str, Handle], kind: str) -> None:
     handle = handles[kind]
     names = own_members(handle)
     assert names
@@ -126,7 +123,7 @@ def test_every_use_in_a_forked_child_raises(handles: dict[str, ProcessBound], ki
 
 @pytest.mark.parametrize("kind", HANDLES[:5])
 def test_the_error_says_how_to_open_the_store(
-    handles: dict[str, ProcessBound], store: Repository, kind: str
+    handles: dict[str, Handle], store: Repository, kind: str
 ) -> None:
     handle = handles[kind]
     way = f"casweights.{kind if kind in ('Publisher', 'Subscriber') else 'open'}({store.url!r}"
@@ -137,7 +134,7 @@ def test_the_error_says_how_to_open_the_store(
 @pytest.mark.parametrize("kind", HANDLES)
 @pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
 def test_handles_are_not_pickled_or_copied(
-    handles: dict[str, ProcessBound], kind: str, send: Callable[[object], object]
+    handles: dict[str, Handle], kind: str, send: Callable[[object], object]
 ) -> None:
     with pytest.raises(WrongProcessError, match=f"a {kind} cannot be copied or sent") as caught:
         send(handles[kind])
@@ -146,7 +143,7 @@ def test_handles_are_not_pickled_or_copied(
 
 @pytest.mark.parametrize("kind", ["Repository", "Publisher", "Subscriber"])
 def test_an_error_on_the_way_out_of_the_parents_block_is_kept(
-    handles: dict[str, ProcessBound], kind: str
+    handles: dict[str, Handle], kind: str
 ) -> None:
     def leave() -> None:
         with ExitStack() as stack:
@@ -170,7 +167,7 @@ def test_a_child_opens_the_store_for_itself(store: Repository) -> None:
     assert in_child(work) == str(store.resolve("live"))
 
 
-def test_a_child_of_a_process_whose_locks_are_held(handles: dict[str, ProcessBound]) -> None:
+def test_a_child_of_a_process_whose_locks_are_held(handles: dict[str, Handle]) -> None:
     """Threads that hold them do not exist in the child, so it would wait for ever."""
     held, release = threading.Event(), threading.Event()
     publisher, subscriber = cast("Any", handles["Publisher"]), cast("Any", handles["Subscriber"])
@@ -206,7 +203,7 @@ CLOSABLE = [kind for kind in HANDLES if kind not in ("LazyTensor", "ReadaheadSto
 ON_A_STORE = ["Repository", "LazyTensor", "Publisher", "Subscriber"]
 
 
-def assert_every_use_raises(handle: ProcessBound, why: str) -> None:
+def assert_every_use_raises(handle: Handle, why: str) -> None:
     names = [name for name in own_members(handle) if name not in handle.usable_closed | {"close"}]
     assert names
     said = {name: error_of(partial(use, handle, name)) for name in names}
@@ -217,19 +214,17 @@ def assert_every_use_raises(handle: ProcessBound, why: str) -> None:
         use(handle, name)
 
 
-def test_all_kinds_of_handles_are_tried(handles: dict[str, ProcessBound]) -> None:
+def test_all_kinds_of_handles_are_tried(handles: dict[str, Handle]) -> None:
     def below(kind: type) -> set[type]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    ours = {kind for kind in below(ProcessBound) if kind.__module__.startswith("casweights.")}
-    assert {kind.__name__ for kind in ours - {ProcessBound}} == set(HANDLES) == set(handles)
+    ours = {kind for kind in below(Handle) if kind.__module__.startswith("casweights.")}
+    assert {kind.__name__ for kind in ours - {Handle}} == set(HANDLES) == set(handles)
     assert {kind for kind in HANDLES if hasattr(handles[kind], "close")} == set(CLOSABLE)
 
 
 @pytest.mark.parametrize("kind", CLOSABLE)
-def test_every_use_after_close_raises_the_same_error(
-    handles: dict[str, ProcessBound], kind: str
-) -> None:
+def test_every_use_after_close_raises_the_same_error(handles: dict[str, Handle], kind: str) -> None:
     handle = cast("Any", handles[kind])
     handle.close()
     handle.close()
@@ -241,7 +236,7 @@ def test_every_use_after_close_raises_the_same_error(
 @pytest.mark.parametrize("kind", ON_A_STORE)
 @pytest.mark.parametrize("how", ["close", "__exit__", "the parts"])
 def test_every_use_after_the_store_was_closed_raises_the_same_error(
-    handles: dict[str, ProcessBound], store: Repository, kind: str, how: str
+    handles: dict[str, Handle], store: Repository, kind: str, how: str
 ) -> None:
     closing = {
         "close": store.close,
