@@ -243,12 +243,12 @@ class Repository(Handle, Closing):
         Raises:
             NotFoundError: No such version or file.
         """
-        from casweights.content.reading import read_file
+        from casweights.database.reader import read_file
 
         snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
         for file in snapshot.files:
             if file.path == path:
-                return read_file(self._db, file)
+                return read_file(self._db.reader, file, self._db.config.chunk_size)
         raise NotFoundError(ErrorCode.FILE_NOT_FOUND, f"the version has no file {path!r}")
 
     def snapshot(self, ref: Ref) -> Snapshot:

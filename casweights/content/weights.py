@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.content.files import matches
-from casweights.content.reading import read_file
 from casweights.content.selection import tensor_chunks
+from casweights.database.reader import read_file
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.format.layout import runs
 from casweights.format.safetensors import SUFFIX
@@ -169,7 +169,8 @@ class Weights:
         """
         if self._last is None or self._last[0] != file:
             self._db.snapshots.load(version.id, to_read=True)
-            content = () if file.size > _MAX_INDEX_SIZE else read_file(self._db, file)
+            reader, chunk_size = self._db.reader, self._db.config.chunk_size
+            content = () if file.size > _MAX_INDEX_SIZE else read_file(reader, file, chunk_size)
             self._last = file, parse_index(b"".join(content), file.path, file.size)
         return self._last[1]
 

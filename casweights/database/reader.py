@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from casweights.config import MiB
 from casweights.database.chains import MAX_LINKS
+from casweights.database.frames import Spent, damaged_frame, read_frame
 from casweights.errors import (
     CasweightsError,
     ErrorCode,
@@ -17,15 +18,15 @@ from casweights.errors import (
     NotFoundError,
 )
 from casweights.format import names
-from casweights.format.codecs import Encoding, decode, is_difference
 from casweights.format.envelope import corrupt
-from casweights.format.hashing import checksum
+from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casweights.database.chains import Node, Path
     from casweights.database.index import ChunkIndex
+    from casweights.format.manifest import FileEntry
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore, Range
@@ -51,30 +52,11 @@ class NearbyChunks(Protocol):
         """Fill `out` with what should be the chunk; False if it is gone. The caller checks."""
 
 
-class Spent:
-    """What reading chunks took, summed over threads.
+class HeldChunks(NearbyChunks, Protocol):
+    """Chunks in this process's memory, so that nobody need check them."""
 
-    Attributes:
-        read: Seconds of waiting for stored bytes.
-        decode: Seconds of decoding them.
-        check: Seconds of hashing what came out.
-        nbytes: Stored bytes read.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.read = self.decode = self.check = 0.0
-        self.nbytes = 0
-
-    def add(
-        self, *, read: float = 0.0, decode: float = 0.0, check: float = 0.0, nbytes: int = 0
-    ) -> None:
-        """Add to the sums."""
-        with self._lock:
-            self.read += read
-            self.decode += decode
-            self.check += check
-            self.nbytes += nbytes
+    def get(self, chunk: ChunkId) -> memoryview | None:
+        """A chunk's bytes, valid until the calling thread asks again; None if it is not here."""
 
 
 class ChunkReader:
@@ -162,7 +144,7 @@ class ChunkReader:
         try:
             frames = self._waypoints.resume(path, out)
             for number, location in enumerate(frames, 1):
-                self.read_frame(location, out)
+                read_frame(self.store, location, out, self.spent)
                 if number % STRIDE == 0 and self.is_right(location.frame.chunk, out):
                     self._waypoints.put(location.frame.chunk, out)
             if path.links == 0 or self.is_right(chunk, out):
@@ -187,7 +169,7 @@ class ChunkReader:
         """Once more, and check every chunk on the way: which frame is to blame?"""
         for location in path.frames:
             try:
-                self.read_frame(location, out)
+                read_frame(self.store, location, out, self.spent)
                 if not self.is_right(location.frame.chunk, out):
                     raise damaged_frame(location, "its bytes do not match the chunk's ID")
             except (IntegrityError, NotFoundError) as error:
@@ -197,25 +179,6 @@ class ChunkReader:
             wrong = corrupt(f"chunk {chunk}", "what was rebuilt is something else")
             self._index.distrust({path.frames[-1]: wrong})
             raise wrong
-
-    def read_frame(self, location: Location, out: memoryview) -> None:
-        """Decode a frame into `out`, which holds its base if it has one. The result is unchecked.
-
-        Raises:
-            IntegrityError: The frame is damaged.
-            NotFoundError: The pack is gone.
-        """
-        frame, begin = location.frame, time.perf_counter()
-        if frame.raw_size != len(out):
-            raise damaged_frame(location, f"it claims {frame.raw_size} bytes")
-        if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
-            self.store.readinto(names.pack_name(location.pack), frame.offset, out)
-            read = time.perf_counter()
-        else:
-            payload = read_payload(self.store, location)
-            read = time.perf_counter()
-            decode_frame(location, payload, out)
-        self.spent.add(read=read - begin, decode=time.perf_counter() - read, nbytes=frame.size)
 
 
 class _Waypoints:
@@ -335,47 +298,14 @@ class _AnyOf:
         return any(way.readinto(chunk, out) for way in self._ways)
 
 
-def read_payload(store: ObjectStore, location: Location) -> bytes:
-    """A frame's stored bytes.
-
-    Raises:
-        NotFoundError: The pack is gone.
-        IntegrityError: They do not match their checksum.
-    """
-    frame, name = location.frame, names.pack_name(location.pack)
-    payload = store.get(name, frame.offset, frame.size)
-    if checksum(payload) != frame.checksum and store.forget(name):
-        payload = store.get(name, frame.offset, frame.size)  # what was remembered was to blame
-    if checksum(payload) != frame.checksum:
-        raise damaged_frame(location, "its checksum does not match")
-    return payload
-
-
-def decode_frame(location: Location, payload: bytes, out: memoryview) -> None:
-    """Decode a frame's stored bytes into `out`.
-
-    Args:
-        location: The frame.
-        payload: Its stored bytes.
-        out: Where the chunk goes; where the frame is a difference, it holds the base.
-
-    Raises:
-        IntegrityError: They do not decode, or a base is missing or of no use.
-    """
-    frame = location.frame
-    if is_difference(frame.encoding) != (frame.base is not None):
-        has = "no base, which" if frame.base is None else "a base, which none of"
-        raise damaged_frame(location, f"it has {has} its encoding takes")
-    try:
-        decode(frame.encoding, payload, out)
-    except ValueError as error:
-        raise damaged_frame(location, str(error)) from error
-
-
-def damaged_frame(location: Location, why: str) -> IntegrityError:
-    """The error for a damaged frame: names pack, place and chunk."""
-    frame = location.frame
-    where = f"the frame at byte {frame.offset}, chunk {frame.chunk}"
-    error = corrupt(names.pack_name(location.pack), f"{where}: {why}")
-    error.suspect = location.suspect
-    return error
+def read_file(reader: ChunkReader, file: FileEntry, chunk_size: int) -> Iterator[memoryview]:
+    """The bytes of one file of a version, piece by piece."""
+    if file.raw_header is not None:
+        yield memoryview(file.raw_header)
+    local_first = reader.near()
+    with local_first.ahead() as announce:
+        announce(file.chunks)
+        for chunk, piece in file.pieces(chunk_size):
+            view = uninitialized(piece.nbytes)  # the caller's to keep
+            local_first.readinto(chunk, view)
+            yield view

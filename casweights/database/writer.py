@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.config import PACK_FRAMES, PACK_TARGET
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
-from casweights.format.pack import Frame, SealedPack, build_index
+from casweights.format.pack import EncodedFrame, Frame, SealedPack, build_index
 from casweights.system.threads import Background
 
 if TYPE_CHECKING:
@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 
 _PUTS_IN_FLIGHT = 4  # keeps a disk busy; each holds a pack in memory
 _REMOTE_PUTS_IN_FLIGHT = 2  # keeps a network busy; the client needs memory of its own for each
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedFrame:
-    """One way to store a chunk, ready to be written.
-
-    Attributes:
-        encoding: Code of the encoding.
-        payload: The bytes to store.
-        checksum: xxh3-64 of them.
-        base: The chunk that this is a difference from; None if it stands alone.
-    """
-
-    encoding: int
-    payload: Buffer
-    checksum: bytes
-    base: ChunkId | None = None
 
 
 class PackWriter:

@@ -25,6 +25,8 @@ from casweights.ids import ChunkId, PackId, Suspect
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from casweights.system.buffers import Buffer
+
 MAX_INDEX_SIZE = 64 << 20
 TRAILER_SIZE = 8
 _TRAILER_MAGIC = b"cidx"
@@ -50,6 +52,23 @@ class Frame:
     encoding: int
     offset: int
     size: int
+    checksum: bytes
+    base: ChunkId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """One way to store a chunk, ready to be written.
+
+    Attributes:
+        encoding: Code of the encoding.
+        payload: The bytes to store.
+        checksum: xxh3-64 of them.
+        base: The chunk that this is a difference from; None if it stands alone.
+    """
+
+    encoding: int
+    payload: Buffer
     checksum: bytes
     base: ChunkId | None = None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from casweights.content.advice import advice
 from casweights.content.files import file_runs
 from casweights.database.reflog import encode_move
-from casweights.database.writer import EncodedFrame, PackWriter
+from casweights.database.writer import PackWriter
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage
 from casweights.format.layout import BYTES, Piece, runs
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from casweights.config import Compression, StoreConfig
     from casweights.content.files import SourceFile
     from casweights.database import Database
+    from casweights.database.reader import HeldChunks
     from casweights.database.refs import Head
-    from casweights.format.pack import SealedPack
+    from casweights.format.pack import EncodedFrame, SealedPack
     from casweights.ids import ChunkId, SnapshotId
-    from casweights.operations.deltas import HeldChunks
 
 
 _LOOKAHEAD = 16  # runs that are read before the first of them is encoded, while bases arrive

@@ -8,13 +8,12 @@ trade.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from casweights.database.reader import NearbyChunks
-from casweights.database.writer import EncodedFrame
 from casweights.errors import IntegrityError
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
+from casweights.format.pack import EncodedFrame
 from casweights.system.buffers import scratch
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from casweights.config import Compression
     from casweights.database.chains import Path
     from casweights.database.index import ChunkIndex
-    from casweights.database.reader import ChunkReader
+    from casweights.database.reader import ChunkReader, HeldChunks
     from casweights.format.dtypes import DType
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
@@ -41,13 +40,6 @@ _SURE = 1 / 8  # a difference above this share is compared with the whole chunk 
 
 _MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # links that a shortcut replaces
 _GAIN = 3 / 4  # of the bytes that a shortcut replaces; above that it is not worth it
-
-
-class HeldChunks(NearbyChunks, Protocol):
-    """Chunks in this process's memory, so that nobody need check them."""
-
-    def get(self, chunk: ChunkId) -> memoryview | None:
-        """A chunk's bytes, valid until the calling thread asks again; None if it is not here."""
 
 
 class Bases:

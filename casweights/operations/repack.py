@@ -7,13 +7,13 @@ from functools import partial
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from casweights.database.frames import read_payload
 from casweights.database.index import ChunkIndex, list_packs
-from casweights.database.reader import read_payload
-from casweights.database.writer import EncodedFrame, PackWriter
+from casweights.database.writer import PackWriter
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
-from casweights.format.pack import Frame, Location
+from casweights.format.pack import EncodedFrame, Frame, Location
 from casweights.ids import PackId
 from casweights.operations.deltas import Bases, ChainEncoder
 from casweights.operations.relatives import nearest

@@ -12,9 +12,9 @@ from graphlib import CycleError, TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from casweights.config import KiB, MiB
+from casweights.database.frames import read_payload
 from casweights.database.index import list_packs
-from casweights.database.reader import read_payload
-from casweights.database.writer import EncodedFrame, PackWriter
+from casweights.database.writer import PackWriter
 from casweights.errors import (
     ErrorCode,
     IntegrityError,
@@ -24,6 +24,7 @@ from casweights.errors import (
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.fields import parse_id
+from casweights.format.pack import EncodedFrame
 from casweights.format.snapshot import PackTable
 from casweights.ids import PackId
 from casweights.results import TransferStats

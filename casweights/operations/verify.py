@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from casweights.database.chains import MAX_LINKS
 from casweights.database.findings import summarize
+from casweights.database.frames import damaged_frame, decode_frame, read_payload
 from casweights.database.index import read_pack_index
-from casweights.database.reader import damaged_frame, decode_frame, read_payload
 from casweights.database.snapshots import SnapshotStore
 from casweights.errors import (
     CasweightsError,

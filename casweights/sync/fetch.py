@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from casweights.database.frames import read_frame
 from casweights.database.reader import STRIDE, ChunkReader
 from casweights.errors import IntegrityError
 from casweights.system.buffers import Pool
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.database.chains import Path
-    from casweights.database.reader import Spent
+    from casweights.database.frames import Spent
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
     from casweights.sync.changes import Change
@@ -153,5 +154,5 @@ class _TrustingReader(ChunkReader):
         if path.base is None or path.links > STRIDE:
             return super().follow(path, chunk, out)
         for location in path.frames:
-            self.read_frame(location, out)
+            read_frame(self.store, location, out, self.spent)
         return path.nbytes
