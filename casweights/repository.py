@@ -133,14 +133,14 @@ class Repository(Handle, Closing):
         from casweights.operations.commit import Description, commit
 
         check_compression(compression)
-        head = self._db.refs.head(branch, to_move=True)
+        head = self._db.refs.head(branch, for_update=True)
         if head is not None and parent is not None and not self._db.refs.is_doubted(head):
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
                 f"branch {branch!r} exists, so its head is the parent: leave out `parent`",
             )
         first = head.snapshot if head else None if parent is None else self.resolve(parent)
-        before = self._db.snapshots.load(first, to_read=True) if first else None
+        before = self._db.snapshots.load(first, with_locations=True) if first else None
         description = Description(
             parents=(first,) if first else (),
             time=to_utc(time),
@@ -192,7 +192,7 @@ class Repository(Handle, Closing):
         from casweights.operations.checkout import checkout
 
         target = to_path(directory)
-        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         chosen = None if include is None else to_list(include)
         checkout(self._db, snapshot, target, include=chosen, delete=delete, overwrite=overwrite)
         return snapshot
@@ -217,7 +217,7 @@ class Repository(Handle, Closing):
         """
         from casweights.operations.load import load
 
-        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         chosen = None if include is None else to_list(include)
         return load(self._db, snapshot, include=chosen)
 
@@ -234,7 +234,7 @@ class Repository(Handle, Closing):
         """
         from casweights.operations.load import find_tensor
 
-        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         return find_tensor(self._db, snapshot, name, file)
 
     def read(self, ref: Ref, path: str) -> Iterator[memoryview]:
@@ -245,7 +245,7 @@ class Repository(Handle, Closing):
         """
         from casweights.database.reader import read_file
 
-        snapshot = self._db.snapshots.load(self.resolve(ref), to_read=True)
+        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         for file in snapshot.files:
             if file.path == path:
                 return read_file(self._db.reader, file, self._db.config.chunk_size)
@@ -292,7 +292,7 @@ class Repository(Handle, Closing):
             ConflictError: The branch exists, or another writer moved it meanwhile.
         """
         target = self.snapshot(at).id
-        head = self._db.refs.head(name, to_move=True)
+        head = self._db.refs.head(name, for_update=True)
         if head is not None and head.snapshot == target and self._db.refs.is_doubted(head):
             return target  # an error came after it was made
         if head is not None and not force:

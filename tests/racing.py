@@ -319,7 +319,7 @@ class Branch:
     def look(self, refs: Refs) -> tuple[bool, Head | None]:
         """Where the branch is for a writer; or whether it is told that it was displaced."""
         try:
-            return False, refs.head("main", to_move=True)
+            return False, refs.head("main", for_update=True)
         except ConflictError as error:
             assert error.code is ErrorCode.REF_MOVED  # noqa: PT017
             assert error.snapshot is not None  # noqa: PT017
@@ -387,7 +387,7 @@ class Branch:
         world = self.world.copy()
         for snapshot in (*self.lost, *self.unsure, version(world)):
             refs = Refs(world)
-            head = refs.advance("main", refs.head("main", to_move=True), snapshot)
+            head = refs.advance("main", refs.head("main", for_update=True), snapshot)
             assert refs.head("main") == head
             assert Refs(world).branches() == {"main": snapshot}
 

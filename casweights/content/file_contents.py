@@ -52,14 +52,14 @@ class _Place(NamedTuple):
 
 
 class PlacedChunks:
-    """The chunks of files that were read; see `NearbyChunks`."""
+    """The chunks of files that were read; see `LocalChunks`."""
 
     def __init__(self) -> None:
         self._places: dict[ChunkId, _Place] = {}
 
     @property
     def is_used(self) -> bool:
-        """See `NearbyChunks.is_used`."""
+        """See `LocalChunks.is_used`."""
         return bool(self._places)
 
     def __contains__(self, chunk: object) -> bool:
@@ -70,7 +70,7 @@ class PlacedChunks:
         self._places.setdefault(chunk, _Place(file, offset))
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `NearbyChunks.readinto`."""
+        """See `LocalChunks.readinto`."""
         place = self._places.get(chunk)
         if place is None:
             return False

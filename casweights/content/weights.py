@@ -168,7 +168,7 @@ class Weights:
             InvalidInputError: It is malformed.
         """
         if self._last is None or self._last[0] != file:
-            self._db.snapshots.load(version.id, to_read=True)
+            self._db.snapshots.load(version.id, with_locations=True)
             reader, chunk_size = self._db.reader, self._db.config.chunk_size
             content = () if file.size > _MAX_INDEX_SIZE else read_file(reader, file, chunk_size)
             self._last = file, parse_index(b"".join(content), file.path, file.size)

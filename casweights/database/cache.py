@@ -33,7 +33,7 @@ class ChunkCache:
 
     @property
     def is_used(self) -> bool:
-        """See `NearbyChunks.is_used`."""
+        """See `LocalChunks.is_used`."""
         return self._capacity > 0
 
     def __contains__(self, chunk: object) -> bool:
@@ -48,7 +48,7 @@ class ChunkCache:
             return found
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `NearbyChunks.readinto`."""
+        """See `LocalChunks.readinto`."""
         found = self.get(chunk)
         if found is None or len(found) != len(out):
             return False

@@ -44,7 +44,9 @@ class FrameTable:
 
     def locations(self) -> Iterator[Location]:
         """All frames, the excluded ones included."""
-        yield from (place for places in list(self._known.values()) for place in list(places))
+        yield from (
+            location for locations in list(self._known.values()) for location in list(locations)
+        )
         yield from list(self._excluded)
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
@@ -52,7 +54,7 @@ class FrameTable:
         found = self.all_frames(chunk)
         if not self._doubted:
             return found
-        return [place for place in found if not self.doubts(place)]
+        return [location for location in found if not self.doubts(location)]
 
     def all_frames(self, chunk: ChunkId) -> Sequence[Location]:
         """All frames of a chunk that are not excluded."""
@@ -104,15 +106,15 @@ class FrameTable:
         self._excluded.update(locations)
         for chunk in {location.frame.chunk for location in locations}:
             known = self._known.get(chunk, [])
-            self._known[chunk] = [place for place in known if place not in self._excluded]
+            self._known[chunk] = [location for location in known if location not in self._excluded]
             self._many.pop(chunk, None)
         self.exclusions += locations
 
     def retain(self, packs: Iterable[PackId]) -> None:
         """Forget the frames of all other packs."""
         kept, known = set(packs), FrameTable()
-        known._excluded = {place for place in self._excluded if place.pack in kept}
-        known.add(place for place in self.locations() if place.pack in kept)
+        known._excluded = {location for location in self._excluded if location.pack in kept}
+        known.add(location for location in self.locations() if location.pack in kept)
         self._excluded, self._many = known._excluded, known._many
         self._unknown_bases = known._unknown_bases
         self._known = known._known  # at once, because other threads look for chunks meanwhile
@@ -164,10 +166,10 @@ class _Step(NamedTuple):
 _NOTHING = _Step(0, 0, None, None, None)
 
 
-class Path:
+class Chain:
     """How to rebuild a chunk: frames, each the base of the next one.
 
-    A path takes as little to make as its last frame, however long it is.
+    A chain takes as little to make as its last frame, however long it is.
 
     Attributes:
         nbytes: Stored bytes of the frames.
@@ -194,8 +196,8 @@ class Path:
         """The frames, the last one first.
 
         Args:
-            seen: Shared by several paths, and filled by this method: a path ends with the first
-                frame whose chunk another path has passed. What lies before that has been given.
+            seen: Shared by several chains, and filled by this method: a chain ends with the first
+                frame whose chunk another chain has passed. What lies before that has been given.
         """
         step = self._step
         while step.frame is not None and step.before is not None:
@@ -211,7 +213,7 @@ class Path:
 class _Trail(NamedTuple):
     """Frames from a chunk on to the wanted one."""
 
-    place: Location
+    location: Location
     next: _Trail | None
 
 
@@ -225,8 +227,8 @@ class _Candidate(NamedTuple):
     trail: _Trail | None
 
 
-class PathFinder:
-    """Finds cheapest paths through frames, and remembers them while no other ways open.
+class ChainFinder:
+    """Finds cheapest chains through frames, and remembers them while no other ways open.
 
     Args:
         table: The frames.
@@ -249,14 +251,14 @@ class PathFinder:
         self._exclusions = 0  # how many of the table's are known here
         self._after: dict[Node, list[Node]] | None = None  # what is built on each step, if needed
 
-    def path(self, chunk: ChunkId) -> Path | None:
-        """The path of the fewest stored bytes; None where frames are missing."""
+    def chain(self, chunk: ChunkId) -> Chain | None:
+        """The chain of the fewest stored bytes; None where frames are missing."""
         with self._lock:
             step = self._last_step(chunk)
-            return None if step is None else Path(step)
+            return None if step is None else Chain(step)
 
     def reachable(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
-        """These chunks, with None in place of those that no path leads to."""
+        """These chunks, with None in location of those that no chain leads to."""
         with self._lock:
             return [
                 chunk if chunk is not None and self._last_step(chunk) is not None else None
@@ -264,16 +266,16 @@ class PathFinder:
             ]
 
     def packs(self, chunks: Iterable[ChunkId], seen: set[Node]) -> list[tuple[PackId, ...]]:
-        """The packs along each chunk's path, the last one first; none where frames are missing.
+        """The packs along each chunk's chain, the last one first; none where frames are missing.
 
-        See `Path.back` for `seen`.
+        See `Chain.back` for `seen`.
         """
         with self._lock:
             steps = [self._last_step(chunk) or _NOTHING for chunk in chunks]
-            return [tuple(place.pack for place in Path(step).back(seen)) for step in steps]
+            return [tuple(location.pack for location in Chain(step).back(seen)) for step in steps]
 
     def cost(self, chunk: ChunkId) -> Cost | None:
-        """What that path takes, for much less than the path itself."""
+        """What that chain takes, for much less than the chain itself."""
         with self._lock:
             step = self._last_step(chunk)
             return None if step is None else Cost(step.nbytes, step.links)
@@ -300,13 +302,13 @@ class PathFinder:
             self._close(table.exclusions[self._exclusions])
             self._exclusions += 1
 
-    def _close(self, place: Location) -> None:
+    def _close(self, location: Location) -> None:
         """Forget the ways through a frame. All others stay the cheapest."""
-        node = Node(place.frame.chunk, place.frame.raw_size)
+        node = Node(location.frame.chunk, location.frame.raw_size)
         self._best.pop(node.chunk, None)
         self._by_size.pop(node.chunk, None)
         step = self._steps.get(node)
-        if step is None or step.frame != place:
+        if step is None or step.frame != location:
             return
         if self._after is None:
             self._after = {}
@@ -329,7 +331,7 @@ class PathFinder:
     def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> _Step | None:
         if len(frames) == 1:
             return self._find(Node(chunk, frames[0].frame.raw_size))
-        sizes = {place.frame.raw_size for place in frames}
+        sizes = {location.frame.raw_size for location in frames}
         found = [self._find(Node(chunk, size)) for size in sizes]
         steps = [step for step in found if step is not None]
         return min(steps, key=lambda step: step.nbytes, default=None)
@@ -342,7 +344,7 @@ class PathFinder:
         return step
 
     def _search(self, wanted: Node) -> None:
-        """Dijkstra's algorithm, from the chunk back to the nearest place where a way can begin.
+        """Dijkstra's algorithm, from the chunk back to the nearest location where a way can begin.
 
         What lies further back than that is never looked at, however long the history.
         """
@@ -362,8 +364,8 @@ class PathFinder:
             if nearest.node is None or nearest.node in done or nearest.node in self._dead:
                 continue
             done.add(nearest.node)
-            for place in self._of_size(nearest.node):
-                heapq.heappush(queue, self._back(nearest, place, next(numbers)))
+            for location in self._of_size(nearest.node):
+                heapq.heappush(queue, self._back(nearest, location, next(numbers)))
         if self._have == ():  # otherwise a way may open later
             self._dead |= self._out_of_reach() if is_cut else done
 
@@ -371,18 +373,18 @@ class PathFinder:
         """The frames of a chunk that have one raw size."""
         found = self._frames(node.chunk)
         if len(found) < _FEW:
-            return [place for place in found if place.frame.raw_size == node.raw_size]
+            return [location for location in found if location.frame.raw_size == node.raw_size]
         if node.chunk not in self._by_size:
             sizes = self._by_size[node.chunk] = {}
-            for place in found:
-                sizes.setdefault(place.frame.raw_size, []).append(place)
+            for location in found:
+                sizes.setdefault(location.frame.raw_size, []).append(location)
         return self._by_size[node.chunk].get(node.raw_size, ())
 
     def _out_of_reach(self) -> set[Node]:
         """What `MAX_LINKS` frames do not lead to, all over the table."""
         after: dict[Node | None, list[Node]] = {}
         for chunk in self._table:
-            for frame in (place.frame for place in self._frames(chunk)):
+            for frame in (location.frame for location in self._frames(chunk)):
                 base = None if frame.base is None else Node(frame.base, frame.raw_size)
                 after.setdefault(base, []).append(Node(frame.chunk, frame.raw_size))
         out = {node for nodes in after.values() for node in nodes}
@@ -392,14 +394,14 @@ class PathFinder:
             layer = {node for base in layer for node in after.pop(base, ())} & out
         return out
 
-    def _back(self, nearest: _Candidate, place: Location, number: int) -> _Candidate:
+    def _back(self, nearest: _Candidate, location: Location, number: int) -> _Candidate:
         """One frame further back. Its base must have its raw size, or nothing can be made of it."""
-        frame = place.frame
+        frame = location.frame
         base = None if frame.base is None else Node(frame.base, frame.raw_size)
         before = self._known(base) or _NOTHING
         nbytes = nearest.nbytes + frame.size + before.nbytes
         links = nearest.links + 1 + before.links
-        return _Candidate(nbytes, links, number, base, _Trail(place, nearest.trail))
+        return _Candidate(nbytes, links, number, base, _Trail(location, nearest.trail))
 
     def _known(self, node: Node | None) -> _Step | None:
         """The best way to a chunk, if it is known already or is none."""
@@ -412,8 +414,8 @@ class PathFinder:
     def _keep(self, trail: _Trail | None, before: _Step) -> None:
         """Remember the best way to all chunks of a trail."""
         while trail is not None:
-            frame = trail.place.frame
-            node, before = Node(frame.chunk, frame.raw_size), before.then(trail.place)
+            frame = trail.location.frame
+            node, before = Node(frame.chunk, frame.raw_size), before.then(trail.location)
             self._steps[node] = before
             self._follows(node, before)
             trail = trail.next

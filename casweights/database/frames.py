@@ -81,7 +81,7 @@ def decode_frame(location: Location, payload: bytes, out: memoryview) -> None:
 
 
 def damaged_frame(location: Location, why: str) -> IntegrityError:
-    """The error for a damaged frame: names pack, place and chunk."""
+    """The error for a damaged frame, which names its pack, its offset and its chunk."""
     frame = location.frame
     where = f"the frame at byte {frame.offset}, chunk {frame.chunk}"
     error = corrupt(names.pack_name(location.pack), f"{where}: {why}")

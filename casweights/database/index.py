@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB, MiB
-from casweights.database.chains import FrameTable, PathFinder
+from casweights.database.chains import ChainFinder, FrameTable
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, corrupt, prefix
@@ -28,7 +28,7 @@ from casweights.system.threads import Workers
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-    from casweights.database.chains import Cost, Node, Path
+    from casweights.database.chains import Chain, Cost, Node
     from casweights.database.findings import Findings
     from casweights.format.snapshot import PackTable
     from casweights.ids import ChunkId, Suspect
@@ -97,13 +97,13 @@ class ChunkIndex:
         self._hinted_packs: dict[PackId, None] = {}
         self._table = FrameTable()
         self._packs: dict[str, _Known] = {}  # those that were read
-        self._paths = PathFinder(self._table)
-        self._last_resort = PathFinder(self._table, doubted=True)
+        self._chains = ChainFinder(self._table)
+        self._last_resort = ChainFinder(self._table, doubted=True)
         self._enough_packs = _SPARE_PACKS
         self.expect()
         self.damaged: dict[str, CasweightsError] = {}
 
-    def hint(self, table: PackTable) -> None:
+    def learn(self, table: PackTable) -> None:
         """Remember in which packs a snapshot's chunks and their bases lie."""
         self.expect()
         self._hints.update(table.chunks)
@@ -309,9 +309,9 @@ class ChunkIndex:
         with self._lock:
             if len(self._packs) < self._enough_packs:
                 return False
-            paths = [path for chunk in chunks if (path := self._paths.path(chunk))]
+            chains = [chain for chunk in chunks if (chain := self._chains.chain(chunk))]
             seen: set[Node] = set()
-            kept = {frame.pack for path in paths for frame in path.back(seen)}
+            kept = {frame.pack for chain in chains for frame in chain.back(seen)}
             self._table.retain(kept)
             known = {names.pack_name(pack) for pack in kept}
             self._packs = {name: self._packs[name] for name in known if name in self._packs}
@@ -337,46 +337,46 @@ class ChunkIndex:
 
     def __contains__(self, chunk: ChunkId) -> bool:
         """Whether the packs that were read are enough to rebuild this chunk, as far as known."""
-        return self._paths.cost(chunk) is not None
+        return self._chains.cost(chunk) is not None
 
     def having(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
         """These chunks, with None in place of those that the packs that were read lack."""
-        return self._paths.reachable(chunks)
+        return self._chains.reachable(chunks)
 
     def packs(self, chunks: Iterable[ChunkId], seen: set[Node]) -> list[tuple[PackId, ...]]:
-        """The packs of each chunk's path, that of its own frame first; empty without a path.
+        """The packs of each chunk's chain, that of its own frame first; empty without a chain.
 
-        See `Path.back` for `seen`.
+        See `Chain.back` for `seen`.
         """
-        return self._paths.packs(chunks, seen)
+        return self._chains.packs(chunks, seen)
 
     def __iter__(self) -> Iterator[ChunkId]:
         """Every chunk that is known."""
         return iter(self._table)
 
-    def finder(self, have: Container[ChunkId]) -> PathFinder:
-        """Finds paths that may begin at chunks that the reader has."""
-        return PathFinder(self._table, have)
+    def finder(self, have: Container[ChunkId]) -> ChainFinder:
+        """Finds chains that may begin at chunks that the reader has."""
+        return ChainFinder(self._table, have)
 
-    def path(self, chunk: ChunkId) -> Path | None:
+    def chain(self, chunk: ChunkId) -> Chain | None:
         """The cheapest way to rebuild a chunk from the packs that were read."""
-        return self._paths.path(chunk)
+        return self._chains.chain(chunk)
 
     def cost(self, chunk: ChunkId) -> Cost | None:
         """What the cheapest way to rebuild a chunk takes, from the packs that were read."""
-        return self._paths.cost(chunk)
+        return self._chains.cost(chunk)
 
-    def find_path(self, chunk: ChunkId, finder: PathFinder | None = None) -> Path | None:
+    def find_chain(self, chunk: ChunkId, finder: ChainFinder | None = None) -> Chain | None:
         """The same; further packs are read where that is needed, the hinted ones first."""
-        finder = finder or self._paths
-        path = finder.path(chunk)
+        finder = finder or self._chains
+        chain = finder.chain(chunk)
         for read_more in (self._read_hinted, self._read_all_hinted, self._read_listed):
-            if path is None:
+            if chain is None:
                 read_more(chunk)
-                path = finder.path(chunk)  # another thread may have read what it takes
-        if path is None and self.has_suspects:
-            path = self._last_resort.path(chunk)
-        return path
+                chain = finder.chain(chunk)  # another thread may have read what it takes
+        if chain is None and self.has_suspects:
+            chain = self._last_resort.chain(chunk)
+        return chain
 
     def _read_hinted(self, chunk: ChunkId) -> None:
         """Read the hinted pack of a chunk, and each time twice as many others with it.

@@ -1,4 +1,8 @@
-"""Chunks out of the store: read, decode, and check before anybody sees them."""
+"""Chunks out of the store: read, decoded, and checked before a caller sees them.
+
+`ChunkReader` rebuilds a chunk from a chain of frames. `ChunkReader.with_local` makes a reader that
+looks at chunks on this machine first, and begins chains at them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from casweights.system.buffers import uninitialized
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from casweights.database.chains import Node, Path
+    from casweights.database.chains import Chain, Node
     from casweights.database.index import ChunkIndex
     from casweights.format.manifest import FileEntry
     from casweights.format.pack import Location
@@ -33,30 +37,30 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 
-_ATTEMPTS = 32  # ways to a chunk that are tried
-STRIDE = 64  # frames from one waypoint of a long path to the next
-_WAYPOINTS = 16 * MiB
+_MAX_ATTEMPTS = 32  # chains to one chunk that are tried; a forged store may have any number
+STRIDE = 64  # frames from one waypoint of a long chain to the next; shorter chains have none
+_WAYPOINT_BYTES = 16 * MiB  # of chunks kept as waypoints: few, and shared by all chains
 
 
-class NearbyChunks(Protocol):
-    """Chunks that need not come from the store, because the reader's machine has them."""
+class LocalChunks(Protocol):
+    """Chunks that this machine has, so that they need not come from the store."""
 
     @property
     def is_used(self) -> bool:
-        """Whether any chunk is here, or may come."""
+        """Whether there are any, or may be later."""
 
     def __contains__(self, chunk: object, /) -> bool:
-        """Whether this chunk is likely to be here."""
+        """Whether this chunk is probably among them."""
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """Fill `out` with what should be the chunk; False if it is gone. The caller checks."""
+        """Fill `out` with the chunk, which the caller checks; False if it is gone."""
 
 
-class HeldChunks(NearbyChunks, Protocol):
-    """Chunks in this process's memory, so that nobody need check them."""
+class TrustedChunks(LocalChunks, Protocol):
+    """Chunks in the memory of this process, which are used without a check."""
 
     def get(self, chunk: ChunkId) -> memoryview | None:
-        """A chunk's bytes, valid until the calling thread asks again; None if it is not here."""
+        """A chunk's bytes, valid until the calling thread asks again; None if there is none."""
 
 
 class ChunkReader:
@@ -64,7 +68,7 @@ class ChunkReader:
 
     Attributes:
         store: Where they come from.
-        spent: What it took until now.
+        spent: What reading has taken so far.
     """
 
     def __init__(
@@ -79,31 +83,31 @@ class ChunkReader:
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it.
 
-        A frame that is gone or damaged is done without, if there is another way to the chunk.
+        A frame that is gone or damaged is replaced by another chain, where there is one.
 
         Returns:
             The bytes that were read from the store.
 
         Raises:
-            IntegrityError: There is no way to rebuild this chunk; `out` holds nothing of use.
+            IntegrityError: The chunk cannot be rebuilt; what `out` holds is undefined.
         """
         failure: CasweightsError | None = None
-        for _ in range(_ATTEMPTS):
-            path = self._index.find_path(chunk)
-            if path is None:
+        for _ in range(_MAX_ATTEMPTS):
+            chain = self._index.find_chain(chunk)
+            if chain is None:
                 break
             try:
-                return self.follow(path, chunk, out)
+                return self.rebuild(chain, chunk, out)
             except (IntegrityError, NotFoundError) as error:
                 failure = failure or error
-        else:  # a forged store may have no end of them; without its frames the chunk is missing
+        else:  # without its frames the chunk counts as missing
             self._index.abandon(chunk)
         if isinstance(failure, IntegrityError):
-            raise _told_of(failure, chunk)
+            raise _naming(failure, chunk)
         raise self._missing(chunk) from failure
 
     def _missing(self, chunk: ChunkId) -> IntegrityError:
-        """The error for a chunk without a path: what is it that lacks?"""
+        """Explain why a chunk cannot be rebuilt."""
         wanted, why, seen = chunk, f"no pack holds the chunk {chunk}", {chunk}
         while frames := self._index.frames(chunk):
             pack, base = names.pack_name(frames[0].pack), frames[0].frame.base
@@ -122,15 +126,15 @@ class ChunkReader:
             why += f". Damaged is: {next(iter(self._index.damaged.values()))}"
         return IntegrityError(ErrorCode.MISSING_CHUNK, why)
 
-    def near(self, *chunks: NearbyChunks) -> NearbyReader:
-        """A reader that begins at what is nearby, where that reads less from the store."""
-        return NearbyReader(self, self._index, [way for way in chunks if way.is_used])
+    def with_local(self, *chunks: LocalChunks) -> LocalFirstReader:
+        """A reader that uses local chunks where that reads less from the store."""
+        return LocalFirstReader(self, self._index, [local for local in chunks if local.is_used])
 
-    def follow(self, path: Path, chunk: ChunkId, out: memoryview) -> int:
-        """Decode frame after frame; differences turn their base into the next chunk in place.
+    def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
+        """Decode the frames of a chain; each difference turns its base into the next chunk in place.
 
         Args:
-            path: A path to the chunk. If its first frame has a base, `out` holds that.
+            chain: A chain to the chunk. If its first frame has a base, `out` holds that.
             chunk: The chunk.
             out: Where to put it.
 
@@ -142,21 +146,21 @@ class ChunkReader:
             NotFoundError: A pack is gone.
         """
         try:
-            frames = self._waypoints.resume(path, out)
+            frames = self._waypoints.resume(chain, out)
             for number, location in enumerate(frames, 1):
                 read_frame(self.store, location, out, self.spent)
                 if number % STRIDE == 0 and self.is_right(location.frame.chunk, out):
                     self._waypoints.put(location.frame.chunk, out)
-            if path.links == 0 or self.is_right(chunk, out):
+            if chain.links == 0 or self.is_right(chunk, out):
                 return sum(location.frame.size for location in frames)
         except (IntegrityError, NotFoundError):
             pass
-        for location in path.frames:  # a copy on the way to us may be to blame, and not the pack
+        for location in chain.frames:  # a copy on the way to us may be to blame, and not the pack
             self.store.forget(names.pack_name(location.pack))
-        if path.base is not None:  # the beginning is not in the store
+        if chain.base is not None:  # the beginning is not in the store
             raise corrupt(f"chunk {chunk}", "what was rebuilt is something else")
-        self._follow_warily(path, chunk, out)
-        return path.nbytes
+        self._rebuild_checked(chain, chunk, out)
+        return chain.nbytes
 
     def is_right(self, chunk: ChunkId, out: memoryview) -> bool:
         """Whether these are the bytes that the ID stands for."""
@@ -165,9 +169,9 @@ class ChunkReader:
         self.spent.add(check=time.perf_counter() - begin)
         return right
 
-    def _follow_warily(self, path: Path, chunk: ChunkId, out: memoryview) -> None:
+    def _rebuild_checked(self, chain: Chain, chunk: ChunkId, out: memoryview) -> None:
         """Once more, and check every chunk on the way: which frame is to blame?"""
-        for location in path.frames:
+        for location in chain.frames:
             try:
                 read_frame(self.store, location, out, self.spent)
                 if not self.is_right(location.frame.chunk, out):
@@ -177,14 +181,14 @@ class ChunkReader:
                 raise
         if not self.is_right(chunk, out):
             wrong = corrupt(f"chunk {chunk}", "what was rebuilt is something else")
-            self._index.distrust({path.frames[-1]: wrong})
+            self._index.distrust({chain.frames[-1]: wrong})
             raise wrong
 
 
 class _Waypoints:
-    """Some chunks on long paths, from which the paths to other chunks go on.
+    """Chunks kept from the middle of long chains, where reading other chunks can begin.
 
-    Without them, a version of all chunks of a chain takes the square of the chain's length.
+    Without them, reading all chunks of a chain takes time with the square of its length.
     """
 
     def __init__(self) -> None:
@@ -195,20 +199,20 @@ class _Waypoints:
     def put(self, chunk: ChunkId, data: memoryview) -> None:
         """Keep a chunk, which the caller has checked, in place of the oldest ones."""
         with self._lock:
-            if len(data) > _WAYPOINTS or chunk in self._chunks:
+            if len(data) > _WAYPOINT_BYTES or chunk in self._chunks:
                 return
             self._chunks[chunk] = bytes(data)
             self._size += len(data)
-            while self._size > _WAYPOINTS:
+            while self._size > _WAYPOINT_BYTES:
                 self._size -= len(self._chunks.popitem(last=False)[1])
 
-    def resume(self, path: Path, out: memoryview) -> Sequence[Location]:
-        """The frames of a path behind the last chunk that is here, which `out` holds then."""
-        if path.links <= STRIDE:
-            return path.frames
+    def resume(self, chain: Chain, out: memoryview) -> Sequence[Location]:
+        """The frames of a chain after its last waypoint, which is copied to `out`."""
+        if chain.links <= STRIDE:
+            return chain.frames
         frames: list[Location] = []
         with self._lock:
-            for location in path.back():
+            for location in chain.back():
                 found = self._chunks.get(location.frame.chunk) if frames else None
                 if found is not None and len(found) == len(out):
                     out[:] = found
@@ -217,33 +221,36 @@ class _Waypoints:
         return frames[::-1]
 
 
-def _told_of(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
-    """An error that names the chunk that was asked for, too."""
+def _naming(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
+    """The same error, which also names the chunk that was asked for."""
     if str(chunk) in error.message:
         return error
     return IntegrityError(error.code, f"{error.message}. The chunk {chunk} needs it")
 
 
-class NearbyReader:
-    """Reads chunks by ID, from what is nearby and from the store. Made by `ChunkReader.near`."""
+class LocalFirstReader:
+    """Reads chunks by ID from this machine and the store; made by `ChunkReader.with_local`."""
 
     def __init__(
-        self, reader: ChunkReader, index: ChunkIndex, ways: Sequence[NearbyChunks]
+        self, reader: ChunkReader, index: ChunkIndex, local: Sequence[LocalChunks]
     ) -> None:
         self._reader = reader
         self._index = index
-        self._nearby = _AnyOf(ways)
-        # Without anything nearby, all readers share what was found.
-        self._finder = index.finder(self._nearby) if ways else None
+        self._local = _AnyLocal(local)
+        # Without local chunks, all readers share the chains that the index has found.
+        self._finder = index.finder(self._local) if local else None
 
     @contextmanager
-    def ahead(self, *, bit_by_bit: bool = False) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
+    def ahead(
+        self, *, with_neighbours: bool = False
+    ) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
         """A function that announces the chunks to be read next, in order.
 
         A store behind a network then fetches what they need, many pieces at a time.
 
         Args:
-            bit_by_bit: Whether few chunks are announced at a time, and their neighbours soon.
+            with_neighbours: Also fetch what lies around each frame in a small pack. For callers
+                who announce few chunks at a time, and their neighbours next.
         """
         store = self._reader.store
         if not store.capabilities.remote:
@@ -252,57 +259,59 @@ class NearbyReader:
         with store.ahead() as announce:
 
             def announce_chunks(chunks: Sequence[ChunkId]) -> None:
-                wanted = [chunk for chunk in chunks if chunk not in self._nearby]
+                wanted = [chunk for chunk in chunks if chunk not in self._local]
                 announce(self._index.small_packs(wanted))
                 self._index.prepare(wanted)
                 seen: set[Node] = set()
-                announce([self._ranges(chunk, seen, bit_by_bit=bit_by_bit) for chunk in wanted])
+                announce(
+                    [self._ranges(chunk, seen, with_neighbours=with_neighbours) for chunk in wanted]
+                )
 
             yield announce_chunks
 
-    def _ranges(self, chunk: ChunkId, seen: set[Node], *, bit_by_bit: bool) -> list[Range]:
-        """What a chunk is read from; of a long path, what lies behind those that were `seen`."""
-        path = self._index.find_path(chunk, self._finder)
-        if path is None:
+    def _ranges(self, chunk: ChunkId, seen: set[Node], *, with_neighbours: bool) -> list[Range]:
+        """The ranges to read for a chunk; of a long chain, only those after what was `seen`."""
+        chain = self._index.find_chain(chunk, self._finder)
+        if chain is None:
             return []
         around = self._index.around
-        frames = path.frames if path.links <= STRIDE else [*path.back(seen)][::-1]
-        return [around(frame) if bit_by_bit else frame.range for frame in frames]
+        frames = chain.frames if chain.links <= STRIDE else [*chain.back(seen)][::-1]
+        return [around(frame) if with_neighbours else frame.range for frame in frames]
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it; see `ChunkReader.readinto`.
 
         A base is not checked by itself: what is made of a wrong one is not right either.
         """
-        if self._nearby.readinto(chunk, out) and self._reader.is_right(chunk, out):
+        if self._local.readinto(chunk, out) and self._reader.is_right(chunk, out):
             return 0
-        path = self._index.find_path(chunk, self._finder)
-        base = None if path is None else path.base
-        if path is not None and base is not None and self._nearby.readinto(base, out):
+        chain = self._index.find_chain(chunk, self._finder)
+        base = None if chain is None else chain.base
+        if chain is not None and base is not None and self._local.readinto(base, out):
             with suppress(IntegrityError, NotFoundError):
-                return self._reader.follow(path, chunk, out)
+                return self._reader.rebuild(chain, chunk, out)
         return self._reader.readinto(chunk, out)
 
 
-class _AnyOf:
-    """What is nearby in one of several ways."""
+class _AnyLocal:
+    """The chunks of several sources as one."""
 
-    def __init__(self, ways: Sequence[NearbyChunks]) -> None:
-        self._ways = ways
+    def __init__(self, sources: Sequence[LocalChunks]) -> None:
+        self._sources = sources
 
     def __contains__(self, chunk: object) -> bool:
-        return any(chunk in way for way in self._ways)
+        return any(chunk in source for source in self._sources)
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `NearbyChunks.readinto`."""
-        return any(way.readinto(chunk, out) for way in self._ways)
+        """See `LocalChunks.readinto`."""
+        return any(source.readinto(chunk, out) for source in self._sources)
 
 
 def read_file(reader: ChunkReader, file: FileEntry, chunk_size: int) -> Iterator[memoryview]:
     """The bytes of one file of a version, piece by piece."""
     if file.raw_header is not None:
         yield memoryview(file.raw_header)
-    local_first = reader.near()
+    local_first = reader.with_local()
     with local_first.ahead() as announce:
         announce(file.chunks)
         for chunk, piece in file.pieces(chunk_size):

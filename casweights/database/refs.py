@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
     from casweights.stores.base import ObjectInfo, ObjectStore
 
-    Listed = Callable[[], names.RefNames]
+    ListNames = Callable[[], names.RefNames]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,28 +70,29 @@ class Refs:
         self._moved: dict[str, list[Head]] = {}  # by this one: the last, and those to tell of
 
     def head(
-        self, branch: str, *, to_move: bool = False, beside: Listed | None = None
+        self, branch: str, *, for_update: bool = False, list_names: ListNames | None = None
     ) -> Head | None:
         """Where a branch is now; None if there is no such branch.
 
         Args:
             branch: The branch.
-            to_move: For callers who will move it: wait until no writers compete for it, and make
-                sure that the last move from here still counts.
-            beside: With `to_move`, gives the names of the branches where they are listed once for
-                several. A new one is added to them.
+            for_update: For callers who will move it: wait until no writers compete for it, and
+                make sure that the last move from here still counts.
+            list_names: With `for_update`, gives the names of all branches, to which a new one is
+                added. For callers who list them once for several branches.
 
         Raises:
-            ConflictError: With `to_move`, the last move from here was displaced. It is told once.
-            InvalidInputError: With `to_move`, there is no such branch, and none can be made.
+            ConflictError: With `for_update`, the last move from here was displaced. This is
+                raised once.
+            InvalidInputError: With `for_update`, there is no such branch, and none can be made.
         """
         log, name = self._heads, names.check_ref_name(branch)
-        moves = log.settled(name) if to_move else log.moves(name)
-        if to_move and (snapshot := self._forget_displaced(branch, moves)) is not None:
+        moves = log.settled(name) if for_update else log.moves(name)
+        if for_update and (snapshot := self._forget_displaced(branch, moves)) is not None:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
-            if to_move:
-                (beside or self.branch_names)().add(branch)
+            if for_update:
+                (list_names or self.branch_names)().add(branch)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
@@ -201,7 +202,7 @@ class Refs:
 
     def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
         """Where a branch is now, if that is this version."""
-        head = self.head(branch, to_move=True)
+        head = self.head(branch, for_update=True)
         return head if head is not None and head.snapshot == snapshot else None
 
     def doubt(self, head: Head) -> None:
@@ -306,13 +307,16 @@ class Refs:
             tag = threads.submit(self.tag, name)
             return self.head(name), tag.result()
 
-    def create_tag(self, tag: str, snapshot: SnapshotId, *, beside: Listed | None = None) -> None:
+    def create_tag(
+        self, tag: str, snapshot: SnapshotId, *, list_names: ListNames | None = None
+    ) -> None:
         """Make a tag.
 
         Args:
             tag: The tag.
             snapshot: Where it points.
-            beside: Gives the names of the tags where they are listed once for several.
+            list_names: Gives the names of all tags, to which this one is added. For callers who
+                list them once for several tags.
 
         Raises:
             ConflictError: A tag of this name points elsewhere.
@@ -320,7 +324,7 @@ class Refs:
         """
         there = self._settled_tag(tag)
         if there is None:
-            (beside or self.tag_names)().add(tag)
+            (list_names or self.tag_names)().add(tag)
             if self._append(self._tags, tag, 0, None, snapshot)[0]:
                 return
             # None if it was deleted since, or a listing does not show it yet.

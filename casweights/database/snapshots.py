@@ -49,16 +49,16 @@ class SnapshotStore:
         self._config = config
         self._lock = threading.Lock()
         self._index = index
-        self._hinted: set[SnapshotId] = set()
+        self._learned: set[SnapshotId] = set()
         self._shallow: set[SnapshotId] = set()
         self._recent: OrderedDict[SnapshotId, _Recent] = OrderedDict()
 
-    def load(self, snapshot_id: SnapshotId, *, to_read: bool = False) -> Snapshot:
+    def load(self, snapshot_id: SnapshotId, *, with_locations: bool = False) -> Snapshot:
         """A snapshot.
 
         Args:
             snapshot_id: Its ID.
-            to_read: Also tell the index where its chunks lie, because they will be read.
+            with_locations: Also tell the index where its chunks lie, because they will be read.
 
         Raises:
             NotFoundError: The store does not have it.
@@ -68,11 +68,11 @@ class SnapshotStore:
         if recent is None:
             stored = self.load_stored(snapshot_id)
             recent = _Recent(stored.snapshot, stored.table)
-        if to_read:
+        if with_locations:
             self._index.expect()
-            if snapshot_id not in self._hinted:
-                self._index.hint(recent.table)
-                self._hinted.add(snapshot_id)
+            if snapshot_id not in self._learned:
+                self._index.learn(recent.table)
+                self._learned.add(snapshot_id)
         return recent.snapshot
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
@@ -132,7 +132,7 @@ class SnapshotStore:
         table = self.pack_table(snapshot, last)
         packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
         self._store.put_all([*packs, self._object(snapshot, encoded, table)], soon, new=new)
-        self._hinted.add(snapshot.id)  # the index knows its chunks, lest they be written again
+        self._learned.add(snapshot.id)  # the index knows its chunks, lest they be written again
         self._keep(snapshot, table)
 
     def save_copy(self, stored: StoredSnapshot) -> None:
@@ -175,14 +175,14 @@ class SnapshotStore:
         was looked up.
         """
         base = chunk if new is None else new.frame.base
-        path = None if base is None else self._index.path(base) or self._index.find_path(base)
-        if path is None and base is not None:
+        chain = None if base is None else self._index.chain(base) or self._index.find_chain(base)
+        if chain is None and base is not None:
             raise IntegrityError(
                 ErrorCode.MISSING_CHUNK,
                 f"the store had the chunk {base} when this version was encoded, and has it no "
                 "more: repeat the command, which stores it again",
             )
-        return [*([new] if new else ()), *(path.back(seen) if path else ())]
+        return [*([new] if new else ()), *(chain.back(seen) if chain else ())]
 
     def retain(self, snapshot: Snapshot) -> None:
         """Let the index forget what only other versions than this one need.
@@ -191,7 +191,7 @@ class SnapshotStore:
         """
         remote = self._store.capabilities.remote
         if remote and self._index.retain(snapshot.chunks()):
-            self._hinted = {snapshot.id}
+            self._learned = {snapshot.id}
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """IDs in the store that begin with these hexadecimal digits; other names are left out."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from casweights.content.file_contents import PlacedChunks
     from casweights.database import Database
-    from casweights.database.reader import NearbyReader
+    from casweights.database.reader import LocalFirstReader
     from casweights.format.manifest import FileEntry, Snapshot
     from casweights.ids import ChunkId
 
@@ -234,7 +234,7 @@ def _write_drafts(
 ) -> int:
     """Write all drafts and wait until they are on the disk; returns what `_write` does."""
     fetched = 0
-    reader = db.reader.near(nearby, db.cache)
+    reader = db.reader.with_local(nearby, db.cache)
     with reader.ahead() as announce, closing(Background(_SYNCS)) as syncing:
         missing = {draft: _start_draft(drafts, draft, t.file) for draft, t in placed.items()}
 
@@ -279,7 +279,7 @@ def _start_draft(drafts: Staging, draft: str, file: FileEntry) -> int:
     return file.size - len(header)
 
 
-def _write_run(reader: NearbyReader, drafts: Staging, job: _Job) -> tuple[_Job, int]:
+def _write_run(reader: LocalFirstReader, drafts: Staging, job: _Job) -> tuple[_Job, int]:
     fetched = 0
     buffer = scratch(job.nbytes)
     start = job.run[0].offset

@@ -16,7 +16,7 @@ from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage
 from casweights.format.layout import BYTES, Piece, runs
 from casweights.format.manifest import FileEntry, Manifest, Snapshot
-from casweights.operations.deltas import Bases, ChainEncoder
+from casweights.operations.deltas import BaseChunks, DeltaEncoder
 from casweights.operations.relatives import nearest
 from casweights.results import CommitStats
 from casweights.system.buffers import Pool
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casweights.config import Compression, StoreConfig
     from casweights.content.files import SourceFile
     from casweights.database import Database
-    from casweights.database.reader import HeldChunks
+    from casweights.database.reader import TrustedChunks
     from casweights.database.refs import Head
     from casweights.format.pack import EncodedFrame, SealedPack
     from casweights.ids import ChunkId, SnapshotId
@@ -134,8 +134,8 @@ class _Commit:
     db: Database
     files: Sequence[SourceFile]
     buffers: Pool
-    bases: Once[Bases]
-    encoder: ChainEncoder
+    bases: Once[BaseChunks]
+    encoder: DeltaEncoder
     look_everywhere: Once[None]
     repeats: threading.Event = field(default_factory=threading.Event)
 
@@ -180,7 +180,7 @@ def encode_version(
     *,
     base: Snapshot | None,
     compression: Compression,
-    nearby: HeldChunks | None = None,
+    nearby: TrustedChunks | None = None,
 ) -> EncodedVersion:
     """Read and encode a version; what does not fit into one pack is written already.
 
@@ -204,8 +204,8 @@ def encode_version(
     Snapshot.of(description.manifest(db.config, ()))  # refuses bad metadata before any work
     db.heed_findings()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
-    bases = Once(lambda: _resembling(db, files, buffers) if base is None else Bases(base))
-    encoder = ChainEncoder(db.reader, db.index, nearby or db.cache, compression)
+    bases = Once(lambda: _resembling(db, files, buffers) if base is None else BaseChunks(base))
+    encoder = DeltaEncoder(db.reader, db.index, nearby or db.cache, compression)
     most = _MOST_PACKS if db.store.capabilities.remote else None
     work = _Commit(db, files, buffers, bases, encoder, Once(partial(db.index.load, most)))
     if db.store.capabilities.remote:
@@ -284,17 +284,20 @@ def repeated(db: Database, version: Snapshot, head: Head | None) -> Snapshot | N
     return there if as_there.id == there.id else None
 
 
-def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bases:
+def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
     """The chunks of the branch or tag that differs least, if there is one worth it."""
     by_path = {file.path: file for file in files}
     return (
         nearest(
-            (Bases(db.snapshots.load(version, to_read=True)) for version in db.refs.tips()),
+            (
+                BaseChunks(db.snapshots.load(version, with_locations=True))
+                for version in db.refs.tips()
+            ),
             [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
             lambda path, piece: by_path[path].read([piece], buffers)[0],
-            db.reader.near(db.cache),
+            db.reader.with_local(db.cache),
         )
-        or Bases()
+        or BaseChunks()
     )
 
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from casweights.config import Compression
-    from casweights.database.chains import Path
+    from casweights.database.chains import Chain
     from casweights.database.index import ChunkIndex
-    from casweights.database.reader import ChunkReader, HeldChunks
+    from casweights.database.reader import ChunkReader, TrustedChunks
     from casweights.format.dtypes import DType
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
@@ -42,7 +42,7 @@ _MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # links that a shortcut replaces
 _GAIN = 3 / 4  # of the bytes that a shortcut replaces; above that it is not worth it
 
 
-class Bases:
+class BaseChunks:
     """The chunks of a version, by their places in it."""
 
     def __init__(self, version: Snapshot | None = None) -> None:
@@ -68,7 +68,7 @@ def _place(piece: Piece) -> tuple[object, ...]:
     return piece.tensor, piece.number, piece.nbytes, piece.dtype.code
 
 
-class ChainEncoder:
+class DeltaEncoder:
     """Encodes chunks so that chains stay cheap to read.
 
     Args:
@@ -79,16 +79,16 @@ class ChainEncoder:
     """
 
     def __init__(
-        self, reader: ChunkReader, index: ChunkIndex, held: HeldChunks, compression: Compression
+        self, reader: ChunkReader, index: ChunkIndex, held: TrustedChunks, compression: Compression
     ) -> None:
-        self._reader = reader.near(held)
+        self._reader = reader.with_local(held)
         self._index = index
         self._held = held
         self._compression = compression
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
-        """See `NearbyReader.ahead`: for bases that will be read."""
-        return self._reader.ahead(bit_by_bit=True)
+        """See `LocalFirstReader.ahead`: for bases that will be read."""
+        return self._reader.ahead(with_neighbours=True)
 
     def encode(self, raw: memoryview, dtype: DType, base: ChunkId | None) -> list[EncodedFrame]:
         """The frames to store for a chunk.
@@ -101,7 +101,7 @@ class ChainEncoder:
         Returns:
             One frame, or two: a cheap step from `base` beside what makes the chain short.
         """
-        chain = None if base is None else self._index.path(base)
+        chain = None if base is None else self._index.chain(base)
         if chain is None or chain.frames[0].frame.base is not None:
             return [self._whole(raw, dtype)]
         step = self._difference(raw, dtype, chain.frames[-1])
@@ -120,7 +120,7 @@ class ChainEncoder:
         return [best, step]
 
     def _shorten(
-        self, raw: memoryview, dtype: DType, chain: Path, step: EncodedFrame, whole_size: int
+        self, raw: memoryview, dtype: DType, chain: Chain, step: EncodedFrame, whole_size: int
     ) -> EncodedFrame | None:
         """The step itself while the chain is cheap; else a shortcut, or None for a whole chunk."""
         sizes = [location.frame.size for location in chain.frames[1:]] + [len(step.payload)]
@@ -140,7 +140,7 @@ class ChainEncoder:
         from_root = self._difference(raw, dtype, chain.frames[0])
         return from_root if from_root and len(from_root.payload) <= limit else None
 
-    def _last_shortcut(self, chain: Path) -> int:
+    def _last_shortcut(self, chain: Chain) -> int:
         """The last place of a chain with more than one frame, or its beginning."""
         for n in range(len(chain.frames) - 1, 0, -1):
             if len(self._index.frames(chain.frames[n].frame.chunk)) > 1:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from casweights.database import Database
-    from casweights.database.reader import NearbyReader
+    from casweights.database.reader import LocalFirstReader
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
 
@@ -61,7 +61,7 @@ def _reads(chunks: Sequence[ChunkId], memory: memoryview, chunk_size: int) -> It
 
 def _read_all(db: Database, reads: Sequence[_Read]) -> None:
     db.reporter.started(Stage.LOAD, sum(len(read.out) for read in reads))
-    reader = db.reader.near(db.cache)
+    reader = db.reader.with_local(db.cache)
     try:
         with reader.ahead() as announce:
             announce([read.chunk for read in reads])
@@ -71,7 +71,7 @@ def _read_all(db: Database, reads: Sequence[_Read]) -> None:
         db.reporter.finished(Stage.LOAD)
 
 
-def _read(db: Database, reader: NearbyReader, read: _Read) -> int:
+def _read(db: Database, reader: LocalFirstReader, read: _Read) -> int:
     reader.readinto(read.chunk, read.out)
     db.cache.put(read.chunk, read.out)
     return len(read.out)

@@ -80,7 +80,7 @@ def commit_parts(
     if (there := repeated(db, snapshot, head)) is not None:
         return there
     table = _joined([part.table for part in parts])
-    db.index.hint(table)
+    db.index.learn(table)
     db.snapshots.save_copy(StoredSnapshot(snapshot, manifest, table))
     moved = db.refs.advance(branch, head, snapshot.id)
     stats = CommitStats(

@@ -187,7 +187,7 @@ def _find_move(
         target.refs.create_tag(tag, tip)  # which refuses if it points elsewhere
         return _Move(tip, due=False)
     branch = name.removeprefix(_HEADS)
-    head = target.refs.head(branch, to_move=True, beside=there.branches)
+    head = target.refs.head(branch, for_update=True, list_names=there.branches)
     if head is None or head.snapshot == tip:
         return _Move(tip, head, due=head is None)
     if force or head.snapshot in _ancestry(source, tip):
@@ -216,7 +216,7 @@ def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
 def _make_move(target: Database, name: str, move: _Move, there: _Names) -> bool:
     """Move a branch or tag, if that is due; returns whether it was."""
     if move.due and name.startswith(_TAGS):
-        target.refs.create_tag(name.removeprefix(_TAGS), move.tip, beside=there.tags)
+        target.refs.create_tag(name.removeprefix(_TAGS), move.tip, list_names=there.tags)
     elif move.due:
         target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip)
     return move.due

@@ -11,10 +11,10 @@ from casweights.system.buffers import scratch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from casweights.database.reader import NearbyReader
+    from casweights.database.reader import LocalFirstReader
     from casweights.format.layout import Piece
     from casweights.ids import ChunkId
-    from casweights.operations.deltas import Bases
+    from casweights.operations.deltas import BaseChunks
 
     Place = tuple[str, Piece]  # the path of a file, and a piece of it
     Shared = tuple[str, Piece, ChunkId]  # the same, and a candidate's chunk there
@@ -26,11 +26,11 @@ _WORTHWHILE = 0.9
 
 
 def nearest(
-    candidates: Iterable[Bases],
+    candidates: Iterable[BaseChunks],
     places: Sequence[Place],
     read: Callable[[str, Piece], memoryview],
-    reader: NearbyReader,
-) -> Bases | None:
+    reader: LocalFirstReader,
+) -> BaseChunks | None:
     """The version from which a new one differs least, judged by a few chunks.
 
     Args:
@@ -63,7 +63,7 @@ def _samples(shared: Sequence[Shared]) -> list[Shared]:
 
 
 def _cost(
-    samples: Sequence[Shared], read: Callable[[str, Piece], memoryview], reader: NearbyReader
+    samples: Sequence[Shared], read: Callable[[str, Piece], memoryview], reader: LocalFirstReader
 ) -> float:
     """What differences of some chunks take, as a share of the chunks."""
     cost = total = 0

@@ -15,7 +15,7 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.pack import EncodedFrame, Frame, Location
 from casweights.ids import PackId
-from casweights.operations.deltas import Bases, ChainEncoder
+from casweights.operations.deltas import BaseChunks, DeltaEncoder
 from casweights.operations.relatives import nearest
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
@@ -56,7 +56,7 @@ class _Repack:
 
     db: Database
     plan: ChunkIndex
-    encoder: ChainEncoder
+    encoder: DeltaEncoder
     writer: PackWriter
     done: set[ChunkId]
 
@@ -133,7 +133,7 @@ def _rewrite_all(
         The names of the old packs that are not needed any more.
     """
     plan = ChunkIndex(db.store)
-    work = _Repack(db, plan, ChainEncoder(db.reader, plan, db.cache, compression), writer, set())
+    work = _Repack(db, plan, DeltaEncoder(db.reader, plan, db.cache, compression), writer, set())
     try:
         _rewrite_versions(work)
         failed = _copy_others(work, old)
@@ -151,7 +151,7 @@ def _rewrite_versions(work: _Repack) -> None:
     earlier: dict[SnapshotId, None] = {}
     try:
         for version in _in_order(found):
-            _rewrite(work, db.snapshots.load(version, to_read=True), earlier)
+            _rewrite(work, db.snapshots.load(version, with_locations=True), earlier)
             earlier[version] = None
             db.reporter.advanced(Stage.REPACK, found[version].size)
     finally:
@@ -202,29 +202,31 @@ def _plan(work: _Repack, chunk: ChunkId, nbytes: int, frames: Sequence[EncodedFr
     work.plan.add(names.pack_name(_UNWRITTEN), 0, planned)
 
 
-def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Bases:
+def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> BaseChunks:
     """The parent, or else the nearest relative of what was there before."""
     snapshots = work.db.snapshots
     if version.parents and version.parents[0] in earlier:
-        return Bases(snapshots.load(version.parents[0]))
+        return BaseChunks(snapshots.load(version.parents[0]))
     size = work.db.config.chunk_size
     chunks = {
         (file.path, piece): chunk for file in version.files for chunk, piece in file.pieces(size)
     }
-    reader = work.db.reader.near(work.db.cache)
+    reader = work.db.reader.with_local(work.db.cache)
 
     def read(path: str, piece: Piece) -> memoryview:
         out = uninitialized(piece.nbytes)
         reader.readinto(chunks[path, piece], out)
         return out
 
-    candidates = (Bases(snapshots.load(other)) for other in reversed(earlier))
-    return nearest(candidates, list(chunks), read, reader) or Bases()
+    candidates = (BaseChunks(snapshots.load(other)) for other in reversed(earlier))
+    return nearest(candidates, list(chunks), read, reader) or BaseChunks()
 
 
 def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
     raw = uninitialized(job.piece.nbytes)
-    reader = work.db.reader.near(work.db.cache)  # a new one: the cache has what no old one knows of
+    reader = work.db.reader.with_local(
+        work.db.cache
+    )  # a new one: the cache has what no old one knows of
     reader.readinto(job.chunk, raw)
     frames = work.encoder.encode(raw, job.piece.dtype, job.base)
     work.db.cache.put(job.chunk, raw)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from casweights.config import StoreConfig
     from casweights.database import Database
-    from casweights.database.chains import Node, Path
+    from casweights.database.chains import Chain, Node
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId, SnapshotId
     from casweights.stores.base import ObjectStore
@@ -219,7 +219,7 @@ class _Packs:
         Raises:
             IntegrityError: The source has no way to one of its chunks.
         """
-        self._source.index.hint(table)
+        self._source.index.learn(table)
         chunks = snapshot.chunks()
         plan = _persist(self._source, lambda: self._bring(chunks))
         self._have |= plan.chunks
@@ -235,17 +235,17 @@ class _Packs:
         plan = _Plan({}, {}, set())
         seen: set[Node] = set()
         for chunk in chunks:
-            path = self._source.index.find_path(chunk, finder)
-            if path is None:
+            chain = self._source.index.find_chain(chunk, finder)
+            if chain is None:
                 raise _lost(self._source, chunk)
             after: PackId | None = None
-            for place in path.back(seen):
-                plan.packs.setdefault(place.pack, set())
-                if after not in (None, place.pack):
-                    plan.packs[after].add(place.pack)
-                plan.chunks.add(place.frame.chunk)
-                plan.own.setdefault(chunk, place.pack)
-                after = place.pack
+            for location in chain.back(seen):
+                plan.packs.setdefault(location.pack, set())
+                if after not in (None, location.pack):
+                    plan.packs[after].add(location.pack)
+                plan.chunks.add(location.frame.chunk)
+                plan.own.setdefault(chunk, location.pack)
+                after = location.pack
         return plan
 
     def _copy(self, packs: Sequence[PackId]) -> None:
@@ -286,8 +286,8 @@ class _Packs:
         unsure = False
         seen: set[Node] = set()
         for chunk in chunks:
-            path = self._source.index.path(chunk)
-            found = [place.pack for place in path.back(seen)] if path else []
+            chain = self._source.index.chain(chunk)
+            found = [location.pack for location in chain.back(seen)] if chain else []
             if not found or not self._there.issuperset(found):
                 there = [pack for pack in found if pack in self._there]  # others' ways end in them
                 found = [plan.own.get(chunk, table.chunks[chunk]), *there]
@@ -325,14 +325,14 @@ class _Frames:
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
         """See `_Packs.bring`."""
-        self._source.index.hint(table)
+        self._source.index.learn(table)
         chunks = [chunk for chunk in snapshot.chunks() if chunk not in self._target.index]
         self._source.index.prepare(chunks)
         writer = PackWriter(self._target)
         try:
             _persist(
                 self._source,
-                lambda: self._write(writer, [self._path(chunk) for chunk in chunks]),
+                lambda: self._write(writer, [self._chain(chunk) for chunk in chunks]),
             )
             writer.finish()
         finally:
@@ -341,31 +341,31 @@ class _Frames:
         self.nbytes += sum(self._target.store.sizes(writer.names).values())
         return self._target.snapshots.pack_table(snapshot)
 
-    def _path(self, chunk: ChunkId) -> Path:
+    def _chain(self, chunk: ChunkId) -> Chain:
         index = self._source.index
-        path = index.find_path(chunk)
-        if path is not None and chunk not in index:  # in doubt: is it damaged?
-            size = next(path.back()).frame.raw_size
+        chain = index.find_chain(chunk)
+        if chain is not None and chunk not in index:  # in doubt: is it damaged?
+            size = next(chain.back()).frame.raw_size
             self._source.reader.readinto(chunk, uninitialized(size))
-            path = index.find_path(chunk)
-        if path is None:
+            chain = index.find_chain(chunk)
+        if chain is None:
             raise _lost(self._source, chunk)
-        return path
+        return chain
 
-    def _write(self, writer: PackWriter, paths: Sequence[Path]) -> None:
+    def _write(self, writer: PackWriter, chains: Sequence[Chain]) -> None:
         store, reporter = self._source.store, self._target.reporter
-        reporter.started(Stage.TRANSFER, sum(path.nbytes for path in paths))
+        reporter.started(Stage.TRANSFER, sum(chain.nbytes for chain in chains))
         try:
             with store.ahead() as announce:
                 seen: set[Node] = set()
-                new = [[*path.back(seen)][::-1] for path in paths]
-                announce([[place.range for place in places] for places in new])
-                for path, places in zip(paths, new, strict=True):
-                    for place in places:
-                        frame, payload = place.frame, read_payload(store, place)
+                new = [[*chain.back(seen)][::-1] for chain in chains]
+                announce([[location.range for location in locations] for locations in new])
+                for chain, locations in zip(chains, new, strict=True):
+                    for location in locations:
+                        frame, payload = location.frame, read_payload(store, location)
                         encoded = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
                         writer.add(frame.chunk, frame.raw_size, [encoded])
-                    reporter.advanced(Stage.TRANSFER, path.nbytes)
+                    reporter.advanced(Stage.TRANSFER, chain.nbytes)
         finally:
             reporter.finished(Stage.TRANSFER)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
     from casweights.database import Database
-    from casweights.database.chains import Path
+    from casweights.database.chains import Chain
     from casweights.database.frames import Spent
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
@@ -103,7 +103,7 @@ class Fetcher:
         self, reader: ChunkReader, taken: Iterator[Wanted], wanted: list[Wanted]
     ) -> Iterator[tuple[Wanted, Change | None]]:
         """The changes of those chunks that are taken, of all that are wanted."""
-        near = reader.near(_LiveChunks(self._target.chunks()), self._db.cache)
+        near = reader.with_local(_LiveChunks(self._target.chunks()), self._db.cache)
 
         def fetch(one: Wanted) -> tuple[Wanted, Change | None]:
             live, number = one.chunk
@@ -131,14 +131,14 @@ class _LiveChunks:
 
     @property
     def is_used(self) -> bool:
-        """See `NearbyChunks.is_used`."""
+        """See `LocalChunks.is_used`."""
         return bool(self._chunks)
 
     def __contains__(self, chunk: object) -> bool:
         return chunk in self._chunks
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `NearbyChunks.readinto`."""
+        """See `LocalChunks.readinto`."""
         found = self._chunks.get(chunk)
         if found is None or found.live.size_of(found.number) != len(out):
             return False
@@ -149,10 +149,10 @@ class _LiveChunks:
 class _TrustingReader(ChunkReader):
     """Does not hash what frames with checksums make of a chunk that the reader has."""
 
-    def follow(self, path: Path, chunk: ChunkId, out: memoryview) -> int:
-        """See `ChunkReader.follow`."""
-        if path.base is None or path.links > STRIDE:
-            return super().follow(path, chunk, out)
-        for location in path.frames:
+    def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
+        """See `ChunkReader.rebuild`."""
+        if chain.base is None or chain.links > STRIDE:
+            return super().rebuild(chain, chunk, out)
+        for location in chain.frames:
             read_frame(self.store, location, out, self.spent)
-        return path.nbytes
+        return chain.nbytes

@@ -290,7 +290,7 @@ class KeptState(SourceFile):
 
     @property
     def is_used(self) -> bool:
-        """See `NearbyChunks.is_used`."""
+        """See `LocalChunks.is_used`."""
         return True
 
     def __contains__(self, chunk: object) -> bool:
@@ -298,7 +298,7 @@ class KeptState(SourceFile):
         return chunk in self._pieces
 
     def get(self, chunk: ChunkId) -> memoryview | None:
-        """See `HeldChunks.get`."""
+        """See `TrustedChunks.get`."""
         piece = self._pieces.get(chunk)
         if piece is None:
             return None
@@ -306,7 +306,7 @@ class KeptState(SourceFile):
         return out if self.readinto(chunk, out) else None
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `NearbyChunks.readinto`."""
+        """See `LocalChunks.readinto`."""
         piece = self._pieces.get(chunk)
         if piece is None or piece.nbytes != len(out):
             return False

@@ -144,7 +144,7 @@ class Publisher(Handle):
         self._store = store if isinstance(store, Repository) else open_repository(store)
         self._db = self._below = self._store.database
         self._reporter = reporter or self._db.reporter
-        self._head = self._db.refs.head(branch, to_move=True)
+        self._head = self._db.refs.head(branch, for_update=True)
         self._written: Snapshot | None = None  # the head, once it was read or written here
         self._doubtful: Snapshot | None = None  # was written, and may have become the head
         self._mirror: Mirror | None = None
@@ -463,7 +463,7 @@ class Publisher(Handle):
             head, written = self._head, self._written
         if head is None or (written is not None and written.id == head.snapshot):
             return written
-        return self._db.snapshots.load(head.snapshot, to_read=True)
+        return self._db.snapshots.load(head.snapshot, with_locations=True)
 
     def _write(self, encoded: EncodedVersion, mirror: Mirror | None, *, new: bool) -> None:
         there = repeated(self._db, encoded.snapshot, self._head)

@@ -182,7 +182,7 @@ class Subscriber(Handle):
         version, position = self._resolve(to)
         if self._prepared is None or self._prepared.version.id != version:
             self._prepared = None  # its memory is needed
-            snapshot = self._db.snapshots.load(version, to_read=True)
+            snapshot = self._db.snapshots.load(version, with_locations=True)
             self._prepared = self._fetcher.prepare(snapshot, position)
         return self._prepared
 

@@ -80,7 +80,7 @@ def commit_file(repo: Repository, file: StateFile) -> None:
     head = db.refs.head("main")
     parents = (head.snapshot,) if head else ()
     said = Description(parents=parents, time=datetime.now(UTC), author="", message="", metadata={})
-    base = db.snapshots.load(parents[0], to_read=True) if parents else None
+    base = db.snapshots.load(parents[0], with_locations=True) if parents else None
     part = encode_part(db, [file], base=base, compression="fast")
     commit_parts(db, [part], said, "main", head)
 

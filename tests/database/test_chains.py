@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.database.chains import MAX_LINKS, Cost, FrameTable, PathFinder
+from casweights.database.chains import MAX_LINKS, ChainFinder, Cost, FrameTable
 from casweights.format.pack import Frame, Location
 from casweights.ids import ChunkId, PackId
 
@@ -53,16 +53,16 @@ def cheapest(places: list[Location], have: set[ChunkId], wanted: ChunkId) -> flo
     return 0 if wanted in have else min(ends, default=math.inf)
 
 
-def check(finder: PathFinder, known: list[Location], have: set[ChunkId]) -> None:
+def check(finder: ChainFinder, known: list[Location], have: set[ChunkId]) -> None:
     for wanted in map(chunk_id, range(CHUNKS)):
-        path = finder.path(wanted)
-        assert cheapest(known, have, wanted) == (math.inf if path is None else path.nbytes)
-        if path is None or not path.frames:
+        chain = finder.chain(wanted)
+        assert cheapest(known, have, wanted) == (math.inf if chain is None else chain.nbytes)
+        if chain is None or not chain.frames:
             continue
-        assert path.nbytes == sum(place.frame.size for place in path.frames)
-        assert path.frames[0].frame.base in {None, *have}
-        assert path.frames[-1].frame.chunk == wanted
-        for before, place in pairwise(path.frames):
+        assert chain.nbytes == sum(place.frame.size for place in chain.frames)
+        assert chain.frames[0].frame.base in {None, *have}
+        assert chain.frames[-1].frame.chunk == wanted
+        for before, place in pairwise(chain.frames):
             assert place.frame.base == before.frame.chunk
             assert place.frame.raw_size == before.frame.raw_size
 
@@ -73,7 +73,7 @@ def test_it_finds_the_cheapest_way_whatever_it_was_asked_before(
 ) -> None:
     table = FrameTable()
     here = set(map(chunk_id, have))
-    alone, helped = PathFinder(table), PathFinder(table, here)
+    alone, helped = ChainFinder(table), ChainFinder(table, here)
     known: list[Location] = []
     for pack in packs:
         new = [location(len(known) + n, frame) for n, frame in enumerate(pack)]
@@ -110,22 +110,22 @@ def test_a_long_history_is_not_looked_at() -> None:
         if n % 50 == 0:
             steps.append(Frame(long_id(n), 100, 0, 2 * n + 1, 60, bytes(8)))
         table.add([Location(PACK, frame) for frame in steps])
-    path = PathFinder(table).path(long_id(4999))
-    assert path is not None
-    assert path.nbytes == 60 + 49
+    chain = ChainFinder(table).chain(long_id(4999))
+    assert chain is not None
+    assert chain.nbytes == 60 + 49
     assert table.looks <= 2 * 110
 
 
 def test_one_step_more_is_one_look_more() -> None:
     table = Watched()
-    finder = PathFinder(table)
+    finder = ChainFinder(table)
     table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
     for n in range(1, 50):
         table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), long_id(n - 1)))])
         table.looks = 0
-        path = finder.path(long_id(n))
-        assert path is not None
-        assert len(path.frames) == n + 1
+        chain = finder.chain(long_id(n))
+        assert chain is not None
+        assert len(chain.frames) == n + 1
         assert table.looks <= 3
 
 
@@ -163,9 +163,9 @@ def test_what_no_way_leads_to_is_looked_at_once(reason: str) -> None:
     for n in range(count):
         frame = Frame(long_id(10**8 + n), 100, 0, n, 1, bytes(8), long_id(0))
         table.add([Location(PACK, frame)])
-    finder = PathFinder(table)
+    finder = ChainFinder(table)
     for n in range(count):
-        assert finder.path(long_id(10**8 + n)) is None
+        assert finder.chain(long_id(10**8 + n)) is None
         assert finder.cost(long_id(10**8 + n)) is None
     assert table.looks < 4 * length
 
@@ -174,11 +174,11 @@ def test_a_chunk_with_many_frames_is_searched_once() -> None:
     """Though each of them claims another size."""
     table = Watched()
     table.add([location(n, (0, None, 1 + n, 100 + n)) for n in range(500)])
-    finder = PathFinder(table)
+    finder = ChainFinder(table)
     for _ in range(50):
-        path = finder.path(chunk_id(0))
-        assert path is not None
-        assert path.frames == (location(0, (0, None, 1, 100)),)
+        chain = finder.chain(chunk_id(0))
+        assert chain is not None
+        assert chain.frames == (location(0, (0, None, 1, 100)),)
     assert table.looks < 700
 
 
@@ -187,7 +187,7 @@ def test_a_cost_is_that_of_the_path() -> None:
     table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
     for n in range(1, 50):
         table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), long_id(n - 1)))])
-    finder = PathFinder(table)
+    finder = ChainFinder(table)
     assert finder.cost(long_id(49)) == Cost(60 + 49, 50)
     assert finder.cost(long_id(50)) is None
 
@@ -199,16 +199,16 @@ def test_an_exclusion_closes_the_ways_through_that_frame_alone() -> None:
         base = long_id(n - 1) if n else None
         for size in (1, 2):
             table.add([Location(PACK, Frame(long_id(n), 100, 0, n, size, bytes(8), base))])
-    finder = PathFinder(table)
+    finder = ChainFinder(table)
     assert finder.cost(long_id(length - 1)) == Cost(length, length)
     table.looks = 0
     for n in reversed(range(length)):
-        path = finder.path(long_id(n))
-        assert path is not None
-        assert path.nbytes == n + 1
-        table.exclude([path.frames[-1]])
-        path = finder.path(long_id(n))
-        assert path is not None
-        assert path.nbytes == n + 2
+        chain = finder.chain(long_id(n))
+        assert chain is not None
+        assert chain.nbytes == n + 1
+        table.exclude([chain.frames[-1]])
+        chain = finder.chain(long_id(n))
+        assert chain is not None
+        assert chain.nbytes == n + 2
     assert finder.cost(long_id(length - 1)) == Cost(2 * length, length)
     assert table.looks < 10 * length

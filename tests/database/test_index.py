@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casweights.database import index as index_module
-from casweights.database.chains import FrameTable, PathFinder
+from casweights.database.chains import ChainFinder, FrameTable
 from casweights.database.index import ChunkIndex
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format.snapshot import PackTable
@@ -20,7 +20,7 @@ from tests.forged_chains import A, B, add_pack, chunk, chunk_id, create, differe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.database.chains import Path
+    from casweights.database.chains import Chain
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectInfo
@@ -64,10 +64,10 @@ MISSING = [chunk_id(chunk(number)) for number in range(1000, 1200)]
 def test_many_missing_chunks_are_one_listing(store: Listed) -> None:
     gone = [add_pack(MemoryStore(), [whole(chunk(number))]) for number in range(100)]
     index = ChunkIndex(store)
-    index.hint(PackTable(gone, dict(zip(MISSING, gone * 2, strict=True))))
+    index.learn(PackTable(gone, dict(zip(MISSING, gone * 2, strict=True))))
     store.listings = 0
     for missing in MISSING:
-        assert index.find_path(missing) is None
+        assert index.find_chain(missing) is None
     assert store.listings == 1
     assert store.asked <= len(gone)
 
@@ -78,19 +78,19 @@ def test_packs_are_listed_again_when_chunks_may_have_come(
 ) -> None:
     index = ChunkIndex(store)
     add_pack(store, [whole(A)])
-    assert index.find_path(chunk_id(B)) is None
+    assert index.find_chain(chunk_id(B)) is None
     add_pack(store, [whole(B)])
-    assert index.find_path(chunk_id(B)) is None
+    assert index.find_chain(chunk_id(B)) is None
     if because == "expected":
         index.expect()
     elif because == "distrusted":
-        path = index.find_path(chunk_id(A))
-        assert path is not None
+        chain = index.find_chain(chunk_id(A))
+        assert chain is not None
         gone = NotFoundError(ErrorCode.OBJECT_NOT_FOUND, "a pack is gone")
-        index.distrust({path.frames[0]: gone})
+        index.distrust({chain.frames[0]: gone})
     else:
         clock.now += 2
-    assert index.find_path(chunk_id(B)) is not None
+    assert index.find_chain(chunk_id(B)) is not None
 
 
 def test_packs_that_open_other_ways_are_not_read_one_at_a_time(
@@ -111,10 +111,10 @@ def test_packs_that_open_other_ways_are_not_read_one_at_a_time(
         packs.append(add_pack(store, [difference(chunk(number), chunk(number - 1)), other]))
     index = ChunkIndex(store)
     ids = [chunk_id(chunk(number)) for number in range(length)]
-    index.hint(PackTable(packs, dict(zip(ids, packs, strict=True))))
+    index.learn(PackTable(packs, dict(zip(ids, packs, strict=True))))
     monkeypatch.setattr(FrameTable, "all_frames", counted)
     for wanted in ids:
-        assert index.find_path(wanted) is not None
+        assert index.find_chain(wanted) is not None
     assert looks < 40 * length
 
 
@@ -123,8 +123,8 @@ def test_one_chunk_is_one_pack(store: Listed) -> None:
     counting = CountingStore(store)
     index = ChunkIndex(counting)
     ids = [chunk_id(chunk(number)) for number in range(10)]
-    index.hint(PackTable(packs, dict(zip(ids, packs, strict=True))))
-    assert index.find_path(ids[5]) is not None
+    index.learn(PackTable(packs, dict(zip(ids, packs, strict=True))))
+    assert index.find_chain(ids[5]) is not None
     assert len({name for name, _ in counting.reads}) == 1
 
 
@@ -136,17 +136,17 @@ def test_what_another_thread_has_read_meanwhile_counts(
     pack = add_pack(store, [whole(A)])
     index = ChunkIndex(store)
     if packs == "hinted":
-        index.hint(PackTable([pack], {}))
-    search, first = PathFinder.path, True
+        index.learn(PackTable([pack], {}))
+    search, first = ChainFinder.chain, True
 
-    def raced(finder: PathFinder, wanted: ChunkId) -> Path | None:
+    def raced(finder: ChainFinder, wanted: ChunkId) -> Chain | None:
         nonlocal first
         found, first, is_first = search(finder, wanted), False, first
         if is_first:
-            assert index.find_path(wanted) is not None
-            assert index.find_path(chunk_id(B)) is None
+            assert index.find_chain(wanted) is not None
+            assert index.find_chain(chunk_id(B)) is None
         return found
 
-    monkeypatch.setattr(PathFinder, "path", raced)
-    assert index.find_path(chunk_id(A)) is not None
+    monkeypatch.setattr(ChainFinder, "chain", raced)
+    assert index.find_chain(chunk_id(A)) is not None
     assert store.listings == 1

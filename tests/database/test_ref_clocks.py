@@ -189,10 +189,10 @@ class TestDisplaced:
     ) -> None:
         assert handle.head("main") == main.head(), "who only reads is not"
         with pytest.raises(ConflictError, match="displaced") as caught:
-            handle.head("main", to_move=True)
+            handle.head("main", for_update=True)
         assert caught.value.code is ErrorCode.REF_MOVED
         assert caught.value.snapshot == displaced
-        assert handle.head("main", to_move=True) == main.head()
+        assert handle.head("main", for_update=True) == main.head()
 
     def test_its_writer_is_told_when_it_goes_on(
         self, main: Branch, handle: Refs, displaced: SnapshotId
@@ -201,7 +201,7 @@ class TestDisplaced:
         with pytest.raises(ConflictError, match=f"displaced.*{displaced}|{displaced}.*displaced"):
             handle.advance("main", main.won[1][1], snapshot)
         assert self.shown(main) == [displaced]
-        assert handle.head("main", to_move=True) == main.head()
+        assert handle.head("main", for_update=True) == main.head()
 
     def test_it_outlasts_the_pruning_of_the_log(self, main: Branch, displaced: SnapshotId) -> None:
         refs, head = Refs(main.world), main.head()
@@ -227,7 +227,7 @@ def test_a_writer_that_died_beside_one_that_was_acknowledged() -> None:
     dead = version(main.world)
     name = names.move_name(names.HEADS, "main", 2, dead, before.snapshot)
     main.world.put(name, [encode_move(dead)])  # and it never looks
-    refs.advance("main", refs.head("main", to_move=True), version(main.world))
+    refs.advance("main", refs.head("main", for_update=True), version(main.world))
     displaced = main.won[1][1].snapshot
     assert [each.snapshot for each in refs.displaced()["main"]] == [displaced]
     assert main.look(alive)[0]

@@ -291,10 +291,10 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
 ) -> None:
     """Rather than once for each of them: the way to a chunk begins where that to another ends."""
     length, steps = 600, Counter[str]()
-    back, frames = chains.Path.back, chains.FrameTable.all_frames
+    back, frames = chains.Chain.back, chains.FrameTable.all_frames
 
-    def counted_back(path: chains.Path, seen: set[Node] | None = None) -> Iterator[Location]:
-        for place in back(path, seen):
+    def counted_back(chain_: chains.Chain, seen: set[Node] | None = None) -> Iterator[Location]:
+        for place in back(chain_, seen):
             steps["back"] += 1
             yield place
 
@@ -309,7 +309,7 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
         casweights.open(MemoryStore(), create=True, config=CONFIG) as other,
     ):
         repo.branch("main", version)
-        monkeypatch.setattr(chains.Path, "back", counted_back)
+        monkeypatch.setattr(chains.Chain, "back", counted_back)
         monkeypatch.setattr(chains.FrameTable, "all_frames", counted_frames)
         VERBS[verb](repo, other, tmp_path / "out")
     assert steps["back"] < 80 * length

@@ -124,7 +124,7 @@ def join_parts(place: Place) -> None:
     db = place.repo.database
     head = db.refs.head("main")
     assert head is not None
-    before = db.snapshots.load(head.snapshot, to_read=True)
+    before = db.snapshots.load(head.snapshot, with_locations=True)
     part = encode_part(db, scan(place.folder), base=before, compression="fast")
     description = Description(
         parents=(head.snapshot,), time=datetime.now(UTC), author="", message="parts", metadata={}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
-    from casweights.database.chains import Path as ChainPath
+    from casweights.database.chains import Chain
     from casweights.ids import ChunkId
     from casweights.results import CheckoutStats
 
@@ -39,10 +39,10 @@ def encodings(repo: Repository) -> dict[str, int]:
     return repo.stats().encodings
 
 
-def paths(repo: Repository, version: SnapshotId) -> list[ChainPath]:
+def chains(repo: Repository, version: SnapshotId) -> list[Chain]:
     repo._db.index.load()
-    found = [repo._db.index.path(chunk) for chunk, _ in repo.snapshot(version).pieces()]
-    return [path for path in found if path is not None]
+    found = [repo._db.index.chain(chunk) for chunk, _ in repo.snapshot(version).pieces()]
+    return [chain for chain in found if chain is not None]
 
 
 class Fetched(Reporter):
@@ -108,7 +108,7 @@ def test_followers_read_little(long_history: Long, tmp_path: Path, density: floa
         first, *others = reporter.nbytes
         each = sum(others) / len(others)
         assert_same_state(repo.load(ids[-1]), states[-1])
-        one_step = sum(path.frames[-1].frame.size for path in paths(repo, ids[1]))
+        one_step = sum(chain.frames[-1].frame.size for chain in chains(repo, ids[1]))
     assert each <= (1.1 * one_step if density < 0.5 else 0.7 * first)
 
 
@@ -148,7 +148,7 @@ def test_no_base_of_another_kind(repo: Repository, change: str) -> None:
     other = state["w"].view(torch.float16) if change == "dtype" else state["w"][: ELEMENTS // 2]
     other = step(other.view(torch.bfloat16), 0.01, 5).view(other.dtype)
     version = repo.commit({"w": other})
-    assert {len(path.frames) for path in paths(repo, version.id)} == {1}
+    assert {len(chain.frames) for chain in chains(repo, version.id)} == {1}
     assert torch.equal(repo.load(version)["w"].view(torch.int16), other.view(torch.int16))
 
 
@@ -179,7 +179,7 @@ def test_a_variant_finds_its_base_itself(repo: Repository) -> None:
     repo.commit({"w": step(base["w"], 0.02, 1)}, branch="variant")
     assert encodings(repo) == {"planes": 5, "sparse": 4}
     variant = repo.commit({"w": weights(4, seed=9)}, branch="stranger")
-    assert {len(path.frames) for path in paths(repo, variant.id)} == {1}
+    assert {len(chain.frames) for chain in chains(repo, variant.id)} == {1}
     assert variant.parents == ()
 
 
@@ -200,7 +200,7 @@ def test_damage_in_the_middle_of_a_chain(repo: Repository, objects: CountingStor
     """It is found, named, and takes only those versions along that need it."""
     states = list(history(5, 0.01))
     ids = commit_all(repo, states)
-    middle = paths(repo, ids[2])[0].frames[-1]
+    middle = chains(repo, ids[2])[0].frames[-1]
     flip_bit(objects, names.pack_name(middle.pack), middle.frame.offset + 1)
     with casweights.open(objects) as other:
         for n in (0, 1):
@@ -228,7 +228,7 @@ def test_what_is_nearby_may_be_wrong(repo: Repository, objects: CountingStore) -
 
     ids = commit_all(repo, list(history(3, 0.01)))
     with casweights.open(objects) as other:
-        reader = other._db.reader.near(Wrong())
+        reader = other._db.reader.with_local(Wrong())
         for chunk, piece in other.snapshot(ids[2]).pieces():
             out = memoryview(bytearray(piece.nbytes))
             assert reader.readinto(chunk, out) > 0
@@ -247,9 +247,9 @@ def test_a_second_way_is_taken_where_one_is_damaged(long_history: Long, density:
         repo._db.index.load()
         index = repo._db.index
         doubled = next(chunk for chunk in index if len(index.frames(chunk)) > 1)
-        path = index.path(doubled)
-        assert path is not None
-        shortcut = path.frames[-1]
+        chain = index.chain(doubled)
+        assert chain is not None
+        shortcut = chain.frames[-1]
         flip_bit(objects, names.pack_name(shortcut.pack), shortcut.frame.offset + 1)
     with casweights.open(objects) as repo:
         assert_same_state(repo.load(ids[-1]), states[-1])

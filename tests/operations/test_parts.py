@@ -56,7 +56,7 @@ def encode(repo: Repository, path: str, tensor: torch.Tensor, *, base: str | Non
     file = StateFile({f"tensor of {path}": tensor})
     file.path = path
     db = repo.database
-    before = db.snapshots.load(repo.resolve(base), to_read=True) if base else None
+    before = db.snapshots.load(repo.resolve(base), with_locations=True) if base else None
     part = encode_part(db, [file], base=before, compression="auto")
     twin = pickle.loads(pickle.dumps(part))
     assert twin == part

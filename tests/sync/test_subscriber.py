@@ -60,7 +60,7 @@ def cheapest(repo: Repository, old: SnapshotId | None, new: SnapshotId) -> int:
     }
     repo.database.index.load()
     finder = repo.database.index.finder(chunks.get(old, set()) if old else set())
-    paths = [finder.path(chunk) for chunk in chunks[new]]
+    paths = [finder.chain(chunk) for chunk in chunks[new]]
     return sum(path.nbytes for path in paths if path is not None)
 
 

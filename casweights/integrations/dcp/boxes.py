@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from casweights.content.selection import StoredTensor
     from casweights.database import Database
-    from casweights.database.reader import NearbyReader
+    from casweights.database.reader import LocalFirstReader
     from casweights.ids import ChunkId
 
 
@@ -90,7 +90,7 @@ def read_boxes(db: Database, boxes: Sequence[Box]) -> None:
         for box, span in zip(boxes, rows, strict=True)
         for number in span.chunks(box.stored, size)
     ]
-    reader = db.reader.near(db.cache)
+    reader = db.reader.with_local(db.cache)
     db.reporter.started(Stage.LOAD, sum(span.stop - span.start for span in rows))
     try:
         with reader.ahead() as announce:
@@ -101,7 +101,7 @@ def read_boxes(db: Database, boxes: Sequence[Box]) -> None:
 
 
 def _read_all(
-    db: Database, reader: NearbyReader, boxes: Sequence[Box], rows: Sequence[_Rows]
+    db: Database, reader: LocalFirstReader, boxes: Sequence[Box], rows: Sequence[_Rows]
 ) -> None:
     def steps() -> Iterator[_Read | _Filled]:
         for box, span in zip(boxes, rows, strict=True):
@@ -130,7 +130,7 @@ def _reads(stored: StoredTensor, span: _Rows, memory: memoryview, size: int) -> 
         yield _Read(stored.chunks[number], nbytes, start - begin, out)
 
 
-def _step(db: Database, reader: NearbyReader, step: _Read | _Filled) -> int | _Filled:
+def _step(db: Database, reader: LocalFirstReader, step: _Read | _Filled) -> int | _Filled:
     """Do what is to be done for a step; of a read its bytes are returned."""
     if isinstance(step, _Filled):
         return step

@@ -82,7 +82,9 @@ class CasweightsReader(StorageReader):
         """
         # Not called `kwargs`: torch would take it for metadata of each rank's own, and ask twice.
         repository = self._store.open()
-        snapshot = repository.database.snapshots.load(repository.resolve(self._ref), to_read=True)
+        snapshot = repository.database.snapshots.load(
+            repository.resolve(self._ref), with_locations=True
+        )
         self._layout = Layout(snapshot, _read_layout(repository, snapshot))
         return self._layout.metadata
 

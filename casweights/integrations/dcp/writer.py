@@ -194,7 +194,7 @@ class CasweightsWriter(StorageWriter):
                 f"tag {tag!r} is there already, and tags do not move: choose another "
                 "checkpoint_id, or delete the tag first",
             )
-        head = refs.head(self._branch, to_move=is_coordinator)
+        head = refs.head(self._branch, for_update=is_coordinator)
         before = head.snapshot if head else None
         if is_coordinator:
             self._check_line(repository.database, before)
@@ -264,7 +264,7 @@ class CasweightsWriter(StorageWriter):
 
     def _encode(self, file: SourceFile) -> Part:
         db, before = self._store.open().database, self._save.before
-        base = None if before is None else db.snapshots.load(before, to_read=True)
+        base = None if before is None else db.snapshots.load(before, with_locations=True)
         return encode_part(db, [file], base=base, compression=self._compression)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
