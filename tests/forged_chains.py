@@ -11,10 +11,10 @@ from casweights.config import KiB, StoreConfig
 from casweights.format.codecs import Encoding
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.hashing import blake3_256, checksum
-from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
-from casweights.format.snapshot import PackTable, encode_snapshot
+from casweights.format.snapshot import PackTable, StoredSnapshot, encode_snapshot
 from casweights.ids import ChunkId
 from casweights.kernels import dense_encode, sparse_encode
 from casweights.kernels.kinds import ElementKind
@@ -89,9 +89,11 @@ def add_version(store: ObjectStore, raw: bytes, packs: Sequence[PackId]) -> Snap
         config=CONFIG,
         files=(FileEntry(NAME, len(raw), None, None, (chunk_id(raw),)),),
     )
-    snapshot, encoded = Snapshot.of(manifest)
+    snapshot, encoded = EncodedSnapshot.of(manifest)
     table = PackTable(list(packs), {chunk_id(raw): packs[0]})
-    store.put(snapshot_name(snapshot.id), [encode_snapshot(snapshot, encoded, table)])
+    store.put(
+        snapshot_name(snapshot.id), [encode_snapshot(StoredSnapshot(snapshot, encoded, table))]
+    )
     return snapshot.id
 
 

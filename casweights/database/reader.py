@@ -131,7 +131,7 @@ class ChunkReader:
         return LocalFirstReader(self, self._index, [local for local in chunks if local.is_used])
 
     def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
-        """Decode the frames of a chain; each difference turns its base into the next chunk in place.
+        """Decode the frames of a chain in order, each in the place of its base.
 
         Args:
             chain: A chain to the chunk. If its first frame has a base, `out` holds that.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
@@ -30,15 +30,8 @@ if TYPE_CHECKING:
     from casweights.stores.base import Content, ObjectStore, Parts
 
 MIN_PREFIX = 4
-_RECENT = 16
+_RECENT = 16  # snapshots kept in memory: those of a branch that is followed, and its bases
 _MAX_OBJECT = 2 * MAX_MANIFEST_SIZE
-
-
-class _Recent(NamedTuple):
-    """A snapshot, and where its chunks lie."""
-
-    snapshot: Snapshot
-    table: PackTable
 
 
 class SnapshotStore:
@@ -51,7 +44,7 @@ class SnapshotStore:
         self._index = index
         self._learned: set[SnapshotId] = set()
         self._shallow: set[SnapshotId] = set()
-        self._recent: OrderedDict[SnapshotId, _Recent] = OrderedDict()
+        self._recent: OrderedDict[SnapshotId, StoredSnapshot] = OrderedDict()
 
     def load(self, snapshot_id: SnapshotId, *, with_locations: bool = False) -> Snapshot:
         """A snapshot.
@@ -64,16 +57,13 @@ class SnapshotStore:
             NotFoundError: The store does not have it.
             IntegrityError: The object is damaged or is another snapshot's.
         """
-        recent = self._recent.get(snapshot_id)
-        if recent is None:
-            stored = self.load_stored(snapshot_id)
-            recent = _Recent(stored.snapshot, stored.table)
+        stored = self._recent.get(snapshot_id) or self.load_stored(snapshot_id)
         if with_locations:
             self._index.expect()
             if snapshot_id not in self._learned:
-                self._index.learn(recent.table)
+                self._index.learn(stored.table)
                 self._learned.add(snapshot_id)
-        return recent.snapshot
+        return stored.snapshot
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """All that a snapshot's object holds.
@@ -97,7 +87,7 @@ class SnapshotStore:
                 f"{name} does not belong here: it has {stored.snapshot.config}, the store has "
                 f"{self._config}",
             )
-        self._keep(stored.snapshot, stored.table)
+        self._keep(stored)
         if stored.table.shallow:
             self._shallow.add(snapshot_id)
         return stored
@@ -105,9 +95,9 @@ class SnapshotStore:
     def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
         return decode_snapshot(self._store.read(name, _MAX_OBJECT), snapshot_id, name)
 
-    def _keep(self, snapshot: Snapshot, table: PackTable) -> None:
+    def _keep(self, stored: StoredSnapshot) -> None:
         with self._lock:
-            self._recent[snapshot.id] = _Recent(snapshot, table)
+            self._recent[stored.snapshot.id] = stored
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
 
@@ -124,26 +114,26 @@ class SnapshotStore:
 
         Args:
             snapshot: The snapshot.
-            encoded: Its manifest, as `Snapshot.of` gave it.
+            encoded: Its manifest, as `EncodedSnapshot.of` gave it.
             last: A pack that is not written yet: both go into the store in one go.
             soon: What will be put right afterwards, see `ObjectStore.put_all`.
             new: Whether the pack is new for sure, too.
         """
-        table = self.pack_table(snapshot, last)
+        stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot, last))
         packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
-        self._store.put_all([*packs, self._object(snapshot, encoded, table)], soon, new=new)
-        self._learned.add(snapshot.id)  # the index knows its chunks, lest they be written again
-        self._keep(snapshot, table)
+        self._store.put_all([*packs, self._object(stored)], soon, new=new)
+        self._learned.add(snapshot.id)  # the index has its chunks, also those just written
+        self._keep(stored)
 
     def save_copy(self, stored: StoredSnapshot) -> None:
         """Write a snapshot that comes from another store, its places aside."""
-        self._store.put_all([self._object(*stored)])
+        self._store.put_all([self._object(stored)])
 
-    def _object(self, snapshot: Snapshot, encoded: bytes, table: PackTable) -> tuple[str, Content]:
+    def _object(self, stored: StoredSnapshot) -> tuple[str, Content]:
         def content() -> list[bytes]:
-            return [encode_snapshot(snapshot, encoded, self.placed(table))]
+            return [encode_snapshot(stored._replace(table=self.placed(stored.table)))]
 
-        return names.snapshot_name(snapshot.id), content
+        return names.snapshot_name(stored.snapshot.id), content
 
     def placed(self, table: PackTable) -> PackTable:
         """The same with the places of its packs, as far as the store knows them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgpack
 
@@ -109,21 +109,8 @@ class Snapshot(Manifest):
         return hash(self.id)
 
     @classmethod
-    def of(cls, manifest: Manifest) -> tuple[Self, bytes]:
-        """The snapshot of a manifest, and the encoded manifest.
-
-        Raises:
-            InvalidInputError: The manifest holds something that the format cannot.
-        """
-        check_paths([file.path for file in manifest.files])
-        encoded = encode_manifest(manifest)
-        fields = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
-        fields["metadata"] = canonical_metadata(manifest.metadata)  # not the caller's own
-        return cls(id=SnapshotId(blake3_256(encoded)), **fields), encoded
-
-    @classmethod
     def decode(cls, encoded: bytes, snapshot_id: SnapshotId) -> Self:
-        """The inverse of `of`.
+        """The snapshot whose manifest was encoded to these bytes.
 
         Raises:
             IntegrityError: `encoded` is not what `snapshot_id` stands for, or no valid manifest.
@@ -135,6 +122,31 @@ class Snapshot(Manifest):
         except MALFORMED as error:
             raise _corrupt(snapshot_id, str(error)) from error
         return cls(id=snapshot_id, **fields)
+
+
+class EncodedSnapshot(NamedTuple):
+    """A snapshot, and the bytes that its ID commits to.
+
+    Attributes:
+        snapshot: The snapshot.
+        manifest: Its manifest, encoded.
+    """
+
+    snapshot: Snapshot
+    manifest: bytes
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Encode a manifest, which gives it an identity.
+
+        Raises:
+            InvalidInputError: The manifest holds something that the format cannot.
+        """
+        check_paths([file.path for file in manifest.files])
+        encoded = encode_manifest(manifest)
+        fields = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
+        fields["metadata"] = canonical_metadata(manifest.metadata)  # not the caller's own
+        return cls(Snapshot(id=SnapshotId(blake3_256(encoded)), **fields), encoded)
 
 
 def _corrupt(snapshot_id: SnapshotId, why: str) -> IntegrityError:

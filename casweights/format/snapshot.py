@@ -41,14 +41,23 @@ class PackTable(NamedTuple):
     shallow: bool = False
 
 
-def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTable) -> bytes:
-    """A snapshot object.
+class StoredSnapshot(NamedTuple):
+    """What a snapshot object holds.
 
-    Args:
+    Attributes:
         snapshot: The snapshot.
-        encoded_manifest: Its manifest, as `Snapshot.of` gave it.
-        table: Where each of its chunks can be read.
+        encoded_manifest: Its manifest, which its ID commits to byte by byte.
+        table: Where its chunks lay when it was written.
     """
+
+    snapshot: Snapshot
+    encoded_manifest: bytes
+    table: PackTable
+
+
+def encode_snapshot(stored: StoredSnapshot) -> bytes:
+    """The object that holds a snapshot."""
+    snapshot, encoded_manifest, table = stored
     numbers = {pack: n for n, pack in enumerate(table.packs)}
     fields: dict[str, Any] = {
         "packs": b"".join(table.packs),
@@ -63,20 +72,6 @@ def encode_snapshot(snapshot: Snapshot, encoded_manifest: bytes, table: PackTabl
     packed = [compress_object(part, _LEVEL) for part in parts]
     sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
     return seal(ObjectKind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))
-
-
-class StoredSnapshot(NamedTuple):
-    """What a snapshot object holds.
-
-    Attributes:
-        snapshot: The snapshot.
-        encoded_manifest: Its manifest as it was written.
-        table: Where its chunks lay.
-    """
-
-    snapshot: Snapshot
-    encoded_manifest: bytes
-    table: PackTable
 
 
 def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:

@@ -15,7 +15,7 @@ from casweights.database.writer import PackWriter
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage
 from casweights.format.layout import BYTES, Piece, runs
-from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest, Snapshot
 from casweights.operations.deltas import BaseChunks, DeltaEncoder
 from casweights.operations.relatives import nearest
 from casweights.results import CommitStats
@@ -201,7 +201,7 @@ def encode_version(
         StoreError: The store could not be written. What was written stays and is found again when
             the command is repeated.
     """
-    Snapshot.of(description.manifest(db.config, ()))  # refuses bad metadata before any work
+    EncodedSnapshot.of(description.manifest(db.config, ()))  # refuses bad metadata before any work
     db.heed_findings()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else BaseChunks(base))
@@ -213,7 +213,7 @@ def encode_version(
     else:
         work.look_everywhere()
     entries, last = _write_files(work, writer)
-    snapshot, manifest = Snapshot.of(description.manifest(db.config, entries))
+    snapshot, manifest = EncodedSnapshot.of(description.manifest(db.config, entries))
     stats = CommitStats(
         snapshot=snapshot.id,
         total_bytes=snapshot.size,
@@ -280,8 +280,8 @@ def repeated(db: Database, version: Snapshot, head: Head | None) -> Snapshot | N
     if head is None or not db.refs.is_doubted(head):
         return None
     there = db.snapshots.load(head.snapshot)
-    as_there, _ = Snapshot.of(replace(version, time=there.time, parents=there.parents))
-    return there if as_there.id == there.id else None
+    as_there = EncodedSnapshot.of(replace(version, time=there.time, parents=there.parents))
+    return there if as_there.snapshot.id == there.id else None
 
 
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from casweights.format.manifest import Snapshot
+from casweights.results import CommitStats
+from casweights.format.manifest import EncodedSnapshot
 from casweights.format.snapshot import PackTable, StoredSnapshot
 from casweights.operations.commit import (
     Description,
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from casweights.content.files import SourceFile
     from casweights.database import Database
     from casweights.database.refs import Head
-    from casweights.format.manifest import FileEntry
+    from casweights.format.manifest import FileEntry, Snapshot
 
 _UNSAID = Description(
     parents=(), time=datetime(1970, 1, 1, tzinfo=UTC), author="", message="", metadata={}
@@ -76,7 +78,7 @@ def commit_parts(
         ConflictError: Another writer moved the branch meanwhile; the version is kept.
     """
     files = sorted((file for part in parts for file in part.files), key=lambda file: file.path)
-    snapshot, manifest = Snapshot.of(description.manifest(db.config, tuple(files)))
+    snapshot, manifest = EncodedSnapshot.of(description.manifest(db.config, tuple(files)))
     if (there := repeated(db, snapshot, head)) is not None:
         return there
     table = _joined([part.table for part in parts])

@@ -20,12 +20,12 @@ from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import ObjectKind, prefix, seal, unseal
 from casweights.format.file_paths import check_paths
 from casweights.format.hashing import blake3_256, checksum
-from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest, Snapshot
 from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
 from casweights.format.pack import parse_index as parse_pack_index
 from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.safetensors import build_header, header_size, parse_header
-from casweights.format.snapshot import PackTable, decode_snapshot, encode_snapshot
+from casweights.format.snapshot import PackTable, StoredSnapshot, decode_snapshot, encode_snapshot
 from casweights.format.store_file import decode_store_file, encode_store_file
 from casweights.format.zstd import decompress_into
 from casweights.ids import ChunkId, PackId
@@ -127,11 +127,13 @@ def test_the_honest_values_are_accepted() -> None:
     pack = PackId(bytes(32))
     assert table == PackTable([pack], {CHUNK_ID: pack})
     fields = {name: getattr(snapshot, name) for name in Manifest.__dataclass_fields__}
-    rebuilt, encoded = Snapshot.of(Manifest(**fields))
+    rebuilt, encoded = EncodedSnapshot.of(Manifest(**fields))
     assert (rebuilt, encoded) == (snapshot, HONEST_MANIFEST)
     assert snapshot.files == (FileEntry("a/b", len(CHUNK), None, None, (CHUNK_ID,)),)
     assert snapshot.time == datetime.fromtimestamp(1_700_000_000, UTC)
-    assert decode_snapshot(encode_snapshot(rebuilt, encoded, table), HONEST_ID, NAME)
+    assert decode_snapshot(
+        encode_snapshot(StoredSnapshot(rebuilt, encoded, table)), HONEST_ID, NAME
+    )
     assert parse_index(msgpack.packb(INDEX)) == [FRAME]
     assert build_index([FRAME])[1][:-TRAILER_SIZE] == msgpack.packb(INDEX)
 

@@ -16,9 +16,9 @@ from casweights.config import MiB
 from casweights.database import chains
 from casweights.database.chains import MAX_LINKS
 from casweights.format.codecs import Encoding
-from casweights.format.manifest import FileEntry, Manifest, Snapshot
+from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest
 from casweights.format.names import PACKS, pack_name, snapshot_name
-from casweights.format.snapshot import PackTable, encode_snapshot
+from casweights.format.snapshot import PackTable, StoredSnapshot, encode_snapshot
 from casweights.stores.memory import MemoryStore
 from casweights.testing.counting import CountingStore
 from casweights.testing.faults import flip_bit
@@ -330,7 +330,9 @@ def add_version_of(store: MemoryStore, raws: list[bytes], pack: PackId) -> Snaps
         config=CONFIG,
         files=tuple(entries),
     )
-    snapshot, encoded = Snapshot.of(manifest)
+    snapshot, encoded = EncodedSnapshot.of(manifest)
     table = PackTable([pack], dict.fromkeys(map(chunk_id, raws), pack))
-    store.put(snapshot_name(snapshot.id), [encode_snapshot(snapshot, encoded, table)])
+    store.put(
+        snapshot_name(snapshot.id), [encode_snapshot(StoredSnapshot(snapshot, encoded, table))]
+    )
     return snapshot.id

@@ -438,7 +438,7 @@ def test_wrong_places_do_no_harm(
 
 
 def rewrite(hub: LocalHub, prefix: str, stored: StoredSnapshot) -> None:
-    data = encode_snapshot(*stored)
+    data = encode_snapshot(stored)
     replace_object(hub, prefix, names.snapshot_name(stored.snapshot.id), data)
 
 

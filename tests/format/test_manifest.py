@@ -14,7 +14,13 @@ from casweights.config import KiB, StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
 from casweights.format import manifest as manifest_module
 from casweights.format.hashing import blake3_256
-from casweights.format.manifest import FileEntry, Manifest, Snapshot, encode_manifest
+from casweights.format.manifest import (
+    EncodedSnapshot,
+    FileEntry,
+    Manifest,
+    Snapshot,
+    encode_manifest,
+)
 from casweights.format.safetensors import parse_header
 from casweights.ids import ChunkId, SnapshotId
 from casweights.testing.strategies import encode_header
@@ -51,7 +57,7 @@ def manifest(**changes: Any) -> Manifest:
 
 
 def roundtrip(original: Manifest) -> Snapshot:
-    snapshot, encoded = Snapshot.of(original)
+    snapshot, encoded = EncodedSnapshot.of(original)
     decoded = Snapshot.decode(encoded, snapshot.id)
     assert decoded == snapshot
     return decoded
@@ -65,7 +71,7 @@ def test_roundtrip() -> None:
 
 
 def test_the_id_is_the_digest_of_the_bytes() -> None:
-    snapshot, encoded = Snapshot.of(manifest())
+    snapshot, encoded = EncodedSnapshot.of(manifest())
     assert snapshot.id == blake3_256(encoded)
     assert encoded == encode_manifest(manifest())
 
@@ -98,7 +104,7 @@ def test_what_does_not_matter() -> None:
         second, files=first.files[::-1], metadata=dict([*first.metadata.items()][::-1])
     )
     second.metadata["tags"] = tuple(second.metadata["tags"])
-    assert Snapshot.of(first)[0].id == Snapshot.of(second)[0].id
+    assert EncodedSnapshot.of(first)[0].id == EncodedSnapshot.of(second)[0].id
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,7 @@ def test_paths_are_checked_on_the_way_in() -> None:
     for path in ("../up", "Notes/README"):
         files = (*manifest().files, FileEntry(path, 0, None, None, ()))
         with pytest.raises(InvalidInputError, match=r"file name"):
-            Snapshot.of(manifest(files=files))
+            EncodedSnapshot.of(manifest(files=files))
 
 
 def test_pieces_pair_chunks_with_places() -> None:
@@ -255,6 +261,6 @@ def test_what_is_no_manifest(encoded: bytes) -> None:
 
 
 def test_another_manifest_than_the_id_says() -> None:
-    encoded = Snapshot.of(manifest())[1]
+    encoded = EncodedSnapshot.of(manifest())[1]
     with pytest.raises(IntegrityError, match="do not match its ID"):
         Snapshot.decode(encoded, SnapshotId(bytes(32)))

@@ -13,8 +13,8 @@ import zstandard
 from casweights.config import KiB, StoreConfig
 from casweights.errors import IntegrityError
 from casweights.format.envelope import ObjectKind, seal, unseal
-from casweights.format.manifest import FileEntry, Manifest, Snapshot
-from casweights.format.snapshot import PackTable, decode_snapshot, encode_snapshot
+from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest, Snapshot
+from casweights.format.snapshot import PackTable, StoredSnapshot, decode_snapshot, encode_snapshot
 from casweights.ids import ChunkId, PackId, SnapshotId
 
 CHUNKS = [ChunkId(bytes([n]) * 32) for n in range(3)]
@@ -38,12 +38,12 @@ def make() -> tuple[Snapshot, bytes, PackTable]:
         ),
     )
     table = PackTable([*PACKS, PackId(b"r" * 32)], {c: PACKS[n % 2] for n, c in enumerate(CHUNKS)})
-    return *Snapshot.of(manifest), table
+    return *EncodedSnapshot.of(manifest), table
 
 
 def encoded() -> tuple[bytes, SnapshotId]:
     snapshot, manifest, table = make()
-    return encode_snapshot(snapshot, manifest, table), snapshot.id
+    return encode_snapshot(StoredSnapshot(snapshot, manifest, table)), snapshot.id
 
 
 def test_roundtrip() -> None:
@@ -62,15 +62,15 @@ def test_no_chunks_at_all() -> None:
         config=StoreConfig(),
         files=(FileEntry("empty", 0, None, None, ()),),
     )
-    snapshot, raw = Snapshot.of(manifest)
-    data = encode_snapshot(snapshot, raw, PackTable([], {}))
+    snapshot, raw = EncodedSnapshot.of(manifest)
+    data = encode_snapshot(StoredSnapshot(snapshot, raw, PackTable([], {})))
     assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, raw, PackTable([], {}))
 
 
 def test_the_id_does_not_commit_to_places() -> None:
     snapshot, manifest, table = make()
     moved = PackTable(PACKS[:1], dict.fromkeys(table.chunks, PACKS[0]))
-    data = encode_snapshot(snapshot, manifest, moved)
+    data = encode_snapshot(StoredSnapshot(snapshot, manifest, moved))
     assert decode_snapshot(data, snapshot.id, NAME) == (snapshot, manifest, moved)
 
 

@@ -22,7 +22,7 @@ from casweights.errors import (
 )
 from casweights.events import Reporter, Stage
 from casweights.format import names
-from casweights.format.manifest import Snapshot
+from casweights.format.manifest import EncodedSnapshot
 from casweights.operations.push import push
 from casweights.operations.transfer import transfer
 from casweights.results import TransferStats
@@ -250,7 +250,7 @@ def test_the_smaller_way(objects: CountingStore) -> None:
     with casweights.open(objects) as repo:
         repo._db.index.load()
         parent = repo._db.snapshots.load(versions[1])
-        child, encoded = Snapshot.of(replace(parent, parents=(versions[0],)))
+        child, encoded = EncodedSnapshot.of(replace(parent, parents=(versions[0],)))
         repo._db.snapshots.save(child, encoded)
     target = MemoryStore()
     create(target)
@@ -297,7 +297,7 @@ def test_several_parents(repo: Repository, objects: CountingStore) -> None:
         repo.commit(state, branch=b).id for state, b in zip(states, "abc", strict=False)
     )
     manifest = repo.snapshot(left)
-    merge, encoded = Snapshot.of(replace(manifest, parents=(left, right)))
+    merge, encoded = EncodedSnapshot.of(replace(manifest, parents=(left, right)))
     repo._db.snapshots.save(merge, encoded)
     repo.branch("merge", merge)
     target = MemoryStore()
