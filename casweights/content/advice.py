@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from casweights.content.files import LFS_ADVICE
-from casweights.content.weights import bad_indexes
+from casweights.content.shard_index import bad_indexes
 from casweights.errors import ErrorCode
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from casweights.content.file_contents import Content, read_contents
 from casweights.content.selection import part_of, tensor_chunks
+from casweights.content.worktree_contents import Content, read_contents
 from casweights.errors import (
     ConflictError,
     ErrorCode,

@@ -6,25 +6,27 @@ another layout, checkpoints in folders. Everything that loads tensors from a ver
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.content.files import matches
 from casweights.content.selection import tensor_chunks
+from casweights.content.shard_index import (
+    index_problem,
+    is_index,
+    is_too_large,
+    parse_index,
+)
 from casweights.database.reader import read_file
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
-from casweights.format.layout import runs
 from casweights.format.safetensors import SUFFIX
-from casweights.system.buffers import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from casweights.content.files import SourceFile
     from casweights.database import Database
     from casweights.format.manifest import FileEntry, Snapshot
     from casweights.format.safetensors import Header, TensorInfo
@@ -32,9 +34,7 @@ if TYPE_CHECKING:
 
 # What files of weights are called, best first: transformers, diffusers, Mistral, PEFT.
 _STEMS = ("model", "diffusion_pytorch_model", "consolidated", "adapter_model")
-_INDEX = re.compile(r"\.safetensors\.index(|\.[^./]+)\.json$")
-_MAX_INDEX_SIZE = 32 << 20
-_MOST_FILES = 5  # in a message
+_MAX_NAMED_FILES = 5  # in an error message
 
 
 class Weight(NamedTuple):
@@ -170,7 +170,7 @@ class Weights:
         if self._last is None or self._last[0] != file:
             self._db.snapshots.load(version.id, with_locations=True)
             reader, chunk_size = self._db.reader, self._db.config.chunk_size
-            content = () if file.size > _MAX_INDEX_SIZE else read_file(reader, file, chunk_size)
+            content = () if is_too_large(file.size) else read_file(reader, file, chunk_size)
             self._last = file, parse_index(b"".join(content), file.path, file.size)
         return self._last[1]
 
@@ -303,11 +303,11 @@ class _Search:
     def _ambiguous(self, name: str, paths: list[str]) -> InvalidInputError:
         others = [file.path for file in self._version.files if _has(file.header, name)]
         shown = list(dict.fromkeys([*paths, *others]))
-        more = f" and {len(shown) - _MOST_FILES} more" if len(shown) > _MOST_FILES else ""
+        more = f" and {len(shown) - _MAX_NAMED_FILES} more" if len(shown) > _MAX_NAMED_FILES else ""
         return InvalidInputError(
             ErrorCode.AMBIGUOUS,
             f"several files may have the tensor {name!r}, and they differ: "
-            f"{', '.join(shown[:_MOST_FILES])}{more}. Choose with include=[paths of files]",
+            f"{', '.join(shown[:_MAX_NAMED_FILES])}{more}. Choose with include=[paths of files]",
         )
 
 
@@ -317,106 +317,3 @@ def _header(file: FileEntry | None) -> Header | None:
 
 def _has(header: Header | None, name: str) -> bool:
     return header is not None and any(info.name == name for info in header.tensors)
-
-
-def is_index(path: str) -> bool:
-    """Whether a file is called like an index of shards."""
-    return _INDEX.search(path) is not None
-
-
-def single_file(index: str) -> str:
-    """The path of the file that has all tensors of an index, where there is one."""
-    return _INDEX.sub(r"\1.safetensors", index)
-
-
-def parse_index(content: bytes, path: str, size: int | None = None) -> dict[str, str]:
-    """The path of the shard of each tensor, as an index says.
-
-    Args:
-        content: The index; of one that is too large, anything.
-        path: Where it lies in the version.
-        size: Its size, if that is not the size of `content`.
-
-    Raises:
-        InvalidInputError: It is malformed, or too large.
-    """
-    if (size or len(content)) > _MAX_INDEX_SIZE:
-        raise _bad_index(path, f"it has more than {_MAX_INDEX_SIZE} bytes")
-    try:
-        table = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)["weight_map"]
-    except (ValueError, RecursionError, TypeError, LookupError) as error:
-        raise _bad_index(path, f"it has no weight_map in JSON ({error!r:.200})") from None
-    if not isinstance(table, dict) or not all(isinstance(shard, str) for shard in table.values()):
-        raise _bad_index(path, "its weight_map is not a map from names to paths")
-    folder = posixpath.dirname(path)
-    return {name: _inside(folder, shard, path) for name, shard in table.items()}
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        raise ValueError("a key is there twice")
-    return table
-
-
-def _inside(folder: str, shard: str, path: str) -> str:
-    place = posixpath.normpath(shard)
-    if place.startswith(("/", "..")) or "\\" in place:
-        raise _bad_index(path, f"it names {shard!r:.200}, which is outside its folder")
-    return posixpath.join(folder, place)
-
-
-def _bad_index(path: str, why: str) -> InvalidInputError:
-    return InvalidInputError(
-        ErrorCode.BAD_INDEX,
-        f"{path} is not a valid index of shards: {why}. Repair it, or name the files of the "
-        "weights with include",
-    )
-
-
-def index_problem(
-    path: str, table: Mapping[str, str], header_of: Callable[[str], Header | None]
-) -> str | None:
-    """What an index names that is not there.
-
-    Args:
-        path: The index.
-        table: What it says.
-        header_of: From a path to the header of the safetensors file there; None if there is none.
-    """
-    there: dict[str, set[str] | None] = {}
-    for name, shard in table.items():
-        if shard not in there:
-            header = header_of(shard)
-            there[shard] = None if header is None else {info.name for info in header.tensors}
-        names = there[shard]
-        if names is None:
-            return f"{path} names {shard!r}, which is no safetensors file of the version"
-        if name not in names:
-            return f"{path} says that {shard!r} has the tensor {name!r}, and it does not"
-    return None
-
-
-def bad_indexes(files: Sequence[SourceFile], chunk_size: int) -> Iterator[str]:
-    """What is wrong with the indexes among the files of a version that is about to be made."""
-    headers = {file.path: file.header for file in files}
-    for file in files:
-        if is_index(file.path):
-            content = _source_bytes(file, chunk_size)
-            try:
-                table = parse_index(content, file.path, file.size)
-            except InvalidInputError as error:
-                yield error.message
-            else:
-                problem = index_problem(file.path, table, headers.get)
-                if problem:
-                    yield f"{problem}: programs will not load this version"
-
-
-def _source_bytes(file: SourceFile, chunk_size: int) -> bytes:
-    """What a file holds; nothing if it is too large for an index."""
-    if file.size > _MAX_INDEX_SIZE:
-        return b""
-    buffers = Pool(chunk_size)
-    pieces = runs(file.pieces(chunk_size), chunk_size)
-    return b"".join(b"".join(file.read(run, buffers)) for run in pieces)

@@ -271,7 +271,7 @@ class Worktree(Closing):
             self._root.close()
 
 
-class PlacedFile(SourceFile):
+class WorktreeFile(SourceFile):
     """A regular file of a directory.
 
     Args:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.content.file_contents import Content, read_contents
 from casweights.content.selection import select
 from casweights.content.unsaved import require_saved
 from casweights.content.worktree import Worktree
+from casweights.content.worktree_contents import Content, read_contents
 from casweights.errors import ErrorCode, InvalidInputError, StoreError
 from casweights.events import Stage
 from casweights.format.layout import Piece, runs
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from casweights.content.file_contents import PlacedChunks
+    from casweights.content.worktree_contents import WorktreeChunks
     from casweights.database import Database
     from casweights.database.reader import LocalFirstReader
     from casweights.format.manifest import FileEntry, Snapshot
@@ -136,7 +136,7 @@ def _compare(
     tree: Worktree,
     targets: Sequence[_Target],
     others: dict[str, os.stat_result],
-) -> tuple[PlacedChunks, dict[str, Content | None]]:
+) -> tuple[WorktreeChunks, dict[str, Content | None]]:
     """Mark the targets that are complete.
 
     Every file is cut by its own layout, so that its chunks are found wherever they move to.
@@ -191,7 +191,7 @@ def _write(
     db: Database,
     tree: Worktree,
     targets: Sequence[_Target],
-    nearby: PlacedChunks,
+    nearby: WorktreeChunks,
     check: Callable[[], None],
 ) -> int:
     """Write files; returns the bytes that came from the store.
@@ -230,7 +230,7 @@ def _check_space(tree: Worktree, needed: int) -> None:
 
 
 def _write_drafts(
-    db: Database, drafts: Staging, placed: dict[str, _Target], nearby: PlacedChunks
+    db: Database, drafts: Staging, placed: dict[str, _Target], nearby: WorktreeChunks
 ) -> int:
     """Write all drafts and wait until they are on the disk; returns what `_write` does."""
     fetched = 0

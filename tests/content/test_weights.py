@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 import casweights
-from casweights.content import weights as module
+from casweights.content import shard_index as module
 from casweights.errors import (
     CasweightsError,
     ErrorCode,

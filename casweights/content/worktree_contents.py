@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.content.files import file_runs
-from casweights.content.worktree import PlacedFile
+from casweights.content.worktree import WorktreeFile
 from casweights.errors import InvalidInputError
 from casweights.system.buffers import Pool
 
@@ -44,51 +44,51 @@ class Content:
         return cls(file.size, file.raw_header, file.chunks, file.header)
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
     """Where a chunk lies in a file."""
 
-    file: PlacedFile
+    file: WorktreeFile
     offset: int
 
 
-class PlacedChunks:
+class WorktreeChunks:
     """The chunks of files that were read; see `LocalChunks`."""
 
     def __init__(self) -> None:
-        self._places: dict[ChunkId, _Place] = {}
+        self._positions: dict[ChunkId, _Position] = {}
 
     @property
     def is_used(self) -> bool:
         """See `LocalChunks.is_used`."""
-        return bool(self._places)
+        return bool(self._positions)
 
     def __contains__(self, chunk: object) -> bool:
-        return chunk in self._places
+        return chunk in self._positions
 
-    def add(self, chunk: ChunkId, file: PlacedFile, offset: int) -> None:
-        """Remember where a chunk lies, unless there is a place for it already."""
-        self._places.setdefault(chunk, _Place(file, offset))
+    def add(self, chunk: ChunkId, file: WorktreeFile, offset: int) -> None:
+        """Remember where a chunk lies, unless that is known already."""
+        self._positions.setdefault(chunk, _Position(file, offset))
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
         """See `LocalChunks.readinto`."""
-        place = self._places.get(chunk)
-        if place is None:
+        position = self._positions.get(chunk)
+        if position is None:
             return False
         try:
-            return place.file.readinto(place.offset, out)
-        except (OSError, InvalidInputError):  # it went meanwhile
+            return position.file.readinto(position.offset, out)
+        except (OSError, InvalidInputError):  # it was removed or replaced
             return False
 
 
 def read_contents(
     db: Database, tree: Worktree, opaque: Mapping[str, bool]
-) -> tuple[dict[str, Content], PlacedChunks]:
+) -> tuple[dict[str, Content], WorktreeChunks]:
     """Read and hash files.
 
     Args:
         db: The store whose chunks they are cut into.
         tree: Where they lie.
-        opaque: Their paths, and whether to take each for plain bytes; see `PlacedFile`.
+        opaque: Their paths, and whether to take each for plain bytes; see `WorktreeFile`.
 
     Returns:
         What they hold, by path, without those that cannot be read or change meanwhile; and where
@@ -97,7 +97,7 @@ def read_contents(
     files = [file for path in opaque if (file := _open(tree, path, opaque[path])) is not None]
     read: list[list[ChunkId]] = [[] for _ in files]
     failed: set[int] = set()
-    places = PlacedChunks()
+    places = WorktreeChunks()
     chunk_size = db.config.chunk_size
     hash_run = partial(_hash_run, db, files, Pool(chunk_size))
     for (number, run), chunks in db.workers.map(hash_run, file_runs(files, chunk_size)):
@@ -115,15 +115,15 @@ def read_contents(
     return contents, places
 
 
-def _open(tree: Worktree, path: str, opaque: bool) -> PlacedFile | None:
+def _open(tree: Worktree, path: str, opaque: bool) -> WorktreeFile | None:
     try:
-        return PlacedFile(tree, path, opaque=opaque)
+        return WorktreeFile(tree, path, opaque=opaque)
     except OSError:
         return None
 
 
 def _hash_run(
-    db: Database, files: Sequence[PlacedFile], buffers: Pool, job: tuple[int, list[Piece]]
+    db: Database, files: Sequence[WorktreeFile], buffers: Pool, job: tuple[int, list[Piece]]
 ) -> tuple[tuple[int, list[Piece]], list[ChunkId] | None]:
     number, run = job
     try:
