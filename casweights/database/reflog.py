@@ -9,17 +9,23 @@ also say which of several moves readers take meanwhile. docs/design/016 has the 
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
-from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import msgpack
-
+from casweights.database.moves import (
+    Move,
+    encode_move,
+    first,
+    is_same,
+    latest,
+    line,
+    named,
+    off_line,
+    parse_move,
+    removal_rank,
+)
 from casweights.errors import (
     CasweightsError,
     ErrorCode,
@@ -28,7 +34,7 @@ from casweights.errors import (
     StoreError,
 )
 from casweights.format import names
-from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
+from casweights.format.envelope import ObjectKind, corrupt, unseal
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
 
@@ -37,61 +43,12 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import ObjectInfo, ObjectStore
 
-_MAX_REF = 4096
-_KEPT = 100  # moves of a ref that stay; twice as many and the older half is removed
-_PATIENCE = 30.0  # seconds until a listing must show what was put before it
-_FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between listings that wait for others
-_YIELD = 2.0  # seconds after which a writer gives up a position that a rival does not leave
-_SETTLE = 3  # times as long a writer waits for rivals of the move that it builds on
-_MOVE = re.compile(
-    rf"(?P<ref>.+)/(?P<position>[0-9]{{{names.POSITION_DIGITS}}})"
-    r"(-(?P<snapshot>[0-9a-f]{64})(-(?P<before>[0-9a-f]{64}))?"
-    rf"(-[0-9a-f]{{{names.WRITER_DIGITS}}})?)?{re.escape(names.REF_SUFFIX)}"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One entry of a log, as its name tells.
-
-    Attributes:
-        name: The object's name.
-        ref: The branch or tag.
-        position: Number of the move, from 1.
-        created: When, by the store's clock, in microseconds; 0 if it has none.
-        snapshot: Where to; None if only the object says.
-        before: Where from; None if the name does not say.
-    """
-
-    name: str
-    ref: str
-    position: int
-    created: int
-    snapshot: SnapshotId | None
-    before: SnapshotId | None = None
-
-
-def parse_move(info: ObjectInfo, kind: str) -> Move:
-    """The move that an object is.
-
-    Raises:
-        IntegrityError: Moves are called otherwise.
-    """
-    match = _MOVE.fullmatch(info.name, len(kind))
-    if match is None or not names.is_ref_name(match["ref"]):
-        raise corrupt(info.name, "its name is not that of a move of a ref")
-    snapshot, before = (
-        None if digits is None else SnapshotId.from_hex(digits)
-        for digits in (match["snapshot"], match["before"])
-    )
-    return Move(info.name, match["ref"], int(match["position"]), info.created, snapshot, before)
-
-
-def encode_move(snapshot: SnapshotId) -> bytes:
-    """The object for a move to a version, made now."""
-    microseconds = int(datetime.now(UTC).timestamp() * 1e6)
-    payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
-    return seal(ObjectKind.REF, payload)
+_MAX_REF = 4096  # bytes of a move's object; honest ones have a hundred
+_KEPT_MOVES = 100  # of a ref; once there are twice as many, the older half is removed
+_LISTING_SECONDS = 30.0  # until a listing must show what was put before it
+_FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between listings that wait for other writers
+_YIELD_SECONDS = 2.0  # after which a writer gives up a position that a rival does not leave
+_SETTLE_FACTOR = 3  # times as long a writer waits for rivals of the move that it builds on
 
 
 class RefLog:
@@ -224,10 +181,10 @@ class RefLog:
                 self._store.delete(name)
                 self._withdrawn.add(name)
             return False, [other for other in moves if other.name != name]
-        if len(moves) >= 2 * _KEPT and len(way(moves)) >= 2 * _KEPT:
-            old = [move for move in moves if move.position <= after + 1 - _KEPT]
+        if len(moves) >= 2 * _KEPT_MOVES and len(line(moves)) >= 2 * _KEPT_MOVES:
+            old = [move for move in moves if move.position <= after + 1 - _KEPT_MOVES]
             with suppress(CasweightsError):  # the next move removes them
-                self.remove(set(old) - set(beside(moves)))
+                self.remove(set(old) - set(off_line(moves)))
         return True, moves
 
     def _outcome(
@@ -243,8 +200,8 @@ class RefLog:
         start, pauses = time.monotonic(), _pauses()
         moves = self._list_with(ref, name, after)
         lag = time.monotonic() - start
-        patience, start = max(_YIELD, 2 * lag), start + lag
-        while (mine := _named(moves, name)) and self._counts(mine, after, before, moves):
+        patience, start = max(_YIELD_SECONDS, 2 * lag), start + lag
+        while (mine := named(moves, name)) and self._counts(mine, after, before, moves):
             if self._exclusive:
                 return True, moves
             near = [move for move in moves if move.position in (after, after + 1)]
@@ -261,13 +218,13 @@ class RefLog:
     def _counts(
         self, mine: Move, after: int, before: SnapshotId | None, moves: Sequence[Move]
     ) -> bool:
-        """Whether a move is part of the ref's way, from where its writer saw it."""
-        taken = way(moves)
+        """Whether a move is on the ref's line, after the move that its writer saw."""
+        taken = line(moves)
         there, base = taken.get(after + 1), taken.get(after)
-        if there is None or there is not first(moves, after + 1) or not _same(there, mine):
+        if there is None or there is not first(moves, after + 1) or not is_same(there, mine):
             return False
         if after == 0:  # a branch that is this long has lost its first moves, or is about to
-            return max(taken) < 2 * _KEPT
+            return max(taken) < 2 * _KEPT_MOVES
         return base is not None and self.snapshot(base) == before
 
     def _rivals(self, moves: Iterable[Move], mine: Move) -> bool:
@@ -275,7 +232,7 @@ class RefLog:
         return any(
             move.position == mine.position
             and abs(move.created - mine.created) <= self._skew
-            and not _same(move, mine)
+            and not is_same(move, mine)
             for move in moves
         )
 
@@ -284,7 +241,7 @@ class RefLog:
 
         It may also be gone for good: others removed it, who are at its position or beyond it.
         """
-        deadline, pauses = time.monotonic() + _PATIENCE, _pauses()
+        deadline, pauses = time.monotonic() + _LISTING_SECONDS, _pauses()
         while True:
             moves = self.moves(ref)
             if any(move.name == name for move in moves):
@@ -294,79 +251,15 @@ class RefLog:
                     return moves
                 raise StoreError(
                     ErrorCode.UNREACHABLE,
-                    f"{self._store.url} does not list {name} {_PATIENCE:g} s after it was made: "
-                    "whether the ref has moved is unknown, look at it later",
+                    f"{self._store.url} does not list {name} {_LISTING_SECONDS:g} s after it was "
+                    "made: whether the ref has moved is unknown, look at it later",
                 )
             time.sleep(next(pauses))
 
     def remove(self, moves: Iterable[Move]) -> None:
         """Forget moves; the one that says where the ref is goes last, so that no other does."""
-        ordered = sorted(moves, key=_rank, reverse=True)
+        ordered = sorted(moves, key=removal_rank, reverse=True)
         self._store.delete_all([move.name for move in ordered])
-
-
-def latest(moves: Sequence[Move]) -> Move:
-    """Where a ref is: the highest position, and of several there the first one."""
-    return min(moves, key=_rank)
-
-
-def _rank(move: Move) -> tuple[int, int, str]:
-    return (-move.position, *_order(move))
-
-
-def way(moves: Iterable[Move]) -> dict[int, Move]:
-    """The moves by which a ref came to where it is, by position, the newest first.
-
-    At each position that is the one that the next move says it came from, or else the first.
-    Everything below a position that nobody holds is what remained of older times.
-    """
-    there: defaultdict[int, list[Move]] = defaultdict(list)
-    for move in moves:
-        there[move.position].append(move)
-    taken: dict[int, Move] = {}
-    before: SnapshotId | None = None
-    position = max(there, default=0)
-    while at_it := there.get(position):
-        if before is not None:
-            at_it = [move for move in at_it if move.snapshot in (None, before)]
-        before = None
-        if at_it:
-            taken[position] = move = at_it[0] if len(at_it) == 1 else min(at_it, key=_order)
-            before = move.before
-        position -= 1
-    return taken
-
-
-def beside(moves: Sequence[Move]) -> list[Move]:
-    """The moves that are not part of a ref's way, the oldest first.
-
-    Their writers are about to withdraw them, died before they could, or were displaced.
-    """
-    taken = way(moves).values()
-    on_it, led_to = {move.name for move in taken}, {move.snapshot for move in taken} - {None}
-    found = [move for move in moves if move.name not in on_it and move.snapshot not in led_to]
-    return sorted(found, key=lambda move: (move.position, *_order(move)))
-
-
-def first(moves: Sequence[Move], position: int) -> Move | None:
-    """The first move to a position, by the store's clock."""
-    return min((move for move in moves if move.position == position), key=_order, default=None)
-
-
-def _named(moves: Iterable[Move], name: str) -> Move | None:
-    return next((move for move in moves if move.name == name), None)
-
-
-def _same(one: Move, other: Move) -> bool:
-    """Whether two moves are one, or differ in nothing but their writers."""
-    if one.name == other.name:
-        return True
-    ways = [(move.position, move.snapshot, move.before) for move in (one, other)]
-    return one.snapshot is not None and ways[0] == ways[1]
-
-
-def _order(move: Move) -> tuple[int, str]:
-    return move.created, move.name
 
 
 def _settling(lag: float) -> float:
@@ -374,7 +267,7 @@ def _settling(lag: float) -> float:
 
     A rival may need twice its own lag to give up, and some calls to withdraw its move.
     """
-    return _SETTLE * max(_YIELD, 4 * lag)
+    return _SETTLE_FACTOR * max(_YIELD_SECONDS, 4 * lag)
 
 
 def _pauses() -> Iterator[float]:

@@ -6,8 +6,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casweights.database import reflog
-from casweights.database.reflog import RefLog, encode_move, latest, parse_move
+from casweights.database.moves import latest, off_line, parse_move
+from casweights.database.ref_writer import RefWriter
+from casweights.database.reflog import RefLog
 from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreError
 from casweights.format import names
 from casweights.format.envelope import corrupt
@@ -16,7 +17,7 @@ from casweights.system.threads import Threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casweights.database.reflog import Move
+    from casweights.database.moves import Move
     from casweights.ids import SnapshotId
     from casweights.stores.base import ObjectInfo, ObjectStore
 
@@ -40,7 +41,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """A version that a writer moved a branch to, and that is not part of the branch's way.
+    """A version that a writer moved a branch to, and that is not on the branch's line.
 
     Attributes:
         snapshot: The version.
@@ -51,12 +52,41 @@ class Displaced:
     before: SnapshotId | None
 
 
+class _OwnMoves:
+    """The moves of branches that one `Refs` made, until their writer was told of their fate.
+
+    A move that was acknowledged may be displaced later; its writer is told once.
+    """
+
+    def __init__(self) -> None:
+        self._heads: dict[str, list[Head]] = {}  # the last one, and displaced ones
+
+    def add(self, head: Head, moves: Sequence[Move]) -> None:
+        """Remember a move in place of earlier ones, except those to tell of."""
+        self._heads[head.branch] = [*self._displaced(head.branch, moves), head]
+
+    def pop_displaced(self, branch: str, moves: Sequence[Move]) -> SnapshotId | None:
+        """A version that was displaced from the branch, which is not returned again."""
+        displaced = self._displaced(branch, moves)
+        if not displaced:
+            return None
+        self._heads[branch].remove(displaced[0])
+        return displaced[0].snapshot
+
+    def _displaced(self, branch: str, moves: Sequence[Move]) -> list[Head]:
+        gone = {(move.position, move.snapshot) for move in off_line(moves)}
+        return [
+            head for head in self._heads.get(branch, ()) if (head.position, head.snapshot) in gone
+        ]
+
+
 class Refs:
     """The branches and tags of a store.
 
-    An error does not tell whether a move was made: the store may have failed right after it, or its
-    answer may be lost. So whatever fails here is looked up, and is no error if it was done. Where
-    that fails too, it is kept in mind, so that whoever repeats the call does nothing twice.
+    To move a branch, take its head with ``head(branch, for_update=True)`` and pass that to
+    `advance`, which refuses if the branch has moved since. A move that was acknowledged may be
+    displaced later where the store does not create objects exclusively; then the next call that
+    moves the branch raises. Calls that fail are looked up, see `RefWriter`.
 
     Attributes:
         store: Where they lie.
@@ -64,10 +94,11 @@ class Refs:
 
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
-        self._doubts: dict[str, SnapshotId | None] = {}  # where refs may be; None: deleted
         self._heads = RefLog(store, names.HEADS)
         self._tags = RefLog(store, names.TAGS)
-        self._moved: dict[str, list[Head]] = {}  # by this one: the last, and those to tell of
+        self._head_writer = RefWriter(store, self._heads)
+        self._tag_writer = RefWriter(store, self._tags)
+        self._own_moves = _OwnMoves()
 
     def head(
         self, branch: str, *, for_update: bool = False, list_names: ListNames | None = None
@@ -88,7 +119,7 @@ class Refs:
         """
         log, name = self._heads, names.check_ref_name(branch)
         moves = log.settled(name) if for_update else log.moves(name)
-        if for_update and (snapshot := self._forget_displaced(branch, moves)) is not None:
+        if for_update and (snapshot := self._own_moves.pop_displaced(branch, moves)) is not None:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
             if for_update:
@@ -126,45 +157,30 @@ class Refs:
             where = names.move_name(names.HEADS, branch, position)
             raise corrupt(where, "no position can follow it")
         before = expected.snapshot if expected else None
-        moved, moves = self._append(self._heads, branch, position, before, snapshot, move)
+        moved, moves = self._head_writer.append(branch, position, before, snapshot, move)
         if not moved:
             message = (
                 f"branch {branch!r} was moved by another writer meanwhile. Your version is safe "
                 f"in the store as {snapshot}; repeat the command to put it on top of theirs "
                 "(nothing is uploaded twice)"
             )
-            displaced = self._forget_displaced(branch, moves)
+            displaced = self._own_moves.pop_displaced(branch, moves)
             if displaced is not None:
                 message += f". Besides, {_displaced(branch, displaced)}. {_WAYS_BACK}"
             raise _conflict(snapshot, message)
         head = Head(branch, position + 1, snapshot)
-        self._moved[branch] = [*self._displaced_here(branch, moves), head]
+        self._own_moves.add(head, moves)
         return head
 
-    def _displaced_here(self, branch: str, moves: Sequence[Move]) -> list[Head]:
-        """Which moves from here do not count any more, and nobody was told."""
-        gone = {(move.position, move.snapshot) for move in reflog.beside(moves)}
-        return [
-            head for head in self._moved.get(branch, ()) if (head.position, head.snapshot) in gone
-        ]
-
-    def _forget_displaced(self, branch: str, moves: Sequence[Move]) -> SnapshotId | None:
-        """A version that the branch was moved to from here, if another one took its place."""
-        displaced = self._displaced_here(branch, moves)
-        if not displaced:
-            return None
-        self._moved[branch].remove(displaced[0])
-        return displaced[0].snapshot
-
     def displaced(self) -> dict[str, list[Displaced]]:
-        """Versions that writers moved branches to and that are not part of their ways, by branch.
+        """Versions that writers moved branches to and that are not on their lines, by branch.
 
         The writer of one died before it could withdraw its move, is about to withdraw it, or was
         told that it had moved the branch, and then displaced; see docs/format.md.
         """
         found: dict[str, list[Displaced]] = {}
         for branch, moves in self._heads.all().items():
-            for move in reflog.beside(moves):
+            for move in off_line(moves):
                 snapshot = self._heads.snapshot(move)
                 if snapshot is not None:
                     found.setdefault(branch, []).append(Displaced(snapshot, move.before))
@@ -181,7 +197,7 @@ class Refs:
         dropped = [
             move
             for moves in listed.values()
-            for move in reflog.beside(moves)
+            for move in off_line(moves)
             if log.snapshot(move) == snapshot
         ]
         log.remove(dropped)
@@ -206,77 +222,16 @@ class Refs:
         return head if head is not None and head.snapshot == snapshot else None
 
     def doubt(self, head: Head) -> None:
-        """Keep in mind that whoever moved a branch there was told of an error."""
-        self._doubts[names.HEADS + head.branch] = head.snapshot
+        """Remember that the writer who moved a branch there was told of an error."""
+        self._head_writer.doubt(head.branch, head.snapshot)
 
     def is_doubted(self, head: Head) -> bool:
         """Whether there was an error when the branch was moved there by this object."""
-        return self._doubts.get(names.HEADS + head.branch) == head.snapshot
+        return self._head_writer.is_doubted(head.branch, head.snapshot)
 
     def is_doubted_tag(self, tag: str) -> bool:
         """Whether there was an error when this object made the tag."""
-        return names.TAGS + tag in self._doubts
-
-    def _append(
-        self,
-        log: RefLog,
-        ref: str,
-        after: int,
-        before: SnapshotId | None,
-        snapshot: SnapshotId,
-        move: bytes | None = None,
-    ) -> tuple[bool, list[Move]]:
-        """Make a move; see `RefLog.append`. An error after it was made is none."""
-        key = log.kind + ref
-        try:
-            made = log.append(ref, after, before, snapshot, move)
-        except BaseException as error:
-            self._doubts[key] = snapshot
-            if not isinstance(error, Exception):
-                raise
-            moves = self._moves_if_made(log, ref, after, before, snapshot, error)
-            if not moves:
-                raise
-            return True, moves
-        self._doubts.pop(key, None)
-        return made
-
-    def _moves_if_made(
-        self,
-        log: RefLog,
-        ref: str,
-        after: int,
-        before: SnapshotId | None,
-        snapshot: SnapshotId,
-        error: Exception,
-    ) -> list[Move]:
-        """The moves of a ref, if a move was made although that failed; else none.
-
-        Raises:
-            StoreError: It cannot be found out.
-        """
-        try:
-            moves = log.settled(ref)
-            last = latest(moves) if moves else None
-            if last is None or (last.position, log.snapshot(last)) != (after + 1, snapshot):
-                return []
-            bases = [log.snapshot(move) for move in moves if move.position == after]
-            if after and before not in bases:
-                return []
-            if self.store.probe().exclusive_create:  # what is put twice is durable, too
-                self.store.put(last.name, [encode_move(snapshot)])
-        except Exception as again:
-            if isinstance(error, NotFoundError):  # the store has gone, and refused the move
-                raise error from None
-            code = error.code if isinstance(error, StoreError) else ErrorCode.IO_FAILED
-            unknown = StoreError(
-                code,
-                f"{error}. Whether {ref!r} has moved to {snapshot} is unknown ({again}): repeat "
-                "the call, which does nothing twice",
-            )
-            unknown.snapshot = snapshot
-            raise unknown from error
-        return moves
+        return self._tag_writer.is_doubted(tag)
 
     def branches(self) -> dict[str, SnapshotId]:
         """All branches and where they are, by name."""
@@ -288,7 +243,8 @@ class Refs:
         Raises:
             NotFoundError: There is no such branch.
         """
-        self._delete(self._heads, "branch", branch)
+        if not self._head_writer.delete(names.check_ref_name(branch)):
+            raise no_ref("branch", branch)
 
     def tags(self) -> dict[str, SnapshotId]:
         """All tags and where they point, by name."""
@@ -325,7 +281,7 @@ class Refs:
         there = self._settled_tag(tag)
         if there is None:
             (list_names or self.tag_names)().add(tag)
-            if self._append(self._tags, tag, 0, None, snapshot)[0]:
+            if self._tag_writer.append(tag, 0, None, snapshot)[0]:
                 return
             # None if it was deleted since, or a listing does not show it yet.
             there = self._settled_tag(tag)
@@ -346,17 +302,18 @@ class Refs:
         Raises:
             NotFoundError: There is no such tag.
         """
-        self._delete(self._tags, "tag", tag)
+        if not self._tag_writer.delete(names.check_ref_name(tag)):
+            raise no_ref("tag", tag)
 
     def objects(self) -> list[ObjectInfo]:
         """The objects of all branches and tags, whatever they are called."""
         return [*self.store.list(names.HEADS), *self.store.list(names.TAGS)]
 
     def target(self, info: ObjectInfo) -> SnapshotId:
-        """Where the move of a ref leads that this object is.
+        """The snapshot that this object of a ref points to.
 
         Raises:
-            IntegrityError: It is damaged, or is called as no move of a ref is.
+            IntegrityError: It is damaged, or its name is not that of a move.
         """
         kind = names.HEADS if info.name.startswith(names.HEADS) else names.TAGS
         log = self._heads if kind == names.HEADS else self._tags
@@ -373,22 +330,6 @@ class Refs:
     ) -> dict[str, SnapshotId]:
         found = {ref: log.snapshot(latest(moves)) for ref, moves in log.all(infos).items()}
         return {ref: snapshot for ref, snapshot in found.items() if snapshot is not None}
-
-    def _delete(self, log: RefLog, kind: str, ref: str) -> None:
-        moves: Sequence[Move] = log.moves(names.check_ref_name(ref))
-        key = log.kind + ref
-        if not moves:
-            if self._doubts.pop(key, ref) is None:  # it was deleted, and nobody could tell
-                return
-            raise no_ref(kind, ref)
-        try:
-            log.remove(moves)
-        except BaseException as error:
-            self._doubts[key] = None
-            if not isinstance(error, Exception) or log.moves(ref):
-                raise
-        else:
-            self._doubts.pop(key, None)
 
 
 _WAYS_BACK = (

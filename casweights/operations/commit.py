@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.content.advice import advice
 from casweights.content.files import file_runs
-from casweights.database.reflog import encode_move
+from casweights.database.moves import encode_move
 from casweights.database.writer import PackWriter
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage

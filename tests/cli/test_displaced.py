@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
-from casweights.database.reflog import encode_move
+from casweights.database.moves import encode_move
 from casweights.format import names
 
 if TYPE_CHECKING:

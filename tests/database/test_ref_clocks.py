@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import casweights
-from casweights.database.reflog import encode_move
+from casweights.database.moves import encode_move
 from casweights.database.refs import Refs
 from casweights.errors import ConflictError, ErrorCode
 from casweights.format import names

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.database.reflog import Move, RefLog, latest, parse_move
+from casweights.database.moves import Move, latest, parse_move
+from casweights.database.reflog import RefLog
 from casweights.database.refs import Head, Refs
 from casweights.errors import ConflictError, ErrorCode, IntegrityError, StoreError
 from casweights.format import names

@@ -149,7 +149,7 @@ def check_all(recording: Recording, folder: Path) -> None:
 
 @pytest.fixture
 def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
-    monkeypatch.setattr("casweights.database.reflog._KEPT", 2)
+    monkeypatch.setattr("casweights.database.reflog._KEPT_MOVES", 2)
     (tmp_path / "disk").mkdir()
     recording = Recording(tmp_path / "disk")
     yield recording

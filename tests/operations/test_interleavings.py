@@ -19,7 +19,7 @@ import pytest
 
 import casweights
 from casweights.config import StoreConfig
-from casweights.database.reflog import encode_move
+from casweights.database.moves import encode_move
 from casweights.format import names
 from casweights.ids import SnapshotId
 from casweights.stores.base import Capabilities, ObjectStore

@@ -147,7 +147,7 @@ def test_of_two_writers_at_a_position_one_is_told_that_it_moved_the_branch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, weak: tuple[bool, bool]
 ) -> None:
     """One client may be able to create exclusively where another one is not."""
-    monkeypatch.setattr(reflog, "_YIELD", 0.05)
+    monkeypatch.setattr(reflog, "_YIELD_SECONDS", 0.05)
     mine, theirs = _Interrupted(tmp_path), LocalStore(tmp_path)
     for store, is_weak in zip((mine, theirs), weak, strict=True):
         with monkeypatch.context() as patch:
