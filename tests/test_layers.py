@@ -55,7 +55,13 @@ SEEN: dict[tuple[str, str], set[str]] = {
     ("sync", "stores"): {"stores.base"},
 }
 # What verbs share. Apart from these, operations do not know each other.
-SHARED = {"operations.commit", "operations.deltas", "operations.relatives", "operations.transfer"}
+SHARED = {
+    "operations.commit",
+    "operations.deltas",
+    "operations.frame_check",
+    "operations.relatives",
+    "operations.transfer",
+}
 
 # Modules from elsewhere that only some rooms, or modules of a room, may import, annotations aside.
 FOREIGN: dict[str, set[str]] = {

@@ -5,39 +5,31 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casweights.database.chains import MAX_LINKS
 from casweights.database.findings import summarize
-from casweights.database.frames import damaged_frame, decode_frame, read_payload
-from casweights.database.index import read_pack_index
 from casweights.database.snapshots import SnapshotStore
-from casweights.errors import (
-    CasweightsError,
-    ErrorCode,
-    IntegrityError,
-    InvalidInputError,
-    NotFoundError,
-    UnsupportedError,
-)
+from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.ids import PackId, SnapshotId, Suspect
 from casweights.results import Verification
+from casweights.ids import SnapshotId
+from casweights.operations.frame_check import UNSOUND, FrameCheck
 from casweights.stores.base import ObjectInfo
-from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from casweights.database import Database
-    from casweights.format.pack import Location
-    from casweights.ids import ChunkId
+    from casweights.format.manifest import Snapshot
+    from casweights.format.snapshot import PackTable
+    from casweights.ids import ChunkId, Suspect
 
 
-_LOOKS = 4  # each further one follows a repack that ended during the one before it
-_UNSOUND = (IntegrityError, InvalidInputError, NotFoundError, UnsupportedError)
+_MAX_LOOKS = 4  # each further one follows a repack that ended during the one before it
 
 
 def verify(db: Database, *, quick: bool) -> Verification:
@@ -52,7 +44,7 @@ def verify(db: Database, *, quick: bool) -> Verification:
             chunks: finds damage, but not every forgery.
     """
     unlisted: set[str] = set()
-    for looks_left in reversed(range(_LOOKS)):
+    for looks_left in reversed(range(_MAX_LOOKS)):
         look = _Look(db)
         found = look.verify(unlisted, quick=quick)
         unlisted |= look.unlisted
@@ -62,7 +54,10 @@ def verify(db: Database, *, quick: bool) -> Verification:
 
 
 class _Look:
-    """One look at all objects.
+    """One look at all objects of the store.
+
+    Listings are made against the order of writing (refs, snapshots, packs), so that a commit that
+    runs at the same time is seen whole or not at all.
 
     Attributes:
         gone: Packs that were deleted since they were listed.
@@ -72,6 +67,7 @@ class _Look:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._problems: list[CasweightsError] = []  # with versions and refs
         self.gone: set[str] = set()
         self.lost: set[ChunkId] = set()
         self.unlisted: set[str] = set()
@@ -79,87 +75,117 @@ class _Look:
     def verify(self, unlisted: set[str], *, quick: bool) -> Verification:
         """What is found; packs that no listing shows are looked at as well."""
         db = self._db
-        problems: list[CasweightsError] = []
-        # Listed against the order of writing, so that a commit beside us is seen whole or not at
-        # all.
         told = db.findings.load()
         refs = db.refs.objects()
         snapshots = list(db.store.list(names.SNAPSHOTS))
         packs = _list_packs(db, unlisted)
-        db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
-        try:
-            forest = _read_forest(db, packs, problems, self.gone)
-            have, stranded = _verify_forest(db, forest, problems, self.gone, quick=quick)
-        finally:
-            db.reporter.finished(Stage.VERIFY)
+        frames = _check_frames(db, packs, quick=quick)
+        self.gone = frames.gone
         damaged = {
             error.suspect: error.message
-            for error in problems
+            for error in frames.problems
             if isinstance(error, IntegrityError) and error.suspect is not None
         }
         noted = _note(db, damaged)
         if not quick:
-            untested = {location.suspect for location in stranded}
+            untested = {location.suspect for location in frames.stranded}
             checked = {info.name for info in packs} - self.gone
             _answer(db, told - untested, damaged, checked)
         db.findings.answer_gone()
-        missing: list[CasweightsError] = []
-        found = self._verify_snapshots(snapshots, have, missing)
+        found = self._verify_snapshots(snapshots, frames.sound)
         self.unlisted = set(db.store.sizes(self.unlisted - {info.name for info in packs}))
-        problems += [*_blame(stranded, self.lost), *missing]
-        _verify_refs(db, refs, found, problems)
-        problems += db.findings.problems()
-        _verify_names(db, problems)
+        blamed = list(frames.blame(self.lost))
+        self._verify_refs(refs, found)
         return Verification(
-            problems=tuple(problems),
+            problems=(
+                *frames.problems,
+                *blamed,
+                *self._problems,
+                *db.findings.problems(),
+                *_odd_names(db),
+            ),
             snapshots=len(found),
             packs=len(packs),
-            frames=sum(map(len, forest.values())),
+            frames=frames.frames,
             nbytes=sum(info.size for info in packs),
             damaged=len(damaged),
             noted=noted,
         )
 
     def _verify_snapshots(
-        self, listed: Sequence[ObjectInfo], have: set[ChunkId], problems: list[CasweightsError]
+        self, listed: Sequence[ObjectInfo], have: set[ChunkId]
     ) -> set[SnapshotId]:
         """Check all snapshots; returns those that are in the store, sound or not."""
-        db = self._db
-        stored = SnapshotStore(db.store, db.index, db.config)  # which remembers none yet
+        stored = SnapshotStore(
+            self._db.store, self._db.index, self._db.config
+        )  # remembers none yet
         found: set[SnapshotId] = set()
         for info in listed:
             try:
                 found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
             except IntegrityError as error:
-                problems.append(error)
+                self._problems.append(error)
         for snapshot_id in sorted(found):
-            name = names.snapshot_name(snapshot_id)
             try:
                 snapshot, _, table = stored.load_stored(snapshot_id)
-            except _UNSOUND as error:
-                if isinstance(error, NotFoundError) and not db.store.exists(name):
+            except UNSOUND as error:
+                if isinstance(error, NotFoundError) and not self._exists(snapshot_id):
                     found.discard(snapshot_id)
                 else:
-                    problems.append(error)
+                    self._problems.append(error)
                 continue
-            lost = {chunk for chunk, _ in snapshot.pieces()} - have
-            if lost and db.store.exists(name):
-                self.lost |= lost
-                self.unlisted |= {names.pack_name(pack) for pack in table.packs}
-                count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, as"
-                problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
-            problems.extend(
+            self._verify_chunks(snapshot, table, have)
+            name = names.snapshot_name(snapshot_id)
+            self._problems.extend(
                 _missing(f"{name}: its parent {parent} is not in the store")
                 for parent in stored.parents(snapshot)
-                if parent not in found and not db.store.exists(names.snapshot_name(parent))
+                if parent not in found and not self._exists(parent)
             )
         return found
+
+    def _verify_chunks(self, snapshot: Snapshot, table: PackTable, have: set[ChunkId]) -> None:
+        """Note which chunks of a snapshot no sound frame holds, if it still is in the store."""
+        lost = {chunk for chunk, _ in snapshot.pieces()} - have
+        if not lost or not self._exists(snapshot.id):
+            return
+        self.lost |= lost
+        self.unlisted |= {names.pack_name(pack) for pack in table.packs}
+        count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, as"
+        name = names.snapshot_name(snapshot.id)
+        self._problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
+
+    def _verify_refs(self, listed: Sequence[ObjectInfo], snapshots: set[SnapshotId]) -> None:
+        refs = self._db.refs
+        for info in listed:
+            try:
+                target = refs.target(info)
+            except UNSOUND as error:
+                if not isinstance(error, NotFoundError) or refs.store.exists(info.name):
+                    self._problems.append(error)
+                continue
+            if target not in snapshots and not self._exists(target):
+                ref = info.name.removesuffix(names.REF_SUFFIX)
+                self._problems.append(_missing(f"{ref} points to {target}, which is not there"))
+
+    def _exists(self, snapshot_id: SnapshotId) -> bool:
+        return self._db.store.exists(names.snapshot_name(snapshot_id))
 
 
 def _list_packs(db: Database, unlisted: set[str]) -> list[ObjectInfo]:
     listed = list(db.store.list(names.PACKS))
     others = db.store.sizes(sorted(unlisted - {info.name for info in listed}))
     return [*listed, *(ObjectInfo(name, size) for name, size in others.items())]
+
+
+def _check_frames(db: Database, packs: Sequence[ObjectInfo], *, quick: bool) -> FrameCheck:
+    frames = FrameCheck(db, quick=quick)
+    db.reporter.started(Stage.VERIFY, sum(info.size for info in packs))
+    try:
+        frames.read_indexes(packs)
+        frames.check()
+    finally:
+        db.reporter.finished(Stage.VERIFY)
+    return frames
 
 
 def _note(db: Database, damaged: Mapping[Suspect, str]) -> str | None:
@@ -185,185 +211,16 @@ def _answer(
     db.findings.answer(over)
 
 
-_Forest = dict["ChunkId | None", list["Location"]]  # frames by their base; whole ones at None
-
-
-def _read_forest(
-    db: Database,
-    packs: Sequence[ObjectInfo],
-    problems: list[CasweightsError],
-    gone: set[str],
-) -> _Forest:
-    forest: _Forest = {}
-    for info, found in db.workers.map(partial(_try_index, db), packs):
-        locations: list[Location] = []
-        if isinstance(found, NotFoundError):
-            gone.add(info.name)
-        elif isinstance(found, CasweightsError):
-            problems.append(found)
-        else:
-            locations = found
-        for location in locations:
-            forest.setdefault(location.frame.base, []).append(location)
-        beside = info.size - sum(location.frame.size for location in locations)
-        db.reporter.advanced(Stage.VERIFY, beside)
-    return forest
-
-
-def _try_index(
-    db: Database, info: ObjectInfo
-) -> tuple[ObjectInfo, list[Location] | CasweightsError]:
-    try:
-        return info, read_pack_index(db.store, info)
-    except _UNSOUND as error:
-        if isinstance(error, IntegrityError):
-            with suppress(IntegrityError):  # something else that lies there
-                error.suspect = Suspect(parse_id(PackId, names.PACKS, info.name), None)
-        return info, error
-
-
-def _verify_forest(
-    db: Database,
-    forest: _Forest,
-    problems: list[CasweightsError],
-    gone: set[str],
-    *,
-    quick: bool,
-) -> tuple[set[ChunkId], list[Location]]:
-    """Check all frames, each differing one after its base.
-
-    Returns:
-        The chunks that are sound, and the frames whose base is not there.
-    """
-    work = _TreeCheck(db, forest, gone, quick=quick)
-    checked: set[Location] = set()
-    for locations, errors in db.workers.map(work, forest.get(None, [])):
-        problems += errors
-        checked.update(locations)
-        db.reporter.advanced(Stage.VERIFY, sum(place.frame.size for place in locations))
-    places = (place for places in forest.values() for place in places)
-    stranded = [place for place in places if place not in checked]
-    for location, error in db.workers.map(partial(_try_payload, db), stranded):
-        if isinstance(error, NotFoundError):
-            gone.add(names.pack_name(location.pack))
-        elif error is not None:
-            problems.append(error)
-        db.reporter.advanced(Stage.VERIFY, location.frame.size)
-    return work.sound, stranded
-
-
-def _try_payload(db: Database, location: Location) -> tuple[Location, CasweightsError | None]:
-    try:
-        read_payload(db.store, location)
-    except (IntegrityError, NotFoundError) as error:
-        return location, error
-    return location, None
-
-
-def _blame(stranded: Sequence[Location], lost: set[ChunkId]) -> Iterator[IntegrityError]:
-    """What is to blame for lost chunks, among the frames whose base is not there.
-
-    Others do no harm: packs come from elsewhere as a whole, and hold what no version here needs.
-    """
-    frames: dict[ChunkId, list[Location]] = {}
-    for location in stranded:
-        frames.setdefault(location.frame.chunk, []).append(location)
-    pending, seen = sorted(lost), set(lost)
-    while pending:
-        for location in frames.get(pending.pop(), []):
-            base = location.frame.base
-            yield damaged_frame(location, f"its base {base} cannot be rebuilt")
-            if base is not None and base not in seen:
-                seen.add(base)
-                pending.append(base)
-
-
-class _TreeCheck:
-    """Checks a whole frame and, chunk by chunk, all differences that build on it."""
-
-    def __init__(self, db: Database, forest: _Forest, gone: set[str], *, quick: bool) -> None:
-        self._db = db
-        self._forest = forest
-        self._gone = gone
-        self._quick = quick
-        self._lock = threading.Lock()
-        self.sound: set[ChunkId] = set()
-
-    def __call__(self, root: Location) -> tuple[list[Location], list[CasweightsError]]:
-        checked: list[Location] = []
-        problems: list[CasweightsError] = []
-        pending: list[tuple[Location, int, memoryview | None]] = [(root, 1, None)]
-        while pending:
-            location, links, base = pending.pop()
-            checked.append(location)
-            try:
-                _check_links(location, links)
-                chunk = self._check(location, base)
-            except IntegrityError as error:
-                problems.append(error)
-                continue
-            except NotFoundError:
-                self._gone.add(names.pack_name(location.pack))
-                continue
-            with self._lock:  # a chunk may have several frames, on several trees
-                is_new = location.frame.chunk not in self.sound
-                self.sound.add(location.frame.chunk)
-            if is_new:
-                children = self._forest.get(location.frame.chunk, [])
-                pending += [(child, links + 1, chunk) for child in children]
-        return checked, problems
-
-    def _check(self, location: Location, base: memoryview | None) -> memoryview | None:
-        """The frame's chunk, unless checksums are enough."""
-        payload = read_payload(self._db.store, location)
-        if self._quick:
-            return None
-        out = uninitialized(location.frame.raw_size)
-        if base is not None:
-            if len(base) != len(out):
-                raise damaged_frame(location, "its base is of another size")
-            out[:] = base
-        decode_frame(location, payload, out)
-        if not self._db.reader.is_right(location.frame.chunk, out):
-            raise damaged_frame(location, "its bytes do not match the chunk's ID")
-        return out
-
-
-def _check_links(location: Location, links: int) -> None:
-    if links > MAX_LINKS:
-        raise damaged_frame(location, f"it takes more than {MAX_LINKS} frames to read")
-
-
-def _verify_refs(
-    db: Database,
-    listed: Sequence[ObjectInfo],
-    snapshots: set[SnapshotId],
-    problems: list[CasweightsError],
-) -> None:
-    for info in listed:
-        try:
-            target = db.refs.target(info)
-        except _UNSOUND as error:
-            if not isinstance(error, NotFoundError) or db.refs.store.exists(info.name):
-                problems.append(error)
-            continue
-        if target not in snapshots and not db.store.exists(names.snapshot_name(target)):
-            ref = info.name.removesuffix(names.REF_SUFFIX)
-            problems.append(_missing(f"{ref} points to {target}, which is not there"))
-
-
-def _verify_names(db: Database, problems: list[CasweightsError]) -> None:
-    """Objects that nothing of ours would have written."""
+def _odd_names(db: Database) -> Iterator[CasweightsError]:
+    """Objects that casweights does not write."""
     folders = (names.PACKS, names.SNAPSHOTS, names.HEADS, names.TAGS, names.DAMAGED)
-    problems.extend(
-        IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{info.name} is no object of a casweights store")
-        for info in db.store.list()
-        if info.name != names.CONFIG and not info.name.startswith(folders)
-    )
-    problems.extend(
-        IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} is no object of a store: it is {kind}")
-        for name, kind in sorted(db.store.strays().items())
-    )
+    for info in db.store.list():
+        if info.name != names.CONFIG and not info.name.startswith(folders):
+            message = f"{info.name} is no object of a casweights store"
+            yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
+    for name, kind in sorted(db.store.strays().items()):
+        message = f"{name} is no object of a store: it is {kind}"
+        yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
 
 
 def _missing(message: str) -> IntegrityError:

@@ -1,0 +1,204 @@
+"""The check of all frames of a store: stored bytes, differences after their bases, and chunks."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.database.chains import MAX_LINKS
+from casweights.database.frames import damaged_frame, decode_frame, read_payload
+from casweights.database.index import read_pack_index
+from casweights.errors import (
+    CasweightsError,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from casweights.events import Stage
+from casweights.format import names
+from casweights.format.fields import parse_id
+from casweights.ids import PackId, Suspect
+from casweights.system.buffers import uninitialized
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casweights.database import Database
+    from casweights.format.pack import Location
+    from casweights.ids import ChunkId
+    from casweights.stores.base import ObjectInfo
+
+UNSOUND = (IntegrityError, InvalidInputError, NotFoundError, UnsupportedError)
+
+
+class _Pending(NamedTuple):
+    """A frame that is due, because its base is known.
+
+    Attributes:
+        location: The frame.
+        links: Frames of its chain.
+        base: The base's bytes; None for a whole frame, or where chunks are not decoded.
+    """
+
+    location: Location
+    links: int
+    base: memoryview | None
+
+
+class FrameCheck:
+    """One check of the frames in some packs.
+
+    `read_indexes` comes first and says which frames there are; `check` then looks at each of them.
+    One thread calls both, and the workers of the store share the work. The attributes are complete
+    when `check` returns. Nothing that is wrong with a store makes either of them raise.
+
+    Args:
+        db: The store.
+        quick: Check stored bytes against their checksums, and do not decode them.
+
+    Attributes:
+        problems: One error for each thing that is wrong.
+        gone: Packs that were deleted since they were listed.
+        frames: Frames found.
+        sound: Chunks that have a sound frame.
+        stranded: Frames whose base is not there.
+    """
+
+    def __init__(self, db: Database, *, quick: bool) -> None:
+        self._db = db
+        self._quick = quick
+        self._lock = threading.Lock()  # of `sound` and `gone`
+        self._by_base: dict[ChunkId | None, list[Location]] = {}  # whole frames at None
+        self.problems: list[CasweightsError] = []
+        self.gone: set[str] = set()
+        self.frames = 0
+        self.sound: set[ChunkId] = set()
+        self.stranded: list[Location] = []
+
+    def read_indexes(self, packs: Sequence[ObjectInfo]) -> None:
+        """Find the frames of these packs."""
+        db = self._db
+        for info, found in db.workers.map(partial(_try_index, db), packs):
+            locations: list[Location] = []
+            if isinstance(found, NotFoundError):
+                self.gone.add(info.name)
+            elif isinstance(found, CasweightsError):
+                self.problems.append(found)
+            else:
+                locations = found
+            for location in locations:
+                self._by_base.setdefault(location.frame.base, []).append(location)
+            self.frames += len(locations)
+            index_bytes = info.size - sum(location.frame.size for location in locations)
+            db.reporter.advanced(Stage.VERIFY, index_bytes)
+
+    def check(self) -> None:
+        """Check all frames, each difference after its base."""
+        db = self._db
+        checked: set[Location] = set()
+        for tree, errors in db.workers.map(self._check_tree, self._by_base.get(None, [])):
+            self.problems += errors
+            checked.update(tree)
+            db.reporter.advanced(Stage.VERIFY, sum(location.frame.size for location in tree))
+        found = (location for frames in self._by_base.values() for location in frames)
+        self.stranded = [location for location in found if location not in checked]
+        for location, error in db.workers.map(partial(_try_payload, db), self.stranded):
+            if isinstance(error, NotFoundError):
+                self.gone.add(names.pack_name(location.pack))
+            elif error is not None:
+                self.problems.append(error)
+            db.reporter.advanced(Stage.VERIFY, location.frame.size)
+
+    def _check_tree(self, root: Location) -> tuple[list[Location], list[CasweightsError]]:
+        """Check a whole frame and all differences that build on it.
+
+        Returns:
+            The frames that were looked at, and what is wrong with some of them.
+        """
+        checked: list[Location] = []
+        problems: list[CasweightsError] = []
+        pending = [_Pending(root, 1, None)]
+        while pending:
+            due = pending.pop()
+            checked.append(due.location)
+            try:
+                pending += self._check_frame(due)
+            except IntegrityError as error:
+                problems.append(error)
+            except NotFoundError:
+                with self._lock:
+                    self.gone.add(names.pack_name(due.location.pack))
+        return checked, problems
+
+    def _check_frame(self, due: _Pending) -> list[_Pending]:
+        """Check one frame; returns those that are due after it.
+
+        Raises:
+            IntegrityError: It is damaged.
+            NotFoundError: Its pack is gone.
+        """
+        if due.links > MAX_LINKS:
+            raise damaged_frame(due.location, f"it takes more than {MAX_LINKS} frames to read")
+        raw = self._decode(due.location, due.base)
+        chunk = due.location.frame.chunk
+        with self._lock:  # a chunk may have several frames, on several trees
+            is_new = chunk not in self.sound
+            self.sound.add(chunk)
+        children = self._by_base.get(chunk, []) if is_new else []
+        return [_Pending(child, due.links + 1, raw) for child in children]
+
+    def _decode(self, location: Location, base: memoryview | None) -> memoryview | None:
+        """The chunk of a frame; None where checksums are enough."""
+        payload = read_payload(self._db.store, location)
+        if self._quick:
+            return None
+        out = uninitialized(location.frame.raw_size)
+        if base is not None:
+            if len(base) != len(out):
+                raise damaged_frame(location, "its base is of another size")
+            out[:] = base
+        decode_frame(location, payload, out)
+        if not self._db.reader.is_right(location.frame.chunk, out):
+            raise damaged_frame(location, "its bytes do not match the chunk's ID")
+        return out
+
+    def blame(self, lost: set[ChunkId]) -> Iterator[IntegrityError]:
+        """Errors for the stranded frames that lost chunks would need.
+
+        Other stranded frames do no harm: packs come from elsewhere as a whole, with frames that no
+        version here needs.
+        """
+        frames: dict[ChunkId, list[Location]] = {}
+        for location in self.stranded:
+            frames.setdefault(location.frame.chunk, []).append(location)
+        pending, seen = sorted(lost), set(lost)
+        while pending:
+            for location in frames.get(pending.pop(), []):
+                base = location.frame.base
+                yield damaged_frame(location, f"its base {base} cannot be rebuilt")
+                if base is not None and base not in seen:
+                    seen.add(base)
+                    pending.append(base)
+
+
+def _try_index(
+    db: Database, info: ObjectInfo
+) -> tuple[ObjectInfo, list[Location] | CasweightsError]:
+    try:
+        return info, read_pack_index(db.store, info)
+    except UNSOUND as error:
+        if isinstance(error, IntegrityError):
+            with suppress(IntegrityError):  # the name is not that of a pack
+                error.suspect = Suspect(parse_id(PackId, names.PACKS, info.name), None)
+        return info, error
+
+
+def _try_payload(db: Database, location: Location) -> tuple[Location, CasweightsError | None]:
+    try:
+        read_payload(db.store, location)
+    except (IntegrityError, NotFoundError) as error:
+        return location, error
+    return location, None
