@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Pool
 
 
-GLIMPSE = 512  # bytes that tell what a file may be
+GLIMPSE = 512  # bytes at the beginning that tell what a file may be
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 _CLOCK_REALTIME_COARSE = 5  # Linux; Python has no name for it
 _SLOWEST_TICK = 10**7  # nanoseconds

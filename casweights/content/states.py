@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Pool
 
 STATE_FILE = "model.safetensors"
-RECENT = 2  # tensors that are kept while their chunks are read
+RECENT = 2  # copied tensors that stay in memory while their chunks are read
 
 
 Cast = Callable[[str, torch.dtype], torch.dtype]

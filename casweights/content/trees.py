@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     import torch
 
-_PATH_RATIO, _FREE_PATHS = 64, 1 << 20  # characters of paths: for each of a tree's own, and for any
+# Characters of the paths in a tree: so many for any tree, and more for each of its own. Forged
+# trees could have paths of any length.
+_FREE_PATH_CHARACTERS, _PATH_RATIO = 1 << 20, 64
 
 # What a tensor of the file stands for, if not for a tensor.
 ARRAY, SCALAR, BYTES, STREAM = CARRIED = ("array", "scalar", "bytes", "stream")
@@ -113,7 +115,7 @@ def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
     Raises:
         InvalidInputError: The tree is malformed.
     """
-    left = _FREE_PATHS + _PATH_RATIO * len(metadata.get(TREE_KEY, ""))
+    left = _FREE_PATH_CHARACTERS + _PATH_RATIO * len(metadata.get(TREE_KEY, ""))
     names: dict[str, str] = {}
     for path, leaf in leaves(rebuild(_Names(), metadata)):
         left -= len(path)  # of a long key with many leaves below it, each path is a long one

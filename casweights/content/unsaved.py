@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
     Contents = dict[str, list[Content]]  # by path; a file has one for each of its layouts
 
-_GENERATIONS = 8  # of parents that are likely
-_TIPS = 16  # of branches and tags that are likely
-_READERS = 8
-_SHOWN = 10  # files that a message names
+_LIKELY_GENERATIONS = 8  # of parents, which are read before all other versions
+_LIKELY_TIPS = 16  # of branches and tags, likewise
+_READERS = 8  # threads that wait for snapshots
+_MAX_NAMED_FILES = 10  # in an error message
 
 
 def require_saved(
@@ -130,7 +130,7 @@ def _is_part(content: Content, file: FileEntry, chunk_size: int) -> bool:
 def _likely(db: Database, workers: Workers, snapshot: Snapshot) -> Iterator[Snapshot]:
     """The version itself, then those before it, the tips, and those before these."""
     versions, seen = [snapshot], set[SnapshotId]()
-    for generation in range(_GENERATIONS):
+    for generation in range(_LIKELY_GENERATIONS):
         seen.update(version.id for version in versions)
         yield from versions
         before = [parent for version in versions for parent in version.parents]
@@ -142,7 +142,7 @@ def _likely(db: Database, workers: Workers, snapshot: Snapshot) -> Iterator[Snap
 
 def _tips(db: Database) -> list[SnapshotId]:
     with suppress(IntegrityError):  # a damaged branch is not what this is about
-        return db.refs.tips()[:_TIPS]
+        return db.refs.tips()[:_LIKELY_TIPS]
     return []
 
 
@@ -189,8 +189,8 @@ def _without_unknown_chunks(db: Database, left: Contents) -> Contents:
 
 
 def _unsaved(tree: Worktree, lost: list[str]) -> ConflictError:
-    shown = ", ".join(map(repr, lost[:_SHOWN]))
-    more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+    shown = ", ".join(map(repr, lost[:_MAX_NAMED_FILES]))
+    more = f" and {len(lost) - _MAX_NAMED_FILES} more" if len(lost) > _MAX_NAMED_FILES else ""
     are = "1 file is" if len(lost) == 1 else f"{len(lost)} files are"
     error = ConflictError(
         ErrorCode.UNSAVED_FILES,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from casweights.system.threads import Workers
 
 # Why a folder stays: it is not empty, something is mounted there, or it is gone already.
-_KEPT = (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOENT)
+_FOLDER_STAYS = (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOENT)
 
 
 class Worktree(Closing):
@@ -243,7 +243,7 @@ class Worktree(Closing):
             with self.root.below(names[:-1]) as folder:
                 os.rmdir(names[-1], dir_fd=folder.descriptor)
         except OSError as error:
-            if error.errno not in _KEPT:
+            if error.errno not in _FOLDER_STAYS:
                 raise
             return False
         return True

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import ObjectStore
 
-_MOST = 64  # findings about frames of one pack; beyond, there is one about the whole pack
+_MAX_FRAME_FINDINGS = 64  # about one pack; more become one finding about the whole pack
 
 
 class Findings:
@@ -132,7 +132,7 @@ def _objects(
 def summarize(found: Mapping[Suspect, str]) -> dict[Suspect, str]:
     """The same, with one finding for a pack that has many."""
     counts = Counter(suspect.pack for suspect in found)
-    whole = {pack for pack, count in counts.items() if count > _MOST}
+    whole = {pack for pack, count in counts.items() if count > _MAX_FRAME_FINDINGS}
     whole |= {suspect.pack for suspect in found if suspect.offset is None}
     kept: dict[Suspect, str] = {}
     for suspect, why in found.items():

@@ -26,17 +26,17 @@ class Encoding(IntEnum):
 
 
 _DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE)
-_SAMPLE = 64 * KiB
+_SAMPLE = 64 * KiB  # of a chunk, on which encodings are compared
 _WORTHWHILE = 0.97  # a gain below 3 % is not worth decoding for
-_FAST_WORTHWHILE = 0.5
+_FAST_WORTHWHILE = 0.5  # of the bytes, for `fast`
 _FAST_LEVEL, _AUTO_LEVEL, _SMALL_LEVEL = 1, 3, 12
 
 # Shares of changed elements. Below the first, `dense` is smaller only where the changes are of
 # random sizes; above the last, `sparse` is hardly ever. Both encodings at every share are what
 # `tools/bench/run encodings --only densities` prints.
 _SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.3
-_ODD = 2  # bytes that a change takes if its size is about random
-_BLOCKS, _BLOCK = 64, 4096  # of the sample that estimates that share
+_RANDOM_CHANGE_BYTES = 2  # that `sparse` takes for a change of about random size
+_BLOCKS, _BLOCK = 64, 4096  # blocks, and elements in each, of the sample that estimates it
 
 Encoded = tuple[Encoding, "Buffer"]
 
@@ -111,7 +111,10 @@ def encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded | None
     found: list[Encoded] = []
     if share < _SURELY_DENSE:
         found.append((Encoding.SPARSE, sparse_encode(base, raw, kind)))
-    if share > _SURELY_SPARSE or len(found[0][1]) > _ODD * share * len(raw) / kind.width + _BLOCK:
+    if (
+        share > _SURELY_SPARSE
+        or len(found[0][1]) > _RANDOM_CHANGE_BYTES * share * len(raw) / kind.width + _BLOCK
+    ):
         found.append((Encoding.DENSE, dense_encode(base, raw, kind)))
     best = min(found, key=lambda item: len(item[1]))
     return best if len(best[1]) < len(raw) else None

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 
 _LOOKAHEAD = 16  # runs that are read before the first of them is encoded, while bases arrive
-_DEAR = 1 / 8  # of its raw size: a chunk that takes more is worth a look at other packs
-_MOST_PACKS = 512  # but not at more than these
+_COSTLY_SHARE = 1 / 8  # of its raw size: other packs are read for a chunk that takes more
+_MAX_READ_PACKS = 512  # beyond which reading other packs costs more than it saves
 
 
 class _Run(NamedTuple):
@@ -206,7 +206,7 @@ def encode_version(
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else BaseChunks(base))
     encoder = DeltaEncoder(db.reader, db.index, nearby or db.cache, compression)
-    most = _MOST_PACKS if db.store.capabilities.remote else None
+    most = _MAX_READ_PACKS if db.store.capabilities.remote else None
     work = _Commit(db, files, buffers, bases, encoder, Once(partial(db.index.load, most)))
     if db.store.capabilities.remote:
         db.index.prepare_all()  # of the base; further packs only where they may save much
@@ -445,7 +445,7 @@ def _frames(work: _Commit, file: SourceFile, read: _ReadChunk) -> list[EncodedFr
             return []
     frames = work.encoder.encode(raw, piece.dtype, base)
     # The smallest of them, because a cheap step may come with a new keyframe.
-    if min(len(frame.payload) for frame in frames) > _DEAR * piece.nbytes:
+    if min(len(frame.payload) for frame in frames) > _COSTLY_SHARE * piece.nbytes:
         work.look_everywhere()
     return [] if chunk in index else frames
 

@@ -1,7 +1,7 @@
-"""Differences between versions: which chunk to start from, and when to store one whole again.
+"""Differences between versions: which chunk to start from, and when to store a chunk whole.
 
 A chunk is stored as the difference from the one at the same place of the version before it, so
-that who has that version reads little. Who has none reads a *chain*: a whole chunk and all
+that readers who have that version read little. Other readers read a *chain*: a whole chunk and all
 differences since. Chains are bounded by what reading them costs; docs/design/005 has the measured
 trade.
 """
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
 
-# Shares of a whole chunk's stored size.
-_CHAIN = 1 / 2  # what the differences of a chain may take together, if they are more than one
-_DIRECT = 0.9  # what a single difference from a whole chunk may take
-_SHORTCUT = 1 / 3  # what those behind the last shortcut may take before there is another one
-_FROM_ROOT = 1 / 4  # what a difference from the chain's whole chunk may take, beyond two steps
-_KEPT = 1 / 6  # what a step may take to be stored beside what makes its chain short
-_SURE = 1 / 8  # a difference above this share is compared with the whole chunk in earnest
+# Shares of a whole chunk's stored size; docs/design/005 has the measurements behind them.
+_MAX_CHAIN_SHARE = 1 / 2  # of all differences of a chain together, if there are several
+_MAX_DIRECT_SHARE = 0.9  # of the only difference of a chain: above it, decoding buys nothing
+_SHORTCUT_DUE_SHARE = 1 / 3  # of the differences since the last shortcut, when another one is due
+_MAX_FROM_WHOLE_SHARE = 1 / 4  # of a difference from the chain's whole chunk, beyond two steps
+_MAX_EXTRA_STEP_SHARE = 1 / 6  # of a step that is stored in addition to what shortens its chain
+_MAX_UNCOMPARED_SHARE = 1 / 8  # of a difference that is taken without encoding the chunk whole
 
 _MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # links that a shortcut replaces
-_GAIN = 3 / 4  # of the bytes that a shortcut replaces; above that it is not worth it
+_MAX_SHORTCUT_SHARE = 3 / 4  # of the bytes that a shortcut replaces; larger ones gain too little
 
 
 class BaseChunks:
@@ -108,15 +108,15 @@ class DeltaEncoder:
         if step is None:
             return [self._whole(raw, dtype)]
         whole, whole_size = None, chain.frames[0].frame.size
-        if len(step.payload) > _SURE * whole_size:
+        if len(step.payload) > _MAX_UNCOMPARED_SHARE * whole_size:
             whole = self._whole(raw, dtype)
             whole_size = len(whole.payload)
         best = self._shorten(raw, dtype, chain, step, whole_size)
         if best is None:
             best = whole or self._whole(raw, dtype)
-        if best is step or len(step.payload) > _KEPT * whole_size:
+        if best is step or len(step.payload) > _MAX_EXTRA_STEP_SHARE * whole_size:
             return [best]
-        # Who follows has not what a shortcut is from: without the step it would cost a whole.
+        # A follower lacks the shortcut's base; without the step it would read a whole chunk.
         return [best, step]
 
     def _shorten(
@@ -125,18 +125,24 @@ class DeltaEncoder:
         """The step itself while the chain is cheap; else a shortcut, or None for a whole chunk."""
         sizes = [location.frame.size for location in chain.frames[1:]] + [len(step.payload)]
         if len(sizes) == 1:
-            return step if sizes[0] <= _DIRECT * whole_size else None
+            return step if sizes[0] <= _MAX_DIRECT_SHARE * whole_size else None
         behind = self._last_shortcut(chain)
         skipped, skipped_bytes = len(sizes) - behind, sum(sizes[behind:])
-        due = skipped_bytes >= _SHORTCUT * whole_size or skipped >= _MAX_SKIPPED
+        due = skipped_bytes >= _SHORTCUT_DUE_SHARE * whole_size or skipped >= _MAX_SKIPPED
         best, total = step, sum(sizes)
         if due and skipped >= _MIN_SKIPPED:
             shortcut = self._difference(raw, dtype, chain.frames[behind])
-            if shortcut is not None and len(shortcut.payload) <= _GAIN * skipped_bytes:
+            if (
+                shortcut is not None
+                and len(shortcut.payload) <= _MAX_SHORTCUT_SHARE * skipped_bytes
+            ):
                 best, total = shortcut, sum(sizes[:behind]) + len(shortcut.payload)
-        if total <= _CHAIN * whole_size:
+        if total <= _MAX_CHAIN_SHARE * whole_size:
             return best
-        limit = min(_FROM_ROOT * whole_size + 2 * len(step.payload), _CHAIN * whole_size)
+        limit = min(
+            _MAX_FROM_WHOLE_SHARE * whole_size + 2 * len(step.payload),
+            _MAX_CHAIN_SHARE * whole_size,
+        )
         from_root = self._difference(raw, dtype, chain.frames[0])
         return from_root if from_root and len(from_root.payload) <= limit else None
 
@@ -160,7 +166,7 @@ class DeltaEncoder:
             old = scratch(len(raw))
             try:
                 self._reader.readinto(base, old)
-            except IntegrityError:  # whoever wants that version will hear of it
+            except IntegrityError:  # a reader of that version gets the error
                 return None
         encoded = encode_difference(raw, old, dtype)
         if encoded is None:

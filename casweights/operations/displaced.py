@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from casweights.database.refs import Displaced
     from casweights.ids import SnapshotId
 
-_FAR = 200  # versions of a branch among which a displaced one is looked for
+_MAX_SEARCHED = 200  # newest versions of a branch among which a displaced one is looked for
 
 
 def displaced(db: Database) -> dict[str, tuple[SnapshotId, ...]]:
@@ -43,7 +43,7 @@ def _not_in(
     """Those of these versions that did not get into a branch in another way."""
     left = dict.fromkeys(each.snapshot for each in versions)
     ends = {each.before for each in versions}
-    for snapshot in islice(db.snapshots.ancestry(head), _FAR):
+    for snapshot in islice(db.snapshots.ancestry(head), _MAX_SEARCHED):
         left.pop(snapshot.id, None)
         ends.discard(snapshot.id)  # what came from it was found before
         if not left or not ends:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
 
-_MOST_FILES = 5  # in a message
+_MAX_NAMED_FILES = 5  # in an error message
 
 
 class _Read(NamedTuple):
@@ -163,7 +163,7 @@ def find_tensor(db: Database, snapshot: Snapshot, name: str, file: str | None) -
     if not found:
         raise NotFoundError(ErrorCode.TENSOR_NOT_FOUND, f"the version has no tensor {name!r}")
     if not all(other.equals(found[0]) for other in found):
-        paths = ", ".join(other.file.path for other in found[:_MOST_FILES])
+        paths = ", ".join(other.file.path for other in found[:_MAX_NAMED_FILES])
         raise NotFoundError(
             ErrorCode.AMBIGUOUS,
             f"{len(found)} files have a tensor {name!r}, and they differ: name the file, as one "

@@ -1,4 +1,4 @@
-"""Which of the versions that are there a new one resembles most."""
+"""The version of a store that a new one resembles most."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     Place = tuple[str, Piece]  # the path of a file, and a piece of it
     Shared = tuple[str, Piece, ChunkId]  # the same, and a candidate's chunk there
 
-_CANDIDATES = 16
-_SAMPLES = 4  # chunks to compare; versions are related everywhere or hardly anywhere
-_SHARED = 0.5  # of the bytes must have a counterpart
-_WORTHWHILE = 0.9
+_MAX_CANDIDATES = 16  # versions to compare with; each costs a few reads
+_SAMPLES = 4  # chunks to compare: versions are related everywhere or hardly anywhere
+_MIN_SHARED = 0.5  # of the bytes, which must have a counterpart
+_MAX_COST = 0.9  # of the chunks' bytes; differences that take more are not worth decoding
 
 
 def nearest(
@@ -40,14 +40,14 @@ def nearest(
         reader: Reads the candidates' chunks.
 
     Returns:
-        One of the candidates; None if differences from none of them are worth their while.
+        One of the candidates; None if no differences are worth storing.
     """
     total = sum(piece.nbytes for _, piece in places)
-    best, least = None, _WORTHWHILE
-    for _, candidate in zip(range(_CANDIDATES), candidates, strict=False):
+    best, least = None, _MAX_COST
+    for _, candidate in zip(range(_MAX_CANDIDATES), candidates, strict=False):
         bases = ((path, piece, candidate.find(path, piece)) for path, piece in places)
         shared = [(path, piece, base) for path, piece, base in bases if base is not None]
-        if sum(piece.nbytes for _, piece, _ in shared) < _SHARED * total or not shared:
+        if sum(piece.nbytes for _, piece, _ in shared) < _MIN_SHARED * total or not shared:
             continue
         cost = _cost(_samples(shared), read, reader)
         if cost < least:
@@ -72,7 +72,7 @@ def _cost(
         total += piece.nbytes
         try:
             reader.readinto(base, old)
-        except IntegrityError:  # whoever wants that version will hear of it
+        except IntegrityError:  # a reader of that version gets the error
             return 1
         encoded = encode_difference(raw, old, piece.dtype)
         cost += piece.nbytes if encoded is None else len(encoded[1])

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
 
 _R = TypeVar("_R")
-_BATCH_PACKS = 16
-_BATCH_BYTES = 256 * MiB
-_ATTEMPTS = 3  # others may repack the source meanwhile
+_BATCH_PACKS = 16  # copied in one call; progress is told after each batch
+_BATCH_BYTES = 256 * MiB  # copied in one call
+_MAX_ATTEMPTS = 3  # to read packs, which a repack of the source may delete
 
 
 def transfer(
@@ -74,11 +74,11 @@ def transfer(
     missing = _missing_versions(source, tips, whole, history=history)
     if not missing:
         return TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
-    packs: _Packs | _Frames
+    packs: _PackCopy | _FrameCopy
     if history and not (source.index.has_suspects or target.index.has_suspects):
-        packs = _Packs(source, target, _chunks_there(source, target, missing, there))
+        packs = _PackCopy(source, target, _chunks_there(source, target, missing, there))
     else:
-        packs = _Frames(source, target)
+        packs = _FrameCopy(source, target)
     snapshots = nbytes = 0
     for version, parents in missing.items():
         stored = source.snapshots.load_stored(version)
@@ -182,7 +182,7 @@ class _Plan(NamedTuple):
             return list(self.packs)
 
 
-class _Packs:
+class _PackCopy:
     """Copies packs.
 
     Args:
@@ -217,11 +217,11 @@ class _Packs:
             Where they lie in the target, as far as that is known.
 
         Raises:
-            IntegrityError: The source has no way to one of its chunks.
+            IntegrityError: The source has no chain for one of its chunks.
         """
         self._source.index.learn(table)
         chunks = snapshot.chunks()
-        plan = _persist(self._source, lambda: self._bring(chunks))
+        plan = _retry(self._source, lambda: self._bring(chunks))
         self._have |= plan.chunks
         return self._table(plan, chunks, table)
 
@@ -283,24 +283,26 @@ class _Packs:
         """What the source knows of where chunks lie holds in the target if it has those packs."""
         packs: dict[PackId, None] = {}
         own: dict[ChunkId, PackId] = {}
-        unsure = False
+        has_gaps = False
         seen: set[Node] = set()
         for chunk in chunks:
             chain = self._source.index.chain(chunk)
             found = [location.pack for location in chain.back(seen)] if chain else []
             if not found or not self._there.issuperset(found):
-                there = [pack for pack in found if pack in self._there]  # others' ways end in them
+                there = [
+                    pack for pack in found if pack in self._there
+                ]  # other chunks' chains end in them
                 found = [plan.own.get(chunk, table.chunks[chunk]), *there]
-                unsure = True
+                has_gaps = True
             own[chunk] = found[0]
             packs.update(dict.fromkeys(found))
-        if unsure:
+        if has_gaps:
             packs.update(dict.fromkeys(plan.packs))
             packs.update(dict.fromkeys(pack for pack in table.packs if pack in self._there))
         return PackTable(list(packs), own)
 
 
-class _Frames:
+class _FrameCopy:
     """Copies frames into packs of their own: there is much in packs that one version does not need.
 
     It looks at what the target really has, and passes over frames that were found damaged.
@@ -324,13 +326,13 @@ class _Frames:
             target.index.load()
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
-        """See `_Packs.bring`."""
+        """See `_PackCopy.bring`."""
         self._source.index.learn(table)
         chunks = [chunk for chunk in snapshot.chunks() if chunk not in self._target.index]
         self._source.index.prepare(chunks)
         writer = PackWriter(self._target)
         try:
-            _persist(
+            _retry(
                 self._source,
                 lambda: self._write(writer, [self._chain(chunk) for chunk in chunks]),
             )
@@ -370,9 +372,9 @@ class _Frames:
             reporter.finished(Stage.TRANSFER)
 
 
-def _persist(source: Database, bring: Callable[[], _R]) -> _R:
-    """Bring something, and try again if packs of the source are gone meanwhile."""
-    for _ in range(_ATTEMPTS - 1):
+def _retry(source: Database, bring: Callable[[], _R]) -> _R:
+    """Bring something, and try again where a repack has deleted packs of the source."""
+    for _ in range(_MAX_ATTEMPTS - 1):
         try:
             return bring()
         except NotFoundError:
