@@ -1,4 +1,4 @@
-"""The cheapest way to rebuild a chunk from frames, each the difference from another chunk."""
+"""Chains: the frames from which a chunk is rebuilt, and the search for the cheapest ones."""
 
 from __future__ import annotations
 
@@ -8,129 +8,20 @@ from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.ids import Suspect
+from casweights.database.frame_table import FEW_FRAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
+    from casweights.database.frame_table import FrameTable
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
 
-MAX_LINKS = 4096  # frames in a row that a reader follows
-_FEW = 8  # frames of a chunk; honest stores have no more
-
-
-class FrameTable:
-    """Frames by their chunk.
-
-    Attributes:
-        version: Grows with every change that may open or close ways to chunks that were known,
-            except for exclusions.
-        exclusions: All frames that were excluded, in order.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[ChunkId, list[Location]] = {}
-        self._many: dict[ChunkId, set[Location]] = {}  # the same, for chunks with many frames
-        self._excluded: set[Location] = set()
-        self._doubted: set[Suspect] = set()
-        self._unknown_bases: set[ChunkId] = set()
-        self.version = 0
-        self.exclusions: list[Location] = []
-
-    def __iter__(self) -> Iterator[ChunkId]:
-        """Every chunk that is known."""
-        return iter(list(self._known))
-
-    def locations(self) -> Iterator[Location]:
-        """All frames, the excluded ones included."""
-        yield from (
-            location for locations in list(self._known.values()) for location in list(locations)
-        )
-        yield from list(self._excluded)
-
-    def frames(self, chunk: ChunkId) -> Sequence[Location]:
-        """All frames of a chunk that are neither excluded nor in doubt."""
-        found = self.all_frames(chunk)
-        if not self._doubted:
-            return found
-        return [location for location in found if not self.doubts(location)]
-
-    def all_frames(self, chunk: ChunkId) -> Sequence[Location]:
-        """All frames of a chunk that are not excluded."""
-        return self._known.get(chunk, ())
-
-    def doubt(self, suspects: Collection[Suspect]) -> None:
-        """From now on, these frames and all frames of these packs are in doubt, and no others."""
-        if self._doubted != suspects:
-            self._doubted = set(suspects)
-            self.version += 1
-
-    def doubts(self, location: Location) -> bool:
-        """Whether a frame is in doubt."""
-        return not self._doubted.isdisjoint((location.suspect, Suspect(location.pack, None)))
-
-    def add(self, locations: Iterable[Location]) -> None:
-        """Take note of frames."""
-        new: set[ChunkId] = set()  # may have several frames, and nobody has asked for it yet
-        for location in locations:
-            chunk, base = location.frame.chunk, location.frame.base
-            if location in self._excluded or self._has(location):
-                continue
-            is_new = chunk not in self._known
-            if not (is_new or chunk in new) or chunk in self._unknown_bases:
-                self.version += 1
-                self._unknown_bases.discard(chunk)
-            if is_new:
-                new.add(chunk)
-            if base is not None and base not in self._known:
-                self._unknown_bases.add(base)
-            self._known.setdefault(chunk, []).append(location)
-
-    def _has(self, location: Location) -> bool:
-        chunk = location.frame.chunk
-        known = self._known.get(chunk, ())
-        if len(known) < _FEW:
-            return location in known
-        many = self._many.get(chunk)
-        if many is None:
-            many = self._many[chunk] = set(known)
-        if location in many:
-            return True
-        many.add(location)
-        return False
-
-    def exclude(self, locations: Iterable[Location]) -> None:
-        """Count frames as missing. For each chunk this takes time for all its frames."""
-        locations = list(locations)
-        self._excluded.update(locations)
-        for chunk in {location.frame.chunk for location in locations}:
-            known = self._known.get(chunk, [])
-            self._known[chunk] = [location for location in known if location not in self._excluded]
-            self._many.pop(chunk, None)
-        self.exclusions += locations
-
-    def retain(self, packs: Iterable[PackId]) -> None:
-        """Forget the frames of all other packs."""
-        kept, known = set(packs), FrameTable()
-        known._excluded = {location for location in self._excluded if location.pack in kept}
-        known.add(location for location in self.locations() if location.pack in kept)
-        self._excluded, self._many = known._excluded, known._many
-        self._unknown_bases = known._unknown_bases
-        self._known = known._known  # at once, because other threads look for chunks meanwhile
-        self.version += 1
-
-    def clear(self) -> None:
-        """Forget all frames; what was in doubt stays so."""
-        self._known.clear()
-        self._many.clear()
-        self._excluded.clear()
-        self._unknown_bases.clear()
-        self.version += 1
+MAX_LINKS = 4096  # frames of a chain that a reader follows; forged chains may have any number
 
 
 class Cost(NamedTuple):
-    """What rebuilding a chunk takes.
+    """What rebuilding a chunk costs.
 
     Attributes:
         nbytes: Stored bytes of the frames.
@@ -142,23 +33,23 @@ class Cost(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A chunk as frames of one raw size have it; only forged stores have several sizes."""
+    """A chunk with the raw size of its frames; only forged stores have several sizes of one."""
 
     chunk: ChunkId
     raw_size: int
 
 
 class _Step(NamedTuple):
-    """The last step of the best way to a chunk."""
+    """The last frame of the cheapest chain to a chunk, and what comes before it."""
 
-    nbytes: int  # of the whole way
+    nbytes: int  # of the whole chain
     links: int
-    frame: Location | None  # None for what the reader has
-    first: Location | None  # of the whole way
+    frame: Location | None  # None for a chunk that the reader has
+    first: Location | None  # of the whole chain
     before: _Step | None
 
     def then(self, frame: Location) -> _Step:
-        """The way that goes on with a frame."""
+        """The chain that goes on with a frame."""
         nbytes, first = self.nbytes + frame.frame.size, self.first or frame
         return _Step(nbytes, self.links + 1, frame, first, self)
 
@@ -167,9 +58,9 @@ _NOTHING = _Step(0, 0, None, None, None)
 
 
 class Chain:
-    """How to rebuild a chunk: frames, each the base of the next one.
+    """How to rebuild a chunk: frames, each of the base of the next one.
 
-    A chain takes as little to make as its last frame, however long it is.
+    Chains share their beginnings, so making one costs the same however long it is.
 
     Attributes:
         nbytes: Stored bytes of the frames.
@@ -196,8 +87,8 @@ class Chain:
         """The frames, the last one first.
 
         Args:
-            seen: Shared by several chains, and filled by this method: a chain ends with the first
-                frame whose chunk another chain has passed. What lies before that has been given.
+            seen: Shared by several chains, and filled by this method: it stops after the first
+                frame whose chunk an earlier chain has passed, which gave the frames before it.
         """
         step = self._step
         while step.frame is not None and step.before is not None:
@@ -211,29 +102,34 @@ class Chain:
 
 
 class _Trail(NamedTuple):
-    """Frames from a chunk on to the wanted one."""
+    """The frames from a chunk to the wanted one."""
 
     location: Location
     next: _Trail | None
 
 
 class _Candidate(NamedTuple):
-    """A way back from the wanted chunk, ordered by what it takes."""
+    """The end of a chain, as far as the search has come back from the wanted chunk.
 
-    nbytes: int  # with what is known to lie before `node`
+    Candidates are ordered by their cost.
+    """
+
+    nbytes: int  # with the known chain to `node`, if there is one
     links: int
     number: int
-    node: Node | None  # where it has come to; None for a frame without a base
+    node: Node | None  # the base of its first frame; None if that needs none
     trail: _Trail | None
 
 
 class ChainFinder:
-    """Finds cheapest chains through frames, and remembers them while no other ways open.
+    """Finds the cheapest chains, and remembers them until the table may hold cheaper ones.
+
+    May be used from several threads at once.
 
     Args:
         table: The frames.
         have: Chunks that cost nothing, because the reader has them.
-        doubted: Whether ways may lead through frames in doubt.
+        doubted: Whether frames in doubt may be used.
     """
 
     def __init__(
@@ -244,7 +140,7 @@ class ChainFinder:
         self._frames = table.all_frames if doubted else table.frames
         self._lock = threading.Lock()
         self._steps: dict[Node, _Step] = {}
-        self._dead: set[Node] = set()  # where no way leads to
+        self._dead: set[Node] = set()  # to which there is no chain
         self._best: dict[ChunkId, _Step | None] = {}  # the last step to a chunk with many frames
         self._by_size: dict[ChunkId, dict[int, list[Location]]] = {}  # of chunks with many frames
         self._version = -1
@@ -258,7 +154,7 @@ class ChainFinder:
             return None if step is None else Chain(step)
 
     def reachable(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
-        """These chunks, with None in location of those that no chain leads to."""
+        """These chunks, with None in place of those that have no chain."""
         with self._lock:
             return [
                 chunk if chunk is not None and self._last_step(chunk) is not None else None
@@ -275,7 +171,7 @@ class ChainFinder:
             return [tuple(location.pack for location in Chain(step).back(seen)) for step in steps]
 
     def cost(self, chunk: ChunkId) -> Cost | None:
-        """What that chain takes, for much less than the chain itself."""
+        """The cost of that chain, which is found faster than the chain itself."""
         with self._lock:
             step = self._last_step(chunk)
             return None if step is None else Cost(step.nbytes, step.links)
@@ -285,14 +181,14 @@ class ChainFinder:
         if chunk in self._have:
             return _NOTHING
         frames = self._frames(chunk)
-        if len(frames) < _FEW:
+        if len(frames) < FEW_FRAMES:
             return self._cheapest(chunk, frames)
         if chunk not in self._best:
             self._best[chunk] = self._cheapest(chunk, frames)
         return self._best[chunk]
 
     def _catch_up(self) -> None:
-        """Forget what is no longer true since the table has changed."""
+        """Forget what changes of the table have made wrong."""
         table = self._table
         if self._version != table.version:
             self._version, self._exclusions = table.version, len(table.exclusions)
@@ -303,7 +199,7 @@ class ChainFinder:
             self._exclusions += 1
 
     def _close(self, location: Location) -> None:
-        """Forget the ways through a frame. All others stay the cheapest."""
+        """Forget the chains through a frame. All others stay the cheapest."""
         node = Node(location.frame.chunk, location.frame.raw_size)
         self._best.pop(node.chunk, None)
         self._by_size.pop(node.chunk, None)
@@ -322,7 +218,7 @@ class ChainFinder:
             closed += self._after.pop(node, ())
 
     def _follows(self, node: Node, step: _Step) -> None:
-        """Take note of what the step to a chunk is built on, once that matters."""
+        """Remember what the step to a chunk is built on, once a frame was excluded."""
         if self._after is not None and step.frame is not None:
             base = step.frame.frame.base
             if base is not None:
@@ -344,9 +240,9 @@ class ChainFinder:
         return step
 
     def _search(self, wanted: Node) -> None:
-        """Dijkstra's algorithm, from the chunk back to the nearest location where a way can begin.
+        """Dijkstra's algorithm, from the chunk back to the nearest frame that can begin a chain.
 
-        What lies further back than that is never looked at, however long the history.
+        Frames further back are never looked at, however long the history.
         """
         is_cut = False
         numbers = count()  # against ties
@@ -366,13 +262,13 @@ class ChainFinder:
             done.add(nearest.node)
             for location in self._of_size(nearest.node):
                 heapq.heappush(queue, self._back(nearest, location, next(numbers)))
-        if self._have == ():  # otherwise a way may open later
+        if self._have == ():  # otherwise a chain may become possible later
             self._dead |= self._out_of_reach() if is_cut else done
 
     def _of_size(self, node: Node) -> Sequence[Location]:
         """The frames of a chunk that have one raw size."""
         found = self._frames(node.chunk)
-        if len(found) < _FEW:
+        if len(found) < FEW_FRAMES:
             return [location for location in found if location.frame.raw_size == node.raw_size]
         if node.chunk not in self._by_size:
             sizes = self._by_size[node.chunk] = {}
@@ -381,7 +277,7 @@ class ChainFinder:
         return self._by_size[node.chunk].get(node.raw_size, ())
 
     def _out_of_reach(self) -> set[Node]:
-        """What `MAX_LINKS` frames do not lead to, all over the table."""
+        """All chunks of the table to which no chain of `MAX_LINKS` frames leads."""
         after: dict[Node | None, list[Node]] = {}
         for chunk in self._table:
             for frame in (location.frame for location in self._frames(chunk)):
@@ -395,7 +291,7 @@ class ChainFinder:
         return out
 
     def _back(self, nearest: _Candidate, location: Location, number: int) -> _Candidate:
-        """One frame further back. Its base must have its raw size, or nothing can be made of it."""
+        """A candidate with one more frame, whose base must have the same raw size."""
         frame = location.frame
         base = None if frame.base is None else Node(frame.base, frame.raw_size)
         before = self._known(base) or _NOTHING
@@ -404,7 +300,7 @@ class ChainFinder:
         return _Candidate(nbytes, links, number, base, _Trail(location, nearest.trail))
 
     def _known(self, node: Node | None) -> _Step | None:
-        """The best way to a chunk, if it is known already or is none."""
+        """The cheapest chain to a chunk, if it is known already or has no frames."""
         if node is None:
             return _NOTHING
         if node not in self._steps and node.chunk in self._have:
@@ -412,7 +308,7 @@ class ChainFinder:
         return self._steps.get(node)
 
     def _keep(self, trail: _Trail | None, before: _Step) -> None:
-        """Remember the best way to all chunks of a trail."""
+        """Remember the cheapest chains to all chunks of a trail."""
         while trail is not None:
             frame = trail.location.frame
             node, before = Node(frame.chunk, frame.raw_size), before.then(trail.location)

@@ -8,7 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB, MiB
-from casweights.database.chains import ChainFinder, FrameTable
+from casweights.database.chains import ChainFinder
+from casweights.database.frame_table import FrameTable
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, corrupt, prefix

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casweights.database import index as index_module
-from casweights.database.chains import ChainFinder, FrameTable
+from casweights.database.chains import ChainFinder
+from casweights.database.frame_table import FrameTable
 from casweights.database.index import ChunkIndex
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format.snapshot import PackTable

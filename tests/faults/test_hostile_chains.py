@@ -13,7 +13,7 @@ import torch
 import casweights
 from casweights import ErrorCode, IntegrityError
 from casweights.config import MiB
-from casweights.database import chains
+from casweights.database import chains, frame_table
 from casweights.database.chains import MAX_LINKS
 from casweights.format.codecs import Encoding
 from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest
@@ -291,14 +291,14 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
 ) -> None:
     """Rather than once for each of them: the way to a chunk begins where that to another ends."""
     length, steps = 600, Counter[str]()
-    back, frames = chains.Chain.back, chains.FrameTable.all_frames
+    back, frames = chains.Chain.back, frame_table.FrameTable.all_frames
 
     def counted_back(chain_: chains.Chain, seen: set[Node] | None = None) -> Iterator[Location]:
         for place in back(chain_, seen):
             steps["back"] += 1
             yield place
 
-    def counted_frames(table: chains.FrameTable, chunk: ChunkId) -> Sequence[Location]:
+    def counted_frames(table: frame_table.FrameTable, chunk: ChunkId) -> Sequence[Location]:
         steps["looks"] += 1
         return frames(table, chunk)
 
@@ -310,7 +310,7 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
     ):
         repo.branch("main", version)
         monkeypatch.setattr(chains.Chain, "back", counted_back)
-        monkeypatch.setattr(chains.FrameTable, "all_frames", counted_frames)
+        monkeypatch.setattr(frame_table.FrameTable, "all_frames", counted_frames)
         VERBS[verb](repo, other, tmp_path / "out")
     assert steps["back"] < 80 * length
     assert 0 < steps["looks"] < 20 * length

@@ -10,7 +10,7 @@ import torch
 
 import casweights
 from casweights.config import StoreConfig
-from casweights.database.chains import FrameTable
+from casweights.database.frame_table import FrameTable
 from casweights.database.index import read_pack
 from casweights.errors import (
     CasweightsError,
