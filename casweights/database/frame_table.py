@@ -67,6 +67,11 @@ class FrameTable:
             self._doubted = set(suspects)
             self.version += 1
 
+    @property
+    def has_doubts(self) -> bool:
+        """Whether any frame is in doubt."""
+        return bool(self._doubted)
+
     def doubts(self, location: Location) -> bool:
         """Whether a frame is in doubt."""
         return not self._doubted.isdisjoint((location.suspect, Suspect(location.pack, None)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from casweights.config import MiB
 from casweights.database.chains import MAX_LINKS
 from casweights.database.frames import Spent, damaged_frame, read_frame
+from casweights.database.read_plan import around, small_packs
 from casweights.errors import (
     CasweightsError,
     ErrorCode,
@@ -260,7 +261,7 @@ class LocalFirstReader:
 
             def announce_chunks(chunks: Sequence[ChunkId]) -> None:
                 wanted = [chunk for chunk in chunks if chunk not in self._local]
-                announce(self._index.small_packs(wanted))
+                announce(small_packs(store, self._index, wanted))
                 self._index.prepare(wanted)
                 seen: set[Node] = set()
                 announce(
@@ -274,9 +275,8 @@ class LocalFirstReader:
         chain = self._index.find_chain(chunk, self._finder)
         if chain is None:
             return []
-        around = self._index.around
         frames = chain.frames if chain.links <= STRIDE else [*chain.back(seen)][::-1]
-        return [around(frame) if with_neighbours else frame.range for frame in frames]
+        return [around(self._index, frame) if with_neighbours else frame.range for frame in frames]
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk, and check it; see `ChunkReader.readinto`.

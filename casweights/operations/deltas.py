@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from casweights.config import Compression
     from casweights.database.chains import Chain
-    from casweights.database.index import ChunkIndex
+    from casweights.database.known_chunks import KnownChunks
     from casweights.database.reader import ChunkReader, TrustedChunks
     from casweights.format.dtypes import DType
     from casweights.format.layout import Piece
@@ -79,7 +79,7 @@ class DeltaEncoder:
     """
 
     def __init__(
-        self, reader: ChunkReader, index: ChunkIndex, held: TrustedChunks, compression: Compression
+        self, reader: ChunkReader, index: KnownChunks, held: TrustedChunks, compression: Compression
     ) -> None:
         self._reader = reader.with_local(held)
         self._index = index

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.chains import MAX_LINKS
 from casweights.database.frames import damaged_frame, decode_frame, read_payload
-from casweights.database.index import read_pack_index
+from casweights.database.packs import read_pack_index
 from casweights.errors import (
     CasweightsError,
     IntegrityError,

@@ -8,7 +8,8 @@ from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.database.frames import read_payload
-from casweights.database.index import ChunkIndex, list_packs
+from casweights.database.known_chunks import KnownChunks
+from casweights.database.packs import list_packs
 from casweights.database.writer import PackWriter
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from casweights.config import Compression
     from casweights.database import Database
-    from casweights.database.index import PackContents
+    from casweights.database.packs import PackContents
     from casweights.errors import CasweightsError
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
@@ -55,7 +56,7 @@ class _Repack:
     """
 
     db: Database
-    plan: ChunkIndex
+    plan: KnownChunks
     encoder: DeltaEncoder
     writer: PackWriter
     done: set[ChunkId]
@@ -132,7 +133,7 @@ def _rewrite_all(
     Returns:
         The names of the old packs that are not needed any more.
     """
-    plan = ChunkIndex(db.store)
+    plan = KnownChunks()
     work = _Repack(db, plan, DeltaEncoder(db.reader, plan, db.cache, compression), writer, set())
     try:
         _rewrite_versions(work)
@@ -193,13 +194,13 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
 
 
 def _plan(work: _Repack, chunk: ChunkId, nbytes: int, frames: Sequence[EncodedFrame]) -> None:
-    """Take note of new frames of a chunk."""
+    """Let the encoder know the new frames of a chunk."""
     planned = []
     for frame in frames:
         size, encoding = len(frame.payload), frame.encoding
         new = Frame(chunk, nbytes, encoding, 0, size, frame.checksum, frame.base)
         planned.append(Location(_UNWRITTEN, new))
-    work.plan.add(names.pack_name(_UNWRITTEN), 0, planned)
+    work.plan.add_frames(planned)
 
 
 def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> BaseChunks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from casweights.database.index import list_packs
+from casweights.database.packs import list_packs
 from casweights.format import names
 from casweights.format.codecs import Encoding
 from casweights.results import StoreStats, VersionStats

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from casweights.config import KiB, MiB
 from casweights.database.frames import read_payload
-from casweights.database.index import list_packs
+from casweights.database.packs import list_packs
 from casweights.database.writer import PackWriter
 from casweights.errors import (
     ErrorCode,

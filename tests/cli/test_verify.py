@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casweights.database.index import read_pack_index
+from casweights.database.packs import read_pack_index
 from casweights.errors import ErrorCode, StoreError
 from casweights.format.codecs import Encoding
 from casweights.format.hashing import checksum

@@ -31,7 +31,7 @@ import casweights.database.writer
 import casweights.operations.checkout
 import casweights.operations.repack
 from casweights.config import KiB, MiB, StoreConfig
-from casweights.database.index import read_pack_index
+from casweights.database.packs import read_pack_index
 from casweights.format.dtypes import DTYPES
 from casweights.format.hashing import blake3_256
 from casweights.format.safetensors import build_header

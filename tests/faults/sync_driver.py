@@ -32,7 +32,7 @@ import casweights
 from casweights import ConflictError, Publisher, Subscriber
 from casweights.config import KiB, StoreConfig
 from casweights.content.torch_types import patterns
-from casweights.database.index import read_pack_index
+from casweights.database.packs import read_pack_index
 from casweights.format.hashing import blake3_256
 from casweights.stores.local import LocalStore
 from casweights.sync.live import LiveTensor

@@ -24,7 +24,7 @@ from casweights import (
     StoreError,
     Subscriber,
 )
-from casweights.database.index import read_pack_index
+from casweights.database.packs import read_pack_index
 from casweights.stores.cached import CachedStore
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore

@@ -11,7 +11,7 @@ import torch
 import casweights
 from casweights.config import StoreConfig
 from casweights.database.frame_table import FrameTable
-from casweights.database.index import read_pack
+from casweights.database.packs import read_pack
 from casweights.errors import (
     CasweightsError,
     IntegrityError,

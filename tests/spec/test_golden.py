@@ -20,7 +20,7 @@ import pytest
 import casweights
 from casweights.content.states import StateFile
 from casweights.content.trees import CARRIED
-from casweights.database.index import list_packs, read_pack
+from casweights.database.packs import list_packs, read_pack
 from casweights.format.safetensors import TREE_KEY
 from casweights.stores.local import LocalStore
 from tests.spec_states import describe_read
