@@ -1,4 +1,4 @@
-"""The cheapest way to a chunk, against trying everything."""
+"""The cheapest chain to a chunk, against trying everything."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check(finder: ChainFinder, known: list[Location], have: set[ChunkId]) -> Non
 
 
 @given(st.lists(st.lists(frames, max_size=4), max_size=5), st.sets(st.integers(0, CHUNKS - 1)))
-def test_it_finds_the_cheapest_way_whatever_it_was_asked_before(
+def test_the_cheapest_chain_is_found_whatever_was_asked_before(
     packs: list[list[tuple[int, int | None, int, int]]], have: set[int]
 ) -> None:
     table = FrameTable()
@@ -152,7 +152,7 @@ def test_many_frames_of_one_chunk_are_hardly_compared(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("reason", ["no base", "circle", "too long", "other size"])
-def test_what_no_way_leads_to_is_looked_at_once(reason: str) -> None:
+def test_chunks_without_a_chain_are_searched_once(reason: str) -> None:
     """However many chunks depend on it."""
     table, count = Watched(), 100
     length = MAX_LINKS + 50 if reason == "too long" else 500
@@ -193,7 +193,7 @@ def test_a_cost_is_that_of_the_path() -> None:
     assert finder.cost(long_id(50)) is None
 
 
-def test_an_exclusion_closes_the_ways_through_that_frame_alone() -> None:
+def test_an_exclusion_closes_only_the_chains_through_that_frame() -> None:
     """Each chunk of a chain has a frame more, which is the cheaper one and bad."""
     table, length = Watched(), 500
     for n in range(length):

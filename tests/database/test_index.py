@@ -94,7 +94,7 @@ def test_packs_are_listed_again_when_chunks_may_have_come(
     assert index.find_chain(chunk_id(B)) is not None
 
 
-def test_packs_that_open_other_ways_are_not_read_one_at_a_time(
+def test_packs_that_open_other_chains_are_not_read_one_at_a_time(
     store: Listed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is known of the chunks before must be found again after each."""
@@ -133,7 +133,7 @@ def test_one_chunk_is_one_pack(store: Listed) -> None:
 def test_what_another_thread_has_read_meanwhile_counts(
     store: Listed, monkeypatch: pytest.MonkeyPatch, packs: str
 ) -> None:
-    """Between a look for a way and the read of more packs."""
+    """Between the search for a chain and the read of more packs."""
     pack = add_pack(store, [whole(A)])
     index = ChunkIndex(store)
     if packs == "hinted":

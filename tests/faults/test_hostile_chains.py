@@ -139,7 +139,7 @@ def test_a_chain_that_is_too_long(store: MemoryStore, links: int) -> None:
             assert caught.value.code is ErrorCode.MISSING_CHUNK
 
 
-def test_a_short_way_beside_a_chain_that_is_too_long(store: MemoryStore) -> None:
+def test_a_short_chain_is_found_beside_one_that_is_too_long(store: MemoryStore) -> None:
     wanted = chunk(MAX_LINKS)
     version, _ = forge(store, [*chain(MAX_LINKS), whole(wanted)], wanted)
     with casweights.open(store) as repo:
@@ -180,8 +180,8 @@ def test_bases_in_packs_that_the_table_does_not_name(store: MemoryStore) -> None
 
 
 @pytest.mark.parametrize("by", ["nothing", "damage", "deletion"])
-def test_another_way_in_another_pack(store: MemoryStore, by: str) -> None:
-    """The table knows of one way only."""
+def test_a_chain_is_found_in_a_pack_that_the_table_omits(store: MemoryStore, by: str) -> None:
+    """The table names one of two packs."""
     first = add_pack(store, [whole(A), difference(B, A), difference(C, B)])
     version = add_version(store, C, [first])
     add_pack(store, [whole(B), difference(C, A), difference(A, B)])
@@ -289,7 +289,7 @@ VERBS: dict[str, Callable[[Repository, Repository, Path], object]] = {
 def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
     store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """Rather than once for each of them: the way to a chunk begins where that to another ends."""
+    """Rather than once for each of them: the chain to a chunk begins where that to another ends."""
     length, steps = 600, Counter[str]()
     back, frames = chains.Chain.back, frame_table.FrameTable.all_frames
 

@@ -213,7 +213,7 @@ def test_damage_in_the_middle_of_a_chain(repo: Repository, objects: CountingStor
         assert_same_state(other.load(version), states[4])
 
 
-def test_what_is_nearby_may_be_wrong(repo: Repository, objects: CountingStore) -> None:
+def test_local_chunks_that_are_wrong_are_not_used(repo: Repository, objects: CountingStore) -> None:
     """As a file that changes during a checkout: it is found out, and read from the store."""
 
     class Wrong:
@@ -235,7 +235,7 @@ def test_what_is_nearby_may_be_wrong(repo: Repository, objects: CountingStore) -
             assert other._db.hasher(out) == chunk
 
 
-def test_a_second_way_is_taken_where_one_is_damaged(long_history: Long, density: float) -> None:
+def test_a_second_chain_is_taken_where_one_is_damaged(long_history: Long, density: float) -> None:
     """A step that was kept beside its shortcut stands in for it."""
     original, states, ids = long_history
     if density >= 0.1:

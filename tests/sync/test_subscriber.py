@@ -130,7 +130,7 @@ def test_only_elements_that_differ_are_written(
 
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_every_way_is_the_cheapest_one(repo: Repository, verify: Verify) -> None:
+def test_every_chain_is_the_cheapest_one(repo: Repository, verify: Verify) -> None:
     """Missed versions, back, forth, to another branch: as if the store knew what we have."""
     states = list(history(9, 0.01, chunks=3))
     versions = commit_all(repo, states)
