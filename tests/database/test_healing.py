@@ -1,0 +1,99 @@
+"""What `verify` finds damaged is stored again by any writer that has it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import casweights
+from casweights.format import names
+from casweights.stores.memory import MemoryStore
+from tests.findings import (
+    CONFIG,
+    DAMAGES,
+    STATES,
+    Remote,
+    assert_readable,
+    commit_again,
+    filled,
+    listed,
+    suspects,
+)
+
+if TYPE_CHECKING:
+    from casweights.stores.base import ObjectStore
+    from tests.histories import State
+
+
+def commit_on_top(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as repo:
+        repo.commit(state)
+
+
+def publish(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as repo, casweights.Publisher(repo) as publisher:
+        publisher.publish(state)
+
+
+def push(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as target, casweights.open(intact) as source:
+        source.push(target)
+
+
+def push_shallow(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
+    with casweights.open(objects) as target, casweights.open(intact) as source:
+        for version in source.log():
+            source.push(target, [str(version.id)], history=False)
+
+
+HEALERS: dict[str, Any] = {
+    "commit": commit_again,
+    "commit on top": commit_on_top,
+    "publish": publish,
+    "push": push,
+    "shallow push": push_shallow,
+}
+
+
+SITUATIONS = [
+    *itertools.product(["payload"], [0, 2, 4], [False, True]),
+    *itertools.product(DAMAGES.keys() - {"payload"}, [0, 2], [False]),
+]
+
+
+@pytest.mark.parametrize("healer", HEALERS.values(), ids=HEALERS)
+@pytest.mark.parametrize(("damage", "position", "remote"), sorted(SITUATIONS))
+def test_what_verify_found_damaged_is_stored_again(
+    healer: Any, damage: str, position: int, remote: bool
+) -> None:
+    objects: ObjectStore = Remote(MemoryStore()) if remote else MemoryStore()
+    intact = MemoryStore()
+    versions, packs = filled(objects)
+    with casweights.open(objects) as repo:
+        repo.push(casweights.open(intact, create=True, config=CONFIG))
+    bad = packs[position]
+    DAMAGES[damage](objects, bad)
+    with casweights.open(objects) as repo:
+        found = repo.verify()
+        assert (found.damaged, found.noted) == (1, objects.url)
+
+    healer(objects, intact, STATES[position])
+
+    assert_readable(objects, versions)
+    with casweights.open(objects) as repo:
+        problems = repo.verify().problems
+        assert problems
+        assert all(bad in str(problem) for problem in problems)
+        repo.repack()
+    left = suspects(objects)
+    assert_readable(objects, versions)
+    with casweights.open(objects) as repo:
+        problems = repo.verify().problems
+    if bad in listed(objects, names.PACKS):  # repack keeps a pack of which it cannot tell the use
+        assert all(bad in str(problem) for problem in problems)
+        assert damage != "payload"
+    else:
+        assert problems == ()
+        assert left == []
