@@ -99,12 +99,12 @@ def checkout(
             _refuse_repositories(files)
             targets = [_Target(file, tree.look(file.path)) for file in files]
             others = tree.others({file.path for file in files}) if delete else {}
-            nearby, held = _compare(db, tree, targets, {} if overwrite else others)
+            local, held = _compare(db, tree, targets, {} if overwrite else others)
             wanted = [target for target in targets if not target.complete]
             check = partial(_check_unchanged, db, tree, wanted, others, held)
             if not overwrite:
                 require_saved(db, snapshot, tree, held)
-            fetched = _write(db, tree, wanted, nearby, check)
+            fetched = _write(db, tree, wanted, local, check)
             deleted = sum(tree.remove(path, seen) for path, seen in others.items())
             tree.sync(db.workers)
     finally:
@@ -191,7 +191,7 @@ def _write(
     db: Database,
     tree: Worktree,
     targets: Sequence[_Target],
-    nearby: WorktreeChunks,
+    local: WorktreeChunks,
     check: Callable[[], None],
 ) -> int:
     """Write files; returns the bytes that came from the store.
@@ -200,7 +200,7 @@ def _write(
         db: The store.
         tree: Where to.
         targets: The files.
-        nearby: Chunks that need not come from the store.
+        local: Chunks that need not come from the store.
         check: Called before the first file is touched.
     """
     if not targets:
@@ -212,7 +212,7 @@ def _write(
     _check_space(tree, sum(target.file.size for target in targets))
     with Staging(tree.root) as drafts:
         placed = {drafts.new_name(): target for target in targets}
-        fetched = _write_drafts(db, drafts, placed, nearby)
+        fetched = _write_drafts(db, drafts, placed, local)
         check()
         for draft, target in placed.items():
             tree.put(drafts, draft, target.file.path, target.seen)
@@ -230,11 +230,11 @@ def _check_space(tree: Worktree, needed: int) -> None:
 
 
 def _write_drafts(
-    db: Database, drafts: Staging, placed: dict[str, _Target], nearby: WorktreeChunks
+    db: Database, drafts: Staging, placed: dict[str, _Target], local: WorktreeChunks
 ) -> int:
     """Write all drafts and wait until they are on the disk; returns what `_write` does."""
     fetched = 0
-    reader = db.reader.with_local(nearby, db.cache)
+    reader = db.reader.with_local(local, db.cache)
     with reader.ahead() as announce, closing(Background(_SYNCS)) as syncing:
         missing = {draft: _start_draft(drafts, draft, t.file) for draft, t in placed.items()}
 

@@ -74,16 +74,20 @@ class DeltaEncoder:
     Args:
         reader: Reads bases.
         index: Knows the chains that new frames will be part of.
-        held: May have the bases.
+        trusted: May have the bases.
         compression: How whole chunks are stored.
     """
 
     def __init__(
-        self, reader: ChunkReader, index: KnownChunks, held: TrustedChunks, compression: Compression
+        self,
+        reader: ChunkReader,
+        index: KnownChunks,
+        trusted: TrustedChunks,
+        compression: Compression,
     ) -> None:
-        self._reader = reader.with_local(held)
+        self._reader = reader.with_local(trusted)
         self._index = index
-        self._held = held
+        self._trusted = trusted
         self._compression = compression
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
@@ -161,7 +165,7 @@ class DeltaEncoder:
         base = location.frame.chunk
         if location.frame.raw_size != len(raw):
             return None
-        old = self._held.get(base)
+        old = self._trusted.get(base)
         if old is None:
             old = scratch(len(raw))
             try:
