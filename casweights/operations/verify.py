@@ -81,11 +81,7 @@ class _Look:
         packs = _list_packs(db, unlisted)
         frames = _check_frames(db, packs, quick=quick)
         self.gone = frames.gone
-        damaged = {
-            error.suspect: error.message
-            for error in frames.problems
-            if isinstance(error, IntegrityError) and error.suspect is not None
-        }
+        damaged = _damaged(frames)
         noted = _note(db, damaged)
         if not quick:
             untested = {location.suspect for location in frames.stranded}
@@ -94,16 +90,10 @@ class _Look:
         db.findings.answer_gone()
         found = self._verify_snapshots(snapshots, frames.sound)
         self.unlisted = set(db.store.sizes(self.unlisted - {info.name for info in packs}))
-        blamed = list(frames.blame(self.lost))
         self._verify_refs(refs, found)
+        problems = [*frames.problems, *frames.blame(self.lost), *self._problems]
         return Verification(
-            problems=(
-                *frames.problems,
-                *blamed,
-                *self._problems,
-                *db.findings.problems(),
-                *_odd_names(db),
-            ),
+            problems=(*problems, *db.findings.problems(), *_odd_names(db)),
             snapshots=len(found),
             packs=len(packs),
             frames=frames.frames,
@@ -119,12 +109,7 @@ class _Look:
         stored = SnapshotStore(
             self._db.store, self._db.index, self._db.config
         )  # remembers none yet
-        found: set[SnapshotId] = set()
-        for info in listed:
-            try:
-                found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
-            except IntegrityError as error:
-                self._problems.append(error)
+        found = self._snapshot_ids(listed)
         for snapshot_id in sorted(found):
             try:
                 snapshot, _, table = stored.load_stored(snapshot_id)
@@ -141,6 +126,15 @@ class _Look:
                 for parent in stored.parents(snapshot)
                 if parent not in found and not self._exists(parent)
             )
+        return found
+
+    def _snapshot_ids(self, listed: Sequence[ObjectInfo]) -> set[SnapshotId]:
+        found: set[SnapshotId] = set()
+        for info in listed:
+            try:
+                found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
+            except IntegrityError as error:
+                self._problems.append(error)
         return found
 
     def _verify_chunks(self, snapshot: Snapshot, table: PackTable, have: set[ChunkId]) -> None:
@@ -186,6 +180,15 @@ def _check_frames(db: Database, packs: Sequence[ObjectInfo], *, quick: bool) -> 
     finally:
         db.reporter.finished(Stage.VERIFY)
     return frames
+
+
+def _damaged(frames: FrameCheck) -> dict[Suspect, str]:
+    """The damaged frames and packs, with what is wrong with each."""
+    return {
+        error.suspect: error.message
+        for error in frames.problems
+        if isinstance(error, IntegrityError) and error.suspect is not None
+    }
 
 
 def _note(db: Database, damaged: Mapping[Suspect, str]) -> str | None:
