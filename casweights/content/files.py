@@ -332,21 +332,25 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 def _walk(
     folder: Path, prefix: str, exclude: Sequence[str], above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, Path]]:
+    """The files below a folder and their paths, each of which begins with `prefix`.
+
+    Args:
+        folder: The folder.
+        prefix: Its own path; empty for the topmost one.
+        exclude: Patterns of paths to leave out.
+        above: Device and inode of each folder above it.
+    """
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         is_store = any(entry.name == CONFIG and entry.is_file() for entry in entries)
     except OSError as error:
         raise _refuse(folder, error) from error
-    if is_store:
-        if prefix:
-            return
-        raise _refuse(folder, "it is a casweights store: name the model's own folder")
+    if is_store and prefix:
+        return
     identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        raise _refuse(folder, "symbolic links lead in a circle")
-    if len(above) >= MAX_PATH_PARTS:
-        raise _refuse(folder, f"it lies in more than {MAX_PATH_PARTS - 1} folders")
+    if problem := _folder_problem(identity, above, is_store=is_store):
+        raise _refuse(folder, problem)
     for entry in entries:
         path, location = prefix + entry.name, folder / entry.name
         if matches(path, exclude) or entry.name.startswith(staging.PREFIX):
@@ -361,6 +365,19 @@ def _walk(
             yield path, location
         else:
             raise _refuse(location, "it is neither a file nor a folder")
+
+
+def _folder_problem(
+    identity: tuple[int, int], above: tuple[tuple[int, int], ...], *, is_store: bool
+) -> str | None:
+    """Why files below a folder cannot be committed; None if they can."""
+    if is_store:
+        return "it is a casweights store: name the model's own folder"
+    if identity in above:
+        return "symbolic links lead in a circle"
+    if len(above) >= MAX_PATH_PARTS:
+        return f"it lies in more than {MAX_PATH_PARTS - 1} folders"
+    return None
 
 
 def _refuse(location: Path, why: Exception | str) -> InvalidInputError:

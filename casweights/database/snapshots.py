@@ -29,13 +29,18 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, PackId
     from casweights.stores.base import Content, ObjectStore, Parts
 
-MIN_PREFIX = 4
+MIN_PREFIX = 4  # digits of an ID that may stand for it
 _RECENT = 16  # snapshots kept in memory: those of a branch that is followed, and its bases
-_MAX_OBJECT = 2 * MAX_MANIFEST_SIZE
+_MAX_OBJECT = 2 * MAX_MANIFEST_SIZE  # bytes: a manifest and a pack table, each of that size
 
 
 class SnapshotStore:
-    """Snapshots by ID; the last few are kept."""
+    """Snapshots by ID; the last few stay in memory. May be used from several threads at once.
+
+    To read the chunks of a snapshot, `load` it with its locations, which the index learns. To write
+    one, write its chunks first, then `save` it; its last pack may go along. Between versions,
+    `retain` keeps the memory of the index bounded.
+    """
 
     def __init__(self, store: ObjectStore, index: ChunkIndex, config: StoreConfig) -> None:
         self._store = store
@@ -126,7 +131,7 @@ class SnapshotStore:
         self._keep(stored)
 
     def save_copy(self, stored: StoredSnapshot) -> None:
-        """Write a snapshot that comes from another store, its places aside."""
+        """Write a snapshot that comes from another store, where its packs had other places."""
         self._store.put_all([self._object(stored)])
 
     def _object(self, stored: StoredSnapshot) -> tuple[str, Content]:
@@ -159,10 +164,12 @@ class SnapshotStore:
         return PackTable(list(packs), chunks)
 
     def _frames(self, chunk: ChunkId, new: Location | None, seen: set[Node]) -> Sequence[Location]:
-        """The frames that a chunk is read from, the last one first, without what was `seen`.
+        """The frames of a chunk's chain, the last one first, up to what was `seen`.
 
-        That one may not be written yet. Others may have moved the chunk to another pack since it
-        was looked up.
+        Args:
+            chunk: The chunk.
+            new: Its own frame, if that is in a pack that is not written yet.
+            seen: See `Chain.back`.
         """
         base = chunk if new is None else new.frame.base
         chain = None if base is None else self._index.chain(base) or self._index.find_chain(base)

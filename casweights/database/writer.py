@@ -23,6 +23,11 @@ _REMOTE_PUTS_IN_FLIGHT = 2  # keeps a network busy; the client needs memory of i
 class PackWriter:
     """Collects frames and writes them as packs of about `PACK_TARGET` bytes in the background.
 
+    `add` chunks from one thread. Full packs are sealed and written by threads of the writer's own,
+    and `add` waits while too many are on their way. In the end call `finish`, after which all is
+    durable, or `last`, which leaves a lone pack to the caller, and `written` once that is in the
+    store. `close` always. An error of an earlier write is raised by the next call.
+
     Args:
         database: Where they go.
         generation: Of the packs, see `build_index`.
@@ -100,7 +105,7 @@ class PackWriter:
         self.written(pack)
 
     def written(self, pack: SealedPack) -> None:
-        """Take note that a pack is in the store."""
+        """Add a pack to the index, because it is in the store."""
         self._db.index.add(pack.name, pack.size, pack.locations, self._generation)
         self.names.add(pack.name)
 
