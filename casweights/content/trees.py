@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-# Characters of the paths in a tree: so many for any tree, and more for each of its own. Forged
+# The most characters of the paths in a tree: for any tree, and more for each of its own. Forged
 # trees could have paths of any length.
 _FREE_PATH_CHARACTERS, _PATH_RATIO = 1 << 20, 64
 

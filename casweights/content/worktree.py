@@ -42,7 +42,7 @@ class Worktree(Closing):
     First `look` at each file's place, or at all `others`; what that returns is passed on. Then
     `create` the directory and `put` or `remove` files, each of which refuses a place that has
     changed since the look. `sync` makes all of it durable. What was put stays if a later step
-    fails. One thread does all this; others may `open` files meanwhile.
+    fails. One thread does all this; others may `open` files at any time.
 
     Paths are those of a version: relative, with ``/`` between their parts.
 

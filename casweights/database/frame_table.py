@@ -21,8 +21,8 @@ class FrameTable:
     *Excluded* frames were found damaged here and count as missing. Frames *in doubt* were found
     damaged by others, and are used where there is no other way.
 
-    One thread at a time may change a table, under the lock of its owner. Others may read it
-    meanwhile, and find it as it was or as it is.
+    One thread at a time may change a table, under the lock of its owner. Others may read it at
+    the same time, and find it as it was or as it is.
 
     Attributes:
         version: Grows with every change that may open or close chains to known chunks, except

@@ -30,7 +30,7 @@ _READERS = 16  # threads that wait for indexes
 _LISTING_LAG = 300.0  # seconds for which a listing behind a network may not show a new pack
 _MAX_LISTINGS = 3  # a repack may delete packs between their listing and the read of their indexes
 _FRESH_SECONDS = 1.0  # for which a listing answers for chunks that are missing
-_FRESH_FACTOR = 8  # or for so many times as long as it took, if that is longer
+_FRESH_FACTOR = 8  # or for this many times as long as it took, if that is longer
 _SPARE_PACKS = 256  # indexes that stay in memory although no chunk of the last version needs them
 
 

@@ -1,4 +1,4 @@
-"""The packs of a store as far as they are known; no store is read here."""
+"""What is known of the packs of a store; no store is read here."""
 
 from __future__ import annotations
 

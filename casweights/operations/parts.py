@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from casweights.format.manifest import Snapshot
-from casweights.results import CommitStats
-from casweights.format.manifest import EncodedSnapshot
+from casweights.format.manifest import EncodedSnapshot, Snapshot
 from casweights.format.snapshot import PackTable, StoredSnapshot
 from casweights.operations.commit import (
     Description,

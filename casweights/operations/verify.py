@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
-from functools import partial
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.database.findings import summarize
@@ -14,10 +10,9 @@ from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFou
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.fields import parse_id
-from casweights.ids import PackId, SnapshotId, Suspect
-from casweights.results import Verification
-from casweights.ids import SnapshotId
+from casweights.ids import SnapshotId, Suspect
 from casweights.operations.frame_check import UNSOUND, FrameCheck
+from casweights.results import Verification
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
