@@ -100,7 +100,7 @@ def test_an_id_that_is_not_in_the_store(repo: Repository, history: list[Snapshot
 def test_ambiguous_prefixes(repo: Repository) -> None:
     digits: dict[str, SnapshotId] = {}
     for n in range(2000):
-        snapshot = repo.commit({"n": n}, branch=f"b{n}").id
+        snapshot = repo.commit({"n": n}, branch=f"side-{n}").id
         if (prefix := str(snapshot)[:4]) in digits:
             break
         digits[prefix] = snapshot
