@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from typing import TYPE_CHECKING
@@ -39,6 +40,15 @@ _home = tempfile.TemporaryDirectory(prefix="casweights-tests-")
 os.environ |= {"HF_HOME": _home.name, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "hf_test"}
 for _name in ("HF_ENDPOINT", "HF_XET_CACHE", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"):
     os.environ.pop(_name, None)
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that is alive now out of garbage collections, which hundreds of tests ask for.
+
+    It is most of the heap: the tests themselves, and torch.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
