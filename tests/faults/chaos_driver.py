@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _HANG = 60.0  # seconds that one piece of work may take
 _LAST = 240.0  # seconds for what is checked in the end
 _TICK = 0.02
+_BEGUN = {"follow", "read", "make", "repack"}  # work that a run which is cut short has begun,
+_DONE = {"commit", "publish"}  # and some that it has done
 
 
 class Conductor:
@@ -64,17 +66,25 @@ class Conductor:
         self._workers: dict[str, int] = {}
         self._numbers: Counter[str] = Counter()
 
-    def run(self, seconds: float) -> None:
-        """All of it: chaos for so long, then quiet."""
+    def run(self, seconds: float, disturbances: int) -> None:
+        """All of it: chaos until the time is over or enough was disturbed, then quiet."""
         end = time.monotonic() + seconds
         for role in self._roles:
             self._start(role)
-        while time.monotonic() < end:
+        while time.monotonic() < end and not self._is_enough(disturbances):
             time.sleep(self._chance.uniform(0, 0.4))
             self._disturb(self._chance.choice(self._roles))
             self._replace_the_dead()
         (self._place.folder / "stop").touch()
         self._end()
+
+    def _is_enough(self, disturbances: int) -> bool:
+        """Whether so much was disturbed, and the work that is disturbed was of all kinds."""
+        if self.counts["killed"] + self.counts["stopped"] < disturbances:
+            return False
+        lines = read_journals(self._place.folder / "journal")
+        done = {line["what"] for line in lines if line["done"]}
+        return done >= _DONE and {line["what"] for line in lines} >= _BEGUN
 
     def _start(self, role: str) -> None:
         number = self._numbers[role]
@@ -149,11 +159,13 @@ class Conductor:
         return None
 
 
-def run_chaos(place: Place, seconds: float, seed: int, roles: Sequence[str]) -> dict[str, Any]:
+def run_chaos(
+    place: Place, seconds: float, disturbances: int, seed: int, roles: Sequence[str]
+) -> dict[str, Any]:
     """One run; what happened, and what is wrong."""
     conductor = Conductor(place, seed, roles)
     conductor.in_child("create", lambda: _create(place))
-    conductor.run(seconds)
+    conductor.run(seconds, disturbances)
     found = conductor.in_child("oracle", lambda: find_problems(place))
     lines = read_journals(place.folder / "journal")
     return {
@@ -185,7 +197,10 @@ def _surroundings(folder: Path, hub: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/soak/run chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of chaos (default 60)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="of chaos (default 300)")
+    parser.add_argument(
+        "--disturbances", type=int, default=sys.maxsize, help="end after this many, if sooner"
+    )
     parser.add_argument("--seed", type=int, default=None, help="of all chance")
     parser.add_argument("--store", choices=["directory", "hub"], default="directory")
     parser.add_argument("--folder", type=Path, help="keep all here (default: a temporary one)")
@@ -201,7 +216,8 @@ def main() -> None:
             process.create_bucket(BUCKET)
             hub = process.url
         _surroundings(folder, hub)
-        result = run_chaos(Place(folder, hub), wanted.seconds, seed, wanted.roles)
+        place = Place(folder, hub)
+        result = run_chaos(place, wanted.seconds, wanted.disturbances, seed, wanted.roles)
     print(json.dumps(result))
     if result["problems"]:
         print(f"{wanted.store}, seed {seed}: all is in {folder}", file=sys.stderr)

@@ -1,20 +1,23 @@
-"""One rank of `test_dcp.py`; run by torchrun.
+"""Starts ranks that save and load for `test_dcp_ranks.py`; run by it as a process.
 
-Usage: torchrun ... dcp_driver.py SCENARIO STORE FOLDER
-
-SCENARIO is "save", "load" or "die". What was saved, gathered by torch alone, lies as
-``FOLDER/NAME.pt``; rank 0 prints what it saw as JSON. A broken promise ends with a traceback.
+Each line of the input is a `Job` as JSON, and is answered by a line: how the ranks ended. The ranks
+are forks of this process, which has no threads and has imported torch once for all of them. What
+rank 0 found out lies in ``result.json`` in the folder of the job; what was saved, gathered by torch
+alone, lies there as ``NAME.pt``. A broken promise ends a rank with a traceback.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
+import tempfile
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -34,8 +37,11 @@ import casweights
 from casweights.events import Reporter
 from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.testing.states import assert_same_state
+from tests.faults.kill_driver import fork
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch.distributed.checkpoint.planner import WriteItem
     from torch.distributed.tensor.placement_types import Placement
 
@@ -200,14 +206,62 @@ def die(store: str, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def main() -> None:
-    scenario, store, folder = sys.argv[1:]
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    result = {"save": save, "load": load, "die": die}[scenario](store, Path(folder))
-    if dist.get_rank() == 0:
-        print(json.dumps(result))
+class Job(NamedTuple):
+    """What some ranks do together.
+
+    Attributes:
+        scenario: What each does: a key of `SCENARIOS`.
+        ranks: Their number.
+        store: Where they save, or load from.
+        folder: Where torch keeps the same.
+        env: What their environment has in addition.
+    """
+
+    scenario: str
+    ranks: int
+    store: str
+    folder: str
+    env: dict[str, str]
+
+
+SCENARIOS: dict[str, Callable[[str, Path], dict[str, Any]]] = {
+    "save": save,
+    "load": load,
+    "die": die,
+}
+
+
+def run_rank(job: Job, rank: int, meeting: Path) -> None:
+    os.environ |= job.env
+    dist.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=job.ranks
+    )
+    result = SCENARIOS[job.scenario](job.store, Path(job.folder))
+    if rank == 0:
+        Path(job.folder, "result.json").write_text(json.dumps(result))
     dist.destroy_process_group()
+
+
+def run(job: Job) -> list[int]:
+    """Run all ranks of a job; if one fails, the others are ended as well. Their exit statuses."""
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder) / "meeting"
+        ranks = [fork(partial(run_rank, job, rank, meeting)) for rank in range(job.ranks)]
+        codes: dict[int, int] = {}
+        while len(codes) < job.ranks:
+            child, status = os.wait()
+            codes[child] = os.waitstatus_to_exitcode(status)
+            if codes[child]:
+                for other in set(ranks) - codes.keys():
+                    os.kill(other, signal.SIGTERM)
+    return [codes[rank] for rank in ranks]
+
+
+def main() -> None:
+    torch.set_num_threads(1)  # none that a fork would lack
+    gc.freeze()
+    for line in sys.stdin:
+        print(json.dumps(run(Job(**json.loads(line)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""torch.distributed.checkpoint on several ranks: real processes, run by torchrun."""
+"""torch.distributed.checkpoint on several ranks, which are processes; torchrun runs the example."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +20,11 @@ from casweights.events import Reporter
 from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.testing.hub import Conditions, LocalHubProcess
 from casweights.testing.states import assert_same_state
+from tests.integrations.dcp_driver import Job
 from tests.integrations.dcp_verbs import load, save
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
     from casweights.results import CommitStats
 
@@ -31,34 +34,49 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-DRIVER = Path(__file__).with_name("dcp_driver.py")
 PAGE = ROOT / "docs" / "integrations" / "dcp.md"
 RANKS = 4
 NAMES = ["async", "changed", "first", "same"]
 
 
-def torchrun(
-    ranks: int, *command: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(ranks), *map(str, command)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-    )
+class Ranks:
+    """Starts ranks by one process, which imports torch once for all of them."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-m", "tests.integrations.dcp_driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def codes(self, job: Job) -> list[int]:
+        """The exit statuses of a job's ranks."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(job._asdict()), file=self._process.stdin, flush=True)
+        codes: list[int] = json.loads(self._process.stdout.readline())
+        return codes
+
+    def drive(
+        self, scenario: str, ranks: int, store: str | Path, folder: Path, **env: str
+    ) -> dict[str, Any]:
+        """What the first rank found out, where none fails."""
+        job = Job(scenario, ranks, str(store), str(folder), env)
+        assert self.codes(job) == [0] * ranks
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return result
 
 
-def drive(ranks: int, *command: str | Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    run = torchrun(ranks, DRIVER, *command, env=env)
-    assert run.returncode == 0, run.stderr
-    result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return result
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    with closing(Ranks()) as ranks:
+        yield ranks
 
 
 class Saved(NamedTuple):
@@ -83,10 +101,10 @@ class Saved(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+def saved(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Saved:
     store, folder = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("folder")
     casweights.open(store, create=True, config=StoreConfig(chunk_size=64 * KiB)).close()
-    result = drive(RANKS, "save", store, folder)
+    result = ranks.drive("save", RANKS, store, folder)
     return Saved(store, folder, result["ids"], result["stats"])
 
 
@@ -150,14 +168,16 @@ def tensors(node: Any) -> list[torch.Tensor]:
     return [node] if isinstance(node, torch.Tensor) else []
 
 
-def test_two_ranks_load_what_four_saved(saved: Saved) -> None:
-    assert drive(2, "load", saved.store, saved.folder) == {"loaded": NAMES}
+def test_two_ranks_load_what_four_saved(ranks: Ranks, saved: Saved) -> None:
+    assert ranks.drive("load", 2, saved.store, saved.folder) == {"loaded": NAMES}
 
 
-def test_a_rank_that_is_killed_leaves_the_branch(saved: Saved, tmp_path: Path) -> None:
-    run = torchrun(RANKS, DRIVER, "die", saved.store, tmp_path)
-    assert run.returncode != 0
-    assert "SIGKILL" in run.stderr
+def test_a_rank_that_is_killed_leaves_the_branch(
+    ranks: Ranks, saved: Saved, tmp_path: Path
+) -> None:
+    *others, killed = ranks.codes(Job("die", RANKS, str(saved.store), str(tmp_path), {}))
+    assert killed == -signal.SIGKILL
+    assert all(others)
     with casweights.open(saved.store) as repo:
         assert str(repo.resolve("run")) == saved.ids["async"]
         assert repo.verify().problems == ()
@@ -168,7 +188,7 @@ def test_a_rank_that_is_killed_leaves_the_branch(saved: Saved, tmp_path: Path) -
         assert_same_state(target, state)
 
 
-def test_ranks_meet_in_a_bucket(tmp_path: Path) -> None:
+def test_ranks_meet_in_a_bucket(ranks: Ranks, tmp_path: Path) -> None:
     store, folder = "hf://buckets/me/weights/run", tmp_path / "folder"
     folder.mkdir()
     with LocalHubProcess(tmp_path / "hub") as hub:
@@ -177,17 +197,26 @@ def test_ranks_meet_in_a_bucket(tmp_path: Path) -> None:
         init = [sys.executable, "-m", "casweights", "--store", store, "init"]
         subprocess.run(init, check=True, capture_output=True, env={**os.environ, **env})
         hub.conditions = Conditions(listing_lag=0.5)  # nobody may rely on a listing of packs
-        result = drive(2, "save", store, folder, env=env)
+        result = ranks.drive("save", 2, store, folder, **env)
         assert result["stats"][1]["stored_bytes"] == 0
         assert result["stats"][2]["stored_bytes"] < 0.05 * result["stats"][0]["stored_bytes"]
         env["HF_HOME"] = str(tmp_path / "elsewhere")
-        assert drive(1, "load", store, folder, env=env) == {"loaded": NAMES}
+        assert ranks.drive("load", 1, store, folder, **env) == {"loaded": NAMES}
 
 
 def test_the_example_of_the_page(tmp_path: Path) -> None:
     example = PAGE.read_text().split("```python\n", 1)[1].split("```", 1)[0]
     (tmp_path / "train.py").write_text(example)
-    run = torchrun(2, "train.py", cwd=tmp_path)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", "train.py"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert run.returncode == 0, run.stderr
     with casweights.open(tmp_path / "weights") as repo:
         assert run.stdout.split() == [str(snapshot.id) for snapshot in repo.log("run-7")][::-1]

@@ -194,22 +194,29 @@ def test_what_happens_on_errors_is_one_of_two(tmp_path: Path) -> None:
         CasweightsCallback(tmp_path, on_error="ignore")  # type: ignore[arg-type]
 
 
+# Both ranks are forks of one process, which imports torch and transformers once.
 DISTRIBUTED = """
 import os, sys, time
+from functools import partial
 from pathlib import Path
 from transformers import Trainer
 from casweights.integrations.transformers import CasweightsCallback
+from tests.faults.kill_driver import end_of, fork
 from tests.integrations.tiny import trainer
 
-save = Trainer._save_rng_state
+directory, save = Path(sys.argv[1]), Trainer._save_rng_state
+
 def save_late(self, directory):
     time.sleep(0.5)
     save(self, directory)
-if os.environ["RANK"] == "1":
-    Trainer._save_rng_state = save_late
 
-directory = Path(sys.argv[1])
-trainer(directory / "run", CasweightsCallback(directory / "store"), max_steps=2).train()
+def train(rank):
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
+    if rank == "1":
+        Trainer._save_rng_state = save_late
+    trainer(directory / "run", CasweightsCallback(directory / "store"), max_steps=2).train()
+
+print(*map(end_of, [fork(partial(train, rank)) for rank in "01"]))
 """
 
 
@@ -220,13 +227,17 @@ def test_one_process_commits_what_all_have_written(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     command = [sys.executable, "-c", DISTRIBUTED, str(tmp_path)]
-    world = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    root = Path(__file__).parents[2]
-    ranks = [
-        subprocess.Popen(command, cwd=root, env=world | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    run = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=240,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **world, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.stdout.split()[-2:] == ["finished", "finished"]
     with casweights.open(tmp_path / "store") as store:
         assert [version.metadata["step"] for version in store.log()] == [2, 1]
         for version in store.log():
