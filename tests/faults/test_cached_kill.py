@@ -1,24 +1,25 @@
-"""Processes that share a cache on disk while some of them are killed.
-
-Run as a program, this file is such a process: CACHE STORE STOP SEED MOMENT. It reads until there is
-a file STOP, or kills itself before its change number MOMENT of the file system.
-"""
+"""Processes that share a cache on disk while some of them are killed."""
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from itertools import count
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from casweights.stores.cached import CachedStore
 from casweights.stores.local import LocalStore
 from casweights.system.staging import PREFIX
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+    from multiprocessing.synchronize import Event
+    from pathlib import Path
 
 KiB = 1 << 10
 SIZE = 300 * KiB
@@ -26,6 +27,9 @@ CAPACITY = 1024 * KiB
 NAMES = [f"packs/{n}" for n in range(6)]
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.utime", "fcntl.flock")
 TRIALS = 24
+PATIENCE = 60  # seconds for a process to begin or to end
+FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported this module
+FORKS.set_forkserver_preload([__name__])
 
 
 def content(name: str) -> bytes:
@@ -59,36 +63,40 @@ def read_some(store: CachedStore, contents: dict[str, bytes], chance: random.Ran
     assert store.get(name, start, len(expected)) == expected, (name, start, size)
 
 
-def main(cache: str, root: str, stop: str, seed: str, moment: str) -> None:
+def read_until(folder: Path, seed: int, moment: int, ready: Event) -> None:
+    """Read until there is a file `stop`, or kill this process before a change of the file system.
+
+    Args:
+        folder: What has the store, the cache and the file.
+        seed: Of what is read.
+        moment: The number of that change; 0 for none.
+        ready: Is set when the reads begin.
+    """
     contents = {name: content(name) for name in NAMES}
-    inner = CountingLocalStore(Path(root))
-    store = CachedStore(inner, Path(cache), CAPACITY, "key")
+    inner = CountingLocalStore(folder / "store")
+    store = CachedStore(inner, folder / "cache", CAPACITY, "key")
     chance = random.Random(seed)
-    print("ready", flush=True)
-    if int(moment):
-        kill_at(int(moment))
+    ready.set()
+    if moment:
+        kill_at(moment)
     for number in count(1):
         read_some(store, contents, chance)
-        if number >= 500 and Path(stop).exists():
+        if number >= 500 and (folder / "stop").exists():
             break
     assert 0 < inner.count < number, "nothing came from the cache"
 
 
-def start(folder: Path, seed: int, moment: int = 0) -> subprocess.Popen[str]:
-    paths = [str(folder / name) for name in ("cache", "store", "stop")]
-    process = subprocess.Popen(
-        [sys.executable, __file__, *paths, str(seed), str(moment)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+def start(folder: Path, seed: int, moment: int = 0) -> ForkServerProcess:
+    ready = FORKS.Event()
+    process = FORKS.Process(target=read_until, args=(folder, seed, moment, ready))
+    process.start()
+    assert ready.wait(PATIENCE)
     return process
 
 
-def end(process: subprocess.Popen[str]) -> int:
-    with process:
-        return process.wait()
+def end(process: ForkServerProcess) -> int | None:
+    process.join(PATIENCE)
+    return process.exitcode
 
 
 def write_store(folder: Path) -> LocalStore:
@@ -157,7 +165,3 @@ def test_drafts_of_the_killed_are_swept(tmp_path: Path) -> None:
         assert leftovers(cache) == []
         cache.rename(tmp_path / f"cache {moment}")
     assert seen, "none was killed while it wrote"
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
