@@ -29,7 +29,7 @@ import casweights
 from casweights.testing.hub import LocalHubProcess
 from tests.faults.chaos_oracle import find_problems
 from tests.faults.chaos_workers import ROLES, Place, read_journals, work
-from tests.faults.hub_driver import BUCKET
+from tests.faults.hub_driver import BUCKET, import_client
 from tests.faults.kill_driver import fork
 from tests.faults.sync_driver import CONFIG, expect
 
@@ -191,6 +191,8 @@ def _surroundings(folder: Path, hub: str | None) -> None:
         **({"HF_ENDPOINT": hub} if hub else {}),
     }
     torch.set_num_threads(1)  # none that a child would lack
+    if hub:
+        import_client()
     expect(59)
     gc.freeze()
 

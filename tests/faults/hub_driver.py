@@ -10,6 +10,7 @@ with a traceback.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -29,6 +30,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.stores.cached import CachedStore
 from casweights.stores.hub.api import HubApi
+from casweights.stores.hub.client import xet
 from casweights.stores.hub.store import HubStore
 from casweights.stores.hub.xet import XetStorage
 from casweights.stores.retry import RetryStore
@@ -120,6 +122,19 @@ def check_sound(repo: Repository, versions: dict[SnapshotId, Digests], folder: P
     for version, digests in versions.items():
         repo.checkout(version, folder, delete=True)
         assert look(folder) == digests
+
+
+def import_client() -> None:
+    """Import what talks to a Hub once for all forks. Its settings must be in the environment."""
+    xet()
+    from huggingface_hub import (  # noqa: F401
+        HfApi,
+        cached_assets_path,
+        constants,
+        get_session,
+        hf_raise_for_status,
+    )
+    from huggingface_hub.utils._headers import build_hf_headers  # noqa: F401
 
 
 class _Steps:
@@ -253,6 +268,8 @@ def main() -> None:
     moment, url, folder = sys.argv[1:]
     with tempfile.TemporaryDirectory() as home:
         os.environ["HF_HOME"] = home
+        import_client()
+        gc.freeze()
         if moment == "random":
             ends = kill_at_random(url, Path(folder))
         else:

@@ -347,6 +347,7 @@ def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
 
 def main() -> NoReturn:
     moment, folder, seed, number = sys.argv[1:]
+    gc.freeze()  # each child would copy all that a collection goes through
     if moment == "random":
         ends = kill_at_random(Path(folder), int(seed), int(number))
     else:

@@ -39,7 +39,7 @@ from casweights.sync.live import LiveTensor
 from casweights.sync.publisher import Base, Policy
 from casweights.testing.faults import kill_process
 from casweights.testing.states import tensor_bits
-from tests.faults.hub_driver import wrapped
+from tests.faults.hub_driver import import_client, wrapped
 from tests.faults.kill_driver import die_at, end_of, fork
 
 if TYPE_CHECKING:
@@ -434,6 +434,8 @@ def _follow_with_cache(run: Run, number: int) -> None:
 def main() -> NoReturn:
     what, folder, store, seed, number = sys.argv[1:]
     torch.set_num_threads(1)  # none that a child would lack
+    if "#" in store:
+        import_client()
     gc.freeze()  # lest every child copy all objects, by counting references to them
     who, _, moment = what.partition(" at ")
     if what == "run":
