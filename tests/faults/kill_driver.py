@@ -143,7 +143,7 @@ def seconds_for(action: Callable[[], object]) -> float:
 
 
 def limit_packs(size: int) -> None:
-    """Make a commit of a few megabytes write several packs."""
+    """Make a commit of a few hundred kilobytes write several packs."""
     vars(casweights.database.writer)["PACK_TARGET"] = size
 
 
@@ -249,14 +249,14 @@ class Trials:
 
 def kill_at_random(folder: Path, seed: int, number: int) -> Counter[str]:
     """Half of the trials are commits, half checkouts."""
-    limit_packs(2 * MiB)
+    limit_packs(512 * KiB)
     chance = random.Random(seed)
-    model = Model(folder / "model", shards=4, tensors=12, nbytes=512 * KiB, seed=seed)
+    model = Model(folder / "model", shards=4, tensors=12, nbytes=128 * KiB, seed=seed)
     ends: Counter[str] = Counter()
     for first in range(0, number // 2, TRIALS_PER_STORE):
         place = folder / f"trials-{first}"
         place.mkdir()
-        trials = Trials(place, model, MiB)
+        trials = Trials(place, model, 256 * KiB)
         model.step()
         commit_time = seconds_for(partial(commit, trials.root, model.folder))
         trials.commit()
