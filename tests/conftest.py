@@ -14,6 +14,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
+from tests.disks import wait_for_no_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("casweights")
 
+
+wait_for_no_disk()
 
 # Before anything imports huggingface_hub: nothing of this user's is read, or left behind.
 _home = tempfile.TemporaryDirectory(prefix="casweights-tests-")

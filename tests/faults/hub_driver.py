@@ -35,6 +35,7 @@ from casweights.stores.hub.store import HubStore
 from casweights.stores.hub.xet import XetStorage
 from casweights.stores.retry import RetryStore
 from casweights.testing.faults import Fault, FaultyStore, kill_process
+from tests.disks import wait_for_no_disk
 from tests.faults.kill_driver import (
     Model,
     end_of,
@@ -266,6 +267,7 @@ def kill_at_random(url: str, folder: Path) -> Counter[str]:
 
 def main() -> None:
     moment, url, folder = sys.argv[1:]
+    wait_for_no_disk()
     with tempfile.TemporaryDirectory() as home:
         os.environ["HF_HOME"] = home
         import_client()

@@ -38,6 +38,7 @@ from casweights.format.safetensors import build_header
 from casweights.stores.local import LocalStore
 from casweights.system.staging import PREFIX
 from casweights.testing.faults import Fault, FaultyStore, kill_process
+from tests.disks import wait_for_no_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -347,6 +348,7 @@ def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
 
 def main() -> NoReturn:
     moment, folder, seed, number = sys.argv[1:]
+    wait_for_no_disk()
     gc.freeze()  # each child would copy all that a collection goes through
     if moment == "random":
         ends = kill_at_random(Path(folder), int(seed), int(number))

@@ -39,6 +39,7 @@ from casweights.sync.live import LiveTensor
 from casweights.sync.publisher import Base, Policy
 from casweights.testing.faults import kill_process
 from casweights.testing.states import tensor_bits
+from tests.disks import wait_for_no_disk
 from tests.faults.hub_driver import import_client, wrapped
 from tests.faults.kill_driver import die_at, end_of, fork
 
@@ -433,6 +434,7 @@ def _follow_with_cache(run: Run, number: int) -> None:
 
 def main() -> NoReturn:
     what, folder, store, seed, number = sys.argv[1:]
+    wait_for_no_disk()
     torch.set_num_threads(1)  # none that a child would lack
     if "#" in store:
         import_client()

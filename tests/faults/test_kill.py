@@ -18,10 +18,14 @@ TRIALS = 200
 
 
 def drive(moment: str, folder: Path) -> dict[str, int]:
-    driver = Path(__file__).with_name("kill_driver.py")
-    command = [sys.executable, "-X", "faulthandler", str(driver), moment, str(folder)]
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.faults.kill_driver"]
     run = subprocess.run(
-        [*command, str(SEED), str(TRIALS)], capture_output=True, text=True, timeout=900, check=False
+        [*command, moment, str(folder), str(SEED), str(TRIALS)],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        cwd=Path(__file__).parents[2],
     )
     assert run.returncode == 0, f"with seed {SEED}:\n{run.stderr}"
     ends: dict[str, int] = json.loads(run.stdout)

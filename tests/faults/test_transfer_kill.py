@@ -23,6 +23,7 @@ import casweights.operations.transfer
 from casweights.config import KiB, StoreConfig
 from casweights.stores.local import LocalStore
 from casweights.testing.faults import FaultyStore
+from tests.disks import wait_for_no_disk
 from tests.faults.kill_driver import Model, die_at, end_of, fork, limit_packs, look
 
 if TYPE_CHECKING:
@@ -121,4 +122,5 @@ def kill_at_every_step(folder: Path, moment: str) -> Counter[str]:
 
 
 if __name__ == "__main__":
+    wait_for_no_disk()
     print(json.dumps(kill_at_every_step(Path(sys.argv[2]), sys.argv[1])))
