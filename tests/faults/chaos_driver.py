@@ -31,7 +31,7 @@ from tests.faults.chaos_oracle import find_problems
 from tests.faults.chaos_workers import ROLES, Place, read_journals, work
 from tests.faults.hub_driver import BUCKET, import_client
 from tests.faults.kill_driver import fork
-from tests.faults.sync_driver import CONFIG, expect
+from tests.faults.sync_states import CONFIG, expect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

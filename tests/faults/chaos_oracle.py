@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import casweights
 from casweights import SnapshotId
 from tests.faults.chaos_workers import Broken, check_version, read_journals
-from tests.faults.sync_driver import CONFIG
+from tests.faults.sync_states import CONFIG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

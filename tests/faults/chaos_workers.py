@@ -1,7 +1,7 @@
 """What the processes of a chaos run do, and what they write down of it.
 
 Each worker repeats one kind of work on a store that all share, until it is told to stop or killed.
-The tensors of a version are a function of the step in its metadata, see `sync_driver`, so that
+The tensors of a version are a function of the step in its metadata, see `sync_states`, so that
 anybody can tell what any version must be.
 """
 
@@ -25,7 +25,7 @@ from casweights import ConflictError, Publisher, SnapshotId, Subscriber
 from casweights.stores.local import LocalStore
 from casweights.sync.publisher import Base
 from tests.faults.hub_driver import BUCKET, wrapped
-from tests.faults.sync_driver import blank, digest, digest_of, state, step_of
+from tests.faults.sync_states import blank, digest, digest_of, state, step_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -5,8 +5,9 @@ Usage: sync_driver.py WHAT FOLDER STORE SEED NUMBER
 STORE is a directory, or the URL of a Hub and behind a # the prefix in its bucket. WHAT is "run": a
 trainer and NUMBER replicas work up to the goal that FOLDER names; "random": they are killed and
 started again, until NUMBER were; or whom to kill and at what, once at each, as "trainer at before
-call". The tensors of a step are a function of its number, so that the driver knows what each
-version must be. It prints what happened as JSON; any broken promise ends it with a traceback.
+call". The tensors of a step are a function of its number, see `sync_states`, so that the driver
+knows what each version must be. It prints what happened as JSON; any broken promise ends it with a
+traceback.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ import signal
 import sys
 import time
 from collections import Counter
-from functools import cache, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
-import numpy as np
 import torch
 
 import casweights
@@ -34,98 +34,35 @@ from casweights.config import KiB, StoreConfig
 from casweights.content.torch_types import patterns
 from casweights.database.packs import read_pack_index
 from casweights.format.hashing import blake3_256
+from casweights.config import KiB
+from casweights.database.index import read_pack_index
 from casweights.stores.local import LocalStore
 from casweights.sync.live import LiveTensor
 from casweights.sync.publisher import Base, Policy
 from casweights.testing.faults import kill_process
-from casweights.testing.states import tensor_bits
 from tests.disks import wait_for_no_disk
 from tests.faults.hub_driver import import_client, wrapped
 from tests.faults.kill_driver import die_at, end_of, fork
+from tests.faults.sync_states import (
+    CONFIG,
+    blank,
+    digest,
+    digest_of,
+    expect,
+    state,
+    step_of,
+    write_state,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from casweights import Repository, SnapshotId
-    from casweights.format.manifest import Snapshot
     from casweights.stores.base import ObjectStore
     from casweights.sync.changes import Change
 
-CONFIG = StoreConfig(chunk_size=64 * KiB)
 WORKERS = ("trainer", "replica")
 ROUND, KILLS = 6, 3  # steps between two goals, and kills on the way
-ENDLESS = 1_000_000
-
-State = dict[str, torch.Tensor]
-
-
-class Kind(NamedTuple):
-    """A tensor of the model, of which each element moves once in so many steps."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    period: int
-
-
-MODEL = {
-    "layer.0": Kind(torch.bfloat16, (3, 40_000), 64),
-    "layer.1": Kind(torch.float32, (70, 300), 64),
-    "moments": Kind(torch.float32, (20_000,), 1),
-    "norm": Kind(torch.bfloat16, (40_000,), 5),
-    "frozen": Kind(torch.int8, (100_000,), ENDLESS),
-}
-_INTEGERS: dict[int, type[np.signedinteger[Any]]] = {1: np.int8, 2: np.int16, 4: np.int32}
-
-
-@cache
-def _first(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A tensor's bits at step 0, all patterns alike, and how soon each of them moves."""
-    kind, generator = MODEL[name], np.random.default_rng(len(name) + MODEL[name].period)
-    shape, integer = kind.shape, _INTEGERS[kind.dtype.itemsize]
-    limits = np.iinfo(integer)
-    bits = generator.integers(limits.min, limits.max, shape, integer, endpoint=True)
-    return bits, generator.integers(0, kind.period, shape)
-
-
-def state(step: int) -> State:
-    """The tensors at a step."""
-    made = {}
-    for name, kind in MODEL.items():
-        bits, phase = _first(name)
-        moves = (step + phase) // kind.period
-        made[name] = torch.from_numpy(bits + moves.astype(bits.dtype)).view(kind.dtype)
-    return made
-
-
-def blank() -> State:
-    """Tensors of somebody who has nothing yet."""
-    return {name: torch.zeros(kind.shape, dtype=kind.dtype) for name, kind in MODEL.items()}
-
-
-def write_state(weights: State, step: int) -> None:
-    """What an optimizer does, in place."""
-    for name, tensor in state(step).items():
-        patterns(weights[name]).copy_(patterns(tensor))
-
-
-def digest(weights: Mapping[str, torch.Tensor]) -> str:
-    return blake3_256(b"".join(tensor_bits(weights[name]) for name in MODEL)).hex()
-
-
-@cache
-def digest_of(step: int) -> str:
-    return digest(state(step))
-
-
-def expect(last: int) -> None:
-    """Compute what these steps must be once, and not in every child."""
-    for step in range(last + 1):
-        digest_of(step)
-
-
-def step_of(version: Snapshot) -> int:
-    step: int = version.metadata["step"]
-    return step
 
 
 class Run:

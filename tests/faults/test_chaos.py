@@ -17,7 +17,7 @@ import pytest
 import casweights
 from tests.faults.chaos_oracle import find_problems
 from tests.faults.chaos_workers import Journal, Place
-from tests.faults.sync_driver import CONFIG, digest, state
+from tests.faults.sync_states import CONFIG, digest, state
 
 ROOT = Path(__file__).parents[2]
 SEED = 20261128

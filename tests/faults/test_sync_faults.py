@@ -27,14 +27,7 @@ from casweights.sync import devices
 from casweights.sync.changes import Change
 from casweights.sync.live import LiveTensor
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
-from tests.faults.sync_driver import (
-    CONFIG,
-    blank,
-    digest,
-    digest_of,
-    state,
-    step_of,
-)
+from tests.faults.sync_states import CONFIG, blank, digest, digest_of, state, step_of
 from tests.faults.test_full_disk import largest_file
 
 if TYPE_CHECKING:

@@ -18,12 +18,8 @@ from casweights import (
 )
 from casweights.testing.hub import Conditions, LocalHubProcess
 from tests.faults.hub_driver import BUCKET
-from tests.faults.sync_driver import (
-    ENDLESS,
-    Run,
-    state,
-    step_of,
-)
+from tests.faults.sync_driver import Run
+from tests.faults.sync_states import ENDLESS, state, step_of
 from tests.faults.test_hub_kill import ROOT, wait_until
 
 if TYPE_CHECKING:
