@@ -30,7 +30,7 @@ import casweights
 import casweights.database.writer
 import casweights.operations.checkout
 import casweights.operations.repack
-from casweights.config import KiB, MiB, StoreConfig
+from casweights.config import KiB, StoreConfig
 from casweights.database.packs import read_pack_index
 from casweights.format.dtypes import DTYPES
 from casweights.format.hashing import blake3_256

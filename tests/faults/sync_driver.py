@@ -30,12 +30,8 @@ import torch
 
 import casweights
 from casweights import ConflictError, Publisher, Subscriber
-from casweights.config import KiB, StoreConfig
-from casweights.content.torch_types import patterns
-from casweights.database.packs import read_pack_index
-from casweights.format.hashing import blake3_256
 from casweights.config import KiB
-from casweights.database.index import read_pack_index
+from casweights.database.packs import read_pack_index
 from casweights.stores.local import LocalStore
 from casweights.sync.live import LiveTensor
 from casweights.sync.publisher import Base, Policy

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from casweights.config import KiB, StoreConfig
-from casweights.content.states import patterns
+from casweights.content.torch_types import patterns
 from casweights.format.hashing import blake3_256
 from casweights.testing.states import tensor_bits
 

@@ -10,26 +10,14 @@ import pytest
 
 import casweights
 import casweights.database.writer
-from casweights import (
-    CasweightsError,
-    IntegrityError,
-    NotFoundError,
-)
+from casweights import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.snapshot import StoredSnapshot, encode_snapshot
 from casweights.ids import PackId, SnapshotId
 from casweights.stores.hub.api import Place
 from casweights.stores.hub.store import HubStore
 from casweights.testing.hub import LocalHub
-from tests.faults.hub_driver import (
-    BUCKET,
-    PACK,
-    check_sound,
-    new_store,
-    opened,
-    sizes,
-    small_model,
-)
+from tests.faults.hub_driver import BUCKET, PACK, check_sound, new_store, opened, sizes, small_model
 from tests.faults.kill_driver import Digests, Model, look
 
 if TYPE_CHECKING:

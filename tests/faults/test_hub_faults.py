@@ -12,11 +12,7 @@ import pytest
 
 import casweights
 import casweights.database.writer
-from casweights import (
-    ErrorCode,
-    NotFoundError,
-    StoreError,
-)
+from casweights import ErrorCode, NotFoundError, StoreError
 from casweights.stores.hub.git import GitRefStore
 from casweights.stores.hub.store import HubStore
 from casweights.stores.retry import RetryStore

@@ -12,10 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
-from casweights import (
-    ConflictError,
-    Publisher,
-)
+from casweights import ConflictError, Publisher
 from casweights.testing.hub import Conditions, LocalHubProcess
 from tests.faults.hub_driver import BUCKET
 from tests.faults.sync_driver import Run

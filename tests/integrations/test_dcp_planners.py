@@ -20,11 +20,7 @@ from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 import casweights
-from casweights.errors import (
-    CasweightsError,
-    InvalidInputError,
-    UnsupportedError,
-)
+from casweights.errors import CasweightsError, InvalidInputError, UnsupportedError
 from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.stores.memory import MemoryStore
 from casweights.testing.states import assert_same_state

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from safetensors.torch import save_file
 
-from casweights.errors import (
-    ErrorCode,
-    InvalidInputError,
-    NotFoundError,
-    UnsupportedError,
-)
+from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, UnsupportedError
 from casweights.sync.publisher import Publisher
 from casweights.testing.trees import read_tree
 

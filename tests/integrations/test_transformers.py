@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
-from casweights.errors import (
-    ConflictError,
-    InvalidInputError,
-    NotFoundError,
-    StoreError,
-)
+from casweights.errors import ConflictError, InvalidInputError, NotFoundError, StoreError
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore
 

@@ -14,12 +14,7 @@ from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing import CountingStore, StoreTests
-from tests.stores.cached_folders import (
-    DATA,
-    PACK,
-    extents,
-    fail,
-)
+from tests.stores.cached_folders import DATA, PACK, extents, fail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -14,25 +12,15 @@ from hypothesis import strategies as st
 
 import casweights
 from casweights import Publisher
-from casweights.errors import (
-    ClosedError,
-    InvalidInputError,
-    NotFoundError,
-    StoreError,
-)
+from casweights.errors import InvalidInputError, NotFoundError, StoreError
 from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.sync import mirror as mirror_module
 from casweights.testing import CountingStore
-from casweights.testing.states import (
-    assert_same_state,
-    assert_same_tensor,
-    tensor_bits,
-)
+from casweights.testing.states import assert_same_tensor, tensor_bits
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes, state_dicts
 from tests.sync.states import (
     CHUNK,
-    PATIENCE,
     Listener,
     State,
     Trouble,
@@ -388,35 +376,6 @@ def test_reports_are_right() -> None:
         assert sum(stored) == pytest.approx(store.stats().pack_bytes, rel=0.01)
 
 
-def test_leaving_waits_and_keeps_the_error() -> None:
-    objects, state = Trouble(), model()
-
-    def train(step: int) -> None:
-        with Publisher(store) as run:
-            run.publish(state, step=step)
-            raise RuntimeError("of the trainer")
-
-    with open_store(objects) as store:
-        with pytest.raises(RuntimeError, match="of the trainer"):
-            train(0)
-        assert store.snapshot("main").metadata == {"step": 0}
-        objects.fail("put", "snapshots/")
-        with pytest.raises(RuntimeError, match="of the trainer") as caught:
-            train(1)
-        assert ["the network is gone" in note for note in caught.value.__notes__] == [True]
-
-
-def test_what_is_closed_stays_closed() -> None:
-    with open_store(MemoryStore()) as store:
-        run = Publisher(store)
-        run.close()
-        run.close()
-        with pytest.raises(ClosedError, match="was closed"):
-            run.publish(model())
-        assert run.version is None
-        assert store.branches() == {}
-
-
 def test_a_store_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         Publisher(tmp_path / "nothing")
@@ -442,22 +401,3 @@ def test_what_cannot_be_published() -> None:
         with pytest.raises(InvalidInputError, match=r"metadata\.a is object"):
             run.wait()
         run.publish({"w": torch.ones(2)}, step=1)
-
-
-def test_a_process_may_end_without_closing(tmp_path: Path) -> None:
-    code = """
-import sys, torch, casweights
-casweights.open(sys.argv[1], create=True).close()
-run = casweights.Publisher(sys.argv[1])
-state = {"w": torch.arange(100_000)}
-run.publish(state, step=0)
-run.wait()
-state["w"] += 1
-run.publish(state, step=1)
-"""
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=PATIENCE)
-    with casweights.open(tmp_path) as store:
-        for version in store.log():
-            step = version.metadata["step"]
-            assert_same_state(store.load(version), {"w": torch.arange(100_000) + step})
-        assert not store.verify().problems
