@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.config import RemoteOptions, StoreConfig
@@ -15,6 +16,9 @@ from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
     import os
+    from types import TracebackType
+
+    StoreLike = Repository | ObjectStore | str | os.PathLike[str]  # a store, or how to open it
 
 
 def open_repository(
@@ -64,3 +68,48 @@ def open_repository(
         notes=None if notes is None else open_object_store(notes),
     )
     return Repository(database)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """A store that is open, and whose it is. A context manager that enters the repository.
+
+    Attributes:
+        repository: The store.
+        owned: Whether it was opened here, so that `close` closes it.
+    """
+
+    repository: Repository
+    owned: bool
+
+    def close(self) -> None:
+        """Close the store, unless it was passed open."""
+        if self.owned:
+            self.repository.close()
+
+    def __enter__(self) -> Repository:
+        return self.repository
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def opened(store: StoreLike, *, remote: RemoteOptions | None = None) -> OpenedStore:
+    """The store itself if it is open already; otherwise it is opened.
+
+    Args:
+        store: A store, or how to open it, see `open_repository`.
+        remote: Options of a store that is opened here.
+
+    Raises:
+        NotFoundError: There is no store.
+        StoreError: The storage failed.
+    """
+    if isinstance(store, Repository):
+        return OpenedStore(store, owned=False)
+    return OpenedStore(open_repository(store, remote=remote), owned=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
-_QUIET = 5.0  # seconds of waiting without a word
+_SILENT_SECONDS = 5.0  # of waiting before the first line; most programs are done by then
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +45,13 @@ class Pending:
 _open: set[Pending] = set()
 
 
-def opened(publisher: Pending) -> None:
-    """From now on, the end of the program waits for this publisher."""
+def register(publisher: Pending) -> None:
+    """Let the end of the program wait for this publisher."""
     _open.add(publisher)
 
 
-def closed(publisher: Pending) -> None:
-    """Whoever closed it has heard what there was to say."""
+def unregister(publisher: Pending) -> None:
+    """Do not wait for it, or report it: its owner has closed it and has seen its errors."""
     _open.discard(publisher)
 
 
@@ -81,7 +81,7 @@ def _drain(publisher: Pending, begin: float) -> None:
     def left() -> float:
         return max(0.0, begin + publisher.timeout - time.monotonic())
 
-    if not publisher.drain(min(left(), _QUIET)) and (seconds := left()):
+    if not publisher.drain(min(left(), _SILENT_SECONDS)) and (seconds := left()):
         _log.warning(
             "%s is still writing: waiting at most %.0f s for it; interrupt to end now",
             publisher.name,

@@ -6,34 +6,21 @@ import itertools
 import threading
 import time
 from copy import deepcopy
-from dataclasses import replace
-from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
+from casweights.config import DEFAULT_BRANCH, Compression
 from casweights.content.arguments import check_choice, check_compression
-from casweights.content.files import scan
 from casweights.content.states import StateFile
 from casweights.content.trees import ExtraState, without_extra_state
-from casweights.errors import (
-    CasweightsError,
-    ConflictError,
-    ErrorCode,
-    InvalidInputError,
-)
-from casweights.opening import open_repository
-from casweights.operations.commit import (
-    Description,
-    EncodedVersion,
-    encode_version,
-    repeated,
-    write_version,
-)
-from casweights.repository import Repository
+from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
+from casweights.opening import opened
 from casweights.sync import exits
-from casweights.sync.mirror import KeptState, Mirror
+from casweights.sync.branch_writer import BranchWriter
+from casweights.sync.handoff import Handoff
+from casweights.sync.mirror import Mirror
 from casweights.sync.states import cast_policy, plain_state
-from casweights.sync.steps import Failure, Step
+from casweights.sync.steps import CapturedStep, EncodedStep, Label
 from casweights.system.files import to_path
 from casweights.system.handles import Handle, check_open
 
@@ -45,67 +32,66 @@ if TYPE_CHECKING:
     import torch
     from torch.utils.hooks import RemovableHandle
 
-    from casweights.content.files import SourceFile
     from casweights.content.outlines import Outline
-    from casweights.database.refs import Head
     from casweights.events import Reporter
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
-    from casweights.stores.base import ObjectStore
-    from casweights.sync.mirror import Scan
+    from casweights.opening import StoreLike
+    from casweights.sync.steps import Step
 
-Base = Literal["host", "device", "cache"]
+Compare = Literal["host", "device", "cache"]
 Policy = Literal["block", "skip-to-latest"]
 
-_EXIT_TIMEOUT = 300.0
-
-# What else may lie in the directory of a model, and would be its weights a second time.
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+_EXIT_TIMEOUT = 300.0  # seconds; an upload of a large model on a slow line may take minutes
 
 
 class Publisher(Handle):
     """Publishes live tensors as versions of a branch.
 
-    `publish` finds what changed, remembers it and returns; hashing, encoding and uploading go on in
+    `publish` finds and keeps what changed and returns. Hashing, encoding and uploading follow in
     the background, one version after the other. A version is an ordinary commit: it has an ID and
     a parent, and everything that reads versions reads it.
 
-    What was published last is kept in host memory, to find what changes and to encode it; that is
-    one copy of the model. It is the base of the next version once it is durable: when an upload
-    fails, the next version has its changes too. A publisher that is opened anew goes on
-    where the branch is.
+    The tensors that were published last are kept in host memory, to find and encode changes: one
+    copy of the model. A durable version becomes the base of the next one. When an upload fails, the
+    next version has its changes too. A new publisher continues at the head of the branch.
 
-    Use it as a context manager or `close` it: both wait until all is durable. A program that ends
-    without that waits for `exit_timeout` seconds and logs what is not stored then. Other processes,
-    also forked ones, make a publisher of their own.
+    Use it as a context manager or `close` it: both wait until everything is durable. A program that
+    ends without that waits for `exit_timeout` seconds and logs what is not stored by then. Other
+    processes, also forked ones, need a publisher of their own.
+
+    A state passes through three parts. `Publisher` captures it on the caller's thread, `Handoff`
+    decides when and passes it to the writer's thread, and `BranchWriter` encodes and writes it
+    there. See `Handoff` for the states and locks::
+
+        publish ── acquire ─▶ capture ─ put ─▶ [one step waits] ─▶ encode ─▶ write ─▶ durable
 
     Args:
         store: A store, or how to open it.
-        branch: The branch to move; made if there is none.
-        base: Where to find what changes: ``"host"``, in the copy in host memory; ``"device"``, in
-            another copy beside each tensor on an accelerator, so that only changes cross to the
-            host; ``"cache"``, without a copy, against what the store reads again (open it with a
-            `cache_size`, if there is memory for that). Without a copy, `publish` returns only after
-            encoding.
-        policy: What `publish` does while the one before waits for its turn: ``"block"`` until it
-            is encoded, or ``"skip-to-latest"`` and leave that one out. Left out are whole versions,
-            never changes; see `PublishStats.skipped` and the version's metadata.
+        branch: The branch to move; it is created with the first version.
+        compare: Where to find what changed: ``"host"``, in the copy in host memory; ``"device"``,
+            in a second copy next to each tensor on an accelerator, so that only changes cross to
+            the host; ``"cache"``, without a copy, against what the store reads again (open it with
+            a `cache_size` if memory allows). Without a copy, `publish` returns only after encoding.
+        policy: What `publish` does while the version before waits to be encoded: ``"block"`` waits,
+            ``"skip-to-latest"`` leaves that version out. Whole versions are left out, never
+            changes; see `PublishStats.skipped` and the version's metadata.
         cast: Dtypes to publish floating-point tensors in, by patterns of their names; the first
             that matches counts. ``{"*.norm.*": torch.float32, "*": torch.bfloat16}`` publishes
             fp32 masters as bf16.
         extra: A directory whose other files (configuration, tokenizer) go with every version.
-        author: Who makes the versions.
+        author: The author of the versions.
         compression: How chunks without a base are stored, see `Repository.commit`.
         extra_state: Whether what modules return from ``get_extra_state`` is published or left out.
         exit_timeout: Seconds that the end of the program waits for versions to become durable.
-        reporter: Receives `Reporter.published`; by default that of the store.
+        reporter: Receives `Reporter.published`; by default the reporter of the store.
 
     Attributes:
         exit_timeout: As above.
 
     Raises:
         NotFoundError: There is no such store.
-        InvalidInputError: An argument is none of those above.
+        InvalidInputError: An argument has none of the values above.
         StoreError: The store could not be read.
     """
 
@@ -113,10 +99,10 @@ class Publisher(Handle):
 
     def __init__(
         self,
-        store: Repository | ObjectStore | str | os.PathLike[str],
+        store: StoreLike,
         branch: str = DEFAULT_BRANCH,
         *,
-        base: Base = "host",
+        compare: Compare = "host",
         policy: Policy = "block",
         cast: Mapping[str, torch.dtype] | None = None,
         extra: str | os.PathLike[str] | None = None,
@@ -126,51 +112,45 @@ class Publisher(Handle):
         exit_timeout: float = _EXIT_TIMEOUT,
         reporter: Reporter | None = None,
     ) -> None:
-        check_choice("base", base, get_args(Base))
+        check_choice("compare", compare, get_args(Compare))
         check_choice("policy", policy, get_args(Policy))
         check_choice("extra_state", extra_state, get_args(ExtraState))
-        if not exit_timeout >= 0:
-            raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, f"exit_timeout={exit_timeout}: give seconds, from 0 on"
-            )
-        self.exit_timeout = min(exit_timeout, threading.TIMEOUT_MAX)
-        self._compression = check_compression(compression)
-        self._base, self._policy, self._author = base, policy, author
+        check_compression(compression)
+        self.exit_timeout = _checked_timeout(exit_timeout)
+        self._compare = compare
         self._cast = cast_policy(cast or {})
         self._extra_state = extra_state
-        self._extra = None if extra is None else to_path(extra)
         self._branch = branch
-        self._owns_store = not isinstance(store, Repository)
-        self._store = store if isinstance(store, Repository) else open_repository(store)
-        self._db = self._below = self._store.database
+        extra = None if extra is None else to_path(extra)
+        self._opened = opened(store)
+        self._db = self._below = self._opened.repository.database
         self._reporter = reporter or self._db.reporter
-        self._head = self._db.refs.head(branch, for_update=True)
-        self._written: Snapshot | None = None  # the head, once it was read or written here
-        self._doubtful: Snapshot | None = None  # was written, and may have become the head
-        self._mirror: Mirror | None = None
+        self._writer = BranchWriter(
+            self._db, branch, author=author, compression=compression, extra=extra
+        )
+        self._handoff = Handoff(
+            replaces=policy == "skip-to-latest", check_open=partial(check_open, self)
+        )
         self._outline: Outline | None = None  # of the last state
-        self._state = threading.Condition()  # guards what follows
-        self._waiting: Step | None = None
-        self._active: str | None = None  # the name of the step that is being written
-        self._in_use = False  # the mirror, by whoever scans or encodes
-        self._errors: list[Failure] = []
-        self._conflict: ConflictError | None = None
-        self._thread = threading.Thread(target=self._work, name="casweights-publish", daemon=True)
+        self._thread = threading.Thread(
+            target=self._handoff.serve, args=[self._write], name="casweights-publish", daemon=True
+        )
         self._thread.start()
-        self._pending = exits.Pending(repr(self), self.exit_timeout, self._drain, self._losses)
-        exits.opened(self._pending)
+        self._pending = exits.Pending(
+            repr(self), self.exit_timeout, self._handoff.drain, self._losses
+        )
+        exits.register(self._pending)
 
     def __repr__(self) -> str:
-        return f"Publisher({self._store.url!r}, {self._branch!r})"
+        return f"Publisher({self._opened.repository.url!r}, {self._branch!r})"
 
     def _how_to_reopen(self) -> str:
         return f"make another with casweights.{self!r}"
 
     @property
     def version(self) -> SnapshotId | None:
-        """The newest version of the branch that is durable, as far as this publisher knows."""
-        with self._state:
-            return self._head.snapshot if self._head else None
+        """The newest durable version of the branch that this publisher knows of."""
+        return self._writer.version
 
     def publish(
         self,
@@ -184,16 +164,16 @@ class Publisher(Handle):
 
         Args:
             source: A module or a state dict. Where names, shapes and dtypes are those of the last
-                call, only what changed is kept and hashed. Names are published without what
-                ``torch.compile`` and data parallelism put in front of them: of a module that is so
-                wrapped or has such modules in it, and where all names of a state dict have it.
-            step: A number for it, which goes into the version's metadata.
-            message: Why this version is.
+                call, only what changed is kept and hashed. Names are published without the prefixes
+                of ``torch.compile`` and data parallelism: for a module that is wrapped or contains
+                wrapped modules, and for a state dict if all its names have the prefix.
+            step: A step number, stored in the version's metadata.
+            message: Why this version exists.
             metadata: JSON-like values to keep with it.
 
         Raises:
-            ConflictError: Another writer moved the branch. Nothing is published any more: open
-                another publisher, which goes on from there.
+            ConflictError: Another writer moved the branch. Nothing more is published: open another
+                publisher, which continues from there.
             CasweightsError: The version of an earlier call could not be made durable. Its changes
                 will be part of the next one. This call has done nothing: repeat it.
             InvalidInputError: The source cannot be published.
@@ -203,115 +183,69 @@ class Publisher(Handle):
             given = without_extra_state(given)
         state = StateFile(given, self._cast, self._outline)
         self._outline = state.outline
-        described = Step(
-            number=step,
-            message=message,
-            metadata=deepcopy(dict(metadata or {})) | ({} if step is None else {"step": step}),
-        )
-        self._acquire(state)
+        values = deepcopy(dict(metadata or {})) | ({} if step is None else {"step": step})
+        label = Label(number=step, message=message, metadata=values)
+        self._handoff.acquire(state.layout)
         try:
-            self._release(self._take(state, described))
+            self._handoff.put(self._capture(state, label))
         except BaseException:
-            self._release(None)
+            self._handoff.abandon()
             raise
 
-    def _fits(self, state: StateFile) -> bool:
-        """Whether the mirror is one of such states."""
-        return self._mirror is not None and self._mirror.layout == state.layout
-
-    def _acquire(self, state: StateFile) -> None:
-        """Wait until the mirror may be written; or until nothing is under way that has another."""
-
-        def is_free() -> bool:
-            if self._in_use:
-                return False
-            if self._base == "cache" or not self._fits(state):
-                return not (self._active or self._waiting)
-            return self._waiting is None or self._policy != "block"
-
-        with self._state:
-            self._check()
-            self._state.wait_for(is_free)
-            self._check()
-            self._in_use = True
-
-    def _release(self, taken: Step | None) -> None:
-        with self._state:
-            self._in_use = False
-            if taken is None:  # half of the mirror may be new
-                self._mirror = None
-                if self._waiting is not None and self._waiting.mirror is not None:
-                    self._errors.append(Failure(self._waiting.name, self._waiting.torn()))
-                    self._waiting = None
-            else:
-                other = self._waiting
-                self._waiting = taken if other is None else taken.instead_of(other)
-            self._state.notify_all()
-
-    def _take(self, state: StateFile, step: Step) -> Step:
+    def _capture(self, state: StateFile, label: Label) -> Step:
         """Keep what the caller may change next."""
         begin = time.monotonic()
-        if self._base == "cache":
-            self._settle()
-            encoded = self._encode(state, step)
-            return replace(step, encoded=encoded, encode_seconds=time.monotonic() - begin)
-        if self._mirror is None or not self._fits(state):
-            self._settle()  # what is in doubt is the last version of the mirror that goes
-            self._mirror = None  # before there is another one: two take too much memory
-            self._mirror = Mirror(
+        if self._compare == "cache":
+            self._writer.settle()
+            version = self._writer.encode(state, label)
+            return EncodedStep(label, version, encode_seconds=time.monotonic() - begin)
+        mirror = self._handoff.mirror
+        if mirror is not None and mirror.layout == state.layout:
+            found = mirror.scan(state)
+        else:
+            self._writer.settle()  # a version in doubt is one of the mirror that goes now
+            self._handoff.mirror = mirror = None  # two mirrors take too much memory
+            self._handoff.mirror = mirror = Mirror(
                 state,
                 self._db.config.chunk_size,
                 self._db.workers,
-                on_device=self._base == "device",
+                on_device=self._compare == "device",
             )
-            found = self._mirror.first(state)
-        else:
-            found = self._mirror.scan(state)
-        seconds = time.monotonic() - begin
-        return replace(step, mirror=self._mirror, scan=found, scan_seconds=seconds)
+            found = mirror.first(state)
+        return CapturedStep(label, mirror, found, time.monotonic() - begin)
 
-    def _check(self) -> None:
-        check_open(self)
-        self._raise_error()
-
-    def _raise_error(self) -> None:
-        if self._conflict is not None:
-            self._errors.clear()  # nothing follows, so it speaks for them all
-            raise self._conflict
-        if self._errors:
-            raise self._errors.pop(0).error
+    def _write(self, step: Step) -> None:
+        """Turn a step into a version, on the writer's thread."""
+        if isinstance(step, CapturedStep):
+            try:
+                step = self._writer.encode_captured(step)
+            finally:
+                self._handoff.release_mirror()
+        begin = time.monotonic()
+        self._writer.write(step)
+        self._reporter.published(step.stats(time.monotonic() - begin))
 
     def wait(self, timeout: float | None = None) -> Snapshot | None:
-        """Wait until all that was published is durable.
+        """Wait until everything that was published is durable.
 
         Args:
-            timeout: Seconds to wait at most.
+            timeout: Maximum number of seconds to wait.
 
         Returns:
-            The newest version of the branch; None if there is none yet.
+            The newest version of the branch; None if the branch has none yet.
 
         Raises:
-            TimeoutError: It takes longer; it goes on.
+            TimeoutError: It takes longer. Writing continues.
             CasweightsError: A version could not be made durable, see `publish`.
         """
-        if not self._drain(timeout):
+        if not self._handoff.drain(timeout):
             raise TimeoutError(f"versions are still being written after {timeout:g} s")
-        with self._state:
-            self._raise_error()
-        return self._before()
-
-    def _drain(self, timeout: float | None = None) -> bool:
-        """Wait until nothing is being written, whatever came of it; False if it takes longer."""
-        with self._state:
-            return self._state.wait_for(lambda: not (self._waiting or self._active), timeout)
+        self._handoff.raise_failure()
+        return self._writer.before()
 
     def _losses(self) -> list[str]:
-        """What is not durable and was not told by an error yet, a line for each step."""
-        with self._state:
-            pending = [self._active, self._waiting and self._waiting.name]
-            told = [f"{failure.name}: {failure.error}" for failure in self._errors]
-        told += [f"{name}: the program ended before it was written" for name in pending if name]
-        return [f"not stored in branch {self._branch!r} of {self._store.url}: {s}" for s in told]
+        where = f"not stored in branch {self._branch!r} of {self._opened.repository.url}"
+        return [f"{where}: {loss}" for loss in self._handoff.losses()]
 
     def attach(
         self,
@@ -320,13 +254,15 @@ class Publisher(Handle):
         *,
         every: int = 1,
     ) -> RemovableHandle:
-        """Publish after each step of an optimizer, or after every so many.
+        """Publish after every step of an optimizer, or after every `every` steps.
 
         Returns:
             A handle; its `remove` ends that.
         """
         if every < 1:
-            raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"every={every}: it takes at least 1")
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"every must be at least 1 step, got {every}"
+            )
         steps = itertools.count(1)
 
         def hook(*_: object) -> None:
@@ -337,21 +273,16 @@ class Publisher(Handle):
         return optimizer.register_step_post_hook(hook)
 
     def close(self) -> None:
-        """Wait until all is durable, and end the thread.
+        """Wait until everything is durable, and end the thread.
 
         Raises:
             CasweightsError: A version could not be made durable, see `publish`.
         """
-        with self._state:
-            self._state.notify_all()
+        self._handoff.close()
         self._thread.join()
-        exits.closed(self._pending)
-        if self._owns_store:
-            self._store.close()
-        with self._state:
-            for other in self._errors[1:]:
-                self._errors[0].error.add_note(f"besides, {other.name}: {other.error}")
-            self._raise_error()
+        exits.unregister(self._pending)
+        self._opened.close()
+        self._handoff.raise_all()
 
     def __enter__(self) -> Self:
         return self
@@ -368,123 +299,12 @@ class Publisher(Handle):
             if error is None:
                 raise
             if failure is not error:
-                error.add_note(f"besides, a version could not be published: {failure}")
+                error.add_note(f"also, a version could not be published: {failure}")
 
-    def _work(self) -> None:
-        """Turn one step after the other into versions, on a thread of its own."""
-        while (step := self._next()) is not None:
-            failure = self._attempt(step)
-            del step  # its mirror may have to make room for another one
-            self._done(failure)
-            del failure
 
-    def _next(self) -> Step | None:
-        with self._state:
-            self._state.wait_for(lambda: not self._in_use and (self._waiting or self._closed))
-            step, self._waiting = self._waiting, None
-            if step is not None:
-                self._active = step.name
-                self._in_use = step.mirror is not None
-            return step
-
-    def _attempt(self, step: Step) -> BaseException | None:
-        try:
-            self._publish(step)
-        except BaseException as error:  # it is raised where the caller is
-            return error
-        return None
-
-    def _done(self, failure: BaseException | None) -> None:
-        with self._state:
-            if failure is not None:
-                self._errors.append(Failure(self._active or "", failure))
-            if isinstance(failure, ConflictError):
-                if self._waiting is not None:
-                    self._errors.append(Failure(self._waiting.name, failure))
-                self._conflict, self._waiting = failure, None
-            self._active = None
-            self._state.notify_all()
-
-    def _publish(self, step: Step) -> None:
-        begin = time.monotonic()
-        encoded, scan, seconds = step.encoded, step.scan, step.encode_seconds
-        new = False
-        if step.mirror is not None and scan is not None:
-            try:
-                new = step.mirror.is_settled
-                scan = self._claim(step.mirror, scan)
-                encoded = self._encode(KeptState(step.mirror, scan), step)
-            finally:
-                with self._state:
-                    self._in_use = False
-                    self._state.notify_all()
-            seconds = time.monotonic() - begin
-        if encoded is not None:
-            begin = time.monotonic()
-            self._write(encoded, step.mirror, new=new)
-            upload_seconds = time.monotonic() - begin
-            self._reporter.published(step.stats(encoded, scan, seconds, upload_seconds))
-
-    def _claim(self, mirror: Mirror, scan: Scan) -> Scan:
-        """What to publish: what was found, and what is part of no durable version."""
-        try:
-            self._settle()
-        except BaseException:
-            mirror.put_off(scan)
-            raise
-        return mirror.claim(scan)
-
-    def _encode(self, state: StateFile | KeptState, step: Step) -> EncodedVersion:
-        before = self._before()
-        skipped = [number for number in step.skipped if number is not None]
-        description = Description(
-            parents=() if before is None else (before.id,),
-            time=datetime.now(UTC),
-            author=self._author,
-            message=step.message,
-            metadata=step.metadata | ({"skipped": skipped} if skipped else {}),
+def _checked_timeout(seconds: float) -> float:
+    if not seconds >= 0:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"exit_timeout must be at least 0 seconds, got {seconds}"
         )
-        files: list[SourceFile] = [state]
-        if self._extra is not None:
-            files += scan(self._extra, exclude=(*DEFAULT_EXCLUDE, *_WEIGHTS))
-        encoded = encode_version(
-            self._db,
-            sorted(files, key=lambda file: file.path),
-            description,
-            base=before,
-            compression=self._compression,
-            nearby=state if isinstance(state, KeptState) else None,
-        )
-        return encoded.detached()
-
-    def _before(self) -> Snapshot | None:
-        """The version that the branch is at."""
-        with self._state:
-            head, written = self._head, self._written
-        if head is None or (written is not None and written.id == head.snapshot):
-            return written
-        return self._db.snapshots.load(head.snapshot, with_locations=True)
-
-    def _write(self, encoded: EncodedVersion, mirror: Mirror | None, *, new: bool) -> None:
-        there = repeated(self._db, encoded.snapshot, self._head)
-        if there is not None and self._head is not None:
-            self._landed(self._head, there, mirror)
-            return
-        self._doubtful = encoded.snapshot
-        head = write_version(self._db, encoded, self._branch, self._head, new=new)
-        self._landed(head, encoded.snapshot, mirror)
-
-    def _settle(self) -> None:
-        """Find out whether the last version has become the branch's head, if that is unknown."""
-        if self._doubtful is not None:
-            head = self._db.refs.landed(self._branch, self._doubtful.id)
-            if head is not None:
-                self._landed(head, self._doubtful, self._mirror)
-            self._doubtful = None
-
-    def _landed(self, head: Head, version: Snapshot, mirror: Mirror | None) -> None:
-        if mirror is not None:
-            mirror.publish(version)
-        self._db.snapshots.retain(version)
-        with self._state:
-            self._head, self._written, self._doubtful = head, version, None
+    return min(seconds, threading.TIMEOUT_MAX)

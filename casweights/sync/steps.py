@@ -1,12 +1,11 @@
-"""States on their way from the caller to a version."""
+"""States on their way from `Publisher.publish` to a version."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from casweights.content.states import STATE_FILE
-from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
 from casweights.results import PublishStats
 
 if TYPE_CHECKING:
@@ -15,84 +14,93 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """A state that was handed over.
+class Label:
+    """What is said about a state.
 
     Attributes:
-        mirror: Where the state is kept; None where it is encoded already.
-        scan: What changed in the mirror since the state before.
-        encoded: The version, where there is no mirror to encode it from later.
-        number: The caller's number for it.
-        message: The caller's message.
-        metadata: The caller's metadata.
-        skipped: Numbers of the states that were left out in favour of this one.
-        scan_seconds: What finding the changes took.
-        encode_seconds: What encoding took, if it is done.
+        number: The caller's step number.
+        message: The message of its version.
+        metadata: The metadata of its version.
+        skipped: Step numbers of the states that were left out in favour of this one.
     """
 
-    mirror: Mirror | None = None
-    scan: Scan | None = None
-    encoded: EncodedVersion | None = None
     number: int | None
     message: str
     metadata: dict[str, Any]
     skipped: tuple[int | None, ...] = ()
-    scan_seconds: float = 0.0
-    encode_seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """The name of the state in messages."""
         return "a version" if self.number is None else f"step {self.number}"
 
-    def instead_of(self, other: Step) -> Step:
-        """This state in the place of the one right before it, which is left out."""
-        scan = self.scan
-        if self.mirror is not None and self.scan is not None and other.scan is not None:
-            scan = self.mirror.merge(other.scan, self.scan)
-        skipped = (*other.skipped, other.number, *self.skipped)
-        seconds = self.scan_seconds + other.scan_seconds
-        return replace(self, scan=scan, skipped=skipped, scan_seconds=seconds)
 
-    def stats(
-        self,
-        encoded: EncodedVersion,
-        scan: Scan | None,
-        encode_seconds: float,
-        upload_seconds: float,
-    ) -> PublishStats:
-        """What its publication took."""
-        header = next(file.header for file in encoded.snapshot.files if file.path == STATE_FILE)
+@dataclass(frozen=True, slots=True)
+class CapturedStep:
+    """A state that a mirror holds, to be encoded later.
+
+    Attributes:
+        label: What is said about it.
+        mirror: The copy of the state.
+        scan: What changed in the mirror since the state before.
+        scan_seconds: Time that finding the changes took.
+    """
+
+    label: Label
+    mirror: Mirror
+    scan: Scan
+    scan_seconds: float
+
+    def in_place_of(self, other: CapturedStep) -> CapturedStep:
+        """This state, with the changes of the one right before it, which is left out."""
+        left_out = (*other.label.skipped, other.label.number)
+        return replace(
+            self,
+            label=replace(self.label, skipped=(*left_out, *self.label.skipped)),
+            scan=self.mirror.merge(other.scan, self.scan),
+            scan_seconds=other.scan_seconds + self.scan_seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedStep:
+    """A state that is encoded and only has to be written.
+
+    Attributes:
+        label: What is said about it.
+        version: The encoded version.
+        mirror: The mirror that it was encoded from; None if there was none.
+        untried: Whether no part of the version can be in the store yet.
+        changed: Number of elements that changed; None if they were not counted.
+        scan_seconds: Time that finding the changes took.
+        encode_seconds: Time that encoding took.
+    """
+
+    label: Label
+    version: EncodedVersion
+    mirror: Mirror | None = None
+    untried: bool = False
+    changed: int | None = None
+    scan_seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+    def stats(self, upload_seconds: float) -> PublishStats:
+        """What publishing it took."""
+        snapshot = self.version.snapshot
+        header = next(file.header for file in snapshot.files if file.path == STATE_FILE)
         infos = header.tensors if header else ()
         return PublishStats(
-            snapshot=encoded.snapshot.id,
-            step=self.number,
-            skipped=self.skipped,
-            total_bytes=encoded.snapshot.size,
-            stored_bytes=encoded.stats.stored_bytes,
+            snapshot=snapshot.id,
+            step=self.label.number,
+            skipped=self.label.skipped,
+            total_bytes=snapshot.size,
+            stored_bytes=self.version.stats.stored_bytes,
             elements=sum(info.nbytes // info.dtype.width for info in infos),
-            changed_elements=scan.changed if scan else None,
+            changed_elements=self.changed,
             scan_seconds=self.scan_seconds,
-            encode_seconds=encode_seconds,
+            encode_seconds=self.encode_seconds,
             upload_seconds=upload_seconds,
         )
 
-    def torn(self) -> CasweightsError:
-        """The error for a state of which nothing is left."""
-        return InvalidInputError(
-            ErrorCode.SOURCE_CHANGED,
-            f"{self.name} was not published: the copy that was kept of it was overwritten "
-            "by a call that failed. Publish again",
-        )
 
-
-class Failure(NamedTuple):
-    """A state that did not become a version.
-
-    Attributes:
-        name: The state's name.
-        error: Why.
-    """
-
-    name: str
-    error: BaseException
+Step = CapturedStep | EncodedStep

@@ -85,9 +85,9 @@ def commit_file(repo: Repository, file: StateFile) -> None:
     commit_parts(db, [part], said, "main", head)
 
 
-def publish(base: Any) -> Any:
+def publish(compare: Any) -> Any:
     def entry(repo: Repository, tensors: State) -> None:
-        with casweights.Publisher(repo, base=base) as publisher:
+        with casweights.Publisher(repo, compare=compare) as publisher:
             publisher.publish(tensors)
 
     return entry

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 import casweights
 from casweights import ConflictError, Publisher, SnapshotId, Subscriber
 from casweights.stores.local import LocalStore
-from casweights.sync.publisher import Base
+from casweights.sync.publisher import Compare
 from tests.faults.hub_driver import BUCKET, wrapped
 from tests.faults.sync_states import blank, digest, digest_of, state, step_of
 
@@ -177,8 +177,8 @@ def commit_files(worker: Worker) -> None:
 
 def publish(worker: Worker) -> None:
     """The only trainer of its branch."""
-    base: Base = worker.chance.choice(get_args(Base))
-    with worker.place.opened() as repo, Publisher(repo, LIVE, base=base) as publisher:
+    compare: Compare = worker.chance.choice(get_args(Compare))
+    with worker.place.opened() as repo, Publisher(repo, LIVE, compare=compare) as publisher:
         head = publisher.wait()
         step = step_of(head) + 1 if head else 0
         for number in range(step, step + worker.chance.randint(2, 20)):

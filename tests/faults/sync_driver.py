@@ -34,7 +34,7 @@ from casweights.config import KiB
 from casweights.database.packs import read_pack_index
 from casweights.stores.local import LocalStore
 from casweights.sync.live import LiveTensor
-from casweights.sync.publisher import Base, Policy
+from casweights.sync.publisher import Compare, Policy
 from casweights.testing.faults import kill_process
 from tests.disks import wait_for_no_disk
 from tests.faults.hub_driver import import_client, wrapped
@@ -105,14 +105,16 @@ class Run:
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def train(run: Run, store: ObjectStore, *, base: Base = "host", policy: Policy = "block") -> None:
+def train(
+    run: Run, store: ObjectStore, *, compare: Compare = "host", policy: Policy = "block"
+) -> None:
     """Publish step after step up to the goal, from where the branch is.
 
     What is said to be durable is noted as claimed.
     """
     with (
         casweights.open(store, workers=2) as repo,
-        Publisher(repo, base=base, policy=policy) as publisher,
+        Publisher(repo, compare=compare, policy=policy) as publisher,
     ):
         head = publisher.wait()
         step = step_of(head) + 1 if head else 0
@@ -246,11 +248,11 @@ class Pair:
         self._versions = tell(self.run.folder / "answer", partial(check, self.run, self._versions))
 
     def start(self, who: str) -> int:
-        base = self.chance.choice(get_args(Base))
+        compare = self.chance.choice(get_args(Compare))
         policy = self.chance.choice(get_args(Policy))
         seed = self.chance.randrange(1000)
         if who == "trainer":
-            return fork(lambda: train(self.run, self.run.objects(), base=base, policy=policy))
+            return fork(lambda: train(self.run, self.run.objects(), compare=compare, policy=policy))
         disk_cache = self.run.folder / "cache"
         return fork(lambda: follow(self.run, self.run.objects(disk_cache), seed=seed))
 

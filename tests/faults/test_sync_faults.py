@@ -342,16 +342,19 @@ def test_stale_and_corrupt_and_unreachable_are_told_apart(objects: ObjectStore) 
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("base", ["host", "device", "cache"])
+@pytest.mark.parametrize("compare", ["host", "device", "cache"])
 def test_every_write_of_a_publisher_fails_once(
-    tmp_path: Path, base: Literal["host", "device", "cache"], after: bool
+    tmp_path: Path, compare: Literal["host", "device", "cache"], after: bool
 ) -> None:
     """The caller hears of it, publishes again, and every version is what it should be."""
     for call in range(1, 7):
         root = tmp_path / f"{call}"
         casweights.open(root, create=True, config=CONFIG).close()
         store = FaultyStore(LocalStore(root))
-        with casweights.open(store, workers=2) as repo, Publisher(repo, base=base) as publisher:
+        with (
+            casweights.open(store, workers=2) as repo,
+            Publisher(repo, compare=compare) as publisher,
+        ):
             store.unused = [Fault(method="put", call=call, after=after)]
             failures = [failure_of(partial(publish_one, publisher, step)) for step in range(4)]
             failed = [step for step, failure in enumerate(failures) if failure is not None]

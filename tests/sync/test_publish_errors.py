@@ -27,9 +27,9 @@ from tests.sync.states import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casweights.sync.publisher import Base
+    from casweights.sync.publisher import Compare
 
-bases = pytest.mark.parametrize("base", ["host", "cache"])
+compared = pytest.mark.parametrize("compare", ["host", "cache"])
 
 # Where a version fails, and whether it is the branch's head nevertheless.
 FAILURES = {
@@ -83,27 +83,29 @@ class Run:
         self.store.close()
 
 
-@bases
+@compared
 @failures
 @pytest.mark.parametrize("how", ["publish", "wait", "close"])
 def test_an_error_comes_out_once_and_nothing_is_lost(
-    base: Base, failure: tuple[str, str, bool, bool], how: str
+    compare: Compare, failure: tuple[str, str, bool, bool], how: str
 ) -> None:
     method, prefix, after, landed = failure
-    run = Run(base=base)
+    run = Run(compare=compare)
     run.publish(0)
     first = run.publisher.wait()
     run.fail(method, prefix, after, landed)
     run.publish(1)
     if how == "publish":
-        with run.publisher._state:
-            assert run.publisher._state.wait_for(lambda: run.publisher._errors, PATIENCE)
+        with run.publisher._handoff._state:
+            assert run.publisher._handoff._state.wait_for(
+                lambda: run.publisher._handoff._failures, PATIENCE
+            )
         run.failed(lambda: run.again(2))
     else:
         run.failed(run.publisher.wait if how == "wait" else run.publisher.close)
     assert run.publisher.version == (first and first.id)  # as far as is known
     if how == "close":
-        run.publisher = Publisher(run.store, base=base)
+        run.publisher = Publisher(run.store, compare=compare)
         if landed:
             assert run.publisher.version != (first and first.id)
     run.publish(2)
@@ -111,11 +113,11 @@ def test_an_error_comes_out_once_and_nothing_is_lost(
     run.check(*([0, 1, 2] if landed else [0, 2]))
 
 
-@bases
+@compared
 @failures
-def test_the_first_version_fails(base: Base, failure: tuple[str, str, bool, bool]) -> None:
+def test_the_first_version_fails(compare: Compare, failure: tuple[str, str, bool, bool]) -> None:
     method, prefix, after, landed = failure
-    run = Run(base=base)
+    run = Run(compare=compare)
     run.fail(method, prefix, after, landed)
     run.publish(0)
     run.failed(run.publisher.wait)
@@ -123,9 +125,9 @@ def test_the_first_version_fails(base: Base, failure: tuple[str, str, bool, bool
     run.check(*([0, 1] if landed else [1]))
 
 
-@bases
-def test_a_version_that_landed_is_no_failure(base: Base) -> None:
-    run = Run(base=base)
+@compared
+def test_a_version_that_landed_is_no_failure(compare: Compare) -> None:
+    run = Run(compare=compare)
     run.objects.fail("put", "refs/", after=True)
     run.publish(0)
     run.publisher.wait()
@@ -135,9 +137,9 @@ def test_a_version_that_landed_is_no_failure(base: Base) -> None:
     run.check(0, 1)
 
 
-@bases
-def test_several_failures_in_a_row(base: Base) -> None:
-    run = Run(base=base)
+@compared
+def test_several_failures_in_a_row(compare: Compare) -> None:
+    run = Run(compare=compare)
     run.publish(0)
     run.publisher.wait()
     for step in range(1, 6):
@@ -278,9 +280,9 @@ def test_a_scan_that_stops_over_a_state_that_waits(monkeypatch: pytest.MonkeyPat
     run.check(0, 3)
 
 
-@bases
-def test_another_writer(base: Base) -> None:
-    run = Run(base=base)
+@compared
+def test_another_writer(compare: Compare) -> None:
+    run = Run(compare=compare)
     run.publish(0)
     run.publisher.wait()
     theirs = run.store.commit({"w": noise(7)}, metadata={"step": 100})
@@ -295,7 +297,7 @@ def test_another_writer(base: Base) -> None:
     assert run.store.branches() == {"main": theirs.id}
     with pytest.raises(ConflictError):
         run.publisher.close()
-    run.publisher = Publisher(run.store, base=base)
+    run.publisher = Publisher(run.store, compare=compare)
     assert run.publisher.version == theirs.id
     run.states[100] = run.store.load(theirs)
     run.publish(2)
@@ -342,8 +344,8 @@ def test_errors_do_not_keep_copies_of_the_model() -> None:
     run.objects.fail("put", "packs/")
     run.publish(0)
     run.failed(run.publisher.wait)
-    assert run.publisher._mirror is not None
-    old = weakref.ref(run.publisher._mirror)
+    assert run.publisher._handoff.mirror is not None
+    old = weakref.ref(run.publisher._handoff.mirror)
     run.state["more"] = noise(9)
     run.publish(1)
     run.publisher.wait()

@@ -30,20 +30,25 @@ from tests.sync.states import (
 )
 
 if TYPE_CHECKING:
-    from casweights.sync.publisher import Base, Policy
+    from casweights.sync.publisher import Compare, Policy
 
 
-@pytest.mark.parametrize("base", ["host", "cache"])
+@pytest.mark.parametrize("compare", ["host", "cache"])
 @pytest.mark.parametrize("compression", ["auto", "fast", "small"])
-def test_tensors_may_change_while_their_version_is_written(base: Base, compression: Any) -> None:
+def test_tensors_may_change_while_their_version_is_written(
+    compare: Compare, compression: Any
+) -> None:
     objects, state, states = Trouble(), {"w": noise(CHUNK)}, {}
-    with open_store(objects) as store, Publisher(store, base=base, compression=compression) as run:
+    with (
+        open_store(objects) as store,
+        Publisher(store, compare=compare, compression=compression) as run,
+    ):
         objects.hold("packs/")
         states[0] = copied(state)
         run.publish(state, step=0)
         objects.reached()
         nudge(state["w"], CHUNK, seed=0)  # the frames of incompressible chunks are their bytes
-        if base == "host":
+        if compare == "host":
             states[1] = copied(state)
             run.publish(state, step=1)
             nudge(state["w"], CHUNK, seed=1)

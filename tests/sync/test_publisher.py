@@ -37,21 +37,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights.format.layout import Piece
-    from casweights.sync.publisher import Base, Policy
+    from casweights.sync.publisher import Compare, Policy
     from casweights.system.buffers import Pool
 
-BASES: list[Base] = ["host", "device", "cache"]
-bases = pytest.mark.parametrize("base", BASES)
+COMPARE: list[Compare] = ["host", "device", "cache"]
+compared = pytest.mark.parametrize("compare", COMPARE)
 
 
-@bases
+@compared
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_run_is_an_ordinary_history(base: Base, remote: bool) -> None:
+def test_a_run_is_an_ordinary_history(compare: Compare, remote: bool) -> None:
     objects = Trouble()
     objects.capabilities = Capabilities(exclusive_create=not remote, remote=remote)
     state, states = model(), {}
     with open_store(objects) as store:
-        with Publisher(store, base=base, author="me") as publisher:
+        with Publisher(store, compare=compare, author="me") as publisher:
             assert (publisher.version, publisher.wait()) == (None, None)
             for step in range(5):
                 states[step] = copied(state)
@@ -96,19 +96,19 @@ FAULTS = st.sampled_from(
     steps=st.lists(
         st.tuples(KINDS, st.booleans(), st.none() | st.none() | FAULTS), min_size=2, max_size=8
     ),
-    base=st.sampled_from(BASES),
+    compare=st.sampled_from(COMPARE),
     policy=st.sampled_from(["block", "skip-to-latest"]),
     compression=st.sampled_from(["auto", "fast"]),
 )
 def test_versions_are_what_the_tensors_were_whatever_happens(
     steps: list[tuple[str, bool, tuple[str, str, bool] | None]],
-    base: Base,
+    compare: Compare,
     policy: Policy,
     compression: Any,
 ) -> None:
     objects, state, states = Trouble(), model(chunks=2), dict[int, State]()
     with open_store(objects) as store:
-        publisher = Publisher(store, base=base, policy=policy, compression=compression)
+        publisher = Publisher(store, compare=compare, policy=policy, compression=compression)
 
         def publish(step: int) -> None:
             states[step] = copied(state)
@@ -122,7 +122,7 @@ def test_versions_are_what_the_tensors_were_whatever_happens(
             change(state, kind, step)
             if fault is not None:
                 objects.fail(fault[0], fault[1], after=fault[2])
-            if base == "cache" or policy == "block":
+            if compare == "cache" or policy == "block":
                 objects.release()
             publish(step)
             if held:  # by the time that it goes on, the tensors are others
@@ -146,11 +146,11 @@ def test_versions_are_what_the_tensors_were_whatever_happens(
 
 
 @hypothesis.settings(max_examples=40)
-@hypothesis.given(state=state_dicts(), base=st.sampled_from(["host", "cache"]), data=st.data())
-def test_any_state(state: State, base: Base, data: st.DataObject) -> None:
+@hypothesis.given(state=state_dicts(), compare=st.sampled_from(["host", "cache"]), data=st.data())
+def test_any_state(state: State, compare: Compare, data: st.DataObject) -> None:
     other = redrawn(state, data)
     with open_store(MemoryStore()) as store:
-        with Publisher(store, base=base) as run:
+        with Publisher(store, compare=compare) as run:
             for step, source in enumerate([state, other, other, state]):
                 run.publish(source, step=step)
         assert_history(store, {0: state, 1: other, 2: other, 3: state})
@@ -178,14 +178,14 @@ def redrawn(node: Any, data: st.DataObject) -> Any:
     return visit(node)
 
 
-@bases
+@compared
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
-def test_every_bit_of_every_dtype(dtype: torch.dtype, base: Base) -> None:
+def test_every_bit_of_every_dtype(dtype: torch.dtype, compare: Compare) -> None:
     words = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)  # NaNs and -0.0 of all kinds
     bits = bytearray(words.numpy().tobytes() * (dtype.itemsize // 2 or 1))
     states = {}
     with open_store(MemoryStore()) as store:
-        with Publisher(store, base=base) as run:
+        with Publisher(store, compare=compare) as run:
             for step in range(3):
                 if dtype == torch.bool:
                     bits = bytearray(place % 2 for place in range(step, step + 2**16))
@@ -206,14 +206,14 @@ class Tied(torch.nn.Module):
         self.head.weight = self.embed.weight
 
 
-@bases
-def test_a_module_attached_to_its_optimizer(base: Base) -> None:
+@compared
+def test_a_module_attached_to_its_optimizer(compare: Compare) -> None:
     torch.manual_seed(0)
     module = Tied()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
     states = {}
     with open_store(MemoryStore()) as store:
-        with Publisher(store, base=base) as run:
+        with Publisher(store, compare=compare) as run:
             handle = run.attach(optimizer, module, every=2)
             for step in range(1, 7):
                 module.head(module.norm(module.embed(torch.arange(20)))).square().sum().backward()
@@ -222,7 +222,7 @@ def test_a_module_attached_to_its_optimizer(base: Base) -> None:
                     states[step] = copied(module.state_dict())
             handle.remove()
             optimizer.step()
-            with pytest.raises(InvalidInputError, match="every=0"):
+            with pytest.raises(InvalidInputError, match="every must be at least 1 step, got 0"):
                 run.attach(optimizer, module, every=0)
         assert list(states) == [2, 4, 6]
         assert_history(store, states)
@@ -231,9 +231,9 @@ def test_a_module_attached_to_its_optimizer(base: Base) -> None:
         assert loaded["norm.num_batches_tracked"] == 6
 
 
-@pytest.mark.parametrize("base", ["host", "device"])
+@pytest.mark.parametrize("compare", ["host", "device"])
 def test_what_did_not_change_is_neither_read_nor_hashed_nor_stored(
-    base: Base, monkeypatch: pytest.MonkeyPatch
+    compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed, read = list[int](), list[tuple[str | None, int]]()
     original = mirror_module.KeptState.read
@@ -245,7 +245,7 @@ def test_what_did_not_change_is_neither_read_nor_hashed_nor_stored(
     monkeypatch.setattr(mirror_module.KeptState, "read", reading)
     objects = CountingStore(MemoryStore())
     state = {name: noise(4 * CHUNK // 2, seed) for seed, name in enumerate("abc")}
-    with open_store(objects) as store, Publisher(store, base=base) as run:
+    with open_store(objects) as store, Publisher(store, compare=compare) as run:
         hasher = store.database.hasher
 
         def hashing(data: Any) -> Any:
@@ -280,13 +280,13 @@ def test_what_did_not_change_is_neither_read_nor_hashed_nor_stored(
         assert [name.split("/")[0] for name, _ in objects.writes] == ["snapshots", "refs"]
 
 
-@bases
-def test_who_goes_on_stores_what_changed(base: Base) -> None:
+@compared
+def test_who_goes_on_stores_what_changed(compare: Compare) -> None:
     objects, state, states = CountingStore(MemoryStore()), model(), {}
     for step in range(3):
         states[step] = copied(state)
         objects.reset()
-        with open_store(objects) as store, Publisher(store, base=base) as run:
+        with open_store(objects) as store, Publisher(store, compare=compare) as run:
             assert (run.version is None) == (step == 0)
             run.publish(state, step=step)
         if step:
@@ -296,8 +296,8 @@ def test_who_goes_on_stores_what_changed(base: Base) -> None:
         assert_history(store, states)
 
 
-@bases
-def test_dtypes_to_publish_in(base: Base) -> None:
+@compared
+def test_dtypes_to_publish_in(compare: Compare) -> None:
     generator = torch.Generator().manual_seed(0)
     masters = {
         "layer.weight": torch.randn(300, 400, generator=generator),
@@ -312,7 +312,7 @@ def test_dtypes_to_publish_in(base: Base) -> None:
     wanted = {"layer.weight": torch.bfloat16, "tied": torch.bfloat16, "half": torch.float64}
     listener, states = Listener(), {}
     with open_store(MemoryStore()) as store:
-        with Publisher(store, base=base, cast=cast, reporter=listener) as run:
+        with Publisher(store, compare=compare, cast=cast, reporter=listener) as run:
             for step in range(3):
                 states[step] = {
                     name: tensor.to(wanted.get(name, tensor.dtype))
@@ -323,7 +323,7 @@ def test_dtypes_to_publish_in(base: Base) -> None:
                 masters["layer.weight"][1, step] += 1
                 masters["layer.weight"][2] *= 1 + 1e-7  # too little to be seen in bf16
         assert_history(store, states)
-    if base != "cache":
+    if compare != "cache":
         assert [stats.changed_elements for stats in listener.stats] == [None, 1, 1]
 
 
@@ -393,8 +393,8 @@ def test_what_cannot_be_published() -> None:
         for wrong in ([torch.ones(2)], {"w": object()}, None):
             with pytest.raises(InvalidInputError):
                 run.publish(wrong)  # type: ignore[arg-type]
-        with pytest.raises(InvalidInputError, match="base='disk': choose one of host, device"):
-            Publisher(store, base="disk")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="compare='disk': choose one of host, device"):
+            Publisher(store, compare="disk")  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="float dtype"):
             Publisher(store, cast={"*": torch.int8})
         run.publish({"w": torch.ones(2)}, metadata={"a": object()})

@@ -55,7 +55,7 @@ assert_type(store.verify(quick=True).problems, tuple[CasweightsError, ...])
 assert_type([version.nbytes for version in store.stats().versions], list[int])
 
 model = torch.nn.Linear(1, 1)
-with casweights.Publisher(store, "policy", base="device", policy="skip-to-latest") as publisher:
+with casweights.Publisher(store, "policy", compare="device", policy="skip-to-latest") as publisher:
     publisher.publish(model, step=1, metadata={"loss": 0.5})
     publisher.publish(model.state_dict())
     publisher.attach(torch.optim.AdamW(model.parameters()), model, every=2).remove()

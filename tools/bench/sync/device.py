@@ -36,7 +36,10 @@ def row_device(report: Report, work: Path, size: int, rounds: int) -> None:
     note_progress("device: a model")
     url, scans = work / "device", _Scans()
     casweights.open(url, create=True).close()
-    with Publisher(url, base="device", reporter=scans) as publisher, Subscriber(url) as subscriber:
+    with (
+        Publisher(url, compare="device", reporter=scans) as publisher,
+        Subscriber(url) as subscriber,
+    ):
         model = Model(size, 1)
         device = _Device(publisher, subscriber, model)
         for n in range(rounds + 1):

@@ -53,7 +53,7 @@ class Trainer(Reporter):
         url: Store for the versions.
         bucket: For the patches.
         scratch: A directory for files on their way.
-        base: Where the publisher keeps what it published.
+        compare: Where the publisher finds what changed.
         hidden: Width of the model's layers; by default it goes with the size.
     """
 
@@ -66,7 +66,7 @@ class Trainer(Reporter):
         url: str,
         bucket: str,
         scratch: str,
-        base: Any = "host",
+        compare: Any = "host",
         hidden: int | None = None,
     ) -> None:
         self._probe = probe
@@ -74,7 +74,7 @@ class Trainer(Reporter):
         self._model.make()
         self._state = self._model.tensors()
         self._url, self._bucket, self._scratch = url, bucket, Path(scratch)
-        self._base = base
+        self._compare = compare
         self._stats: PublishStats | None = None
         self._sent = 0
 
@@ -85,7 +85,7 @@ class Trainer(Reporter):
         """Publish the first version."""
         self._store = RecordingStore(open_object_store(self._url))
         repository = casweights.open(self._store, create=True)
-        self._publisher = Publisher(repository, base=self._base, reporter=self)
+        self._publisher = Publisher(repository, compare=self._compare, reporter=self)
         return self.publish()
 
     def begin_patches(self, numpy: bool) -> Any:

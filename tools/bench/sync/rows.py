@@ -78,15 +78,15 @@ class Rows:
 
     def row_memory(self, report: Report, size: int) -> None:
         """Memory beside the model."""
-        for base, copies in (("host", 1), ("cache", 0)):
-            note_progress(f"memory: trainer, base={base}")
+        for compare, copies in (("host", 1), ("cache", 0)):
+            note_progress(f"memory: trainer, compare={compare}")
             with fresh_run(self.work, size, begin=False) as run:
-                trainer = run.start("trainer", base=base)
+                trainer = run.start("trainer", compare=compare)
                 found = trainer.ask("peak", share=SHARE)
                 for when in ("first", "steps"):
                     report.add(
                         measured(
-                            f"memory of a trainer, base={base}, {when}",
+                            f"memory of a trainer, compare={compare}, {when}",
                             (found[when] - copies * found["model"]) / MiB,
                             "MiB",
                             target=_TRAINER_MEMORY,
@@ -95,7 +95,7 @@ class Rows:
                             "of commits",
                         )
                     )
-                if base == "host":
+                if compare == "host":
                     self._replica_memory(report, run, trainer)
 
     def _replica_memory(self, report: Report, run: Run, trainer: Any) -> None:

@@ -1,0 +1,183 @@
+"""Encoded states become versions at the head of a branch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from casweights.config import DEFAULT_EXCLUDE
+from casweights.content.files import scan
+from casweights.operations.commit import Description, encode_version, repeated, write_version
+from casweights.sync.mirror import KeptState
+from casweights.sync.steps import EncodedStep
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casweights.config import Compression
+    from casweights.content.files import SourceFile
+    from casweights.content.states import StateFile
+    from casweights.database import Database
+    from casweights.database.refs import Head
+    from casweights.format.manifest import Snapshot
+    from casweights.ids import SnapshotId
+    from casweights.operations.commit import EncodedVersion
+    from casweights.sync.mirror import Scan
+    from casweights.sync.steps import CapturedStep, Label
+
+# Files of a model's directory that would store its weights a second time.
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+
+
+class BranchWriter:
+    """Encodes states and writes them as versions of one branch, each the parent of the next.
+
+    ::
+
+        KNOWN ── write ──▶ KNOWN, with the version at the head
+          │
+          └── write fails ──▶ DOUBTFUL: the version may have become the head all the same
+                                 │
+                                 └── settle ──▶ KNOWN
+
+    `encode`, `encode_captured`, `write` and `settle` have one caller at a time: the writer's thread
+    while it has a step, or a caller that captures while there is none. `encode` and `write` need
+    a head that is known, so `settle` comes first. `version` and `before` may be called from any
+    thread: a lock guards the head.
+
+    Args:
+        db: The store.
+        branch: The branch.
+        author: The author of the versions.
+        compression: How chunks without a base are stored.
+        extra: A directory whose other files go with every version.
+
+    Raises:
+        StoreError: The head of the branch could not be read.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        branch: str,
+        *,
+        author: str,
+        compression: Compression,
+        extra: Path | None,
+    ) -> None:
+        self._db = db
+        self._branch = branch
+        self._author = author
+        self._compression = compression
+        self._extra = extra
+        self._lock = threading.Lock()  # guards the head and its version
+        self._head = db.refs.head(branch, for_update=True)
+        self._written: Snapshot | None = None  # the version at the head, once it is loaded
+        self._doubtful: Snapshot | None = None  # a version that may have become the head
+
+    @property
+    def version(self) -> SnapshotId | None:
+        """The version at the head; None if the branch has none yet."""
+        with self._lock:
+            return self._head.snapshot if self._head else None
+
+    def before(self) -> Snapshot | None:
+        """The version at the head, loaded: the parent of the next one."""
+        with self._lock:
+            head, written = self._head, self._written
+        if head is None or (written is not None and written.id == head.snapshot):
+            return written
+        return self._db.snapshots.load(head.snapshot, with_locations=True)
+
+    def settle(self) -> Snapshot | None:
+        """Find out whether the last version that failed has become the head.
+
+        Returns:
+            That version, if it has.
+
+        Raises:
+            StoreError: The store could not be read: it is still unknown.
+        """
+        version = self._doubtful
+        if version is None:
+            return None
+        head = self._db.refs.landed(self._branch, version.id)
+        if head is not None:
+            self._advance(head, version)
+        self._doubtful = None
+        return version if head is not None else None
+
+    def encode(self, state: StateFile | KeptState, label: Label) -> EncodedVersion:
+        """Encode a state as the next version. What does not fit into one pack is written."""
+        before = self.before()
+        skipped = [number for number in label.skipped if number is not None]
+        description = Description(
+            parents=() if before is None else (before.id,),
+            time=datetime.now(UTC),
+            author=self._author,
+            message=label.message,
+            metadata=label.metadata | ({"skipped": skipped} if skipped else {}),
+        )
+        files: list[SourceFile] = [state]
+        if self._extra is not None:
+            files += scan(self._extra, exclude=(*DEFAULT_EXCLUDE, *_WEIGHT_FILES))
+        encoded = encode_version(
+            self._db,
+            sorted(files, key=lambda file: file.path),
+            description,
+            base=before,
+            compression=self._compression,
+            nearby=state if isinstance(state, KeptState) else None,
+        )
+        return encoded.detached()
+
+    def encode_captured(self, step: CapturedStep) -> EncodedStep:
+        """Encode a captured state with everything that no durable version has yet."""
+        begin = time.monotonic()
+        mirror, untried = step.mirror, step.mirror.is_settled
+        claimed = self._claim(step)
+        version = self.encode(KeptState(mirror, claimed), step.label)
+        return EncodedStep(
+            step.label,
+            version,
+            mirror,
+            untried=untried,
+            changed=claimed.changed,
+            scan_seconds=step.scan_seconds,
+            encode_seconds=time.monotonic() - begin,
+        )
+
+    def _claim(self, step: CapturedStep) -> Scan:
+        try:
+            landed = self.settle()
+        except BaseException:
+            step.mirror.put_off(step.scan)
+            raise
+        if landed is not None:
+            step.mirror.publish(landed)
+        return step.mirror.claim(step.scan)
+
+    def write(self, step: EncodedStep) -> None:
+        """Make a version durable and move the branch to it.
+
+        Raises:
+            ConflictError: Another writer moved the branch.
+            StoreError: The store could not be written; the head is in doubt.
+        """
+        version = step.version.snapshot
+        there = repeated(self._db, version, self._head)
+        if there is not None and self._head is not None:
+            head, version = self._head, there
+        else:
+            self._doubtful = version
+            head = write_version(self._db, step.version, self._branch, self._head, new=step.untried)
+        if step.mirror is not None:
+            step.mirror.publish(version)
+        self._advance(head, version)
+
+    def _advance(self, head: Head, version: Snapshot) -> None:
+        self._db.snapshots.retain(version)
+        with self._lock:
+            self._head, self._written, self._doubtful = head, version, None
