@@ -272,7 +272,7 @@ def assert_torn(replica: Replica, *versions: SnapshotId) -> None:
     assert replica.subscriber.version is None
     for version in versions:
         with pytest.raises(StaleError) as caught:
-            replica.subscriber.sync(base=version)
+            replica.subscriber.sync(expect=version)
         assert caught.value.code is ErrorCode.TORN
 
 
@@ -324,7 +324,7 @@ def test_stale_and_corrupt_and_unreachable_are_told_apart(objects: ObjectStore) 
         second, news = publish_new(objects, 1)
         (pack,) = [info for info in news if info.name.startswith("packs/")]
         with pytest.raises(StaleError) as stale:
-            replica.subscriber.sync(base=second)
+            replica.subscriber.sync(expect=second)
         assert replica.holds(0, first)
         faulty.unused = [Fault(call=len(faulty.calls) + 1, action=unreachable)]
         with pytest.raises(StoreError) as away:

@@ -83,7 +83,7 @@ class Replica:
                 state = store.load(target)
                 self.weights = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
         base = SnapshotId.from_hex(info["base"]) if info["base"] else None
-        self._subscriber.sync(self.weights, to=target, base=base)
+        self._subscriber.sync(self.weights, to=target, expect=base)
 
     def forget(self) -> None:
         """Be a process that was started again."""

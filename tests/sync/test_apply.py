@@ -98,10 +98,10 @@ def test_a_write_that_fails_is_taken_back_with_all_before_it(
             assert bits(live) == bits(states[0])
             assert subscriber.version == versions[0]
             subscriber.verify()
-            assert subscriber.sync(to=versions[0], base=versions[0]).changed_elements == 0
+            assert subscriber.sync(to=versions[0], expect=versions[0]).changed_elements == 0
         with monkeypatch.context() as patch:
             seen = break_exchange(patch, {CHUNKS + 1}, error)
-            subscriber.sync(to=versions[1], base=versions[0])
+            subscriber.sync(to=versions[1], expect=versions[0])
             assert len(seen) == CHUNKS  # so each of them has failed
     assert bits(live) == bits(states[1])
 
@@ -125,7 +125,7 @@ def test_tensors_that_share_memory_are_taken_back_too(
                     with pytest.raises(RuntimeError):
                         subscriber.sync(to=versions[1])
                 assert bits(live) == bits(states[0])
-            subscriber.sync(to=versions[1], base=versions[0])
+            subscriber.sync(to=versions[1], expect=versions[0])
     assert bits(live) == bits(states[1])
 
 
@@ -152,7 +152,7 @@ def test_taking_back_that_fails_leaves_a_torn_target(
 def assert_torn(subscriber: Subscriber) -> None:
     assert subscriber.version is None
     with pytest.raises(StaleError, match="mixture of two versions") as stale:
-        subscriber.sync(base="main~1")
+        subscriber.sync(expect="main~1")
     assert stale.value.code is ErrorCode.TORN
 
 
@@ -199,7 +199,7 @@ def test_a_sync_that_broke_off_goes_on_from_there(
         assert subscriber.sync(to=versions[1]).changed_elements == ELEMENTS
         assert bits(live) == bits(states[1])
         with pytest.raises(StaleError) as stale:
-            subscriber.sync(base=versions[0])
+            subscriber.sync(expect=versions[0])
         assert stale.value.code is ErrorCode.STALE
 
 
@@ -215,7 +215,7 @@ def test_only_the_torn_target_is_torn(
             with pytest.raises(RuntimeError):
                 subscriber.sync(to=versions[1])
         with pytest.raises(StaleError) as stale:
-            subscriber.sync(replica(states[0]), base=versions[1])
+            subscriber.sync(replica(states[0]), expect=versions[1])
         assert stale.value.code is ErrorCode.STALE
 
 
@@ -442,5 +442,5 @@ def test_decoding_that_fails_leaves_the_target_alone(
             with pytest.raises(MemoryError):
                 subscriber.prefetch()
         assert bits(live) == bits(states[0])
-        assert subscriber.sync(base=versions[0]).snapshot == versions[1]
+        assert subscriber.sync(expect=versions[0]).snapshot == versions[1]
     assert bits(live) == bits(states[1])

@@ -92,9 +92,9 @@ def test_looks_become_rare_while_nothing_moves(
 
     stop = Pauses(*[None] * 5, move)
     clock = SimpleNamespace(monotonic=lambda: 12.0 * len(stop.pauses))
-    monkeypatch.setattr("casweights.sync.subscriber.time", clock)
+    monkeypatch.setattr("casweights.sync.branch_reader.time", clock)
     with Subscriber(repo) as subscriber:
-        subscriber.follow(seen.append, stop=stop, interval=1.0, most=4.0)
+        subscriber.follow(seen.append, stop=stop, interval=1.0, max_interval=4.0)
         assert stop.pauses == pytest.approx([1.0, 1.2, 2.4, 3.6, 4.0, 4.0, 1.0])
         assert seen == [version, *moved]
         subscriber.follow(seen.append, stop=stop)  # which is set
@@ -194,7 +194,7 @@ def test_it_ends_wherever_it_is_when_it_is_closed(
     with casweights.open(MemoryStore(), create=True) as repo, Subscriber(repo) as subscriber:
         commit_all(repo, [{"w": weights(1)}])
         close = subscriber.close if what == "subscriber" else repo.close
-        head = subscriber._poll
+        head = subscriber._branch.look
 
         def look() -> Any:
             close()
@@ -206,7 +206,7 @@ def test_it_ends_wherever_it_is_when_it_is_closed(
                 subscriber.prefetch({"w": weights(1)})
 
         if where == "look":
-            monkeypatch.setattr(subscriber, "_poll", look)
+            monkeypatch.setattr(subscriber._branch, "look", look)
         subscriber.follow(take, stop=Pauses(close if where == "pause" else None, None))
 
 
@@ -288,5 +288,5 @@ def test_a_model_may_be_used_while_a_version_is_prefetched(repo: Repository) -> 
                 assert subscriber.version == versions[n - 1]
                 reads += 1
             future.result()
-            subscriber.sync(to=versions[n], base=versions[n - 1])
+            subscriber.sync(to=versions[n], expect=versions[n - 1])
         assert bits(live) == bits(states[8])

@@ -178,7 +178,7 @@ def test_sharded_checkpoints(
         assert bits(live) == bits(state)
         state["layers.3.w"] = step(state["layers.3.w"].flatten(), 0.01, 1).view(-1, 64)
         repo.commit(dict(reversed(state.items())))  # all in one file, in another order
-        stats = subscriber.sync(base=first)
+        stats = subscriber.sync(expect=first)
     assert bits(live) == bits(state)
     assert stats.lag == 1
     assert 0 < stats.changed_elements < ELEMENTS / 50

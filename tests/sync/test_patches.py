@@ -60,7 +60,7 @@ def test_patches_make_the_new_tensors_of_the_old_ones(
     at = None
     with Subscriber(repo, verify=verify, memory=memory) as subscriber:
         for n in (0, 1, 2, 1, 4, 0):
-            found = patch_by_hand(host, subscriber.patches(live, to=versions[n], base=at))
+            found = patch_by_hand(host, subscriber.patches(live, to=versions[n], expect=at))
             assert bits(host) == bits(live) == bits(states[n])
             assert subscriber.version == versions[n]
             at = versions[n]
@@ -128,7 +128,7 @@ def test_the_target_is_at_the_version_before_the_first_patch(repo: Repository) -
             assert subscriber.version == versions[1]
             assert bits(live) == bits(states[1])
             break
-        assert subscriber.sync(base=versions[1]).changed_elements == 0
+        assert subscriber.sync(expect=versions[1]).changed_elements == 0
 
 
 def test_sparse_patches_outlive_the_next_sync(repo: Repository) -> None:
@@ -178,14 +178,14 @@ def test_patches_that_cannot_be_had(repo: Repository, objects: CountingStore) ->
     with Subscriber(repo) as subscriber:
         subscriber.sync(live, to=versions[0])
         with pytest.raises(StaleError):
-            list(subscriber.patches(to=versions[1], base=versions[1]))
+            list(subscriber.patches(to=versions[1], expect=versions[1]))
         with pytest.raises(InvalidInputError):
             list(subscriber.patches({"x": live["w"]}))
         subscriber.sync(live, to=versions[0])
         (pack,) = {name for name, _ in objects.writes if name.startswith("packs/")}
         flip_bit(objects, pack, 60)
         with pytest.raises(IntegrityError):
-            list(subscriber.patches(to=versions[1], base=versions[0]))
+            list(subscriber.patches(to=versions[1], expect=versions[0]))
         assert subscriber.version == versions[0]
         assert bits(live) == bits(states[0])
 

@@ -295,7 +295,7 @@ def test_another_target_undoes_a_prefetch(repo: Repository) -> None:
         subscriber.sync(first, to=versions[0])
         subscriber.prefetch(to=versions[2])
         with pytest.raises(StaleError):
-            subscriber.sync(second, base=versions[0])
+            subscriber.sync(second, expect=versions[0])
         stats = subscriber.sync(second, to=versions[2])
         assert stats.previous is None
         assert bits(second) == bits(states[2])
@@ -317,16 +317,16 @@ def test_tensors_that_change_their_names_are_another_target(repo: Repository) ->
     assert bits(swapped) == bits(states[1])
 
 
-def test_base_is_what_the_target_must_hold(repo: Repository) -> None:
+def test_sync_refuses_a_target_that_does_not_hold_the_expected_version(repo: Repository) -> None:
     states = list(history(3, 0.01))
     versions = commit_all(repo, states)
     live = replica(states[0])
     with Subscriber(repo) as subscriber:
 
-        def assert_stale(base: SnapshotId | str) -> None:
+        def assert_stale(expected: SnapshotId | str) -> None:
             before = bits(live)
             with pytest.raises(StaleError) as caught:
-                subscriber.sync(live, base=base)
+                subscriber.sync(live, expect=expected)
             assert caught.value.code is ErrorCode.STALE
             assert bits(live) == before
 
@@ -334,9 +334,9 @@ def test_base_is_what_the_target_must_hold(repo: Repository) -> None:
         subscriber.sync(live, to=versions[0])
         assert_stale(versions[1])
         assert_stale("main")
-        subscriber.sync(to=versions[1], base=versions[0])
-        subscriber.sync(to="main", base=str(versions[1]))
-        assert subscriber.sync(base="main").snapshot == versions[2]
+        subscriber.sync(to=versions[1], expect=versions[0])
+        subscriber.sync(to="main", expect=str(versions[1]))
+        assert subscriber.sync(expect="main").snapshot == versions[2]
         live["w"][0] = 1
         assert_stale("main")
     assert bits(live) != bits(states[2])
@@ -397,14 +397,14 @@ def test_verify_needs_a_version(repo: Repository) -> None:
         with pytest.raises(InvalidInputError, match="no target yet"):
             subscriber.verify()
         subscriber.prefetch({"w": weights(1)}, to=version)
-        with pytest.raises(StaleError, match="no version that is known of"):
+        with pytest.raises(StaleError, match="no known version to compare with"):
             subscriber.verify()
 
 
 def test_arguments_that_are_of_no_use(repo: Repository, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="choose one of full, patch"):
         Subscriber(repo, verify="some")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="memory=-1"):
+    with pytest.raises(InvalidInputError, match="memory must be at least 0 bytes, got -1"):
         Subscriber(repo, memory=-1)
     with pytest.raises(NotFoundError) as missing:
         Subscriber(tmp_path / "nothing")

@@ -159,7 +159,7 @@ def test_autograd_hears_of_the_writes(repo: Repository) -> None:
         torch.autograd.backward(fine)  # nothing was written there
         assert live["w"].is_leaf
         assert live["w"].requires_grad
-        assert subscriber.sync(base=versions[1]).changed_elements == 0
+        assert subscriber.sync(expect=versions[1]).changed_elements == 0
 
 
 def test_inference_tensors(repo: Repository) -> None:
@@ -185,7 +185,7 @@ def test_inference_tensors(repo: Repository) -> None:
         subscriber.sync(normal, to=versions[0])
         normal["b"][3] = 3
         with pytest.raises(StaleError):
-            subscriber.sync(base=versions[0])
+            subscriber.sync(expect=versions[0])
 
 
 def test_views_that_are_written_to_are_those_that_others_hold(repo: Repository) -> None:
@@ -208,14 +208,14 @@ def test_parts_of_one_buffer_are_known_apart(repo: Repository) -> None:
     live = {"a": flat[:ELEMENTS], "b": flat[ELEMENTS : 2 * ELEMENTS], "c": flat[2 * ELEMENTS :]}
     with Subscriber(repo, strict=False) as subscriber:
         subscriber.sync(live, to=versions[0])
-        subscriber.sync(to=versions[1], base=versions[0])
+        subscriber.sync(to=versions[1], expect=versions[0])
         subscriber.prefetch(to=versions[0])
-        subscriber.sync(base=versions[1])
+        subscriber.sync(expect=versions[1])
         assert bits({"a": live["a"], "b": live["b"]}) == bits(old)
         assert not flat[2 * ELEMENTS :].any()
         live["b"][3] = 7  # but this one is
         with pytest.raises(StaleError):
-            subscriber.sync(to=versions[1], base=versions[0])
+            subscriber.sync(to=versions[1], expect=versions[0])
         assert subscriber.sync(to=versions[1]).changed_elements > 1
         assert bits({"a": live["a"], "b": live["b"]}) == bits(new)
 
@@ -282,7 +282,7 @@ def test_tensors_that_cannot_be_written(
         subscriber.sync(live, to=versions[0])
         with pytest.raises(error, match=said):
             subscriber.sync({"w": tensor})
-        subscriber.sync(to=versions[1], base=versions[0])  # the one before is still the target
+        subscriber.sync(to=versions[1], expect=versions[0])  # the one before is still the target
     assert bits(live) == bits(states[1])
 
 

@@ -63,7 +63,7 @@ with casweights.Publisher(store, "policy", compare="device", policy="skip-to-lat
     assert_type(publisher.version, SnapshotId | None)
 with casweights.Subscriber("./store", verify="patch", key_map={"a": "b"}) as subscriber:
     assert_type(subscriber.prefetch(model, to=snapshot), SnapshotId)
-    assert_type(subscriber.sync(base="v1"), SyncStats)
+    assert_type(subscriber.sync(expect="v1"), SyncStats)
     assert_type(subscriber.version, SnapshotId | None)
     assert_type([patch.indices for patch in subscriber.patches()], list[torch.Tensor | None])
     subscriber.follow(lambda version: subscriber.prefetch(to=version))

@@ -77,7 +77,7 @@ class Replica:
 
     def watch(self, stop: threading.Event) -> None:
         try:
-            self.subscriber.follow(self.fetch, stop=stop, interval=POLL, most=2 * POLL)
+            self.subscriber.follow(self.fetch, stop=stop, interval=POLL, max_interval=2 * POLL)
         except BaseException as error:  # it is raised where the policy is used
             self.heads.put(error)
 
