@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casweights.ids import ChunkId
-    from casweights.sync.changes import Change
+    from casweights.sync.changes import ChunkRef, ElementChange
     from casweights.sync.fetch import Prepared
-    from casweights.sync.target import Chunk, Wanted
+    from casweights.sync.live import LiveTensor
+    from casweights.sync.target import Wanted
     from casweights.system.threads import Workers
 
 
@@ -27,7 +28,7 @@ class TornError(Exception):
 
 
 def apply(
-    prepared: Prepared, late: Iterator[tuple[Wanted, Change | None]], workers: Workers
+    prepared: Prepared, late: Iterator[tuple[Wanted, ElementChange | None]], workers: Workers
 ) -> int:
     """Write what was prepared, and then what comes late.
 
@@ -43,11 +44,11 @@ def apply(
         TornError: It ended where it could not be taken back. After any other error the tensors
             are as they were. In any case their `ids` tell what each chunk holds.
     """
-    made: list[tuple[Wanted, Change | None, ChunkId | None]] = []
+    made: list[tuple[Wanted, ElementChange | None, ChunkId | None]] = []
 
-    def make(item: tuple[Wanted, Change | None]) -> None:
+    def make(item: tuple[Wanted, ElementChange | None]) -> None:
         wanted, change = item
-        before = wanted.chunk.live.ids[wanted.chunk.number]
+        before = wanted.chunk.tensor.ids[wanted.chunk.number]
         _write(wanted.chunk, change, wanted.id)
         made.append((wanted, change, before))
 
@@ -69,21 +70,23 @@ def apply(
         except BaseException as error:
             raise TornError(error) from error
     finally:
-        for live in {id(chunk.live): chunk.live for chunk in chunks}.values():
+        for live in {id(chunk.tensor): chunk.tensor for chunk in chunks}.values():
             live.touched()
     return changed
 
 
-def _write(chunk: Chunk, change: Change | None, holds: ChunkId | None) -> None:
+def _write(
+    chunk: ChunkRef[LiveTensor], change: ElementChange | None, holds: ChunkId | None
+) -> None:
     """Make a change; meanwhile it is not known what the chunk holds."""
     if change is not None:
-        chunk.live.ids[chunk.number] = None
-        chunk.live.exchange(chunk.number, change)
-    chunk.live.ids[chunk.number] = holds
+        chunk.tensor.ids[chunk.number] = None
+        chunk.tensor.exchange(chunk.number, change)
+    chunk.tensor.ids[chunk.number] = holds
 
 
 def _take_back(
-    made: list[tuple[Wanted, Change | None, ChunkId | None]], error: BaseException
+    made: list[tuple[Wanted, ElementChange | None, ChunkId | None]], error: BaseException
 ) -> None:
     """Undo what was made, the last first: tensors may share memory."""
     try:
@@ -93,7 +96,7 @@ def _take_back(
         raise TornError(failure) from error
 
 
-def _write_late(item: tuple[Wanted, Change | None]) -> int:
+def _write_late(item: tuple[Wanted, ElementChange | None]) -> int:
     wanted, change = item
     _write(wanted.chunk, change, wanted.id)
     return change.count if change else 0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from casweights.content.torch_types import is_dense
-from casweights.sync.changes import POSITION, Change, find_change
+from casweights.sync.changes import POSITION, ElementChange, find_change
 from casweights.sync.devices import (
     device_changes,
     flat_patterns,
@@ -73,7 +73,7 @@ class Batch:
             yield info.name, rest[: info.nbytes]
             rest = rest[info.nbytes :]
 
-    def update(self, state: StateFile) -> list[tuple[str, Change]]:
+    def update(self, state: StateFile) -> list[tuple[str, ElementChange]]:
         """Keep the bits that the tensors have in a state of the same layout.
 
         Returns:
@@ -100,7 +100,7 @@ class Batch:
                 live = [tensor.view(torch.uint8) for tensor in live]
             torch._foreach_copy_(self._copies, live)
 
-    def _find_change(self) -> Change | None:
+    def _find_change(self) -> ElementChange | None:
         """What makes the staged bits of those that are kept."""
         if self._is_on_host:
             return find_change(self._memory, self._staged.numpy().view(np.uint8).data, self._width)
@@ -111,7 +111,7 @@ class Batch:
         found = device_changes(self._staged, kept, len(self._memory), advance=advance)
         return next((change for _, change in list(found)), None)
 
-    def _split(self, undo: Change) -> Iterator[tuple[str, Change]]:
+    def _split(self, undo: ElementChange) -> Iterator[tuple[str, ElementChange]]:
         """Cut what undoes a change of the batch into what undoes it in each tensor."""
         positions, values = self._differing(undo)
         numbers = np.searchsorted(self._stops, positions, side="right")
@@ -122,9 +122,12 @@ class Batch:
         for number, (first, stop) in zip(changed.tolist(), cuts, strict=True):
             places = local[POSITION.itemsize * first : POSITION.itemsize * stop]
             before = bytearray(values[self._width * first : self._width * stop])
-            yield self._names[number], self._shortest(number, Change(places, before, self._width))
+            yield (
+                self._names[number],
+                self._shortest(number, ElementChange(places, before, self._width)),
+            )
 
-    def _differing(self, undo: Change) -> tuple[np.ndarray, memoryview]:
+    def _differing(self, undo: ElementChange) -> tuple[np.ndarray, memoryview]:
         """The positions of the elements that a change makes others, and the bytes of these."""
         if undo.positions is not None:
             return np.frombuffer(undo.positions, POSITION), memoryview(undo.values)
@@ -133,17 +136,17 @@ class Batch:
         positions = np.flatnonzero(before != after)
         return positions, before[positions].view(np.uint8).data
 
-    def _shortest(self, number: int, undo: Change) -> Change:
+    def _shortest(self, number: int, undo: ElementChange) -> ElementChange:
         """The same change of a tensor, in no more memory than the tensor itself."""
         nbytes = self._infos[number].nbytes
         if undo.nbytes <= nbytes:
             return undo
         if len(undo.values) == nbytes:
-            return Change(None, undo.values, self._width)
+            return ElementChange(None, undo.values, self._width)
         stop = int(self._stops[number]) * self._width
         before = bytearray(self._memory[stop - nbytes : stop])
         undo.write(memoryview(before))
-        return Change(None, before, self._width)
+        return ElementChange(None, before, self._width)
 
 
 def make_batches(state: StateFile, limit: int, *, on_device: bool) -> Iterator[Batch]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,11 +11,25 @@ from casweights.kernels import changes, swap
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-POSITION = np.dtype("<u4")
+POSITION = np.dtype("<u4")  # of an element in its chunk
+
+T = TypeVar("T")
 
 
-class Change:
-    """Elements to exchange in a chunk. Made once, it is what undoes itself.
+class ChunkRef(NamedTuple, Generic[T]):
+    """A chunk of a tensor.
+
+    Attributes:
+        tensor: The tensor, or its name.
+        number: Which of the tensor's chunks.
+    """
+
+    tensor: T
+    number: int
+
+
+class ElementChange:
+    """Elements to exchange in a chunk. Once made, the change undoes itself.
 
     Args:
         positions: Of the elements, as little-endian 32-bit numbers; None for all of them.
@@ -32,23 +46,23 @@ class Change:
 
     @property
     def count(self) -> int:
-        """How many elements it exchanges."""
+        """Number of elements that it exchanges."""
         return len(self.values) // self.width
 
     @property
     def nbytes(self) -> int:
-        """The memory that it takes."""
+        """Bytes of memory that it takes."""
         return len(self.values) + len(self.positions or b"")
 
     def differing(self, memory: memoryview) -> int:
-        """How many elements of a chunk it makes others. What has positions was found to do so."""
-        if self.positions is not None:
+        """Number of elements of a chunk that making this change would alter."""
+        if self.positions is not None:  # only elements that differ have positions
             return self.count
         kept, there = (np.frombuffer(data, f"<u{self.width}") for data in (self.values, memory))
         return int(np.count_nonzero(kept != there))
 
     def exchange(self, memory: memoryview) -> None:
-        """Put the values into a chunk, and keep those that were there."""
+        """Put the values into a chunk, and keep those that it had."""
         if self.positions is not None:
             swap(memory, self.positions, self.values, self.width)
             return
@@ -57,23 +71,23 @@ class Change:
         self.values = before
 
     def write(self, memory: memoryview) -> None:
-        """Put the values into a chunk, and stay as it is."""
+        """Put the values into a chunk; the change itself stays as it is."""
         if self.positions is not None:
             swap(memory, self.positions, bytearray(self.values), self.width)
         else:
             memory[:] = self.values
 
 
-def find_change(old: memoryview, new: memoryview, width: int) -> Change | None:
-    """What makes `new` of `old`; None if they are equal. Bits are compared, not numbers."""
+def find_change(old: memoryview, new: memoryview, width: int) -> ElementChange | None:
+    """The change that turns `old` into `new`; None if they are equal, bit for bit."""
     found = changes(old, new, width)
     if found is None:
-        return Change(None, bytearray(new), width)
+        return ElementChange(None, bytearray(new), width)
     positions, values = found
-    return Change(positions, values, width) if positions else None
+    return ElementChange(positions, values, width) if positions else None
 
 
-def take_back(memory: memoryview, done: Iterable[Change]) -> None:
-    """Write what changes that were made have kept, the last one first, into a copy of a chunk."""
+def take_back(memory: memoryview, done: Iterable[ElementChange]) -> None:
+    """Undo changes in a copy of the chunk in which they were made, the last one first."""
     for change in reversed(list(done)):
         change.write(memory)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from casweights.content.torch_types import patterns
-from casweights.sync.changes import POSITION, Change
+from casweights.sync.changes import POSITION, ElementChange
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SEGMENT = 64 << 20  # bytes that are compared at a time; finding positions takes some times that
+_SEGMENT = 64 << 20  # bytes compared at a time; finding positions takes several times this memory
 
 
 def is_on_host(tensor: torch.Tensor) -> bool:
@@ -46,7 +46,7 @@ def host_patterns(memory: memoryview, like: torch.Tensor) -> torch.Tensor:
 
 def device_changes(
     live: torch.Tensor, kept: torch.Tensor, chunk_size: int, *, advance: bool = False
-) -> Iterator[tuple[int, Change]]:
+) -> Iterator[tuple[int, ElementChange]]:
     """The changes that make the elements of `live` of those of `kept`.
 
     Args:
@@ -65,12 +65,12 @@ def device_changes(
     for start in range(0, len(live), segment):
         new = live[start : start + segment]
         old = kept[start : start + segment].to(live.device, non_blocking=True)
-        places = torch.nonzero(new != old).flatten()
-        changed = new[places]
+        differing = torch.nonzero(new != old).flatten()
+        changed = new[differing]
         if advance:
-            old.index_copy_(0, places, changed)
+            old.index_copy_(0, differing, changed)
         values = changed.cpu().numpy().view(np.uint8)
-        positions = places.cpu().numpy()
+        positions = differing.cpu().numpy()
         first = start // per_chunk
         numbers = range(first, first + -(-len(new) // per_chunk))
         cuts = np.searchsorted(positions, [per_chunk * n for n in range(len(numbers) + 1)])
@@ -78,10 +78,10 @@ def device_changes(
             if cuts[n] < cuts[n + 1]:
                 local = (positions[cuts[n] : cuts[n + 1]] - per_chunk * n).astype(POSITION)
                 part = values[width * cuts[n] : width * cuts[n + 1]]
-                yield number, Change(local.tobytes(), bytearray(part.data), width)
+                yield number, ElementChange(local.tobytes(), bytearray(part.data), width)
 
 
-def device_exchange(live: torch.Tensor, start: int, stop: int, change: Change) -> None:
+def device_exchange(live: torch.Tensor, start: int, stop: int, change: ElementChange) -> None:
     """Make a change in a chunk of a tensor, in place.
 
     Args:
@@ -102,9 +102,9 @@ def device_exchange(live: torch.Tensor, start: int, stop: int, change: Change) -
             before = _host_bytes(live[index])
             live.index_copy_(0, index, values)
         else:
-            places = torch.unravel_index(index, live.shape)
-            before = _host_bytes(live[places])
-            live.index_put_(places, values)
+            indices = torch.unravel_index(index, live.shape)
+            before = _host_bytes(live[indices])
+            live.index_put_(indices, values)
     change.values = before
 
 
@@ -113,7 +113,7 @@ def _host_bytes(elements: torch.Tensor) -> bytearray:
     return bytearray(elements.cpu().contiguous().numpy().view(np.uint8).data)
 
 
-def _index(change: Change, start: int, stop: int) -> torch.Tensor:
+def _index(change: ElementChange, start: int, stop: int) -> torch.Tensor:
     if change.positions is None:
         return torch.arange(start, stop)
     local = np.frombuffer(change.positions, POSITION)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from casweights.database.frames import Spent
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
-    from casweights.sync.changes import Change
-    from casweights.sync.target import Chunk, Fit, Target, Wanted
+    from casweights.sync.changes import ChunkRef, ElementChange
+    from casweights.sync.live import LiveTensor
+    from casweights.sync.target import Fit, Target, Wanted
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class Prepared:
     position: int | None
     fits: list[Fit]
     spent: Spent
-    changes: list[tuple[Wanted, Change | None]] = field(default_factory=list)
+    changes: list[tuple[Wanted, ElementChange | None]] = field(default_factory=list)
     late: list[Wanted] = field(default_factory=list)
 
 
@@ -93,7 +94,7 @@ class Fetcher:
         prepared.late = wanted[taken:]
         return prepared
 
-    def stream(self, prepared: Prepared) -> Generator[tuple[Wanted, Change | None]]:
+    def stream(self, prepared: Prepared) -> Generator[tuple[Wanted, ElementChange | None]]:
         """The late changes of a version, each to be made before the next one is asked for."""
         reader = self._make_reader()
         reader.spent = prepared.spent
@@ -101,11 +102,11 @@ class Fetcher:
 
     def _changes(
         self, reader: ChunkReader, taken: Iterator[Wanted], wanted: list[Wanted]
-    ) -> Iterator[tuple[Wanted, Change | None]]:
+    ) -> Iterator[tuple[Wanted, ElementChange | None]]:
         """The changes of those chunks that are taken, of all that are wanted."""
         near = reader.with_local(_LiveChunks(self._target.chunks()), self._db.cache)
 
-        def fetch(one: Wanted) -> tuple[Wanted, Change | None]:
+        def fetch(one: Wanted) -> tuple[Wanted, ElementChange | None]:
             live, number = one.chunk
             out = self._buffers.take(live.size_of(number))
             near.readinto(one.id, out)
@@ -126,7 +127,7 @@ class Fetcher:
 class _LiveChunks:
     """The chunks of a target, as they are now."""
 
-    def __init__(self, chunks: Mapping[ChunkId, Chunk]) -> None:
+    def __init__(self, chunks: Mapping[ChunkId, ChunkRef[LiveTensor]]) -> None:
         self._chunks = chunks
 
     @property
@@ -140,10 +141,10 @@ class _LiveChunks:
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
         """See `LocalChunks.readinto`."""
         found = self._chunks.get(chunk)
-        if found is None or found.live.size_of(found.number) != len(out):
+        if found is None or found.tensor.size_of(found.number) != len(out):
             return False
-        found.live.readinto(found.number, out)
-        return found.live.ids[found.number] == chunk  # or it was written to since, or meanwhile
+        found.tensor.readinto(found.number, out)
+        return found.tensor.ids[found.number] == chunk  # or it was written to since, or meanwhile
 
 
 class _TrustingReader(ChunkReader):

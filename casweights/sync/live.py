@@ -8,7 +8,7 @@ import torch
 
 from casweights.content.torch_types import is_plain_memory, patterns, tensor_bytes
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.sync.changes import Change, find_change
+from casweights.sync.changes import ElementChange, find_change
 from casweights.sync.devices import device_changes, device_exchange, flat_patterns
 from casweights.system.buffers import copy
 
@@ -80,7 +80,7 @@ class LiveTensor:
         """Copy a chunk's bytes."""
         copy(out, self.chunk(number))
 
-    def find_change(self, number: int, wanted: memoryview) -> Change | None:
+    def find_change(self, number: int, wanted: memoryview) -> ElementChange | None:
         """What makes the wanted bytes of a chunk; None if they are there."""
         if self._memory is not None or self._patterns.dim() != 1:
             return find_change(self.chunk(number), wanted, self.width)
@@ -89,7 +89,7 @@ class LiveTensor:
         new = torch.frombuffer(wanted, dtype=live.dtype).to(live.device)
         return next((change for _, change in device_changes(new, live, len(wanted))), None)
 
-    def exchange(self, number: int, change: Change) -> None:
+    def exchange(self, number: int, change: ElementChange) -> None:
         """Make a change in a chunk, in place; afterwards the change undoes itself."""
         if self._memory is not None:
             change.exchange(self.chunk(number))

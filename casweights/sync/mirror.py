@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from casweights.content.files import SourceFile
 from casweights.content.states import STATE_FILE, StateFile
 from casweights.content.torch_types import tensor_bytes
 from casweights.format.layout import Piece, file_pieces, grid, runs
 from casweights.sync.batches import make_batches
-from casweights.sync.changes import Change, find_change, take_back
+from casweights.sync.changes import ChunkRef, ElementChange, find_change, take_back
 from casweights.sync.devices import (
     device_changes,
     flat_patterns,
@@ -33,18 +33,6 @@ if TYPE_CHECKING:
     from casweights.system.threads import Workers
 
 
-class Place(NamedTuple):
-    """A chunk of a tensor."""
-
-    tensor: str
-    number: int
-
-    @classmethod
-    def of(cls, piece: Piece) -> Place:
-        """That of a piece of a safetensors file."""
-        return cls(str(piece.tensor), piece.number)
-
-
 @dataclass(frozen=True, slots=True)
 class Scan:
     """What one look at a state found.
@@ -61,7 +49,7 @@ class Scan:
     raw_header: bytes
     header: Header
     size: int
-    undo: dict[Place, list[Change]]
+    undo: dict[ChunkRef[str], list[ElementChange]]
     changed: int | None = None
 
 
@@ -126,7 +114,7 @@ class Mirror:
 
     def chunk(self, piece: Piece) -> memoryview:
         """A chunk's bytes."""
-        return self._at(Place.of(piece))
+        return self._at(chunk_of(piece))
 
     def first(self, state: StateFile) -> Scan:
         """What there is to say of the state that this is a fresh copy of."""
@@ -134,12 +122,12 @@ class Mirror:
 
     def scan(self, state: StateFile) -> Scan:
         """Find what changed in a state of the same layout, and make the same changes here."""
-        undo: dict[Place, list[Change]] = {}
+        undo: dict[ChunkRef[str], list[ElementChange]] = {}
         for batch in self._batches:
             for name, change in batch.update(state):
-                undo[Place(name, 0)] = [change]
+                undo[ChunkRef(name, 0)] = [change]
         for piece, change in self._changes(state):
-            undo[Place.of(piece)] = [change]
+            undo[chunk_of(piece)] = [change]
         return _scanned(state, undo)
 
     def merge(self, older: Scan | None, newer: Scan) -> Scan:
@@ -151,17 +139,17 @@ class Mirror:
             undo[place] = self._shortened(place, [*undo.get(place, []), *changes])
         return replace(newer, undo=undo)
 
-    def _shortened(self, place: Place, changes: list[Change]) -> list[Change]:
+    def _shortened(self, place: ChunkRef[str], changes: list[ElementChange]) -> list[ElementChange]:
         """The same way back, in no more memory than the chunk itself."""
         if sum(change.nbytes for change in changes) <= len(self._at(place)):
             return changes
-        return [Change(None, self._before(place, changes), changes[0].width)]
+        return [ElementChange(None, self._before(place, changes), changes[0].width)]
 
-    def _at(self, place: Place) -> memoryview:
+    def _at(self, place: ChunkRef[str]) -> memoryview:
         start = place.number * self._chunk_size
         return self._memory[place.tensor][start : start + self._chunk_size]
 
-    def _before(self, place: Place, changes: list[Change]) -> bytearray:
+    def _before(self, place: ChunkRef[str], changes: list[ElementChange]) -> bytearray:
         """What a chunk was before it was changed."""
         before = bytearray(self._at(place))
         take_back(memoryview(before), changes)
@@ -193,7 +181,9 @@ class Mirror:
                 changed += count
         return replace(scan, undo=undo, changed=changed)
 
-    def _net(self, job: tuple[Place, list[Change]]) -> tuple[Place, Change | None, int]:
+    def _net(
+        self, job: tuple[ChunkRef[str], list[ElementChange]]
+    ) -> tuple[ChunkRef[str], ElementChange | None, int]:
         """All changes of a chunk as one, and of how many elements it is."""
         place, changes = job
         chunk, net = self._at(place), next(iter(changes), None)
@@ -205,7 +195,7 @@ class Mirror:
         """Take note that what was claimed is durable."""
         self.version, self._claimed = version, None
 
-    def _changes(self, state: StateFile) -> Iterator[tuple[Piece, Change]]:
+    def _changes(self, state: StateFile) -> Iterator[tuple[Piece, ElementChange]]:
         """Find and make the changes of the tensors that are in no batch."""
         hosted = []
         for info in self._single:
@@ -220,7 +210,7 @@ class Mirror:
         )
         yield from filter(None, self._workers.map(self._host_change, jobs))
 
-    def _host_change(self, job: tuple[Piece, memoryview]) -> tuple[Piece, Change] | None:
+    def _host_change(self, job: tuple[Piece, memoryview]) -> tuple[Piece, ElementChange] | None:
         piece, data = job
         kept = self.chunk(piece)
         change = find_change(kept, data, piece.dtype.width)
@@ -231,7 +221,7 @@ class Mirror:
 
     def _device_changes(
         self, info: TensorInfo, tensor: torch.Tensor
-    ) -> Iterator[tuple[Piece, Change]]:
+    ) -> Iterator[tuple[Piece, ElementChange]]:
         live = flat_patterns(tensor.contiguous())
         shadow = self._shadows.get(info.name)
         kept = host_patterns(self._memory[info.name], live) if shadow is None else shadow
@@ -273,7 +263,7 @@ class KeptState(SourceFile):
 
     def chunk_ids(self, run: Sequence[Piece]) -> list[ChunkId | None]:
         """See `SourceFile.chunk_ids`."""
-        first = self._grid.numbers[Place.of(run[0])]
+        first = self._grid.numbers[chunk_of(run[0])]
         ids: list[ChunkId | None] = list(self._ids[first : first + len(run)])
         begin, end = (bisect_left(self._changed, n) for n in (first, first + len(run)))
         for number in self._changed[begin:end] if ids else ():
@@ -282,7 +272,7 @@ class KeptState(SourceFile):
 
     def base(self, piece: Piece) -> ChunkId | None:
         """See `SourceFile.base`."""
-        return self._ids[self._grid.numbers[Place.of(piece)]] if self._ids else None
+        return self._ids[self._grid.numbers[chunk_of(piece)]] if self._ids else None
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         """See `SourceFile.read`; no bytes are copied."""
@@ -311,7 +301,7 @@ class KeptState(SourceFile):
         if piece is None or piece.nbytes != len(out):
             return False
         copy(out, self._mirror.chunk(piece))
-        take_back(out, self._undo.get(Place.of(piece), ()))
+        take_back(out, self._undo.get(chunk_of(piece), ()))
         return True
 
 
@@ -332,7 +322,7 @@ class _Grid:
         self._header, self._size = file.header, file.size
         self.pieces = list(file_pieces(file.size, file.header, chunk_size))
         self.runs = list(runs(self.pieces, chunk_size))
-        self.numbers = {Place.of(piece): number for number, piece in enumerate(self.pieces)}
+        self.numbers = {chunk_of(piece): number for number, piece in enumerate(self.pieces)}
 
     def fits(self, file: KeptState) -> bool:
         """Whether these are the pieces of a file, too."""
@@ -340,5 +330,10 @@ class _Grid:
         return same and file.size == self._size
 
 
-def _scanned(state: StateFile, undo: dict[Place, list[Change]]) -> Scan:
+def chunk_of(piece: Piece) -> ChunkRef[str]:
+    """The chunk of a tensor that a piece of a safetensors file is."""
+    return ChunkRef(str(piece.tensor), piece.number)
+
+
+def _scanned(state: StateFile, undo: dict[ChunkRef[str], list[ElementChange]]) -> Scan:
     return Scan(state.raw_header, state.header, state.size, undo)

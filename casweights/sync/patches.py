@@ -13,7 +13,7 @@ from casweights.sync.changes import POSITION
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casweights.sync.changes import Change
+    from casweights.sync.changes import ElementChange
     from casweights.sync.fetch import Prepared
     from casweights.sync.live import LiveTensor
 
@@ -40,11 +40,11 @@ class Patch:
 
 def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
     """The changes of a version that are not made yet, of those tensors where all are sparse."""
-    changes: dict[int, list[tuple[int, Change]]] = {}
+    changes: dict[int, list[tuple[int, ElementChange]]] = {}
     for wanted, change in prepared.changes:
         if change is not None:
-            changes.setdefault(id(wanted.chunk.live), []).append((wanted.chunk.number, change))
-    whole = {id(wanted.chunk.live) for wanted in prepared.late}
+            changes.setdefault(id(wanted.chunk.tensor), []).append((wanted.chunk.number, change))
+    whole = {id(wanted.chunk.tensor) for wanted in prepared.late}
     whole |= {key for key, of in changes.items() if any(c.positions is None for _, c in of)}
     return [
         _sparse(fit.live, fit.name, changes[id(fit.live)], chunk_size)
@@ -55,8 +55,8 @@ def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
 
 def whole_tensors(prepared: Prepared, patched: set[str]) -> Iterator[Patch]:
     """The other tensors that a version changed, after that was done."""
-    changed = {id(wanted.chunk.live) for wanted, change in prepared.changes if change}
-    changed |= {id(wanted.chunk.live) for wanted in prepared.late}
+    changed = {id(wanted.chunk.tensor) for wanted, change in prepared.changes if change}
+    changed |= {id(wanted.chunk.tensor) for wanted in prepared.late}
     for fit in prepared.fits:
         if id(fit.live) in changed and fit.name not in patched:
             tensor = fit.live.tensor
@@ -64,7 +64,7 @@ def whole_tensors(prepared: Prepared, patched: set[str]) -> Iterator[Patch]:
 
 
 def _sparse(
-    live: LiveTensor, name: str, changes: list[tuple[int, Change]], chunk_size: int
+    live: LiveTensor, name: str, changes: list[tuple[int, ElementChange]], chunk_size: int
 ) -> Patch:
     indices, values = [], bytearray()
     for number, change in sorted(changes, key=lambda item: item[0]):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from casweights.content.torch_types import code_of, element_shape, identity
 from casweights.content.trees import carried_names, tied_names
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.sync.changes import ChunkRef
 from casweights.sync.live import LiveTensor, check_writable
 from casweights.sync.states import named_tensors, state_of
 from casweights.sync.wrappers import common_prefix, plain_names
@@ -26,20 +27,13 @@ if TYPE_CHECKING:
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 
-_MOST_NAMES = 5  # in a message
-
-
-class Chunk(NamedTuple):
-    """A chunk of a live tensor."""
-
-    live: LiveTensor
-    number: int
+_MAX_LISTED = 5  # names in an error message; more would hide the advice
 
 
 class Wanted(NamedTuple):
     """A chunk of a live tensor, and what it is to hold."""
 
-    chunk: Chunk
+    chunk: ChunkRef[LiveTensor]
     id: ChunkId
 
 
@@ -60,7 +54,7 @@ class Fit(NamedTuple):
         """The chunks that do not hold yet what they are to hold."""
         for number, (has, chunk) in enumerate(zip(self.live.ids, self.chunks, strict=True)):
             if has != chunk:
-                yield Wanted(Chunk(self.live, number), chunk)
+                yield Wanted(ChunkRef(self.live, number), chunk)
 
 
 class Target:
@@ -151,19 +145,21 @@ class Target:
     def identify(self) -> None:
         """Hash the chunks of which it is not known what they hold."""
         unknown = [
-            Chunk(live, number)
+            ChunkRef(live, number)
             for live in self._live.values()
             for number, chunk in enumerate(live.ids)
             if chunk is None
         ]
-        ids = self._workers.map(lambda chunk: self._hasher(chunk.live.chunk(chunk.number)), unknown)
+        ids = self._workers.map(
+            lambda chunk: self._hasher(chunk.tensor.chunk(chunk.number)), unknown
+        )
         for chunk, found in zip(unknown, ids, strict=True):
-            chunk.live.ids[chunk.number] = found
+            chunk.tensor.ids[chunk.number] = found
 
-    def chunks(self) -> dict[ChunkId, Chunk]:
+    def chunks(self) -> dict[ChunkId, ChunkRef[LiveTensor]]:
         """Where a chunk is that the target has."""
         return {
-            found: Chunk(live, number)
+            found: ChunkRef(live, number)
             for live in self._live.values()
             for number, found in enumerate(live.ids)
             if found is not None
@@ -259,8 +255,8 @@ def _check_fit(different: list[str], missing: list[str], extra: list[str]) -> No
 def _listed(what: str, items: list[str]) -> str:
     if not items:
         return ""
-    more = f" and {len(items) - _MOST_NAMES} more" if len(items) > _MOST_NAMES else ""
-    return what + ", ".join(items[:_MOST_NAMES]) + more
+    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
+    return what + ", ".join(items[:_MAX_LISTED]) + more
 
 
 def _to_function(key_map: KeyMap | None) -> Callable[[str], str]:

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from casweights import Repository, SnapshotId
     from casweights.stores.base import ObjectStore
-    from casweights.sync.changes import Change
+    from casweights.sync.changes import ElementChange
 
 WORKERS = ("trainer", "replica")
 ROUND, KILLS = 6, 3  # steps between two goals, and kills on the way
@@ -298,7 +298,7 @@ def die_at_exchange(number: int) -> None:
     """Kill this process when it is about to write to a live tensor for the `number`-th time."""
     numbers, exchange = count(1), LiveTensor.exchange
 
-    def exchange_or_die(self: LiveTensor, chunk: int, change: Change) -> None:
+    def exchange_or_die(self: LiveTensor, chunk: int, change: ElementChange) -> None:
         if next(numbers) == number:
             kill_process()
         exchange(self, chunk, change)

@@ -24,7 +24,7 @@ from casweights.stores.cached import CachedStore
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.sync import devices
-from casweights.sync.changes import Change
+from casweights.sync.changes import ElementChange
 from casweights.sync.live import LiveTensor
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from tests.faults.sync_states import CONFIG, blank, digest, digest_of, state, step_of
@@ -185,7 +185,7 @@ def exchange_fails(
     """At these calls, counted from 1, before or after they write; yields which there were."""
     exchange, made, numbers = LiveTensor.exchange, list[int](), count(1)
 
-    def exchange_or_fail(self: LiveTensor, number: int, change: Change) -> None:
+    def exchange_or_fail(self: LiveTensor, number: int, change: ElementChange) -> None:
         call = next(numbers)
         made.append(call)
         if after or call not in calls:
@@ -223,7 +223,7 @@ def test_no_memory_to_keep_what_an_exchange_overwrites(
     monkeypatch: pytest.MonkeyPatch, stride: int, positions: bytes | None
 ) -> None:
     live = torch.arange(6 * stride, dtype=torch.int16)[::stride]
-    change = Change(positions, bytearray(6), 2)
+    change = ElementChange(positions, bytearray(6), 2)
     before = live.tolist()
     monkeypatch.setattr(devices, "_host_bytes", no_memory)
     with pytest.raises(MemoryError):

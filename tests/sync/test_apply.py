@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from casweights import Repository
-    from casweights.sync.changes import Change
+    from casweights.sync.changes import ElementChange
     from casweights.sync.subscriber import Verify
     from tests.histories import State
 
@@ -68,7 +68,7 @@ def break_exchange(
     """
     exchange, seen = LiveTensor.exchange, []
 
-    def fail(live: LiveTensor, number: int, change: Change) -> None:
+    def fail(live: LiveTensor, number: int, change: ElementChange) -> None:
         seen.append(number)
         broken = len(seen) in calls
         if after or not broken:
@@ -415,7 +415,7 @@ def test_no_version_is_told_of_while_writing(
         subscriber.sync(live, to=versions[0])
         told: list[casweights.SnapshotId | None] = []
 
-        def look(tensor: LiveTensor, number: int, change: Change) -> None:
+        def look(tensor: LiveTensor, number: int, change: ElementChange) -> None:
             told.append(subscriber.version)
             exchange(tensor, number, change)
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 
 from casweights.sync import devices
-from casweights.sync.changes import POSITION, Change, find_change
+from casweights.sync.changes import POSITION, ElementChange, find_change
 from casweights.sync.devices import (
     device_changes,
     device_exchange,
@@ -106,7 +106,7 @@ def test_an_exchange_in_place(live: torch.Tensor, data: st.DataObject) -> None:
     for place in places:
         wanted[start + place] ^= -1 if width > 1 else 255
     index = torch.tensor([start + place for place in places])
-    change = Change(positions, bytearray(tensor_bits(wanted[index])), width)
+    change = ElementChange(positions, bytearray(tensor_bits(wanted[index])), width)
     address = live.data_ptr()
     device_exchange(live, start, stop, change)
     assert live.data_ptr() == address

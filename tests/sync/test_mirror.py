@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from casweights.content.states import StateFile
 from casweights.stores.memory import MemoryStore
-from casweights.sync.changes import Change, find_change, take_back
+from casweights.sync.changes import ElementChange, find_change, take_back
 from casweights.sync.devices import flat_patterns
 from casweights.sync.mirror import KeptState, Mirror, Scan
 from casweights.system.buffers import Pool
@@ -171,7 +171,7 @@ def test_what_states_must_share() -> None:
     widths=st.sampled_from([1, 2, 4, 8]), versions=st.lists(st.binary(min_size=96, max_size=96))
 )
 def test_a_way_back_over_any_versions(widths: int, versions: list[bytes]) -> None:
-    memory, done = bytearray(96), list[Change]()
+    memory, done = bytearray(96), list[ElementChange]()
     for version in [bytes(96), *versions]:
         change = find_change(memoryview(memory), memoryview(bytearray(version)), widths)
         if change is None:

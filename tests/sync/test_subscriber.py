@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
-    from casweights.sync.changes import Change
+    from casweights.sync.changes import ElementChange
     from casweights.sync.subscriber import Verify
     from tests.histories import State
 
@@ -115,7 +115,7 @@ def test_only_elements_that_differ_are_written(
     written: list[int] = []
     exchange = LiveTensor.exchange
 
-    def note(live: LiveTensor, number: int, change: Change) -> None:
+    def note(live: LiveTensor, number: int, change: ElementChange) -> None:
         written.append(number)
         exchange(live, number, change)
 
