@@ -22,7 +22,9 @@ except ImportError as error:
     ) from error
 
 from casweights.integrations._adapters import as_peft, make_fit, make_plain
-from casweights.integrations.transformers import checked_out, from_pretrained, opened
+from casweights.integrations._opening import checked_out
+from casweights.integrations.transformers import from_pretrained
+from casweights.opening import opened
 
 if TYPE_CHECKING:
     import os
@@ -31,14 +33,14 @@ if TYPE_CHECKING:
     import torch
 
     from casweights.format.manifest import Snapshot
-    from casweights.integrations.transformers import Store
+    from casweights.opening import StoreLike
     from casweights.repository import Ref, Repository
 
 _CONFIG = "adapter_config.json"
 
 
 def commit_adapter(
-    store: Store,
+    store: StoreLike,
     adapter: torch.nn.Module | str | os.PathLike[str],
     branch: str,
     *,
@@ -113,7 +115,7 @@ def _saved(
 
 
 def load_adapter(
-    store: Store,
+    store: StoreLike,
     ref: Ref,
     model: Any = None,
     *,

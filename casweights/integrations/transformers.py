@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from glob import escape
-from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from casweights.config import DEFAULT_EXCLUDE
@@ -30,10 +27,10 @@ from casweights.errors import (
     StoreError,
     UnsupportedError,
 )
+from casweights.integrations._opening import checked_out, name_matches
 from casweights.integrations._runs import is_from_run, name_run, trainer_state
-from casweights.opening import open_repository
+from casweights.opening import opened
 from casweights.operations.commit import Description, commit
-from casweights.repository import Repository
 
 try:
     import transformers
@@ -48,29 +45,22 @@ from casweights.integrations._names import key_mapping
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from casweights.config import Compression
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
-    from casweights.repository import Ref
-
-    Store = Repository | str | os.PathLike[str]
+    from casweights.opening import OpenedStore, StoreLike
+    from casweights.repository import Ref, Repository
 
 _log = logging.getLogger(__name__)
 
-# What Trainer, accelerate, FSDP and DeepSpeed keep beside a model, by file name.
-_TRAINING_STATE = (
-    *("trainer_state.json", "training_args.bin", "scheduler.pt", "scaler.pt"),
-    *("optimizer*.bin", "*optimizer.pt", "optimizer.pt_*", "rng_state*.pth", "random_states_*.pkl"),
-    *("*.distcp", "*_optim_states.pt", "*_model_states.pt"),
-)
-_MAX_CONFIG = 16 << 20  # bytes
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
-# Ends of the names of classes that read no weights, the ``Auto`` ones included.
-_WEIGHTLESS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
+_MAX_CONFIG_BYTES = 16 << 20  # real ones have some kilobytes
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
+# Last parts of the names of classes that read no weights, including the ``Auto`` classes.
+_WEIGHTLESS_ENDINGS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
 
 
 class CasweightsCallback(TrainerCallback):
@@ -110,7 +100,7 @@ class CasweightsCallback(TrainerCallback):
 
     def __init__(
         self,
-        store: Store,
+        store: StoreLike,
         branch: str = "main",
         *,
         parent: Ref | None = None,
@@ -132,7 +122,7 @@ class CasweightsCallback(TrainerCallback):
         self._metadata = dict(metadata or {})
         self._compression = check_compression(compression)
         self._on_error = on_error
-        self._opened: Repository | None = None
+        self._opened: OpenedStore | None = None
         self._line: SnapshotId | None = None  # the head that this run made, or goes on from
         self._in_doubt = False  # whether a version that failed has become the head after all
         self.snapshot: Snapshot | None = None
@@ -197,11 +187,9 @@ class CasweightsCallback(TrainerCallback):
             self._opened = None
 
     def _repository(self) -> Repository:
-        if isinstance(self._store, Repository):
-            return self._store
         if self._opened is None:
-            self._opened = open_repository(self._store)
-        return self._opened
+            self._opened = opened(self._store)
+        return self._opened.repository
 
     def _commit(self, checkpoint: Path, state: TrainerState) -> Snapshot:
         repository = self._repository()
@@ -251,7 +239,7 @@ def _progress(state: TrainerState) -> dict[str, Any]:
     return progress | ({"loss": float(losses[-1])} if losses else {})
 
 
-def resume(store: Store, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
+def resume(store: StoreLike, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
     """Put a `Trainer`'s checkpoint back into place.
 
     With several processes, call it in ``with args.main_process_first():``.
@@ -292,7 +280,7 @@ def _global_step(repository: Repository, snapshot: Snapshot) -> int:
 
 
 def from_pretrained(
-    store: Store,
+    store: StoreLike,
     ref: Ref = "main",
     cls: Any = None,
     *,
@@ -329,8 +317,8 @@ def from_pretrained(
         StoreError: The store could not be read, or the directory not be written.
     """
     subfolder = kwargs.get("subfolder") or ""
-    weightless = cls is not None and cls.__name__.endswith(_WEIGHTLESS)
-    skip = _WEIGHTS if weightless else ()
+    weightless = cls is not None and cls.__name__.endswith(_WEIGHTLESS_ENDINGS)
+    skip = _WEIGHT_FILES if weightless else ()
     with opened(store) as repository, ExitStack() as stack:
         snapshot = repository.snapshot(ref)
         if include is not None:
@@ -358,7 +346,7 @@ def _with_weights(snapshot: Snapshot, include: Sequence[str]) -> Snapshot:
     Raises:
         NotFoundError: No weights match.
     """
-    weights = [file.path for file in snapshot.files if _any_match(_name(file.path), _WEIGHTS)]
+    weights = [file.path for file in snapshot.files if name_matches(file.path, _WEIGHT_FILES)]
     left_out = {path for path in weights if not matches(path, include)}
     if left_out.issuperset(weights):
         raise NotFoundError(
@@ -376,15 +364,11 @@ def _with_weights(snapshot: Snapshot, include: Sequence[str]) -> Snapshot:
     return replace(snapshot, files=tuple(f for f in snapshot.files if f.path not in left_out))
 
 
-def _name(path: str) -> str:
-    return PurePosixPath(path).name
-
-
 def _model_class(folder: Path) -> Any:
     try:
         with (folder / "config.json").open("rb") as file:
-            content = file.read(_MAX_CONFIG + 1)
-        whole = content if len(content) <= _MAX_CONFIG else b""
+            content = file.read(_MAX_CONFIG_BYTES + 1)
+        whole = content if len(content) <= _MAX_CONFIG_BYTES else b""
         name = str(json.loads(whole)["architectures"][0])
     except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise NotFoundError(
@@ -406,57 +390,3 @@ def _forget_path(loaded: Any) -> None:
     for part in (loaded, getattr(loaded, "config", None)):
         if part is not None and hasattr(part, "name_or_path"):
             part.name_or_path = ""
-
-
-@contextmanager
-def opened(store: Store) -> Iterator[Repository]:
-    """The store; closed afterwards if it was opened for this."""
-    if isinstance(store, Repository):
-        yield store
-        return
-    with open_repository(store) as repository:
-        yield repository
-
-
-@contextmanager
-def checked_out(
-    repository: Repository,
-    snapshot: Snapshot,
-    directory: str | os.PathLike[str] | None = None,
-    *,
-    subfolder: str = "",
-    skip: tuple[str, ...] = (),
-) -> Iterator[Path]:
-    """A version in a directory, without the state of a training.
-
-    Args:
-        repository: The store.
-        snapshot: The version, or those of its files that count.
-        directory: Where to, in a folder for each version, so that nothing of another is found; by
-            default a directory that is removed afterwards.
-        subfolder: The folder of the version to confine it to.
-        skip: Patterns of names of files to leave out.
-
-    Raises:
-        NotFoundError: Nothing is left of it.
-    """
-    inside = PurePosixPath(subfolder)
-    paths = [
-        file.path
-        for file in snapshot.files
-        if PurePosixPath(file.path).is_relative_to(inside)
-        and not _any_match(_name(file.path), _TRAINING_STATE + skip)
-    ]
-    if not paths:
-        raise NotFoundError(
-            ErrorCode.FILE_NOT_FOUND,
-            f"version {snapshot.id} has no files to load from" + (subfolder and f" in {subfolder}"),
-        )
-    with TemporaryDirectory(prefix="casweights-") as temporary:
-        folder = Path(temporary if directory is None else directory, str(snapshot.id))
-        repository.checkout(snapshot, folder, include=[escape(path) for path in paths])
-        yield folder
-
-
-def _any_match(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,6 +1,6 @@
 """TRL's asynchronous GRPO: its weights go to vLLM servers through a store.
 
-Needs no import of TRL: `BucketWeightTransfer` is a ``WeightTransferProtocol`` by its methods.
+Needs no import of TRL: `CasweightsWeightTransfer` is a ``WeightTransferProtocol`` by its methods.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,8 +17,7 @@ from urllib.parse import urlsplit
 
 from casweights.config import DEFAULT_BRANCH
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
-from casweights.opening import open_repository
-from casweights.repository import Repository
+from casweights.opening import opened
 from casweights.sync.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from casweights.config import Compression
     from casweights.events import Reporter
     from casweights.ids import SnapshotId
+    from casweights.opening import OpenedStore, StoreLike
 
 _log = logging.getLogger(__name__)
 _HINT = (
@@ -41,7 +42,7 @@ _HEALTH_SECONDS = 5.0
 _MAX_ANSWER = 500  # characters of a server's answer that an error quotes
 
 
-class BucketWeightTransfer:
+class CasweightsWeightTransfer:
     """Brings the policy of an ``AsyncGRPOTrainer`` to vLLM servers, as versions of a store.
 
     Every sync is published to a branch while the servers go on generating. Once it is durable,
@@ -50,7 +51,7 @@ class BucketWeightTransfer:
     that of rank 0, so nothing is opened before `init_weight_transfer`.
 
     Example:
-        >>> transfer = BucketWeightTransfer(
+        >>> transfer = CasweightsWeightTransfer(
         ...     "hf://buckets/me/weights", servers=["http://replica-1:8000", "http://replica-2:8000"]
         ... )
         >>> trainer = AsyncGRPOTrainer(model, ..., weight_transfer=transfer)
@@ -58,7 +59,7 @@ class BucketWeightTransfer:
 
     def __init__(
         self,
-        store: Repository | str | os.PathLike[str],
+        store: StoreLike,
         branch: str = DEFAULT_BRANCH,
         *,
         servers: Sequence[str] = (),
@@ -94,12 +95,9 @@ class BucketWeightTransfer:
         self._branch = branch
         self._server_store = server_store
         self._on_failure = on_failure
-        self._publishing: dict[str, Any] = {
-            "cast": cast,
-            "extra": extra,
-            "compression": compression,
-            "reporter": reporter,
-        }
+        self._make_publisher = partial(
+            Publisher, cast=cast, extra=extra, compression=compression, reporter=reporter
+        )
         self._servers = [
             VLLMServer(
                 url,
@@ -109,7 +107,7 @@ class BucketWeightTransfer:
             )
             for url in servers
         ]
-        self._store: Repository | None = None
+        self._opened: OpenedStore | None = None
         self._publisher: Publisher | None = None
         self._buffers: dict[str, torch.Tensor] = {}
         self._syncs = 0
@@ -126,10 +124,10 @@ class BucketWeightTransfer:
             NotFoundError: There is no such store.
             CasweightsError: A server does not come up in time, or cannot receive versions.
         """
-        where = self._where
-        self._store = where if isinstance(where, Repository) else open_repository(where)
-        self._publisher = Publisher(self._store, self._branch, **self._publishing)
-        url = self._server_store or self._store.url
+        self._opened = opened(self._where)
+        store = self._opened.repository
+        self._publisher = self._make_publisher(store, self._branch)
+        url = self._server_store or store.url
         for server, error in self._each(lambda server: server.prepare(url, self._branch)):
             raise CasweightsError(
                 error.code, f"{server.url} cannot receive versions: {error}; {_HINT}"
@@ -150,7 +148,7 @@ class BucketWeightTransfer:
             StoreError: The version could not be stored; no server was touched.
             CasweightsError: A server did not take the version, see `on_failure`.
         """
-        if self._publisher is None or self._store is None:
+        if self._publisher is None or self._opened is None:
             raise InvalidInputError(ErrorCode.BAD_STATE, "call init_weight_transfer() first")
         self._publisher.publish(self._gather(iterator), step=self._syncs)
         self._publisher.wait()
@@ -158,7 +156,7 @@ class BucketWeightTransfer:
         version = self._publisher.version
         if version is None:
             raise InvalidInputError(ErrorCode.BAD_STATE, "there were no weights to publish")
-        store = self._server_store or self._store.url
+        store = self._server_store or self._opened.repository.url
         failures = self._each(lambda server: server.update(store, version))
         if failures:
             self._failed(version, failures)
@@ -177,13 +175,13 @@ class BucketWeightTransfer:
     def destroy(self) -> None:
         """Wait for the last version to be durable and let go of the store; servers keep theirs."""
         publisher, self._publisher = self._publisher, None
-        store, self._store = self._store, None
+        store, self._opened = self._opened, None
         self._buffers.clear()
         try:
             if publisher is not None:
                 publisher.close()
         finally:
-            if store is not None and store is not self._where:
+            if store is not None:
                 store.close()
 
     def _gather(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -245,7 +243,7 @@ class VLLMServer:
         transfer_timeout: float = 1800.0,
         start_timeout: float = 240.0,
     ) -> None:
-        """Remember where it is; the time-outs are those of `BucketWeightTransfer`.
+        """Remember where it is; the time-outs are those of `CasweightsWeightTransfer`.
 
         Raises:
             InvalidInputError: That is not a URL.
@@ -282,14 +280,14 @@ class VLLMServer:
         Raises:
             CasweightsError: It failed. Its engine has kept what it had, or knows that it has not.
         """
-        base, self.held = self.held, None
+        held, self.held = self.held, None
         self._call("/pause?mode=keep", None, self._control)
         try:
-            self._transact(store, version, base)
+            self._transact(store, version, held)
         except CasweightsError as error:
-            if base is None or error.code is not _REFUSED:
+            if held is None or error.code is not _REFUSED:
                 raise
-            _log.warning("%s did not go on from %s: %s", self.url, base, error)
+            _log.warning("%s did not go on from %s: %s", self.url, held, error)
             self._transact(store, version, None)
         self.held = version
 
@@ -302,8 +300,8 @@ class VLLMServer:
         if self.held is not None:
             self._call("/resume", None, self._control)
 
-    def _transact(self, store: str, version: SnapshotId, base: SnapshotId | None) -> None:
-        update = {"store": store, "snapshot": str(version), "base": str(base) if base else None}
+    def _transact(self, store: str, version: SnapshotId, held: SnapshotId | None) -> None:
+        update = {"store": store, "snapshot": str(version), "expect": str(held) if held else None}
         if self._unfinished:
             self._abandon()
         self._unfinished = True

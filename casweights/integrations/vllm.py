@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from casweights.sync.patches import Patch
 
 BACKEND = "casweights"
-_PATCHED = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_BATCH = 64 << 20  # bytes of changes to hand to vLLM at once
-_STAGING = 64 << 20  # bytes of unfolded patches on the device; vLLM's default is 512 MiB
+_PATCHABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_BATCH_BYTES = 64 << 20  # of changes in one call of vLLM; bounds the memory of a large version
+_STAGING_BYTES = 64 << 20  # of unfolded patches on the device; vLLM's default is 512 MiB
 
 
 def register() -> None:
@@ -99,12 +99,12 @@ class CasweightsUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     Attributes:
         snapshot: Its ID, 64 hexadecimal digits.
         store: How to open the store; None for the one that is open.
-        base: The version that the model must be at; None if it may be at any.
+        expect: The version that the model must hold; None if it may hold any.
     """
 
     snapshot: str
     store: str | None = None
-    base: str | None = None
+    expect: str | None = None
 
 
 class _Source(NamedTuple):
@@ -177,16 +177,16 @@ class CasweightsWeightTransferEngine(
         """Bring the model to a version.
 
         Raises:
-            StaleError: The model is not at the base; it stays as it is.
+            StaleError: The model does not hold `expect`; it stays as it is.
             NotFoundError: There is no such version; the model stays as it is.
             IntegrityError: The store is damaged; the model stays as it is.
         """
         target = _parse_version(update_info.snapshot)
-        if update_info.base is not None and update_info.base != str(self._version):
+        if update_info.expect is not None and update_info.expect != str(self._version):
             raise StaleError(
                 ErrorCode.STALE,
                 f"the model is at {self._version or 'an unknown version'}, not at "
-                f"{update_info.base}: leave out the base",
+                f"{update_info.expect}: leave out `expect`",
             )
         source = self._open(update_info.store or self._info.store)
         if target == self._version:
@@ -252,7 +252,7 @@ class CasweightsWeightTransferEngine(
             load_checkpoint_weight_patches(
                 self.model,
                 [_to_vllm(patch, self.device) for patch in sparse],
-                max_chunk_bytes=_STAGING,
+                max_chunk_bytes=_STAGING_BYTES,
                 validate_unique_indices=False,  # they ascend
             )
             whole = {patch.name for patch in batch} - {patch.name for patch in sparse}
@@ -365,7 +365,7 @@ def _batches(patches: Iterable[Patch]) -> Iterator[list[Patch]]:
     for patch in patches:
         batch.append(patch)
         nbytes += patch.values.nbytes + (0 if patch.indices is None else patch.indices.nbytes)
-        if nbytes >= _BATCH:
+        if nbytes >= _BATCH_BYTES:
             yield batch
             batch, nbytes = [], 0
     if batch:
@@ -383,7 +383,7 @@ def _is_sparse(patch: Patch) -> bool:
     """Whether vLLM can patch it; NaN means to vLLM that an element stays."""
     return (
         patch.indices is not None
-        and patch.dtype in _PATCHED
+        and patch.dtype in _PATCHABLE_DTYPES
         and not bool(torch.isnan(patch.values).any())
     )
 

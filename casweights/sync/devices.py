@@ -17,7 +17,7 @@ from casweights.system.buffers import uninitialized
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SEGMENT = 64 << 20  # bytes compared at a time; finding positions takes several times this memory
+_SEGMENT_BYTES = 64 << 20  # compared at a time; finding positions takes several times this memory
 
 
 def is_on_host(tensor: torch.Tensor) -> bool:
@@ -61,7 +61,7 @@ def device_changes(
     """
     width = live.element_size()
     per_chunk = chunk_size // width
-    segment = max(1, _SEGMENT // chunk_size) * per_chunk
+    segment = max(1, _SEGMENT_BYTES // chunk_size) * per_chunk
     for start in range(0, len(live), segment):
         new = live[start : start + segment]
         old = kept[start : start + segment].to(live.device, non_blocking=True)

@@ -82,8 +82,8 @@ class Replica:
             if not self.weights:
                 state = store.load(target)
                 self.weights = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
-        base = SnapshotId.from_hex(info["base"]) if info["base"] else None
-        self._subscriber.sync(self.weights, to=target, expect=base)
+        held = SnapshotId.from_hex(info["expect"]) if info["expect"] else None
+        self._subscriber.sync(self.weights, to=target, expect=held)
 
     def forget(self) -> None:
         """Be a process that was started again."""

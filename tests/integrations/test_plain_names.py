@@ -17,7 +17,7 @@ from torch import nn
 
 import casweights
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.integrations.trl import BucketWeightTransfer
+from casweights.integrations.trl import CasweightsWeightTransfer
 from tests.integrations import vllm_parts
 from tests.integrations.fused_model import Model, checkpoint, served
 from tests.integrations.vllm_worker import Worker
@@ -310,7 +310,7 @@ def publish_merged_inside(repo: Repository, wrap: Callable[[nn.Module], nn.Modul
 def transfer_by_trl(repo: Repository, wrap: Callable[[nn.Module], nn.Module]) -> None:
     """TRL hands over names and tensors, so only the names tell; layers in them do not."""
     outer = wrap in (WRAPS["compiled"], WRAPS["parallel"], WRAPS["both"])
-    transfer = BucketWeightTransfer(repo)
+    transfer = CasweightsWeightTransfer(repo)
     transfer.init_weight_transfer()
     transfer.send_weights(iter((wrap(Net()) if outer else Net()).state_dict().items()))
     transfer.destroy()

@@ -24,7 +24,7 @@ from casweights.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from casweights.integrations.trl import BucketWeightTransfer, VLLMServer
+from casweights.integrations.trl import CasweightsWeightTransfer, VLLMServer
 from casweights.sync.subscriber import Subscriber
 from tests.integrations.replicas import Replica, serving
 
@@ -68,7 +68,7 @@ def state(step: int) -> dict[str, torch.Tensor]:
     return weights
 
 
-def sync(transfer: BucketWeightTransfer, weights: dict[str, torch.Tensor]) -> None:
+def sync(transfer: CasweightsWeightTransfer, weights: dict[str, torch.Tensor]) -> None:
     """What the trainer does, see ``AsyncGRPOTrainer._sync_weight_merged``."""
     transfer.pause()
     transfer.send_weights(iter(weights.items()))
@@ -83,7 +83,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
 
 
 def test_every_sync_reaches_every_server(store: str, replica: Replica, other: Replica) -> None:
-    transfer = BucketWeightTransfer(store, servers=[replica.url, other.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url, other.url])
     transfer.init_weight_transfer()
     versions = []
     for step in range(3):
@@ -96,7 +96,7 @@ def test_every_sync_reaches_every_server(store: str, replica: Replica, other: Re
     transfer.destroy()
     for server in (replica, other):
         assert server.paths() == ["/health", "/init_weight_transfer_engine", *UPDATE * 3]
-        assert [update["base"] for update in server.updates()] == [None, *versions[:2]]
+        assert [update["expect"] for update in server.updates()] == [None, *versions[:2]]
         assert [update["snapshot"] for update in server.updates()] == versions
     with casweights.open(store) as repo:
         assert [str(s.id) for s in repo.log("main")] == versions[::-1]
@@ -115,7 +115,7 @@ def test_servers_serve_until_the_version_is_durable(
         answer(path, body)
 
     monkeypatch.setattr(replica, "answer", look)
-    transfer = BucketWeightTransfer(store, servers=[replica.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     sync(transfer, state(0))
     version = str(transfer.version)
@@ -124,7 +124,7 @@ def test_servers_serve_until_the_version_is_durable(
 
 
 def test_a_version_that_cannot_be_stored_touches_no_server(store: str, replica: Replica) -> None:
-    transfer = BucketWeightTransfer(store, servers=[replica.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     sync(transfer, state(0))
     calls = replica.paths()
@@ -137,7 +137,7 @@ def test_a_version_that_cannot_be_stored_touches_no_server(store: str, replica: 
 
 
 def test_without_servers_replicas_follow_the_branch(store: str) -> None:
-    transfer = BucketWeightTransfer(store, "policy")
+    transfer = CasweightsWeightTransfer(store, "policy")
     transfer.init_weight_transfer()
     sync(transfer, state(4))
     transfer.destroy()
@@ -148,21 +148,21 @@ def test_without_servers_replicas_follow_the_branch(store: str) -> None:
 
 
 def test_a_server_that_lost_its_base_gets_the_version_whole(store: str, replica: Replica) -> None:
-    transfer = BucketWeightTransfer(store, servers=[replica.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     sync(transfer, state(0))
     first = str(transfer.version)
     replica.forget()
     sync(transfer, state(1))
     assert same(replica.weights, state(1))
-    assert [update["base"] for update in replica.updates()] == [None, first, None]
+    assert [update["expect"] for update in replica.updates()] == [None, first, None]
     transfer.destroy()
 
 
 def test_a_server_that_fails_stays_paused_and_its_base_is_unknown(
     store: str, replica: Replica, other: Replica
 ) -> None:
-    transfer = BucketWeightTransfer(store, servers=[replica.url, other.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url, other.url])
     transfer.init_weight_transfer()
     sync(transfer, state(0))
     first = str(transfer.version)
@@ -178,8 +178,8 @@ def test_a_server_that_fails_stays_paused_and_its_base_is_unknown(
     assert (replica.weight_version, other.weight_version) == (second, first)
 
     sync(transfer, state(2))
-    assert replica.updates()[-1]["base"] == second
-    assert other.updates()[-1]["base"] is None
+    assert replica.updates()[-1]["expect"] == second
+    assert other.updates()[-1]["expect"] is None
     assert same(other.weights, state(2))
     assert not other.paused
     transfer.destroy()
@@ -188,7 +188,9 @@ def test_a_server_that_fails_stays_paused_and_its_base_is_unknown(
 def test_others_go_on_without_a_server_that_fails(
     store: str, replica: Replica, other: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
-    transfer = BucketWeightTransfer(store, servers=[replica.url, other.url], on_failure="continue")
+    transfer = CasweightsWeightTransfer(
+        store, servers=[replica.url, other.url], on_failure="continue"
+    )
     transfer.init_weight_transfer()
     other.failures["/update_weights"] = 1
     with caplog.at_level(logging.WARNING):
@@ -206,7 +208,7 @@ def test_others_go_on_without_a_server_that_fails(
 
 
 def test_an_update_left_open_is_ended_before_the_next(store: str, replica: Replica) -> None:
-    transfer = BucketWeightTransfer(store, servers=[replica.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     replica.failures["/finish_weight_update"] = 1
     with pytest.raises(CasweightsError):
@@ -218,7 +220,7 @@ def test_an_update_left_open_is_ended_before_the_next(store: str, replica: Repli
 
 
 def test_a_server_that_does_not_answer_in_time(store: str, replica: Replica) -> None:
-    transfer = BucketWeightTransfer(store, servers=[replica.url], transfer_timeout=0.2)
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url], transfer_timeout=0.2)
     transfer.init_weight_transfer()
     replica.hanging.add("/update_weights")
     with pytest.raises(CasweightsError, match=r"no answer to /update_weights within 0\.2 s") as e:
@@ -233,19 +235,19 @@ def test_a_server_is_waited_for(
 ) -> None:
     monkeypatch.setattr("casweights.integrations.trl._POLL_SECONDS", 0.01)
     replica.failures["/health"] = 3
-    transfer = BucketWeightTransfer(store, servers=[replica.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     transfer.destroy()
     assert replica.paths() == ["/health"] * 4 + ["/init_weight_transfer_engine"]
 
 
 def test_a_server_that_never_comes_or_has_no_engine(store: str, replica: Replica) -> None:
-    absent = BucketWeightTransfer(store, servers=["http://127.0.0.1:9"], start_timeout=0)
+    absent = CasweightsWeightTransfer(store, servers=["http://127.0.0.1:9"], start_timeout=0)
     with pytest.raises(CasweightsError, match="no answer to /health"):
         absent.init_weight_transfer()
     absent.destroy()
     replica.failures["/init_weight_transfer_engine"] = 1
-    plain = BucketWeightTransfer(store, servers=[replica.url])
+    plain = CasweightsWeightTransfer(store, servers=[replica.url])
     with pytest.raises(CasweightsError, match="weight-transfer-config"):
         plain.init_weight_transfer()
     plain.destroy()
@@ -258,7 +260,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 
 
 def test_nothing_is_opened_before_its_time(tmp_path: Path) -> None:
-    transfer = BucketWeightTransfer(tmp_path / "none")
+    transfer = CasweightsWeightTransfer(tmp_path / "none")
     with pytest.raises(InvalidInputError, match="init_weight_transfer"):
         transfer.send_weights(iter(()))
     with pytest.raises(NotFoundError):
@@ -279,7 +281,7 @@ def test_it_has_the_methods_of_the_protocol() -> None:
     names = [name for name in vars(protocol) if not name.startswith("_")]
     assert set(names) >= {"init_weight_transfer", "pause", "send_weights", "resume", "destroy"}
     for name in names:
-        ours = inspect.signature(getattr(BucketWeightTransfer, name))
+        ours = inspect.signature(getattr(CasweightsWeightTransfer, name))
         assert list(ours.parameters) == list(inspect.signature(getattr(protocol, name)).parameters)
 
 
@@ -403,7 +405,7 @@ def test_trainer(
     tokenizer = tiny_model(tmp_path / "model")
     policies: list[str] = []
     rollouts = Rollouts([sample(module, n) for n in range(4)], policies, replica)
-    transfer = BucketWeightTransfer(store, servers=[replica.url, other.url])
+    transfer = CasweightsWeightTransfer(store, servers=[replica.url, other.url])
     trainer = module.AsyncGRPOTrainer(
         model=str(tmp_path / "model"),
         args=module.AsyncGRPOConfig(

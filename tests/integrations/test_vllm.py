@@ -70,12 +70,12 @@ def worker(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 def test_whole_first_then_what_changed(worker: Worker, path: str, repo: Repository) -> None:
     ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
     worker.init(store=path)
-    worker.update(store=path, snapshot=ids[0], base=None)
+    worker.update(store=path, snapshot=ids[0], expect=None)
     assert worker.holds(checkpoint(0))
     assert (worker.whole, worker.patched) == (1, [])
     for before, step in ((0, 1), (1, 2)):
         worker.patched.clear()
-        worker.update(store=path, snapshot=ids[step], base=ids[before])
+        worker.update(store=path, snapshot=ids[step], expect=ids[before])
         assert worker.holds(checkpoint(step))
         assert str(worker.engine.version) == ids[step]
         assert worker.whole == 1
@@ -105,7 +105,7 @@ def test_what_the_model_holds_already_is_not_written(
     worker.update(snapshot=ids[0])
     assert worker.holds(checkpoint(1))
     assert worker.whole == 0
-    worker.update(snapshot=ids[1], base=ids[0])
+    worker.update(snapshot=ids[1], expect=ids[0])
     assert worker.holds(checkpoint(2))
     assert worker.whole == 0
 
@@ -134,7 +134,7 @@ def test_what_vllm_cannot_patch_is_written_as_whole_tensors(
             odd["steps.weight"][1] = 9
         case "dense":
             odd["k.weight"] *= 2
-    worker.update(snapshot=str(repo.commit(odd).id), base=ids[1])
+    worker.update(snapshot=str(repo.commit(odd).id), expect=ids[1])
     assert worker.holds(odd)
     assert worker.whole == 1
     patched = {"embed.weight", "norm.weight"} | ({"k.weight"} if change == "integer" else set())
@@ -206,10 +206,10 @@ def test_patching_can_be_switched_off(worker: Worker, path: str, repo: Repositor
 def test_a_base_that_it_is_not_at(worker: Worker, path: str, repo: Repository) -> None:
     ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
     with pytest.raises(StaleError, match="unknown version"):
-        worker.update(store=path, snapshot=ids[1], base=ids[0])
+        worker.update(store=path, snapshot=ids[1], expect=ids[0])
     worker.update(store=path, snapshot=ids[0])
     with pytest.raises(StaleError, match=ids[0]) as caught:
-        worker.update(snapshot=ids[2], base=ids[1])
+        worker.update(snapshot=ids[2], expect=ids[1])
     assert caught.value.code is ErrorCode.STALE
     assert worker.holds(checkpoint(0))
     worker.update(snapshot=ids[2])
@@ -239,7 +239,7 @@ def test_a_damaged_store_changes_no_weight(
             pack.chmod(0o644)
             pack.write_bytes(data)
     with pytest.raises(IntegrityError):
-        worker.update(snapshot=second, base=first)
+        worker.update(snapshot=second, expect=first)
     assert worker.holds(checkpoint(0))
     assert str(worker.engine.version) == first
     with pytest.raises(NotFoundError):
@@ -254,11 +254,11 @@ def test_after_a_failure_amid_writing_nothing_is_taken_for_granted(
     worker.update(store=path, snapshot=ids[0])
     worker.model.fail = "k.weight"
     with pytest.raises(RuntimeError, match="out of memory"):
-        worker.update(snapshot=ids[1], base=ids[0])
+        worker.update(snapshot=ids[1], expect=ids[0])
     assert worker.engine.version is None
     worker.model.fail = ""
     with pytest.raises(StaleError):
-        worker.update(snapshot=ids[2], base=ids[0])
+        worker.update(snapshot=ids[2], expect=ids[0])
     worker.update(snapshot=ids[2])
     assert worker.holds(checkpoint(2))
     assert worker.whole == 2
@@ -278,10 +278,10 @@ def test_a_copy_that_is_ahead_of_the_model_is_no_base(
     with monkeypatch.context() as patching:
         patching.setattr(adapter, "_batches", fail)
         with pytest.raises(MemoryError):
-            worker.update(snapshot=ids[1], base=ids[0])
+            worker.update(snapshot=ids[1], expect=ids[0])
     assert worker.holds(checkpoint(0))
     assert str(worker.engine.version) == ids[0]
-    worker.update(snapshot=ids[2], base=ids[0])
+    worker.update(snapshot=ids[2], expect=ids[0])
     assert worker.holds(checkpoint(2))
     assert worker.whole == 2
 

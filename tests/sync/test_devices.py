@@ -45,7 +45,7 @@ def versions(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("segment", [1, CHUNK, 3 * CHUNK, 1 << 20])
 def test_changes_are_those_of_each_chunk(monkeypatch: pytest.MonkeyPatch, segment: int) -> None:
-    monkeypatch.setattr(devices, "_SEGMENT", segment)
+    monkeypatch.setattr(devices, "_SEGMENT_BYTES", segment)
 
     @hypothesis.given(both=versions())
     def check(both: tuple[torch.Tensor, torch.Tensor]) -> None:

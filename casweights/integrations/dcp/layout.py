@@ -47,13 +47,15 @@ if TYPE_CHECKING:
 
 LAYOUT_FILE = "dcp.msgpack"
 _FORMAT = 1
-_LEVELS = 6  # of values in each other
-_VALUES, _VALUES_EACH = 1 << 12, 1 << 8  # in all, and more for each tensor of the version
-_MAX_LIST = 1 << 20  # items; torch makes lists as long as a path says
+_MAX_DEPTH = 6  # levels of lists and maps: the offsets of a shard are on the last one
+# Values in a layout: some, and more for each tensor of the version. It bounds the memory that a
+# hostile layout takes.
+_MAX_VALUES, _MAX_VALUES_PER_TENSOR = 1 << 12, 1 << 8
+_MAX_INDEX = 1 << 20  # in a path; torch makes lists as long as the index says
 
 
-class Place(NamedTuple):
-    """Where an item lies in a version.
+class ShardRef(NamedTuple):
+    """A tensor of a version that holds a shard or another item.
 
     Attributes:
         file: Path of the safetensors file.
@@ -65,13 +67,13 @@ class Place(NamedTuple):
 
 
 def encode_layout(
-    metadata: Metadata, places: Mapping[MetadataIndex, Place], order: Iterable[str] = ()
+    metadata: Metadata, shards: Mapping[MetadataIndex, ShardRef], order: Iterable[str] = ()
 ) -> bytes:
     """Metadata to bytes; equal layouts give equal bytes.
 
     Args:
         metadata: What the planner made.
-        places: Where each item was put.
+        shards: The tensor that holds each item.
         order: Names in the order of the saved state; what it lacks comes behind.
 
     Raises:
@@ -82,13 +84,13 @@ def encode_layout(
     for fqn, item in sorted(metadata.state_dict_metadata.items()):
         if isinstance(item, TensorStorageMetadata):
             rows = [
-                [list(c.offsets), list(c.sizes), *places[MetadataIndex(fqn, c.offsets)]]
+                [list(c.offsets), list(c.sizes), *shards[MetadataIndex(fqn, c.offsets)]]
                 for c in item.chunks
             ]
             dtype = str(item.properties.dtype).removeprefix("torch.")
             tensors[fqn] = [dtype, list(item.size), rows]
         else:
-            blobs[fqn] = list(places[MetadataIndex(fqn)])
+            blobs[fqn] = list(shards[MetadataIndex(fqn)])
     paths = _encode_paths(metadata.planner_data)
     items = metadata.state_dict_metadata
     ordered = dict.fromkeys((*order, *(metadata.planner_data or ()), *items))
@@ -118,7 +120,7 @@ class Layout:
 
     Attributes:
         snapshot: The version.
-        metadata: The description; `storage_data` has the place of each item.
+        metadata: The description; `storage_data` has the `ShardRef` of each item.
     """
 
     def __init__(self, snapshot: Snapshot, encoded: bytes) -> None:
@@ -130,7 +132,7 @@ class Layout:
         """
         self.snapshot = snapshot
         self._tensors = {
-            Place(file.path, stored.info.name): stored
+            ShardRef(file.path, stored.info.name): stored
             for file in snapshot.files
             for stored in tensor_chunks(file, snapshot.config.chunk_size)
         }
@@ -160,7 +162,8 @@ class Layout:
 
     def _decode(self, encoded: bytes) -> Metadata:
         data = Unpacker(encoded)
-        table = expect(data.tree(_VALUES + _VALUES_EACH * len(self._tensors), _LEVELS), dict)
+        limit = _MAX_VALUES + _MAX_VALUES_PER_TENSOR * len(self._tensors)
+        table = expect(data.tree(limit, _MAX_DEPTH), dict)
         data.finish()
         if expect(table["format"], int) > _FORMAT:
             raise UnsupportedError(
@@ -169,23 +172,23 @@ class Layout:
                 "upgrade to read it",
             )
         items: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
-        places: dict[MetadataIndex, Place] = {}
+        shards: dict[MetadataIndex, ShardRef] = {}
         for fqn, row in expect(table["tensors"], dict).items():
-            items[expect(fqn, str)] = self._decode_tensor(fqn, row, places)
+            items[expect(fqn, str)] = self._decode_tensor(fqn, row, shards)
         for fqn, row in expect(table["blobs"], dict).items():
             if expect(fqn, str) in items:
                 raise ValueError(f"{fqn!r} is there twice")
             items[fqn] = BytesStorageMetadata()
-            place = places[MetadataIndex(fqn)] = _place(row)
-            info = self._tensors[place].info
+            shard = shards[MetadataIndex(fqn)] = _shard(row)
+            info = self._tensors[shard].info
             if info.dtype.code != "U8" or len(info.shape) != 1:
                 raise ValueError(f"{fqn!r} is stored as {info.dtype.code} {list(info.shape)}")
         order = _decode_order(table.get("order", [*items]), items)
         items = {fqn: items[fqn] for fqn in order}
-        return Metadata(items, _decode_paths(table["paths"]), places)
+        return Metadata(items, _decode_paths(table["paths"]), shards)
 
     def _decode_tensor(
-        self, fqn: str, row: Any, places: dict[MetadataIndex, Place]
+        self, fqn: str, row: Any, shards: dict[MetadataIndex, ShardRef]
     ) -> TensorStorageMetadata:
         name, size, rows = expect(row, list)
         dtype = getattr(torch, expect(name, str), None)
@@ -193,14 +196,14 @@ class Layout:
             raise ValueError(f"{fqn!r} has the unknown dtype {name!r}")  # noqa: TRY004  not a type
         shape = _sizes(size)
         chunks = []
-        for offsets, sizes, *place in expect(rows, list):
+        for offsets, sizes, *shard in expect(rows, list):
             chunk = ChunkStorageMetadata(_sizes(offsets), _sizes(sizes))
             ends = [o + n for o, n in zip(chunk.offsets, chunk.sizes, strict=True)]
             if any(end > n for end, n in zip(ends, shape, strict=True)):
                 raise ValueError(f"a shard of {fqn!r} lies outside of it")
             index = MetadataIndex(fqn, chunk.offsets)
-            places[index] = _place(place)
-            _check_stored(fqn, self._tensors[places[index]].info, dtype, chunk.sizes)
+            shards[index] = _shard(shard)
+            _check_stored(fqn, self._tensors[shards[index]].info, dtype, chunk.sizes)
             chunks.append(chunk)
         return TensorStorageMetadata(TensorProperties(dtype), shape, chunks)
 
@@ -212,9 +215,9 @@ def _sizes(value: Any) -> torch.Size:
     return torch.Size(value)
 
 
-def _place(row: Any) -> Place:
+def _shard(row: Any) -> ShardRef:
     file, tensor = expect(row, list)
-    return Place(expect(file, str), expect(tensor, str))
+    return ShardRef(expect(file, str), expect(tensor, str))
 
 
 def _check_stored(fqn: str, info: TensorInfo, dtype: torch.dtype, sizes: torch.Size) -> None:
@@ -243,7 +246,7 @@ def _decode_paths(value: Any) -> dict[str, tuple[str | int, ...]] | None:
     paths = {}
     for fqn, path in expect(value, dict).items():
         for key in expect(path, list):
-            if type(key) is not str and not 0 <= expect(key, int) < _MAX_LIST:
+            if type(key) is not str and not 0 <= expect(key, int) < _MAX_INDEX:
                 raise ValueError(f"the path of {expect(fqn, str)!r} has the number {key}")
         paths[fqn] = tuple(path)
     return paths

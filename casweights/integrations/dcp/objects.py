@@ -27,7 +27,7 @@ from casweights.errors import ErrorCode, UnsupportedError
 _log = logging.getLogger(__name__)
 _TYPES = re.compile(r"b1|[iu][1248]|f2|f4|f8|f16|c8|c16|c32|[SU][0-9]{1,9}|O8")
 _OBJECTS = "O8"
-_MOST_NAMES = 5  # in a message
+_MAX_LISTED = 5  # names in an error message; more would hide the advice
 
 # What torch takes for safe is one set for the whole process: while a check adds stand-ins to it, no
 # other one may ask.
@@ -185,4 +185,4 @@ def _foreign(blob: io.BytesIO) -> list[str]:
 
 def _needs(blob: io.BytesIO) -> str:
     names = _foreign(blob)
-    return f" (it needs {', '.join(names[:_MOST_NAMES])})" if names else ""
+    return f" (it needs {', '.join(names[:_MAX_LISTED])})" if names else ""

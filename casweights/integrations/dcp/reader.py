@@ -21,10 +21,10 @@ from casweights.errors import (
     InvalidInputError,
 )
 from casweights.format.zstd import most_content
+from casweights.integrations._opening import LazyRepository
 from casweights.integrations.dcp.boxes import Box, read_boxes
 from casweights.integrations.dcp.layout import LAYOUT_FILE, Layout
 from casweights.integrations.dcp.objects import check_loaded
-from casweights.integrations.dcp.opening import LazyRepository
 
 if TYPE_CHECKING:
     import torch

@@ -20,8 +20,8 @@ from casweights.errors import (
     UnsupportedError,
 )
 from casweights.format.names import check_ref_name
-from casweights.integrations.dcp.layout import LAYOUT_FILE, Place, encode_layout
-from casweights.integrations.dcp.opening import LazyRepository
+from casweights.integrations._opening import LazyRepository
+from casweights.integrations.dcp.layout import LAYOUT_FILE, ShardRef, encode_layout
 from casweights.integrations.dcp.shards import BytesFile, ShardFile
 from casweights.operations.commit import Description
 from casweights.operations.parts import Part, commit_parts, encode_part
@@ -44,11 +44,11 @@ class _Stored(NamedTuple):
     """What a rank tells the first one of an item.
 
     Attributes:
-        place: Where it is.
+        shard: Where it is stored.
         part: All that the rank stored; the same object for all of its items, so pickled once.
     """
 
-    place: Place
+    shard: ShardRef
     part: Part
 
 
@@ -255,7 +255,7 @@ class CasweightsWriter(StorageWriter):
             file = ShardFile(path, plan.items, planner)
             part = self._encode(file)
             results = [
-                WriteResult(item.index, file.nbytes[name], _Stored(Place(path, name), part))
+                WriteResult(item.index, file.nbytes[name], _Stored(ShardRef(path, name), part))
                 for name, item in file.items.items()
             ]
         future: Future[list[WriteResult]] = Future()
@@ -276,9 +276,9 @@ class CasweightsWriter(StorageWriter):
                 ID is the error's `snapshot`.
             StoreError: The store could not be written.
         """
-        places = {result.index: result.storage_data.place for rank in results for result in rank}
+        shards = {result.index: result.storage_data.shard for rank in results for result in rank}
         parts = [rank[0].storage_data.part for rank in results if rank]
-        layout = encode_layout(metadata, places, self._order)
+        layout = encode_layout(metadata, shards, self._order)
         parts.append(self._encode(BytesFile(LAYOUT_FILE, layout)))
         head, before, tag, _ = self._save
         description = Description(
@@ -294,5 +294,5 @@ class CasweightsWriter(StorageWriter):
         self._line, self._doubtful = self.snapshot.id, None
         if tag is not None:
             db.refs.create_tag(tag, self.snapshot.id)
-        metadata.storage_data = places
+        metadata.storage_data = shards
         metadata.storage_meta = StorageMeta(checkpoint_id=str(self.snapshot.id))
