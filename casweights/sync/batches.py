@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from casweights.content.states import StateFile
     from casweights.format.safetensors import TensorInfo
 
-_SMALL = 16 << 10  # bytes of a tensor; a larger one is worth the work of its own
-_AS_BYTES = ("BOOL", "F4")  # torch normalizes the bytes of the one, and cannot copy the other
+_MAX_BATCHED_BYTES = 16 << 10  # of a tensor; a larger one is worth the work of its own
+_DTYPES_AS_BYTES = ("BOOL", "F4")  # torch normalizes the bytes of BOOL, and cannot copy F4
 
 
 class Batch:
@@ -54,7 +54,7 @@ class Batch:
         self._names = [info.name for info in infos]
         self._width = infos[0].dtype.width
         self._stops = np.cumsum([info.nbytes // self._width for info in infos])
-        self._as_bytes = infos[0].dtype.code in _AS_BYTES
+        self._as_bytes = infos[0].dtype.code in _DTYPES_AS_BYTES
         dtype = torch.uint8 if self._as_bytes else state.outline.dtypes[infos[0].name]
         elements = staging[:size].view(dtype)
         parts = torch.split(elements, [tensor.numel() for tensor in live])
@@ -120,11 +120,11 @@ class Batch:
         local = (positions - begins).astype(POSITION).tobytes()
         cuts = pairwise([*firsts.tolist(), len(positions)])
         for number, (first, stop) in zip(changed.tolist(), cuts, strict=True):
-            places = local[POSITION.itemsize * first : POSITION.itemsize * stop]
+            positions_of = local[POSITION.itemsize * first : POSITION.itemsize * stop]
             before = bytearray(values[self._width * first : self._width * stop])
             yield (
                 self._names[number],
-                self._shortest(number, ElementChange(places, before, self._width)),
+                self._shortest(number, ElementChange(positions_of, before, self._width)),
             )
 
     def _differing(self, undo: ElementChange) -> tuple[np.ndarray, memoryview]:
@@ -159,7 +159,7 @@ def make_batches(state: StateFile, limit: int, *, on_device: bool) -> Iterator[B
     """
     groups: dict[tuple[torch.device, str], list[TensorInfo]] = {}
     for info in state.header.tensors:
-        if 0 < info.nbytes <= _SMALL:
+        if 0 < info.nbytes <= _MAX_BATCHED_BYTES:
             group = state.tensors[info.name].device, info.dtype.code
             groups.setdefault(group, []).append(info)
     sizes: dict[torch.device, int] = {}

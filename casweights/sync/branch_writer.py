@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from casweights.config import DEFAULT_EXCLUDE
 from casweights.content.files import scan
 from casweights.operations.commit import Description, encode_version, repeated, write_version
-from casweights.sync.mirror import KeptState
+from casweights.sync.kept_state import KeptState
 from casweights.sync.steps import EncodedStep
 
 if TYPE_CHECKING:

@@ -163,10 +163,10 @@ CASTS = st.sampled_from([{}, {"f*": torch.bfloat16}, {"f*": torch.float32}, {"f?
 NANS = from_bytes(b"\xff\xff\xff\x7f" * 20, torch.float32, (4, 5))
 
 
-@pytest.mark.parametrize("base", ["host", "device"])
+@pytest.mark.parametrize("compare", ["host", "device"])
 @pytest.mark.parametrize("on_host", [True, False])
 def test_batches_give_the_versions_that_single_tensors_give(
-    monkeypatch: pytest.MonkeyPatch, base: str, on_host: bool
+    monkeypatch: pytest.MonkeyPatch, compare: str, on_host: bool
 ) -> None:
     stand_in(monkeypatch, on_host=on_host)
 
@@ -180,10 +180,10 @@ def test_batches_give_the_versions_that_single_tensors_give(
         states = [named(each, turn=turn) for each in tensors for turn in (False, True)]
         for state in states[1:]:  # the same layout, and some of the bits
             states.append(state | {k: v for k, v in states[0].items() if like(v, state.get(k))})
-        batched, loaded = published(states, base=base, cast=cast)
+        batched, loaded = published(states, compare=compare, cast=cast)
         with monkeypatch.context() as patch:
-            patch.setattr(batches, "_SMALL", 0)
-            single, _ = published(states, base=base, cast=cast)
+            patch.setattr(batches, "_MAX_BATCHED_BYTES", 0)
+            single, _ = published(states, compare=compare, cast=cast)
         assert batched == single
         if not cast:
             for state, wanted in zip(loaded, states, strict=True):

@@ -13,7 +13,8 @@ from casweights.content.states import StateFile
 from casweights.stores.memory import MemoryStore
 from casweights.sync.changes import ElementChange, find_change, take_back
 from casweights.sync.devices import flat_patterns
-from casweights.sync.mirror import KeptState, Mirror, Scan
+from casweights.sync.kept_state import KeptState
+from casweights.sync.mirror import Mirror, Scan
 from casweights.system.buffers import Pool
 from casweights.system.threads import Workers
 from casweights.testing.states import tensor_bits

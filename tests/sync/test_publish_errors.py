@@ -10,7 +10,7 @@ import pytest
 from casweights import Publisher, Reporter
 from casweights.errors import ConflictError, InvalidInputError, StoreError
 from casweights.sync import changes as changes_module
-from casweights.sync import mirror as mirror_module
+from casweights.sync import state_copy
 from tests.sync.states import (
     CHUNK,
     PATIENCE,
@@ -238,7 +238,7 @@ def interrupt(patch: pytest.MonkeyPatch, error: type[BaseException], call: int) 
             raise error
         return find(*args)
 
-    patch.setattr(mirror_module, "find_change", failing)
+    patch.setattr(state_copy, "find_change", failing)
 
 
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])

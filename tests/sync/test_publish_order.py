@@ -14,8 +14,10 @@ import torch
 from casweights import Publisher
 from casweights.stores.memory import MemoryStore
 from casweights.sync import changes as changes_module
-from casweights.sync import mirror as mirror_module
 from casweights.sync import publisher as publisher_module
+from casweights.sync import state_copy
+from casweights.sync.kept_state import KeptState
+from casweights.sync.mirror import Mirror
 from tests.sync.states import (
     CHUNK,
     PATIENCE,
@@ -105,7 +107,7 @@ def test_there_is_one_mirror_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     others: list[int] = []
 
-    class Watched(mirror_module.Mirror):
+    class Watched(Mirror):
         def __init__(self, *args: Any, **options: Any) -> None:
             others.append(len(alive))
             alive.add(self)
@@ -177,7 +179,7 @@ def test_skipping_leaves_versions_out_and_no_change() -> None:
 def test_encoding_waits_for_a_scan_of_the_same_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     objects, state = Trouble(), {"w": noise(2 * CHUNK)}
     reading, scanning = threading.Event(), threading.Event()
-    read, find = mirror_module.KeptState.read, changes_module.find_change
+    read, find = KeptState.read, changes_module.find_change
 
     def watched_read(self: Any, run: Any, buffers: Any) -> Any:
         reading.set()
@@ -198,8 +200,8 @@ def test_encoding_waits_for_a_scan_of_the_same_memory(monkeypatch: pytest.Monkey
             nudge(state["w"], CHUNK, seed=1)
             run.publish(state, step=1)
             nudge(state["w"], CHUNK, seed=2)
-            monkeypatch.setattr(mirror_module.KeptState, "read", watched_read)
-            monkeypatch.setattr(mirror_module, "find_change", slow_find)
+            monkeypatch.setattr(KeptState, "read", watched_read)
+            monkeypatch.setattr(state_copy, "find_change", slow_find)
             scanning.set()
             run.publish(state, step=2)
             scanning.clear()

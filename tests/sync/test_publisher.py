@@ -15,7 +15,7 @@ from casweights import Publisher
 from casweights.errors import InvalidInputError, NotFoundError, StoreError
 from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
-from casweights.sync import mirror as mirror_module
+from casweights.sync.kept_state import KeptState
 from casweights.testing import CountingStore
 from casweights.testing.states import assert_same_tensor, tensor_bits
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes, state_dicts
@@ -236,13 +236,13 @@ def test_what_did_not_change_is_neither_read_nor_hashed_nor_stored(
     compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed, read = list[int](), list[tuple[str | None, int]]()
-    original = mirror_module.KeptState.read
+    original = KeptState.read
 
     def reading(self: Any, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         read.extend((piece.tensor, piece.number) for piece in run)
         return original(self, run, buffers)
 
-    monkeypatch.setattr(mirror_module.KeptState, "read", reading)
+    monkeypatch.setattr(KeptState, "read", reading)
     objects = CountingStore(MemoryStore())
     state = {name: noise(4 * CHUNK // 2, seed) for seed, name in enumerate("abc")}
     with open_store(objects) as store, Publisher(store, compare=compare) as run:

@@ -1,0 +1,97 @@
+"""A captured state as a file to encode, and its base."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+from casweights.content.files import SourceFile
+from casweights.content.states import STATE_FILE
+from casweights.sync.changes import take_back
+from casweights.sync.file_grid import chunk_of
+from casweights.system.buffers import copy, scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from casweights.format.layout import Piece
+    from casweights.format.safetensors import Header
+    from casweights.ids import ChunkId
+    from casweights.sync.mirror import Mirror, Scan
+    from casweights.system.buffers import Pool
+
+
+class KeptState(SourceFile):
+    """The file of a scanned state, read from its mirror, and the chunks of the version before it.
+
+    A chunk of the version before is made from the mirror's chunk by undoing what changed. The
+    mirror must not be scanned into while the file or those chunks are read.
+
+    Args:
+        mirror: The mirror.
+        scan: What was found since the version before.
+    """
+
+    path = STATE_FILE
+    header: Header
+
+    def __init__(self, mirror: Mirror, scan: Scan) -> None:
+        self.raw_header, self.header, self.size = scan.raw_header, scan.header, scan.size
+        self._mirror = mirror
+        self._undo = scan.undo
+        self._grid = mirror.grid(scan)
+        self._changed = sorted(self._grid.numbers[place] for place in scan.undo)
+        files = mirror.version.files if mirror.version else ()
+        self._ids = next((file.chunks for file in files if file.path == STATE_FILE), ())
+        self._pieces = dict(zip(self._ids, self._grid.pieces, strict=False))
+
+    def pieces(self, chunk_size: int) -> Iterator[Piece]:
+        """See `SourceFile.pieces`."""
+        return iter(self._grid.pieces)
+
+    def runs(self, chunk_size: int) -> Iterable[list[Piece]]:
+        """See `SourceFile.runs`."""
+        return self._grid.runs
+
+    def chunk_ids(self, run: Sequence[Piece]) -> list[ChunkId | None]:
+        """See `SourceFile.chunk_ids`."""
+        first = self._grid.numbers[chunk_of(run[0])]
+        ids: list[ChunkId | None] = list(self._ids[first : first + len(run)])
+        begin, end = (bisect_left(self._changed, n) for n in (first, first + len(run)))
+        for number in self._changed[begin:end] if ids else ():
+            ids[number - first] = None
+        return ids or [None] * len(run)
+
+    def base(self, piece: Piece) -> ChunkId | None:
+        """See `SourceFile.base`."""
+        return self._ids[self._grid.numbers[chunk_of(piece)]] if self._ids else None
+
+    def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
+        """See `SourceFile.read`; no bytes are copied."""
+        return [self._mirror.chunk(piece) for piece in run]
+
+    @property
+    def is_used(self) -> bool:
+        """See `LocalChunks.is_used`."""
+        return True
+
+    def __contains__(self, chunk: object) -> bool:
+        """Whether the version before has this chunk."""
+        return chunk in self._pieces
+
+    def get(self, chunk: ChunkId) -> memoryview | None:
+        """See `TrustedChunks.get`."""
+        piece = self._pieces.get(chunk)
+        if piece is None:
+            return None
+        out = scratch(piece.nbytes)
+        return out if self.readinto(chunk, out) else None
+
+    def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
+        """See `LocalChunks.readinto`."""
+        piece = self._pieces.get(chunk)
+        if piece is None or piece.nbytes != len(out):
+            return False
+        copy(out, self._mirror.chunk(piece))
+        take_back(out, self._undo.get(chunk_of(piece), ()))
+        return True
