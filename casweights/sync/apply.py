@@ -1,4 +1,4 @@
-"""Prepared changes are written into live tensors: all of them, or none."""
+"""Write prepared changes into live tensors: all of them, or none."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class TornError(Exception):
-    """Writing broke off where it could not be taken back.
+    """Writing failed where it could not be undone.
 
     Attributes:
-        cause: Why.
+        cause: The reason.
     """
 
     def __init__(self, cause: BaseException) -> None:
@@ -30,19 +30,19 @@ class TornError(Exception):
 def apply(
     prepared: Prepared, late: Iterator[tuple[Wanted, ElementChange | None]], workers: Workers
 ) -> int:
-    """Write what was prepared, and then what comes late.
+    """Write prepared changes, and then the late ones.
 
     Args:
         prepared: Changes of live tensors.
-        late: Further ones, see `Fetcher.stream`.
+        late: Changes that are fetched while they are written, see `Fetcher.stream`.
         workers: Threads for writing.
 
     Returns:
-        How many elements were written.
+        The number of elements that were written.
 
     Raises:
-        TornError: It ended where it could not be taken back. After any other error the tensors
-            are as they were. In any case their `ids` tell what each chunk holds.
+        TornError: Writing failed where it could not be undone. After any other error the tensors
+            are as they were. In both cases their `ids` say what each chunk holds.
     """
     made: list[tuple[Wanted, ElementChange | None, ChunkId | None]] = []
 
@@ -58,7 +58,7 @@ def apply(
         try:
             for _ in workers.map(make, prepared.changes):
                 pass
-            first = next(late, None)  # the last moment in which a failure can be taken back
+            first = next(late, None)  # the last moment in which a failure can be undone
         except BaseException as error:
             _take_back(made, error)
             raise
@@ -78,7 +78,7 @@ def apply(
 def _write(
     chunk: ChunkRef[LiveTensor], change: ElementChange | None, holds: ChunkId | None
 ) -> None:
-    """Make a change; meanwhile it is not known what the chunk holds."""
+    """Make a change. Until it is complete, the content of the chunk is unknown."""
     if change is not None:
         chunk.tensor.ids[chunk.number] = None
         chunk.tensor.exchange(chunk.number, change)
@@ -88,7 +88,7 @@ def _write(
 def _take_back(
     made: list[tuple[Wanted, ElementChange | None, ChunkId | None]], error: BaseException
 ) -> None:
-    """Undo what was made, the last first: tensors may share memory."""
+    """Undo changes, the last one first: tensors may share memory."""
     try:
         for wanted, change, before in reversed(made):
             _write(wanted.chunk, change, before)

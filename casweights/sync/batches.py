@@ -30,12 +30,13 @@ _DTYPES_AS_BYTES = ("BOOL", "F4")  # torch normalizes the bytes of BOOL, and can
 
 
 class Batch:
-    """Small tensors of one dtype on one device, and the bits of them that were last seen.
+    """Small tensors of one dtype on one device, and a copy of their last bits.
 
     Args:
-        infos: The tensors, whose bits are kept in this order.
-        state: A state with these tensors, whose bits are kept first.
-        staging: At least as many bytes, on the tensors' device; batches may share them.
+        infos: The tensors, in the order in which their bits are kept.
+        state: The first state whose bits are kept.
+        staging: Scratch memory of at least the same size on the tensors' device; batches may share
+            it.
         on_device: Whether to keep another copy on an accelerator, so that nothing but changes
             crosses to the host. Without one, the host's copy goes to the device to be compared.
     """
@@ -101,7 +102,7 @@ class Batch:
             torch._foreach_copy_(self._copies, live)
 
     def _find_change(self) -> ElementChange | None:
-        """What makes the staged bits of those that are kept."""
+        """The change that turns the kept bits into the staged ones."""
         if self._is_on_host:
             return find_change(self._memory, self._staged.numpy().view(np.uint8).data, self._width)
         kept = self._shadow
@@ -112,7 +113,7 @@ class Batch:
         return next((change for _, change in list(found)), None)
 
     def _split(self, undo: ElementChange) -> Iterator[tuple[str, ElementChange]]:
-        """Cut what undoes a change of the batch into what undoes it in each tensor."""
+        """Cut a change of the batch into the changes of its tensors."""
         positions, values = self._differing(undo)
         numbers = np.searchsorted(self._stops, positions, side="right")
         changed, firsts = np.unique(numbers, return_index=True)
@@ -128,7 +129,7 @@ class Batch:
             )
 
     def _differing(self, undo: ElementChange) -> tuple[np.ndarray, memoryview]:
-        """The positions of the elements that a change makes others, and the bytes of these."""
+        """The positions and former bytes of the elements that making a change has altered."""
         if undo.positions is not None:
             return np.frombuffer(undo.positions, POSITION), memoryview(undo.values)
         kind = f"<u{self._width}"
@@ -154,7 +155,7 @@ def make_batches(state: StateFile, limit: int, *, on_device: bool) -> Iterator[B
 
     Args:
         state: The state, whose bits are kept.
-        limit: Bytes; no less than a small tensor takes.
+        limit: Maximum bytes of a batch; at least the size of the largest small tensor.
         on_device: See `Batch`.
     """
     groups: dict[tuple[torch.device, str], list[TensorInfo]] = {}

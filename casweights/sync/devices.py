@@ -1,6 +1,6 @@
-"""Changes of tensors where they live: on an accelerator, or wherever torch must do the work.
+"""Changes of tensors on an accelerator, or wherever torch must do the work.
 
-Nothing but the changed elements and their positions crosses to the host.
+Only the changed elements and their positions cross to the host.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ def host_patterns(memory: memoryview, like: torch.Tensor) -> torch.Tensor:
 def device_changes(
     live: torch.Tensor, kept: torch.Tensor, chunk_size: int, *, advance: bool = False
 ) -> Iterator[tuple[int, ElementChange]]:
-    """The changes that make the elements of `live` of those of `kept`.
+    """The changes that turn the elements of `kept` into those of `live`.
 
     Args:
         live: Flat integers, on any device.
-        kept: As many, on the same device or on the host.
+        kept: The same number of integers, on the same device or on the host.
         chunk_size: Bytes of a chunk.
-        advance: Make the same changes in `kept`, which is on the same device. Other values than
-            those of the changes never get there, even if somebody writes to `live` meanwhile.
+        advance: Whether to make the same changes in `kept`, which is on the same device. It gets
+            the values of the changes only, even if others write to `live` at the same time.
 
     Yields:
         The number of a chunk, and its change.

@@ -1,10 +1,10 @@
 """Programs that end without closing their publishers.
 
-They get time to store what was published, and what is not stored then is named in the log, which
-goes to the standard error where nothing else is configured.
+They get time to store what was published. What is not stored by then is named in the log, which
+goes to the standard error unless logging is configured.
 
-The wait is that of a thread which the interpreter joins. It begins when the main thread has ended,
-and takes up no thread before. Other threads may publish for as long as they run.
+The wait happens on a thread that the interpreter joins. It starts when the main thread has ended,
+so that no thread is needed before. Other threads may publish until they end.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Pending:
     Attributes:
         name: What log lines call it.
         timeout: Seconds to wait for it.
-        drain: Waits until all its states are stored or given up; False after that many seconds.
+        drain: Waits until all its states are stored or given up; False if that takes longer than
+            the given seconds.
         losses: A line for each state that was published and is not stored.
     """
 
@@ -57,12 +58,12 @@ def unregister(publisher: Pending) -> None:
 
 def _main_thread_ends() -> None:
     if _open:
-        with suppress(RuntimeError):  # no thread can be started: it is said without a wait
+        with suppress(RuntimeError):  # no thread can be started: `_tell` reports without a wait
             threading.Thread(target=_wait, name="casweights-exit", daemon=False).start()
 
 
 def _wait() -> None:
-    """Wait for those who may still publish, then for what they have published."""
+    """Wait for threads that may still publish, then for what they have published."""
     threading.main_thread().join()
     while others := _other_threads():
         others[0].join()
@@ -91,9 +92,9 @@ def _drain(publisher: Pending, begin: float) -> None:
 
 
 def _tell() -> None:
-    """Name what is not stored."""
+    """Log each state that is not stored."""
     while _open:
-        with suppress(KeyError):  # another thread tells it
+        with suppress(KeyError):  # another thread reports it
             for loss in _open.pop().losses():
                 _log.error(loss)
 

@@ -1,4 +1,4 @@
-"""What changes in live tensors on the way to a version: fetched, decoded and verified ahead."""
+"""Fetch, decode and verify what changes in live tensors on the way to a version."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Prepared:
-    """All that is needed to bring live tensors to a version.
+    """Everything that brings live tensors to a version.
 
     Attributes:
         version: The version.
-        position: How many moves of the branch led to it; None if it was not found by the branch.
-        fits: What each tensor is to hold.
-        changes: Of chunks, ready to be made.
-        late: Chunks whose changes take more memory than they may: to be fetched when they are
-            written.
-        spent: What it took.
+        position: Number of moves of the branch that led to it; None if it is not known to be a
+            head of the branch.
+        fits: The wanted content of each tensor.
+        changes: Changes of chunks, ready to be made.
+        late: Chunks whose changes exceed the memory limit: they are fetched when they are written.
+        spent: Time and bytes that it took.
     """
 
     version: Snapshot
@@ -47,14 +47,14 @@ class Prepared:
 
 
 class Fetcher:
-    """Fetches chunks as changes of those that a target has.
+    """Fetches chunks as changes of the chunks that a target has.
 
     Args:
         db: The store.
         target: The live tensors.
-        trusting: Whether to take what is made of a chunk of the target for right without hashing
-            it: frames have checksums, and it is known what the target has.
-        memory: Bytes of changes to hold.
+        trusting: Whether chunks that are made from chunks of the target are not hashed: frames have
+            checksums, and the content of the target is known.
+        memory: Bytes of changes to hold at once.
     """
 
     def __init__(self, db: Database, target: Target, *, trusting: bool, memory: int) -> None:
@@ -66,7 +66,7 @@ class Fetcher:
         self._make_reader: Callable[[], ChunkReader] = lambda: kind(db.store, db.index, db.hasher)
 
     def prepare(self, version: Snapshot, position: int | None) -> Prepared:
-        """Fetch, decode and verify what changes, without a write to the target.
+        """Fetch, decode and verify changes, without a write to the target.
 
         Raises:
             InvalidInputError: The version does not fit the target.
@@ -95,7 +95,7 @@ class Fetcher:
         return prepared
 
     def stream(self, prepared: Prepared) -> Generator[tuple[Wanted, ElementChange | None]]:
-        """The late changes of a version, each to be made before the next one is asked for."""
+        """Fetch the late changes of a version; each must be made before the next one is taken."""
         reader = self._make_reader()
         reader.spent = prepared.spent
         yield from self._changes(reader, iter(prepared.late), prepared.late)
@@ -103,20 +103,20 @@ class Fetcher:
     def _changes(
         self, reader: ChunkReader, taken: Iterator[Wanted], wanted: list[Wanted]
     ) -> Iterator[tuple[Wanted, ElementChange | None]]:
-        """The changes of those chunks that are taken, of all that are wanted."""
-        near = reader.with_local(_LiveChunks(self._target.chunks()), self._db.cache)
+        """Fetch the chunks that are taken from those that are wanted, as changes."""
+        local = reader.with_local(_LiveChunks(self._target.chunks()), self._db.cache)
 
         def fetch(one: Wanted) -> tuple[Wanted, ElementChange | None]:
             live, number = one.chunk
             out = self._buffers.take(live.size_of(number))
-            near.readinto(one.id, out)
+            local.readinto(one.id, out)
             begin = time.perf_counter()
             change = live.find_change(number, out)
             reader.spent.add(decode=time.perf_counter() - begin)
             return one, change
 
         try:
-            with near.ahead() as announce:
+            with local.ahead() as announce:
                 announce([one.id for one in wanted])
                 yield from self._db.workers.map(fetch, taken)
         except IntegrityError:
@@ -144,11 +144,11 @@ class _LiveChunks:
         if found is None or found.tensor.size_of(found.number) != len(out):
             return False
         found.tensor.readinto(found.number, out)
-        return found.tensor.ids[found.number] == chunk  # or it was written to since, or meanwhile
+        return found.tensor.ids[found.number] == chunk  # others may have written to it
 
 
 class _TrustingReader(ChunkReader):
-    """Does not hash what frames with checksums make of a chunk that the reader has."""
+    """Does not hash chunks that frames with checksums make from a local chunk."""
 
     def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
         """See `ChunkReader.rebuild`."""

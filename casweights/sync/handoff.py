@@ -55,7 +55,7 @@ class Handoff:
         check_open: Raises an error once nothing may be published any more.
 
     Attributes:
-        mirror: The last one that was captured into. Only who has acquired it may set it.
+        mirror: The last one that was captured into. Set only by the caller that has acquired it.
     """
 
     def __init__(self, *, replaces: bool, check_open: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""Live tensors: chunks of them are read, compared and changed in place, wherever they lie."""
+"""Live tensors, whose chunks are read, compared and changed in place on any device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LiveTensor:
 
     Attributes:
         tensor: The tensor.
-        ids: What its chunks hold, by number; None where that is not known.
+        ids: The ID of what each chunk holds; None where it is unknown.
     """
 
     def __init__(self, tensor: torch.Tensor, chunk_size: int) -> None:
@@ -46,7 +46,7 @@ class LiveTensor:
             self._patterns = patterns(tensor.detach())
 
     def was_touched(self) -> bool:
-        """Whether somebody wrote to the tensor since `recount`, as far as torch counts that."""
+        """Whether torch has counted a write to the tensor since `recount`."""
         return self._count != _count_of(self.tensor)
 
     def touched(self) -> None:
@@ -55,11 +55,11 @@ class LiveTensor:
             torch.autograd.graph.increment_version(self.tensor)
 
     def recount(self) -> None:
-        """Whatever was written until now is known of."""
+        """Treat all writes so far as seen."""
         self._count = _count_of(self.tensor)
 
     def forget(self) -> None:
-        """Somebody wrote to the tensor: what it holds is not known."""
+        """Treat the content of the tensor as unknown, because something else wrote to it."""
         self.ids = [None] * len(self.ids)
         self.recount()
 
@@ -68,7 +68,7 @@ class LiveTensor:
         return min(self._chunk_size, self.nbytes - number * self._chunk_size)
 
     def chunk(self, number: int) -> memoryview:
-        """A chunk's bytes: its own memory, or a copy where that is elsewhere."""
+        """The bytes of a chunk: the tensor's own memory, or a copy if that is on a device."""
         start = number * self._chunk_size
         if self._memory is not None:
             return self._memory[start : start + self._chunk_size]
@@ -81,7 +81,7 @@ class LiveTensor:
         copy(out, self.chunk(number))
 
     def find_change(self, number: int, wanted: memoryview) -> ElementChange | None:
-        """What makes the wanted bytes of a chunk; None if they are there."""
+        """The change that gives a chunk the wanted bytes; None if it has them."""
         if self._memory is not None or self._patterns.dim() != 1:
             return find_change(self.chunk(number), wanted, self.width)
         start = number * self._chunk_size // self.width
@@ -101,10 +101,10 @@ class LiveTensor:
 
 
 def check_writable(tensor: torch.Tensor, name: str) -> None:
-    """Refuse a tensor whose elements are not memory of its own, one by one.
+    """Refuse a tensor whose elements do not each have memory of their own.
 
     Raises:
-        InvalidInputError: It names the tensor.
+        InvalidInputError: The tensor cannot be written in place; names it.
     """
     expanded = tensor.numel() > 0 and any(
         stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
@@ -118,7 +118,7 @@ def check_writable(tensor: torch.Tensor, name: str) -> None:
 
 
 def _elements(tensor: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """Elements of a tensor in C order, flat; of a view, whole rows are copied for that."""
+    """Elements of a tensor, flat and in C order; for a view, whole rows are copied."""
     row = tensor[0].numel()
     top = first // row
     rows = tensor[top : -(-last // row)].reshape(-1)
@@ -126,5 +126,5 @@ def _elements(tensor: torch.Tensor, first: int, last: int) -> torch.Tensor:
 
 
 def _count_of(tensor: torch.Tensor) -> int | None:
-    """Grows with every write that torch knows of; None where it does not count."""
+    """A number that grows with every write that torch counts; None where it counts none."""
     return None if tensor.is_inference() else tensor._version

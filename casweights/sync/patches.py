@@ -28,7 +28,7 @@ class Patch:
         shape: Its shape, in elements as torch counts them.
         indices: Where the values go: ascending positions in the flat tensor in C order, int64,
             on the CPU; None for all of it.
-        values: As many elements, flat, on the CPU; or the whole tensor.
+        values: One element for each index, flat, on the CPU; or the whole tensor.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Patch:
 
 
 def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
-    """The changes of a version that are not made yet, of those tensors where all are sparse."""
+    """The changes of a version before they are made, for tensors in which all are sparse."""
     changes: dict[int, list[tuple[int, ElementChange]]] = {}
     for wanted, change in prepared.changes:
         if change is not None:
@@ -54,7 +54,7 @@ def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
 
 
 def whole_tensors(prepared: Prepared, patched: set[str]) -> Iterator[Patch]:
-    """The other tensors that a version changed, after that was done."""
+    """The other tensors that a version changed, after the changes were made."""
     changed = {id(wanted.chunk.tensor) for wanted, change in prepared.changes if change}
     changed |= {id(wanted.chunk.tensor) for wanted in prepared.late}
     for fit in prepared.fits:

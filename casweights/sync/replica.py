@@ -67,7 +67,7 @@ class Replica:
         self._torn = False
 
     def bind(self, target: torch.nn.Module | Mapping[str, Any] | None) -> None:
-        """Look at the tensors: what was known of them does not count if others wrote to them."""
+        """Look at the tensors; if others wrote to them, their version becomes unknown."""
         if not self._target.bind(target):
             self.version = self.prepared = None
             self._torn = False

@@ -1,4 +1,4 @@
-"""What callers pass as a model: modules and state dicts, and their tensors by name."""
+"""Models as callers pass them, modules or state dicts, and their tensors by name."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def plain_state(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any
 def named_tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     """All tensors in a state dict, by the names that a version has for them.
 
-    Those that are one tensor under several names are there under each.
+    A tensor with several names is there under each of them.
     """
     found: dict[str, torch.Tensor] = {}
     for path, leaf in leaves(state):
@@ -66,7 +66,7 @@ def cast_policy(patterns: Mapping[str, torch.dtype]) -> Cast:
     for pattern, dtype in patterns.items():
         if not dtype.is_floating_point:
             raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, f"cast of {pattern!r} to {dtype}: it takes a float dtype"
+                ErrorCode.BAD_ARGUMENT, f"cast of {pattern!r} must be a float dtype, got {dtype}"
             )
 
     def cast(name: str, dtype: torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""A running model as the target of versions: which tensor is which, and what each holds."""
+"""A running model as the target of versions: its tensors, their names and what they hold."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _MAX_LISTED = 5  # names in an error message; more would hide the advice
 
 
 class Wanted(NamedTuple):
-    """A chunk of a live tensor, and what it is to hold."""
+    """A chunk of a live tensor, and its wanted content."""
 
     chunk: ChunkRef[LiveTensor]
     id: ChunkId
 
 
 class Fit(NamedTuple):
-    """A live tensor and what it is to hold.
+    """A live tensor and its wanted content.
 
     Attributes:
         live: The tensor.
@@ -51,7 +51,7 @@ class Fit(NamedTuple):
     chunks: tuple[ChunkId, ...]
 
     def wanted(self) -> Iterator[Wanted]:
-        """The chunks that do not hold yet what they are to hold."""
+        """The chunks that do not hold their wanted content yet."""
         for number, (has, chunk) in enumerate(zip(self.live.ids, self.chunks, strict=True)):
             if has != chunk:
                 yield Wanted(ChunkRef(self.live, number), chunk)
@@ -101,13 +101,13 @@ class Target:
         return sum(live.nbytes for live in self._live.values())
 
     def bind(self, source: torch.nn.Module | Mapping[str, Any] | None = None) -> bool:
-        """Look at the tensors of a model, or of the last one again.
+        """Look at the tensors of a model; by default at those of the last one.
 
         Returns:
-            Whether they are the ones that were there, as they were left.
+            Whether they are the same tensors as before, and nobody else wrote to them.
 
         Raises:
-            InvalidInputError: There was none before, or it is no model.
+            InvalidInputError: No model was given yet, or this is not a model.
         """
         source = self._source if source is None else source
         if source is None:
@@ -134,7 +134,7 @@ class Target:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """While it is us who write: views of one tensor are counted together by torch."""
+        """Treat writes in this block as our own: torch counts views of one tensor together."""
         untouched = [live for live in self._live.values() if not live.was_touched()]
         try:
             yield
@@ -143,7 +143,7 @@ class Target:
                 live.recount()
 
     def identify(self) -> None:
-        """Hash the chunks of which it is not known what they hold."""
+        """Hash the chunks whose content is unknown."""
         unknown = [
             ChunkRef(live, number)
             for live in self._live.values()
@@ -157,7 +157,7 @@ class Target:
             chunk.tensor.ids[chunk.number] = found
 
     def chunks(self) -> dict[ChunkId, ChunkRef[LiveTensor]]:
-        """Where a chunk is that the target has."""
+        """All known chunks of the target, by ID."""
         return {
             found: ChunkRef(live, number)
             for live in self._live.values()
@@ -166,12 +166,12 @@ class Target:
         }
 
     def fit(self, version: Snapshot) -> list[Fit]:
-        """What each tensor is to hold, by the version's name for it.
+        """The wanted content of each tensor, by the version's name for it.
 
         Raises:
             InvalidInputError: Target and version do not fit each other; names the tensors. Or it is
                 not clear which files the version's weights are in.
-            NotFoundError: None of them matches what is included.
+            NotFoundError: No weights match what is included.
         """
         weights = self._weights_of(version)
         stored = weights.tensors
@@ -202,7 +202,7 @@ class Target:
     def _finder(
         self, known: Mapping[str, str], plain: Mapping[str, str]
     ) -> Callable[[str], str | None]:
-        """From a name in the target to that of the same tensor in a version.
+        """A function from a name in the target to the name of that tensor in a version.
 
         Args:
             known: The version's names, and for each the one that the tensor is stored under.
