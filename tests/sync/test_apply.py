@@ -306,7 +306,7 @@ def is_refused(
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
 @pytest.mark.parametrize("late", [False, True])
-def test_objects_that_are_gone(
+def test_a_sync_that_lacks_objects_leaves_the_target_alone(
     calls: FaultyStore, repo: Repository, states: list[State], verify: Verify, late: bool
 ) -> None:
     versions = commit_all(repo, states[:1])
@@ -333,7 +333,7 @@ def test_objects_that_are_gone(
             assert subscriber.version == versions[0]
 
 
-def test_damage_that_appears_after_a_prefetch(
+def test_a_prefetched_version_is_applied_after_its_pack_was_deleted(
     calls: FaultyStore, repo: Repository, states: list[State]
 ) -> None:
     versions = commit_all(repo, states[:1])

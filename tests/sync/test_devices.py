@@ -90,7 +90,9 @@ def layouts(draw: st.DrawFn) -> torch.Tensor:
 
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(live=layouts(), data=st.data())
-def test_an_exchange_in_place(live: torch.Tensor, data: st.DataObject) -> None:
+def test_an_exchange_keeps_storage_and_undoes_itself(
+    live: torch.Tensor, data: st.DataObject
+) -> None:
     count, width = live.numel(), live.element_size()
     start = data.draw(st.integers(0, count - 1))
     stop = data.draw(st.integers(start + 1, count))

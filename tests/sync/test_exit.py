@@ -91,7 +91,7 @@ def test_steps_are_stored_or_named_when_a_program_ends(folder: Path, name: str) 
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
-def test_an_impossible_time_to_wait(tmp_path: Path, seconds: float) -> None:
+def test_a_negative_exit_timeout_is_refused(tmp_path: Path, seconds: float) -> None:
     with (
         casweights.open(tmp_path, create=True) as store,
         pytest.raises(InvalidInputError, match="exit_timeout"),
@@ -99,6 +99,6 @@ def test_an_impossible_time_to_wait(tmp_path: Path, seconds: float) -> None:
         Publisher(store, exit_timeout=seconds)
 
 
-def test_any_long_time_to_wait(tmp_path: Path) -> None:
+def test_an_infinite_exit_timeout_is_accepted(tmp_path: Path) -> None:
     with casweights.open(tmp_path, create=True) as store:
         Publisher(store, exit_timeout=float("inf")).close()

@@ -111,7 +111,7 @@ def test_following_a_branch_that_does_not_exist_yet(repo: Repository) -> None:
     assert len(seen) == 1
 
 
-def test_a_branch_that_goes_away_is_no_news(repo: Repository) -> None:
+def test_following_ignores_a_branch_that_was_deleted(repo: Repository) -> None:
     version = commit_all(repo, [{"w": weights(1)}])[0]
     seen: list[SnapshotId] = []
     stop = Pauses(lambda: repo.delete_branch("main"), None)

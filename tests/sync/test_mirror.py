@@ -94,7 +94,9 @@ FATES = st.sampled_from(["durable", "lost", "put off", "merged"])
 
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(steps=st.lists(st.tuples(KINDS, st.integers(0, 2), FATES), max_size=7))
-def test_any_sequence_of_fates(steps: list[tuple[str, int, str]]) -> None:
+def test_a_scan_has_the_way_back_whatever_became_of_earlier_ones(
+    steps: list[tuple[str, int, str]],
+) -> None:
     with open_store(MemoryStore()) as store:
         kept = Kept(store)
         merged: Scan | None = None
@@ -129,7 +131,7 @@ def test_what_is_kept_takes_no_more_than_the_model(kind: str) -> None:
         kept.check(kept.mirror.claim(merged))
 
 
-def test_a_version_is_not_to_be_had_of_a_fresh_copy() -> None:
+def test_a_fresh_mirror_has_no_base() -> None:
     state = {"w": noise(CHUNK)}
     with open_store(MemoryStore()) as store:
         file = StateFile(state)
@@ -142,7 +144,7 @@ def test_a_version_is_not_to_be_had_of_a_fresh_copy() -> None:
         assert chunk not in kept
 
 
-def test_the_copy_is_a_copy() -> None:
+def test_the_mirror_does_not_follow_its_tensors() -> None:
     state = {"w": noise(CHUNK)}
     before = tensor_bits(state["w"])
     workers = Workers(2)
@@ -153,7 +155,7 @@ def test_the_copy_is_a_copy() -> None:
     workers.close()
 
 
-def test_what_states_must_share() -> None:
+def test_layouts_differ_by_names_shapes_and_dtypes() -> None:
     def of(**state: torch.Tensor) -> object:
         return StateFile(state).layout
 
@@ -171,7 +173,7 @@ def test_what_states_must_share() -> None:
 @hypothesis.given(
     widths=st.sampled_from([1, 2, 4, 8]), versions=st.lists(st.binary(min_size=96, max_size=96))
 )
-def test_a_way_back_over_any_versions(widths: int, versions: list[bytes]) -> None:
+def test_undoing_any_changes_restores_the_first_bits(widths: int, versions: list[bytes]) -> None:
     memory, done = bytearray(96), list[ElementChange]()
     for version in [bytes(96), *versions]:
         change = find_change(memoryview(memory), memoryview(bytearray(version)), widths)

@@ -86,7 +86,7 @@ class Run:
 @compared
 @failures
 @pytest.mark.parametrize("how", ["publish", "wait", "close"])
-def test_an_error_comes_out_once_and_nothing_is_lost(
+def test_a_failure_is_raised_once_and_its_changes_come_with_the_next_version(
     compare: Compare, failure: tuple[str, str, bool, bool], how: str
 ) -> None:
     method, prefix, after, landed = failure
@@ -115,7 +115,9 @@ def test_an_error_comes_out_once_and_nothing_is_lost(
 
 @compared
 @failures
-def test_the_first_version_fails(compare: Compare, failure: tuple[str, str, bool, bool]) -> None:
+def test_a_first_version_that_fails_is_published_with_the_next(
+    compare: Compare, failure: tuple[str, str, bool, bool]
+) -> None:
     method, prefix, after, landed = failure
     run = Run(compare=compare)
     run.fail(method, prefix, after, landed)
@@ -126,7 +128,7 @@ def test_the_first_version_fails(compare: Compare, failure: tuple[str, str, bool
 
 
 @compared
-def test_a_version_that_landed_is_no_failure(compare: Compare) -> None:
+def test_a_version_that_landed_in_spite_of_an_error_is_no_failure(compare: Compare) -> None:
     run = Run(compare=compare)
     run.objects.fail("put", "refs/", after=True)
     run.publish(0)
@@ -138,7 +140,7 @@ def test_a_version_that_landed_is_no_failure(compare: Compare) -> None:
 
 
 @compared
-def test_several_failures_in_a_row(compare: Compare) -> None:
+def test_failures_in_a_row_are_raised_one_by_one(compare: Compare) -> None:
     run = Run(compare=compare)
     run.publish(0)
     run.publisher.wait()
@@ -281,7 +283,9 @@ def test_a_scan_that_stops_over_a_state_that_waits(monkeypatch: pytest.MonkeyPat
 
 
 @compared
-def test_another_writer(compare: Compare) -> None:
+def test_a_branch_that_another_writer_moved_raises_a_conflict_in_every_call(
+    compare: Compare,
+) -> None:
     run = Run(compare=compare)
     run.publish(0)
     run.publisher.wait()
@@ -326,7 +330,7 @@ def test_nothing_follows_a_conflict() -> None:
     assert run.store.branches() == {"main": theirs.id}
 
 
-def test_a_listener_that_fails() -> None:
+def test_a_reporter_that_fails_loses_no_version() -> None:
     class Broken(Reporter):
         def published(self, stats: object) -> None:
             raise StopError

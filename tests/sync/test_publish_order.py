@@ -59,7 +59,7 @@ def test_tensors_may_change_while_their_version_is_written(
         assert_history(store, states)
 
 
-def test_what_is_said_is_that_of_the_moment_too() -> None:
+def test_metadata_is_copied_when_publish_is_called() -> None:
     objects, tags = Trouble(), ["a"]
     with open_store(objects) as store, Publisher(store) as run:
         objects.hold("packs/")

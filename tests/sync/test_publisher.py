@@ -232,7 +232,7 @@ def test_a_module_attached_to_its_optimizer(compare: Compare) -> None:
 
 
 @pytest.mark.parametrize("compare", ["host", "device"])
-def test_what_did_not_change_is_neither_read_nor_hashed_nor_stored(
+def test_unchanged_chunks_are_neither_read_nor_hashed_nor_stored(
     compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed, read = list[int](), list[tuple[str | None, int]]()
@@ -281,7 +281,7 @@ def test_what_did_not_change_is_neither_read_nor_hashed_nor_stored(
 
 
 @compared
-def test_who_goes_on_stores_what_changed(compare: Compare) -> None:
+def test_a_new_publisher_stores_only_what_changed(compare: Compare) -> None:
     objects, state, states = CountingStore(MemoryStore()), model(), {}
     for step in range(3):
         states[step] = copied(state)
@@ -353,7 +353,7 @@ def test_files_that_go_with_every_version(tmp_path: Path) -> None:
         assert_same_tensor(store.load("main")["a"], state["a"])
 
 
-def test_reports_are_right() -> None:
+def test_publish_stats_count_bytes_and_changed_elements() -> None:
     listener, state = Listener(), model(chunks=4)
     elements = sum(tensor.numel() for tensor in state.values())
     with open_store(MemoryStore()) as store:
@@ -388,7 +388,7 @@ def test_a_store_by_its_name(tmp_path: Path) -> None:
         assert_history(store, {0: state}, "run")
 
 
-def test_what_cannot_be_published() -> None:
+def test_sources_and_options_that_cannot_be_published_are_refused() -> None:
     with open_store(MemoryStore()) as store, Publisher(store) as run:
         for wrong in ([torch.ones(2)], {"w": object()}, None):
             with pytest.raises(InvalidInputError):

@@ -401,7 +401,7 @@ def test_verify_needs_a_version(repo: Repository) -> None:
             subscriber.verify()
 
 
-def test_arguments_that_are_of_no_use(repo: Repository, tmp_path: Path) -> None:
+def test_wrong_arguments_of_a_subscriber_are_refused(repo: Repository, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="choose one of full, patch"):
         Subscriber(repo, verify="some")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="memory must be at least 0 bytes, got -1"):
