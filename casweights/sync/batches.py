@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from casweights.content.torch_types import is_dense
 from casweights.sync.changes import POSITION, ElementChange, find_change
 from casweights.sync.devices import (
     device_changes,
@@ -57,7 +56,7 @@ class Batch:
         self._stops = np.cumsum([info.nbytes // self._width for info in infos])
         self._as_bytes = infos[0].dtype.code in _DTYPES_AS_BYTES
         dtype = torch.uint8 if self._as_bytes else state.outline.dtypes[infos[0].name]
-        elements = staging[:size].view(dtype)
+        self._elements = elements = staging[:size].view(dtype)
         parts = torch.split(elements, [tensor.numel() for tensor in live])
         self._copies = [part.view(tensor.shape) for part, tensor in zip(parts, live, strict=True)]
         self._staged = flat_patterns(elements)
@@ -89,17 +88,15 @@ class Batch:
 
     def _stage(self, state: StateFile) -> None:
         """Copy the tensors of a state to the staging memory, in the dtype they are written in."""
-        tensors, cast = state.tensors, state.outline.cast
-        live = [tensors[name] for name in self._names]
-        if cast:  # the bits of a NaN that is cast depend on the order in memory
-            live = [
-                state.tensor(name) if name in cast and not is_dense(tensor) else tensor
-                for name, tensor in zip(self._names, live, strict=True)
-            ]
+        live = [state.tensors[name] for name in self._names]
         with torch.inference_mode():  # which tensors made in that mode demand
             if self._as_bytes:
                 live = [tensor.view(torch.uint8) for tensor in live]
             torch._foreach_copy_(self._copies, live)
+            # The bits of a NaN that torch casts depend on the loop that it chooses: those of a
+            # tensor that is cast by itself count.
+            if state.outline.cast and _has_nan(self._elements):
+                torch._foreach_copy_(self._copies, [state.tensor(name) for name in self._names])
 
     def _find_change(self) -> ElementChange | None:
         """The change that turns the kept bits into the staged ones."""
@@ -171,6 +168,10 @@ def make_batches(state: StateFile, limit: int, *, on_device: bool) -> Iterator[B
     for (device, _), infos in groups.items():
         for part in _parts(infos, limit):
             yield Batch(part, state, stagings[device], on_device=on_device)
+
+
+def _has_nan(elements: torch.Tensor) -> bool:
+    return elements.is_floating_point() and bool(torch.isnan(elements).any())
 
 
 def _staging(size: int, device: torch.device) -> torch.Tensor:

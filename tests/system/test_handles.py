@@ -171,9 +171,10 @@ def test_a_child_of_a_process_whose_locks_are_held(handles: dict[str, Handle]) -
     """Threads that hold them do not exist in the child, so it would wait for ever."""
     held, release = threading.Event(), threading.Event()
     publisher, subscriber = cast("Any", handles["Publisher"]), cast("Any", handles["Subscriber"])
+    read_ahead = cast("Any", handles["ReadaheadStore"])
 
     def hold() -> None:
-        with publisher._state, subscriber._lock, cast("Any", handles["ReadaheadStore"])._lock:
+        with publisher._handoff._state, subscriber._lock, read_ahead._lock:
             held.set()
             release.wait(PATIENCE)
 
