@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
 from casweights.content.arguments import check_choice, to_list
@@ -15,11 +15,11 @@ from casweights.sync.fetch import Fetcher
 from casweights.sync.patches import to_patches, whole_tensors
 from casweights.sync.replica import Replica
 from casweights.sync.target import Target
+from casweights.system.closing import Closing
 from casweights.system.handles import Handle, is_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from types import TracebackType
 
     import torch
 
@@ -38,7 +38,7 @@ _MEMORY = 64 * MiB  # of decoded changes; the steps of a training mostly change 
 _READ_AHEAD = 32 * MiB  # replicas have little memory to spare, and read little at a time
 
 
-class Subscriber(Handle):
+class Subscriber(Handle, Closing):
     """Brings the tensors of a running model to versions of a branch, in place.
 
     Only elements that differ are written; storages stay where they are. Each chunk of the target
@@ -263,14 +263,3 @@ class Subscriber(Handle):
         self._gone.set()
         self._replica.prepared = None
         self._opened.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

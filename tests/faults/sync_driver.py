@@ -108,10 +108,7 @@ class Run:
 def train(
     run: Run, store: ObjectStore, *, compare: Compare = "host", policy: Policy = "block"
 ) -> None:
-    """Publish step after step up to the goal, from where the branch is.
-
-    What is said to be durable is noted as claimed.
-    """
+    """Publish steps from the head of the branch to the goal; note durable ones as claimed."""
     with (
         casweights.open(store, workers=2) as repo,
         Publisher(repo, compare=compare, policy=policy) as publisher,
