@@ -38,7 +38,7 @@ def test_leaving_waits_and_keeps_the_error() -> None:
         assert ["the network is gone" in note for note in caught.value.__notes__] == [True]
 
 
-def test_what_is_closed_stays_closed() -> None:
+def test_closing_again_does_nothing_and_publishing_raises() -> None:
     with open_store(MemoryStore()) as store:
         run = Publisher(store)
         run.close()
