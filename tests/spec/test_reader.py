@@ -7,115 +7,37 @@ or one of them is wrong.
 from __future__ import annotations
 
 import importlib
-import json
 import random
 import re
 import shutil
-import struct
-import subprocess
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgpack
 import pytest
 import torch
-import xxhash
-import zstandard
-from blake3 import blake3
-from safetensors.torch import save_file
 
 import casweights
-from casweights import CasweightsError, StoreConfig
-from casweights.config import KiB
+from casweights import StoreConfig
 from casweights.format.planes import encode_planes
+from tests.spec.readers import (
+    CONTENT,
+    ROOT,
+    assert_both_read,
+    assert_both_refuse,
+    frames_end,
+    make_store,
+    read,
+    the_object,
+    tree,
+    write_model,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
     from types import ModuleType
 
     from casweights import Repository
     from casweights.config import Compression, DigestName
-
-ROOT = Path(__file__).parents[2]
-# Runs the reader where our package, numpy and torch cannot be imported.
-ALONE = """
-import runpy, sys
-sys.modules.update(casweights=None, numpy=None, torch=None, safetensors=None)
-sys.path.append(sys.argv.pop(1))
-runpy.run_module("tools.spec.reader", run_name="__main__")
-"""
-SMALL_CHUNKS: dict[str, Any] = {"chunk_size": 64 * KiB}
-DTYPES = [
-    *(torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32),
-    *(torch.uint64, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu),
-    *(torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float4_e2m1fn_x2),
-]
-
-
-def read(store: Path, ref: str, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", "-c", ALONE, *map(str, (ROOT, store, ref, out))]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def tree(root: Path) -> dict[str, bytes | None]:
-    """Everything below a folder; None stands for a folder."""
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
-        for path in root.rglob("*")
-    }
-
-
-def write_model(folder: Path) -> None:
-    """Two shards whose tensors have several chunks, and other files."""
-    numbers = torch.Generator().manual_seed(1)
-    weights = {
-        "a": torch.randn(300, 300, generator=numbers).bfloat16(),
-        "b": torch.randn(20_001, generator=numbers),
-        "c": torch.randn(9_000, generator=numbers).double(),
-        "d": torch.randn(9_000, generator=numbers).to(torch.complex64),
-        "e": torch.arange(30_000),
-        "f": torch.empty(3, 0),
-        "g": torch.tensor(2.5, dtype=torch.float16),
-    }
-    (folder / "nested/more").mkdir(parents=True)
-    shards = {"model-1.safetensors": list("abc"), "model-2.safetensors": list("defg")}
-    for name, tensors in shards.items():
-        save_file({key: weights[key] for key in tensors}, folder / name, {"format": "pt"})
-    index = {key: name for name, tensors in shards.items() for key in tensors}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (folder / "nested/more/empty").write_bytes(b"")
-    (folder / "nested/text.txt").write_bytes(b"a line of text\n" * 10_000)
-    (folder / "nested/random").write_bytes(random.Random(2).randbytes(150_000))
-    (folder / "größe").write_bytes(b"x" * 64 * KiB)
-
-
-def make_state() -> dict[str, Any]:
-    numbers = random.Random(3)
-    tensors = {
-        str(dtype): torch.frombuffer(bytearray(numbers.randbytes(960)), dtype=torch.uint8)
-        for dtype in DTYPES
-    }
-    tensors["torch.bool"] %= 2
-    typed = {name: tensors[name].view(dtype) for name, dtype in zip(tensors, DTYPES, strict=True)}
-    return {"tensors": typed, "tied": [typed["torch.int64"]], "step": 1, "pair": (1.5, None)}
-
-
-def make_store(root: Path, digest: DigestName, compression: Compression) -> list[str]:
-    """A store with three versions in ``root/store``; returns what they can be called."""
-    write_model(root / "model")
-    config = StoreConfig(digest=digest, **SMALL_CHUNKS)
-    with casweights.open(root / "store", create=True, config=config) as store:
-        first = store.commit(root / "model", compression=compression, metadata={"a": [1, None]})
-        (root / "model/nested/random").unlink()
-        (root / "model/new").write_bytes(b"new")
-        second = store.commit(root / "model", compression=compression)
-        third = store.commit(make_state(), branch="states/a", compression=compression)
-        store.branch("moved", first)
-        store.branch("moved", second, force=True)
-        store.tag("release/1.0", first)
-    return [*(str(version.id) for version in (first, second, third)), "main", "moved", "states/a"]
 
 
 @pytest.mark.parametrize("compression", ["fast", "auto", "small"])
@@ -133,57 +55,6 @@ def test_reads_what_the_library_reads(
             assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
             assert tree(tmp_path / f"reader-{n}") == tree(tmp_path / f"library-{n}")
     assert tree(tmp_path / "reader-1") == tree(tmp_path / "model")
-
-
-@pytest.fixture(scope="module")
-def reader() -> ModuleType:
-    """The reader in this process, for tests that ask it many times."""
-    return importlib.import_module("tools.spec.reader")
-
-
-CONTENT = {
-    "planes": torch.randn(40_000, generator=torch.Generator().manual_seed(4)).bfloat16(),
-    "raw": torch.frombuffer(bytearray(random.Random(5).randbytes(999)), dtype=torch.uint8),
-    "zstd": torch.zeros(70_000, dtype=torch.int32),
-}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Repository]:
-    """A store in ``store`` with one version, whose pack has frames of every encoding."""
-    config = StoreConfig(**SMALL_CHUNKS)
-    with casweights.open(tmp_path / "store", create=True, config=config) as repository:
-        repository.commit(CONTENT)
-        assert set(repository.stats().encodings) == {"raw", "zstd", "planes"}
-        yield repository
-
-
-def assert_both_read(root: Path, ref: str, expected: dict[str, bytes | None]) -> None:
-    for folder in ("by-library", "by-reader"):
-        shutil.rmtree(root / folder, ignore_errors=True)
-    with casweights.open(root / "store") as repository:
-        repository.checkout(ref, root / "by-library")
-    result = read(root / "store", ref, root / "by-reader")
-    assert (result.returncode, result.stderr) == (0, "")
-    assert tree(root / "by-library") == tree(root / "by-reader") == expected
-
-
-def assert_both_refuse(reader: ModuleType, root: Path, ref: str) -> None:
-    with pytest.raises(reader.FAILURES):
-        reader.check_out(root / "store", ref, root / "by-reader")
-    with pytest.raises(CasweightsError), casweights.open(root / "store") as repository:
-        repository.checkout(ref, root / "by-library")
-    assert not (root / "by-reader").exists()
-    assert tree(root / "by-library") == {}
-
-
-def the_object(root: Path, kind: str) -> Path:
-    [path] = (path for path in (root / "store").glob(kind) if path.is_file())
-    return path
-
-
-def frames_end(pack: bytes | bytearray) -> int:
-    return len(pack) - 8 - int.from_bytes(pack[-8:-4], "little")
 
 
 @pytest.mark.usefixtures("store")
@@ -256,144 +127,6 @@ def test_chunks_are_found_where_the_pack_table_does_not_say(
     assert_both_read(tmp_path, "main", expected)
     pack.unlink()
     assert_both_read(tmp_path, "main", expected)
-
-
-def read_parts(root: Path) -> list[dict[str, Any]]:
-    """The manifest and the pack table of the store's only version."""
-    data = the_object(root, "snapshots/*").read_bytes()
-    _, split, _, stored = struct.unpack_from("<4I", data, 8)
-    packed = (data[24 : 24 + split], data[24 + split : 24 + split + stored])
-    return [msgpack.unpackb(zstandard.decompress(p), strict_map_key=False) for p in packed]
-
-
-def forge(root: Path, part: int, changes: dict[str, Any]) -> str:
-    """Change fields of the manifest (part 0) or pack table (part 1); returns the version's ID."""
-    path = the_object(root, "snapshots/*")
-    parts = read_parts(root)
-    parts[part] |= changes
-    encoded = [msgpack.packb(value) for value in parts]
-    packed = [zstandard.compress(value) for value in encoded]
-    sizes = [len(value) for pair in zip(encoded, packed, strict=True) for value in pair]
-    body = path.read_bytes()[:8] + struct.pack("<4I", *sizes) + b"".join(packed)
-    forged = path.with_name(blake3(encoded[0]).hexdigest())
-    forged.write_bytes(body + xxhash.xxh3_64_digest(body))
-    return forged.name
-
-
-def nested(levels: int) -> dict[str, Any]:
-    return {"a": nested(levels - 1)} if levels else {}
-
-
-@pytest.mark.usefixtures("store")
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"more": 1},
-        {"time": 253_402_300_800_000_000},
-        {"metadata": nested(65)},
-        {"metadata": {"a": b"bytes"}},
-        {"chunk_size": 128 * KiB},
-        {"digest": "xxh3-128"},
-        {"metadata": {"a": [0] * (131_072 - 1)}},
-        {"message": " " * 5_000_000},
-    ],
-    ids=lambda changes: f"{changes!s:.60}",
-)
-def test_forged_manifests_are_refused(
-    reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    assert_both_refuse(reader, tmp_path, forge(tmp_path, 0, changes))
-
-
-@pytest.mark.usefixtures("store")
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"time": 253_402_300_799_999_999},
-        {"metadata": nested(64)},
-        {"metadata": {"a": [0] * (131_072 - 2)}},
-        {"message": " " * 4_000_000},
-    ],
-    ids=lambda changes: f"{changes!s:.60}",
-)
-def test_what_manifests_may_just_hold(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with casweights.open(tmp_path / "store") as repository:
-        repository.checkout("main", tmp_path / "expected")
-    assert_both_read(tmp_path, forge(tmp_path, 0, changes), tree(tmp_path / "expected"))
-
-
-def test_files_out_of_order_are_refused(reader: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    for name in "ab":
-        (tmp_path / "model" / name).write_bytes(b"")
-    with casweights.open(tmp_path / "store", create=True) as repository:
-        repository.commit(tmp_path / "model")
-    rows = [["a", 0, None, b""], ["b", 0, None, b""]]
-    assert_both_read(tmp_path, "main", {"a": b"", "b": b""})
-    shutil.rmtree(tmp_path / "by-reader")
-    shutil.rmtree(tmp_path / "by-library")
-    assert_both_refuse(reader, tmp_path, forge(tmp_path, 0, {"files": rows[::-1]}))
-
-
-ROWS = 5  # chunks: two of planes, one raw, and of the zeros one whole and a shorter one
-
-
-@pytest.mark.usefixtures("store")
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"packs": bytes(32)},
-        {"packs": bytes(64), "pack": [1] * ROWS},
-        {"packs": bytes(range(256)) * 100, "pack": [799] * ROWS},
-        {"more": None},
-    ],
-    ids=["another", "twice the same", "very many", "a key more"],
-)
-def test_wrong_pack_tables_are_made_good_by_indexes(
-    tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    with casweights.open(tmp_path / "store") as repository:
-        repository.checkout("main", tmp_path / "expected")
-    assert_both_read(tmp_path, forge(tmp_path, 1, changes), tree(tmp_path / "expected"))
-
-
-def test_frames_of_other_chunks_are_not_taken(store: Repository, tmp_path: Path) -> None:
-    """The pack that the table names has them all, but says of each that it is another chunk."""
-    store.checkout("main", tmp_path / "expected")
-    name = the_object(tmp_path, "packs/*")
-    data = name.read_bytes()
-    index = msgpack.unpackb(data[frames_end(data) : -8], strict_map_key=False)
-    names = [index["chunk"][n : n + 32] for n in range(0, 32 * ROWS, 32)]
-    large = [n for n, size in enumerate(index["raw_size"]) if size == 64 * KiB]
-    assert len(large) == 2  # the first of the planes, and of the zeros
-    names[large[0]], names[large[1]] = names[large[1]], names[large[0]]
-    forged = msgpack.packb({**index, "chunk": b"".join(names)})
-    pack = blake3(data[:8] + forged)
-    end = struct.pack("<I4s", len(forged), b"cidx")
-    name.with_name(pack.hexdigest()).write_bytes(data[: frames_end(data)] + forged + end)
-    version = forge(tmp_path, 1, {"packs": pack.digest(), "pack": [0] * ROWS})
-    assert_both_read(tmp_path, version, tree(tmp_path / "expected"))
-
-
-@pytest.mark.usefixtures("store")
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"pack": [0]},
-        {"pack": [0] * (ROWS + 1)},
-        {"pack": [1] * ROWS},
-        {"pack": [-1] * ROWS},
-        {"pack": [False] * ROWS},
-        {"packs": b"short"},
-        {"packs": None},
-        {"more": bytes(5_000_000)},
-    ],
-    ids=lambda changes: f"{changes!s:.60}",
-)
-def test_malformed_pack_tables_are_refused(
-    reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    assert_both_refuse(reader, tmp_path, forge(tmp_path, 1, changes))
 
 
 def test_no_ref_stands_in_for_an_id(store: Repository, tmp_path: Path) -> None:

@@ -1,0 +1,161 @@
+"""The library and the independent reader refuse the same forged objects."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import pytest
+import xxhash
+import zstandard
+from blake3 import blake3
+
+import casweights
+from casweights.config import KiB
+from tests.spec.readers import assert_both_read, assert_both_refuse, frames_end, the_object, tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+    from casweights import Repository
+
+
+def read_parts(root: Path) -> list[dict[str, Any]]:
+    """The manifest and the pack table of the store's only version."""
+    data = the_object(root, "snapshots/*").read_bytes()
+    _, split, _, stored = struct.unpack_from("<4I", data, 8)
+    packed = (data[24 : 24 + split], data[24 + split : 24 + split + stored])
+    return [msgpack.unpackb(zstandard.decompress(p), strict_map_key=False) for p in packed]
+
+
+def forge(root: Path, part: int, changes: dict[str, Any]) -> str:
+    """Change fields of the manifest (part 0) or pack table (part 1); returns the version's ID."""
+    path = the_object(root, "snapshots/*")
+    parts = read_parts(root)
+    parts[part] |= changes
+    encoded = [msgpack.packb(value) for value in parts]
+    packed = [zstandard.compress(value) for value in encoded]
+    sizes = [len(value) for pair in zip(encoded, packed, strict=True) for value in pair]
+    body = path.read_bytes()[:8] + struct.pack("<4I", *sizes) + b"".join(packed)
+    forged = path.with_name(blake3(encoded[0]).hexdigest())
+    forged.write_bytes(body + xxhash.xxh3_64_digest(body))
+    return forged.name
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"a": nested(levels - 1)} if levels else {}
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"more": 1},
+        {"time": 253_402_300_800_000_000},
+        {"metadata": nested(65)},
+        {"metadata": {"a": b"bytes"}},
+        {"chunk_size": 128 * KiB},
+        {"digest": "xxh3-128"},
+        {"metadata": {"a": [0] * (131_072 - 1)}},
+        {"message": " " * 5_000_000},
+    ],
+    ids=lambda changes: f"{changes!s:.60}",
+)
+def test_forged_manifests_are_refused(
+    reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, 0, changes))
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"time": 253_402_300_799_999_999},
+        {"metadata": nested(64)},
+        {"metadata": {"a": [0] * (131_072 - 2)}},
+        {"message": " " * 4_000_000},
+    ],
+    ids=lambda changes: f"{changes!s:.60}",
+)
+def test_what_manifests_may_just_hold(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with casweights.open(tmp_path / "store") as repository:
+        repository.checkout("main", tmp_path / "expected")
+    assert_both_read(tmp_path, forge(tmp_path, 0, changes), tree(tmp_path / "expected"))
+
+
+def test_files_out_of_order_are_refused(reader: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for name in "ab":
+        (tmp_path / "model" / name).write_bytes(b"")
+    with casweights.open(tmp_path / "store", create=True) as repository:
+        repository.commit(tmp_path / "model")
+    rows = [["a", 0, None, b""], ["b", 0, None, b""]]
+    assert_both_read(tmp_path, "main", {"a": b"", "b": b""})
+    shutil.rmtree(tmp_path / "by-reader")
+    shutil.rmtree(tmp_path / "by-library")
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, 0, {"files": rows[::-1]}))
+
+
+ROWS = 5  # chunks: two of planes, one raw, and of the zeros one whole and a shorter one
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"packs": bytes(32)},
+        {"packs": bytes(64), "pack": [1] * ROWS},
+        {"packs": bytes(range(256)) * 100, "pack": [799] * ROWS},
+        {"more": None},
+    ],
+    ids=["another", "twice the same", "very many", "a key more"],
+)
+def test_wrong_pack_tables_are_made_good_by_indexes(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with casweights.open(tmp_path / "store") as repository:
+        repository.checkout("main", tmp_path / "expected")
+    assert_both_read(tmp_path, forge(tmp_path, 1, changes), tree(tmp_path / "expected"))
+
+
+def test_frames_of_other_chunks_are_not_taken(store: Repository, tmp_path: Path) -> None:
+    """The pack that the table names has them all, but says of each that it is another chunk."""
+    store.checkout("main", tmp_path / "expected")
+    name = the_object(tmp_path, "packs/*")
+    data = name.read_bytes()
+    index = msgpack.unpackb(data[frames_end(data) : -8], strict_map_key=False)
+    names = [index["chunk"][n : n + 32] for n in range(0, 32 * ROWS, 32)]
+    large = [n for n, size in enumerate(index["raw_size"]) if size == 64 * KiB]
+    assert len(large) == 2  # the first of the planes, and of the zeros
+    names[large[0]], names[large[1]] = names[large[1]], names[large[0]]
+    forged = msgpack.packb({**index, "chunk": b"".join(names)})
+    pack = blake3(data[:8] + forged)
+    end = struct.pack("<I4s", len(forged), b"cidx")
+    name.with_name(pack.hexdigest()).write_bytes(data[: frames_end(data)] + forged + end)
+    version = forge(tmp_path, 1, {"packs": pack.digest(), "pack": [0] * ROWS})
+    assert_both_read(tmp_path, version, tree(tmp_path / "expected"))
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pack": [0]},
+        {"pack": [0] * (ROWS + 1)},
+        {"pack": [1] * ROWS},
+        {"pack": [-1] * ROWS},
+        {"pack": [False] * ROWS},
+        {"packs": b"short"},
+        {"packs": None},
+        {"more": bytes(5_000_000)},
+    ],
+    ids=lambda changes: f"{changes!s:.60}",
+)
+def test_malformed_pack_tables_are_refused(
+    reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, 1, changes))
