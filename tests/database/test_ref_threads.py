@@ -78,7 +78,7 @@ class TestLocalHub:
         )
 
     def test_clocks_that_differ(self, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("casweights.database.reflog._YIELD", 0.3)
+        monkeypatch.setattr("casweights.database.reflog._YIELD_SECONDS", 0.3)
         casweights.open(self.store(hub), create=True).close()
         hub.conditions = Conditions(clock_skew=2.0)
         commit_at_once(lambda: casweights.open(self.store(hub), workers=1), 10)
