@@ -11,7 +11,7 @@ from casweights.errors import ErrorCode, InvalidInputError
 from casweights.events import Reporter
 from casweights.repository import Repository
 from casweights.stores.base import ObjectStore
-from casweights.stores.url import open_object_store
+from casweights.stores.url import open_object_store, with_readahead
 from casweights.system.threads import default_workers
 
 if TYPE_CHECKING:
@@ -56,14 +56,18 @@ def open_repository(
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"workers={workers}: it takes at least 1")
     if cache_size < 0:
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"cache_size={cache_size}: it takes bytes")
-    objects = store if isinstance(store, ObjectStore) else open_object_store(store, remote)
+    options = remote or RemoteOptions()
+    objects = (
+        with_readahead(store, options)
+        if isinstance(store, ObjectStore)
+        else open_object_store(store, options)
+    )
     if create:
         create_store(objects, config or StoreConfig())
     database = Database(
         objects,
         workers=workers or default_workers(),
         cache_size=cache_size,
-        read_ahead=(remote or RemoteOptions()).read_ahead,
         reporter=reporter or Reporter(),
         notes=None if notes is None else open_object_store(notes),
     )

@@ -31,13 +31,15 @@ class Remote(WrapperStore):
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
-        self.capabilities = Capabilities(exclusive_create=True, remote=True)
+        self.capabilities = Capabilities(
+            exclusive_create=True, listing_lags=True, cheap_reads=False
+        )
 
 
 class ReadOnly(WrapperStore):
     """Refuses to be written to."""
 
-    put_all = ObjectStore.put_all
+    batch = ObjectStore.batch
     delete_all = ObjectStore.delete_all
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:

@@ -132,7 +132,7 @@ class Client(WrapperStore):
         super().__init__(world)
         self._stop = stop
 
-    put_all = ObjectStore.put_all
+    batch = ObjectStore.batch
     delete_all = ObjectStore.delete_all
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:

@@ -177,8 +177,8 @@ def _with_other_layouts(db: Database, tree: Worktree, left: Contents) -> Content
 
 
 def _without_unknown_chunks(db: Database, left: Contents) -> Contents:
-    """What a version can have. A store behind a network has too many chunks to know them all."""
-    if db.store.capabilities.remote:
+    """What a version can have. Where reads are not cheap, nobody knows all chunks of a store."""
+    if not db.store.capabilities.cheap_reads:
         return left
     db.index.load()
     possible = {

@@ -11,7 +11,7 @@ from casweights.database.index import ChunkIndex
 from casweights.database.reader import ChunkReader
 from casweights.database.refs import Refs
 from casweights.database.snapshots import SnapshotStore
-from casweights.errors import ErrorCode, NotFoundError
+from casweights.errors import ErrorCode, NotFoundError, UnsupportedError
 from casweights.format import names
 from casweights.format.hashing import chunk_hasher
 from casweights.format.store_file import (
@@ -20,7 +20,7 @@ from casweights.format.store_file import (
     encode_store_file,
 )
 from casweights.results import StoreInfo
-from casweights.stores.readahead import ReadaheadStore
+from casweights.stores.optional import SupportsRefStore, SupportsSharing
 from casweights.system.handles import Handle
 from casweights.system.threads import Workers
 
@@ -54,7 +54,6 @@ class Database(Handle):
         *,
         workers: int,
         cache_size: int,
-        read_ahead: int,
         reporter: Reporter,
         notes: ObjectStore | None = None,
     ) -> None:
@@ -69,8 +68,6 @@ class Database(Handle):
                 f"there is no casweights store at {store.url}: make one with `casweights init` or "
                 "`casweights.open(url, create=True)`",
             ) from None
-        if store.capabilities.remote:
-            store = ReadaheadStore(store, read_ahead)
         self.store = store
         self.config, self.store_id = decode_store_file(store_file)
         self.hasher = chunk_hasher(self.config.digest)
@@ -82,7 +79,7 @@ class Database(Handle):
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
         self.snapshots = SnapshotStore(store, self.index, self.config)
         refs = self.config.refs
-        self.refs = Refs(store if refs is None else store.ref_store(refs, self.store_id))
+        self.refs = Refs(store if refs is None else _ref_store(store, refs, self.store_id))
         self.reporter = reporter
 
     def _how_to_reopen(self) -> str:
@@ -103,9 +100,9 @@ class Database(Handle):
     def heed_findings(self) -> None:
         """Stop relying on what was found damaged. Writers call this before they deduplicate.
 
-        Behind a network findings are listed once, so that no later step waits for them.
+        Where reads are not cheap, findings are listed once, so that no later step waits for them.
         """
-        if not (self._heeded and self.store.capabilities.remote):
+        if not self._heeded or self.store.capabilities.cheap_reads:
             self.index.heed(self.findings.load())
             self._heeded = True
 
@@ -121,7 +118,7 @@ def create_store(store: ObjectStore, config: StoreConfig) -> bool:
         Whether it was made now.
     """
     if config.shared and _store_file(store) is None:
-        store.share()
+        _share(store)
     else:
         store.create()
     if config.refs is None:
@@ -131,8 +128,29 @@ def create_store(store: ObjectStore, config: StoreConfig) -> bool:
         return False  # whoever asked for this repository finds out that it has another one
     store_id = secrets.token_hex(16) if known is None else known[1]
     if known is None or known[0].refs is not None:  # the caller names it: it is earned
-        store.ref_store(config.refs, store_id).create()
+        _ref_store(store, config.refs, store_id).create()
     return known is None and store.put(names.CONFIG, [encode_store_file(config, store_id)])
+
+
+def _share(store: ObjectStore) -> None:
+    sharing = store.ability(SupportsSharing)
+    if sharing is None:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"{store.url} cannot be shared by a group of this machine's users: only stores in "
+            "directories can",
+        )
+    sharing.share()
+
+
+def _ref_store(store: ObjectStore, where: str, store_id: str) -> ObjectStore:
+    """The store that keeps the refs, which is not the store itself."""
+    keeper = store.ability(SupportsRefStore)
+    if keeper is None:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED, f"{store.url} cannot keep its refs elsewhere, in {where}"
+        )
+    return keeper.ref_store(where, store_id)
 
 
 def _store_file(store: ObjectStore) -> tuple[StoreConfig, str] | None:

@@ -14,6 +14,7 @@ from casweights.format import names
 from casweights.format.fields import parse_id
 from casweights.ids import PackId
 from casweights.stores.base import ObjectInfo
+from casweights.stores.optional import SupportsLocators
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class ChunkIndex(KnownChunks):
     def __init__(self, store: ObjectStore, findings: Findings | None = None) -> None:
         super().__init__()
         self._store = store
+        self._locators = store.ability(SupportsLocators)
         self._findings = findings
         self._packs = KnownPacks()
         self._packs_in_doubt: set[PackId] = set()
@@ -84,8 +86,9 @@ class ChunkIndex(KnownChunks):
         """Remember in which packs a snapshot's chunks and their bases should be."""
         self.expect()
         self._packs.hint(table)
-        for pack, place in table.places.items():
-            self._store.hint(names.pack_name(pack), place)
+        if self._locators is not None:
+            for pack, locator in table.places.items():
+                self._locators.use_locator(names.pack_name(pack), locator)
 
     def expect(self) -> None:
         """Look again for chunks that are missing, because they may have come."""
@@ -139,7 +142,7 @@ class ChunkIndex(KnownChunks):
 
     def _drop_lost(self, listed: Collection[str], *, exact: bool) -> None:
         """Forget packs that are gone, and the frames in them."""
-        lags = self._store.capabilities.remote and not exact
+        lags = self._store.capabilities.listing_lags and not exact
         oldest = time.monotonic() - (_LISTING_LAG if lags else 0.0)
         lost = set(self._packs.lost(listed, oldest))
         if lost:

@@ -87,7 +87,7 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
 
 def try_read_pack(store: ObjectStore, info: ObjectInfo) -> PackContents | CasweightsError:
     """The same, or the error, once more if the store may have remembered a damaged copy."""
-    trusting = store.capabilities.remote
+    trusting = not store.capabilities.cheap_reads
     try:
         return read_pack(store, info, trusting=trusting)
     except (IntegrityError, NotFoundError) as error:

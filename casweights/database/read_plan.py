@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from casweights.database.index import ChunkIndex
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
-    from casweights.stores.base import ObjectStore, Range
+    from casweights.stores.base import ObjectStore
+    from casweights.stores.optional import Range
 
 _SMALL_PACK_BYTES = 8 * MiB  # of the pack of one step of a training run, which is fetched whole
 _MAX_SMALL_PACKS = 8  # fetched whole; many of them hold more than a reader needs

@@ -24,6 +24,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.format.envelope import corrupt
+from casweights.stores.optional import SupportsReadahead
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from casweights.format.manifest import FileEntry
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
-    from casweights.stores.base import ObjectStore, Range
+    from casweights.stores.base import ObjectStore
+    from casweights.stores.optional import Range
     from casweights.system.buffers import Buffer
 
 
@@ -254,10 +256,11 @@ class LocalFirstReader:
                 who announce few chunks at a time, and their neighbours next.
         """
         store = self._reader.store
-        if not store.capabilities.remote:
+        readahead = store.ability(SupportsReadahead)
+        if readahead is None:
             yield lambda _: None
             return
-        with store.ahead() as announce:
+        with readahead.ahead() as announce:
 
             def announce_chunks(chunks: Sequence[ChunkId]) -> None:
                 wanted = [chunk for chunk in chunks if chunk not in self._local]

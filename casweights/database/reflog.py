@@ -171,8 +171,8 @@ class RefLog:
         what = () if self._exclusive else (snapshot, before, writer)
         name = names.move_name(self.kind, ref, after + 1, *what)
         content = [move or encode_move(snapshot)]
-        new = not self._exclusive  # nobody else uses this name
-        [created] = self._store.put_all([(name, content)], new=new)
+        unique = not self._exclusive  # nobody else uses this name
+        [created] = self._store.put_all([(name, content)], assume_absent=unique)
         if self._exclusive and not created:
             return False, []
         won, moves = self._outcome(ref, name, after, before)

@@ -257,7 +257,7 @@ class Refs:
 
     def head_and_tag(self, name: str) -> tuple[Head | None, SnapshotId | None]:
         """Where the branch and the tag of this name are; asked for at the same time."""
-        if not self.store.capabilities.remote:
+        if self.store.capabilities.cheap_reads:
             return self.head(name), self.tag(name)
         with Threads(1, "casweights-refs") as threads:
             tag = threads.submit(self.tag, name)

@@ -18,6 +18,7 @@ from casweights.format.snapshot import (
     encode_snapshot,
 )
 from casweights.ids import SnapshotId
+from casweights.stores.optional import SupportsLocators
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from casweights.database.index import ChunkIndex
     from casweights.format.pack import Location, SealedPack
     from casweights.ids import ChunkId, PackId
-    from casweights.stores.base import Content, ObjectStore, Parts
+    from casweights.stores.base import ObjectStore, Parts
 
 MIN_PREFIX = 4  # digits of an ID that may stand for it
 _RECENT = 16  # snapshots kept in memory: those of a branch that is followed, and its bases
@@ -111,9 +112,9 @@ class SnapshotStore:
         snapshot: Snapshot,
         encoded: bytes,
         last: SealedPack | None = None,
-        soon: Sequence[Parts] = (),
         *,
-        new: bool = False,
+        early: Sequence[Parts] = (),
+        assume_absent: bool = False,
     ) -> None:
         """Write a snapshot; all its chunks must be in the index, or in its last pack.
 
@@ -121,29 +122,36 @@ class SnapshotStore:
             snapshot: The snapshot.
             encoded: Its manifest, as `EncodedSnapshot.of` gave it.
             last: A pack that is not written yet: both go into the store in one go.
-            soon: What will be put right afterwards, see `ObjectStore.put_all`.
-            new: Whether the pack is new for sure, too.
+            early: What will be put right afterwards, see `Batch.send`.
+            assume_absent: The caller guarantees that the store has neither, see
+                `ObjectStore.batch`.
         """
         stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot, last))
-        packs: list[tuple[str, Content]] = [] if last is None else [(last.name, last.parts)]
-        self._store.put_all([*packs, self._object(stored)], soon, new=new)
+        name, packs = names.snapshot_name(snapshot.id), [] if last is None else [last]
+        objects = [*(pack.name for pack in packs), name]
+        with self._store.batch(objects, assume_absent=assume_absent) as batch:
+            for pack in packs:
+                batch.put(pack.name, pack.parts)
+            batch.put(name, self._content(stored))
+            for parts in early:
+                batch.send(parts)
         self._learned.add(snapshot.id)  # the index has its chunks, also those just written
         self._keep(stored)
 
     def save_copy(self, stored: StoredSnapshot) -> None:
         """Write a snapshot that comes from another store, where its packs had other places."""
-        self._store.put_all([self._object(stored)])
+        self._store.put(names.snapshot_name(stored.snapshot.id), self._content(stored))
 
-    def _object(self, stored: StoredSnapshot) -> tuple[str, Content]:
-        def content() -> list[bytes]:
-            return [encode_snapshot(stored._replace(table=self.placed(stored.table)))]
-
-        return names.snapshot_name(stored.snapshot.id), content
+    def _content(self, stored: StoredSnapshot) -> Parts:
+        return [encode_snapshot(stored._replace(table=self.placed(stored.table)))]
 
     def placed(self, table: PackTable) -> PackTable:
-        """The same with the places of its packs, as far as the store knows them."""
-        found = {pack: self._store.place(names.pack_name(pack)) for pack in table.packs}
-        places = {pack: place for pack, place in found.items() if place is not None}
+        """The same with the locators of its packs that the store knows."""
+        locators = self._store.ability(SupportsLocators)
+        if locators is None:
+            return table._replace(places={})
+        found = {pack: locators.locator(names.pack_name(pack)) for pack in table.packs}
+        places = {pack: locator for pack, locator in found.items() if locator is not None}
         return table._replace(places=places)
 
     def pack_table(self, snapshot: Snapshot, last: SealedPack | None = None) -> PackTable:
@@ -184,10 +192,10 @@ class SnapshotStore:
     def retain(self, snapshot: Snapshot) -> None:
         """Let the index forget what only other versions than this one need.
 
-        In a directory nothing is forgotten, since there all chunks must be known to a commit.
+        Where reads are cheap nothing is forgotten: there a commit reads the indexes of all packs.
         """
-        remote = self._store.capabilities.remote
-        if remote and self._index.retain(snapshot.chunks()):
+        reads_all = self._store.capabilities.cheap_reads
+        if not reads_all and self._index.retain(snapshot.chunks()):
             self._learned = {snapshot.id}
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:

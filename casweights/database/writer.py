@@ -43,8 +43,8 @@ class PackWriter:
     def __init__(self, database: Database, generation: int = 0) -> None:
         self._db = database
         self._generation = generation
-        remote = database.store.capabilities.remote
-        self._puts = Background(_REMOTE_PUTS_IN_FLIGHT if remote else _PUTS_IN_FLIGHT)
+        local = database.store.capabilities.cheap_reads
+        self._puts = Background(_PUTS_IN_FLIGHT if local else _REMOTE_PUTS_IN_FLIGHT)
         self._added: set[ChunkId] = set()
         self._start_pack()
         self.packs = 0

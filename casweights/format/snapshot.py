@@ -31,7 +31,7 @@ class PackTable(NamedTuple):
         packs: All of them: those of its chunks' own frames, and those of frames that these are
             differences from.
         chunks: The pack of each chunk's own frame.
-        places: Where packs lie, as the store may tell: see `ObjectStore.place`.
+        places: Locators of packs, as stores that `SupportsLocators` tell them.
         shallow: Whether the version was copied without its history, so that parents may be missing.
     """
 

@@ -206,12 +206,12 @@ def encode_version(
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else BaseChunks(base))
     encoder = DeltaEncoder(db.reader, db.index, nearby or db.cache, compression)
-    most = _MAX_READ_PACKS if db.store.capabilities.remote else None
+    most = None if db.store.capabilities.cheap_reads else _MAX_READ_PACKS
     work = _Commit(db, files, buffers, bases, encoder, Once(partial(db.index.load, most)))
-    if db.store.capabilities.remote:
-        db.index.prepare_all()  # of the base; further packs only where they may save much
-    else:
+    if db.store.capabilities.cheap_reads:
         work.look_everywhere()
+    else:
+        db.index.prepare_all()  # of the base; further packs only where they may save much
     entries, last = _write_files(work, writer)
     snapshot, manifest = EncodedSnapshot.of(description.manifest(db.config, entries))
     stats = CommitStats(
@@ -227,7 +227,12 @@ def encode_version(
 
 
 def write_version(
-    db: Database, version: EncodedVersion, branch: str, head: Head | None, *, new: bool = False
+    db: Database,
+    version: EncodedVersion,
+    branch: str,
+    head: Head | None,
+    *,
+    assume_absent: bool = False,
 ) -> Head:
     """Make a version durable, and move a branch to it.
 
@@ -236,7 +241,8 @@ def write_version(
         version: The version.
         branch: The branch.
         head: Where the branch was seen last; None for a new one.
-        new: Whether nothing of it can be in the store yet, because it was not tried before.
+        assume_absent: The caller guarantees that nothing of it is in the store yet, because it was
+            not tried before.
 
     Returns:
         Where it is now.
@@ -247,8 +253,8 @@ def write_version(
     """
     snapshot, last = version.snapshot, version.last
     move = encode_move(snapshot.id)
-    soon = [[move]] if db.config.refs is None else []
-    db.snapshots.save(snapshot, version.manifest, last, soon, new=new)
+    early = [[move]] if db.config.refs is None else []
+    db.snapshots.save(snapshot, version.manifest, last, early=early, assume_absent=assume_absent)
     if last is not None:
         db.index.add(last.name, last.size, last.locations)
     moved = db.refs.advance(branch, head, snapshot.id, move)
@@ -363,7 +369,7 @@ def _write_chunks(work: _Commit, writer: PackWriter) -> list[list[ChunkId]]:
 def _read_runs(work: _Commit) -> Iterator[_Encoded]:
     """All chunks of all files in order, with the frames of those that the store lacks."""
     workers, runs = work.db.workers, file_runs(work.files, work.db.config.chunk_size)
-    if not work.db.store.capabilities.remote:
+    if work.db.store.capabilities.cheap_reads:
         yield from workers.map(lambda job: _encode_run(work, _hash_run(work, job)), runs)
         return
     with work.encoder.ahead() as announce:

@@ -28,6 +28,7 @@ from casweights.format.pack import EncodedFrame
 from casweights.format.snapshot import PackTable
 from casweights.ids import PackId
 from casweights.results import TransferStats
+from casweights.stores.optional import ahead
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _chunks_there(
 
 def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Iterator[ChunkId]:
     """The chunks of a version that both stores may have, from where it is read faster."""
-    for db in sorted((target, source), key=lambda db: db.store.capabilities.remote):
+    for db in sorted((target, source), key=lambda db: not db.store.capabilities.cheap_reads):
         with suppress(NotFoundError, IntegrityError):
             yield from db.snapshots.load(version).chunks()
             return
@@ -203,7 +204,7 @@ class _PackCopy:
         self._sizes = _pack_sizes(source.store)
         self.copied = 0
         self.nbytes = 0
-        if not source.store.capabilities.remote:
+        if source.store.capabilities.cheap_reads:
             source.index.load()
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
@@ -322,7 +323,7 @@ class _FrameCopy:
         self.copied = 0
         self.nbytes = 0
         in_doubt = source.index.has_suspects or target.index.has_suspects
-        if in_doubt or not target.store.capabilities.remote:
+        if in_doubt or target.store.capabilities.cheap_reads:
             target.index.load()
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
@@ -358,7 +359,7 @@ class _FrameCopy:
         store, reporter = self._source.store, self._target.reporter
         reporter.started(Stage.TRANSFER, sum(chain.nbytes for chain in chains))
         try:
-            with store.ahead() as announce:
+            with ahead(store) as announce:
                 seen: set[Node] = set()
                 new = [[*chain.back(seen)][::-1] for chain in chains]
                 announce([[location.range for location in locations] for locations in new])

@@ -14,6 +14,7 @@ from casweights.ids import SnapshotId, Suspect
 from casweights.operations.frame_check import UNSOUND, FrameCheck
 from casweights.results import Verification
 from casweights.stores.base import ObjectInfo
+from casweights.stores.optional import SupportsStrays
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -216,7 +217,8 @@ def _odd_names(db: Database) -> Iterator[CasweightsError]:
         if info.name != names.CONFIG and not info.name.startswith(folders):
             message = f"{info.name} is no object of a casweights store"
             yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
-    for name, kind in sorted(db.store.strays().items()):
+    able = db.store.ability(SupportsStrays)
+    for name, kind in sorted(able.strays().items() if able is not None else ()):
         message = f"{name} is no object of a store: it is {kind}"
         yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
 

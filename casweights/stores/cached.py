@@ -10,14 +10,15 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from casweights.stores.base import ObjectStore
 from casweights.stores.diskcache import DiskCache
-from casweights.stores.wrapper import WrapperStore
+from casweights.stores.wrapper import WrapperBatch, WrapperStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from casweights.stores.base import Content, ObjectStore, Parts
+    from casweights.stores.base import Batch, Parts
 
 CACHED_PREFIXES = ("packs/", "snapshots/")  # names that come from the content
 MAX_WRITTEN = 80 << 20  # what was written and is larger is not kept; packs are not
@@ -62,7 +63,7 @@ class CachedStore(WrapperStore):
         if size is None:
             whole = self._cache.whole_size(name)
             size = (self.inner.size(name) if whole is None else whole) - start
-        return super().get(name, start, size)
+        return ObjectStore.get(self, name, start, size)
 
     def read(self, name: str, limit: int) -> bytes:
         """See `ObjectStore.read`."""
@@ -83,30 +84,15 @@ class CachedStore(WrapperStore):
             self._keep_written(name, parts)
         return created
 
-    def put_all(
-        self,
-        objects: Sequence[tuple[str, Content]],
-        soon: Sequence[Parts] = (),
-        *,
-        new: bool = False,
-    ) -> list[bool]:
-        """See `ObjectStore.put_all`."""
-        written: dict[str, Parts] = {}
-
-        def note(name: str, parts: Parts) -> Parts:
-            written[name] = parts
-            return parts
-
-        def noted(name: str, content: Content) -> Content:
-            return (lambda: note(name, content())) if callable(content) else note(name, content)
-
-        all_created = self.inner.put_all(
-            [(name, noted(name, made)) for name, made in objects], soon, new=new
+    def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
+        """See `ObjectStore.batch`."""
+        return _CachedBatch(
+            self.inner.batch(names, assume_absent=assume_absent), self._keep_written
         )
-        for (name, _), created in zip(objects, all_created, strict=True):
-            if created and name in written:
-                self._keep_written(name, written[name])
-        return all_created
+
+    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
+        """See `ObjectStore.copy_from`: what is copied is not kept."""
+        self.inner.copy_from(source, names)
 
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
@@ -128,7 +114,7 @@ class CachedStore(WrapperStore):
         return self.inner.forget(name) or dropped or name in self._cache.served
 
     def _keep_written(self, name: str, parts: Parts) -> None:
-        """The writer will most likely read it soon, as bases of what it writes next."""
+        """Keep what was written: its writer most likely needs it as a base of what comes next."""
         if _is_cached(name) and sum(map(len, parts)) <= MAX_WRITTEN:
             self._cache.keep(name, 0, parts, whole=True)
 
@@ -147,6 +133,27 @@ class CachedStore(WrapperStore):
         finally:
             del self._fetches[key]
             mine.set()
+
+
+class _CachedBatch(WrapperBatch):
+    """A batch that keeps the objects that it creates."""
+
+    def __init__(self, inner: Batch, keep: Callable[[str, Parts], None]) -> None:
+        super().__init__(inner)
+        self._keep = keep
+        self._parts: dict[str, Parts] = {}
+
+    def put(self, name: str, parts: Parts) -> None:
+        """See `Batch.put`."""
+        super().put(name, parts)
+        self._parts.setdefault(name, parts)
+
+    def finish(self) -> None:
+        """See `Batch.finish`."""
+        super().finish()
+        for name, parts in self._parts.items():
+            if name in self.created:
+                self._keep(name, parts)
 
 
 def _is_cached(name: str) -> bool:

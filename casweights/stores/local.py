@@ -72,7 +72,7 @@ class LocalStore(ObjectStore):
             _make_durable_folder(self.root.absolute())
 
     def share(self) -> None:
-        """See `ObjectStore.share`."""
+        """See `SupportsSharing.share`."""
         self.create()
         with storage_errors(f"cannot give {self.root} to its group"):
             os.chmod(self.root, stat.S_IMODE(self.root.stat().st_mode) | SHARED)
@@ -155,7 +155,7 @@ class LocalStore(ObjectStore):
         return iter(sorted(found, key=lambda info: info.name))
 
     def strays(self) -> dict[str, str]:
-        """See `ObjectStore.strays`."""
+        """See `SupportsStrays.strays`."""
         return dict(item for item in self._items() if not isinstance(item, ObjectInfo))
 
     def _items(self, prefix: str = "") -> Iterator[ObjectInfo | tuple[str, str]]:

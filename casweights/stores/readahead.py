@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from casweights.stores.base import Announce, ObjectStore, Range
+    from casweights.stores.base import ObjectStore
+    from casweights.stores.optional import Announce, Range
 
 _CELL = 8 * MiB  # no piece crosses a multiple of this, so that they are the same every time
 _MIN_CELL = MiB // 2
@@ -70,7 +71,7 @@ class ReadaheadStore(Handle, WrapperStore):
 
     @contextmanager
     def ahead(self) -> Iterator[Announce]:
-        """See `ObjectStore.ahead`."""
+        """See `SupportsReadahead.ahead`."""
         announced: list[_Span] = []
 
         def announce(groups: Iterable[Sequence[Range]]) -> None:
@@ -179,6 +180,10 @@ class ReadaheadStore(Handle, WrapperStore):
         """See `ObjectStore.get`."""
         found = None if size is None else self._take(name, start, start + size)
         return self.inner.get(name, start, size) if found is None else bytes(found)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """See `ObjectStore.read`: nobody announces whole objects."""
+        return self.inner.read(name, limit)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         """See `ObjectStore.readinto`."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from casweights.errors import ErrorCode, StoreError
-from casweights.stores.wrapper import WrapperStore
+from casweights.stores.optional import SupportsRefStore
+from casweights.stores.wrapper import ReplayedBatch, WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from casweights.stores.base import Content, ObjectInfo, ObjectStore, Parts
+    from casweights.stores.base import Batch, ObjectInfo, ObjectStore
     from casweights.system.buffers import Buffer
 
 _R = TypeVar("_R")
+_Ability = TypeVar("_Ability")
 _FIRST_DELAY, _MAX_DELAY = 0.25, 8.0  # seconds
 
 
@@ -41,8 +44,9 @@ class RetryStore(WrapperStore):
         self._patience = patience
         self._sleep = sleep
 
-    def _retry(self, call: Callable[[], _R]) -> _R:
-        begin, delay = time.monotonic(), _FIRST_DELAY
+    def _retry(self, call: Callable[[], _R], begin: float | None = None) -> _R:
+        begin = time.monotonic() if begin is None else begin
+        delay = _FIRST_DELAY
         while True:
             attempt = time.monotonic()
             try:
@@ -70,17 +74,13 @@ class RetryStore(WrapperStore):
         """See `ObjectStore.put`."""
         return self._retry(lambda: self.inner.put(name, parts))
 
-    def put_all(
-        self,
-        objects: Sequence[tuple[str, Content]],
-        soon: Sequence[Parts] = (),
-        *,
-        new: bool = False,
-    ) -> list[bool]:
-        """See `ObjectStore.put_all`."""
+    def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
+        """See `ObjectStore.batch`. It is repeated as a whole."""
         attempts = count()
-        return self._retry(
-            lambda: self.inner.put_all(objects, soon, new=new and next(attempts) == 0)
+        return ReplayedBatch(
+            # What an earlier attempt has put may be there.
+            lambda: self.inner.batch(names, assume_absent=assume_absent and next(attempts) == 0),
+            partial(self._retry, begin=time.monotonic()),
         )
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
@@ -104,6 +104,10 @@ class RetryStore(WrapperStore):
         """See `ObjectStore.read`."""
         return self._retry(lambda: self.inner.read(name, limit))
 
+    def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """See `ObjectStore.get`."""
+        return self._retry(lambda: self.inner.get(name, start, size))
+
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         """See `ObjectStore.readinto`."""
         self._retry(lambda: self.inner.readinto(name, start, out))
@@ -120,6 +124,17 @@ class RetryStore(WrapperStore):
         """See `ObjectStore.delete_all`."""
         self._retry(lambda: self.inner.delete_all(names))
 
+    def ability(self, kind: type[_Ability]) -> _Ability | None:
+        """See `ObjectStore.ability`: what the inner store can do, and nothing more.
+
+        Its calls are not repeated, except those of this class: where an answer may have been lost,
+        only the caller knows whether another attempt is right.
+        """
+        return super().ability(kind) if self.inner.ability(kind) is not None else None
+
     def ref_store(self, where: str, store_id: str) -> ObjectStore:
-        """See `ObjectStore.ref_store`: one that is tried again, too."""
-        return RetryStore(self.inner.ref_store(where, store_id), self._patience, self._sleep)
+        """See `SupportsRefStore`: the calls of that store are repeated, too."""
+        inner = self.inner.ability(SupportsRefStore)
+        if inner is None:
+            raise TypeError(f"{self.url} has no such ability: ask `ability` first")
+        return RetryStore(inner.ref_store(where, store_id), self._patience, self._sleep)

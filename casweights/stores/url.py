@@ -1,4 +1,4 @@
-"""From a store's URL to its driver."""
+"""From a store's URL to its driver and the wrappers around it. No other module wraps a store."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from casweights.config import RemoteOptions
 from casweights.errors import ErrorCode, InvalidInputError, UnsupportedError
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
+from casweights.stores.optional import SupportsReadahead
+from casweights.stores.readahead import ReadaheadStore
 from casweights.system.files import to_path
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ _BUCKETS = "hf://buckets/"
 def open_object_store(
     url: str | os.PathLike[str], remote: RemoteOptions | None = None
 ) -> ObjectStore:
-    """The store that a URL names.
+    """The store that a URL names, with the wrappers that it needs.
+
+    From the outside in, these are: reading ahead, the disk cache, patience, and the driver.
 
     Args:
         url: A directory's path, ``hf://buckets/NAMESPACE/NAME`` and maybe a folder in it, or
@@ -37,7 +41,8 @@ def open_object_store(
     if text == "memory://":
         return MemoryStore()
     if text.startswith(_BUCKETS):
-        return _open_bucket(text, remote or RemoteOptions())
+        options = remote or RemoteOptions()
+        return with_readahead(_open_bucket(text, options), options)
     scheme, separator, _ = text.partition("://")
     if separator and scheme != "file":
         raise UnsupportedError(
@@ -46,6 +51,13 @@ def open_object_store(
             f"give the path of a directory, or {_BUCKETS}NAMESPACE/NAME",
         )
     return LocalStore(to_path(text.removeprefix("file://")).absolute())
+
+
+def with_readahead(store: ObjectStore, options: RemoteOptions) -> ObjectStore:
+    """A store that can read ahead, if that gains anything there."""
+    if store.capabilities.cheap_reads or store.ability(SupportsReadahead) is not None:
+        return store
+    return ReadaheadStore(store, options.read_ahead)
 
 
 def _open_bucket(url: str, options: RemoteOptions) -> ObjectStore:

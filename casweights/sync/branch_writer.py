@@ -172,7 +172,9 @@ class BranchWriter:
             head, version = self._head, there
         else:
             self._doubtful = version
-            head = write_version(self._db, step.version, self._branch, self._head, new=step.untried)
+            head = write_version(
+                self._db, step.version, self._branch, self._head, assume_absent=step.untried
+            )
         if step.mirror is not None:
             step.mirror.publish(version)
         self._advance(head, version)

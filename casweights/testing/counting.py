@@ -1,16 +1,16 @@
-"""A store that takes note of what is asked of it."""
+"""A store that counts what is read and written."""
 
 from __future__ import annotations
 
 import threading
 from typing import TYPE_CHECKING
 
-from casweights.stores.base import ObjectStore
 from casweights.stores.wrapper import WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from casweights.stores.base import ObjectStore
     from casweights.system.buffers import Buffer
 
 
@@ -28,17 +28,13 @@ class CountingStore(WrapperStore):
         self.reset()
 
     def reset(self) -> None:
-        """Start counting anew."""
+        """Start counting from zero."""
         self.reads: list[tuple[str, int]] = []
         self.writes: list[tuple[str, int]] = []
 
     def read_bytes(self, prefix: str) -> int:
         """Bytes read from objects whose names begin with `prefix`."""
         return sum(nbytes for name, nbytes in self.reads if name.startswith(prefix))
-
-    put_all = ObjectStore.put_all
-    copy_from = ObjectStore.copy_from
-    read = ObjectStore.read
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """See `ObjectStore.put`."""

@@ -111,7 +111,7 @@ ENTRIES: dict[str, Any] = {
 class Watched(WrapperStore):
     """Calls somebody before it writes an object."""
 
-    put_all = MemoryStore.put_all
+    batch = MemoryStore.batch
     watcher: Callable[[], None] = staticmethod(lambda: None)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:

@@ -52,7 +52,7 @@ class Meeting(WrapperStore):
         self.prefix = prefix
         self.others = [other]
 
-    put_all = ObjectStore.put_all
+    batch = ObjectStore.batch
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         if name.startswith(self.prefix) and self.others:

@@ -305,7 +305,7 @@ class Calls(WrapperStore):
         super().__init__(inner)
         self.calls: list[str] = []
 
-    put_all = ObjectStore.put_all
+    batch = ObjectStore.batch
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         self.calls.append("put")

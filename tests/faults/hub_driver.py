@@ -32,7 +32,7 @@ from casweights.stores.cached import CachedStore
 from casweights.stores.hub.api import HubApi
 from casweights.stores.hub.client import xet
 from casweights.stores.hub.store import HubStore
-from casweights.stores.hub.xet import XetStorage
+from casweights.stores.hub.xet import XetStorage, XetUpload
 from casweights.stores.retry import RetryStore
 from casweights.testing.faults import Fault, FaultyStore, kill_process
 from tests.disks import wait_for_no_disk
@@ -47,10 +47,11 @@ from tests.faults.kill_driver import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from casweights import Repository, SnapshotId
     from casweights.stores.base import ObjectStore, Parts
+    from casweights.stores.hub.locators import XetLocator
     from tests.faults.kill_driver import Digests
 
 BUCKET = "me/weights"
@@ -102,17 +103,13 @@ def sizes(url: str, prefix: str) -> dict[str, int]:
 def watched_uploads() -> Iterator[list[int]]:
     """The sizes of all contents that this process hands over to be sent."""
     sent: list[int] = []
-    original = XetStorage.upload
+    original = XetUpload.send
 
-    def upload(self: XetStorage, contents: Iterable[Parts], placed: Callable[..., None]) -> None:
-        def noted() -> Iterator[Parts]:
-            for parts in contents:
-                sent.append(sum(map(len, parts)))
-                yield parts
+    def send(self: XetUpload, parts: Parts) -> XetLocator:
+        sent.append(sum(map(len, parts)))
+        return original(self, parts)
 
-        original(self, noted(), placed)
-
-    with patch.object(XetStorage, "upload", upload):
+    with patch.object(XetUpload, "send", send):
         yield sent
 
 
@@ -149,7 +146,8 @@ class _Steps:
         self.seen: list[str] = []
         self._watch(HubApi, "request")
         self._watch(HubApi, "read_url")
-        self._watch(XetStorage, "upload")
+        self._watch(XetUpload, "send")
+        self._watch(XetUpload, "finish")
         self._watch(XetStorage, "download")
 
     def _watch(self, owner: type, name: str) -> None:

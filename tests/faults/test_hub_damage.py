@@ -14,7 +14,7 @@ from casweights import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.snapshot import StoredSnapshot, encode_snapshot
 from casweights.ids import PackId, SnapshotId
-from casweights.stores.hub.api import Place
+from casweights.stores.hub.locators import XetLocator
 from casweights.stores.hub.store import HubStore
 from casweights.testing.hub import LocalHub
 from tests.faults.hub_driver import BUCKET, PACK, check_sound, new_store, opened, sizes, small_model
@@ -100,7 +100,7 @@ def test_content_that_is_gone_is_not_taken_for_a_bad_network(
     for xet_hash in (bytes(range(32)), b"x" * 32):
         with pytest.raises((NotFoundError, IntegrityError), match="packs/x"):
             store._xet.download(
-                Place(xet_hash.hex(), 1000), start, memoryview(bytearray(size)), "packs/x"
+                XetLocator(xet_hash.hex(), 1000), start, memoryview(bytearray(size)), "packs/x"
             )
 
 
@@ -158,7 +158,7 @@ def test_wrong_places_do_no_harm(
         for info in bucket.list("packs/")
         if (size := info.size)
     }
-    good = {pack: bucket.place(names.pack_name(pack)) or b"" for pack in packs}
+    good = {pack: bucket.locator(names.pack_name(pack)) or b"" for pack in packs}
 
     def misplaced(pack: PackId) -> bytes:
         xet_hash, size = good[pack][:32], packs[pack]

@@ -88,16 +88,16 @@ def test_bytes_that_were_freed_before_they_got_a_name_are_sent_again(
 
 
 @pytest.mark.parametrize("how", ["hinted", "listed", "read before"])
-def test_reader_whose_place_is_out_of_date_gets_what_is_there(
+def test_reader_whose_locator_is_out_of_date_gets_what_is_there(
     client: Callable[[], HubStore], how: str
 ) -> None:
     first, second = content(), content()
     writer, reader = client(), client()
     writer.put(NAME, [first])
-    place = writer.place(NAME)
-    assert place is not None
+    locator = writer.locator(NAME)
+    assert locator is not None
     if how == "hinted":
-        reader.hint(NAME, place)
+        reader.use_locator(NAME, locator)
     elif how == "listed":
         assert [info.name for info in reader.list()] == [NAME]
     else:
@@ -157,14 +157,14 @@ def test_copy_of_what_is_freed_meanwhile_is_a_named_error(
     first = content()
     source, target = client(), HubStore("me/other", f"copy{next(_numbers)}", endpoint=hub.url)
     source.put(NAME, [first])
-    looks_up = source._look_up
+    looks_up = source.folder.look_up
 
     def look_up(names: list[str]) -> object:
         found = looks_up(names)
         client().delete(NAME)
         return found
 
-    monkeypatch.setattr(source, "_look_up", look_up)
+    monkeypatch.setattr(source.folder, "look_up", look_up)
     with pytest.raises(NotFoundError):
         target.copy_from(source, [NAME])
     assert list(target.list()) == []

@@ -56,7 +56,7 @@ class Watched(WrapperStore):
         before: The same; it may be replaced.
     """
 
-    put_all = ObjectStore.put_all
+    batch = ObjectStore.batch
     copy_from = ObjectStore.copy_from
     delete_all = ObjectStore.delete_all
     sizes = ObjectStore.sizes
@@ -148,10 +148,12 @@ class World(MemoryStore):
 
     def __init__(self, *, remote: bool) -> None:
         super().__init__()
-        self.capabilities = Capabilities(exclusive_create=True, remote=remote)
+        self.capabilities = Capabilities(
+            exclusive_create=True, listing_lags=remote, cheap_reads=not remote
+        )
 
     def copy(self) -> World:
-        other = World(remote=self.capabilities.remote)
+        other = World(remote=self.capabilities.listing_lags)
         other._objects = dict(self._objects)
         return other
 
@@ -255,7 +257,7 @@ def push_from(store: ObjectStore) -> Versions:
 def shallow_push_from(store: ObjectStore) -> Versions:
     target = World(remote=False)
     with open_store(store) as repo, open_store(target, create=True) as other:
-        version = next(iter(beginning(remote=store.capabilities.remote).versions))
+        version = next(iter(beginning(remote=store.capabilities.listing_lags).versions))
         repo.push(other, [str(version)], history=False)
         assert_same_state(other.load(version), MAIN)
         assert other.verify().problems == ()

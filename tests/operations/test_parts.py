@@ -95,28 +95,28 @@ def test_who_commits_reads_nothing_of_the_parts(
         assert fresh.verify().problems == ()
 
 
-class PlacingStore(WrapperStore):
-    """A process's view of a store, which knows the places of what it wrote or was told of."""
+class LocatingStore(WrapperStore):
+    """A process's view of a store, which knows the locators of what it wrote or was told of."""
 
-    put_all = ObjectStore.put_all
+    batch = ObjectStore.batch
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
-        self._places: dict[str, bytes] = {}
+        self._locators: dict[str, bytes] = {}
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        self._places[name] = name.encode()
+        self._locators[name] = name.encode()
         return super().put(name, parts)
 
-    def place(self, name: str) -> bytes | None:
-        return self._places.get(name)
+    def locator(self, name: str) -> bytes | None:
+        return self._locators.get(name)
 
-    def hint(self, name: str, place: bytes) -> None:
-        self._places[name] = place
+    def use_locator(self, name: str, locator: bytes) -> None:
+        self._locators[name] = locator
 
 
-def test_places_of_packs_come_along(objects: CountingStore) -> None:
-    stores = [PlacingStore(objects) for _ in range(3)]
+def test_locators_of_packs_come_along(objects: CountingStore) -> None:
+    stores = [LocatingStore(objects) for _ in range(3)]
     first, second, third = [casweights.open(store, create=True) for store in stores]
     with first, second, third:
         parts = [encode(first, "a", torch.randn(9)), encode(second, "b", torch.randn(9))]

@@ -221,7 +221,9 @@ class RemoteStore(CountingStore):
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
-        self.capabilities = Capabilities(exclusive_create=True, remote=True)
+        self.capabilities = Capabilities(
+            exclusive_create=True, listing_lags=True, cheap_reads=False
+        )
 
 
 def test_little_is_read_from_afar(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casweights.config import KiB, MiB
-from casweights.errors import IntegrityError, NotFoundError, UnsupportedError
+from casweights.errors import IntegrityError, NotFoundError
 from casweights.stores import cached
 from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
+from casweights.stores.optional import SupportsRefStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing import CountingStore, StoreTests
 from tests.stores.cached_folders import DATA, PACK, extents, fail
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from casweights.stores.base import Content, ObjectStore, Parts
+    from casweights.stores.base import ObjectStore
     from casweights.system.buffers import Buffer
 
 
@@ -164,24 +165,16 @@ def test_large_writes_are_not_kept(
     assert list(extents(folder)) == ["0-1000.whole"]
 
 
-def test_parts_that_come_late(
+def test_what_a_batch_creates_is_kept(
     store: CachedStore, objects: CountingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A function for the parts is called when those ahead are there."""
     monkeypatch.setattr(cached, "MAX_WRITTEN", 100)
-    seen: list[bool] = []
-
-    def make() -> list[Buffer]:
-        seen.append(objects.exists("packs/a"))
-        return [b"second"]
-
-    batch: list[tuple[str, Content]] = [
-        ("packs/a", [b"first"]),
-        ("packs/b", make),
-        ("packs/c", lambda: [bytes(101)]),
-    ]
-    assert store.put_all(batch) == [True] * 3
-    assert seen == [True]
+    with store.batch(["packs/a", "packs/b", "packs/c"]) as batch:
+        batch.put("packs/a", [b"first"])
+        assert objects.exists("packs/a")
+        batch.put("packs/b", [b"second"])
+        batch.put("packs/c", [bytes(101)])
+    assert batch.created == {"packs/a", "packs/b", "packs/c"}
     assert [store.get(f"packs/{name}")[:6] for name in "abc"] == [b"first", b"second", bytes(6)]
     assert objects.reads == [("packs/c", 101)]
 
@@ -193,16 +186,9 @@ class BatchStore(WrapperStore):
         super().__init__(MemoryStore())
         self.batches: list[str] = []
 
-    def put_all(
-        self,
-        objects: Sequence[tuple[str, Content]],
-        soon: Sequence[Parts] = (),
-        *,
-        new: bool = False,
-    ) -> list[bool]:
-        self.batches.append("put_all")
-        assert not any(callable(content) for _, content in objects), "would be a batch for each"
-        return self.inner.put_all(objects, soon, new=new)
+    def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
+        self.batches.append("batch")
+        return self.inner.batch(names, assume_absent=assume_absent)
 
     def delete_all(self, names: Sequence[str]) -> None:
         self.batches.append("delete_all")
@@ -226,7 +212,7 @@ def test_batches_stay_batches(folder: Path, objects: CountingStore) -> None:
     assert store.get("packs/b", 0, 1) == b"2"
     assert store.sizes(["packs/b", "packs/c", "packs/a"]) == {"packs/a": 1, "packs/b": 1}
     store.delete_all(["packs/a", "packs/b"])
-    assert inner.batches == ["put_all", "copy_from", "sizes", "delete_all"]
+    assert inner.batches == ["batch", "copy_from", "sizes", "delete_all"]
     assert extents(folder) == {}
     assert list(inner.list()) == []
 
@@ -313,5 +299,5 @@ def test_foreign_files_are_left_alone(store: CachedStore, folder: Path) -> None:
 def test_it_is_the_store_behind(store: CachedStore, objects: CountingStore) -> None:
     assert store.url == objects.url
     assert store.capabilities is objects.capabilities
-    with pytest.raises(UnsupportedError, match="elsewhere"):
-        store.ref_store("elsewhere", "ab" * 16)
+    assert store.ability(SupportsRefStore) is None
+    assert store.ability(CountingStore) is objects

@@ -22,7 +22,7 @@ from casweights.testing import CountingStore, StoreTests
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casweights.stores.base import Range
+    from casweights.stores.optional import Range
 
 
 @cache

@@ -38,7 +38,7 @@ class Trouble(WrapperStore):
         calls: Method and name of every call so far.
     """
 
-    put_all = ObjectStore.put_all
+    batch = ObjectStore.batch
 
     def __init__(self, inner: ObjectStore | None = None) -> None:
         super().__init__(inner or MemoryStore())

@@ -28,7 +28,9 @@ class RemoteStore(CountingStore):
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
-        self.capabilities = Capabilities(exclusive_create=True, remote=True)
+        self.capabilities = Capabilities(
+            exclusive_create=True, listing_lags=True, cheap_reads=False
+        )
 
 
 def known_frames(repo: casweights.Repository) -> int:

@@ -48,7 +48,9 @@ compared = pytest.mark.parametrize("compare", COMPARE)
 @pytest.mark.parametrize("remote", [False, True])
 def test_a_run_is_an_ordinary_history(compare: Compare, remote: bool) -> None:
     objects = Trouble()
-    objects.capabilities = Capabilities(exclusive_create=not remote, remote=remote)
+    objects.capabilities = Capabilities(
+        exclusive_create=not remote, listing_lags=remote, cheap_reads=not remote
+    )
     state, states = model(), {}
     with open_store(objects) as store:
         with Publisher(store, compare=compare, author="me") as publisher:

@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from casweights.errors import CasweightsError, ErrorCode, NotFoundError, StoreError
 from casweights.stores.base import check_size, missing
 from casweights.stores.hub.client import xet
+from casweights.stores.hub.locators import XetLocator
 from casweights.system.files import permanent_code
 from casweights.system.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+Line = dict[str, Any]  # an operation of a batch
 _MARGIN = 60.0  # seconds that a grant must still be good for, since transfers take a while
 _PAGE = 1000  # what one request may ask for
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -35,30 +37,18 @@ _REFUSED = ("(401 Unauthorized)", "(403 Forbidden)")
 _STREAM_GONE = "(404 Not Found)"  # all that hf_xet's streams tell of bytes that are not there
 
 
-class Place(NamedTuple):
-    """Where bytes lie in Xet storage.
-
-    Attributes:
-        hash: Their Xet hash: 64 hexadecimal digits.
-        size: Their number.
-    """
-
-    hash: str
-    size: int
-
-
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a bucket.
 
     Attributes:
         path: Its path in the bucket.
-        place: Its bytes.
-        created: When the Hub took note of it, in microseconds since 1970.
+        locator: Where its bytes lie.
+        created: When the Hub registered it, in microseconds since 1970.
     """
 
     path: str
-    place: Place
+    locator: XetLocator
     created: int
 
 
@@ -169,7 +159,7 @@ class HubApi:
             url = response.links.get("next", {}).get("url")
             options = {}
 
-    def batch(self, operations: Sequence[dict[str, Any]]) -> dict[str, str]:
+    def batch(self, operations: Sequence[Line]) -> dict[str, str]:
         """Carry out operations in order, as `add_line`, `copy_line` and `delete_line` make them.
 
         Returns:
@@ -189,7 +179,7 @@ class HubApi:
         return refused
 
     def read(self, path: str, limit: int) -> bytes:
-        """A whole file of at most `limit` bytes, without knowing its place.
+        """A whole file of at most `limit` bytes, without knowing where its bytes lie.
 
         Raises:
             IntegrityError: It is larger.
@@ -248,23 +238,23 @@ def _server_time(response: Any) -> float:
         return time.time()
 
 
-def add_line(path: str, place: Place) -> dict[str, Any]:
+def add_line(path: str, locator: XetLocator) -> Line:
     """The operation that gives uploaded bytes a path."""
     mtime = time.time_ns() // 1_000_000
-    return {"type": "addFile", "path": path, "xetHash": place.hash, "mtime": mtime}
+    return {"type": "addFile", "path": path, "xetHash": locator.hash, "mtime": mtime}
 
 
-def copy_line(path: str, place: Place, source_bucket: str) -> dict[str, Any]:
+def copy_line(path: str, locator: XetLocator, source_bucket: str) -> Line:
     """The operation that gives bytes of another bucket a path in this one."""
     return {
-        **add_line(path, place),
+        **add_line(path, locator),
         "type": "copyFile",
         "sourceRepoType": "bucket",
         "sourceRepoId": source_bucket,
     }
 
 
-def delete_line(path: str) -> dict[str, Any]:
+def delete_line(path: str) -> Line:
     """The operation that removes a path."""
     return {"type": "deleteFile", "path": path}
 
@@ -273,7 +263,7 @@ def _file(item: dict[str, Any]) -> HubFile:
     created = item.get("uploadedAt")
     moment = datetime.fromisoformat(created) if created else None
     microseconds = int(moment.timestamp() * 1e6) if moment else 0
-    return HubFile(item["path"], Place(item["xetHash"], int(item["size"])), microseconds)
+    return HubFile(item["path"], XetLocator(item["xetHash"], int(item["size"])), microseconds)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class GitRefStore(ObjectStore):
         timeout: Seconds without an answer after which a request is given up.
     """
 
-    capabilities = Capabilities(exclusive_create=True, remote=True)
+    capabilities = Capabilities(exclusive_create=True, listing_lags=True, cheap_reads=False)
 
     def __init__(
         self,

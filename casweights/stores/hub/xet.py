@@ -6,24 +6,23 @@ import os
 import threading
 import time
 import uuid
-from contextlib import contextmanager, suppress
-from itertools import chain
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.stores.base import truncated
-from casweights.stores.hub.api import Place, hub_errors, is_refused, unreachable
+from casweights.stores.hub.api import hub_errors, is_refused, unreachable
 from casweights.stores.hub.client import xet
+from casweights.stores.hub.locators import XetLocator
 from casweights.stores.hub.watch import watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from casweights.stores.base import Parts
     from casweights.stores.hub.api import Grant, HubApi
     from casweights.system.buffers import Buffer
 
-EMPTY = Place("0" * 64, 0)
 _BLOCK = 1 << 20  # smaller parts are joined up to this size, lest each be a call
 # Packs are new and coded close to their entropy: looking for known parts and compressing is vain.
 # Failures are few attempts here and the rest `RetryStore`'s; memory is bounded by our own reads.
@@ -131,36 +130,11 @@ class XetStorage:
         self._downloads: _Downloads | None = None
         self._expecting = False
 
-    def upload(self, contents: Iterable[Parts], placed: Callable[[Place], None]) -> None:
-        """Make bytes durable, which have no path yet and which nobody sees.
+    def upload(self) -> XetUpload:
+        """Begin to make bytes durable, which have no path yet and which nobody sees."""
+        return XetUpload(self._api, self._stall)
 
-        Args:
-            contents: One after the other, asked for as soon as the one before it is placed.
-            placed: Told the place of each. They are durable when all is done.
-
-        Raises:
-            StoreError: They did not arrive.
-        """
-        waiting = iter(contents)
-        first = next(waiting, None)
-        if first is None:
-            return
-        with hub_errors(self._api.where), self._upload_grant() as grant:
-            session = _session()
-            try:
-                commit = session.new_upload_commit(**self._access(grant))
-                with watched(lambda: _moved(commit), commit.abort, self._stall), commit:
-                    for parts in chain([first], waiting):
-                        stream = commit.start_upload_stream(sha256=xet().SKIP_SHA256)
-                        for block in _blocks(parts):
-                            stream.write(block)
-                        info = stream.finish().xet_info
-                        placed(Place(info.hash, info.file_size))
-            except Exception as error:
-                _retire(session, error)
-                raise
-
-    def download(self, place: Place, start: int, out: memoryview, name: str) -> None:
+    def download(self, locator: XetLocator, start: int, out: memoryview, name: str) -> None:
         """Fill `out` with bytes from offset `start` on.
 
         Raises:
@@ -172,36 +146,18 @@ class XetStorage:
         with hub_errors(self._api.where, name):
             group = self._group()
             try:
-                done = _fill(group, place, start, out, self._stall)
+                done = _fill(group, locator, start, out, self._stall)
             except Exception as error:
                 if not is_refused(error):
                     raise
                 done = 0
             if done < len(out):  # hf_xet may also end a stream where it is refused
                 self._leave(group)
-                done = _fill(self._group(), place, start, out, self._stall)
+                done = _fill(self._group(), locator, start, out, self._stall)
         if done < len(out):
             raise truncated(name)
         if done > len(out):
             raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name}: too many bytes")
-
-    @contextmanager
-    def _upload_grant(self) -> Iterator[Grant]:
-        """A grant, which is forgotten if the storage refuses it.
-
-        The error then is that of what may go well when tried again, unless the grant was new.
-        """
-        begin = time.monotonic()
-        grant = self._api.grant("write")
-        try:
-            yield grant
-        except Exception as error:
-            if not is_refused(error):
-                raise
-            self._api.forget(grant)
-            if grant.asked >= begin:
-                raise
-            raise unreachable(self._api.where, f"a grant has ended ({error})") from error
 
     def expect_downloads(self) -> None:
         """Ask for leave to read in the background, which takes a request, unless that was done."""
@@ -218,7 +174,7 @@ class XetStorage:
         with self._lock:
             if self._downloads is None or self._downloads.process != os.getpid():
                 grant = self._api.grant("read")
-                group = _session(self._stall).new_download_stream_group(**self._access(grant))
+                group = _session(self._stall).new_download_stream_group(**access(self._api, grant))
                 self._downloads = _Downloads(os.getpid(), grant, group)
             return self._downloads.group
 
@@ -229,23 +185,112 @@ class XetStorage:
                 self._api.forget(self._downloads.grant)
                 self._downloads = None
 
-    def _access(self, grant: Grant) -> dict[str, Any]:
-        headers = self._api.headers
-        return {
-            "endpoint": grant.endpoint,
-            "token": grant.token,
-            "token_expiry_unix_secs": int(time.time() + grant.seconds_left),
-            "token_refresh_url": grant.renew_url,
-            "token_refresh_headers": headers,
-            "custom_headers": {k: v for k, v in headers.items() if k.lower() != "authorization"},
-        }
+
+class XetUpload:
+    """Bytes on their way into Xet storage. `XetStorage.upload` makes it.
+
+    First comes any number of calls of `send`, then one of `finish`: only then are the bytes
+    durable. The first `send` asks for leave to write. After an error, and after `abandon`, it can
+    do nothing more. One thread uses it; another one, of its own, ends an upload that stalls.
+    """
+
+    def __init__(self, api: HubApi, stall: float) -> None:
+        self._api = api
+        self._stall = stall
+        self._session: Any = None
+        self._commit: Any = None
+        self._ending = ExitStack()  # what the end of the upload calls, whether good or bad
+
+    def send(self, parts: Parts) -> XetLocator:
+        """Take bytes in.
+
+        Returns:
+            Where they will lie.
+
+        Raises:
+            StoreError: They did not arrive.
+        """
+        with self._ended_by_errors():
+            if self._commit is None:
+                self._begin()
+            stream = self._commit.start_upload_stream(sha256=xet().SKIP_SHA256)
+            for block in _blocks(parts):
+                stream.write(block)
+            info = stream.finish().xet_info
+            return XetLocator(info.hash, info.file_size)
+
+    def finish(self) -> None:
+        """Make everything durable that was taken in.
+
+        Raises:
+            StoreError: Something did not arrive.
+        """
+        with self._ended_by_errors():
+            self._ending.close()
+
+    def abandon(self) -> None:
+        """Stop the upload, unless it has ended."""
+        with suppress(Exception), self._ending:
+            raise TimeoutError("the upload is given up")  # which hf_xet's block ends with
+
+    def _begin(self) -> None:
+        grant = self._ending.enter_context(_upload_grant(self._api))
+        self._session = _session()
+        commit = self._session.new_upload_commit(**access(self._api, grant))
+        self._ending.enter_context(watched(lambda: _moved(commit), commit.abort, self._stall))
+        self._commit = self._ending.enter_context(commit)
+
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        """End the upload by an error, as hf_xet and the watch over it name that error."""
+        with hub_errors(self._api.where):
+            try:
+                with ExitStack() as on_error:
+                    on_error.push(self._ending)
+                    yield
+                    on_error.pop_all()
+            except Exception as error:
+                _retire(self._session, error)
+                raise
 
 
-def _fill(group: Any, place: Place, start: int, out: memoryview, stall: float) -> int:
+@contextmanager
+def _upload_grant(api: HubApi) -> Iterator[Grant]:
+    """A grant, which is forgotten if the storage refuses it.
+
+    The error then is that of what may go well when tried again, unless the grant was new.
+    """
+    begin = time.monotonic()
+    grant = api.grant("write")
+    try:
+        yield grant
+    except Exception as error:
+        if not is_refused(error):
+            raise
+        api.forget(grant)
+        if grant.asked >= begin:
+            raise
+        raise unreachable(api.where, f"a grant has ended ({error})") from error
+
+
+def access(api: HubApi, grant: Grant) -> dict[str, Any]:
+    """What hf_xet is told of a grant."""
+    headers = api.headers
+    return {
+        "endpoint": grant.endpoint,
+        "token": grant.token,
+        "token_expiry_unix_secs": int(time.time() + grant.seconds_left),
+        "token_refresh_url": grant.renew_url,
+        "token_refresh_headers": headers,
+        "custom_headers": {k: v for k, v in headers.items() if k.lower() != "authorization"},
+    }
+
+
+def _fill(group: Any, locator: XetLocator, start: int, out: memoryview, stall: float) -> int:
     """Fill `out` with bytes from offset `start` on; how many bytes came, which may be too many."""
     done = 0
     stream = group.download_stream(
-        xet().XetFileInfo(place.hash, place.size), start, start + len(out)
+        xet().XetFileInfo(locator.hash, locator.size), start, start + len(out)
     )
     with watched(lambda: done, stream.cancel, stall):
         for block in stream:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from casweights.stores.wrapper import WrapperStore
+from casweights.stores.wrapper import WrapperBatch, WrapperStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-    from casweights.stores.base import Content, ObjectInfo, ObjectStore, Parts
+    from casweights.stores.base import Batch, ObjectInfo, ObjectStore
     from casweights.system.buffers import Buffer
 
 
@@ -21,6 +22,22 @@ class Call(NamedTuple):
     text: str
     start: float
     end: float
+
+
+class _NotedBatch(WrapperBatch):
+    """A batch that counts as one call, from its beginning to its end."""
+
+    def __init__(self, inner: Batch, call: AbstractContextManager[None]) -> None:
+        super().__init__(inner)
+        self._call = call
+
+    def __enter__(self) -> Self:
+        self._call.__enter__()
+        return super().__enter__()
+
+    def finish(self) -> None:
+        super().finish()
+        self._call.__exit__(None, None, None)
 
 
 class RecordingStore(WrapperStore):
@@ -55,15 +72,10 @@ class RecordingStore(WrapperStore):
         with self._noted("write", name):
             return self.inner.put(name, parts)
 
-    def put_all(
-        self,
-        objects: Sequence[tuple[str, Content]],
-        soon: Sequence[Parts] = (),
-        *,
-        new: bool = False,
-    ) -> list[bool]:
-        with self._noted("write", " and ".join(name.split("/")[0] for name, _ in objects) + "/"):
-            return self.inner.put_all(objects, soon, new=new)
+    def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
+        kinds = " and ".join(name.split("/")[0] for name in names) + "/"
+        inner = self.inner.batch(names, assume_absent=assume_absent)
+        return _NotedBatch(inner, self._noted("write", kinds))
 
     def read(self, name: str, limit: int) -> bytes:
         with self._noted("read", name):

@@ -103,7 +103,7 @@ class _LikeBucket(MemoryStore):
     Refs have a list of their own, because every commit lists them, and there are few.
     """
 
-    capabilities = Capabilities(exclusive_create=False, remote=True)
+    capabilities = Capabilities(exclusive_create=False, listing_lags=True, cheap_reads=False)
 
     def __init__(self) -> None:
         super().__init__()
