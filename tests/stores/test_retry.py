@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from casweights.errors import ErrorCode, NotFoundError, StoreError
 from casweights.stores.memory import MemoryStore
 from casweights.stores.retry import RetryStore
+from casweights.stores.wrapper import WrapperBatch, WrapperStore
 from casweights.testing import StoreTests
 from casweights.testing.faults import Fault, FaultyStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from casweights.stores.base import ObjectStore
+    from casweights.stores.base import Batch, ObjectStore
 
 
 def fail() -> None:
@@ -86,6 +88,71 @@ def test_every_call_is_tried_again(use: Callable[[ObjectStore], object], clock: 
     use(RetryStore(faulty, sleep=clock.sleep))
     assert not faulty.unused
     assert len(clock.pauses) == 3
+
+
+class FailingBatch(WrapperBatch):
+    """Cannot make its objects visible, or has made them visible and cannot say so."""
+
+    def __init__(self, inner: Batch, *, late: bool) -> None:
+        super().__init__(inner)
+        self._late = late
+
+    def finish(self) -> None:
+        if self._late:
+            super().finish()
+        fail()
+
+
+class Batches(WrapperStore):
+    """A store of which the first batches fail.
+
+    Attributes:
+        begun: For each batch whether objects were assumed to be absent.
+    """
+
+    def __init__(self, *, failing: int, late: bool) -> None:
+        super().__init__(MemoryStore())
+        self.begun: list[bool] = []
+        self._failing = failing
+        self._late = late
+
+    def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
+        self.begun.append(assume_absent)
+        inner = self.inner.batch(names)
+        late = self._late
+        return inner if len(self.begun) > self._failing else FailingBatch(inner, late=late)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_batch_that_fails_at_its_end_is_put_again_as_a_whole(clock: Clock, late: bool) -> None:
+    inner = Batches(failing=2, late=late)
+    with RetryStore(inner, sleep=clock.sleep).batch(["a", "b"], assume_absent=True) as batch:
+        batch.put("a", [b"1"])
+        batch.send([b"early"])
+        batch.put("b", [b"2"])
+    assert [inner.get(name) for name in "ab"] == [b"1", b"2"]
+    assert inner.begun == [True, False, False], "what failed may have come through"
+    assert len(clock.pauses) == 2
+
+
+def test_one_patience_is_for_a_whole_batch(clock: Clock) -> None:
+    inner = Batches(failing=100, late=False)
+    with (
+        pytest.raises(StoreError, match="no answer"),
+        RetryStore(inner, 60, clock.sleep).batch(["a"]) as batch,
+    ):
+        batch.put("a", [b"1"])
+    assert 45 < clock.now <= 60
+
+
+def test_an_error_of_the_caller_ends_a_batch_and_is_not_repeated(clock: Clock) -> None:
+    inner = Batches(failing=0, late=False)
+    batch = RetryStore(inner, sleep=clock.sleep).batch(["a", "b"])
+    with suppress(KeyError), batch:
+        batch.put("a", [b"1"])
+        raise KeyError("an error of the caller")
+    assert inner.begun == [False]
+    assert not inner.exists("b")
 
 
 def test_delays_double_up_to_a_limit_and_end_with_the_patience(clock: Clock) -> None:

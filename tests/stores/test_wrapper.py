@@ -1,17 +1,185 @@
-"""Stores around other stores: still stores."""
+"""Stores around other stores: each passes on every method and every optional ability."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
+from casweights.config import MiB
+from casweights.stores import optional
+from casweights.stores.base import ObjectStore
+from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
+from casweights.stores.optional import SupportsReadahead
+from casweights.stores.readahead import ReadaheadStore
+from casweights.stores.retry import RetryStore
+from casweights.stores.wrapper import WrapperStore
 from casweights.testing import CountingStore, StoreTests
+from casweights.testing.versatile import VersatileStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from casweights.stores.optional import Announce
+    from casweights.system.buffers import Buffer
+
+METHODS = [
+    name
+    for name in vars(ObjectStore)
+    if not name.startswith("_") and name not in ("capabilities", "ability")
+]
+ABILITIES = [kind for name, kind in vars(optional).items() if name.startswith("Supports")]
+WRAPPERS: dict[str, Callable[[ObjectStore, Path], WrapperStore]] = {
+    "plain": lambda inner, _: WrapperStore(inner),
+    "counting": lambda inner, _: CountingStore(inner),
+    "retry": lambda inner, _: RetryStore(inner),
+    "cached": lambda inner, folder: CachedStore(inner, folder, MiB, "key"),
+    "readahead": lambda inner, _: ReadaheadStore(inner, MiB),
+}
+CALLS: dict[str, Callable[[ObjectStore], Any]] = {
+    "url": lambda store: store.url,
+    "create": lambda store: store.create(),
+    "probe": lambda store: store.probe(),
+    "require": lambda store: store.require("there"),
+    "put": lambda store: store.put("new", [b"x"]),
+    "batch": lambda store: store.batch(["new"]).put("new", [b"x"]),
+    "put_all": lambda store: store.put_all([("new", [b"x"])]),
+    "copy_from": lambda store: store.copy_from(elsewhere(), ["new"]),
+    "size": lambda store: store.size("there"),
+    "sizes": lambda store: store.sizes(["there"]),
+    "exists": lambda store: store.exists("there"),
+    "readinto": lambda store: store.readinto("there", 0, memoryview(bytearray(3))),
+    "get": lambda store: store.get("there"),
+    "read": lambda store: store.read("there", 100),
+    "list": lambda store: list(store.list()),
+    "delete": lambda store: store.delete("there"),
+    "delete_all": lambda store: store.delete_all(["there"]),
+    "forget": lambda store: store.forget("there"),
+}
+# What arrives instead: every batch has the interface of `batch`, and each object is counted.
+INSTEAD = {
+    "put_all": "batch",
+    ("counting", "batch"): "put",
+    ("counting", "put_all"): "put",
+    ("counting", "copy_from"): "put",
+    ("counting", "get"): "size",
+    ("counting", "read"): "size",
+}
+
+
+def elsewhere() -> MemoryStore:
+    store = MemoryStore()
+    store.put("new", [b"x"])
+    return store
+
+
+class Able(VersatileStore):
+    """Has every ability, and notes the methods that are called.
+
+    Attributes:
+        calls: Their names.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        super().__init__()
+        self.put("there", [b"old"])
+        self.calls.clear()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in METHODS:
+            self.calls.append(name)
+        return super().__getattribute__(name)
+
+    def locator(self, name: str) -> bytes | None:
+        return name.encode()
+
+    def use_locator(self, name: str, locator: bytes) -> None:
+        pass
+
+    def ahead(self) -> AbstractContextManager[Announce]:
+        return nullcontext(lambda _: None)
+
+    def share(self) -> None:
+        pass
+
+    def ref_store(self, where: str, store_id: str) -> ObjectStore:
+        return MemoryStore()
+
+    def strays(self) -> dict[str, str]:
+        return {}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_method_reaches_the_inner_store(wrapper: str, method: str, tmp_path: Path) -> None:
+    inner = Able()
+    store = WRAPPERS[wrapper](inner, tmp_path)
+    CALLS[method](store)
+    assert inner.calls[0] == INSTEAD.get((wrapper, method), INSTEAD.get(method, method))
+
+
+@pytest.mark.parametrize("kind", ABILITIES)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_every_ability_of_the_inner_store_is_found(
+    wrapper: str, kind: type[object], tmp_path: Path
+) -> None:
+    assert WRAPPERS[wrapper](Able(), tmp_path).ability(kind) is not None
+
+
+@pytest.mark.parametrize("kind", ABILITIES)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_no_ability_is_claimed_that_the_inner_store_lacks(
+    wrapper: str, kind: type[object], tmp_path: Path
+) -> None:
+    added = {("readahead", SupportsReadahead)}
+    found = WRAPPERS[wrapper](MemoryStore(), tmp_path).ability(kind)
+    assert (found is not None) == ((wrapper, kind) in added)
+
+
+def test_a_driver_is_found_inside_its_wrappers() -> None:
+    inner = MemoryStore()
+    assert RetryStore(CountingStore(inner)).ability(MemoryStore) is inner
+    assert RetryStore(CountingStore(inner)).ability(VersatileStore) is None
+
+
+def test_calls_do_not_bypass_an_overridden_core_method() -> None:
+    class Noting(WrapperStore):
+        noted: Sequence[str] = ()
+
+        def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+            self.noted = [*self.noted, f"put {name}"]
+            return super().put(name, parts)
+
+        def readinto(self, name: str, start: int, out: memoryview) -> None:
+            self.noted = [*self.noted, f"readinto {name}"]
+            super().readinto(name, start, out)
+
+        def delete(self, name: str) -> None:
+            self.noted = [*self.noted, f"delete {name}"]
+            super().delete(name)
+
+    store = Noting(MemoryStore())
+    store.put_all([("a", [b"1"])])
+    store.copy_from(elsewhere(), ["new"])
+    assert store.get("a") == store.read("a", 1) == b"1"
+    store.delete_all(["a"])
+    assert store.noted == ["put a", "put new", "readinto a", "readinto a", "delete a"]
 
 
 class TestCountingStore(StoreTests):
     @pytest.fixture
     def store(self) -> CountingStore:
         return CountingStore(MemoryStore())
+
+
+class TestVersatileStore(StoreTests):
+    @pytest.fixture
+    def store(self) -> VersatileStore:
+        return VersatileStore()
 
 
 def test_what_is_counted() -> None:
