@@ -8,7 +8,6 @@ import stat
 import threading
 import weakref
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from casweights.errors import NotFoundError
@@ -22,6 +21,7 @@ from casweights.stores.base import (
 )
 from casweights.stores.naming import exclusive_call
 from casweights.stores.root import MAX_CLAIM, SHARED, Root
+from casweights.stores.walk import Stray, walk
 from casweights.system.files import (
     allow_group,
     fsync_folder,
@@ -33,14 +33,14 @@ from casweights.system.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from casweights.stores.naming import Call
     from casweights.system.buffers import Buffer
 
-_ATTEMPTS = 3  # for drafts that others remove
+_ATTEMPTS = 3  # times to write a draft that jobs which clean up keep removing
 # What the system says of names that have no file: a socket has no such device.
 _NO_OBJECT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
-_KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
 class LocalStore(ObjectStore):
@@ -146,8 +146,8 @@ class LocalStore(ObjectStore):
         self._notice(name)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`. What is no regular file is passed over, see `strays`."""
-        found = [item for item in self._items(prefix) if isinstance(item, ObjectInfo)]
+        """See `ObjectStore.list`. What is no regular file is left out, see `strays`."""
+        found = [item for item in walk(self.root, prefix) if isinstance(item, ObjectInfo)]
         with storage_errors(f"cannot list {prefix or 'the store'}"):
             self._check()
         if found:
@@ -156,52 +156,7 @@ class LocalStore(ObjectStore):
 
     def strays(self) -> dict[str, str]:
         """See `SupportsStrays.strays`."""
-        return dict(item for item in self._items() if not isinstance(item, ObjectInfo))
-
-    def _items(self, prefix: str = "") -> Iterator[ObjectInfo | tuple[str, str]]:
-        """The regular files whose names begin with `prefix`; of anything else name and kind."""
-        above = prefix.rpartition("/")[0]
-        top = self._path(above) if above else self.root
-        unreadable: list[OSError] = []
-        with storage_errors(f"cannot list {prefix or 'the store'}"):
-            if above and not self._has_folder(above):
-                return
-            for parent, folders, files in os.walk(top, onerror=unreadable.append):
-                folders[:] = [name for name in folders if not name.startswith(".")]
-                for path in (Path(parent, name) for name in files if not name.startswith(".")):
-                    name = self._name(path)
-                    if not name.startswith(prefix):
-                        continue
-                    try:
-                        item = _item(name, path)
-                    except PermissionError as error:
-                        if path.parent == top:
-                            raise
-                        item = name, f"a file: {error.strerror}"
-                    if item is not None:
-                        yield item
-            for failure in unreadable:
-                if isinstance(failure, FileNotFoundError | NotADirectoryError):
-                    continue
-                if failure.filename == str(top):
-                    raise failure
-                yield self._name(Path(failure.filename)), f"a folder: {failure.strerror}"
-
-    def _has_folder(self, name: str) -> bool:
-        """Whether there is a folder of exactly this name; a disk may find one in another case."""
-        parent = self.root
-        for part in name.split("/"):
-            try:
-                if part not in os.listdir(parent):
-                    return False
-            except (FileNotFoundError, NotADirectoryError):
-                return False
-            parent /= part
-        return True
-
-    def _name(self, path: Path) -> str:
-        """The name of a path below the root, as text that can be printed."""
-        return os.fsencode(path.relative_to(self.root)).decode("utf-8", "backslashreplace")
+        return dict(item for item in walk(self.root) if isinstance(item, Stray))
 
     def delete(self, name: str) -> None:
         """See `ObjectStore.delete`."""
@@ -308,18 +263,3 @@ def _check_is_file(path: Path) -> None:
             raise FileExistsError(
                 errno.EEXIST, "something that is no file is in the way, remove it"
             )
-
-
-def _item(name: str, path: Path) -> ObjectInfo | tuple[str, str] | None:
-    """An object, or the name and kind of something else; None if it was deleted meanwhile."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        if path.is_symlink():
-            return name, f"a link: {error.strerror}"
-        if isinstance(error, FileNotFoundError):
-            return None
-        raise
-    if stat.S_ISREG(status.st_mode):
-        return ObjectInfo(name, status.st_size)
-    return name, _KINDS.get(stat.S_IFMT(status.st_mode), "a device")

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
     from casweights.stores.optional import Announce, Range
 
-_CELL = 8 * MiB  # no piece crosses a multiple of this, so that they are the same every time
-_MIN_CELL = MiB // 2
-_GAP = MiB // 4  # fetched along, rather than to ask twice
-_THREADS = 16
+_CELL = 8 * MiB  # bytes; no piece crosses a multiple of this, so pieces are the same every time
+_MIN_CELL = MiB // 2  # bytes; below this, a round trip takes longer than the transfer
+_GAP = MiB // 4  # bytes between two ranges that are fetched along, rather than to ask twice
+_THREADS = 16  # fetches at a time: enough to hide round trips of some 100 ms
 
 
 class _Span:

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
     from casweights.system.buffers import Buffer
 
-_ATTEMPTS = 10
+_ATTEMPTS = 10  # commits on top of a head that others keep moving
 _FIRST_DELAY, _MAX_DELAY = 0.2, 5.0  # seconds; the head that is read may lag behind
-_MAX_FILE = 16 << 20
+_MAX_FILE = 16 << 20  # bytes; refs have some hundred, and a hostile repository may have any number
 _REPOSITORY = re.compile(
     r"(models|datasets)/([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)"
 )
 _TIE = "store.json"
-_MAX_TIE = 4096
+_MAX_TIE = 4096  # bytes; ours has some hundred
 
 
 class GitRefStore(ObjectStore):

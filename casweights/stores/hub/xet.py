@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casweights.stores.hub.api import Grant, HubApi
     from casweights.system.buffers import Buffer
 
-_BLOCK = 1 << 20  # smaller parts are joined up to this size, lest each be a call
+_BLOCK = 1 << 20  # bytes up to which small parts are joined, because each block is a call
 # Packs are new and coded close to their entropy: looking for known parts and compressing is vain.
 # Failures are few attempts here and the rest `RetryStore`'s; memory is bounded by our own reads.
 _CONFIG: dict[str, object] = {
