@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId
     from casweights.system.buffers import Buffer
 
-_PUTS_IN_FLIGHT = 4  # keeps a disk busy; each holds a pack in memory
-_REMOTE_PUTS_IN_FLIGHT = 2  # keeps a network busy; the client needs memory of its own for each
-
 
 class PackWriter:
     """Collects frames and writes them as packs of about `PACK_TARGET` bytes in the background.
@@ -43,8 +40,7 @@ class PackWriter:
     def __init__(self, database: Database, generation: int = 0) -> None:
         self._db = database
         self._generation = generation
-        local = database.store.capabilities.cheap_reads
-        self._puts = Background(_PUTS_IN_FLIGHT if local else _REMOTE_PUTS_IN_FLIGHT)
+        self._puts = Background(database.store.capabilities.parallel_puts)
         self._added: set[ChunkId] = set()
         self._start_pack()
         self.packs = 0

@@ -57,6 +57,8 @@ class Capabilities:
         cheap_reads: A read or a listing takes well below a millisecond, as on a local disk.
             Otherwise each one is a round trip over a network: readers fetch ahead and in large
             pieces, and look only at what they need.
+        parallel_puts: Large objects to put at the same time. Each one is in memory, so no more of
+            them than keep the store busy.
         clock_skew: Seconds by which the clocks that `ObjectInfo.created` comes from may differ.
         durable: What `put` has made survives a power cut. Otherwise its name may be gone after one,
             as on a file system that cannot sync a folder.
@@ -65,6 +67,7 @@ class Capabilities:
     exclusive_create: bool = False
     listing_lags: bool = False
     cheap_reads: bool = True
+    parallel_puts: int = 4
     clock_skew: float = 0.0
     durable: bool = True
 

@@ -57,6 +57,9 @@ class Fault:
 class FaultyStore(ObjectStore):
     """Another store, with faults.
 
+    It has the core of a store and no optional ability, and puts the objects of a batch one by one,
+    so that each object is a call that may fail.
+
     Args:
         inner: The store that does the work.
         faults: What goes wrong, and when.
@@ -136,7 +139,7 @@ class FaultyStore(ObjectStore):
                     fault.action()
 
     def _due(self, method: str, name: str) -> Sequence[Fault]:
-        """Take note of a call; the faults that strike at it."""
+        """Record a call; return the faults that strike at it."""
         with self._lock:
             self.calls.append((method, name))
             same = sum(called == method for called, _ in self.calls)

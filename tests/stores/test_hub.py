@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,43 @@ class TestHubStore(StoreTests):
     @pytest.fixture
     def store(self, again: Callable[[], ObjectStore]) -> ObjectStore:
         return again()
+
+
+def watchers() -> int:
+    """Threads that watch over uploads."""
+    return sum(thread.name == "casweights-watch" for thread in threading.enumerate())
+
+
+def test_a_batch_tells_locators_before_its_objects_are_visible(
+    again: Callable[[], HubStore],
+) -> None:
+    store, data = again(), b"bytes of a pack" * 100
+    with store.batch(["packs/a", "snapshots/b"]) as batch:
+        batch.put("packs/a", [data])
+        locator = store.locator("packs/a")
+        assert locator is not None
+        assert list(again().list()) == []
+        batch.put("snapshots/b", [locator])
+    reader = again()
+    reader.use_locator("packs/a", reader.read("snapshots/b", 100))
+    assert reader.get("packs/a") == data
+
+
+def test_an_abandoned_batch_leaves_no_object_no_locator_and_no_thread(
+    again: Callable[[], HubStore],
+) -> None:
+    store = again()
+    for _ in range(2):
+        batch = store.batch(["packs/a", "packs/b"])
+        with suppress(KeyError), batch:
+            batch.put("packs/a", [b"bytes"])
+            raise KeyError("an error of the caller")
+        assert batch.created == set()
+        assert store.locator("packs/a") is None
+        assert list(again().list()) == []
+        assert watchers() == 0
+    assert store.put("packs/a", [b"bytes"])
+    assert watchers() == 0
 
 
 class TestWholeBucket(StoreTests):

@@ -15,7 +15,7 @@ from casweights.stores.memory import MemoryStore
 from casweights.stores.optional import SupportsReadahead
 from casweights.stores.readahead import ReadaheadStore
 from casweights.stores.retry import RetryStore
-from casweights.stores.wrapper import WrapperStore
+from casweights.stores.wrapper import WrapperBatch, WrapperStore
 from casweights.testing import CountingStore, StoreTests
 from casweights.testing.versatile import VersatileStore
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from casweights.stores.base import Batch
     from casweights.stores.optional import Announce
     from casweights.system.buffers import Buffer
 
@@ -138,6 +139,36 @@ def test_no_ability_is_claimed_that_the_inner_store_lacks(
     added = {("readahead", SupportsReadahead)}
     found = WRAPPERS[wrapper](MemoryStore(), tmp_path).ability(kind)
     assert (found is not None) == ((wrapper, kind) in added)
+
+
+class Batches(WrapperStore):
+    """Notes what its batches are told.
+
+    Attributes:
+        noted: Whether objects were assumed to be absent, and what was sent.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore())
+        self.noted: list[object] = []
+
+    def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
+        self.noted.append(assume_absent)
+        batch = WrapperBatch(self.inner.batch(names))
+        vars(batch)["send"] = self.noted.append
+        return batch
+
+
+@pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if name != "counting"])
+def test_what_a_batch_is_told_reaches_the_inner_store(wrapper: str, tmp_path: Path) -> None:
+    inner = Batches()
+    with WRAPPERS[wrapper](inner, tmp_path).batch(["a", "b"], assume_absent=True) as batch:
+        batch.put("a", [b"1"])
+        batch.send([b"early"])
+        batch.put("b", [b"2"])
+    assert inner.noted == [True, [b"early"]]
+    assert batch.created == {"a", "b"}
+    assert [inner.get(name) for name in "ab"] == [b"1", b"2"]
 
 
 def test_a_driver_is_found_inside_its_wrappers() -> None:

@@ -62,7 +62,7 @@ class BucketFolder:
         return sorted(infos, key=lambda info: info.name)
 
     def locate(self, name: str) -> XetLocator:
-        """Where an object's bytes lie, as far as is known; the Hub is asked only if nothing is.
+        """Where an object's bytes lie. The Hub is asked only if nothing is known.
 
         Raises:
             NotFoundError: There is no such object.

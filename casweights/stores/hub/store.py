@@ -60,7 +60,10 @@ class HubStore(ObjectStore):
         clock_skew: float = 30.0,
     ) -> None:
         self.capabilities = Capabilities(
-            listing_lags=True, cheap_reads=False, clock_skew=clock_skew
+            listing_lags=True,
+            cheap_reads=False,
+            parallel_puts=2,  # keep a network busy; the client has memory of its own for each
+            clock_skew=clock_skew,
         )
         self.api = HubApi(bucket, endpoint, token, stall)
         self.folder = BucketFolder(self.api, prefix)

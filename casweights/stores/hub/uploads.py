@@ -185,7 +185,7 @@ class _Attempt(Batch):
         self.created.update(self._ours)
 
     def abandon(self) -> None:
-        """See `Batch.abandon`. What was to be named is not there, as far as we know."""
+        """See `Batch.abandon`. Nothing tells now whether an object got its name."""
         self._upload.abandon()
         for name in self._unnamed:
             self._folder.known.forget(name)
