@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self, TypeVar, final
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
     from types import TracebackType
 
     from casweights.system.buffers import Buffer
@@ -90,7 +90,12 @@ class Batch(ABC):
 
     @abstractmethod
     def put(self, name: str, parts: Parts) -> None:
-        """Create an object, as `ObjectStore.put` does."""
+        """Create an object, as `ObjectStore.put` does.
+
+        Raises:
+            InvalidInputError: It is not one of the batch's names.
+            StoreError: It could not be written.
+        """
 
     def send(self, parts: Parts) -> None:  # noqa: B027  most stores have nothing to gain by it
         """Send bytes along that will be put right after this batch, under a name not known yet."""
@@ -217,7 +222,7 @@ class ObjectStore(ABC):
         """
         for name in names:
             check_name(name)
-        return _PutBatch(self)
+        return _PutBatch(self, names)
 
     @final
     def put_all(
@@ -307,13 +312,14 @@ class ObjectStore(ABC):
 class _PutBatch(Batch):
     """A batch of a store that puts objects one by one."""
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, names: Sequence[str]) -> None:
         self._store = store
+        self._names = frozenset(names)
         self.created = set()
 
     def put(self, name: str, parts: Parts) -> None:
         """See `Batch.put`: the object is visible at once."""
-        if self._store.put(name, parts):
+        if self._store.put(check_member(name, self._names), parts):
             self.created.add(name)
 
     def finish(self) -> None:
@@ -332,6 +338,19 @@ def check_name(name: str) -> str:
     """
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
         raise InvalidInputError(ErrorCode.BAD_NAME, f"{name!r} is no possible object name")
+    return name
+
+
+def check_member(name: str, names: Container[str]) -> str:
+    """`name`, if it is one of a batch's names.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    if name not in names:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"{name!r} must be one of the names that the batch began with"
+        )
     return name
 
 

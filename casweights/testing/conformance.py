@@ -415,6 +415,12 @@ class StoreTests:
         assert list(store.put_all([("a", [b"first"]), ("b", [b"second"])]))[1]
         assert [again().get(name) for name in "ab"] == [b"first", b"second"]
 
+    def test_a_batch_refuses_names_that_it_did_not_begin_with(self, store: ObjectStore) -> None:
+        store.put("b", [b"old"])
+        with pytest.raises(InvalidInputError), store.batch(["a"]) as batch:
+            batch.put("b", [b"new"])
+        assert store.get("b") == b"old"
+
     def test_a_copy_within_the_store(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:

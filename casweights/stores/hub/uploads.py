@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from casweights.errors import StoreError
-from casweights.stores.base import Batch
+from casweights.stores.base import Batch, check_member
 from casweights.stores.hub.api import add_line
 from casweights.stores.hub.bucket import is_refusal
 from casweights.stores.hub.locators import EMPTY
@@ -125,7 +125,7 @@ class _Attempt(Batch):
     def __init__(self, uploads: Uploads, names: Sequence[str], *, assume_absent: bool) -> None:
         self._uploads = uploads
         self._folder = uploads.folder
-        self._names = list(dict.fromkeys(names))
+        self._names = dict.fromkeys(names)
         self._assume_absent = assume_absent
         self._there: Mapping[str, XetLocator] | None = None
         self._upload = uploads.xet.upload()
@@ -138,7 +138,7 @@ class _Attempt(Batch):
     def put(self, name: str, parts: Parts) -> None:
         """See `Batch.put`."""
         content = _Content(parts)
-        there = self._look_up().get(name)
+        there = self._look_up().get(check_member(name, self._names))
         if there is None:
             if name not in self._unnamed:
                 self._ours[name] = content
@@ -156,7 +156,7 @@ class _Attempt(Batch):
             if self._assume_absent and self._folder.is_checked:
                 self._there = {}
             else:
-                self._there = self._folder.look_up_to_write(self._names)
+                self._there = self._folder.look_up_to_write(list(self._names))
         return self._there
 
     def _send(self, content: _Content, *, named: bool) -> XetLocator:
