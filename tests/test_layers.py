@@ -49,9 +49,9 @@ MEMBERS = {
 
 # What a room may know of another one; of all others, everything.
 SEEN: dict[tuple[str, str], set[str]] = {
-    ("database", "stores"): {"stores.base", "stores.readahead"},
+    ("database", "stores"): {"stores.base", "stores.optional"},
     ("content", "stores"): {"stores.base"},
-    ("operations", "stores"): {"stores.base"},
+    ("operations", "stores"): {"stores.base", "stores.optional"},
     ("sync", "stores"): {"stores.base"},
 }
 # What verbs share. Apart from these, operations do not know each other.

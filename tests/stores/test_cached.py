@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from casweights.stores.base import ObjectStore
+    from casweights.stores.base import Batch, ObjectStore
     from casweights.system.buffers import Buffer
 
 
