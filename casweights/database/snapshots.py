@@ -21,7 +21,7 @@ from casweights.ids import SnapshotId
 from casweights.stores.optional import SupportsLocators
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.config import StoreConfig
     from casweights.database.chains import Node
@@ -126,7 +126,7 @@ class SnapshotStore:
             assume_absent: The caller guarantees that the store has neither, see
                 `ObjectStore.batch`.
         """
-        stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot, last))
+        stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot.chunks(), last))
         name, packs = names.snapshot_name(snapshot.id), [] if last is None else [last]
         objects = [*(pack.name for pack in packs), name]
         with self._store.batch(objects, assume_absent=assume_absent) as batch:
@@ -154,13 +154,12 @@ class SnapshotStore:
         places = {pack: locator for pack, locator in found.items() if locator is not None}
         return table._replace(places=places)
 
-    def pack_table(self, snapshot: Snapshot, last: SealedPack | None = None) -> PackTable:
-        """Where the chunks of a snapshot lie, as the index knows, or are about to."""
+    def pack_table(self, wanted: Iterable[ChunkId], last: SealedPack | None = None) -> PackTable:
+        """Where distinct chunks lie, as the index knows, or will once `last` is written."""
         packs: dict[PackId, None] = {}
         chunks: dict[ChunkId, PackId] = {}
         seen: set[Node] = set()
         new = {} if last is None else {place.frame.chunk: place for place in last.locations[::-1]}
-        wanted = snapshot.chunks()
         found = iter(self._index.packs([chunk for chunk in wanted if chunk not in new], seen))
         for chunk in wanted:
             known = () if chunk in new else next(found)

@@ -342,7 +342,7 @@ class _FrameCopy:
             writer.close()
         self.copied += writer.packs
         self.nbytes += sum(self._target.store.sizes(writer.names).values())
-        return self._target.snapshots.pack_table(snapshot)
+        return self._target.snapshots.pack_table(snapshot.chunks())
 
     def _chain(self, chunk: ChunkId) -> Chain:
         index = self._source.index

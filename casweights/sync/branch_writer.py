@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from casweights.config import DEFAULT_EXCLUDE
 from casweights.content.files import scan
-from casweights.operations.commit import Description, encode_version, repeated, write_version
+from casweights.operations.commit import Description, EncodedVersion, repeated, write_version
+from casweights.operations.encode import encode_files
 from casweights.sync.kept_state import KeptState
 from casweights.sync.steps import EncodedStep
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from casweights.database.refs import Head
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
-    from casweights.operations.commit import EncodedVersion
     from casweights.sync.mirror import Scan
     from casweights.sync.steps import CapturedStep, Label
 
@@ -120,18 +120,18 @@ class BranchWriter:
             message=label.message,
             metadata=label.metadata | ({"skipped": skipped} if skipped else {}),
         )
+        description.check(self._db.config)
         files: list[SourceFile] = [state]
         if self._extra is not None:
             files += scan(self._extra, exclude=(*DEFAULT_EXCLUDE, *_WEIGHT_FILES))
-        encoded = encode_version(
+        encoded = encode_files(
             self._db,
             sorted(files, key=lambda file: file.path),
-            description,
             base=before,
             compression=self._compression,
-            nearby=state if isinstance(state, KeptState) else None,
+            trusted=state if isinstance(state, KeptState) else None,
         )
-        return encoded.detached()
+        return EncodedVersion.of(self._db, encoded.detached(), description)
 
     def encode_captured(self, step: CapturedStep) -> EncodedStep:
         """Encode a captured state with everything that no durable version has yet."""

@@ -15,8 +15,8 @@ import casweights.content.states
 from casweights.config import KiB, StoreConfig
 from casweights.content.states import StateFile
 from casweights.integrations.dcp import CasweightsWriter
-from casweights.operations.commit import Description
-from casweights.operations.parts import commit_parts, encode_part
+from casweights.operations.commit import Description, commit_encoded
+from casweights.operations.encode import encode_files
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.sync import devices
@@ -81,8 +81,8 @@ def commit_file(repo: Repository, file: StateFile) -> None:
     parents = (head.snapshot,) if head else ()
     said = Description(parents=parents, time=datetime.now(UTC), author="", message="", metadata={})
     base = db.snapshots.load(parents[0], with_locations=True) if parents else None
-    part = encode_part(db, [file], base=base, compression="fast")
-    commit_parts(db, [part], said, "main", head)
+    part = encode_files(db, [file], base=base, compression="fast").durable(db)
+    commit_encoded(db, part, said, "main", head)
 
 
 def publish(compare: Any) -> Any:

@@ -13,7 +13,7 @@ from casweights.errors import ErrorCode, IntegrityError, StoreError
 from casweights.format import names
 from casweights.format.finding import finding_name
 from casweights.ids import Suspect
-from casweights.operations.parts import encode_part
+from casweights.operations.encode import encode_files
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.system.buffers import uninitialized
@@ -200,7 +200,8 @@ def test_repack_keeps_what_is_in_doubt_and_in_no_version() -> None:
     with casweights.open(objects) as repo:
         db = repo.database
         file = StateFile({"w": STATES[0]["w"] * 2})
-        part = encode_part(db, [file], base=None, compression="fast")
+        part = encode_files(db, [file], base=None, compression="fast").durable(db)
+        assert part.table is not None
         told(objects, names.pack_name(part.table.packs[0]))
         repo.commit(STATES[0], branch="other")
         repo.repack()

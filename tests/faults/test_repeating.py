@@ -17,8 +17,8 @@ from casweights import Publisher, Reporter
 from casweights.config import KiB, StoreConfig
 from casweights.content.files import scan
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, StoreError
-from casweights.operations.commit import Description
-from casweights.operations.parts import commit_parts, encode_part
+from casweights.operations.commit import Description, commit_encoded
+from casweights.operations.encode import encode_files
 from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore
@@ -125,11 +125,11 @@ def join_parts(place: Place) -> None:
     head = db.refs.head("main")
     assert head is not None
     before = db.snapshots.load(head.snapshot, with_locations=True)
-    part = encode_part(db, scan(place.folder), base=before, compression="fast")
+    part = encode_files(db, scan(place.folder), base=before, compression="fast").durable(db)
     description = Description(
         parents=(head.snapshot,), time=datetime.now(UTC), author="", message="parts", metadata={}
     )
-    commit_parts(db, [part], description, "main", head)
+    commit_encoded(db, part, description, "main", head)
 
 
 def copy(place: Place) -> None:

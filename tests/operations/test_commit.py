@@ -18,7 +18,8 @@ from casweights.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from casweights.operations.commit import Description, encode_version, write_version
+from casweights.operations.commit import Description, EncodedVersion, write_version
+from casweights.operations.encode import encode_files
 from casweights.stores.memory import MemoryStore
 from casweights.testing.trees import write_tree
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from casweights import Repository
     from casweights.events import Stage
-    from casweights.operations.commit import EncodedVersion
+    from casweights.operations.encode import EncodedFiles
     from casweights.results import CheckoutStats, CommitStats
     from casweights.testing import CountingStore
 
@@ -310,15 +311,15 @@ def test_compression_saves() -> None:
 def after_encoding(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
     """What happens, once each, between encoding a version and writing it."""
     actions: list[Callable[[], object]] = []
-    encode = casweights.operations.commit.encode_version
+    encode = encode_files
 
-    def encode_and_act(*args: Any, **options: Any) -> EncodedVersion:
+    def encode_and_act(*args: Any, **options: Any) -> EncodedFiles:
         version = encode(*args, **options)
         if actions:
             actions.pop()()
         return version
 
-    monkeypatch.setattr(casweights.operations.commit, "encode_version", encode_and_act)
+    monkeypatch.setattr(casweights.operations.commit, "encode_files", encode_and_act)
     return actions
 
 
@@ -327,7 +328,8 @@ def test_a_version_is_written_after_the_index_has_forgotten_its_chunks(repo: Rep
     first = repo.commit({"w": rows(8)})
     db, state = repo.database, {"w": rows(8), "more": rows(1, seed=1)}
     said = Description(parents=(first.id,), time=first.time, author="", message="", metadata={})
-    version = encode_version(db, [StateFile(state)], said, base=first, compression="auto")
+    encoded = encode_files(db, [StateFile(state)], base=first, compression="auto")
+    version = EncodedVersion.of(db, encoded, said)
     (pack,) = db.index.contents()
     once = IntegrityError(ErrorCode.CORRUPT_OBJECT, "only this once")
     db.index.distrust({pack.locations[0]: once})

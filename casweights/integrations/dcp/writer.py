@@ -23,8 +23,8 @@ from casweights.format.names import check_ref_name
 from casweights.integrations._opening import LazyRepository
 from casweights.integrations.dcp.layout import LAYOUT_FILE, ShardRef, encode_layout
 from casweights.integrations.dcp.shards import BytesFile, ShardFile
-from casweights.operations.commit import Description
-from casweights.operations.parts import Part, commit_parts, encode_part
+from casweights.operations.commit import Description, commit_encoded
+from casweights.operations.encode import EncodedFiles, encode_files, join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +49,7 @@ class _Stored(NamedTuple):
     """
 
     shard: ShardRef
-    part: Part
+    part: EncodedFiles
 
 
 class _Storage(NamedTuple):
@@ -262,10 +262,11 @@ class CasweightsWriter(StorageWriter):
         future.set_result(results)
         return future
 
-    def _encode(self, file: SourceFile) -> Part:
+    def _encode(self, file: SourceFile) -> EncodedFiles:
         db, before = self._store.open().database, self._save.before
         base = None if before is None else db.snapshots.load(before, with_locations=True)
-        return encode_part(db, [file], base=base, compression=self._compression)
+        encoded = encode_files(db, [file], base=base, compression=self._compression)
+        return encoded.durable(db)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the version and move the branch.
@@ -290,7 +291,7 @@ class CasweightsWriter(StorageWriter):
         )
         db = self._store.open().database
         self._doubtful = description
-        self.snapshot = commit_parts(db, parts, description, self._branch, head)
+        self.snapshot = commit_encoded(db, join(parts), description, self._branch, head)
         self._line, self._doubtful = self.snapshot.id, None
         if tag is not None:
             db.refs.create_tag(tag, self.snapshot.id)

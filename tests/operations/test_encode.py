@@ -1,4 +1,4 @@
-"""Versions from parts that several processes encoded."""
+"""Versions of files that several processes encoded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from casweights.content.states import StateFile
 from casweights.errors import ConflictError, InvalidInputError
 from casweights.events import Reporter
 from casweights.format.names import pack_name
-from casweights.operations.commit import Description
-from casweights.operations.parts import Part, commit_parts, encode_part
+from casweights.operations.commit import Description, commit_encoded
+from casweights.operations.encode import EncodedFiles, encode_files, join
 from casweights.stores.base import ObjectStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.states import assert_same_tensor
@@ -52,15 +52,17 @@ def ranks(objects: CountingStore) -> Iterator[list[Repository]]:
         repo.close()
 
 
-def encode(repo: Repository, path: str, tensor: torch.Tensor, *, base: str | None = None) -> Part:
+def encode(
+    repo: Repository, path: str, tensor: torch.Tensor, *, base: str | None = None
+) -> EncodedFiles:
     file = StateFile({f"tensor of {path}": tensor})
     file.path = path
     db = repo.database
     before = db.snapshots.load(repo.resolve(base), with_locations=True) if base else None
-    part = encode_part(db, [file], base=before, compression="auto")
+    part = encode_files(db, [file], base=before, compression="auto").durable(db)
     twin = pickle.loads(pickle.dumps(part))
     assert twin == part
-    assert isinstance(twin, Part)
+    assert isinstance(twin, EncodedFiles)
     return twin
 
 
@@ -77,7 +79,7 @@ def test_who_commits_reads_nothing_of_the_parts(
     objects.reset()
     db = ranks[2].database
     stats = db.reporter = Stats()
-    snapshot = commit_parts(db, parts, SAID, "main", None)
+    snapshot = commit_encoded(db, join(parts), SAID, "main", None)
     assert objects.read_bytes("packs/") == 0
     assert stats.seen[0].new_bytes == sum(tensor.nbytes for tensor in tensors)
     assert stats.seen[0].snapshot == snapshot.id
@@ -120,7 +122,7 @@ def test_locators_of_packs_come_along(objects: CountingStore) -> None:
     first, second, third = [casweights.open(store, create=True) for store in stores]
     with first, second, third:
         parts = [encode(first, "a", torch.randn(9)), encode(second, "b", torch.randn(9))]
-        snapshot = commit_parts(third.database, parts, SAID, "main", None)
+        snapshot = commit_encoded(third.database, join(parts), SAID, "main", None)
         table = first.database.snapshots.load_stored(snapshot.id).table
     assert len(table.packs) == 2
     assert table.places == {pack: pack_name(pack).encode() for pack in table.packs}
@@ -130,13 +132,13 @@ def test_parts_are_differences_from_the_version_before(
     ranks: list[Repository], objects: CountingStore
 ) -> None:
     tensor = torch.randn(500, 300)
-    commit_parts(ranks[2].database, [encode(ranks[0], "a", tensor)], SAID, "main", None)
+    commit_encoded(ranks[2].database, encode(ranks[0], "a", tensor), SAID, "main", None)
     tensor.view(-1)[::100] += 1
     objects.reset()
     part = encode(ranks[1], "a", tensor, base="main")
     assert 0 < sum(nbytes for _, nbytes in objects.writes) < 0.05 * tensor.nbytes
     db = ranks[2].database
-    commit_parts(db, [part], SAID, "main", db.refs.head("main"))
+    commit_encoded(db, join([part]), SAID, "main", db.refs.head("main"))
     with casweights.open(objects) as fresh:
         assert_same_tensor(fresh.tensor("main", "tensor of a").load(), tensor)
 
@@ -144,7 +146,7 @@ def test_parts_are_differences_from_the_version_before(
 def test_two_parts_with_one_path(ranks: list[Repository]) -> None:
     parts = [encode(repo, "a", torch.randn(10)) for repo in ranks[:2]]
     with pytest.raises(InvalidInputError, match="'a'"):
-        commit_parts(ranks[2].database, parts, SAID, "main", None)
+        commit_encoded(ranks[2].database, join(parts), SAID, "main", None)
     assert ranks[2].branches() == {}
 
 
@@ -152,7 +154,7 @@ def test_another_writer_was_first(ranks: list[Repository]) -> None:
     part = encode(ranks[0], "a", torch.randn(10))
     theirs = ranks[1].commit({"theirs": torch.ones(1)})
     with pytest.raises(ConflictError) as error:
-        commit_parts(ranks[2].database, [part], SAID, "main", None)
+        commit_encoded(ranks[2].database, join([part]), SAID, "main", None)
     assert ranks[2].resolve("main") == theirs.id
     assert error.value.snapshot is not None
     assert ranks[1].snapshot(error.value.snapshot).message == "m"
