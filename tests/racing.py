@@ -38,11 +38,13 @@ MAX_LAG = 5  # calls; less than the listings that a writer waits for its own mov
 MAX_SKEW = 1000  # calls; more than a test makes
 
 
-class Time:
-    """A clock that only sleeping moves on, by a second at least, so that nobody looks often."""
+class Time(threading.local):
+    """A clock that only sleeping moves on, by a second at least, so that nobody looks often.
 
-    def __init__(self) -> None:
-        self._now = 0.0
+    Each writer has its own: the sleep of one does not use up the patience of another.
+    """
+
+    _now = 0.0
 
     def monotonic(self) -> float:
         return self._now

@@ -133,13 +133,14 @@ class RefLog:
     def settled(self, ref: str) -> list[Move]:
         """The moves of a ref, once no two writers compete for its newest position.
 
-        Waits for them, but not for ever: one of them may have died.
+        Also waits while the newest move may be withdrawn because its base is gone. Waits for a
+        limited time only: the writer may have died.
         """
         begin, slowest, pauses = time.monotonic(), 0.0, _pauses()
         while True:
             start = time.monotonic()
             moves = self.moves(ref)
-            if self._exclusive or not moves or not self._rivals(moves, latest(moves)):
+            if self._exclusive or not moves or not self._is_contested(moves, latest(moves)):
                 return moves
             slowest = max(slowest, time.monotonic() - start)
             if time.monotonic() - begin > _settling(slowest):
@@ -193,9 +194,10 @@ class RefLog:
         """Whether a move that was just made counts, and the listing that says so.
 
         It counts for good once it is alone at its position, on top of one that is alone at its
-        own: whoever comes later sees it and withdraws. Among rivals the first waits for the others
-        to withdraw, unless it is so much earlier that no clock can be wrong about it. One that
-        does not withdraw may have been alone before the others came, so in the end the first does.
+        own and has its base: whoever comes later sees it and withdraws. Among rivals, the one on
+        the line waits for the others to withdraw, unless it is so much earlier that no clock can be
+        wrong about it. One that does not withdraw may have been alone before the others came, so
+        in the end the one that waits withdraws.
         """
         start, pauses = time.monotonic(), _pauses()
         moves = self._list_with(ref, name, after)
@@ -204,10 +206,10 @@ class RefLog:
         while (mine := named(moves, name)) and self._counts(mine, after, before, moves):
             if self._exclusive:
                 return True, moves
-            near = [move for move in moves if move.position in (after, after + 1)]
+            near = [move for move in moves if abs(move.position - after) <= 1]
             base, has_rivals = first(near, after), self._rivals(near, mine)
             is_on_first = base is None or base.snapshot in (None, before)
-            if not (has_rivals or (base and self._rivals(near, base))):
+            if not (has_rivals or (base and self._is_contested(near, base))):
                 return is_on_first, moves
             if time.monotonic() - start > (patience if has_rivals else _settling(lag)):
                 return is_on_first and not has_rivals, moves
@@ -219,13 +221,28 @@ class RefLog:
         self, mine: Move, after: int, before: SnapshotId | None, moves: Sequence[Move]
     ) -> bool:
         """Whether a move is on the ref's line, after the move that its writer saw."""
-        taken = line(moves)
-        there, base = taken.get(after + 1), taken.get(after)
-        if there is None or there is not first(moves, after + 1) or not is_same(there, mine):
+        taken = line(moves)  # through a move that others built on, even if a rival is earlier
+        there, base, ahead = taken.get(after + 1), taken.get(after), first(moves, after + 1)
+        if there is None or ahead is None or not is_same(there, mine):
+            return False
+        if there.created - ahead.created > self._skew:
             return False
         if after == 0:  # a branch that is this long has lost its first moves, or is about to
             return max(taken) < 2 * _KEPT_MOVES
         return base is not None and self.snapshot(base) == before
+
+    def _is_contested(self, moves: Sequence[Move], newest: Move) -> bool:
+        """Whether the writer of a move may be about to withdraw it.
+
+        It has rivals, or the move that it builds on is gone.
+        """
+        return self._rivals(moves, newest) or (
+            newest.before is not None
+            and not any(
+                move.position == newest.position - 1 and move.snapshot in (None, newest.before)
+                for move in moves
+            )
+        )
 
     def _rivals(self, moves: Iterable[Move], mine: Move) -> bool:
         """Whether other moves are at the position of this one that the clock cannot tell apart."""

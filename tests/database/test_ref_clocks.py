@@ -36,7 +36,7 @@ from tests.racing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casweights import Repository
     from casweights.database.refs import Head
@@ -72,26 +72,36 @@ def branch(skews: Sequence[int], allowed: float = WIDE, moves: int = 0) -> Branc
     return main
 
 
-def in_turns(data: st.DataObject, world: World, lags: st.SearchStrategy[Sequence[int]]) -> Choose:
-    """Draws who is next, but nobody goes on before all others had their turn."""
+def in_turns(world: World, draw: Callable[[int], tuple[int, Sequence[int]]]) -> Choose:
+    """Nobody goes on before all others had their turn.
+
+    Args:
+        world: What the writers share.
+        draw: Chooses one of so many writers, and how listings lag during its turn.
+    """
     waiting: list[Writer] = []
 
     def choose(ready: Sequence[Writer]) -> Writer:
         nonlocal waiting
         waiting = [writer for writer in waiting if writer in ready] or list(ready)
-        number, world.lags = data.draw(st.tuples(st.integers(0, len(waiting) - 1), lags))
+        number, world.lags = draw(len(waiting))
         return waiting.pop(number)
 
     return choose
 
 
-def check_nothing_vanished(main: Branch) -> set[SnapshotId]:
-    """Each version that was acknowledged is in the log, or shown and its writer told."""
+def versions(main: Branch) -> tuple[Sequence[SnapshotId], set[SnapshotId]]:
+    """The versions in the log of the branch, and those that are off its line."""
     main.world.lags = (0,)
     head = main.head()
     log = main.history(head.snapshot if head else None)
+    return log, {each.snapshot for each in Refs(main.world).displaced().get("main", [])}
+
+
+def check_nothing_vanished(main: Branch) -> set[SnapshotId]:
+    """Each version that was acknowledged is in the log, or shown and its writer told."""
+    log, shown = versions(main)
     main.check_winners(log)
-    shown = {each.snapshot for each in Refs(main.world).displaced().get("main", [])}
     gone = {moved.snapshot for _, moved in main.won} - {*log}
     assert gone <= shown
     for snapshot in gone - main.told:
@@ -111,11 +121,70 @@ def test_no_acknowledged_version_leaves_the_log(
     skews: Sequence[int],
     moves: list[int],
 ) -> None:
+    def draw(waiting: int) -> tuple[int, Sequence[int]]:
+        return data.draw(st.tuples(st.integers(0, waiting - 1), lags))
+
     main = branch(skews)
-    run(main.world, [main.writer(number) for number in moves], in_turns(data, main.world, lags))
+    run(main.world, [main.writer(number) for number in moves], in_turns(main.world, draw))
+    check_nothing_left_the_log(main)
+
+
+def check_nothing_left_the_log(main: Branch) -> None:
+    """All that was acknowledged is in the log, and so are the versions off the line.
+
+    A writer may withdraw a move on which another one has just built. Then what came before that
+    move is off the line, although the log has it.
+    """
     assert not main.unsure
     assert check_nothing_vanished(main) == set()
-    assert Refs(main.world).displaced() == {}
+    log, off = versions(main)
+    assert off <= {*log}
+
+
+# Skews, moves of each writer, and per call: which of those who wait goes on, and the lag.
+SCHEDULES = {
+    "a head whose writer sees that its base is gone": (
+        [-2, -16, 8],
+        [3, 3, 3, 1],
+        (
+            "30 24 05 02 14 23 13 00 02 15 05 01 14 11 04 03 30 11 05 03 13 00 01 25 10 02 23 15 "
+            "00 03 04 02 25 01 05 14 14 01 13 11 01 21 12 01 05 03 04 04 03"
+        ),
+    ),
+    "an acknowledged version that leaves the log": (
+        [-16, 18],
+        [2, 1, 3, 3],
+        (
+            "05 04 05 00 10 12 14 04 02 11 15 05 14 11 02 05 02 02 12 03 25 04 14 05 03 03 00 11 "
+            "03 03 05 10 01 22 10 02 01 13 02 01 15 00 01 04 15 02"
+        ),
+    ),
+    "rivals that withdraw for each other": (
+        [3, 6, -6, -16, -4, -14, -4],
+        [2, 3, 3],
+        (
+            "10 10 00 20 10 00 10 10 00 00 10 00 20 10 00 20 00 00 00 00 00 10 00 00 20 10 00 00 "
+            "00 00 00 10 00 10 00"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_writers_do_not_build_on_moves_that_are_about_to_be_withdrawn(name: str) -> None:
+    skews, moves, turns = SCHEDULES[name]
+    calls = iter(turns.split())
+
+    def draw(waiting: int) -> tuple[int, Sequence[int]]:
+        call = next(calls, "00")  # writers that wait now make more calls
+        return int(call[0]) % waiting, (int(call[1]),)
+
+    main = branch(skews)
+    run(main.world, [main.writer(number) for number in moves], in_turns(main.world, draw))
+    check_nothing_left_the_log(main)
+    log, off = versions(main)
+    assert off == set()
+    assert not {*main.lost} & {*log}, "nobody built on what was withdrawn"
 
 
 @LAGS
