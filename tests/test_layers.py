@@ -56,8 +56,8 @@ SEEN: dict[tuple[str, str], set[str]] = {
 }
 # What verbs share. Apart from these, operations do not know each other.
 SHARED = {
-    "operations.commit",
     "operations.deltas",
+    "operations.encode",
     "operations.frame_check",
     "operations.relatives",
     "operations.transfer",

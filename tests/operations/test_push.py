@@ -1,0 +1,261 @@
+"""Branches and tags go from store to store, with the versions that they lead to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+import casweights
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    NotFoundError,
+)
+from casweights.format import names
+from casweights.format.manifest import EncodedSnapshot
+from casweights.operations.push import push
+from casweights.stores.memory import MemoryStore
+from casweights.testing.faults import Fault, FaultyStore
+from casweights.testing.states import assert_same_state
+from tests.histories import history, step, weights
+
+if TYPE_CHECKING:
+    from casweights import Repository
+    from casweights.testing import CountingStore
+
+from tests.operations.transfers import (
+    Versions,
+    check,
+    commit,
+    create,
+    names_of,
+    push_all,
+    send,
+    written,
+)
+
+
+def test_ways_to_say_which(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    with casweights.open(objects) as repo:
+        repo.tag("fork", "fork")  # a branch, too, that agrees
+        tips = repo.branches() | repo.tags()
+    push_all(objects, target, "v1")
+    push_all(objects, target, "heads/alike")
+    push_all(objects, target, "fork")
+    with casweights.open(target) as there:
+        assert there.tags() == {"v1": tips["v1"], "fork": tips["fork"]}
+        assert there.branches() == {"alike": tips["alike"], "fork": tips["fork"]}
+        assert there.verify().snapshots == 5
+    commit(objects, next(iter(versions.values())), branch="fork")
+    with pytest.raises(NotFoundError, match="heads/fork") as caught:
+        push_all(objects, target, "fork")
+    assert caught.value.code is ErrorCode.AMBIGUOUS
+    push_all(objects, target, "heads/fork", "tags/fork")
+    for name in ("nobody", "tags/main", "heads/v1"):
+        with pytest.raises(NotFoundError, match=name):
+            push_all(objects, target, name)
+
+
+def test_only_what_a_branch_needs(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    push_all(objects, target, "tags/v1")
+    first_two = dict(list(versions.items())[:2])
+    check(target, first_two)
+    assert len(names_of(target, names.PACKS)) == 2
+
+
+def test_several_parents(repo: Repository, objects: CountingStore) -> None:
+    """Merges are for libraries to make; their parents come along whatever way leads to them."""
+    states = list(history(4, 0.01))
+    first, left, right = (
+        repo.commit(state, branch=b).id for state, b in zip(states, "abc", strict=False)
+    )
+    manifest = repo.snapshot(left)
+    merge, encoded = EncodedSnapshot.of(replace(manifest, parents=(left, right)))
+    repo._db.snapshots.save(merge, encoded)
+    repo.branch("merge", merge)
+    target = MemoryStore()
+    create(target)
+    push_all(objects, target, "merge")
+    check(target, {left: states[1], right: states[2], merge.id: states[1]})
+    assert names.snapshot_name(first) not in names_of(target)
+    push_all(objects, target, "c")  # is among its ancestors
+    with casweights.open(target) as there:
+        there.branch("b", right)
+    with pytest.raises(ConflictError):
+        push_all(objects, target, "b")
+    with casweights.open(target) as there:
+        there.branch("merge", right, force=True)
+    push_all(objects, target, "merge")  # by its second parent it came from there
+
+
+def test_branches_that_went_apart(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    send(objects, target)
+    here, there = weights(1, seed=90), weights(1, seed=91)
+    mine, theirs = commit(objects, {"w": here}), commit(target, {"w": there})
+    fork = commit(objects, {"w": here}, branch="fork", message="another")
+    target.reset()
+    with pytest.raises(ConflictError, match="pull first, or force") as caught:
+        push_all(objects, target)
+    assert caught.value.code is ErrorCode.REF_MOVED
+    assert "'main'" in caught.value.message
+    assert names.snapshot_name(mine) not in written(target)
+    with casweights.open(target) as repo:
+        assert repo.resolve("main") == theirs
+        assert repo.resolve("fork") == fork  # has no conflict
+    with pytest.raises(ConflictError):
+        push_all(target, objects)  # that is, a pull
+    push_all(objects, target, force=True)
+    with casweights.open(target) as repo:
+        assert repo.resolve("main") == mine
+    check(target, versions | {mine: {"w": here}, theirs: {"w": there}, fork: {"w": here}})
+
+
+def test_several_conflicts(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    send(objects, target)
+    for n, branch in enumerate(["main", "fork"]):
+        commit(objects, {"w": weights(1, seed=90 + n)}, branch=branch)
+        commit(target, {"w": weights(1, seed=92 + n)}, branch=branch)
+    target.reset()
+    with pytest.raises(ConflictError, match=r"'fork'.*'main'"):
+        push_all(objects, target)
+    assert target.writes == []
+
+
+def test_a_branch_that_is_ahead_stays(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    send(objects, target)
+    ahead = commit(target, {"w": weights(1, seed=90)})
+    target.reset()
+    push_all(objects, target)
+    assert target.writes == []
+    push_all(target, objects, "main")
+    with casweights.open(objects) as repo:
+        assert repo.resolve("main") == ahead
+    push_all(target, objects, "main", force=True)
+
+
+def test_force_moves_back(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    send(objects, target)
+    with casweights.open(objects) as repo:
+        back = repo.branch("main", "main~2", force=True)
+    push_all(objects, target)
+    with casweights.open(target) as repo:
+        assert repo.resolve("main") != back
+    push_all(objects, target, force=True)
+    with casweights.open(target) as repo:
+        assert repo.resolve("main") == back
+
+
+def test_tags_do_not_move(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    send(objects, target)
+    with casweights.open(objects) as repo:
+        repo.delete_tag("v1")
+        repo.tag("v1", "main")
+        repo.tag("v2", "main")
+    for force in (False, True):
+        with pytest.raises(ConflictError, match="'v1'") as caught:
+            push_all(objects, target, force=force)
+        assert caught.value.code is ErrorCode.ALREADY_EXISTS
+    with casweights.open(target) as there:
+        assert set(there.tags()) == {"v1", "v2"}
+        assert there.resolve("tags/v1") == there.resolve("main~3")
+
+
+def test_another_writer_is_first(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    """While packs are under way, somebody moves the branch."""
+
+    def between() -> None:
+        commit(target, {"w": weights(1, seed=93)})
+
+    store = FaultyStore(target, [Fault(call=3, method="put", action=between)])
+    with pytest.raises(ConflictError, match="'main'") as caught:
+        push_all(objects, store)
+    assert caught.value.code is ErrorCode.REF_MOVED
+    with casweights.open(target) as repo:
+        assert repo.snapshot("main").parents == ()
+        assert set(repo.branches()) == {"main", "fork", "alike"}
+        assert repo.verify().problems == ()
+
+
+@pytest.mark.parametrize("ref", ["main", "heads/fork", "v1", "main~1", "id"])
+def test_one_version_without_history(
+    objects: CountingStore, target: CountingStore, versions: Versions, ref: str
+) -> None:
+    with casweights.open(objects) as repo:
+        version = repo.resolve("main~2") if ref == "id" else repo.resolve(ref)
+        before = repo.snapshot(version).parents
+    name = str(version) if ref == "id" else ref
+    stats = send(objects, target, lambda here, there: push(here, there, [name], history=False))
+    assert stats.snapshots == 1
+    expected = {"main": "heads/main", "heads/fork": "heads/fork", "v1": "tags/v1"}.get(ref)
+    assert stats.refs == ({expected: version} if expected else {})
+    assert stats.tips == {expected or name: version}
+    with casweights.open(target) as repo:
+        assert_same_state(repo.load(version), versions[version])
+        assert names_of(target, names.SNAPSHOTS) == {names.snapshot_name(version)}
+        assert repo.verify().problems == ()
+        assert [found.id for found in repo.log(version)] == [version]
+    assert before
+
+
+@pytest.mark.parametrize("ref", ["main", "heads/main"])
+def test_a_shallow_push_of_a_branch_that_moves_says_what_it_brought(
+    objects: CountingStore, versions: Versions, ref: str
+) -> None:
+    """Whenever it moves, the target has the branch, at the version that was reported."""
+    for call in count(1):
+        fresh = {"w": weights(1, call)}
+        move = Fault(call=call, method="list", action=partial(commit, objects, fresh))
+        target, source = MemoryStore(), FaultyStore(objects)
+        create(target)
+        with casweights.open(source) as here, casweights.open(target) as there:
+            source.unused, source.calls[:] = [move], []
+            stats = here.push(there, [ref], history=False)
+            assert there.branches() == {"main": stats.tips["heads/main"]}
+            assert stats.refs == stats.tips
+            assert there.verify().problems == ()
+        if source.unused:
+            break
+    assert call > 1
+
+
+def test_from_a_store_without_history(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
+    """It can be pushed on from, back to where it came from and to others."""
+    send(objects, target, lambda here, there: push(here, there, ["main"], history=False))
+    with casweights.open(objects) as repo:
+        old = repo.resolve("main")
+    fresh = {"w": step(versions[old]["w"], 0.01, 95)}
+    new = commit(target, fresh)
+    third = MemoryStore()
+    create(third)
+    push_all(target, third)
+    with casweights.open(third) as repo:
+        assert_same_state(repo.load(new), fresh)
+        assert_same_state(repo.load(old), versions[old])
+    objects.reset()
+    push_all(target, objects)
+    assert [name.split("/")[0] for name in written(objects)] == ["packs", "snapshots", "refs"]
+    check(objects, versions | {new: fresh})
+    send(objects, third)  # the rest
+    check(third, versions | {new: fresh})
