@@ -17,8 +17,8 @@ DEFAULT_BRANCH = "main"
 # Patterns of what a commit leaves out; `hf upload` does, too.
 DEFAULT_EXCLUDE = (".git", "*/.git", ".cache/huggingface", "*/.cache/huggingface")
 DEFAULT_CHUNK_SIZE = 4 * MiB  # measured in docs/design/001-chunk-size.md
-MIN_CHUNK_SIZE = 64 * KiB
-MAX_CHUNK_SIZE = 64 * MiB
+MIN_CHUNK_SIZE = 64 * KiB  # below it, IDs and index rows weigh more than chunks save
+MAX_CHUNK_SIZE = 64 * MiB  # several whole chunks are in memory at a time
 PACK_TARGET = 64 * MiB  # one transfer block of the Hub's storage
 PACK_FRAMES = 1 << 16  # keeps the index of a pack of tiny frames below some MiB
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from casweights.ids import SnapshotId, Suspect
 
-_MAX_MESSAGE = 1000
+_MAX_MESSAGE = 1000  # characters: a message may quote names out of a hostile store
 _CUT = " ... "
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
-SHORT_ID = 12
+SHORT_ID = 12  # hexadecimal digits: few versions of a store share them
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 

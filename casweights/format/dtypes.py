@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_OVERFLOW = 1 << 64
+_OVERFLOW = 1 << 64  # elements or bits that no file can have
 
 
 @dataclass(frozen=True, slots=True)

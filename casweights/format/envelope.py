@@ -7,8 +7,8 @@ from enum import Enum
 from casweights.errors import ErrorCode, IntegrityError, UnsupportedError
 from casweights.format.hashing import CHECKSUM_SIZE, checksum
 
-FORMAT_VERSION = 1
-PREFIX_SIZE = 8
+FORMAT_VERSION = 1  # readers refuse a higher one
+PREFIX_SIZE = 8  # bytes: magic, kind, version
 _MAGIC = b"casw"
 
 

@@ -17,8 +17,8 @@ from casweights.format.portable import part_problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_PATH_BYTES = 4096
-MAX_PATH_PARTS = 100
+MAX_PATH_BYTES = 4096  # what Linux takes in one call
+MAX_PATH_PARTS = 100  # a checkout opens the folders of a path one by one
 _NOWHERE = frozenset(("", ".", ".."))
 _SHOWN = 200  # characters of a name in a message
 _LONG = 256  # characters of a name

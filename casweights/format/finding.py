@@ -19,9 +19,9 @@ from casweights.ids import PackId, Suspect
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_FINDING = 4096
+MAX_FINDING = 4096  # bytes of an encoded finding
 _MAX_WHY = 500  # characters
-_MAX_OFFSET = 1 << 62
+_MAX_OFFSET = 1 << 62  # bytes: no pack is as long
 _TIMES = range(-(1 << 63), 1 << 63)
 _NAME = re.compile(
     re.escape(names.DAMAGED) + r"(?P<pack>[0-9a-f]{64})(-(?P<offset>0|[1-9][0-9]{0,18}))?"

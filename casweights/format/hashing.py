@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from casweights.config import DigestName
     from casweights.system.buffers import Buffer
 
-CHECKSUM_SIZE = 8
+CHECKSUM_SIZE = 8  # bytes
 
 
 def blake3_256(data: Buffer) -> bytes:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from casweights.ids import ChunkId
 
-MAX_MANIFEST_SIZE = 256 << 20
-MAX_PARENTS = 16
-MAX_NESTING = 64
+MAX_MANIFEST_SIZE = 256 << 20  # bytes that a reader allocates for one at most
+MAX_PARENTS = 16  # versions that one is made from
+MAX_NESTING = 64  # levels of lists and maps in metadata
 MAX_METADATA = 1 << 17  # keys and values
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_SIZE = 1 << 63
+_MAX_SIZE = 1 << 63  # sizes are signed and have 64 bits
 
 
 @dataclass(frozen=True, slots=True)

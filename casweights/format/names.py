@@ -23,9 +23,9 @@ HEADS = f"{REFS}heads/"
 TAGS = f"{REFS}tags/"
 
 REF_SUFFIX = ".ref"
-POSITION_DIGITS = 12
-WRITER_DIGITS = 16
-MAX_REF_NAME = 200
+POSITION_DIGITS = 12  # as many for each, so that names sort as positions do
+WRITER_DIGITS = 16  # hexadecimal, random: two writers do not draw the same
+MAX_REF_NAME = 200  # characters: leaves room for the rest of a move's name
 _REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from casweights.system.buffers import Buffer
 
-MAX_INDEX_SIZE = 64 << 20
-TRAILER_SIZE = 8
+MAX_INDEX_SIZE = 64 << 20  # bytes that a reader allocates for an index at most
+TRAILER_SIZE = 8  # bytes: the length of the index, magic
 _TRAILER_MAGIC = b"cidx"
 _MAX_OFFSET = 1 << 62  # lest offset and size together overflow
 

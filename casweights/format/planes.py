@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("<B")  # bytes per element
 _PLANE = struct.Struct("<BI")  # mode, stored bytes
 _STORED, _CODED = 0, 1
-WIDTHS = (1, 2, 4, 8)
+WIDTHS = (1, 2, 4, 8)  # bytes of an element
 
 
 def encode_planes(raw: Buffer, width: int) -> bytes:

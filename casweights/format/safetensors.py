@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 TREE_KEY = "casweights.tree"  # in a file's metadata: how the state dict was nested
-LENGTH_SIZE = 8
+LENGTH_SIZE = 8  # bytes in front of the header: its length
 MAX_HEADER_SIZE = 100_000_000  # the reference implementation's limit
-_ALIGNMENT = 8
-_MAX_SIZE = 1 << 64
+_ALIGNMENT = 8  # bytes: where tensors begin, as the reference implementation writes
+_MAX_SIZE = 1 << 64  # the numbers of a header are unsigned and have 64 bits
 _SHOWN = 200  # characters of a value in a message
 _KEYS = ("dtype", "shape", "data_offsets")
 _METADATA = "__metadata__"

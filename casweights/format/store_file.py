@@ -12,7 +12,7 @@ from casweights.format.fields import expect
 from casweights.format.hashing import checksum
 from casweights.format.names import CONFIG
 
-MAX_STORE_FILE = 1 << 16
+MAX_STORE_FILE = 1 << 16  # bytes that are read at most; it has some hundreds
 _STORE_ID = re.compile("[0-9a-f]{32}")
 
 

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-_MAX_DEPTH = 127
+_MAX_DEPTH = 127  # levels, as the reference implementation of safetensors has it
 _FREE = 1 << 10  # arrays and objects that any text may have
 _DENSITY = 12  # bytes of text for each further one: in Python each takes about 20 times that
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'

@@ -18,7 +18,7 @@ T = TypeVar("T", str, bytes, int, bool)
 
 MALFORMED = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
 MAX_KEYS = 64  # of a map whose keys the format names
-_BATCH = 4096
+_BATCH = 4096  # values whose types are compared in one go
 
 
 class Unpacker:

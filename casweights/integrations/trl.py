@@ -37,8 +37,8 @@ _HINT = (
     """--weight-transfer-config '{"backend": "casweights"}'"""
 )
 _REFUSED = ErrorCode.IO_FAILED  # the server has answered, and no time-out has passed
-_POLL_SECONDS = 0.5
-_HEALTH_SECONDS = 5.0
+_POLL_SECONDS = 0.5  # between two looks whether a server is ready
+_HEALTH_SECONDS = 5.0  # patience with the answer to one look
 _MAX_ANSWER = 500  # characters of a server's answer that an error quotes
 
 

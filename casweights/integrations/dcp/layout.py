@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
 
 LAYOUT_FILE = "dcp.msgpack"
-_FORMAT = 1
+_FORMAT = 1  # readers refuse a higher one
 _MAX_DEPTH = 6  # levels of lists and maps: the offsets of a shard are on the last one
 # Values in a layout: some, and more for each tensor of the version. It bounds the memory that a
 # hostile layout takes.
