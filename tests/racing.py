@@ -66,7 +66,7 @@ class World(MemoryStore):
 
     def __init__(self, *, exclusive: bool) -> None:
         super().__init__()
-        self.capabilities = Capabilities(exclusive_create=exclusive)
+        self.capabilities = Capabilities(exclusive_create=exclusive, clock_skew=0.0)
         self.lags: Sequence[int] = (0,)
         self.skews: Sequence[int] = (0,)
         self.clashes: list[str] = []

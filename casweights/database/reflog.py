@@ -12,6 +12,7 @@ from __future__ import annotations
 import secrets
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from casweights.database.moves import (
@@ -65,7 +66,9 @@ class RefLog:
     def __init__(self, store: ObjectStore, kind: str) -> None:
         self._store = store
         self.kind = kind
-        self._skew = store.capabilities.clock_skew * 1e6
+        skew = store.capabilities.clock_skew
+        self._has_clock = skew is not None
+        self._skew = (skew or 0.0) * 1e6  # microseconds
         self._withdrawn: set[str] = set()  # listings may show them for a while
 
     @property
@@ -95,7 +98,8 @@ class RefLog:
         for info in infos:
             if info.name.startswith(self.kind):
                 with suppress(IntegrityError):
-                    yield parse_move(info, self.kind)
+                    move = parse_move(info, self.kind)
+                    yield move if self._has_clock else replace(move, created=0)
 
     def target(self, move: Move) -> SnapshotId:
         """Where a move leads to, as its object says.

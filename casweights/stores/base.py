@@ -37,8 +37,9 @@ class ObjectInfo:
     Attributes:
         name: Its name in the store.
         size: Its bytes.
-        created: When the store says that it was created, in microseconds since 1970; 0 where the
-            store has no clock of its own. Comparisons leave it out.
+        created: The store's own time for it, in microseconds since 1970; 0 where the store has
+            none. Comparisons leave it out. It tells how old an object is; which of two came first
+            it tells only where `Capabilities.clock_skew` is known.
     """
 
     name: str
@@ -59,7 +60,9 @@ class Capabilities:
             pieces, and look only at what they need.
         parallel_puts: Large objects to put at the same time. Each one is in memory, so no more of
             them than keep the store busy.
-        clock_skew: Seconds by which the clocks that `ObjectInfo.created` comes from may differ.
+        clock_skew: Seconds by which the clocks that `ObjectInfo.created` comes from may differ;
+            None where these times do not order objects, as in a directory, whose files get other
+            times when they are copied.
         durable: What `put` has made survives a power cut. Otherwise its name may be gone after one,
             as on a file system that cannot sync a folder.
     """
@@ -68,7 +71,7 @@ class Capabilities:
     listing_lags: bool = False
     cheap_reads: bool = True
     parallel_puts: int = 4
-    clock_skew: float = 0.0
+    clock_skew: float | None = None
     durable: bool = True
 
 

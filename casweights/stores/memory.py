@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from casweights.stores.base import (
@@ -27,6 +28,7 @@ class MemoryStore(ObjectStore):
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
+        self._created: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -41,6 +43,7 @@ class MemoryStore(ObjectStore):
             created = check_name(name) not in self._objects
             if created:
                 self._objects[name] = data
+                self._created[name] = time.time_ns() // 1000
         return created
 
     def size(self, name: str) -> int:
@@ -58,7 +61,10 @@ class MemoryStore(ObjectStore):
         """See `ObjectStore.list`."""
         with self._lock:
             names = sorted(name for name in self._objects if name.startswith(prefix))
-            infos = [ObjectInfo(name, len(self._objects[name])) for name in names]
+            infos = [
+                ObjectInfo(name, len(self._objects[name]), self._created.get(name, 0))
+                for name in names
+            ]
         return iter(infos)
 
     def delete(self, name: str) -> None:

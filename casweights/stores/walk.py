@@ -87,5 +87,5 @@ def _item(name: str, path: Path, top: Path) -> ObjectInfo | Stray | None:
             return Stray(name, f"a file: {error.strerror}")
         raise
     if stat.S_ISREG(status.st_mode):
-        return ObjectInfo(name, status.st_size)
+        return ObjectInfo(name, status.st_size, status.st_mtime_ns // 1000)
     return Stray(name, _KINDS.get(stat.S_IFMT(status.st_mode), "a device"))

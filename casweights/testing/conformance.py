@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ GOOD_NAMES = [
     "a" * 255,
     "/".join(["a" * 170] * 3),
 ]
+_DAY = 86_400  # seconds: a store's clock may be wrong, but its unit is not
 _THREADS = 8  # enough for writers to meet
 
 
@@ -180,6 +182,12 @@ class StoreTests(AbilityTests):
         for n, name in enumerate(names):
             store.put(name, [b"x" * n])
         assert list(store.list()) == [ObjectInfo(n, names.index(n)) for n in sorted(names)]
+
+    def test_the_time_of_an_object_stays(self, store: ObjectStore) -> None:
+        store.put("name", [b"data"])
+        (first,), (second,) = store.list(), store.list()
+        assert first.created == second.created
+        assert first.created == 0 or abs(time.time() - first.created / 1e6) < _DAY
 
     @pytest.mark.parametrize(
         ("prefix", "expected"),

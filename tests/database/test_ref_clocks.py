@@ -306,7 +306,7 @@ def test_a_writer_that_died_beside_one_that_was_acknowledged() -> None:
 class Bucket(MemoryStore):
     """A store without exclusive create, in which a rival may get an earlier time."""
 
-    capabilities = Capabilities(exclusive_create=False)
+    capabilities = Capabilities(exclusive_create=False, clock_skew=0.0)
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class Bucket(MemoryStore):
 
     def __init__(self, *, exclusive: bool = False) -> None:
         super().__init__()
-        self.capabilities = Capabilities(exclusive_create=exclusive)
+        self.capabilities = Capabilities(exclusive_create=exclusive, clock_skew=0.0)
         self.listed = 0
         self.hidden: set[str] = set()
         self._clock = count(1)
@@ -343,3 +343,14 @@ def test_a_move_costs_the_same_however_many_there_were(exclusive: bool) -> None:
         assert store.calls == calls
         assert bucket.listed <= 2 * min(number + 1, 200)
     assert pruned == (1000 - 100) // 100
+
+
+@pytest.mark.parametrize("clock_skew", [None, 0.0])
+def test_times_order_moves_only_where_a_store_has_a_clock(clock_skew: float | None) -> None:
+    """Files of a directory get other times when they are copied."""
+    store = Bucket()
+    store.capabilities = Capabilities(clock_skew=clock_skew)
+    for snapshot in (B, A):  # B is put first, and A has the name that comes first
+        put_move(store, 1, snapshot, named=True, says=snapshot)
+    head = latest(RefLog(store, names.HEADS).moves("main"))
+    assert head.snapshot == (A if clock_skew is None else B)

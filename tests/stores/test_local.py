@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -78,3 +79,11 @@ def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot write packs/name"):
         store.put("packs/name", [b"x"])
     assert not store.exists("packs/name")
+
+
+def test_objects_have_the_times_of_their_files(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "store")
+    store.create()
+    store.put("name", [b"data"])
+    os.utime(tmp_path / "store" / "name", (7, 7))
+    assert [info.created for info in store.list()] == [7_000_000]
