@@ -275,7 +275,7 @@ class Repository(Handle, Closing):
         Raises:
             NotFoundError: There is none, or more than one.
         """
-        from casweights.database.revisions import resolve
+        from casweights.database.resolve import resolve
 
         if isinstance(ref, SnapshotId):
             return ref

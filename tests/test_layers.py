@@ -56,7 +56,7 @@ SEEN: dict[tuple[str, str], set[str]] = {
 }
 # What verbs share. Apart from these, operations do not know each other.
 SHARED = {
-    "operations.deltas",
+    "operations.differences",
     "operations.encode",
     "operations.frame_check",
     "operations.relatives",
@@ -67,6 +67,7 @@ SHARED = {
 FOREIGN: dict[str, set[str]] = {
     "torch": {
         "content.outlines",
+        "content.plain_names",
         "content.states",
         "content.torch_types",
         "sync",

@@ -1,1 +1,4 @@
-"""What goes into versions and comes out: files, states, and parts of them."""
+"""What goes into versions and comes out of them: files, state dicts, and parts of them.
+
+For what is in a store already, some modules read it through `database`.
+"""

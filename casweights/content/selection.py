@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.content.files import matches
+from casweights.content.source_tree import matches
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format.manifest import FileEntry, Manifest
 from casweights.format.safetensors import (

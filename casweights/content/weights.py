@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.content.files import matches
 from casweights.content.selection import tensor_chunks
 from casweights.content.shard_index import (
     index_problem,
@@ -20,6 +19,7 @@ from casweights.content.shard_index import (
     is_too_large,
     parse_index,
 )
+from casweights.content.source_tree import matches
 from casweights.database.reader import read_file
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.format.safetensors import SUFFIX

@@ -15,7 +15,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from casweights.config import DEFAULT_EXCLUDE
-from casweights.content.files import GLIMPSE, SourceFile, granule, matches
+from casweights.content.files import GLIMPSE, SourceFile, granule
+from casweights.content.source_tree import matches
 from casweights.errors import ConflictError, ErrorCode, InvalidInputError
 from casweights.format import safetensors
 from casweights.format.names import CONFIG

@@ -1,4 +1,7 @@
-"""The parts of an open store, put together for the verbs that work on it."""
+"""An open store: versions, refs and chunks, out of its objects and into them.
+
+`Database` puts the parts together for the verbs. Values and their bytes are in `format`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frame around every small object: what it is, which version, and a checksum of it all."""
+"""The envelope of every small object: what it is, which version, and a checksum of it all."""
 
 from __future__ import annotations
 

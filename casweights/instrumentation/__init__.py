@@ -1,4 +1,7 @@
-"""Listeners for the events of casweights, one file per library that they need."""
+"""Listeners for the events of casweights: log lines, progress bars, Prometheus metrics.
+
+`Tee` makes one listener of several.
+"""
 
 from __future__ import annotations
 

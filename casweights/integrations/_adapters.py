@@ -9,7 +9,7 @@ from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load, save_file
 
-from casweights.sync.wrappers import innermost, plain_names, unwrapper
+from casweights.content.plain_names import innermost, plain_names, unwrapper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

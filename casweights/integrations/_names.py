@@ -15,7 +15,7 @@ from transformers.utils import (
     WEIGHTS_NAME,
 )
 
-from casweights.sync.wrappers import common_prefix
+from casweights.content.plain_names import common_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from casweights.content.plain_names import unwrapper
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.sync.states import plain_state
-from casweights.sync.wrappers import unwrapper
+from casweights.sync.models import plain_state
 from casweights.system.files import to_path
 
 try:

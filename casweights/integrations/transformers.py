@@ -16,8 +16,8 @@ from casweights.content.arguments import (
     to_sources,
     to_utc,
 )
-from casweights.content.files import matches
 from casweights.content.shard_index import is_index, single_file
+from casweights.content.source_tree import matches
 from casweights.content.weights import Weights
 from casweights.errors import (
     ConflictError,

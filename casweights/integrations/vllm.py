@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from casweights.config import DEFAULT_BRANCH
 from casweights.content.arguments import to_list
+from casweights.content.plain_names import plain_names, unwrapper
 from casweights.content.torch_types import allocate
 from casweights.content.weights import Weights
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, StaleError
@@ -24,7 +25,6 @@ from casweights.integrations._loaders import holds
 from casweights.opening import open_repository
 from casweights.operations.load import LazyTensor
 from casweights.sync.subscriber import Subscriber
-from casweights.sync.wrappers import plain_names, unwrapper
 
 try:
     from vllm.distributed.weight_transfer.base import (

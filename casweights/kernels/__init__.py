@@ -1,4 +1,8 @@
-"""The kernels of encodings and patches: compiled, or their twins in numpy where none were built."""
+"""The kernels of encodings and patches: compiled, or their twins in numpy where none were built.
+
+The C code is in ``c/``, as headers that ``module.c`` includes for each element width; the twins
+are in `reference`, and give the same bytes.
+"""
 
 from __future__ import annotations
 

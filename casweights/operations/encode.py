@@ -14,7 +14,7 @@ from casweights.events import Stage
 from casweights.format.layout import BYTES, Piece, runs
 from casweights.format.manifest import FileEntry, Snapshot
 from casweights.format.snapshot import PackTable
-from casweights.operations.deltas import BaseChunks, DeltaEncoder
+from casweights.operations.differences import BaseChunks, DifferenceEncoder
 from casweights.operations.relatives import nearest
 from casweights.system.buffers import Pool
 from casweights.system.threads import Once
@@ -153,7 +153,7 @@ class _Encoding:
     files: Sequence[SourceFile]
     buffers: Pool
     bases: Once[BaseChunks]
-    encoder: DeltaEncoder
+    encoder: DifferenceEncoder
     look_everywhere: Once[None]
     repeats: threading.Event = field(default_factory=threading.Event)
 
@@ -186,7 +186,7 @@ def encode_files(
     db.heed_findings()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else BaseChunks(base))
-    encoder = DeltaEncoder(db.reader, db.index, trusted or db.cache, compression)
+    encoder = DifferenceEncoder(db.reader, db.index, trusted or db.cache, compression)
     limit = None if db.store.capabilities.cheap_reads else _MAX_READ_PACKS
     work = _Encoding(db, files, buffers, bases, encoder, Once(partial(db.index.load, limit)))
     if db.store.capabilities.cheap_reads:

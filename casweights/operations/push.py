@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.database.revisions import is_full_id, resolve
+from casweights.database.resolve import is_full_id, resolve
 from casweights.errors import (
     ConflictError,
     ErrorCode,

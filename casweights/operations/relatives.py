@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from casweights.database.reader import LocalFirstReader
     from casweights.format.layout import Piece
     from casweights.ids import ChunkId
-    from casweights.operations.deltas import BaseChunks
+    from casweights.operations.differences import BaseChunks
 
     Place = tuple[str, Piece]  # the path of a file, and a piece of it
     Shared = tuple[str, Piece, ChunkId]  # the same, and a candidate's chunk there

@@ -16,7 +16,7 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.pack import EncodedFrame, Frame, Location
 from casweights.ids import PackId
-from casweights.operations.deltas import BaseChunks, DeltaEncoder
+from casweights.operations.differences import BaseChunks, DifferenceEncoder
 from casweights.operations.relatives import nearest
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
@@ -57,7 +57,7 @@ class _Repack:
 
     db: Database
     plan: KnownChunks
-    encoder: DeltaEncoder
+    encoder: DifferenceEncoder
     writer: PackWriter
     done: set[ChunkId]
 
@@ -134,7 +134,9 @@ def _rewrite_all(
         The names of the old packs that are not needed any more.
     """
     plan = KnownChunks()
-    work = _Repack(db, plan, DeltaEncoder(db.reader, plan, db.cache, compression), writer, set())
+    work = _Repack(
+        db, plan, DifferenceEncoder(db.reader, plan, db.cache, compression), writer, set()
+    )
     try:
         _rewrite_versions(work)
         failed = _copy_others(work, old)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from casweights.stores.base import ObjectStore
-from casweights.stores.diskcache import DiskCache
+from casweights.stores.disk_cache import DiskCache
 from casweights.stores.wrapper import WrapperBatch, WrapperStore
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from casweights.sync import exits
 from casweights.sync.branch_writer import BranchWriter
 from casweights.sync.handoff import Handoff
 from casweights.sync.mirror import Mirror
-from casweights.sync.states import cast_policy, plain_state
+from casweights.sync.models import cast_policy, plain_state
 from casweights.sync.steps import CapturedStep, EncodedStep, Label
 from casweights.system.files import to_path
 from casweights.system.handles import Handle, check_open

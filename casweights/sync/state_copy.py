@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from casweights.content.torch_types import tensor_bytes
 from casweights.format.layout import grid
-from casweights.sync.batches import make_batches
 from casweights.sync.changes import ChunkRef, find_change
 from casweights.sync.devices import (
     device_changes,
@@ -15,6 +14,7 @@ from casweights.sync.devices import (
     host_patterns,
     is_on_host,
 )
+from casweights.sync.tensor_groups import make_batches
 from casweights.system.buffers import copy
 
 if TYPE_CHECKING:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from casweights.content.plain_names import common_prefix, plain_names
 from casweights.content.torch_types import code_of, element_shape, identity
 from casweights.content.trees import carried_names, tied_names
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.changes import ChunkRef
 from casweights.sync.live import LiveTensor, check_writable
-from casweights.sync.states import named_tensors, state_of
-from casweights.sync.wrappers import common_prefix, plain_names
+from casweights.sync.models import named_tensors, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

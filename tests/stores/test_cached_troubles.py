@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from casweights.config import MiB
-from casweights.stores import diskcache
+from casweights.stores import disk_cache
 from casweights.stores.base import ObjectStore
 from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
@@ -94,7 +94,7 @@ def test_no_writes_for_a_while_after_an_error(
     assert extents(folder) == {}
     assert list(folder.glob(f"{PREFIX}*")) == []
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + diskcache.PAUSE + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + disk_cache.PAUSE + 1)
     store.get(PACK, 0, 10)
     assert list(extents(folder)) == ["0-10"]
 
@@ -112,7 +112,7 @@ def test_a_hit_that_cannot_be_noted(
 def test_a_folder_that_vanishes(
     store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diskcache, "PAUSE", 0)
+    monkeypatch.setattr(disk_cache, "PAUSE", 0)
     store.get(PACK, 0, 10)
     shutil.rmtree(folder)
     store.get(PACK, 0, 10)  # notices

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from casweights import ErrorCode, Reporter, StoreError
-from casweights.sync.states import named_tensors, state_of
+from casweights.sync.models import named_tensors, state_of
 from casweights.testing.states import tensor_bits
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from casweights import Publisher
 from casweights.stores.memory import MemoryStore
-from casweights.sync import batches, state_copy
+from casweights.sync import state_copy, tensor_groups
 from casweights.testing.states import assert_same_state
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes
 from tests.sync.states import State, copied, open_store
@@ -112,7 +112,7 @@ def test_a_tensor_that_did_not_change_is_little_work(
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, *, on_host: bool) -> None:
     """Take tensors of the host for those of an accelerator, or for what they are."""
-    for module in (batches, state_copy):
+    for module in (tensor_groups, state_copy):
         monkeypatch.setattr(module, "is_on_host", lambda _: on_host)
 
 
@@ -184,7 +184,7 @@ def test_batches_give_the_versions_that_single_tensors_give(
             states.append(state | {k: v for k, v in states[0].items() if like(v, state.get(k))})
         batched, loaded = published(states, compare=compare, cast=cast)
         with monkeypatch.context() as patch:
-            patch.setattr(batches, "_MAX_BATCHED_BYTES", 0)
+            patch.setattr(tensor_groups, "_MAX_BATCHED_BYTES", 0)
             single, _ = published(states, compare=compare, cast=cast)
         assert batched == single
         if not cast:

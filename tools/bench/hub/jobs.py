@@ -28,7 +28,7 @@ _MODULES = (
     "casweights.operations.commit",
     "casweights.operations.load",
     "casweights.repository",
-    "casweights.database.revisions",
+    "casweights.database.resolve",
     "casweights.content.files",
     "casweights.stores.cached",
     "casweights.stores.hub.store",

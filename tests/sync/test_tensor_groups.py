@@ -8,8 +8,8 @@ import torch
 from hypothesis import strategies as st
 
 from casweights.content.states import StateFile
-from casweights.sync import batches
-from casweights.sync.batches import make_batches
+from casweights.sync import tensor_groups
+from casweights.sync.tensor_groups import make_batches
 from casweights.testing.states import tensor_bits
 
 _LIMIT = 16 << 10  # bytes of a batch
@@ -23,7 +23,7 @@ sizes = st.lists(st.tuples(st.sampled_from(_DTYPES), st.integers(1, 40)), min_si
 def test_each_change_is_undone_in_no_more_memory_than_its_tensor(
     monkeypatch: pytest.MonkeyPatch, on_host: bool, on_device: bool
 ) -> None:
-    monkeypatch.setattr(batches, "is_on_host", lambda _: on_host)
+    monkeypatch.setattr(tensor_groups, "is_on_host", lambda _: on_host)
 
     @hypothesis.given(sizes=sizes, data=st.data())
     def check(sizes: list[tuple[torch.dtype, int]], data: st.DataObject) -> None:

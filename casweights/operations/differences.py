@@ -68,7 +68,7 @@ def _place(piece: Piece) -> tuple[object, ...]:
     return piece.tensor, piece.number, piece.nbytes, piece.dtype.code
 
 
-class DeltaEncoder:
+class DifferenceEncoder:
     """Encodes chunks so that chains stay cheap to read.
 
     Args:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from casweights.content.plain_names import plain_names
 from casweights.content.torch_types import check_tensor
 from casweights.content.trees import leaves
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.sync.wrappers import plain_names
 
 if TYPE_CHECKING:
     from casweights.content.states import Cast
