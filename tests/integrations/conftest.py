@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def repo(path: str) -> Iterator[Repository]:
+def local_repo(path: str) -> Iterator[Repository]:
     with casweights.open(path) as repo:
         yield repo
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from casweights import Repository
 
 
-def test_whole_first_then_what_changed(worker: Worker, path: str, repo: Repository) -> None:
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+def test_whole_first_then_what_changed(worker: Worker, path: str, local_repo: Repository) -> None:
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     worker.init(store=path)
     worker.update(store=path, snapshot=ids[0], expect=None)
     assert worker.holds(checkpoint(0))
@@ -48,9 +48,9 @@ def test_whole_first_then_what_changed(worker: Worker, path: str, repo: Reposito
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_each_rank_takes_its_part(
-    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch, rank: int
+    adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(2)]
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(2)]
     worker = Worker(adapter, Model(rank, 2), monkeypatch)
     for step in range(2):
         worker.update(store=path, snapshot=ids[step])
@@ -60,10 +60,10 @@ def test_each_rank_takes_its_part(
 
 
 def test_what_the_model_holds_already_is_not_written(
-    worker: Worker, path: str, repo: Repository
+    worker: Worker, path: str, local_repo: Repository
 ) -> None:
     worker.model.load_weights(checkpoint(1).items())
-    ids = [str(repo.commit(checkpoint(step)).id) for step in (1, 2)]
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in (1, 2)]
     worker.init(store=path)  # finds the head, which is another version
     assert worker.engine.version is None
     worker.update(snapshot=ids[0])
@@ -74,8 +74,8 @@ def test_what_the_model_holds_already_is_not_written(
     assert worker.whole == 0
 
 
-def test_the_head_is_recognized(worker: Worker, path: str, repo: Repository) -> None:
-    first = repo.commit(checkpoint(3), branch="policy")
+def test_the_head_is_recognized(worker: Worker, path: str, local_repo: Repository) -> None:
+    first = local_repo.commit(checkpoint(3), branch="policy")
     worker.model.load_weights(checkpoint(3).items())
     worker.init(store=path, branch="policy")
     assert worker.engine.version == first.id
@@ -84,9 +84,9 @@ def test_the_head_is_recognized(worker: Worker, path: str, repo: Repository) -> 
 
 @pytest.mark.parametrize("change", ["nan", "integer", "dense"])
 def test_what_vllm_cannot_patch_is_written_as_whole_tensors(
-    worker: Worker, path: str, repo: Repository, change: str
+    worker: Worker, path: str, local_repo: Repository, change: str
 ) -> None:
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(2)]
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(2)]
     for version in ids:
         worker.update(store=path, snapshot=version)
     worker.patched.clear()
@@ -98,21 +98,21 @@ def test_what_vllm_cannot_patch_is_written_as_whole_tensors(
             odd["steps.weight"][1] = 9
         case "dense":
             odd["k.weight"] *= 2
-    worker.update(snapshot=str(repo.commit(odd).id), expect=ids[1])
+    worker.update(snapshot=str(local_repo.commit(odd).id), expect=ids[1])
     assert worker.holds(odd)
     assert worker.whole == 1
     patched = {"embed.weight", "norm.weight"} | ({"k.weight"} if change == "integer" else set())
     assert set(worker.patched) == patched
-    worker.update(snapshot=str(repo.commit(checkpoint(3)).id))
+    worker.update(snapshot=str(local_repo.commit(checkpoint(3)).id))
     assert worker.holds(checkpoint(3))
 
 
 def test_a_model_in_another_layout_is_loaded_whole_each_time(
-    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch
+    adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = Worker(adapter, Shuffled(), monkeypatch)
     for step in range(3):
-        worker.update(store=path, snapshot=str(repo.commit(checkpoint(step)).id))
+        worker.update(store=path, snapshot=str(local_repo.commit(checkpoint(step)).id))
         expected = Shuffled()
         expected.load_weights(checkpoint(step).items())
         assert equal(dict(worker.model.state_dict()), dict(expected.state_dict()))
@@ -121,21 +121,21 @@ def test_a_model_in_another_layout_is_loaded_whole_each_time(
 
 
 def test_a_loader_that_writes_in_its_own_way_is_never_patched(
-    worker: Worker, path: str, repo: Repository
+    worker: Worker, path: str, local_repo: Repository
 ) -> None:
     def assign(param: torch.Tensor, loaded: torch.Tensor) -> None:
         param[:] = loaded
 
     worker.model.norm.weight.weight_loader = assign  # type: ignore[attr-defined]
     for step in range(2):
-        worker.update(store=path, snapshot=str(repo.commit(checkpoint(step)).id))
+        worker.update(store=path, snapshot=str(local_repo.commit(checkpoint(step)).id))
         assert worker.holds(checkpoint(step))
     assert worker.patched == []
 
 
 @pytest.mark.parametrize("what", ["attribute", "parameter", "tied"])
 def test_a_model_with_more_than_the_checkpoint_is_never_patched(
-    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch, what: str
+    adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """What is derived from weights would go stale, and one place cannot be two tensors."""
     model = Model()
@@ -154,21 +154,21 @@ def test_a_model_with_more_than_the_checkpoint_is_never_patched(
     for step in range(2):
         weights = checkpoint(step)
         weights |= {f"{name}.weight": weights["q.weight"].clone() for name in "kv"}
-        worker.update(store=path, snapshot=str(repo.commit(weights).id))
+        worker.update(store=path, snapshot=str(local_repo.commit(weights).id))
     assert (worker.whole, worker.patched) == (2, [])
     worker.engine.shutdown()
 
 
-def test_patching_can_be_switched_off(worker: Worker, path: str, repo: Repository) -> None:
+def test_patching_can_be_switched_off(worker: Worker, path: str, local_repo: Repository) -> None:
     worker.init(store=path, sparse=False)
     for step in range(2):
-        worker.update(snapshot=str(repo.commit(checkpoint(step)).id))
+        worker.update(snapshot=str(local_repo.commit(checkpoint(step)).id))
         assert worker.holds(checkpoint(step))
     assert (worker.whole, worker.patched) == (2, [])
 
 
-def test_a_base_that_it_is_not_at(worker: Worker, path: str, repo: Repository) -> None:
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+def test_a_base_that_it_is_not_at(worker: Worker, path: str, local_repo: Repository) -> None:
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     with pytest.raises(StaleError, match="unknown version"):
         worker.update(store=path, snapshot=ids[1], expect=ids[0])
     worker.update(store=path, snapshot=ids[0])
@@ -180,8 +180,8 @@ def test_a_base_that_it_is_not_at(worker: Worker, path: str, repo: Repository) -
     assert worker.holds(checkpoint(2))
 
 
-def test_backwards_and_the_same_again(worker: Worker, path: str, repo: Repository) -> None:
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+def test_backwards_and_the_same_again(worker: Worker, path: str, local_repo: Repository) -> None:
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     for step in (2, 2, 0, 1):
         worker.update(store=path, snapshot=ids[step])
         assert worker.holds(checkpoint(step))
@@ -189,12 +189,12 @@ def test_backwards_and_the_same_again(worker: Worker, path: str, repo: Repositor
 
 
 def test_a_damaged_store_changes_no_weight(
-    worker: Worker, path: str, repo: Repository, tmp_path: Path
+    worker: Worker, path: str, local_repo: Repository, tmp_path: Path
 ) -> None:
-    first = str(repo.commit(checkpoint(0)).id)
+    first = str(local_repo.commit(checkpoint(0)).id)
     worker.update(store=path, snapshot=first)
     packs = set(tmp_path.glob("store/packs/**/*"))
-    second = str(repo.commit(checkpoint(1)).id)
+    second = str(local_repo.commit(checkpoint(1)).id)
     for pack in set(tmp_path.glob("store/packs/**/*")) - packs:
         if pack.is_file():
             data = bytearray(pack.read_bytes())
@@ -212,9 +212,9 @@ def test_a_damaged_store_changes_no_weight(
 
 
 def test_after_a_failure_amid_writing_nothing_is_taken_for_granted(
-    worker: Worker, path: str, repo: Repository
+    worker: Worker, path: str, local_repo: Repository
 ) -> None:
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     worker.update(store=path, snapshot=ids[0])
     worker.model.fail = "k.weight"
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -229,10 +229,10 @@ def test_after_a_failure_amid_writing_nothing_is_taken_for_granted(
 
 
 def test_a_copy_that_is_ahead_of_the_model_is_no_base(
-    worker: Worker, adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The copy is changed before the model; what fails in between must not be lost."""
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(3)]
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     worker.update(store=path, snapshot=ids[0])
 
     def fail(patches: Iterator[Any]) -> Iterator[Any]:
@@ -250,13 +250,13 @@ def test_a_copy_that_is_ahead_of_the_model_is_no_base(
     assert worker.whole == 2
 
 
-def test_versions_of_another_make(worker: Worker, path: str, repo: Repository) -> None:
+def test_versions_of_another_make(worker: Worker, path: str, local_repo: Repository) -> None:
     """The branch begins with a version that has other dtypes and more tensors than the run's."""
     first = {name: tensor.double() for name, tensor in checkpoint(0).items()}
     first["steps.weight"] = checkpoint(0)["steps.weight"]
-    ids = [str(repo.commit(first).id)]
+    ids = [str(local_repo.commit(first).id)]
     worker.init(store=path)
-    ids += [str(repo.commit(checkpoint(step)).id) for step in (1, 2)]
+    ids += [str(local_repo.commit(checkpoint(step)).id) for step in (1, 2)]
     for version, weights in zip(ids, (first, checkpoint(1), checkpoint(2)), strict=True):
         worker.update(snapshot=version)
         assert worker.holds(weights)
@@ -264,8 +264,10 @@ def test_versions_of_another_make(worker: Worker, path: str, repo: Repository) -
     assert sorted(worker.patched) == ["embed.weight", "k.weight", "norm.weight"]
 
 
-def test_after_shutdown_it_can_begin_again(worker: Worker, path: str, repo: Repository) -> None:
-    ids = [str(repo.commit(checkpoint(step)).id) for step in range(2)]
+def test_after_shutdown_it_can_begin_again(
+    worker: Worker, path: str, local_repo: Repository
+) -> None:
+    ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(2)]
     with pytest.raises(InvalidInputError, match="no store"):
         worker.update(snapshot=ids[0])
     worker.update(store=path, snapshot=ids[0])

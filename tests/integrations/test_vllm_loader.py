@@ -32,11 +32,11 @@ def loader(adapter: Any, **extra: Any) -> Any:
 PLAIN = SimpleNamespace(quantization=None)
 
 
-def test_a_cold_start(adapter: Any, path: str, repo: Repository) -> None:
-    repo.commit(checkpoint(0))
-    repo.tag("v1", "main")
-    repo.commit(checkpoint(1))
-    for ref, step in (("main", 1), ("v1", 0), (str(repo.resolve("main")), 1)):
+def test_a_cold_start(adapter: Any, path: str, local_repo: Repository) -> None:
+    local_repo.commit(checkpoint(0))
+    local_repo.tag("v1", "main")
+    local_repo.commit(checkpoint(1))
+    for ref, step in (("main", 1), ("v1", 0), (str(local_repo.resolve("main")), 1)):
         cold = loader(adapter, store=path, ref=ref)
         cold.download_model(PLAIN)
         model = Model()
@@ -45,9 +45,9 @@ def test_a_cold_start(adapter: Any, path: str, repo: Repository) -> None:
 
 
 def test_a_cold_start_from_names_of_a_compiled_model(
-    adapter: Any, path: str, repo: Repository
+    adapter: Any, path: str, local_repo: Repository
 ) -> None:
-    repo.commit({f"_orig_mod.{name}": tensor for name, tensor in checkpoint(0).items()})
+    local_repo.commit({f"_orig_mod.{name}": tensor for name, tensor in checkpoint(0).items()})
     model = Model()
     loader(adapter, store=path, ref="main").load_weights(model, PLAIN)
     assert equal(dict(model.state_dict()), served(checkpoint(0)))
@@ -75,14 +75,14 @@ def shards(directory: Path, weights: Weights) -> None:
 
 
 def test_strays_do_not_reach_a_model(
-    worker: Worker, adapter: Any, path: str, repo: Repository, tmp_path: Path
+    worker: Worker, adapter: Any, path: str, local_repo: Repository, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     ids = []
     for step in range(2):
         shards(folder, checkpoint(step))
-        ids.append(str(repo.commit(folder).id))
+        ids.append(str(local_repo.commit(folder).id))
     model = Model()
     loader(adapter, store=path).load_weights(model, PLAIN)
     assert equal(dict(model.state_dict()), served(checkpoint(1)))
@@ -92,13 +92,13 @@ def test_strays_do_not_reach_a_model(
 
 
 def test_patterns_choose_what_a_model_gets(
-    worker: Worker, adapter: Any, path: str, repo: Repository, tmp_path: Path
+    worker: Worker, adapter: Any, path: str, local_repo: Repository, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     strays(folder)
     shards(folder, checkpoint(0))
-    version = str(repo.commit(folder).id)
+    version = str(local_repo.commit(folder).id)
     for include in ("z/*", ["z/*"]):
         model = Model()
         loader(adapter, store=path, include=include).load_weights(model, PLAIN)
@@ -109,11 +109,11 @@ def test_patterns_choose_what_a_model_gets(
 
 
 def test_files_that_differ_are_refused_before_a_weight_is_loaded(
-    worker: Worker, adapter: Any, path: str, repo: Repository, tmp_path: Path
+    worker: Worker, adapter: Any, path: str, local_repo: Repository, tmp_path: Path
 ) -> None:
     for n in (1, 2):
         save_file(checkpoint(n), tmp_path / f"model-0000{n}-of-00002.safetensors")
-    version = str(repo.commit(tmp_path, exclude=["store"]).id)
+    version = str(local_repo.commit(tmp_path, exclude=["store"]).id)
     model = Model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(InvalidInputError, match=r"model-00001.*model-00002.*include=") as caught:
@@ -126,10 +126,10 @@ def test_files_that_differ_are_refused_before_a_weight_is_loaded(
     assert equal(dict(worker.model.state_dict()), before)
 
 
-def test_a_version_that_lacks_weights(adapter: Any, path: str, repo: Repository) -> None:
+def test_a_version_that_lacks_weights(adapter: Any, path: str, local_repo: Repository) -> None:
     weights = checkpoint()
     del weights["norm.weight"]
-    repo.commit(weights)
+    local_repo.commit(weights)
     with pytest.raises(NotFoundError, match=r"norm\.weight"):
         loader(adapter, store=path).load_weights(Model(), PLAIN)
     with pytest.raises(NotFoundError):
@@ -137,9 +137,9 @@ def test_a_version_that_lacks_weights(adapter: Any, path: str, repo: Repository)
 
 
 def test_ranks_must_not_follow_a_moving_branch(
-    adapter: Any, path: str, repo: Repository, monkeypatch: pytest.MonkeyPatch
+    adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    version = str(repo.commit(checkpoint()).id)
+    version = str(local_repo.commit(checkpoint()).id)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(InvalidInputError, match=version):
