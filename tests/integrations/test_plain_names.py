@@ -49,18 +49,6 @@ PREFIXES = ["_orig_mod.", "module.", "_orig_mod.module."]
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
-    casweights.open(tmp_path / "store", create=True).close()
-    return str(tmp_path / "store")
-
-
-@pytest.fixture
-def repo(path: str) -> Iterator[Repository]:
-    with casweights.open(path) as repo:
-        yield repo
-
-
-@pytest.fixture
 def vllm() -> Iterator[Any]:
     """`casweights.integrations.vllm`, imported anew."""
     with vllm_parts.stand_in():
@@ -202,20 +190,20 @@ READERS: dict[str, Callable[[Host], tuple[State, State]]] = {
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("reader", READERS)
 def test_a_reader_drops_a_prefix_that_every_name_has(
-    reader: str, prefix: str, repo: Repository, tmp_path: Path, vllm: Any
+    reader: str, prefix: str, local_repo: Repository, tmp_path: Path, vllm: Any
 ) -> None:
     (tmp_path / "folder").mkdir()
-    host = Host(repo, tmp_path / "folder", vllm, prefix)
+    host = Host(local_repo, tmp_path / "folder", vllm, prefix)
     with host.patcher.context():
         found, expected = READERS[reader](host)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_loader_keeps_a_prefix_that_some_names_lack(repo: Repository, vllm: Any) -> None:
+def test_a_loader_keeps_a_prefix_that_some_names_lack(local_repo: Repository, vllm: Any) -> None:
     state = {"module.a": torch.ones(2), "_orig_mod.b": torch.ones(2)}
-    repo.commit(state)
-    config = SimpleNamespace(model_loader_extra_config={"store": repo.url})
+    local_repo.commit(state)
+    config = SimpleNamespace(model_loader_extra_config={"store": local_repo.url})
     found = dict(vllm.CasweightsModelLoader(config).get_all_weights(None, Model()))
     assert found.keys() == state.keys()
 
@@ -226,7 +214,7 @@ def test_a_loader_keeps_a_prefix_that_some_names_lack(repo: Repository, vllm: An
     ids=["first", "bin", "variant"],
 )
 def test_the_names_of_the_file_that_transformers_chooses_decide(
-    options: dict[str, Any], repo: Repository, tmp_path: Path
+    options: dict[str, Any], local_repo: Repository, tmp_path: Path
 ) -> None:
     model = llama()
     state = dict(model.state_dict())
@@ -237,8 +225,8 @@ def test_the_names_of_the_file_that_transformers_chooses_decide(
     save_file(wrapped, tmp_path / "folder" / "model.safetensors", {"format": "pt"})
     torch.save(pickled, tmp_path / "folder" / "pytorch_model.bin")
     torch.save(state, tmp_path / "folder" / "pytorch_model.fp16.bin")
-    repo.commit(tmp_path / "folder")
-    found = dict(from_pretrained(repo, **options).state_dict())
+    local_repo.commit(tmp_path / "folder")
+    found = dict(from_pretrained(local_repo, **options).state_dict())
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
@@ -322,34 +310,34 @@ WRITERS = [publish, publish_merged, publish_merged_inside, transfer_by_trl]
 @pytest.mark.parametrize("wrap", WRAPS)
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_writer_names_tensors_as_the_plain_model_does(
-    writer: Callable[[Repository, Any], None], wrap: str, repo: Repository
+    writer: Callable[[Repository, Any], None], wrap: str, local_repo: Repository
 ) -> None:
-    writer(repo, WRAPS[wrap])
-    assert repo.load("main").keys() == Net().state_dict().keys()
+    writer(local_repo, WRAPS[wrap])
+    assert local_repo.load("main").keys() == Net().state_dict().keys()
 
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("wrap", ["plain", "compiled", "parallel", "both"])
 def test_an_adapter_goes_from_a_wrapped_model_to_a_plain_one_and_back(
-    wrap: str, inside: bool, repo: Repository
+    wrap: str, inside: bool, local_repo: Repository
 ) -> None:
     plain, wraps = adapted(llama()), WRAPS[wrap]
     model = adapted(wraps(llama())) if inside else wraps(adapted(llama()))
-    base = repo.commit(dict(llama().state_dict())).id
-    commit_adapter(repo, model, "lora", base=base)
-    stored = repo.load("lora", include=["adapter_model.safetensors"])
+    base = local_repo.commit(dict(llama().state_dict())).id
+    commit_adapter(local_repo, model, "lora", base=base)
+    stored = local_repo.load("lora", include=["adapter_model.safetensors"])
     assert stored.keys() == get_peft_model_state_dict(plain).keys()
     target = wraps(llama()) if inside else wraps(adapted(llama()))
-    loaded = load_adapter(repo, "lora", target, adapter_name="new")
+    loaded = load_adapter(local_repo, "lora", target, adapter_name="new")
     found = get_peft_model_state_dict(loaded, adapter_name="new")
     assert list(map(torch.sum, found.values())) == list(map(torch.sum, stored.values()))
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_commit_and_load_rename_nothing(prefix: str, repo: Repository) -> None:
+def test_commit_and_load_rename_nothing(prefix: str, local_repo: Repository) -> None:
     state = {prefix + name: tensor for name, tensor in Net().state_dict().items()}
-    repo.commit(state)
-    assert repo.load("main").keys() == state.keys()
+    local_repo.commit(state)
+    assert local_repo.load("main").keys() == state.keys()
 
 
 class Clashing(nn.Module):
@@ -380,8 +368,8 @@ def clash_in_merged_state(repo: Repository) -> None:
 
 @pytest.mark.parametrize("use", [clash_in_publisher, clash_in_subscriber, clash_in_merged_state])
 def test_two_names_that_become_one_are_refused(
-    use: Callable[[Repository], None], repo: Repository
+    use: Callable[[Repository], None], local_repo: Repository
 ) -> None:
     with pytest.raises(InvalidInputError, match=r"layer\.norm\.weight") as caught:
-        use(repo)
+        use(local_repo)
     assert caught.value.code is ErrorCode.BAD_STATE

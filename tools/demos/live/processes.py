@@ -9,13 +9,13 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from casweights.system.closing import Closing
 from tools.demos.common import check
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
 TOKEN = "hf_demo"
 LAST_WORDS = 3000  # characters of a log that are shown
@@ -23,7 +23,7 @@ LAST_WORDS = 3000  # characters of a log that are shown
 Event = dict[str, Any]
 
 
-class Processes:
+class Processes(Closing):
     """Programs, each with an empty home, a log and a journal.
 
     All that still run are killed when this context is left.
@@ -39,15 +39,8 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._read: dict[str, int] = defaultdict(int)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Kill all processes that still run."""
         for name in list(self._running):
             self.kill(name)
 
