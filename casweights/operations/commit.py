@@ -10,6 +10,8 @@ from casweights.content.advice import advice
 from casweights.database.moves import encode_move
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest, Snapshot
+from casweights.format.snapshot import StoredSnapshot
+from casweights.operations.encode import EncodedFiles, encode_files
 from casweights.results import CommitStats
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.database.refs import Head
     from casweights.ids import SnapshotId
-from casweights.format.snapshot import StoredSnapshot
-from casweights.operations.encode import EncodedFiles, encode_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
