@@ -10,13 +10,12 @@ from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from tests.histories import history, step, weights
+from tests.operations.transfers import Versions, create
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository
-
-from tests.operations.transfers import Versions, create
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,11 +22,6 @@ from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore
 from casweights.testing.states import assert_same_state
 from tests.histories import history, step, weights
-
-if TYPE_CHECKING:
-    from casweights import Repository
-    from casweights.testing import CountingStore
-
 from tests.operations.transfers import (
     Versions,
     check,
@@ -37,6 +32,10 @@ from tests.operations.transfers import (
     send,
     written,
 )
+
+if TYPE_CHECKING:
+    from casweights import Repository
+    from casweights.testing import CountingStore
 
 
 def test_ways_to_say_which(
@@ -259,3 +258,35 @@ def test_from_a_store_without_history(
     check(objects, versions | {new: fresh})
     send(objects, third)  # the rest
     check(third, versions | {new: fresh})
+
+
+@pytest.mark.parametrize(
+    ("refs", "options"),
+    [
+        (None, {}),
+        (["fork", "v1"], {}),
+        ("main~1", {"history": False}),
+        (None, {"unnamed": True}),
+        (["main"], {"force": True}),
+    ],
+)
+def test_pull_does_what_a_push_of_the_other_store_does(
+    objects: CountingStore, versions: Versions, refs: Any, options: dict[str, bool]
+) -> None:
+    pushed, pulled = MemoryStore(), MemoryStore()
+    branch, own = "main" if "force" in options else "own", []
+    for target in (pushed, pulled):
+        create(target)
+        own.append(commit(target, {"own": weights(1, seed=5)}, branch=branch))
+    with casweights.open(objects) as source:
+        source.branch("gone", "fork")
+        gone = source.commit({"w": weights(1, seed=6)}, branch="gone")
+        source.delete_branch("gone")
+        with casweights.open(pushed) as there:
+            expected = source.push(there, refs, **options)
+        with casweights.open(pulled) as here:
+            assert here.pull(source, refs, **options) == expected
+            assert expected.tips
+    came = names_of(pulled, names.SNAPSHOTS) - {names.snapshot_name(own[1])}
+    assert came == names_of(pushed, names.SNAPSHOTS) - {names.snapshot_name(own[0])}
+    assert (names.snapshot_name(gone.id) in came) is options.get("unnamed", False)

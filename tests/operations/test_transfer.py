@@ -25,11 +25,6 @@ from casweights.testing import CountingStore
 from casweights.testing.faults import FaultyStore
 from tests import forged_chains
 from tests.histories import CHUNK, step
-
-if TYPE_CHECKING:
-    from casweights import Repository, SnapshotId
-    from casweights.stores.base import ObjectStore
-
 from tests.operations.transfers import (
     Versions,
     check,
@@ -41,6 +36,10 @@ from tests.operations.transfers import (
     send,
     written,
 )
+
+if TYPE_CHECKING:
+    from casweights import Repository, SnapshotId
+    from casweights.stores.base import ObjectStore
 
 
 def test_everything(objects: CountingStore, target: CountingStore, versions: Versions) -> None:

@@ -20,12 +20,6 @@ from casweights.testing import CountingStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
 from tests.histories import step, weights
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from casweights.stores.base import ObjectStore
-
 from tests.operations.transfers import (
     Versions,
     check,
@@ -37,6 +31,11 @@ from tests.operations.transfers import (
     send,
     written,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from casweights.stores.base import ObjectStore
 
 
 def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
