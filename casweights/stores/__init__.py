@@ -1,4 +1,4 @@
-"""Dumb object stores: named immutable bytes, and nothing else.
+"""Object stores: they hold named, immutable bytes and nothing else.
 
-Drivers know nothing of the format: a pack is bytes to them.
+Drivers do not know the format: to them, a pack is a run of bytes.
 """

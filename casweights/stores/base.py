@@ -1,8 +1,8 @@
-"""The contract of a store.
+"""The interface of a store.
 
 A driver implements six methods: `ObjectStore.url`, `put`, `size`, `readinto`, `list` and `delete`.
-Everything else that the class offers is made of these six, and may be overridden by a driver that
-has something better. What only some stores can do is in `casweights.stores.optional`.
+All other methods of the class have defaults that call these six. A driver may override a default
+with a faster method. Abilities that only some stores have are in `casweights.stores.optional`.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 _PART = r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]{0,254}"  # file systems allow 255 bytes
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
-_MAX_NAME = 512  # characters; leaves room for a store's own folder in the paths of any system
+_MAX_NAME = 512  # characters; leaves room for the store's own folder in any system's path limit
 
 _Ability = TypeVar("_Ability")
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object, as a listing shows it.
+    """One object in a listing.
 
     Attributes:
-        name: Its name in the store.
-        size: Its bytes.
-        created: The store's own time for it, in microseconds since 1970; 0 where the store has
-            none. Comparisons leave it out. It tells how old an object is; which of two came first
-            it tells only where `Capabilities.clock_skew` is known.
+        name: Name of the object in the store.
+        size: Number of bytes.
+        created: Creation time by the store's own clock, in microseconds since 1970; 0 if the store
+            records no times. Comparisons ignore it. It shows how old an object is. It shows which
+            of two objects was created first only if `Capabilities.clock_skew` is known.
     """
 
     name: str
@@ -49,21 +49,21 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What a store guarantees, and what its calls cost. The defaults fit a local disk.
+    """The guarantees of a store and the cost of its calls. The defaults fit a local disk.
 
     Attributes:
-        exclusive_create: Of all writers that `put` one name, exactly one is told that it created
-            the object.
-        listing_lags: A listing may leave out an object that was put shortly before.
-        cheap_reads: A read or a listing takes well below a millisecond, as on a local disk.
-            Otherwise each one is a round trip over a network: readers fetch ahead and in large
-            pieces, and look only at what they need.
-        parallel_puts: Large objects to put at the same time. Each one is in memory, so no more of
-            them than keep the store busy.
-        clock_skew: Seconds by which the clocks that `ObjectInfo.created` comes from may differ;
-            None where these times do not order objects, as in a directory, whose files get other
-            times when they are copied.
-        durable: What `put` has made survives a power cut. Otherwise its name may be gone after one,
+        exclusive_create: When several writers `put` the same name, the store reports to exactly
+            one of them that it created the object.
+        listing_lags: A listing may omit an object that was put shortly before.
+        cheap_reads: A read or a listing takes well below a millisecond, as on a local disk. If
+            False, each one is a round trip over a network: readers fetch ahead in large pieces,
+            and read only what they need.
+        parallel_puts: Number of large objects to put at the same time. Writers hold them all in
+            memory, so this is the smallest number that keeps the store busy.
+        clock_skew: Seconds by which the clocks behind `ObjectInfo.created` may differ. None if
+            these times do not order objects, as in a directory, where a copied file gets a new
+            time.
+        durable: An object that `put` created survives a power cut. If False, its name may be lost,
             as on a file system that cannot sync a folder.
     """
 
@@ -78,12 +78,13 @@ class Capabilities:
 class Batch(ABC):
     """Objects that are put together, in as few requests as the store allows.
 
-    `ObjectStore.batch` makes it. In its ``with`` block, objects are put in the order of the batch's
-    names; after a `put`, the store may know the object's locator already. An object becomes visible
-    between its `put` and the end of the block, and never before those ahead of it. After the block
-    all of them are visible and durable. An error in the block leaves out what is not visible yet.
+    `ObjectStore.batch` creates a batch. Use it in a ``with`` block, and put the objects in the
+    order of the batch's names. After a `put`, the store may already know the object's locator. An
+    object becomes visible at some time between its `put` and the end of the block, and never
+    before the objects put earlier. After the block, all objects are visible and durable. If the
+    block raises, objects that are not visible yet are discarded.
 
-    The bytes must not change before the block ends: a failed attempt is repeated from them.
+    The caller must not change the bytes before the block ends, because a retry sends them again.
 
     Attributes:
         created: Names of the objects that this batch created; complete after the block.
@@ -96,23 +97,26 @@ class Batch(ABC):
         """Create an object, as `ObjectStore.put` does.
 
         Raises:
-            InvalidInputError: It is not one of the batch's names.
-            StoreError: It could not be written.
+            InvalidInputError: `name` is not one of the batch's names.
+            StoreError: The object could not be written.
         """
 
     def send(self, parts: Parts) -> None:  # noqa: B027  most stores have nothing to gain by it
-        """Send bytes along that will be put right after this batch, under a name not known yet."""
+        """Upload bytes early that the caller will put after this batch, under a name yet unknown.
+
+        Stores that gain nothing from this ignore the call.
+        """
 
     @abstractmethod
     def finish(self) -> None:
-        """Make all objects visible. The end of the ``with`` block calls it."""
+        """Make all objects visible. A ``with`` block calls this at its end."""
 
     @abstractmethod
     def abandon(self) -> None:
-        """Leave out what is not visible yet. A ``with`` block that ends in an error calls it."""
+        """Discard objects that are not visible yet. A ``with`` block calls this after an error."""
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Return the batch."""
         return self
 
     def __exit__(
@@ -121,7 +125,7 @@ class Batch(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """`finish`, or `abandon` after an error."""
+        """Call `finish`, or `abandon` after an error."""
         if kind is None:
             self.finish()
         else:
@@ -129,37 +133,41 @@ class Batch(ABC):
 
 
 class ObjectStore(ABC):
-    """Immutable objects by name. All methods may be called from several threads at once."""
+    """Immutable objects by name. Several threads may call all methods at the same time.
+
+    Attributes:
+        capabilities: Guarantees and costs of this store.
+    """
 
     capabilities: Capabilities = Capabilities()
 
     @property
     @abstractmethod
     def url(self) -> str:
-        """How to name this store to `casweights.open`."""
+        """URL or path of this store, as `casweights.open` accepts it."""
 
     @abstractmethod
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         """Create an object from the concatenation of `parts`.
 
-        Atomic and durable: once this returns, the whole object survives a crash; before, nobody
-        sees any of it. An object of that name that is already there stays as it is. The store must
-        not keep a reference to the parts.
+        The call is atomic and durable: once it returns, the whole object survives a crash; until
+        then, no reader sees any part of it. An existing object of this name is left unchanged. The
+        store must not keep a reference to the parts.
 
         Returns:
-            Whether the object was created now.
+            Whether this call created the object.
 
         Raises:
-            NotFoundError: What the store requires is gone, see `require`.
-            StoreError: It could not be written; nothing is left under its name.
+            NotFoundError: An object that `require` named is gone or was replaced.
+            StoreError: The object could not be written; nothing is left under its name.
         """
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of an object.
+        """Return the number of bytes of an object.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
         """
 
     @abstractmethod
@@ -167,20 +175,20 @@ class ObjectStore(ABC):
         """Fill `out` with the object's bytes from offset `start` on.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
             IntegrityError: The object ends before `out` is full.
         """
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Objects whose names begin with `prefix` (a string, not a folder), ordered by name."""
+        """Return the objects whose names begin with `prefix` (any string), ordered by name."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove an object, durably; one that is not there is removed already."""
+        """Delete an object durably. Deleting an object that does not exist is no error."""
 
     def ability(self, kind: type[_Ability]) -> _Ability | None:
-        """This store, or one inside it, as one that has an optional ability; None if it has not.
+        """Return this store, or a store that it wraps, if it has an optional ability; else None.
 
         Args:
             kind: A protocol of `casweights.stores.optional`, or the class of a driver.
@@ -188,26 +196,26 @@ class ObjectStore(ABC):
         return self if isinstance(self, kind) else None
 
     def create(self) -> None:  # noqa: B027  most stores need no preparation
-        """Prepare the store's place, such as its folder, unless that was done.
+        """Create the directory or bucket of the store, unless it exists.
 
-        No other method makes that place.
+        No other method creates it.
         """
 
     def probe(self) -> Capabilities:
-        """`capabilities` once they are known for certain; to find out, a store may write.
+        """Determine the actual capabilities, and return them. The store may write to test them.
 
-        Readers do without it. Writers that rely on a capability call it.
+        A writer that relies on a capability calls this first; readers use `capabilities` directly.
         """
         return self.capabilities
 
     def require(self, name: str) -> None:  # noqa: B027  most stores do not go away
-        """From now on, write only while this object is there and is the one that it is now.
+        """Make later writes fail unless this object still exists and is unchanged.
 
-        The place of a store may disappear while the store is open. A write must not make that
-        place again, or go to another store that has taken it.
+        The directory or bucket of an open store may disappear. A write must neither create it
+        again nor write to another store that is now at the same path.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
         """
 
     def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
@@ -220,8 +228,8 @@ class ObjectStore(ABC):
 
         Args:
             names: The objects to be put, in order: an object after those that it refers to.
-            assume_absent: The caller guarantees that no different object has one of these names,
-                so that the store may omit to ask.
+            assume_absent: The caller guarantees that no object with other content has one of these
+                names, so the store may skip the look-up.
         """
         for name in names:
             check_name(name)
@@ -234,10 +242,10 @@ class ObjectStore(ABC):
         """`put` several objects in one `batch`.
 
         Returns:
-            For each whether it was created now.
+            For each object, whether this call created it.
 
         Raises:
-            StoreError: One could not be written, and so none behind it was.
+            StoreError: An object could not be written; the objects after it were not written.
         """
         with self.batch([name for name, _ in objects], assume_absent=assume_absent) as batch:
             for name, parts in objects:
@@ -245,26 +253,26 @@ class ObjectStore(ABC):
         return [name in batch.created for name, _ in objects]
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        """Create objects as they are in another store, in this order; those here stay.
+        """Copy objects from another store, in this order. Objects that exist here are left as is.
 
         Raises:
-            NotFoundError: The source does not have one of them.
-            StoreError: One could not be read or written.
+            NotFoundError: An object does not exist in `source`.
+            StoreError: An object could not be read or written.
         """
         for name in names:
             self.put(name, [source.get(name)])
 
     def delete_all(self, names: Sequence[str]) -> None:
-        """`delete` several objects, in this order, in as few calls as the store allows.
+        """Delete several objects, in this order, in as few calls as the store allows.
 
-        The last one goes once all others are gone for good: even after a crash it is not missing
-        where another one is left.
+        The last object is deleted after the deletion of all others is durable. So even after a
+        crash, it exists as long as one of the others does.
         """
         for name in names:
             self.delete(name)
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object of this name."""
+        """Return whether an object of this name exists."""
         try:
             self.size(name)
         except NotFoundError:
@@ -272,7 +280,7 @@ class ObjectStore(ABC):
         return True
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """Bytes of those of these objects that are there, asked for in as few calls as possible."""
+        """Return the sizes in bytes of the existing ones among these objects, by name."""
         found = {}
         for name in names:
             with suppress(NotFoundError):
@@ -280,10 +288,10 @@ class ObjectStore(ABC):
         return found
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """An object's bytes, or `size` of them from `start` on.
+        """Return an object's bytes from `start` on: `size` of them, or all up to the end.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
             IntegrityError: The object ends before `start + size`.
         """
         if size is None:
@@ -293,21 +301,21 @@ class ObjectStore(ABC):
         return bytes(out)
 
     def read(self, name: str, limit: int) -> bytes:
-        """A whole object of at most `limit` bytes.
+        """Return a whole object of at most `limit` bytes.
 
         Raises:
-            NotFoundError: There is no such object.
-            IntegrityError: It is larger.
+            NotFoundError: The object does not exist.
+            IntegrityError: The object is larger than `limit`.
         """
         return self.get(name, 0, check_size(name, self.size(name), limit))
 
     def forget(self, name: str) -> bool:
-        """Drop what is remembered of an object: its locator, copies of its bytes.
+        """Drop all cached data of an object: its locator and copies of its bytes.
 
-        For readers that found it damaged: the memory may be damaged, and not the object.
+        A reader calls this when it finds the object damaged: possibly only the cached copy is.
 
         Returns:
-            Whether there was something, so that it is worth reading once more.
+            Whether anything was dropped, so that another read may return other bytes.
         """
         return False
 
@@ -321,34 +329,38 @@ class _PutBatch(Batch):
         self.created = set()
 
     def put(self, name: str, parts: Parts) -> None:
-        """See `Batch.put`: the object is visible at once."""
         if self._store.put(check_member(name, self._names), parts):
             self.created.add(name)
 
     def finish(self) -> None:
-        """See `Batch.finish`."""
+        """Do nothing: every object is already visible."""
 
     def abandon(self) -> None:
-        """See `Batch.abandon`."""
+        """Do nothing: every object is already visible."""
 
 
 def check_name(name: str) -> str:
-    """`name`, if every store can hold an object of that name.
+    """Return `name`, if every store can hold an object of that name.
 
     Raises:
-        InvalidInputError: It or a part of it is too long, has empty parts, parts that begin with a
-            dot, or characters beyond ASCII letters, digits and ``._@+=-``.
+        InvalidInputError: The name is longer than 512 characters, or one of its parts between
+            slashes is empty, longer than 255 characters, begins with a dot, or has characters other
+            than ASCII letters, digits and ``._@+=-``.
     """
     if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
-        raise InvalidInputError(ErrorCode.BAD_NAME, f"{name!r} is no possible object name")
+        raise InvalidInputError(
+            ErrorCode.BAD_NAME,
+            f"{name!r} is not a valid object name: use ASCII letters, digits and ._@+=- in parts "
+            f"that do not begin with a dot, at most {_MAX_NAME} characters in total",
+        )
     return name
 
 
 def check_member(name: str, names: Container[str]) -> str:
-    """`name`, if it is one of a batch's names.
+    """Return `name`, if it is one of a batch's names.
 
     Raises:
-        InvalidInputError: It is not.
+        InvalidInputError: The batch did not begin with this name.
     """
     if name not in names:
         raise InvalidInputError(
@@ -358,23 +370,24 @@ def check_member(name: str, names: Container[str]) -> str:
 
 
 def check_size(name: str, size: int, limit: int) -> int:
-    """`size`, if the object may be that large.
+    """Return `size`, the number of bytes of an object, if it is within `limit`.
 
     Raises:
-        IntegrityError: It is larger than `limit`.
+        IntegrityError: `size` exceeds `limit`.
     """
     if size > limit:
         raise IntegrityError(
-            ErrorCode.CORRUPT_OBJECT, f"{name} is damaged: it has {size} bytes, too many"
+            ErrorCode.CORRUPT_OBJECT,
+            f"{name} is damaged: it has {size} bytes, but at most {limit} are allowed",
         )
     return size
 
 
 def missing(name: str) -> NotFoundError:
-    """The error for an object that is not there."""
+    """Return the error for an object that does not exist."""
     return NotFoundError(ErrorCode.OBJECT_NOT_FOUND, f"the store has no object {name}")
 
 
 def truncated(name: str) -> IntegrityError:
-    """The error for an object that ends too early."""
+    """Return the error for an object with fewer bytes than expected."""
     return IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} is damaged: it is truncated")

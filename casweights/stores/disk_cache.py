@@ -1,11 +1,11 @@
-"""Byte ranges of immutable objects on disk, for all processes of a machine.
+"""Byte ranges of immutable objects on disk, shared by all processes of a machine.
 
-Below the cache's folder, each object has a folder of its own, with a file for each *extent* (range
-of its bytes) that was read; the file's name says which. Files are renamed into place and never
-changed. They are not synced: after a power cut one may hold anything, as on any disk that ages, and
-so readers check what they get and `drop` what is bad.
+Below the cache's folder, each object has its own folder, with one file for each *extent* (range of
+the object's bytes) that was read. The file's name states the range. Files are renamed into place
+and never changed. They are not synced, so after a power cut a file may contain arbitrary bytes.
+Readers therefore verify what they read, and `drop` bad extents.
 
-What cannot be read or kept, for whatever reason, is as if it were not there.
+An extent that cannot be read or written counts as absent; no method raises for it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from casweights.stores.base import Parts
 
 PAUSE = 60.0  # seconds without writing after an error
-_TOUCH = 60.0  # seconds within which one hit looks like another
+_TOUCH = 60.0  # seconds; a file's time of use is updated at most once in this interval
 _EXTENT = re.compile(r"(\d{1,20})-(\d{1,20})(\.whole)?")
 
 
 class _Extent(NamedTuple):
-    """A range of an object's bytes; `whole`: it is known to have no others."""
+    """A range of an object's bytes; `whole` if the range is known to be the whole object."""
 
     start: int
     stop: int
@@ -54,10 +54,15 @@ class _Extent(NamedTuple):
 
 
 class DiskCache:
-    """The extents of one store's objects, in a folder that many stores and processes share.
+    """Extents of one store's objects, in a folder that many stores and processes share.
+
+    Args:
+        folder: Root of the cache.
+        capacity: Maximum total bytes below `folder`. Extents above a quarter of it are not kept.
+        key: Text that identifies the store among all stores that share `folder`.
 
     Attributes:
-        served: Objects that were read from here.
+        served: Names of the objects that this cache has answered a read of.
     """
 
     def __init__(self, folder: Path, capacity: int, key: str) -> None:
@@ -65,7 +70,7 @@ class DiskCache:
         self._largest = capacity // 4
         self._space = _Space(folder, capacity)
         self._objects = folder / _digest(key)[:32]
-        self._spoilt: set[str] = set()  # what could not be dropped
+        self._spoilt: set[str] = set()  # names of damaged objects that could not be dropped
         self._lock = threading.Lock()
         self._staging: Staging | None = None
         self._close_staging: weakref.finalize[[], DiskCache] | None = None
@@ -73,7 +78,10 @@ class DiskCache:
         self.served: set[str] = set()
 
     def readinto(self, name: str, start: int, out: memoryview) -> bool:
-        """Fill `out`, if an extent has all of it; else it may hold anything."""
+        """Fill `out` from one extent that covers the range, and return True.
+
+        Returns False if no extent does; the content of `out` is then undefined.
+        """
         if name in self._spoilt:
             return False
         folder = self._object_folder(name)
@@ -86,14 +94,21 @@ class DiskCache:
         return False
 
     def whole_size(self, name: str) -> int | None:
-        """Bytes of an object, if all of them are here."""
+        """Return the size in bytes of an object that is cached as a whole; None for others."""
         if name in self._spoilt:
             return None
         extents = _list_extents(self._object_folder(name))
         return next((extent.stop for extent in extents if extent.whole), None)
 
     def keep(self, name: str, start: int, parts: Parts, *, whole: bool = False) -> None:
-        """Keep an extent, if possible."""
+        """Store an extent, if there is room for it. Errors of the disk are ignored.
+
+        Args:
+            name: Name of the object.
+            start: Offset of the extent in the object.
+            parts: The extent's bytes.
+            whole: The extent is the whole object.
+        """
         size = sum(map(len, parts))
         if not 0 < size <= self._largest or time.monotonic() < self._resume:
             return
@@ -105,7 +120,7 @@ class DiskCache:
             self._pause()
 
     def drop(self, name: str) -> bool:
-        """Drop an object's extents; False if there are none."""
+        """Delete all extents of an object, and return whether it had any."""
         folder = self._object_folder(name)
         extents = _list_extents(folder)
         try:
@@ -135,9 +150,10 @@ class DiskCache:
             return self._staging.new_path()
 
     def _pause(self) -> None:
-        """Drop all drafts and stop writing for a while.
+        """Delete all drafts, and write nothing for `PAUSE` seconds.
 
-        The disk is full or read-only, has no locks, or the folder is gone.
+        Called after a failed write: the disk may be full, read-only or without locks, or the folder
+        may be gone.
         """
         with self._lock:
             self._resume = time.monotonic() + PAUSE
@@ -152,19 +168,22 @@ class DiskCache:
 
 
 class _Space:
-    """What all processes may use together, estimated between scans of the folder."""
+    """The disk space that all processes share. Its use is estimated between scans of the folder.
+
+    Methods may be called from several threads. `reserve` encloses each write.
+    """
 
     def __init__(self, folder: Path, capacity: int) -> None:
         self._folder = folder
         self._capacity = capacity
         self._lock = threading.Lock()
         self._total: int | None = None
-        self._written = 0  # since the last scan
-        self._pending = 0  # of that, what a scan may miss
+        self._written = 0  # bytes since the last scan
+        self._pending = 0  # bytes being written now, which a scan may miss
 
     @contextmanager
     def reserve(self, size: int) -> Iterator[bool]:
-        """Make room for `size` bytes; gives False where there is none now.
+        """Make room for `size` bytes, and yield whether there is room.
 
         Raises:
             OSError: The cache cannot be used.
@@ -179,7 +198,7 @@ class _Space:
             self._add(0, -size)
 
     def distrust(self) -> None:
-        """Scan before the next write."""
+        """Discard the estimate, so that the next write scans the folder first."""
         self._total = None
 
     def _add(self, written: int, pending: int) -> None:
@@ -190,14 +209,15 @@ class _Space:
                 self._total += written
 
     def _scan(self) -> None:
-        """Count anew and remove what is too much, unless somebody else is doing so."""
+        """Recount the space in use and evict extents, unless another process is doing so."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self._folder / "lock").open("ab") as lock, suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 self._evict()
             finally:
-                fcntl.flock(lock, fcntl.LOCK_UN)  # a child forked meanwhile has it open too
+                # Closing does not unlock if a child was forked in between: it shares the lock.
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
     def _evict(self) -> None:
         self._written = 0
@@ -205,6 +225,7 @@ class _Space:
         stored = sum(size for _, size, _ in files)
         if stored + self._pending > self._capacity:
             for _, size, path in files:
+                # Evict down to 90 %, so that not every write scans.
                 if stored + self._pending <= self._capacity // 10 * 9:
                     break
                 _remove(path)
@@ -214,11 +235,11 @@ class _Space:
 
 
 def _scan_extents(root: Path) -> Iterator[tuple[int, int, str]]:
-    """Time of the last use, size and path of every extent of every store."""
+    """Yield time of last use (ns), size (bytes) and path of every extent of every store."""
     for folder, _, names in os.walk(root):
         for name in filter(_Extent.parse, names):
             path = os.path.join(folder, name)
-            with suppress(FileNotFoundError):  # somebody else dropped it
+            with suppress(FileNotFoundError):  # another process dropped it
                 status = os.lstat(path)
                 yield status.st_mtime_ns, status.st_size, path
 
@@ -253,13 +274,13 @@ def _rename(draft: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         draft.rename(path)
-    except FileNotFoundError:  # the folder was empty, and somebody was faster to remove it
+    except FileNotFoundError:  # another process removed the folder while it was empty
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.rename(path)
 
 
 def _remove(path: str | Path) -> None:
-    """Remove an extent, and its folder if it was the last one there."""
+    """Delete an extent, and its folder if that is empty now."""
     with suppress(FileNotFoundError):
         os.unlink(path)
     with suppress(OSError):

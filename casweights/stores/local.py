@@ -38,18 +38,21 @@ if TYPE_CHECKING:
     from casweights.stores.naming import Call
     from casweights.system.buffers import Buffer
 
-_ATTEMPTS = 3  # times to write a draft that jobs which clean up keep removing
-# What the system says of names that have no file: a socket has no such device.
+_ATTEMPTS = 3  # writes of one draft, since clean-up jobs may delete the temporary folder
+# Errors of names that are not regular files; opening a socket fails with ENXIO.
 _NO_OBJECT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 
 
 class LocalStore(ObjectStore):
-    """Objects as files below a root directory. Writers may be many processes on one machine.
+    """Objects as files below a root directory. Many processes on one machine may write to it.
 
-    A folder goes with its last object, except those in the root itself.
+    A folder is removed with its last object, except for folders directly in the root.
 
-    Nothing but `create` makes the root. Once it is known (see `require`), writes go to the very
-    folder that was opened, or fail.
+    Only `create` makes the root. After `require`, every write goes to the folder that was opened,
+    or fails if the path leads elsewhere by then.
+
+    Args:
+        root: Path of the directory, which need not exist before `create`.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,27 +66,25 @@ class LocalStore(ObjectStore):
 
     @property
     def url(self) -> str:
-        """The directory's path."""
+        """Path of the directory."""
         return str(self.root)
 
     def create(self) -> None:
-        """Make the directory, unless it is there."""
+        """Create the directory, unless it exists."""
         with storage_errors(f"cannot make {self.root}"):
             _make_durable_folder(self.root.absolute())
 
     def share(self) -> None:
-        """See `SupportsSharing.share`."""
+        """Create the directory, and let all users of its group write to it."""
         self.create()
         with storage_errors(f"cannot give {self.root} to its group"):
             os.chmod(self.root, stat.S_IMODE(self.root.stat().st_mode) | SHARED)
 
     def require(self, name: str) -> None:
-        """See `ObjectStore.require`."""
         with self._reading(name):
             self._open().mark(name)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         folder = check_name(name).rpartition("/")[0]
         with storage_errors(f"cannot write {name}"):
             root = self._open()
@@ -92,11 +93,12 @@ class LocalStore(ObjectStore):
             if not created:
                 root.check()
                 _check_is_file(self._path(name))
-            root.sync_below(folder)  # of an object that is there, too: its writer may be about to
+            # For an existing object, too: its writer may not have synced the folder yet.
+            root.sync_below(folder)
         return created
 
     def _create(self, root: Root, name: str, parts: Sequence[Buffer]) -> bool:
-        """Write an object; False if another writer has just done so."""
+        """Write an object, and return True; False if another writer created it first."""
         for attempt in range(_ATTEMPTS):
             try:
                 drafts = self._staged(root)
@@ -107,9 +109,9 @@ class LocalStore(ObjectStore):
                         return root.claim(draft, name, drafts)
                     return root.give_name(draft, name, self._exclusive_call)
                 finally:
-                    with suppress(OSError):  # whoever sweeps the folder removes it
+                    with suppress(OSError):  # the next sweep of the folder deletes it
                         draft.unlink(missing_ok=True)
-            except FileNotFoundError:  # a job that cleans up has removed the draft
+            except FileNotFoundError:  # a clean-up job has deleted the draft
                 if attempt == _ATTEMPTS - 1:
                     raise
             except NotADirectoryError:
@@ -118,13 +120,11 @@ class LocalStore(ObjectStore):
         raise AssertionError("the last attempt returns or raises")
 
     def probe(self) -> Capabilities:
-        """See `ObjectStore.probe`. Where nothing can be written, nothing is found out."""
         with suppress(OSError, NotFoundError):
             self._staged(self._open())
         return self.capabilities
 
     def size(self, name: str) -> int:
-        """See `ObjectStore.size`."""
         with self._reading(name):
             status = self._path(name).stat()
         if not stat.S_ISREG(status.st_mode):
@@ -132,9 +132,8 @@ class LocalStore(ObjectStore):
         return status.st_size
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         with self._reading(name):
-            # A named pipe would wait for somebody to write to it.
+            # Opening a named pipe would block until a writer opens it.
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK)
             try:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -146,7 +145,6 @@ class LocalStore(ObjectStore):
         self._notice(name)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`. What is no regular file is left out, see `strays`."""
         found = [item for item in walk(self.root, prefix) if isinstance(item, ObjectInfo)]
         with storage_errors(f"cannot list {prefix or 'the store'}"):
             self._check()
@@ -155,22 +153,21 @@ class LocalStore(ObjectStore):
         return iter(sorted(found, key=lambda info: info.name))
 
     def strays(self) -> dict[str, str]:
-        """See `SupportsStrays.strays`."""
+        """Return name and description of everything in the directory that is not an object."""
         return dict(item for item in walk(self.root) if isinstance(item, Stray))
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         self.delete_all([name])
 
     def delete_all(self, names: Sequence[str]) -> None:
-        """See `ObjectStore.delete_all`."""
         paths = [check_name(name) for name in names]
         if not paths or (self._opened is None and not self.root.is_dir()):
             return
         with storage_errors(f"cannot delete {names[0]}"):
             root = self._open()
             root.check()
-            # Until a folder is synced, its changes may survive a crash in any order.
+            # Until a folder is synced, its changes may reach the disk in any order. So the last
+            # object is deleted after the others are gone for good.
             for batch in (paths[:-1], paths[-1:]):
                 for path in batch:
                     root.unlink(path)
@@ -192,7 +189,7 @@ class LocalStore(ObjectStore):
                 raise missing(name) from None
 
     def _check(self) -> None:
-        """Once the store is known: raise if it is gone, so that it does not look empty."""
+        """After `require`: raise if the store is gone, so that it does not look empty."""
         if self._opened is not None and self._opened.is_marked:
             self._opened.check()
 
@@ -210,7 +207,7 @@ class LocalStore(ObjectStore):
             return self._opened
 
     def _staged(self, root: Root) -> Staging:
-        """The folder for drafts. What the file system can do is known once there is one."""
+        """Return the folder for drafts. Creating it determines what the file system can do."""
         with self._lock:
             staging = self._staging
             if staging is None or not staging.is_ours or not staging.folder.is_dir():
@@ -218,7 +215,7 @@ class LocalStore(ObjectStore):
                 self._close_staging()
                 self._staging = staging = Staging(self.root)
                 self._close_staging = weakref.finalize(self, staging.close)
-                if root.is_shared:  # whoever sweeps it may be another user
+                if root.is_shared:  # another user may have to sweep it
                     allow_group(staging.descriptor, SHARED)
                 self._exclusive_call = exclusive_call(staging)
                 self.capabilities = Capabilities(
@@ -247,19 +244,24 @@ def _write_durably(path: Path, parts: Sequence[Buffer], *, shared: bool) -> None
 
 
 def _can_be_claimed(name: str, parts: Sequence[Buffer]) -> bool:
-    """Whether `Root.claim` works: a small object, and never deleted since it is in no folder."""
+    """Return whether `Root.claim` can create this object.
+
+    It must be small, and in no folder: only objects in folders are ever deleted.
+    """
     return "/" not in name and sum(map(len, parts)) <= MAX_CLAIM
 
 
 def _check_is_file(path: Path) -> None:
-    """Refuse to take something else for an object that is there already.
+    """Make sure that the name is taken by a regular file, or by a link to one.
+
+    Nothing at the path is fine, too: the object was deleted in between.
 
     Raises:
-        FileExistsError: It is no file. (An object that was deleted meanwhile was one.)
+        FileExistsError: Something else is at the path.
     """
     with suppress(FileNotFoundError):
         kind = path.lstat().st_mode
         if not stat.S_ISREG(kind) and not (stat.S_ISLNK(kind) and path.is_file()):
             raise FileExistsError(
-                errno.EEXIST, "something that is no file is in the way, remove it"
+                errno.EEXIST, "something that is not a regular file is in the way, remove it"
             )

@@ -1,4 +1,4 @@
-"""A store in this process's memory: for tests and trials."""
+"""A store in the memory of this process, for tests and experiments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class MemoryStore(ObjectStore):
-    """Objects in a dictionary; gone with the process."""
+    """Objects in a dictionary, which are lost when the process ends."""
 
     capabilities = Capabilities(exclusive_create=True)
 
@@ -33,11 +33,10 @@ class MemoryStore(ObjectStore):
 
     @property
     def url(self) -> str:
-        """``memory://``."""
+        """Always ``memory://``."""
         return "memory://"
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         data = b"".join(parts)
         with self._lock:
             created = check_name(name) not in self._objects
@@ -47,18 +46,15 @@ class MemoryStore(ObjectStore):
         return created
 
     def size(self, name: str) -> int:
-        """See `ObjectStore.size`."""
         return len(self._get(name))
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         data = memoryview(self._get(name))[start : start + len(out)]
         if len(data) != len(out):
             raise truncated(name)
         out[:] = data
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         with self._lock:
             names = sorted(name for name in self._objects if name.startswith(prefix))
             infos = [
@@ -68,7 +64,6 @@ class MemoryStore(ObjectStore):
         return iter(infos)
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         with self._lock:
             self._objects.pop(check_name(name), None)
 

@@ -1,7 +1,7 @@
-"""Calls that give a finished file a name, and fail if the name is taken.
+"""Calls that give a finished file its name, and fail if the name is taken.
 
-Not every file system has hard links, and not every one that lacks them can rename without
-replacing. What holds is found out by trying, on files that nobody else sees.
+Some file systems have no hard links, and some of those cannot rename a file without replacing
+another one. `exclusive_call` tries both on private files and returns the call that works.
 """
 
 from __future__ import annotations
@@ -18,21 +18,26 @@ if TYPE_CHECKING:
 
     from casweights.system.staging import Staging
 
-    Call = Callable[[str, str, int], None]  # path of the file, its new name, and in which folder
+    Call = Callable[[str, str, int], None]  # path of the file, new name, descriptor of its folder
 
 _RENAME_NOREPLACE = 1
 
 
 def link(path: str, name: str, folder: int) -> None:
-    """Give a file a second name, as ``link(2)`` does."""
+    """Give a file a second name in a folder, as ``link(2)`` does.
+
+    Raises:
+        FileExistsError: The name is taken.
+    """
     os.link(path, name, dst_dir_fd=folder)
 
 
 def rename_new(path: str, name: str, folder: int) -> None:
-    """Rename a file unless the name is taken; see ``renameat2(2)``.
+    """Rename a file, as ``renameat2(2)`` does with ``RENAME_NOREPLACE``.
 
     Raises:
         AttributeError: This system has no such call.
+        FileExistsError: The name is taken.
     """
     rename = ctypes.CDLL(None, use_errno=True).renameat2
     # The path is absolute, so the first descriptor does not matter.
@@ -42,12 +47,18 @@ def rename_new(path: str, name: str, folder: int) -> None:
 
 
 def replace(path: str, name: str, folder: int) -> None:
-    """Rename a file over whatever has the name."""
+    """Rename a file, replacing the file that has the name, if any."""
     os.replace(path, name, dst_dir_fd=folder)
 
 
 def exclusive_call(drafts: Staging) -> Call | None:
-    """The first of `link` and `rename_new` that keeps its promise in this folder; None if none.
+    """Return `link` or `rename_new`, the first that works here and respects existing files.
+
+    Args:
+        drafts: A private folder on the file system in question.
+
+    Returns:
+        The call, or None if neither works.
 
     Raises:
         OSError: The folder cannot be written to.
@@ -65,7 +76,7 @@ def _is_exclusive(call: Call, drafts: Staging) -> bool:
         except FileExistsError:
             call(str(draft), free.name, drafts.descriptor)
         else:
-            return False  # it has replaced a file, so it cannot be relied on
+            return False  # it replaced an existing file
     except AttributeError:
         return False
     except OSError as error:

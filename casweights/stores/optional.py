@@ -1,14 +1,14 @@
-"""What only some stores can do, each as a protocol of its own.
+"""Abilities that only some stores have, one protocol each.
 
-Ask with `ObjectStore.ability`, which looks inside wrappers, too:
+`ObjectStore.ability` returns a store with the ability, also from inside wrappers:
 
     >>> copying = store.ability(SupportsCopy)
     >>> if copying is not None:
     ...     copying.copy("packs/a", "fossils/a")
 
-A driver has an ability if it has the methods; it need not name the protocol. To create an object
-exclusively is no protocol but a capability (`Capabilities.exclusive_create`): it is a guarantee of
-`ObjectStore.put` that some stores only find out about once they are open.
+A driver has an ability if it has the methods; it need not derive from the protocol. Exclusive
+creation is a capability (`Capabilities.exclusive_create`) and not a protocol, because it is a
+guarantee of `ObjectStore.put`, and some stores can only determine it once they are open.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class Changes(NamedTuple):
-    """What has happened in a store.
+    """The changes in a store since a cursor.
 
     Attributes:
-        names: Objects that were created, replaced or deleted, the earliest first.
-        cursor: Where the next look goes on.
+        names: Objects that were created, replaced or deleted, the earliest change first.
+        cursor: Cursor to pass to the next call.
     """
 
     names: Sequence[str]
@@ -40,16 +40,16 @@ class Changes(NamedTuple):
 
 @runtime_checkable
 class SupportsLocators(Protocol):
-    """Knows where the bytes of its objects lie, so that another reader need not look them up."""
+    """Exports and accepts locators of objects, which save readers the look-up of a name."""
 
     def locator(self, name: str) -> bytes | None:
-        """Where an object's bytes lie, if the store knows; only this kind of store can read it.
+        """Return an object's locator, or None if the store does not know it.
 
-        It may go out of date.
+        Only stores of the same kind can read it. It may go out of date.
         """
 
     def use_locator(self, name: str, locator: bytes) -> None:
-        """Read an object from where `locator` said earlier; one that is of no use is ignored."""
+        """Read an object from a locator that `locator` returned. An invalid one is ignored."""
 
 
 @runtime_checkable
@@ -57,16 +57,16 @@ class SupportsReadahead(Protocol):
     """Fetches announced ranges before they are read."""
 
     def ahead(self) -> AbstractContextManager[Announce]:
-        """A function that announces what will be read.
+        """Return a context manager that yields a function to announce reads.
 
-        It takes groups of ranges, in the order in which they will be read; those of a group are
-        read at about the same time, and each range as a whole. At the end of the block, what was
-        not read is dropped.
+        The function accepts groups of ranges, in the order in which they will be read. The ranges
+        of a group are read at about the same time, and each range as a whole. At the end of the
+        ``with`` block, fetched ranges that were not read are dropped.
         """
 
 
 def ahead(store: ObjectStore) -> AbstractContextManager[Announce]:
-    """`SupportsReadahead.ahead` of a store; where it has no such ability, nothing is fetched."""
+    """Call `SupportsReadahead.ahead` of a store; without that ability, announcing does nothing."""
     able = store.ability(SupportsReadahead)
     return nullcontext(lambda _: None) if able is None else able.ahead()
 
@@ -76,50 +76,50 @@ class SupportsCopy(Protocol):
     """Copies an object within the store, without moving its bytes to the client and back."""
 
     def copy(self, name: str, new_name: str) -> bool:
-        """Create an object with the bytes of another one, as `ObjectStore.put` would.
+        """Create the object `new_name` with the bytes of `name`, as `ObjectStore.put` would.
 
         Returns:
-            Whether the object was created now.
+            Whether this call created the object.
 
         Raises:
-            NotFoundError: There is no object `name`.
+            NotFoundError: The object `name` does not exist.
         """
 
 
 @runtime_checkable
 class SupportsReplace(Protocol):
-    """Replaces an object if nobody else has done so: compare-and-swap by tag."""
+    """Replaces an object unless another writer has changed it: compare-and-swap by tag."""
 
     def tag(self, name: str) -> str | None:
-        """Text that changes whenever the object does; None if there is no such object."""
+        """Return text that changes whenever the object changes; None if it does not exist."""
 
     def replace(self, name: str, parts: Parts, tag: str | None) -> str | None:
-        """Give an object other bytes, if its tag is still this one (None: it is not there).
+        """Replace an object's bytes, if its tag is still `tag` (None: it must not exist).
 
         Returns:
-            Its tag now; None if another writer was first, and nothing was written.
+            The new tag; None if another writer was first, and nothing was written.
         """
 
 
 @runtime_checkable
 class SupportsChanges(Protocol):
-    """Tells what has changed, so that followers need not list again and again."""
+    """Reports changes, so that followers need not list the store repeatedly."""
 
     def changes(self, cursor: str | None = None, *, timeout: float = 0.0) -> Changes:
-        """What has happened after a cursor.
+        """Return the changes since a cursor.
 
         Args:
-            cursor: That of the last look; None for one that starts now and shows no changes.
-            timeout: Seconds to wait if there is nothing yet.
+            cursor: Cursor of the previous call; None to get a cursor for now, with no changes.
+            timeout: Seconds to wait for the first change.
         """
 
 
 @runtime_checkable
 class SupportsSharing(Protocol):
-    """Lies where the users of this machine can share it."""
+    """Can be shared by several users of this machine."""
 
     def share(self) -> None:
-        """`create` the place as one that all users of the folder's group may write to."""
+        """`create` the store so that all users of its folder's group may write to it."""
 
 
 @runtime_checkable
@@ -127,20 +127,21 @@ class SupportsRefStore(Protocol):
     """Can keep branches and tags in another store, which creates objects exclusively."""
 
     def ref_store(self, where: str, store_id: str) -> ObjectStore:
-        """The store for refs, as ``casweights.json`` names it.
+        """Return the store for refs that ``casweights.json`` names.
 
-        Every writer of this store can make ``casweights.json`` name any place. So nothing is
-        read from there and nothing written, unless that place says by itself that it keeps the
-        refs of the store of this ID that lies here; its `create` makes it say so.
+        Every writer of this store can make ``casweights.json`` name any repository. So the ref
+        store refuses to read or write, unless the repository itself states that it keeps the refs
+        of the store with this ID and URL. `create` of the ref store writes that statement.
+
+        Args:
+            where: Name of the ref store, in the form that this driver defines.
+            store_id: ID of this store.
         """
 
 
 @runtime_checkable
 class SupportsStrays(Protocol):
-    """May contain things that are no objects."""
+    """May contain things that are not objects, which listings and reads skip."""
 
     def strays(self) -> dict[str, str]:
-        """Names of what lies in the store and can be no object, and what each is.
-
-        They do not disturb those who list or read objects.
-        """
+        """Return everything in the store that is not an object: a description by name."""

@@ -1,4 +1,4 @@
-"""Reading ahead: what will be needed is fetched in large pieces, many at a time."""
+"""Reading ahead: announced ranges are fetched in large pieces, many at the same time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 
 _CELL = 8 * MiB  # bytes; no piece crosses a multiple of this, so pieces are the same every time
 _MIN_CELL = MiB // 2  # bytes; below this, a round trip takes longer than the transfer
-_GAP = MiB // 4  # bytes between two ranges that are fetched along, rather than to ask twice
-_THREADS = 16  # fetches at a time: enough to hide round trips of some 100 ms
+_GAP = MiB // 4  # bytes; ranges at most this far apart are fetched in one request
+_THREADS = 16  # concurrent fetches: enough to hide round trips of about 100 ms
 
 
 class _Span:
-    """A piece of an object: to be fetched, on its way, or here."""
+    """A piece of an object: waiting, being fetched, or in memory."""
 
     def __init__(self, name: str, start: int, stop: int) -> None:
         self.name = name
         self.start = start
         self.stop = stop
-        self.needed = 0  # bytes that somebody will still ask for
+        self.needed = 0  # announced bytes that were not read yet
         self.fetched: Future[memoryview] | None = None
 
     @property
@@ -50,13 +50,16 @@ class _Cell(NamedTuple):
 
 
 class ReadaheadStore(Handle, WrapperStore):
-    """Another store, of which announced ranges are fetched before they are read.
+    """Another store whose announced ranges are fetched before they are read.
 
-    At most `window` bytes are held; what is not used in time is fetched again by who reads it.
+    A span is announced and waits, is fetched once the window has room, and is dropped after its
+    last announced read. Spans that are not read in time may be dropped early; their readers then
+    fetch the bytes themselves. A failed fetch raises nothing: the reader repeats it and gets the
+    error. One lock guards all fields, and no thread holds it during a fetch.
 
     Args:
-        inner: The store that does the work.
-        window: Bytes to hold, of what is fetched and not yet used.
+        inner: The store to read from.
+        window: Maximum bytes in memory that were fetched and not read yet. One span may exceed it.
     """
 
     def __init__(self, inner: ObjectStore, window: int) -> None:
@@ -71,7 +74,7 @@ class ReadaheadStore(Handle, WrapperStore):
 
     @contextmanager
     def ahead(self) -> Iterator[Announce]:
-        """See `SupportsReadahead.ahead`."""
+        """Yield a function that announces ranges, as `SupportsReadahead.ahead` says."""
         announced: list[_Span] = []
 
         def announce(groups: Iterable[Sequence[Range]]) -> None:
@@ -85,7 +88,7 @@ class ReadaheadStore(Handle, WrapperStore):
                     self._drop(span)
 
     def _announce(self, groups: Sequence[Sequence[Range]]) -> list[_Span]:
-        # What is read together is held together.
+        # The ranges of a group must fit into the window together: large groups need small cells.
         cell = _CELL
         while cell > _MIN_CELL and cell * max(map(len, groups), default=0) > self._window // 2:
             cell //= 2
@@ -107,7 +110,7 @@ class ReadaheadStore(Handle, WrapperStore):
         return new
 
     def _fill(self) -> None:
-        """Start what the window has room for."""
+        """Start to fetch waiting spans while the window has room."""
         while self._waiting:
             span = self._waiting[0]
             if span.fetched is None and span.needed > 0:
@@ -144,10 +147,10 @@ class ReadaheadStore(Handle, WrapperStore):
             self._held -= span.size
         if span.fetched is not None:
             span.fetched.cancel()
-            span.fetched = None  # its bytes go with the last reader who has them
+            span.fetched = None  # readers may still hold its bytes
 
     def _take(self, name: str, start: int, stop: int) -> memoryview | None:
-        """An announced range; None if it was not announced, or could not be fetched."""
+        """Return an announced range; None if it was not announced, or could not be fetched."""
         with self._lock:
             span = self._find(name, start, stop)
             if span is None:
@@ -159,7 +162,7 @@ class ReadaheadStore(Handle, WrapperStore):
             fetched = span.fetched
         try:
             data = fetched.result() if fetched is not None else None
-        except Exception:  # whoever reads it now meets the same error, in its own call
+        except Exception:  # the caller reads the range itself, and gets the error there
             data = None
         with self._lock:
             span.needed -= stop - start
@@ -169,7 +172,7 @@ class ReadaheadStore(Handle, WrapperStore):
         return None if data is None else data[start - span.start : stop - span.start]
 
     def _make_room(self, keep: _Span) -> None:
-        """Give up what was fetched and not used for longest, to stay within the window."""
+        """Drop the least recently used spans, except `keep`, to stay within the window."""
         for span in list(self._started):
             if self._held <= self._window:
                 return
@@ -177,16 +180,13 @@ class ReadaheadStore(Handle, WrapperStore):
                 self._drop(span)
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """See `ObjectStore.get`."""
         found = None if size is None else self._take(name, start, start + size)
         return self.inner.get(name, start, size) if found is None else bytes(found)
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `ObjectStore.read`: nobody announces whole objects."""
         return self.inner.read(name, limit)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         found = self._take(name, start, start + len(out))
         if found is None:
             self.inner.readinto(name, start, out)
@@ -194,7 +194,6 @@ class ReadaheadStore(Handle, WrapperStore):
             out[:] = found
 
     def forget(self, name: str) -> bool:
-        """See `ObjectStore.forget`."""
         with self._lock:
             spans = list(self._spans.get(name, ()))
             for span in spans:
@@ -203,7 +202,7 @@ class ReadaheadStore(Handle, WrapperStore):
 
 
 def _merged(name: str, ranges: list[tuple[int, int]]) -> Iterator[_Span]:
-    """Spans that cover these ranges of one cell, and what lies between near ones."""
+    """Merge ranges of one cell, and gaps of up to `_GAP` bytes between them, into spans."""
     span: _Span | None = None
     for start, stop in sorted(ranges):
         if span is not None and start <= span.stop + _GAP:

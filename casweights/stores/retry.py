@@ -1,4 +1,4 @@
-"""Trying again, within one budget."""
+"""Retries of failed calls, within one budget of time."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FIRST_DELAY, _MAX_DELAY = 0.25, 8.0  # seconds
 class RetryStore(WrapperStore):
     """Repeats calls that fail because the store cannot be reached.
 
-    Delays double and are spread by chance, so that many clients do not come back together.
+    Delays double and vary at random, so that many clients do not retry at the same moment.
 
     Args:
-        inner: The store that does the work.
-        patience: Seconds from a call's beginning after which it is not tried again.
-        sleep: Waits.
+        inner: The store to call.
+        patience: Seconds from the start of a call after which no attempt begins.
+        sleep: Function that waits for a number of seconds.
     """
 
     def __init__(
@@ -63,78 +63,64 @@ class RetryStore(WrapperStore):
                 delay = min(2 * delay, _MAX_DELAY)
 
     def create(self) -> None:
-        """See `ObjectStore.create`."""
         self._retry(self.inner.create)
 
     def require(self, name: str) -> None:
-        """See `ObjectStore.require`."""
         self._retry(lambda: self.inner.require(name))
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         return self._retry(lambda: self.inner.put(name, parts))
 
     def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
-        """See `ObjectStore.batch`. It is repeated as a whole."""
         attempts = count()
         return ReplayedBatch(
-            # What an earlier attempt has put may be there.
+            # After the first attempt, objects of an earlier one may exist.
             lambda: self.inner.batch(names, assume_absent=assume_absent and next(attempts) == 0),
             partial(self._retry, begin=time.monotonic()),
         )
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        """See `ObjectStore.copy_from`."""
         self._retry(lambda: self.inner.copy_from(source, names))
 
     def size(self, name: str) -> int:
-        """See `ObjectStore.size`."""
         return self._retry(lambda: self.inner.size(name))
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """See `ObjectStore.sizes`."""
         wanted = list(names)
         return self._retry(lambda: self.inner.sizes(wanted))
 
     def exists(self, name: str) -> bool:
-        """See `ObjectStore.exists`."""
         return self._retry(lambda: self.inner.exists(name))
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `ObjectStore.read`."""
         return self._retry(lambda: self.inner.read(name, limit))
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """See `ObjectStore.get`."""
         return self._retry(lambda: self.inner.get(name, start, size))
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         self._retry(lambda: self.inner.readinto(name, start, out))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         return self._retry(lambda: iter(list(self.inner.list(prefix))))
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         self._retry(lambda: self.inner.delete(name))
 
     def delete_all(self, names: Sequence[str]) -> None:
-        """See `ObjectStore.delete_all`."""
         self._retry(lambda: self.inner.delete_all(names))
 
     def ability(self, kind: type[_Ability]) -> _Ability | None:
-        """See `ObjectStore.ability`: what the inner store can do, and nothing more.
+        """Return the inner store if it has the ability; None if it does not.
 
-        Its calls are not repeated, except those of this class: where an answer may have been lost,
-        only the caller knows whether another attempt is right.
+        Calls of abilities are not repeated, except `ref_store`: after a lost answer, only the
+        caller knows whether another attempt is safe.
         """
         return super().ability(kind) if self.inner.ability(kind) is not None else None
 
     def ref_store(self, where: str, store_id: str) -> ObjectStore:
-        """See `SupportsRefStore`: the calls of that store are repeated, too."""
+        """Return the store for refs; its calls are repeated, too."""
         inner = self.inner.ability(SupportsRefStore)
         if inner is None:
-            raise TypeError(f"{self.url} has no such ability: ask `ability` first")
+            raise TypeError(f"{self.url} cannot keep refs in another store: call `ability` first")
         return RetryStore(inner.ref_store(where, store_id), self._patience, self._sleep)

@@ -1,8 +1,8 @@
-"""The folder that a store in a directory lives in, held open.
+"""The root folder of a store in a directory, held open.
 
-A path may lead elsewhere later: a mount is dropped and leaves an empty folder, a job cleans up,
-another store is moved to its place. Everything here is relative to the folder that was opened, and
-`Root.check` tells whether the path still leads to it.
+Its path may lead elsewhere later: a mount is dropped and leaves an empty folder, a job cleans up,
+or another store is moved there. So all calls are relative to the open folder, and `Root.check`
+verifies that the path still leads to it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     from casweights.stores.naming import Call
     from casweights.system.staging import Staging
 
-_HOLD = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY  # needs no permission to list it
-SHARED = stat.S_IRWXG | stat.S_ISGID  # of folders; what is made in them gets their group
-MAX_CLAIM = 1 << 16  # bytes: a file that is claimed is read whole to be compared
-_HELD = 8  # folders: those of packs, snapshots and findings, and of some branches
-_ATTEMPTS = 100  # each fails only if another writer removes a folder in that very moment
+_HOLD = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY  # O_PATH needs no read permission
+SHARED = stat.S_IRWXG | stat.S_ISGID  # mode of shared folders; new files inherit their group
+MAX_CLAIM = 1 << 16  # bytes; a claimed file is read as a whole to compare it
+_MAX_HELD = 8  # folders: those of packs, snapshots and findings, and of some branches
+_ATTEMPTS = 100  # each fails only if another writer removes a folder at that moment
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 class _Marker(NamedTuple):
-    """An object that tells this store from others.
+    """The object that identifies this store.
 
     Attributes:
-        name: Its name.
-        status: What `os.stat` said of it; changes if it is replaced.
-        content: Its bytes; where they are the same, it is the same marker all the same.
+        name: Name of the object.
+        status: Fields of its `os.stat` result that change if the file is replaced.
+        content: Its bytes. A replaced file with the same bytes still identifies the store.
     """
 
     name: str
@@ -49,19 +49,20 @@ class _Marker(NamedTuple):
 
 
 class _HeldFolders:
-    """The folders used last whose names are durable, held open.
+    """The most recently used folders whose names are durable, held open.
 
-    An open folder keeps its number, so one that was removed and made again is not taken for it.
+    An open folder keeps its inode number, so a folder that was removed and made again has another
+    one and is not mistaken for it.
     """
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._descriptors: dict[str, int] = {}  # the one used last is the last one
+        self._descriptors: dict[str, int] = {}  # the least recently used first
         self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._descriptors)
 
     def has(self, folder: str) -> bool:
-        """Whether the folder of this name is one that is held."""
+        """Return whether the folder at this name is the one held open."""
         with self._lock:
             descriptor = self._descriptors.pop(folder, None)
             if descriptor is None:
@@ -74,11 +75,11 @@ class _HeldFolders:
             return os.path.samestat(there, os.fstat(descriptor))
 
     def add(self, folder: str, descriptor: int) -> None:
-        """Hold a folder, and let go of the one that was used least recently."""
+        """Hold an open folder, and close the least recently used one if there are too many."""
         with self._lock:
             gone = [self._descriptors.pop(folder, None)]
             self._descriptors[folder] = descriptor
-            if len(self._descriptors) > _HELD:
+            if len(self._descriptors) > _MAX_HELD:
                 gone.append(self._descriptors.pop(next(iter(self._descriptors))))
         for old in gone:
             if old is not None:
@@ -91,13 +92,17 @@ def _close_all(descriptors: dict[str, int]) -> None:
 
 
 class Root:
-    """A folder that is open; names are those of objects, or of folders below it.
+    """The open root folder. Names in its methods are those of objects or of folders below it.
+
+    An object is written in this order: `make_folders`, `give_name` (or `claim`), `sync_below`.
+    Only the last call makes it durable. `give_name` and `claim` call `check` themselves, as late
+    as possible; any step may raise `NotFoundError` if the store is gone.
 
     Args:
-        path: Where it is.
+        path: Path of the folder.
 
     Raises:
-        NotFoundError: There is no such folder.
+        NotFoundError: The folder does not exist.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,25 +122,25 @@ class Root:
 
     @property
     def is_marked(self) -> bool:
-        """Whether an object was named that tells this store from others."""
+        """Whether `mark` has named the object that identifies this store."""
         return self._marker is not None
 
     @property
     def is_shared(self) -> bool:
-        """Whether the folder is one that a group writes to: it has the modes of `SHARED`."""
+        """Whether a group may write to the folder: it has all mode bits of `SHARED`."""
         return os.fstat(self.descriptor).st_mode & SHARED == SHARED
 
     def mark(self, name: str) -> None:
-        """Take an object as what tells this store from others; from now on it must stay."""
+        """Identify this store by an object; from now on, `check` requires that object."""
         self._marker = _Marker(name, self._status(name), self._content(name))
 
     def notice(self, folder: str) -> None:
-        """Remember that a folder has objects: if it goes, the store is damaged."""
+        """Remember that a folder has objects; from now on, `check` requires its top folder."""
         if folder:
             self._seen.add(folder.partition("/")[0])
 
     def check(self) -> None:
-        """Make sure that the store is still what it was.
+        """Make sure that the path still leads to this store, and that the store is complete.
 
         Raises:
             NotFoundError: The path leads elsewhere, or a part of the store is gone.
@@ -150,19 +155,19 @@ class Root:
             raise NotFoundError(
                 ErrorCode.STORE_NOT_FOUND,
                 f"the store at {self.path} has disappeared since it was opened: {what}. Nothing "
-                "more is written to it. Bring it back (is a file system not mounted?), open it "
-                "again and repeat the command",
+                "more is written to it. Restore it (is a file system not mounted?), open it again, "
+                "and repeat the command",
             )
 
     def _what_is_wrong(self) -> str | None:
         if not os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
-            return "another folder has taken its place"
+            return "another folder is at its path"
         for name in (*([self._marker.name] if self._marker else ()), *self._seen):
             if not self.has(name):
-                return f"it has no {name} any more"
+                return f"{name} is missing"
         if self._marker is not None and self._status(self._marker.name) != self._marker.status:
             if self._content(self._marker.name) != self._marker.content:
-                return f"{self._marker.name} is that of another store"
+                return f"{self._marker.name} belongs to another store"
             self.mark(self._marker.name)
         return None
 
@@ -180,7 +185,7 @@ class Root:
             os.close(descriptor)
 
     def has(self, name: str) -> bool:
-        """Whether there is something of this name."""
+        """Return whether anything has this name."""
         try:
             os.stat(name, dir_fd=self.descriptor)
         except (FileNotFoundError, NotADirectoryError):
@@ -188,13 +193,13 @@ class Root:
         return True
 
     def sync(self, folder: str) -> None:
-        """Make the names in a folder durable, where the file system can do that."""
+        """Make the names in a folder durable, if the file system can do that."""
         fsync_folder(folder or ".", self.descriptor)
 
     def sync_below(self, folder: str) -> None:
-        """Make the names in a folder durable, and its own name, and those of the folders above it.
+        """Make the names in a folder durable, its own name, and those of the folders above it.
 
-        What is gone by now had lost its last object.
+        A folder that does not exist is skipped: it was removed after its last object.
         """
         with suppress(FileNotFoundError, NotADirectoryError):
             if not folder or self._held.has(folder):
@@ -210,24 +215,24 @@ class Root:
 
     def _sync_above(self, folder: str) -> None:
         for path in ["", *_and_above(folder)][:-1]:
-            with suppress(FileNotFoundError, PermissionError):  # others made it, and long ago
+            # A folder that only its maker may sync was synced by its maker.
+            with suppress(FileNotFoundError, PermissionError):
                 self.sync(path)
 
     def make_folders(self, folder: str) -> None:
-        """Make a folder and those above it, unless they are there.
+        """Create a folder and those above it, unless they exist.
 
-        They come and go with their objects, see `remove_empty`. `sync_below` makes their names
-        durable.
+        `sync_below` makes their names durable; `remove_empty` removes them after their last object.
 
         Raises:
-            NotFoundError: See `check`.
-            FileExistsError: A folder with objects has a name that differs in case alone, and the
-                disk ignores case.
+            NotFoundError: The store is gone, as `check` reports.
+            FileExistsError: The disk ignores case, and another folder with objects has a name that
+                differs only in case.
         """
         for attempt in range(_ATTEMPTS):
             try:
                 return self._make_folders(folder)
-            except FileNotFoundError:  # another writer has removed a folder that was empty
+            except FileNotFoundError:  # another writer removed a folder while it was empty
                 if attempt == _ATTEMPTS - 1:
                     raise
         return None
@@ -236,14 +241,14 @@ class Root:
         if self._held.has(folder):
             return
         if folder and not self.has(folder):
-            self.check()  # a part of the store that is gone must not be made again
+            self.check()  # a missing part of the store must not be created again
         for path in _and_above(folder):
             self._make_folder(path)
             self._share(path)
         self.notice(folder)
 
     def _make_folder(self, folder: str) -> None:
-        """Make a folder of exactly this name, unless it is there."""
+        """Create a folder of exactly this name, unless it exists."""
         try:
             os.mkdir(folder, dir_fd=self.descriptor)
         except FileExistsError:
@@ -252,22 +257,25 @@ class Root:
                 os.mkdir(folder, dir_fd=self.descriptor)
 
     def _is_spelled_so(self, name: str) -> bool:
-        """Whether the name is listed; a disk that ignores case also finds it in another case."""
+        """Return whether a listing shows exactly this name.
+
+        A disk that ignores case also opens a name that is spelled in another case.
+        """
         above, _, last = name.rpartition("/")
         try:
             descriptor = os.open(above or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.descriptor)
         except PermissionError:
-            return True  # nobody can tell
+            return True  # unknown: the folder cannot be listed
         try:
             return last in os.listdir(descriptor)
         finally:
             os.close(descriptor)
 
     def _remove_leftover(self, folder: str) -> None:
-        """Remove a folder that holds no object.
+        """Remove a folder that contains no object.
 
         Raises:
-            FileExistsError: It holds one.
+            FileExistsError: The folder contains an object.
         """
         for _, folders, _, parent in os.fwalk(folder, topdown=False, dir_fd=self.descriptor):
             for name in folders:
@@ -280,14 +288,14 @@ class Root:
         except OSError:
             raise FileExistsError(
                 errno.EEXIST,
-                f"this disk ignores case and has a folder that differs from {folder} in case alone",
+                f"this disk ignores case and has a folder that differs from {folder} only in case",
             ) from None
 
     def remove_empty(self, folder: str) -> None:
-        """Remove a folder and those above it that hold nothing any more.
+        """Remove a folder and those above it if they are empty, except the topmost one.
 
-        The highest one stays, since open stores take its absence for damage, see `check`. Who is
-        about to put an object into one of the others makes it again.
+        Open stores treat a missing topmost folder as damage (`check`). A writer that is about to
+        put an object into one of the others creates it again.
         """
         for path in reversed([*_and_above(folder)][1:]):
             try:
@@ -298,7 +306,7 @@ class Root:
                 return
 
     def _share(self, folder: str) -> None:
-        """Let the group write to a folder of a shared store. Other users share theirs."""
+        """Let the group write to a folder of a shared store, if this user owns the folder."""
         if self.is_shared:
             with suppress(PermissionError):
                 descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.descriptor)
@@ -308,20 +316,20 @@ class Root:
                     os.close(descriptor)
 
     def give_name(self, draft: Path, name: str, call: Call | None) -> bool:
-        """Give a file its name; False if another one has it.
+        """Give a file its name, and return True; False if the name is taken.
 
         Args:
             draft: The file.
-            name: The name.
-            call: A call that fails if the name is taken. Without one, another writer that comes
-                in the same moment may be told the same, and the later file stays.
+            name: The object's name.
+            call: A function that fails if the name is taken. If None, two writers at the same
+                moment may both get True, and the later file replaces the earlier one.
 
         Raises:
-            NotFoundError: See `check`.
-            FileNotFoundError: The draft is gone.
+            NotFoundError: The store is gone, as `check` reports.
+            FileNotFoundError: The draft does not exist.
         """
         for _ in range(_ATTEMPTS):
-            self.check()  # as late as possible, before anybody can see the object
+            self.check()  # as late as possible before the object becomes visible
             try:
                 if call is None and self.has(name):
                     return False
@@ -337,14 +345,20 @@ class Root:
         raise FileNotFoundError(errno.ENOENT, "other writers keep removing its folder", name)
 
     def claim(self, draft: Path, name: str, drafts: Staging) -> bool:
-        """Give a small file the name of an object that is never deleted, where no call can.
+        """Give a small file its name exclusively, on a file system without an exclusive call.
 
-        A folder that is not empty cannot be replaced, so a folder with the finished object in it
-        is the claim. Until the object has its name there is one claim, and whoever finds it
-        finishes the work of its writer, who may be dead. docs/design/022 has the reasoning.
+        A folder that is not empty cannot be replaced by a rename, so a folder that contains the
+        finished object serves as the claim. At most one claim exists until the object has its name.
+        Any writer that finds a claim finishes it, because the claim's writer may be dead. This is
+        only correct for objects that are never deleted; docs/design/022 explains why.
+
+        Args:
+            draft: The file, at most `MAX_CLAIM` bytes.
+            name: The object's name.
+            drafts: A folder for drafts on the same file system.
 
         Returns:
-            Whether it is this file that has the name, or one with the same content.
+            Whether the object of this name has the content of `draft`.
         """
         mine, claim = drafts.new_path(), f".casweights-claim-{name}"
         content = draft.read_bytes()
@@ -353,18 +367,19 @@ class Root:
         try:
             os.rename(mine, claim, dst_dir_fd=self.descriptor)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # it cannot rename folders
+            # Any other error: this file system cannot rename folders.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 (mine / "object").rename(draft)
                 return self.give_name(draft, name, None)
-        with suppress(FileNotFoundError):  # it was finished and removed
+        with suppress(FileNotFoundError):  # another writer finished and removed the claim
             self._finish(claim, name, drafts.new_path())
-        with suppress(OSError):  # all that come later find the object
+        with suppress(OSError):  # later writers find the object and need no claim
             os.rename(claim, drafts.new_path(), src_dir_fd=self.descriptor)
         return self._content(name) == content
 
     def _finish(self, claim: str, name: str, draft: Path) -> None:
         content = self._content(f"{claim}/object")
-        if self.has(name):  # then a late writer made this claim
+        if self.has(name):  # the object was named before this claim was made
             return
         with draft.open("xb") as file:
             file.write(content)
@@ -375,13 +390,13 @@ class Root:
         self.sync("")
 
     def unlink(self, name: str) -> None:
-        """Remove a file, unless it is gone."""
+        """Delete a file, if it exists."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self.descriptor)
 
 
 def _and_above(folder: str) -> Iterator[str]:
-    """A folder and those above it, the highest first."""
+    """Yield a folder and those above it, the topmost first."""
     parts = folder.split("/") if folder else []
     for n in range(len(parts)):
         yield "/".join(parts[: n + 1])

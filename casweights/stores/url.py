@@ -1,4 +1,4 @@
-"""From a store's URL to its driver and the wrappers around it. No other module wraps a store."""
+"""Opens the driver of a store's URL and wraps it. No other module wraps stores."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
 
 _BUCKETS = "hf://buckets/"
+_STORES = (
+    f"the path of a directory, {_BUCKETS}NAMESPACE/NAME[/FOLDER] for a bucket of the Hub, or "
+    "memory:// for a store in memory"
+)
 
 
 def open_object_store(
     url: str | os.PathLike[str], remote: RemoteOptions | None = None
 ) -> ObjectStore:
-    """The store that a URL names, with the wrappers that it needs.
+    """Open the store at a URL, with the wrappers that it needs.
 
-    From the outside in, these are: reading ahead, the disk cache, patience, and the driver.
+    From the outside in, the layers are reading ahead, the disk cache, retries, and the driver.
 
     Args:
-        url: A directory's path, ``hf://buckets/NAMESPACE/NAME`` and maybe a folder in it, or
-            ``memory://`` for a new one in memory.
-        remote: How to deal with a store behind a network.
+        url: Path of a directory, ``hf://buckets/NAMESPACE/NAME[/FOLDER]`` for a bucket of the Hub,
+            or ``memory://`` for a new store in memory.
+        remote: Options for stores behind a network.
 
     Raises:
-        InvalidInputError: It is no URL of a store.
-        UnsupportedError: A scheme that is not supported.
+        InvalidInputError: The URL is not that of a store.
+        UnsupportedError: The scheme of the URL is not supported.
     """
-    to_path(url)  # no URL has what no path can have
+    to_path(url)  # URLs must not have characters that paths cannot have, either
     text = os.fspath(url)
     if text == "memory://":
         return MemoryStore()
@@ -45,16 +49,17 @@ def open_object_store(
         return with_readahead(_open_bucket(text, options), options)
     scheme, separator, _ = text.partition("://")
     if separator and scheme != "file":
-        raise UnsupportedError(
-            ErrorCode.UNSUPPORTED,
-            f"{scheme}:// stores are not supported{': ' if scheme == 'hf' else ', '}"
-            f"give the path of a directory, or {_BUCKETS}NAMESPACE/NAME",
+        what = (
+            f"{text} is not in a bucket"
+            if scheme == "hf"
+            else f"{scheme}:// stores are not supported"
         )
+        raise UnsupportedError(ErrorCode.UNSUPPORTED, f"{what}: give {_STORES}")
     return LocalStore(to_path(text.removeprefix("file://")).absolute())
 
 
 def with_readahead(store: ObjectStore, options: RemoteOptions) -> ObjectStore:
-    """A store that can read ahead, if that gains anything there."""
+    """Return a store that reads ahead, if its reads are slow enough to gain from it."""
     if store.capabilities.cheap_reads or store.ability(SupportsReadahead) is not None:
         return store
     return ReadaheadStore(store, options.read_ahead)
@@ -68,15 +73,13 @@ def _open_bucket(url: str, options: RemoteOptions) -> ObjectStore:
     namespace, _, rest = url.removeprefix(_BUCKETS).strip("/").partition("/")
     name, _, prefix = rest.partition("/")
     if not namespace or not name:
-        raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, f"{url} names no bucket: give {_BUCKETS}NAMESPACE/NAME"
-        )
+        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"{url} names no bucket: give {_STORES}")
     bucket = HubStore(
         f"{namespace}/{name}", prefix, stall=options.stall, clock_skew=options.clock_skew
     )
     store: ObjectStore = RetryStore(bucket, options.patience)
     if options.disk_cache:
         key = f"{bucket.api.endpoint} {bucket.url}"
-        with suppress(OSError, ValueError):  # a place that cannot be made is no reason to stop
+        with suppress(OSError, ValueError):  # the store works without a cache, too
             store = CachedStore(store, assets_folder(), options.disk_cache, key)
     return store

@@ -1,4 +1,4 @@
-"""What lies in the directory of a store: objects, and what can be none."""
+"""Lists the directory of a store: its objects, and other things in it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR:
 
 
 class Stray(NamedTuple):
-    """Something that can be no object.
+    """Something in the directory that cannot be an object.
 
     Attributes:
-        name: Its path below the root, as text that can be printed.
-        kind: What it is.
+        name: Its path below the root, as printable text.
+        kind: Its kind, such as "a named pipe", and the error if it cannot be read.
     """
 
     name: str
@@ -29,9 +29,9 @@ class Stray(NamedTuple):
 
 
 def walk(root: Path, prefix: str = "") -> Iterator[ObjectInfo | Stray]:
-    """The regular files of which the names begin with `prefix`, and anything else there is.
+    """Yield the regular files whose names begin with `prefix`, and strays among them.
 
-    Names that begin with a dot are left out: such files are the store's own.
+    Names that begin with a dot are skipped: those are the store's own temporary files.
 
     Raises:
         StoreError: The folder that the prefix names cannot be read.
@@ -57,7 +57,10 @@ def walk(root: Path, prefix: str = "") -> Iterator[ObjectInfo | Stray]:
 
 
 def _has_folder(root: Path, name: str) -> bool:
-    """Whether there is a folder of exactly this name; a disk may find one in another case."""
+    """Return whether a folder of exactly this name exists.
+
+    Some disks ignore case, and would also open a name that is spelled in another case.
+    """
     parent = root
     for part in name.split("/"):
         try:
@@ -70,12 +73,12 @@ def _has_folder(root: Path, name: str) -> bool:
 
 
 def _name(root: Path, path: Path) -> str:
-    """The name of a path below the root, as text that can be printed."""
+    """Return the name of a path below the root, as printable text."""
     return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
 
 
 def _item(name: str, path: Path, top: Path) -> ObjectInfo | Stray | None:
-    """An object, or something else; None if it was deleted after the folder was read."""
+    """Return the object or stray at a path; None if it was deleted after the listing."""
     try:
         status = path.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A store around another one."""
+"""Base classes for stores that wrap another store, and for their batches."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _Ability = TypeVar("_Ability")
 
-# The methods of `ObjectStore` that are made of a core method. A subclass that overrides the core
-# method and not these gets them as `ObjectStore` makes them, so that no call bypasses it.
+# For each core method, the methods whose defaults in `ObjectStore` call it. A subclass that
+# overrides the core method gets these defaults back, so that no call bypasses its override.
 _MADE_OF = {
     "put": ("batch", "copy_from"),
     "size": ("exists", "sizes", "get", "read"),
@@ -27,13 +27,17 @@ _MADE_OF = {
 
 
 class WrapperStore(ObjectStore):
-    """Passes every call on to another store; subclasses add to it.
+    """Forwards every call to another store; subclasses override what they change.
 
-    Abilities of the inner store are found by `ability`, which skips this one where it does not
-    have the ability itself.
+    A subclass that overrides `put`, `size`, `readinto` or `delete` also gets the defaults of
+    `ObjectStore` that call them, unless it overrides those, too. `ability` returns the wrapper
+    if it has the ability itself, and otherwise asks the inner store.
+
+    Args:
+        inner: The store to forward to.
 
     Attributes:
-        inner: The store that does the work.
+        inner: The store to forward to.
     """
 
     def __init__(self, inner: ObjectStore) -> None:
@@ -41,7 +45,7 @@ class WrapperStore(ObjectStore):
         self.capabilities = inner.capabilities
 
     def __init_subclass__(cls) -> None:
-        """See `_MADE_OF`."""
+        """Restore the defaults that call an overridden core method."""
         super().__init_subclass__()
         for core, derived in _MADE_OF.items():
             if core in vars(cls):
@@ -51,35 +55,28 @@ class WrapperStore(ObjectStore):
 
     @property
     def url(self) -> str:
-        """The inner store's."""
+        """URL of the inner store."""
         return self.inner.url
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         return self.inner.put(name, parts)
 
     def size(self, name: str) -> int:
-        """See `ObjectStore.size`."""
         return self.inner.size(name)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         self.inner.readinto(name, start, out)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         return self.inner.list(prefix)
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         self.inner.delete(name)
 
     def ability(self, kind: type[_Ability]) -> _Ability | None:
-        """See `ObjectStore.ability`."""
         return self if isinstance(self, kind) else self.inner.ability(kind)
 
     def probe(self) -> Capabilities:
-        """See `ObjectStore.probe`. What a wrapper has changed of the capabilities stays."""
         said, found = self.inner.capabilities, self.inner.probe()
         learnt = {
             field.name: getattr(found, field.name)
@@ -91,7 +88,7 @@ class WrapperStore(ObjectStore):
 
 
 def _forwarding(name: str) -> Callable[..., Any]:
-    """A method that calls the inner store's method of the same name."""
+    """Return a method that calls the inner store's method of the same name."""
 
     @functools.wraps(vars(ObjectStore)[name])
     def forward(self: WrapperStore, *args: Any, **options: Any) -> Any:
@@ -100,17 +97,20 @@ def _forwarding(name: str) -> Callable[..., Any]:
     return forward
 
 
-# All public methods, as the class has them now or later, except `put_all`: that is made of `batch`.
+# Forward all other public methods of `ObjectStore`, also future ones. `put_all` calls `batch`.
 for _name in vars(ObjectStore).keys() - vars(WrapperStore).keys() - {"capabilities", "put_all"}:
     if not _name.startswith("_"):
         setattr(WrapperStore, _name, _forwarding(_name))
 
 
 class WrapperBatch(Batch):
-    """Passes everything on to another batch; subclasses add to it.
+    """Forwards every call to another batch; subclasses override what they change.
+
+    Args:
+        inner: The batch to forward to.
 
     Attributes:
-        inner: The batch that does the work.
+        inner: The batch to forward to.
     """
 
     def __init__(self, inner: Batch) -> None:
@@ -118,29 +118,25 @@ class WrapperBatch(Batch):
         self.created = set()
 
     def put(self, name: str, parts: Parts) -> None:
-        """See `Batch.put`."""
         self.inner.put(name, parts)
 
     def send(self, parts: Parts) -> None:
-        """See `Batch.send`."""
         self.inner.send(parts)
 
     def finish(self) -> None:
-        """See `Batch.finish`."""
         self.inner.finish()
         self.created = self.inner.created
 
     def abandon(self) -> None:
-        """See `Batch.abandon`."""
         self.inner.abandon()
 
 
 class ReplayedBatch(Batch):
-    """A batch that can start over after an error: what was put so far is put once more.
+    """A batch that can start over after an error, by repeating all calls made so far.
 
     Args:
-        begin: Makes the batch of the next attempt.
-        run: Calls a function, and calls it once more after an error that may pass.
+        begin: Function that creates the batch of the next attempt.
+        run: Function that calls its argument, and repeats the call after a transient error.
     """
 
     def __init__(
@@ -149,24 +145,20 @@ class ReplayedBatch(Batch):
         self._begin = begin
         self._run = run
         self._calls: list[Callable[[Batch], None]] = []
-        self._done = 0  # calls that the running attempt has made
+        self._done = 0  # number of calls that the current attempt has made
         self._attempt: Batch | None = None
         self.created = set()
 
     def put(self, name: str, parts: Parts) -> None:
-        """See `Batch.put`."""
         self._add(lambda batch: batch.put(name, parts))
 
     def send(self, parts: Parts) -> None:
-        """See `Batch.send`."""
         self._add(lambda batch: batch.send(parts))
 
     def finish(self) -> None:
-        """See `Batch.finish`."""
         self._add(lambda batch: batch.finish())
 
     def abandon(self) -> None:
-        """See `Batch.abandon`."""
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.abandon()
@@ -176,7 +168,7 @@ class ReplayedBatch(Batch):
         self._run(self._catch_up)
 
     def _catch_up(self) -> None:
-        """Make the calls that are left; after an error, the next attempt makes all of them."""
+        """Make the remaining calls; after an error, the next attempt makes all of them."""
         try:
             if self._attempt is None:
                 self._attempt, self._done = self._begin(), 0

@@ -1,1 +1,1 @@
-"""This process and this machine: memory, files, threads. Nothing here knows what is stored."""
+"""Memory, files and threads of this process and machine. Nothing here depends on the format."""

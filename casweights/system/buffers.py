@@ -1,4 +1,4 @@
-"""Memory for bytes on their way, without the cost of clearing it first."""
+"""Buffers for bytes in transit, without the cost of clearing memory first."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
-_ALIGNMENT = 64  # bytes; torch's own
-_HUGE = 2 << 20  # from here on, memory comes straight from the system, in huge pages
+_ALIGNMENT = 64  # bytes; torch aligns its tensors alike
+_HUGE = 2 << 20  # bytes; buffers of at least this size are mapped directly, in huge pages
 _local = threading.local()
 
 
 def uninitialized(size: int) -> memoryview:
-    """A writable buffer of `size` bytes with undefined content, aligned as torch aligns tensors.
+    """Return a writable buffer of `size` bytes with undefined content, aligned to 64 bytes.
 
     Raises:
         MemoryError: There is not enough memory.
     """
     if size >= _HUGE:
         return _map(size)
-    import numpy as np  # verbs that move no data should not wait for this import
+    import numpy as np  # commands that move no data must not wait for this import
 
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -38,26 +38,26 @@ def _map(size: int) -> memoryview:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:
         raise MemoryError(f"no memory for {size} bytes") from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # a page fault for 2 MiB instead of 512
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # one page fault per 2 MiB instead of 512
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)
 
 
 def copy(out: memoryview, data: memoryview) -> None:
-    """Copy bytes while other threads go on, which assigning views does not let them."""
+    """Copy `data` to `out` without holding the GIL, which an assignment of views would hold."""
     import numpy as np
 
     np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(data, np.uint8))
 
 
 class Pool:
-    """Buffers that are used again as soon as nobody has a view of them any more.
+    """Buffers that are reused once no view of them exists.
 
-    Fresh memory costs a page fault and its clearing on first use, about as much as reading into it.
+    The first use of fresh memory costs page faults and clearing, about as much as reading into it.
 
     Args:
-        size: Bytes of the pool's buffers.
+        size: Size of the pool's buffers in bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -65,7 +65,10 @@ class Pool:
         self._free: list[np.ndarray] = []
 
     def take(self, size: int) -> memoryview:
-        """A buffer of `size` bytes; of the pool, unless it would waste half of one or more."""
+        """Return a writable buffer of `size` bytes with undefined content.
+
+        It comes from the pool if it uses more than half of a pool buffer, and is fresh otherwise.
+        """
         if not self._size // 2 < size <= self._size:
             return uninitialized(size)
         import numpy as np
@@ -74,15 +77,16 @@ class Pool:
             memory = self._free.pop()
         except IndexError:
             memory = np.frombuffer(uninitialized(self._size), np.uint8)
-        lease = memory[:size]  # an object of its own: it dies with the last view of its data
+        lease = memory[:size]  # a separate array: it is freed with the last view of its data
         weakref.finalize(lease, self._free.append, memory)
         return lease.data
 
 
 def scratch(size: int) -> memoryview:
-    """The calling thread's own buffer of `size` bytes, valid until it asks again.
+    """Return a buffer of `size` bytes that belongs to the calling thread.
 
-    Reusing one saves the page faults of fresh memory, which cost as much as hashing it.
+    It is valid until the thread's next call, which returns the same memory. Reuse saves the page
+    faults of fresh memory, which cost as much as hashing it.
     """
     buffer: memoryview | None = getattr(_local, "buffer", None)
     if buffer is None or len(buffer) < size:

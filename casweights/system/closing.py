@@ -1,4 +1,4 @@
-"""Objects for a `with` block that closes them."""
+"""A base class for objects that a `with` block closes."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class Closing(ABC):
-    """A base of classes whose objects are closed at the end of a `with` block."""
+    """Base class of objects that a `with` block closes at its end."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the object holds."""
+        """Release the object's resources."""
 
     def __enter__(self) -> Self:
         return self

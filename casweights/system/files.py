@@ -1,4 +1,4 @@
-"""Files of the operating system: all of a read, all of a write, and its errors turned into ours."""
+"""Calls for files that read or write all bytes, sync, and turn the system's errors into ours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from casweights.errors import ErrorCode, InvalidInputError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_MAX_PARTS = 512  # of one call; below the IOV_MAX of every system
+_MAX_PARTS = 512  # buffers in one call; below the IOV_MAX of every system
 _CODES = {
     errno.ENOSPC: ErrorCode.NO_SPACE,
     errno.EDQUOT: ErrorCode.NO_SPACE,
@@ -23,8 +23,8 @@ _CODES = {
     errno.EPERM: ErrorCode.NO_PERMISSION,
     errno.EROFS: ErrorCode.NO_PERMISSION,
 }
-# What a file system says when something is wrong, and not when it lacks a call. Those that lack
-# one differ in what they say.
+# Errors that show a real fault. File systems that do not support a call report various other
+# errors, so every error that is not listed here counts as "not supported".
 _FAULTS = frozenset(
     (
         *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ESTALE),
@@ -36,10 +36,11 @@ _FAULTS = frozenset(
 
 
 def to_path(given: str | os.PathLike[str]) -> Path:
-    """A path that the system can be asked for.
+    """Return a path that calls of the system accept.
 
     Raises:
-        InvalidInputError: No file can be called so, or the path is empty.
+        InvalidInputError: The path is empty, is not text, or has characters that no file name can
+            have.
     """
     text = os.fspath(given)
     if not isinstance(text, str):
@@ -48,24 +49,24 @@ def to_path(given: str | os.PathLike[str]) -> Path:
         )
     if not text:
         raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, "the path is empty: the current directory is '.'"
+            ErrorCode.BAD_ARGUMENT, "the path is empty: pass '.' for the current directory"
         )
     try:
         os.fsencode(text)
     except UnicodeEncodeError as error:
         raise InvalidInputError(
             ErrorCode.BAD_PATH,
-            f"the path {text!r} has {text[error.start]!r}, which no file name can have",
+            f"the path {text!r} contains {text[error.start]!r}, which no file name can have",
         ) from None
     if "\0" in text:
         raise InvalidInputError(
-            ErrorCode.BAD_PATH, f"the path {text!r} has a NUL, which no file name can have"
+            ErrorCode.BAD_PATH, f"the path {text!r} contains a NUL, which no file name can have"
         )
     return Path(text)
 
 
 def read_exactly(descriptor: int, start: int, out: memoryview) -> bool:
-    """Fill `out` from offset `start` on; False if the file ends too early."""
+    """Fill `out` from offset `start` on, and return True; False if the file ends too early."""
     while out:
         n = os.preadv(descriptor, [out], start)
         if n == 0:
@@ -75,7 +76,12 @@ def read_exactly(descriptor: int, start: int, out: memoryview) -> bool:
 
 
 def write_fully(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) -> None:
-    """Write all of `parts` (of bytes), however often the system stops short."""
+    """Write all bytes of `parts` at the current position, also if the system writes in pieces.
+
+    Args:
+        descriptor: The open file.
+        parts: Buffers of bytes, in order.
+    """
     for n in range(0, len(parts), _MAX_PARTS):
         views = [memoryview(part) for part in parts[n : n + _MAX_PARTS]]
         while views:
@@ -87,30 +93,30 @@ def write_fully(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]
 
 
 def write_at(descriptor: int, start: int, view: memoryview) -> None:
-    """Write all of `view` at offset `start`, and let the system begin to bring it to the disk.
+    """Write all of `view` at offset `start`, and start its transfer to the disk.
 
-    So a later `os.fsync` finds little left to do.
+    A later `os.fsync` then has little left to do.
     """
     offset, nbytes = start, len(view)
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
-    if nbytes and hasattr(os, "posix_fadvise"):  # for Linux a request to write without waiting
+    if nbytes and hasattr(os, "posix_fadvise"):  # makes Linux start to write without waiting
         os.posix_fadvise(descriptor, start, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 def permanent_code(number: int | None) -> ErrorCode | None:
-    """Our code for an error of the system that trying again does not cure; None for others."""
+    """Return our code for a system error number that no retry cures; None for other numbers."""
     return _CODES.get(number or 0)
 
 
 def is_refusal(error: OSError) -> bool:
-    """Whether a file system says that it does not have a call, so that another may do."""
+    """Return whether an error means that the file system does not support a call."""
     return error.errno not in _FAULTS
 
 
 def allow_group(descriptor: int, mode: int) -> None:
-    """Add permissions to an open file or folder of ours, where the file system has any."""
+    """Add mode bits to an open file or folder of this user, if the file system has modes."""
     now = os.fstat(descriptor).st_mode
     if now & mode != mode:
         try:
@@ -121,7 +127,7 @@ def allow_group(descriptor: int, mode: int) -> None:
 
 
 def sync_names(descriptor: int) -> bool:
-    """Make the names in an open folder durable; False if the file system cannot do that."""
+    """Make the names in an open folder durable; return False if the file system cannot."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -132,7 +138,12 @@ def sync_names(descriptor: int) -> bool:
 
 
 def fsync_folder(folder: str | Path, dir_fd: int | None = None) -> bool:
-    """`sync_names` of a folder by its path, which may be relative to an open folder."""
+    """Make the names in a folder durable; return False if the file system cannot.
+
+    Args:
+        folder: Path of the folder.
+        dir_fd: Descriptor of an open folder that `folder` is relative to.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
     try:
         return sync_names(descriptor)
@@ -142,13 +153,13 @@ def fsync_folder(folder: str | Path, dir_fd: int | None = None) -> bool:
 
 @contextmanager
 def storage_errors(what: str) -> Iterator[None]:
-    """Turn the system's errors into ours.
+    """Turn `OSError` in a ``with`` block into `StoreError`.
 
     Args:
-        what: What was tried, for the message.
+        what: The failed action, for the message, such as "cannot read packs/a".
 
     Raises:
-        StoreError: It failed.
+        StoreError: The block raised an `OSError`.
     """
     try:
         yield

@@ -1,8 +1,8 @@
-"""Folders held open: what is reached through one lies below it, whatever links appear meanwhile.
+"""Folders held open, so that no symbolic link can lead out of them.
 
-The system follows a path anew at every use, and between two uses another process can put a link in
-place of a folder. An open folder stays the same folder. Names below it are followed one by one, and
-none of these steps follows a symbolic link.
+The system resolves a path again at every use, and between two uses another process can replace a
+folder by a link. An open folder stays the same folder. Paths below it are resolved one name at a
+time, and no step follows a symbolic link.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FLAGS = os.O_RDONLY | os.O_DIRECTORY
-_NOT_A_FOLDER = (errno.ENOTDIR, errno.ELOOP, errno.EMLINK)  # systems differ in what a link gives
+_NOT_A_FOLDER = (errno.ENOTDIR, errno.ELOOP, errno.EMLINK)  # systems differ in the error of links
 
 
 class Folder(Closing):
-    """A folder held open; use it as a context manager or `close` it.
+    """An open folder. Use it as a context manager, or `close` it.
 
     Attributes:
-        path: Where it was found, for messages.
-        descriptor: What calls of `os` take as ``dir_fd``, together with a single name.
+        path: Path at which the folder was opened, for messages.
+        descriptor: Descriptor of the folder. Pass it to calls of `os` as ``dir_fd``, together with
+            a single name.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -38,15 +39,15 @@ class Folder(Closing):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a folder. Links on the way to it are followed: they are the caller's choice."""
+        """Open a folder. Links in `path` are followed, because the caller chose the path."""
         return cls(path, os.open(path, _FLAGS))
 
     def below(self, names: Iterable[str] = (), *, create: bool = False) -> Folder:
-        """Open a folder below this one, or this one again. At most two are open on the way.
+        """Open a folder below this one, or this one again. Opens at most two at the same time.
 
         Args:
-            names: The way to it, a name for each step.
-            create: Make the folders that are missing.
+            names: The names on the path from this folder to the other, in order.
+            create: Create missing folders.
 
         Raises:
             FileNotFoundError: A folder is missing.
@@ -61,11 +62,11 @@ class Folder(Closing):
         return folder
 
     def enter(self, name: str) -> Folder:
-        """Open one of its folders.
+        """Open a folder directly in this one.
 
         Raises:
-            FileNotFoundError: It is not there.
-            InvalidInputError: It is a link or not a folder.
+            FileNotFoundError: The folder does not exist.
+            InvalidInputError: The name is that of a link, or of something else than a folder.
         """
         try:
             descriptor = os.open(name, _FLAGS | os.O_NOFOLLOW, dir_fd=self.descriptor)
@@ -76,29 +77,29 @@ class Folder(Closing):
         return Folder(self.path / name, descriptor)
 
     def make(self, name: str) -> None:
-        """Make a folder in it, unless something of that name is there."""
+        """Create a folder in this one, unless the name is taken."""
         with suppress(FileExistsError):
             os.mkdir(name, dir_fd=self.descriptor)
 
     def status(self, name: str) -> os.stat_result | None:
-        """What lies in it under this name, a link itself and not its target; None if nothing."""
+        """Return the status of a name in this folder, without following a link; None if free."""
         try:
             return os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def sync(self) -> None:
-        """Make its names durable, where the file system can do that for a folder."""
+        """Make the names in this folder durable, if the file system can do that."""
         sync_names(self.descriptor)
 
     def close(self) -> None:
-        """Release it."""
+        """Close the folder's descriptor."""
         os.close(self.descriptor)
 
 
 def in_the_way(path: Path, wanted: str) -> InvalidInputError:
-    """The error for a path that is taken by something else than what must be there."""
+    """Return the error for a path at which something else than `wanted` exists."""
     return InvalidInputError(
         ErrorCode.BAD_PATH,
-        f"{path} is in the way: {wanted} must be there. Move it, or check out elsewhere",
+        f"{path} is in the way of {wanted}: move it, or check out to another directory",
     )

@@ -1,11 +1,12 @@
-"""Handles work in the process that made them, until they are closed.
+"""Handles: objects that work only in the process that made them, until they are closed.
 
-A forked child has none of its parent's threads, and a copy of every lock as it was at that moment,
-held or not. A handle that is used there would wait forever or lose what it is given, so it raises
-at once. No handle is pickled either: it is the threads, locks and connections of one process.
+A forked child has none of its parent's threads, and copies of all locks in the state of that
+moment, held or not. There, a handle would wait forever or lose data, so every use raises an error
+at once. Handles cannot be pickled either, because they consist of threads, locks and connections
+of one process.
 
-A closed handle has no threads either. Every use of it raises the same error, so that a thread that
-still works with it can tell that it is to end.
+Every use of a closed handle raises the same error, so a thread that still uses it knows that it
+must end.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ _GUARDED = ("__enter__", "__getitem__")
 
 
 class Handle:
-    """A base of handles: public methods and properties work in one process, until `close`.
+    """Base class of handles: public methods and properties work in one process, until `close`.
 
-    To close a handle again does nothing more.
+    Subclasses need no code for that: their methods are wrapped when the class is defined. `close`
+    may be called again.
 
     Attributes:
-        usable_anywhere: Names of public members that work in every process, and always.
+        usable_anywhere: Names of public members that work in every process, also after `close`.
         usable_closed: Names of public properties that can still be read after `close`.
     """
 
@@ -37,16 +39,16 @@ class Handle:
     usable_closed: ClassVar[frozenset[str]] = frozenset()
     _process: int
     _closed = False
-    _below: Handle | None = None  # the handle that it works on; is closed with that one
+    _below: Handle | None = None  # the handle that this one works on, and is closed with
 
     def __new__(cls, *args: object, **options: object) -> Self:
-        """Note the process."""
+        """Record the process that makes the handle."""
         handle = super().__new__(cls)
         handle._process = os.getpid()
         return handle
 
     def __init_subclass__(cls) -> None:
-        """Guard what the class defines."""
+        """Wrap the public members that the class defines, so that they check the handle."""
         super().__init_subclass__()
         for name, member in _members(cls).items():
             if name == "__exit__":
@@ -58,8 +60,8 @@ class Handle:
                 setattr(cls, name, _guarded_member(member, checks))
 
     def _how_to_reopen(self) -> str:
-        """What to do instead, for error messages."""
-        return "make another one"
+        """Return what the user must do to get a usable handle, for error messages."""
+        return "create another one"
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied.
@@ -75,21 +77,21 @@ class Handle:
 
 
 def _members(cls: type[Handle]) -> dict[str, Any]:
-    """What a class defines; the block of `Closing` counts as its own."""
+    """Return the members that a class defines, and `__enter__` and `__exit__` of `Closing`."""
     block = vars(Closing) if Closing in cls.__bases__ else {}
     return {name: block[name] for name in ("__enter__", "__exit__") if name in block} | vars(cls)
 
 
 def belongs_here(handle: Handle) -> bool:
-    """Whether this process made the handle."""
+    """Return whether this process made the handle."""
     return handle._process == os.getpid()
 
 
 def check_process(handle: Handle) -> None:
-    """Refuse a handle of another process.
+    """Make sure that this process made the handle.
 
     Raises:
-        WrongProcessError: It was made in another process.
+        WrongProcessError: Another process made it.
     """
     if not belongs_here(handle):
         raise WrongProcessError(
@@ -100,15 +102,15 @@ def check_process(handle: Handle) -> None:
 
 
 def is_closed(handle: Handle) -> bool:
-    """Whether the handle, or one that it works on, was closed."""
+    """Return whether the handle, or one that it works on, was closed."""
     return handle._closed or (handle._below is not None and is_closed(handle._below))
 
 
 def check_open(handle: Handle) -> None:
-    """Refuse a handle that was closed.
+    """Make sure that the handle is not closed.
 
     Raises:
-        ClosedError: It was closed, or the handle that it works on.
+        ClosedError: The handle, or one that it works on, was closed.
     """
     if is_closed(handle):
         what = "was closed" if handle._closed else "works on a store that was closed"
@@ -154,7 +156,7 @@ def _guarded_exit(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def leave(self: Handle, kind: Any, error: Any, traceback: Any) -> Any:
         if error is not None and not belongs_here(self):
-            return None  # a child on its way out of its parent's block
+            return None  # a forked child leaves its parent's block, and keeps its own error
         check_process(self)
         return method(self, kind, error, traceback)
 

@@ -1,9 +1,9 @@
-"""A private folder for files in the making, beside the place where they will go.
+"""A temporary folder for unfinished files, in the folder that they are meant for.
 
-A file is written here and then renamed (or linked) to its final name, so that nobody ever sees
-half of it. What a killed process left behind is swept by the next one: a folder whose lock is free
-has no owner any more. Where the file system has no locks, the folder's name says that it has none,
-and it is swept once nothing in it has changed for a week.
+A file is written there and then renamed (or linked) to its final name, so that readers never see a
+part of it. The next process deletes folders that killed processes left: if a folder's lock is
+free, its owner has ended. On a file system without locks, the folder's name says that it has no
+lock, and the folder is deleted once nothing in it has changed for a week.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ _WEEK = 7 * 24 * 3600  # seconds
 
 
 class Staging(Closing):
-    """A temporary folder inside `parent`; use it as a context manager or `close` it.
+    """A temporary folder inside `parent`. Use it as a context manager, or `close` it.
 
-    It is locked where the file system has locks.
+    It is locked if the file system has locks.
+
+    Args:
+        parent: The folder to create it in. Abandoned temporary folders there are deleted first.
 
     Attributes:
-        folder: Its path.
-        descriptor: The folder itself, open. Who cannot trust the path uses it as ``dir_fd``.
+        folder: Path of the temporary folder.
+        descriptor: Descriptor of the folder. Pass it as ``dir_fd`` if its path may change.
     """
 
     def __init__(self, parent: Path | Folder) -> None:
@@ -54,19 +57,19 @@ class Staging(Closing):
 
     @property
     def is_ours(self) -> bool:
-        """Whether this very process made it, and not the one that it was forked from."""
+        """Whether this process made the folder, and not a process that it was forked from."""
         return os.getpid() == self._owner
 
     def new_name(self) -> str:
-        """A name in the folder that nothing has used yet."""
+        """Return a name in the folder that was not returned before."""
         return str(next(self._numbers))
 
     def new_path(self) -> Path:
-        """The path of a new name."""
+        """Return the path of a `new_name`."""
         return self.folder / self.new_name()
 
     def close(self) -> None:
-        """Remove the folder and all that is still in it; a forked child leaves it alone."""
+        """Delete the folder with its content. Does nothing in a forked child."""
         if not self.is_ours:
             return
         _remove(self._parent, self.folder.name)
@@ -75,10 +78,11 @@ class Staging(Closing):
 
 
 def sweep(parent: Path | Folder) -> None:
-    """Remove the folders that killed processes left in `parent`."""
+    """Delete the temporary folders that killed processes left in `parent`."""
     with _opened(parent) as folder:
         for name in os.listdir(folder.descriptor):
-            with contextlib.suppress(OSError, InvalidInputError):  # what resists is left alone
+            # A folder that cannot be deleted stays.
+            with contextlib.suppress(OSError, InvalidInputError):
                 if name.startswith(UNLOCKED):
                     if _is_abandoned(folder, name):
                         _remove(folder, name)
@@ -90,7 +94,7 @@ def sweep(parent: Path | Folder) -> None:
 
 
 def _is_abandoned(parent: Folder, name: str) -> bool:
-    """Whether nothing in a folder has changed for so long that nobody is at work there."""
+    """Return whether nothing in a folder has changed for a week, so that its owner has ended."""
     with parent.enter(name) as folder, os.scandir(folder.descriptor) as entries:
         times = [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
         times.append(os.fstat(folder.descriptor).st_mtime)
@@ -98,7 +102,11 @@ def _is_abandoned(parent: Folder, name: str) -> bool:
 
 
 def _make(parent: Folder) -> tuple[Path, int]:
-    """A new folder, open and locked, or named as one that has no lock."""
+    """Create a folder with a lock, or with a name that says that it has none.
+
+    Returns:
+        Its path, and its descriptor, which holds the lock.
+    """
     while True:
         name = f"{PREFIX}{secrets.token_hex(8)}"
         os.mkdir(name, dir_fd=parent.descriptor)
@@ -109,7 +117,7 @@ def _make(parent: Folder) -> tuple[Path, int]:
             if error.errno != errno.ENOLCK and not is_refusal(error):
                 raise
             return _make_unlocked(parent)
-        if lock is not None:  # else a sweeper was faster than our lock
+        if lock is not None:  # otherwise a sweep deleted the folder before it was locked
             return parent.path / name, lock
 
 
@@ -129,11 +137,11 @@ def _remove(parent: Folder, name: str) -> None:
 
 
 def _lock(parent: Folder, name: str) -> int | None:
-    """Lock a folder; None if somebody else has it or removes it meanwhile.
+    """Lock a folder, and return its descriptor; None if another process locked or deleted it.
 
     Raises:
-        OSError: This file system has no locks, the process no descriptors left, or the name is
-            that of something else than a folder.
+        OSError: The file system has no locks, the process has no descriptors left, or the name is
+            not that of a folder.
     """
     try:
         descriptor = os.open(

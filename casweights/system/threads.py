@@ -1,4 +1,4 @@
-"""Work on many threads with bounded work in flight. Everything heavy here releases the GIL."""
+"""Thread pools with a bounded number of unfinished tasks. All heavy tasks release the GIL."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-_REOPEN = "open the store again"  # pools end with the store that they work for
+_REOPEN = "open the store again"  # a pool is closed together with its store
 
 
 def default_workers() -> int:
-    """The processors that this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 class Threads(Handle, Closing):
-    """A pool of threads, started when there is work for them.
+    """A pool of threads that start when they are needed, and end with the program.
 
-    Those of `concurrent.futures` take no more work once the main thread has ended, though a thread
-    beside it may still have versions to write, and make the end of the program wait for calls that
-    hang. These work on for as long as the program runs, and no longer.
+    Pools of `concurrent.futures` accept no work after the main thread has ended, although another
+    thread may still have versions to write. They also delay the end of the program until hanging
+    calls return. This pool does neither.
 
     Args:
-        count: The most threads.
-        name: What their names begin with.
+        count: Maximum number of threads.
+        name: Prefix of the threads' names.
     """
 
     def __init__(self, count: int, name: str) -> None:
@@ -49,7 +49,8 @@ class Threads(Handle, Closing):
         self._idle = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        # Threads know the queue and not the pool, so that they end with a pool that nobody has.
+        # Threads refer to the queue and not to the pool, so that a pool without references is
+        # finalized and its threads end.
         self._end = weakref.finalize(self, self._tasks.put, None)
         self._end.atexit = False
 
@@ -57,7 +58,7 @@ class Threads(Handle, Closing):
         return _REOPEN
 
     def submit(self, function: Callable[..., R], *args: Any) -> Future[R]:
-        """Have a function called on one of the threads."""
+        """Call a function on one of the threads, and return the future of its result."""
         future: Future[R] = Future()
         with self._lock:
             check_open(self)
@@ -77,7 +78,7 @@ class Threads(Handle, Closing):
         self._threads.append(thread)
 
     def close(self) -> None:
-        """Finish all that was submitted, and end the threads."""
+        """Finish all submitted tasks, and end the threads."""
         with self._lock:
             self._end()
         for thread in self._threads:
@@ -87,7 +88,7 @@ class Threads(Handle, Closing):
 def _work(tasks: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
     while (task := tasks.get()) is not None:
         task()
-        del task  # what it refers to need not wait for the next one
+        del task  # free the objects that it refers to before the next task arrives
         idle.release()
     tasks.put(None)  # for the next thread
 
@@ -97,15 +98,20 @@ def _run(future: Future[R], function: Callable[[], R]) -> None:
         return
     try:
         result = function()
-    except BaseException as error:  # it is raised where the result is asked for
+    except BaseException as error:  # `Future.result` raises it
         future.set_exception(error)
-        del future  # or the error's traceback would keep the error
+        del future  # otherwise the error's traceback refers to the future, and that to the error
     else:
         future.set_result(result)
 
 
 class Workers(Handle, Closing):
-    """A pool of threads that maps in order and never runs far ahead of its consumer."""
+    """A pool of threads with a `map` that keeps the order and bounds the work ahead.
+
+    Args:
+        count: Number of threads.
+        name: Prefix of the threads' names.
+    """
 
     def __init__(self, count: int, name: str = "casweights") -> None:
         self.count = count
@@ -115,7 +121,10 @@ class Workers(Handle, Closing):
         return _REOPEN
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Like the built-in, on all threads, with at most two items a thread in flight."""
+        """Yield the results of `function` for each item, in order.
+
+        Runs on all threads, at most two items per thread ahead of the consumer.
+        """
         pending: deque[Future[R]] = deque()
         try:
             for item in items:
@@ -130,12 +139,18 @@ class Workers(Handle, Closing):
             wait(pending)
 
     def close(self) -> None:
-        """End the threads; work in flight is finished first."""
+        """Finish the running tasks, and end the threads."""
         self._threads.close()
 
 
 class Once(Generic[R]):
-    """Calls a function when its result is first asked for, and never again."""
+    """Calls a function at the first use, and returns the same result from then on.
+
+    Threads that use it during that call wait for the result.
+
+    Args:
+        function: Function that computes the result.
+    """
 
     def __init__(self, function: Callable[[], R]) -> None:
         self._function = function
@@ -143,7 +158,7 @@ class Once(Generic[R]):
         self._results: list[R] = []
 
     def __call__(self) -> R:
-        """The result; raises what the function raises, and calls it again the next time."""
+        """Return the result. If the function raises, the next use calls it again."""
         with self._lock:
             if not self._results:
                 self._results.append(self._function())
@@ -151,11 +166,11 @@ class Once(Generic[R]):
 
 
 class Recent(Generic[R]):
-    """Makes things by name, one at a time, and keeps the last few of them.
+    """Creates values by name, one at a time, and keeps the latest of them.
 
     Args:
-        make: Makes one.
-        most: How many to keep.
+        make: Function that creates the value of a name.
+        most: Maximum number of values to keep; the oldest is dropped first.
     """
 
     def __init__(self, make: Callable[[str], R], most: int) -> None:
@@ -165,7 +180,7 @@ class Recent(Generic[R]):
         self._kept: OrderedDict[str, R] = OrderedDict()
 
     def __call__(self, name: str) -> R:
-        """The thing of that name."""
+        """Return the value of a name, and create it if it is not kept."""
         with self._lock:
             if name not in self._kept:
                 if len(self._kept) >= self._most:
@@ -175,7 +190,14 @@ class Recent(Generic[R]):
 
 
 class Background(Handle):
-    """Runs tasks on threads of its own; `submit` waits while `limit` of them are unfinished."""
+    """Runs tasks on its own threads, at most `limit` at the same time.
+
+    Call `submit` any number of times, then `finish`, which raises the error of a failed task. Call
+    `close` in any case. One thread uses it.
+
+    Args:
+        limit: Maximum number of unfinished tasks; `submit` waits for a free place.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -183,18 +205,18 @@ class Background(Handle):
         self._pending: deque[Future[None]] = deque()
 
     def submit(self, function: Callable[[], None]) -> None:
-        """Start a task; raises what an earlier one raised."""
+        """Start a task, and raise the error of an earlier task if that has failed."""
         while len(self._pending) >= self._limit:
             self._pending.popleft().result()
         self._pending.append(self._threads.submit(function))
 
     def finish(self) -> None:
-        """Wait for all tasks; raises what the first failed one raised."""
+        """Wait for all tasks, and raise the error of the first that failed."""
         while self._pending:
             self._pending.popleft().result()
 
     def close(self) -> None:
-        """Drop what has not started, wait for the rest."""
+        """Cancel the tasks that have not started, and wait for the others."""
         for future in self._pending:
             future.cancel()
         self._threads.close()

@@ -1,4 +1,5 @@
 """Stores in buckets of the Hugging Face Hub.
 
-`api` and `xet` hold every call into huggingface_hub and hf_xet; the stores build on them.
+`api`, `client` and `xet` contain all calls into huggingface_hub and hf_xet, except for the path of
+the cache. The stores build on them.
 """

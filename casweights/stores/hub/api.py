@@ -1,7 +1,7 @@
 """The Hub's HTTP interface, through huggingface_hub's session, token and conventions.
 
-Requests are sent once: when and how often they are repeated is `RetryStore`'s affair, so that
-there is one budget and not one for each library.
+Each request is sent once. Only `RetryStore` repeats requests, so that one budget of time covers
+all libraries involved.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from casweights.system.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-Line = dict[str, Any]  # an operation of a batch
-_MARGIN = 60.0  # seconds that a grant must still be good for, since transfers take a while
-_PAGE = 1000  # what one request may ask for
+Line = dict[str, Any]  # one operation of a batch
+_MARGIN = 60.0  # seconds; a grant that ends sooner is renewed, since transfers take a while
+_PAGE = 1000  # items that one request may name
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _OS_ERROR = re.compile(r"\(os error (\d{1,4})\)")
 _REFUSED = ("(401 Unauthorized)", "(403 Forbidden)")
-_STREAM_GONE = "(404 Not Found)"  # all that hf_xet's streams tell of bytes that are not there
+_STREAM_GONE = "(404 Not Found)"  # the only sign in errors of hf_xet's streams for missing bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,10 @@ class HubFile:
     """A file of a bucket.
 
     Attributes:
-        path: Its path in the bucket.
-        locator: Where its bytes lie.
-        created: When the Hub registered it, in microseconds since 1970.
+        path: Path of the file in the bucket.
+        locator: Locator of its bytes in Xet storage.
+        created: Time at which the Hub registered the file, in microseconds since 1970; 0 if
+            unknown.
     """
 
     path: str
@@ -54,14 +55,14 @@ class HubFile:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Leave to move bytes in and out of Xet storage.
+    """Permission to upload to or download from Xet storage for a limited time.
 
     Attributes:
-        endpoint: The storage server.
-        token: For that server alone.
-        asked: When it was asked for, in seconds of the monotonic clock.
-        lifetime: Seconds for which it is good from then on.
-        renew_url: Where the next one comes from.
+        endpoint: URL of the storage server.
+        token: Token for that server.
+        asked: Time of the request for the grant, in seconds of the monotonic clock.
+        lifetime: Seconds from that request until the grant ends.
+        renew_url: URL that issues the next grant.
     """
 
     endpoint: str
@@ -72,18 +73,24 @@ class Grant:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until it ends; negative if it has."""
+        """Seconds until the grant ends; negative if it has ended."""
         return self.asked + self.lifetime - time.monotonic()
 
 
 class HubApi:
-    """Requests to the Hub about one bucket, or a repository beside it.
+    """Requests to the Hub about one bucket, or about a repository.
 
     Args:
-        bucket: Its name, as ``"namespace/name"``.
-        endpoint: The Hub; by default huggingface_hub's own.
-        token: A token; by default the one that huggingface_hub finds.
-        timeout: Seconds without an answer after which a request is given up.
+        bucket: Name of the bucket, as ``"namespace/name"``.
+        endpoint: URL of the Hub; by default huggingface_hub's own.
+        token: Access token; by default the one that huggingface_hub finds.
+        timeout: Seconds without an answer after which a request fails.
+
+    Attributes:
+        bucket: Name of the bucket.
+        where: Kind and name of the bucket or repository, for error messages.
+        endpoint: URL of the Hub, without a slash at the end.
+        timeout: Seconds without an answer after which a request fails.
     """
 
     def __init__(
@@ -106,7 +113,7 @@ class HubApi:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every request carries: the token, who asks."""
+        """Headers of every request: the token, and the name and version of this library."""
         from huggingface_hub.utils._headers import build_hf_headers
 
         return build_hf_headers(
@@ -114,11 +121,17 @@ class HubApi:
         )
 
     def request(self, method: Any, url: str, **options: Any) -> Any:
-        """One request; its response if that is a success.
+        """Send one request, and return its response if that is a success.
+
+        Args:
+            method: HTTP method.
+            url: URL to request.
+            options: Options of the session's ``request``; in addition ``accepted``, the status
+                codes of errors to return like a success.
 
         Raises:
-            StoreError: The Hub cannot be reached (``unreachable``), or does not permit it.
-            NotFoundError: There is no such bucket or file.
+            StoreError: The Hub cannot be reached (``unreachable``), or refuses the request.
+            NotFoundError: The bucket or file does not exist.
         """
         from huggingface_hub import get_session, hf_raise_for_status
 
@@ -133,11 +146,11 @@ class HubApi:
         return response
 
     def create_bucket(self) -> None:
-        """Make the bucket, a private one, unless it is there."""
+        """Create the bucket as a private one, unless it exists."""
         self.request("POST", self._url, json={"visibility": "private"}, accepted=(409,))
 
     def files(self, paths: Sequence[str]) -> dict[str, HubFile]:
-        """Those of these files that are there, by path."""
+        """Return the existing ones among these files, by path."""
         found: dict[str, HubFile] = {}
         for n in range(0, len(paths), _PAGE):
             body = {"paths": list(paths[n : n + _PAGE])}
@@ -146,12 +159,12 @@ class HubApi:
         return found
 
     def tree(self, prefix: str) -> Iterator[HubFile]:
-        """All files whose paths begin with `prefix`."""
+        """Yield all files whose paths begin with `prefix`; the Hub may add others."""
         url = f"{self._url}/tree" + (f"/{quote(prefix, safe='')}" if prefix else "")
         return map(_file, self.files_below(url, recursive="true", limit=_PAGE))
 
     def files_below(self, url: str | None, **params: Any) -> Iterator[dict[str, Any]]:
-        """What a listing says of files, page by page."""
+        """Yield the JSON entries of the files in a listing, which is requested page by page."""
         options = {"params": params}
         while url is not None:
             response = self.request("GET", url, **options)
@@ -160,10 +173,10 @@ class HubApi:
             options = {}
 
     def batch(self, operations: Sequence[Line]) -> dict[str, str]:
-        """Carry out operations in order, as `add_line`, `copy_line` and `delete_line` make them.
+        """Carry out operations in order, as `add_line`, `copy_line` and `delete_line` return them.
 
         Returns:
-            What was refused: the error by path.
+            Error messages of the refused operations, by path.
         """
         refused: dict[str, str] = {}
         for n in range(0, len(operations), _PAGE):
@@ -179,16 +192,22 @@ class HubApi:
         return refused
 
     def read(self, path: str, limit: int) -> bytes:
-        """A whole file of at most `limit` bytes, without knowing where its bytes lie.
+        """Return a whole file of at most `limit` bytes, by its path and without a locator.
 
         Raises:
-            IntegrityError: It is larger.
+            NotFoundError: The file does not exist.
+            IntegrityError: The file is larger.
         """
         url = f"{self.endpoint}/buckets/{self.bucket}/resolve/{quote(path)}"
         return self.read_url(url, path, limit)
 
     def read_url(self, url: str, name: str, limit: int) -> bytes:
-        """The same for any file of the Hub; `name` is for the errors."""
+        """Return a whole file of the Hub by its URL; `name` stands for it in errors.
+
+        Raises:
+            NotFoundError: The file does not exist.
+            IntegrityError: The file is larger than `limit` bytes.
+        """
         from huggingface_hub import get_session, hf_raise_for_status
 
         headers = {**self.headers, "Accept-Encoding": "identity"}
@@ -207,7 +226,7 @@ class HubApi:
         return bytes(data)
 
     def grant(self, kind: str) -> Grant:
-        """Leave to ``"read"`` or ``"write"``, for as long as it lasts the same one."""
+        """Return a grant to ``"read"`` or ``"write"``. The same one is returned until it ends."""
         with self._lock:
             known = self._grants.get(kind)
             if known is None or known.seconds_left < _MARGIN:
@@ -222,15 +241,16 @@ class HubApi:
         return Grant(answer["casUrl"], answer["accessToken"], asked, lifetime, url)
 
     def forget(self, grant: Grant) -> None:
-        """Ask for another grant next time, because the storage has refused this one."""
+        """Drop a grant that the storage has refused, so that `grant` requests another one."""
         with self._lock:
             self._grants = {k: known for k, known in self._grants.items() if known is not grant}
 
 
 def _server_time(response: Any) -> float:
-    """When the server answered, by the clock that its grants end by, in seconds since 1970.
+    """Return the time of a response by the server's clock, in seconds since 1970.
 
-    This machine's clock may be wrong; it only counts if the answer has no date.
+    Grants end by that clock. This machine's clock may be wrong, so it is used only if the response
+    has no date.
     """
     try:
         return parsedate_to_datetime(response.headers["Date"]).timestamp()
@@ -239,13 +259,13 @@ def _server_time(response: Any) -> float:
 
 
 def add_line(path: str, locator: XetLocator) -> Line:
-    """The operation that gives uploaded bytes a path."""
+    """Return the operation that gives uploaded bytes a path."""
     mtime = time.time_ns() // 1_000_000
     return {"type": "addFile", "path": path, "xetHash": locator.hash, "mtime": mtime}
 
 
 def copy_line(path: str, locator: XetLocator, source_bucket: str) -> Line:
-    """The operation that gives bytes of another bucket a path in this one."""
+    """Return the operation that gives bytes of another bucket a path in this one."""
     return {
         **add_line(path, locator),
         "type": "copyFile",
@@ -255,7 +275,7 @@ def copy_line(path: str, locator: XetLocator, source_bucket: str) -> Line:
 
 
 def delete_line(path: str) -> Line:
-    """The operation that removes a path."""
+    """Return the operation that deletes a path."""
     return {"type": "deleteFile", "path": path}
 
 
@@ -268,11 +288,11 @@ def _file(item: dict[str, Any]) -> HubFile:
 
 @contextmanager
 def hub_errors(where: str, name: str = "") -> Iterator[None]:
-    """Turn the errors of huggingface_hub and hf_xet into ours.
+    """Turn errors of huggingface_hub and hf_xet in a ``with`` block into ours.
 
     Args:
-        where: The bucket or repository, for the message.
-        name: The file that was asked for, if one was.
+        where: Kind and name of the bucket or repository, for the message.
+        name: Name of the requested object, if there is one.
     """
     try:
         yield
@@ -298,26 +318,26 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
     if isinstance(error, OfflineModeIsEnabled):
         return StoreError(
             ErrorCode.OFFLINE,
-            f"{where} of the Hub was not asked, because huggingface_hub is in offline mode: unset "
-            "HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to use it",
+            f"{where} of the Hub was not accessed, because huggingface_hub is in offline mode: "
+            "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE to use it",
         )
     if (local := _local_fault(error, text)) is not None:
         return StoreError(
             local,
             f"the client of the Hub cannot write its own files on this machine: {text}. Set "
-            "HF_HOME or TMPDIR to a folder with room that you may write to",
+            "HF_HOME or TMPDIR to a folder that you may write to and that has free space",
         )
     if status in (401, 403) or isinstance(error, PermissionError) or is_refused(error):
         return StoreError(
             ErrorCode.NO_PERMISSION,
-            f"{where} of the Hub does not permit it: log in with `hf auth login`, or set "
-            f"HF_TOKEN to a token that may read it, and for some commands write to it ({text})",
+            f"{where} of the Hub does not permit this request: log in with `hf auth login`, or set "
+            f"HF_TOKEN to a token with read access, or write access if you write ({text})",
         )
     if isinstance(error, RepositoryNotFoundError | BucketNotFoundError):
         return NotFoundError(
             ErrorCode.STORE_NOT_FOUND,
-            f"the Hub has no {where}, or your token may not see it: `casweights init` makes one, "
-            "`hf auth whoami` says who you are",
+            f"the Hub has no {where}, or your token may not see it: create it with `casweights "
+            "init`, or check with `hf auth whoami` who you are logged in as",
         )
     is_gone = isinstance(error, ConnectionError) and _STREAM_GONE in text
     if isinstance(error, object_error) or is_gone or status in (404, 416):
@@ -330,30 +350,30 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
 
 
 def is_refused(error: Exception) -> bool:
-    """Whether the storage did not accept a grant. hf_xet may say so in the text alone."""
-    is_told = isinstance(error, ConnectionError) and any(code in str(error) for code in _REFUSED)
-    return is_told or isinstance(error, xet().XetAuthenticationError)
+    """Return whether the storage refused a grant. Some errors of hf_xet only say so in the text."""
+    is_quoted = isinstance(error, ConnectionError) and any(code in str(error) for code in _REFUSED)
+    return is_quoted or isinstance(error, xet().XetAuthenticationError)
 
 
 def _local_fault(error: Exception, text: str) -> ErrorCode | None:
-    """What this machine's own disk has refused, if that is what is wrong: it will not pass.
+    """Return our code for an error of this machine's own disk, which no retry cures; else None.
 
-    hf_xet tells the code in the text alone.
+    hf_xet states the system's error number only in the text.
     """
     if not isinstance(error, OSError | RuntimeError):
         return None
-    told = _OS_ERROR.search(text)
-    number = int(told[1]) if told else getattr(error, "errno", None)
+    quoted = _OS_ERROR.search(text)
+    number = int(quoted[1]) if quoted else getattr(error, "errno", None)
     return permanent_code(number)
 
 
 def unreachable(where: str, why: str) -> StoreError:
-    """The error for what may go well when tried again."""
+    """Return the error for a failure that a retry may cure."""
     return StoreError(ErrorCode.UNREACHABLE, f"{where} of the Hub cannot be reached: {why}")
 
 
 def _http_library() -> Any:
-    """The flavour of httpx that this huggingface_hub is built on."""
+    """Return the module of the HTTP client that huggingface_hub uses: httpx or a variant of it."""
     from huggingface_hub import get_session
 
     return import_module(type(get_session()).__module__.partition(".")[0])

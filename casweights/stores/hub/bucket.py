@@ -1,4 +1,4 @@
-"""The folder of a bucket that a store lies in: from names of objects to files, and back."""
+"""The folder of a bucket that contains a store: maps names of objects to files, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from casweights.stores.hub.api import HubApi, HubFile, Line
     from casweights.stores.hub.locators import XetLocator
 
-_ATTEMPTS = 3  # times that a line of a batch is sent before the Hub's refusal counts
+_ATTEMPTS = 3  # requests for one operation before the Hub's refusal of it is final
 
 
 class BucketFolder:
@@ -23,35 +23,35 @@ class BucketFolder:
 
     Args:
         api: Requests about the bucket.
-        prefix: The folder; empty for the whole bucket.
+        prefix: Path of the folder; empty for the whole bucket.
 
     Attributes:
-        api: As above.
-        known: What is known of where their bytes lie.
+        api: Requests about the bucket.
+        known: Known locators of the files' bytes, by name of the object.
     """
 
     def __init__(self, api: HubApi, prefix: str) -> None:
         self.api = api
         self.known = KnownLocators()
         self._root = f"{check_name(prefix)}/" if prefix else ""
-        # Objects that must stay, as they were seen first; None until the Hub was asked once.
+        # Objects that must not change, with their first locator; None until the first look-up.
         self._required: dict[str, XetLocator | None] = {}
 
     @property
     def url(self) -> str:
-        """``hf://buckets/namespace/name/prefix``."""
+        """URL of the folder, ``hf://buckets/namespace/name/prefix``."""
         return f"hf://buckets/{self.api.bucket}/{self._root}".rstrip("/")
 
     def path(self, name: str) -> str:
-        """The file of an object.
+        """Return the path of an object's file in the bucket.
 
         Raises:
-            InvalidInputError: No object can have this name.
+            InvalidInputError: The name is not valid.
         """
         return self._root + check_name(name)
 
     def list(self, prefix: str) -> list[ObjectInfo]:
-        """The objects whose names begin with `prefix`."""
+        """Return the objects whose names begin with `prefix`, ordered by name."""
         start = self._root + prefix
         files = [file for file in self.api.tree(start) if file.path.startswith(start)]
         self._confirm(files)
@@ -62,10 +62,10 @@ class BucketFolder:
         return sorted(infos, key=lambda info: info.name)
 
     def locate(self, name: str) -> XetLocator:
-        """Where an object's bytes lie. The Hub is asked only if nothing is known.
+        """Return the locator of an object. Sends a request only if it is not known.
 
         Raises:
-            NotFoundError: There is no such object.
+            NotFoundError: The object does not exist.
         """
         known = self.known.get(name)
         if known is None:
@@ -75,7 +75,7 @@ class BucketFolder:
         return known
 
     def look_up(self, names: Sequence[str]) -> dict[str, XetLocator]:
-        """Locators of those of these objects that are there, as the Hub knows them now."""
+        """Request the current locators of objects from the Hub; leaves out missing objects."""
         if not names:
             return {}
         files = self.api.files([self.path(name) for name in names])
@@ -87,19 +87,22 @@ class BucketFolder:
         return found
 
     def require(self, name: str) -> None:
-        """See `ObjectStore.require`. Checked wherever the Hub is asked before a write anyway."""
+        """Make `look_up_to_write` require that this object exists and stays the same.
+
+        Sends no request: the check is part of the look-ups before a write.
+        """
         self._required.setdefault(name, None)
 
     @property
     def is_checked(self) -> bool:
-        """Whether all that is required was seen once."""
+        """Whether every required object was found at least once."""
         return all(self._required.values())
 
     def look_up_to_write(self, names: Sequence[str]) -> dict[str, XetLocator]:
-        """`look_up`, with a check of what is required.
+        """Look up objects that a writer is about to create, and check the required objects.
 
         Raises:
-            NotFoundError: What is required is not there, or is that of another store.
+            NotFoundError: A required object is missing, or has changed.
         """
         there = self.look_up([*names, *self._required])
         for name, before in self._required.items():
@@ -107,24 +110,24 @@ class BucketFolder:
                 raise NotFoundError(
                     ErrorCode.STORE_NOT_FOUND,
                     f"the store at {self.url} has disappeared since it was opened: "
-                    f"{name} is {'not there' if name not in there else 'that of another store'}. "
+                    f"{name} {'is missing' if name not in there else 'belongs to another store'}. "
                     "Nothing more is written to it",
                 )
             self._required[name] = there[name]
         return there
 
     def create(self, lines: dict[str, Line], names: Sequence[str]) -> None:
-        """Name objects, in order.
+        """Give objects their paths, in order.
 
-        If the Hub refuses one again and again, those behind it are taken back.
+        If the Hub refuses one object three times, the objects after it are deleted again.
 
         Args:
-            lines: What to send for each object.
+            lines: Operation to send for each object, by name.
             names: All objects that this writer creates, in order: those of `lines`, and those that
                 an earlier attempt has named.
 
         Raises:
-            StoreError: The Hub refused one.
+            StoreError: The Hub refused an object.
         """
         pending = {self.path(name): line for name, line in lines.items()}
         paths = [self.path(name) for name in names]
@@ -137,15 +140,15 @@ class BucketFolder:
             self.api.batch([delete_line(path) for path in behind if path not in pending])
             raise StoreError(
                 ErrorCode.IO_FAILED,
-                f"the Hub refused {len(pending)} of {len(paths)} objects of a batch, the first "
-                f"is {first}: {refused[first]}. What was to follow it was taken back",
+                f"the Hub refused {len(pending)} of {len(paths)} objects of a batch, first "
+                f"{first}: {refused[first]}. The objects after it were deleted again",
             )
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete objects, in order. A refusal is fine if the object is not there.
+        """Delete objects, in order. A refusal is ignored if the object does not exist.
 
         Raises:
-            StoreError: The Hub refused to delete one that is there.
+            StoreError: The Hub refused to delete an object that exists.
         """
         pending = [self.path(name) for name in names]
         for _ in range(_ATTEMPTS):
@@ -162,5 +165,5 @@ class BucketFolder:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the Hub was reached and does not do what it is asked for."""
+    """Return whether the Hub was reached and refused a request."""
     return isinstance(error, StoreError) and error.code is ErrorCode.IO_FAILED

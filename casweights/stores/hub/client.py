@@ -1,7 +1,8 @@
-"""hf_xet, with a place for its own files that can be written to.
+"""Imports hf_xet, with a writable folder for its own files.
 
-It keeps a log and notes on what it uploads, by default in huggingface_hub's cache. These are aids:
-where that cache cannot be written to, they go to a temporary folder of this process.
+hf_xet keeps a log and records of its uploads, by default in huggingface_hub's cache. It can work
+without old records, so if that cache is not writable, they go to a temporary folder of this
+process.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from contextlib import suppress
 from functools import cache
 from typing import Any
 
-_ROOM = bytes(64 << 10)  # less than what it writes, so a folder without this much is full
+_ROOM = bytes(64 << 10)  # test data, less than hf_xet writes: a disk without this room is full
 
 
 @cache
 def xet() -> Any:
-    """The module. Import it nowhere else: where it logs to is settled when it is imported."""
+    """Return the module hf_xet.
+
+    Do not import it elsewhere: it chooses its log folder at import, so that folder must be set
+    before.
+    """
     from huggingface_hub import constants
 
     if not _can_be_written(constants.HF_XET_CACHE):
         with suppress(OSError):
-            # The environment is the only way to tell it. Processes that this one starts do not get
-            # the variable, because they must not use a folder that goes with this process.
+            # hf_xet reads the folder only from the environment. `putenv` leaves `os.environ` as it
+            # is, so child processes do not inherit a folder that is deleted with this process.
             os.putenv("HF_XET_CACHE", _temporary_folder())
     import hf_xet
 

@@ -1,4 +1,4 @@
-"""Refs in a git repository of the Hub, whose commits are compare-and-swap."""
+"""A store for refs in a git repository of the Hub, where a commit is a compare-and-swap."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
 
     from casweights.system.buffers import Buffer
 
-_ATTEMPTS = 10  # commits on top of a head that others keep moving
-_FIRST_DELAY, _MAX_DELAY = 0.2, 5.0  # seconds; the head that is read may lag behind
-_MAX_FILE = 16 << 20  # bytes; refs have some hundred, and a hostile repository may have any number
+_ATTEMPTS = 10  # commits of one change, each on the then newest head
+_FIRST_DELAY, _MAX_DELAY = 0.2, 5.0  # seconds; reads of the head may lag behind
+_MAX_FILE = 16 << 20  # bytes; refs have a few hundred, but a hostile repository may have any number
 _REPOSITORY = re.compile(
     r"(models|datasets)/([A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)"
 )
 _TIE = "store.json"
-_MAX_TIE = 4096  # bytes; ours has some hundred
+_MAX_TIE = 4096  # bytes; ours has a few hundred
 
 
 class GitRefStore(ObjectStore):
-    """Small objects as files of a repository. Each change is a commit on top of the one it saw.
+    """Small objects as files of a repository. Each change is a commit on the head it was based on.
 
-    They lie in a folder that is called like the store's ID. A file in it, the *tie*, names the
-    store whose refs these are. It was written by somebody who may write to the repository, and
-    before it was read and found to be right, nothing else is read or written: who names this
-    repository, in the store's ``casweights.json``, may be anybody.
+    The files are in a folder named after the store's ID. A file in it, the *tie*, names the store
+    that these refs belong to. Any writer of the store can make ``casweights.json`` name this
+    repository, but only users with write access to the repository can write the tie. So the tie
+    is read and compared before any other file is read or written.
 
     Args:
-        where: The repository, as ``"datasets/namespace/name"``.
-        store: The store, as ``"hf://buckets/namespace/name/prefix"``.
-        store_id: Its ID.
-        endpoint: The Hub; by default huggingface_hub's own (``HF_ENDPOINT``).
-        token: A token; by default the one that huggingface_hub finds.
-        timeout: Seconds without an answer after which a request is given up.
+        where: Name of the repository, as ``"datasets/namespace/name"``.
+        store: URL of the store, as ``"hf://buckets/namespace/name/prefix"``.
+        store_id: ID of the store.
+        endpoint: URL of the Hub; by default huggingface_hub's own (``HF_ENDPOINT``).
+        token: Access token; by default the one that huggingface_hub finds.
+        timeout: Seconds without an answer after which a request fails.
     """
 
     capabilities = Capabilities(exclusive_create=True, listing_lags=True, cheap_reads=False)
@@ -75,7 +75,8 @@ class GitRefStore(ObjectStore):
         if match is None or ".." in where:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                f"{where!r} is no repository for refs: give datasets/NAMESPACE/NAME",
+                f"{where!r} is no repository for refs: give datasets/NAMESPACE/NAME or "
+                "models/NAMESPACE/NAME",
             )
         self._kind, self._repo = match.groups()
         self._root = check_name(store_id) + "/"
@@ -90,11 +91,11 @@ class GitRefStore(ObjectStore):
 
     @property
     def url(self) -> str:
-        """``hf://datasets/namespace/name``."""
+        """URL of the repository, ``hf://datasets/namespace/name``."""
         return f"hf://{self._where}"
 
     def create(self) -> None:
-        """Make the repository, a private one, unless it is there; and tie it to the store."""
+        """Create the repository as a private one, unless it exists, and write the tie."""
         namespace, _, name = self._repo.partition("/")
         self._hub.request(
             "POST",
@@ -121,21 +122,24 @@ class GitRefStore(ObjectStore):
             return None
 
     def _path(self, name: str) -> str:
-        """Where an object lies, once it is known that the repository is the store's."""
+        """Return the path of an object, after a check of the tie at the first call.
+
+        Raises:
+            IntegrityError: The repository has no tie to this store.
+        """
         if not self._is_tied:
             if self._read_tie() != self._tie:
                 raise IntegrityError(
                     ErrorCode.FOREIGN_REFS,
-                    f"{self._store} keeps its branches and tags in {self._where}, as its "
-                    "casweights.json says, but that repository does not say so: nothing was read "
-                    "from it or written to it. If this is right, because the bucket was renamed, "
-                    f"say it with `casweights init {self._store} --refs {self._where}`",
+                    f"the casweights.json of {self._store} names {self._where} for its branches "
+                    "and tags, but that repository does not name this store, so nothing was read "
+                    "from it or written to it. If it is the right one, because the bucket was "
+                    f"renamed, run `casweights init {self._store} --refs {self._where}`",
                 )
             self._is_tied = True
         return self._root + name
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`. Exactly one of many writers makes the commit."""
         data, path = b"".join(parts), self._path(check_name(name))
         line = _file_line(path, data)
 
@@ -150,11 +154,9 @@ class GitRefStore(ObjectStore):
         return created
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         self.delete_all([name])
 
     def delete_all(self, names: Sequence[str]) -> None:
-        """See `ObjectStore.delete_all`: one commit."""
         paths = [self._path(check_name(name)) for name in names]
 
         def remove(head: str) -> bool | None:
@@ -166,7 +168,6 @@ class GitRefStore(ObjectStore):
             self._on_top(remove)
 
     def size(self, name: str) -> int:
-        """See `ObjectStore.size`."""
         path = self._path(check_name(name))
         sizes = self._sizes([path], "main")
         if path not in sizes:
@@ -174,7 +175,6 @@ class GitRefStore(ObjectStore):
         return sizes[path]
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `ObjectStore.read`."""
         self._path(check_name(name))
         return self._read(name, limit)
 
@@ -185,14 +185,12 @@ class GitRefStore(ObjectStore):
         return self._hub.read_url(url, name, limit)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         data = memoryview(self.read(name, _MAX_FILE))[start : start + len(out)]
         if len(data) != len(out):
             raise truncated(name)
         out[:] = data
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         path = self._path(prefix)
         url = f"{self._url}/tree/main/{quote(check_name(path.rpartition('/')[0]))}"
         try:
@@ -200,7 +198,7 @@ class GitRefStore(ObjectStore):
         except NotFoundError as error:
             if error.code is ErrorCode.STORE_NOT_FOUND:
                 raise
-            files = []  # there is no such folder
+            files = []  # the folder does not exist
         infos = [
             ObjectInfo(file["path"].removeprefix(self._root), int(file["size"]))
             for file in files
@@ -211,7 +209,7 @@ class GitRefStore(ObjectStore):
         return iter(sorted(infos, key=lambda info: info.name))
 
     def _sizes(self, paths: Sequence[str], revision: str) -> dict[str, int]:
-        """Sizes of those of these files that are there."""
+        """Return sizes in bytes of the existing ones among these files, by path."""
         url = f"{self._url}/paths-info/{quote(revision, safe='')}"
         found = self._hub.request("POST", url, data={"paths": paths, "expand": False}).json()
         return {file["path"]: int(file["size"]) for file in found if file["type"] == "file"}
@@ -220,7 +218,7 @@ class GitRefStore(ObjectStore):
         return str(self._hub.request("GET", self._url).json()["sha"])
 
     def _commit(self, changes: Sequence[dict[str, Any]], message: str, head: str) -> bool | None:
-        """Commit on top of `head`; None if it has moved."""
+        """Commit on top of `head`, and return True; None if the head has moved."""
         header = {"summary": message, "description": "", "parentCommit": head}
         lines = [{"key": "header", "value": header}, *changes]
         response = self._hub.request(
@@ -233,7 +231,12 @@ class GitRefStore(ObjectStore):
         return None if response.status_code == 412 else True
 
     def _on_top(self, change: Callable[[str], bool | None]) -> bool:
-        """Make a change on top of the head, until nobody comes between."""
+        """Repeat a change on the newest head until no other commit comes first.
+
+        Args:
+            change: Function that accepts a head and commits on top of it. It returns None if the
+                head has moved, and otherwise the result.
+        """
         delay = _FIRST_DELAY
         for _ in range(_ATTEMPTS):
             done = change(self._head())
@@ -243,11 +246,12 @@ class GitRefStore(ObjectStore):
             delay = min(2 * delay, _MAX_DELAY)
         raise StoreError(
             ErrorCode.UNREACHABLE,
-            f"{self.url}: other writers were faster {_ATTEMPTS} times, try again later",
+            f"other writers changed {self.url} during each of {_ATTEMPTS} attempts: try again "
+            "later",
         )
 
 
 def _file_line(path: str, data: bytes) -> dict[str, Any]:
-    """The line of a commit that adds a file, or replaces it."""
+    """Return the line of a commit that adds or replaces a file."""
     content = base64.b64encode(data).decode()
     return {"key": "file", "value": {"path": path, "content": content, "encoding": "base64"}}

@@ -1,4 +1,4 @@
-"""Where the bytes of objects lie in Xet storage, and what a store knows of that."""
+"""Locators of objects in Xet storage, and a store's memory of them."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _LAYOUT = struct.Struct("<32sQ")  # hash and size
-_MAX_SIZE = 1 << 40  # bytes; a locator that says more is nonsense, and memory is not spent on it
+_MAX_SIZE = 1 << 40  # bytes; a larger size is invalid, so that it cannot exhaust memory
 
 
 class XetLocator(NamedTuple):
-    """Where bytes lie in Xet storage.
+    """Address of an object's bytes in Xet storage.
 
     Attributes:
-        hash: Their Xet hash: 64 hexadecimal digits.
-        size: Their number.
+        hash: Xet hash of the bytes: 64 hexadecimal digits.
+        size: Number of bytes.
     """
 
     hash: str
     size: int
 
     def encode(self) -> bytes:
-        """The same as bytes, for `SupportsLocators.locator`."""
+        """Return the locator as 40 bytes, for `SupportsLocators.locator`."""
         return _LAYOUT.pack(bytes.fromhex(self.hash), self.size)
 
     @classmethod
     def decode(cls, data: bytes) -> Self | None:
-        """The locator that `encode` turned into these bytes; None if they are something else."""
+        """Return the locator that `encode` turned into these bytes; None if they are invalid."""
         if len(data) != _LAYOUT.size:
             return None
         xet_hash, size = _LAYOUT.unpack(data)
@@ -41,10 +41,11 @@ EMPTY = XetLocator("0" * 64, 0)  # of an object without bytes, which is never up
 
 
 class KnownLocators:
-    """The locators of a store's objects, by name.
+    """Locators of a store's objects, by name.
 
-    One is *confirmed* if the Hub told it or we uploaded the bytes, and *claimed* if it only comes
-    from `use_locator`: somebody wrote it down, and it may be wrong. Each may go out of date.
+    A locator is *confirmed* if the Hub reported it or this process uploaded the bytes. It is
+    *claimed* if it comes from `use_locator`: another writer recorded it, and it may be wrong.
+    Either may go out of date.
     """
 
     def __init__(self) -> None:
@@ -53,28 +54,28 @@ class KnownLocators:
         self._claimed: set[str] = set()
 
     def get(self, name: str) -> XetLocator | None:
-        """An object's locator, if it is known."""
+        """Return an object's locator; None if it is not known."""
         return self._locators.get(name)
 
     def is_claimed(self, name: str) -> bool:
-        """Whether nobody but the caller of `use_locator` has told it."""
+        """Return whether an object's locator was claimed and never confirmed."""
         return name in self._claimed
 
     def confirm(self, found: Mapping[str, XetLocator]) -> None:
-        """Take locators that are right at this moment."""
+        """Store locators that are known to be right now, in place of earlier ones."""
         with self._lock:
             self._locators.update(found)
             self._claimed.difference_update(found)
 
     def claim(self, name: str, locator: XetLocator) -> None:
-        """Take a locator that may be wrong, unless one is known."""
+        """Store a locator that may be wrong, unless one is already known."""
         with self._lock:
             if name not in self._locators:
                 self._locators[name] = locator
                 self._claimed.add(name)
 
     def forget(self, name: str) -> bool:
-        """Drop a locator; whether there was one."""
+        """Drop an object's locator, and return whether one was known."""
         with self._lock:
             self._claimed.discard(name)
             return self._locators.pop(name, None) is not None

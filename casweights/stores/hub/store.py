@@ -1,4 +1,4 @@
-"""A store in a bucket."""
+"""A store in a bucket of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ if TYPE_CHECKING:
     from casweights.stores.base import Batch
     from casweights.system.buffers import Buffer
 
-_GROUP = 64 << 20  # bytes of objects from elsewhere that are held in memory and put in one batch
+_GROUP = 64 << 20  # bytes; objects copied from elsewhere are put in batches of about this size
 
 
 class HubStore(ObjectStore):
     """Objects as files of a bucket, below a folder of it.
 
-    A bucket has no exclusive create, and no transactions: see ``docs/format.md``. Three parts do
-    the work: `BucketFolder` asks and names, `Uploads` writes, and `XetStorage` moves bytes.
+    A bucket has neither exclusive creation nor transactions; ``docs/format.md`` says how writers
+    deal with that. `BucketFolder` looks up and names objects, `Uploads` puts batches, and
+    `XetStorage` transfers bytes.
 
     Args:
-        bucket: The bucket, as ``"namespace/name"``.
-        prefix: The folder; empty for the whole bucket.
-        endpoint: The Hub; by default huggingface_hub's own (``HF_ENDPOINT``).
-        token: A token; by default the one that huggingface_hub finds.
-        stall: Seconds after which a transfer that moves nothing is given up.
+        bucket: Name of the bucket, as ``"namespace/name"``.
+        prefix: Path of the folder; empty for the whole bucket.
+        endpoint: URL of the Hub; by default huggingface_hub's own (``HF_ENDPOINT``).
+        token: Access token; by default the one that huggingface_hub finds.
+        stall: Seconds without progress after which a transfer or request fails.
         clock_skew: Seconds by which the clocks of the Hub's servers may differ.
 
     Attributes:
         api: Requests about the bucket.
-        folder: The files that the objects are.
+        folder: The folder that contains the objects.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class HubStore(ObjectStore):
         self.capabilities = Capabilities(
             listing_lags=True,
             cheap_reads=False,
-            parallel_puts=2,  # keep a network busy; the client has memory of its own for each
+            parallel_puts=2,  # enough for a network, and hf_xet needs its own memory for each
             clock_skew=clock_skew,
         )
         self.api = HubApi(bucket, endpoint, token, stall)
@@ -73,27 +74,23 @@ class HubStore(ObjectStore):
 
     @property
     def url(self) -> str:
-        """``hf://buckets/namespace/name/prefix``."""
+        """URL of the store, ``hf://buckets/namespace/name/prefix``."""
         return self.folder.url
 
     def create(self) -> None:
-        """Make the bucket, unless it is there."""
+        """Create the bucket, unless it exists."""
         self.api.create_bucket()
 
     def require(self, name: str) -> None:
-        """See `ObjectStore.require`. Checked wherever the Hub is asked before a write anyway."""
         self.folder.require(name)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         return self.put_all([(name, parts)])[0]
 
     def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
-        """See `ObjectStore.batch`. One request asks what is there, one names what was sent."""
         return self._uploads.batch(names, assume_absent=assume_absent)
 
     def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        """See `ObjectStore.copy_from`. From another bucket of the same Hub, no byte moves."""
         there = self.folder.look_up_to_write(names)
         wanted = [name for name in dict.fromkeys(names) if name not in there]
         bucket = source.ability(HubStore)
@@ -103,7 +100,7 @@ class HubStore(ObjectStore):
         group: list[tuple[str, list[Buffer]]] = []
         size = 0
         for name in wanted:
-            data = source.get(name)  # through its wrappers, with their patience and caches
+            data = source.get(name)  # through its wrappers, which retry and cache
             if size + len(data) > _GROUP and group:
                 self.put_all(group)
                 group, size = [], 0
@@ -113,7 +110,7 @@ class HubStore(ObjectStore):
             self.put_all(group)
 
     def copy(self, name: str, new_name: str) -> bool:
-        """See `SupportsCopy.copy`. One request looks both up, one makes the copy."""
+        """Copy an object within the bucket: one request looks both up, one makes the copy."""
         there = self.folder.look_up_to_write([name, new_name])
         if name not in there:
             raise missing(name)
@@ -122,11 +119,11 @@ class HubStore(ObjectStore):
         return new_name not in there
 
     def _copy_lines(self, source: HubStore, names: dict[str, str]) -> None:
-        """Give the bytes of objects of a bucket names in this one.
+        """Copy objects within the Hub, from another bucket or this one.
 
         Args:
-            source: The bucket.
-            names: The names there, by the names here.
+            source: Store of the bucket to copy from.
+            names: Names of the objects in `source`, by their new names here.
         """
         olds, bucket = list(names.values()), source.api.bucket
         found = source.folder.look_up(olds)
@@ -143,11 +140,9 @@ class HubStore(ObjectStore):
         self.folder.known.confirm({new: found[old] for new, old in names.items()})
 
     def size(self, name: str) -> int:
-        """See `ObjectStore.size`."""
         return self.folder.locate(check_name(name)).size
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
-        """See `ObjectStore.sizes`."""
         found = {check_name(name): self.folder.known.get(name) for name in names}
         looked_up = self.folder.look_up([name for name, known in found.items() if known is None])
         return {
@@ -157,11 +152,9 @@ class HubStore(ObjectStore):
         }
 
     def exists(self, name: str) -> bool:
-        """See `ObjectStore.exists`."""
         return bool(self.folder.look_up([name]))
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `ObjectStore.read`. One request, even if nothing is known of the object."""
         path, known = self.folder.path(name), self.folder.known.get(name)
         if known is None:
             self._xet.expect_downloads()
@@ -169,15 +162,14 @@ class HubStore(ObjectStore):
         return self.get(name, 0, check_size(name, known.size, limit))
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         locator, claimed = self.folder.locate(name), self.folder.known.is_claimed(name)
         try:
             self._download(name, locator, start, out)
         except (NotFoundError, IntegrityError, StoreError) as error:
-            # hf_xet 1.6 tells of bytes that are gone by an error, or ends before they have come.
+            # hf_xet 1.6 reports freed bytes by an error, or ends the stream early.
             if not (claimed or isinstance(error, NotFoundError | IntegrityError)):
                 raise
-            self.forget(name)  # the locator is out of date, or was never right
+            self.forget(name)  # the locator is out of date, or was wrong from the start
             now = self.folder.locate(name)
             if now == locator:
                 raise
@@ -193,34 +185,30 @@ class HubStore(ObjectStore):
             raise
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         return iter(self.folder.list(prefix))
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         self.delete_all([name])
 
     def delete_all(self, names: Sequence[str]) -> None:
-        """See `ObjectStore.delete_all`."""
         self.folder.delete(names)
 
     def locator(self, name: str) -> bytes | None:
-        """See `SupportsLocators.locator`: the Xet hash and the size."""
+        """Return an object's Xet hash and size, encoded as bytes; None if they are not known."""
         known = self.folder.known.get(name)
         return None if known is None else known.encode()
 
     def use_locator(self, name: str, locator: bytes) -> None:
-        """See `SupportsLocators.use_locator`."""
+        """Read an object from a locator until the Hub reports another; ignore an invalid one."""
         decoded = XetLocator.decode(locator)
         if decoded is not None:
             self.folder.known.claim(name, decoded)
 
     def forget(self, name: str) -> bool:
-        """See `ObjectStore.forget`."""
         return self.folder.known.forget(name)
 
     def ref_store(self, where: str, store_id: str) -> ObjectStore:
-        """See `SupportsRefStore`: a repository of the same Hub, as ``datasets/ns/name``."""
+        """Return a store for refs in a repository of the same Hub, ``datasets/namespace/name``."""
         from casweights.stores.hub.git import GitRefStore
 
         return GitRefStore(
@@ -240,7 +228,7 @@ def _check_all_there(names: Sequence[str], found: dict[str, XetLocator]) -> None
 
 
 def assets_folder() -> Path:
-    """Where this machine keeps what came from the Hub, by huggingface_hub's conventions."""
+    """Return the folder for cached objects in huggingface_hub's cache, and create it."""
     from huggingface_hub import cached_assets_path
 
     return cached_assets_path("casweights", "objects")

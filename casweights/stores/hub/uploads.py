@@ -1,23 +1,24 @@
-"""New objects of a bucket: first their bytes, then their names.
+"""Uploads of new objects to a bucket: first their bytes, then their names.
 
 The bytes of an object pass through four states:
 
-* *held*: `Batch.put` has them, and keeps them until the batch ends, for another attempt.
-* *sent*: hf_xet has taken them and told their hash, so their locator is known. They may still be
-  lost. If they are in the bucket already under this name, or are durable since an earlier batch,
-  this state is skipped.
-* *durable*: the upload is finished. They have no name, nobody sees them, and some time later the
-  Hub frees them. `Uploads` remembers them, so that a repeated batch does not send them again.
-* *named*: the Hub has accepted the line that gives them a name. `Uploads` forgets them.
+* *held*: `Batch.put` has received them. They stay in memory until the batch ends, for retries.
+* *sent*: hf_xet has accepted them and returned their hash, so their locator is known. They may
+  still be lost. Bytes that exist in the bucket under this name, or that are durable since an
+  earlier batch, skip this state.
+* *durable*: the upload is finished. The bytes have no name, so readers do not see them, and the
+  Hub will free them some time later. `Uploads` remembers them, so a repeated batch does not send
+  them again.
+* *named*: the Hub has accepted the operation that gives them a name. `Uploads` forgets them.
 
-A batch asks the Hub once what is there (when the first object is put), uploads in one go, and sends
-the names of all objects in one request at the end. No lock is held on the way: a batch belongs to
-one thread, and what batches share, `Uploads`, has a lock around each look and each change.
+A batch looks up all its names in one request (before its first object), uploads all bytes in one
+upload, and names all objects in one request at the end. Each batch belongs to one thread. Batches
+share an `Uploads`, which locks each access and holds no lock during a request.
 
-What may fail: an answer may be lost when the bytes are durable (the next attempt finds them in
-`Uploads`) or named (the next attempt finds its own locator under the name, and counts the object as
-created). And the Hub may have freed durable bytes: then it refuses their names, and the batch
-starts over once, with nothing remembered.
+Two things may fail. First, an answer may be lost. If the bytes were durable, the next attempt finds
+them in `Uploads`; if they were named, it finds its own locator under the name and counts the object
+as created. Second, the Hub may have freed durable bytes. It then refuses their names, and the batch
+starts over once, with an empty `Uploads`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class _Content:
 
     @cached_property
     def digest(self) -> bytes:
-        """What tells these bytes from others."""
+        """Digest that identifies these bytes."""
         digest = xxhash.xxh3_128()
         for part in self.parts:
             digest.update(part)
@@ -60,23 +61,23 @@ class _Content:
 
 
 class Uploads:
-    """Batches into a folder of a bucket, and the contents that are durable without a name.
+    """Batches for one folder of a bucket, and their memory of durable bytes without a name.
 
     Args:
-        folder: Where the objects go.
-        xet: Where their bytes go.
+        folder: Folder that the objects are put in.
+        xet: Storage that the bytes are uploaded to.
     """
 
     def __init__(self, folder: BucketFolder, xet: XetStorage) -> None:
         self.folder = folder
         self.xet = xet
         self._lock = threading.Lock()
-        self._durable: dict[bytes, XetLocator] = {}  # by digest
+        self._durable: dict[bytes, XetLocator] = {}  # by digest of the content
 
     def batch(self, names: Sequence[str], *, assume_absent: bool) -> Batch:
-        """See `ObjectStore.batch`."""
+        """Begin a batch, as `ObjectStore.batch` does."""
         for name in names:
-            self.folder.path(name)  # checks it
+            self.folder.path(name)  # raises if the name is not valid
         attempts: list[_Attempt] = []
 
         def begin() -> Batch:
@@ -90,36 +91,36 @@ class Uploads:
                 if not (is_refusal(error) and attempts[-1].counts_on_earlier):
                     raise
                 with self._lock:
-                    self._durable.clear()  # all of it may be freed; a second refusal is final
+                    self._durable.clear()  # any of it may be freed; a second refusal is final
                 call()
 
         return ReplayedBatch(begin, run)
 
     def find(self, content: _Content) -> XetLocator | None:
-        """Where a content lies that is durable and has no name."""
-        if not self._durable:  # then its digest is not needed, and may never be
+        """Return the locator of a content that is durable and has no name; None for others."""
+        if not self._durable:  # saves computing the digest
             return None
         with self._lock:
             return self._durable.get(content.digest)
 
     def keep(self, contents: Mapping[bytes, XetLocator]) -> None:
-        """Remember contents, by digest, that are durable now."""
+        """Remember contents that are durable now, by digest."""
         with self._lock:
             self._durable.update(contents)
 
     def drop(self, content: _Content) -> None:
-        """Forget a content that has a name now."""
+        """Forget a content, because it has a name now."""
         if self._durable:
             with self._lock:
                 self._durable.pop(content.digest, None)
 
 
 class _Attempt(Batch):
-    """One attempt to put a batch; after an error it is of no use any more.
+    """One attempt to put a batch; unusable after an error.
 
     Attributes:
-        counts_on_earlier: Whether an object's bytes were not sent because they are durable since an
-            earlier attempt.
+        counts_on_earlier: Whether the attempt skipped the upload of an object's bytes, because
+            they are durable since an earlier attempt.
     """
 
     def __init__(self, uploads: Uploads, names: Sequence[str], *, assume_absent: bool) -> None:
@@ -130,13 +131,13 @@ class _Attempt(Batch):
         self._there: Mapping[str, XetLocator] | None = None
         self._upload = uploads.xet.upload()
         self._sent: dict[bytes, XetLocator] = {}  # by digest
-        self._ours: dict[str, _Content] = {}  # what this writer creates, now or in lost answers
+        # Objects that this writer creates, or created in an attempt whose answer was lost.
+        self._ours: dict[str, _Content] = {}
         self._unnamed: dict[str, XetLocator] = {}
         self.counts_on_earlier = False
         self.created = set()
 
     def put(self, name: str, parts: Parts) -> None:
-        """See `Batch.put`."""
         content = _Content(parts)
         there = self._look_up().get(check_member(name, self._names))
         if there is None:
@@ -144,11 +145,11 @@ class _Attempt(Batch):
                 self._ours[name] = content
                 self._unnamed[name] = locator = self._send(content, named=True)
                 self._folder.known.confirm({name: locator})
-        elif there == self._uploads.find(content):  # named by an attempt whose answer was lost
+        # An earlier attempt named the object, but its answer was lost.
+        elif there == self._uploads.find(content):
             self._ours[name] = content
 
     def send(self, parts: Parts) -> None:
-        """See `Batch.send`."""
         self._send(_Content(parts), named=False)
 
     def _look_up(self) -> Mapping[str, XetLocator]:
@@ -160,7 +161,12 @@ class _Attempt(Batch):
         return self._there
 
     def _send(self, content: _Content, *, named: bool) -> XetLocator:
-        """Upload bytes, unless they are durable or on their way; where they lie."""
+        """Upload bytes, unless they are durable or already sent, and return their locator.
+
+        Args:
+            content: The bytes.
+            named: This attempt will name them at its end.
+        """
         durable = self._uploads.find(content)
         if durable is not None:
             self.counts_on_earlier |= named
@@ -172,7 +178,6 @@ class _Attempt(Batch):
         return self._sent[content.digest]
 
     def finish(self) -> None:
-        """See `Batch.finish`."""
         self._upload.finish()
         self._uploads.keep(self._sent)
         lines = {
@@ -185,7 +190,6 @@ class _Attempt(Batch):
         self.created.update(self._ours)
 
     def abandon(self) -> None:
-        """See `Batch.abandon`. Nothing tells now whether an object got its name."""
         self._upload.abandon()
         for name in self._unnamed:
             self._folder.known.forget(name)

@@ -1,4 +1,4 @@
-"""Transfers that no longer move are given up."""
+"""Aborts transfers that make no progress."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 def watched(
     progress: Callable[[], object], abort: Callable[[], object], limit: float
 ) -> Iterator[None]:
-    """Call `abort` when `progress` gives the same answer for `limit` seconds.
+    """Call `abort` if `progress` returns the same value for `limit` seconds of a ``with`` block.
+
+    Another thread watches; it ends with the block.
 
     Raises:
-        TimeoutError: It was aborted. The body may not have noticed: to some transfers that is an
-            end like any other.
+        TimeoutError: `abort` was called. Raised even if the block ended without an error, because
+            some transfers end normally when they are aborted.
     """
     stalled, done = threading.Event(), threading.Event()
 
@@ -31,7 +33,7 @@ def watched(
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since >= limit:
                 stalled.set()
-                with suppress(Exception):  # it may have ended in this moment
+                with suppress(Exception):  # the transfer may have ended at this moment
                     abort()
                 return
 
@@ -48,4 +50,4 @@ def watched(
         done.set()
         thread.join()
     if stalled.is_set():
-        raise TimeoutError(f"nothing moved for {limit:g} s") from failure
+        raise TimeoutError(f"the transfer made no progress for {limit:g} s") from failure

@@ -1,4 +1,4 @@
-"""Bytes in and out of Xet storage, through hf_xet."""
+"""Uploads to and downloads from Xet storage, through hf_xet."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from casweights.stores.hub.api import Grant, HubApi
     from casweights.system.buffers import Buffer
 
-_BLOCK = 1 << 20  # bytes up to which small parts are joined, because each block is a call
-# Packs are new and coded close to their entropy: looking for known parts and compressing is vain.
-# Failures are few attempts here and the rest `RetryStore`'s; memory is bounded by our own reads.
+_BLOCK = 1 << 20  # bytes; smaller parts are joined, because each block costs a call
+# Packs are new and coded close to their entropy, so deduplication and compression gain nothing.
+# hf_xet makes few attempts, since `RetryStore` repeats calls. Buffers fit the size of our reads.
 _CONFIG: dict[str, object] = {
     "xorb.compression_policy": "none",
     "deduplication.global_dedup_query_enabled": False,
-    "telemetry.enabled": False,  # each upload would wait for it
+    "telemetry.enabled": False,  # every upload would wait for its report
     "client.connect_timeout": "10s",
     "client.retry_max_attempts": 2,
     "client.retry_base_delay": "300ms",
@@ -43,12 +43,13 @@ _CONFIG: dict[str, object] = {
     "reconstruction.min_reconstruction_fetch_size": 32_000_000,
 }
 _lock = threading.Lock()
-_sessions: dict[tuple[int, float | None], Any] = {}  # a forked child cannot use its parent's
-_memory: str | None = None  # where hf_xet remembers what it sent; None for its usual folder
+# By process and read timeout: a forked child cannot use its parent's sessions.
+_sessions: dict[tuple[int, float | None], Any] = {}
+_memory: str | None = None  # folder in which hf_xet records what it sent; None for its default
 
 
 def _forget_lock() -> None:
-    """A thread that had it when this process was forked is not here to release it."""
+    """Replace the lock in a forked child, where no thread can release a held one."""
     global _lock
     _lock = threading.Lock()
 
@@ -57,12 +58,12 @@ os.register_at_fork(after_in_child=_forget_lock)
 
 
 def _session(read_timeout: float | None = None) -> Any:
-    """The client, one for the whole process.
+    """Return hf_xet's session, one per process and read timeout.
 
     Args:
-        read_timeout: Seconds within which each answer must begin, and go on. Counted from when a
-            request is begun, so uploads cannot have it. A download that is cancelled waits for
-            its requests to end nevertheless, so downloads must have it.
+        read_timeout: Seconds without bytes of an answer after which a request fails. Downloads
+            need one, because a cancelled download waits for its requests to end. Uploads must
+            have none, because the time is counted from the start of the request.
     """
     hf_xet = xet()
     key = (os.getpid(), read_timeout)
@@ -82,11 +83,11 @@ def _session(read_timeout: float | None = None) -> Any:
 
 
 def _retire(session: Any, error: Exception) -> None:
-    """Let the next one take a new session: in hf_xet 1.6 an error stays with it for ever.
+    """Drop a session after an error, because in hf_xet 1.6 the session keeps the error for ever.
 
-    hf_xet remembers for weeks, in a folder of its cache, what the storage has, and does not send it
-    again. Where the storage has freed it since, the list of parts of every new file is refused.
-    Sessions after such a refusal begin without that memory.
+    hf_xet records for weeks, in a folder of its cache, which bytes the storage has, and does not
+    send them again. If the storage has freed them since, it refuses the list of parts of every
+    new file. After such a refusal, new sessions use an empty folder.
     """
     global _memory
     with _lock:
@@ -102,12 +103,12 @@ def _refuses_parts(error: Exception) -> bool:
 
 
 class _Downloads(NamedTuple):
-    """What downloads share.
+    """The connection to the storage that downloads share.
 
     Attributes:
-        process: The process that it belongs to.
-        grant: What it began with.
-        group: The connection.
+        process: ID of the process that it belongs to.
+        grant: The grant that it was opened with.
+        group: The download group of hf_xet.
     """
 
     process: int
@@ -119,8 +120,8 @@ class XetStorage:
     """Uploads and downloads for one bucket.
 
     Args:
-        api: For leave to use the storage.
-        stall: Seconds after which a transfer that moves nothing is given up.
+        api: Requests about the bucket, for grants.
+        stall: Seconds without progress after which a transfer fails.
     """
 
     def __init__(self, api: HubApi, stall: float) -> None:
@@ -131,15 +132,22 @@ class XetStorage:
         self._expecting = False
 
     def upload(self) -> XetUpload:
-        """Begin to make bytes durable, which have no path yet and which nobody sees."""
+        """Begin an upload of bytes without a path, which readers do not see."""
         return XetUpload(self._api, self._stall)
 
     def download(self, locator: XetLocator, start: int, out: memoryview, name: str) -> None:
-        """Fill `out` with bytes from offset `start` on.
+        """Fill `out` with the bytes at a locator, from offset `start` on.
+
+        Args:
+            locator: Locator of the object.
+            start: Offset in the object.
+            out: Buffer to fill.
+            name: Name of the object, for errors.
 
         Raises:
-            NotFoundError: The storage does not have them.
-            StoreError: They did not arrive.
+            NotFoundError: The storage does not have the bytes.
+            IntegrityError: The storage sent fewer or more bytes.
+            StoreError: The download failed.
         """
         if not out:
             return
@@ -151,26 +159,29 @@ class XetStorage:
                 if not is_refused(error):
                     raise
                 done = 0
-            if done < len(out):  # hf_xet may also end a stream where it is refused
+            if done < len(out):  # the grant was refused: hf_xet may also just end the stream
                 self._leave(group)
                 done = _fill(self._group(), locator, start, out, self._stall)
         if done < len(out):
             raise truncated(name)
         if done > len(out):
-            raise IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name}: too many bytes")
+            raise IntegrityError(
+                ErrorCode.CORRUPT_OBJECT,
+                f"{name} is damaged: the storage sent more than {len(out)} bytes",
+            )
 
     def expect_downloads(self) -> None:
-        """Ask for leave to read in the background, which takes a request, unless that was done."""
+        """Request a grant to read in the background, at the first call only."""
         if not self._expecting:
             self._expecting = True
             threading.Thread(target=self._ask, name="casweights-grant", daemon=True).start()
 
     def _ask(self) -> None:
-        with suppress(Exception):  # who needs it asks again, and hears of it
+        with suppress(Exception):  # a download requests it again, and raises the error
             self._api.grant("read")
 
     def _group(self) -> Any:
-        """Downloads share one connection to the storage, which renews its grant by itself."""
+        """Return the connection that all downloads share; hf_xet renews its grant."""
         with self._lock:
             if self._downloads is None or self._downloads.process != os.getpid():
                 grant = self._api.grant("read")
@@ -179,7 +190,7 @@ class XetStorage:
             return self._downloads.group
 
     def _leave(self, group: Any) -> None:
-        """Let the next download take a new connection and a new grant."""
+        """Drop the connection and its grant, so that the next download opens a new one."""
         with self._lock:
             if self._downloads is not None and self._downloads.group is group:
                 self._api.forget(self._downloads.grant)
@@ -187,11 +198,11 @@ class XetStorage:
 
 
 class XetUpload:
-    """Bytes on their way into Xet storage. `XetStorage.upload` makes it.
+    """An upload to Xet storage; `XetStorage.upload` begins it.
 
-    First comes any number of calls of `send`, then one of `finish`: only then are the bytes
-    durable. The first `send` asks for leave to write. After an error, and after `abandon`, it can
-    do nothing more. One thread uses it; another one, of its own, ends an upload that stalls.
+    Call `send` any number of times, then `finish`, which makes the bytes durable. The first `send`
+    requests a grant to write. After an error or `abandon`, the upload is unusable. Only one thread
+    may use it; a second, internal thread aborts it if it stalls.
     """
 
     def __init__(self, api: HubApi, stall: float) -> None:
@@ -199,16 +210,16 @@ class XetUpload:
         self._stall = stall
         self._session: Any = None
         self._commit: Any = None
-        self._ending = ExitStack()  # what the end of the upload calls, whether good or bad
+        self._ending = ExitStack()  # closed at the end of the upload, also after an error
 
     def send(self, parts: Parts) -> XetLocator:
-        """Take bytes in.
+        """Send the concatenation of `parts`.
 
         Returns:
-            Where they will lie.
+            The locator that the bytes will have.
 
         Raises:
-            StoreError: They did not arrive.
+            StoreError: The bytes could not be sent.
         """
         with self._ended_by_errors():
             if self._commit is None:
@@ -220,10 +231,10 @@ class XetUpload:
             return XetLocator(info.hash, info.file_size)
 
     def finish(self) -> None:
-        """Make everything durable that was taken in.
+        """Make all sent bytes durable.
 
         Raises:
-            StoreError: Something did not arrive.
+            StoreError: The upload failed; none of the bytes may be used.
         """
         with self._ended_by_errors():
             self._ending.close()
@@ -231,7 +242,7 @@ class XetUpload:
     def abandon(self) -> None:
         """Stop the upload, unless it has ended."""
         with suppress(Exception), self._ending:
-            raise TimeoutError("the upload is given up")  # which hf_xet's block ends with
+            raise TimeoutError("the upload is abandoned")  # hf_xet's block aborts on an exception
 
     def _begin(self) -> None:
         grant = self._ending.enter_context(_upload_grant(self._api))
@@ -242,7 +253,7 @@ class XetUpload:
 
     @contextmanager
     def _ended_by_errors(self) -> Iterator[None]:
-        """End the upload by an error, as hf_xet and the watch over it name that error."""
+        """End the upload after an error in the ``with`` block, and raise it as one of ours."""
         with hub_errors(self._api.where):
             try:
                 with ExitStack() as on_error:
@@ -256,9 +267,10 @@ class XetUpload:
 
 @contextmanager
 def _upload_grant(api: HubApi) -> Iterator[Grant]:
-    """A grant, which is forgotten if the storage refuses it.
+    """Yield a grant to write, and drop it if the storage refuses it.
 
-    The error then is that of what may go well when tried again, unless the grant was new.
+    A refusal of an older grant is raised as `unreachable`, since a retry with a new grant may
+    succeed. A refusal of a new grant is raised as it is.
     """
     begin = time.monotonic()
     grant = api.grant("write")
@@ -270,11 +282,11 @@ def _upload_grant(api: HubApi) -> Iterator[Grant]:
         api.forget(grant)
         if grant.asked >= begin:
             raise
-        raise unreachable(api.where, f"a grant has ended ({error})") from error
+        raise unreachable(api.where, f"the grant to write has ended ({error})") from error
 
 
 def access(api: HubApi, grant: Grant) -> dict[str, Any]:
-    """What hf_xet is told of a grant."""
+    """Return a grant as the options of hf_xet's sessions."""
     headers = api.headers
     return {
         "endpoint": grant.endpoint,
@@ -287,7 +299,11 @@ def access(api: HubApi, grant: Grant) -> dict[str, Any]:
 
 
 def _fill(group: Any, locator: XetLocator, start: int, out: memoryview, stall: float) -> int:
-    """Fill `out` with bytes from offset `start` on; how many bytes came, which may be too many."""
+    """Fill `out` with bytes from offset `start` on.
+
+    Returns:
+        Number of bytes that arrived; fewer or more than `len(out)` if something is wrong.
+    """
     done = 0
     stream = group.download_stream(
         xet().XetFileInfo(locator.hash, locator.size), start, start + len(out)
@@ -302,13 +318,13 @@ def _fill(group: Any, locator: XetLocator, start: int, out: memoryview, stall: f
 
 
 def _moved(commit: Any) -> tuple[int, int]:
-    """How far an upload is: bytes taken in, and bytes sent."""
+    """Return the progress of an upload: bytes that hf_xet accepted, and bytes that it sent."""
     progress = commit.progress()
     return progress.total_bytes_completed, progress.total_transfer_bytes_completed
 
 
 def _blocks(parts: Parts) -> Iterator[bytes]:
-    """Parts as they come, the small ones joined."""
+    """Yield the bytes of `parts` in order, with small parts joined into larger blocks."""
     small: list[Buffer] = []
     size = 0
     for part in parts:
