@@ -1,4 +1,4 @@
-"""What works in a directory works in a bucket of a local Hub, in few requests."""
+"""Tests that a bucket of a local Hub works like a directory, in few requests."""
 
 from __future__ import annotations
 
@@ -57,24 +57,24 @@ def repo(hub: LocalHub, prefix: str) -> Iterator[Repository]:
 
 @pytest.fixture
 def again(hub: LocalHub, prefix: str, repo: Repository) -> Iterator[Repository]:
-    """The same store, as another machine has it."""
+    """The same store, opened like on another machine."""
     with casweights.open(bucket(hub, prefix)) as repository:
         yield repository
 
 
 def history(count: int) -> list[State]:
-    """States of a run in which 1 % of the elements move at each step."""
+    """Return states of a run in which 1 % of the elements change at each step."""
     return list(histories.history(count, 0.01, chunks=8))
 
 
 def requests(hub: LocalHub) -> dict[str, int]:
-    """Requests since the last time, telemetry aside."""
+    """Return and reset the counts of requests, without telemetry."""
     counts = {name: n for name, n in hub.counters().requests.items() if n and name != "telemetry"}
     hub.reset_counters()
     return counts
 
 
-def test_a_state_dict(repo: Repository, again: Repository) -> None:
+def test_states_are_loaded_from_a_bucket_as_committed(repo: Repository, again: Repository) -> None:
     states = history(4)
     versions = [repo.commit(state, message=f"{n}") for n, state in enumerate(states)]
     for version, state in zip(versions, states, strict=True):
@@ -85,7 +85,9 @@ def test_a_state_dict(repo: Repository, again: Repository) -> None:
     assert again.stats().versions[0].id == versions[0].id
 
 
-def test_a_directory(repo: Repository, again: Repository, tmp_path: Path) -> None:
+def test_a_directory_is_checked_out_from_a_bucket_as_committed(
+    repo: Repository, again: Repository, tmp_path: Path
+) -> None:
     files = {"config.json": b"{}", "sub/data.bin": bytes(range(256)) * 1000, "empty": b""}
     write_tree(files, tmp_path / "model")
     version = repo.commit(tmp_path / "model")
@@ -94,7 +96,7 @@ def test_a_directory(repo: Repository, again: Repository, tmp_path: Path) -> Non
     assert b"".join(again.read(version.id, "sub/data.bin")) == files["sub/data.bin"]
 
 
-def test_branches_and_tags(repo: Repository, again: Repository) -> None:
+def test_branches_and_tags_work_in_a_bucket(repo: Repository, again: Repository) -> None:
     first, second = (repo.commit({"n": n}) for n in range(2))
     repo.branch("side", first)
     repo.tag("v1", first)
@@ -113,19 +115,21 @@ def test_branches_and_tags(repo: Repository, again: Repository) -> None:
     assert repo.verify().problems == ()
 
 
-def test_repack(repo: Repository, again: Repository) -> None:
+def test_all_versions_load_after_a_repack_in_a_bucket(repo: Repository, again: Repository) -> None:
     states = history(6)
     versions = [repo.commit(state) for state in states]
     again.load(versions[-1])
     stats = repo.repack()
     assert stats.packs < stats.old_packs
     for version, state in zip(versions, states, strict=True):
-        assert_same_state(again.load(version.id), state)  # although its hints are out of date
+        assert_same_state(again.load(version.id), state)  # although its locators are out of date
     assert again.verify().problems == ()
 
 
-def test_two_writers(repo: Repository, again: Repository) -> None:
-    """Both have seen the same head; one is told that it was too late."""
+def test_one_of_two_writers_of_a_branch_gets_a_conflict(
+    repo: Repository, again: Repository
+) -> None:
+    """Both writers start from the same head; the later one gets the error."""
     repo.commit({"n": 0})
     head = again._db.refs.head("main")
     theirs = repo.commit({"n": 1})
@@ -147,7 +151,7 @@ def test_a_step_of_a_run_is_one_upload_and_two_batches(hub: LocalHub, prefix: st
         requests(hub)
         repo.commit(third)
         assert requests(hub) == {
-            "tree": 2,  # where the branch is, and whether it went there
+            "tree": 2,  # look up the branch, and check the move
             "paths_info": 1,
             "xorb_grant": 1,  # for pack, snapshot and the branch's move together
             "xorb_upload": 1,
@@ -173,7 +177,9 @@ def test_a_follower_reads_branch_snapshot_and_pack(
             assert counts == {"tree": 1}
 
 
-def test_who_has_an_id_looks_nothing_up(hub: LocalHub, prefix: str, repo: Repository) -> None:
+def test_loading_a_version_by_its_id_sends_no_look_up(
+    hub: LocalHub, prefix: str, repo: Repository
+) -> None:
     [state] = history(1)
     version = repo.commit(state)
     with casweights.open(bucket(hub, prefix)) as reader:
@@ -184,7 +190,7 @@ def test_who_has_an_id_looks_nothing_up(hub: LocalHub, prefix: str, repo: Reposi
     assert "tree" not in counts
 
 
-def test_a_cache_for_all_processes(hub: LocalHub, prefix: str, tmp_path: Path) -> None:
+def test_processes_share_the_disk_cache(hub: LocalHub, prefix: str, tmp_path: Path) -> None:
     def cached() -> ObjectStore:
         return CachedStore(bucket(hub, prefix), tmp_path, 1 << 30, prefix)
 
@@ -232,8 +238,8 @@ def test_between_buckets_no_bytes_move(hub: LocalHub, prefix: str, repo: Reposit
         assert target.verify().problems == ()
 
 
-def test_what_comes_from_elsewhere_is_read_through_its_wrappers(hub: LocalHub, prefix: str) -> None:
-    """They are what tries again, and what has a cache."""
+def test_objects_of_another_store_are_read_through_its_wrappers(hub: LocalHub, prefix: str) -> None:
+    """The wrappers contain the retries and the cache."""
     source = CountingStore(MemoryStore())
     source.put("packs/a", [b"bytes"])
     source.reset()
@@ -241,7 +247,9 @@ def test_what_comes_from_elsewhere_is_read_through_its_wrappers(hub: LocalHub, p
     assert source.reads == [("packs/a", 5)]
 
 
-def test_to_a_directory_and_back(hub: LocalHub, prefix: str, repo: Repository) -> None:
+def test_versions_are_pushed_out_of_a_bucket_and_back(
+    hub: LocalHub, prefix: str, repo: Repository
+) -> None:
     *states, last = history(4)
     versions = [repo.commit(state) for state in states]
     with casweights.open(MemoryStore(), create=True, config=CONFIG) as local:
@@ -252,7 +260,7 @@ def test_to_a_directory_and_back(hub: LocalHub, prefix: str, repo: Repository) -
     assert repo.verify().problems == ()
 
 
-def test_refs_in_a_repository(hub: LocalHub, prefix: str) -> None:
+def test_branches_and_tags_are_kept_in_a_repository(hub: LocalHub, prefix: str) -> None:
     config = StoreConfig(chunk_size=CHUNK, refs=f"datasets/me/refs-{prefix}")
     with casweights.open(bucket(hub, prefix), create=True, config=config) as repo:
         info = repo.info()
@@ -272,14 +280,14 @@ def test_only_buckets_can_have_their_refs_in_a_repository() -> None:
         casweights.open(MemoryStore(), create=True, config=StoreConfig(refs="datasets/me/refs"))
 
 
-def test_what_a_bucket_guarantees(repo: Repository) -> None:
+def test_a_bucket_is_not_exclusive_and_keeps_its_own_refs(repo: Repository) -> None:
     info = repo.info()
     assert not info.exclusive
     assert info.refs == info.url == repo.url
     assert info.url.startswith("hf://buckets/me/weights/store")
 
 
-def test_a_bucket_without_a_store(hub: LocalHub, prefix: str) -> None:
+def test_opening_a_bucket_without_a_store_raises_not_found(hub: LocalHub, prefix: str) -> None:
     with pytest.raises(NotFoundError, match="there is no casweights store"):
         casweights.open(bucket(hub, prefix))
     with pytest.raises(NotFoundError, match="no bucket me/nothing"):

@@ -1,4 +1,4 @@
-"""The real client and a local Hub for it."""
+"""Fixtures for the real client and a local Hub."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUCKET = "me/weights"
 
 
 class Client(NamedTuple):
-    """The real client, imported once its settings are in the environment."""
+    """The real client, imported after its settings were put into the environment."""
 
     hub: Any
     xet: Any

@@ -1,4 +1,4 @@
-"""A Hub that frees bytes which no path names: the right bytes or a named error, never others."""
+"""Tests of a Hub that frees bytes without a path: reads return the right bytes or a named error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _numbers = count()
 
 
 def content() -> bytes:
-    """Bytes that were never sent before."""
+    """Return bytes that were never sent before."""
     return random.Random(next(_numbers)).randbytes(200_000)
 
 
@@ -53,18 +53,18 @@ def hub(shared: LocalHub) -> LocalHub:
 
 @pytest.fixture
 def client(hub: LocalHub) -> Callable[[], HubStore]:
-    """Clients of one store, each with a memory of its own."""
+    """A function that opens one store again, each time without remembered locators."""
     prefix = f"store{next(_numbers)}"
     return lambda: HubStore("me/weights", prefix, endpoint=hub.url)
 
 
 def patient(store: ObjectStore) -> ObjectStore:
-    """As `casweights.open` has it; it tries again at once."""
+    """Wrap a store in retries, as `casweights.open` does, but without delays."""
     return RetryStore(store, sleep=lambda _: None)
 
 
 def test_bytes_that_were_freed_are_sent_again(client: Callable[[], HubStore]) -> None:
-    """hf_xet remembers that it sent them, and does not ask whether they are still there."""
+    """hf_xet remembers that it sent them, and does not check whether they still exist."""
     first = content()
     for store in (client(), client()):
         for _ in range(2):
@@ -88,7 +88,7 @@ def test_bytes_that_were_freed_before_they_got_a_name_are_sent_again(
 
 
 @pytest.mark.parametrize("how", ["hinted", "listed", "read before"])
-def test_reader_whose_locator_is_out_of_date_gets_what_is_there(
+def test_a_reader_with_an_outdated_locator_gets_the_current_bytes(
     client: Callable[[], HubStore], how: str
 ) -> None:
     first, second = content(), content()
@@ -139,7 +139,9 @@ def test_bytes_that_are_freed_during_a_download_are_not_found(
         assert not between
 
 
-def test_copy_of_what_was_freed_is_not_found(hub: LocalHub, client: Callable[[], HubStore]) -> None:
+def test_copying_a_deleted_object_raises_not_found(
+    hub: LocalHub, client: Callable[[], HubStore]
+) -> None:
     first = content()
     source, target = client(), HubStore("me/other", f"copy{next(_numbers)}", endpoint=hub.url)
     source.put(NAME, [first])
@@ -150,10 +152,10 @@ def test_copy_of_what_was_freed_is_not_found(hub: LocalHub, client: Callable[[],
     assert list(target.list()) == []
 
 
-def test_copy_of_what_is_freed_meanwhile_is_a_named_error(
+def test_copying_an_object_that_is_deleted_after_the_look_up_raises_not_found(
     hub: LocalHub, client: Callable[[], HubStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The source's path goes between the look-up and the copy."""
+    """The source's path is deleted between the look-up and the copy."""
     first = content()
     source, target = client(), HubStore("me/other", f"copy{next(_numbers)}", endpoint=hub.url)
     source.put(NAME, [first])
@@ -170,7 +172,7 @@ def test_copy_of_what_is_freed_meanwhile_is_a_named_error(
     assert list(target.list()) == []
 
 
-def test_open_reader_follows_a_repack_whose_old_packs_are_freed(
+def test_an_open_reader_loads_all_versions_after_a_repack_whose_old_packs_are_freed(
     client: Callable[[], HubStore],
 ) -> None:
     states = list(histories.history(4, 0.01, chunks=8))
@@ -187,10 +189,10 @@ def test_open_reader_follows_a_repack_whose_old_packs_are_freed(
         assert writer.verify().problems == ()
 
 
-def test_push_of_packs_that_a_repack_has_freed(
+def test_a_push_succeeds_after_a_repack_has_freed_the_packs(
     hub: LocalHub, client: Callable[[], HubStore]
 ) -> None:
-    """The source is opened before the repack, and has read where its packs are."""
+    """The source is opened before the repack, and remembers locators of the old packs."""
     states = list(histories.history(3, 0.01, chunks=8))
     target = HubStore("me/other", f"push{next(_numbers)}", endpoint=hub.url)
     with casweights.open(patient(client()), create=True, config=CONFIG) as writer:
@@ -206,7 +208,7 @@ def test_push_of_packs_that_a_repack_has_freed(
                 assert_same_state(copy.load(version), state)
 
 
-def test_store_whose_bytes_are_gone_gives_a_named_error(
+def test_loading_from_a_store_without_packs_raises_a_named_error(
     hub: LocalHub, client: Callable[[], HubStore]
 ) -> None:
     state = next(iter(histories.history(1, 0.01, chunks=8)))

@@ -1,4 +1,4 @@
-"""The local Hub, as the real client sees it."""
+"""Tests of the local Hub with the real client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def text(size: int) -> bytes:
 
 
 def floats(size: int) -> bytes:
-    """What the client stores with its bytes grouped by place."""
+    """Return bytes like those of floats, which the client stores grouped by their position."""
     words = noise(size // 2)
     return b"".join(words[at : at + 2] + b"\x3c\x3f" for at in range(0, size // 2, 2))
 
@@ -64,7 +64,9 @@ def files(api: HfApi, prefix: str | None = None) -> list[BucketFile]:
     return [file for file in found if file.type == "file"]
 
 
-def test_objects_come_back(client: Client, hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+def test_objects_are_downloaded_as_they_were_uploaded(
+    client: Client, hub: LocalHub, api: HfApi, tmp_path: Path
+) -> None:
     data = {path: make() for path, make in OBJECTS.items()}
     api.batch_bucket_files(BUCKET, add=[(content, path) for path, content in data.items()])
     assert {file.path: file.size for file in files(api)} == {p: len(c) for p, c in data.items()}
@@ -73,7 +75,7 @@ def test_objects_come_back(client: Client, hub: LocalHub, api: HfApi, tmp_path: 
         assert resolve(client, hub, path).content == content
 
 
-def test_a_large_object_comes_back(
+def test_a_large_object_is_downloaded_as_it_was_uploaded(
     client: Client, hub: LocalHub, api: HfApi, tmp_path: Path
 ) -> None:
     content = noise(100_000_000)
@@ -85,10 +87,10 @@ def test_a_large_object_comes_back(
     assert (middle.status_code, middle.content) == (206, content[70_000_000:70_001_000])
 
 
-def test_parts_are_streamed(client: Client, tmp_path: Path) -> None:
+def test_a_stream_returns_the_requested_range(client: Client, tmp_path: Path) -> None:
     content = noise(3_000_000) + text(300_000)
     ranges = ((0, 1), (1_234_567, 1_300_000), (2_999_990, 3_100_000), (3_299_999, 3_300_000))
-    # A process of its own: hf_xet 1.6 holds the GIL while it waits for a stream.
+    # The Hub needs its own process: hf_xet 1.6 holds the GIL while it waits for a stream.
     with LocalHubProcess(tmp_path) as hub:
         api = client.api(hub)
         api.create_bucket(BUCKET)
@@ -105,7 +107,9 @@ def test_parts_are_streamed(client: Client, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["text", "long/text", "floats", "noise"])
-def test_ranges_over_http(client: Client, hub: LocalHub, api: HfApi, path: str) -> None:
+def test_an_http_range_returns_the_requested_bytes(
+    client: Client, hub: LocalHub, api: HfApi, path: str
+) -> None:
     content = OBJECTS[path]()
     api.batch_bucket_files(BUCKET, add=[(content, path)])
     for wish, part in {
@@ -129,7 +133,9 @@ def test_a_second_upload_sends_nothing(hub: LocalHub, api: HfApi) -> None:
     assert len({file.xet_hash for file in files(api)}) == 1
 
 
-def test_lines_of_a_batch_fail_alone(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_a_failed_operation_does_not_stop_its_batch(
+    client: Client, hub: LocalHub, api: HfApi
+) -> None:
     api.batch_bucket_files(BUCKET, add=[(b"1", "a"), (b"2", "b")])
     with pytest.raises(client.hub.errors.BucketBatchError) as caught:
         api.batch_bucket_files(BUCKET, add=[(b"3", "c")], delete=["a", "missing"])
@@ -150,7 +156,9 @@ def test_lines_of_a_batch_fail_alone(client: Client, hub: LocalHub, api: HfApi) 
     assert [file.path for file in files(api)] == ["b", "good/x"]
 
 
-def test_copies_between_buckets(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+def test_a_copy_from_another_bucket_has_the_same_bytes(
+    hub: LocalHub, api: HfApi, tmp_path: Path
+) -> None:
     hub.create_bucket("me/other")
     api.batch_bucket_files("me/other", add=[(b"content", "a")])
     (file,) = api.list_bucket_tree("me/other")
@@ -159,7 +167,7 @@ def test_copies_between_buckets(hub: LocalHub, api: HfApi, tmp_path: Path) -> No
     assert download(api, "b", tmp_path) == b"content"
 
 
-def test_listings(hub: LocalHub, api: HfApi) -> None:
+def test_listings_show_files_and_folders_in_order(hub: LocalHub, api: HfApi) -> None:
     paths = [f"logs/{number:04}" for number in range(2500)]
     paths += ["logs.json", "logs_old/x", "logs/deep/er/x", "z"]
     api.batch_bucket_files(BUCKET, add=[(b"same", "first")])
@@ -186,7 +194,7 @@ def test_listings(hub: LocalHub, api: HfApi) -> None:
     assert (info.total_files, info.size) == (2505, 4 * 2505)
 
 
-def test_the_clock_never_stands_still(api: HfApi) -> None:
+def test_upload_times_strictly_increase(api: HfApi) -> None:
     api.batch_bucket_files(BUCKET, add=[(b"x", f"{number}") for number in range(20)])
     api.batch_bucket_files(BUCKET, add=[(b"x", "3")])
     by_path = {file.path: file.uploaded_at for file in files(api)}
@@ -195,7 +203,7 @@ def test_the_clock_never_stands_still(api: HfApi) -> None:
     assert moments == sorted(set(moments), key=moments.index) == sorted(moments, key=str)
 
 
-def test_listings_lag(hub: LocalHub, api: HfApi) -> None:
+def test_listings_and_look_ups_lag_separately(hub: LocalHub, api: HfApi) -> None:
     api.batch_bucket_files(BUCKET, add=[(b"1", "a"), (b"2", "b")])
     before = files(api)
     hub.conditions = Conditions(listing_lag=3600)
@@ -206,7 +214,7 @@ def test_listings_lag(hub: LocalHub, api: HfApi) -> None:
     assert list(api.get_bucket_paths_info(BUCKET, ["a", "b"])) == []
 
 
-def test_buckets_come_and_go(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_buckets_are_created_listed_and_deleted(client: Client, hub: LocalHub, api: HfApi) -> None:
     url = api.create_bucket("me/new", private=True)
     assert url.bucket_id == "me/new"
     assert api.bucket_info("me/new").private
@@ -223,7 +231,7 @@ def test_buckets_come_and_go(client: Client, hub: LocalHub, api: HfApi) -> None:
         api.get_bucket_file_metadata(BUCKET, "missing")
 
 
-def test_tokens(client: Client, tmp_path: Path) -> None:
+def test_a_token_permits_only_what_its_role_allows(client: Client, tmp_path: Path) -> None:
     with LocalHub(tmp_path, {"writer": "write", "reader": "read"}) as hub:
         writer, reader, other = (client.api(hub, token) for token in ("writer", "reader", "no"))
         error = client.hub.errors.HfHubHTTPError
@@ -258,7 +266,7 @@ def test_short_lived_tokens_are_renewed(hub: LocalHub, api: HfApi, tmp_path: Pat
     assert hub.counters().requests["token"] >= 6
 
 
-def test_damage_reaches_the_client(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+def test_a_corrupted_byte_reaches_the_client(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
     for path in ("noise", "long/text", "floats"):
         content = OBJECTS[path]()
         api.batch_bucket_files(BUCKET, add=[(content, path)])
@@ -270,7 +278,7 @@ def test_damage_reaches_the_client(hub: LocalHub, api: HfApi, tmp_path: Path) ->
         hub.corrupt_object(BUCKET, "missing", 0)
 
 
-def test_faults_are_survived(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+def test_the_client_survives_faults(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
     content = noise(1_000_000, seed=2)
     routes = frozenset({"xorb_upload", "shard_upload", "reconstruction", "xorb_read"})
     hub.conditions = Conditions(
@@ -283,7 +291,7 @@ def test_faults_are_survived(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
     assert hub.counters().total > 4 * 9
 
 
-def test_git_has_a_compare_and_swap(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_a_commit_on_an_old_parent_is_refused(client: Client, hub: LocalHub, api: HfApi) -> None:
     repo: dict[str, Any] = {"repo_id": "me/refs", "repo_type": "dataset"}
     api.create_repo(**repo, private=True)
     api.create_repo(**repo, exist_ok=True)
@@ -347,7 +355,7 @@ def test_one_of_many_racing_commits_wins(client: Client, api: HfApi) -> None:
     assert api.repo_info("me/race").sha in wins
 
 
-def test_objects_of_s3_are_in_the_bucket(
+def test_objects_that_s3_puts_are_files_of_the_bucket(
     client: Client, hub: LocalHub, api: HfApi, tmp_path: Path
 ) -> None:
     session = client.hub.utils.get_session()
@@ -371,7 +379,7 @@ def test_objects_of_s3_are_in_the_bucket(
     )
 
 
-def test_all_is_there_after_a_kill(client: Client, tmp_path: Path) -> None:
+def test_everything_survives_a_kill(client: Client, tmp_path: Path) -> None:
     with LocalHubProcess(tmp_path / "hub", conditions=Conditions(latency=0.001)) as hub:
         api = client.api(hub)
         hub.create_bucket(BUCKET)

@@ -1,4 +1,4 @@
-"""The time of the local Hub, as tests drive it."""
+"""Tests of the local Hub's clock, which tests control."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def moment(api: HfApi, path: str) -> datetime:
-    """When a file was uploaded, by the clock of the Hub."""
+    """Return the upload time of a file by the Hub's clock."""
     (file,) = api.get_bucket_paths_info(BUCKET, [path])
     assert file.uploaded_at is not None
     return file.uploaded_at
 
 
-def test_held_clock_passes_only_when_it_is_advanced(hub: LocalHub, api: HfApi) -> None:
+def test_a_held_clock_moves_only_when_it_is_advanced(hub: LocalHub, api: HfApi) -> None:
     hub.clock.hold()
     api.batch_bucket_files(BUCKET, add=[(b"a", "a")])
     hub.clock.advance(3600)
@@ -35,19 +35,19 @@ def test_held_clock_passes_only_when_it_is_advanced(hub: LocalHub, api: HfApi) -
     assert timedelta(hours=1) < passed < timedelta(hours=1, milliseconds=1)
 
 
-def test_clock_that_runs_jumps(hub: LocalHub, api: HfApi) -> None:
+def test_advancing_a_running_clock_makes_it_jump(hub: LocalHub, api: HfApi) -> None:
     api.batch_bucket_files(BUCKET, add=[(b"a", "a")])
     hub.clock.advance(3600)
     api.batch_bucket_files(BUCKET, add=[(b"b", "b")])
     assert moment(api, "b") - moment(api, "a") > timedelta(hours=1)
 
 
-def test_clock_never_goes_back(hub: LocalHub) -> None:
+def test_the_clock_cannot_go_back(hub: LocalHub) -> None:
     with pytest.raises(ValueError, match="cannot go back"):
         hub.clock.advance(-1)
 
 
-def test_listing_that_lags_catches_up_when_the_time_has_passed(hub: LocalHub, api: HfApi) -> None:
+def test_a_lagging_listing_catches_up_after_the_configured_time(hub: LocalHub, api: HfApi) -> None:
     hub.clock.hold()
     api.batch_bucket_files(BUCKET, add=[(b"a", "a")])
     hub.conditions = Conditions(listing_lag=60)
@@ -58,7 +58,7 @@ def test_listing_that_lags_catches_up_when_the_time_has_passed(hub: LocalHub, ap
     assert [file.path for file in api.list_bucket_tree(BUCKET)] == ["a"]
 
 
-def test_token_ends_when_its_time_has_passed(client: Client, hub: LocalHub) -> None:
+def test_a_token_expires_after_its_lifetime(client: Client, hub: LocalHub) -> None:
     hub.clock.hold()
     session = client.hub.utils.get_session()
     token = session.get(f"{hub.url}/api/buckets/{BUCKET}/xet-read-token").json()["accessToken"]
@@ -74,7 +74,7 @@ def test_token_ends_when_its_time_has_passed(client: Client, hub: LocalHub) -> N
     assert status() == 401
 
 
-def test_client_survives_a_jump_beyond_the_end_of_its_tokens(
+def test_the_client_survives_a_jump_beyond_the_lifetime_of_its_tokens(
     hub: LocalHub, api: HfApi, tmp_path: Path
 ) -> None:
     for number in range(2):
@@ -85,7 +85,7 @@ def test_client_survives_a_jump_beyond_the_end_of_its_tokens(
         hub.clock.advance(2 * hub.conditions.token_lifetime)
 
 
-def test_clock_of_another_process_survives_a_kill(client: Client, tmp_path: Path) -> None:
+def test_the_clock_of_another_process_survives_a_kill(client: Client, tmp_path: Path) -> None:
     with LocalHubProcess(tmp_path / "hub") as hub:
         hub.create_bucket(BUCKET)
         api = client.api(hub)

@@ -1,4 +1,4 @@
-"""Bad networks and bad servers, as the local Hub plays them."""
+"""Tests of the bad networks and servers that the local Hub simulates."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def seconds(hub: LocalHub, method: str, path: str, body: bytes | None = None) ->
 
 
 def outcomes(hub: LocalHub, times: int) -> list[int]:
-    """The status of requests one after the other, 0 for those without a whole answer."""
+    """Send requests one by one; return their statuses, 0 for an incomplete response."""
     found = []
     for _ in range(times):
         try:
@@ -104,7 +104,7 @@ def test_bandwidth_is_shared_by_all_connections(hub: LocalHub, method: str) -> N
     assert 0.3 <= time.monotonic() - start < 10
 
 
-def test_errors_come_as_often_as_asked(hub: LocalHub) -> None:
+def test_errors_occur_at_the_configured_rate(hub: LocalHub) -> None:
     hub.conditions = Conditions(error_rate=0.5, seed=1)
     first = Counter(outcomes(hub, 100))
     assert first.keys() == {200, 500, 503}
@@ -113,7 +113,7 @@ def test_errors_come_as_often_as_asked(hub: LocalHub) -> None:
     assert Counter(outcomes(hub, 100)) == first
 
 
-def test_errors_come_before_the_work(hub: LocalHub) -> None:
+def test_a_request_that_fails_leaves_the_work_undone(hub: LocalHub) -> None:
     hub.conditions = Conditions(error_rate=1, only=frozenset({"s3_put"}))
     assert ask(hub, "PUT", OBJECT, b"x").status in (500, 503)
     assert ask(hub, "GET", OBJECT).status == 404
@@ -167,14 +167,14 @@ def test_pages_of_folders_and_files_are_in_order(hub: LocalHub) -> None:
     assert found == ["a", "a.bx", "ax", "b", "cx"]
 
 
-def test_conditions_are_json() -> None:
+def test_conditions_survive_a_round_trip_through_json() -> None:
     conditions = Conditions(bandwidth=1e6, only=frozenset({"batch", "tree"}), failing_path="x")
     assert Conditions.from_json(conditions.to_json()) == conditions
     with pytest.raises(TypeError):
         Conditions.from_json('{"unknown": 1}')
 
 
-def test_another_process_turns_the_same_switches(tmp_path: Path) -> None:
+def test_a_hub_in_another_process_has_the_same_controls(tmp_path: Path) -> None:
     with LocalHubProcess(tmp_path, {"secret": "write"}) as hub:
         hub.create_bucket("me/weights", private=True)
         hub.conditions = Conditions(latency=0.01)

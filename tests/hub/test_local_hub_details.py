@@ -1,4 +1,4 @@
-"""What the real Hub refuses, lists and hands out, and the local one does alike."""
+"""Tests that the local Hub refuses, lists and grants the same as the real one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EMPTY_FILE = "0" * 64
 
 
-def test_listing_shows_everything_below_unless_it_is_told_otherwise(api: HfApi) -> None:
+def test_a_listing_is_recursive_by_default(api: HfApi) -> None:
     api.batch_bucket_files(BUCKET, add=[(b"a", "a"), (b"b", "sub/b"), (b"c", "sub/deep/c")])
     assert [entry.path for entry in api.list_bucket_tree(BUCKET)] == ["a", "sub/b", "sub/deep/c"]
     below = api.list_bucket_tree(BUCKET, "sub/")
@@ -30,7 +30,7 @@ def test_listing_shows_everything_below_unless_it_is_told_otherwise(api: HfApi) 
     assert [(entry.type, entry.path) for entry in flat] == [("file", "a"), ("directory", "sub")]
 
 
-def test_copy_of_what_its_source_does_not_have_fails(
+def test_copying_bytes_that_the_source_does_not_have_fails(
     client: Client, hub: LocalHub, api: HfApi
 ) -> None:
     hub.create_bucket("me/other")
@@ -56,7 +56,7 @@ def test_copy_of_what_its_source_does_not_have_fails(
     assert [file.path for file in api.list_bucket_tree("me/other")] == ["x", "y"]
 
 
-def test_pull_request_is_refused_and_commits_nothing(client: Client, api: HfApi) -> None:
+def test_a_pull_request_is_refused_and_commits_nothing(client: Client, api: HfApi) -> None:
     api.create_repo("me/repo")
     before = api.repo_info("me/repo").sha
     with pytest.raises(client.hub.errors.HfHubHTTPError, match="no pull requests"):
@@ -65,7 +65,7 @@ def test_pull_request_is_refused_and_commits_nothing(client: Client, api: HfApi)
     assert "a" not in api.list_repo_files("me/repo")
 
 
-def test_unknown_namespace_is_not_found(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_an_unknown_namespace_is_not_found(client: Client, hub: LocalHub, api: HfApi) -> None:
     with pytest.raises(client.hub.errors.HfHubHTTPError) as caught:
         list(api.list_buckets("nobody"))
     assert caught.value.response.status_code == 404
@@ -74,7 +74,7 @@ def test_unknown_namespace_is_not_found(client: Client, hub: LocalHub, api: HfAp
     assert list(api.list_buckets("somebody")) == []
 
 
-def test_grant_takes_two_requests_more(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
+def test_an_upload_grant_needs_two_more_requests(hub: LocalHub, api: HfApi, tmp_path: Path) -> None:
     requests = {}
     for grants in (False, True):
         hub.conditions = Conditions(upload_grants=grants)
@@ -96,7 +96,9 @@ def test_grant_takes_two_requests_more(hub: LocalHub, api: HfApi, tmp_path: Path
     assert [requests[True][name] for name in counted] == [1, 0, 1, 1, 1, 1]
 
 
-def test_grant_is_good_for_one_xorb_and_one_time(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_a_grant_that_is_unknown_or_unused_is_refused(
+    client: Client, hub: LocalHub, api: HfApi
+) -> None:
     session = client.hub.utils.get_session()
     assert session.put(f"{hub.cas_url}/granted/{'0' * 32}", content=b"").status_code == 403
     token = session.get(f"{hub.url}/api/buckets/{BUCKET}/xet-write-token").json()["accessToken"]

@@ -1,4 +1,4 @@
-"""Formats of the local Hub: LZ4, chunks, shards, the journal, and its command line."""
+"""Tests of the local Hub's formats (LZ4, chunks, shards, journal) and its command line."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ MAGIC = b"\x04\x22\x4d\x18"
 
 
 def frame(*blocks: bytes, stored: bool = False) -> bytes:
-    """An LZ4 frame; its checksums are not looked at."""
+    """Return an LZ4 frame with arbitrary checksums, which the decoder ignores."""
     sizes = [(len(block) | stored << 31).to_bytes(4, "little") for block in blocks]
     body = b"".join(size + block for size, block in zip(sizes, blocks, strict=True))
     return MAGIC + b"\x40\x40\x00" + body + bytes(4)
 
 
 def sequence(literals: bytes, distance: int = 0, length: int = 4) -> bytes:
-    """A sequence of an LZ4 block; the last one of a block has no match."""
+    """Return a sequence of an LZ4 block; the last one of a block has no match."""
     match = length - 4 if distance else 0
     token = bytes([min(len(literals), 15) << 4 | min(match, 15)])
     tail = distance.to_bytes(2, "little") + more(match) if distance else b""
@@ -53,7 +53,7 @@ def more(length: int) -> bytes:
     return b"\xff" * full + bytes([rest])
 
 
-def test_lz4_blocks() -> None:
+def test_lz4_frames_decode_to_their_content() -> None:
     noise = random.Random(1).randbytes(1000)
     block = (
         sequence(noise, distance=700, length=300)
@@ -86,7 +86,7 @@ def test_bad_lz4_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 1000, 1001, 1002, 1003])
 @pytest.mark.parametrize("scheme", [LZ4, GROUPED_LZ4])
-def test_chunks(size: int, scheme: int) -> None:
+def test_chunks_decode_to_their_content(size: int, scheme: int) -> None:
     plain = random.Random(size).randbytes(size)
     inner = b"".join(plain[place::4] for place in range(4)) if scheme == GROUPED_LZ4 else plain
     packed = frame(inner, stored=True)
@@ -95,7 +95,7 @@ def test_chunks(size: int, scheme: int) -> None:
     assert raw_chunk(memoryview(stored_chunk(plain))) == plain
 
 
-def test_the_index_of_a_xorb(tmp_path: Path) -> None:
+def test_the_index_of_a_xorb_finds_its_chunks_and_refuses_damage(tmp_path: Path) -> None:
     path = tmp_path / "xorb"
     whole = stored_chunk(b"one") + stored_chunk(b"three") + stored_chunk(b"x")
     path.write_bytes(whole)
@@ -109,12 +109,12 @@ def test_the_index_of_a_xorb(tmp_path: Path) -> None:
             XorbIndex.read(file.fileno())
 
 
-def test_hashes_are_four_words() -> None:
+def test_a_hash_is_written_as_four_words() -> None:
     text = hash_text(bytes(range(32)))
     assert text == "07060504030201000f0e0d0c0b0a090817161514131211101f1e1d1c1b1a1918"
 
 
-def test_what_is_no_shard_is_refused() -> None:
+def test_data_that_is_not_a_shard_is_refused() -> None:
     for data in (b"", b"x" * 100):
         with pytest.raises(FormatError):
             list(shard_files(data))
@@ -147,7 +147,7 @@ def test_the_command_runs_until_it_is_interrupted(tmp_path: Path) -> None:
         assert process.wait(timeout=30) == 0
 
 
-def test_the_help_says_what_is_not_imitated() -> None:
+def test_the_help_lists_what_the_hub_does_not_imitate() -> None:
     command = [sys.executable, "-m", "casweights.testing.hub", "--help"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "does not imitate" in text

@@ -1,4 +1,4 @@
-"""The local Hub frees bytes that no path names."""
+"""Tests that the local Hub frees bytes without a path."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
 
 
 class Storage:
-    """What the CAS and its CDN say of a file that is or was in the bucket."""
+    """The answers of the CAS and its CDN for a file that is or was in the bucket."""
 
     def __init__(
         self, client: Client, hub: LocalHub | LocalHubProcess, api: HfApi, path: str
@@ -46,7 +46,7 @@ class Storage:
         self.xorbs = [term["hash"] for term in self._ask("reconstructions").json()["terms"]]
 
     def statuses(self) -> set[int]:
-        """Of every way to the bytes."""
+        """Return the statuses of all requests that lead to the bytes."""
         found = {self._ask("reconstructions").status_code, self._status(f"files/{self.hash}")}
         return found | {self._status(f"xorbs/{xorb}") for xorb in self.xorbs}
 
@@ -60,7 +60,7 @@ class Storage:
 
 
 def forget(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on, the client no longer remembers what it sent, like one on another machine."""
+    """Make the client forget the bytes that it sent, like a client on another machine."""
     monkeypatch.setenv("HF_XET_SHARD_CACHE_SUBDIR", uuid.uuid4().hex)
     client.hub.utils._xet.abort_xet_session()
 
@@ -115,7 +115,7 @@ def test_freed_bytes_cannot_be_named_and_can_be_sent_again(
     assert (tmp_path / "got").read_bytes() == CONTENT
 
 
-def test_rename_in_one_batch_keeps_the_bytes(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_a_rename_in_one_batch_keeps_the_bytes(client: Client, hub: LocalHub, api: HfApi) -> None:
     add(api, "a")
     storage = Storage(client, hub, api, "a")
     copy = ("bucket", BUCKET, storage.hash, "b")
@@ -123,7 +123,7 @@ def test_rename_in_one_batch_keeps_the_bytes(client: Client, hub: LocalHub, api:
     assert storage.statuses() == {200}
 
 
-def test_xorb_stays_for_as_long_as_a_file_needs_it(
+def test_a_xorb_is_kept_while_a_file_needs_it(
     client: Client, hub: LocalHub, api: HfApi, tmp_path: Path
 ) -> None:
     both = CONTENT + OTHER
@@ -136,7 +136,7 @@ def test_xorb_stays_for_as_long_as_a_file_needs_it(
     assert (tmp_path / "got").read_bytes() == both
 
 
-def test_bytes_are_freed_a_set_time_later_unless_they_are_named_again(
+def test_bytes_are_freed_after_the_configured_time_unless_named_again(
     client: Client, hub: LocalHub, api: HfApi
 ) -> None:
     hub.conditions = Conditions(free_after=60)
@@ -153,7 +153,7 @@ def test_bytes_are_freed_a_set_time_later_unless_they_are_named_again(
     assert storage.statuses() == {404}
 
 
-def test_bytes_that_were_sent_and_never_named_are_freed_after_the_grace(
+def test_bytes_that_were_never_named_are_freed_after_the_grace(
     client: Client, hub: LocalHub, api: HfApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.conditions = replace(AT_ONCE, failing_lines=1)
@@ -171,10 +171,10 @@ def test_bytes_that_were_sent_and_never_named_are_freed_after_the_grace(
     assert Storage(client, hub, api, "a").statuses() == {200}
 
 
-def test_upload_between_storage_and_path_survives_the_end_of_another_path(
+def test_uploaded_bytes_survive_the_deletion_of_another_path(
     client: Client, hub: LocalHub, api: HfApi
 ) -> None:
-    """Both clients send the same bytes; one deletes its path before the other names its own."""
+    """Two clients send the same bytes; one deletes its path before the other names its own."""
     add(api, "a")
     storage = Storage(client, hub, api, "a")
     hub.conditions = replace(AT_ONCE, failing_path="b")
@@ -186,7 +186,7 @@ def test_upload_between_storage_and_path_survives_the_end_of_another_path(
     assert storage.statuses() == {404}
 
 
-def test_empty_file_is_never_freed(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_an_empty_file_is_never_freed(client: Client, hub: LocalHub, api: HfApi) -> None:
     session = client.hub.utils.get_session()
     for _ in range(2):
         assert session.put(f"{hub.url}/s3/{BUCKET}/empty", content=b"").status_code == 200
@@ -204,7 +204,7 @@ def test_objects_of_s3_are_freed(client: Client, hub: LocalHub) -> None:
         assert len(list((hub.folder / "xorbs").glob("*/*"))) == 1
 
 
-def test_nothing_is_freed_unless_it_is_asked_for(client: Client, hub: LocalHub, api: HfApi) -> None:
+def test_nothing_is_freed_by_default(client: Client, hub: LocalHub, api: HfApi) -> None:
     hub.conditions = Conditions()
     add(api, "a")
     storage = Storage(client, hub, api, "a")
@@ -213,7 +213,7 @@ def test_nothing_is_freed_unless_it_is_asked_for(client: Client, hub: LocalHub, 
     assert storage.statuses() == {200}
 
 
-def test_restarted_hub_knows_what_is_freed_and_since_when_bytes_have_no_path(
+def test_a_restarted_hub_remembers_freed_bytes_and_times_of_deletion(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conditions = Conditions(free_after=60)

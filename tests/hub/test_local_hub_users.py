@@ -1,4 +1,4 @@
-"""Buckets that move, change and belong to somebody."""
+"""Tests of moved buckets, settings of buckets, and their owners."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 USERS = {"hf_ann": "ann", "hf_bob": "bob"}
 
 
-def test_bucket_that_moves_takes_its_files_along(
+def test_a_moved_bucket_keeps_its_files(
     client: Client, hub: LocalHub, api: HfApi, tmp_path: Path
 ) -> None:
     hub.create_bucket("me/taken")
@@ -35,7 +35,7 @@ def test_bucket_that_moves_takes_its_files_along(
         api.bucket_info(BUCKET)
 
 
-def test_bucket_becomes_private_and_public(client: Client, tmp_path: Path) -> None:
+def test_a_bucket_can_become_private_and_public(client: Client, tmp_path: Path) -> None:
     with LocalHub(tmp_path, {"writer": "write"}) as hub:
         hub.create_bucket(BUCKET)
         writer, other = client.api(hub, "writer"), client.api(hub, "no")
@@ -57,7 +57,9 @@ def test_moves_and_settings_survive_a_restart(client: Client, tmp_path: Path) ->
         assert [bucket.id for bucket in api.list_buckets()] == ["ann/new"]
 
 
-def test_users_see_and_change_what_is_theirs(client: Client, tmp_path: Path) -> None:
+def test_users_see_and_change_only_their_own_private_buckets(
+    client: Client, tmp_path: Path
+) -> None:
     with LocalHub(tmp_path, users=USERS) as hub:
         ann, bob, nobody = (client.api(hub, token) for token in (*USERS, "hf_none"))
         refused = client.hub.errors.HfHubHTTPError

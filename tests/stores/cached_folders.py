@@ -1,4 +1,4 @@
-"""What lies in the folder of a cache, and what is read through it."""
+"""Helpers that look into the folder of a cache, and read through it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA = bytes(range(256)) * 64
 
 
 def extents(folder: Path) -> dict[str, Path]:
-    """The cached extents by their range."""
+    """Return the paths of the cached extents, by file name."""
     return {path.name: path for path in folder.rglob("*-*") if path.is_file()}
 
 
@@ -36,12 +36,12 @@ def unused_since(path: Path, seconds: float) -> None:
 
 
 def fail(*_: object, **__: object) -> NoReturn:
-    """What a system does whose disk is full."""
+    """Raise the error of a full disk, in place of any system call."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def fill(store: CachedStore, count: int, size: int) -> list[str]:
-    """Read one range of each of `count` objects, the first one longest ago."""
+    """Read one range of each of `count` objects, the first one least recently."""
     names = [f"packs/{n:02}" for n in range(count)]
     for name in names:
         store.inner.put(name, [name.encode() * size])

@@ -1,4 +1,4 @@
-"""A driver that implements what it must, and nothing else."""
+"""The smallest driver: it implements only the required methods."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class TestCachedStore(StoreTests):
 
 
 class TestAllIsCached(StoreTests):
-    """The same with whatever names the tests choose, at capacities of much and little."""
+    """The same tests with a cache of all objects, at several capacities."""
 
     @pytest.fixture(params=[0, 40, 256 * KiB, 64 * MiB])
     def capacity(self, request: pytest.FixtureRequest) -> int:
@@ -61,12 +61,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(objects: CountingStore, folder: Path) -> CachedStore:
-    """A cache of a megabyte over `objects`, which has a pack of `DATA`."""
+    """A cache of 1 MiB for `objects`, which contains a pack of `DATA`."""
     objects.put(PACK, [DATA])
     return CachedStore(objects, folder, MiB, "key")
 
 
-def test_what_was_read_is_not_read_again(store: CachedStore, objects: CountingStore) -> None:
+def test_bytes_that_were_read_are_not_read_again(
+    store: CachedStore, objects: CountingStore
+) -> None:
     for _ in range(3):
         assert store.get(PACK, 100, 50) == DATA[100:150]
         assert store.get(PACK, 120, 30) == DATA[120:150]
@@ -75,7 +77,9 @@ def test_what_was_read_is_not_read_again(store: CachedStore, objects: CountingSt
     assert objects.reads == [(PACK, 50), (PACK, 2)]
 
 
-def test_whole_objects(store: CachedStore, objects: CountingStore) -> None:
+def test_a_whole_object_is_read_once_and_answers_all_later_reads(
+    store: CachedStore, objects: CountingStore
+) -> None:
     for _ in range(2):
         assert store.read(PACK, MiB) == DATA
         assert store.get(PACK) == DATA
@@ -86,14 +90,16 @@ def test_whole_objects(store: CachedStore, objects: CountingStore) -> None:
         store.read(PACK, len(DATA) - 1)
 
 
-def test_other_processes_share_it(store: CachedStore, objects: CountingStore, folder: Path) -> None:
+def test_another_process_reads_from_the_same_cache(
+    store: CachedStore, objects: CountingStore, folder: Path
+) -> None:
     store.get(PACK, 0, 100)
     objects.reset()
     assert CachedStore(objects, folder, MiB, "key").get(PACK, 0, 100) == DATA[:100]
     assert objects.reads == []
 
 
-def test_other_stores_do_not(store: CachedStore, folder: Path) -> None:
+def test_a_store_with_another_key_does_not_share_extents(store: CachedStore, folder: Path) -> None:
     store.get(PACK, 0, 4)
     other = MemoryStore()
     other.put(PACK, [b"other"])
@@ -103,7 +109,7 @@ def test_other_stores_do_not(store: CachedStore, folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["refs/heads/main/000000000001.ref", "casweights.json", "packs", "other/packs/a"]
 )
-def test_what_may_change_is_not_cached(
+def test_objects_that_may_change_are_not_cached(
     store: CachedStore, objects: CountingStore, folder: Path, name: str
 ) -> None:
     store.put(name, [b"first"])
@@ -126,7 +132,7 @@ def test_only_reads_are_answered_from_the_cache(store: CachedStore, objects: Cou
         store.size(PACK)
 
 
-def test_a_missing_object_leaves_nothing(store: CachedStore, folder: Path) -> None:
+def test_a_failed_read_leaves_nothing_in_the_cache(store: CachedStore, folder: Path) -> None:
     with pytest.raises(NotFoundError):
         store.get("packs/missing", 0, 10)
     with pytest.raises(IntegrityError):
@@ -136,7 +142,7 @@ def test_a_missing_object_leaves_nothing(store: CachedStore, folder: Path) -> No
 
 @pytest.mark.parametrize("name", ["packs/a", "snapshots/a"])
 @pytest.mark.parametrize("batch", [False, True])
-def test_what_was_written_is_not_read(
+def test_a_written_object_is_not_read_from_the_inner_store(
     store: CachedStore, objects: CountingStore, name: str, batch: bool
 ) -> None:
     parts: list[Buffer] = [b"some ", memoryview(b"bytes")]
@@ -146,16 +152,16 @@ def test_what_was_written_is_not_read(
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_what_others_wrote_is_not_taken_from_us(
+def test_a_put_of_an_existing_object_does_not_cache_its_own_bytes(
     store: CachedStore, folder: Path, batch: bool
 ) -> None:
-    parts = [b"not what is there"]
+    parts = [b"other bytes"]
     assert not (store.put_all([(PACK, parts)])[0] if batch else store.put(PACK, parts))
     assert store.get(PACK) == DATA
-    assert b"not what is there" not in [path.read_bytes() for path in extents(folder).values()]
+    assert b"other bytes" not in [path.read_bytes() for path in extents(folder).values()]
 
 
-def test_large_writes_are_not_kept(
+def test_large_writes_are_not_cached(
     store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached, "MAX_WRITTEN", 1000)
@@ -165,7 +171,7 @@ def test_large_writes_are_not_kept(
     assert list(extents(folder)) == ["0-1000.whole"]
 
 
-def test_what_a_batch_creates_is_kept(
+def test_objects_that_a_batch_creates_are_cached(
     store: CachedStore, objects: CountingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached, "MAX_WRITTEN", 100)
@@ -180,7 +186,7 @@ def test_what_a_batch_creates_is_kept(
 
 
 class BatchStore(WrapperStore):
-    """Takes note of batches."""
+    """Records its calls for several objects."""
 
     def __init__(self) -> None:
         super().__init__(MemoryStore())
@@ -203,7 +209,7 @@ class BatchStore(WrapperStore):
         self.inner.copy_from(source, names)
 
 
-def test_batches_stay_batches(folder: Path, objects: CountingStore) -> None:
+def test_a_call_for_many_objects_stays_one_call(folder: Path, objects: CountingStore) -> None:
     inner = BatchStore()
     store = CachedStore(inner, folder, MiB, "key")
     objects.put("packs/b", [b"2"])
@@ -217,7 +223,7 @@ def test_batches_stay_batches(folder: Path, objects: CountingStore) -> None:
     assert list(inner.list()) == []
 
 
-def test_delete_drops(store: CachedStore, folder: Path) -> None:
+def test_deleting_an_object_drops_its_extents(store: CachedStore, folder: Path) -> None:
     store.get(PACK, 0, 10)
     store.get(PACK, 20, 10)
     store.delete(PACK)
@@ -240,7 +246,7 @@ def test_damaged_bytes_are_gone_once_forgotten(
 def test_every_reader_of_damaged_bytes_may_try_again(
     store: CachedStore, objects: CountingStore, folder: Path
 ) -> None:
-    """Also the one that comes second to `forget` them."""
+    """This includes the second reader that calls `forget`."""
     store.get(PACK, 0, 10)
     others = [CachedStore(objects, folder, MiB, "key") for _ in range(2)]
     for other in others:
@@ -250,7 +256,7 @@ def test_every_reader_of_damaged_bytes_may_try_again(
     assert not CachedStore(objects, folder, MiB, "key").forget(PACK)
 
 
-def test_the_store_behind_forgets_too(folder: Path) -> None:
+def test_forget_reaches_the_inner_store(folder: Path) -> None:
     forgotten = []
 
     class Forgetful(WrapperStore):
@@ -276,7 +282,7 @@ def test_damage_that_cannot_be_removed_is_not_read_again(
 
 
 @pytest.mark.parametrize("size", [0, 9, 11])
-def test_an_extent_of_another_size_is_none(
+def test_an_extent_of_a_wrong_size_is_not_used(
     store: CachedStore, objects: CountingStore, folder: Path, size: int
 ) -> None:
     store.get(PACK, 0, 10)
@@ -296,7 +302,9 @@ def test_foreign_files_are_left_alone(store: CachedStore, folder: Path) -> None:
     assert foreign.exists()
 
 
-def test_it_is_the_store_behind(store: CachedStore, objects: CountingStore) -> None:
+def test_url_capabilities_and_abilities_are_those_of_the_inner_store(
+    store: CachedStore, objects: CountingStore
+) -> None:
     assert store.url == objects.url
     assert store.capabilities is objects.capabilities
     assert store.ability(SupportsRefStore) is None

@@ -1,4 +1,4 @@
-"""What a cache on disk keeps, and what it evicts."""
+"""Tests of the extents that a disk cache keeps and evicts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(objects: CountingStore, folder: Path) -> CachedStore:
-    """A cache of a megabyte over `objects`, which has a pack of `DATA`."""
+    """A cache of 1 MiB for `objects`, which contains a pack of `DATA`."""
     objects.put(PACK, [DATA])
     return CachedStore(objects, folder, MiB, "key")
 
@@ -46,7 +46,9 @@ def test_larger_extents_replace_smaller_ones(store: CachedStore, folder: Path) -
     assert list(extents(folder)) == [f"0-{len(DATA)}.whole"]
 
 
-def test_what_was_not_used_for_longest_goes_first(objects: CountingStore, folder: Path) -> None:
+def test_the_least_recently_used_extents_are_evicted_first(
+    objects: CountingStore, folder: Path
+) -> None:
     store = CachedStore(objects, folder, 10_000, "key")
     names = fill(store, 10, 1000)
     assert nbytes(folder) == 10_000
@@ -58,7 +60,7 @@ def test_what_was_not_used_for_longest_goes_first(objects: CountingStore, folder
     assert nbytes(folder) == 9000
 
 
-def test_a_hit_is_noted_once_a_minute(store: CachedStore, folder: Path) -> None:
+def test_the_time_of_use_is_updated_at_most_once_a_minute(store: CachedStore, folder: Path) -> None:
     store.get(PACK, 0, 10)
     extent = extents(folder)["0-10"]
     for seconds, noted in ((10, False), (1000, True), (-1000, True)):
@@ -68,7 +70,7 @@ def test_a_hit_is_noted_once_a_minute(store: CachedStore, folder: Path) -> None:
         assert (extent.stat().st_mtime_ns != before) == noted
 
 
-def test_the_bound_is_for_all_stores_and_processes(objects: CountingStore, folder: Path) -> None:
+def test_all_stores_and_processes_share_one_capacity(objects: CountingStore, folder: Path) -> None:
     stores = [CachedStore(objects, folder, 20_000, f"key {n % 3}") for n in range(5)]
     for n in range(200):
         objects.put(f"packs/{n}", [bytes(1000)])
@@ -91,7 +93,9 @@ def test_evicted_objects_leave_no_folders(objects: CountingStore, folder: Path) 
     assert 0 < nbytes(folder) <= 1000
 
 
-def test_one_extent_does_not_take_all_the_room(objects: CountingStore, folder: Path) -> None:
+def test_an_extent_above_a_quarter_of_the_capacity_is_not_cached(
+    objects: CountingStore, folder: Path
+) -> None:
     store = CachedStore(objects, folder, 4000, "key")
     objects.put(PACK, [bytes(2000)])
     assert store.get(PACK, 0, 1001) == bytes(1001)
@@ -100,13 +104,14 @@ def test_one_extent_does_not_take_all_the_room(objects: CountingStore, folder: P
     assert list(extents(folder)) == ["0-1000"]
 
 
-def test_one_at_a_time_evicts(objects: CountingStore, folder: Path) -> None:
-    """Who comes second neither waits nor adds to what is too much already."""
+def test_a_second_process_neither_waits_for_an_eviction_nor_fills_the_cache(
+    objects: CountingStore, folder: Path
+) -> None:
     store = CachedStore(objects, folder, 10_000, "key")
     fill(store, 10, 1000)
     objects.put("packs/new", [bytes(1000)])
     with (folder / "lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # the weakest that keeps others from evicting
+        fcntl.flock(lock, fcntl.LOCK_SH)  # the weakest lock that keeps others from evicting
         assert store.get("packs/new", 0, 1000) == bytes(1000)
         assert nbytes(folder) == 10_000
     store.get("packs/new", 0, 1000)

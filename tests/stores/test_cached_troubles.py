@@ -1,4 +1,4 @@
-"""A cache on disk whose folder or system fails, and threads and forks that share it."""
+"""Tests of a disk cache whose folder or system calls fail, and of threads and forks that use it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(objects: CountingStore, folder: Path) -> CachedStore:
-    """A cache of a megabyte over `objects`, which has a pack of `DATA`."""
+    """A cache of 1 MiB for `objects`, which contains a pack of `DATA`."""
     objects.put(PACK, [DATA])
     return CachedStore(objects, folder, MiB, "key")
 
@@ -54,7 +54,7 @@ def test_the_folder_is_private(store: CachedStore, folder: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_file_in_the_way(store: CachedStore, folder: Path) -> None:
+def test_reads_work_if_a_file_is_in_the_way_of_the_cache(store: CachedStore, folder: Path) -> None:
     folder.parent.parent.mkdir(exist_ok=True)
     folder.parent.write_bytes(b"in the way")
     reads_as_always(store)
@@ -63,7 +63,7 @@ def test_a_file_in_the_way(store: CachedStore, folder: Path) -> None:
 
 @pytest.mark.parametrize("function", ["mkdir", "open", "rename", "utime", "writev", "listdir"])
 @pytest.mark.parametrize("later", [False, True])
-def test_a_system_that_refuses(
+def test_reads_work_if_a_system_call_fails(
     store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch, function: str, later: bool
 ) -> None:
     if later:
@@ -78,13 +78,15 @@ def test_a_system_that_refuses(
     assert all(path.stat().st_size for path in extents(folder).values())
 
 
-def test_no_locks(store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_work_without_locks(
+    store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fcntl, "flock", fail)
     reads_as_always(store)
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
-def test_no_writes_for_a_while_after_an_error(
+def test_nothing_is_written_for_a_while_after_an_error(
     store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -99,7 +101,7 @@ def test_no_writes_for_a_while_after_an_error(
     assert list(extents(folder)) == ["0-10"]
 
 
-def test_a_hit_that_cannot_be_noted(
+def test_a_hit_counts_even_if_its_time_cannot_be_updated(
     store: CachedStore, objects: CountingStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.get(PACK, 0, 10)
@@ -109,18 +111,18 @@ def test_a_hit_that_cannot_be_noted(
     assert len(objects.reads) == 1
 
 
-def test_a_folder_that_vanishes(
+def test_a_deleted_cache_folder_is_created_again(
     store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_cache, "PAUSE", 0)
     store.get(PACK, 0, 10)
     shutil.rmtree(folder)
-    store.get(PACK, 0, 10)  # notices
+    store.get(PACK, 0, 10)  # this write fails, because the folder is gone
     store.get(PACK, 0, 10)
     assert list(extents(folder)) == ["0-10"]
 
 
-def test_what_cannot_be_evicted(
+def test_reads_work_if_nothing_can_be_evicted(
     objects: CountingStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = CachedStore(objects, folder, 10_000, "key")
@@ -137,13 +139,13 @@ def test_errors_of_the_store_are_not_swallowed(folder: Path) -> None:
             fail()
 
     store = CachedStore(Broken(MemoryStore()), folder, MiB, "key")
-    for _ in range(2):  # and whoever waits for the first one to be done is not left waiting
+    for _ in range(2):  # the failed first read must not block the second one
         with pytest.raises(OSError, match="No space"):
             store.get(PACK, 0, 10)
 
 
 class SlowStore(WrapperStore):
-    """Its reads wait for `go`, and count."""
+    """A store whose reads wait for `go` and are counted."""
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
@@ -162,7 +164,7 @@ class SlowStore(WrapperStore):
 
 @pytest.mark.parametrize("capacity", [0, MiB])
 @pytest.mark.parametrize("whole", [False, True])
-def test_threads_that_want_the_same_fetch_it_once(
+def test_threads_that_want_the_same_range_fetch_it_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capacity: int, whole: bool
 ) -> None:
     inner = SlowStore(MemoryStore())
@@ -191,7 +193,7 @@ def test_threads_that_want_the_same_fetch_it_once(
     assert store._fetches == {}
 
 
-def test_threads_that_want_different_things_do_not_wait(folder: Path) -> None:
+def test_threads_that_want_different_ranges_do_not_wait(folder: Path) -> None:
     inner = SlowStore(MemoryStore())
     inner.put(PACK, [DATA])
     store = CachedStore(inner, folder, MiB, "key")
@@ -203,7 +205,9 @@ def test_threads_that_want_different_things_do_not_wait(folder: Path) -> None:
         assert [read.result() for read in reads] == [DATA[n : n + 50] for n in range(4)]
 
 
-def test_many_threads_in_a_small_cache(objects: CountingStore, folder: Path) -> None:
+def test_many_threads_read_the_right_bytes_through_a_small_cache(
+    objects: CountingStore, folder: Path
+) -> None:
     objects.put(PACK, [DATA])
     store = CachedStore(objects, folder, 8000, "key")
 
@@ -224,7 +228,7 @@ def test_many_threads_in_a_small_cache(objects: CountingStore, folder: Path) -> 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_forked_child_has_its_own_drafts(store: CachedStore, folder: Path) -> None:
     store.get(PACK, 0, 10)
-    with store._turn(PACK, 20, 10):  # as another thread might, which the child will not have
+    with store._turn(PACK, 20, 10):  # stands for another thread, which the child will not have
         child = os.fork()
         if child == 0:
             status = 1

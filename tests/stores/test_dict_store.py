@@ -1,4 +1,4 @@
-"""A driver that implements six methods is a store; ``docs/stores.md`` shows this one."""
+"""Tests of the smallest driver, which ``docs/stores.md`` shows."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_page_shows_this_driver() -> None:
     assert inspect.getsource(DictStore) in PAGE.read_text(encoding="utf-8")
 
 
-def test_the_page_names_what_is_required_and_what_is_optional() -> None:
+def test_the_page_names_all_required_methods_and_optional_abilities() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert {name for name in ObjectStore.__abstractmethods__ if f"`{name}`" not in page} == set()
     assert [name for name in vars(optional) if name.startswith("Supports")] == [
@@ -46,13 +46,13 @@ def test_the_page_names_what_is_required_and_what_is_optional() -> None:
     ]
 
 
-def test_it_has_no_ability_beyond_the_core() -> None:
+def test_the_smallest_driver_has_no_optional_ability() -> None:
     kinds = [kind for name, kind in vars(optional).items() if name.startswith("Supports")]
     assert not [kind for kind in kinds if DictStore({}).ability(kind)]
     assert not DictStore({}).capabilities.exclusive_create
 
 
-def test_versions_are_kept_in_it(tmp_path: Path) -> None:
+def test_the_smallest_driver_keeps_versions(tmp_path: Path) -> None:
     objects: dict[str, bytes] = {}
     with casweights.open(DictStore(objects), create=True) as repo:
         versions = [repo.commit({"weight": n}) for n in range(3)]

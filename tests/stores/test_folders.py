@@ -1,4 +1,4 @@
-"""Folders of a store in a directory come and go with their objects."""
+"""Tests that folders of a directory are created and removed with their objects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = ("chmod", "listdir", "lstat", "mkdir", "open", "rmdir", "scandir", "stat
 
 
 def find(path: str | bytes | os.PathLike[str] | int, dir_fd: int | None, top: Path) -> Any:
-    """The path by which a disk that ignores case finds a file."""
+    """Return the path that a disk that ignores case resolves a path to."""
     if isinstance(path, int | bytes):
         return path
     begin = Path(f"/proc/self/fd/{dir_fd}").readlink() if dir_fd is not None else Path()
@@ -41,7 +41,7 @@ LISTDIR = os.listdir
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of a disk that keeps the case of names, and ignores it when it looks for them."""
+    """A folder of a disk that keeps the case of names, but ignores it in look-ups."""
     top, is_inside = tmp_path / "disk", False
     top.mkdir()
 
@@ -93,11 +93,11 @@ def test_a_folder_is_removed_with_its_last_object(store: LocalStore) -> None:
     store.delete(names[1])
     assert os.listdir(store.root / "refs") == ["tags"]
     store.delete(names[3])
-    assert os.listdir(store.root / "refs") == []  # open stores miss it otherwise
+    assert os.listdir(store.root / "refs") == []  # it stays: open stores check that it exists
     assert store.put(names[0], [b"x"])
 
 
-def test_a_folder_that_others_remove_is_made_again(
+def test_a_folder_that_other_writers_remove_is_created_again(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     removals = ["refs/heads/main", "refs/heads"]
@@ -117,7 +117,7 @@ def test_a_folder_that_others_remove_is_made_again(
     assert store.exists("refs/heads/main/1")
 
 
-def test_an_upper_folder_that_others_remove_meanwhile_is_made_again(
+def test_a_parent_folder_that_other_writers_remove_is_created_again(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, removals = os.mkdir, ["refs/heads"]
@@ -132,7 +132,7 @@ def test_an_upper_folder_that_others_remove_meanwhile_is_made_again(
     assert not removals
 
 
-def test_an_object_that_others_delete_at_once_was_put(
+def test_put_reports_the_creation_of_an_object_that_is_deleted_at_once(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, other = Root.give_name, LocalStore(store.root)

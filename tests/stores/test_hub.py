@@ -1,4 +1,4 @@
-"""The store in a bucket, with the real client and a local Hub."""
+"""Tests of the store in a bucket, with the real client and a local Hub."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class TestHubStore(StoreTests):
 
 
 def watchers() -> int:
-    """Threads that watch over uploads."""
+    """Return the number of threads that watch uploads."""
     return sum(thread.name == "casweights-watch" for thread in threading.enumerate())
 
 
-def test_a_batch_tells_locators_before_its_objects_are_visible(
+def test_a_batch_knows_locators_before_its_objects_are_visible(
     again: Callable[[], HubStore],
 ) -> None:
     store, data = again(), b"bytes of a pack" * 100
@@ -99,7 +99,7 @@ class TestWholeBucket(StoreTests):
 
 
 class TestAsOpened(StoreTests):
-    """With everything around it that `casweights.open` puts there."""
+    """The same tests with all wrappers that `casweights.open` adds."""
 
     @pytest.fixture
     def again(self, again: Callable[[], HubStore], tmp_path: Path) -> Callable[[], ObjectStore]:

@@ -1,4 +1,4 @@
-"""A bucket on machines whose caches cannot be used, or that are told to stay offline."""
+"""Tests of buckets on machines with unusable caches, faulty disks, or in offline mode."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("place", ["{tmp}/file/hf", "/proc/nope"])
-def test_caches_that_cannot_be_written_stop_nothing(tmp_path: Path, place: str) -> None:
+def test_a_bucket_works_although_caches_cannot_be_written(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -91,7 +91,7 @@ def test_a_fault_of_the_local_disk_is_named_and_any_other_is_unreachable(
     assert caught.value.code is code
 
 
-def test_offline_mode_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_reported_without_a_retry(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         pauses: list[float] = []

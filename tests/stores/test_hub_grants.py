@@ -1,4 +1,4 @@
-"""Grants to move bytes in and out of the Hub's storage end, and machines have wrong clocks."""
+"""Tests of grants for the Hub's storage that end, also on machines with wrong clocks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOW = 1_700_000_000.0  # in seconds since 1970
 
 
 class Waits:
-    """Counts the waits of a `RetryStore` in place of sleeping."""
+    """Counts the waits of a `RetryStore` instead of sleeping."""
 
     count = 0
 
@@ -50,7 +50,9 @@ def store(hub: LocalHub, request: pytest.FixtureRequest) -> Iterator[HubStore]:
     hub.conditions = Conditions()
 
 
-def test_an_upload_asks_once_for_another_grant(hub: LocalHub, store: HubStore) -> None:
+def test_an_upload_requests_one_new_grant_after_the_old_one_has_ended(
+    hub: LocalHub, store: HubStore
+) -> None:
     hub.clock.advance(TWO_HOURS)
     waits = Waits()
     assert RetryStore(store, sleep=waits).put("second", [b"second"])
@@ -58,7 +60,9 @@ def test_an_upload_asks_once_for_another_grant(hub: LocalHub, store: HubStore) -
     assert hub.counters().requests["token"] == 1
 
 
-def test_a_download_asks_once_for_another_grant(hub: LocalHub, store: HubStore) -> None:
+def test_a_download_requests_one_new_grant_after_the_old_one_has_ended(
+    hub: LocalHub, store: HubStore
+) -> None:
     hub.clock.advance(TWO_HOURS)
     assert store.get("first", 1, 4) == b"irst"
     assert hub.counters().requests["token"] == 1

@@ -1,4 +1,4 @@
-"""Refs in a repository: only one that says by itself that it is the store's."""
+"""Tests that refs are only read from and written to a repository that is tied to the store."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hub() -> Iterator[LocalHub]:
 
 @pytest.fixture
 def refs() -> str:
-    """A repository that the victim may write to."""
+    """Name of a repository that the victim may write to."""
     return f"datasets/victim/refs{next(_numbers)}"
 
 
@@ -39,7 +39,7 @@ def bucket(hub: LocalHub, name: str) -> HubStore:
 
 
 def forge(hub: LocalHub, name: str, store_id: str, refs: str) -> HubStore:
-    """A bucket whose ``casweights.json`` somebody else wrote."""
+    """Create a bucket whose ``casweights.json`` an attacker wrote."""
     store = bucket(hub, name)
     store.create()
     store.delete(names.CONFIG)
@@ -55,7 +55,7 @@ def files(hub: LocalHub, refs: str) -> list[str]:
 
 
 def check_refused(store: HubStore) -> None:
-    """Whatever needs the refs."""
+    """Check that every call that needs the refs raises."""
     with casweights.open(store) as repo:
         for work in (
             lambda: repo.commit({"n": 1}),
@@ -68,11 +68,11 @@ def check_refused(store: HubStore) -> None:
                 work()
             if isinstance(caught.value, IntegrityError):
                 assert caught.value.code is ErrorCode.FOREIGN_REFS
-        with pytest.raises(IntegrityError, match="does not say so"):
+        with pytest.raises(IntegrityError, match="does not name this store"):
             repo.commit({"n": 2})
 
 
-def test_a_repository_of_something_else(hub: LocalHub, refs: str) -> None:
+def test_a_repository_without_a_tie_is_refused(hub: LocalHub, refs: str) -> None:
     from huggingface_hub import HfApi
 
     HfApi(endpoint=hub.url).create_repo(refs.removeprefix("datasets/"), repo_type="dataset")
@@ -82,7 +82,9 @@ def test_a_repository_of_something_else(hub: LocalHub, refs: str) -> None:
 
 
 @pytest.mark.parametrize("copies_id", [True, False])
-def test_a_repository_of_another_store(hub: LocalHub, refs: str, copies_id: bool) -> None:
+def test_a_repository_tied_to_another_store_is_refused(
+    hub: LocalHub, refs: str, copies_id: bool
+) -> None:
     own = bucket(hub, f"own{next(_numbers)}")
     with casweights.open(own, create=True, config=StoreConfig(refs=refs)) as repo:
         first = repo.commit({"n": 0})
@@ -93,7 +95,7 @@ def test_a_repository_of_another_store(hub: LocalHub, refs: str, copies_id: bool
         assert repo.branches() == {"main": first.id}
 
 
-def test_two_stores_share_a_repository(hub: LocalHub, refs: str) -> None:
+def test_two_stores_keep_their_refs_in_one_repository(hub: LocalHub, refs: str) -> None:
     config, heads = StoreConfig(refs=refs), {}
     for name in ("one", "two"):
         with casweights.open(bucket(hub, name), create=True, config=config) as repo:
@@ -104,8 +106,10 @@ def test_two_stores_share_a_repository(hub: LocalHub, refs: str) -> None:
             assert repo.branches() == {"main": head}
 
 
-def test_who_names_the_repository_ties_it_anew(hub: LocalHub, refs: str) -> None:
-    """For buckets that were renamed: here the new one has a copy of the file."""
+def test_creating_a_store_with_refs_ties_the_repository_to_a_renamed_bucket(
+    hub: LocalHub, refs: str
+) -> None:
+    """Here, the renamed bucket is a new one with a copy of ``casweights.json``."""
     old, new = bucket(hub, f"old{next(_numbers)}"), f"new{next(_numbers)}"
     with casweights.open(old, create=True, config=StoreConfig(refs=refs)) as repo:
         head, store_id = repo.commit({"n": 0}), repo.info().store_id
@@ -116,7 +120,7 @@ def test_who_names_the_repository_ties_it_anew(hub: LocalHub, refs: str) -> None
     check_refused(bucket(hub, old.api.bucket.removeprefix("me/")))
 
 
-def test_making_a_store_that_is_there_ties_nothing_else(hub: LocalHub, refs: str) -> None:
+def test_opening_an_existing_store_ties_no_repository(hub: LocalHub, refs: str) -> None:
     store = bucket(hub, f"plain{next(_numbers)}")
     for config in (StoreConfig(), StoreConfig(refs=refs)):
         with casweights.open(store, create=True, config=config) as repo:
@@ -141,12 +145,12 @@ def test_making_a_store_that_is_there_ties_nothing_else(hub: LocalHub, refs: str
         "",
     ],
 )
-def test_names_of_no_repository(hub: LocalHub, where: str) -> None:
+def test_invalid_repository_names_are_refused(hub: LocalHub, where: str) -> None:
     with pytest.raises(InvalidInputError, match="no repository for refs"):
         GitRefStore(where, "hf://buckets/me/x", "ab" * 16, endpoint=hub.url)
 
 
 @pytest.mark.parametrize("store_id", ["../" * 10 + "ab", "AB" * 16, "ab" * 15, "ab" * 17, ""])
-def test_store_ids_that_are_none(hub: LocalHub, refs: str, store_id: str) -> None:
+def test_invalid_store_ids_are_refused(hub: LocalHub, refs: str, store_id: str) -> None:
     with pytest.raises(IntegrityError):
         casweights.open(forge(hub, f"forged{next(_numbers)}", store_id, refs))

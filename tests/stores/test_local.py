@@ -1,4 +1,4 @@
-"""The store in a directory."""
+"""Tests of the store in a directory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_an_object_is_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "packs/name").read_bytes() == b"bytes"
 
 
-def test_reading_makes_nothing(tmp_path: Path) -> None:
+def test_reads_and_deletions_do_not_create_the_directory(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     assert not store.exists("name")
     assert list(store.list()) == []
@@ -44,7 +44,7 @@ def test_reading_makes_nothing(tmp_path: Path) -> None:
     assert not store.root.exists()
 
 
-def test_hidden_files_are_no_objects(tmp_path: Path) -> None:
+def test_hidden_files_are_not_listed(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.put("packs/name", [b"bytes"])
     (tmp_path / ".DS_Store").touch()
@@ -52,7 +52,7 @@ def test_hidden_files_are_no_objects(tmp_path: Path) -> None:
     assert [info.name for info in store.list()] == ["packs/name"]
 
 
-def test_drafts_are_gone_when_the_store_is(tmp_path: Path) -> None:
+def test_drafts_are_deleted_with_the_store_instance(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.put("name", [b"x"])
     del store
@@ -73,7 +73,7 @@ def test_drafts_of_a_killed_writer_are_swept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
 
 
-def test_a_file_where_a_folder_must_be(tmp_path: Path) -> None:
+def test_put_raises_if_a_file_is_in_the_way_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "packs").write_bytes(b"in the way")
     store = LocalStore(tmp_path)
     with pytest.raises(StoreError, match="cannot write packs/name"):

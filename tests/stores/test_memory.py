@@ -1,4 +1,4 @@
-"""The store in memory."""
+"""Tests of the store in memory."""
 
 from __future__ import annotations
 

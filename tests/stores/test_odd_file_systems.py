@@ -1,4 +1,4 @@
-"""Stores in directories whose file system lacks hard links, locks, or the sync of a folder."""
+"""Tests of directories on file systems without hard links, locks, or syncs of folders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 CALLS = ("link", "rename", "lock", "sync")
-# Which code a file system answers with is anybody's guess.
+# File systems differ in the error for calls that they do not support.
 CODES = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EACCES)
 COMBINATIONS = [
     pytest.param(lacking, code, id=f"{'-'.join(lacking)}-{errno.errorcode[code]}")
@@ -45,7 +45,7 @@ COMBINATIONS = [
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, lacking: Iterable[str], code: int) -> None:
-    """Make the file system lack some calls."""
+    """Make some calls fail, as on a file system that does not support them."""
 
     def refused(*_: object, **__: object) -> NoReturn:
         raise OSError(code, os.strerror(code))
@@ -68,7 +68,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, lacking: Iterable[str], code: int) -
 
 
 @pytest.mark.parametrize(("lacking", "code"), COMBINATIONS)
-def test_a_store_works_and_says_what_holds(
+def test_a_store_works_and_reports_its_guarantees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: tuple[str, ...], code: int
 ) -> None:
     refuse(monkeypatch, lacking, code)
@@ -121,7 +121,7 @@ class TestDirectoryWithoutLinks(StoreTests):
 
 
 class _Interrupted(LocalStore):
-    """Lets another writer act right before and right after an object gets its name."""
+    """A store that lets another writer act right before and right after a `put`."""
 
     before: Callable[[], object] = staticmethod(lambda: None)
     after: Callable[[], object] = staticmethod(lambda: None)
@@ -143,10 +143,10 @@ def _after(hook: Callable[[], object], call: Call) -> Call:
 
 @pytest.mark.parametrize("moment", ["before", "while naming", "after"])
 @pytest.mark.parametrize("weak", [(True, True), (True, False), (False, True)])
-def test_of_two_writers_at_a_position_one_is_told_that_it_moved_the_branch(
+def test_at_most_one_of_two_writers_at_a_position_moves_the_branch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, weak: tuple[bool, bool]
 ) -> None:
-    """One client may be able to create exclusively where another one is not."""
+    """One client may be able to create objects exclusively while another one is not."""
     monkeypatch.setattr(reflog, "_YIELD_SECONDS", 0.05)
     mine, theirs = _Interrupted(tmp_path), LocalStore(tmp_path)
     for store, is_weak in zip((mine, theirs), weak, strict=True):
@@ -167,7 +167,7 @@ def test_of_two_writers_at_a_position_one_is_told_that_it_moved_the_branch(
         move(Refs(theirs), seen, versions[2])
 
     seen = Refs(mine).head("main")
-    if moment == "while naming":  # nothing of that name was there when it was looked for
+    if moment == "while naming":  # after the check that the name is free
         monkeypatch.setattr(root, "replace", _after(lambda: mine.before(), naming.replace))
         mine._exclusive_call = mine._exclusive_call and _after(lambda: mine.before(), naming.link)
         mine.put = partial(LocalStore.put, mine)  # type: ignore[method-assign]
@@ -181,7 +181,7 @@ def test_of_two_writers_at_a_position_one_is_told_that_it_moved_the_branch(
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-def test_a_failing_disk_is_not_taken_for_one_that_lacks_a_call(
+def test_a_disk_fault_does_not_count_as_a_missing_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     refuse(monkeypatch, ("link",), code)
@@ -192,7 +192,7 @@ def test_a_failing_disk_is_not_taken_for_one_that_lacks_a_call(
     assert not store.exists("name")
 
 
-def test_links_that_replace_are_not_relied_on(
+def test_links_that_replace_files_do_not_count_as_exclusive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def careless(path: str, name: str, *, dst_dir_fd: int) -> None:
@@ -204,7 +204,7 @@ def test_links_that_replace_are_not_relied_on(
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "dead"])
-def test_of_two_that_make_a_store_one_is_told_so_though_no_call_is_exclusive(
+def test_one_of_two_creators_of_a_store_wins_although_no_call_is_exclusive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     refuse(monkeypatch, CALLS, errno.EPERM)

@@ -1,4 +1,4 @@
-"""Reading ahead: announced ranges come in large pieces, and nothing else changes."""
+"""Tests that announced ranges are fetched in large pieces, with unchanged results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def frames(name: str, size: int, step: int) -> list[Sequence[Range]]:
     return [[(name, start, min(start + step, size))] for start in range(0, size, step)]
 
 
-def test_neighbours_are_fetched_together(counting: CountingStore) -> None:
+def test_adjacent_ranges_are_fetched_together(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce(frames("a", 20 * MiB, 100 * KiB))
@@ -58,7 +58,7 @@ def test_neighbours_are_fetched_together(counting: CountingStore) -> None:
     assert counting.read_bytes("a") == 20 * MiB
 
 
-def test_what_lies_far_apart_is_fetched_apart(counting: CountingStore) -> None:
+def test_distant_ranges_are_fetched_separately(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
     ranges = [("a", 0, 1000), ("a", 2000, 3000), ("a", 2 * MiB, 2 * MiB + 5)]
     with store.ahead() as announce:
@@ -68,7 +68,7 @@ def test_what_lies_far_apart_is_fetched_apart(counting: CountingStore) -> None:
     assert sorted(counting.reads) == [("a", 5), ("a", 3000)]
 
 
-def test_what_was_not_announced_is_read_as_ever(counting: CountingStore) -> None:
+def test_a_range_that_was_not_announced_is_read_directly(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 1000)]])
@@ -78,18 +78,18 @@ def test_what_was_not_announced_is_read_as_ever(counting: CountingStore) -> None
     assert ("b", 10) in counting.reads
 
 
-def test_a_range_may_be_needed_more_than_once(counting: CountingStore) -> None:
+def test_a_range_that_is_announced_twice_is_fetched_once(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 1000)], [("b", 0, 1000)], [("a", 0, 1000)]])
         for name in ("a", "b", "a"):
             store.get(name, 0, 1000)
         assert len(counting.reads) == 2
-        store.get("a", 0, 1000)  # once more than was announced
+        store.get("a", 0, 1000)  # one read more than announced
     assert len(counting.reads) == 3
 
 
-def test_at_the_end_everything_is_dropped(counting: CountingStore) -> None:
+def test_the_end_of_the_block_drops_all_fetched_bytes(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 1000)]])
@@ -103,7 +103,7 @@ def test_at_the_end_everything_is_dropped(counting: CountingStore) -> None:
 
 
 class Held(WrapperStore):
-    """Notes how many bytes were read at most before anybody had used them."""
+    """Counts the bytes that were read from the store."""
 
     def __init__(self, inner: MemoryStore) -> None:
         super().__init__(inner)
@@ -116,7 +116,7 @@ class Held(WrapperStore):
             self.nbytes += len(out)
 
 
-def test_no_more_than_the_window_is_held() -> None:
+def test_fetched_bytes_stay_within_the_window() -> None:
     plain = MemoryStore()
     plain.put("a", [bytes(64 * MiB)])
     inner = Held(plain)
@@ -131,7 +131,7 @@ def test_no_more_than_the_window_is_held() -> None:
     assert inner.nbytes == 64 * MiB
 
 
-def test_pieces_that_are_read_in_turns_are_small(counting: CountingStore) -> None:
+def test_large_groups_are_fetched_in_small_pieces(counting: CountingStore) -> None:
     plain = MemoryStore()
     for n in range(64):
         plain.put(f"pack{n}", [bytes([n]) * (4 * MiB)])
@@ -146,10 +146,10 @@ def test_pieces_that_are_read_in_turns_are_small(counting: CountingStore) -> Non
         for group in groups:
             for name, start, stop in group:
                 assert store.get(name, start, stop - start)[0] == int(name.removeprefix("pack"))
-    assert counting.read_bytes("pack") <= 1.1 * 256 * MiB  # hardly anything was given up
+    assert counting.read_bytes("pack") <= 1.1 * 256 * MiB  # hardly anything was dropped unread
 
 
-def test_errors_are_those_of_the_reader(counting: CountingStore) -> None:
+def test_the_error_of_a_fetch_is_raised_in_the_reader(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:
         announce([[("nothing", 0, 10)], [("b", MiB - 5, MiB + 5)], [("b", 0, 10)]])
@@ -161,7 +161,7 @@ def test_errors_are_those_of_the_reader(counting: CountingStore) -> None:
 
 
 class Flaky(WrapperStore):
-    """Fails once for each object."""
+    """A store whose first read of each object fails."""
 
     def __init__(self, inner: CountingStore) -> None:
         super().__init__(inner)
@@ -174,7 +174,7 @@ class Flaky(WrapperStore):
         super().readinto(name, start, out)
 
 
-def test_what_could_not_be_fetched_is_read_by_who_needs_it(counting: CountingStore) -> None:
+def test_the_reader_repeats_a_failed_fetch(counting: CountingStore) -> None:
     store = ReadaheadStore(Flaky(counting), window=128 * MiB)
     with store.ahead() as announce:
         announce([[("a", 0, 10)]])
@@ -203,7 +203,7 @@ def test_forget_drops_what_was_fetched(counting: CountingStore) -> None:
     st.integers(0, 2000),
     st.randoms(use_true_random=False),
 )
-def test_any_order_on_any_number_of_threads(
+def test_reads_in_any_order_on_several_threads_return_the_right_bytes(
     groups: list[list[tuple[int, int, int]]], window: int, shuffler: random.Random
 ) -> None:
     plain = MemoryStore()

@@ -1,4 +1,4 @@
-"""Trying again: what is repeated, for how long, and what is not."""
+"""Tests of retries: which calls are repeated, and for how long."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refuse() -> None:
 
 
 class Clock:
-    """Time that passes when somebody sleeps, and by a little with every look."""
+    """A clock that advances with every `sleep`, and by `cost` seconds with every look."""
 
     def __init__(self, cost: float = 0.0) -> None:
         self.now = 0.0
@@ -81,7 +81,9 @@ USES: list[Callable[[ObjectStore], object]] = [
 
 
 @pytest.mark.parametrize("use", USES)
-def test_every_call_is_tried_again(use: Callable[[ObjectStore], object], clock: Clock) -> None:
+def test_every_call_is_repeated_after_an_error(
+    use: Callable[[ObjectStore], object], clock: Clock
+) -> None:
     plain = MemoryStore()
     plain.put("there", [b"old"])
     faulty = FaultyStore(plain, [Fault(call=n, action=fail) for n in (1, 2, 3)])
@@ -91,7 +93,7 @@ def test_every_call_is_tried_again(use: Callable[[ObjectStore], object], clock: 
 
 
 class FailingBatch(WrapperBatch):
-    """Cannot make its objects visible, or has made them visible and cannot say so."""
+    """A batch that fails at its end, before or after its objects become visible."""
 
     def __init__(self, inner: Batch, *, late: bool) -> None:
         super().__init__(inner)
@@ -104,10 +106,10 @@ class FailingBatch(WrapperBatch):
 
 
 class Batches(WrapperStore):
-    """A store of which the first batches fail.
+    """A store whose first batches fail.
 
     Attributes:
-        begun: For each batch whether objects were assumed to be absent.
+        begun: The `assume_absent` of each batch.
     """
 
     def __init__(self, *, failing: int, late: bool) -> None:
@@ -124,18 +126,18 @@ class Batches(WrapperStore):
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_a_batch_that_fails_at_its_end_is_put_again_as_a_whole(clock: Clock, late: bool) -> None:
+def test_a_batch_that_fails_at_its_end_is_repeated_as_a_whole(clock: Clock, late: bool) -> None:
     inner = Batches(failing=2, late=late)
     with RetryStore(inner, sleep=clock.sleep).batch(["a", "b"], assume_absent=True) as batch:
         batch.put("a", [b"1"])
         batch.send([b"early"])
         batch.put("b", [b"2"])
     assert [inner.get(name) for name in "ab"] == [b"1", b"2"]
-    assert inner.begun == [True, False, False], "what failed may have come through"
+    assert inner.begun == [True, False, False], "a failed attempt may have created objects"
     assert len(clock.pauses) == 2
 
 
-def test_one_patience_is_for_a_whole_batch(clock: Clock) -> None:
+def test_the_patience_covers_a_whole_batch(clock: Clock) -> None:
     inner = Batches(failing=100, late=False)
     with (
         pytest.raises(StoreError, match="no answer"),
@@ -178,7 +180,7 @@ def test_an_attempt_that_would_last_too_long_is_not_made(clock: Clock) -> None:
     assert clock.now <= 60
 
 
-def test_what_is_not_tried_again(clock: Clock) -> None:
+def test_permanent_errors_are_not_repeated(clock: Clock) -> None:
     faulty = FaultyStore(MemoryStore(), [Fault(call=1, action=refuse)])
     store = RetryStore(faulty, sleep=clock.sleep)
     with pytest.raises(StoreError, match="no"):
@@ -189,7 +191,7 @@ def test_what_is_not_tried_again(clock: Clock) -> None:
     assert clock.pauses == []
 
 
-def test_no_patience(clock: Clock) -> None:
+def test_nothing_is_repeated_without_patience(clock: Clock) -> None:
     faulty = FaultyStore(MemoryStore(), [Fault(call=1, action=fail)])
     with pytest.raises(StoreError):
         RetryStore(faulty, 0, clock.sleep).size("name")

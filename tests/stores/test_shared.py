@@ -1,4 +1,4 @@
-"""Stores in a directory that several users of one group write to."""
+"""Tests of directories that several users of one group write to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def use(root: Path, source: Path, config: StoreConfig) -> None:
-    """Let every kind of object come into being, and some go."""
+    """Create every kind of object, and delete some."""
     source.mkdir()
     with casweights.open(root, create=True, config=config) as repository:
         for content in (b"a", b"b"):
@@ -73,7 +73,7 @@ def test_drafts_that_one_user_leaves_behind_can_be_swept_by_another(tmp_path: Pa
     assert drafts.stat().st_mode & GROUP == GROUP
 
 
-def test_opening_does_not_share_a_store_that_is_there(tmp_path: Path) -> None:
+def test_opening_an_existing_store_does_not_share_it(tmp_path: Path) -> None:
     root = tmp_path / "store"
     casweights.open(root, create=True).close()
     before = root.stat().st_mode

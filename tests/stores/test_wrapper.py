@@ -1,4 +1,4 @@
-"""Stores around other stores: each passes on every method and every optional ability."""
+"""Tests that stores around other stores forward every method and every optional ability."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ CALLS: dict[str, Callable[[ObjectStore], Any]] = {
     "delete_all": lambda store: store.delete_all(["there"]),
     "forget": lambda store: store.forget("there"),
 }
-# What arrives instead: every batch has the interface of `batch`, and each object is counted.
+# Methods that arrive instead: `put_all` calls `batch`, and the counting store handles each object.
 INSTEAD = {
     "put_all": "batch",
     ("counting", "batch"): "put",
@@ -78,10 +78,10 @@ def elsewhere() -> MemoryStore:
 
 
 class Able(VersatileStore):
-    """Has every ability, and notes the methods that are called.
+    """A store with every ability that records its calls.
 
     Attributes:
-        calls: Their names.
+        calls: Names of the called methods.
     """
 
     def __init__(self) -> None:
@@ -142,10 +142,10 @@ def test_no_ability_is_claimed_that_the_inner_store_lacks(
 
 
 class Batches(WrapperStore):
-    """Notes what its batches are told.
+    """A store that records the arguments of its batches.
 
     Attributes:
-        noted: Whether objects were assumed to be absent, and what was sent.
+        noted: The `assume_absent` of each batch, and the arguments of `send`.
     """
 
     def __init__(self) -> None:
@@ -160,7 +160,7 @@ class Batches(WrapperStore):
 
 
 @pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if name != "counting"])
-def test_what_a_batch_is_told_reaches_the_inner_store(wrapper: str, tmp_path: Path) -> None:
+def test_arguments_of_a_batch_reach_the_inner_store(wrapper: str, tmp_path: Path) -> None:
     inner = Batches()
     with WRAPPERS[wrapper](inner, tmp_path).batch(["a", "b"], assume_absent=True) as batch:
         batch.put("a", [b"1"])
@@ -213,7 +213,7 @@ class TestVersatileStore(StoreTests):
         return VersatileStore()
 
 
-def test_what_is_counted() -> None:
+def test_the_counting_store_records_reads_and_created_objects() -> None:
     store = CountingStore(MemoryStore())
     store.put("packs/a", [b"some", b"thing"])
     store.put("packs/a", [b"again"])

@@ -1,4 +1,4 @@
-"""Memory for bytes on their way."""
+"""Tests of buffers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_buffers_are_aligned_and_writable(size: int) -> None:
     assert buffer == bytes(size)
 
 
-def test_an_empty_buffer() -> None:
+def test_buffers_of_no_bytes_are_empty() -> None:
     assert len(uninitialized(0)) == len(scratch(0)) == len(Pool(100).take(0)) == 0
 
 
-def test_scratch_is_each_thread_s_own() -> None:
+def test_each_thread_has_its_own_scratch_buffer() -> None:
     ours = scratch(1000)
     assert address(scratch(500)) == address(ours)
     with ThreadPoolExecutor(1) as pool:
@@ -36,17 +36,17 @@ def test_scratch_is_each_thread_s_own() -> None:
     assert address(theirs) != address(ours)
 
 
-def test_a_pool_never_gives_a_buffer_twice_at_once() -> None:
+def test_a_pool_never_returns_a_buffer_that_is_in_use() -> None:
     pool = Pool(1000)
     first, second = pool.take(1000), pool.take(900)
     first[:] = b"a" * 1000
     second[:] = b"b" * 900
     assert first == b"a" * 1000
-    assert pool.take(400) is not None  # too small for one of the pool's
+    assert pool.take(400) is not None  # too small for a buffer of the pool
     assert len(pool.take(5000)) == 5000
 
 
-def test_a_pool_takes_a_buffer_back_with_its_last_view() -> None:
+def test_a_pool_reuses_a_buffer_after_its_last_view() -> None:
     pool = Pool(1000)
     view = pool.take(1000)
     place = address(view)
@@ -54,7 +54,7 @@ def test_a_pool_takes_a_buffer_back_with_its_last_view() -> None:
     del view
     gc.collect()
     other = pool.take(1000)
-    assert address(other) != place, "a part of it was still in use"
+    assert address(other) != place, "a view of a part still exists"
     del part
     gc.collect()
     assert address(pool.take(1000)) == place

@@ -1,4 +1,4 @@
-"""Whole reads and writes, and the system's errors as ours."""
+"""Tests of complete reads and writes, and of translated errors of the system."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         (errno.EIO, ErrorCode.IO_FAILED),
     ],
 )
-def test_errors_of_the_system(number: int, code: ErrorCode) -> None:
+def test_errors_of_the_system_become_store_errors_with_a_code(number: int, code: ErrorCode) -> None:
     cause = OSError(number, os.strerror(number))
     with pytest.raises(StoreError) as caught, storage_errors("cannot write it"):
         raise cause
@@ -34,7 +34,7 @@ def test_errors_of_the_system(number: int, code: ErrorCode) -> None:
     assert caught.value.__cause__ is cause
 
 
-def test_a_read_is_whole_or_false(tmp_path: Path) -> None:
+def test_a_read_that_ends_early_returns_false(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
     with path.open("rb") as file:
@@ -45,9 +45,7 @@ def test_a_read_is_whole_or_false(tmp_path: Path) -> None:
         assert read_exactly(file.fileno(), 50, memoryview(b""))
 
 
-def test_a_write_goes_on_where_the_system_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop_short(descriptor: int, views: list[memoryview]) -> int:
         return os.write(descriptor, b"".join(views)[:1000])
 

@@ -1,4 +1,4 @@
-"""Handles in other processes than their own (forked children, pickles and copies), and closed."""
+"""Tests of handles that are used in a forked child, pickled, copied, or closed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
-PATIENCE = 60  # seconds, until a child that hangs is killed
+PATIENCE = 60  # seconds after which a hanging child is killed
 HANDLES = (
     *("Repository", "LazyTensor", "Database", "Publisher", "Subscriber"),
     *("ReadaheadStore", "Workers", "Threads", "Background"),
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Iterator[Repository]:
 
 @pytest.fixture
 def handles(store: Repository) -> Iterator[dict[str, Handle]]:
-    """One of each kind, by the names of their classes."""
+    """One handle of each kind, by the name of its class."""
     ahead = ReadaheadStore(MemoryStore(), MiB)
     pools = (Workers(1), Threads(1, "test"), Background(1))
     tensor = store.tensor("main", "w")
@@ -60,7 +60,7 @@ def handles(store: Repository) -> Iterator[dict[str, Handle]]:
 
 
 def in_child(action: Callable[[], object]) -> Any:
-    """What an action gives in a forked child."""
+    """Return the result of an action that runs in a forked child."""
     receiver, sender = os.pipe()
     child = os.fork()
     if child == 0:
@@ -77,7 +77,7 @@ def in_child(action: Callable[[], object]) -> Any:
 
 
 def error_of(action: Callable[[], object]) -> str:
-    """The name of the error that comes out, and what it says."""
+    """Return the type and message of the error that an action raises."""
     try:
         action()
     except Exception as error:
@@ -86,7 +86,7 @@ def error_of(action: Callable[[], object]) -> str:
 
 
 def members(kind: type) -> list[str]:
-    """What a handle's users may use of it."""
+    """Return the names of the members that users may use, except those usable anywhere."""
     special = [name for name in ("__enter__", "__getitem__") if hasattr(kind, name)]
     public = [name for name in dir(kind) if not name.startswith("_")]
     anywhere = {"usable_anywhere", "usable_closed", "capabilities"}
@@ -95,14 +95,14 @@ def members(kind: type) -> list[str]:
 
 
 def use(handle: Handle, name: str) -> None:
-    """Read a property, or call a method without arguments; what it takes is not looked at."""
+    """Read a property, or call a method without arguments, even if it requires some."""
     member = getattr(handle, name)
     if callable(member):
         member()
 
 
 def own_members(handle: Handle) -> list[str]:
-    """The same without what its classes inherit from others than `Handle`."""
+    """Return the members of a handle that `Handle` or a subclass of it defines."""
     defined = {
         name for kind in type(handle).__mro__ if issubclass(kind, Handle) for name in vars(kind)
     }
@@ -138,7 +138,7 @@ def test_handles_are_not_pickled_or_copied(
 ) -> None:
     with pytest.raises(WrongProcessError, match=f"a {kind} cannot be copied or sent") as caught:
         send(handles[kind])
-    assert isinstance(caught.value, TypeError)  # as for whatever cannot be pickled
+    assert isinstance(caught.value, TypeError)  # like all errors of objects that cannot be pickled
 
 
 @pytest.mark.parametrize("kind", ["Repository", "Publisher", "Subscriber"])
@@ -153,7 +153,7 @@ def test_an_error_on_the_way_out_of_the_parents_block_is_kept(
     assert in_child(lambda: error_of(leave)) == "LookupError: its own"
 
 
-def test_a_child_may_use_what_needs_no_thread(store: Repository) -> None:
+def test_a_child_may_use_members_that_need_no_thread(store: Repository) -> None:
     assert in_child(lambda: [store.url, repr(store)]) == [store.url, repr(store)]
 
 
@@ -167,8 +167,10 @@ def test_a_child_opens_the_store_for_itself(store: Repository) -> None:
     assert in_child(work) == str(store.resolve("live"))
 
 
-def test_a_child_of_a_process_whose_locks_are_held(handles: dict[str, Handle]) -> None:
-    """Threads that hold them do not exist in the child, so it would wait for ever."""
+def test_a_child_raises_at_once_although_locks_of_its_parent_are_held(
+    handles: dict[str, Handle],
+) -> None:
+    """The threads that hold them do not exist in the child, so it would wait for ever."""
     held, release = threading.Event(), threading.Event()
     publisher, subscriber = cast("Any", handles["Publisher"]), cast("Any", handles["Subscriber"])
     read_ahead = cast("Any", handles["ReadaheadStore"])
@@ -215,7 +217,7 @@ def assert_every_use_raises(handle: Handle, why: str) -> None:
         use(handle, name)
 
 
-def test_all_kinds_of_handles_are_tried(handles: dict[str, Handle]) -> None:
+def test_these_tests_cover_all_kinds_of_handles(handles: dict[str, Handle]) -> None:
     def below(kind: type) -> set[type]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
@@ -263,7 +265,7 @@ def test_a_store_that_is_passed_closed_is_refused(store: Repository, tmp_path: P
             use_it()
 
 
-def test_work_that_is_under_way_when_the_store_is_closed_ends_with_the_same_error(
+def test_closing_the_store_ends_work_in_progress_with_the_same_error(
     store: Repository,
 ) -> None:
     def items() -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Folders for files in the making."""
+"""Tests of temporary folders for unfinished files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sys.stdin.read()
 """
 
 
-def test_it_is_gone_afterwards(tmp_path: Path) -> None:
+def test_close_deletes_the_folder_and_its_drafts(tmp_path: Path) -> None:
     with Staging(tmp_path) as staging:
         paths = [staging.new_path() for _ in range(3)]
         assert len(set(paths)) == 3
@@ -37,7 +37,7 @@ def test_it_is_gone_afterwards(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweeper_spares_what_is_in_use(tmp_path: Path) -> None:
+def test_a_sweep_leaves_folders_in_use(tmp_path: Path) -> None:
     with Staging(tmp_path) as staging:
         staging.new_path().write_bytes(b"draft")
         sweep(tmp_path)
@@ -46,7 +46,7 @@ def test_a_sweeper_spares_what_is_in_use(tmp_path: Path) -> None:
         assert (staging.folder / "0").read_bytes() == b"draft"
 
 
-def test_a_sweeper_takes_what_a_killed_process_left(tmp_path: Path) -> None:
+def test_a_sweep_deletes_the_folder_of_a_killed_process(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -61,7 +61,7 @@ def test_a_sweeper_takes_what_a_killed_process_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweeper_leaves_other_things_alone(tmp_path: Path) -> None:
+def test_a_sweep_leaves_other_files_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / f"{PREFIX}file").touch()
@@ -69,7 +69,7 @@ def test_a_sweeper_leaves_other_things_alone(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_forked_child_leaves_it_alone(tmp_path: Path) -> None:
+def test_close_in_a_forked_child_deletes_nothing(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from casweights.system.staging import Staging\n"
         "staging = Staging(Path(sys.argv[1]))\n"
@@ -91,7 +91,7 @@ def refuse_locks(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EPERM, errno.ENOTSUP])
-def test_without_locks_a_folder_that_is_in_use_survives_every_sweeper(
+def test_without_locks_a_folder_in_use_survives_every_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     with monkeypatch.context() as patch:
@@ -101,13 +101,13 @@ def test_without_locks_a_folder_that_is_in_use_survives_every_sweeper(
         draft.write_bytes(b"draft")
         sweep(tmp_path)
         assert draft.exists()
-    sweep(tmp_path)  # by a client to whom the same file system grants locks
+    sweep(tmp_path)  # by a client that can lock on the same file system
     assert draft.exists()
     staging.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_locks_a_folder_goes_once_nothing_in_it_has_changed_for_a_week(
+def test_without_locks_a_folder_is_deleted_after_a_week_without_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_locks(monkeypatch, errno.ENOTSUP)
@@ -123,7 +123,7 @@ def test_without_locks_a_folder_goes_once_nothing_in_it_has_changed_for_a_week(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failing_disk_is_not_taken_for_one_without_locks(
+def test_a_disk_fault_does_not_count_as_missing_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_locks(monkeypatch, errno.EIO)

@@ -1,4 +1,4 @@
-"""Bounded work on many threads."""
+"""Tests of thread pools with a bounded number of unfinished tasks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_map_uses_all_threads(workers: Workers) -> None:
     list(workers.map(lambda _: together.wait(), range(3 * workers.count)))
 
 
-def test_an_error_comes_out(workers: Workers) -> None:
+def test_map_raises_the_error_of_a_task(workers: Workers) -> None:
     def fail(n: int) -> int:
         if n == 7:
             raise LookupError("seven")
@@ -65,7 +65,7 @@ def test_an_error_comes_out(workers: Workers) -> None:
     assert list(workers.map(str, range(3))) == ["0", "1", "2"]
 
 
-def test_nothing_runs_after_map_was_left(workers: Workers) -> None:
+def test_no_task_runs_after_a_map_was_closed(workers: Workers) -> None:
     running: set[int] = set()
 
     def work(n: int) -> int:
@@ -80,7 +80,7 @@ def test_nothing_runs_after_map_was_left(workers: Workers) -> None:
     assert not running
 
 
-def test_there_is_a_processor() -> None:
+def test_the_default_number_of_workers_is_at_least_one() -> None:
     assert default_workers() >= 1
 
 
@@ -106,7 +106,7 @@ def test_background_waits_at_its_limit() -> None:
     background.close()
 
 
-def test_an_error_of_the_background_comes_out() -> None:
+def test_background_raises_the_error_of_a_task() -> None:
     def fail() -> None:
         raise OSError("disk")
 
@@ -120,14 +120,14 @@ def test_an_error_of_the_background_comes_out() -> None:
     background.close()
 
 
-def test_once_is_once_from_many_threads(workers: Workers) -> None:
+def test_once_calls_its_function_once_from_many_threads(workers: Workers) -> None:
     numbers = itertools.count(1)
     once = Once(lambda: next(numbers))
     assert list(workers.map(lambda _: once(), range(50))) == [1] * 50
     assert next(numbers) == 2
 
 
-def test_once_is_tried_again_after_an_error() -> None:
+def test_once_calls_its_function_again_after_an_error() -> None:
     answers = iter([None, 7])
 
     def answer() -> int:
@@ -142,7 +142,7 @@ def test_once_is_tried_again_after_an_error() -> None:
     assert once() == once() == 7
 
 
-def test_recent_keeps_the_last_few_and_makes_others_again() -> None:
+def test_recent_keeps_the_latest_values_and_creates_others_again() -> None:
     made: list[str] = []
 
     def make(name: str) -> str:
