@@ -131,6 +131,7 @@ class DiskCache:
         return bool(extents)
 
     def _write(self, name: str, extent: _Extent, parts: Parts) -> None:
+        """Write an extent, and delete smaller ones that it covers."""
         folder, draft = self._object_folder(name), self._draft_path()
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -220,6 +221,7 @@ class _Space:
                 fcntl.flock(lock, fcntl.LOCK_UN)
 
     def _evict(self) -> None:
+        """Scan the folder, and delete the least recently used extents beyond the capacity."""
         self._written = 0
         files = sorted(_scan_extents(self._folder))
         stored = sum(size for _, size, _ in files)
@@ -253,6 +255,10 @@ def _list_extents(folder: Path) -> list[_Extent]:
 
 
 def _read_extent(folder: Path, extent: _Extent, start: int, out: memoryview) -> bool:
+    """Fill `out` from the object's offset `start` on; False if the file has a wrong size.
+
+    Updates the file's time of use, which `_Space` evicts by.
+    """
     path = folder / str(extent)
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -271,6 +277,7 @@ def _read_extent(folder: Path, extent: _Extent, start: int, out: memoryview) -> 
 
 
 def _rename(draft: Path, path: Path) -> None:
+    """Move a draft to its path, and create the folder if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         draft.rename(path)

@@ -88,6 +88,7 @@ class ReadaheadStore(Handle, WrapperStore):
                     self._drop(span)
 
     def _announce(self, groups: Sequence[Sequence[Range]]) -> list[_Span]:
+        """Add spans for ranges that no span covers yet, and return the new spans."""
         # The ranges of a group must fit into the window together: large groups need small cells.
         cell = _CELL
         while cell > _MIN_CELL and cell * max(map(len, groups), default=0) > self._window // 2:
@@ -110,7 +111,7 @@ class ReadaheadStore(Handle, WrapperStore):
         return new
 
     def _fill(self) -> None:
-        """Start to fetch waiting spans while the window has room."""
+        """Start to fetch waiting spans while the window has room. The caller holds the lock."""
         while self._waiting:
             span = self._waiting[0]
             if span.fetched is None and span.needed > 0:
@@ -130,12 +131,14 @@ class ReadaheadStore(Handle, WrapperStore):
         return out
 
     def _find(self, name: str, start: int, stop: int) -> _Span | None:
+        """Return the span that covers a range, if any. The caller holds the lock."""
         for span in self._spans.get(name, ()):
             if span.covers(start, stop):
                 return span
         return None
 
     def _drop(self, span: _Span) -> None:
+        """Remove a span, and free its part of the window. The caller holds the lock."""
         span.needed = 0
         spans = self._spans.get(span.name, [])
         if span in spans:
@@ -172,7 +175,10 @@ class ReadaheadStore(Handle, WrapperStore):
         return None if data is None else data[start - span.start : stop - span.start]
 
     def _make_room(self, keep: _Span) -> None:
-        """Drop the least recently used spans, except `keep`, to stay within the window."""
+        """Drop fetched spans, the least recently used first, until the window is not exceeded.
+
+        The caller holds the lock.
+        """
         for span in list(self._started):
             if self._held <= self._window:
                 return

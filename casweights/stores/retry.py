@@ -45,6 +45,12 @@ class RetryStore(WrapperStore):
         self._sleep = sleep
 
     def _retry(self, call: Callable[[], _R], begin: float | None = None) -> _R:
+        """Call a function until it succeeds, or its next attempt could exceed the patience.
+
+        Args:
+            call: Function to call.
+            begin: Monotonic time at which the patience begins; by default now.
+        """
         begin = time.monotonic() if begin is None else begin
         delay = _FIRST_DELAY
         while True:
@@ -111,7 +117,7 @@ class RetryStore(WrapperStore):
         self._retry(lambda: self.inner.delete_all(names))
 
     def ability(self, kind: type[_Ability]) -> _Ability | None:
-        """Return the inner store if it has the ability; None if it does not.
+        """Return the store inside that has the ability, or this one for `ref_store`; else None.
 
         Calls of abilities are not repeated, except `ref_store`: after a lost answer, only the
         caller knows whether another attempt is safe.

@@ -95,8 +95,8 @@ class Root:
     """The open root folder. Names in its methods are those of objects or of folders below it.
 
     An object is written in this order: `make_folders`, `give_name` (or `claim`), `sync_below`.
-    Only the last call makes it durable. `give_name` and `claim` call `check` themselves, as late
-    as possible; any step may raise `NotFoundError` if the store is gone.
+    Only the last call makes its name durable. `give_name` and `claim` call `check` as late as
+    possible, and raise its `NotFoundError` if the store is gone.
 
     Args:
         path: Path of the folder.
@@ -160,6 +160,7 @@ class Root:
             )
 
     def _what_is_wrong(self) -> str | None:
+        """Describe why the path no longer leads to this store; None if it does."""
         if not os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
             return "another folder is at its path"
         for name in (*([self._marker.name] if self._marker else ()), *self._seen):
@@ -172,12 +173,14 @@ class Root:
         return None
 
     def _status(self, name: str) -> tuple[int, ...]:
+        """Return the fields of a file's status that change if the file is replaced."""
         found = os.stat(name, dir_fd=self.descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise FileNotFoundError(errno.ENOENT, "not a file", name)
         return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size
 
     def _content(self, name: str) -> bytes:
+        """Return the first `MAX_CLAIM` bytes of a file."""
         descriptor = os.open(name, os.O_RDONLY, dir_fd=self.descriptor)
         try:
             return os.read(descriptor, MAX_CLAIM)
@@ -214,8 +217,9 @@ class Root:
         return None
 
     def _sync_above(self, folder: str) -> None:
+        """Make the names of a folder and of those above it durable."""
         for path in ["", *_and_above(folder)][:-1]:
-            # A folder that only its maker may sync was synced by its maker.
+            # A folder that this user may not open was synced by its maker; a missing one is empty.
             with suppress(FileNotFoundError, PermissionError):
                 self.sync(path)
 
@@ -378,6 +382,7 @@ class Root:
         return self._content(name) == content
 
     def _finish(self, claim: str, name: str, draft: Path) -> None:
+        """Copy the object in a claim to its name, unless the name is taken."""
         content = self._content(f"{claim}/object")
         if self.has(name):  # the object was named before this claim was made
             return

@@ -59,13 +59,14 @@ def open_object_store(
 
 
 def with_readahead(store: ObjectStore, options: RemoteOptions) -> ObjectStore:
-    """Return a store that reads ahead, if its reads are slow enough to gain from it."""
+    """Add reading ahead to a store, unless its reads are cheap or it already reads ahead."""
     if store.capabilities.cheap_reads or store.ability(SupportsReadahead) is not None:
         return store
     return ReadaheadStore(store, options.read_ahead)
 
 
 def _open_bucket(url: str, options: RemoteOptions) -> ObjectStore:
+    """Open the store in a bucket, with retries and a disk cache around it."""
     from casweights.stores.cached import CachedStore
     from casweights.stores.hub.store import HubStore, assets_folder
     from casweights.stores.retry import RetryStore

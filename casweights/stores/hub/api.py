@@ -126,8 +126,8 @@ class HubApi:
         Args:
             method: HTTP method.
             url: URL to request.
-            options: Options of the session's ``request``; in addition ``accepted``, the status
-                codes of errors to return like a success.
+            **options: Arguments of the session's ``request``, and ``accepted``: status codes of
+                errors whose response is returned like a success.
 
         Raises:
             StoreError: The Hub cannot be reached (``unreachable``), or refuses the request.
@@ -159,7 +159,7 @@ class HubApi:
         return found
 
     def tree(self, prefix: str) -> Iterator[HubFile]:
-        """Yield all files whose paths begin with `prefix`; the Hub may add others."""
+        """Yield all files whose paths begin with `prefix`."""
         url = f"{self._url}/tree" + (f"/{quote(prefix, safe='')}" if prefix else "")
         return map(_file, self.files_below(url, recursive="true", limit=_PAGE))
 

@@ -114,6 +114,7 @@ class GitRefStore(ObjectStore):
         self._is_tied = True
 
     def _read_tie(self) -> bytes | None:
+        """Return the content of the tie; None if the repository has none."""
         try:
             return self._read(_TIE, _MAX_TIE)
         except NotFoundError as error:

@@ -153,6 +153,10 @@ class _Attempt(Batch):
         self._send(_Content(parts), named=False)
 
     def _look_up(self) -> Mapping[str, XetLocator]:
+        """Return the locators of the batch's names that exist; sends a request only once.
+
+        Sends none if the caller guarantees that the names are free, and the store was checked.
+        """
         if self._there is None:
             if self._assume_absent and self._folder.is_checked:
                 self._there = {}

@@ -98,6 +98,7 @@ def _retire(session: Any, error: Exception) -> None:
 
 
 def _refuses_parts(error: Exception) -> bool:
+    """Return whether the storage refused the list of parts of a new file."""
     text = str(error)
     return "status client error" in text and text.endswith("/shards")
 
