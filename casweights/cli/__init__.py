@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a verb needs it."""
+"""The command line. Heavy modules are imported only when a verb needs them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import sys
 
 def main() -> None:
     """Run ``casweights`` with the arguments of this process."""
-    # An interrupt during imports leaves nothing to clean up, and a traceback would help nobody.
+    # An interrupt during imports leaves nothing to clean up, and its traceback would help no user.
+    # Shells let commands in the background ignore interrupts: that must stay as it is.
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_default:  # and not ignored, as it is for commands in the background
+    if is_default:
         signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
     from casweights.cli._app import run
     from casweights.cli._streams import open_standard_streams

@@ -1,4 +1,7 @@
-"""Names for the shell to complete: of local stores only, lest a Tab wait for a network."""
+"""Completion of names in the shell.
+
+Only local stores are asked for names, so that a Tab never waits for a network.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from click.shell_completion import CompletionItem
 
-from casweights.cli._session import Session
+from casweights.cli._session import Session, is_local
 from casweights.errors import CasweightsError
 
 if TYPE_CHECKING:
@@ -19,22 +22,23 @@ if TYPE_CHECKING:
 
 
 def complete_ref(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Branches and tags."""
+    """Return the branches and tags that begin with the incomplete word."""
     return _complete(ctx, incomplete, lambda repository: repository.branches() | repository.tags())
 
 
 def complete_branch(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Branches."""
+    """Return the branches that begin with the incomplete word."""
     return _complete(ctx, incomplete, lambda repository: repository.branches())
 
 
 def complete_tag(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Tags."""
+    """Return the tags that begin with the incomplete word."""
     return _complete(ctx, incomplete, lambda repository: repository.tags())
 
 
 def complete_path(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Files and folders; `click.Path` would also ask the system for them, which fails for some."""
+    """Let the shell complete files and folders."""
+    # `click.Path` would also look the path up in the file system, which may refuse it.
     return [CompletionItem(incomplete, type="file")]
 
 
@@ -42,8 +46,9 @@ def _complete(
     ctx: click.Context, incomplete: str, names: Callable[[Repository], Iterable[str]]
 ) -> list[str]:
     session = ctx.ensure_object(Session)
+    # The shell would show an error in the middle of the line that the user types.
     with suppress(CasweightsError, OSError):
-        if "://" not in session.location.removeprefix("file://"):
+        if is_local(session.location):
             with session.open() as repository:
                 return sorted(name for name in names(repository) if name.startswith(incomplete))
     return []

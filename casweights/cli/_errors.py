@@ -1,4 +1,4 @@
-"""From an error to its exit status and message: the one table."""
+"""The exit status, message and hint for each error: the only place that decides them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Exit(IntEnum):
-    """What a command's exit status says. Append-only; 3 is kept for work that is partly done."""
+    """The exit statuses of commands. Append-only; 3 is reserved for work that is partly done."""
 
     OK = 0
     ERROR = 1
@@ -48,13 +48,14 @@ MEANINGS = {
     Exit.ERROR: "an error; the message says which",
     Exit.USAGE: "the command line is not valid",
     Exit.NO_STORE: "there is no store",
-    Exit.CONFLICT: "something is there already, or another writer was first",
+    Exit.CONFLICT: "something exists already, or another writer was first",
     Exit.PERMISSION: "no permission",
     Exit.INTEGRITY: "the store is damaged",
     Exit.UNREACHABLE: "the store cannot be reached",
     Exit.INTERRUPTED: "interrupted",
 }
 
+# The first row that fits decides; None stands for all codes.
 _STATUSES: tuple[tuple[type[CasweightsError], ErrorCode | None, Exit], ...] = (
     (NotFoundError, ErrorCode.STORE_NOT_FOUND, Exit.NO_STORE),
     (ConflictError, None, Exit.CONFLICT),
@@ -65,11 +66,12 @@ _STATUSES: tuple[tuple[type[CasweightsError], ErrorCode | None, Exit], ...] = (
 )
 
 _HINTS = {
-    ErrorCode.REF_NOT_FOUND: "`casweights branch` and `casweights tag` list the names there are",
+    ErrorCode.REF_NOT_FOUND: "`casweights branch` and `casweights tag` list the existing names",
+    ErrorCode.SNAPSHOT_NOT_FOUND: "`casweights log REF` lists versions and their IDs",
     ErrorCode.FILE_NOT_FOUND: "`casweights ls REF` lists the files of a version",
-    ErrorCode.CORRUPT_OBJECT: "`casweights verify` finds everything that is damaged",
-    ErrorCode.UNSAVED_FILES: "`casweights commit` stores them; `--force` gives them up",
-    ErrorCode.MISSING_CHUNK: "`casweights verify` finds everything that is damaged",
+    ErrorCode.CORRUPT_OBJECT: "`casweights verify` lists all damage",
+    ErrorCode.UNSAVED_FILES: "`casweights commit` stores them; --force overwrites or deletes them",
+    ErrorCode.MISSING_CHUNK: "`casweights verify` lists all damage",
 }
 
 
@@ -81,19 +83,19 @@ class Failure:
         status: The exit status.
         code: The precise cause: an `ErrorCode` or one of the command line's own.
         message: What happened.
-        hint: What to do next.
-        extra: Further fields for programs.
+        hints: What may have been meant, or what to do next.
+        extra: Further fields of the JSON, for programs.
     """
 
     status: Exit
     code: str
     message: str
-    hint: str | None = None
+    hints: Sequence[str] = ()
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 def status_of(error: CasweightsError) -> Exit:
-    """The exit status for an error of the library."""
+    """Return the exit status for an error of the library."""
     for kind, code, status in _STATUSES:
         if isinstance(error, kind) and code in (None, error.code):
             return status
@@ -101,13 +103,13 @@ def status_of(error: CasweightsError) -> Exit:
 
 
 def status_of_all(errors: Sequence[CasweightsError]) -> Exit:
-    """The exit status for several errors: damage counts most."""
+    """Return the exit status for several errors: that of damage before all others."""
     statuses = {status_of(error) for error in errors}
     return max(statuses, default=Exit.OK)
 
 
 def describe(error: BaseException) -> Failure:
-    """What to tell about an error."""
+    """Return the report of an error. Its notes replace the general hint for its code."""
     match error:
         case CasweightsError():
             snapshot, files = getattr(error, "snapshot", None), getattr(error, "files", ())
@@ -115,7 +117,7 @@ def describe(error: BaseException) -> Failure:
                 status=status_of(error),
                 code=error.code,
                 message=error.message,
-                hint=_HINTS.get(error.code),
+                hints=_hints(error),
                 extra=({"id": snapshot} if snapshot else {}) | ({"files": files} if files else {}),
             )
         case click.UsageError():
@@ -123,6 +125,7 @@ def describe(error: BaseException) -> Failure:
         case KeyboardInterrupt() | click.Abort():
             status = Exit.INTERRUPTED
             return Failure(status=status, code="interrupted", message="interrupted")
+        # The reader has left on purpose, as in `| head`: a message would only disturb.
         case OutputError(error=BrokenPipeError()) | BrokenPipeError():
             return Failure(status=Exit.BROKEN_PIPE, code="", message="")
         case OutputError():
@@ -142,18 +145,24 @@ def describe(error: BaseException) -> Failure:
             )
 
 
+def _hints(error: CasweightsError) -> Sequence[str]:
+    notes: Sequence[str] = getattr(error, "__notes__", ())
+    return notes or ([_HINTS[error.code]] if error.code in _HINTS else ())
+
+
 @contextmanager
 def reported(out: Output, *, as_json: bool) -> Iterator[None]:
-    """Report what goes wrong inside, and exit with its status."""
+    """Report an error that the block raises, and exit with its status."""
     try:
         yield
-    except click.exceptions.Exit:
+    except click.exceptions.Exit:  # the end of --help, --version, and of verbs with a status
         raise
     except (Exception, KeyboardInterrupt) as error:
         failure = describe(error)
         if isinstance(error, OutputError | OSError | KeyboardInterrupt):
+            # The interpreter would write the buffer at its end, and fail or block again.
             discard(sys.stdout)
-        with suppress(OSError, OutputError):  # nobody listens: the status has to do
+        with suppress(OSError, OutputError):  # standard error is closed: the status must do
             _report(failure, error, out, as_json=as_json or out.mode is Mode.JSON)
         raise click.exceptions.Exit(failure.status) from error
 
@@ -170,5 +179,5 @@ def _report(failure: Failure, error: BaseException, out: Output, *, as_json: boo
     else:
         sys.stderr.write(failure.extra.get("traceback", ""))
         out.error(failure.message)
-        if failure.hint:
-            out.hint(failure.hint)
+        for hint in failure.hints:
+            out.hint(hint)

@@ -1,4 +1,4 @@
-"""What tags and branches have in common."""
+"""Lists and messages that the verbs `tag` and `branch` share."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def list_names(
     names: Mapping[str, SnapshotId],
     displaced: Mapping[str, Sequence[SnapshotId]] | None = None,
 ) -> None:
-    """List names with the versions they stand for.
+    """List names and the versions that they name.
 
     Args:
-        out: Where to.
-        repository: The store.
-        names: The names.
-        displaced: Versions that were displaced from branches, by name, if these are branches.
+        out: Where to write.
+        repository: The store, for the times and messages of the versions.
+        names: The versions, by name.
+        displaced: The versions displaced from each branch; None for a list of tags.
     """
     rows = []
     for name, version in names.items():
-        beside = [] if displaced is None else displaced.get(name, ())
+        others = [] if displaced is None else displaced.get(name, ())
         row = _row(repository, name, version)
-        rows.append(row if displaced is None else {**row, "displaced": beside})
+        rows.append(row if displaced is None else {**row, "displaced": others})
         if out.mode is Mode.HUMAN:
-            rows += [_row(repository, f"{name} (displaced)", other) for other in beside]
+            rows += [_row(repository, f"{name} (displaced)", other) for other in others]
     out.table(rows, _COLUMNS, essential="name")
 
 
@@ -52,11 +52,11 @@ def _row(repository: Repository, name: str, version: SnapshotId) -> dict[str, An
 
 
 def named(out: Output, kind: str, name: str, snapshot: SnapshotId) -> None:
-    """Tell that a version has a name now."""
+    """Report that a branch or tag now names a version."""
     line = [Span(short(snapshot), "yellow"), Span(f"  is {kind} "), Span(name, "green")]
     out.record({"name": name, "id": snapshot}, [line], essential="id")
 
 
 def deleted(out: Output, kind: str, name: str) -> None:
-    """Tell that a name is gone."""
+    """Report that a branch or tag was deleted."""
     out.record({"name": name, "deleted": True}, [f"{kind} {name} is deleted"])

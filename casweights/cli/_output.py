@@ -1,8 +1,8 @@
-"""The one way out for everything a verb has to say.
+"""The output of all verbs.
 
-Data goes to standard output, everything else to standard error. A verb hands over values; this
-module decides what becomes of them: aligned and coloured text for people, JSON for programs, or
-only the essential for shell scripts.
+Data goes to standard output, everything else to standard error. A verb passes values; this module
+writes them as aligned and coloured text for people, as JSON for programs, or as the one essential
+field for shell scripts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Row = Mapping[str, Any]
 
 
 class Mode(Enum):
-    """Whom the output is for."""
+    """The readers of the output: people, programs, or shell scripts."""
 
     HUMAN = "human"
     JSON = "json"
@@ -38,7 +38,7 @@ class Mode(Enum):
 
 
 class Span(NamedTuple):
-    """A stretch of text in one colour."""
+    """Text in one colour; None for the default colour."""
 
     text: str
     color: str | None = None
@@ -52,10 +52,10 @@ class Column(NamedTuple):
 
     Attributes:
         key: The field of the rows that it shows.
-        show: From the field's value to its text.
-        title: Its heading; a table without titles has no heading.
-        right: Whether to align it to the right.
-        color: Its colour.
+        show: Makes the text of a cell from the field's value.
+        title: Heading of the column; a table without titles has no line of headings.
+        right: Whether to align the column to the right.
+        color: Colour of the cells.
     """
 
     key: str
@@ -66,7 +66,7 @@ class Column(NamedTuple):
 
 
 class OutputError(Exception):
-    """An output stream takes no more: its reader has left, or the disk is full."""
+    """An output stream cannot be written: its reader has left, or the disk is full."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)
@@ -74,10 +74,10 @@ class OutputError(Exception):
 
 
 class Output:
-    """Where the verbs write to.
+    """Writes the results of a verb in one of the three modes.
 
     Attributes:
-        mode: Whom for.
+        mode: The readers to write for.
     """
 
     def __init__(self) -> None:
@@ -85,17 +85,17 @@ class Output:
 
     @property
     def is_terminal(self) -> bool:
-        """Whether standard output is one."""
+        """Whether standard output is a terminal."""
         return sys.stdout.isatty()
 
     def record(self, data: Row, lines: Iterable[Line], *, essential: str | None = None) -> None:
-        """One result.
+        """Write one result.
 
         Args:
-            data: Its fields, for programs.
-            lines: The same for people.
-            essential: The field that is all a shell script wants, a list's items in lines of their
-                own; None if there is nothing.
+            data: The fields of the result, for programs.
+            lines: The result for people.
+            essential: The field that shell scripts get; each item of a list has a line of its own.
+                None to write nothing for them.
         """
         if self.mode is Mode.JSON:
             self._write(to_json(data) + "\n")
@@ -108,32 +108,32 @@ class Output:
                 self._print(str(item))
 
     def summary(self, data: Row, lines: Iterable[Line], *, essential: str | None = None) -> None:
-        """The result of a long command, after its events."""
+        """Write the result of a long command, after its events."""
         self.record({"message_type": "summary", **data}, lines, essential=essential)
 
     def event(self, message_type: str, data: Row, line: Line | None = None) -> None:
-        """Something that happened on the way.
+        """Write an event of a long command at once.
 
         Args:
-            message_type: What.
-            data: Its fields, for programs.
-            line: The same for people and shell scripts; None if it is for programs only.
+            message_type: The kind of event, for programs.
+            data: The fields of the event, for programs.
+            line: The event for people and shell scripts; None to write it for programs only.
         """
         if self.mode is Mode.JSON:
             self._write(to_json({"message_type": message_type, **data}) + "\n")
-            self.flush()
+            self.flush()  # programs that follow the progress read a pipe line by line
         elif line is not None:
             self._print(line)
 
     def listing(
         self, rows: Iterable[Row], lines: Callable[[Row], Iterable[Line]], *, essential: str
     ) -> None:
-        """Any number of results; each is written as soon as it is known.
+        """Write each of several results as soon as it is known.
 
         Args:
-            rows: The results.
-            lines: From a result to what people read.
-            essential: The field that is all a shell script wants.
+            rows: The fields of each result.
+            lines: Makes the lines for people from the fields of a result.
+            essential: The field that shell scripts get.
         """
         if self.mode is Mode.JSON:
             self._write_array(rows)
@@ -143,6 +143,7 @@ class Output:
                 self._print(line)
 
     def _write_array(self, rows: Iterable[Row]) -> None:
+        # One element per line, so that line-based tools can read the array, too.
         lead = "["
         for row in rows:
             self._write(lead + to_json(row))
@@ -150,7 +151,7 @@ class Output:
         self._write("[]\n" if lead == "[" else "]\n")
 
     def table(self, rows: Iterable[Row], columns: Sequence[Column], *, essential: str) -> None:
-        """Results whose fields are aligned for people."""
+        """Write results; for people, as a table with aligned columns."""
         if self.mode is not Mode.HUMAN:
             self.listing(rows, lambda _: (), essential=essential)
             return
@@ -158,29 +159,29 @@ class Output:
             self._print(line)
 
     def raw(self, data: bytes | memoryview) -> None:
-        """Bytes as they are."""
+        """Write bytes unchanged, in every mode."""
         with _stream_errors():
-            sys.stdout.flush()
+            sys.stdout.flush()  # text that is still buffered comes before the bytes
             sys.stdout.buffer.write(data)
 
     def hint(self, message: str) -> None:
-        """What to do next."""
+        """Write what to do next, for people only."""
         if self.mode is Mode.HUMAN:
             self._print(f"Hint: {message}", sys.stderr)
 
     def warning(self, code: str, message: str) -> None:
-        """What is done, and will not do what people expect."""
+        """Write a warning: the command succeeds, but its result may surprise."""
         if self.mode is Mode.JSON:
             self.event("warning", {"code": code, "message": message})
         else:
             self._print([Span("Warning: ", "yellow"), Span(message)], sys.stderr)
 
     def error(self, message: str) -> None:
-        """What went wrong."""
+        """Write an error message to standard error."""
         self._print([Span("Error: ", "red"), Span(message)], sys.stderr)
 
     def flush(self) -> None:
-        """Pass on what was written."""
+        """Flush standard output."""
         with _stream_errors():
             sys.stdout.flush()
 
@@ -190,6 +191,7 @@ class Output:
 
     def _print(self, line: Line, stream: TextIO | None = None) -> None:
         stream = stream or sys.stdout
+        # Only results in a terminal are cut to its width: errors and pipes need every character.
         colored, room = _is_colored(stream), math.inf
         if stream is sys.stdout and stream.isatty() and self.mode is Mode.HUMAN:
             room = shutil.get_terminal_size().columns
@@ -205,6 +207,7 @@ class Output:
 
 
 def _is_colored(stream: TextIO) -> bool:
+    # https://no-color.org: an empty NO_COLOR counts as not set.
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -217,7 +220,7 @@ def _stream_errors() -> Iterator[None]:
 
 
 def table_lines(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[Span]]:
-    """Rows, and a heading if the columns have titles, as aligned lines."""
+    """Align the cells of a table; return its lines, with headings if the columns have titles."""
     cells = [[printable(column.show(row[column.key])) for column in columns] for row in rows]
     titled = any(column.title for column in columns)
     if titled:
@@ -228,6 +231,7 @@ def table_lines(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[Spa
         spans: list[Span] = []
         for text, column, room in zip(texts, columns, widths, strict=True):
             color = "bright_black" if titled and number == 0 else column.color
+            # Padding is a span of its own, so that escape sequences surround only the text.
             pad = " " * (room - width(text))
             spans += [Span("  " if spans else ""), Span(pad if column.right else "")]
             spans += [Span(text, color), Span("" if column.right else pad)]
@@ -236,19 +240,19 @@ def table_lines(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[Spa
 
 
 def fields(pairs: Iterable[tuple[str, str]]) -> list[list[Span]]:
-    """Labels and values as aligned lines; pairs without a value are left out."""
+    """Align labels and values in lines; leave out pairs without a value."""
     shown = [(label, value) for label, value in pairs if value]
     room = max((len(label) for label, _ in shown), default=0)
     return [[Span(label.ljust(room), "bright_black"), Span(f"  {value}")] for label, value in shown]
 
 
 def to_json(value: Any) -> str:
-    """One line of JSON."""
+    """Return a value as one line of JSON."""
     return json.dumps(_plain(value), allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
-    """IDs as hexadecimal, times as ISO 8601 in UTC, floats that JSON lacks by their names."""
+    """Convert to types of JSON: IDs in hexadecimal, times in ISO 8601, infinities as strings."""
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, datetime):

@@ -1,4 +1,4 @@
-"""Listeners of the long commands."""
+"""Reporters of the long commands: they keep results and show progress."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from casweights.results import CheckoutStats, CommitStats
 
 _INTERVAL = 1.0  # seconds between two lines of JSON
-_TRUE = ("1", "ON", "YES", "TRUE")  # what huggingface_hub takes for true
+_TRUE = ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads its variables
 
 
 class Results(Tee):
-    """Keeps the results and passes every event on.
+    """Keeps the results of commands, and passes every event on to the display of progress.
 
     Attributes:
-        commit: What the commit did, once it is done.
-        checkout: What the checkout did, once it is done.
+        commit: Result of the commit; set when it has succeeded.
+        checkout: Result of the checkout; set when it has succeeded.
     """
 
     commit: CommitStats
@@ -38,35 +38,30 @@ class Results(Tee):
         super().__init__(self._progress)
 
     def committed(self, stats: CommitStats) -> None:
-        """See `Reporter.committed`."""
         super().committed(stats)
         self.commit = stats
 
     def warned(self, code: str, message: str) -> None:
-        """See `Reporter.warned`."""
         super().warned(code, message)
         self._out.warning(code, message)
 
     def checked_out(self, stats: CheckoutStats) -> None:
-        """See `Reporter.checked_out`."""
         super().checked_out(stats)
         self.checkout = stats
 
 
 class JsonProgress(Reporter):
-    """Writes a line of JSON about once a second."""
+    """Writes the progress of a stage as a line of JSON about once a second."""
 
     def __init__(self, out: Output, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
         self._clock = clock
 
     def started(self, stage: Stage, total: int) -> None:
-        """See `Reporter.started`."""
         self._total, self._done = total, 0
         self._next = self._clock() + _INTERVAL
 
     def advanced(self, stage: Stage, nbytes: int) -> None:
-        """See `Reporter.advanced`."""
         self._done += nbytes
         if self._clock() >= self._next:
             self._next = self._clock() + _INTERVAL
@@ -80,6 +75,7 @@ def _progress(out: Output) -> Reporter:
     unwanted = os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in _TRUE
     if out.mode is Mode.QUIET or unwanted or not sys.stderr.isatty():
         return Reporter()
+    # Only bars need tqdm: commands in a pipe start without it.
     from casweights.instrumentation.progress import ProgressBars
 
     return ProgressBars()

@@ -1,4 +1,4 @@
-"""What all verbs share: which store, and where the output goes."""
+"""The state that all verbs share: the store and the output."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Session:
     """One run of the command line.
 
     Attributes:
-        out: Where the output goes.
-        store: The store that the command line names, if any.
+        out: The output.
+        store: The value of ``--store``; None without the option.
     """
 
     out: Output = field(default_factory=Output)
@@ -37,15 +37,16 @@ class Session:
 
     @property
     def named_location(self) -> str | None:
-        """Where the store is, as the command line says or the environment."""
+        """The store that ``--store`` or else the environment names; None if neither does."""
+        # An empty variable counts as not set, as in `CASWEIGHTS_STORE= casweights log`.
         return self.store or os.environ.get(STORE_VARIABLE) or None
 
     @property
     def location(self) -> str:
-        """Where the store is: as named, or the nearest one.
+        """The named store, or else the nearest one.
 
         Raises:
-            NotFoundError: Nothing says where.
+            NotFoundError: No store is named, and neither this folder nor one above has one.
         """
         if self.named_location is not None:
             return self.named_location
@@ -53,13 +54,13 @@ class Session:
         if nearest is None:
             raise NotFoundError(
                 ErrorCode.STORE_NOT_FOUND,
-                "there is no store in this folder or above: make one with `casweights init`, or "
-                f"say where it is with --store or {STORE_VARIABLE}",
+                "no store is in this folder or above: make one with `casweights init`, or name one "
+                f"with --store or {STORE_VARIABLE}",
             )
         return str(nearest)
 
     def open(self, reporter: Reporter | None = None, *, cache_size: int = 0) -> Repository:
-        """Open the store."""
+        """Open the store that `location` names."""
         return open_store(self.location, cache_size=cache_size, reporter=reporter)
 
 
@@ -71,39 +72,67 @@ def open_store(
     cache_size: int = 0,
     reporter: Reporter | None = None,
 ) -> Repository:
-    """Open a store, with this machine's cache as the environment wants it.
+    """Open a store, with the size of the disk cache that the environment sets.
 
     Raises:
-        InvalidInputError: The environment wants no size.
+        InvalidInputError: The environment does not set a number of bytes.
+        NotFoundError: There is no store, and `create` is false. A note names a store nearby.
     """
     from casweights.opening import open_repository
 
     wanted = os.environ.get(CACHE_VARIABLE) or str(RemoteOptions().disk_cache)
-    if not re.fullmatch(r"[0-9]{1,18}", wanted):
+    if not re.fullmatch(r"[0-9]{1,18}", wanted):  # numbers of 18 digits fit in 64 bits
         raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, f"{CACHE_VARIABLE} is {wanted!r}: it takes bytes, or 0"
+            ErrorCode.BAD_ARGUMENT,
+            f"{CACHE_VARIABLE} must be a number of bytes, or 0 for no cache, got {wanted!r}",
         )
-    return open_repository(
-        location,
-        create=create,
-        config=config,
-        cache_size=cache_size,
-        remote=RemoteOptions(disk_cache=int(wanted)),
-        notes=_notes_folder(),
-        reporter=reporter,
-    )
+    try:
+        return open_repository(
+            location,
+            create=create,
+            config=config,
+            cache_size=cache_size,
+            remote=RemoteOptions(disk_cache=int(wanted)),
+            notes=_notes_folder(),
+            reporter=reporter,
+        )
+    except NotFoundError as error:
+        if error.code is ErrorCode.STORE_NOT_FOUND and is_local(location):
+            _note_nearby_store(error, Path(location.removeprefix("file://")))
+        raise
+
+
+def is_local(location: str) -> bool:
+    """Whether a store is in the file system of this machine."""
+    return "://" not in location.removeprefix("file://")
+
+
+def _note_nearby_store(error: NotFoundError, folder: Path) -> None:
+    """Add a note if a folder that is no store contains one or is part of one."""
+    if _is_store(folder / DEFAULT_FOLDER):
+        error.add_note(f"there is a store in it: {folder / DEFAULT_FOLDER}")
+        return
+    for parent in folder.absolute().parents:
+        if _is_store(parent):
+            error.add_note(f"it is a folder of the store {parent}")
+            return
 
 
 def _notes_folder() -> Path | None:
-    """Where this user keeps notes on stores that are read-only; None without a home."""
+    """Return this user's folder for notes on read-only stores; None without a home."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # XDG says to ignore relative paths; without a home, expanduser returns "~" as it is.
     return Path(caches, "casweights", "notes") if os.path.isabs(caches) else None
 
 
 def nearest_store(start: Path) -> Path | None:
-    """The store that a folder or the nearest one above it is or has."""
+    """Find the first store going up from `start`: a folder, or ``.casweights`` in it."""
     for folder in (start, *start.parents):
         for candidate in (folder, folder / DEFAULT_FOLDER):
-            if os.path.isfile(candidate / CONFIG):  # unlike Path.is_file, false if access is denied
+            if _is_store(candidate):
                 return candidate
     return None
+
+
+def _is_store(folder: Path) -> bool:
+    return os.path.isfile(folder / CONFIG)  # unlike Path.is_file, false if access is denied

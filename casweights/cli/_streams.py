@@ -1,4 +1,4 @@
-"""The standard streams of the process, also those that its caller has closed."""
+"""The standard streams of the process, including those that its caller has closed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def open_standard_streams() -> None:
-    """Let closed streams refuse what is written to them, and others accept every character.
+    """Make writes to closed streams fail, and let the open ones accept every character.
 
-    If a descriptor stayed closed, the next file that is opened would get it, and with it whatever
-    a library prints.
+    If a descriptor stayed closed, the next file that is opened would get it, and the output of
+    libraries would go into that file.
     """
     for name, descriptor in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         if getattr(sys, name) is None:
@@ -24,21 +24,23 @@ def open_standard_streams() -> None:
             mode = "w" if descriptor else "r"
             setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115
         stream = getattr(sys, name)
+        # A name with a character that the encoding lacks must not end the command.
         if descriptor and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def discard(stream: TextIO) -> None:
-    """Send nowhere what a stream still buffers; the interpreter would fail or wait at its end."""
+    """Drop the buffered output of a stream, which the interpreter would try to write at exit."""
     with suppress(OSError, ValueError):
         _redirect_to_null(stream.fileno(), os.O_WRONLY)
 
 
 def _occupy(descriptor: int) -> None:
-    """Open a closed descriptor so that every use of it fails."""
+    """Open a closed descriptor such that every use of it fails."""
     with suppress(OSError):
         os.fstat(descriptor)
         return
+    # The wrong way round on purpose: reading from standard input and writing to the others fails.
     _redirect_to_null(descriptor, os.O_RDONLY if descriptor else os.O_WRONLY)
 
 

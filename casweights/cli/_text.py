@@ -1,4 +1,4 @@
-"""Values as text for people."""
+"""Text for people: sizes, counts, times, IDs, and lines cut to a width."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datetime import datetime
 
-SHORT_ID = 12  # hexadecimal digits: few versions of a store share them
+SHORT_ID = 12  # hexadecimal digits: versions of one store hardly ever share them
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 
 
 def size(nbytes: int) -> str:
-    """Bytes in decimal units, as ``90.9 MB``."""
+    """Format a number of bytes in decimal units, as ``90.9 MB``."""
     if nbytes < 1000:
         return f"{nbytes} B"
     value, units = nbytes / 1000, iter(_UNITS)
     unit = next(units)
+    # From 999.95 on, one decimal rounds to 1000.0, which belongs to the next unit.
     while value >= 999.95 and (larger := next(units, None)):
         value, unit = value / 1000, larger
     return f"{value:.1f} {unit}"
 
 
 def binary_size(nbytes: int) -> str:
-    """Bytes in the largest binary unit that leaves no rest, as ``4 MiB``."""
+    """Format a number of bytes in the largest binary unit without a remainder, as ``4 MiB``."""
     for unit in ("B", "KiB", "MiB"):
         if nbytes % 1024 or unit == "MiB":
             break
@@ -33,38 +34,38 @@ def binary_size(nbytes: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number with its noun, as ``12 files``."""
+    """Format a number with its noun, as ``12 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def moment(time: datetime, *, seconds: bool = False) -> str:
-    """A point in time where the reader lives."""
+    """Format a time in the local time zone."""
     try:
         local = time.astimezone()
-    except (OverflowError, ValueError):  # within hours of year 1 or 9999
+    except (OverflowError, ValueError):  # within hours of the first or last year of datetime
         local = time
     return local.strftime("%Y-%m-%d %H:%M:%S %z" if seconds else "%Y-%m-%d %H:%M")
 
 
 def short(digest: bytes) -> str:
-    """The first digits of an ID."""
+    """Return the first digits of an ID."""
     return digest.hex()[:SHORT_ID]
 
 
 def subject(message: str) -> str:
-    """The first line of a message."""
+    """Return the first line of a message."""
     return message.strip().partition("\n")[0].rstrip()
 
 
 def printable(text: str) -> str:
-    """`text` with everything escaped that could act on a terminal."""
+    """Escape all characters of `text` that could control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def width(text: str) -> int:
-    """Columns that `text` takes in a terminal."""
+    """Return the number of terminal columns that `text` fills."""
     if text.isascii():
         return len(text)
     return sum(map(_columns, text))
@@ -77,7 +78,7 @@ def _columns(char: str) -> int:
 
 
 def cut(text: str, room: int) -> str:
-    """`text`, shortened to `room` columns."""
+    """Shorten `text` to at most `room` columns, with an ellipsis at the end if it was cut."""
     if width(text) <= room:
         return text
     kept, used = [], 1  # the ellipsis

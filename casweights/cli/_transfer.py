@@ -1,4 +1,4 @@
-"""What the verbs between two stores share."""
+"""The options and the work that `push` and `pull` share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from casweights.cli._progress import Results
 from casweights.cli._session import open_store
 from casweights.cli._text import count, short, size
 from casweights.cli.init import open_or_create
+from casweights.errors import ErrorCode, NotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,11 +27,11 @@ EXITS = (Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INT
 
 
 def transfer_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that `push` and `pull` share."""
+    """Add the options that `push` and `pull` share to a command."""
     for option in (
-        click.option("--force", is_flag=True, help="Move branches that went another way, too."),
-        click.option("--shallow", is_flag=True, help="Leave out the versions before these."),
-        click.option("--all", "unnamed", is_flag=True, help="Versions without a name, too."),
+        click.option("--force", is_flag=True, help="Also move branches that have diverged."),
+        click.option("--shallow", is_flag=True, help="Leave out the history of the versions."),
+        click.option("--all", "unnamed", is_flag=True, help="Also copy versions without a name."),
     ):
         command = option(command)
     return command
@@ -47,29 +48,39 @@ def move_versions(
     unnamed: bool,
     force: bool,
 ) -> None:
-    """Open two stores, bring versions from one to the other, and tell about it.
+    """Open two stores, copy versions from one to the other, and report the result.
 
     Args:
-        out: Where to tell.
-        source: Where the versions are.
-        target: Where they go.
-        refs: What to bring; everything that has a name if there are none.
-        create: Make the target, if there is none.
-        shallow: Leave out the versions before these.
-        unnamed: Bring all other versions, too.
-        force: Move branches whatever they point to.
+        out: Where to report.
+        source: The store with the versions.
+        target: The store to copy them to.
+        refs: The branches, tags and IDs to copy; empty for all branches and tags.
+        create: Make the target if it does not exist.
+        shallow: Leave out the history of the versions.
+        unnamed: Also copy all versions without a branch or tag.
+        force: Also move branches of the target that have diverged.
     """
     if unnamed and (refs or shallow):
-        raise click.UsageError("--all brings every version: leave out REF and --shallow")
+        raise click.UsageError("--all copies every version: leave out REF and --shallow")
     with ExitStack() as stack:
         here = stack.enter_context(open_store(source))
         for ref in refs:
-            here.resolve(ref)  # before the target is made
+            here.resolve(ref)  # a wrong ref must not leave an empty target behind
         if create:
+            # Two stores cannot share a repository for refs: the target keeps its own.
             open_or_create(target, replace(here.config, refs=None))
-        there = stack.enter_context(open_store(target, reporter=Results(out)))
+        there = stack.enter_context(_open_target(target, Results(out)))
         stats = here.push(there, refs or None, history=not shallow, unnamed=unnamed, force=force)
         out.summary(_fields(here, there, stats), _lines(there, stats))
+
+
+def _open_target(target: str, reporter: Results) -> Repository:
+    try:
+        return open_store(target, reporter=reporter)
+    except NotFoundError as error:
+        if error.code is ErrorCode.STORE_NOT_FOUND:
+            error.add_note("--create makes it")
+        raise
 
 
 def _fields(source: Repository, target: Repository, stats: TransferStats) -> dict[str, Any]:
@@ -91,6 +102,6 @@ def _lines(target: Repository, stats: TransferStats) -> Iterator[Line]:
         yield [Span(short(version), "yellow"), Span(f"  is {what} "), Span(name, "green")]
     if stats.snapshots:
         moved = f"{count(stats.snapshots, 'version')} and {count(stats.packs, 'pack')}"
-        yield f"{moved}, {size(stats.nbytes)}, came to {target.url}"
+        yield f"{moved}, {size(stats.nbytes)}, copied to {target.url}"
     elif not stats.refs:
-        yield f"All of it is in {target.url} already"
+        yield f"Nothing to copy: {target.url} is up to date"

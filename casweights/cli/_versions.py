@@ -1,4 +1,4 @@
-"""Versions as the verbs show them."""
+"""Rows and lines that show versions."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Names:
-    """The branches and tags of a store, by the version they point to.
+    """The branches and tags of a store, by the version that they name.
 
     Attributes:
-        displaced: Versions that were displaced, by branch.
+        displaced: Displaced versions, by branch.
     """
 
     def __init__(self, repository: Repository) -> None:
@@ -29,11 +29,11 @@ class Names:
         self.displaced = repository.displaced()
 
     def branches(self, snapshot: SnapshotId) -> Sequence[str]:
-        """Branches whose head is this version."""
+        """Return the branches whose head is this version."""
         return self._branches.get(snapshot, [])
 
     def tags(self, snapshot: SnapshotId) -> Sequence[str]:
-        """Tags of this version."""
+        """Return the tags of this version."""
         return self._tags.get(snapshot, [])
 
 
@@ -45,7 +45,7 @@ def _inverse(names: Mapping[str, SnapshotId]) -> dict[SnapshotId, list[str]]:
 
 
 def displaced_hint(out: Output, displaced: Mapping[str, Sequence[SnapshotId]]) -> None:
-    """Tell what to do about versions that were displaced, if there are any."""
+    """Write a hint what to do about displaced versions, if there are any."""
     if displaced:
         out.hint(
             f"another writer's move displaced {count(sum(map(len, displaced.values())), 'version')}"
@@ -55,7 +55,7 @@ def displaced_hint(out: Output, displaced: Mapping[str, Sequence[SnapshotId]]) -
 
 
 def version_row(snapshot: Snapshot, names: Names) -> dict[str, Any]:
-    """The fields of a version."""
+    """Return the fields of a version, for programs."""
     return {
         "id": snapshot.id,
         "parents": snapshot.parents,
@@ -72,7 +72,7 @@ def version_row(snapshot: Snapshot, names: Names) -> dict[str, Any]:
 
 
 def version_line(row: Row) -> Line:
-    """A version in one line."""
+    """Return the line for a version, from its fields."""
     return [
         Span(short(row["id"]), "yellow"),
         Span(f"  {moment(row['time'])}  {size(row['size']):>8}  "),
@@ -82,7 +82,7 @@ def version_line(row: Row) -> Line:
 
 
 def names_spans(row: Row) -> list[Span]:
-    """``(main, v1)``, or nothing where a version has no name."""
+    """Return the names of a version as ``(main, tag v1)``; nothing if it has none."""
     names = [(f"displaced from {name}", "red") for name in row.get("displaced", ())]
     names += [(name, "green") for name in row["branches"]]
     names += [(f"tag {name}", "cyan") for name in row["tags"]]

@@ -21,29 +21,32 @@ if TYPE_CHECKING:
 @verb("branch", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY)
 @click.argument("name", required=False, shell_complete=complete_branch)
 @click.argument("ref", required=False, shell_complete=complete_ref)
-@click.option("--force", is_flag=True, help="Move the branch NAME, if it is there already.")
-@click.option("--delete", is_flag=True, help="Forget the branch NAME. Its versions stay.")
-@click.option("--drop", is_flag=True, help="Forget that REF was displaced from the branch NAME.")
+@click.option("--force", is_flag=True, help="Move the branch NAME if it exists.")
+@click.option("--delete", is_flag=True, help="Delete the branch NAME, but not its versions.")
+@click.option("--drop", is_flag=True, help="Stop listing REF as displaced from the branch NAME.")
 def command(
     session: Session, name: str | None, ref: str | None, force: bool, delete: bool, drop: bool
 ) -> None:
     """List branches, or make or move one.
 
-    REF is main by default. In a bucket, another writer's move may displace a version: the list
-    shows it until a branch or tag is made at it, or --drop.
+    Without NAME, list all branches. With NAME, make a branch at the version REF, by default main.
+
+    In a bucket, another writer's move may displace a version from a branch. The list shows such a
+    version until a branch or tag names it, or until --drop.
 
     \b
     Examples:
       casweights branch
       casweights branch sft v1.0
       casweights branch sft v1.1 --force
+      casweights branch sft --delete
     """
     if delete and (name is None or ref is not None or force):
-        raise click.UsageError("--delete takes a NAME and nothing else")
+        raise click.UsageError("--delete needs a NAME and nothing else")
     if force and name is None:
-        raise click.UsageError("--force takes a NAME")
+        raise click.UsageError("--force needs a NAME")
     if drop and (name is None or ref is None or force):
-        raise click.UsageError("--drop takes a NAME, a REF and nothing else")
+        raise click.UsageError("--drop needs a NAME, a REF and nothing else")
     with session.open() as repository:
         if name is None:
             displaced = repository.displaced()
@@ -54,7 +57,7 @@ def command(
             repository.drop_displaced(name, snapshot)
             session.out.record(
                 {"name": name, "id": snapshot, "dropped": True},
-                [f"{short(snapshot)} is no more shown as displaced from branch {name}"],
+                [f"{short(snapshot)} is no longer listed as displaced from branch {name}"],
             )
         elif delete:
             repository.delete_branch(name)

@@ -13,6 +13,7 @@ from casweights.cli._verb import verb
 if TYPE_CHECKING:
     from casweights.cli._session import Session
 
+# Bytes of binary files that could control a terminal; tabs and line ends belong to text.
 _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\r")
 
 
@@ -22,8 +23,9 @@ _CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\r")
 def command(session: Session, ref: str, path: str) -> None:
     """Write a file of a version to standard output.
 
-    The bytes come as they are, whatever --json or --quiet say, and checked, piece by piece: if the
-    exit status is not 0, what was written is right but not all. A terminal is given text only.
+    The bytes are written unchanged; --json and --quiet make no difference. Each piece is verified
+    before it is written: if the exit status is not 0, the output is correct but incomplete. Binary
+    files are not written to a terminal.
 
     \b
     Example:
@@ -33,7 +35,7 @@ def command(session: Session, ref: str, path: str) -> None:
         for piece in repository.read(ref, path):
             if session.out.is_terminal and not _CONTROLS.isdisjoint(piece):
                 raise click.UsageError(
-                    "the file is not text, which would upset the terminal: send it elsewhere, "
-                    f"as in `casweights cat {ref} {path} > file`"
+                    f"{path} is a binary file: redirect the output, as in "
+                    f"`casweights cat {ref} {path} > file`"
                 )
             session.out.raw(piece)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     "--include",
     metavar="PATTERN",
     multiple=True,
-    help="Only files whose path matches, and of other safetensors files only the tensors whose "
+    help="Write only files whose path matches, and from other safetensors files only tensors whose "
     "name matches. May be repeated.",
 )
-@click.option("--delete", is_flag=True, help="Remove files that the version does not have.")
+@click.option("--delete", is_flag=True, help="Delete the other files in DIR.")
 @click.option(
-    "--force", is_flag=True, help="Replace and remove files that are in no version of the store."
+    "--force", is_flag=True, help="Overwrite and delete files even if no version contains them."
 )
 def command(
     session: Session,
@@ -40,10 +40,11 @@ def command(
     delete: bool,
     force: bool,
 ) -> None:
-    """Put a version into a directory, bit for bit.
+    """Write the files of a version to a directory, bit for bit.
 
-    What is in DIR already is kept where it is the same, and replaced if some version of the store
-    has it. All files are complete and checked before the first appears under its name.
+    Files in DIR that are the same already stay. Files with other content are overwritten only if
+    some version of the store contains that content. All files are complete and verified before the
+    first one appears under its name.
 
     \b
     Examples:

@@ -41,6 +41,7 @@ def _metadata(_: click.Context, param: click.Parameter, pairs: tuple[str, ...]) 
 
 
 def _no_json(constant: str) -> None:
+    # NaN and Infinity are not JSON, though Python parses them: they become strings.
     raise ValueError(constant)
 
 
@@ -52,26 +53,25 @@ def _login_name() -> str:
 
 @verb("commit", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
 @click.argument("path")
-@click.option("-m", "--message", default="", help="Why this version is.")
+@click.option("-m", "--message", default="", help="The reason for this version.")
 @click.option(
     "--branch",
     default=DEFAULT_BRANCH,
     show_default=True,
     shell_complete=complete_branch,
-    help="The branch to put it on; made if there is none.",
+    help="The branch to move to the new version; made if it does not exist.",
 )
 @click.option(
     "--parent",
     metavar="REF",
     shell_complete=complete_ref,
-    help="The version that a new branch begins after.",
+    help="The parent of the first version of a new branch.",
 )
 @click.option(
     "--author",
     envvar="CASWEIGHTS_AUTHOR",
     default=_login_name,
-    show_default="CASWEIGHTS_AUTHOR, or the login name",
-    help="Who made it.",
+    help="The author of the version.  [default: $CASWEIGHTS_AUTHOR, or the login name]",
 )
 @click.option(
     "--meta",
@@ -79,26 +79,26 @@ def _login_name() -> str:
     metavar="KEY=VALUE",
     multiple=True,
     callback=_metadata,
-    help="A value to keep with it: JSON if it is valid JSON, else a string. May be repeated.",
+    help="A value to store with the version: JSON if it is valid, else a string. May be repeated.",
 )
 @click.option(
     "--compression",
     type=click.Choice(["fast", "auto", "small"]),
     default="auto",
     show_default=True,
-    help="fast stores the bytes as they are, auto encodes what gains by it, small tries hard.",
+    help="fast stores bytes as they are, auto encodes where it pays, small searches longest.",
 )
 @click.option(
     "--exclude",
     metavar="PATTERN",
     multiple=True,
-    help="Files and folders to leave out, beside .git and .cache/huggingface. May be repeated.",
+    help="Files and folders to leave out, like .git and .cache/huggingface. May be repeated.",
 )
 @click.option(
     "--opaque",
     metavar="PATTERN",
     multiple=True,
-    help="Files to store as plain bytes, even safetensors files. May be repeated.",
+    help="Files to store as plain bytes, even if they are safetensors. May be repeated.",
 )
 def command(
     session: Session,
@@ -114,8 +114,8 @@ def command(
 ) -> None:
     """Store a directory or a file as a new version.
 
-    Only what the store does not have yet is written. A commit that fails or is interrupted leaves
-    every version as it was; repeat it, and it goes on from there.
+    Only content that the store does not have is written. A commit that fails or is interrupted
+    changes no version; repeat it to continue.
 
     \b
     Examples:

@@ -34,7 +34,7 @@ _SIGNS = {
 def command(session: Session, old: str, new: str) -> None:
     """Compare two versions by file and by tensor.
 
-    Nothing but the two manifests is read, so this is quick, however large the versions are.
+    Only the two manifests are read, so this is fast for versions of any size.
 
     \b
     Example:
@@ -80,7 +80,7 @@ def _lines(diff: Diff) -> Iterator[Line]:
 
 
 def _file_lines(path: str, changes: list[Change]) -> Iterator[Line]:
-    """A file that came or went in one line, of others every tensor that differs."""
+    """Yield one line for a new or removed file; for a changed one, a line for each tensor."""
     whole = next((change for change in changes if change.tensor is None), None)
     if whole is None:
         yield [_SIGNS["changed"], Span(f" {path}")]
@@ -96,6 +96,7 @@ def _file_lines(path: str, changes: list[Change]) -> Iterator[Line]:
 
 def _change_line(change: Change, name: str, nbytes: int) -> list[Span]:
     old, new = change.old or "", change.new or ""
+    # A tensor whose values changed has the same type and shape twice: one of them is enough.
     what = f"{old} -> {new}" if old and new and old != new else new or old
     return [
         _SIGNS[change.kind],

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from casweights.cli._session import Session
 
 _GUARANTEES = {
-    True: "of several writers at once, exactly one moves a branch",
-    False: "of several writers at once, one moves a branch; the others find out right afterwards",
+    True: "if several move a branch at once, exactly one succeeds",
+    False: "if several move a branch at once, one counts; the others learn so right afterwards",
 }
 _AFTER_POWER_CUTS = {
-    True: "every version that was acknowledged is there",
-    False: "the last versions may be gone: the file system cannot sync folders",
+    True: "every committed version survives",
+    False: "the latest versions may be lost: the file system cannot sync folders",
 }
 
 
 @verb("info", Exit.NO_STORE, Exit.INTEGRITY)
 def command(session: Session) -> None:
-    """Tell what the store is and what it guarantees.
+    """Show the settings of the store and what it guarantees.
 
     \b
     Examples:

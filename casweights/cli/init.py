@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from casweights.cli._errors import Exit
-from casweights.cli._session import DEFAULT_FOLDER, open_store
+from casweights.cli._session import DEFAULT_FOLDER, is_local, open_store
 from casweights.cli._text import binary_size
 from casweights.cli._verb import verb
 from casweights.config import DEFAULT_CHUNK_SIZE, StoreConfig
@@ -35,7 +35,7 @@ def _chunk_size(_: click.Context, param: click.Parameter, text: str | None) -> i
         return None
     match = _SIZE.fullmatch(text)
     if match is None:
-        raise click.BadParameter(f"{text!r} is no size: write 4MiB or 4194304", param=param)
+        raise click.BadParameter(f"{text!r} is not a size: write 4MiB or 4194304", param=param)
     nbytes = int(match[1]) * _FACTORS[match[2].upper().removesuffix("IB")]
     try:
         return StoreConfig(chunk_size=nbytes).chunk_size
@@ -43,32 +43,37 @@ def _chunk_size(_: click.Context, param: click.Parameter, text: str | None) -> i
         raise click.BadParameter(str(error), param=param) from error
 
 
-@verb("init", Exit.CONFLICT, Exit.PERMISSION)
+@verb(
+    "init",
+    Exit.CONFLICT,
+    Exit.PERMISSION,
+    store="The store to make, if not given as PATH",
+    default=DEFAULT_FOLDER,
+)
 @click.argument("path", required=False)
 @click.option(
     "--digest",
     type=click.Choice(["blake3", "xxh3-128"]),
-    help="How chunks are identified: xxh3-128 hashes faster, but is only for stores that none but "
-    "trusted people write to.  [default: blake3]",
+    help="The hash that identifies chunks. xxh3-128 is faster, but only safe if all writers are "
+    "trusted.  [default: blake3]",
 )
 @click.option(
     "--chunk-size",
     metavar="SIZE",
     callback=_chunk_size,
-    help="A power of two from 64KiB to 64MiB.  "
+    help="The size of chunks: a power of two from 64KiB to 64MiB.  "
     f"[default: {binary_size(DEFAULT_CHUNK_SIZE).replace(' ', '')}]",
 )
 @click.option(
     "--refs",
     metavar="REPO",
-    help="For a store in a bucket whose branches have several writers: a repository of the same "
-    "Hub for branches and tags, as datasets/NAMESPACE/NAME.",
+    help="For a bucket with several writers: a repository of the Hub that keeps the branches and "
+    "tags, as datasets/NAMESPACE/NAME.",
 )
 @click.option(
     "--shared",
     is_flag=True,
-    help="For a store in a directory that several users write to: give its folder to their group, "
-    "whatever the umasks are.",
+    help="For a directory with several writers: let their group write, whatever the umasks are.",
 )
 def command(
     session: Session,
@@ -81,9 +86,9 @@ def command(
 ) -> None:
     """Make a store.
 
-    PATH is a new or empty folder, by default .casweights, or hf://buckets/NAMESPACE/NAME and maybe
-    a folder in that bucket; a bucket that is not there is made, a private one. Where a store is
-    already, nothing happens; that it has other settings than asked for is an error.
+    PATH is a new or empty folder (.casweights by default) or hf://buckets/NAMESPACE/NAME[/FOLDER].
+    A bucket that does not exist is made, as a private one. A store that exists already stays as it
+    is; if it differs from the given options, that is an error.
 
     \b
     Examples:
@@ -93,7 +98,7 @@ def command(
       casweights init hf://buckets/me/weights
     """
     if path is not None and session.store is not None:
-        raise click.UsageError("PATH and --store say the same: give one of them")
+        raise click.UsageError("PATH and --store both name the store: give one of them")
     location = path or session.named_location or DEFAULT_FOLDER
     wanted = StoreConfig(
         digest=digest or "blake3",
@@ -102,6 +107,7 @@ def command(
         shared=shared,
     )
     url, config, created = open_or_create(location, wanted)
+    # An existing store may have any settings that the options do not name.
     asked = (digest or config.digest, chunk_size or config.chunk_size, refs or config.refs)
     if asked != (config.digest, config.chunk_size, config.refs):
         raise ConflictError(
@@ -113,10 +119,10 @@ def command(
     if shared and not created and not _is_shared(url):
         raise ConflictError(
             ErrorCode.ALREADY_EXISTS,
-            f"there is a store at {url} already. To share it, give its files to the group: "
+            f"the store at {url} exists already. To share it, give its files to the group: "
             "`chgrp -R GROUP`, `chmod -R g+rwX`, and `chmod g+s` for all of its folders",
         )
-    what = "Made a store" if created else "There is a store already"
+    what = "Made a store" if created else "The store exists already"
     session.out.record(
         {
             "store": url,
@@ -130,12 +136,12 @@ def command(
 
 
 def open_or_create(location: str, wanted: StoreConfig) -> tuple[str, StoreConfig, bool]:
-    """Open a store, or make one where there is none; returns where, what, and whether it is new."""
+    """Make sure that a store exists; return its URL, its settings, and whether it is new."""
     try:
         with open_store(location) as repository:
             return repository.url, repository.config, False
     except NotFoundError:
-        if "://" not in location.removeprefix("file://"):
+        if is_local(location):
             _refuse_full_folder(Path(location.removeprefix("file://")))
     with open_store(location, create=True, config=wanted) as repository:
         return repository.url, repository.config, True
@@ -147,10 +153,11 @@ def _is_shared(url: str) -> bool:
 
 
 def _refuse_full_folder(folder: Path) -> None:
-    """A store among other files is an accident: most likely a model was meant to go into it."""
+    """Raise an error for a folder with files: most likely it is a model to be committed."""
+    # Hidden entries do not count: the root of a mounted file system has .Trash and the like.
     if folder.is_dir() and any(not name.startswith(".") for name in os.listdir(folder)):
         raise ConflictError(
             ErrorCode.ALREADY_EXISTS,
-            f"{folder} has files in it and is no store: name a new folder, for example "
+            f"{folder} has files in it and is not a store: name a new folder, for example "
             f"{folder / DEFAULT_FOLDER}",
         )

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 @click.argument("ref", default=DEFAULT_BRANCH, shell_complete=complete_ref)
 @click.option("-n", "limit", metavar="N", type=click.IntRange(min=1), help="At most N versions.")
 def command(session: Session, ref: str, limit: int | None) -> None:
-    """List a version and those before it, newest first.
+    """List a version and its history, newest first.
 
-    A REF, here and everywhere, is a branch (the default is main), a tag, an ID or the first digits
-    of one, each optionally followed by ~N for the Nth version before it.
+    In all commands, REF is a branch, a tag, an ID or the first digits of an ID (at least 4). ~N
+    after it means the Nth version before: main~2 is two versions before main. The default is main.
 
-    Versions that another writer's move displaced from the branch REF come at the end.
+    Versions that were displaced from the branch REF by another writer are listed at the end.
 
     \b
     Examples:
@@ -44,7 +44,7 @@ def command(session: Session, ref: str, limit: int | None) -> None:
         names = Names(repository)
         branch = ref.removeprefix("heads/")
         displaced = {name: ids for name, ids in names.displaced.items() if name == branch}
-        shown = {} if session.out.mode is Mode.QUIET else displaced  # scripts get the log alone
+        shown = {} if session.out.mode is Mode.QUIET else displaced  # history only
         session.out.listing(
             _rows(repository, names, islice(repository.log(ref), limit), shown),
             lambda row: [version_line(row)],
@@ -59,7 +59,7 @@ def _rows(
     log: Iterable[Snapshot],
     displaced: Mapping[str, Sequence[SnapshotId]],
 ) -> Iterator[Row]:
-    """The versions of a log, and then those that should be in it."""
+    """Yield the versions of a log, and then those that were displaced from it."""
     for snapshot in log:
         yield {**version_row(snapshot, names), "displaced": []}
     for branch, versions in displaced.items():

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 @verb("ls", Exit.NO_STORE, Exit.INTEGRITY)
 @click.argument("ref", default=DEFAULT_BRANCH, shell_complete=complete_ref)
-@click.option("--tensors", is_flag=True, help="List the tensors of the safetensors files instead.")
+@click.option("--tensors", is_flag=True, help="List the tensors of the safetensors files.")
 def command(session: Session, ref: str, tensors: bool) -> None:
     """List the files of a version, or its tensors.
 
     REF is main by default.
+
+    \b
+    Examples:
+      casweights ls
+      casweights ls v1.0 --tensors
     """
     with session.open() as repository:
         snapshot = repository.snapshot(ref)

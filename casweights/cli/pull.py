@@ -15,20 +15,24 @@ if TYPE_CHECKING:
     from casweights.cli._session import Session
 
 
-@verb("pull", *EXITS)
+@verb("pull", *EXITS, store="The store to fetch to")
 @click.argument("source")
 @click.argument("refs", metavar="[REF]...", nargs=-1)
 @transfer_options
-@click.option("--create", is_flag=True, help="Make a store like SOURCE here, if there is none.")
+@click.option(
+    "--create",
+    is_flag=True,
+    help="Make this store, like SOURCE, if it does not exist.",
+)
 def command(
     session: Session, source: str, refs: tuple[str, ...], create: bool, **options: bool
 ) -> None:
-    """Bring versions from another store.
+    """Fetch versions from another store.
 
-    REFs are branches and tags of SOURCE, by default all; an ID or main~2 brings a version without
-    a name. Only what is not here is read, and every version keeps its ID. A branch that has gone
-    another way here is not moved. A pull that fails or is interrupted can be repeated, and goes on
-    from there.
+    SOURCE is a store, named as for --store. Each REF is a branch or tag of SOURCE, by default all
+    of them; an ID or main~2 fetches a version without naming it. Versions keep their IDs, and only
+    content that this store does not have is read. A branch that has diverged here is not moved. If
+    a pull fails or is interrupted, repeat it to continue.
 
     \b
     Examples:
@@ -46,4 +50,5 @@ def _location(session: Session, *, create: bool) -> str:
     except NotFoundError:
         if not create:
             raise
+        # Without a store in sight, --create makes one where `init` would.
         return DEFAULT_FOLDER

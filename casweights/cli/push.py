@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from casweights.cli._session import Session
 
 
-@verb("push", *EXITS)
+@verb("push", *EXITS, store="The store to send from")
 @click.argument("target")
 @click.argument("refs", metavar="[REF]...", nargs=-1, shell_complete=complete_ref)
 @transfer_options
-@click.option("--create", is_flag=True, help="Make the store TARGET, if there is none.")
+@click.option("--create", is_flag=True, help="Make the store TARGET if it does not exist.")
 def command(session: Session, target: str, refs: tuple[str, ...], **options: bool) -> None:
-    """Bring versions to another store.
+    """Send versions to another store.
 
-    REFs are branches and tags, by default all; an ID or main~2 brings a version without a name.
-    Only what TARGET does not have is written, and every version keeps its ID. A branch that has
-    gone another way in TARGET is not moved. A push that fails or is interrupted can be repeated,
-    and goes on from there.
+    TARGET is a store, named as for --store. Each REF is a branch or tag, by default all of them;
+    an ID or main~2 sends a version without naming it. Versions keep their IDs, and only content
+    that TARGET does not have is sent. A branch that has diverged in TARGET is not moved. If a push
+    fails or is interrupted, repeat it to continue.
 
     \b
     Examples:

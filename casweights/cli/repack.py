@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from casweights.cli._session import Session
 
 _WAYS_OUT = (
-    "`casweights verify` says why: put a sound copy in its place, or delete it once `verify` "
-    "finds nothing else wrong"
+    "`casweights verify` says why. Replace it by a sound copy, or delete it if `verify` finds no "
+    "other problem"
 )
 
 
@@ -28,7 +28,7 @@ _WAYS_OUT = (
     type=click.Choice(get_args(Compression)),
     default="auto",
     show_default=True,
-    help="How to store chunks that are no differences.",
+    help="How to store chunks that have no base, as for commit.",
 )
 @click.option(
     "--memory",
@@ -36,13 +36,14 @@ _WAYS_OUT = (
     default=1024,
     show_default=True,
     metavar="MIB",
-    help="Chunks to keep in memory; if a version fits, nothing is rebuilt twice.",
+    help="Memory for chunks, in MiB. If a version fits, no chunk is rebuilt twice.",
 )
 def command(session: Session, compression: str, memory: int) -> None:
-    """Store everything anew, as the best differences there are now.
+    """Rewrite all packs to save space.
 
-    Useful after an import, or when something that versions resemble came later than they. No
-    version changes its ID, and old packs go when the new ones are complete.
+    Every chunk is encoded again as the smallest difference from the chunks that the store has now.
+    This pays after an import, or if similar versions were added later. IDs do not change. Old packs
+    are deleted when the new ones are complete.
     """
     with session.open(Results(session.out), cache_size=memory * MiB) as repository:
         done = repository.repack(compression=cast("Compression", compression))
@@ -58,7 +59,7 @@ def command(session: Session, compression: str, memory: int) -> None:
             [
                 Span(
                     f"{count(done.packs, 'pack')} of {size(done.nbytes)}, "
-                    f"before {count(done.old_packs, 'pack')} of {size(done.old_bytes)}"
+                    f"previously {count(done.old_packs, 'pack')} of {size(done.old_bytes)}"
                 )
             ],
             *([Span(f"{name} cannot be read and stays. {_WAYS_OUT}")] for name in done.unreadable),

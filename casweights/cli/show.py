@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @verb("show", Exit.NO_STORE, Exit.INTEGRITY)
 @click.argument("ref", default=DEFAULT_BRANCH, shell_complete=complete_ref)
 def command(session: Session, ref: str) -> None:
-    """Show where a version comes from and what it holds.
+    """Show the origin and the contents of a version.
 
     REF is main by default.
     """

@@ -29,11 +29,13 @@ _COLUMNS = (
 
 
 @verb("stats", Exit.NO_STORE, Exit.INTEGRITY)
-@click.option("--versions", is_flag=True, help="Also what each version added, oldest first.")
+@click.option("--versions", is_flag=True, help="Also list what each version added, oldest first.")
 def command(session: Session, versions: bool) -> None:
-    """Count what the store holds.
+    """Show the size of the store and its parts.
 
-    And tell what plain copies of all its versions would take.
+    The size is compared with plain copies of all versions. With --versions, the columns are the
+    size of a version, its bytes that no older version has, the same as stored, the bytes that a
+    checkout reads, and the longest chain of frames that a chunk is rebuilt from.
     """
     with session.open() as repository:
         stats = repository.stats()
@@ -73,14 +75,23 @@ def _lines(data: Row) -> Iterator[Line]:
         yield from table_lines(data["by_version"], _COLUMNS)
         yield ""
     stored, plain = data["stored_bytes"], data["version_bytes"]
-    share = f", {100 * stored / plain:.1f} % of plain copies" if plain else ""
+    longest = data["longest_chain"]
     encodings = (f"{name} {frames:,}" for name, frames in sorted(data["encodings"].items()))
     yield from fields(
         [
-            ("versions", f"{data['versions']:,}, as plain copies {size(plain)}"),
-            ("stored", f"{size(stored)} in {count(data['packs'], 'pack')}{share}"),
-            ("chunks", f"{data['chunks']:,}, {size(data['chunk_bytes'])} unencoded"),
+            ("versions", f"{data['versions']:,}, {size(plain)} as plain copies"),
+            ("stored", f"{size(stored)} in {count(data['packs'], 'pack')}{_share(stored, plain)}"),
+            ("chunks", f"{data['chunks']:,}, {size(data['chunk_bytes'])} before encoding"),
             ("encodings", ", ".join(encodings)),
-            ("chains", f"of up to {count(data['longest_chain'], 'frame')}"),
+            ("chains", f"up to {count(longest, 'frame')}" if longest else ""),
         ]
     )
+
+
+def _share(stored: int, plain: int) -> str:
+    """Compare a store with plain copies: a share if it is smaller, else a factor."""
+    if not plain:
+        return ""
+    if stored <= plain:
+        return f", {100 * stored / plain:.1f} % of plain copies"
+    return f", {stored / plain:,.1f} times the size of plain copies"

@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 @verb("tag", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY)
 @click.argument("name", required=False, shell_complete=complete_tag)
 @click.argument("ref", required=False, shell_complete=complete_ref)
-@click.option("--delete", is_flag=True, help="Forget the tag NAME. Its version stays.")
+@click.option("--delete", is_flag=True, help="Delete the tag NAME, but not its version.")
 def command(session: Session, name: str | None, ref: str | None, delete: bool) -> None:
-    """List tags, or give a version a name that never moves.
+    """List tags, or make one: a name for a version that never moves.
 
-    REF is main by default.
+    Without NAME, list all tags. With NAME, make a tag at the version REF, by default main.
 
     \b
     Examples:
       casweights tag
       casweights tag v1.0
       casweights tag v0.9 main~3
+      casweights tag v0.9 --delete
     """
     if delete and (name is None or ref is not None):
-        raise click.UsageError("--delete takes a NAME and nothing else")
+        raise click.UsageError("--delete needs a NAME and nothing else")
     with session.open() as repository:
         if name is None:
             list_names(session.out, repository, repository.tags())

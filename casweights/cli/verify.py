@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 @verb("verify", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
-@click.option("--quick", is_flag=True, help="Check what is stored without decoding it.")
+@click.option("--quick", is_flag=True, help="Check stored bytes without decoding them.")
 def command(session: Session, quick: bool) -> Exit:
-    """Check everything in the store.
+    """Check every object in the store.
 
-    Every object is checked against its checksum, and every chunk against its ID. --quick leaves
-    out the latter: it finds damage, but not every forgery.
+    Objects are checked against their checksums, and chunks against their IDs. --quick leaves the
+    IDs out: it finds damage, but not every forgery.
     """
     with session.open(Results(session.out)) as repository:
         found = repository.verify(quick=quick)
@@ -57,12 +57,12 @@ def command(session: Session, quick: bool) -> Exit:
 
 
 def _note(found: Verification) -> list[list[Span]]:
-    """What becomes of what is damaged."""
+    """Return the line that says where damage was recorded, and how to repair it."""
     if not found.damaged:
         return []
     damaged = count(found.damaged, "damaged part")
     if found.noted is None:
-        text = f"{damaged} noted nowhere: the store cannot be written to. Verify it where it can be"
+        text = f"{damaged} noted nowhere: the store cannot be written. Verify it where it can be"
     else:
-        text = f"{damaged} noted in {found.noted}: commit or push the content again to mend it"
+        text = f"{damaged} noted in {found.noted}: commit or push the content again to repair it"
     return [[Span(text)]]

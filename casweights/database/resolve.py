@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from casweights.database.hints import note_similar_refs
 from casweights.database.refs import no_ref
 from casweights.database.snapshots import MIN_PREFIX
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
@@ -23,17 +24,30 @@ def resolve(db: Database, ref: str) -> SnapshotId:
     """
     name, tilde, count = ref.partition("~")
     if not re.fullmatch(r"[0-9]{0,9}", count):
-        raise InvalidInputError(ErrorCode.BAD_NAME, f"{ref!r}: what follows ~ is no number")
+        raise InvalidInputError(
+            ErrorCode.BAD_NAME, f"{ref!r}: write a number after ~, as in {name}~1"
+        )
     steps = int(count or bool(tilde))
     found = _resolve_name(db, name)
     if steps == 0:
         return found
-    for n, snapshot in enumerate(db.snapshots.ancestry(found)):
-        if n == steps:
+    versions = 0
+    for snapshot in db.snapshots.ancestry(found):
+        if versions == steps:
             return snapshot.id
-    raise NotFoundError(
-        ErrorCode.REF_NOT_FOUND, f"{name!r} has fewer than {steps} versions before it"
-    )
+        versions += 1
+    raise _too_far_back(ref, name, versions)
+
+
+def _too_far_back(ref: str, name: str, versions: int) -> NotFoundError:
+    """The error for a ``~N`` that goes back beyond the `versions` that exist."""
+    if versions == 1:
+        reason = f"no version comes before {name!r}"
+    else:
+        reason = f"{name!r} has {versions} versions, and the oldest is '{name}~{versions - 1}'"
+    error = NotFoundError(ErrorCode.REF_NOT_FOUND, f"{ref!r} does not exist: {reason}")
+    error.add_note(f"`casweights log {name}` lists the versions that exist")
+    return error
 
 
 def is_full_id(name: str) -> bool:
@@ -62,4 +76,6 @@ def _resolve_name(db: Database, name: str) -> SnapshotId:
     digits = name.lower()
     if MIN_PREFIX <= len(digits) <= 64 and not set(digits) - set("0123456789abcdef"):
         return db.snapshots.find(digits)
-    raise no_ref("branch, tag or snapshot", name)
+    error = no_ref("branch, tag or snapshot", name)
+    note_similar_refs(error, db, name)
+    raise error

@@ -213,9 +213,11 @@ class SnapshotStore:
         if not found:
             raise _unknown(prefix)
         if len(found) > 1:
-            raise NotFoundError(
+            error = NotFoundError(
                 ErrorCode.AMBIGUOUS, f"{len(found)} snapshots begin with {prefix}: give more digits"
             )
+            error.add_note(f"they are {_list_ids(found, len(prefix))}")
+            raise error
         return found[0]
 
     def ancestry(self, start: SnapshotId) -> Iterator[Snapshot]:
@@ -238,6 +240,12 @@ class SnapshotStore:
         objects = {parent: names.snapshot_name(parent) for parent in snapshot.parents}
         there = self._store.sizes(objects.values())
         return [parent for parent, name in objects.items() if name in there]
+
+
+def _list_ids(ids: Sequence[SnapshotId], common: int) -> str:
+    """Some of these IDs, cut to a few more digits than the first `common`, which they share."""
+    shown = [str(snapshot)[: max(12, common + 8)] for snapshot in ids[:5]]
+    return ", ".join(shown) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
 
 
 def _unknown(text: str) -> NotFoundError:

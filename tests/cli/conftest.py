@@ -1,4 +1,4 @@
-"""The command line as users start it: in the process for most tests, as a process for some."""
+"""Fixtures that run the command line, in this process or as a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Spawn = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(autouse=True)
 def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the machine's user reaches a test."""
+    """Remove the settings of the machine's user from the environment."""
     settings = ("NO_COLOR", "PYTHONUNBUFFERED", "PYTHONIOENCODING", "PYTHONUTF8")
     for name in list(os.environ):
         if name.startswith(("CASWEIGHTS_", "_CASWEIGHTS_", "HF_HUB_")) or name in settings:
@@ -34,7 +34,7 @@ def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current directory."""
+    """An empty folder, the current directory of the test."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -43,7 +43,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(work: Path) -> Run:
-    """Runs the command line and expects an exit status, by default 0."""
+    """A function that runs the command line and expects an exit status, by default 0."""
 
     def run(*args: str, status: int = 0, **env: str) -> Result:
         result = CliRunner().invoke(root, args, prog_name="casweights", env=env)
@@ -55,7 +55,7 @@ def run(work: Path) -> Run:
 
 @pytest.fixture
 def run_json(run: Run) -> Json:
-    """What a command writes with ``--json``: its document, or the list of its lines."""
+    """A function that runs a command with ``--json`` and returns its document or its lines."""
 
     def run_json(*args: str, status: int = 0) -> Any:
         text = run(*args, "--json", status=status).stdout
@@ -69,7 +69,7 @@ def run_json(run: Run) -> Json:
 
 @pytest.fixture
 def spawn(work: Path) -> Spawn:
-    """Runs the command line as a process of its own."""
+    """A function that runs the command line as a process of its own."""
 
     def spawn(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "casweights", *args]
@@ -93,7 +93,7 @@ def model(work: Path) -> Path:
 
 @pytest.fixture
 def change(model: Path) -> Callable[[], None]:
-    """Changes the model: one tensor differs, one file is gone, one is new."""
+    """A function that changes the model: one tensor, one file deleted, one file added."""
 
     def change() -> None:
         save_model(model, bias=1.0)

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def complete(run: Run, line: str) -> list[str]:
-    """What bash is offered for the last word of `line`."""
+    """Return the completions that bash gets for the last word of `line`."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
     text = run(_CASWEIGHTS_COMPLETE="bash_complete", **words).stdout
     return [item.partition(",")[2] for item in text.splitlines() if item]
 
 
-def test_the_script_for_the_shell(run: Run) -> None:
+def test_the_completion_script_is_printed(run: Run) -> None:
     assert "_casweights_completion" in run(_CASWEIGHTS_COMPLETE="bash_source").stdout
 
 
-def test_verbs(run: Run) -> None:
+def test_verbs_complete(run: Run) -> None:
     assert complete(run, "casweights c") == ["commit", "checkout", "cat"]
 
 
@@ -48,19 +48,19 @@ def test_verbs(run: Run) -> None:
         ("casweights log nothing", []),
     ],
 )
-def test_names(run: Run, line: str, offered: list[str]) -> None:
+def test_branches_and_tags_complete(run: Run, line: str, offered: list[str]) -> None:
     run("tag", "v2")
     assert complete(run, line) == offered
 
 
-def test_names_of_the_store_that_is_named(run: Run, store: Path) -> None:
+def test_names_of_the_store_option_complete(run: Run, store: Path) -> None:
     shutil.move(store, "elsewhere")
     assert complete(run, "casweights log ") == []
     assert complete(run, "casweights --store elsewhere log ") == ["main", "v1"]
     assert complete(run, "casweights --store file://elsewhere log ") == ["main", "v1"]
 
 
-def test_no_tab_waits_for_a_network(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_opens_no_remote_store(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def open_it(*_: object) -> None:
         raise AssertionError("opened")
 
@@ -68,5 +68,5 @@ def test_no_tab_waits_for_a_network(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert complete(run, "casweights --store hf://buckets/a/b log ") == []
 
 
-def test_nothing_is_offered_where_there_is_no_store(run: Run) -> None:
+def test_nothing_completes_without_a_store(run: Run) -> None:
     assert complete(run, "casweights log ") == []

@@ -1,4 +1,4 @@
-"""Versions that were displaced from a branch, as the verbs show them."""
+"""The verbs that list and drop displaced versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def displaced(store: Path, model: Path) -> SnapshotId:
-    """The last version of main; one with the same parent took its place."""
+    """A version that was displaced from main by one with the same parent."""
     with casweights.open(store) as repo:
         head = repo.database.refs.head("main")
         assert head is not None
@@ -34,7 +34,9 @@ def displaced(store: Path, model: Path) -> SnapshotId:
     return head.snapshot
 
 
-def test_log_and_branch_show_it(run: Run, run_json: Json, displaced: SnapshotId) -> None:
+def test_log_and_branch_list_a_displaced_version(
+    run: Run, run_json: Json, displaced: SnapshotId
+) -> None:
     *rows, last = run_json("log")
     assert (last["id"], last["displaced"]) == (str(displaced), ["main"])
     assert all(row["displaced"] == [] for row in rows)
@@ -50,12 +52,14 @@ def test_log_and_branch_show_it(run: Run, run_json: Json, displaced: SnapshotId)
 
 
 @pytest.mark.parametrize("kind", ["branch", "tag"])
-def test_a_name_takes_it_in(run: Run, run_json: Json, displaced: SnapshotId, kind: str) -> None:
+def test_a_branch_or_tag_ends_the_listing(
+    run: Run, run_json: Json, displaced: SnapshotId, kind: str
+) -> None:
     run(kind, "kept", str(displaced))
     assert all(row["displaced"] == [] for row in [*run_json("log"), *run_json("branch")])
 
 
-def test_a_branch_that_goes_through_it_takes_it_in(
+def test_a_branch_at_a_later_version_ends_the_listing(
     store: Path, run_json: Json, displaced: SnapshotId
 ) -> None:
     with casweights.open(store) as repo:
@@ -66,7 +70,9 @@ def test_a_branch_that_goes_through_it_takes_it_in(
     assert [row["displaced"] for row in run_json("branch")] == [[]]
 
 
-def test_it_can_be_dropped(run: Run, run_json: Json, displaced: SnapshotId) -> None:
+def test_drop_ends_the_listing_and_keeps_the_version(
+    run: Run, run_json: Json, displaced: SnapshotId
+) -> None:
     assert run_json("branch", "main", str(displaced), "--drop") == {
         "name": "main",
         "id": str(displaced),

@@ -1,4 +1,4 @@
-"""Exit statuses and error messages, and ends that come early."""
+"""Exit statuses, error messages, interrupts and closed pipes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ INTERRUPTIBLE = (
     "from casweights.cli import main; main()"
 )
 
-# The first run imports what is needed, as long as that can be read.
+# The first run imports all modules while the process may still read them.
 LOCKED_OUT = """
 import os
 from casweights.cli import main
@@ -70,11 +70,11 @@ except SystemExit:
         (UnsupportedError(ErrorCode.NEWER_FORMAT, ""), 1),
     ],
 )
-def test_statuses_of_errors(error: CasweightsError, status: int) -> None:
+def test_each_error_has_its_exit_status(error: CasweightsError, status: int) -> None:
     assert status_of(error) == status
 
 
-def test_the_gravest_of_several_errors_counts() -> None:
+def test_damage_decides_the_exit_status_of_several_errors() -> None:
     denied = StoreError(ErrorCode.NO_PERMISSION, "")
     lost = NotFoundError(ErrorCode.OBJECT_NOT_FOUND, "")
     assert status_of_all([]) == 0
@@ -83,7 +83,7 @@ def test_the_gravest_of_several_errors_counts() -> None:
     assert status_of_all([denied, IntegrityError(ErrorCode.CORRUPT_OBJECT, ""), lost]) == 13
 
 
-def test_errors_that_are_not_ours() -> None:
+def test_memory_and_system_errors_have_codes_of_their_own() -> None:
     assert describe(MemoryError()).code == "no-memory"
     missing = describe(FileNotFoundError(2, "No such file or directory", "x"))
     assert (missing.status, missing.code) == (1, "io-failed")
@@ -125,7 +125,9 @@ def test_the_root_help_lists_the_verbs(run: Run) -> None:
     "args",
     [("log", "--bogus"), ("frobnicate",), ("--bogus", "log"), ("checkout", "main"), ("log", "-nx")],
 )
-def test_usage_errors(run: Run, store: Path, args: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_prints_the_usage_and_exits_with_2(
+    run: Run, store: Path, args: tuple[str, ...]
+) -> None:
     result = run(*args, status=2)
     assert "Usage: casweights" in result.stderr
     for json_args in ((*args, "--json"), ("--json", *args)):
@@ -135,12 +137,12 @@ def test_usage_errors(run: Run, store: Path, args: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("args", [("--json", "-q", "log"), ("--json", "log", "-q")])
-def test_one_kind_of_output_at_a_time(run: Run, store: Path, args: tuple[str, ...]) -> None:
+def test_json_and_quiet_exclude_each_other(run: Run, store: Path, args: tuple[str, ...]) -> None:
     assert "exclude each other" in run(*args, status=2).stderr
     run("--json", "log", "--json")
 
 
-def test_errors_as_json(run: Run, store: Path) -> None:
+def test_an_error_is_one_json_object_on_standard_error(run: Run, store: Path) -> None:
     result = run("show", "nowhere", "--json", status=1)
     error = json.loads(result.stderr)
     assert result.stdout == ""
@@ -152,21 +154,23 @@ def test_errors_as_json(run: Run, store: Path) -> None:
     }
 
 
-def test_hints_are_for_people(run: Run, store: Path) -> None:
+def test_quiet_commands_print_errors_without_hints(run: Run, store: Path) -> None:
     assert "Hint: " in run("show", "nowhere", status=1).stderr
     assert "Hint: " not in run("show", "nowhere", "-q", status=1).stderr
     assert "Error: " in run("show", "nowhere", "-q", status=1).stderr
 
 
-def test_two_writers(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another writer moves the branch while a commit is at work."""
+def test_a_commit_that_loses_a_race_reports_the_id_of_its_version(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another writer moves the branch while a commit runs."""
 
-    def commit_meanwhile(results: Results, stage: object, total: int) -> None:
+    def commit_at_the_same_time(results: Results, stage: object, total: int) -> None:
         with casweights.open(store) as other:
             other.commit("model/config.json", message="theirs")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Results, "started", commit_meanwhile)
+        patch.setattr(Results, "started", commit_at_the_same_time)
         patch.setattr(Results, "advanced", lambda *_: None)
         patch.setattr(Results, "finished", lambda *_: None)
         result = run("commit", "model", "-m", "mine", "--json", status=11)
@@ -179,8 +183,8 @@ def test_two_writers(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     run("commit", "model", "-m", "mine")
 
 
-def test_no_permission(store: Path) -> None:
-    """The store is closed to us; root gives up its rights for it."""
+def test_a_store_that_denies_access_exits_with_12(store: Path) -> None:
+    """Nobody may read the store; a test run by root gives up its rights first."""
     command = [sys.executable, "-c", LOCKED_OUT, "log", "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     store.chmod(0o755)
@@ -188,7 +192,9 @@ def test_no_permission(store: Path) -> None:
     assert json.loads(result.stderr)["code"] == "no-permission"
 
 
-def test_a_bug_shows_where_it_is(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_shows_its_traceback(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stumble(*_: object) -> None:
         raise RuntimeError("stumbled")
 
@@ -201,8 +207,8 @@ def test_a_bug_shows_where_it_is(run: Run, store: Path, monkeypatch: pytest.Monk
     assert "in stumble" in error["traceback"]
 
 
-def test_interrupting_a_verb(store: Path) -> None:
-    """`cat` is stuck, as nobody reads on, when Ctrl-C comes."""
+def test_an_interrupted_verb_exits_with_130(store: Path) -> None:
+    """Ctrl-C comes while `cat` waits for the reader of a full pipe."""
     command = [sys.executable, "-c", INTERRUPTIBLE, "cat", "main", "model.safetensors"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -213,8 +219,10 @@ def test_interrupting_a_verb(store: Path) -> None:
         assert process.wait() == 130
 
 
-def test_interrupting_a_commit(run: Run, store: Path, model: Path) -> None:
-    """Ctrl-C while the first of several packs is written."""
+def test_an_interrupted_commit_leaves_no_trace_and_can_be_repeated(
+    run: Run, store: Path, model: Path
+) -> None:
+    """Ctrl-C comes while the first of several packs is written."""
     before = run("log", "-q").stdout
     noise = np.random.default_rng(0).bytes(96 << 20)
     (model / "large.bin").write_bytes(noise)
@@ -225,7 +233,7 @@ def test_interrupting_a_commit(run: Run, store: Path, model: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         message = process.stderr.read()
-    if process.returncode:  # else it was faster
+    if process.returncode:  # otherwise the commit ended before the signal
         assert process.returncode == 130
         assert json.loads(message)["code"] == "interrupted"
         assert run("log", "-q").stdout == before
@@ -238,7 +246,7 @@ def test_interrupting_a_commit(run: Run, store: Path, model: Path) -> None:
 
 @pytest.fixture
 def closed_pipe() -> Any:
-    """A pipe whose reader has left."""
+    """The writing end of a pipe whose reading end is closed."""
     reader, writer = os.pipe()
     os.close(reader)
     yield writer
@@ -257,7 +265,7 @@ def closed_pipe() -> Any:
         ("stats",),
     ],
 )
-def test_a_reader_that_left(
+def test_a_closed_pipe_exits_with_141_and_no_message(
     spawn: Spawn, store: Path, closed_pipe: int, args: tuple[str, ...]
 ) -> None:
     result = spawn(*args, capture_output=False, stdout=closed_pipe, stderr=subprocess.PIPE)
@@ -265,7 +273,7 @@ def test_a_reader_that_left(
     assert result.stderr == ""
 
 
-def test_a_reader_that_left_does_not_undo_the_work(
+def test_a_commit_is_stored_although_its_output_pipe_is_closed(
     run: Run, spawn: Spawn, store: Path, closed_pipe: int
 ) -> None:
     args = ("commit", "model", "-m", "third")
@@ -275,7 +283,7 @@ def test_a_reader_that_left_does_not_undo_the_work(
     run("verify")
 
 
-def test_in_a_pipeline(store: Path) -> None:
+def test_head_gets_its_lines_and_no_error_appears(store: Path) -> None:
     line = f"{sys.executable} -m casweights log | head -n 1"
     result = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
     assert result.stdout.count("\n") == 1
@@ -284,7 +292,7 @@ def test_in_a_pipeline(store: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no full device")
 @pytest.mark.parametrize("args", [("log",), ("cat", "main", "model.safetensors")])
-def test_a_full_disk(spawn: Spawn, store: Path, args: tuple[str, ...]) -> None:
+def test_a_full_output_device_is_an_error(spawn: Spawn, store: Path, args: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
         result = spawn(*args, capture_output=False, stdout=full, stderr=subprocess.PIPE)
     assert result.returncode == 1

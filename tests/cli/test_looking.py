@@ -1,4 +1,4 @@
-"""What is in the store: ``log``, ``show``, ``ls``, ``diff`` and ``stats``."""
+"""The verbs that show versions and stores: ``log``, ``show``, ``ls``, ``diff``, ``stats``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Json, Run
 
 
-def test_log_in_lines(run: Run, store: Path) -> None:
+def test_log_prints_one_line_per_version(run: Run, store: Path) -> None:
     run("branch", "dev", "v1")
     lines = run("log").stdout.splitlines()
     moment = r"\d{4}-\d\d-\d\d \d\d:\d\d"
@@ -37,34 +37,34 @@ def test_log_in_lines(run: Run, store: Path) -> None:
         (("heads/main", "-n1"), ["second\n\nwith a body"]),
     ],
 )
-def test_log_of_a_ref(
+def test_log_lists_the_history_of_a_ref(
     run_json: Json, store: Path, args: tuple[str, ...], messages: list[str]
 ) -> None:
     assert [row["message"] for row in run_json("log", *args)] == messages
 
 
-def test_log_json_is_an_array_with_a_version_a_line(run: Run, store: Path) -> None:
+def test_log_json_is_an_array_with_one_version_per_line(run: Run, store: Path) -> None:
     text = run("log", "--json").stdout
     assert len(text.splitlines()) == len(json.loads(text)) == 2
 
 
-def test_log_of_nothing(run: Run) -> None:
+def test_log_of_an_empty_store_is_an_error(run: Run) -> None:
     run("init")
     assert "main" in run("log", status=1).stderr
 
 
-def test_log_wants_a_positive_number(run: Run, store: Path) -> None:
+def test_log_refuses_a_limit_of_zero(run: Run, store: Path) -> None:
     assert "-n" in run("log", "-n", "0", status=2).stderr
 
 
-def test_prefixes_are_ids(run: Run, store: Path) -> None:
+def test_a_prefix_of_four_digits_names_a_version(run: Run, store: Path) -> None:
     full = run("show", "v1", "-q").stdout.strip()
     assert run("show", full[:12], "-q").stdout.strip() == full
     assert run("show", full[:4].upper(), "-q").stdout.strip() == full
     run("show", full[:3], status=1)
 
 
-def test_show_for_people(run: Run, store: Path) -> None:
+def test_show_prints_aligned_fields_and_the_message(run: Run, store: Path) -> None:
     ids = run("log", "-q").stdout.split()
     lines = run("show").stdout.splitlines()
     assert lines[0] == f"{ids[0]} (main)"
@@ -82,7 +82,7 @@ def test_show_for_people(run: Run, store: Path) -> None:
     assert lines[lines.index("") + 1 :] == ["    second", "", "    with a body"]
 
 
-def test_show_json(run_json: Json, store: Path) -> None:
+def test_show_json_has_the_fields_of_the_snapshot(run_json: Json, store: Path) -> None:
     row = run_json("show")
     with casweights.open(store) as repository:
         snapshot = repository.snapshot("main")
@@ -95,7 +95,7 @@ def test_show_json(run_json: Json, store: Path) -> None:
     assert (row["size"], row["files"], row["tensors"]) == (snapshot.size, 3, 3)
 
 
-def test_numbers_that_json_lacks(run_json: Json, model: Path) -> None:
+def test_infinities_and_nan_are_strings_in_json(run_json: Json, model: Path) -> None:
     with casweights.open(".casweights", create=True) as repository:
         numbers = {"a": float("nan"), "b": [float("inf"), float("-inf")], "c": {"d": 1e300}}
         repository.commit(model, metadata=numbers)
@@ -106,7 +106,9 @@ def test_numbers_that_json_lacks(run_json: Json, model: Path) -> None:
     }
 
 
-def test_ls(run: Run, run_json: Json, store: Path, model: Path) -> None:
+def test_ls_lists_files_with_sizes_and_tensors(
+    run: Run, run_json: Json, store: Path, model: Path
+) -> None:
     size = (model / "model.safetensors").stat().st_size
     assert run("ls").stdout.splitlines() == [
         "    19 B  config.json",
@@ -125,7 +127,7 @@ def test_ls(run: Run, run_json: Json, store: Path, model: Path) -> None:
     ]
 
 
-def test_ls_tensors(run: Run, run_json: Json, store: Path) -> None:
+def test_ls_tensors_lists_types_and_shapes(run: Run, run_json: Json, store: Path) -> None:
     assert run("ls", "--tensors").stdout.splitlines() == [
         "160.0 kB  F32  [40, 1000]  embed.weight",
         " 80.0 kB  F32  [1000, 20]  head.weight",
@@ -155,13 +157,13 @@ def test_ls_tensors_of_several_files_names_the_files(run: Run, model: Path) -> N
     assert lines[5] == "  2.0 kB  F16  [1000]      b.safetensors  head.bias"
 
 
-def test_listings_of_nothing(run: Run, run_json: Json) -> None:
+def test_an_empty_listing_prints_nothing_or_an_empty_array(run: Run, run_json: Json) -> None:
     run("init")
     assert run("tag").stdout == ""
     assert run_json("tag") == []
 
 
-def test_diff_for_people(run: Run, store: Path) -> None:
+def test_diff_prints_one_line_per_change(run: Run, store: Path) -> None:
     assert run("diff", "v1", "main").stdout.splitlines() == [
         "~ model.safetensors",
         "  ~   2.0 kB  head.bias  F16 [1000]",
@@ -172,7 +174,7 @@ def test_diff_for_people(run: Run, store: Path) -> None:
     assert run("diff", "main", "main").stdout == "no difference, 6 unchanged\n"
 
 
-def test_diff_tells_whole_files_in_one_line(run: Run, model: Path) -> None:
+def test_diff_prints_a_new_file_in_one_line(run: Run, model: Path) -> None:
     run("init")
     run("commit", "model/config.json")
     run("commit", "model")
@@ -181,7 +183,7 @@ def test_diff_tells_whole_files_in_one_line(run: Run, model: Path) -> None:
     )
 
 
-def test_diff_tells_of_shapes_and_metadata(run: Run, model: Path) -> None:
+def test_diff_prints_changed_shapes_and_metadata(run: Run, model: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     run("init")
@@ -195,7 +197,7 @@ def test_diff_tells_of_shapes_and_metadata(run: Run, model: Path) -> None:
     assert lines[1] == "  ~     20 B  head.bias  F16 [1000] -> F16 [10]"
 
 
-def test_diff_json(run: Run, run_json: Json, store: Path) -> None:
+def test_diff_json_lists_the_changes(run: Run, run_json: Json, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
     diff = run_json("diff", "v1", "main")
     assert (diff["old"], diff["new"]) == (old, new)
@@ -212,13 +214,13 @@ def test_diff_json(run: Run, run_json: Json, store: Path) -> None:
     assert (diff["unchanged"], diff["new_bytes"]) == (4, 2004)
 
 
-def test_diff_quiet(run: Run, store: Path) -> None:
+def test_diff_quiet_lists_the_files_that_differ(run: Run, store: Path) -> None:
     paths = ["model.safetensors", "notes/readme.md", "vocab.txt"]
     assert run("diff", "v1", "main", "-q").stdout.splitlines() == paths
     assert run("diff", "v1", "v1", "-q").stdout == ""
 
 
-def test_stats(run: Run, run_json: Json, store: Path) -> None:
+def test_stats_compare_the_store_with_plain_copies(run: Run, run_json: Json, store: Path) -> None:
     stats = run_json("stats")
     assert (stats["versions"], stats["packs"], stats["chunks"]) == (2, 2, 10)
     files = [path.stat().st_size for path in (store / "packs").iterdir()]
@@ -227,12 +229,14 @@ def test_stats(run: Run, run_json: Json, store: Path) -> None:
     assert sum(stats["encodings"].values()) == stats["chunks"]
     assert "by_version" not in stats
     lines = run("stats").stdout.splitlines()
-    assert lines[0] == "versions   2, as plain copies 484.6 kB"
+    assert lines[0] == "versions   2, 484.6 kB as plain copies"
     assert re.fullmatch(r"stored     \d+\.\d kB in 2 packs, \d\d\.\d % of plain copies", lines[1])
     assert run("stats", "-q").stdout == f"{stats['stored_bytes']}\n"
 
 
-def test_stats_by_version(run: Run, run_json: Json, store: Path) -> None:
+def test_stats_versions_list_each_version_oldest_first(
+    run: Run, run_json: Json, store: Path
+) -> None:
     ids = run("log", "-q").stdout.split()[::-1]
     by_version = run_json("stats", "--versions")["by_version"]
     assert [row["id"] for row in by_version] == ids
@@ -242,6 +246,19 @@ def test_stats_by_version(run: Run, run_json: Json, store: Path) -> None:
     assert [line.split()[0] for line in lines[1:3]] == [full[:12] for full in ids]
 
 
-def test_stats_of_an_empty_store(run: Run) -> None:
+def test_stats_of_an_empty_store_are_zero(run: Run) -> None:
     run("init")
-    assert run("stats").stdout.splitlines()[1] == "stored    0 B in 0 packs"
+    assert run("stats").stdout.splitlines() == [
+        "versions  0, 0 B as plain copies",
+        "stored    0 B in 0 packs",
+        "chunks    0, 0 B before encoding",
+    ]
+
+
+def test_stats_of_a_store_larger_than_plain_copies_print_a_factor(run: Run, model: Path) -> None:
+    run("init")
+    run("commit", "model/config.json")
+    line = run("stats").stdout.splitlines()[1]
+    assert re.fullmatch(
+        r"stored     [\d,]+ B in 1 pack, \d\d\.\d times the size of plain copies", line
+    )

@@ -1,4 +1,4 @@
-"""``tag`` and ``branch``."""
+"""The verbs ``tag`` and ``branch``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("kind", ["tag", "branch"])
-def test_make_list_delete(run: Run, run_json: Json, store: Path, kind: str) -> None:
+def test_names_can_be_made_listed_and_deleted(
+    run: Run, run_json: Json, store: Path, kind: str
+) -> None:
     new, old = run("log", "-q").stdout.split()
     assert run(kind, "here").stdout == f"{new[:12]}  is {kind} here\n"
     assert run(kind, "there", "main~1", "-q").stdout == f"{old}\n"
@@ -29,7 +31,7 @@ def test_make_list_delete(run: Run, run_json: Json, store: Path, kind: str) -> N
     assert len(run("log", "-q").stdout.split()) == 2
 
 
-def test_the_list_for_people(run: Run, store: Path) -> None:
+def test_branches_are_listed_in_aligned_columns(run: Run, store: Path) -> None:
     run("branch", "a-longer-name", "v1")
     lines = run("branch").stdout.splitlines()
     moment = r"\d{4}-\d\d-\d\d \d\d:\d\d"
@@ -37,15 +39,15 @@ def test_the_list_for_people(run: Run, store: Path) -> None:
     assert re.fullmatch(rf"main           [0-9a-f]{{12}}  {moment}  second", lines[1])
 
 
-def test_tags_do_not_move(run: Run, store: Path) -> None:
+def test_a_tag_at_another_version_is_refused(run: Run, store: Path) -> None:
     assert "v1" in run("tag", "v1", "main", status=11).stderr
-    run("tag", "v1", "main~1")  # where it is already
+    run("tag", "v1", "main~1")  # the version that it names already
     assert run("show", "v1", "-q").stdout == run("show", "main~", "-q").stdout
 
 
-def test_branches_move_by_force_alone(run: Run, store: Path) -> None:
+def test_a_branch_moves_only_with_force(run: Run, store: Path) -> None:
     run("branch", "dev", "v1")
-    assert "'dev' is there already" in run("branch", "dev", "main", status=11).stderr
+    assert "'dev' exists already" in run("branch", "dev", "main", status=11).stderr
     assert run("show", "dev", "-q").stdout == run("show", "v1", "-q").stdout
     run("branch", "dev", "main", "--force")
     assert run("show", "dev", "-q").stdout == run("show", "main", "-q").stdout
@@ -53,14 +55,14 @@ def test_branches_move_by_force_alone(run: Run, store: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tag", "branch"])
-def test_what_is_not_there(run: Run, store: Path, kind: str) -> None:
+def test_missing_names_and_refs_are_errors(run: Run, store: Path, kind: str) -> None:
     assert "gone" in run(kind, "gone", "--delete", status=1).stderr
     assert "nowhere" in run(kind, "new", "nowhere", status=1).stderr
 
 
 @pytest.mark.parametrize("kind", ["tag", "branch"])
 @pytest.mark.parametrize("name", ["a b", "../x", ".hidden", "x.ref"])
-def test_impossible_names(run: Run, store: Path, kind: str, name: str) -> None:
+def test_invalid_names_are_refused(run: Run, store: Path, kind: str, name: str) -> None:
     assert "letters" in run(kind, name, status=1).stderr
 
 
@@ -76,12 +78,14 @@ def test_impossible_names(run: Run, store: Path, kind: str, name: str) -> None:
         ("tag", "v2", "main", "more"),
     ],
 )
-def test_nonsense(run: Run, store: Path, args: tuple[str, ...]) -> None:
+def test_contradictory_options_are_usage_errors_and_change_nothing(
+    run: Run, store: Path, args: tuple[str, ...]
+) -> None:
     run(*args, status=2)
     assert run("tag", "-q").stdout + run("branch", "-q").stdout == "v1\nmain\n"
 
 
-def test_a_name_that_is_both(run: Run, store: Path) -> None:
+def test_a_branch_and_a_tag_of_one_name_need_a_prefix(run: Run, store: Path) -> None:
     run("branch", "v1", "main")
     assert "heads/v1" in run("show", "v1", status=1).stderr
     assert run("show", "tags/v1", "-q").stdout == run("show", "main~1", "-q").stdout

@@ -1,4 +1,4 @@
-"""How values look: to people in a terminal, in a pipe, and to shell scripts."""
+"""The form of the output: in a terminal, in a pipe, and for shell scripts."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
         (10**19, "10000.0 PB"),
     ],
 )
-def test_sizes(nbytes: int, text: str) -> None:
+def test_sizes_are_decimal_with_one_digit(nbytes: int, text: str) -> None:
     assert _text.size(nbytes) == text
 
 
 @pytest.mark.parametrize(
     ("nbytes", "text"), [(4 << 20, "4 MiB"), (64 << 10, "64 KiB"), (64 << 20, "64 MiB"), (1, "1 B")]
 )
-def test_binary_sizes(nbytes: int, text: str) -> None:
+def test_binary_sizes_have_no_remainder(nbytes: int, text: str) -> None:
     assert _text.binary_size(nbytes) == text
 
 
@@ -60,19 +60,19 @@ def test_binary_sizes(nbytes: int, text: str) -> None:
         ("e\u0301te\u0301", 3, "e\u0301te\u0301"),
     ],
 )
-def test_cutting(text: str, room: int, shown: str) -> None:
+def test_lines_are_cut_to_columns(text: str, room: int, shown: str) -> None:
     assert _text.cut(text, room) == shown
     assert _text.width(shown) <= room
 
 
-def test_times_at_the_ends_of_the_calendar() -> None:
+def test_times_near_the_first_and_last_year_are_shown() -> None:
     for time in (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)):
         assert _text.moment(time).endswith(time.strftime("-%m-%d %H:%M"))
     time = datetime(2026, 11, 22, 10, 8, tzinfo=UTC)
     assert _text.moment(time) == (time + timedelta()).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def test_times_are_shown_where_the_reader_lives(spawn: Spawn, model: Path) -> None:
+def test_times_are_shown_in_the_local_time_zone(spawn: Spawn, model: Path) -> None:
     time = datetime(2026, 11, 22, 23, 8, 1, tzinfo=UTC)
     with casweights.open(".casweights", create=True) as store:
         store.commit(model, time=time)
@@ -86,7 +86,7 @@ ESCAPED = r"\x1b[31mred\x07\r\n\u202eevil\x9b2J"
 
 @pytest.fixture
 def hostile(work: Path) -> None:
-    """A store whose texts are made to act on terminals."""
+    """A store whose names and messages contain control characters for terminals."""
     Path("model").mkdir()
     save_file({HOSTILE: np.zeros(1, np.int8)}, "model/m.safetensors")
     with casweights.open(".casweights", create=True) as store:
@@ -109,7 +109,7 @@ def hostile(work: Path) -> None:
         ("show", HOSTILE),
     ],
 )
-def test_nothing_from_a_store_acts_on_the_terminal(spawn: Spawn, args: tuple[str, ...]) -> None:
+def test_text_from_a_store_cannot_control_the_terminal(spawn: Spawn, args: tuple[str, ...]) -> None:
     result = spawn(*args)
     text = result.stdout + result.stderr
     assert "x1b[31m" in text or "u001b[31m" in text
@@ -117,12 +117,12 @@ def test_nothing_from_a_store_acts_on_the_terminal(spawn: Spawn, args: tuple[str
 
 
 @pytest.mark.usefixtures("hostile")
-def test_control_characters_are_shown(run: Run) -> None:
+def test_control_characters_are_escaped(run: Run) -> None:
     assert run("ls", "--tensors", "-q").stdout == f"{ESCAPED}\n"
 
 
 def in_terminal(*args: str, **env: str) -> tuple[int, str]:
-    """Exit status and output of the command line in a terminal."""
+    """Run the command line in a terminal; return its exit status and output."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "casweights", *args]
     settings = {**os.environ, "TERM": "xterm", "COLUMNS": "60", **env}
@@ -138,7 +138,7 @@ def in_terminal(*args: str, **env: str) -> tuple[int, str]:
 def read_terminal(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 4096)
-    except OSError:  # how Linux says that nobody is on the other side any more
+    except OSError:  # Linux: the other end of the terminal is closed
         return b""
 
 
@@ -146,7 +146,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[\d*m", "", text)
 
 
-def test_a_terminal_gets_colours_and_lines_that_fit(run: Run, model: Path) -> None:
+def test_a_terminal_gets_colours_and_cut_lines(run: Run, model: Path) -> None:
     run("init")
     run("commit", "model", "-m", "a long message " * 20)
     status, text = in_terminal("log")
@@ -158,7 +158,7 @@ def test_a_terminal_gets_colours_and_lines_that_fit(run: Run, model: Path) -> No
     assert len(plain(in_terminal("log", COLUMNS="100")[1]).rstrip("\n")) == 100
 
 
-def test_a_pipe_gets_neither(spawn: Spawn, run: Run, model: Path) -> None:
+def test_a_pipe_gets_whole_lines_without_colours(spawn: Spawn, run: Run, model: Path) -> None:
     run("init")
     run("commit", "model", "-m", "a long message " * 20)
     text = spawn("log", env={**os.environ, "COLUMNS": "60"}).stdout
@@ -167,7 +167,7 @@ def test_a_pipe_gets_neither(spawn: Spawn, run: Run, model: Path) -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_colours_can_be_refused() -> None:
+def test_variables_turn_colours_off() -> None:
     assert "\x1b" in in_terminal("log")[1]
     assert "\x1b" in in_terminal("log", NO_COLOR="")[1]
     assert "\x1b" not in in_terminal("log", NO_COLOR="1")[1]
@@ -181,14 +181,14 @@ def test_json_and_quiet_are_the_same_in_a_terminal(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_a_terminal_is_given_no_binary_file() -> None:
+def test_cat_refuses_to_write_a_binary_file_to_a_terminal() -> None:
     status, text = in_terminal("cat", "main", "model.safetensors")
     assert status == 2
     assert "casweights cat main model.safetensors > file" in plain(text)
     assert in_terminal("cat", "main", "config.json") == (0, '{"hidden_size": 4}\n')
 
 
-def test_letters_that_the_output_lacks(run: Run, spawn: Spawn, work: Path) -> None:
+def test_characters_missing_in_the_encoding_are_escaped(run: Run, spawn: Spawn, work: Path) -> None:
     save_file({"重み": np.zeros(1, np.int8)}, "m.safetensors")
     run("init")
     run("commit", "m.safetensors", "-m", "größer")

@@ -1,4 +1,4 @@
-"""Progress: bars for people, lines of JSON for programs, nothing for anybody else."""
+"""Progress: bars in a terminal, lines of JSON for programs, and none for shell scripts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Run
 
 
-def test_a_bar_grows_and_goes() -> None:
+def test_a_bar_grows_and_disappears() -> None:
     file = io.StringIO()
     bars = ProgressBars(file=file, delay=0)
     bars.started(Stage.COMMIT, 2_000_000)
@@ -46,7 +46,7 @@ def test_every_stage_has_a_title() -> None:
         assert "ing" in file.getvalue()
 
 
-def test_short_stages_have_no_bar() -> None:
+def test_a_short_stage_shows_no_bar() -> None:
     file = io.StringIO()
     bars = ProgressBars(file=file, delay=3600)
     bars.started(Stage.VERIFY, 10)
@@ -55,7 +55,7 @@ def test_short_stages_have_no_bar() -> None:
     assert "Verifying" not in file.getvalue()
 
 
-def test_a_line_of_json_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_progress_is_written_once_a_second(capsys: pytest.CaptureFixture[str]) -> None:
     out, clock = Output(), [0.0]
     out.mode = Mode.JSON
     progress = JsonProgress(out, clock=lambda: clock[-1])
@@ -76,7 +76,7 @@ def test_a_line_of_json_a_second(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_lines_of_json_are_not_held_back() -> None:
+def test_json_events_are_flushed_at_once() -> None:
     out, pipe = Output(), io.BytesIO()
     out.mode = Mode.JSON
     stream = io.TextIOWrapper(pipe)
@@ -87,7 +87,7 @@ def test_lines_of_json_are_not_held_back() -> None:
 
 @contextmanager
 def terminal() -> Iterator[None]:
-    """Standard error is a terminal."""
+    """Make standard error a terminal."""
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as stream, redirect_stderr(stream):
         yield
@@ -100,7 +100,7 @@ def listener(mode: Mode) -> type[Reporter]:
     return type(Results(out)._progress)
 
 
-def test_who_gets_which() -> None:
+def test_each_mode_has_its_progress_reporter() -> None:
     with terminal():
         assert listener(Mode.HUMAN) is ProgressBars
         assert listener(Mode.JSON) is JsonProgress
@@ -114,7 +114,7 @@ def test_who_gets_which() -> None:
         *((value, ProgressBars) for value in ("0", "", "off")),
     ],
 )
-def test_bars_can_be_refused(
+def test_a_variable_turns_bars_off(
     monkeypatch: pytest.MonkeyPatch, value: str, kind: type[Reporter]
 ) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", value)
@@ -122,12 +122,12 @@ def test_bars_can_be_refused(
         assert listener(Mode.HUMAN) is kind
 
 
-def test_no_bars_in_a_pipe() -> None:
+def test_a_pipe_gets_no_bars() -> None:
     assert not sys.stderr.isatty()
     assert listener(Mode.HUMAN) is Reporter
 
 
-def test_commands_say_nothing_on_standard_error(run: Run, store: Path) -> None:
+def test_commands_without_errors_leave_standard_error_empty(run: Run, store: Path) -> None:
     for args in (("commit", "model"), ("checkout", "main", "out"), ("verify",), ("repack",)):
         assert run(*args).stderr == ""
         assert run(*args, "--json").stderr == ""

@@ -1,4 +1,4 @@
-"""``repack``."""
+"""The verb ``repack``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pack_bytes(store: Path) -> int:
     return sum(path.stat().st_size for path in (store / "packs").iterdir())
 
 
-def test_it_says_what_it_did(run: Run, run_json: Json, store: Path) -> None:
+def test_repack_reports_packs_before_and_after(run: Run, run_json: Json, store: Path) -> None:
     ids = run("log", "-q").stdout
     before = pack_bytes(store)
     (summary,) = run_json("repack", "--compression", "small")
@@ -36,7 +36,7 @@ def test_it_says_what_it_did(run: Run, run_json: Json, store: Path) -> None:
     run("verify")
 
 
-def test_a_damaged_store(run: Run, store: Path) -> None:
+def test_repack_of_a_damaged_store_deletes_nothing(run: Run, store: Path) -> None:
     packs = sorted((store / "packs").iterdir())
     for pack in packs:
         damage(pack, 100)
@@ -44,7 +44,7 @@ def test_a_damaged_store(run: Run, store: Path) -> None:
     assert set((store / "packs").iterdir()) >= set(packs)
 
 
-def test_it_names_packs_that_cannot_be_read(run: Run, store: Path) -> None:
+def test_repack_names_unreadable_packs_and_keeps_them(run: Run, store: Path) -> None:
     name = "0" * 64
     (store / "packs" / name).write_bytes(b"no pack")
     lines = run("repack").stdout.splitlines()
@@ -52,6 +52,6 @@ def test_it_names_packs_that_cannot_be_read(run: Run, store: Path) -> None:
     assert (store / "packs" / name).exists()
 
 
-def test_bad_options(run: Run, store: Path) -> None:
+def test_repack_refuses_invalid_options(run: Run, store: Path) -> None:
     assert "--compression" in run("repack", "--compression", "tiny", status=2).stderr
     assert "--memory" in run("repack", "--memory", "-1", status=2).stderr

@@ -1,4 +1,4 @@
-"""``docs/scripting.md`` and the command line say the same."""
+"""The command line does what ``docs/scripting.md`` documents."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
 
 
 def documented(heading: str) -> dict[str, str]:
-    """The fields below a heading, with their types."""
+    """Return the fields in the table below a heading, with their types."""
     section = PAGE.split(f"\n### {heading}\n", 1)[1].split("\n### ", 1)[0]
     fields = re.findall(r"^\| `(\w+)` \| ([\w ]+) \|", section, re.MULTILINE)
     assert fields
@@ -43,14 +43,14 @@ def documented(heading: str) -> dict[str, str]:
 
 
 def check(heading: str, data: Mapping[str, Any]) -> None:
-    """The data has exactly the fields of the page, of the types there."""
+    """Check that data has exactly the documented fields, with the documented types."""
     fields = documented(heading)
     assert sorted(data) == sorted(fields)
     for name, kind in fields.items():
         assert TYPES[kind](data[name]), (name, kind, data[name])
 
 
-def test_fields_of_short_commands(run_json: Json, store: Path) -> None:
+def test_short_commands_have_the_documented_fields(run_json: Json, store: Path) -> None:
     check("`init`", run_json("init"))
     check("`info`", run_json("info"))
     check("`log`", run_json("log")[0])
@@ -64,7 +64,7 @@ def test_fields_of_short_commands(run_json: Json, store: Path) -> None:
         check("`diff`: `changes`", row)
 
 
-def test_fields_of_stats(run_json: Json, store: Path) -> None:
+def test_stats_have_the_documented_fields(run_json: Json, store: Path) -> None:
     stats = run_json("stats", "--versions")
     for row in stats.pop("by_version"):
         check("`stats --versions`", row)
@@ -72,14 +72,14 @@ def test_fields_of_stats(run_json: Json, store: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["tag", "branch"])
-def test_fields_of_names(run_json: Json, store: Path, kind: str) -> None:
+def test_tag_and_branch_have_the_documented_fields(run_json: Json, store: Path, kind: str) -> None:
     check("`tag NAME`, `branch NAME`", run_json(kind, "new"))
     for row in run_json(kind):
         check(f"`{kind}`", row)
     check("`tag --delete`, `branch --delete`", run_json(kind, "new", "--delete"))
 
 
-def test_fields_of_long_commands(run_json: Json, store: Path) -> None:
+def test_long_commands_have_the_documented_fields(run_json: Json, store: Path) -> None:
     check("`commit`", run_json("commit", "model")[-1])
     check("`checkout`", run_json("checkout", "main", "out")[-1])
     check("`repack`", run_json("repack")[-1])
@@ -93,7 +93,7 @@ def test_fields_of_long_commands(run_json: Json, store: Path) -> None:
         check("`verify`: problems", problem)
 
 
-# What to run for each verb, in this order.
+# Arguments for each verb. The order matters: `pull` reads the store that `push` makes.
 RUNS: dict[str, tuple[str, ...]] = {
     "init": (),
     "info": (),
@@ -114,7 +114,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
-def test_progress_of_every_verb_is_as_the_page_says(
+def test_progress_has_the_documented_fields_and_stages(
     run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_progress, "_INTERVAL", 0.0)
@@ -133,11 +133,11 @@ def test_progress_of_every_verb_is_as_the_page_says(
     assert stages == set(re.findall(r"`(\w+)`", row)) - {"stage"}
 
 
-def test_error_fields(run: Run) -> None:
+def test_errors_have_the_documented_fields(run: Run) -> None:
     check("Errors", json.loads(run("log", "--json", status=10).stderr))
 
 
-def test_every_verb_is_on_the_page() -> None:
+def test_every_verb_is_documented() -> None:
     assert set(VERBS) - {"cat"} == {
         verb
         for heading in re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
@@ -147,14 +147,14 @@ def test_every_verb_is_on_the_page() -> None:
         assert f"`{verb}`" in PAGE.split("## Quiet output")[1].split("## JSON output")[0]
 
 
-def test_every_exit_status_is_on_the_page() -> None:
+def test_every_exit_status_is_documented() -> None:
     listed = dict(re.findall(r"^\| (\d+) \| (.+) \|$", PAGE, re.MULTILINE))
     assert {int(status) for status in listed} == {*map(int, Exit), 3}
     for status, meaning in MEANINGS.items():
         assert listed[str(int(status))].startswith(meaning)
 
 
-def test_every_variable_is_on_the_page() -> None:
+def test_every_variable_is_documented() -> None:
     folder = Path(casweights.__file__).parent / "cli"
     source = "".join(path.read_text() for path in folder.rglob("*.py"))
     variables = set(re.findall(r'"([A-Z]+_[A-Z_]+)"', source)) | {"COLUMNS", "TERM", "TZ"}

@@ -1,4 +1,4 @@
-"""What a command imports: help nothing heavy, and no verb more than it needs."""
+"""Imports of the command line: heavy modules are loaded only by verbs that need them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HEAVY = {"torch", "numpy", "huggingface_hub", "tqdm", "safetensors", "blake3", "
 
 
 def imported(*args: str) -> set[str]:
-    """The modules that a command has imported at its end."""
+    """Run a command; return the modules that it imported."""
     command = [sys.executable, "-c", SCRIPT, *args]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     return set(result.stderr.rpartition("imported: ")[2].split())
@@ -62,5 +62,7 @@ def test_a_verb_imports_no_other_verb() -> None:
         ("repack",),
     ],
 )
-def test_no_verb_needs_torch(args: tuple[str, ...], work: Path) -> None:
+def test_local_verbs_import_neither_torch_nor_the_hub_client(
+    args: tuple[str, ...], work: Path
+) -> None:
     assert not imported(*args) & {"torch", "huggingface_hub", "tqdm", "safetensors"}

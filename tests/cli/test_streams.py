@@ -1,4 +1,4 @@
-"""Standard streams that are closed or full, and interrupts before a verb has begun."""
+"""Closed standard streams, and interrupts before a verb has begun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.cli.conftest import Run, Spawn
 
-# Interrupts itself when a module is about to be imported by the command line.
+# A program that interrupts itself when the command line begins to import a certain module.
 INTERRUPTED = """
 import os, signal, sys
 
@@ -48,7 +48,7 @@ COMMANDS = [
 
 
 def shell(command: str, args: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    """Run the command line by a shell, which can close its streams."""
+    """Run the command line from a shell command, which can close its streams."""
     line = ["sh", "-c", command, "sh", sys.executable, "-m", "casweights", *args]
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
@@ -62,14 +62,14 @@ def test_closed_standard_output_is_an_error(store: Path, args: tuple[str, ...]) 
     assert "bug" not in result.stderr
 
 
-def test_closed_standard_output_is_no_error_where_nothing_is_to_be_said(store: Path) -> None:
+def test_closed_standard_output_is_no_error_for_a_command_without_output(store: Path) -> None:
     result = shell('"$@" >&-', ("verify", "-q"))
     assert (result.returncode, result.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("streams", ["<&-", "2>&-", "<&- 2>&-"])
 @pytest.mark.parametrize("args", [("log",), ("verify",), ("commit", "model")], ids=" ".join)
-def test_other_closed_streams_do_not_matter(
+def test_closed_standard_input_and_error_are_no_error(
     run: Run, store: Path, streams: str, args: tuple[str, ...]
 ) -> None:
     result = shell(f'"$@" {streams}', args)
@@ -78,8 +78,8 @@ def test_other_closed_streams_do_not_matter(
     run("verify")
 
 
-def test_nothing_is_printed_into_files_of_the_store(store: Path) -> None:
-    """With all streams closed, the first files that are opened would take their places."""
+def test_closed_streams_print_nothing_into_files_of_the_store(store: Path) -> None:
+    """With all streams closed, the first files that are opened get their descriptors."""
     result = shell('"$@" <&- >&- 2>&-', ("commit", "model", "--branch", "other"))
     assert result.returncode == 1
     with casweights.open(store) as repository:
@@ -88,7 +88,7 @@ def test_nothing_is_printed_into_files_of_the_store(store: Path) -> None:
 
 
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("log", "--help")], ids=" ".join)
-def test_help_for_a_reader_that_left(spawn: Spawn, args: tuple[str, ...]) -> None:
+def test_help_into_a_closed_pipe_exits_with_141(spawn: Spawn, args: tuple[str, ...]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -106,7 +106,7 @@ def test_help_for_a_reader_that_left(spawn: Spawn, args: tuple[str, ...]) -> Non
         *("casweights.operations.commit", "casweights.database.writer", "zstandard", "numpy"),
     ],
 )
-def test_interrupt_during_imports_leaves_no_traceback(store: Path, module: str) -> None:
+def test_an_interrupt_during_imports_leaves_no_traceback(store: Path, module: str) -> None:
     command = [sys.executable, "-c", INTERRUPTED, module, "commit", "model"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 130

@@ -1,4 +1,4 @@
-"""``push`` and ``pull``."""
+"""The verbs ``push`` and ``pull``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stored_bytes(store: str) -> int:
     )
 
 
-def test_push(run: Run, run_json: Json, store: Path) -> None:
+def test_push_copies_all_names_and_versions(run: Run, run_json: Json, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
     (summary,) = run_json("push", BACKUP, "--create")
     assert summary == {
@@ -48,21 +48,25 @@ def test_push(run: Run, run_json: Json, store: Path) -> None:
     assert read_tree(Path("model")) == read_tree(Path("out"))
 
 
-def test_what_people_read(run: Run, store: Path) -> None:
+def test_push_prints_the_names_and_the_size_for_people(run: Run, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
     first = run("push", BACKUP, "v1", "--create").stdout.splitlines()
     assert first[0] == f"{old[:12]}  is tag v1"
     assert first[1].startswith("1 version and 1 pack, ")
-    assert first[1].endswith(f" came to {Path(BACKUP).absolute()}")
+    assert first[1].endswith(f" copied to {Path(BACKUP).absolute()}")
     assert run("push", BACKUP).stdout.splitlines()[0] == f"{new[:12]}  is branch main"
-    assert run("push", BACKUP).stdout == f"All of it is in {Path(BACKUP).absolute()} already\n"
+    assert (
+        run("push", BACKUP).stdout == f"Nothing to copy: {Path(BACKUP).absolute()} is up to date\n"
+    )
     run("tag", "v2")
     assert run("push", BACKUP).stdout == f"{new[:12]}  is tag v2\n"
     run("tag", "v3")
     assert run("push", BACKUP, "-q").stdout == ""
 
 
-def test_pull(run: Run, run_json: Json, store: Path, change: Callable[[], None]) -> None:
+def test_pull_copies_selected_and_all_names(
+    run: Run, run_json: Json, store: Path, change: Callable[[], None]
+) -> None:
     new, old = run("log", "-q").stdout.split()
     Path("elsewhere").mkdir()
     here = str(Path("elsewhere").absolute() / "store")
@@ -84,7 +88,7 @@ def test_pull_makes_the_store_where_init_would(run: Run, store: Path) -> None:
     assert len(run("log", "-q").stdout.split()) == 2
 
 
-def test_conflicts(run: Run, store: Path, model: Path) -> None:
+def test_diverged_branches_move_only_with_force(run: Run, store: Path, model: Path) -> None:
     run("push", BACKUP, "--create")
     (model / "mine.txt").write_text("mine")
     mine = run("commit", "model", "-q").stdout.strip()
@@ -103,7 +107,7 @@ def test_conflicts(run: Run, store: Path, model: Path) -> None:
     assert run("show", "-q").stdout.strip() == mine
 
 
-def test_push_all_brings_versions_without_a_name(run: Run, run_json: Json, store: Path) -> None:
+def test_push_all_copies_versions_without_a_name(run: Run, run_json: Json, store: Path) -> None:
     run("branch", "gone", "main~1")
     (Path("model") / "gone.txt").write_text("gone")
     gone = run("commit", "model", "--branch", "gone", "-q").stdout.strip()
@@ -118,11 +122,11 @@ def test_push_all_brings_versions_without_a_name(run: Run, run_json: Json, store
 
 @pytest.mark.parametrize("verb", ["push", "pull"])
 @pytest.mark.parametrize("more", ["main", "--shallow"])
-def test_all_leaves_nothing_to_choose(run: Run, store: Path, verb: str, more: str) -> None:
+def test_all_excludes_refs_and_shallow(run: Run, store: Path, verb: str, more: str) -> None:
     assert "--all" in run(verb, BACKUP, "--all", more, status=2).stderr
 
 
-def test_pull_shallow_brings_one_version(run: Run, run_json: Json, store: Path) -> None:
+def test_pull_shallow_copies_one_version(run: Run, run_json: Json, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
 
     def pull(target: str, ref: str) -> Any:
@@ -156,18 +160,20 @@ def test_push_of_an_unknown_ref_makes_no_store(
     assert not Path(BACKUP).exists()
 
 
-def test_stores_that_do_not_fit(run: Run, store: Path) -> None:
+def test_stores_with_other_settings_are_refused(run: Run, store: Path) -> None:
     run("init", BACKUP, "--chunk-size", "1MiB")
     for args in (("push", BACKUP), ("push", BACKUP, "--all"), ("pull", BACKUP)):
         assert "casweights init --digest blake3" in run(*args, status=1).stderr
 
 
-def test_a_target_among_other_files(run: Run, store: Path, model: Path) -> None:
+def test_push_refuses_to_make_a_store_in_a_folder_with_files(
+    run: Run, store: Path, model: Path
+) -> None:
     run("push", str(model), status=10)
     assert "has files in it" in run("push", "model", "--create", status=11).stderr
 
 
-def test_unknown_refs(run: Run, store: Path) -> None:
+def test_unknown_refs_and_targets_are_errors(run: Run, store: Path) -> None:
     run("init", BACKUP, "--chunk-size", "64KiB")
     assert "nobody" in run("push", BACKUP, "nobody", status=1).stderr
     assert "nowhere" in run("push", "nowhere", status=10).stderr

@@ -1,4 +1,4 @@
-"""``verify``, and what the other verbs say of a damaged store."""
+"""The verb ``verify``, and the errors of other verbs in a damaged store."""
 
 from __future__ import annotations
 
@@ -34,13 +34,15 @@ def damage(path: Path, at: int) -> None:
 
 @pytest.fixture
 def damaged(store: Path) -> Path:
-    """The store, with a flipped bit in the first frame of its larger pack."""
+    """A store with a flipped bit in the first frame of its larger pack."""
     damage(max((store / "packs").iterdir(), key=lambda path: path.stat().st_size), 100)
     return store
 
 
 @pytest.mark.parametrize("options", [(), ("--quick",)])
-def test_a_sound_store(run: Run, run_json: Json, store: Path, options: tuple[str, ...]) -> None:
+def test_verify_of_a_sound_store_finds_no_problems(
+    run: Run, run_json: Json, store: Path, options: tuple[str, ...]
+) -> None:
     text = run("verify", *options).stdout
     assert text.startswith("no problems in 2 versions, 2 packs, 10 frames, ")
     assert run("verify", "-q", *options).stdout == ""
@@ -61,7 +63,9 @@ def test_a_sound_store(run: Run, run_json: Json, store: Path, options: tuple[str
 
 
 @pytest.mark.parametrize("options", [(), ("--quick",)])
-def test_a_damaged_store(run: Run, run_json: Json, damaged: Path, options: tuple[str, ...]) -> None:
+def test_verify_lists_each_problem_and_exits_with_13(
+    run: Run, run_json: Json, damaged: Path, options: tuple[str, ...]
+) -> None:
     *printed, summary = run_json("verify", *options, status=13)
     problems = [line for line in printed if line["message_type"] != "progress"]  # of slow machines
     assert {problem["message_type"] for problem in problems} == {"problem"}
@@ -78,7 +82,7 @@ def test_a_damaged_store(run: Run, run_json: Json, damaged: Path, options: tuple
 
 
 @pytest.mark.parametrize("notes", [True, False])
-def test_a_damaged_store_that_is_read_only(
+def test_damage_of_a_read_only_store_is_noted_on_this_machine(
     run: Run,
     run_json: Json,
     damaged: Path,
@@ -103,15 +107,15 @@ def test_a_damaged_store_that_is_read_only(
     assert not (damaged / "damaged").exists()
 
 
-def test_quick_leaves_out_what_takes_decoding(run: Run, store: Path) -> None:
-    """A frame that a forger gave a fitting checksum is found by decoding only."""
+def test_quick_does_not_find_a_forged_frame(run: Run, store: Path) -> None:
+    """Only decoding finds a frame that was forged together with its checksum."""
     forge(max((store / "packs").iterdir(), key=lambda path: path.stat().st_size))
     run("verify", "--quick")
     run("verify", status=13)
 
 
 def forge(pack: Path) -> None:
-    """Change a byte of a pack, and everything in it that would tell."""
+    """Change a byte of a pack, its checksums and its name."""
     info = ObjectInfo(f"packs/{pack.name}", pack.stat().st_size)
     frames = [place.frame for place in read_pack_index(LocalStore(pack.parent.parent), info)]
     data = pack.read_bytes()[: frames[-1].offset + frames[-1].size]
@@ -124,7 +128,7 @@ def forge(pack: Path) -> None:
     (pack.parent / str(name)).write_bytes(data[:start] + forged + data[end:] + ending)
 
 
-def test_reading_what_is_damaged(run: Run, damaged: Path) -> None:
+def test_checkout_and_cat_of_damaged_content_exit_with_13(run: Run, damaged: Path) -> None:
     result = run("checkout", "main", "out", status=13)
     assert "casweights verify" in result.stderr
     assert not Path("out").exists() or read_tree(Path("out")) == {}
@@ -137,13 +141,13 @@ def test_reading_what_is_damaged(run: Run, damaged: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["log", "show", "ls", "stats", "tag"])
-def test_a_damaged_snapshot(run: Run, store: Path, verb: str) -> None:
+def test_a_damaged_snapshot_exits_with_13(run: Run, store: Path, verb: str) -> None:
     snapshot = run("show", "v1", "-q").stdout.strip()
     damage(store / "snapshots" / snapshot, 30)
     run(verb, *(["v1"] if verb in ("log", "show", "ls") else []), status=13)
 
 
-def test_a_damaged_store_file(run: Run, store: Path) -> None:
+def test_a_damaged_store_file_exits_with_13(run: Run, store: Path) -> None:
     (store / "casweights.json").chmod(0o644)
     (store / "casweights.json").write_text("{}")
     for verb in ("log", "init", "verify"):

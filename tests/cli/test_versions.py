@@ -1,4 +1,4 @@
-"""Versions in and out: ``commit``, ``checkout`` and ``cat``."""
+"""The verbs ``commit``, ``checkout`` and ``cat``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Json, Run, Spawn
 
 
-def test_what_goes_in_comes_out(run: Run, model: Path) -> None:
+def test_checkout_restores_the_committed_files(run: Run, model: Path) -> None:
     run("init")
     run("commit", "model", "-m", "first")
     run("checkout", "main", "copy")
     assert read_tree(Path("copy")) == read_tree(model)
 
 
-def test_commit_tells_the_id_and_the_sizes(run: Run, model: Path) -> None:
+def test_commit_prints_the_id_and_the_sizes(run: Run, model: Path) -> None:
     run("init")
     lines = run("commit", "model", "-m", "first\n\nbody").stdout.splitlines()
     assert re.fullmatch(r"[0-9a-f]{12}  main  first", lines[0])
@@ -33,7 +33,7 @@ def test_commit_tells_the_id_and_the_sizes(run: Run, model: Path) -> None:
     assert lines[1] == "3 files, 242.3 kB: 0 B new, stored in 0 B"
 
 
-def test_commit_json(run_json: Json, model: Path) -> None:
+def test_commit_json_has_sizes_and_parents(run_json: Json, model: Path) -> None:
     run_json("init")
     first = run_json("commit", "model")[-1]
     second = run_json("commit", "model", "--branch", "dev", "--parent", "main")[-1]
@@ -44,7 +44,7 @@ def test_commit_json(run_json: Json, model: Path) -> None:
     assert second["new_bytes"] == second["stored_bytes"] == second["packs"] == 0
 
 
-def test_commit_records_what_it_is_told(run: Run, model: Path) -> None:
+def test_commit_stores_message_author_and_metadata(run: Run, model: Path) -> None:
     run("init")
     meta = ["step=10", "loss=0.5", "note=as is", "eq=a=b", "nan=NaN", 'tags=["x", null]', "empty="]
     options = [f"--meta={pair}" for pair in meta]
@@ -65,11 +65,13 @@ def test_commit_records_what_it_is_told(run: Run, model: Path) -> None:
 
 
 @pytest.mark.parametrize("pair", ["step", "=10", ""])
-def test_metadata_needs_a_key_and_a_value(run: Run, store: Path, pair: str) -> None:
+def test_metadata_without_a_key_or_value_is_refused(run: Run, store: Path, pair: str) -> None:
     assert "KEY=VALUE" in run("commit", "model", "--meta", pair, status=2).stderr
 
 
-def test_the_author_is_found(run: Run, run_json: Json, model: Path) -> None:
+def test_the_author_comes_from_the_option_variable_or_login(
+    run: Run, run_json: Json, model: Path
+) -> None:
     run("init")
     run("commit", "model", CASWEIGHTS_AUTHOR="From the Environment")
     assert run_json("show")["author"] == "From the Environment"
@@ -79,7 +81,7 @@ def test_the_author_is_found(run: Run, run_json: Json, model: Path) -> None:
     assert run_json("show")["author"] == getpass.getuser()
 
 
-def test_commit_leaves_out_what_it_is_told(run: Run, model: Path) -> None:
+def test_commit_leaves_out_excluded_files(run: Run, model: Path) -> None:
     (model / ".git").mkdir()
     (model / ".git" / "config").touch()
     run("init")
@@ -87,7 +89,7 @@ def test_commit_leaves_out_what_it_is_told(run: Run, model: Path) -> None:
     assert run("ls", "-q").stdout == "model.safetensors\n"
 
 
-def test_commit_takes_opaque_files(run: Run, run_json: Json, model: Path) -> None:
+def test_commit_stores_opaque_files_unparsed(run: Run, run_json: Json, model: Path) -> None:
     (model / "broken.safetensors").write_bytes(b"no header")
     run("init")
     assert "broken.safetensors" in run("commit", "model", status=1).stderr
@@ -100,7 +102,7 @@ def test_commit_takes_opaque_files(run: Run, run_json: Json, model: Path) -> Non
     }
 
 
-def test_compression_is_passed_on(run_json: Json, model: Path) -> None:
+def test_compression_changes_the_stored_size(run_json: Json, model: Path) -> None:
     (model / "zeros").write_bytes(bytes(10_000) + bytes(range(250)) * 40)
     stored = []
     for choice in ("fast", "small"):
@@ -113,7 +115,7 @@ def test_compression_is_passed_on(run_json: Json, model: Path) -> None:
         run_json(*run_json_usage)
 
 
-def test_a_single_file_is_a_version(run: Run, model: Path) -> None:
+def test_a_single_file_can_be_committed(run: Run, model: Path) -> None:
     run("init")
     run("commit", "model/config.json")
     assert run("ls", "-q").stdout == "config.json\n"
@@ -128,18 +130,18 @@ def test_the_current_directory_can_be_committed_into_a_store_inside(
     assert result.stdout.splitlines() == ["config.json", "model.safetensors", "notes/readme.md"]
 
 
-def test_commit_needs_something(run: Run, store: Path) -> None:
+def test_commit_of_nothing_is_an_error(run: Run, store: Path) -> None:
     assert "nowhere" in run("commit", "nowhere", status=1).stderr
     Path("empty").mkdir()
     assert "empty" in run("commit", "empty", status=1).stderr
     assert len(run("log", "-q").stdout.splitlines()) == 2
 
 
-def test_a_parent_is_for_new_branches(run: Run, store: Path) -> None:
+def test_a_parent_for_an_existing_branch_is_refused(run: Run, store: Path) -> None:
     assert "main" in run("commit", "model", "--parent", "v1", status=1).stderr
 
 
-def test_checkout_writes_what_differs(run_json: Json, run: Run, store: Path) -> None:
+def test_checkout_writes_only_files_that_differ(run_json: Json, run: Run, store: Path) -> None:
     run("checkout", "v1", "out")
     Path("out", "mine.txt").touch()
     summary = run_json("checkout", "main", "out")[-1]
@@ -154,14 +156,16 @@ def test_checkout_writes_what_differs(run_json: Json, run: Run, store: Path) -> 
     ]
 
 
-def test_checkout_deletes_when_told(run: Run, store: Path, model: Path) -> None:
+def test_checkout_with_delete_removes_other_files(run: Run, store: Path, model: Path) -> None:
     run("checkout", "v1", "out")
     text = run("checkout", "main", "out", "--delete").stdout
     assert "2 written, 1 deleted" in text
     assert read_tree(Path("out")) == read_tree(model)
 
 
-def test_checkout_loses_no_work_unless_forced(run: Run, store: Path, model: Path) -> None:
+def test_checkout_overwrites_unsaved_files_only_with_force(
+    run: Run, store: Path, model: Path
+) -> None:
     run("checkout", "v1", "out")
     Path("out", "mine.txt").write_text("mine")
     Path("out", "config.json").write_text("edited")
@@ -177,7 +181,7 @@ def test_checkout_loses_no_work_unless_forced(run: Run, store: Path, model: Path
     assert read_tree(Path("out")) == read_tree(model)
 
 
-def test_checkout_of_a_part(run: Run, store: Path) -> None:
+def test_checkout_with_include_writes_a_part(run: Run, store: Path) -> None:
     run("checkout", "main", "part", "--include", "config.json", "--include", "head.*")
     assert sorted(read_tree(Path("part"))) == ["config.json", "model.safetensors"]
     run("init", "parts")
@@ -186,18 +190,18 @@ def test_checkout_of_a_part(run: Run, store: Path) -> None:
     assert sorted(tensors) == ["head.bias", "head.weight"]
 
 
-def test_checkout_of_a_part_that_is_not_there(run: Run, store: Path) -> None:
+def test_checkout_of_a_missing_part_is_an_error(run: Run, store: Path) -> None:
     result = run("checkout", "main", "part", "--include", "nothing*", status=1)
     assert "nothing*" in result.stderr
     assert "Hint: " in result.stderr
     assert not Path("part").exists()
 
 
-def test_checkout_quiet(run: Run, store: Path) -> None:
+def test_checkout_quiet_prints_the_id(run: Run, store: Path) -> None:
     assert run("checkout", "v1", "out", "-q").stdout == run("show", "v1", "-q").stdout
 
 
-def test_something_in_the_way(run: Run, store: Path) -> None:
+def test_checkout_refuses_a_directory_in_place_of_a_file(run: Run, store: Path) -> None:
     Path("out", "config.json").mkdir(parents=True)
     assert "in the way" in run("checkout", "main", "out", status=1).stderr
 
@@ -212,14 +216,14 @@ def test_cat_writes_the_bytes(
     assert result.stderr == ""
 
 
-def test_cat_of_an_empty_file(run: Run, model: Path) -> None:
+def test_cat_of_an_empty_file_writes_nothing(run: Run, model: Path) -> None:
     (model / "empty").touch()
     run("init")
     run("commit", "model")
     assert run("cat", "main", "empty").stdout_bytes == b""
 
 
-def test_cat_needs_a_file_of_the_version(run: Run, store: Path) -> None:
+def test_cat_of_a_missing_file_is_an_error(run: Run, store: Path) -> None:
     result = run("cat", "v1", "vocab.txt", status=1)
     assert result.stdout == ""
     assert "casweights ls" in result.stderr
