@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from casweights.sync.subscriber import Subscriber
     from casweights.system.version import __version__
 
+# The module of each public name; `__getattr__` imports it when the name is first used, so that
+# importing the package stays fast.
 _HOMES = {
     "CasweightsError": "errors",
     "ClosedError": "errors",

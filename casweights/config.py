@@ -1,4 +1,4 @@
-"""Options as small immutable values. Nothing here reads the environment or touches a disk."""
+"""Options as small immutable values, checked when they are made."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ DigestName = Literal["blake3", "xxh3-128"]
 Compression = Literal["auto", "fast", "small"]
 
 DEFAULT_BRANCH = "main"
-# Patterns of what a commit leaves out; `hf upload` does, too.
+# Patterns of files that a commit leaves out, the same as `hf upload`.
 DEFAULT_EXCLUDE = (".git", "*/.git", ".cache/huggingface", "*/.cache/huggingface")
 DEFAULT_CHUNK_SIZE = 4 * MiB  # measured in docs/design/001-chunk-size.md
 MIN_CHUNK_SIZE = 64 * KiB  # below it, IDs and index rows weigh more than chunks save
-MAX_CHUNK_SIZE = 64 * MiB  # several whole chunks are in memory at a time
+MAX_CHUNK_SIZE = 64 * MiB  # every worker holds several whole chunks in memory
 PACK_TARGET = 64 * MiB  # one transfer block of the Hub's storage
-PACK_FRAMES = 1 << 16  # keeps the index of a pack of tiny frames below some MiB
+PACK_FRAMES = 1 << 16  # limits the index of a pack of tiny frames to a few MiB
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
-    """What is fixed when a store is created.
+    """Settings of a store that are fixed when it is made.
 
     Attributes:
-        digest: Digest of chunks. ``"blake3"`` is safe against forgers; ``"xxh3-128"`` hashes
-            about 2.5 times faster and is for stores that only trusted people write to.
-        chunk_size: Bytes of a chunk: a power of two from 64 KiB to 64 MiB.
-        refs: For a store in a Hub bucket whose branches have several writers: a git repository of
-            the same Hub that keeps branches and tags, as ``"datasets/namespace/name"``. None for
-            refs in the store itself. Manifests do not have it, so comparisons leave it out.
-        shared: For a store in a directory that all users of a group write to: the store's folder
-            becomes one that belongs to the group, and what is written to it can be read by the
-            group, whatever the umasks are. The folder's mode keeps this, so comparisons leave it
-            out.
+        digest: Hash that identifies chunks. ``"blake3"`` is safe against forgery. ``"xxh3-128"``
+            hashes about 2.5 times faster, and is for stores that only trusted users write to.
+        chunk_size: Size of a chunk in bytes: a power of two from 64 KiB to 64 MiB.
+        refs: A git repository of the Hub that keeps the branches and tags of a store in a bucket,
+            as ``"datasets/namespace/name"``. Use one if branches have several writers. None to
+            keep branches and tags in the store itself. Comparisons ignore it, because it is not
+            part of a manifest.
+        shared: Whether all users of a group write to a store in a directory. The store's folder
+            becomes writable for its group, and objects readable for it, whatever the umasks are.
+            Comparisons ignore it, because the folder's mode records it.
+
+    Raises:
+        InvalidInputError: The digest is unknown, or the chunk size is not allowed.
+
+    Example:
+        >>> config = StoreConfig(digest="xxh3-128", chunk_size=1 << 20)
+        >>> casweights.open("./store", create=True, config=config)
     """
 
     digest: DigestName = "blake3"
@@ -49,28 +56,37 @@ class StoreConfig:
         if self.digest not in ("blake3", "xxh3-128"):
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                f"unknown digest {self.digest!r}: choose 'blake3' or 'xxh3-128'",
+                f"digest must be 'blake3' or 'xxh3-128', got {self.digest!r}",
             )
         size = self.chunk_size
+        # A power of two keeps every element of a tensor within one chunk.
         if not (MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE and size & (size - 1) == 0):
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                f"chunk size {size} is not a power of two from 64 KiB to 64 MiB",
+                f"chunk_size must be a power of two from 64 KiB to 64 MiB, got {size} bytes",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteOptions:
-    """How to deal with a store behind a network.
+    """Options for stores behind a network.
 
     Attributes:
-        patience: Seconds for which a call that fails is tried again.
-        stall: Seconds after which a transfer that moves nothing is given up.
-        disk_cache: Bytes of this machine's cache, which all processes and stores share; 0 for none.
-        read_ahead: Bytes of memory for what is fetched before it is asked for.
-        clock_skew: Seconds by which the clocks of the Hub's servers may differ. Two writers who
-            move a branch of a bucket within that time wait for one another; a single writer never
-            waits. The Hub's own developers reckon with 30 seconds.
+        patience: Seconds for which a failing request is repeated.
+        stall: Seconds without progress after which a transfer is given up.
+        disk_cache: Size in bytes of this machine's disk cache, which all processes and stores
+            share; 0 for no cache.
+        read_ahead: Bytes of memory for data that is fetched before it is needed.
+        clock_skew: Seconds by which the clocks of the Hub's servers may differ. Two writers that
+            move a branch of a bucket within this time wait for each other; a single writer never
+            waits. The Hub's developers assume 30 seconds.
+
+    Raises:
+        InvalidInputError: A value is negative, or `stall` is 0.
+
+    Example:
+        >>> remote = RemoteOptions(patience=600.0, disk_cache=64 << 30)
+        >>> casweights.open("hf://buckets/me/weights", remote=remote)
     """
 
     patience: float = 60.0
@@ -80,9 +96,12 @@ class RemoteOptions:
     clock_skew: float = 30.0
 
     def __post_init__(self) -> None:
-        lowest = min(self.patience, self.disk_cache, self.read_ahead, self.clock_skew)
-        if lowest < 0 or self.stall <= 0:
+        for name in ("patience", "disk_cache", "read_ahead", "clock_skew"):
+            if (value := getattr(self, name)) < 0:
+                raise InvalidInputError(
+                    ErrorCode.BAD_ARGUMENT, f"{name} must be at least 0, got {value}"
+                )
+        if self.stall <= 0:
             raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT,
-                "patience, disk_cache, read_ahead and clock_skew are at least 0, stall is more",
+                ErrorCode.BAD_ARGUMENT, f"stall must be more than 0, got {self.stall}"
             )

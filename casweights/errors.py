@@ -1,20 +1,21 @@
-"""The errors of casweights, one small tree.
+"""The errors of casweights: one small tree.
 
 ::
 
     CasweightsError
-    ├── InvalidInputError (ValueError)    what you passed cannot be used
-    ├── NotFoundError (LookupError)       a store, ref, snapshot, file or tensor that is not there
-    ├── ConflictError                     somebody else was first
-    ├── StaleError                        live tensors are not at the version they should be at
-    ├── IntegrityError                    stored bytes are not what they must be
-    ├── UnsupportedError                  valid, but not for this version of casweights
-    ├── WrongProcessError (TypeError)     a handle that another process made, or a copy of one
-    ├── ClosedError (ValueError)          a handle that was closed
-    └── StoreError                        the storage below failed (disk full, no permission, ...)
+    ├── InvalidInputError (ValueError)    an argument or a source is not valid
+    ├── NotFoundError (LookupError)       a store, ref, snapshot, file or tensor does not exist
+    ├── ConflictError                     another writer was first, or data would be lost
+    ├── StaleError                        live tensors are not at the expected version
+    ├── IntegrityError                    stored bytes are damaged, forged or missing
+    ├── UnsupportedError                  valid, but this version of casweights cannot do it
+    ├── WrongProcessError (TypeError)     a handle of another process, or a copy of a handle
+    ├── ClosedError (ValueError)          a handle is used after it was closed
+    └── StoreError                        the storage failed (disk full, no permission, ...)
 
-Categories are named by what a handler would do; the precise cause is ``error.code``, an
-`ErrorCode` whose values are stable: new ones may be added, none is renamed or reused.
+The classes tell how to handle an error. The precise cause is ``error.code``, an `ErrorCode`. Its
+values are stable: new ones may be added, existing ones are never renamed or reused. Notes on an
+error (PEP 678) say what may have been meant.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from casweights.ids import SnapshotId, Suspect
 
-_MAX_MESSAGE = 1000  # characters: a message may quote names out of a hostile store
+_MAX_MESSAGE = 1000  # characters: messages quote names, and those of a hostile store may be huge
 _CUT = " ... "
 
 
@@ -70,10 +71,10 @@ class ErrorCode(StrEnum):
 
 
 class CasweightsError(Exception):
-    """Base of every error that casweights raises on purpose.
+    """Base of all errors that casweights raises on purpose.
 
     Attributes:
-        code: The precise cause; stable across versions.
+        code: The precise cause. Its value is stable across versions.
         message: What happened and what to do, in one or two sentences.
     """
 
@@ -88,28 +89,29 @@ class CasweightsError(Exception):
 
 
 def _shorten(message: str) -> str:
-    """Cut the middle out: names that messages quote from hostile files may have megabytes."""
+    """Cut the middle out of a message that is too long."""
     if len(message) <= _MAX_MESSAGE:
         return message
+    # The beginning says what is wrong, and the end what to do.
     half = (_MAX_MESSAGE - len(_CUT)) // 2
     return message[:half] + _CUT + message[-half:]
 
 
 class InvalidInputError(CasweightsError, ValueError):
-    """What the caller passed cannot be used."""
+    """An argument or a source is not valid."""
 
 
 class NotFoundError(CasweightsError, LookupError):
-    """A store, ref, snapshot, file or tensor that is not there."""
+    """A store, ref, snapshot, file or tensor does not exist."""
 
 
 class ConflictError(CasweightsError):
-    """Somebody else was first; nothing of theirs was touched.
+    """Another writer was first, or the operation would lose data; nothing was overwritten.
 
     Attributes:
-        snapshot: The snapshot that was written but could not become the head of its branch.
-            It stays in the store, reachable by this ID.
-        files: The files of a directory that would have been lost, by path.
+        snapshot: ID of a version that was stored, but could not become the head of its branch. It
+            stays in the store. None if no version was stored.
+        files: Paths of the files that a checkout would have lost; empty for other conflicts.
     """
 
     snapshot: SnapshotId | None = None
@@ -117,44 +119,44 @@ class ConflictError(CasweightsError):
 
 
 class StaleError(CasweightsError):
-    """Live tensors are not at the version that a change of them begins at."""
+    """Live tensors are not at the version that the operation expects."""
 
 
 class IntegrityError(CasweightsError):
-    """Stored bytes are not what they must be: damaged, truncated, forged or missing.
+    """Stored bytes are damaged, truncated, forged or missing.
 
     Attributes:
-        suspect: The damaged frame or pack, where it is one.
+        suspect: The damaged frame or pack; None if the damage is elsewhere.
     """
 
     suspect: Suspect | None = None
 
 
 class UnsupportedError(CasweightsError):
-    """Valid, but this version of casweights cannot do it."""
+    """The request is valid, but this version of casweights cannot carry it out."""
 
 
 class WrongProcessError(CasweightsError, TypeError):
-    """A handle is used in, copied to or pickled for another process than the one that made it.
+    """A handle is used in another process than its own, or it is copied or pickled.
 
-    It is a `TypeError` because that is what programs expect of an object that cannot be pickled.
+    It is a `TypeError`, as Python raises for objects that cannot be pickled.
     """
 
 
 class ClosedError(CasweightsError, ValueError):
-    """A handle is used after it, or the store that it works on, was closed.
+    """A handle is used after it was closed, or after its store was closed.
 
-    It is a `ValueError` because that is what Python's own files raise.
+    It is a `ValueError`, as Python raises for closed files.
     """
 
 
 class StoreError(CasweightsError):
-    """The storage below failed.
+    """The storage failed: no space, no permission, no connection.
 
     Attributes:
-        snapshot: The snapshot of a commit of which it is unknown whether the branch has moved to
-            it, because the storage failed in the middle and cannot be asked. It stays in the
-            store, reachable by this ID.
+        snapshot: ID of a version that a commit stored before the storage failed. It is unknown
+            whether the branch has moved to it. It stays in the store. None if no version was
+            stored.
     """
 
     snapshot: SnapshotId | None = None

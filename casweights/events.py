@@ -1,4 +1,4 @@
-"""Progress and results leave the core as events; who listens decides what to do with them."""
+"""Events: the library reports progress, results and warnings to a `Reporter`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Stage(StrEnum):
-    """A stretch of work whose progress is counted in bytes of model data."""
+    """A part of the work whose progress is counted in bytes of model data."""
 
     COMMIT = "commit"
     CHECKOUT = "checkout"
@@ -28,43 +28,49 @@ class Stage(StrEnum):
 
 
 class Reporter:
-    """Receives events. The methods do nothing: override those you care for.
+    """Receives events. All methods do nothing: override those that you need.
 
-    They are called in order, on the thread that called casweights (of a `Publisher`, on the one
-    that works for it), and should return quickly.
+    The methods are called in order, on the thread that called casweights; a `Publisher` calls them
+    on its own thread. They must return quickly, because the work waits for them.
+
+    Example:
+        >>> class Print(casweights.Reporter):
+        ...     def committed(self, stats):
+        ...         print(f"{stats.snapshot}: {stats.stored_bytes} bytes stored")
+        >>> store = casweights.open("./store", reporter=Print())
     """
 
     def started(self, stage: Stage, total: int) -> None:
-        """A stage begins that will handle `total` bytes."""
+        """A stage begins, with `total` bytes to process."""
 
     def advanced(self, stage: Stage, nbytes: int) -> None:
-        """A further `nbytes` bytes of the stage are done."""
+        """Another `nbytes` bytes of the stage are done."""
 
     def finished(self, stage: Stage) -> None:
-        """The stage has ended, with success or not."""
+        """The stage has ended, successfully or not."""
 
     def committed(self, stats: CommitStats) -> None:
         """A version has become visible."""
 
     def checked_out(self, stats: CheckoutStats) -> None:
-        """A version is in place."""
+        """The files of a version have been written."""
 
     def transferred(self, stats: TransferStats) -> None:
-        """Versions have come to another store, and branches and tags were moved there."""
+        """Versions have been copied to another store, and its branches and tags moved."""
 
     def warned(self, code: str, message: str) -> None:
-        """Something succeeds, and its result will not do what people expect of it.
+        """An operation succeeds, but its result may surprise.
 
         Args:
-            code: The `ErrorCode` of the error that it will lead to.
+            code: The `ErrorCode` for the problem; using the result may raise an error with it.
             message: What is wrong, and what to do.
         """
 
     def published(self, stats: PublishStats) -> None:
-        """A version of live tensors has become visible."""
+        """A publisher has made a version of live tensors visible."""
 
     def polled(self, stats: PollStats) -> None:
-        """A follower has looked where its branch is."""
+        """A subscriber has looked up the head of its branch."""
 
     def synced(self, stats: SyncStats) -> None:
-        """Live tensors have been brought to a version."""
+        """A subscriber has brought live tensors to a version."""

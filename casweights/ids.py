@@ -1,4 +1,4 @@
-"""Identities: digests with a type, so that a pack's is never taken for a chunk's."""
+"""IDs: digests with a type, so that the ID of a pack is never mistaken for that of a chunk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple, Self
 
 
 class Digest(bytes):
-    """A digest: its raw bytes, printed as lowercase hexadecimal."""
+    """A digest: its raw bytes, shown as lowercase hexadecimal digits."""
 
     __slots__ = ()
     sizes: ClassVar[tuple[int, ...]] = (32,)
@@ -14,16 +14,17 @@ class Digest(bytes):
     def __new__(cls, value: bytes) -> Self:
         if len(value) not in cls.sizes:
             raise ValueError(
-                f"a {cls.__name__} has {' or '.join(map(str, cls.sizes))} bytes, not {len(value)}"
+                f"{cls.__name__} must have {' or '.join(map(str, cls.sizes))} bytes, "
+                f"got {len(value)}"
             )
         return super().__new__(cls, value)
 
     @classmethod
     def from_hex(cls, text: str) -> Self:
-        """The inverse of ``str(digest)``.
+        """Parse hexadecimal digits: the inverse of ``str(digest)``.
 
         Raises:
-            ValueError: `text` is not hexadecimal or has the wrong length.
+            ValueError: `text` is not hexadecimal, or has the wrong length.
         """
         try:
             return cls(bytes.fromhex(text))
@@ -38,14 +39,14 @@ class Digest(bytes):
 
 
 class ChunkId(Digest):
-    """Digest of a chunk's raw bytes: 32 bytes for BLAKE3, 16 for xxh3-128."""
+    """Digest of the bytes of a chunk: 32 bytes for BLAKE3, 16 bytes for xxh3-128."""
 
     __slots__ = ()
     sizes = (16, 32)
 
 
 class SnapshotId(Digest):
-    """BLAKE3 digest of a manifest; commits to every byte of the version."""
+    """BLAKE3 digest of a manifest; it depends on every byte of the version."""
 
     __slots__ = ()
 
@@ -57,11 +58,11 @@ class PackId(Digest):
 
 
 class Suspect(NamedTuple):
-    """Where damage was found.
+    """The place of damage in a store.
 
     Attributes:
         pack: The pack.
-        offset: Where in it the damaged frame begins; None if it is the pack as a whole.
+        offset: Offset of the damaged frame in bytes; None if the whole pack is damaged.
     """
 
     pack: PackId

@@ -32,30 +32,43 @@ def open_repository(
     notes: str | os.PathLike[str] | None = None,
     reporter: Reporter | None = None,
 ) -> Repository:
-    """Open a store.
+    """Open a store of model versions, and make it first if `create` is true.
 
     Args:
-        store: A directory's path, ``hf://buckets/NAMESPACE/NAME`` and maybe a folder in that
-            bucket, ``memory://``, or an object store.
-        create: Make the store if there is none.
-        config: Digest and chunk size of a store that is made now.
-        workers: Threads for hashing and encoding; by default one for each processor.
-        cache_size: Bytes of chunks to keep in memory. If a model fits, who commits or loads one
-            version of it after the other rebuilds nothing to find the differences.
-        remote: Patience with a network, and the sizes of this machine's caches for it.
-        notes: A folder of this machine, for what is found damaged in a store that is read-only.
-        reporter: Receives progress and results.
+        store: Path of a directory, ``hf://buckets/NAMESPACE/NAME[/FOLDER]`` for a bucket of the
+            Hub, ``memory://``, or an object store.
+        create: Make the store if it does not exist.
+        config: Settings of a store that is made now; an existing store keeps its own.
+        workers: Number of threads for hashing and encoding; by default one per processor.
+        cache_size: Bytes of decoded chunks to keep in memory. If a whole model fits, commits and
+            loads of successive versions do not rebuild the previous one from the store.
+        remote: Options for stores behind a network.
+        notes: Folder of this machine that records damage found in a read-only store; None to
+            record none.
+        reporter: Receives progress, results and warnings.
+
+    Returns:
+        The open store, a context manager that closes it.
 
     Raises:
-        NotFoundError: There is no store, and `create` is false.
+        NotFoundError: The store does not exist, and `create` is false.
+        InvalidInputError: `store`, `workers` or `cache_size` is not valid.
         IntegrityError: The store's ``casweights.json`` is damaged.
         UnsupportedError: A newer casweights made the store.
         StoreError: The storage failed.
+
+    Example:
+        >>> with casweights.open("./store", create=True) as store:
+        ...     store.commit("./my-model", message="first")
     """
     if workers is not None and workers < 1:
-        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"workers={workers}: it takes at least 1")
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"workers must be at least 1, got {workers}"
+        )
     if cache_size < 0:
-        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"cache_size={cache_size}: it takes bytes")
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"cache_size must be at least 0 bytes, got {cache_size}"
+        )
     options = remote or RemoteOptions()
     objects = (
         with_readahead(store, options)
@@ -76,18 +89,18 @@ def open_repository(
 
 @dataclass(frozen=True, slots=True)
 class OpenedStore:
-    """A store that is open, and whose it is. A context manager that enters the repository.
+    """An open store with its owner: a context manager that closes the store if it owns it.
 
     Attributes:
         repository: The store.
-        owned: Whether it was opened here, so that `close` closes it.
+        owned: Whether the store was opened here, so that `close` closes it.
     """
 
     repository: Repository
     owned: bool
 
     def close(self) -> None:
-        """Close the store, unless it was passed open."""
+        """Close the store if it was opened here."""
         if self.owned:
             self.repository.close()
 
@@ -104,14 +117,14 @@ class OpenedStore:
 
 
 def opened(store: StoreLike, *, remote: RemoteOptions | None = None) -> OpenedStore:
-    """The store itself if it is open already; otherwise it is opened.
+    """Return an open store as it is, or open the store that a URL or path names.
 
     Args:
-        store: A store, or how to open it, see `open_repository`.
-        remote: Options of a store that is opened here.
+        store: An open store, or its URL, path or object store, as for `open_repository`.
+        remote: Options for a store that is opened here.
 
     Raises:
-        NotFoundError: There is no store.
+        NotFoundError: The store does not exist.
         StoreError: The storage failed.
     """
     if isinstance(store, Repository):

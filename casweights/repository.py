@@ -1,27 +1,12 @@
-"""The repository: every verb of the library, each a short delegation."""
+"""`Repository`: an open store. Each method delegates to a module of `operations`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from casweights.config import (
-    DEFAULT_BRANCH,
-    DEFAULT_EXCLUDE,
-    Compression,
-    StoreConfig,
-)
-from casweights.content.arguments import (
-    check_compression,
-    to_list,
-    to_sources,
-    to_utc,
-)
-from casweights.errors import (
-    ConflictError,
-    ErrorCode,
-    InvalidInputError,
-    NotFoundError,
-)
+from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
+from casweights.content.arguments import check_compression, to_list, to_sources, to_utc
+from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.ids import SnapshotId
 from casweights.system.closing import Closing
 from casweights.system.files import to_path
@@ -49,14 +34,20 @@ if TYPE_CHECKING:
 
 
 class Repository(Handle, Closing):
-    """An open store of model versions; made by `casweights.open`.
+    """An open store of model versions. Open one with `casweights.open`.
 
-    A *ref* names a version: a branch, a tag (``heads/x`` and ``tags/x`` where a name is both), a
-    snapshot ID or a unique prefix of at least 4 digits, each optionally followed by ``~N`` for
-    the Nth first parent, or a `Snapshot` itself.
+    A *ref* names a version: a branch, a tag, a snapshot ID, or a unique prefix of an ID of at least
+    4 digits. ``heads/x`` and ``tags/x`` distinguish a branch and a tag of one name. ``~N`` after
+    any of them means the Nth version before it. A `Snapshot` is a ref, too.
 
-    Use it as a context manager or `close` it to end its threads. Methods may be called from
-    several threads; each call runs on its own. In other processes, also forked ones, open another.
+    Use a repository as a context manager, or `close` it to end its threads. Several threads may
+    call its methods at once. Every process, also a forked one, needs a repository of its own.
+
+    Example:
+        >>> with casweights.open("./store", create=True) as store:
+        ...     snapshot = store.commit(model.state_dict(), branch="sft", metadata={"step": 500})
+        ...     store.tag("v1", snapshot)
+        ...     rows = store.tensor("v1", "embed.weight")[0:128]
     """
 
     usable_anywhere = frozenset({"url"})
@@ -72,17 +63,17 @@ class Repository(Handle, Closing):
 
     @property
     def database(self) -> Database:
-        """The parts it is made of, for who builds on them."""
+        """The internal parts of the store, for modules that build on them."""
         return self._db
 
     @property
     def url(self) -> str:
-        """How to open this store again."""
+        """The URL or path that opens this store again."""
         return self._db.store.url
 
     @property
     def config(self) -> StoreConfig:
-        """Its digest and chunk size."""
+        """The settings that are fixed since the store was made."""
         return self._db.config
 
     def commit(
@@ -102,33 +93,33 @@ class Repository(Handle, Closing):
     ) -> Snapshot:
         """Store a version and move a branch to it.
 
-        Only chunks that the store does not have are written. The version is visible once all of
-        it is durable; a commit that fails or is killed leaves every earlier version as it was, and
-        repeating it writes nothing twice.
+        Only chunks that the store does not have are written. The version becomes visible when all
+        of it is durable. A commit that fails or is killed changes no earlier version, and repeating
+        it writes no chunk twice.
 
         Args:
-            source: A directory, a file, or a state dict (tensors, numpy values, numbers, strings,
-                bytes and ``BytesIO`` in nested dicts, lists and tuples). Tensors that are written
-                to meanwhile are stored with old and new values mixed.
-            branch: The branch to move; made if there is none.
-            parent: Where a new branch begins; by default it begins with this version.
-            message: Why this version is.
-            author: Who made it.
-            metadata: JSON-like values to keep with it.
-            compression: ``"fast"`` keeps the bytes as they are, ``"auto"`` encodes what gains by
-                it, ``"small"`` spares no effort.
+            source: A directory, a file, or a state dict: tensors, numpy values, numbers, strings,
+                bytes and ``BytesIO`` in nested dicts, lists and tuples. Do not write to the tensors
+                during the call, or the version mixes old and new values.
+            branch: The branch to move to the version; made if it does not exist.
+            parent: The parent of the first version of a new branch; by default it has none.
+            message: The reason for the version.
+            author: The author of the version.
+            metadata: JSON-like values to store with the version.
+            compression: ``"fast"`` stores bytes as they are, ``"auto"`` encodes where it pays,
+                ``"small"`` searches longest for the smallest encoding.
             exclude: Patterns of files and folders to leave out.
-            opaque: Patterns of files to store as plain bytes, unparsed.
-            extra_state: Whether what modules return from ``get_extra_state`` is stored with a
-                state dict (as tensors, numpy values, bytes and ``BytesIO`` are) or left out.
-            time: When the version was made, with a time zone; by default now.
+            opaque: Patterns of files to store as plain bytes, without parsing them.
+            extra_state: ``"keep"`` stores the values of modules' ``get_extra_state`` (tensors,
+                numpy values, bytes and ``BytesIO``) with a state dict, ``"drop"`` leaves them out.
+            time: Time of the version, with a time zone; by default now.
 
         Raises:
-            InvalidInputError: The source cannot be read, is malformed, or changed meanwhile.
-            ConflictError: Another writer moved the branch meanwhile. The version is stored; its
-                ID is the error's `snapshot`.
-            StoreError: The store could not be written. Its `snapshot` is set if it is unknown
-                whether the branch has moved. Repeat the call: it makes no second version.
+            InvalidInputError: The source cannot be read, is malformed, or changed during the call.
+            ConflictError: Another writer moved the branch during the call. The version is stored;
+                its ID is the error's `snapshot`.
+            StoreError: The store could not be written. The error's `snapshot` is set if it is
+                unknown whether the branch has moved. Repeat the call: it makes no second version.
         """
         from casweights.operations.commit import Description, commit
 
@@ -167,26 +158,28 @@ class Repository(Handle, Closing):
         delete: bool = False,
         overwrite: bool = False,
     ) -> Snapshot:
-        """Put a version into a directory, bit for bit.
+        """Write the files of a version to a directory, bit for bit.
 
-        Files that are there already are compared by content, and only chunks that differ are read
-        from the store. No file is ever half-written under its name. A file is replaced or deleted
-        only if some version of the store has its content.
+        Existing files are compared by content, and only chunks that differ are read from the store.
+        No file is ever half-written under its name. An existing file is overwritten or deleted only
+        if some version of the store contains its content.
 
         Args:
             ref: The version.
-            directory: Where to; made if it is not there.
-            include: Patterns: files whose path matches are taken whole, and of other safetensors
-                files the tensors whose names match, as smaller files. By default everything.
-            delete: Remove files that the version does not have.
-            overwrite: Replace and delete files that no version has, too.
+            directory: The directory to write to; made if it does not exist.
+            include: Patterns. A file whose path matches is written whole; of other safetensors
+                files, the tensors whose names match are written as smaller files. By default, all
+                files are written.
+            delete: Whether to delete files that are not part of the version.
+            overwrite: Whether to overwrite and delete files even if no version contains them.
 
         Raises:
-            NotFoundError: No such version, or nothing matches `include`.
-            InvalidInputError: Something in the directory is in the way, or it lies in a store.
-            ConflictError: A file that no version has would be lost; none was touched. Or one
-                changed during the checkout, and was left alone.
-            IntegrityError: The store is damaged; the directory is as it was.
+            NotFoundError: The version does not exist, or nothing matches `include`.
+            InvalidInputError: The directory is inside a store, or something in it blocks a path,
+                such as a directory with the name of a file.
+            ConflictError: A file that no version contains would be lost; no file was changed. Or a
+                file changed during the checkout; it was left alone.
+            IntegrityError: The store is damaged; the directory is unchanged.
             StoreError: The directory could not be written.
         """
         from casweights.operations.checkout import checkout
@@ -198,21 +191,21 @@ class Repository(Handle, Closing):
         return snapshot
 
     def load(self, ref: Ref, *, include: Sequence[str] | None = None) -> dict[str, Any]:
-        """The weights of a version, in memory.
+        """Load the tensors of a version into memory.
 
         Args:
             ref: The version.
-            include: Patterns of files or tensor names, as for `checkout`. By default the files
-                that programs for models load: the shards that ``model.safetensors.index.json``
-                names, or else ``model.safetensors``. See ``docs/loading.md``.
+            include: Patterns of files or tensor names, as for `checkout`. By default, the files
+                that model libraries load: the shards named in ``model.safetensors.index.json``, or
+                else ``model.safetensors``. ``docs/loading.md`` has the rules.
 
         Returns:
-            The state dict that was committed; of a version made from files the tensors by name.
+            The state dict that was committed. For a version made from files, the tensors by name.
 
         Raises:
-            NotFoundError: No such version, or nothing matches `include`.
-            InvalidInputError: It is not clear which files to load, or an index is wrong.
-            UnsupportedError: Torch cannot hold one of the tensors.
+            NotFoundError: The version does not exist, or nothing matches `include`.
+            InvalidInputError: It is ambiguous which files to load, or an index of shards is wrong.
+            UnsupportedError: Torch has no type for one of the tensors.
             IntegrityError: The store is damaged.
         """
         from casweights.operations.load import load
@@ -222,15 +215,16 @@ class Repository(Handle, Closing):
         return load(self._db, snapshot, include=chosen)
 
     def tensor(self, ref: Ref, name: str, *, file: str | None = None) -> LazyTensor:
-        """One tensor of a version, unread; indexing it reads only the chunks it needs.
+        """Return one tensor of a version unread; indexing it reads only the chunks it needs.
 
         Args:
             ref: The version.
-            name: The tensor's name.
-            file: The path of the file it is in; by default as for `load`.
+            name: Name of the tensor.
+            file: Path of the file that contains the tensor; by default one of the files that `load`
+                would load.
 
         Raises:
-            NotFoundError: No such version or tensor.
+            NotFoundError: The version or the tensor does not exist.
         """
         from casweights.operations.load import find_tensor
 
@@ -238,42 +232,46 @@ class Repository(Handle, Closing):
         return find_tensor(self._db, snapshot, name, file)
 
     def read(self, ref: Ref, path: str) -> Iterator[memoryview]:
-        """The bytes of one file of a version, in pieces.
+        """Return the bytes of one file of a version in pieces, each verified.
 
         Raises:
-            NotFoundError: No such version or file.
+            NotFoundError: The version or the file does not exist.
         """
+        from casweights.database.hints import note_similar
         from casweights.database.reader import read_file
 
         snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         for file in snapshot.files:
             if file.path == path:
                 return read_file(self._db.reader, file, self._db.config.chunk_size)
-        raise NotFoundError(ErrorCode.FILE_NOT_FOUND, f"the version has no file {path!r}")
+        error = NotFoundError(ErrorCode.FILE_NOT_FOUND, f"the version has no file {path!r}")
+        note_similar(error, path, (file.path for file in snapshot.files))
+        raise error
 
     def snapshot(self, ref: Ref) -> Snapshot:
-        """A version: what it holds and where it came from.
+        """Return a version: its files, parents, message and metadata.
 
         Raises:
-            NotFoundError: No such version.
+            NotFoundError: The version does not exist.
         """
         return self._db.snapshots.load(self.resolve(ref))
 
     def log(self, ref: Ref = DEFAULT_BRANCH) -> Iterator[Snapshot]:
-        """A version and its first parents, newest first."""
+        """Yield a version and the versions before it, by first parent, newest first."""
         return self._db.snapshots.ancestry(self.resolve(ref))
 
     def diff(self, old: Ref, new: Ref) -> Diff:
-        """What differs between two versions, from their manifests alone."""
+        """Compare two versions by file and by tensor; only their manifests are read."""
         from casweights.operations.diff import diff
 
         return diff(self.snapshot(old), self.snapshot(new))
 
     def resolve(self, ref: Ref) -> SnapshotId:
-        """The ID of the version that a ref names.
+        """Return the ID of the version that a ref names.
 
         Raises:
-            NotFoundError: There is none, or more than one.
+            NotFoundError: No version or more than one has this name. Notes on the error (PEP 678)
+                say which refs may have been meant.
         """
         from casweights.database.resolve import resolve
 
@@ -282,23 +280,24 @@ class Repository(Handle, Closing):
         return resolve(self._db, ref) if isinstance(ref, str) else ref.id
 
     def branches(self) -> dict[str, SnapshotId]:
-        """All branches and their heads, by name."""
+        """Return the heads of all branches, by name."""
         return self._db.refs.branches()
 
     def branch(self, name: str, at: Ref, *, force: bool = False) -> SnapshotId:
-        """Make a branch, or with `force` move one.
+        """Make a branch at a version, or with `force` move one; return the version's ID.
 
         Raises:
-            ConflictError: The branch exists, or another writer moved it meanwhile.
+            ConflictError: The branch exists, or another writer moved it during the call.
+            NotFoundError: The version does not exist.
         """
         target = self.snapshot(at).id
         head = self._db.refs.head(name, for_update=True)
         if head is not None and head.snapshot == target and self._db.refs.is_doubted(head):
-            return target  # an error came after it was made
+            return target  # made by an earlier call that failed after it had written the move
         if head is not None and not force:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
-                f"branch {name!r} is there already, at {head.snapshot}: move it with force, or "
+                f"branch {name!r} exists already, at {head.snapshot}: move it with force, or "
                 "choose another name",
             )
         self._db.refs.advance(name, head, target)
@@ -306,42 +305,43 @@ class Repository(Handle, Closing):
         return target
 
     def delete_branch(self, name: str) -> None:
-        """Forget a branch; its versions stay reachable by ID.
+        """Delete a branch; its versions stay in the store, reachable by ID.
 
         Raises:
-            NotFoundError: There is no such branch.
+            NotFoundError: The branch does not exist.
         """
         self._db.refs.delete_branch(name)
 
     def displaced(self) -> dict[str, tuple[SnapshotId, ...]]:
-        """Versions by branch that another writer's move displaced; see ``docs/format.md``.
+        """Return the versions that other writers' moves displaced, by branch.
 
-        They stay here until a branch or tag is made at them or goes through them, or until
-        `drop_displaced`.
+        They are listed until a branch or tag names them or later versions, or until
+        `drop_displaced`. ``docs/format.md`` says how versions are displaced.
         """
         from casweights.operations.displaced import displaced
 
         return displaced(self._db)
 
     def drop_displaced(self, branch: str, at: Ref) -> None:
-        """Forget that a version was displaced from a branch; it stays reachable by ID.
+        """Stop listing a version as displaced from a branch; it stays in the store.
 
         Raises:
-            NotFoundError: It was not, or there is no such version.
+            NotFoundError: The version does not exist, or was not displaced from this branch.
         """
         from casweights.operations.displaced import drop_displaced
 
         drop_displaced(self._db, branch, self.resolve(at))
 
     def tags(self) -> dict[str, SnapshotId]:
-        """All tags and where they point, by name."""
+        """Return the versions of all tags, by name."""
         return self._db.refs.tags()
 
     def tag(self, name: str, at: Ref) -> SnapshotId:
-        """Give a version a name that does not move.
+        """Make a tag, a name for a version that never moves; return the version's ID.
 
         Raises:
-            ConflictError: The tag exists and points elsewhere.
+            ConflictError: The tag exists already, at another version.
+            NotFoundError: The version does not exist.
         """
         target = self.snapshot(at).id
         self._db.refs.create_tag(name, target)
@@ -349,38 +349,40 @@ class Repository(Handle, Closing):
         return target
 
     def delete_tag(self, name: str) -> None:
-        """Forget a tag; its version stays reachable by ID.
+        """Delete a tag; its version stays in the store, reachable by ID.
 
         Raises:
-            NotFoundError: There is no such tag.
+            NotFoundError: The tag does not exist.
         """
         self._db.refs.delete_tag(name)
 
     def verify(self, *, quick: bool = False) -> Verification:
-        """Check every object of the store; see `Verification.problems` for what is wrong.
+        """Check every object; list damage in the result, and record it for later commits to repair.
 
         Args:
-            quick: Check stored bytes against checksums, without decoding and hashing chunks.
+            quick: Whether to check only stored bytes against checksums, without decoding and
+                hashing chunks. This finds damage, but not every forgery.
         """
         from casweights.operations.verify import verify
 
         return verify(self._db, quick=quick)
 
     def stats(self) -> StoreStats:
-        """Count what the store holds."""
+        """Measure the store: its versions, packs, chunks and encodings."""
         from casweights.operations.stats import stats
 
         return stats(self._db)
 
     def repack(self, *, compression: Compression = "auto") -> RepackStats:
-        """Store all chunks anew, as the best differences there are now; no ID changes.
+        """Rewrite all packs to save space; no ID changes.
 
-        Useful after an import, or when something that versions resemble came later than they.
-        Other writers and readers may go on meanwhile. Open the store with a `cache_size` in which
-        a version fits, and nothing is rebuilt twice.
+        Every chunk is encoded again as the smallest difference from the chunks that the store has
+        now. This pays after an import, or if similar versions were added later. Other writers and
+        readers can continue at the same time. If a version fits in the `cache_size` of the open
+        store, no chunk is rebuilt twice.
 
         Args:
-            compression: How chunks without a base are stored, see `commit`.
+            compression: How to store chunks that have no base, as for `commit`.
 
         Raises:
             IntegrityError: A version cannot be rebuilt; no pack was deleted.
@@ -399,23 +401,24 @@ class Repository(Handle, Closing):
         unnamed: bool = False,
         force: bool = False,
     ) -> TransferStats:
-        """Bring branches and tags, and the versions that they lead to, to another store.
+        """Send versions to another store, and move its branches and tags to them.
 
-        Only what the target does not have is moved, and every version keeps its ID. A push that
-        fails or is killed leaves the target sound, and repeating it goes on from there.
+        Versions keep their IDs, and only objects that the target does not have are sent. A push
+        that fails or is killed leaves the target sound; repeat it to continue.
 
         Args:
-            target: Where they go.
-            refs: Branches and tags, ``heads/x`` and ``tags/x`` where a name is both. IDs and
-                ``main~2`` bring a version without a name. None for all branches and tags.
-            history: Whether the versions before them go, too.
-            unnamed: Whether all other versions of this store go, too.
-            force: Move branches even if they went another way in the target.
+            target: The other store.
+            refs: Branches and tags to send; ``heads/x`` and ``tags/x`` distinguish a branch and a
+                tag of one name. An ID or ``main~2`` sends a version without naming it in the
+                target. None for all branches and tags.
+            history: Whether to send the versions before these, too.
+            unnamed: Whether to send all other versions of this store, too.
+            force: Whether to move branches of the target that have diverged.
 
         Raises:
-            ConflictError: A branch went another way in the target, or a tag points elsewhere.
-                Everything else was moved.
-            NotFoundError: There is no such branch, tag or version.
+            ConflictError: A branch of the target has diverged, or a tag of it names another
+                version. Everything else was sent.
+            NotFoundError: A branch, tag or version does not exist.
             InvalidInputError: The stores have different digests or chunk sizes.
             StoreError: The target could not be written.
         """
@@ -435,13 +438,13 @@ class Repository(Handle, Closing):
         unnamed: bool = False,
         force: bool = False,
     ) -> TransferStats:
-        """Bring versions from another store: what its `push` to this one does."""
+        """Fetch versions from another store, with the arguments and errors of its `push`."""
         return source.push(self, refs, history=history, unnamed=unnamed, force=force)
 
     def info(self) -> StoreInfo:
-        """What the store is, and what it guarantees to several writers."""
+        """Return the store's settings, and its guarantees to several writers."""
         return self._db.info()
 
     def close(self) -> None:
-        """End the threads; the repository cannot be used afterwards."""
+        """End the threads. The repository cannot be used afterwards."""
         self._db.close()

@@ -1,4 +1,4 @@
-"""What calls return and events carry: small values, without behaviour."""
+"""The results of calls and the values of events. Sizes are in bytes, times in seconds."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitStats:
-    """What one commit did.
+    """The result of a commit.
 
     Attributes:
-        snapshot: The new version.
-        total_bytes: Size of the version as plain files.
-        new_bytes: Bytes of the chunks that were not in the store before.
-        stored_bytes: What those chunks take in the store, encoded.
-        chunks: Chunks of the version, each counted as often as it occurs.
-        new_chunks: Distinct chunks that were added.
-        packs: Packs written.
+        snapshot: ID of the new version.
+        total_bytes: Size of the version as plain files, in bytes.
+        new_bytes: Bytes, before encoding, of the chunks that the store did not have.
+        stored_bytes: Bytes that these chunks occupy in the store, encoded.
+        chunks: Number of chunks of the version; a chunk counts as often as it occurs.
+        new_chunks: Number of distinct chunks that the store did not have.
+        packs: Number of packs written.
     """
 
     snapshot: SnapshotId
@@ -37,16 +37,15 @@ class CommitStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutStats:
-    """What one checkout did.
+    """The result of a checkout.
 
     Attributes:
-        snapshot: The version checked out.
-        files: Files of the version that were asked for.
-        written_files: Files that were written because they were missing or different.
-        deleted_files: Files that were removed because the version does not have them.
-        total_bytes: Size of the files asked for.
-        fetched_bytes: Stored bytes that were read from packs; what was already in place is not
-            among them.
+        snapshot: ID of the version.
+        files: Number of files of the version, or of the selection of it.
+        written_files: Number of files that were missing or different, and were written.
+        deleted_files: Number of files that are not part of the version, and were deleted.
+        total_bytes: Size of the files of the version or the selection, in bytes.
+        fetched_bytes: Stored bytes read from packs; content that was in place is not read.
     """
 
     snapshot: SnapshotId
@@ -59,16 +58,16 @@ class CheckoutStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferStats:
-    """What went from one store to another.
+    """The result of a push or pull.
 
     Attributes:
-        snapshots: Versions that the target did not have.
-        packs: Packs that it did not have.
-        nbytes: Bytes of these packs, and of the versions' own objects.
-        refs: Branches and tags that were moved or made there, as ``heads/main`` or ``tags/v1``,
-            and where they point now.
-        tips: The versions that were asked for, by ``heads/main``, ``tags/v1`` or the ID or other
-            ref as it was given.
+        snapshots: Number of versions that the target did not have.
+        packs: Number of packs that the target did not have.
+        nbytes: Bytes of these packs, and of the snapshot objects of these versions.
+        refs: Versions of the branches and tags that were made or moved in the target, by
+            ``heads/main`` or ``tags/v1``.
+        tips: Versions that were requested, by ``heads/main``, ``tags/v1``, or the ID or other ref
+            as given.
     """
 
     snapshots: int
@@ -80,21 +79,21 @@ class TransferStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishStats:
-    """What it took to publish a version of live tensors. Seconds are those of the clock.
+    """The cost of publishing a version of live tensors. Times are elapsed seconds.
 
     Attributes:
-        snapshot: The new version.
-        step: The caller's number for it.
-        skipped: Numbers of the steps that were published since the version before, and left out
-            in favour of this one.
-        total_bytes: Size of the version as plain files.
-        stored_bytes: What was stored for it, encoded.
-        elements: Elements of its tensors.
-        changed_elements: Those that are not what they were in the version before; None where that
-            was not counted.
-        scan_seconds: Finding them, while the caller waited.
-        encode_seconds: Hashing and encoding, in the background.
-        upload_seconds: Making it durable and visible, in the background.
+        snapshot: ID of the new version.
+        step: The caller's number of the step; None if it gave none.
+        skipped: Numbers of the steps since the previous version that were skipped in favour of
+            this one.
+        total_bytes: Size of the version as plain files, in bytes.
+        stored_bytes: Bytes stored for the version, encoded.
+        elements: Number of elements of the tensors.
+        changed_elements: Number of elements that differ from the previous version; None if they
+            were not counted.
+        scan_seconds: Seconds to find the changes, while the caller waited.
+        encode_seconds: Seconds to hash and encode, in the background.
+        upload_seconds: Seconds to make the version durable and visible, in the background.
     """
 
     snapshot: SnapshotId
@@ -111,11 +110,11 @@ class PublishStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollStats:
-    """A look at a branch.
+    """The result of one look at a branch.
 
     Attributes:
-        snapshot: Where it is; None if there is no such branch.
-        seconds: What the look took.
+        snapshot: ID of the head of the branch; None if the branch does not exist.
+        seconds: Elapsed seconds of the look.
     """
 
     snapshot: SnapshotId | None
@@ -124,20 +123,20 @@ class PollStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncStats:
-    """What it took to bring live tensors to a version.
+    """The cost of bringing live tensors to a version.
 
     Attributes:
-        snapshot: The version that they hold now.
-        previous: The one that they held before; None if that is not known.
-        lag: How many moves of the branch lie between the two; 0 if that is not known.
-        total_bytes: Bytes of the tensors.
-        fetched_bytes: Stored bytes that were read for it.
-        elements: Elements of the tensors.
-        changed_elements: Those that were written.
-        download_seconds: Reading stored bytes, summed over threads.
-        decode_seconds: Decoding them and finding what changes, summed over threads.
-        verify_seconds: Hashing what was decoded, summed over threads.
-        apply_seconds: By the clock, from the first write into a tensor to the last: the pause.
+        snapshot: ID of the version that the tensors hold now.
+        previous: ID of the version that they held before; None if it is unknown.
+        lag: Number of moves of the branch from the previous version to this one; 0 if unknown.
+        total_bytes: Size of the tensors, in bytes.
+        fetched_bytes: Stored bytes that were read.
+        elements: Number of elements of the tensors.
+        changed_elements: Number of elements that were written.
+        download_seconds: Seconds to read stored bytes, summed over threads.
+        decode_seconds: Seconds to decode and to find changes, summed over threads.
+        verify_seconds: Seconds to hash decoded chunks, summed over threads.
+        apply_seconds: Elapsed seconds from the first to the last write into a tensor: the pause.
     """
 
     snapshot: SnapshotId
@@ -155,17 +154,17 @@ class SyncStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreInfo:
-    """What a store is.
+    """The identity, the settings and the guarantees of a store.
 
     Attributes:
-        url: How to open it again.
-        store_id: Hexadecimal digits that tell it from others; copies have their own.
-        config: Digest and chunk size.
-        refs: Where branches and tags lie.
-        exclusive: Whether of several writers that move a branch at once exactly one can succeed.
-            Otherwise that is found out afterwards, see ``docs/format.md``.
-        durable: Whether what was written survives a power cut. A file system that cannot sync
-            folders does not promise that.
+        url: URL or path that opens the store again.
+        store_id: 32 hexadecimal digits that identify the store; a copy has another ID.
+        config: Settings that are fixed since the store was made.
+        refs: URL of the place of branches and tags: the store itself, or a repository.
+        exclusive: Whether exactly one of several writers that move a branch at once succeeds.
+            Otherwise the others learn right afterwards that their versions were displaced.
+        durable: Whether a committed version survives a power cut. Some file systems cannot sync
+            folders, and may lose the latest versions.
     """
 
     url: str
@@ -178,15 +177,15 @@ class StoreInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionStats:
-    """One version's share of a store.
+    """The share of one version in a store.
 
     Attributes:
-        id: The version.
-        nbytes: Its size as plain files.
-        new_bytes: Raw bytes of the chunks that no older version of the store has.
-        stored_bytes: What those chunks take in the store, encoded.
-        read_bytes: What a checkout of all of it reads from packs.
-        longest_chain: Frames that the most expensive of its chunks is rebuilt from.
+        id: ID of the version.
+        nbytes: Size of the version as plain files, in bytes.
+        new_bytes: Bytes, before encoding, of the chunks that no older version has.
+        stored_bytes: Bytes that these chunks occupy in the store, encoded.
+        read_bytes: Stored bytes that a checkout into an empty directory reads from packs.
+        longest_chain: Largest number of frames that one of its chunks is rebuilt from.
     """
 
     id: SnapshotId
@@ -199,16 +198,16 @@ class VersionStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStats:
-    """What a store holds.
+    """The contents of a store.
 
     Attributes:
-        versions: All snapshots, oldest first.
-        packs: Packs.
-        pack_bytes: Their bytes.
-        snapshot_bytes: Bytes of the snapshots' own objects.
-        chunks: Distinct chunks.
-        chunk_bytes: Their raw bytes.
-        encodings: Frames by the name of their encoding.
+        versions: The share of each version, oldest first.
+        packs: Number of packs.
+        pack_bytes: Size of the packs, in bytes.
+        snapshot_bytes: Size of the snapshot objects, in bytes.
+        chunks: Number of distinct chunks.
+        chunk_bytes: Bytes of the distinct chunks, before encoding.
+        encodings: Number of frames, by the name of their encoding.
     """
 
     versions: tuple[VersionStats, ...]
@@ -221,24 +220,25 @@ class StoreStats:
 
     @property
     def version_bytes(self) -> int:
-        """Bytes that plain copies of all versions would take."""
+        """Bytes that plain copies of all versions would occupy."""
         return sum(version.nbytes for version in self.versions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
-        problems: One error for each thing that is wrong; empty if the store is sound.
-        snapshots: Snapshots looked at.
-        packs: Packs looked at.
-        frames: Frames looked at.
-        nbytes: Bytes of the packs.
-        damaged: Damaged frames and packs. A later commit of their content stores it again.
-        noted: Where they are noted for that: the store's URL, or that of this machine's notes if
-            the store cannot be written to. None if nothing is damaged, or if there are no notes
-            either: then nobody else knows.
+        problems: One error per problem; empty if the store is sound.
+        snapshots: Number of versions checked.
+        packs: Number of packs checked.
+        frames: Number of frames checked.
+        nbytes: Size of the packs checked, in bytes.
+        damaged: Number of damaged frames and packs. A later commit of their content stores it
+            again.
+        noted: URL of the place that records the damage for later commits: the store, or the notes
+            on this machine if the store is read-only. None if there is no damage, or if it could
+            not be recorded.
     """
 
     problems: tuple[CasweightsError, ...]
@@ -252,15 +252,15 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepackStats:
-    """What `repack` did.
+    """The result of `repack`.
 
     Attributes:
-        packs: Packs of the store now.
-        old_packs: Packs that it had.
-        nbytes: Bytes of the packs now.
-        old_bytes: Bytes that they had.
-        unreadable: Names of packs whose index cannot be read. They stay: a sound copy may exist
-            elsewhere, and a newer casweights may have written them.
+        packs: Number of packs after it.
+        old_packs: Number of packs before it.
+        nbytes: Size of the packs after it, in bytes.
+        old_bytes: Size of the packs before it, in bytes.
+        unreadable: Names of packs whose index cannot be read. They are not deleted: a newer
+            casweights may have written them, or a sound copy may exist elsewhere.
     """
 
     packs: int
@@ -271,7 +271,7 @@ class RepackStats:
 
 
 class ChangeKind(StrEnum):
-    """How an item differs."""
+    """The kinds of differences between two versions."""
 
     ADDED = "added"
     REMOVED = "removed"
@@ -280,15 +280,17 @@ class ChangeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A tensor, or a file that is not safetensors, that differs.
+    """The difference of one tensor, or of one file that is not safetensors.
 
     Attributes:
-        kind: Added, removed or changed.
-        file: The file's path.
-        tensor: The tensor's name; None for a whole file or a file's header.
-        old: What it was, as ``"BF16 [4, 8]"`` or ``"120 bytes"``; None where it was not.
-        new: What it is; None where it is no more.
-        nbytes: Bytes of the chunks that only the new version has.
+        kind: The kind of difference.
+        file: Path of the file.
+        tensor: Name of the tensor; None for a whole file, or for the metadata of a safetensors
+            file.
+        old: Type and shape or size in the old version, as ``"BF16 [4, 8]"`` or ``"120 bytes"``;
+            None if the old version does not have it.
+        new: The same in the new version; None if the new version does not have it.
+        nbytes: Bytes of its chunks that only the new version has.
     """
 
     kind: ChangeKind
@@ -304,10 +306,10 @@ class Diff:
     """The difference between two versions.
 
     Attributes:
-        old: The version compared from.
-        new: The version compared to.
-        changes: What differs, in order of file and tensor.
-        unchanged: Tensors and files that are the same.
+        old: ID of the old version.
+        new: ID of the new version.
+        changes: All differences, in order of file and tensor.
+        unchanged: Number of tensors and files that are the same.
         nbytes: Bytes of the distinct chunks that only the new version has.
     """
 

@@ -38,7 +38,7 @@ LEAVES = [
 ]
 
 
-def test_the_tree_is_the_one_that_is_drawn() -> None:
+def test_the_error_classes_match_the_drawing() -> None:
     assert errors.__doc__ is not None
     drawn = re.findall(r"[├└]── (\w+)(?: \((\w+)\))?", errors.__doc__)
     classes = {
@@ -53,7 +53,7 @@ def test_the_tree_is_the_one_that_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("kind", LEAVES)
-def test_they_pickle(kind: type[CasweightsError]) -> None:
+def test_errors_pickle_and_copy_with_their_notes(kind: type[CasweightsError]) -> None:
     error = kind(ErrorCode.IO_FAILED, "it failed")
     error.add_note("a note")
     for copied in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
@@ -71,7 +71,7 @@ def test_errors_of_commits_keep_their_snapshot(kind: type[ConflictError | StoreE
     assert pickle.loads(pickle.dumps(error)).snapshot == error.snapshot
 
 
-def test_users_catch_what_they_know() -> None:
+def test_builtin_exception_types_catch_our_errors() -> None:
     with pytest.raises(ValueError, match="bad"):
         raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "bad")
     with pytest.raises(LookupError, match="gone"):

@@ -1,7 +1,7 @@
-"""The rooms of the package and which rooms each may import: imports go down only.
+"""The rooms of the package, and the rooms that each may import: imports go down only.
 
-An import counts wherever it stands, also inside a function or for annotations alone. A room is a
-folder of the package; the values and the repository are modules of its root.
+A room is a folder of the package, or a group of modules in its root: the values and the repository.
+All imports count, also those inside functions and those for annotations only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import casweights
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Each room, from the ground up, and the rooms that it may import.
+# The rooms that each room may import, from the lowest room up.
 VALUES = {"errors", "ids", "config", "events", "results"}  # modules of the root, one room
 STORE = {"values", "system", "format", "stores", "database"}
 VERBS = STORE | {"content", "operations", "repository"}
@@ -47,14 +47,14 @@ MEMBERS = {
     "cli": {"cli", "__main__"},
 }
 
-# What a room may know of another one; of all others, everything.
+# The modules that one room may import from another; all modules, if the pair is not listed.
 SEEN: dict[tuple[str, str], set[str]] = {
     ("database", "stores"): {"stores.base", "stores.optional"},
     ("content", "stores"): {"stores.base"},
     ("operations", "stores"): {"stores.base", "stores.optional"},
     ("sync", "stores"): {"stores.base"},
 }
-# What verbs share. Apart from these, operations do not know each other.
+# The modules that several operations share. Operations import no others of their room.
 SHARED = {
     "operations.differences",
     "operations.encode",
@@ -63,7 +63,7 @@ SHARED = {
     "operations.transfer",
 }
 
-# Modules from elsewhere that only some rooms, or modules of a room, may import, annotations aside.
+# Foreign modules that only some rooms or modules may import; imports for annotations are free.
 FOREIGN: dict[str, set[str]] = {
     "torch": {
         "content.outlines",
@@ -94,7 +94,7 @@ class Import(NamedTuple):
     """An import of `target` by the module `source`.
 
     Attributes:
-        annotation: Whether it is for the type checker alone.
+        annotation: Whether only the type checker runs it.
     """
 
     source: str
@@ -136,12 +136,12 @@ def is_module(name: str) -> bool:
 
 
 def inner(module: str) -> str:
-    """A module of the package without the package's name."""
+    """Return the name of a module within the package."""
     return module.removeprefix("casweights").removeprefix(".")
 
 
 def room(module: str) -> str:
-    """The room of a module of the package; the package itself is the empty one."""
+    """Return the room of a module; the package itself is the room with the empty name."""
     top = inner(module).partition(".")[0]
     return next((name for name, members in MEMBERS.items() if top in members), top)
 
@@ -152,7 +152,7 @@ def own_imports() -> Iterator[Import]:
             yield edge
 
 
-def test_imports_go_down() -> None:
+def test_rooms_import_only_lower_rooms() -> None:
     wrong = {
         f"{edge.source} imports {edge.target}"
         for edge in own_imports()
@@ -162,7 +162,7 @@ def test_imports_go_down() -> None:
     assert not wrong
 
 
-def test_rooms_know_each_other_through_their_doors() -> None:
+def test_rooms_import_only_the_public_modules_of_others() -> None:
     wrong = {
         f"{edge.source} imports {edge.target}"
         for edge in own_imports()
@@ -172,7 +172,7 @@ def test_rooms_know_each_other_through_their_doors() -> None:
     assert not wrong
 
 
-def test_verbs_do_not_know_each_other() -> None:
+def test_operations_do_not_import_each_other() -> None:
     wrong = {
         f"{edge.source} imports {edge.target}"
         for edge in own_imports()
@@ -182,8 +182,8 @@ def test_verbs_do_not_know_each_other() -> None:
     assert not wrong
 
 
-def test_no_imports_form_a_circle() -> None:
-    """Neither at run time nor for annotations alone."""
+def test_imports_form_no_cycle() -> None:
+    """Imports for annotations count, too."""
     targets: dict[str, set[str]] = {}
     for edge in own_imports():
         if edge.source != edge.target:
@@ -204,7 +204,7 @@ def test_every_module_has_a_room() -> None:
     assert {room(module_name(path)) for path in ROOT.rglob("*.py")} <= ALLOWED.keys()
 
 
-def test_heavy_and_human_modules_stay_in_their_rooms() -> None:
+def test_foreign_modules_are_imported_only_where_allowed() -> None:
     wrong = {
         f"{edge.source} imports {edge.target}"
         for edge in imports()
@@ -235,14 +235,14 @@ def test_only_the_command_line_reads_the_environment() -> None:
         "casweights.operations.checkout",
     ],
 )
-def test_importing_stays_light(module: str) -> None:
+def test_importing_casweights_loads_no_heavy_modules(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = set(run.stdout.split())
     assert not loaded & {"torch", "safetensors", "huggingface_hub", "tqdm", "click", "pytest"}
 
 
-def test_the_bare_package_loads_nothing_but_itself() -> None:
+def test_importing_the_package_loads_no_other_module_of_it() -> None:
     code = "import sys, casweights; print(*(m for m in sys.modules if 'casweights' in m))"
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert [name for name in run.stdout.split() if not name.startswith("__editable")] == [

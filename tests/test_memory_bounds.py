@@ -1,4 +1,4 @@
-"""Memory is bounded by the work in flight, not by the model."""
+"""Memory use is limited by the work in progress, not by the size of the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SIZE = 1024 * MiB
 LIMIT = 512 * MiB
 
-# The peak is the kernel's, counted from zero for each program that is started.
+# The kernel measures the peak, from zero for every new process.
 WORK = """
 import sys
 from pathlib import Path
@@ -48,13 +48,13 @@ print(peak() - before)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder that is emptied at once: it holds gigabytes."""
+    """A folder that is deleted right after the test, because it contains gigabytes."""
     with tempfile.TemporaryDirectory(dir=tmp_path) as name:
         yield Path(name)
 
 
 def write_model(path: Path) -> None:
-    """A file of random bytes, so that nothing shrinks on its way."""
+    """Write a file of random bytes, which no encoding makes smaller."""
     table = {"w": {"dtype": "U8", "shape": [SIZE], "data_offsets": [0, SIZE]}}
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
@@ -64,8 +64,8 @@ def write_model(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
-def test_memory_does_not_grow_with_the_model(folder: Path) -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc of Linux")
+def test_memory_use_does_not_grow_with_the_model(folder: Path) -> None:
     source = folder / "model.safetensors"
     write_model(source)
     for verb in ("commit", "commit", "checkout", "checkout", "read", "verify"):

@@ -1,4 +1,4 @@
-"""The repository against a plain dictionary, over long random sequences of what users do."""
+"""A repository compared with plain dictionaries over long random sequences of operations."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ trees = st.dictionaries(
 
 
 class RepositoryMachine(RuleBasedStateMachine):
-    """Two handles on one store, as two processes have them, and a model of what must be there."""
+    """Two handles on one store, as in two processes, and a model of its contents."""
 
     versions = Bundle("versions")
 
@@ -129,7 +129,7 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule(handle=handles, snapshot=versions, delete=st.booleans())
     def checkout(self, handle: int, snapshot: SnapshotId, delete: bool) -> None:
-        """Always into the same directory."""
+        """Check out into the directory of the earlier checkouts."""
         out = self.folder / "out"
         before = read_tree(out)
         self.repos[handle].checkout(snapshot, out, delete=delete)
@@ -236,7 +236,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.repos[handle] = casweights.open(self.objects, workers=1)
 
     @invariant()
-    def refs_are_as_they_should_be(self) -> None:
+    def refs_match_the_model(self) -> None:
         for repo in self.repos:
             assert repo.branches() == self.branches
             assert repo.tags() == self.tags

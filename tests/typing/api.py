@@ -1,4 +1,4 @@
-"""What users write, for the type checker alone: this file is never run."""
+"""Code as users write it, for the type checker only: this file is never run."""
 
 from __future__ import annotations
 
