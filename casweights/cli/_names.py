@@ -41,6 +41,7 @@ def list_names(
         others = [] if displaced is None else displaced.get(name, ())
         row = _row(repository, name, version)
         rows.append(row if displaced is None else {**row, "displaced": others})
+        # Programs read the field `displaced`; shell scripts get the names alone.
         if out.mode is Mode.HUMAN:
             rows += [_row(repository, f"{name} (displaced)", other) for other in others]
     out.table(rows, _COLUMNS, essential="name")

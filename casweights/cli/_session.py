@@ -114,7 +114,7 @@ def _note_nearby_store(error: NotFoundError, folder: Path) -> None:
         return
     for parent in folder.absolute().parents:
         if _is_store(parent):
-            error.add_note(f"it is a folder of the store {parent}")
+            error.add_note(f"it is inside the store {parent}")
             return
 
 

@@ -53,6 +53,7 @@ def command(
     """
     results = Results(session.out)
     with session.open(results) as repository:
+        # Without --include, click passes an empty tuple, which would select nothing.
         snapshot = repository.checkout(
             ref, directory, include=include or None, delete=delete, overwrite=force
         )

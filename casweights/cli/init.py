@@ -141,6 +141,7 @@ def open_or_create(location: str, wanted: StoreConfig) -> tuple[str, StoreConfig
         with open_store(location) as repository:
             return repository.url, repository.config, False
     except NotFoundError:
+        # The library accepts any folder; on the command line it is most likely a mistake.
         if is_local(location):
             _refuse_full_folder(Path(location.removeprefix("file://")))
     with open_store(location, create=True, config=wanted) as repository:

@@ -42,6 +42,7 @@ def command(session: Session, ref: str, tensors: bool) -> None:
         return
     rows = list(_tensors_of(snapshot))
     columns += [Column("dtype"), Column("shape", _shape)]
+    # The same path in every line would only fill the screen.
     if len({row["file"] for row in rows}) > 1:
         columns.append(Column("file", color="bright_black"))
     session.out.table(rows, [*columns, Column("name")], essential="name")

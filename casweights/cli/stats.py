@@ -92,6 +92,7 @@ def _share(stored: int, plain: int) -> str:
     """Compare a store with plain copies: a share if it is smaller, else a factor."""
     if not plain:
         return ""
+    # In tiny stores, the fixed parts of packs and snapshots outweigh the content.
     if stored <= plain:
         return f", {100 * stored / plain:.1f} % of plain copies"
     return f", {stored / plain:,.1f} times the size of plain copies"

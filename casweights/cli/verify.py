@@ -27,6 +27,7 @@ def command(session: Session, quick: bool) -> Exit:
     """
     with session.open(Results(session.out)) as repository:
         found = repository.verify(quick=quick)
+    # Problems are results of this verb, not its failure: they go to standard output.
     for problem in found.problems:
         data = {"code": problem.code, "message": problem.message}
         session.out.event("problem", data, [Span("Problem: ", "red"), Span(problem.message)])

@@ -152,7 +152,7 @@ def test_a_folder_with_a_store_in_it_names_that_store(run: Run, store: Path) -> 
 
 def test_a_folder_of_a_store_names_that_store(run: Run, store: Path) -> None:
     text = run("log", "--store", ".casweights/packs", status=10).stderr
-    assert f"Hint: it is a folder of the store {store}\n" in text
+    assert f"Hint: it is inside the store {store}\n" in text
 
 
 @pytest.mark.parametrize("args", [("push", "nowhere"), ("pull", ".casweights", "--store", "new")])
