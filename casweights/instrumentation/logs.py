@@ -35,7 +35,6 @@ class Logs(Reporter):
         self._log = logging.getLogger("casweights")
 
     def committed(self, stats: CommitStats) -> None:
-        """See `Reporter.committed`."""
         self._log.info(
             "committed %.12s: %d new chunks, %.2f MB stored for %.2f MB",
             stats.snapshot,
@@ -46,7 +45,6 @@ class Logs(Reporter):
         )
 
     def checked_out(self, stats: CheckoutStats) -> None:
-        """See `Reporter.checked_out`."""
         self._log.info(
             "checked out %.12s: %d of %d files written, %d deleted, %.2f MB fetched for %.2f MB",
             stats.snapshot,
@@ -59,7 +57,6 @@ class Logs(Reporter):
         )
 
     def transferred(self, stats: TransferStats) -> None:
-        """See `Reporter.transferred`."""
         self._log.info(
             "transferred %.2f MB: versions %d, packs %d, moved %s",
             stats.nbytes / _MB,
@@ -70,11 +67,9 @@ class Logs(Reporter):
         )
 
     def warned(self, code: str, message: str) -> None:
-        """See `Reporter.warned`."""
         self._log.warning("%s", message, extra={"event_name": "warned", "code": code})
 
     def published(self, stats: PublishStats) -> None:
-        """See `Reporter.published`."""
         self._log.info(
             "published %.12s: step %s, skipped %d, %s changed, %.2f MB stored for %.2f MB, "
             "scan %.3f s, encode %.3f s, upload %.3f s",
@@ -91,7 +86,6 @@ class Logs(Reporter):
         )
 
     def polled(self, stats: PollStats) -> None:
-        """See `Reporter.polled`."""
         self._log.debug(
             "polled: %.12s in %.3f s",
             stats.snapshot or "no branch",
@@ -100,7 +94,6 @@ class Logs(Reporter):
         )
 
     def synced(self, stats: SyncStats) -> None:
-        """See `Reporter.synced`."""
         self._log.info(
             "synced %.12s: from %.12s, lag %d, %s changed, %.2f MB fetched for %.2f MB, "
             "download %.3f s, decode %.3f s, verify %.3f s, apply %.3f s",

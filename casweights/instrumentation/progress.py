@@ -35,7 +35,6 @@ class ProgressBars(Reporter):
         self._bars: dict[Stage, tqdm[Any]] = {}
 
     def started(self, stage: Stage, total: int) -> None:
-        """See `Reporter.started`."""
         self._bars[stage] = tqdm(
             total=total,
             desc=_TITLES[stage],
@@ -48,13 +47,11 @@ class ProgressBars(Reporter):
         )
 
     def advanced(self, stage: Stage, nbytes: int) -> None:
-        """See `Reporter.advanced`."""
         bar = self._bars.get(stage)
         if bar is not None:  # not so if two threads are in one stage
             bar.update(nbytes)
 
     def finished(self, stage: Stage) -> None:
-        """See `Reporter.finished`."""
         bar = self._bars.pop(stage, None)
         if bar is not None:
             bar.close()

@@ -84,21 +84,17 @@ class Metrics(Reporter):
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
 
     def committed(self, stats: CommitStats) -> None:
-        """See `Reporter.committed`."""
         self._count(stats)
 
     def checked_out(self, stats: CheckoutStats) -> None:
-        """See `Reporter.checked_out`."""
         self._versions.labels("checkout").inc()
         self._downloaded.inc(stats.fetched_bytes)
 
     def transferred(self, stats: TransferStats) -> None:
-        """See `Reporter.transferred`."""
         self._versions.labels("transfer").inc(stats.snapshots)
         self._transferred.inc(stats.nbytes)
 
     def published(self, stats: PublishStats) -> None:
-        """See `Reporter.published`."""
         self._count(stats)
         self._skipped.inc(len(stats.skipped))
         self._density.labels("publish").set(_density(stats))
@@ -109,12 +105,10 @@ class Metrics(Reporter):
         )
 
     def polled(self, stats: PollStats) -> None:
-        """See `Reporter.polled`."""
         self._polls.inc()
         self._observe(poll=stats.seconds)
 
     def synced(self, stats: SyncStats) -> None:
-        """See `Reporter.synced`."""
         self._versions.labels("sync").inc()
         self._downloaded.inc(stats.fetched_bytes)
         self._density.labels("sync").set(_density(stats))

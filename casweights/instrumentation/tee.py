@@ -35,51 +35,41 @@ class Tee(Reporter):
         self._reporters = reporters
 
     def started(self, stage: Stage, total: int) -> None:
-        """See `Reporter.started`."""
         for reporter in self._reporters:
             reporter.started(stage, total)
 
     def advanced(self, stage: Stage, nbytes: int) -> None:
-        """See `Reporter.advanced`."""
         for reporter in self._reporters:
             reporter.advanced(stage, nbytes)
 
     def finished(self, stage: Stage) -> None:
-        """See `Reporter.finished`."""
         for reporter in self._reporters:
             reporter.finished(stage)
 
     def committed(self, stats: CommitStats) -> None:
-        """See `Reporter.committed`."""
         for reporter in self._reporters:
             reporter.committed(stats)
 
     def checked_out(self, stats: CheckoutStats) -> None:
-        """See `Reporter.checked_out`."""
         for reporter in self._reporters:
             reporter.checked_out(stats)
 
     def transferred(self, stats: TransferStats) -> None:
-        """See `Reporter.transferred`."""
         for reporter in self._reporters:
             reporter.transferred(stats)
 
     def warned(self, code: str, message: str) -> None:
-        """See `Reporter.warned`."""
         for reporter in self._reporters:
             reporter.warned(code, message)
 
     def published(self, stats: PublishStats) -> None:
-        """See `Reporter.published`."""
         for reporter in self._reporters:
             reporter.published(stats)
 
     def polled(self, stats: PollStats) -> None:
-        """See `Reporter.polled`."""
         for reporter in self._reporters:
             reporter.polled(stats)
 
     def synced(self, stats: SyncStats) -> None:
-        """See `Reporter.synced`."""
         for reporter in self._reporters:
             reporter.synced(stats)

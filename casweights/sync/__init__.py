@@ -1,12 +1,13 @@
-"""Live sync: a trainer publishes its tensors, replicas patch theirs in place.
+"""Live sync: a trainer publishes its tensors, and replicas update theirs in place.
 
-The trainer's side: `publisher` hands states over (`handoff`, `steps`) to the thread that writes
-them (`branch_writer`). What changed is found in a `mirror`, which is a `state_copy` that can go
-back to the state before (`kept_state`); small tensors are compared together (`tensor_groups`).
+The trainer's side: `publisher` passes states (`steps`) through a queue (`handoff`) to the thread
+that writes them (`branch_writer`). A `mirror` finds the changes: it keeps a copy of the last state
+(`state_copy`) and can restore the state before it (`kept_state`). Small tensors are compared in
+batches (`tensor_groups`).
 
 The replica's side: a `subscriber` follows a branch (`branch_reader`), matches the model with a
-version (`target`, `replica`), fetches changes ahead (`fetch`) and writes them (`apply`), or hands
-them out as `patches`.
+version (`target`, `replica`), fetches changes ahead (`fetch`), and writes them (`apply`) or
+returns them as `patches`.
 
-Both use `models` (what callers pass), `live` tensors, element `changes` and `devices`.
+Both sides use `models` (the arguments of callers), `live` tensors, element `changes` and `devices`.
 """

@@ -1,4 +1,4 @@
-"""Write prepared changes into live tensors: all of them, or none."""
+"""Writing prepared changes into live tensors: all of them, or none."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class TornError(Exception):
-    """Writing failed where it could not be undone.
+    """Writing failed and could not be undone: the tensors are a mixture of two versions.
 
     Attributes:
-        cause: The reason.
+        cause: The error that stopped the writing.
     """
 
     def __init__(self, cause: BaseException) -> None:
@@ -30,19 +30,22 @@ class TornError(Exception):
 def apply(
     prepared: Prepared, late: Iterator[tuple[Wanted, ElementChange | None]], workers: Workers
 ) -> int:
-    """Write prepared changes, and then the late ones.
+    """Write the prepared changes, then the late ones.
+
+    Prepared changes are in memory, so that they can be undone. Late changes cannot: once the first
+    of them is written, a failure leaves the tensors torn.
 
     Args:
-        prepared: Changes of live tensors.
+        prepared: The changes of live tensors.
         late: Changes that are fetched while they are written, see `Fetcher.stream`.
         workers: Threads for writing.
 
     Returns:
-        The number of elements that were written.
+        Number of elements written.
 
     Raises:
-        TornError: Writing failed where it could not be undone. After any other error the tensors
-            are as they were. In both cases their `ids` say what each chunk holds.
+        TornError: Writing failed and could not be undone. After any other error the tensors are
+            unchanged. In both cases their `ids` say what each chunk holds.
     """
     made: list[tuple[Wanted, ElementChange | None, ChunkId | None]] = []
 
@@ -58,7 +61,9 @@ def apply(
         try:
             for _ in workers.map(make, prepared.changes):
                 pass
-            first = next(late, None)  # the last moment in which a failure can be undone
+            # Fetch the first late change before leaving this block: until it is written, a failure
+            # can still be undone.
+            first = next(late, None)
         except BaseException as error:
             _take_back(made, error)
             raise
@@ -70,6 +75,7 @@ def apply(
         except BaseException as error:
             raise TornError(error) from error
     finally:
+        # Also after a failure: autograd must not use values that were saved before the writing.
         for live in {id(chunk.tensor): chunk.tensor for chunk in chunks}.values():
             live.touched()
     return changed
@@ -78,7 +84,10 @@ def apply(
 def _write(
     chunk: ChunkRef[LiveTensor], change: ElementChange | None, holds: ChunkId | None
 ) -> None:
-    """Make a change. Until it is complete, the content of the chunk is unknown."""
+    """Make a change of a chunk and set the chunk's ID to `holds`.
+
+    During the change the ID is None, so that a failure leaves the content marked as unknown.
+    """
     if change is not None:
         chunk.tensor.ids[chunk.number] = None
         chunk.tensor.exchange(chunk.number, change)
@@ -88,7 +97,11 @@ def _write(
 def _take_back(
     made: list[tuple[Wanted, ElementChange | None, ChunkId | None]], error: BaseException
 ) -> None:
-    """Undo changes, the last one first: tensors may share memory."""
+    """Undo changes, the last one first because tensors may share memory.
+
+    Raises:
+        TornError: Undoing failed, too.
+    """
     try:
         for wanted, change, before in reversed(made):
             _write(wanted.chunk, change, before)
@@ -97,6 +110,7 @@ def _take_back(
 
 
 def _write_late(item: tuple[Wanted, ElementChange | None]) -> int:
+    """Make a late change; return the number of elements written."""
     wanted, change = item
     _write(wanted.chunk, change, wanted.id)
     return change.count if change else 0

@@ -1,4 +1,4 @@
-"""A branch as its replicas see it: where its head is, and when it moves."""
+"""A branch as its replicas see it: the version at its head, and the moments when it moves."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from casweights.events import Reporter
     from casweights.repository import Ref, Repository
 
-# Part of the time since the last move that passes until the next look: about ten looks between two
-# moves notice regular moves soon, at little cost.
+# The pause before the next look, as a share of the time since the last move. About ten looks
+# between two moves notice regular moves soon, at little cost.
 _PAUSE_SHARE = 0.1
 
 
 class Resolved(NamedTuple):
-    """A version that was found by a ref.
+    """A version to which a ref resolved.
 
     Attributes:
-        version: Its ID.
-        position: Number of moves of the branch that led to it; None if it is not known to be a
-            head of the branch.
+        version: The version's ID.
+        position: Number of moves of the branch up to this version; None if the version is not
+            known to have been a head of the branch.
     """
 
     version: SnapshotId
@@ -36,7 +36,7 @@ class Resolved(NamedTuple):
 
 
 class BranchReader:
-    """Looks at a branch, and finds versions by its name or by any other ref.
+    """Reads the head of a branch, and resolves refs to versions.
 
     Args:
         store: The store.
@@ -51,7 +51,7 @@ class BranchReader:
         self._seen: Head | None = None
 
     def look(self) -> Head | None:
-        """The head of the branch now; None if there is no such branch."""
+        """Read the current head of the branch; None if the branch does not exist."""
         begin = time.monotonic()
         head = self._store.database.refs.head(self._branch)
         seconds = time.monotonic() - begin
@@ -60,11 +60,11 @@ class BranchReader:
         return head
 
     def resolve(self, ref: Ref | None) -> Resolved:
-        """The version of a ref; of None, the head of the branch now.
+        """Return the version that a ref names; for None, the current head of the branch.
 
         Raises:
-            NotFoundError: No such branch or version. A version given by its whole ID is not looked
-                up.
+            NotFoundError: No such branch or version exists. A version that is given by its whole
+                ID is not looked up.
         """
         if ref is None:
             head = self.look()
@@ -74,7 +74,7 @@ class BranchReader:
                 )
             return Resolved(head.snapshot, head.position)
         if isinstance(ref, str) and re.fullmatch("[0-9a-fA-F]{64}", ref):
-            version = SnapshotId.from_hex(ref)  # loading it will tell whether it exists
+            version = SnapshotId.from_hex(ref)  # loading it shows whether it exists
         else:
             version = self._store.resolve(ref)
         seen = self._seen
@@ -89,11 +89,11 @@ class BranchReader:
         interval: float,
         max_interval: float,
     ) -> None:
-        """Call a function with the head of the branch now, and after each look that finds a move.
+        """Call a function with the current head of the branch, and again after each move found.
 
         Args:
-            callback: The function.
-            ended: Whether to stop; asked before each look.
+            callback: The function; it receives the ID of the version at the head.
+            ended: Returns whether to stop; called before each look.
             pause: Sleeps for a number of seconds.
             interval: Minimum number of seconds between two looks.
             max_interval: Maximum number of seconds between two looks.

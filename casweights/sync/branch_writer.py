@@ -1,4 +1,4 @@
-"""Encoded states become versions at the head of a branch."""
+"""Encoding states and writing them as versions of a branch."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.in
 class BranchWriter:
     """Encodes states and writes them as versions of one branch, each the parent of the next.
 
-    ::
+    The head of the branch is known, or in doubt after a failure::
 
         KNOWN ── write ──▶ KNOWN, with the version at the head
           │
-          └── write fails ──▶ DOUBTFUL: the version may have become the head all the same
+          └── write fails ──▶ DOUBTFUL: the version may have become the head nevertheless
                                  │
                                  └── settle ──▶ KNOWN
 
     `encode`, `encode_captured`, `write` and `settle` have one caller at a time: the writer's thread
-    while it has a step, or a caller that captures while there is none. `encode` and `write` need
-    a head that is known, so `settle` comes first. `version` and `before` may be called from any
-    thread: a lock guards the head.
+    while it works on a step, or a thread that captures a state while no step exists. `encode` and
+    `write` need a known head, so call `settle` first. `version` and `before` may be called from
+    any thread: a lock guards the head.
 
     Args:
         db: The store.
         branch: The branch.
         author: The author of the versions.
         compression: How chunks without a base are stored.
-        extra: A directory whose other files go with every version.
+        extra: A directory whose files, except weights, are part of every version; None for none.
 
     Raises:
         StoreError: The head of the branch could not be read.
@@ -79,12 +79,12 @@ class BranchWriter:
 
     @property
     def version(self) -> SnapshotId | None:
-        """The version at the head; None if the branch has none yet."""
+        """The version at the head; None if the branch does not exist yet."""
         with self._lock:
             return self._head.snapshot if self._head else None
 
     def before(self) -> Snapshot | None:
-        """The version at the head, loaded: the parent of the next one."""
+        """Load the version at the head, which is the parent of the next one; None without one."""
         with self._lock:
             head, written = self._head, self._written
         if head is None or (written is not None and written.id == head.snapshot):
@@ -92,13 +92,13 @@ class BranchWriter:
         return self._db.snapshots.load(head.snapshot, with_locations=True)
 
     def settle(self) -> Snapshot | None:
-        """Find out whether the last version that failed has become the head.
+        """Determine whether the version whose write failed became the head nevertheless.
 
         Returns:
-            That version, if it has.
+            That version if it became the head, otherwise None.
 
         Raises:
-            StoreError: The store could not be read: it is still unknown.
+            StoreError: The store could not be read; the head is still in doubt.
         """
         version = self._doubtful
         if version is None:
@@ -110,7 +110,10 @@ class BranchWriter:
         return version if head is not None else None
 
     def encode(self, state: StateFile | KeptState, label: Label) -> EncodedVersion:
-        """Encode a state as the next version. What does not fit into one pack is written."""
+        """Encode a state as the next version, without moving the branch.
+
+        Full packs are written to the store at once; only the last one stays in memory.
+        """
         before = self.before()
         skipped = [number for number in label.skipped if number is not None]
         description = Description(
@@ -134,7 +137,7 @@ class BranchWriter:
         return EncodedVersion.of(self._db, encoded.detached(), description)
 
     def encode_captured(self, step: CapturedStep) -> EncodedStep:
-        """Encode a captured state with everything that no durable version has yet."""
+        """Encode a captured state, including earlier changes that no durable version has yet."""
         begin = time.monotonic()
         mirror, untried = step.mirror, step.mirror.is_settled
         claimed = self._claim(step)
@@ -150,6 +153,8 @@ class BranchWriter:
         )
 
     def _claim(self, step: CapturedStep) -> Scan:
+        """Return all changes since the last durable version, and mark them as being published."""
+        # If the head stays in doubt, the changes must not be lost: the next claim includes them.
         try:
             landed = self.settle()
         except BaseException:
@@ -167,6 +172,7 @@ class BranchWriter:
             StoreError: The store could not be written; the head is in doubt.
         """
         version = step.version.snapshot
+        # A state that is equal to the head, with equal metadata, needs no version of its own.
         there = repeated(self._db, version, self._head)
         if there is not None and self._head is not None:
             head, version = self._head, there
@@ -180,6 +186,7 @@ class BranchWriter:
         self._advance(head, version)
 
     def _advance(self, head: Head, version: Snapshot) -> None:
+        """Record that a version is at the head of the branch."""
         self._db.snapshots.retain(version)
         with self._lock:
             self._head, self._written, self._doubtful = head, version, None

@@ -1,4 +1,4 @@
-"""Changes of a chunk in memory: which elements differ, and what they become."""
+"""Changes of a chunk in memory: the positions and the new values of elements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from casweights.kernels import changes, swap
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-POSITION = np.dtype("<u4")  # of an element in its chunk
+POSITION = np.dtype("<u4")  # index of an element within its chunk
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class ChunkRef(NamedTuple, Generic[T]):
 
     Attributes:
         tensor: The tensor, or its name.
-        number: Which of the tensor's chunks.
+        number: The chunk's index in the tensor, from 0.
     """
 
     tensor: T
@@ -29,11 +29,14 @@ class ChunkRef(NamedTuple, Generic[T]):
 
 
 class ElementChange:
-    """Elements to exchange in a chunk. Once made, the change undoes itself.
+    """New values for elements of a chunk.
+
+    `exchange` swaps them with the values in the chunk, so that a second `exchange` undoes it.
 
     Args:
-        positions: Of the elements, as little-endian 32-bit numbers; None for all of them.
-        values: The elements, in memory that the change may write to.
+        positions: Positions of the elements in the chunk, as little-endian 32-bit numbers; None
+            if the change replaces all elements.
+        values: The new values, in memory that the change may write to.
         width: Bytes of an element.
     """
 
@@ -46,12 +49,12 @@ class ElementChange:
 
     @property
     def count(self) -> int:
-        """Number of elements that it exchanges."""
+        """Number of elements that the change exchanges."""
         return len(self.values) // self.width
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it takes."""
+        """Bytes of memory that the change occupies."""
         return len(self.values) + len(self.positions or b"")
 
     def differing(self, memory: memoryview) -> int:
@@ -62,7 +65,7 @@ class ElementChange:
         return int(np.count_nonzero(kept != there))
 
     def exchange(self, memory: memoryview) -> None:
-        """Put the values into a chunk, and keep those that it had."""
+        """Write the values into a chunk, and keep the chunk's previous values instead."""
         if self.positions is not None:
             swap(memory, self.positions, self.values, self.width)
             return
@@ -71,7 +74,7 @@ class ElementChange:
         self.values = before
 
     def write(self, memory: memoryview) -> None:
-        """Put the values into a chunk; the change itself stays as it is."""
+        """Write the values into a chunk, and leave the change itself as it is."""
         if self.positions is not None:
             swap(memory, self.positions, bytearray(self.values), self.width)
         else:
@@ -79,15 +82,18 @@ class ElementChange:
 
 
 def find_change(old: memoryview, new: memoryview, width: int) -> ElementChange | None:
-    """The change that turns `old` into `new`; None if they are equal, bit for bit."""
+    """Return the change that turns `old` into `new`; None if they are equal, bit for bit."""
     found = changes(old, new, width)
-    if found is None:
+    if found is None:  # positions would need more memory than the chunk itself
         return ElementChange(None, bytearray(new), width)
     positions, values = found
     return ElementChange(positions, values, width) if positions else None
 
 
 def take_back(memory: memoryview, done: Iterable[ElementChange]) -> None:
-    """Undo changes in a copy of the chunk in which they were made, the last one first."""
+    """Undo changes in a copy of the chunk in which they were made, the last one first.
+
+    The changes themselves stay as they are.
+    """
     for change in reversed(list(done)):
         change.write(memory)

@@ -1,6 +1,6 @@
-"""Changes of tensors on an accelerator, or wherever torch must do the work.
+"""Finding and making changes of tensors with torch, mainly on accelerators.
 
-Only the changed elements and their positions cross to the host.
+Only the changed elements and their positions are copied to the host.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from casweights.system.buffers import uninitialized
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SEGMENT_BYTES = 64 << 20  # compared at a time; finding positions takes several times this memory
+_SEGMENT_BYTES = 64 << 20  # compared at a time; finding positions needs several times this memory
 
 
 def is_on_host(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is in the memory of the host."""
+    """Whether a tensor is in host memory."""
     return tensor.device.type == "cpu"
 
 
 def host_memory(nbytes: int, live: torch.Tensor) -> memoryview:
-    """Host memory for a copy of a tensor; an accelerator can copy it while other work goes on."""
+    """Allocate host memory for a copy of a tensor.
+
+    For a tensor on a CUDA device it is pinned, so that copies run concurrently with other work.
+    """
     if live.device.type != "cuda":
         return uninitialized(nbytes)
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
 
 
 def flat_patterns(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor's elements in C order as integers with the same bits; no copy."""
+    """View a contiguous tensor as a flat tensor of integers with the same bits."""
     return patterns(tensor.detach()).as_strided((tensor.numel(),), (1,))
 
 
 def host_patterns(memory: memoryview, like: torch.Tensor) -> torch.Tensor:
-    """Elements in host memory, as integers of the same kind as those of `like`; no copy."""
-    if not memory:  # which torch refuses
+    """View host memory as a flat tensor of integers of the dtype of `like`."""
+    if not memory:  # torch refuses an empty buffer
         return torch.empty(0, dtype=like.dtype)
     return torch.frombuffer(memory, dtype=like.dtype)
 
@@ -47,17 +50,18 @@ def host_patterns(memory: memoryview, like: torch.Tensor) -> torch.Tensor:
 def device_changes(
     live: torch.Tensor, kept: torch.Tensor, chunk_size: int, *, advance: bool = False
 ) -> Iterator[tuple[int, ElementChange]]:
-    """The changes that turn the elements of `kept` into those of `live`.
+    """Find the changes that turn the elements of `kept` into those of `live`.
 
     Args:
         live: Flat integers, on any device.
         kept: The same number of integers, on the same device or on the host.
         chunk_size: Bytes of a chunk.
-        advance: Whether to make the same changes in `kept`, which is on the same device. It gets
-            the values of the changes only, even if others write to `live` at the same time.
+        advance: Whether to make the same changes in `kept`, which must then be on the device of
+            `live`. `kept` receives exactly the values of the changes, even if another thread
+            writes to `live` at the same time.
 
     Yields:
-        The number of a chunk, and its change.
+        The number of each chunk that differs, and its change.
     """
     width = live.element_size()
     per_chunk = chunk_size // width
@@ -82,17 +86,17 @@ def device_changes(
 
 
 def device_exchange(live: torch.Tensor, start: int, stop: int, change: ElementChange) -> None:
-    """Make a change in a chunk of a tensor, in place.
+    """Make a change in a chunk of a tensor, in place; like `ElementChange.exchange`.
 
     Args:
         live: The tensor as integers: flat, or of any shape and strides.
-        start: The chunk's first element, in C order.
-        stop: The one behind its last.
-        change: The change; afterwards it undoes itself.
+        start: Index of the chunk's first element, in C order.
+        stop: Index after the chunk's last element.
+        change: The change; afterwards it holds the previous values.
     """
     values = torch.frombuffer(change.values, dtype=live.dtype).to(live.device)
-    # What was there is kept on the host before any of it is overwritten: whatever fails until
-    # then has changed nothing.
+    # Copy the previous values to the host before overwriting any of them: a failure up to that
+    # point has changed nothing.
     if change.positions is None and live.dim() == 1:
         before = _host_bytes(live[start:stop])
         live[start:stop].copy_(values)
@@ -109,11 +113,12 @@ def device_exchange(live: torch.Tensor, start: int, stop: int, change: ElementCh
 
 
 def _host_bytes(elements: torch.Tensor) -> bytearray:
-    """A copy of flat elements."""
+    """Copy the bytes of flat elements to the host."""
     return bytearray(elements.cpu().contiguous().numpy().view(np.uint8).data)
 
 
 def _index(change: ElementChange, start: int, stop: int) -> torch.Tensor:
+    """Return the flat indices, in the whole tensor, of the elements that a change exchanges."""
     if change.positions is None:
         return torch.arange(start, stop)
     local = np.frombuffer(change.positions, POSITION)

@@ -1,10 +1,10 @@
-"""Programs that end without closing their publishers.
+"""The end of programs that have not closed their publishers.
 
-They get time to store what was published. What is not stored by then is named in the log, which
-goes to the standard error unless logging is configured.
+A publisher has some time to store its versions then. Each state that is not stored by the end of
+that time is named in the log, which is written to the standard error unless logging is configured.
 
-The wait happens on a thread that the interpreter joins. It starts when the main thread has ended,
-so that no thread is needed before. Other threads may publish until they end.
+The wait happens on a thread that the interpreter joins. The thread starts when the main thread has
+ended, so that programs have no additional thread before. Other threads may publish until they end.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
-_SILENT_SECONDS = 5.0  # of waiting before the first line; most programs are done by then
+_SILENT_SECONDS = 5.0  # wait before the first log line; most programs are done by then
 
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """A publisher, as the end of the program sees it.
+    """A publisher that the end of the program waits for.
 
     Attributes:
-        name: What log lines call it.
-        timeout: Seconds to wait for it.
-        drain: Waits until all its states are stored or given up; False if that takes longer than
-            the given seconds.
-        losses: A line for each state that was published and is not stored.
+        name: Name of the publisher in log lines.
+        timeout: Maximum number of seconds to wait for it.
+        drain: Waits until each of its states is stored or has failed; returns False if that takes
+            longer than the given number of seconds.
+        losses: Returns a line for each state that was published and is not stored.
     """
 
     name: str
@@ -47,30 +47,32 @@ _open: set[Pending] = set()
 
 
 def register(publisher: Pending) -> None:
-    """Let the end of the program wait for this publisher."""
+    """Make the end of the program wait for this publisher."""
     _open.add(publisher)
 
 
 def unregister(publisher: Pending) -> None:
-    """Do not wait for it, or report it: its owner has closed it and has seen its errors."""
+    """Neither wait for nor report this publisher: its owner closed it and has seen its errors."""
     _open.discard(publisher)
 
 
 def _main_thread_ends() -> None:
+    """Start the thread that waits, if any publisher is open."""
     if _open:
-        with suppress(RuntimeError):  # no thread can be started: `_tell` reports without a wait
+        # Where no thread can be started any more, `_report_losses` reports without a wait.
+        with suppress(RuntimeError):
             threading.Thread(target=_wait, name="casweights-exit", daemon=False).start()
 
 
 def _wait() -> None:
-    """Wait for threads that may still publish, then for what they have published."""
+    """Wait for threads that may still publish, then for the publishers; report what is lost."""
     threading.main_thread().join()
     while others := _other_threads():
         others[0].join()
     begin = time.monotonic()
     for publisher in list(_open):
         _drain(publisher, begin)
-    _tell()
+    _report_losses()
 
 
 def _other_threads() -> list[threading.Thread]:
@@ -79,6 +81,8 @@ def _other_threads() -> list[threading.Thread]:
 
 
 def _drain(publisher: Pending, begin: float) -> None:
+    """Wait for a publisher, at most its timeout from `begin` on; log a line after a few seconds."""
+
     def left() -> float:
         return max(0.0, begin + publisher.timeout - time.monotonic())
 
@@ -91,16 +95,17 @@ def _drain(publisher: Pending, begin: float) -> None:
         publisher.drain(seconds)
 
 
-def _tell() -> None:
+def _report_losses() -> None:
     """Log each state that is not stored."""
     while _open:
-        with suppress(KeyError):  # another thread reports it
+        with suppress(KeyError):  # another thread took the last publisher, and reports it
             for loss in _open.pop().losses():
                 _log.error(loss)
 
 
-# Those that `threading` calls come before other threads are waited for; since `atexit` comes
-# after them, it is too late there to start a thread. `concurrent.futures` does it likewise.
+# `threading` calls its exit functions before it joins other threads. `atexit` functions run after
+# that, when no thread can be started any more. `concurrent.futures` uses the same private function.
 getattr(threading, "_register_atexit", atexit.register)(_main_thread_ends)
-atexit.register(_tell)
+atexit.register(_report_losses)
+# A forked child has copies of the publishers, but not their threads: it must not wait for them.
 os.register_at_fork(after_in_child=_open.clear)

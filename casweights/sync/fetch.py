@@ -1,4 +1,4 @@
-"""Fetch, decode and verify what changes in live tensors on the way to a version."""
+"""Fetching, decoding and verifying the changes that bring live tensors to a version."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ class Prepared:
 
     Attributes:
         version: The version.
-        position: Number of moves of the branch that led to it; None if it is not known to be a
-            head of the branch.
+        position: Number of moves of the branch up to this version; None if the version is not
+            known to have been a head of the branch.
         fits: The wanted content of each tensor.
-        changes: Changes of chunks, ready to be made.
-        late: Chunks whose changes exceed the memory limit: they are fetched when they are written.
-        spent: Time and bytes that it took.
+        changes: Changes of chunks, ready to be made; None for a chunk that already has the
+            wanted bytes.
+        late: Chunks whose changes exceed the memory limit. They are fetched while writing.
+        spent: Time and bytes spent on fetching so far.
     """
 
     version: Snapshot
@@ -47,14 +48,14 @@ class Prepared:
 
 
 class Fetcher:
-    """Fetches chunks as changes of the chunks that a target has.
+    """Fetches chunks of a version as changes of the chunks in a target.
 
     Args:
         db: The store.
         target: The live tensors.
-        trusting: Whether chunks that are made from chunks of the target are not hashed: frames have
-            checksums, and the content of the target is known.
-        memory: Bytes of changes to hold at once.
+        trusting: Whether to skip hashing chunks that are rebuilt from chunks of the target. Frames
+            have checksums, and the content of the target is known.
+        memory: Maximum bytes of changes to hold at once.
     """
 
     def __init__(self, db: Database, target: Target, *, trusting: bool, memory: int) -> None:
@@ -66,7 +67,7 @@ class Fetcher:
         self._make_reader: Callable[[], ChunkReader] = lambda: kind(db.store, db.index, db.hasher)
 
     def prepare(self, version: Snapshot, position: int | None) -> Prepared:
-        """Fetch, decode and verify changes, without a write to the target.
+        """Fetch, decode and verify the changes to a version, without writing to the target.
 
         Raises:
             InvalidInputError: The version does not fit the target.
@@ -95,7 +96,10 @@ class Fetcher:
         return prepared
 
     def stream(self, prepared: Prepared) -> Generator[tuple[Wanted, ElementChange | None]]:
-        """Fetch the late changes of a version; each must be made before the next one is taken."""
+        """Fetch the late changes of a version, one at a time.
+
+        Make each change before taking the next one, so that memory stays bounded.
+        """
         reader = self._make_reader()
         reader.spent = prepared.spent
         yield from self._changes(reader, iter(prepared.late), prepared.late)
@@ -103,7 +107,16 @@ class Fetcher:
     def _changes(
         self, reader: ChunkReader, taken: Iterator[Wanted], wanted: list[Wanted]
     ) -> Iterator[tuple[Wanted, ElementChange | None]]:
-        """Fetch the chunks that are taken from those that are wanted, as changes."""
+        """Fetch chunks as changes of the target.
+
+        Args:
+            reader: Reads chunks, and counts the time and bytes spent.
+            taken: The chunks to fetch, taken one by one from `wanted` as memory permits.
+            wanted: All chunks that may be taken, announced to the store so that it reads ahead.
+
+        Yields:
+            Each chunk with its change, in order.
+        """
         local = reader.with_local(_LiveChunks(self._target.chunks()), self._db.cache)
 
         def fetch(one: Wanted) -> tuple[Wanted, ElementChange | None]:
@@ -120,38 +133,38 @@ class Fetcher:
                 announce([one.id for one in wanted])
                 yield from self._db.workers.map(fetch, taken)
         except IntegrityError:
+            # Another writer may repair the damage: the next attempt reads the indexes again.
             self._db.index.reconsider()
             raise
 
 
 class _LiveChunks:
-    """The chunks of a target, as they are now."""
+    """The chunks of a target, as local chunks for a reader; see `LocalChunks`."""
 
     def __init__(self, chunks: Mapping[ChunkId, ChunkRef[LiveTensor]]) -> None:
         self._chunks = chunks
 
     @property
     def is_used(self) -> bool:
-        """See `LocalChunks.is_used`."""
         return bool(self._chunks)
 
     def __contains__(self, chunk: object) -> bool:
         return chunk in self._chunks
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `LocalChunks.readinto`."""
         found = self._chunks.get(chunk)
         if found is None or found.tensor.size_of(found.number) != len(out):
             return False
         found.tensor.readinto(found.number, out)
-        return found.tensor.ids[found.number] == chunk  # others may have written to it
+        return found.tensor.ids[found.number] == chunk  # another thread may have written
 
 
 class _TrustingReader(ChunkReader):
-    """Does not hash chunks that frames with checksums make from a local chunk."""
+    """Reads chunks without hashing those that are rebuilt from a local chunk."""
 
     def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
-        """See `ChunkReader.rebuild`."""
+        # Without a local base there is no known content to rely on, and the base class keeps
+        # verified intermediate chunks of a long chain.
         if chain.base is None or chain.links > STRIDE:
             return super().rebuild(chain, chunk, out)
         for location in chain.frames:

@@ -1,4 +1,4 @@
-"""The pieces of a state's file, cut once for many versions of it."""
+"""The pieces of a state's file, computed once and used for many versions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class FileGrid:
 
     Args:
         header: The file's header.
-        size: The file's bytes.
+        size: Bytes of the file.
         chunk_size: Bytes of a chunk.
 
     Attributes:
-        pieces: All of them, in file order.
-        runs: The same, see `SourceFile.runs`.
-        numbers: The number of each in that order.
+        pieces: All pieces, in file order.
+        runs: The same pieces, grouped as in `SourceFile.runs`.
+        numbers: The index in `pieces` for each chunk.
     """
 
     def __init__(self, header: Header, size: int, chunk_size: int) -> None:
@@ -34,9 +34,10 @@ class FileGrid:
 
     def fits(self, header: Header, size: int) -> bool:
         """Whether another file, with this header and size, has the same pieces."""
+        # States of one layout share their tensor table, so comparing its identity is enough.
         return header.tensors is self._tensors and size == self._size
 
 
 def chunk_of(piece: Piece) -> ChunkRef[str]:
-    """The chunk of a tensor that a piece of a safetensors file is."""
+    """Return the tensor's chunk that a piece of a safetensors file holds."""
     return ChunkRef(str(piece.tensor), piece.number)

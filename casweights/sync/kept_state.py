@@ -1,4 +1,4 @@
-"""A captured state as a file to encode, and its base."""
+"""A captured state as a file to encode, and the chunks of the version before it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 class KeptState(SourceFile):
-    """The file of a scanned state, read from its mirror, and the chunks of the version before it.
+    """The file of a scanned state, read from its mirror.
 
-    A chunk of the version before is made from the mirror's chunk by undoing what changed. The
-    mirror must not be scanned into while the file or those chunks are read.
+    It also serves the chunks of the version before, as the bases of the new ones (see
+    `TrustedChunks`): it copies the mirror's chunk and undoes the changes in the copy. The mirror
+    must not be scanned into while the file or these chunks are read.
 
     Args:
         mirror: The mirror.
-        scan: What was found since the version before.
+        scan: All changes since the version before, as `Mirror.claim` returns them.
     """
 
     path = STATE_FILE
@@ -46,15 +47,13 @@ class KeptState(SourceFile):
         self._pieces = dict(zip(self._ids, self._grid.pieces, strict=False))
 
     def pieces(self, chunk_size: int) -> Iterator[Piece]:
-        """See `SourceFile.pieces`."""
         return iter(self._grid.pieces)
 
     def runs(self, chunk_size: int) -> Iterable[list[Piece]]:
-        """See `SourceFile.runs`."""
         return self._grid.runs
 
     def chunk_ids(self, run: Sequence[Piece]) -> list[ChunkId | None]:
-        """See `SourceFile.chunk_ids`."""
+        # Chunks that did not change since the version before keep their IDs without being hashed.
         first = self._grid.numbers[chunk_of(run[0])]
         ids: list[ChunkId | None] = list(self._ids[first : first + len(run)])
         begin, end = (bisect_left(self._changed, n) for n in (first, first + len(run)))
@@ -63,24 +62,25 @@ class KeptState(SourceFile):
         return ids or [None] * len(run)
 
     def base(self, piece: Piece) -> ChunkId | None:
-        """See `SourceFile.base`."""
         return self._ids[self._grid.numbers[chunk_of(piece)]] if self._ids else None
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`; no bytes are copied."""
         return [self._mirror.chunk(piece) for piece in run]
 
     @property
     def is_used(self) -> bool:
-        """See `LocalChunks.is_used`."""
+        """Whether any chunk may be available: always."""
         return True
 
     def __contains__(self, chunk: object) -> bool:
-        """Whether the version before has this chunk."""
+        """Whether this chunk is part of the version before."""
         return chunk in self._pieces
 
     def get(self, chunk: ChunkId) -> memoryview | None:
-        """See `TrustedChunks.get`."""
+        """Return a chunk of the version before, or None if it is not part of it.
+
+        The bytes are valid until the calling thread's next call.
+        """
         piece = self._pieces.get(chunk)
         if piece is None:
             return None
@@ -88,7 +88,7 @@ class KeptState(SourceFile):
         return out if self.readinto(chunk, out) else None
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `LocalChunks.readinto`."""
+        """Fill `out` with a chunk of the version before; return False if it is not part of it."""
         piece = self._pieces.get(chunk)
         if piece is None or piece.nbytes != len(out):
             return False

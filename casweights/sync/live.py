@@ -1,4 +1,4 @@
-"""Live tensors, whose chunks are read, compared and changed in place on any device."""
+"""Live tensors: reading, comparing and changing their chunks in place, on any device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class LiveTensor:
     """A tensor of a running model, cut into chunks.
 
-    Its storage stays where it is, so views of it and captured graphs stay valid.
+    Writes go to the tensor's own storage, so views of it and captured graphs stay valid.
 
     Args:
         tensor: The tensor.
@@ -27,7 +27,9 @@ class LiveTensor:
 
     Attributes:
         tensor: The tensor.
-        ids: The ID of what each chunk holds; None where it is unknown.
+        nbytes: Bytes of the tensor.
+        width: Bytes of an element.
+        ids: The ID of each chunk's content; None where the content is unknown.
     """
 
     def __init__(self, tensor: torch.Tensor, chunk_size: int) -> None:
@@ -37,6 +39,7 @@ class LiveTensor:
         self.ids: list[ChunkId | None] = [None] * -(-tensor.nbytes // chunk_size)
         self._chunk_size = chunk_size
         self._count = _count_of(tensor)
+        # Host memory is accessed as bytes, everything else through torch as integer patterns.
         self._memory: memoryview | None = None
         if is_plain_memory(tensor):
             self._memory = tensor_bytes(tensor)
@@ -46,20 +49,20 @@ class LiveTensor:
             self._patterns = patterns(tensor.detach())
 
     def was_touched(self) -> bool:
-        """Whether torch has counted a write to the tensor since `recount`."""
+        """Whether torch has counted a write to the tensor since the last `recount`."""
         return self._count != _count_of(self.tensor)
 
     def touched(self) -> None:
-        """Tell torch that the tensor was written to."""
+        """Let torch count a write to the tensor, so that autograd notices it."""
         if self._count is not None:
             torch.autograd.graph.increment_version(self.tensor)
 
     def recount(self) -> None:
-        """Treat all writes so far as seen."""
+        """Ignore all writes so far in `was_touched`."""
         self._count = _count_of(self.tensor)
 
     def forget(self) -> None:
-        """Treat the content of the tensor as unknown, because something else wrote to it."""
+        """Mark the content of all chunks as unknown, after other code wrote to the tensor."""
         self.ids = [None] * len(self.ids)
         self.recount()
 
@@ -68,7 +71,7 @@ class LiveTensor:
         return min(self._chunk_size, self.nbytes - number * self._chunk_size)
 
     def chunk(self, number: int) -> memoryview:
-        """The bytes of a chunk: the tensor's own memory, or a copy if that is on a device."""
+        """Return the bytes of a chunk: the tensor's own memory on the host, otherwise a copy."""
         start = number * self._chunk_size
         if self._memory is not None:
             return self._memory[start : start + self._chunk_size]
@@ -77,11 +80,11 @@ class LiveTensor:
         return part.view(torch.uint8).numpy().data
 
     def readinto(self, number: int, out: memoryview) -> None:
-        """Copy a chunk's bytes."""
+        """Copy a chunk's bytes to `out`."""
         copy(out, self.chunk(number))
 
     def find_change(self, number: int, wanted: memoryview) -> ElementChange | None:
-        """The change that gives a chunk the wanted bytes; None if it has them."""
+        """Return the change that gives a chunk the wanted bytes; None if it has them already."""
         if self._memory is not None or self._patterns.dim() != 1:
             return find_change(self.chunk(number), wanted, self.width)
         start = number * self._chunk_size // self.width
@@ -90,21 +93,21 @@ class LiveTensor:
         return next((change for _, change in device_changes(new, live, len(wanted))), None)
 
     def exchange(self, number: int, change: ElementChange) -> None:
-        """Make a change in a chunk, in place; afterwards the change undoes itself."""
+        """Make a change in a chunk, in place; see `ElementChange.exchange`."""
         if self._memory is not None:
             change.exchange(self.chunk(number))
             return
         start = number * self._chunk_size
         stop = (start + self.size_of(number)) // self.width
-        with torch.inference_mode():  # or inference tensors may not be written to
+        with torch.inference_mode():  # torch refuses to write to inference tensors elsewhere
             device_exchange(self._patterns, start // self.width, stop, change)
 
 
 def check_writable(tensor: torch.Tensor, name: str) -> None:
-    """Refuse a tensor whose elements do not each have memory of their own.
+    """Check that a tensor can be written in place: each element needs memory of its own.
 
     Raises:
-        InvalidInputError: The tensor cannot be written in place; names it.
+        InvalidInputError: The tensor cannot be written in place. The message names it.
     """
     expanded = tensor.numel() > 0 and any(
         stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
@@ -118,7 +121,8 @@ def check_writable(tensor: torch.Tensor, name: str) -> None:
 
 
 def _elements(tensor: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """Elements of a tensor, flat and in C order; for a view, whole rows are copied."""
+    """Return a range of a tensor's elements, flat and in C order."""
+    # Only the rows that contain them are flattened: flattening a view copies it.
     row = tensor[0].numel()
     top = first // row
     rows = tensor[top : -(-last // row)].reshape(-1)
@@ -126,5 +130,5 @@ def _elements(tensor: torch.Tensor, first: int, last: int) -> torch.Tensor:
 
 
 def _count_of(tensor: torch.Tensor) -> int | None:
-    """A number that grows with every write that torch counts; None where it counts none."""
+    """A number that grows with every write that torch counts; None for inference tensors."""
     return None if tensor.is_inference() else tensor._version

@@ -1,4 +1,4 @@
-"""What a publisher captures states in: a copy of the last one, and the way back from it."""
+"""The memory in which a publisher captures states: a copy of the last one, and undo changes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one look at a state found.
+    """The result of comparing a state with the one before.
 
     Attributes:
         raw_header: The header of the state's file, verbatim.
         header: The parsed header.
         size: Bytes of the file.
-        undo: The way back: for each chunk that changed, the changes that undo it. The last one is
-            undone first.
+        undo: For each chunk that changed, the changes that restore its former content, oldest
+            first. They are undone in reverse order.
         changed: Number of elements that changed; None if they were not counted.
     """
 
@@ -39,22 +39,22 @@ class Scan:
 
 
 class Mirror:
-    """A copy of the last state, and the way back to the last durable version.
+    """A copy of the last state, and the changes that lead back to the last durable version.
 
-    What a scan finds goes one of these ways until it is part of a durable version::
+    The result of a scan takes one of three routes until it is part of a durable version::
 
-        scan ──▶ merge      the state is left out: the next scan has its changes, too
+        scan ──▶ merge      the state is left out: the next scan includes its changes
           │
-          ├────▶ put_off    it cannot be published now: the next claim has its changes, too
+          ├────▶ put_off    it cannot be published now: the next claim includes its changes
           │
           └────▶ claim ──▶ [encode, write] ──▶ publish    the version is durable: `version`
                    ▲              │
                    └── fails ─────┘                       claimed until a later version is durable
 
-    `is_settled` says that nothing is put off or claimed. One thread at a time may use a mirror,
-    except for `publish` and `merge`: `Handoff` gives the turns. `publish` may run while a caller
-    scans, because a scan reads nothing that it writes. `merge` runs while nobody has the mirror. A
-    scan that fails leaves a mixture of two states: drop the mirror then.
+    `is_settled` means that no scan is put off or claimed. One thread at a time may use a mirror,
+    except for `publish` and `merge`: `Handoff` decides which. `publish` may run while a caller
+    scans, because a scan reads nothing that `publish` writes. `merge` runs while no thread uses
+    the mirror. A scan that fails leaves a mixture of two states: drop the mirror then.
 
     Args:
         state: The state; its bits are copied.
@@ -63,8 +63,8 @@ class Mirror:
         on_device: Where to compare, see `StateCopy`.
 
     Attributes:
-        layout: The layout of the states that it can hold.
-        version: The last durable version that was captured here; None if there is none yet.
+        layout: The layout of the states that the mirror can hold.
+        version: The last durable version that was captured here; None before the first one.
     """
 
     def __init__(
@@ -74,31 +74,31 @@ class Mirror:
         self._workers = workers
         self._copy = StateCopy(state, chunk_size, workers, on_device=on_device)
         self._grid: FileGrid | None = None
-        self._put_off: Scan | None = None  # found, and part of no version yet
-        self._claimed: Scan | None = None  # part of a version that is not known to be durable
+        self._put_off: Scan | None = None  # not part of any version yet
+        self._claimed: Scan | None = None  # in a version not known to be durable
         self.layout = state.layout
         self.version: Snapshot | None = None
 
     def chunk(self, piece: Piece) -> memoryview:
-        """The bytes of a chunk."""
+        """Return the bytes of a chunk, without a copy."""
         return self._copy.chunk(chunk_of(piece))
 
     def grid(self, scan: Scan) -> FileGrid:
-        """The pieces of a state's file; they are cut once for all whose tensors lie alike."""
+        """Return the pieces of a scanned state's file; computed once for equal layouts."""
         if self._grid is None or not self._grid.fits(scan.header, scan.size):
             self._grid = FileGrid(scan.header, scan.size, self._chunk_size)
         return self._grid
 
     def first(self, state: StateFile) -> Scan:
-        """The scan of the state that the mirror was made of."""
+        """Return the scan of the state from which the mirror was made: no changes."""
         return _scanned(state, {})
 
     def scan(self, state: StateFile) -> Scan:
-        """Find what changed in a state of the same layout, and make the same changes here."""
+        """Find the changes of a state of the same layout, and make them in the copy, too."""
         return _scanned(state, {ref: [change] for ref, change in self._copy.update(state)})
 
     def merge(self, older: Scan | None, newer: Scan) -> Scan:
-        """Join two consecutive scans; the newer one is the last one that was made."""
+        """Join two consecutive scans; `newer` must be the last scan of this mirror."""
         if older is None:
             return newer
         undo = dict(older.undo)
@@ -107,28 +107,31 @@ class Mirror:
         return replace(newer, undo=undo)
 
     def _shortened(self, ref: ChunkRef[str], changes: list[ElementChange]) -> list[ElementChange]:
-        """The same way back, in no more memory than the chunk itself."""
+        """Return equivalent undo changes that need no more memory than the chunk itself."""
         if sum(change.nbytes for change in changes) <= len(self._copy.chunk(ref)):
             return changes
         return [ElementChange(None, self._before(ref, changes), changes[0].width)]
 
     def _before(self, ref: ChunkRef[str], changes: list[ElementChange]) -> bytearray:
-        """The bytes that a chunk had before these changes."""
+        """Return the bytes that a chunk had before these changes were made."""
         before = bytearray(self._copy.chunk(ref))
         take_back(memoryview(before), changes)
         return before
 
     @property
     def is_settled(self) -> bool:
-        """Whether everything that was found is durable, so that the next scan is tried first."""
+        """Whether every change found so far is part of a durable version."""
         return self.version is not None and self._claimed is None and self._put_off is None
 
     def put_off(self, scan: Scan) -> None:
-        """Keep what was found for the next claim."""
+        """Keep the changes of a scan for the next claim."""
         self._put_off = self.merge(self._put_off, scan)
 
     def claim(self, scan: Scan) -> Scan:
-        """Everything that changed since the last durable version, to be published now."""
+        """Return all changes since the last durable version, to be published now.
+
+        They stay claimed until `publish`, so that after a failure the next claim includes them.
+        """
         found, self._put_off = self.merge(self._put_off, scan), None
         self._claimed = self.merge(self._claimed, found)
         if self.version is not None:
@@ -136,7 +139,7 @@ class Mirror:
         return self._claimed
 
     def _counted(self, scan: Scan) -> Scan:
-        """The same with the number of changes, and without chunks that changed there and back."""
+        """Return the scan with its number of changes, without chunks that changed back."""
         undo, changed = {}, 0
         for ref, change, count in self._workers.map(self._net, scan.undo.items()):
             if change is not None and count:
@@ -147,7 +150,7 @@ class Mirror:
     def _net(
         self, job: tuple[ChunkRef[str], list[ElementChange]]
     ) -> tuple[ChunkRef[str], ElementChange | None, int]:
-        """Merge a chunk's changes; returns the result and how many elements differ."""
+        """Merge a chunk's changes; return the result and the number of elements that differ."""
         ref, changes = job
         chunk, net = self._copy.chunk(ref), next(iter(changes), None)
         if len(changes) > 1:
@@ -155,7 +158,7 @@ class Mirror:
         return ref, net, net.differing(chunk) if net else 0
 
     def publish(self, version: Snapshot) -> None:
-        """Record that the version with everything that was claimed is durable."""
+        """Record that the version with all claimed changes is durable."""
         self.version, self._claimed = version, None
 
 

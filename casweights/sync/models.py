@@ -1,4 +1,4 @@
-"""Models as callers pass them, modules or state dicts, and their tensors by name."""
+"""Models as callers pass them: modules or state dicts, and their tensors by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict of a module, or the one that was passed.
+    """Return the state dict of a module, or `source` itself if it is a state dict.
 
     Raises:
-        InvalidInputError: It is neither.
+        InvalidInputError: `source` is neither a module nor a state dict.
     """
     if isinstance(source, torch.nn.Module):
         state: Mapping[str, Any] = source.state_dict()
@@ -34,12 +34,13 @@ def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def plain_state(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same with plain names, see `plain_names`.
+    """Return the state dict of a model with plain names, see `plain_names`.
 
     Raises:
-        InvalidInputError: It is neither, or two names become one.
+        InvalidInputError: `source` is neither a module nor a state dict, or two names become one.
     """
     state = state_of(source)
+    # Keys that are not strings, like the numbers in an optimizer state, have no prefix to drop.
     if not all(isinstance(name, str) for name in state):
         return state
     names = plain_names(state, source)
@@ -49,9 +50,9 @@ def plain_state(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any
 
 
 def named_tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
-    """All tensors in a state dict, by the names that a version has for them.
+    """Return all tensors in a state dict, by their names in a version.
 
-    A tensor with several names is there under each of them.
+    A tensor with several names is returned under each of them.
     """
     found: dict[str, torch.Tensor] = {}
     for path, leaf in leaves(state):
@@ -62,7 +63,15 @@ def named_tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
 
 
 def cast_policy(patterns: Mapping[str, torch.dtype]) -> Cast:
-    """The dtypes to publish in, see `Publisher`."""
+    """Return a function from a tensor's name and dtype to the dtype to publish it in.
+
+    Args:
+        patterns: Floating-point dtypes by patterns of names; the first match counts. Tensors of
+            other dtypes, or without a match, keep their dtype.
+
+    Raises:
+        InvalidInputError: A dtype in `patterns` is not a floating-point dtype.
+    """
     for pattern, dtype in patterns.items():
         if not dtype.is_floating_point:
             raise InvalidInputError(

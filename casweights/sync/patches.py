@@ -1,4 +1,4 @@
-"""Changes of a version's tensors, for hosts that lay tensors out in their own way."""
+"""Changes of a version's tensors, for hosts with their own layout of tensors."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ class Patch:
     """New values of a tensor, in the coordinates of the version.
 
     Attributes:
-        name: Its name in the version, without what wrappers add to names.
-        dtype: Its dtype.
-        shape: Its shape, in elements as torch counts them.
-        indices: Where the values go: ascending positions in the flat tensor in C order, int64,
-            on the CPU; None for all of it.
-        values: One element for each index, flat, on the CPU; or the whole tensor.
+        name: The tensor's plain name in the version, without prefixes of wrappers.
+        dtype: The tensor's dtype.
+        shape: The tensor's shape, in elements as torch counts them.
+        indices: Positions of the values in the flat tensor, in C order, ascending, as an int64
+            tensor on the CPU; None if the patch replaces the whole tensor.
+        values: One element for each index, as a flat tensor on the CPU. Without indices, the
+            whole tensor in its shape, on the CPU.
     """
 
     name: str
@@ -39,7 +40,10 @@ class Patch:
 
 
 def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
-    """The changes of a version before they are made, for tensors in which all are sparse."""
+    """Return patches of the tensors for which every change has positions.
+
+    Call it before the changes are made: making a change replaces its new values with the old ones.
+    """
     changes: dict[int, list[tuple[int, ElementChange]]] = {}
     for wanted, change in prepared.changes:
         if change is not None:
@@ -54,7 +58,14 @@ def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
 
 
 def whole_tensors(prepared: Prepared, patched: set[str]) -> Iterator[Patch]:
-    """The other tensors that a version changed, after the changes were made."""
+    """Yield patches with the whole content of the other changed tensors.
+
+    Call it after the changes are made.
+
+    Args:
+        prepared: The changes.
+        patched: Names of the tensors that already have a patch.
+    """
     changed = {id(wanted.chunk.tensor) for wanted, change in prepared.changes if change}
     changed |= {id(wanted.chunk.tensor) for wanted in prepared.late}
     for fit in prepared.fits:
@@ -66,6 +77,7 @@ def whole_tensors(prepared: Prepared, patched: set[str]) -> Iterator[Patch]:
 def _sparse(
     live: LiveTensor, name: str, changes: list[tuple[int, ElementChange]], chunk_size: int
 ) -> Patch:
+    """Return one patch with all changes of a tensor, given by the numbers of its chunks."""
     indices, values = [], bytearray()
     for number, change in sorted(changes, key=lambda item: item[0]):
         local = np.frombuffer(change.positions or b"", POSITION).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The trainer's side: live tensors become versions in the background."""
+"""The trainer's side of live sync: turning live tensors into versions in the background."""
 
 from __future__ import annotations
 
@@ -42,55 +42,67 @@ if TYPE_CHECKING:
 Compare = Literal["host", "device", "cache"]
 Policy = Literal["block", "skip-to-latest"]
 
-_EXIT_TIMEOUT = 300.0  # seconds; an upload of a large model on a slow line may take minutes
+_EXIT_TIMEOUT = 300.0  # seconds; uploading a large model on a slow line may need minutes
 
 
 class Publisher(Handle):
     """Publishes live tensors as versions of a branch.
 
-    `publish` finds and keeps what changed and returns. Hashing, encoding and uploading follow in
-    the background, one version after the other. A version is an ordinary commit: it has an ID and
-    a parent, and everything that reads versions reads it.
+    `publish` finds the changes since the last call, keeps a copy of them, and returns. Hashing,
+    encoding and uploading follow in the background, one version after another. A version is an
+    ordinary commit: it has an ID and a parent, and every reader of versions can read it.
 
-    The tensors that were published last are kept in host memory, to find and encode changes: one
-    copy of the model. A durable version becomes the base of the next one. When an upload fails, the
-    next version has its changes too. A new publisher continues at the head of the branch.
+    To find and encode changes, the publisher keeps one copy of the model in host memory. A durable
+    version becomes the base of the next one. If an upload fails, the next version includes its
+    changes. A new publisher continues at the head of the branch.
 
-    Use it as a context manager or `close` it: both wait until everything is durable. A program that
-    ends without that waits for `exit_timeout` seconds and logs what is not stored by then. Other
-    processes, also forked ones, need a publisher of their own.
+    Use it as a context manager, or call `close`: both wait until everything is durable. A program
+    that ends without either waits for `exit_timeout` seconds, and logs each state that is not
+    stored by then. Other processes, including forked ones, need a publisher of their own.
 
     A state passes through three parts. `Publisher` captures it on the caller's thread, `Handoff`
-    decides when and passes it to the writer's thread, and `BranchWriter` encodes and writes it
+    decides when, and passes it to the writer's thread, and `BranchWriter` encodes and writes it
     there. See `Handoff` for the states and locks::
 
         publish ── acquire ─▶ capture ─ put ─▶ [one step waits] ─▶ encode ─▶ write ─▶ durable
 
+    Example:
+        ::
+
+            with casweights.Publisher("hf://buckets/me/weights/run-7", "policy") as publisher:
+                for step in range(steps):
+                    train(model, optimizer)
+                    publisher.publish(model, step=step)
+
     Args:
-        store: A store, or how to open it.
-        branch: The branch to move; it is created with the first version.
-        compare: Where to find what changed: ``"host"``, in the copy in host memory; ``"device"``,
-            in a second copy next to each tensor on an accelerator, so that only changes cross to
-            the host; ``"cache"``, without a copy, against what the store reads again (open it with
-            a `cache_size` if memory allows). Without a copy, `publish` returns only after encoding.
-        policy: What `publish` does while the version before waits to be encoded: ``"block"`` waits,
-            ``"skip-to-latest"`` leaves that version out. Whole versions are left out, never
+        store: An open store, or the path or URL of one.
+        branch: The branch to move. The first version creates it.
+        compare: Where to look for changes: ``"host"`` compares with the copy in host memory.
+            ``"device"`` compares with a second copy next to each tensor on an accelerator, so that
+            only changes are copied to the host. ``"cache"`` keeps no copy and compares with what
+            it reads again from the store (open the store with a `cache_size` if memory allows);
+            then `publish` returns only after encoding.
+        policy: What `publish` does while an earlier version waits to be encoded: ``"block"`` waits,
+            ``"skip-to-latest"`` leaves the earlier version out. Only versions are left out, never
             changes; see `PublishStats.skipped` and the version's metadata.
-        cast: Dtypes to publish floating-point tensors in, by patterns of their names; the first
-            that matches counts. ``{"*.norm.*": torch.float32, "*": torch.bfloat16}`` publishes
-            fp32 masters as bf16.
-        extra: A directory whose other files (configuration, tokenizer) go with every version.
+        cast: Dtypes in which to publish floating-point tensors, by patterns of their names; the
+            first match counts. ``{"*.norm.*": torch.float32, "*": torch.bfloat16}`` publishes
+            fp32 masters as bf16, except for the norms.
+        extra: A directory whose files, except weights, are part of every version (configuration,
+            tokenizer).
         author: The author of the versions.
         compression: How chunks without a base are stored, see `Repository.commit`.
-        extra_state: Whether what modules return from ``get_extra_state`` is published or left out.
-        exit_timeout: Seconds that the end of the program waits for versions to become durable.
+        extra_state: Whether to publish the return values of ``get_extra_state`` of modules
+            (``"keep"``) or to leave them out (``"drop"``).
+        exit_timeout: Maximum number of seconds that the end of the program waits for versions to
+            become durable.
         reporter: Receives `Reporter.published`; by default the reporter of the store.
 
     Attributes:
-        exit_timeout: As above.
+        exit_timeout: The argument of that name.
 
     Raises:
-        NotFoundError: There is no such store.
+        NotFoundError: The store does not exist.
         InvalidInputError: An argument has none of the values above.
         StoreError: The store could not be read.
     """
@@ -131,7 +143,7 @@ class Publisher(Handle):
         self._handoff = Handoff(
             replaces=policy == "skip-to-latest", check_open=partial(check_open, self)
         )
-        self._outline: Outline | None = None  # of the last state
+        self._outline: Outline | None = None  # of the last state; saves parsing an equal one again
         self._thread = threading.Thread(
             target=self._handoff.serve, args=[self._write], name="casweights-publish", daemon=True
         )
@@ -149,7 +161,7 @@ class Publisher(Handle):
 
     @property
     def version(self) -> SnapshotId | None:
-        """The newest durable version of the branch that this publisher knows of."""
+        """The newest durable version of the branch that this publisher knows; None if none."""
         return self._writer.version
 
     def publish(
@@ -160,22 +172,22 @@ class Publisher(Handle):
         message: str = "",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Publish the tensors as they are now; they may be changed when this returns.
+        """Publish the current values of the tensors, which may change once this returns.
 
         Args:
-            source: A module or a state dict. Where names, shapes and dtypes are those of the last
-                call, only what changed is kept and hashed. Names are published without the prefixes
+            source: A module or a state dict. If names, shapes and dtypes are those of the last
+                call, only changes are kept and hashed. Names are published without the prefixes
                 of ``torch.compile`` and data parallelism: for a module that is wrapped or contains
                 wrapped modules, and for a state dict if all its names have the prefix.
-            step: A step number, stored in the version's metadata.
+            step: A step number to store in the version's metadata.
             message: Why this version exists.
-            metadata: JSON-like values to keep with it.
+            metadata: JSON-like values to store with the version.
 
         Raises:
-            ConflictError: Another writer moved the branch. Nothing more is published: open another
-                publisher, which continues from there.
-            CasweightsError: The version of an earlier call could not be made durable. Its changes
-                will be part of the next one. This call has done nothing: repeat it.
+            ConflictError: Another writer moved the branch. This publisher publishes nothing more:
+                open another one, which continues at the new head.
+            CasweightsError: The version of an earlier call could not be made durable. The next
+                version will include its changes. This call has done nothing: repeat it.
             InvalidInputError: The source cannot be published.
         """
         given = plain_state(source)
@@ -193,7 +205,7 @@ class Publisher(Handle):
             raise
 
     def _capture(self, state: StateFile, label: Label) -> Step:
-        """Keep what the caller may change next."""
+        """Copy everything from a state that the caller may change next, and return it as a step."""
         begin = time.monotonic()
         if self._compare == "cache":
             self._writer.settle()
@@ -203,8 +215,9 @@ class Publisher(Handle):
         if mirror is not None and mirror.layout == state.layout:
             found = mirror.scan(state)
         else:
-            self._writer.settle()  # a version in doubt is one of the mirror that goes now
-            self._handoff.mirror = mirror = None  # two mirrors take too much memory
+            # A version in doubt was encoded from the old mirror: settle it before dropping that.
+            self._writer.settle()
+            self._handoff.mirror = mirror = None  # two mirrors at once need too much memory
             self._handoff.mirror = mirror = Mirror(
                 state,
                 self._db.config.chunk_size,
@@ -219,23 +232,23 @@ class Publisher(Handle):
         if isinstance(step, CapturedStep):
             try:
                 step = self._writer.encode_captured(step)
-            finally:
+            finally:  # callers may capture the next state while this one is uploaded
                 self._handoff.release_mirror()
         begin = time.monotonic()
         self._writer.write(step)
         self._reporter.published(step.stats(time.monotonic() - begin))
 
     def wait(self, timeout: float | None = None) -> Snapshot | None:
-        """Wait until everything that was published is durable.
+        """Wait until all published states are durable.
 
         Args:
-            timeout: Maximum number of seconds to wait.
+            timeout: Maximum number of seconds to wait; None for no limit.
 
         Returns:
             The newest version of the branch; None if the branch has none yet.
 
         Raises:
-            TimeoutError: It takes longer. Writing continues.
+            TimeoutError: The states were not durable in time. Writing continues.
             CasweightsError: A version could not be made durable, see `publish`.
         """
         if not self._handoff.drain(timeout):
@@ -244,6 +257,7 @@ class Publisher(Handle):
         return self._writer.before()
 
     def _losses(self) -> list[str]:
+        """Return a log line for each state that is not stored, see `exits.Pending`."""
         where = f"not stored in branch {self._branch!r} of {self._opened.repository.url}"
         return [f"{where}: {loss}" for loss in self._handoff.losses()]
 
@@ -256,8 +270,10 @@ class Publisher(Handle):
     ) -> RemovableHandle:
         """Publish after every step of an optimizer, or after every `every` steps.
 
+        The step number in the metadata counts the steps of the optimizer from this call on.
+
         Returns:
-            A handle; its `remove` ends that.
+            A handle; call its `remove` to stop publishing.
         """
         if every < 1:
             raise InvalidInputError(
@@ -273,7 +289,7 @@ class Publisher(Handle):
         return optimizer.register_step_post_hook(hook)
 
     def close(self) -> None:
-        """Wait until everything is durable, and end the thread.
+        """Wait until everything is durable, and end the writer's thread.
 
         Raises:
             CasweightsError: A version could not be made durable, see `publish`.
@@ -303,6 +319,7 @@ class Publisher(Handle):
 
 
 def _checked_timeout(seconds: float) -> float:
+    """Return a timeout, or the longest one that threads can wait for."""
     if not seconds >= 0:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT, f"exit_timeout must be at least 0 seconds, got {seconds}"

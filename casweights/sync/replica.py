@@ -27,33 +27,33 @@ _UNKNOWN = "no known version"  # in messages
 
 
 class Replica:
-    """Live tensors that go from version to version.
+    """Brings live tensors from version to version, and knows which one they hold.
 
-    ::
+    The tensors are in one of three states::
 
         UNKNOWN ─────── apply ─────▶ AT A VERSION ── apply ──▶ AT A VERSION
            ▲                            │      │
-           ├─ bind or verify: others ───┘      │
-           │  wrote, or other tensors          │
+           ├─ bind or verify: other ────┘      │
+           │  code wrote, or other tensors     │
            │                                   ▼
            └── bind: as above ────────────── TORN ── apply ──▶ AT A VERSION
-                                             (`apply` broke off after changes that `memory`
-                                             cannot hold were written)
+                                             (`apply` failed after it had written changes that
+                                             exceed `memory` and cannot be undone)
 
-    `bind` comes first in each call; then `prepare`, which writes nothing, and `apply`. One thread
-    at a time may call them: `Subscriber` holds its lock. `version` may be read at any time. Any
-    other failure leaves the tensors and the state as they were. What was prepared is kept until
-    it is applied, or until `bind` or `verify` finds other tensors.
+    Call `bind` first each time, then `prepare`, which writes nothing, and `apply`. One thread at a
+    time may call them: `Subscriber` holds its lock. `version` may be read at any time. Any other
+    failure leaves the tensors and the state as they were. Prepared changes are kept until they are
+    applied, or until `bind` or `verify` finds other tensors.
 
     Args:
         db: The store.
         target: The tensors.
-        fetcher: Fetches what changes in them.
+        fetcher: Fetches the changes.
         reporter: Receives `Reporter.synced`.
 
     Attributes:
         version: The version that the tensors hold, bit for bit; None if it is unknown.
-        prepared: Changes that `apply` only has to write.
+        prepared: Changes that are fetched and only have to be written; None without such changes.
     """
 
     def __init__(self, db: Database, target: Target, fetcher: Fetcher, reporter: Reporter) -> None:
@@ -63,50 +63,56 @@ class Replica:
         self._reporter = reporter
         self.version: SnapshotId | None = None
         self.prepared: Prepared | None = None
-        self._position: int | None = None  # of `version` on the branch, where it is known
+        self._position: int | None = None  # of `version` on the branch, if known
         self._torn = False
 
     def bind(self, target: torch.nn.Module | Mapping[str, Any] | None) -> None:
-        """Look at the tensors; if others wrote to them, their version becomes unknown."""
+        """Look at the tensors, of `target` or of the last call.
+
+        If other code wrote to them, or they are not the same tensors, their version becomes
+        unknown and prepared changes are dropped.
+        """
         if not self._target.bind(target):
             self.version = self.prepared = None
             self._torn = False
 
     def prepare(self, wanted: Resolved) -> Prepared:
-        """Fetch, decode and verify what changes on the way to a version."""
+        """Fetch, decode and verify the changes to a version; keep and return them."""
         version, position = wanted
         if self.prepared is None or self.prepared.version.id != version:
-            self.prepared = None  # its memory is needed
+            self.prepared = None  # free its memory before the next changes are fetched
             snapshot = self._db.snapshots.load(version, with_locations=True)
             self.prepared = self._fetcher.prepare(snapshot, position)
         return self.prepared
 
     def check_holds(self, version: SnapshotId, ref: Ref) -> None:
-        """Refuse to go on from another version than this.
+        """Check that the tensors hold a version.
+
+        Args:
+            version: The version.
+            ref: The caller's name of the version, for the message.
 
         Raises:
-            StaleError: The tensors hold another one; names the `ref` that was given.
+            StaleError: The tensors hold another version, or no known one.
         """
         if version != self.version:
-            raise self._stale(
-                f", not {ref}: sync it without `expect`, which finds the shortest way from what it "
-                "holds"
-            )
+            raise self._stale(f", not {ref}: sync it without `expect`, which works from any state")
 
     def _stale(self, why: str) -> StaleError:
+        """Return the error for tensors that do not hold the expected version."""
         if self._torn:
             return StaleError(
                 ErrorCode.TORN,
-                "the target is a mixture of two versions, because a sync broke off: sync it "
+                "the target is a mixture of two versions because a sync failed halfway: sync it "
                 "without `expect`",
             )
         return StaleError(ErrorCode.STALE, f"the target holds {self.version or _UNKNOWN}{why}")
 
     def verify(self) -> None:
-        """Hash all tensors that the version has, and compare.
+        """Hash all tensors that are part of the version, and compare them with it.
 
         Raises:
-            StaleError: They differ, or the version is unknown.
+            StaleError: The tensors differ from the version, or the version is unknown.
         """
         version = self.version
         self._target.bind()
@@ -122,13 +128,18 @@ class Replica:
             self.version = None
             raise StaleError(
                 ErrorCode.STALE,
-                f"{len(wrong)} tensors are not those of {version}, {wrong[0]!r} is one: "
-                "something else wrote to them. Sync again",
+                f"{len(wrong)} tensors differ from version {version}, among them {wrong[0]!r}: "
+                "other code wrote to them. Sync again",
             )
 
     def apply(self, prepared: Prepared) -> SyncStats:
-        """Write what was prepared: all of it or, where it fits into memory, nothing."""
+        """Write prepared changes to the tensors, and report it.
+
+        A failure leaves the tensors as they were, unless late changes were written already. Then
+        they are torn, and the error has a note that says so.
+        """
         version, previous = prepared.version.id, self.version
+        # Another thread that reads `version` during the writing must not see the old one.
         self.prepared = self.version = None
         begin = time.monotonic()
         try:
@@ -137,8 +148,8 @@ class Replica:
         except TornError as torn:
             self._torn = True
             torn.cause.add_note(
-                f"the tensors are a mixture now, on the way to {version}: do not use them before a "
-                "sync that succeeds. It goes on from there"
+                f"the tensors are now a mixture of two versions, on the way to {version}: do not "
+                "use them until a sync succeeds. The next sync continues from this state"
             )
             raise torn.cause from None
         except BaseException:
@@ -152,6 +163,7 @@ class Replica:
     def _report(
         self, prepared: Prepared, previous: SnapshotId | None, changed: int, seconds: float
     ) -> SyncStats:
+        """Report a sync, and return its figures."""
         old, self._position = self._position, prepared.position
         known = previous is not None and old is not None and prepared.position is not None
         spent = prepared.spent

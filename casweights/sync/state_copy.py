@@ -1,4 +1,4 @@
-"""A copy of a state's bits in host memory."""
+"""A copy of a state's bits in host memory, used to find changes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 
 
 class StateCopy:
-    """A copy of a state in host memory, brought up to date by finding what changed.
+    """A copy of a state in host memory; updating it finds the changes.
 
-    Small tensors are compared in batches, the others chunk by chunk. While `update` runs, nobody
-    else may read the copy; when it fails, the copy is a mixture of two states.
+    Small tensors are compared in batches, the others chunk by chunk. While `update` runs, no other
+    thread may read the copy. If it fails, the copy is a mixture of two states.
 
     Args:
         state: The state; its bits are copied.
         chunk_size: Bytes of a chunk.
         workers: Threads for copying and comparing.
         on_device: Whether to keep a second copy next to each tensor on an accelerator, so that
-            only changes cross to the host. Otherwise the copy goes to the device to be compared.
+            only changes are copied to the host. Otherwise the copy is moved to the device for
+            each comparison.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class StateCopy:
                 pass
             return
         flat = flat_patterns(live.contiguous())
-        if on_device:  # the host has a copy of the second copy: the tensor may change
+        if on_device:  # fill both copies from one snapshot: the tensor may change in between
             flat = self._shadows[info.name] = flat.clone()
         host_patterns(memory, flat).copy_(flat)
 
@@ -74,18 +75,18 @@ class StateCopy:
     def _chunks(
         self, info: TensorInfo, data: memoryview
     ) -> Iterator[tuple[ChunkRef[str], int, memoryview]]:
-        """The chunks of a tensor, each with the bytes of its elements and its own bytes."""
+        """Yield the chunks of a tensor, each with the bytes of one element and its own content."""
         for piece in grid(0, info.nbytes, info.dtype, self._chunk_size, info.name):
             ref = ChunkRef(info.name, piece.number)
             yield ref, piece.dtype.width, data[piece.offset : piece.offset + piece.nbytes]
 
     def chunk(self, ref: ChunkRef[str]) -> memoryview:
-        """The bytes of a chunk."""
+        """Return the bytes of a chunk, without a copy."""
         start = ref.number * self._chunk_size
         return self._memory[ref.tensor][start : start + self._chunk_size]
 
     def update(self, state: StateFile) -> Iterator[tuple[ChunkRef[str], ElementChange]]:
-        """Find what changed in a state of the same layout, and make the same changes here.
+        """Find the changes of a state of the same layout, and make them in the copy, too.
 
         Yields:
             The chunks that changed, each with the change that undoes it.

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """What is said about a state.
+    """The description of a state, as passed to `Publisher.publish`.
 
     Attributes:
-        number: The caller's step number.
+        number: The caller's step number; None if none was given.
         message: The message of its version.
         metadata: The metadata of its version.
         skipped: Step numbers of the states that were left out in favour of this one.
@@ -40,10 +40,10 @@ class CapturedStep:
     """A state that a mirror holds, to be encoded later.
 
     Attributes:
-        label: What is said about it.
-        mirror: The copy of the state.
-        scan: What changed in the mirror since the state before.
-        scan_seconds: Time that finding the changes took.
+        label: The description of the state.
+        mirror: The mirror, which holds a copy of the state.
+        scan: The changes since the state before.
+        scan_seconds: Seconds spent on finding the changes.
     """
 
     label: Label
@@ -52,7 +52,7 @@ class CapturedStep:
     scan_seconds: float
 
     def in_place_of(self, other: CapturedStep) -> CapturedStep:
-        """This state, with the changes of the one right before it, which is left out."""
+        """Return this step with the changes of the step right before it, which is left out."""
         left_out = (*other.label.skipped, other.label.number)
         return replace(
             self,
@@ -67,13 +67,14 @@ class EncodedStep:
     """A state that is encoded and only has to be written.
 
     Attributes:
-        label: What is said about it.
+        label: The description of the state.
         version: The encoded version.
-        mirror: The mirror that it was encoded from; None if there was none.
-        untried: Whether no part of the version can be in the store yet.
+        mirror: The mirror from which it was encoded; None for a publisher without a mirror.
+        untried: Whether this is the first attempt to publish the changes, so that no part of the
+            version can be in the store yet.
         changed: Number of elements that changed; None if they were not counted.
-        scan_seconds: Time that finding the changes took.
-        encode_seconds: Time that encoding took.
+        scan_seconds: Seconds spent on finding the changes.
+        encode_seconds: Seconds spent on encoding.
     """
 
     label: Label
@@ -85,7 +86,7 @@ class EncodedStep:
     encode_seconds: float = 0.0
 
     def stats(self, upload_seconds: float) -> PublishStats:
-        """What publishing it took."""
+        """Return the figures of publishing this step, given the seconds of its upload."""
         snapshot = self.version.snapshot
         header = next(file.header for file in snapshot.files if file.path == STATE_FILE)
         infos = header.tensors if header else ()

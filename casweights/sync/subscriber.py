@@ -1,4 +1,4 @@
-"""The replica's side: live tensors are brought to a version in place."""
+"""The replica's side of live sync: bringing live tensors to a version in place."""
 
 from __future__ import annotations
 
@@ -34,43 +34,51 @@ if TYPE_CHECKING:
 
 Verify = Literal["full", "patch"]
 
-_MEMORY = 64 * MiB  # of decoded changes; the steps of a training mostly change less
+_MEMORY = 64 * MiB  # for decoded changes; most training steps change less
 _READ_AHEAD = 32 * MiB  # replicas have little memory to spare, and read little at a time
 
 
 class Subscriber(Handle, Closing):
     """Brings the tensors of a running model to versions of a branch, in place.
 
-    Only elements that differ are written; storages stay where they are. Each chunk of the target
-    is known by its hash, so everything that the target has is a base for what it needs next,
-    from whichever version it came: late joiners, missed versions, jumps back and other branches
-    all read the fewest bytes possible.
+    A sync writes only elements that differ, into the existing storages of the tensors. Each chunk
+    of the target is known by its hash, so all content of the target can be a base for the next
+    version, no matter which version it came from. Late joiners, missed versions, jumps back and
+    other branches all read the fewest bytes possible.
 
-    A sync that fails leaves the target as it was. Only where a version changes more than fits into
-    `memory` can it end halfway: then `version` is None, the error says so, and the next sync
-    continues from there.
+    A sync that fails leaves the target as it was. The exception is a version that changes more than
+    fits into `memory`: a sync to it can fail halfway. Then `version` is None, the error says so,
+    and the next sync continues from that state.
 
-    `prefetch`, `sync`, `patches` and `verify` hold one lock, so that several threads may call them;
-    `head` and `follow` take no lock. `BranchReader` looks at the branch and `Replica`
-    knows what the target holds; see there for the states.
+    `prefetch`, `sync`, `patches` and `verify` hold one lock, so several threads may call them.
+    `head` and `follow` hold no lock. `BranchReader` reads the branch, and `Replica` knows the
+    state of the target.
+
+    Example:
+        ::
+
+            with casweights.Subscriber("hf://buckets/me/weights/run-7", "policy") as subscriber:
+                stats = subscriber.sync(model)  # to the head of the branch
+                print(stats.fetched_bytes, stats.changed_elements)
+                subscriber.follow(lambda version: subscriber.sync(to=version))
 
     Args:
-        store: A store, or how to open it.
+        store: An open store, or the path or URL of one.
         branch: The branch to follow.
         verify: ``"full"`` hashes every chunk that changes before any is written. ``"patch"``
-            relies on the checksums of stored bytes, and on nobody else having written to the
-            target, or to the store.
-        include: Patterns of files, or of tensors, to take weights from; by default those that
-            programs for models load, see `Repository.load`.
-        strict: Whether target and version must have the same tensors. Otherwise those that only
-            one of them has are left alone.
-        key_map: The name in the version for a name in the target.
-        memory: Bytes of decoded changes to hold between `prefetch` and `sync`.
+            relies on the checksums of stored bytes, and requires that no other code writes to the
+            target and no untrusted writer to the store.
+        include: Patterns of files, or of tensors, to use weights from; by default the files that
+            model libraries load, see `Repository.load`.
+        strict: Whether target and version must have the same tensors. Otherwise tensors that only
+            one of them has are ignored.
+        key_map: Maps a name in the target to the name in the version: a mapping or a function.
+        memory: Maximum bytes of decoded changes to hold between `prefetch` and `sync`.
         reporter: Receives `Reporter.polled` and `Reporter.synced`; by default the reporter of the
             store.
 
     Raises:
-        NotFoundError: There is no such store.
+        NotFoundError: The store does not exist.
         InvalidInputError: An argument has none of the values above.
         StoreError: The store could not be read.
     """
@@ -111,7 +119,7 @@ class Subscriber(Handle, Closing):
         self._replica = Replica(db, target, fetcher, reporter)
         self._branch = BranchReader(self._opened.repository, branch, reporter)
         self._lock = threading.RLock()  # guards the replica
-        self._gone = threading.Event()  # set when it is closed
+        self._gone = threading.Event()  # set by `close`; ends `follow`
 
     def __repr__(self) -> str:
         return f"Subscriber({self._opened.repository.url!r}, {self._name!r})"
@@ -121,20 +129,20 @@ class Subscriber(Handle, Closing):
 
     @property
     def version(self) -> SnapshotId | None:
-        """The version that the target holds, bit for bit; None if it holds no known version."""
+        """The version that the target holds, bit for bit; None if no version is known."""
         return self._replica.version
 
     def head(self) -> SnapshotId | None:
-        """Where the branch is now; None if there is no such branch."""
+        """Read the version at the current head of the branch; None if the branch does not exist."""
         head = self._branch.look()
         return head.snapshot if head else None
 
     def prefetch(
         self, target: torch.nn.Module | Mapping[str, Any] | None = None, *, to: Ref | None = None
     ) -> SnapshotId:
-        """Fetch, decode and verify what a sync will need, without a write to the target.
+        """Fetch, decode and verify the changes for the next sync, without writing to the target.
 
-        The model may be used during this, and the next `sync` only writes.
+        The model may be used during this call, and the next `sync` only writes.
 
         Args:
             target: A module or a state dict; by default that of the last call.
@@ -144,8 +152,8 @@ class Subscriber(Handle, Closing):
             The version.
 
         Raises:
-            NotFoundError: No such branch or version.
-            InvalidInputError: The version does not fit the target; names the tensors.
+            NotFoundError: No such branch or version exists.
+            InvalidInputError: The version does not fit the target. The message names the tensors.
             IntegrityError: The store is damaged.
             StoreError: The store could not be read.
         """
@@ -162,19 +170,22 @@ class Subscriber(Handle, Closing):
     ) -> SyncStats:
         """Bring the target to a version, in place.
 
-        It waits for a `prefetch` that another thread has begun, and uses what that found.
+        The call waits for a `prefetch` that another thread has begun, and uses its result.
 
         Args:
             target: A module or a state dict; by default that of the last call.
             to: The version; by default the one that was prefetched, or the head of the branch.
-            expect: The version that the target must hold, if that matters.
+            expect: The version that the target must hold before the call; by default any.
+
+        Returns:
+            The versions, the bytes read, the elements changed, and the seconds of each stage.
 
         Raises:
-            StaleError: The target does not hold `expect`. It is as it was.
-            NotFoundError: No such branch or version.
-            InvalidInputError: The version does not fit the target; names the tensors.
-            IntegrityError: The store is damaged. The target is as it was, see `Subscriber`.
-            StoreError: The store could not be read. The target is as it was, see `Subscriber`.
+            StaleError: The target does not hold `expect`. It is unchanged.
+            NotFoundError: No such branch or version exists.
+            InvalidInputError: The version does not fit the target. The message names the tensors.
+            IntegrityError: The store is damaged. The target is unchanged, but see `Subscriber`.
+            StoreError: The store could not be read. The target is unchanged, but see `Subscriber`.
         """
         with self._lock:
             return self._replica.apply(self._ready(target, to, expect))
@@ -185,6 +196,7 @@ class Subscriber(Handle, Closing):
         to: Ref | None,
         expect: Ref | None,
     ) -> Prepared:
+        """Return the changes to write: the prefetched ones if `to` is None, or fetch them."""
         replica = self._replica
         replica.bind(target)
         if expect is not None:
@@ -200,26 +212,29 @@ class Subscriber(Handle, Closing):
         to: Ref | None = None,
         expect: Ref | None = None,
     ) -> Iterator[Patch]:
-        """Sync a target, and yield what changed in it, tensor by tensor.
+        """Sync a target, and yield the changes, tensor by tensor.
 
-        It is for hosts that lay out tensors in their own way: they keep a copy in the version's
-        layout as the target, and write the patches to theirs. See `sync`.
+        This is for hosts with their own layout of tensors. Such a host keeps a copy in the
+        version's layout as the target, and writes the patches to its own tensors. The arguments
+        and errors are those of `sync`.
 
         Yields:
-            Patches of the tensors that changed. The target has all of it before the first one.
+            Patches of the tensors that changed. The target is complete before the first patch.
         """
         with self._lock:
             prepared = self._ready(target, to, expect)
+            # Before `apply`, which replaces the new values in the changes with the old ones.
             sparse = to_patches(prepared, self._db.config.chunk_size)
             self._replica.apply(prepared)
         yield from sparse
         yield from whole_tensors(prepared, {patch.name for patch in sparse})
 
     def verify(self) -> None:
-        """Hash all tensors of the target that its version has, and compare.
+        """Hash all tensors of the target that are part of its version, and compare them with it.
 
         Raises:
-            StaleError: They are not what they should be. The next sync repairs that.
+            StaleError: The tensors differ from the version, or no version is known. The next sync
+                repairs them.
         """
         with self._lock:
             self._replica.verify()
@@ -232,16 +247,16 @@ class Subscriber(Handle, Closing):
         interval: float = 0.5,
         max_interval: float = 10.0,
     ) -> None:
-        """Call a function with the head of the branch now, and whenever it has moved.
+        """Call a function with the current head of the branch, and again whenever it has moved.
 
-        Versions in between are not reported one by one. The branch is looked at about ten times
-        between two moves, so that regular moves are noticed soon and a branch that rests costs
-        little. When the subscriber or its store is closed, it ends without an error, at the next
-        look at the latest.
+        Versions between two looks are not reported one by one. There are about ten looks between
+        two moves, so regular moves are noticed soon and an idle branch costs little. When the
+        subscriber or its store is closed, `follow` returns without an error, at the next look at
+        the latest.
 
         Args:
-            callback: The function.
-            stop: Ends it, when set.
+            callback: The function; it receives the version's ID.
+            stop: Setting this event makes `follow` return.
             interval: Minimum number of seconds between two looks.
             max_interval: Maximum number of seconds between two looks.
         """
@@ -259,7 +274,7 @@ class Subscriber(Handle, Closing):
                 raise
 
     def close(self) -> None:
-        """Forget what was prefetched, and close the store if it was opened here."""
+        """Drop prefetched changes, and close the store if the subscriber opened it."""
         self._gone.set()
         self._replica.prepared = None
         self._opened.close()

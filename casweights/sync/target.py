@@ -1,4 +1,4 @@
-"""A running model as the target of versions: its tensors, their names and what they hold."""
+"""A running model as the target of a sync: its tensors, their names and their content."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 KeyMap = Mapping[str, str] | Callable[[str], str]
 
-_MAX_LISTED = 5  # names in an error message; more would hide the advice
+_MAX_LISTED = 5  # problems of each kind in an error message; more would hide the advice
 
 
 class Wanted(NamedTuple):
-    """A chunk of a live tensor, and its wanted content."""
+    """A chunk of a live tensor, and the ID of its wanted content."""
 
     chunk: ChunkRef[LiveTensor]
     id: ChunkId
@@ -43,7 +43,7 @@ class Fit(NamedTuple):
     Attributes:
         live: The tensor.
         name: Its plain name in the version, see `plain_names`.
-        chunks: The version's chunks of it.
+        chunks: The IDs of the tensor's chunks in the version.
     """
 
     live: LiveTensor
@@ -51,21 +51,23 @@ class Fit(NamedTuple):
     chunks: tuple[ChunkId, ...]
 
     def wanted(self) -> Iterator[Wanted]:
-        """The chunks that do not hold their wanted content yet."""
+        """Yield the chunks that do not hold their wanted content."""
         for number, (has, chunk) in enumerate(zip(self.live.ids, self.chunks, strict=True)):
             if has != chunk:
                 yield Wanted(ChunkRef(self.live, number), chunk)
 
 
 class Target:
-    """The tensors of a running model.
+    """The tensors of a running model, and the known content of their chunks.
+
+    Call `bind` first, then `identify` and `fit` in any order.
 
     Args:
         chunk_size: Bytes of a chunk.
-        hasher: From a chunk's bytes to its ID.
+        hasher: Returns the ID of a chunk's bytes.
         workers: Threads for hashing.
-        weights_of: From a version to its weights.
-        key_map: The name in the version for a name in the target.
+        weights_of: Returns the weights of a version.
+        key_map: Maps a name in the target to the name in the version.
         strict: Whether target and version must have the same tensors.
     """
 
@@ -86,13 +88,14 @@ class Target:
         self._strict = strict
         self._key_map = _to_function(key_map)
         self._source: torch.nn.Module | Mapping[str, Any] | None = None
+        # Tied parameters are one tensor with several names; the key is its identity.
         self._live: dict[tuple[Any, ...], LiveTensor] = {}
         self._names: dict[tuple[Any, ...], list[str]] = {}
         self._plain: dict[str, str] = {}  # the plain name for each name
 
     @property
     def tensors(self) -> list[LiveTensor]:
-        """The tensors, each once."""
+        """The tensors, without duplicates."""
         return list(self._live.values())
 
     @property
@@ -101,13 +104,15 @@ class Target:
         return sum(live.nbytes for live in self._live.values())
 
     def bind(self, source: torch.nn.Module | Mapping[str, Any] | None = None) -> bool:
-        """Look at the tensors of a model; by default at those of the last one.
+        """Look at the tensors of a model, by default those of the last one.
+
+        The content of tensors to which other code wrote becomes unknown.
 
         Returns:
-            Whether they are the same tensors as before, and nobody else wrote to them.
+            Whether the tensors are the same as before, and no other code wrote to them.
 
         Raises:
-            InvalidInputError: No model was given yet, or this is not a model.
+            InvalidInputError: No model was given yet, or `source` is not a model.
         """
         source = self._source if source is None else source
         if source is None:
@@ -134,7 +139,8 @@ class Target:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Treat writes in this block as our own: torch counts views of one tensor together."""
+        """Do not count writes in this block as writes of other code."""
+        # Views of one tensor share a count: a write to one would mark all of them as touched.
         untouched = [live for live in self._live.values() if not live.was_touched()]
         try:
             yield
@@ -143,7 +149,7 @@ class Target:
                 live.recount()
 
     def identify(self) -> None:
-        """Hash the chunks whose content is unknown."""
+        """Hash the chunks whose content is unknown, and record their IDs."""
         unknown = [
             ChunkRef(live, number)
             for live in self._live.values()
@@ -157,7 +163,7 @@ class Target:
             chunk.tensor.ids[chunk.number] = found
 
     def chunks(self) -> dict[ChunkId, ChunkRef[LiveTensor]]:
-        """All known chunks of the target, by ID."""
+        """Return a chunk of the target for each known content, by ID."""
         return {
             found: ChunkRef(live, number)
             for live in self._live.values()
@@ -166,12 +172,15 @@ class Target:
         }
 
     def fit(self, version: Snapshot) -> list[Fit]:
-        """The wanted content of each tensor, by the version's name for it.
+        """Match the tensors of the target with those of a version.
+
+        Returns:
+            Each tensor of the target that the version has, with its wanted content.
 
         Raises:
-            InvalidInputError: Target and version do not fit each other; names the tensors. Or it is
-                not clear which files the version's weights are in.
-            NotFoundError: No weights match what is included.
+            InvalidInputError: Target and version do not fit each other; the message names the
+                tensors. Or the version has several candidates for its weight files.
+            NotFoundError: No weights match the included patterns.
         """
         weights = self._weights_of(version)
         stored = weights.tensors
@@ -202,11 +211,13 @@ class Target:
     def _finder(
         self, known: Mapping[str, str], plain: Mapping[str, str]
     ) -> Callable[[str], str | None]:
-        """A function from a name in the target to the name of that tensor in a version.
+        """Return a function from a name in the target to the name of that tensor in a version.
+
+        The function returns None for a tensor that the version lacks.
 
         Args:
-            known: The version's names, and for each the one that the tensor is stored under.
-            plain: The plain name for each of the version's names.
+            known: For each name in the version, the name under which the tensor is stored.
+            plain: The plain name for each name in the version.
         """
         shortened = {plain[name]: stored for name, stored in known.items()}
         by_rule, by_key_map = {**known, **shortened}, {**shortened, **known}
@@ -215,6 +226,7 @@ class Target:
 
         def find(name: str) -> str | None:
             given, short = mapped[name], self._key_map(self._plain[name])
+            # A name that the key map changed is meant literally; others follow the plain names.
             table = by_key_map if given != name or short != self._plain[name] else by_rule
             first = (given, short) if given != name else (short, given)
             wanted = (*first, given.removeprefix(dropped))
@@ -224,7 +236,7 @@ class Target:
 
 
 def _difference(tensor: torch.Tensor, names: list[str], stored: Mapping[str, Weight]) -> str | None:
-    """Why a tensor cannot hold what the version has under these names."""
+    """Return why a tensor cannot hold the version's tensor of these names; None if it can."""
     here = code_of(tensor), element_shape(tensor)
     for name in names:
         info = stored[name].info
@@ -234,11 +246,14 @@ def _difference(tensor: torch.Tensor, names: list[str], stored: Mapping[str, Wei
                 f"{list(here[1])} in the target"
             )
         if stored[name].chunks != stored[names[0]].chunks:
-            return f"{names[0]!r} and {name!r} are one tensor in the target, and differ"
+            return (
+                f"{names[0]!r} and {name!r} are one tensor in the target, but differ in the version"
+            )
     return None
 
 
 def _check_fit(different: list[str], missing: list[str], extra: list[str]) -> None:
+    """Raise an error that lists all problems, if there are any."""
     problems = [
         _listed("", different),
         _listed("the version lacks ", [repr(name) for name in missing]),
@@ -246,13 +261,14 @@ def _check_fit(different: list[str], missing: list[str], extra: list[str]) -> No
     ]
     said = "; ".join(problem for problem in problems if problem)
     if said:
-        hint = " (strict=False leaves them out, key_map renames)" if missing or extra else ""
+        hint = " (strict=False ignores them, key_map renames)" if missing or extra else ""
         raise InvalidInputError(
             ErrorCode.TARGET_MISMATCH, f"the version does not fit the target: {said}{hint}"
         )
 
 
 def _listed(what: str, items: list[str]) -> str:
+    """Join the first items after a heading; an empty string without items."""
     if not items:
         return ""
     more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
@@ -260,6 +276,7 @@ def _listed(what: str, items: list[str]) -> str:
 
 
 def _to_function(key_map: KeyMap | None) -> Callable[[str], str]:
+    """Return a key map as a function; None as the identity."""
     if key_map is None:
         return lambda name: name
     if isinstance(key_map, Mapping):

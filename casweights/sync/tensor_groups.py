@@ -1,4 +1,4 @@
-"""Small tensors, side by side in one memory, so that many are copied and compared at once."""
+"""Small tensors in consecutive memory, so that many are copied and compared at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from casweights.content.states import StateFile
     from casweights.format.safetensors import TensorInfo
 
-_MAX_BATCHED_BYTES = 16 << 10  # of a tensor; a larger one is worth the work of its own
+_MAX_BATCHED_BYTES = 16 << 10  # of a tensor; for larger ones the cost per tensor is negligible
 _DTYPES_AS_BYTES = ("BOOL", "F4")  # torch normalizes the bytes of BOOL, and cannot copy F4
 
 
@@ -34,10 +34,10 @@ class Batch:
     Args:
         infos: The tensors, in the order in which their bits are kept.
         state: The first state whose bits are kept.
-        staging: Scratch memory of at least the same size on the tensors' device; batches may share
+        staging: Scratch memory on the tensors' device, of at least their size. Batches may share
             it.
-        on_device: Whether to keep another copy on an accelerator, so that nothing but changes
-            crosses to the host. Without one, the host's copy goes to the device to be compared.
+        on_device: Whether to keep another copy on an accelerator, so that only changes are copied
+            to the host. Otherwise the host's copy is moved to the device for each comparison.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class Batch:
         self._shadow = self._staged.clone() if on_device and not self._is_on_host else None
 
     def parts(self) -> Iterator[tuple[str, memoryview]]:
-        """The names of the tensors, and where the bits of each are kept."""
+        """Yield the name of each tensor, and the memory that keeps its bits."""
         rest = self._memory
         for info in self._infos:
             yield info.name, rest[: info.nbytes]
             rest = rest[info.nbytes :]
 
     def update(self, state: StateFile) -> list[tuple[str, ElementChange]]:
-        """Keep the bits that the tensors have in a state of the same layout.
+        """Replace the kept bits by those of a state of the same layout.
 
         Returns:
-            The names of the tensors that changed, each with the change that undoes it.
+            The name of each tensor that changed, with the change that undoes it.
         """
         self._stage(state)
         change = self._find_change()
@@ -87,19 +87,19 @@ class Batch:
         return list(self._split(change))
 
     def _stage(self, state: StateFile) -> None:
-        """Copy the tensors of a state to the staging memory, in the dtype they are written in."""
+        """Copy the tensors of a state to the staging memory, in the dtype of their publication."""
         live = [state.tensors[name] for name in self._names]
-        with torch.inference_mode():  # which tensors made in that mode demand
+        with torch.inference_mode():  # required for tensors that were created in that mode
             if self._as_bytes:
                 live = [tensor.view(torch.uint8) for tensor in live]
             torch._foreach_copy_(self._copies, live)
-            # The bits of a NaN that torch casts depend on the loop that it chooses: those of a
-            # tensor that is cast by itself count.
+            # When torch casts a NaN, its bits depend on the loop that torch chooses. The bits that
+            # count are those of casting each tensor by itself.
             if state.outline.cast and _has_nan(self._elements):
                 torch._foreach_copy_(self._copies, [state.tensor(name) for name in self._names])
 
     def _find_change(self) -> ElementChange | None:
-        """The change that turns the kept bits into the staged ones."""
+        """Return the change that turns the kept bits into the staged ones; None if equal."""
         if self._is_on_host:
             return find_change(self._memory, self._staged.numpy().view(np.uint8).data, self._width)
         kept = self._shadow
@@ -110,7 +110,7 @@ class Batch:
         return next((change for _, change in list(found)), None)
 
     def _split(self, undo: ElementChange) -> Iterator[tuple[str, ElementChange]]:
-        """Cut a change of the batch into the changes of its tensors."""
+        """Split a change of the batch into the changes of its tensors, by name."""
         positions, values = self._differing(undo)
         numbers = np.searchsorted(self._stops, positions, side="right")
         changed, firsts = np.unique(numbers, return_index=True)
@@ -126,7 +126,7 @@ class Batch:
             )
 
     def _differing(self, undo: ElementChange) -> tuple[np.ndarray, memoryview]:
-        """The positions and former bytes of the elements that making a change has altered."""
+        """Return the positions and former bytes of the elements that differ from before."""
         if undo.positions is not None:
             return np.frombuffer(undo.positions, POSITION), memoryview(undo.values)
         kind = f"<u{self._width}"
@@ -135,7 +135,7 @@ class Batch:
         return positions, before[positions].view(np.uint8).data
 
     def _shortest(self, number: int, undo: ElementChange) -> ElementChange:
-        """The same change of a tensor, in no more memory than the tensor itself."""
+        """Return an equivalent change that needs no more memory than the tensor itself."""
         nbytes = self._infos[number].nbytes
         if undo.nbytes <= nbytes:
             return undo
@@ -148,10 +148,10 @@ class Batch:
 
 
 def make_batches(state: StateFile, limit: int, *, on_device: bool) -> Iterator[Batch]:
-    """Batches of the small tensors of a state, with at most `limit` bytes each.
+    """Group the small tensors of a state into batches of at most `limit` bytes each.
 
     Args:
-        state: The state, whose bits are kept.
+        state: The state; the batches keep its bits.
         limit: Maximum bytes of a batch; at least the size of the largest small tensor.
         on_device: See `Batch`.
     """
@@ -175,13 +175,14 @@ def _has_nan(elements: torch.Tensor) -> bool:
 
 
 def _staging(size: int, device: torch.device) -> torch.Tensor:
+    """Allocate scratch memory on a device."""
     if device.type == "cpu":
         return torch.frombuffer(uninitialized(size), dtype=torch.uint8)
     return torch.empty(size, dtype=torch.uint8, device=device)
 
 
 def _parts(infos: Iterable[TensorInfo], limit: int) -> Iterator[list[TensorInfo]]:
-    """Cut a list of tensors into lists of at most `limit` bytes."""
+    """Split a list of tensors into lists of at most `limit` bytes."""
     part: list[TensorInfo] = []
     left = limit
     for info in infos:

@@ -44,7 +44,7 @@ def refusal(repo: Repository, live: State, **options: Any) -> InvalidInputError:
         ({"d": torch.ones(1)}, "the version lacks 'd' (strict"),
         (
             {"a": None, "A": torch.ones(4)},
-            "the version lacks 'A'; the target lacks 'a' (strict=False leaves them out, key_map",
+            "the version lacks 'A'; the target lacks 'a' (strict=False ignores them, key_map",
         ),
         ({"a": torch.ones(5)}, "'a' is F32 [4] in the version and F32 [5] in the target"),
         ({"b": torch.ones(3, 2)}, "'b' is F32 [2, 3] in the version and F32 [3, 2] in the target"),
@@ -129,7 +129,7 @@ def test_tensors_that_are_one_in_the_target_only(repo: Repository) -> None:
     repo.commit({"a": torch.ones(3), "b": torch.zeros(3)})
     error = refusal(repo, {"a": shared, "b": shared})
     assert error.code is ErrorCode.TARGET_MISMATCH
-    assert "'a' and 'b' are one tensor in the target, and differ" in str(error)
+    assert "'a' and 'b' are one tensor in the target, but differ in the version" in str(error)
 
 
 def test_tensors_that_are_one_in_the_version_only(repo: Repository) -> None:

@@ -94,7 +94,6 @@ class CasweightsReader(StorageReader):
         """See `StorageReader`."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """See `StorageReader`."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:

@@ -133,5 +133,4 @@ class BytesFile(SourceFile):
         self._content = memoryview(content)
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`."""
         return [self._content[piece.offset : piece.offset + piece.nbytes] for piece in run]
