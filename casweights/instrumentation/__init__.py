@@ -1,6 +1,6 @@
-"""Listeners for the events of casweights: log lines, progress bars, Prometheus metrics.
+"""Reporters for the events of casweights: log lines, progress bars, Prometheus metrics.
 
-`Tee` makes one listener of several.
+`Tee` combines several reporters into one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lines in the logs of Python's `logging`."""
+"""Log lines through Python's `logging`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 
     Stats = CheckoutStats | CommitStats | PollStats | PublishStats | SyncStats | TransferStats
 
-_MB = 1_000_000
+_MB = 1_000_000  # megabytes as storage providers count them
 
 
 class Logs(Reporter):
     """Writes a line for each result to the logger ``casweights``.
 
-    Results are logged at ``INFO``, warnings at ``WARNING``, polls at ``DEBUG``; progress is not.
-    Each record also has, as attributes for structured loggers, the fields of the event's stats,
-    with IDs in hexadecimal, and the event's name as ``event_name``.
+    Results are logged at ``INFO``, warnings at ``WARNING``, and polls at ``DEBUG``; progress is not
+    logged. For structured loggers, the attributes of each record include the fields of the event's
+    stats, with IDs in hexadecimal, and the event's name as ``event_name``.
+
+    Example:
+        >>> logging.basicConfig(level=logging.INFO)
+        >>> store = casweights.open("./store", reporter=Logs())
     """
 
     def __init__(self) -> None:
@@ -112,19 +116,21 @@ class Logs(Reporter):
 
 
 def _share(stats: PublishStats | SyncStats) -> str:
-    """How much of the tensors changed, for people."""
+    """Return the share of elements that changed, as text."""
     if stats.changed_elements is None:
         return "unknown share"
     return f"{100 * stats.changed_elements / max(stats.elements, 1):.3g}%"
 
 
 def _extra(event: str, stats: Stats) -> dict[str, Any]:
-    """The stats as attributes of a record, of types that JSON has."""
+    """Return the stats as attributes of a record, with types that JSON can express."""
+    # `extra` must not replace the attributes of a record, like `name`: hence `event_name`.
     plain = {field.name: _plain(getattr(stats, field.name)) for field in fields(stats)}
     return {"event_name": event, **plain}
 
 
 def _plain(value: Any) -> Any:
+    """Return a field's value with IDs as text and tuples as lists."""
     if isinstance(value, bytes):  # an ID
         return str(value)
     if isinstance(value, dict):

@@ -22,11 +22,14 @@ _TITLES = {
 
 
 class ProgressBars(Reporter):
-    """Draws a bar for each stage, and takes it away when the stage ends.
+    """Draws a progress bar for each stage, and removes it when the stage ends.
 
     Args:
-        file: Where to draw; by default on standard error.
+        file: The stream to draw on; by default the standard error.
         delay: Seconds that a stage must last before its bar appears.
+
+    Example:
+        >>> store = casweights.open("./store", reporter=ProgressBars())
     """
 
     def __init__(self, *, file: TextIO | None = None, delay: float = 0.3) -> None:
@@ -48,7 +51,7 @@ class ProgressBars(Reporter):
 
     def advanced(self, stage: Stage, nbytes: int) -> None:
         bar = self._bars.get(stage)
-        if bar is not None:  # not so if two threads are in one stage
+        if bar is not None:  # another thread in the same stage may have closed the bar
             bar.update(nbytes)
 
     def finished(self, stage: Stage) -> None:

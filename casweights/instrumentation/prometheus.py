@@ -28,20 +28,20 @@ if TYPE_CHECKING:
         TransferStats,
     )
 
-# Seconds: a pause takes milliseconds, a first upload minutes.
+# Seconds, from the milliseconds of a pause to the minutes of a first upload.
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-_RECENT = 1024  # versions; many more than come between the two reports of one
+_RECENT = 1024  # versions to remember; far more than lie between the two reports of one version
 
 
 class Metrics(Reporter):
     """Counts events in a registry of prometheus_client; ``docs/metrics.md`` lists the metrics.
 
-    One of them serves all stores, publishers and subscribers of a process. A version counts once,
+    One instance serves all stores, publishers and subscribers of a process. A version counts once,
     even if it is reported as committed and as published.
 
     Args:
-        registry: Where to register the metrics; by default that of ``prometheus_client``.
-        namespace: What their names begin with.
+        registry: The registry for the metrics; by default that of ``prometheus_client``.
+        namespace: The prefix of the metrics' names.
 
     Raises:
         ValueError: The registry has metrics of these names, or `namespace` cannot be in a name.
@@ -65,20 +65,25 @@ class Metrics(Reporter):
             "downloaded_bytes", "Stored bytes read for checkouts and syncs.", unit="bytes"
         )
         self._transferred = counter(
-            "transferred_bytes", "Bytes brought from one store to another.", unit="bytes"
+            "transferred_bytes", "Bytes transferred from one store to another.", unit="bytes"
         )
         self._versions = counter("versions", "Versions handled.", ["operation"])
-        self._polls = counter("polls", "Looks at a branch.")
-        self._skipped = counter("skipped_steps", "Published steps left out for later ones.")
+        self._polls = counter("polls", "Reads of a branch's head.")
+        self._skipped = counter(
+            "skipped_steps", "Published steps left out in favour of later ones."
+        )
         self._seconds = histogram(
             "stage_seconds", "Duration of a stage.", ["stage"], unit="seconds", buckets=_BUCKETS
         )
         self._density = gauge(
-            "density_ratio", "Changed elements in the last version.", ["operation"], unit="ratio"
+            "density_ratio",
+            "Share of elements that changed in the last version.",
+            ["operation"],
+            unit="ratio",
         )
-        self._lag = gauge("lag_versions", "Moves of the branch that the last sync made up for.")
-        self._step = gauge("last_step", "The step that was published last.")
-        self._lag.set(math.nan)  # not 0, which would be a value
+        self._lag = gauge("lag_versions", "Moves of the branch that the last sync covered.")
+        self._step = gauge("last_step", "Step number of the last published version.")
+        self._lag.set(math.nan)  # unknown; the default of 0 would be a real value
         self._step.set(math.nan)
         self._lock = Lock()
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
@@ -121,7 +126,8 @@ class Metrics(Reporter):
         )
 
     def _count(self, stats: CommitStats | PublishStats) -> None:
-        """Count a version that was stored, unless it was counted before."""
+        """Count a stored version, unless it was counted before."""
+        # A publisher's version is reported twice: by its commit, and as published.
         with self._lock:
             if stats.snapshot in self._recent:
                 return
@@ -130,11 +136,13 @@ class Metrics(Reporter):
         self._uploaded.inc(stats.stored_bytes)
 
     def _observe(self, **seconds: float) -> None:
+        """Add the durations of stages to the histogram."""
         for stage, duration in seconds.items():
             self._seconds.labels(stage).observe(duration)
 
 
 def _density(stats: PublishStats | SyncStats) -> float:
+    """Return the share of elements that changed; NaN if it is unknown."""
     if stats.changed_elements is None:
-        return math.nan  # lest the value of an earlier version stay
+        return math.nan  # replaces the value of an earlier version, which would mislead
     return stats.changed_elements / max(stats.elements, 1)

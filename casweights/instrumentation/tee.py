@@ -1,4 +1,4 @@
-"""Several listeners in the place of one."""
+"""Several reporters in place of one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class Tee(Reporter):
-    """Passes every event to several reporters, in their order.
+    """Passes every event to several reporters, in order.
 
-    What one of them raises is not caught, as it is not where there is one alone: it ends the work
-    that the event is about, and the reporters after it do not hear of the event.
+    Like that of a single reporter, an exception of one of them is not caught: it ends the operation
+    that reported the event, and the following reporters do not receive the event.
 
     Args:
-        reporters: Who shall hear of the events.
+        reporters: The reporters that receive the events.
 
     Example:
         >>> store = casweights.open("./store", reporter=Tee(ProgressBars(), Logs()))

@@ -1,1 +1,4 @@
-"""Adapters to training and inference libraries, imported only where those are installed."""
+"""Integrations with training and inference libraries.
+
+Import only the modules whose libraries are installed; no other part of casweights imports them.
+"""

@@ -1,4 +1,4 @@
-"""Names in the files of PEFT adapters, for models that are wrapped or were."""
+"""Names of tensors in the files of PEFT adapters, with and without prefixes of wrappers."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-_START = "base_model.model."  # PEFT's own wrapper, which is in every name that it writes
+_START = "base_model.model."  # prefix of PEFT's own wrapper, in every name that PEFT writes
 
 
 def make_plain(folder: Path, model: PeftModel) -> None:
-    """Drop what wrappers in a model add to the names in its adapter's file."""
+    """Drop the prefixes of wrappers in a model from the names in its adapter's file.
+
+    Args:
+        folder: The folder of the adapter; its file is rewritten if a name changes.
+        model: The model that wrote the adapter.
+    """
     unwrap = unwrapper(model)
     _rename(folder, lambda names: {name: unwrap(name) for name in names})
 
 
 def make_fit(folder: Path, model: torch.nn.Module) -> None:
-    """Give the tensors of an adapter's file the names that they have in a model.
+    """Rename the tensors in an adapter's file to the names that a model has for them.
 
     Args:
-        folder: The folder of the adapter.
-        model: The base, or a `PeftModel` on it.
+        folder: The folder of the adapter; its file is rewritten if a name changes.
+        model: The base, or a `PeftModel` on it; either may contain wrapped modules.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     unwrap = unwrapper(base)
-    paths = {unwrap(path): path for path, _ in base.named_modules()}  # the innermost path is last
+    # A wrapper and its content have the same plain path; `named_modules` has the content last.
+    paths = {unwrap(path): path for path, _ in base.named_modules()}
 
     def fit(names: Iterable[str]) -> dict[str, str]:
         names = list(names)
@@ -46,7 +52,12 @@ def make_fit(folder: Path, model: torch.nn.Module) -> None:
 
 
 def _placed(name: str, paths: dict[str, str]) -> str:
-    """The name of a tensor, with the path of the module that it is in."""
+    """Return a tensor's name with the path of its module in the model.
+
+    Args:
+        name: The plain name.
+        paths: The path in the model for each plain path of a module.
+    """
     parts = name.split(".")
     for n in range(len(parts) - 1, -1, -1):
         path = paths.get(".".join(parts[:n]))
@@ -56,6 +67,7 @@ def _placed(name: str, paths: dict[str, str]) -> str:
 
 
 def _rename(folder: Path, renamed: Callable[[Iterable[str]], dict[str, str]]) -> None:
+    """Rewrite an adapter's file with other names, if there is such a file and any name changes."""
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         return
@@ -66,6 +78,6 @@ def _rename(folder: Path, renamed: Callable[[Iterable[str]], dict[str, str]]) ->
 
 
 def as_peft(model: object) -> PeftModel | None:
-    """The `PeftModel` that this is, or wraps; None if it is neither."""
+    """Return the `PeftModel` that this object is or wraps; None if it is neither."""
     inside = innermost(model) if isinstance(model, torch.nn.Module) else None
     return inside if isinstance(inside, PeftModel) else None

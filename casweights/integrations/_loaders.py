@@ -1,4 +1,4 @@
-"""Whether a model's weight loaders write nothing but a checkpoint's own bits."""
+"""A test whether a model's weight loaders copy the bits of a checkpoint without changing them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ _log = logging.getLogger(__name__)
 
 
 def holds(model: Any, weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the model holds these very bits, each in one place, and can be patched.
+    """Return whether a model can be patched: it holds exactly these bits, each in one place.
 
-    Loads them with a comparison in place of each write, so nothing is written.
+    The model's loader runs with a comparison in place of each write, so it writes nothing.
+
+    Args:
+        model: The model; its ``load_weights`` is called.
+        weights: The weights by name, in checkpoint layout.
     """
     comparison = _Comparison()
     try:
@@ -30,7 +34,10 @@ def holds(model: Any, weights: Mapping[str, torch.Tensor]) -> bool:
 
 
 def _derives(model: torch.nn.Module) -> bool:
-    """Whether a layer keeps tensors beside its weights: made of them, they would go stale."""
+    """Whether a layer has plain tensors as attributes, which may be derived from its weights.
+
+    A patch of the weights would leave them stale.
+    """
     return any(
         isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 1
         for module in model.modules()
@@ -39,10 +46,10 @@ def _derives(model: torch.nn.Module) -> bool:
 
 
 class _Comparison(TorchFunctionMode):
-    """Compares what weight loaders would write with what is there, and writes nothing.
+    """Replaces the writes of weight loaders by comparisons with the present content.
 
     Attributes:
-        same: Whether all of it is there, each in a place of its own.
+        same: Whether the content was equal in each comparison, and no memory was compared twice.
     """
 
     def __init__(self) -> None:
@@ -52,11 +59,13 @@ class _Comparison(TorchFunctionMode):
         self._storages: set[int] = set()
 
     def covers(self, model: torch.nn.Module) -> bool:
-        """Whether something would have been written to every parameter."""
+        """Whether the loaders would have written to every parameter of a model."""
+        # Compared by storage: loaders write to views of fused parameters.
         storages = {_storage(weight) for weight in model.parameters() if weight.numel()}
         return bool(storages) and storages <= self._storages
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Compare instead of writing; raise an error for writes of any other kind."""
         kwargs = kwargs or {}
         name = func.__name__
         if name == "copy_":
@@ -69,13 +78,14 @@ class _Comparison(TorchFunctionMode):
             raise NotImplementedError(f"a loader writes by {name}")
         return func(*args, **kwargs)
 
-    def _compare(self, there: torch.Tensor, new: torch.Tensor) -> None:
-        if not there.numel():
+    def _compare(self, present: torch.Tensor, new: torch.Tensor) -> None:
+        if not present.numel():
             return
-        fresh = there.data_ptr() not in self._written
-        self._written.add(there.data_ptr())
-        self._storages.add(_storage(there))
-        self.same = self.same and fresh and _same_bits(there, new)
+        # A second write to the same memory would make the result depend on the order of writes.
+        fresh = present.data_ptr() not in self._written
+        self._written.add(present.data_ptr())
+        self._storages.add(_storage(present))
+        self.same = self.same and fresh and _same_bits(present, new)
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -83,6 +93,7 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _writes(name: str) -> bool:
+    """Whether a function of torch writes to its first argument, by its name."""
     if name.startswith("__"):
         return name in ("__set__", "__setitem__") or (
             name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")
@@ -91,6 +102,7 @@ def _writes(name: str) -> bool:
 
 
 def _same_bits(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether a write of `theirs` to `ours`, which casts, would leave all bits as they are."""
     if ours.shape != theirs.shape:
         return False
     theirs = theirs.to(ours.device, ours.dtype)

@@ -1,4 +1,4 @@
-"""Names in the checkpoints that transformers loads, and those that a wrapped model wrote."""
+"""Names in checkpoints that a wrapped model wrote and transformers loads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 
 def key_mapping(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The argument that has transformers drop the prefix of wrappers, if every name has it.
+    """Return the arguments that make transformers drop a prefix of wrappers from names.
 
     Args:
-        folder: The folder that the weights are in.
+        folder: The folder that contains the weights.
         options: The arguments of ``from_pretrained``.
+
+    Returns:
+        ``key_mapping`` if all names in the checkpoint share a prefix of wrappers; otherwise no
+        arguments.
     """
     path = _checkpoint(folder, options)
     prefix = common_prefix(_names(path, options)) if path else ""
@@ -35,7 +39,7 @@ def key_mapping(folder: Path, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path, options: Mapping[str, Any]) -> Path | None:
-    """The file that transformers finds first: the weights, or the index of their shards."""
+    """Return the file that transformers would find first: weights, or the index of their shards."""
     safetensors = options.get("use_safetensors")
     found = [] if safetensors is False else [SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME]
     found += [] if safetensors else [WEIGHTS_NAME, WEIGHTS_INDEX_NAME]
@@ -46,7 +50,7 @@ def _checkpoint(folder: Path, options: Mapping[str, Any]) -> Path | None:
 
 
 def _names(path: Path, options: Mapping[str, Any]) -> Iterable[str]:
-    """The names of the tensors, by the functions that transformers itself reads them with."""
+    """Return the names of the tensors, read with the functions that transformers itself uses."""
     if path.suffix == ".json":
         weight_map: dict[str, str] = json.loads(path.read_bytes())["weight_map"]
         return weight_map

@@ -1,4 +1,4 @@
-"""Stores and versions, as hosts open them: one for each process, or checked out into a folder."""
+"""Access to stores and versions for hosts: a store per process, a version in a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from casweights.format.manifest import Snapshot
 
-# Names of the files that Trainer, accelerate, FSDP and DeepSpeed write next to a model.
+# Names of the files that Trainer, accelerate, FSDP and DeepSpeed write next to a model's files.
 _TRAINING_STATE = (
     *("trainer_state.json", "training_args.bin", "scheduler.pt", "scaler.pt"),
     *("optimizer*.bin", "*optimizer.pt", "optimizer.pt_*", "rng_state*.pth", "random_states_*.pkl"),
@@ -29,10 +29,10 @@ _TRAINING_STATE = (
 
 
 class LazyRepository:
-    """A store that each process opens when it needs it; only its URL is pickled.
+    """A store that each process opens on first use; only its URL is pickled.
 
     Args:
-        store: The store, or its path or URL.
+        store: An open store, or the path or URL of one.
     """
 
     def __init__(self, store: Repository | str | os.PathLike[str]) -> None:
@@ -40,10 +40,10 @@ class LazyRepository:
         self._url = store.url if isinstance(store, Repository) else os.fspath(store)
 
     def open(self) -> Repository:
-        """The store, always the same one in a process.
+        """Open the store if this process has not opened it yet, and return it.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: The store does not exist.
             StoreError: The storage failed.
         """
         if self._opened is None or not belongs_here(self._opened):
@@ -51,7 +51,7 @@ class LazyRepository:
         return self._opened
 
     def __getstate__(self) -> Mapping[str, Any]:
-        """Everything but the open store."""
+        """Return the state without the open store, for pickling."""
         return {"_opened": None, "_url": self._url}
 
 
@@ -64,21 +64,21 @@ def checked_out(
     subfolder: str = "",
     skip: tuple[str, ...] = (),
 ) -> Iterator[Path]:
-    """Check a version out into a directory, without the state of a training.
+    """Check a version out into a directory, without the files of a training state.
 
     Args:
         repository: The store.
-        snapshot: The version, or a part of its files.
-        directory: The directory in which each version gets a folder of its own; by default one that
-            is removed afterwards.
-        subfolder: The folder of the version that is checked out alone.
+        snapshot: The version, or a version with only some of its files.
+        directory: The directory in which each version has a folder of its own; by default a
+            temporary directory, which is removed on exit.
+        subfolder: The only folder of the version to check out; by default all of them.
         skip: Patterns of the names of files to leave out.
 
     Yields:
         The version's folder.
 
     Raises:
-        NotFoundError: No file is left.
+        NotFoundError: No file remains to check out.
     """
     inside = PurePosixPath(subfolder)
     paths = [
@@ -99,6 +99,6 @@ def checked_out(
 
 
 def name_matches(path: str, patterns: tuple[str, ...]) -> bool:
-    """Whether the last part of a path matches any of some patterns."""
+    """Whether the last part of a path matches any of the patterns."""
     name = PurePosixPath(path).name
     return any(fnmatchcase(name, pattern) for pattern in patterns)

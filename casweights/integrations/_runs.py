@@ -1,4 +1,4 @@
-"""Which run of a `Trainer` a version is a checkpoint of."""
+"""Identifying the run of a `Trainer` that a version is a checkpoint of."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ if TYPE_CHECKING:
 
 _STATE = "trainer_state.json"
 _MAX_STATE = 64 << 20  # bytes; half a million log entries
-RUNS = "casweights"  # in a state's stateful_callbacks: by branch, an ID of the run that has it
+RUNS = "casweights"  # key in a state's stateful_callbacks; its value maps branches to run IDs
 
 
 def name_run(state: TrainerState, branch: str) -> None:
-    """Give a run an ID on a branch, unless it resumes one that has; checkpoints keep it."""
+    """Give a run an ID on a branch, unless it resumes from a checkpoint that already has one.
+
+    The ID is part of the state, so that every later checkpoint contains it.
+    """
     callbacks: Any = state.stateful_callbacks
     callbacks.setdefault(RUNS, {}).setdefault(branch, uuid4().hex)
 
 
 def trainer_state(repository: Repository, ref: Ref) -> dict[str, Any]:
-    """What a version has as the state of its `Trainer`; empty if there is no such thing.
+    """Read the `Trainer` state of a version; empty if the version has no valid state.
 
     Raises:
-        InvalidInputError: It is larger than any `Trainer` makes it.
+        InvalidInputError: The state is larger than any that a `Trainer` writes.
     """
     version = repository.snapshot(ref)
     size = next((file.size for file in version.files if file.path == _STATE), 0)
@@ -49,13 +52,16 @@ def trainer_state(repository: Repository, ref: Ref) -> dict[str, Any]:
 def is_from_run(
     repository: Repository, version: SnapshotId | None, branch: str, state: TrainerState
 ) -> bool:
-    """Whether a version is a checkpoint of the run that a state is of, at this step or before.
+    """Return whether a version is a checkpoint of a run, made at its present step or before.
+
+    The version must have the same run ID on the branch, and the run's log must begin with the
+    version's log. If neither has an ID, the log must not be empty.
 
     Args:
         repository: The store.
         version: The version.
-        branch: The branch that it is on.
-        state: The state of the run, as it is now or was resumed.
+        branch: The branch of the version.
+        state: The present state of the run, or the state from which it resumed.
     """
     theirs = {} if version is None else trainer_state(repository, version)
     step, logged = theirs.get("global_step"), theirs.get("log_history")
@@ -68,11 +74,11 @@ def is_from_run(
 
 
 def _canonical(logged: list[Any]) -> str:
-    """Equal for logs that say the same: keys have no order, and NaN equals NaN."""
+    """Return a text that is equal for equal logs: keys have no order, and NaN equals NaN."""
     return json.dumps(logged, sort_keys=True)
 
 
 def _run(callbacks: Any, branch: str) -> Any:
-    """Which run a state is of, on a branch; None where that is not known."""
+    """Return the run ID on a branch; None if the state has none."""
     runs = callbacks.get(RUNS) if isinstance(callbacks, dict) else None
     return runs.get(branch) if isinstance(runs, dict) else None

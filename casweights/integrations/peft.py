@@ -1,4 +1,4 @@
-"""PEFT: adapters as small versions that know their base, loaded with it in one call."""
+"""PEFT: adapters as small versions that name their base, and load together with it."""
 
 from __future__ import annotations
 
@@ -53,27 +53,27 @@ def commit_adapter(
 ) -> Snapshot:
     """Commit an adapter, without its base.
 
-    The version holds what ``save_pretrained`` writes, and its metadata names the base:
-    ``metadata["base"]`` is a snapshot ID. A new branch begins at the base, so that whoever pushes
-    the adapter pushes the base too, if it is not there yet.
+    The version contains the files that ``save_pretrained`` writes, and its metadata names the base:
+    ``metadata["base"]`` is a snapshot ID. A new branch begins at the base, so that a push of the
+    adapter includes the base unless the other store has it already.
 
     Args:
-        store: The store, or its path or URL; it holds the base too.
+        store: An open store, or the path or URL of one. It must contain the base.
         adapter: The `PeftModel` with the adapter, or a directory that ``save_pretrained`` wrote.
-            Of a model, names of tensors are stored without what ``torch.compile`` and data
-            parallelism add to them; a directory is stored as it is.
-        branch: The branch to move; made if there is none.
-        base: The version of the model that the adapter was trained on.
-        adapter_name: Which adapter of the model.
-        message: Why this version is.
-        author: Who made it.
-        metadata: JSON-like values to keep with it.
-        **kwargs: Go to ``save_pretrained``, as ``save_embedding_layers=True``.
+            For a model, tensors are stored without the prefixes of ``torch.compile`` and data
+            parallelism in their names; a directory is stored as it is.
+        branch: The branch to move; created if it does not exist.
+        base: The version of the model on which the adapter was trained.
+        adapter_name: The name of the adapter in the model.
+        message: Why this version exists.
+        author: The author of the version.
+        metadata: JSON-like values to store with the version.
+        **kwargs: Arguments for ``save_pretrained``, for example ``save_embedding_layers=True``.
 
     Raises:
         NotFoundError: The store has no version `base`.
-        InvalidInputError: There is no such adapter, or the directory holds none.
-        ConflictError: Another writer moved the branch meanwhile.
+        InvalidInputError: The model has no such adapter, or the directory contains no adapter.
+        ConflictError: Another writer moved the branch during the call.
         StoreError: The store could not be written.
     """
     with opened(store) as repository, _saved(adapter, adapter_name, kwargs) as directory:
@@ -92,12 +92,12 @@ def commit_adapter(
 def _saved(
     adapter: torch.nn.Module | str | os.PathLike[str], name: str, options: dict[str, Any]
 ) -> Iterator[Path]:
-    """The directory with the adapter's files."""
+    """Yield a directory with the adapter's files: a temporary one for a model."""
     if (model := as_peft(adapter)) is not None:
         if name not in model.peft_config:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                f"the model has no adapter {name!r}, but {', '.join(model.peft_config)}",
+                f"the model has no adapter {name!r}: choose one of {', '.join(model.peft_config)}",
             )
         with TemporaryDirectory(prefix="casweights-") as temporary:
             model.save_pretrained(temporary, selected_adapters=[name], **options)
@@ -109,7 +109,7 @@ def _saved(
     if not (directory / _CONFIG).is_file():
         raise InvalidInputError(
             ErrorCode.SOURCE_UNREADABLE,
-            f"{directory} holds no adapter: there is no {_CONFIG} in it",
+            f"{directory} contains no adapter: it has no {_CONFIG}",
         )
     yield directory
 
@@ -123,52 +123,56 @@ def load_adapter(
     is_trainable: bool = False,
     **kwargs: Any,
 ) -> PeftModel:
-    """Load an adapter, and its base too unless there is one.
+    """Load an adapter, and its base as well unless `model` is given.
 
     Args:
-        store: The store, or its path or URL.
+        store: An open store, or the path or URL of one.
         ref: The version of the adapter.
-        model: The base to put the adapter on, or a `PeftModel` to add it to; wrapped or not. By
-            default the version that the adapter's metadata names as its base.
-        adapter_name: What the model calls the adapter.
-        is_trainable: Whether to go on training it.
-        **kwargs: Go to `casweights.integrations.transformers.from_pretrained`, for the base.
+        model: The base for the adapter, or a `PeftModel` to add it to; wrapped or not. By default
+            the base is loaded from the version that the adapter's metadata names.
+        adapter_name: The name of the adapter in the model.
+        is_trainable: Whether the adapter's parameters are to be trained further.
+        **kwargs: Arguments for `casweights.integrations.transformers.from_pretrained`, to load
+            the base.
 
     Returns:
         The model with the adapter; the `PeftModel` itself if `model` is one, or wraps one.
 
     Raises:
-        NotFoundError: No such version.
-        InvalidInputError: The version is no adapter, or names no base and there is no `model`.
+        NotFoundError: The version does not exist.
+        InvalidInputError: The version is not an adapter, or it names no base and `model` is not
+            given.
         IntegrityError: The store is damaged.
         StoreError: The store could not be read.
     """
     if model is not None and kwargs:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT,
-            f"{', '.join(kwargs)}: they are for loading the base, and `model` is there already",
+            f"{', '.join(kwargs)}: these arguments load the base, but `model` is the base: leave "
+            "them out",
         )
     with opened(store) as repository:
         snapshot = repository.snapshot(ref)
         if _CONFIG not in (file.path for file in snapshot.files):
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                f"version {snapshot.id} is no adapter: it has no {_CONFIG}",
+                f"version {snapshot.id} is not an adapter: it has no {_CONFIG}",
             )
         if model is None:
             model = from_pretrained(repository, _base(repository, snapshot), **kwargs)
         with checked_out(repository, snapshot) as directory:
-            there = as_peft(model)
-            make_fit(directory, there or model)
-            if there is not None:
-                there.load_adapter(directory, adapter_name, is_trainable=is_trainable)
-                return there
+            present = as_peft(model)
+            make_fit(directory, present or model)
+            if present is not None:
+                present.load_adapter(directory, adapter_name, is_trainable=is_trainable)
+                return present
             return PeftModel.from_pretrained(
                 model, directory, adapter_name=adapter_name, is_trainable=is_trainable
             )
 
 
 def _base(repository: Repository, snapshot: Snapshot) -> Snapshot:
+    """Return the version that an adapter's metadata names as its base."""
     name = snapshot.metadata.get("base")
     if not isinstance(name, str):
         raise InvalidInputError(
@@ -180,21 +184,22 @@ def _base(repository: Repository, snapshot: Snapshot) -> Snapshot:
 
 
 def merged_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of a model whose adapters are merged, under the names of its base.
+    """Return the state dict of a model with merged adapters, under the names of its base.
 
-    Publish it to replicas that know no adapters. The prefixes of wrappers (``torch.compile``, data
-    parallelism) are dropped as `casweights.Publisher` does. Nothing is copied:
+    Publish it to replicas that support no adapters. As in `casweights.Publisher`, names lose the
+    prefixes of wrappers (``torch.compile``, data parallelism). No tensor is copied.
 
+    Example:
         >>> model.merge_adapter()
         >>> publisher.publish(merged_state(model))
         >>> model.unmerge_adapter()
 
     Args:
-        model: The `PeftModel`, or a wrapper of it; its adapters are merged and still there.
+        model: The `PeftModel`, or a wrapper of it, whose adapters are merged but not unloaded.
 
     Raises:
-        InvalidInputError: It is no such model, a layer has an adapter that is not merged, or two
-            names become one.
+        InvalidInputError: `model` is no `PeftModel`, a layer has an adapter that is not merged, or
+            two names become one.
     """
     inside = as_peft(model)
     if inside is None:
@@ -203,8 +208,8 @@ def merged_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         )
     base: torch.nn.Module = inside.get_base_model()
     unwrap = unwrapper(base)
-    moved: dict[str, str] = {}  # beginnings of names, and what becomes of them
-    dropped: list[str] = []
+    moved: dict[str, str] = {}  # the new beginning for each beginning of names
+    dropped: list[str] = []  # beginnings of names of tensors that are not part of the base
     for path, module in base.named_modules():
         at = f"{plain}." if (plain := unwrap(path)) else ""
         if isinstance(module, BaseTunerLayer):
@@ -226,6 +231,11 @@ def merged_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def _renamed(
     state: Iterable[tuple[str, torch.Tensor]], moved: Mapping[str, str], dropped: set[str]
 ) -> dict[str, torch.Tensor]:
+    """Replace or drop tensors by the beginnings of their names.
+
+    Raises:
+        InvalidInputError: Two names become one.
+    """
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in state:
         beginnings = [name[: n + 1] for n, letter in enumerate(name) if letter == "."]

@@ -1,4 +1,4 @@
-"""Transformers: checkpoints of a `Trainer` as versions, resumed or loaded again in one call."""
+"""Transformers: checkpoints of a `Trainer` as versions, to resume from or to load."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MAX_CONFIG_BYTES = 16 << 20  # real ones have some kilobytes
+_MAX_CONFIG_BYTES = 16 << 20  # real files have a few kilobytes
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx")
 # Last parts of the names of classes that read no weights, including the ``Auto`` classes.
 _WEIGHTLESS_ENDINGS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Extractor")
@@ -66,31 +66,31 @@ _WEIGHTLESS_ENDINGS = ("Config", "Tokenizer", "TokenizerFast", "Processor", "Ext
 class CasweightsCallback(TrainerCallback):
     """Commits every checkpoint that a `Trainer` saves, as one version of the whole directory.
 
-    Weights, optimizer, scheduler, random states and ``trainer_state.json`` are stored as the bytes
-    they are; nothing is unpickled. The version before it on the branch is its parent, so only what
-    changed is stored, and ``save_total_limit`` may delete local checkpoints as it likes. A
-    version's metadata has ``step``, ``epoch`` and, once one was logged, ``loss``.
+    Weights, optimizer, scheduler, random states and ``trainer_state.json`` are stored byte for
+    byte, without unpickling. The parent of a version is the one before it on the branch, so only
+    changes are stored, and ``save_total_limit`` may delete any local checkpoint. A version's
+    metadata has ``step``, ``epoch`` and, once a loss was logged, ``loss``.
 
-    Training waits until the version is durable. With several processes the first one commits, when
-    all have saved: they must save into one file system.
+    Training waits until the version is durable. With several processes, the first one commits after
+    all of them have saved: they must save to one file system.
 
     Args:
-        store: Where to; a store at a path or URL is opened when training begins, in the
-            committing process alone.
-        branch: The branch that the checkpoints go to. One run has it for itself: a branch that is
-            there already is refused, unless this run made its head, resumes from it, or names it
-            as its `parent`.
-        parent: The version that the first checkpoint comes after: the one that training resumes
-            from, or the model that it fine-tunes. A new branch begins there.
+        store: An open store, or the path or URL of one, which is opened when training begins, and
+            only in the process that commits.
+        branch: The branch for the checkpoints. It belongs to one run: a branch that exists already
+            is refused, unless this run made its head, resumes from it, or names it as its `parent`.
+        parent: The version before the first checkpoint: the one from which training resumes, or
+            the model to fine-tune. A new branch begins there.
         message: The message of each version; by default ``step N``.
-        author: Who trains.
-        metadata: JSON-like values to keep with each version.
-        compression: See `Repository.commit`.
-        on_error: Whether a storage that fails ends the training, or is a warning in the log; the
-            next save commits what is there then.
+        author: The author of the versions.
+        metadata: JSON-like values to store with each version.
+        compression: How chunks without a base are stored, see `Repository.commit`.
+        on_error: Whether a failing store ends the training (``"raise"``) or is logged as a warning
+            (``"warn"``). After a warning, the next save commits its own checkpoint as usual.
 
     Attributes:
-        snapshot: The newest version; None before the first, and in processes that do not commit.
+        snapshot: The newest version; None before the first one, and in processes that do not
+            commit.
 
     Example:
         >>> trainer = Trainer(
@@ -112,7 +112,7 @@ class CasweightsCallback(TrainerCallback):
     ) -> None:
         if on_error not in ("raise", "warn"):
             raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, f"on_error={on_error!r}: choose 'raise' or 'warn'"
+                ErrorCode.BAD_ARGUMENT, f"on_error must be 'raise' or 'warn', got {on_error!r}"
             )
         self._store = store
         self._branch = branch
@@ -123,17 +123,17 @@ class CasweightsCallback(TrainerCallback):
         self._compression = check_compression(compression)
         self._on_error = on_error
         self._opened: OpenedStore | None = None
-        self._line: SnapshotId | None = None  # the head that this run made, or goes on from
-        self._in_doubt = False  # whether a version that failed has become the head after all
+        self._line: SnapshotId | None = None  # the head that this run made, or continues from
+        self._in_doubt = False  # whether a version whose commit failed may have become the head
         self.snapshot: Snapshot | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the store and find the place of this run on the branch, before the first step.
+        """Open the store, and check before the first step that this run may move the branch.
 
         Raises:
-            NotFoundError: There is no store, or no version `parent`.
+            NotFoundError: The store or the version `parent` does not exist.
             ConflictError: The branch has versions of another run.
             StoreError: The storage failed.
         """
@@ -147,9 +147,9 @@ class CasweightsCallback(TrainerCallback):
         if not ours and not is_from_run(repository, head, self._branch, state):
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
-                f"branch {self._branch!r} is there already, at {head}, and this run does not go "
-                "on from that version: choose another branch, or resume from it with resume(), "
-                f"or pass parent={self._branch!r} to put the checkpoints after it",
+                f"branch {self._branch!r} already exists, at {head}, and this run does not "
+                "continue from that version: choose another branch, or resume from the version "
+                f"with resume(), or pass parent={self._branch!r} to put the checkpoints after it",
             )
         self._line = head
         name_run(state, self._branch)
@@ -157,15 +157,15 @@ class CasweightsCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Commit the checkpoint that was saved just now.
+        """Commit the checkpoint that was just saved.
 
         Raises:
-            InvalidInputError: There is no such checkpoint, or it changed meanwhile.
-            ConflictError: Another writer moved the branch meanwhile; so it is at every save from
-                then on.
-            StoreError: The store could not be written, and that is no warning.
+            InvalidInputError: The checkpoint does not exist, or it changed during the commit.
+            ConflictError: Another writer moved the branch. Every later save raises it again.
+            StoreError: The store could not be written, and `on_error` is ``"raise"``.
         """
-        if args.distributed_state is not None:  # the others have states and shards to write
+        # The other processes may still be writing their random states and shards.
+        if args.distributed_state is not None:
             args.distributed_state.wait_for_everyone()
         if not state.is_world_process_zero:
             return
@@ -181,17 +181,19 @@ class CasweightsCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Close the store, unless it was passed open."""
+        """Close the store if the callback opened it."""
         if self._opened is not None:
             self._opened.close()
             self._opened = None
 
     def _repository(self) -> Repository:
+        """Return the store; open it if necessary."""
         if self._opened is None:
             self._opened = opened(self._store)
         return self._opened.repository
 
     def _commit(self, checkpoint: Path, state: TrainerState) -> Snapshot:
+        """Commit the directory of a checkpoint to the branch."""
         repository = self._repository()
         db = repository.database
         head = db.refs.head(self._branch)
@@ -220,46 +222,53 @@ class CasweightsCallback(TrainerCallback):
     def _check_line(
         self, repository: Repository, head: SnapshotId | None, state: TrainerState
     ) -> None:
-        """Refuse a head that this run did not make."""
+        """Check that this run made the head of the branch, or continues from it.
+
+        Raises:
+            ConflictError: Another writer moved the branch.
+        """
         if head == self._line:
             return
+        # After a failed commit, the head may be this run's version nevertheless.
         if self._in_doubt and is_from_run(repository, head, self._branch, state):
             return
         raise ConflictError(
             ErrorCode.REF_MOVED,
             f"branch {self._branch!r} was moved by another writer, from "
-            f"{self._line or 'nowhere'} to {head or 'nowhere'}: step {state.global_step} is in "
-            "the checkpoint's directory and not in the store. Give every run a branch of its own",
+            f"{self._line or 'no version'} to {head or 'no version'}: step {state.global_step} is "
+            "in the checkpoint's directory, but not in the store. Use a separate branch for each "
+            "run",
         )
 
 
 def _progress(state: TrainerState) -> dict[str, Any]:
+    """Return the step, the epoch, and the last logged loss if there is one."""
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     progress: dict[str, Any] = {"step": state.global_step, "epoch": state.epoch}
     return progress | ({"loss": float(losses[-1])} if losses else {})
 
 
 def resume(store: StoreLike, ref: Ref, output_dir: str | os.PathLike[str]) -> str:
-    """Put a `Trainer`'s checkpoint back into place.
+    """Check a `Trainer`'s checkpoint out into its directory, so that training can resume from it.
 
-    With several processes, call it in ``with args.main_process_first():``.
+    With several processes, call it inside ``with args.main_process_first():``.
 
     Args:
-        store: The store, or its path or URL.
-        ref: The version; of a `CasweightsCallback`, or any commit of a checkpoint's directory.
+        store: An open store, or the path or URL of one.
+        ref: The version: one of a `CasweightsCallback`, or any commit of a checkpoint's directory.
         output_dir: The ``output_dir`` of the `Trainer`.
 
     Returns:
-        ``output_dir/checkpoint-N``, which is exactly the version now, for
+        ``output_dir/checkpoint-N``, whose content is now exactly the version, for
         ``trainer.train(resume_from_checkpoint=...)``.
 
     Raises:
-        NotFoundError: No such version.
-        ConflictError: The directory is there and has files that no version of the store has: they
-            would be lost. It is as it was.
-        InvalidInputError: The version is no checkpoint of a `Trainer`.
+        NotFoundError: The version does not exist.
+        ConflictError: The directory exists and has files that no version of the store contains:
+            they would be lost. The directory is unchanged.
+        InvalidInputError: The version is not a checkpoint of a `Trainer`.
         IntegrityError: The store is damaged.
-        StoreError: The store could not be read, or the directory not be written.
+        StoreError: The store could not be read, or the directory could not be written.
     """
     with opened(store) as repository:
         snapshot = repository.snapshot(ref)
@@ -269,13 +278,14 @@ def resume(store: StoreLike, ref: Ref, output_dir: str | os.PathLike[str]) -> st
 
 
 def _global_step(repository: Repository, snapshot: Snapshot) -> int:
+    """Return the step of the checkpoint in a version, from its ``trainer_state.json``."""
     step = trainer_state(repository, snapshot).get("global_step")
     if type(step) is int and step >= 0:  # it becomes part of a path
         return step
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT,
-        f"version {snapshot.id} is no checkpoint of a Trainer: it has no trainer_state.json with a "
-        "global_step. Load it with from_pretrained instead",
+        f"version {snapshot.id} is not a checkpoint of a Trainer: it has no trainer_state.json "
+        "with a global_step. Load it with from_pretrained instead",
     )
 
 
@@ -290,31 +300,36 @@ def from_pretrained(
 ) -> Any:
     """Load a version with ``cls.from_pretrained``.
 
-    Only the files that it may need are read from the store: no optimizer, no other state of the
-    training and, for a tokenizer, processor or config, no weights.
+    Only the files that the class may need are read from the store: no optimizer or other training
+    state and, for a tokenizer, processor or config, no weights.
+
+    Example:
+        >>> model = from_pretrained("hf://buckets/me/weights", "run-7")
+        >>> tokenizer = from_pretrained("hf://buckets/me/weights", "run-7", AutoTokenizer)
 
     Args:
-        store: The store, or its path or URL.
+        store: An open store, or the path or URL of one.
         ref: The version.
-        cls: What to load: a model, tokenizer, processor or config class, ``Auto`` classes
-            included. By default the model class that ``config.json`` names.
-        directory: Where to keep the files, in a folder for each version; what is there already is
-            not fetched again. By default they are gone afterwards, and ``name_or_path`` of what
-            was loaded is empty.
-        include: Patterns of the files to take weights from, where a version has several sets of
-            them. All other files are there in any case.
-        **kwargs: Go to ``cls.from_pretrained``. Of a version with several models in folders,
-            ``subfolder`` chooses one, and only that is fetched.
+        cls: The class to load: a model, tokenizer, processor or config class, including ``Auto``
+            classes. By default the model class that ``config.json`` names.
+        directory: The directory in which to keep the files, in a folder for each version; files
+            that it has already are not fetched again. By default the files are removed afterwards,
+            and ``name_or_path`` of the loaded object is empty.
+        include: Patterns of the files with the weights to load, if a version has several sets of
+            weights. Files that are not weights are available in any case.
+        **kwargs: Arguments for ``cls.from_pretrained``. In a version with several models in
+            folders, ``subfolder`` chooses one, and only its files are fetched.
 
     Returns:
-        What ``cls.from_pretrained`` returns.
+        The return value of ``cls.from_pretrained``.
 
     Raises:
-        NotFoundError: No such version, or nothing in it to load from.
-        InvalidInputError: It is not clear which files have the weights, or an index is wrong.
-        UnsupportedError: The model class that ``config.json`` names is not in transformers.
+        NotFoundError: The version does not exist, or has no files to load from.
+        InvalidInputError: The version has several candidates for its weight files, or an index is
+            wrong.
+        UnsupportedError: Transformers lacks the model class that ``config.json`` names.
         IntegrityError: The store is damaged.
-        StoreError: The store could not be read, or the directory not be written.
+        StoreError: The store could not be read, or the directory could not be written.
     """
     subfolder = kwargs.get("subfolder") or ""
     weightless = cls is not None and cls.__name__.endswith(_WEIGHTLESS_ENDINGS)
@@ -341,7 +356,9 @@ def _reads_safetensors(kwargs: Mapping[str, Any]) -> bool:
 
 
 def _with_weights(snapshot: Snapshot, include: Sequence[str]) -> Snapshot:
-    """A version without the weights in files that do not match; an index stays with its shards.
+    """Return a version without the weight files that do not match some patterns.
+
+    An index of shards is also left out if the only weights kept are its unsharded counterpart.
 
     Raises:
         NotFoundError: No weights match.
@@ -351,7 +368,7 @@ def _with_weights(snapshot: Snapshot, include: Sequence[str]) -> Snapshot:
     if left_out.issuperset(weights):
         raise NotFoundError(
             ErrorCode.FILE_NOT_FOUND,
-            f"no file with weights matches {' or '.join(map(repr, include))}",
+            f"no weight file matches {' or '.join(map(repr, include))}",
         )
     kept = {path for path in weights if path not in left_out}
     left_out |= {
@@ -365,6 +382,7 @@ def _with_weights(snapshot: Snapshot, include: Sequence[str]) -> Snapshot:
 
 
 def _model_class(folder: Path) -> Any:
+    """Return the model class that the ``config.json`` in a folder names."""
     try:
         with (folder / "config.json").open("rb") as file:
             content = file.read(_MAX_CONFIG_BYTES + 1)
@@ -381,12 +399,13 @@ def _model_class(folder: Path) -> Any:
         return found
     raise UnsupportedError(
         ErrorCode.UNSUPPORTED,
-        f"config.json names {name!r}, which is no model of this transformers: pass `cls`",
+        f"config.json names {name!r}, which is not a model class of this transformers: pass `cls`",
     )
 
 
 def _forget_path(loaded: Any) -> None:
-    """Leave no path of a directory that is gone, which would go on into adapters' configs."""
+    """Clear ``name_or_path`` of a loaded object whose directory is removed."""
+    # PEFT would copy the path into the configs of adapters.
     for part in (loaded, getattr(loaded, "config", None)):
         if part is not None and hasattr(part, "name_or_path"):
             part.name_or_path = ""

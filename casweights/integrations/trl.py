@@ -1,6 +1,7 @@
-"""TRL's asynchronous GRPO: its weights go to vLLM servers through a store.
+"""TRL's asynchronous GRPO: transfer of weights to vLLM servers through a store.
 
-Needs no import of TRL: `CasweightsWeightTransfer` is a ``WeightTransferProtocol`` by its methods.
+The module does not import TRL: `CasweightsWeightTransfer` implements ``WeightTransferProtocol`` by
+its methods alone.
 """
 
 from __future__ import annotations
@@ -33,22 +34,25 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _HINT = (
-    "the server needs VLLM_SERVER_DEV_MODE=1, casweights installed beside it, and "
+    "the server needs VLLM_SERVER_DEV_MODE=1, casweights in its environment, and "
     """--weight-transfer-config '{"backend": "casweights"}'"""
 )
-_REFUSED = ErrorCode.IO_FAILED  # the server has answered, and no time-out has passed
-_POLL_SECONDS = 0.5  # between two looks whether a server is ready
-_HEALTH_SECONDS = 5.0  # patience with the answer to one look
+_REFUSED = ErrorCode.IO_FAILED  # the server answered with an error, so it is reachable
+_POLL_SECONDS = 0.5  # pause between two health checks of a server
+_HEALTH_SECONDS = 5.0  # time limit of one health check
 _MAX_ANSWER = 500  # characters of a server's answer that an error quotes
 
 
 class CasweightsWeightTransfer:
     """Brings the policy of an ``AsyncGRPOTrainer`` to vLLM servers, as versions of a store.
 
-    Every sync is published to a branch while the servers go on generating. Once it is durable,
-    each server is paused and told the version's ID; it fetches what changed and verifies it before
-    it changes a weight. Servers are told at the same time. TRL makes one on every rank and uses
-    that of rank 0, so nothing is opened before `init_weight_transfer`.
+    Each sync publishes a version to a branch while the servers continue to generate. Once the
+    version is durable, all servers are paused at the same time, and receive its ID. Each one
+    fetches the changes and verifies them before it changes a weight.
+
+    TRL creates a transfer on every rank, and uses that of rank 0 alone, so no store is opened
+    before `init_weight_transfer`. TRL then calls, for each sync, `pause`, `send_weights` and
+    `resume`, and `destroy` at the end.
 
     Example:
         >>> transfer = CasweightsWeightTransfer(
@@ -73,23 +77,24 @@ class CasweightsWeightTransfer:
         start_timeout: float = 240.0,
         reporter: Reporter | None = None,
     ) -> None:
-        """Remember where to publish and whom to tell.
+        """Configure the transfer; no store is opened and no server contacted.
 
         Args:
-            store: Where versions go: an open store, or how to open one.
-            branch: The branch that each version becomes the head of.
-            servers: Base URLs of vLLM servers. With none, replicas follow the branch themselves.
-            server_store: How the servers open the store, if not as here.
-            on_failure: What to do if some servers did not take a version. Those that did are
-                resumed, the others stay paused until they take a later one. ``"raise"`` then
-                raises; ``"continue"`` warns, and raises only if no server has taken it.
+            store: The store for the versions: an open store, or the path or URL of one.
+            branch: The branch to move.
+            servers: Base URLs of vLLM servers. Without any, replicas follow the branch themselves.
+            server_store: The path or URL by which the servers open the store; by default that of
+                `store`.
+            on_failure: What to do if some servers fail to apply a version. The others resume, and
+                the failed ones stay paused until they apply a later version. Then ``"raise"``
+                raises an error, and ``"continue"`` logs a warning, unless all servers failed.
             cast: Dtypes to publish in, see `casweights.Publisher`.
-            extra: A directory whose other files go with every version.
-            compression: See `Repository.commit`.
-            control_timeout: Seconds for a server to pause, resume and prepare.
-            transfer_timeout: Seconds for a server to fetch and apply a version.
-            start_timeout: Seconds for a server to come up.
-            reporter: Receives what each version took.
+            extra: A directory whose files, except weights, are part of every version.
+            compression: How chunks without a base are stored, see `Repository.commit`.
+            control_timeout: Seconds within which a server must pause, resume or prepare.
+            transfer_timeout: Seconds within which a server must fetch and apply a version.
+            start_timeout: Seconds within which a server must become ready.
+            reporter: Receives `Reporter.published`.
         """
         self._where = store
         self._branch = branch
@@ -114,15 +119,15 @@ class CasweightsWeightTransfer:
 
     @property
     def version(self) -> SnapshotId | None:
-        """The newest durable version of this run; None before the first and after `destroy`."""
+        """The newest durable version of the branch; None before the first and after `destroy`."""
         return self._publisher.version if self._publisher else None
 
     def init_weight_transfer(self) -> None:
         """Open the store, wait for the servers and prepare them.
 
         Raises:
-            NotFoundError: There is no such store.
-            CasweightsError: A server does not come up in time, or cannot receive versions.
+            NotFoundError: The store does not exist.
+            CasweightsError: A server is not ready in time, or cannot receive versions.
         """
         self._opened = opened(self._where)
         store = self._opened.repository
@@ -134,19 +139,19 @@ class CasweightsWeightTransfer:
             ) from error
 
     def pause(self) -> None:
-        """Nothing yet: `send_weights` pauses the servers once the version is durable."""
+        """Do nothing: `send_weights` pauses the servers, once the version is durable."""
 
     def send_weights(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Publish a version and bring it to every server.
+        """Publish a version, and make every server apply it.
 
         Args:
-            iterator: Names and full tensors. Those on an accelerator are copied to the host one
-                by one, those on the host are read where they are.
+            iterator: Names and full tensors. Tensors on an accelerator are copied to the host one
+                by one; tensors on the host are not copied.
 
         Raises:
             InvalidInputError: `init_weight_transfer` was not called.
-            StoreError: The version could not be stored; no server was touched.
-            CasweightsError: A server did not take the version, see `on_failure`.
+            StoreError: The version could not be stored. No server was contacted.
+            CasweightsError: A server failed to apply the version, see `on_failure`.
         """
         if self._publisher is None or self._opened is None:
             raise InvalidInputError(ErrorCode.BAD_STATE, "call init_weight_transfer() first")
@@ -162,18 +167,18 @@ class CasweightsWeightTransfer:
             self._failed(version, failures)
 
     def resume(self) -> None:
-        """Let every server that has the newest version go on.
+        """Resume every server that holds the newest version.
 
         Raises:
             CasweightsError: A server does not answer.
         """
         for server, error in self._each(VLLMServer.resume):
             raise CasweightsError(
-                error.code, f"{server.url} has the new version but does not go on: {error}"
+                error.code, f"{server.url} has the new version, but does not resume: {error}"
             ) from error
 
     def destroy(self) -> None:
-        """Wait for the last version to be durable and let go of the store; servers keep theirs."""
+        """Wait until the last version is durable, and close the store. Servers keep theirs open."""
         publisher, self._publisher = self._publisher, None
         store, self._opened = self._opened, None
         self._buffers.clear()
@@ -185,9 +190,12 @@ class CasweightsWeightTransfer:
                 store.close()
 
     def _gather(self, iterator: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Collect the tensors on the host."""
+        # One at a time: TRL gathers the full tensor of a sharded model only for one iteration.
         return {name: self._on_host(name, tensor) for name, tensor in iterator}
 
     def _on_host(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor, or its copy in a buffer that is used again for each version."""
         if tensor.device.type == "cpu":
             return tensor.detach()
         buffer = self._buffers.get(name)
@@ -199,7 +207,7 @@ class CasweightsWeightTransfer:
     def _each(
         self, action: Callable[[VLLMServer], None]
     ) -> list[tuple[VLLMServer, CasweightsError]]:
-        """Do it to all servers at once; those where it failed, and why."""
+        """Call a function for all servers at once; return the servers that failed, with errors."""
         if not self._servers:
             return []
 
@@ -217,12 +225,13 @@ class CasweightsWeightTransfer:
     def _failed(
         self, version: SnapshotId, failures: list[tuple[VLLMServer, CasweightsError]]
     ) -> None:
+        """Log or raise that some servers failed to apply a version, as `on_failure` says."""
         reasons = "; ".join(f"{server.url}: {error}" for server, error in failures)
         message = f"{len(failures)} of {len(self._servers)} servers stay paused without {version}"
         if self._on_failure == "continue" and len(failures) < len(self._servers):
             _log.warning("%s: %s", message, reasons)
             return
-        self._each(VLLMServer.resume)
+        self._each(VLLMServer.resume)  # TRL does not call `resume` after an error
         raise CasweightsError(failures[0][1].code, f"{message}: {reasons}")
 
 
@@ -230,9 +239,9 @@ class VLLMServer:
     """A vLLM server with the engine of `casweights.integrations.vllm`.
 
     Attributes:
-        url: Its base URL.
-        held: The version that its last update ended with; None if that is not known, because
-            there was none or it failed.
+        url: The server's base URL.
+        held: The version of the last successful update; None before the first update, and after
+            one that failed.
     """
 
     def __init__(
@@ -243,15 +252,16 @@ class VLLMServer:
         transfer_timeout: float = 1800.0,
         start_timeout: float = 240.0,
     ) -> None:
-        """Remember where it is; the time-outs are those of `CasweightsWeightTransfer`.
+        """Configure the connection; the time-outs are those of `CasweightsWeightTransfer`.
 
         Raises:
-            InvalidInputError: That is not a URL.
+            InvalidInputError: `url` is not an HTTP or HTTPS URL.
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, f"{url!r} is not a server's URL, as http://host:8000"
+                ErrorCode.BAD_ARGUMENT,
+                f"a server must be a URL like http://host:8000, got {url!r}",
             )
         self.url = url.rstrip("/")
         self.held: SnapshotId | None = None
@@ -259,26 +269,27 @@ class VLLMServer:
         self._host, self._prefix = parts.netloc, parts.path.rstrip("/")
         self._control, self._transfer = control_timeout, transfer_timeout
         self._start = start_timeout
-        self._unfinished = False
+        self._unfinished = False  # whether an update was started and not finished
 
     def prepare(self, store: str, branch: str = DEFAULT_BRANCH) -> None:
-        """Wait until the server is up, and let it get ready with the head of the branch.
+        """Wait until the server is ready, and make it fetch the head of the branch.
 
         Raises:
-            CasweightsError: It does not come up in time, or cannot receive versions.
+            CasweightsError: The server is not ready in time, or cannot receive versions.
         """
         self._wait_until_up()
         info = {"store": store, "branch": branch}
         self._call("/init_weight_transfer_engine", {"init_info": info}, self._transfer)
 
     def update(self, store: str, version: SnapshotId) -> None:
-        """Pause the server and bring it to a version; it is paused afterwards.
+        """Pause the server and bring it to a version. It stays paused afterwards.
 
-        The server is told what it should hold now. If it does not, or fails otherwise, it is asked
-        once more to go there from whatever it holds.
+        The request names the version that the server should hold before. If it holds another one,
+        or refuses for another reason, a second request accepts any version.
 
         Raises:
-            CasweightsError: It failed. Its engine has kept what it had, or knows that it has not.
+            CasweightsError: The update failed. The server's engine holds its previous version, or
+                has recorded that its version is unknown.
         """
         held, self.held = self.held, None
         self._call("/pause?mode=keep", None, self._control)
@@ -287,20 +298,21 @@ class VLLMServer:
         except CasweightsError as error:
             if held is None or error.code is not _REFUSED:
                 raise
-            _log.warning("%s did not go on from %s: %s", self.url, held, error)
+            _log.warning("%s did not continue from %s: %s", self.url, held, error)
             self._transact(store, version, None)
         self.held = version
 
     def resume(self) -> None:
-        """Let it go on, if it holds what it was last told to.
+        """Resume the server, unless its last update failed.
 
         Raises:
-            CasweightsError: It does not answer.
+            CasweightsError: The server does not answer.
         """
         if self.held is not None:
             self._call("/resume", None, self._control)
 
     def _transact(self, store: str, version: SnapshotId, held: SnapshotId | None) -> None:
+        """Run one update of the server, from start to finish."""
         update = {"store": store, "snapshot": str(version), "expect": str(held) if held else None}
         if self._unfinished:
             self._abandon()
@@ -311,13 +323,14 @@ class VLLMServer:
         self._unfinished = False
 
     def _abandon(self) -> None:
-        """End an update that failed in those workers where it did not; others refuse to."""
+        """Finish an update that failed, in those workers in which it is still in progress."""
         try:
             self._call("/finish_weight_update", None, self._control)
         except CasweightsError as error:
             _log.debug("%s: no update was left to end: %s", self.url, error)
 
     def _wait_until_up(self) -> None:
+        """Repeat health checks until one succeeds; raise the last error after the time limit."""
         deadline = time.monotonic() + self._start
         while True:
             try:
@@ -332,6 +345,12 @@ class VLLMServer:
     def _call(
         self, path: str, body: dict[str, Any] | None, timeout: float, method: str = "POST"
     ) -> None:
+        """Send a request to the server.
+
+        Raises:
+            CasweightsError: The server does not answer within `timeout` seconds, or answers with
+                an error.
+        """
         connection = self._connection(self._host, timeout=timeout)
         data = None if body is None else json.dumps(body)
         headers = {"Content-Type": "application/json"}
@@ -339,7 +358,7 @@ class VLLMServer:
             connection.request(method, self._prefix + path, data, headers)
             response = connection.getresponse()
             answer = response.read().decode("utf-8", "replace")
-        except (OSError, HTTPException) as error:  # time-outs are OSErrors
+        except (OSError, HTTPException) as error:  # time-outs are OSErrors, too
             raise CasweightsError(
                 ErrorCode.UNREACHABLE, f"no answer to {path} within {timeout:g} s: {error!r}"
             ) from error

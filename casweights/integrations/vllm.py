@@ -1,8 +1,8 @@
-"""vLLM: replicas that take their weights from a store, at start and while they serve.
+"""vLLM: replicas that load weights from a store, at the start and while they serve.
 
-vLLM loads `register` from the entry point group ``vllm.general_plugins`` in each of its processes;
-``--weight-transfer-config '{"backend": "casweights"}'`` and ``--load-format casweights`` choose
-what it registers.
+vLLM calls `register`, from the entry point group ``vllm.general_plugins``, in each of its
+processes. ``--weight-transfer-config '{"backend": "casweights"}'`` then selects the engine, and
+``--load-format casweights`` the loader.
 """
 
 from __future__ import annotations
@@ -58,30 +58,30 @@ if TYPE_CHECKING:
 
 BACKEND = "casweights"
 _PATCHABLE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_BATCH_BYTES = 64 << 20  # of changes in one call of vLLM; bounds the memory of a large version
-_STAGING_BYTES = 64 << 20  # of unfolded patches on the device; vLLM's default is 512 MiB
+_BATCH_BYTES = 64 << 20  # changes in one call of vLLM; bounds the memory for a large version
+_STAGING_BYTES = 64 << 20  # expanded patches on the device; vLLM's default is 512 MiB
 
 
 def register() -> None:
-    """Make the engine and the loader known to vLLM; called again, it does nothing."""
+    """Register the engine and the loader with vLLM. Further calls do nothing."""
     try:
         WeightTransferEngineFactory.register_engine(BACKEND, CasweightsWeightTransferEngine)
-    except ValueError:  # is registered
+    except ValueError:  # registered already
         return
     register_model_loader(BACKEND)(CasweightsModelLoader)
 
 
 @dataclass
 class CasweightsInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Where versions come from.
+    """The source of versions, and how to write them.
 
     Attributes:
-        store: How to open the store, as ``hf://buckets/me/weights``.
-        branch: The branch whose head to get ready with, if there is one.
-        sparse: Whether to write only what changed, where the model allows it.
-        memory: Bytes of changes to hold. A version that changes more is still verified before a
-            weight is written; the tensors beyond are then written whole.
-        include: Patterns of files, or of tensors, to take weights from; by default those that
+        store: Path or URL of the store, for example ``hf://buckets/me/weights``.
+        branch: The branch whose head to fetch at the start, if the branch exists.
+        sparse: Whether to write only changes if the model permits it.
+        memory: Maximum bytes of changes to hold. A version with more changes is also verified
+            before a weight is written; the tensors beyond the limit are then written whole.
+        include: Patterns of files, or of tensors, to use weights from; by default the files that
             vLLM itself would load, see `casweights.Repository.load`.
     """
 
@@ -94,12 +94,12 @@ class CasweightsInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class CasweightsUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Which version to take.
+    """The version of an update.
 
     Attributes:
-        snapshot: Its ID, 64 hexadecimal digits.
-        store: How to open the store; None for the one that is open.
-        expect: The version that the model must hold; None if it may hold any.
+        snapshot: The version's ID, as 64 hexadecimal digits.
+        store: Path or URL of the store; None for the store that is open.
+        expect: ID of the version that the model must hold before; None for any.
     """
 
     snapshot: str
@@ -118,15 +118,18 @@ class CasweightsWeightTransferEngine(
 ):
     """Brings a worker's model from version to version, in place.
 
-    What vLLM serves is fused, sharded and padded, so differences cannot be applied to it. The
-    engine keeps the version in checkpoint layout in host memory, under plain names: one
-    copy of the model in each worker process. Everything an update needs is fetched, decoded and
-    verified before a weight is written.
+    vLLM fuses, shards and pads the weights that it serves, so differences between versions cannot
+    be applied to them. The engine keeps a copy of the version in host memory, in checkpoint layout
+    and under plain names: one copy of the model in each worker process. All changes of an update
+    are fetched, decoded and verified before a weight is written.
 
-    Only what changed is written if the model holds the checkpoint's own bits where its loader puts
-    them, and nothing that is derived from them. That is found out once, by loading a version with
-    a comparison in place of each write. All other models (quantized, shuffled for a kernel) are
-    loaded whole from the copy, each time.
+    Only changes are written (the model is *patched*) if the model's loader copies the bits of a
+    checkpoint unchanged, and the model holds no tensors derived from them. The engine determines
+    this once, by loading a version with a comparison in place of each write. All other models
+    (quantized, or reordered for a kernel) are loaded whole from the copy at each update.
+
+    vLLM calls `init_transfer_engine` first; then, for each update, `start_weight_update`,
+    `receive_weights` and `finish_weight_update`; and `shutdown` at the end.
     """
 
     init_info_cls = CasweightsInitInfo
@@ -136,25 +139,25 @@ class CasweightsWeightTransferEngine(
     def __init__(
         self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module
     ) -> None:
-        """Make one for a loaded model, as vLLM does."""
+        """Create the engine of a loaded model; vLLM calls this."""
         super().__init__(config, vllm_config, device, model)
         self._source: _Source | None = None
         self._info = CasweightsInitInfo(store="")
-        self._host: dict[str, torch.Tensor] = {}
-        self._layout: dict[str, TensorInfo] = {}
+        self._host: dict[str, torch.Tensor] = {}  # the copy, by plain name
+        self._layout: dict[str, TensorInfo] = {}  # of the copy
         self._version: SnapshotId | None = None
-        self._direct: bool | None = None
+        self._direct: bool | None = None  # whether the model can be patched; None if not known yet
 
     @property
     def version(self) -> SnapshotId | None:
-        """What the model holds, bit for bit; None if that is not known."""
+        """The version that the model holds, bit for bit; None if it is unknown."""
         return self._version
 
     def init_transfer_engine(self, init_info: CasweightsInitInfo) -> None:
-        """Open the store and get ready with the head of the branch; no weight is written.
+        """Open the store and fetch the head of the branch into the copy; no weight is written.
 
         Raises:
-            NotFoundError: There is no such store.
+            NotFoundError: The store does not exist.
             IntegrityError: The store is damaged.
         """
         self.shutdown()
@@ -167,7 +170,7 @@ class CasweightsWeightTransferEngine(
             self._adopt(head)
 
     def start_weight_update(self) -> None:
-        """Do nothing: how to write is known when it is known what changed."""
+        """Do nothing: only `receive_weights` knows the changes, and so how to write them."""
 
     def finish_weight_update(self) -> None:
         """Do nothing: an update is complete when `receive_weights` returns."""
@@ -177,25 +180,27 @@ class CasweightsWeightTransferEngine(
         """Bring the model to a version.
 
         Raises:
-            StaleError: The model does not hold `expect`; it stays as it is.
-            NotFoundError: There is no such version; the model stays as it is.
-            IntegrityError: The store is damaged; the model stays as it is.
+            StaleError: The model does not hold `expect`. It is unchanged.
+            NotFoundError: The version does not exist. The model is unchanged.
+            IntegrityError: The store is damaged. The model is unchanged.
         """
         target = _parse_version(update_info.snapshot)
         if update_info.expect is not None and update_info.expect != str(self._version):
             raise StaleError(
                 ErrorCode.STALE,
                 f"the model is at {self._version or 'an unknown version'}, not at "
-                f"{update_info.expect}: leave out `expect`",
+                f"{update_info.expect}: leave out `expect` to start from any version",
             )
         source = self._open(update_info.store or self._info.store)
         if target == self._version:
             return
+        # Patches lead from the copy's version to the target, so the model must hold the former.
         in_step = self._has_room(source, target) and source.subscriber.version == self._version
         if in_step and self._version and self._direct and self._info.sparse:
             self._patch(source.subscriber, target)
             return
         source.subscriber.sync(self._host, to=target)
+        # vLLM may have loaded these weights itself: then nothing has to be written.
         if self._version is None and self._adopt(target):
             return
         self._write_whole()
@@ -204,7 +209,7 @@ class CasweightsWeightTransferEngine(
         self._version = target
 
     def shutdown(self) -> None:
-        """Close the store and free the copy; the model stays as it is."""
+        """Close the store and free the copy; the model is unchanged."""
         source, self._source = self._source, None
         self._host, self._layout, self._version = {}, {}, None
         if source is not None:
@@ -212,9 +217,12 @@ class CasweightsWeightTransferEngine(
             source.store.close()
 
     def _open(self, url: str) -> _Source:
+        """Return the open store, or open another one in its place and drop the copy."""
         if self._source is None or url != self._info.store:
             if not url:
-                raise InvalidInputError(ErrorCode.BAD_STATE, "no store was named yet")
+                raise InvalidInputError(
+                    ErrorCode.BAD_STATE, "no store is open: initialize the engine, or name `store`"
+                )
             self.shutdown()
             self._info = info = replace(self._info, store=url)
             store = open_repository(url)
@@ -227,25 +235,25 @@ class CasweightsWeightTransferEngine(
         return self._source
 
     def _has_room(self, source: _Source, target: SnapshotId) -> bool:
-        """Whether the copy has the tensors of a version; if not, it is made anew, and empty."""
+        """Return whether the copy has the tensors of a version; allocate an empty copy if not."""
         tensors = source.weights.of(source.store.snapshot(target)).tensors
         layout = {plain: tensors[name].info for name, plain in plain_names(tensors).items()}
         if layout == self._layout:
             return True
-        self._host, self._layout = {}, {}  # the old one goes first
+        self._host, self._layout = {}, {}  # free the old copy first
         self._host = {name: allocate(info)[0] for name, info in layout.items()}
         self._layout = layout
         return False
 
     def _adopt(self, target: SnapshotId) -> bool:
-        """Whether the model holds the copy's version and can be patched."""
+        """Return whether the model holds the copy's version and can be patched; record it if so."""
         if self._direct is not False and self._info.sparse and holds(self.model, self._host):
             self._direct, self._version = True, target
             return True
         return False
 
     def _patch(self, subscriber: Subscriber, target: SnapshotId) -> None:
-        """Write what changed; the copy has it before the first weight is touched."""
+        """Write only the changes; the copy is complete before the first weight is written."""
         for batch in _batches(subscriber.patches(self._host, to=target)):
             self._version = None
             sparse = [patch for patch in batch if _is_sparse(patch)]
@@ -253,7 +261,7 @@ class CasweightsWeightTransferEngine(
                 self.model,
                 [_to_vllm(patch, self.device) for patch in sparse],
                 max_chunk_bytes=_STAGING_BYTES,
-                validate_unique_indices=False,  # they ascend
+                validate_unique_indices=False,  # they ascend, so they are unique
             )
             whole = {patch.name for patch in batch} - {patch.name for patch in sparse}
             if whole:
@@ -261,6 +269,7 @@ class CasweightsWeightTransferEngine(
         self._version = target
 
     def _write_whole(self) -> None:
+        """Load the whole copy into the model."""
         self._version = None
         initialize_layerwise_reload(self.model)
         with _any_subset():
@@ -269,19 +278,19 @@ class CasweightsWeightTransferEngine(
 
 
 class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
-    """Loads a model from a version, tensor by tensor, each verified before it is handed over.
+    """Loads a model from a version, tensor by tensor, and verifies each one before its use.
 
     ``--model-loader-extra-config '{"store": "hf://buckets/me/weights", "ref": "main"}'``
 
-    Which files it loads, `casweights.Repository.load` says; ``"include"``, a list of patterns,
-    chooses others.
+    It loads the same files as `casweights.Repository.load`, unless ``"include"``, a list of
+    patterns, selects others.
     """
 
     def __init__(self, load_config: Any) -> None:
-        """Read what to load.
+        """Read the extra config.
 
         Raises:
-            InvalidInputError: The extra config names no store, or has other keys or values.
+            InvalidInputError: The extra config names no store, or has unknown keys or values.
         """
         super().__init__(load_config)
         extra = dict(load_config.model_loader_extra_config or {})
@@ -291,17 +300,17 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
         if not known or not isinstance(self._url, str) or not self._url:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                """--load-format casweights takes --model-loader-extra-config '{"store": "...", """
-                f""""ref": "...", "include": [...]}}', not """
+                """--load-format casweights needs --model-loader-extra-config '{"store": "...", """
+                f""""ref": "...", "include": [...]}}', got """
                 f"{load_config.model_loader_extra_config!r}",
             )
         self._include = None if include is None else to_list(include)
 
     def download_model(self, model_config: Any) -> None:
-        """Check that the version is there; what is read of it stays in the disk cache.
+        """Check that the version exists; the disk cache keeps the objects read.
 
         Raises:
-            NotFoundError: There is no such store or version.
+            NotFoundError: The store or the version does not exist.
         """
         with open_repository(self._url) as store:
             self._find(store)
@@ -309,10 +318,10 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
     def get_all_weights(
         self, model_config: Any, model: torch.nn.Module
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Plain names and tensors of the version's weights, one at a time.
+        """Yield the plain names and tensors of the version's weights, one at a time.
 
         Raises:
-            InvalidInputError: It is not clear which files the weights are in.
+            InvalidInputError: The version has several candidates for its weight files.
         """
         with open_repository(self._url) as store:
             weights = Weights(store.database, self._include).of(self._find(store))
@@ -321,33 +330,37 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
                 yield plain, LazyTensor(store.database, weight.info, weight.chunks).load()
 
     def load_weights(self, model: Any, model_config: Any) -> None:
-        """Load them into a model.
+        """Load the version's weights into a model.
 
         Raises:
-            NotFoundError: There is no such version, or it lacks some of the model's weights.
+            NotFoundError: The version does not exist, or lacks some of the model's weights.
             IntegrityError: The store is damaged.
         """
         loaded = model.load_weights(self.get_all_weights(model_config, model))
         if loaded is None or model_config.quantization is not None:
-            return  # not tracked, or under names that only the quantization knows
+            return  # names are not reported, or are those of quantized tensors
         unwrap = unwrapper(model)
         wanted = {unwrap(name) for name, _ in model.named_parameters()}
         missing = wanted.difference(map(unwrap, loaded))
         if missing:
             raise NotFoundError(
                 ErrorCode.TENSOR_NOT_FOUND,
-                f"{self._ref!r} lacks {len(missing)} weights of the model, as {min(missing)!r}",
+                f"{self._ref!r} lacks {len(missing)} weights of the model, among them "
+                f"{min(missing)!r}",
             )
 
     def _find(self, store: Repository) -> Snapshot:
-        """The version; several ranks must not see a branch move between them."""
+        """Return the version to load.
+
+        Several ranks need its ID: a branch may move before all of them have resolved it.
+        """
         snapshot = store.snapshot(self._ref)
         alone = not dist.is_initialized() or dist.get_world_size() == 1
         if not alone and str(snapshot.id) != self._ref:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT,
-                f"several ranks load {self._ref!r}, which may move meanwhile: name the version "
-                f"by its ID, as {snapshot.id}",
+                f"several ranks load {self._ref!r}, which may move between their reads: name the "
+                f"version by its ID, for example {snapshot.id}",
             )
         return snapshot
 
@@ -359,7 +372,7 @@ def _are_patterns(value: object) -> bool:
 
 
 def _batches(patches: Iterable[Patch]) -> Iterator[list[Patch]]:
-    """The patches in their order, some megabytes at a time."""
+    """Group patches into batches of about `_BATCH_BYTES`, in order."""
     batch: list[Patch] = []
     nbytes = 0
     for patch in patches:
@@ -380,7 +393,8 @@ def _parse_version(text: str) -> SnapshotId:
 
 
 def _is_sparse(patch: Patch) -> bool:
-    """Whether vLLM can patch it; NaN means to vLLM that an element stays."""
+    """Whether vLLM can write a patch element by element."""
+    # vLLM marks elements that stay with NaN, so patches must not contain one.
     return (
         patch.indices is not None
         and patch.dtype in _PATCHABLE_DTYPES
@@ -389,6 +403,7 @@ def _is_sparse(patch: Patch) -> bool:
 
 
 def _to_vllm(patch: Patch, device: torch.device) -> CheckpointWeightPatch:
+    """Return a patch in vLLM's own type, on a device."""
     return CheckpointWeightPatch(
         name=patch.name,
         shape=tuple(patch.shape),
@@ -400,7 +415,7 @@ def _to_vllm(patch: Patch, device: torch.device) -> CheckpointWeightPatch:
 
 @contextmanager
 def _any_subset() -> Iterator[None]:
-    """Let versions without a model's extra prediction heads pass, as vLLM's own engines do."""
+    """Accept versions without a model's extra prediction heads, as vLLM's own engines do."""
     try:
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
     except ImportError:  # before 0.33

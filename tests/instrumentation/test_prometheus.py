@@ -28,7 +28,7 @@ casweights_uploaded_bytes_total 520000.0
 # HELP casweights_downloaded_bytes_total Stored bytes read for checkouts and syncs.
 # TYPE casweights_downloaded_bytes_total counter
 casweights_downloaded_bytes_total 325000.0
-# HELP casweights_transferred_bytes_total Bytes brought from one store to another.
+# HELP casweights_transferred_bytes_total Bytes transferred from one store to another.
 # TYPE casweights_transferred_bytes_total counter
 casweights_transferred_bytes_total 1.25e+06
 # HELP casweights_versions_total Versions handled.
@@ -37,20 +37,20 @@ casweights_versions_total{operation="commit"} 2.0
 casweights_versions_total{operation="checkout"} 1.0
 casweights_versions_total{operation="transfer"} 7.0
 casweights_versions_total{operation="sync"} 1.0
-# HELP casweights_polls_total Looks at a branch.
+# HELP casweights_polls_total Reads of a branch's head.
 # TYPE casweights_polls_total counter
 casweights_polls_total 1.0
-# HELP casweights_skipped_steps_total Published steps left out for later ones.
+# HELP casweights_skipped_steps_total Published steps left out in favour of later ones.
 # TYPE casweights_skipped_steps_total counter
 casweights_skipped_steps_total 2.0
-# HELP casweights_density_ratio Changed elements in the last version.
+# HELP casweights_density_ratio Share of elements that changed in the last version.
 # TYPE casweights_density_ratio gauge
 casweights_density_ratio{operation="publish"} 0.0075
 casweights_density_ratio{operation="sync"} 0.015
-# HELP casweights_lag_versions Moves of the branch that the last sync made up for.
+# HELP casweights_lag_versions Moves of the branch that the last sync covered.
 # TYPE casweights_lag_versions gauge
 casweights_lag_versions 3.0
-# HELP casweights_last_step The step that was published last.
+# HELP casweights_last_step Step number of the last published version.
 # TYPE casweights_last_step gauge
 casweights_last_step 120.0
 """

@@ -283,7 +283,7 @@ def test_writers_do_not_stack_their_versions_on_one_branch(repo: Repository) -> 
             save(state, writer)
         conflict = cause(error)
         assert isinstance(conflict, ConflictError)
-        assert "branch of its own" in str(conflict)
+        assert "separate branch" in str(conflict)
     save(state, other)
     assert other.snapshot is not None
     assert repo.resolve("main") == other.snapshot.id

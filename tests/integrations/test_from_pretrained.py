@@ -104,7 +104,7 @@ def test_weights_that_programs_disagree_about_are_refused(repo: Repository, tmp_
     assert from_pretrained(repo, "main", transformers.AutoConfig).intermediate_size == 48
     assert same_weights(from_pretrained(repo, include="model.safetensors"), models["single"])
     assert same_weights(from_pretrained(repo, include=["model-*"]), models["shards"])
-    with pytest.raises(NotFoundError, match="no file with weights matches 'x'"):
+    with pytest.raises(NotFoundError, match="no weight file matches 'x'"):
         from_pretrained(repo, include=["x"])
 
 

@@ -98,7 +98,7 @@ def test_several_adapters_on_one_base(repo: Repository, base: casweights.Snapsho
     for name in ("polite", "rude"):
         version = commit_adapter(repo, model, name, base=base, adapter_name=name)
         assert CONFIG in {file.path for file in version.files}
-    with pytest.raises(InvalidInputError, match="no adapter 'default', but polite, rude"):
+    with pytest.raises(InvalidInputError, match="no adapter 'default': choose one of polite, rude"):
         commit_adapter(repo, model, "lora", base=base)
 
     loaded = load_adapter(repo, "polite", llama(), adapter_name="polite", is_trainable=True)
@@ -136,7 +136,7 @@ def test_what_is_no_adapter_is_refused(
 ) -> None:
     with pytest.raises(InvalidInputError, match=f"no {CONFIG}"):
         commit_adapter(repo, tmp_path / "base", "lora", base=base)
-    with pytest.raises(InvalidInputError, match="is no adapter"):
+    with pytest.raises(InvalidInputError, match="is not an adapter"):
         load_adapter(repo, "main")
     commit_adapter(repo, adapted(llama()), "lora", base=base)
     with pytest.raises(NotFoundError, match="load_adapter"):

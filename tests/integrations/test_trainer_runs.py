@@ -57,7 +57,7 @@ def test_a_branch_that_another_run_moves_is_left_to_it(
 ) -> None:
     callback = CasweightsCallback(repo, "run", on_error="warn")
     run = trainer(tmp_path, Beside(repo, step), callback, max_steps=4)
-    with pytest.raises(ConflictError, match="a branch of its own") as caught:
+    with pytest.raises(ConflictError, match="a separate branch") as caught:
         run.train()
     assert caught.value.code is ErrorCode.REF_MOVED
     assert run.state.global_step == step

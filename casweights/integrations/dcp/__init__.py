@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint: the shards of all ranks in one version, loaded on any number."""
+"""torch.distributed.checkpoint: shards of all ranks in one version, loaded on any rank count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boxes out of stored tensors: only the chunks that hold their rows are read."""
+"""Reading boxes (rectangular parts) of stored tensors, from the chunks that contain their rows."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Box(NamedTuple):
 
     Attributes:
         stored: The tensor.
-        slices: One for each dimension, in torch's elements; none for all of it.
-        deliver: Takes the part when it is there.
+        slices: One slice for each dimension, in elements as torch counts them; empty for the
+            whole tensor.
+        deliver: Receives the part once it is read.
     """
 
     stored: StoredTensor
@@ -36,7 +37,14 @@ class Box(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The whole rows that a box lies in, as bytes of its tensor."""
+    """The range of whole rows that contains a box.
+
+    Attributes:
+        start: Offset of the first row in the tensor's bytes.
+        stop: Offset of the end of the last row.
+        shape: The shape of these rows.
+        slices: The box as slices of these rows.
+    """
 
     start: int
     stop: int
@@ -45,8 +53,10 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(cls, box: Box) -> _Rows:
+        """Return the rows of a box."""
         info = box.stored.info
-        if not box.slices or not info.nbytes or info.dtype.bits < 8:  # packed: torch's affair
+        # Rows of packed elements need not begin at a byte: torch slices the whole tensor then.
+        if not box.slices or not info.nbytes or info.dtype.bits < 8:
             return cls(0, info.nbytes, info.shape, box.slices)
         first, *rest = box.slices
         row = info.nbytes // info.shape[0]
@@ -55,13 +65,20 @@ class _Rows(NamedTuple):
         return cls(first.start * row, first.stop * row, shape, (slice(0, count), *rest))
 
     def chunks(self, stored: StoredTensor, size: int) -> range:
-        """Numbers of the chunks that they are in."""
+        """Return the numbers of the chunks that contain the rows, for a chunk size in bytes."""
         last = -(-self.stop // size) if self.stop > self.start else 0
         return range(min(self.start // size, last), min(last, len(stored.chunks)))
 
 
 class _Read(NamedTuple):
-    """A chunk to read, and where the part of it goes that lies in the rows."""
+    """A chunk to read, and the memory for the part of it that belongs to the rows.
+
+    Attributes:
+        chunk: The chunk's ID.
+        nbytes: Bytes of the whole chunk.
+        skip: Offset of the part in the chunk.
+        out: The memory for the part.
+    """
 
     chunk: ChunkId
     nbytes: int
@@ -70,14 +87,14 @@ class _Read(NamedTuple):
 
 
 class _Filled(NamedTuple):
-    """A box whose last chunk is on its way."""
+    """A box whose chunks have all been handed to the workers."""
 
     box: Box
     part: torch.Tensor
 
 
 def read_boxes(db: Database, boxes: Sequence[Box]) -> None:
-    """Read boxes one after the other, their chunks on all threads.
+    """Read boxes one after another, with their chunks on all threads.
 
     Raises:
         IntegrityError: The store is damaged.
@@ -103,6 +120,8 @@ def read_boxes(db: Database, boxes: Sequence[Box]) -> None:
 def _read_all(
     db: Database, reader: LocalFirstReader, boxes: Sequence[Box], rows: Sequence[_Rows]
 ) -> None:
+    """Read the chunks of all boxes, and deliver each box once it is complete."""
+
     def steps() -> Iterator[_Read | _Filled]:
         for box, span in zip(boxes, rows, strict=True):
             tensor, memory = allocate(_info(box, span))
@@ -110,18 +129,20 @@ def _read_all(
             yield _Filled(box, tensor[span.slices])
 
     for done in db.workers.map(partial(_step, db, reader), steps()):
-        if isinstance(done, _Filled):  # results come in order, so all that was read for it is here
+        if isinstance(done, _Filled):  # results come in order, so all its chunks are read
             done.box.deliver(done.part)
         else:
             db.reporter.advanced(Stage.LOAD, done)
 
 
 def _info(box: Box, span: _Rows) -> TensorInfo:
+    """Describe the rows as a tensor of their own, to allocate."""
     info = box.stored.info
     return TensorInfo(info.name, info.dtype, span.shape, 0, span.stop - span.start)
 
 
 def _reads(stored: StoredTensor, span: _Rows, memory: memoryview, size: int) -> Iterator[_Read]:
+    """Yield the reads that fill `memory` with the rows of a tensor."""
     for number in span.chunks(stored, size):
         begin = number * size
         nbytes = min(size, stored.info.nbytes - begin)
@@ -131,7 +152,7 @@ def _reads(stored: StoredTensor, span: _Rows, memory: memoryview, size: int) -> 
 
 
 def _step(db: Database, reader: LocalFirstReader, step: _Read | _Filled) -> int | _Filled:
-    """Do what is to be done for a step; of a read its bytes are returned."""
+    """Perform a read and return its number of bytes; pass a filled box through."""
     if isinstance(step, _Filled):
         return step
     whole = step.out if len(step.out) == step.nbytes else uninitialized(step.nbytes)

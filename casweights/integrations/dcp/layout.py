@@ -1,14 +1,15 @@
-"""The description of a sharded state dict that goes with its shards: msgpack, never pickle.
+"""The description of a sharded state dict, stored with its shards as msgpack, never as pickle.
 
 The file ``dcp.msgpack`` of a version is a map::
 
     format   1
     tensors  fqn -> [dtype, size, [[offsets, sizes, file, tensor], ...]]
     blobs    fqn -> [file, tensor]
-    paths    nil, or fqn -> the keys that lead to it in the nested state dict
-    order    every fqn, as the saved state dict has them; absent in older versions
+    paths    nil, or fqn -> the keys that lead to the item in the nested state dict
+    order    every fqn, in the order of the saved state dict; absent in older versions
 
-where dtype is torch's name, as "bfloat16", and file and tensor say where in the version it lies.
+An fqn is torch's name for an item of the state dict. The dtype is torch's name, for example
+"bfloat16". File and tensor are the path of a file in the version and the name of a tensor in it.
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
 
 LAYOUT_FILE = "dcp.msgpack"
-_FORMAT = 1  # readers refuse a higher one
-_MAX_DEPTH = 6  # levels of lists and maps: the offsets of a shard are on the last one
-# Values in a layout: some, and more for each tensor of the version. It bounds the memory that a
-# hostile layout takes.
+_FORMAT = 1  # readers refuse a higher number
+_MAX_DEPTH = 6  # nested lists and maps: the offsets of a shard are on the last level
+# Values in a layout: a constant, plus a number for each tensor of the version. The limit bounds the
+# memory that a hostile layout can occupy.
 _MAX_VALUES, _MAX_VALUES_PER_TENSOR = 1 << 12, 1 << 8
-_MAX_INDEX = 1 << 20  # in a path; torch makes lists as long as the index says
+_MAX_INDEX = 1 << 20  # in a path; torch allocates a list as long as the index
 
 
 class ShardRef(NamedTuple):
-    """A tensor of a version that holds a shard or another item.
+    """The tensor of a version that holds a shard or another item.
 
     Attributes:
         file: Path of the safetensors file.
@@ -69,15 +70,15 @@ class ShardRef(NamedTuple):
 def encode_layout(
     metadata: Metadata, shards: Mapping[MetadataIndex, ShardRef], order: Iterable[str] = ()
 ) -> bytes:
-    """Metadata to bytes; equal layouts give equal bytes.
+    """Encode metadata as bytes; equal layouts result in equal bytes.
 
     Args:
-        metadata: What the planner made.
+        metadata: The metadata that the planner made.
         shards: The tensor that holds each item.
-        order: Names in the order of the saved state; what it lacks comes behind.
+        order: Names in the order of the saved state. Missing names are appended.
 
     Raises:
-        UnsupportedError: The planner added data of a kind that is not known.
+        UnsupportedError: The planner's `planner_data` is of an unknown kind.
     """
     tensors: dict[str, Any] = {}
     blobs: dict[str, Any] = {}
@@ -101,6 +102,7 @@ def encode_layout(
 
 
 def _encode_paths(data: Any) -> dict[str, list[str | int]] | None:
+    """Return the keys that lead to each item, from the planner's data."""
     if data is None:
         return None
     if isinstance(data, dict) and all(
@@ -110,25 +112,25 @@ def _encode_paths(data: Any) -> dict[str, list[str | int]] | None:
         return {fqn: list(path) for fqn, path in sorted(data.items())}
     raise UnsupportedError(
         ErrorCode.UNSUPPORTED,
-        "the planner's planner_data is not what DefaultSavePlanner makes, a dict of tuples of str "
-        "and int by name, and other data cannot be stored: leave planner_data as it is",
+        "planner_data must be a dict of tuples of str and int by name, as DefaultSavePlanner makes "
+        "it; other data cannot be stored: leave planner_data as it is",
     )
 
 
 class Layout:
-    """What a version holds, as torch describes it, and where.
+    """The items of a version as torch describes them, and their locations in the version.
 
     Attributes:
         snapshot: The version.
-        metadata: The description; `storage_data` has the `ShardRef` of each item.
+        metadata: The description; its `storage_data` maps each item to its `ShardRef`.
     """
 
     def __init__(self, snapshot: Snapshot, encoded: bytes) -> None:
-        """Decode what `encode_layout` made.
+        """Decode a layout that `encode_layout` encoded.
 
         Raises:
-            IntegrityError: It is malformed, or does not fit the files of the version.
-            UnsupportedError: A newer casweights made it.
+            IntegrityError: The layout is malformed, or does not fit the files of the version.
+            UnsupportedError: A newer casweights wrote the layout.
         """
         self.snapshot = snapshot
         self._tensors = {
@@ -146,21 +148,22 @@ class Layout:
         self.metadata.storage_meta = StorageMeta(checkpoint_id=str(snapshot.id))
 
     def find(self, index: MetadataIndex) -> StoredTensor:
-        """Where an item of `metadata` lies.
+        """Return the stored tensor that holds an item of `metadata`.
 
         Raises:
-            NotFoundError: It has no such item.
+            NotFoundError: The version has no such item.
         """
         try:
             return self._tensors[self.metadata.storage_data[index]]
         except KeyError:
             raise NotFoundError(
                 ErrorCode.TENSOR_NOT_FOUND,
-                f"the version has no {index.fqn!r} at {index.offset}: was it planned with the "
-                "metadata of another one?",
+                f"the version has no {index.fqn!r} at {index.offset}: plan the load with the "
+                "metadata of this version",
             ) from None
 
     def _decode(self, encoded: bytes) -> Metadata:
+        """Decode a layout and check it against the tensors of the version."""
         data = Unpacker(encoded)
         limit = _MAX_VALUES + _MAX_VALUES_PER_TENSOR * len(self._tensors)
         table = expect(data.tree(limit, _MAX_DEPTH), dict)
@@ -177,7 +180,7 @@ class Layout:
             items[expect(fqn, str)] = self._decode_tensor(fqn, row, shards)
         for fqn, row in expect(table["blobs"], dict).items():
             if expect(fqn, str) in items:
-                raise ValueError(f"{fqn!r} is there twice")
+                raise ValueError(f"{fqn!r} is listed twice")
             items[fqn] = BytesStorageMetadata()
             shard = shards[MetadataIndex(fqn)] = _shard(row)
             info = self._tensors[shard].info
@@ -190,6 +193,7 @@ class Layout:
     def _decode_tensor(
         self, fqn: str, row: Any, shards: dict[MetadataIndex, ShardRef]
     ) -> TensorStorageMetadata:
+        """Decode the row of a tensor, and add its shards to `shards`."""
         name, size, rows = expect(row, list)
         dtype = getattr(torch, expect(name, str), None)
         if not isinstance(dtype, torch.dtype):
@@ -200,7 +204,7 @@ class Layout:
             chunk = ChunkStorageMetadata(_sizes(offsets), _sizes(sizes))
             ends = [o + n for o, n in zip(chunk.offsets, chunk.sizes, strict=True)]
             if any(end > n for end, n in zip(ends, shape, strict=True)):
-                raise ValueError(f"a shard of {fqn!r} lies outside of it")
+                raise ValueError(f"a shard of {fqn!r} extends beyond the tensor")
             index = MetadataIndex(fqn, chunk.offsets)
             shards[index] = _shard(shard)
             _check_stored(fqn, self._tensors[shards[index]].info, dtype, chunk.sizes)
@@ -211,7 +215,7 @@ class Layout:
 def _sizes(value: Any) -> torch.Size:
     for n in expect(value, list):
         if not 0 <= expect(n, int) < 1 << 63:
-            raise ValueError(f"it has a size of {n}")
+            raise ValueError(f"a size must be between 0 and 2**63 - 1, got {n}")
     return torch.Size(value)
 
 
@@ -221,7 +225,7 @@ def _shard(row: Any) -> ShardRef:
 
 
 def _check_stored(fqn: str, info: TensorInfo, dtype: torch.dtype, sizes: torch.Size) -> None:
-    """Refuse a shard that is not stored as what it is said to be."""
+    """Check that a shard is stored with the dtype and shape that the layout claims."""
     like, _ = allocate(TensorInfo(info.name, info.dtype, (0,), 0, 0))
     shape = info.shape
     if info.dtype.bits < 8:  # torch counts two packed elements as one
@@ -236,7 +240,7 @@ def _check_stored(fqn: str, info: TensorInfo, dtype: torch.dtype, sizes: torch.S
 def _decode_order(value: Any, items: Mapping[str, Any]) -> list[str]:
     order: list[str] = expect(value, list)
     if len(order) != len(items) or {expect(fqn, str) for fqn in order} != items.keys():
-        raise ValueError("its order does not list every name once")
+        raise ValueError("the order does not list every name exactly once")
     return order
 
 
@@ -247,6 +251,6 @@ def _decode_paths(value: Any) -> dict[str, tuple[str | int, ...]] | None:
     for fqn, path in expect(value, dict).items():
         for key in expect(path, list):
             if type(key) is not str and not 0 <= expect(key, int) < _MAX_INDEX:
-                raise ValueError(f"the path of {expect(fqn, str)!r} has the number {key}")
+                raise ValueError(f"the path of {expect(fqn, str)!r} has the index {key}")
         paths[fqn] = tuple(path)
     return paths

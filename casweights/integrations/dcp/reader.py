@@ -1,4 +1,4 @@
-"""Loading: each rank reads what its shards overlap with, however the version was sharded."""
+"""Loading: each rank reads the parts that its shards need, from a version with any sharding."""
 
 from __future__ import annotations
 
@@ -38,15 +38,19 @@ if TYPE_CHECKING:
 class CasweightsReader(StorageReader):
     """Loads a version that a `CasweightsWriter` saved, on any number of ranks.
 
-    Every rank reads only the chunks that its shards lie in, and checks them. If `ref` is a branch,
-    all ranks must find it at the same version; an ID is certain.
+    Every rank reads and verifies only the chunks that contain parts of its shards. If `ref` is a
+    branch, all ranks must find it at the same version; use an ID to be certain.
+
+    Example:
+        >>> state = {"model": model.state_dict()}
+        >>> dcp.load(state, storage_reader=CasweightsReader("hf://buckets/me/weights", "run-7"))
 
     Args:
-        store: The store, or its path or URL; every rank opens one of its own.
-        ref: The version. ``dcp.load(..., checkpoint_id=...)`` names another one.
-        weights_only: Refuse objects that ``torch.load(..., weights_only=True)`` refuses, except for
-            NumPy scalars and arrays and `io.BytesIO`. Torch's planner saves what is no tensor as
-            pickles, and to load those means to trust who wrote them.
+        store: An open store, or the path or URL of one. Every other rank opens it by its URL.
+        ref: The version. ``dcp.load(..., checkpoint_id=...)`` overrides it.
+        weights_only: Whether to refuse objects that ``torch.load(..., weights_only=True)`` refuses,
+            except for NumPy scalars and arrays and `io.BytesIO`. Torch's planner saves objects that
+            are no tensors as pickles: load others only if you trust their writer.
     """
 
     def __init__(
@@ -62,25 +66,26 @@ class CasweightsReader(StorageReader):
         self._layout: Layout | None = None
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Load this version next: a branch, tag, snapshot ID or any other ref."""
+        """Begin a load; `checkpoint_id` is the version, as any ref; None for the present one."""
         self._layout = None
         if checkpoint_id is not None:
             self._ref = os.fspath(checkpoint_id)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether it may be a ref; that it leads somewhere turns out when it is read."""
+        """Return whether this may be a ref. Reading shows whether its version exists."""
         return bool(os.fspath(checkpoint_id))
 
     def read_metadata(self, *args: Any, **options: Any) -> Metadata:
-        """What the version holds; `storage_meta.checkpoint_id` is its ID.
+        """Return torch's description of the version; `storage_meta.checkpoint_id` is its ID.
 
         Raises:
-            NotFoundError: No such version.
-            InvalidInputError: It was not saved by a `CasweightsWriter`.
-            IntegrityError: The store is damaged, or the description of the shards malformed.
+            NotFoundError: The version does not exist.
+            InvalidInputError: The version was not saved by a `CasweightsWriter`.
+            IntegrityError: The store is damaged, or the description of the shards is malformed.
         """
-        # Not called `kwargs`: torch would take it for metadata of each rank's own, and ask twice.
+        # A parameter called `kwargs` would make torch call this once more on each rank, for
+        # metadata of that rank alone.
         repository = self._store.open()
         snapshot = repository.database.snapshots.load(
             repository.resolve(self._ref), with_locations=True
@@ -91,13 +96,14 @@ class CasweightsReader(StorageReader):
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        """See `StorageReader`."""
+        """Do nothing: `read_metadata` has opened the version."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Return the plan of a rank, unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """Tell all ranks which version it is."""
+        """Add the version's ID to each plan; `read_data` compares it with that of its own rank."""
         version = self._known_layout().snapshot.id
         return [replace(plan, storage_data=version) for plan in plans]
 
@@ -106,14 +112,14 @@ class CasweightsReader(StorageReader):
 
         Raises:
             ConflictError: This rank found the ref at another version than the first one did.
-            UnsupportedError: An object is none that torch loads without trust.
-            IntegrityError: The store is damaged; what was loaded before is loaded.
+            UnsupportedError: Torch loads one of the objects only if its writer is trusted.
+            IntegrityError: The store is damaged. Items that were read before are loaded.
         """
         layout = self._known_layout()
         if plan.storage_data != layout.snapshot.id:
             raise ConflictError(
                 ErrorCode.REF_MOVED,
-                f"{self._ref!r} moved while the ranks looked it up: it is {layout.snapshot.id} "
+                f"{self._ref!r} moved while the ranks resolved it: it is {layout.snapshot.id} "
                 f"here, and {plan.storage_data} on the first rank. Load again, or name the "
                 "version by its ID",
             )
@@ -131,6 +137,7 @@ class CasweightsReader(StorageReader):
         return future
 
     def _deliver(self, planner: LoadPlanner, item: ReadItem, part: torch.Tensor) -> None:
+        """Pass an item that was read to the planner."""
         if item.type == LoadItemType.BYTE_IO:
             planner.load_bytes(item, self._checked(item, bytes(tensor_bytes(part))))
             return
@@ -138,8 +145,8 @@ class CasweightsReader(StorageReader):
         if target.shape != part.shape:
             raise InvalidInputError(
                 ErrorCode.TARGET_MISMATCH,
-                f"{item.dest_index.fqn!r} has room for {list(target.shape)}, and "
-                f"{list(part.shape)} was planned",
+                f"{item.dest_index.fqn!r} has the shape {list(target.shape)}, but the plan reads "
+                f"{list(part.shape)}",
             )
         target.copy_(part)
         planner.commit_tensor(item, target)
@@ -152,20 +159,23 @@ class CasweightsReader(StorageReader):
     def _known_layout(self) -> Layout:
         if self._layout is None:
             raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, "read_metadata comes first: load with dcp.load"
+                ErrorCode.BAD_ARGUMENT, "read_metadata must be called first: load with dcp.load"
             )
         return self._layout
 
 
 def _slices(item: ReadItem) -> tuple[slice, ...]:
+    """Return the part of the stored tensor that an item reads."""
     ends = zip(item.storage_offsets, item.lengths, strict=True)
     return tuple(slice(start, start + length) for start, length in ends)
 
 
 def _read_layout(repository: Repository, snapshot: Snapshot) -> bytes:
+    """Read the layout file of a version."""
     for file in snapshot.files:
         if file.path == LAYOUT_FILE:
-            # It says of each tensor little more than the headers do, and chunks may be bombs.
+            # A layout contains little more for each tensor than the headers. The limit protects
+            # against chunks that decompress to a huge size.
             headers = sum(len(other.raw_header or b"") for other in snapshot.files)
             if file.size > most_content(headers):
                 raise IntegrityError(

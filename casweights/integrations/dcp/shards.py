@@ -1,4 +1,4 @@
-"""What a rank saves, as files to commit."""
+"""The items that a rank saves, as files to commit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casweights.format.layout import Piece
     from casweights.system.buffers import Pool
 
-_QUANTIZED = {  # torch is about to drop them
+_QUANTIZED = {  # looked up by name because torch is about to remove them
     getattr(torch, name, None) for name in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")
 }
 
@@ -31,22 +31,22 @@ _QUANTIZED = {  # torch is about to drop them
 class ShardFile(TensorFile):
     """The items of one rank as a safetensors file that exists in memory only.
 
-    A shard is a tensor named after what it is a part of and where it begins there, as ``w[16,0]``;
-    one that is the whole tensor is called ``w``, as in the file of an unsharded model. The bytes
-    of items that are no tensors are tensors of U8. Tensors are asked of the planner when their
-    turn comes, a few at a time.
+    A shard is a tensor whose name is that of the whole tensor with the shard's offsets, for example
+    ``w[16,0]``. A shard that is the whole tensor is called ``w``, as in the file of an unsharded
+    model. Items that are no tensors are stored as U8 tensors of their bytes. The file requests
+    tensors from the planner only when it reads them, and keeps a few at a time.
 
     Args:
-        path: Its name inside the version.
-        items: What to save.
-        planner: Who has it.
+        path: The file's path inside the version.
+        items: The items to save.
+        planner: Provides the data of the items.
 
     Attributes:
         items: The items, by the names of their tensors.
-        nbytes: Their bytes, by the same names.
+        nbytes: Bytes of each item, by the same names.
 
     Raises:
-        UnsupportedError: There is a tensor that safetensors cannot express.
+        UnsupportedError: Safetensors cannot express one of the tensors.
     """
 
     def __init__(self, path: str, items: Sequence[WriteItem], planner: SavePlanner) -> None:
@@ -63,12 +63,12 @@ class ShardFile(TensorFile):
         self.nbytes = {info.name: info.nbytes for info in self.header.tensors}
 
     def _outline(self, name: str, item: WriteItem) -> torch.Tensor:
-        """A tensor of the same dtype and shape, which takes no memory."""
+        """Return a tensor of the item's dtype and shape that occupies no memory."""
         if item.tensor_data is None:
             return torch.empty((), dtype=torch.uint8).expand(len(self._blobs[name]))
         data = item.tensor_data
         if data.properties.dtype in _QUANTIZED:
-            self._tensor(name)  # raises; there is no outline of it
+            self._tensor(name)  # raises the error: torch cannot make an empty quantized tensor
         return torch.empty((), dtype=data.properties.dtype).expand(data.chunk.sizes)
 
     def _live(self, name: str) -> memoryview | None:
@@ -82,19 +82,21 @@ class ShardFile(TensorFile):
 
 
 def _named(items: Sequence[WriteItem]) -> dict[str, WriteItem]:
+    """Return the items by unique names, which are those of their tensors in the file."""
     named: dict[str, WriteItem] = {}
     for item in items:
         name = item.index.fqn or "tensor"
         data = item.tensor_data
         if data is not None and data.chunk.sizes != data.size:
             name += f"[{','.join(map(str, data.chunk.offsets))}]"
-        while name in named or name == "__metadata__":  # a key of its own may look like a shard
+        while name in named or name == "__metadata__":  # a state's key may look like a shard
             name += "'"
         named[name] = item
     return named
 
 
 def _blob(planner: SavePlanner, item: WriteItem) -> memoryview:
+    """Return the bytes of an item that is no tensor, after checking that they can be loaded."""
     data = planner.resolve_data(item)
     if not isinstance(data, io.BytesIO):
         raise _not_planned(item, f"a {type(data).__name__} instead of bytes")
@@ -103,6 +105,7 @@ def _blob(planner: SavePlanner, item: WriteItem) -> memoryview:
 
 
 def _shard(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
+    """Return the tensor of an item, after checking that it is as planned."""
     tensor, data = planner.resolve_data(item), item.tensor_data
     if data is None or not isinstance(tensor, torch.Tensor):
         raise _not_planned(item, f"a {type(tensor).__name__} instead of a tensor")
@@ -113,9 +116,10 @@ def _shard(planner: SavePlanner, item: WriteItem) -> torch.Tensor:
 
 
 def _not_planned(item: WriteItem, what: str) -> InvalidInputError:
+    """Return the error for data that differs from the plan."""
     return InvalidInputError(
         ErrorCode.BAD_STATE,
-        f"the planner gave {what} for {item.index.fqn!r}, which is not what it planned",
+        f"the planner returned {what} for {item.index.fqn!r}, which differs from its plan",
     )
 
 
@@ -123,8 +127,8 @@ class BytesFile(SourceFile):
     """Opaque bytes in memory as a file.
 
     Args:
-        path: Its name inside the version.
-        content: Its bytes.
+        path: The file's path inside the version.
+        content: The file's bytes.
     """
 
     def __init__(self, path: str, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Saving: each rank stores its own shards, the first one makes them one version."""
+"""Saving: each rank stores its own shards, and the first rank joins them as one version."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 
 
 class _Stored(NamedTuple):
-    """What a rank tells the first one of an item.
+    """A rank's report of a stored item, which torch sends to the first rank.
 
     Attributes:
-        shard: Where it is stored.
-        part: All that the rank stored; the same object for all of its items, so pickled once.
+        shard: The tensor that holds the item.
+        part: Everything that the rank stored. All items of a rank share this object, so it is
+            pickled once.
     """
 
     shard: ShardRef
@@ -53,24 +54,25 @@ class _Stored(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """What this writer adds to a plan, though it needs nothing there.
+    """The data that torch's own writers need in a plan.
 
-    A planner may keep finished plans, and give them to another kind of writer.
+    `CasweightsWriter` does not need it, but a planner may keep finished plans and pass them to
+    another kind of writer.
 
     Attributes:
-        prefix: What torch's own writers begin the names of a rank's files with.
+        prefix: The prefix of the names of a rank's files in torch's own writers.
     """
 
     prefix: str
 
 
 class _Save(NamedTuple):
-    """A save that has begun.
+    """A save in progress.
 
     Attributes:
-        head: Where the branch was; None if there was none.
-        before: The version before this one.
-        tag: The version's tag, if it shall have one.
+        head: The head of the branch at the start of the save; None if the branch did not exist.
+        before: The parent of the new version; None if it has none.
+        tag: The tag to create for the version; None for none.
         rank: The number of this rank.
     """
 
@@ -84,34 +86,34 @@ class CasweightsWriter(StorageWriter):
     """Saves the shards of all ranks as one version, which becomes the head of a branch.
 
     Every rank encodes its own shards, as differences from the version before, and makes them
-    durable; nothing is gathered but lists of chunk IDs. The first rank then writes the version
-    and moves the branch. A rank that fails or dies before leaves the branch as it was.
+    durable. Only lists of chunk IDs are gathered. The first rank then writes the version and moves
+    the branch. If a rank fails or dies before that, the branch stays where it was.
 
-    A writer has the branch for itself: it goes on from where the branch is at its first save, and
-    another writer's move is an error at every save from then on. A writer that was pickled is
-    another one.
+    A branch belongs to one writer. The writer continues from the head at its first save, and a move
+    by another writer is an error at every save after it. A pickled copy counts as another writer.
 
     ``dcp.save`` returns metadata whose ``storage_meta.checkpoint_id`` is the version's ID, on all
-    ranks. A writer may be used for several saves, and does best if it is: it knows then what it
-    stored. Tensors that are written to during a save are stored with old and new values mixed.
+    ranks. Use one writer for several saves if possible: it remembers what it has stored. If other
+    code writes to a tensor during a save, the version mixes its old and new values.
 
     Args:
-        store: The store, or its path or URL. Every process opens one of its own, by its URL if
-            the writer was pickled.
-        branch: The branch to move; made if there is none.
-        parent: Where a new branch begins; by default it begins with this version.
-        message: Why this version is.
-        author: Who made it.
-        metadata: JSON-like values to keep with it.
-        compression: See `Repository.commit`.
-        overwrite: Whether the branch may be there already when this writer first saves. Versions
-            before are kept either way; without it, the first save fails instead of following
-            what somebody else saved, and later saves of this writer go on from its own.
+        store: An open store, or the path or URL of one. Every process opens its own; a pickled
+            writer does so by the URL.
+        branch: The branch to move; created if it does not exist.
+        parent: The version at which a new branch begins; by default the new version has no parent.
+        message: Why this version exists.
+        author: The author of the versions.
+        metadata: JSON-like values to store with the version.
+        compression: How chunks without a base are stored, see `Repository.commit`.
+        overwrite: Whether the branch may exist already at the first save of this writer. Existing
+            versions are kept in any case. With ``False``, the first save fails if the branch
+            exists, instead of continuing from versions of another writer; later saves continue
+            from this writer's own versions.
 
     Attributes:
-        snapshot: The newest version; None before the first, and on all ranks but the first.
-        message: As above; may be changed while no save is under way.
-        metadata: As above; may be changed while no save is under way.
+        snapshot: The newest version; None before the first one, and on all ranks but the first.
+        message: The argument of that name; may be changed between saves.
+        metadata: The argument of that name; may be changed between saves.
 
     Example:
         >>> writer = CasweightsWriter("hf://buckets/me/weights", "run-7", message="step 100")
@@ -139,8 +141,8 @@ class CasweightsWriter(StorageWriter):
         self._overwrite = overwrite
         self._tag: str | None = None
         self._save = _Save()
-        self._order: tuple[str, ...] = ()  # of names in the state that is saved
-        self._begun = False
+        self._order: tuple[str, ...] = ()  # names in the order of the saved state
+        self._begun = False  # whether this writer has found its place on the branch
         self._line: SnapshotId | None = None  # the head that this writer found first, or made last
         self._doubtful: Description | None = None  # of a version that may have become the head
         self.message = message
@@ -148,20 +150,23 @@ class CasweightsWriter(StorageWriter):
         self.snapshot: Snapshot | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but its place on the branch: what the original does next is not known here."""
+        """Return the state without the writer's place on the branch, for pickling.
+
+        The original may move the branch without the copy's knowledge.
+        """
         return self.__dict__ | {"_begun": False, "_line": None, "_doubtful": None}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Begin a save; `checkpoint_id` is a tag for the version, beside its place on the branch.
+        """Begin a save; `checkpoint_id` is an additional tag for the version.
 
         Raises:
-            InvalidInputError: No tag can be called so.
+            InvalidInputError: `checkpoint_id` is not a valid name of a tag.
         """
         self._tag = None if checkpoint_id is None else check_ref_name(os.fspath(checkpoint_id))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether a tag can be called so."""
+        """Return whether this is a valid name of a tag."""
         try:
             check_ref_name(os.fspath(checkpoint_id))
         except InvalidInputError:
@@ -169,30 +174,31 @@ class CasweightsWriter(StorageWriter):
         return True
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Look where the branch is.
+        """Read the head of the branch, and check that this writer may move it.
 
         Raises:
-            NotFoundError: There is no store, or no version `parent` for a new branch.
-            ConflictError: There is a tag already that is called like the `checkpoint_id`, or
-                another writer has moved the branch since this one's last save, or it is there
-                already and `overwrite` is false.
-            UnsupportedError: The ranks are to save without coordination.
+            NotFoundError: The store, or the version `parent` for a new branch, does not exist.
+            ConflictError: A tag of the name `checkpoint_id` exists, or another writer has moved
+                the branch since this writer's last save, or the branch exists and `overwrite` is
+                false.
+            UnsupportedError: The ranks are configured to save without coordination.
         """
         if not kwargs.get("use_collectives", True):
             raise UnsupportedError(
                 ErrorCode.UNSUPPORTED,
-                "with use_collectives=False every rank would save a version of its own: leave it "
-                "out",
+                "use_collectives must be True, got False: every rank would save a version of its "
+                "own. Leave it out",
             )
-        tag, self._tag = self._tag, None  # torch resets only for those saves that have an ID
+        tag, self._tag = self._tag, None  # torch calls `reset` only for saves with an ID
         repository = self._store.open()
         refs = repository.database.refs
+        # The tag may be that of an earlier attempt whose result was in doubt.
         is_taken = tag is not None and is_coordinator and refs.tag(tag) is not None
         if tag is not None and is_taken and not refs.is_doubted_tag(tag):
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
-                f"tag {tag!r} is there already, and tags do not move: choose another "
-                "checkpoint_id, or delete the tag first",
+                f"tag {tag!r} already exists, and tags do not move: choose another checkpoint_id, "
+                "or delete the tag first",
             )
         head = refs.head(self._branch, for_update=is_coordinator)
         before = head.snapshot if head else None
@@ -204,37 +210,43 @@ class CasweightsWriter(StorageWriter):
         self._save = _Save(head, before, tag, kwargs.get("rank", 0))
 
     def _check_line(self, db: Database, head: SnapshotId | None) -> None:
-        """Refuse a head that another writer made since this one's first save."""
+        """Check that no other writer has moved the branch since this writer's first save.
+
+        Raises:
+            ConflictError: Another writer moved the branch.
+        """
         if not self._begun:
             self._check_new(head)
             self._begun, self._line = True, head
         doubtful, line = self._doubtful, self._line
         if doubtful is not None and head is not None and head != line:
-            there = db.snapshots.load(head)
-            if (there.parents, there.time) == (doubtful.parents, doubtful.time):
+            found = db.snapshots.load(head)
+            if (found.parents, found.time) == (doubtful.parents, doubtful.time):
                 self._line = line = head  # the save that failed has moved the branch
         if head != line:
             raise ConflictError(
                 ErrorCode.REF_MOVED,
-                f"branch {self._branch!r} was moved by another writer, from {line or 'nowhere'} to "
-                f"{head or 'nowhere'}: give every run a branch of its own, or make another "
-                "CasweightsWriter to go on from there",
+                f"branch {self._branch!r} was moved by another writer, from "
+                f"{line or 'no version'} to {head or 'no version'}: use a separate branch for each "
+                "run, or make another CasweightsWriter to continue from there",
             )
         self._doubtful = None
 
     def _check_new(self, head: SnapshotId | None) -> None:
+        """Check that the branch may exist, or does not."""
         if head is not None and not self._overwrite:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
-                f"branch {self._branch!r} is there already, at {head}, and overwrite=False: choose "
-                "another branch, or leave out overwrite to go on from there",
+                f"branch {self._branch!r} already exists, at {head}, and overwrite=False: choose "
+                "another branch, or leave out overwrite to continue from there",
             )
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Return the plan of a rank, unchanged."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Note the order of the names, rank by rank."""
+        """Record the order of the names, rank by rank."""
         mappings = [plan.planner_data for plan in plans if isinstance(plan.planner_data, dict)]
         self._order = tuple(dict.fromkeys(chain.from_iterable(mappings)))
         return [
@@ -245,7 +257,7 @@ class CasweightsWriter(StorageWriter):
         """Make the shards of a rank durable.
 
         Raises:
-            UnsupportedError: There is a tensor that cannot be stored.
+            UnsupportedError: One of the tensors cannot be stored.
             StoreError: The store could not be written.
         """
         results = []
@@ -262,6 +274,7 @@ class CasweightsWriter(StorageWriter):
         return future
 
     def _encode(self, file: SourceFile) -> EncodedFiles:
+        """Encode a file and make its chunks durable."""
         db, before = self._store.open().database, self._save.before
         base = None if before is None else db.snapshots.load(before, with_locations=True)
         encoded = encode_files(db, [file], base=base, compression=self._compression)
@@ -272,8 +285,8 @@ class CasweightsWriter(StorageWriter):
 
         Raises:
             UnsupportedError: The planner added data that cannot be stored.
-            ConflictError: Another writer moved the branch meanwhile. The version is stored; its
-                ID is the error's `snapshot`.
+            ConflictError: Another writer moved the branch during the save. The version is stored;
+                its ID is the error's `snapshot`.
             StoreError: The store could not be written.
         """
         shards = {result.index: result.storage_data.shard for rank in results for result in rank}
@@ -289,6 +302,7 @@ class CasweightsWriter(StorageWriter):
             metadata=self.metadata,
         )
         db = self._store.open().database
+        # Until the commit returns, a failure leaves it unknown whether the branch moved.
         self._doubtful = description
         self.snapshot = commit_encoded(db, join(parts), description, self._branch, head)
         self._line, self._doubtful = self.snapshot.id, None
