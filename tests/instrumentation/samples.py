@@ -1,4 +1,4 @@
-"""One event of each kind, with values that cannot be mistaken for one another."""
+"""One event of each kind, with distinct values."""
 
 from __future__ import annotations
 
@@ -84,5 +84,5 @@ EVENTS: dict[str, tuple[Any, ...]] = {
 
 
 def methods() -> list[str]:
-    """The names of all events that a reporter hears of."""
+    """The names of all events that a reporter receives."""
     return [name for name, _ in inspect.getmembers(Reporter, inspect.isfunction)]

@@ -1,4 +1,4 @@
-"""Bars of stages that several threads are in."""
+"""Progress bars of stages with several threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def interrupted() -> Iterator[Interrupt]:
-    """Run something else before a line of a function, as another thread may."""
+    """Run an action before a line of a function, as another thread could."""
     before = sys.gettrace()
 
     def interrupt(function: Any, line: int, action: Callable[[], None]) -> None:
@@ -44,7 +44,9 @@ def interrupted() -> Iterator[Interrupt]:
 
 @pytest.mark.parametrize("line", range(3))
 @pytest.mark.parametrize("event", ["advanced", "finished"])
-def test_another_thread_ends_the_stage(interrupted: Interrupt, event: str, line: int) -> None:
+def test_no_bar_is_left_if_another_thread_ends_the_stage(
+    interrupted: Interrupt, event: str, line: int
+) -> None:
     file = io.StringIO()
     bars, ended = ProgressBars(file=file, delay=0), []
 

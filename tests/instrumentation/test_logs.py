@@ -1,4 +1,4 @@
-"""Lines for people, attributes for programs."""
+"""Log lines for people, and attributes for programs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_records_have_every_field(log: pytest.LogCaptureFixture, event: str) -> 
             assert value == getattr(stats, field.name)
 
 
-def test_fields_that_are_not_numbers(log: pytest.LogCaptureFixture) -> None:
+def test_ids_and_lists_are_attributes_of_json_types(log: pytest.LogCaptureFixture) -> None:
     logs = Logs()
     logs.synced(SYNC)
     logs.transferred(TRANSFER)
@@ -88,7 +88,7 @@ def test_fields_that_are_not_numbers(log: pytest.LogCaptureFixture) -> None:
     assert published["skipped"] == [118, None]
 
 
-def test_what_is_not_known(log: pytest.LogCaptureFixture) -> None:
+def test_unknown_values_are_named_as_unknown(log: pytest.LogCaptureFixture) -> None:
     logs = Logs()
     logs.published(replace(PUBLISH, step=None, skipped=(), changed_elements=None))
     logs.polled(replace(POLL, snapshot=None))
@@ -111,7 +111,7 @@ def test_polls_are_silent_at_info(log: pytest.LogCaptureFixture) -> None:
     assert log.messages == [LINES["committed"], LINES["checked_out"]]
 
 
-def test_a_real_store(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_real_store_logs_its_results(log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     with casweights.open(tmp_path / "store", create=True, reporter=Logs()) as store:
         snapshot = store.commit({"weight": torch.arange(1000)})
         store.checkout("main", tmp_path / "out")

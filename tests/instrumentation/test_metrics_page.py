@@ -1,4 +1,4 @@
-"""``docs/metrics.md`` and the code say the same."""
+"""``docs/metrics.md`` agrees with the code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ STATS = sorted(
 
 
 def rows(first: str, text: str = PAGE) -> list[list[str]]:
-    """The cells of the table whose first column is headed `first`; its last if there are more."""
+    """The cells of the last table whose first column has the heading `first`."""
     table = re.findall(rf"^\| {first} \|.*\n\|[ |-]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)[-1]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     return [[re.sub(r"^`([^`]+)`$", r"\1", cell) for cell in row] for row in cells]
 
 
-def test_events() -> None:
+def test_the_page_lists_every_event() -> None:
     listed = {event: argument for event, argument, _ in rows("event")}
     assert sorted(listed) == sorted(methods())
     for event, args in EVENTS.items():
@@ -35,7 +35,7 @@ def test_events() -> None:
             assert listed[event] == type(args[0]).__name__
 
 
-def test_stages() -> None:
+def test_the_page_lists_every_stage() -> None:
     listed = rows("stage", PAGE.split("\n### ")[0])
     assert [stage for stage, _ in listed] == list(Stage)
 
@@ -48,7 +48,7 @@ def test_every_kind_of_stats_has_a_section() -> None:
 
 
 @pytest.mark.parametrize("stats", STATS)
-def test_fields(stats: str) -> None:
+def test_the_page_lists_every_field_with_its_unit(stats: str) -> None:
     section = PAGE.split(f"\n### `{stats}`\n", 1)[1].split("\n#", 1)[0]
     listed = {field: unit for field, unit, _ in rows("field", section)}
     kind = getattr(results, stats)
@@ -60,7 +60,7 @@ def test_fields(stats: str) -> None:
             assert (unit == suffix) == field.name.endswith(suffix), field.name
 
 
-def test_metrics() -> None:
+def test_the_page_lists_every_metric() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for event, args in EVENTS.items():
@@ -83,7 +83,7 @@ def test_metrics() -> None:
                 assert f"`{sample.labels[label]}`" in meaning
 
 
-def test_stages_of_the_histogram() -> None:
+def test_the_page_lists_the_stages_of_the_histogram() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     for event, args in EVENTS.items():

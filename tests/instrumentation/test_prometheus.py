@@ -76,12 +76,12 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 
 def exposed(registry: CollectorRegistry) -> list[str]:
-    """The text that Prometheus reads, without the times at which metrics were made."""
+    """The text that Prometheus reads, without the creation times of metrics."""
     lines = generate_latest(registry).decode().splitlines()
     return [line for line in lines if "_created" not in line]
 
 
-def test_a_script_of_events(registry: CollectorRegistry) -> None:
+def test_every_event_is_counted(registry: CollectorRegistry) -> None:
     metrics = Metrics(registry)
     for event, args in EVENTS.items():
         getattr(metrics, event)(*args)
@@ -99,7 +99,7 @@ def test_a_script_of_events(registry: CollectorRegistry) -> None:
     assert 'casweights_stage_seconds_bucket{le="3.0",stage="upload"} 1.0' in lines
 
 
-def test_a_real_store(registry: CollectorRegistry, tmp_path: Path) -> None:
+def test_metrics_of_a_real_store_add_up(registry: CollectorRegistry, tmp_path: Path) -> None:
     metrics = Metrics(registry)
     state = {"weight": torch.arange(100_000)}
     with (
@@ -137,7 +137,7 @@ def test_a_version_counts_once(registry: CollectorRegistry) -> None:
     assert value(registry, "stage_seconds_count", stage="upload") == 1
 
 
-def test_before_the_first_event_nothing_is_claimed(registry: CollectorRegistry) -> None:
+def test_values_are_nan_before_the_first_event(registry: CollectorRegistry) -> None:
     Metrics(registry)
     lines = exposed(registry)
     assert "casweights_last_step NaN" in lines
@@ -145,7 +145,7 @@ def test_before_the_first_event_nothing_is_claimed(registry: CollectorRegistry) 
     assert not any(line.startswith("casweights_density") for line in lines)
 
 
-def test_what_is_not_known(registry: CollectorRegistry) -> None:
+def test_unknown_values_are_nan_or_stay(registry: CollectorRegistry) -> None:
     metrics = Metrics(registry)
     metrics.published(PUBLISH)
     metrics.published(
@@ -159,7 +159,7 @@ def test_what_is_not_known(registry: CollectorRegistry) -> None:
     assert value(registry, "density_ratio", operation="sync") == 0
 
 
-def test_several_threads(registry: CollectorRegistry) -> None:
+def test_events_of_several_threads_are_all_counted(registry: CollectorRegistry) -> None:
     metrics, runs, threads = Metrics(registry), 50, 8
 
     def publish(thread: int) -> None:
@@ -182,7 +182,7 @@ def test_several_threads(registry: CollectorRegistry) -> None:
     assert value(registry, "stage_seconds_count", stage="scan") == total
 
 
-def test_namespace_and_registry() -> None:
+def test_the_namespace_and_the_registry_can_be_chosen() -> None:
     metrics = Metrics(namespace="replica_test")
     metrics.polled(POLL)
     assert REGISTRY.get_sample_value("replica_test_polls_total") == 1
@@ -190,7 +190,7 @@ def test_namespace_and_registry() -> None:
         Metrics(namespace="replica_test")
 
 
-def test_without_the_library() -> None:
+def test_without_the_library_the_error_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['prometheus_client'] = None\n"
         "import casweights.instrumentation\n"

@@ -1,4 +1,4 @@
-"""A tee forgets no event and no listener."""
+"""A tee passes every event to every reporter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.instrumentation.samples import EVENTS, methods
 
 
 class Recorder(Reporter):
-    """Notes each event in a list that it may share with others."""
+    """Records each event in a list, which several recorders may share."""
 
     def __init__(self, name: str, heard: list[tuple[str, str, tuple[Any, ...]]]) -> None:
         for event in methods():
@@ -32,7 +32,7 @@ def test_every_event_reaches_every_reporter_in_order(event: str) -> None:
 
 
 @pytest.mark.parametrize("event", methods())
-def test_what_a_reporter_raises_is_not_caught(event: str) -> None:
+def test_an_error_of_a_reporter_is_not_caught(event: str) -> None:
     heard: list[tuple[str, str, tuple[Any, ...]]] = []
 
     def fail(*_: object) -> None:
@@ -46,7 +46,7 @@ def test_what_a_reporter_raises_is_not_caught(event: str) -> None:
     assert [name for name, *_ in heard] == ["first"]
 
 
-def test_of_nobody() -> None:
+def test_a_tee_without_reporters_does_nothing() -> None:
     tee = Tee()
     for event, args in EVENTS.items():
         getattr(tee, event)(*args)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(params=["wheel", "stand-in"])
 def adapter(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """`casweights.integrations.vllm`, imported anew."""
+    """`casweights.integrations.vllm`, imported again for each test."""
     if request.param == "wheel" and not vllm_parts.PARTS.is_dir():
         pytest.skip("no modules of vLLM: run python -m tests.integrations.vllm_parts")
     with vllm_parts.wheel() if request.param == "wheel" else vllm_parts.stand_in():

@@ -1,9 +1,9 @@
-"""Starts ranks that save and load for `test_dcp_ranks.py`; run by it as a process.
+"""Ranks that save and load for `test_dcp_ranks.py`, which runs this module as a process.
 
-Each line of the input is a `Job` as JSON, and is answered by a line: how the ranks ended. The ranks
-are forks of this process, which has no threads and has imported torch once for all of them. What
-rank 0 found out lies in ``result.json`` in the folder of the job; what was saved, gathered by torch
-alone, lies there as ``NAME.pt``. A broken promise ends a rank with a traceback.
+Each line of the input is a `Job` as JSON; each line of the output has the exit statuses of its
+ranks. The ranks are forks of this process, which has no threads and has imported torch once for
+all of them. Rank 0 writes its result to ``result.json`` in the folder of the job, and the saved
+states, gathered by torch alone, to ``NAME.pt``. A failed check ends a rank with a traceback.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ BIG = (1024, 512)  # of bf16: 1 MiB
 
 
 class Stats(Reporter):
-    """Keeps what commits did."""
+    """Keeps the stats of commits."""
 
     def __init__(self) -> None:
         self.seen: list[CommitStats] = []
@@ -64,7 +64,7 @@ class Stats(Reporter):
 
 
 class Training:
-    """A tiny model under FSDP2 with an optimizer that has state, and tensors sharded otherwise."""
+    """A tiny model under FSDP2, an optimizer with state, and tensors with other sharding."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -99,7 +99,7 @@ class Training:
         self.optimizer.zero_grad()
 
     def change(self, share: float) -> None:
-        """Some elements of `big`, the same ones whatever the number of ranks."""
+        """Change some elements of `big`: the same ones for every number of ranks."""
         chance = torch.Generator().manual_seed(1)
         chosen = self.distribute((torch.rand(BIG, generator=chance) < share), Shard(0))
         local = self.others["big"].to_local()
@@ -134,7 +134,7 @@ def gathered(node: Any) -> Any:
 
 
 def keep(training: Training, path: Path) -> None:
-    """What should come out again."""
+    """Store the state that a load must return."""
     state = gathered(training.state())
     if dist.get_rank() == 0:
         torch.save(state, path)
@@ -207,14 +207,14 @@ def die(store: str, folder: Path) -> dict[str, Any]:
 
 
 class Job(NamedTuple):
-    """What some ranks do together.
+    """A task for several ranks.
 
     Attributes:
-        scenario: What each does: a key of `SCENARIOS`.
-        ranks: Their number.
-        store: Where they save, or load from.
-        folder: Where torch keeps the same.
-        env: What their environment has in addition.
+        scenario: The function that each rank runs: a key of `SCENARIOS`.
+        ranks: The number of ranks.
+        store: The store in which they save, or from which they load.
+        folder: The folder for the same states as torch gathers them.
+        env: Additional environment variables.
     """
 
     scenario: str
@@ -243,7 +243,7 @@ def run_rank(job: Job, rank: int, meeting: Path) -> None:
 
 
 def run(job: Job) -> list[int]:
-    """Run all ranks of a job; if one fails, the others are ended as well. Their exit statuses."""
+    """Run all ranks of a job, and return their exit statuses; if one fails, end the others."""
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
         ranks = [fork(partial(run_rank, job, rank, meeting)) for rank in range(job.ranks)]
@@ -258,7 +258,7 @@ def run(job: Job) -> list[int]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)  # none that a fork would lack
+    torch.set_num_threads(1)  # threads of torch would be missing in forks
     gc.freeze()
     for line in sys.stdin:
         print(json.dumps(run(Job(**json.loads(line)))), flush=True)

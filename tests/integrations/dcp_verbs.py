@@ -28,6 +28,6 @@ def load(state: dict[str, Any], reader: CasweightsReader, **options: Any) -> dic
 
 
 def cause(error: pytest.ExceptionInfo[CheckpointException]) -> BaseException:
-    """What went wrong on rank 0."""
+    """The error of rank 0."""
     failure: BaseException = error.value.failures[0][0]
     return failure

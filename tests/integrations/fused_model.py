@@ -1,4 +1,4 @@
-"""A model with what is hard about vLLM's: its weights are fused, sharded and padded."""
+"""A model with the difficult features of vLLM's: its weights are fused, sharded and padded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Weights = dict[str, torch.Tensor]
 
 
 class Layer(nn.Module):
-    """A parameter and how a checkpoint's tensors get into it; vLLM's loaders call it `param`."""
+    """A parameter, and loaders for a checkpoint's tensors; vLLM's loaders call it `param`."""
 
     def __init__(self, weight: torch.Tensor, loader: Any = None) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """One rank's part of a model: q, k and v are one tensor, and the vocabulary is padded.
+    """One rank's part of a model, with q, k and v in one tensor and a padded vocabulary.
 
     Attributes:
         fail: The name of a checkpoint tensor at which loading fails; "" for none.
@@ -67,7 +67,7 @@ class Model(nn.Module):
 
 
 class Shuffled(Model):
-    """Its kernel wants other rows first, so it is shuffled once it is loaded whole."""
+    """A model whose kernel needs another order of rows, so they are reordered after loading."""
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         weights = list(weights)
@@ -99,7 +99,7 @@ def checkpoint(step: int = 0) -> Weights:
 
 
 def served(weights: Weights, rank: int = 0, ranks: int = 1) -> Weights:
-    """What a model holds after loading `weights`."""
+    """The content of a model after loading `weights`."""
     model = Model(rank, ranks)
     model.load_weights(weights.items())
     return dict(model.state_dict())

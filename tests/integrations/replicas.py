@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Replica:
-    """A server with the routes of vLLM, whose model is a dict that a `Subscriber` keeps up.
+    """A server with the routes of vLLM, whose model is a dict that a `Subscriber` updates.
 
     Attributes:
         calls: Paths and JSON bodies, in order.
-        weights: Its model.
-        weight_version: What ``GET /weight_info`` of vLLM says.
-        failures: How often each path is still answered with an error.
-        hang: Set to let held-back answers go.
+        weights: The model.
+        weight_version: The value that ``GET /weight_info`` of vLLM returns.
+        failures: The number of further errors for each path.
+        hang: Set this event to send delayed answers.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Replica:
         self._subscriber.sync(self.weights, to=target, expect=held)
 
     def forget(self) -> None:
-        """Be a process that was started again."""
+        """Lose all state, like a process that is started again."""
         self.close()
         self._subscriber, self.weights, self.active = None, {}, False
 
@@ -110,7 +110,7 @@ def serving(replica: Replica) -> Iterator[Replica]:
                 status, text = 500, json.dumps({"error": repr(error)})
             else:
                 status, text = 200, "{}"
-            with suppress(ConnectionError):  # who asked has gone
+            with suppress(ConnectionError):  # the client has closed the connection
                 self.send_response(status)
                 self.end_headers()
                 self.wfile.write(text.encode())

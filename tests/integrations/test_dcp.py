@@ -47,7 +47,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 def emptied(node: Any) -> Any:
-    """The same structure, to load into."""
+    """The same structure with empty values, to load into."""
     if isinstance(node, dict):
         return {key: emptied(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -72,7 +72,7 @@ class Stats(Reporter):
         self.seen.append(stats)
 
 
-def test_what_was_saved_is_loaded(repo: Repository) -> None:
+def test_a_saved_state_is_loaded_unchanged(repo: Repository) -> None:
     state = small_state()
     writer = CasweightsWriter(repo, "run", message="m", author="a", metadata={"step": 7})
     saved = save(state, writer)
@@ -96,7 +96,7 @@ EVERY_DTYPE = [
 ]
 
 
-def test_every_dtype_and_shape(repo: Repository) -> None:
+def test_every_dtype_and_shape_is_loaded_unchanged(repo: Repository) -> None:
     bits = torch.randint(0, 2, (6, 16), dtype=torch.uint8)
     state: dict[str, Any] = {str(dtype): bits.view(dtype) for dtype in EVERY_DTYPE}
     state["scalar"] = torch.tensor(-0.0)
@@ -112,7 +112,7 @@ def test_every_dtype_and_shape(repo: Repository) -> None:
         assert_same_tensor(target[name], tensor, name)
 
 
-def test_names_that_look_like_shards_or_are_odd(repo: Repository) -> None:
+def test_names_like_those_of_shards_and_unusual_names_are_kept(repo: Repository) -> None:
     state = {
         name: torch.randn(3) for name in ("", "tensor", "__metadata__", "w[0]", "ключ", "A", "a")
     }
@@ -121,7 +121,7 @@ def test_names_that_look_like_shards_or_are_odd(repo: Repository) -> None:
     assert_same_state(target, state)
 
 
-def test_the_metadata_says_what_torch_says(repo: Repository, tmp_path: Path) -> None:
+def test_the_metadata_equals_that_of_torch(repo: Repository, tmp_path: Path) -> None:
     state = small_state()
     save(state, CasweightsWriter(repo))
     state_dict_saver.save(state, checkpoint_id=tmp_path)
@@ -132,7 +132,7 @@ def test_the_metadata_says_what_torch_says(repo: Repository, tmp_path: Path) -> 
     assert ours.storage_data.keys() == theirs.storage_data.keys()
 
 
-def test_nothing_of_ours_is_pickled(repo: Repository) -> None:
+def test_layouts_are_not_pickled(repo: Repository) -> None:
     save(small_state(), CasweightsWriter(repo))
     layout = msgpack.unpackb(b"".join(repo.read("main", LAYOUT_FILE)))
     assert layout["tensors"]["model.w"] == [
@@ -143,7 +143,7 @@ def test_nothing_of_ours_is_pickled(repo: Repository) -> None:
     assert layout["paths"]["optimizer.state.0.step"] == ["optimizer", "state", 0, "step"]
 
 
-def test_a_planner_that_does_not_flatten(repo: Repository) -> None:
+def test_states_of_a_planner_that_does_not_flatten_are_loaded(repo: Repository) -> None:
     state = {"w": torch.randn(4), "nested": {"a": 1, "b": [2]}}
     save(state, CasweightsWriter(repo), planner=DefaultSavePlanner(flatten_state_dict=False))
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -151,7 +151,9 @@ def test_a_planner_that_does_not_flatten(repo: Repository) -> None:
     assert_same_state(target, state)
 
 
-def test_a_planner_that_keeps_its_plans(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planner_that_caches_its_plans_saves_every_state(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for cache in ("save_plan", "all_plans", "global_plan", "metadata", "final_save_plan"):
         monkeypatch.setattr(SavePlanner, f"_cached_{cache}", {})
     writer = CasweightsWriter(repo)
@@ -179,7 +181,7 @@ def test_chunks_are_shared_with_the_unsharded_model() -> None:
         assert repo.snapshot("tuned").parents == (repo.resolve("plain"),)
 
 
-def test_a_step_costs_what_changed(repo: Repository, objects: CountingStore) -> None:
+def test_a_step_stores_only_its_changes(repo: Repository, objects: CountingStore) -> None:
     writer, weights = CasweightsWriter(repo), torch.randn(512, 512)
     state = {"w": weights, "step": 1}
     save(state, writer)
@@ -194,7 +196,7 @@ def test_a_step_costs_what_changed(repo: Repository, objects: CountingStore) -> 
     assert_same_state(target, state)
 
 
-def test_writer_and_reader_are_pickled_closed(tmp_path: Path) -> None:
+def test_a_pickled_writer_and_reader_open_the_store_by_its_url(tmp_path: Path) -> None:
     state = {"w": torch.randn(5)}
     with casweights.open(tmp_path, create=True) as repo:
         writer = CasweightsWriter(repo, message="m")
@@ -224,7 +226,9 @@ def test_a_checkpoint_id_is_a_tag_to_save_and_any_ref_to_load(repo: Repository) 
     assert loaded(checkpoint_id=str(repo.resolve("run"))) == 3
 
 
-def test_a_checkpoint_id_that_cannot_be_a_tag(repo: Repository, objects: CountingStore) -> None:
+def test_an_invalid_or_existing_tag_is_refused_before_a_write(
+    repo: Repository, objects: CountingStore
+) -> None:
     assert CasweightsWriter.validate_checkpoint_id("step-1")
     assert not CasweightsWriter.validate_checkpoint_id("/tmp/step-1")
     writer = CasweightsWriter(repo)
@@ -238,13 +242,13 @@ def test_a_checkpoint_id_that_cannot_be_a_tag(repo: Repository, objects: Countin
     assert objects.writes == []
 
 
-def test_ranks_that_do_not_speak_to_each_other(repo: Repository) -> None:
+def test_saving_without_collectives_is_refused(repo: Repository) -> None:
     with pytest.raises(UnsupportedError, match="use_collectives"):
         CasweightsWriter(repo).set_up_storage_writer(True, rank=0, use_collectives=False)
 
 
 class Meddling(DefaultSavePlanner):
-    """Does something else in the middle of a save."""
+    """Calls a function in the middle of a save."""
 
     def __init__(self, meddle: Callable[[], object]) -> None:
         super().__init__()
@@ -255,7 +259,7 @@ class Meddling(DefaultSavePlanner):
         return super().resolve_data(write_item)
 
 
-def test_another_writer_moves_the_branch(repo: Repository) -> None:
+def test_a_save_that_loses_the_branch_keeps_its_version(repo: Repository) -> None:
     theirs = []
 
     def commit() -> None:
@@ -272,11 +276,11 @@ def test_another_writer_moves_the_branch(repo: Repository) -> None:
     assert_same_state(target, state)
 
 
-def test_writers_do_not_stack_their_versions_on_one_branch(repo: Repository) -> None:
+def test_two_writers_on_one_branch_get_a_conflict(repo: Repository) -> None:
     state = {"w": torch.randn(5)}
     save(state, CasweightsWriter(repo))
     one, other = CasweightsWriter(repo), CasweightsWriter(repo)
-    save(state, one)  # goes on from where the branch is
+    save(state, one)  # continues from the head
     save(state, other)
     for writer in (one, one):
         with pytest.raises(CheckpointException) as error:
@@ -290,17 +294,17 @@ def test_writers_do_not_stack_their_versions_on_one_branch(repo: Repository) -> 
     assert len(list(repo.log())) == 4
 
 
-def test_a_writer_that_was_pickled_goes_on_from_where_the_branch_is(tmp_path: Path) -> None:
+def test_a_pickled_writer_continues_from_the_head(tmp_path: Path) -> None:
     casweights.open(tmp_path, create=True).close()
     writer, state = CasweightsWriter(tmp_path), {"w": torch.randn(5)}
     save(state, writer)
-    for _ in range(2):  # as for saves in another process
+    for _ in range(2):  # as torch does for saves in another process
         save(state, pickle.loads(pickle.dumps(writer)))
     with pytest.raises(CheckpointException):
         save(state, writer)
 
 
-def test_a_writer_that_lost_its_first_save_to_another_says_so_again(repo: Repository) -> None:
+def test_a_writer_that_lost_its_first_save_keeps_raising_the_conflict(repo: Repository) -> None:
     state = {"w": torch.randn(5)}
     writer = CasweightsWriter(repo)
     meddling = Meddling(lambda: repo.commit({"theirs": torch.ones(3)}))
@@ -311,7 +315,7 @@ def test_a_writer_that_lost_its_first_save_to_another_says_so_again(repo: Reposi
     assert len(list(repo.log())) == 1
 
 
-def test_a_save_that_was_reported_as_failed_and_is_there_is_gone_on_from(
+def test_a_save_continues_from_one_that_failed_after_moving_the_branch(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, writer, refs = {"w": torch.randn(5)}, CasweightsWriter(repo), repo.database.refs
@@ -329,7 +333,7 @@ def test_a_save_that_was_reported_as_failed_and_is_there_is_gone_on_from(
     assert len(list(repo.log())) == 2
 
 
-def test_a_store_that_fails_at_a_write_keeps_the_branch() -> None:
+def test_a_failed_write_leaves_the_branch_unchanged() -> None:
     objects = MemoryStore()
     with casweights.open(objects, create=True) as repo:
         save({"w": torch.randn(5)}, CasweightsWriter(repo))
@@ -347,14 +351,14 @@ def test_a_store_that_fails_at_a_write_keeps_the_branch() -> None:
         assert_same_state(load({"w": torch.zeros(5)}, CasweightsReader(repo)), state)
 
 
-def test_a_parent_or_store_that_is_not_there(repo: Repository, tmp_path: Path) -> None:
+def test_a_missing_parent_or_store_is_refused(repo: Repository, tmp_path: Path) -> None:
     for writer in (CasweightsWriter(repo, parent="nowhere"), CasweightsWriter(tmp_path / "no")):
         with pytest.raises(CheckpointException) as error:
             save({"w": torch.ones(3)}, writer)
         assert isinstance(cause(error), NotFoundError)
 
 
-def test_versions_that_cannot_be_loaded(repo: Repository) -> None:
+def test_missing_versions_and_versions_of_other_kinds_are_refused(repo: Repository) -> None:
     with pytest.raises(NotFoundError):
         CasweightsReader(repo, "nowhere").read_metadata()
     repo.commit({"w": torch.ones(3)})
@@ -364,7 +368,7 @@ def test_versions_that_cannot_be_loaded(repo: Repository) -> None:
         load({"w": torch.ones(3)}, CasweightsReader(repo, "nowhere"))
 
 
-def test_a_damaged_pack(objects: CountingStore) -> None:
+def test_a_damaged_pack_is_an_integrity_error(objects: CountingStore) -> None:
     with casweights.open(objects, create=True) as repo:
         save({"w": torch.randn(100, 100)}, CasweightsWriter(repo))
     largest = max(objects.list("packs/"), key=lambda info: info.size)
@@ -374,7 +378,7 @@ def test_a_damaged_pack(objects: CountingStore) -> None:
     assert isinstance(cause(error), IntegrityError)
 
 
-def test_without_overwrite_a_branch_that_is_there_is_left_alone(
+def test_without_overwrite_an_existing_branch_is_refused(
     repo: Repository,
 ) -> None:
     save({"w": torch.ones(2)}, CasweightsWriter(repo, "run"))
@@ -389,7 +393,7 @@ def test_without_overwrite_a_branch_that_is_there_is_left_alone(
     assert len([*repo.log("run")]) == 2
 
 
-def test_without_overwrite_a_writer_goes_on_from_its_own_versions(repo: Repository) -> None:
+def test_without_overwrite_a_writer_continues_from_its_own_versions(repo: Repository) -> None:
     writer = CasweightsWriter(repo, "run", overwrite=False)
     for step in (1, 2, 3):
         save({"w": torch.full((2,), float(step))}, writer)

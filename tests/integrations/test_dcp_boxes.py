@@ -1,4 +1,4 @@
-"""Parts of stored tensors, as plans of other shardings ask for them."""
+"""Parts of stored tensors, as plans with another sharding request them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 class Boxes(LoadPlanner):
-    """Takes boxes as they come."""
+    """A planner that receives boxes."""
 
     def __init__(self, *shape: int) -> None:
         self.box = torch.zeros(shape)
@@ -74,7 +74,7 @@ def item(fqn: str, offsets: tuple[int, ...], lengths: tuple[int, ...]) -> ReadIt
         ((40, 50, 60), (0, 0, 0)),
     ],
 )
-def test_boxes_are_what_slices_are(
+def test_boxes_equal_slices_of_the_tensor(
     repo: Repository, offsets: tuple[int, ...], lengths: tuple[int, ...]
 ) -> None:
     tensor = torch.randn(40, 50, 60)
@@ -100,7 +100,7 @@ def test_a_box_reads_only_its_chunks(objects: CountingStore) -> None:
         assert 0 < objects.read_bytes("packs/") < 2 * 64 * KiB
 
 
-def test_a_ref_that_moved_between_the_ranks(repo: Repository) -> None:
+def test_a_ref_that_moved_between_the_ranks_is_a_conflict(repo: Repository) -> None:
     first, second = CasweightsReader(repo), CasweightsReader(repo)
     writer = CasweightsWriter(repo)
     save({"w": torch.ones(3)}, writer)

@@ -1,4 +1,4 @@
-"""Descriptions of sharded state dicts that are not what they should be."""
+"""Malformed and forged descriptions of sharded state dicts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 def forged(repo: Repository, tmp_path: Path, forge: Callable[[dict[str, Any]], object]) -> bytes:
-    """Commit a saved version whose layout says something else."""
+    """Commit a saved version with a forged layout, and return that layout."""
     save({"w": torch.ones(4, 6), "n": 1}, CasweightsWriter(repo, "good"))
     repo.checkout("good", tmp_path)
     path = tmp_path / LAYOUT_FILE
@@ -44,7 +44,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no tensors": lambda layout: layout.pop("tensors"),
     "no format": lambda layout: layout.update(format="1"),
     "a name that is a number": lambda layout: layout["tensors"].update({"x": 1}),
-    "a dtype that is none": lambda layout: layout["tensors"]["w"].__setitem__(0, "load"),
+    "a dtype that is no map": lambda layout: layout["tensors"]["w"].__setitem__(0, "load"),
     "another dtype": lambda layout: layout["tensors"]["w"].__setitem__(0, "int32"),
     "a size that is too small": lambda layout: layout["tensors"]["w"].__setitem__(1, [4, 5]),
     "a size of another rank": lambda layout: layout["tensors"]["w"].__setitem__(1, [24]),
@@ -70,7 +70,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_a_forged_layout(repo: Repository, tmp_path: Path, forgery: str) -> None:
+def test_a_forged_layout_is_refused(repo: Repository, tmp_path: Path, forgery: str) -> None:
     forged(repo, tmp_path, FORGERIES[forgery])
     with pytest.raises(IntegrityError) as error:
         CasweightsReader(repo, "forged").read_metadata()
@@ -79,19 +79,19 @@ def test_a_forged_layout(repo: Repository, tmp_path: Path, forgery: str) -> None
         load({"w": torch.zeros(4, 6)}, CasweightsReader(repo, "forged"))
 
 
-def test_a_layout_of_before_orders_were_kept(repo: Repository, tmp_path: Path) -> None:
+def test_a_layout_without_an_order_is_loaded(repo: Repository, tmp_path: Path) -> None:
     forged(repo, tmp_path, lambda layout: layout.pop("order"))
     loaded = load({"w": torch.zeros(4, 6), "n": 0}, CasweightsReader(repo, "forged"))
     assert loaded["n"] == 1
 
 
-def test_a_layout_of_a_newer_format(repo: Repository, tmp_path: Path) -> None:
+def test_a_layout_of_a_newer_format_is_refused(repo: Repository, tmp_path: Path) -> None:
     forged(repo, tmp_path, lambda layout: layout.update(format=2))
     with pytest.raises(UnsupportedError, match="newer"):
         CasweightsReader(repo, "forged").read_metadata()
 
 
-def test_a_layout_that_is_cut_anywhere(repo: Repository, tmp_path: Path) -> None:
+def test_a_layout_that_is_cut_anywhere_is_refused(repo: Repository, tmp_path: Path) -> None:
     whole = forged(repo, tmp_path, lambda layout: layout)
     for size in range(0, len(whole), 7):
         (tmp_path / LAYOUT_FILE).write_bytes(whole[:size])

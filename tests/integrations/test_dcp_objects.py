@@ -1,4 +1,4 @@
-"""Objects of a sharded state that are no tensors: what loads without trust, and what is refused."""
+"""Objects of a sharded state that are no tensors: which load without trust, and which do not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_plain_numpy_values_load_without_trust(repo: Repository, code: str) -> N
     loaded = load(target, CasweightsReader(repo))["nested"]
     assert type(loaded["scalar"]) is type(scalar)
     assert loaded["scalar"] == scalar
-    native = [a.dtype.newbyteorder("=") for a in arrays]  # which torch's reader makes of them, too
+    native = [a.dtype.newbyteorder("=") for a in arrays]  # as torch's own reader returns them
     assert [a.dtype.newbyteorder("=") for a in loaded["arrays"]] == native
     assert all(map(np.array_equal, loaded["arrays"], arrays))
 
@@ -77,9 +77,7 @@ def test_arrays_of_objects_and_bytes_in_memory_load_without_trust(repo: Reposito
     ],
     ids=["structured", "masked", "generator", "moment"],
 )
-def test_other_objects_of_numpy_are_refused_when_they_are_saved(
-    repo: Repository, value: object
-) -> None:
+def test_other_objects_of_numpy_are_refused_while_saving(repo: Repository, value: object) -> None:
     with pytest.raises(CheckpointException) as caught:
         save({"deep": {"x": [value]}, "w": torch.ones(2)}, CasweightsWriter(repo))
     assert isinstance(cause(caught), UnsupportedError)
@@ -87,7 +85,7 @@ def test_other_objects_of_numpy_are_refused_when_they_are_saved(
     assert repo.branches() == {}
 
 
-def test_what_needs_trust_is_said_when_it_is_saved(
+def test_objects_that_need_trust_are_logged_while_saving(
     repo: Repository, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(
@@ -99,7 +97,7 @@ def test_what_needs_trust_is_said_when_it_is_saved(
     assert "datetime.datetime" in ours[0].getMessage()
 
 
-def test_what_the_error_names_is_what_has_to_be_allowed(repo: Repository) -> None:
+def test_allowing_the_types_in_the_error_is_enough(repo: Repository) -> None:
     day = datetime.date(2026, 1, 1)
     save({"day": [day, np.float32(1)]}, CasweightsWriter(repo))
     with pytest.raises(CheckpointException) as caught:
@@ -110,7 +108,7 @@ def test_what_the_error_names_is_what_has_to_be_allowed(repo: Repository) -> Non
 
 
 @pytest.mark.parametrize("allowed", [[np.ndarray], [np.dtype], [np.float64, np.int64]])
-def test_what_the_program_allows_stays_allowed(allowed: list[Any]) -> None:
+def test_checks_leave_the_allowed_types_of_the_program_unchanged(allowed: list[Any]) -> None:
     before = set(torch.serialization.get_safe_globals())
     with torch.serialization.safe_globals(allowed):
         check_loaded("x", in_pickle(io.BytesIO(b"x")))
@@ -120,7 +118,7 @@ def test_what_the_program_allows_stays_allowed(allowed: list[Any]) -> None:
 
 
 class Forged:
-    """Pickles as what it is given."""
+    """Pickles as the given reduction."""
 
     def __init__(self, *reduced: Any) -> None:
         self.reduced = reduced
@@ -167,7 +165,7 @@ def test_a_pickle_that_numpy_would_not_write_is_refused(forgery: str) -> None:
         check_loaded("x", blob)
 
 
-def test_checks_on_several_threads() -> None:
+def test_checks_on_several_threads_do_not_disturb_each_other() -> None:
     errors: list[BaseException] = []
 
     def check() -> None:

@@ -1,4 +1,4 @@
-"""Planners and states that torch.distributed.checkpoint may bring, and the order of their keys."""
+"""Planners and states that torch.distributed.checkpoint may pass, and the order of their keys."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
         ("text", InvalidInputError),
     ],
 )
-def test_a_planner_that_gives_something_else(
+def test_data_that_differs_from_the_plan_is_refused(
     repo: Repository, planned: Any, error: type[CasweightsError]
 ) -> None:
     class Lying(DefaultSavePlanner):
@@ -59,7 +59,7 @@ def test_a_planner_that_gives_something_else(
     assert repo.branches() == {}
 
 
-def test_data_of_a_planner_that_is_not_known(repo: Repository) -> None:
+def test_unknown_planner_data_is_refused(repo: Repository) -> None:
     class Odd(DefaultSavePlanner):
         def create_global_plan(self, all_plans: Any) -> Any:
             plans, metadata = super().create_global_plan(all_plans)
@@ -73,10 +73,10 @@ def test_data_of_a_planner_that_is_not_known(repo: Repository) -> None:
 
 
 class Opaque:
-    """What torch does not load without trust."""
+    """An object that torch does not load without trust."""
 
 
-def test_objects_that_need_trust(repo: Repository) -> None:
+def test_objects_that_need_trust_load_only_with_trust(repo: Repository) -> None:
     save({"object": Opaque()}, CasweightsWriter(repo))
     with pytest.raises(CheckpointException) as error:
         load({"object": None}, CasweightsReader(repo))
@@ -93,7 +93,7 @@ def keys(node: Any) -> Any:
 @pytest.mark.parametrize("flatten", [True, False])
 @given(data=st.data())
 @settings(max_examples=8)
-def test_keys_come_in_the_order_of_the_saved_state(flatten: bool, data: st.DataObject) -> None:
+def test_keys_have_the_order_of_the_saved_state(flatten: bool, data: st.DataObject) -> None:
     names = data.draw(st.permutations(["b", "a", "10", "2", "c.d", "Z"]))
     leaves = st.sampled_from([1, "text", torch.ones(2), torch.ones(()), io.BytesIO(b"x")])
     state: dict[str, Any] = {name: data.draw(leaves) for name in names}
@@ -130,9 +130,7 @@ TENSORS: dict[str, Callable[[], torch.Tensor]] = {
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("kind", TENSORS)
-def test_tensors_without_bytes_of_their_own_get_the_error_of_commit(
-    repo: Repository, kind: str
-) -> None:
+def test_tensors_without_bytes_raise_the_error_of_commit(repo: Repository, kind: str) -> None:
     tensor = TENSORS[kind]()
     with pytest.raises(UnsupportedError) as expected:
         repo.commit({"q": tensor})
@@ -145,7 +143,7 @@ def test_tensors_without_bytes_of_their_own_get_the_error_of_commit(
 
 @pytest.mark.filterwarnings("ignore:Detected an existing checkpoint")
 @pytest.mark.parametrize("ours_first", [True, False])
-def test_a_plan_that_another_kind_of_writer_left_in_the_planners_cache(
+def test_plans_cached_by_another_kind_of_writer_can_be_used(
     repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours_first: bool
 ) -> None:
     for cache in ("save_plan", "all_plans", "global_plan", "metadata", "final_save_plan"):

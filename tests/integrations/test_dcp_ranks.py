@@ -40,7 +40,7 @@ NAMES = ["async", "changed", "first", "same"]
 
 
 class Ranks:
-    """Starts ranks by one process, which imports torch once for all of them."""
+    """Starts ranks through one process, which imports torch once for all of them."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -66,7 +66,7 @@ class Ranks:
     def drive(
         self, scenario: str, ranks: int, store: str | Path, folder: Path, **env: str
     ) -> dict[str, Any]:
-        """What the first rank found out, where none fails."""
+        """Run a job in which no rank fails, and return the result of the first rank."""
         job = Job(scenario, ranks, str(store), str(folder), env)
         assert self.codes(job) == [0] * ranks
         result: dict[str, Any] = json.loads((folder / "result.json").read_text())
@@ -80,13 +80,13 @@ def ranks() -> Iterator[Ranks]:
 
 
 class Saved(NamedTuple):
-    """What four ranks saved.
+    """The versions that four ranks saved.
 
     Attributes:
-        store: Where.
-        folder: What torch gathered of it.
+        store: The store.
+        folder: The folder with the same states as torch gathered them.
         ids: The versions' IDs, by name.
-        stats: What each took.
+        stats: The stats of each commit.
     """
 
     store: Path
@@ -95,7 +95,7 @@ class Saved(NamedTuple):
     stats: list[dict[str, int]]
 
     def state(self, name: str) -> dict[str, Any]:
-        """A state, whole."""
+        """A state with whole tensors."""
         state: dict[str, Any] = torch.load(self.folder / f"{name}.pt", weights_only=True)
         return state
 
@@ -119,7 +119,7 @@ def test_every_rank_has_its_own_file(saved: Saved) -> None:
         assert repo.verify().problems == ()
 
 
-def test_what_is_replicated_is_stored_once(saved: Saved) -> None:
+def test_replicated_items_are_stored_once(saved: Saved) -> None:
     with casweights.open(saved.store) as repo:
         names = [
             info.name
@@ -130,7 +130,7 @@ def test_what_is_replicated_is_stored_once(saved: Saved) -> None:
     assert names.count("others.plain") == 1
 
 
-def test_a_step_costs_what_changed(saved: Saved) -> None:
+def test_a_step_stores_only_its_changes(saved: Saved) -> None:
     first, same, changed, _ = saved.stats
     assert first["new_bytes"] > 0.9 * first["total_bytes"]
     assert same["stored_bytes"] == 0
@@ -172,7 +172,7 @@ def test_two_ranks_load_what_four_saved(ranks: Ranks, saved: Saved) -> None:
     assert ranks.drive("load", 2, saved.store, saved.folder) == {"loaded": NAMES}
 
 
-def test_a_rank_that_is_killed_leaves_the_branch(
+def test_a_killed_rank_leaves_the_branch_unchanged(
     ranks: Ranks, saved: Saved, tmp_path: Path
 ) -> None:
     *others, killed = ranks.codes(Job("die", RANKS, str(saved.store), str(tmp_path), {}))
@@ -188,7 +188,7 @@ def test_a_rank_that_is_killed_leaves_the_branch(
         assert_same_state(target, state)
 
 
-def test_ranks_meet_in_a_bucket(ranks: Ranks, tmp_path: Path) -> None:
+def test_ranks_save_to_and_load_from_a_bucket(ranks: Ranks, tmp_path: Path) -> None:
     store, folder = "hf://buckets/me/weights/run", tmp_path / "folder"
     folder.mkdir()
     with LocalHubProcess(tmp_path / "hub") as hub:
@@ -196,7 +196,7 @@ def test_ranks_meet_in_a_bucket(ranks: Ranks, tmp_path: Path) -> None:
         env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
         init = [sys.executable, "-m", "casweights", "--store", store, "init"]
         subprocess.run(init, check=True, capture_output=True, env={**os.environ, **env})
-        hub.conditions = Conditions(listing_lag=0.5)  # nobody may rely on a listing of packs
+        hub.conditions = Conditions(listing_lag=0.5)  # listings of packs are outdated
         result = ranks.drive("save", 2, store, folder, **env)
         assert result["stats"][1]["stored_bytes"] == 0
         assert result["stats"][2]["stored_bytes"] < 0.05 * result["stats"][0]["stored_bytes"]
@@ -204,7 +204,7 @@ def test_ranks_meet_in_a_bucket(ranks: Ranks, tmp_path: Path) -> None:
         assert ranks.drive("load", 1, store, folder, **env) == {"loaded": NAMES}
 
 
-def test_the_example_of_the_page(tmp_path: Path) -> None:
+def test_the_example_of_the_page_runs(tmp_path: Path) -> None:
     example = PAGE.read_text().split("```python\n", 1)[1].split("```", 1)[0]
     (tmp_path / "train.py").write_text(example)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

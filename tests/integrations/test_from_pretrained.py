@@ -1,4 +1,4 @@
-"""Models that transformers makes of versions."""
+"""Models that transformers loads from versions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_model_comes_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
-def test_what_a_publisher_published_is_a_model(
+def test_a_published_version_loads_as_a_model(
     repo: Repository, tmp_path: Path, make: Callable[[], PreTrainedModel]
 ) -> None:
     model = make()
@@ -72,7 +72,7 @@ def test_what_a_publisher_published_is_a_model(
     assert not info["unexpected_keys"]
 
 
-def test_of_a_checkpoint_only_the_model_is_fetched(repo: Repository, tmp_path: Path) -> None:
+def test_only_the_model_of_a_checkpoint_is_fetched(repo: Repository, tmp_path: Path) -> None:
     run = trainer(tmp_path / "run", CasweightsCallback(repo), max_steps=1)
     run.train()
     cls = transformers.AutoModelForCausalLM
@@ -85,7 +85,7 @@ def test_of_a_checkpoint_only_the_model_is_fetched(repo: Repository, tmp_path: P
 
 
 def two_sets(directory: Path) -> dict[str, PreTrainedModel]:
-    """A single file and shards of another model beside it."""
+    """Save a model in a single file, and another one in shards, to one directory."""
     models = {"single": llama(), "shards": llama()}
     models["shards"].lm_head.weight.data += 1
     saved(models["single"], directory)
@@ -95,7 +95,7 @@ def two_sets(directory: Path) -> dict[str, PreTrainedModel]:
     return models
 
 
-def test_weights_that_programs_disagree_about_are_refused(repo: Repository, tmp_path: Path) -> None:
+def test_ambiguous_weights_are_refused(repo: Repository, tmp_path: Path) -> None:
     models = two_sets(tmp_path)
     repo.commit(tmp_path)
     with pytest.raises(InvalidInputError, match=r"model\.safetensors\.index\.json") as caught:
@@ -108,9 +108,7 @@ def test_weights_that_programs_disagree_about_are_refused(repo: Repository, tmp_
         from_pretrained(repo, include=["x"])
 
 
-def test_an_index_without_its_shards_is_an_error_of_the_version(
-    repo: Repository, tmp_path: Path
-) -> None:
+def test_an_index_without_its_shards_is_refused(repo: Repository, tmp_path: Path) -> None:
     saved(llama(), tmp_path, max_shard_size="10KB")
     min(tmp_path.glob("model-*")).unlink()
     repo.commit(tmp_path)
@@ -119,7 +117,7 @@ def test_an_index_without_its_shards_is_an_error_of_the_version(
     assert caught.value.code is ErrorCode.BAD_INDEX
 
 
-def test_a_variant_is_what_its_own_files_are(repo: Repository, tmp_path: Path) -> None:
+def test_a_variant_is_checked_by_its_own_files(repo: Repository, tmp_path: Path) -> None:
     two_sets(tmp_path)
     saved(llama(), tmp_path, variant="fp16", max_shard_size="10KB")
     repo.commit(tmp_path)
@@ -130,7 +128,7 @@ def test_a_variant_is_what_its_own_files_are(repo: Repository, tmp_path: Path) -
         from_pretrained(repo, variant="fp16")
 
 
-def test_arguments_go_on_to_the_class(repo: Repository, tmp_path: Path) -> None:
+def test_arguments_are_passed_to_the_class(repo: Repository, tmp_path: Path) -> None:
     import torch
 
     repo.commit(saved(llama(), tmp_path / "model"))
@@ -158,7 +156,7 @@ def test_tokenizers_and_configs_need_no_weights(repo: Repository, tmp_path: Path
     assert config.name_or_path == ""
 
 
-def test_a_subfolder_is_fetched_alone(repo: Repository, tmp_path: Path) -> None:
+def test_only_the_files_of_a_subfolder_are_fetched(repo: Repository, tmp_path: Path) -> None:
     saved(llama(), tmp_path / "models" / "large")
     saved(gpt2(), tmp_path / "models" / "small")
     repo.commit(tmp_path / "models")
@@ -183,7 +181,7 @@ def test_a_class_that_is_no_model_is_not_called(
 @pytest.mark.parametrize(
     "config", [None, "{}", "[]", '{"architectures": []}', "{", "[" * 9999, LARGE]
 )
-def test_without_an_architecture_the_class_must_be_said(
+def test_without_an_architecture_the_class_must_be_passed(
     repo: Repository, tmp_path: Path, config: str | None
 ) -> None:
     import torch
@@ -197,7 +195,7 @@ def test_without_an_architecture_the_class_must_be_said(
     assert caught.value.code is ErrorCode.FILE_NOT_FOUND
 
 
-def test_versions_that_are_kept_do_not_mix(repo: Repository, tmp_path: Path) -> None:
+def test_versions_in_one_directory_do_not_mix(repo: Repository, tmp_path: Path) -> None:
     repo.commit(saved(llama(), tmp_path / "whole"))
     other = llama()
     other.lm_head.weight.data += 1

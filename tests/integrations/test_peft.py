@@ -1,4 +1,4 @@
-"""Real LoRA adapters on tiny models, as versions beside their base."""
+"""Real LoRA adapters on tiny models, as versions in the store of their base."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from casweights import Repository
     from casweights.testing import CountingStore
 
-# peft asks a model for an attribute that transformers renamed.
+# peft reads an attribute of models that transformers renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 
 CONFIG = "adapter_config.json"
 
 
 def adapted(model: Any, name: str = "default", seed: int = 1) -> PeftModel:
-    """A LoRA of rank 2 that does something, unlike one before its training."""
+    """A LoRA of rank 2 with an effect, unlike a LoRA before its training."""
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
@@ -49,7 +49,7 @@ def base(repo: Repository, tmp_path: Path) -> casweights.Snapshot:
     return repo.commit(tmp_path / "base")
 
 
-def test_an_adapter_is_a_small_version_that_knows_its_base(
+def test_an_adapter_is_a_small_version_that_names_its_base(
     repo: Repository, objects: CountingStore, base: casweights.Snapshot
 ) -> None:
     model = adapted(from_pretrained(repo))
@@ -67,7 +67,7 @@ def test_an_adapter_is_a_small_version_that_knows_its_base(
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_nothing_in_it_depends_on_where_the_base_was_loaded(
+def test_an_adapter_does_not_depend_on_the_path_of_its_base(
     repo: Repository, base: casweights.Snapshot
 ) -> None:
     one = commit_adapter(repo, adapted(from_pretrained(repo)), "one", base=base)
@@ -77,7 +77,7 @@ def test_nothing_in_it_depends_on_where_the_base_was_loaded(
     assert config["base_model_name_or_path"] is None
 
 
-def test_the_base_goes_where_the_adapter_goes(repo: Repository, base: casweights.Snapshot) -> None:
+def test_pushing_an_adapter_pushes_its_base(repo: Repository, base: casweights.Snapshot) -> None:
     model = adapted(from_pretrained(repo))
     first = commit_adapter(repo, model, "lora", base=base)
     with torch.no_grad():
@@ -91,7 +91,9 @@ def test_the_base_goes_where_the_adapter_goes(repo: Repository, base: casweights
         assert same_weights(load_adapter(other, "lora"), model)
 
 
-def test_several_adapters_on_one_base(repo: Repository, base: casweights.Snapshot) -> None:
+def test_several_adapters_of_one_base_are_kept_apart(
+    repo: Repository, base: casweights.Snapshot
+) -> None:
     model = adapted(from_pretrained(repo), "polite")
     torch.manual_seed(2)
     model.add_adapter("rude", model.peft_config["polite"])
@@ -131,7 +133,7 @@ def test_checkpoints_of_a_trainer_are_adapters(
     assert same_weights(load_adapter(repo, "lora"), run.model)
 
 
-def test_what_is_no_adapter_is_refused(
+def test_sources_and_versions_without_an_adapter_are_refused(
     repo: Repository, base: casweights.Snapshot, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInputError, match=f"no {CONFIG}"):
@@ -154,7 +156,7 @@ def test_the_base_must_be_in_the_store(repo: Repository, tmp_path: Path) -> None
     assert same_weights(load_adapter(repo, "main", llama()), model)
 
 
-def test_a_model_that_is_there_is_not_loaded_with_arguments(
+def test_arguments_for_loading_a_given_model_are_refused(
     repo: Repository, base: casweights.Snapshot
 ) -> None:
     commit_adapter(repo, adapted(llama()), "lora", base=base)

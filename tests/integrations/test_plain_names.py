@@ -1,7 +1,7 @@
-"""Every adapter drops what wrappers add to names, and by the same rule.
+"""Every integration drops the prefixes of wrappers from names, by the same rule.
 
-A reader brings a version to a model that is not wrapped. A writer makes a version of a model that
-is. What ``commit`` stores keeps its names.
+A reader loads a version into a model that is not wrapped. A writer makes a version of a wrapped
+model. Names that ``commit`` stores are kept.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from casweights.integrations.transformers import from_pretrained  # noqa: E402
 from tests.integrations.tiny import llama  # noqa: E402
 
 pytestmark = [
-    # Of torch itself, where it imports its compiler.
+    # Raised by torch itself, on importing its compiler.
     pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"),
-    # peft asks a model for an attribute that transformers renamed.
+    # peft reads an attribute of models that transformers renamed.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning"),
 ]
 
@@ -50,7 +50,7 @@ PREFIXES = ["_orig_mod.", "module.", "_orig_mod.module."]
 
 @pytest.fixture
 def vllm() -> Iterator[Any]:
-    """`casweights.integrations.vllm`, imported anew."""
+    """`casweights.integrations.vllm`, imported again for each test."""
     with vllm_parts.stand_in():
         import casweights.integrations.vllm
 
@@ -58,10 +58,10 @@ def vllm() -> Iterator[Any]:
 
 
 class Host:
-    """What a reader needs: a store, a folder, and vLLM.
+    """The environment of a reader: a store, a folder, and vLLM.
 
     Attributes:
-        prefix: Stands before every name in the store.
+        prefix: The prefix of every name in the store.
     """
 
     def __init__(self, repo: Repository, folder: Path, vllm: Any, prefix: str) -> None:
@@ -123,7 +123,7 @@ def _served_by_engine(host: Host, steps: list[int]) -> tuple[State, State]:
 
 
 def pretrained(suffix: str, shards: int) -> Callable[[Host], tuple[State, State]]:
-    """A reader of a checkpoint of transformers: in files of this suffix, so many."""
+    """A reader of a transformers checkpoint in a number of files with this suffix."""
 
     def read(host: Host) -> tuple[State, State]:
         model = llama()
@@ -161,7 +161,7 @@ def base_of_an_adapter(host: Host) -> tuple[State, State]:
 
 
 def adapter_of_a_wrapped_model(host: Host) -> tuple[State, State]:
-    """A directory is committed as it is, so its names are those of the model that wrote it."""
+    """A directory is committed as it is, with the names of the model that wrote it."""
     model = adapted(llama())
     model.save_pretrained(str(host.folder))
     file = host.folder / "adapter_model.safetensors"
@@ -231,7 +231,7 @@ def test_the_names_of_the_file_that_transformers_chooses_decide(
 
 
 def adapted(model: Any) -> Any:
-    """A model with adapters of rank 2 that do something."""
+    """A model with adapters of rank 2 that have an effect."""
     torch.manual_seed(1)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     return peft.get_peft_model(model, config)
@@ -296,7 +296,7 @@ def publish_merged_inside(repo: Repository, wrap: Callable[[nn.Module], nn.Modul
 
 
 def transfer_by_trl(repo: Repository, wrap: Callable[[nn.Module], nn.Module]) -> None:
-    """TRL hands over names and tensors, so only the names tell; layers in them do not."""
+    """TRL passes names and tensors, so only a prefix of all names is detected."""
     outer = wrap in (WRAPS["compiled"], WRAPS["parallel"], WRAPS["both"])
     transfer = CasweightsWeightTransfer(repo)
     transfer.init_weight_transfer()
@@ -318,7 +318,7 @@ def test_a_writer_names_tensors_as_the_plain_model_does(
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("wrap", ["plain", "compiled", "parallel", "both"])
-def test_an_adapter_goes_from_a_wrapped_model_to_a_plain_one_and_back(
+def test_adapters_of_wrapped_and_plain_models_are_interchangeable(
     wrap: str, inside: bool, local_repo: Repository
 ) -> None:
     plain, wraps = adapted(llama()), WRAPS[wrap]
@@ -341,7 +341,7 @@ def test_commit_and_load_rename_nothing(prefix: str, local_repo: Repository) -> 
 
 
 class Clashing(nn.Module):
-    """Has a layer that is wrapped, and a tensor with the name that one of its tensors gets."""
+    """Has a wrapped layer, and a tensor with the plain name of a tensor in that layer."""
 
     def __init__(self) -> None:
         super().__init__()

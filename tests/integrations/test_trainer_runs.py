@@ -1,4 +1,4 @@
-"""Runs of trainers and their branches: none puts its checkpoints after another's unasked."""
+"""Runs of trainers and their branches: no run continues the branch of another by accident."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("logged", [True, False])
-def test_runs_do_not_stack_their_checkpoints_on_one_branch(
+def test_two_runs_on_one_branch_get_a_conflict(
     repo: Repository, tmp_path: Path, logged: bool
 ) -> None:
     options: dict[str, Any] = {} if logged else {"logging_strategy": "no"}
@@ -40,8 +40,8 @@ def test_runs_do_not_stack_their_checkpoints_on_one_branch(
     assert repo.resolve("run") == head
 
 
-class Beside(TrainerCallback):
-    """Moves the branch at one step, as another run would."""
+class Mover(TrainerCallback):
+    """Moves the branch at one step, as a concurrent run would."""
 
     def __init__(self, repo: Repository, step: int) -> None:
         self.repo, self.step = repo, step
@@ -52,27 +52,27 @@ class Beside(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_branch_that_another_run_moves_is_left_to_it(
+def test_a_branch_that_another_run_moves_is_a_conflict(
     repo: Repository, tmp_path: Path, step: int
 ) -> None:
     callback = CasweightsCallback(repo, "run", on_error="warn")
-    run = trainer(tmp_path, Beside(repo, step), callback, max_steps=4)
+    run = trainer(tmp_path, Mover(repo, step), callback, max_steps=4)
     with pytest.raises(ConflictError, match="a separate branch") as caught:
         run.train()
     assert caught.value.code is ErrorCode.REF_MOVED
     assert run.state.global_step == step
     assert repo.load("run") == {"step": step}
-    with pytest.raises(ConflictError):  # and so it stays
+    with pytest.raises(ConflictError):  # also at later saves
         callback.on_save(run.args, run.state, run.control)
     assert [path.name for path in tmp_path.glob(f"checkpoint-{step}")]
 
 
 class Killed(BaseException):
-    """Ends a process, as far as a test can."""
+    """Stands in for the end of a process."""
 
 
 class KilledAt(TrainerCallback):
-    """Kills the run when a step was saved: before its commit, or after it."""
+    """Kills the run after a step was saved, before or after its commit."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -85,7 +85,7 @@ class KilledAt(TrainerCallback):
 @pytest.mark.parametrize(
     ("when", "logging_strategy"), [("before the commit", "no"), ("after the commit", "steps")]
 )
-def test_a_run_that_was_killed_goes_on_by_itself(
+def test_a_killed_run_continues_on_its_branch(
     repo: Repository, tmp_path: Path, when: str, logging_strategy: str
 ) -> None:
     options: dict[str, Any]
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_goes_on_by_itself(
     assert steps == ([4, 3, 1] if when == "before the commit" else [4, 3, 2, 1])
 
 
-def test_a_run_goes_on_elsewhere_from_the_head_alone(repo: Repository, tmp_path: Path) -> None:
+def test_a_run_continues_elsewhere_only_from_the_head(repo: Repository, tmp_path: Path) -> None:
     trainer(tmp_path / "one", CasweightsCallback(repo, "run"), max_steps=2).train()
     path = resume(repo, "run", tmp_path / "two")
     second = trainer(tmp_path / "two", CasweightsCallback(repo, "run"), max_steps=3)
@@ -110,14 +110,14 @@ def test_a_run_goes_on_elsewhere_from_the_head_alone(repo: Repository, tmp_path:
 
     path = resume(repo, "run~1", tmp_path / "three")
     third = trainer(tmp_path / "three", CasweightsCallback(repo, "run"), max_steps=4)
-    with pytest.raises(ConflictError):  # it would go on from a version that is not the head
+    with pytest.raises(ConflictError):  # the version is not the head
         third.train(resume_from_checkpoint=path)
     assert third.state.global_step == 2
 
 
-def test_a_run_does_not_resume_onto_the_branch_of_another(repo: Repository, tmp_path: Path) -> None:
+def test_a_run_cannot_resume_on_the_branch_of_another(repo: Repository, tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_steps": 1, "logging_strategy": "no"}
-    for name in ("one", "two"):  # they differ in nothing but that they are two runs
+    for name in ("one", "two"):  # equal in everything but their run IDs
         trainer(tmp_path / name, CasweightsCallback(repo, name), **options).train()
     mistaken = trainer(tmp_path / "two", CasweightsCallback(repo, "one"), max_steps=2)
     with pytest.raises(ConflictError):
@@ -125,7 +125,7 @@ def test_a_run_does_not_resume_onto_the_branch_of_another(repo: Repository, tmp_
     assert [version.metadata["step"] for version in repo.log("one")] == [1]
 
 
-def test_only_one_of_two_that_resume_the_same_run_goes_on(repo: Repository, tmp_path: Path) -> None:
+def test_only_one_of_two_runs_can_resume_the_same_run(repo: Repository, tmp_path: Path) -> None:
     trainer(tmp_path / "one", CasweightsCallback(repo, "run"), max_steps=2).train()
     runs = []
     for name in ("two", "three"):
@@ -146,13 +146,15 @@ def test_only_one_of_two_that_resume_the_same_run_goes_on(repo: Repository, tmp_
     assert [version.metadata["step"] for version in repo.log("run")] == [4, 3, 2, 1]
 
 
-def test_a_parent_that_is_the_head_is_a_choice(repo: Repository, tmp_path: Path) -> None:
+def test_a_run_may_follow_the_head_that_it_names_as_parent(
+    repo: Repository, tmp_path: Path
+) -> None:
     base = repo.commit(dict(llama().state_dict()))
     trainer(tmp_path / "run", CasweightsCallback(repo, parent="main"), max_steps=1).train()
     assert [version.id for version in repo.log()][1:] == [base.id]
 
 
-def test_a_version_that_was_reported_as_failed_and_is_there_is_gone_on_from(
+def test_a_run_continues_from_a_version_that_failed_after_moving_the_branch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with casweights.open(MemoryStore(), create=True) as store:
@@ -174,14 +176,14 @@ def test_a_version_that_was_reported_as_failed_and_is_there_is_gone_on_from(
 @pytest.mark.parametrize(
     "state", ["[]", "{", '{"global_step": "1"}', '{"global_step": 0, "log_history": 1}', "[" * 9999]
 )
-def test_a_head_that_is_no_checkpoint_is_anothers(
+def test_a_head_that_is_no_checkpoint_is_a_conflict(
     repo: Repository, tmp_path: Path, state: str
 ) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "trainer_state.json").write_text(state)
     repo.commit(tmp_path / "source")
     nothing: Any = None
-    with pytest.raises(ConflictError, match="there already"):
+    with pytest.raises(ConflictError, match="already exists"):
         CasweightsCallback(repo).on_train_begin(nothing, TrainerState(), nothing)
 
 

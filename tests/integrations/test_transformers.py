@@ -1,4 +1,4 @@
-"""Checkpoints of real trainers, into a store and out of it."""
+"""Checkpoints of real trainers, committed to a store and resumed from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATE_FILES = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.j
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Everything in a directory."""
+    """The content of all files in a directory, by path."""
     return {
         str(path.relative_to(directory)): path.read_bytes()
         for path in directory.rglob("*")
@@ -58,9 +58,7 @@ def test_every_checkpoint_becomes_a_version(repo: Repository, tmp_path: Path) ->
     assert files(tmp_path / "copy").keys() >= STATE_FILES | {"model.safetensors", "config.json"}
 
 
-def test_a_resumed_run_is_the_run_that_was_never_interrupted(
-    repo: Repository, tmp_path: Path
-) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(repo: Repository, tmp_path: Path) -> None:
     whole = trainer(tmp_path / "whole", save_steps=3)
     whole.train()
     trainer(tmp_path / "first", CasweightsCallback(repo), save_steps=3).train()
@@ -82,12 +80,14 @@ def test_a_resumed_run_is_the_run_that_was_never_interrupted(
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "sub/optimizer.pt", "trainer_state.json"])
-def test_resuming_loses_no_file_of_the_users(repo: Repository, tmp_path: Path, name: str) -> None:
+def test_resuming_over_files_of_the_user_is_a_conflict(
+    repo: Repository, tmp_path: Path, name: str
+) -> None:
     state = tmp_path / "source" / "trainer_state.json"
     state.parent.mkdir()
     state.write_text('{"global_step": 12}')
     (state.parent / "optimizer.pt").touch()
-    repo.commit(state.parent, branch="other")  # so nothing is lost with it
+    repo.commit(state.parent, branch="other")  # so the store keeps its content
     (state.parent / "optimizer.pt").unlink()
     repo.commit(state.parent)
     own = tmp_path / "run" / "checkpoint-12" / name
@@ -97,7 +97,7 @@ def test_resuming_loses_no_file_of_the_users(repo: Repository, tmp_path: Path, n
         resume(repo, "main", tmp_path / "run")
     assert files(tmp_path / "run") == {f"checkpoint-12/{name}": b"mine"}
     own.unlink()
-    for _ in range(2):  # what is there already is no obstacle
+    for _ in range(2):  # existing files of the version are no obstacle
         path = resume(repo, "main", tmp_path / "run")
         assert files(Path(path)) == {"trainer_state.json": state.read_bytes()}
 
@@ -109,12 +109,12 @@ def test_only_a_checkpoint_can_be_resumed(repo: Repository, tmp_path: Path, stat
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "trainer_state.json").write_text(state)
     repo.commit(tmp_path / "source")
-    with pytest.raises(InvalidInputError, match="no checkpoint of a Trainer"):
+    with pytest.raises(InvalidInputError, match="not a checkpoint of a Trainer"):
         resume(repo, "main", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_url_is_opened_for_the_training_and_closed_after_it(tmp_path: Path) -> None:
+def test_a_store_by_its_url_is_closed_after_the_training(tmp_path: Path) -> None:
     casweights.open(tmp_path / "store", create=True).close()
     callback = CasweightsCallback(tmp_path / "store")
     for run in ("one", "two"):
@@ -125,7 +125,9 @@ def test_a_url_is_opened_for_the_training_and_closed_after_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("what", ["store", "parent"])
-def test_what_is_not_there_is_told_before_the_first_step(tmp_path: Path, what: str) -> None:
+def test_a_missing_store_or_parent_is_refused_before_the_first_step(
+    tmp_path: Path, what: str
+) -> None:
     if what == "parent":
         casweights.open(tmp_path / "store", create=True).close()
     run = trainer(tmp_path / "run", CasweightsCallback(tmp_path / "store", parent="base"))
@@ -145,18 +147,18 @@ def test_other_processes_open_and_commit_nothing(tmp_path: Path) -> None:
 
 
 def failing_store() -> Repository:
-    """A store that cannot write at first."""
+    """A store whose first writes fail."""
     objects = MemoryStore()
     casweights.open(objects, create=True).close()
     return casweights.open(FaultyStore(objects, [Fault(call=1, method="put")]))
 
 
-def test_a_storage_that_fails_ends_the_training(tmp_path: Path) -> None:
+def test_a_failing_store_ends_the_training(tmp_path: Path) -> None:
     with failing_store() as store, pytest.raises(StoreError, match="no space"):
         trainer(tmp_path, CasweightsCallback(store), max_steps=3).train()
 
 
-def test_or_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_store_can_be_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with failing_store() as store:
         callback = CasweightsCallback(store, on_error="warn")
         trainer(tmp_path, callback, max_steps=3).train()
@@ -165,7 +167,7 @@ def test_or_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert "step 1 is not in the store: cannot write" in caplog.text
 
 
-def test_what_happens_on_errors_is_one_of_two(tmp_path: Path) -> None:
+def test_an_unknown_on_error_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="'raise' or 'warn'"):
         CasweightsCallback(tmp_path, on_error="ignore")  # type: ignore[arg-type]
 
@@ -197,7 +199,7 @@ print(*map(end_of, [fork(partial(train, rank)) for rank in "01"]))
 
 
 @pytest.mark.slow
-def test_one_process_commits_what_all_have_written(tmp_path: Path) -> None:
+def test_one_process_commits_the_files_of_all(tmp_path: Path) -> None:
     casweights.open(tmp_path / "store", create=True).close()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -239,7 +241,7 @@ def test_without_the_host_the_error_says_what_to_install(module: str, missing: s
     assert f"pip install 'casweights[{missing}]'" in run.stderr
 
 
-# peft asks a model for an attribute that transformers renamed.
+# peft reads an attribute of models that transformers renamed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is:FutureWarning")
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peft = pytest.importorskip("peft")

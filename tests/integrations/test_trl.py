@@ -1,4 +1,4 @@
-"""TRL's trainer, or what it would call, against servers that are real but for the model."""
+"""TRL's trainer, or the calls that it makes, with servers that are real except for the model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def state(step: int) -> dict[str, torch.Tensor]:
 
 
 def sync(transfer: CasweightsWeightTransfer, weights: dict[str, torch.Tensor]) -> None:
-    """What the trainer does, see ``AsyncGRPOTrainer._sync_weight_merged``."""
+    """One sync as in the trainer, see ``AsyncGRPOTrainer._sync_weight_merged``."""
     transfer.pause()
     transfer.send_weights(iter(weights.items()))
     transfer.resume()
@@ -103,7 +103,7 @@ def test_every_sync_reaches_every_server(store: str, replica: Replica, other: Re
         assert [s.metadata["step"] for s in repo.log("main")] == [2, 1, 0]
 
 
-def test_servers_serve_until_the_version_is_durable(
+def test_servers_generate_until_the_version_is_durable(
     store: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heads = []
@@ -123,7 +123,9 @@ def test_servers_serve_until_the_version_is_durable(
     assert ("/pause?mode=keep", version) in heads
 
 
-def test_a_version_that_cannot_be_stored_touches_no_server(store: str, replica: Replica) -> None:
+def test_no_server_is_contacted_if_the_version_cannot_be_stored(
+    store: str, replica: Replica
+) -> None:
     transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     sync(transfer, state(0))
@@ -147,7 +149,9 @@ def test_without_servers_replicas_follow_the_branch(store: str) -> None:
     assert same(weights, state(4))
 
 
-def test_a_server_that_lost_its_base_gets_the_version_whole(store: str, replica: Replica) -> None:
+def test_a_server_that_lost_its_base_fetches_the_whole_version(
+    store: str, replica: Replica
+) -> None:
     transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     sync(transfer, state(0))
@@ -185,7 +189,7 @@ def test_a_server_that_fails_stays_paused_and_its_base_is_unknown(
     transfer.destroy()
 
 
-def test_others_go_on_without_a_server_that_fails(
+def test_other_servers_resume_without_one_that_fails(
     store: str, replica: Replica, other: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     transfer = CasweightsWeightTransfer(
@@ -201,36 +205,36 @@ def test_others_go_on_without_a_server_that_fails(
     assert same(other.weights, state(1))
     assert not other.paused
     replica.failures["/start_weight_update"] = 2
-    other.failures["/finish_weight_update"] = 3  # the second is to end the first update
+    other.failures["/finish_weight_update"] = 3  # the second request finishes the first update
     with pytest.raises(CasweightsError, match="2 of 2"):
         sync(transfer, state(2))
     transfer.destroy()
 
 
-def test_an_update_left_open_is_ended_before_the_next(store: str, replica: Replica) -> None:
+def test_an_unfinished_update_is_finished_before_the_next(store: str, replica: Replica) -> None:
     transfer = CasweightsWeightTransfer(store, servers=[replica.url])
     transfer.init_weight_transfer()
     replica.failures["/finish_weight_update"] = 1
     with pytest.raises(CasweightsError):
         sync(transfer, state(0))
-    replica.active = True  # as in the workers that did not fail
+    replica.active = True  # as in workers that did not fail
     sync(transfer, state(1))
     assert same(replica.weights, state(1))
     transfer.destroy()
 
 
-def test_a_server_that_does_not_answer_in_time(store: str, replica: Replica) -> None:
+def test_a_server_that_does_not_answer_in_time_is_an_error(store: str, replica: Replica) -> None:
     transfer = CasweightsWeightTransfer(store, servers=[replica.url], transfer_timeout=0.2)
     transfer.init_weight_transfer()
     replica.hanging.add("/update_weights")
     with pytest.raises(CasweightsError, match=r"no answer to /update_weights within 0\.2 s") as e:
         sync(transfer, state(0))
     assert e.value.code is ErrorCode.UNREACHABLE
-    assert len(replica.updates()) == 1  # not asked again: it may be at work
+    assert len(replica.updates()) == 1  # no second request: the first may be in progress
     transfer.destroy()
 
 
-def test_a_server_is_waited_for(
+def test_the_start_of_a_server_is_awaited(
     store: str, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("casweights.integrations.trl._POLL_SECONDS", 0.01)
@@ -241,7 +245,9 @@ def test_a_server_is_waited_for(
     assert replica.paths() == ["/health"] * 4 + ["/init_weight_transfer_engine"]
 
 
-def test_a_server_that_never_comes_or_has_no_engine(store: str, replica: Replica) -> None:
+def test_an_absent_server_and_one_without_the_engine_are_errors(
+    store: str, replica: Replica
+) -> None:
     absent = CasweightsWeightTransfer(store, servers=["http://127.0.0.1:9"], start_timeout=0)
     with pytest.raises(CasweightsError, match="no answer to /health"):
         absent.init_weight_transfer()
@@ -254,12 +260,12 @@ def test_a_server_that_never_comes_or_has_no_engine(store: str, replica: Replica
 
 
 @pytest.mark.parametrize("url", ["replica:8000", "ftp://replica", "http://"])
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_a_server_without_a_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidInputError, match="http://host:8000"):
         VLLMServer(url)
 
 
-def test_nothing_is_opened_before_its_time(tmp_path: Path) -> None:
+def test_no_store_is_opened_before_init_weight_transfer(tmp_path: Path) -> None:
     transfer = CasweightsWeightTransfer(tmp_path / "none")
     with pytest.raises(InvalidInputError, match="init_weight_transfer"):
         transfer.send_weights(iter(()))
@@ -275,7 +281,7 @@ def test_trl_is_not_imported() -> None:
     assert not {"trl", "transformers", "requests"} & set(run.stdout.split())
 
 
-def test_it_has_the_methods_of_the_protocol() -> None:
+def test_the_transfer_has_the_methods_of_the_protocol() -> None:
     trainer = trl_trainer()
     protocol = trainer.WeightTransferProtocol
     names = [name for name in vars(protocol) if not name.startswith("_")]
@@ -288,13 +294,13 @@ def test_it_has_the_methods_of_the_protocol() -> None:
 def trl_trainer() -> Any:
     """The module of TRL's trainer."""
     pytest.importorskip("trl", "1.16")
-    with warnings.catch_warnings(action="ignore"):  # that it is experimental, and its imports'
+    with warnings.catch_warnings(action="ignore"):  # on experimental features, and of its imports
         from trl.experimental.async_grpo import async_grpo_trainer
     return async_grpo_trainer
 
 
 class Rollouts:
-    """A rollout worker whose samples are made up; what it has seen of the policy is real."""
+    """A rollout worker with invented samples; it records the real versions of the policy."""
 
     def __init__(self, samples: list[Any], policies: list[str], replica: Replica) -> None:
         self.rollout_buffer: queue.Queue[Any] = queue.Queue()
@@ -318,7 +324,7 @@ class Rollouts:
 
 
 class PlainAttention:
-    """Stands for the kernel that TRL downloads, which needs a GPU."""
+    """Stands in for the kernel that TRL downloads, which needs a GPU."""
 
     @staticmethod
     def flash_attn_varlen_func(
@@ -346,7 +352,7 @@ class PlainAttention:
 
 
 def tiny_model(directory: Path) -> Any:
-    """Writes a model of 3000 parameters; returns a tokenizer for it."""
+    """Write a model of 3000 parameters, and return a tokenizer for it."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -387,21 +393,21 @@ def sample(module: Any, group: int) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # of trl, transformers and accelerate
-def test_trainer(
+def test_the_servers_end_with_the_weights_of_the_trainer(
     tmp_path: Path,
     store: str,
     replica: Replica,
     other: Replica,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two optimizer steps of the real trainer; the servers end with its very weights."""
+    """After two optimizer steps of the real trainer, bit for bit."""
     module = trl_trainer()
     pytest.importorskip("requests")
     from datasets import Dataset
     from trl.experimental.async_grpo import packing
 
     monkeypatch.setattr(packing, "_flash_attn", lambda: PlainAttention)
-    monkeypatch.setattr(module, "get_peak_flops_per_device", lambda *_: None)  # asks CUDA
+    monkeypatch.setattr(module, "get_peak_flops_per_device", lambda *_: None)  # needs CUDA
     tokenizer = tiny_model(tmp_path / "model")
     policies: list[str] = []
     rollouts = Rollouts([sample(module, n) for n in range(4)], policies, replica)
@@ -436,7 +442,7 @@ def test_trainer(
         assert same(repo.load("main~2"), before)
     assert len(versions) == 3  # before the first step, and after each
     assert rollouts.versions == [1, 2, 3]
-    assert policies == versions  # what the server held whenever TRL said that it changed
+    assert policies == versions  # the server's version at each change that TRL reported
     for server in (replica, other):
         assert same(server.weights, after)
         assert server.paths() == ["/health", "/init_weight_transfer_engine", *UPDATE * 3]

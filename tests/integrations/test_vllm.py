@@ -1,7 +1,7 @@
-"""vLLM's interfaces, with a model that has what makes vLLM's models hard: fused, sharded, padded.
+"""The engine for vLLM, with a model as difficult as vLLM's: fused, sharded and padded.
 
-Each test runs against the modules of a vLLM wheel where those are at hand, see `vllm_parts`, and
-against a stand-in that has their interface.
+Each test runs with the modules of a vLLM wheel if they are available (see `vllm_parts`), and with a
+stand-in that has the same interface.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from casweights import Repository
 
 
-def test_whole_first_then_what_changed(worker: Worker, path: str, local_repo: Repository) -> None:
+def test_the_first_update_is_whole_and_later_ones_are_patches(
+    worker: Worker, path: str, local_repo: Repository
+) -> None:
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     worker.init(store=path)
     worker.update(store=path, snapshot=ids[0], expect=None)
@@ -47,7 +49,7 @@ def test_whole_first_then_what_changed(worker: Worker, path: str, local_repo: Re
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_each_rank_takes_its_part(
+def test_each_rank_loads_its_part(
     adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch, rank: int
 ) -> None:
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(2)]
@@ -59,12 +61,12 @@ def test_each_rank_takes_its_part(
     worker.engine.shutdown()
 
 
-def test_what_the_model_holds_already_is_not_written(
+def test_weights_that_the_model_holds_already_are_not_written(
     worker: Worker, path: str, local_repo: Repository
 ) -> None:
     worker.model.load_weights(checkpoint(1).items())
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in (1, 2)]
-    worker.init(store=path)  # finds the head, which is another version
+    worker.init(store=path)  # the head is another version
     assert worker.engine.version is None
     worker.update(snapshot=ids[0])
     assert worker.holds(checkpoint(1))
@@ -74,7 +76,9 @@ def test_what_the_model_holds_already_is_not_written(
     assert worker.whole == 0
 
 
-def test_the_head_is_recognized(worker: Worker, path: str, local_repo: Repository) -> None:
+def test_a_model_that_holds_the_head_is_recognized(
+    worker: Worker, path: str, local_repo: Repository
+) -> None:
     first = local_repo.commit(checkpoint(3), branch="policy")
     worker.model.load_weights(checkpoint(3).items())
     worker.init(store=path, branch="policy")
@@ -83,7 +87,7 @@ def test_the_head_is_recognized(worker: Worker, path: str, local_repo: Repositor
 
 
 @pytest.mark.parametrize("change", ["nan", "integer", "dense"])
-def test_what_vllm_cannot_patch_is_written_as_whole_tensors(
+def test_tensors_that_vllm_cannot_patch_are_written_whole(
     worker: Worker, path: str, local_repo: Repository, change: str
 ) -> None:
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(2)]
@@ -137,7 +141,7 @@ def test_a_loader_that_writes_in_its_own_way_is_never_patched(
 def test_a_model_with_more_than_the_checkpoint_is_never_patched(
     adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """What is derived from weights would go stale, and one place cannot be two tensors."""
+    """Tensors derived from weights would become stale, and one place cannot hold two tensors."""
     model = Model()
 
     def load_all_as_q(param: torch.Tensor, loaded: torch.Tensor, shard: str) -> None:
@@ -167,7 +171,9 @@ def test_patching_can_be_switched_off(worker: Worker, path: str, local_repo: Rep
     assert (worker.whole, worker.patched) == (2, [])
 
 
-def test_a_base_that_it_is_not_at(worker: Worker, path: str, local_repo: Repository) -> None:
+def test_an_expected_version_that_the_model_lacks_is_refused(
+    worker: Worker, path: str, local_repo: Repository
+) -> None:
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     with pytest.raises(StaleError, match="unknown version"):
         worker.update(store=path, snapshot=ids[1], expect=ids[0])
@@ -180,7 +186,9 @@ def test_a_base_that_it_is_not_at(worker: Worker, path: str, local_repo: Reposit
     assert worker.holds(checkpoint(2))
 
 
-def test_backwards_and_the_same_again(worker: Worker, path: str, local_repo: Repository) -> None:
+def test_updates_may_go_back_or_repeat_a_version(
+    worker: Worker, path: str, local_repo: Repository
+) -> None:
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     for step in (2, 2, 0, 1):
         worker.update(store=path, snapshot=ids[step])
@@ -211,7 +219,7 @@ def test_a_damaged_store_changes_no_weight(
     assert str(worker.engine.version) == first
 
 
-def test_after_a_failure_amid_writing_nothing_is_taken_for_granted(
+def test_after_a_failed_write_the_version_is_unknown(
     worker: Worker, path: str, local_repo: Repository
 ) -> None:
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
@@ -228,10 +236,10 @@ def test_after_a_failure_amid_writing_nothing_is_taken_for_granted(
     assert worker.whole == 2
 
 
-def test_a_copy_that_is_ahead_of_the_model_is_no_base(
+def test_a_copy_that_is_ahead_of_the_model_is_loaded_whole(
     worker: Worker, adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The copy is changed before the model; what fails in between must not be lost."""
+    """The copy changes before the model; a failure in between must not lose the changes."""
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(3)]
     worker.update(store=path, snapshot=ids[0])
 
@@ -250,8 +258,10 @@ def test_a_copy_that_is_ahead_of_the_model_is_no_base(
     assert worker.whole == 2
 
 
-def test_versions_of_another_make(worker: Worker, path: str, local_repo: Repository) -> None:
-    """The branch begins with a version that has other dtypes and more tensors than the run's."""
+def test_a_version_with_other_tensors_is_loaded_whole(
+    worker: Worker, path: str, local_repo: Repository
+) -> None:
+    """The first version of the branch has other dtypes and more tensors than the later ones."""
     first = {name: tensor.double() for name, tensor in checkpoint(0).items()}
     first["steps.weight"] = checkpoint(0)["steps.weight"]
     ids = [str(local_repo.commit(first).id)]
@@ -264,7 +274,7 @@ def test_versions_of_another_make(worker: Worker, path: str, local_repo: Reposit
     assert sorted(worker.patched) == ["embed.weight", "k.weight", "norm.weight"]
 
 
-def test_after_shutdown_it_can_begin_again(
+def test_an_engine_can_be_initialized_again_after_shutdown(
     worker: Worker, path: str, local_repo: Repository
 ) -> None:
     ids = [str(local_repo.commit(checkpoint(step)).id) for step in range(2)]
@@ -278,14 +288,14 @@ def test_after_shutdown_it_can_begin_again(
     assert worker.holds(checkpoint(1))
 
 
-def test_messages_that_are_none_of_ours(worker: Worker, path: str) -> None:
+def test_malformed_messages_are_refused(worker: Worker, path: str) -> None:
     with pytest.raises(ValueError, match="unexpected"):
         worker.update(snapshot="ab" * 32, names=["k.weight"])
     with pytest.raises(InvalidInputError, match="hexadecimal"):
         worker.update(store=path, snapshot="main")
 
 
-def test_registering_twice(adapter: Any) -> None:
+def test_registering_twice_does_nothing(adapter: Any) -> None:
     adapter.register()
     adapter.register()
     from vllm.model_executor import model_loader

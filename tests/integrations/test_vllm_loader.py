@@ -1,4 +1,4 @@
-"""Models that vLLM loads from a store when it starts, see `test_vllm`."""
+"""Models that vLLM loads from a store at the start; see `test_vllm`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loader(adapter: Any, **extra: Any) -> Any:
 PLAIN = SimpleNamespace(quantization=None)
 
 
-def test_a_cold_start(adapter: Any, path: str, local_repo: Repository) -> None:
+def test_a_cold_start_loads_the_version(adapter: Any, path: str, local_repo: Repository) -> None:
     local_repo.commit(checkpoint(0))
     local_repo.tag("v1", "main")
     local_repo.commit(checkpoint(1))
@@ -44,7 +44,7 @@ def test_a_cold_start(adapter: Any, path: str, local_repo: Repository) -> None:
         assert equal(dict(model.state_dict()), served(checkpoint(step)))
 
 
-def test_a_cold_start_from_names_of_a_compiled_model(
+def test_a_cold_start_accepts_names_of_a_compiled_model(
     adapter: Any, path: str, local_repo: Repository
 ) -> None:
     local_repo.commit({f"_orig_mod.{name}": tensor for name, tensor in checkpoint(0).items()})
@@ -54,7 +54,7 @@ def test_a_cold_start_from_names_of_a_compiled_model(
 
 
 def strays(directory: Path) -> None:
-    """What vLLM leaves alone beside a sharded checkpoint, under names that sort last."""
+    """Write files that vLLM ignores next to a sharded checkpoint; their names sort last."""
     wrong = checkpoint(7)
     for path in ("model-00009-of-00009", "z/model-00001-of-00001", "model.fp16", "consolidated"):
         target = directory / f"{path}.safetensors"
@@ -91,7 +91,7 @@ def test_strays_do_not_reach_a_model(
         assert worker.holds(checkpoint(step))
 
 
-def test_patterns_choose_what_a_model_gets(
+def test_patterns_select_the_files_to_load(
     worker: Worker, adapter: Any, path: str, local_repo: Repository, tmp_path: Path
 ) -> None:
     folder = tmp_path / "folder"
@@ -126,7 +126,9 @@ def test_files_that_differ_are_refused_before_a_weight_is_loaded(
     assert equal(dict(worker.model.state_dict()), before)
 
 
-def test_a_version_that_lacks_weights(adapter: Any, path: str, local_repo: Repository) -> None:
+def test_a_version_that_lacks_weights_is_refused(
+    adapter: Any, path: str, local_repo: Repository
+) -> None:
     weights = checkpoint()
     del weights["norm.weight"]
     local_repo.commit(weights)
@@ -136,7 +138,7 @@ def test_a_version_that_lacks_weights(adapter: Any, path: str, local_repo: Repos
         loader(adapter, store=path, ref="other").download_model(PLAIN)
 
 
-def test_ranks_must_not_follow_a_moving_branch(
+def test_several_ranks_must_name_a_version_by_its_id(
     adapter: Any, path: str, local_repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = str(local_repo.commit(checkpoint()).id)
@@ -150,6 +152,6 @@ def test_ranks_must_not_follow_a_moving_branch(
 @pytest.mark.parametrize(
     "extra", [{}, {"store": ""}, {"store": "x", "revision": "main"}, {"store": "x", "include": [1]}]
 )
-def test_a_config_that_names_no_store(adapter: Any, extra: dict[str, str]) -> None:
+def test_a_config_without_a_store_is_refused(adapter: Any, extra: dict[str, str]) -> None:
     with pytest.raises(InvalidInputError, match="model-loader-extra-config"):
         loader(adapter, **extra)

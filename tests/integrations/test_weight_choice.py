@@ -57,15 +57,15 @@ class Tiny(PreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 def state(draw: random.Random, names: tuple[str, ...], versions: int) -> State:
-    """Tensors of one of so many saves."""
+    """Tensors, each from one of several saves."""
     return {name: torch.full((2,), draw.randrange(versions) + ord(name) / 128) for name in names}
 
 
 def folder(draw: random.Random, directory: Path) -> None:
-    """Write a folder as saves, exports and downloads leave it behind."""
+    """Write a folder like those that saves, exports and downloads leave behind."""
     directory.mkdir()
     TinyConfig().save_pretrained(directory)
-    versions = draw.choice((1, 3))  # of one save, everything is a copy of it
+    versions = draw.choice((1, 3))  # with a single save, all files are copies
     shards = {shard: tuple(n for n in NAMES if draw.random() < 0.6) for shard in SHARDS}
     files: dict[str, State] = {}
     for shard, names in shards.items():
@@ -80,7 +80,7 @@ def folder(draw: random.Random, directory: Path) -> None:
     for path, content in files.items():
         (directory / path).parent.mkdir(exist_ok=True)
         save_file(content, directory / path, metadata={"format": "pt"})
-    if draw.random() < 0.7:  # an index, which names what is there most of the time
+    if draw.random() < 0.7:  # an index, which mostly names existing tensors
         having = {name: [s for s in SHARDS if name in files.get(s, {})] for name in NAMES}
         named = {name: draw.choice(having[name]) for name in NAMES if having[name]}
         if draw.random() < 0.2:
@@ -91,7 +91,7 @@ def folder(draw: random.Random, directory: Path) -> None:
 
 
 def in_transformers(directory: Path) -> State | None:
-    """What transformers loads; None if it refuses to."""
+    """The weights that transformers loads; None if it refuses to."""
     try:
         loaded: Any = Tiny.from_pretrained(directory, output_loading_info=True)
     except OSError:
@@ -102,7 +102,7 @@ def in_transformers(directory: Path) -> State | None:
 
 
 def in_vllm(directory: Path) -> Iterator[State]:
-    """What each file that vLLM reads has."""
+    """The weights in each file that vLLM reads."""
     paths = sorted(directory.glob("*.safetensors"))
     if (directory / INDEX).exists():
         named = json.loads((directory / INDEX).read_bytes())["weight_map"]
@@ -117,7 +117,7 @@ def same(one: State, other: State) -> bool:
 
 
 def is_whole(directory: Path) -> bool:
-    """Whether an index, if there is one, names what is there."""
+    """Whether everything that an index names exists; True without an index."""
     if not (directory / INDEX).exists():
         return True
     named = json.loads((directory / INDEX).read_bytes())["weight_map"]
@@ -128,7 +128,7 @@ def is_whole(directory: Path) -> bool:
 
 
 def may_be_refused(directory: Path) -> bool:
-    """Whether hosts differ about a folder, or about the order of its files."""
+    """Whether hosts load different weights, or the order of the files matters."""
     theirs = in_transformers(directory)
     merged: State = {}
     for part in in_vllm(directory):
@@ -138,7 +138,7 @@ def may_be_refused(directory: Path) -> bool:
     return theirs is None or not same(theirs, merged)
 
 
-def test_what_is_loaded_is_what_hosts_load(tmp_path: Path) -> None:
+def test_loaded_weights_are_those_that_hosts_load(tmp_path: Path) -> None:
     draw = random.Random(0)
     outcomes: dict[str, int] = {}
     with casweights.open(MemoryStore(), create=True) as store:

@@ -1,4 +1,4 @@
-"""Models of transformers that are tiny and random, and a `Trainer` for them."""
+"""Tiny random models of transformers, and a `Trainer` for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOCABULARY = 64
 
 
 def llama() -> PreTrainedModel:
-    """A model whose input and output embeddings differ; it has dropout, so that it draws."""
+    """A model with separate input and output embeddings, and dropout to use random numbers."""
     set_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,

@@ -1,8 +1,8 @@
-"""Real models of a real vLLM against the adapter: ``python -m tests.integrations.vllm_models``.
+"""Real models of a real vLLM with the adapter: ``python -m tests.integrations.vllm_models``.
 
-For machines where vLLM imports; it needs no GPU. Each model is made tiny and random, published in
-several versions, loaded cold from the store and updated in place, with one rank and with two. What
-it holds must be what vLLM's own loader makes of the same checkpoint.
+For machines on which vLLM can be imported; no GPU is needed. Each model is tiny and random,
+published in several versions, loaded cold from the store, and updated in place, with one rank and
+with two. It must hold the same bits as after vLLM's own loader has read the same checkpoint.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def publish(architecture: str, directory: Path) -> list[str]:
 
 
 def on_cpu() -> None:
-    """Tell vLLM's build for GPUs that there is none."""
+    """Make vLLM's build for GPUs run on the CPU."""
     import vllm.platforms
     from vllm.platforms.cpu import CpuPlatform
 
@@ -77,7 +77,7 @@ def on_cpu() -> None:
 
 
 def load(directory: Path, ranks: int, **options: Any) -> tuple[Any, Any]:
-    """A model as vLLM loads it, and its configuration."""
+    """Load a model as vLLM does; return it with its configuration."""
     from vllm.config import (
         DeviceConfig,
         LoadConfig,

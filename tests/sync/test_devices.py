@@ -1,4 +1,4 @@
-"""Changes of tensors where they live, here on the CPU: nothing of it is particular to a device."""
+"""Changes of tensors by torch, on the CPU: the code is the same for every device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ widths = st.sampled_from([1, 2, 4, 8])
 
 @st.composite
 def versions(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two versions of flat patterns; changes lie anywhere, and at the borders of chunks."""
+    """Two versions of flat patterns, with changes anywhere and at the borders of chunks."""
     width, count = draw(widths), draw(st.integers(0, 200))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 3)))
     data = torch.randint(256, (count * width,), dtype=torch.uint8, generator=generator)
@@ -44,7 +44,9 @@ def versions(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("segment", [1, CHUNK, 3 * CHUNK, 1 << 20])
-def test_changes_are_those_of_each_chunk(monkeypatch: pytest.MonkeyPatch, segment: int) -> None:
+def test_device_changes_match_the_differences_of_each_chunk(
+    monkeypatch: pytest.MonkeyPatch, segment: int
+) -> None:
     monkeypatch.setattr(devices, "_SEGMENT_BYTES", segment)
 
     @hypothesis.given(both=versions())
@@ -75,7 +77,7 @@ def test_changes_are_those_of_each_chunk(monkeypatch: pytest.MonkeyPatch, segmen
 
 @st.composite
 def layouts(draw: st.DrawFn) -> torch.Tensor:
-    """Integers in any shape and strides, each in memory of its own."""
+    """Integers in any shape and strides, without overlapping elements."""
     shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     kind = draw(st.sampled_from(["plain", "transposed", "strided"]))
     stored = [*shape[:-1], 2 * shape[-1] + 1] if kind == "strided" else shape
@@ -120,11 +122,11 @@ def test_an_exchange_keeps_storage_and_undoes_itself(
     assert bytes(change.values) == tensor_bits(wanted[index])
     if around is not None:
         assert live._base is not None
-        assert torch.equal(live._base, around)  # what lies between its elements is left alone
+        assert torch.equal(live._base, around)  # memory between its elements is unchanged
 
 
 @pytest.mark.parametrize("positions", [False, True])
-def test_an_exchange_takes_values_that_were_found_elsewhere(positions: bool) -> None:
+def test_device_exchange_accepts_changes_found_on_the_host(positions: bool) -> None:
     old, new = bytearray(range(64)), bytearray(range(64))
     for place in [3, 17] if positions else range(64):
         new[place] ^= 7
@@ -138,18 +140,18 @@ def test_an_exchange_takes_values_that_were_found_elsewhere(positions: bool) -> 
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
-def test_patterns_are_the_bits_of_any_dtype(dtype: torch.dtype) -> None:
+def test_flat_patterns_have_the_bits_of_any_dtype(dtype: torch.dtype) -> None:
     data = bytes(n % 2 if dtype == torch.bool else n for n in range(96))
     tensor = from_bytes(data, dtype, (-1, 2))
     flat = flat_patterns(tensor.requires_grad_(dtype.is_floating_point and dtype.itemsize > 1))
     assert (flat.dim(), flat.dtype) == (1, _INTS[dtype.itemsize])
     assert flat.data_ptr() == tensor.data_ptr()
     assert tensor_bits(flat) == data
-    part = flat_patterns(tensor.detach()[3:])  # elsewhere than its storage begins
+    part = flat_patterns(tensor.detach()[3:])  # not at the start of its storage
     assert tensor_bits(part) == data[3 * 2 * dtype.itemsize :]
 
 
-def test_lazy_tensors_and_lone_elements() -> None:
+def test_flat_patterns_of_lazy_tensors_and_single_elements_have_their_bits() -> None:
     lazy = torch.tensor([[1 + 2j, 3 - 4j]]).conj()
     assert tensor_bits(flat_patterns(lazy)) == tensor_bits(lazy)
     assert flat_patterns(torch.tensor(-0.0)).tolist() == [-(2**31)]
@@ -157,7 +159,7 @@ def test_lazy_tensors_and_lone_elements() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 5])
-def test_host_memory_as_patterns(count: int) -> None:
+def test_host_patterns_share_the_memory(count: int) -> None:
     memory = bytearray(2 * count)
     kept = host_patterns(memoryview(memory), torch.zeros(count, dtype=torch.int16))
     assert kept.dtype == torch.int16

@@ -1,4 +1,4 @@
-"""What becomes of versions when a program ends without closing its publishers."""
+"""Versions of programs that end without closing their publishers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class End(NamedTuple):
     """How a program ended.
 
     Attributes:
-        status: Its exit status.
-        steps: Those that are stored.
-        said: Parts of what it says, in order; nothing else is said of versions.
+        status: The exit status.
+        steps: The stored steps.
+        said: Parts of its log lines on versions, in order; there are no other such lines.
     """
 
     status: int = 0
@@ -47,14 +47,14 @@ ENDS = {
     "end_by_an_interrupt": End(said=(f"step 1{ENDED}", f"step 2{ENDED}")),
     "end_with_a_failure": End(said=("step 1: the disk is full",)),
     "end_with_a_conflict": End(said=("step 1: branch 'live' was moved by another writer",)),
-    "end_with_failures_that_were_told": End(5),
+    "end_with_failures_that_were_raised": End(5),
     "fork_while_a_write_hangs": End(9, said=(f"step 1{ENDED}", f"step 2{ENDED}")),
 }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What all programs left."""
+    """The folder with the results of all programs."""
     folder = tmp_path_factory.mktemp("programs")
     subprocess.run(
         [

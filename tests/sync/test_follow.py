@@ -1,4 +1,4 @@
-"""Replicas beside others: polling, threads, and what a sync says of itself."""
+"""Following a branch: polling, threads, and the stats of syncs."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Pauses(threading.Event):
-    """An event that nobody waits for; remembers how long, and does something in the meantime.
+    """An event whose `wait` returns at once: it records the pause and calls an action.
 
     Args:
-        actions: What to do, pause after pause; after the last one it is set.
+        actions: The action for each pause; the event is set after the last one.
     """
 
     def __init__(self, *actions: object) -> None:
@@ -64,11 +64,11 @@ def test_following_sees_heads_and_not_every_version(repo: Repository) -> None:
     assert [stats.lag for stats in recorder.syncs] == [0, 2, 2]
     assert [stats.previous for stats in recorder.syncs] == [None, versions[1], versions[3]]
     assert all(poll.seconds >= 0 for poll in recorder.polls)
-    looks = [1, 1, 1, 3, 3, 3, 5, 5]  # a sync looks, too
+    looks = [1, 1, 1, 3, 3, 3, 5, 5]  # a sync reads the head, too
     assert [poll.snapshot for poll in recorder.polls] == [versions[n] for n in looks]
 
 
-def test_the_lag_is_known_of_heads_that_are_asked_for_by_id(repo: Repository) -> None:
+def test_the_lag_is_known_for_heads_that_are_requested_by_id(repo: Repository) -> None:
     states = [{"w": weights(1, seed)} for seed in range(4)]
     commit_all(repo, states[:1])
     live = {"w": torch.zeros_like(states[0]["w"])}
@@ -80,7 +80,7 @@ def test_the_lag_is_known_of_heads_that_are_asked_for_by_id(repo: Repository) ->
         assert subscriber.sync().lag == 1
 
 
-def test_looks_become_rare_while_nothing_moves(
+def test_pauses_grow_while_the_branch_does_not_move(
     repo: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = commit_all(repo, [{"w": weights(1)}])[0]
@@ -97,11 +97,11 @@ def test_looks_become_rare_while_nothing_moves(
         subscriber.follow(seen.append, stop=stop, interval=1.0, max_interval=4.0)
         assert stop.pauses == pytest.approx([1.0, 1.2, 2.4, 3.6, 4.0, 4.0, 1.0])
         assert seen == [version, *moved]
-        subscriber.follow(seen.append, stop=stop)  # which is set
+        subscriber.follow(seen.append, stop=stop)  # returns because the event is set
         assert len(seen) == 2
 
 
-def test_following_a_branch_that_does_not_exist_yet(repo: Repository) -> None:
+def test_following_waits_for_a_branch_that_does_not_exist_yet(repo: Repository) -> None:
     seen: list[SnapshotId] = []
     versions: list[SnapshotId] = []
     stop = Pauses(None, lambda: versions.extend(commit_all(repo, [{"w": weights(1)}], "later")))
@@ -121,7 +121,7 @@ def test_following_ignores_a_branch_that_was_deleted(repo: Repository) -> None:
     assert seen == [version]
 
 
-def test_what_a_callback_raises_ends_it(repo: Repository) -> None:
+def test_an_error_of_the_callback_ends_following(repo: Repository) -> None:
     commit_all(repo, [{"w": weights(1)}])
 
     def fail(head: SnapshotId) -> None:
@@ -131,7 +131,7 @@ def test_what_a_callback_raises_ends_it(repo: Repository) -> None:
         subscriber.follow(fail)
 
 
-def test_an_unreachable_store_ends_it() -> None:
+def test_an_unreachable_store_ends_following() -> None:
     store = FaultyStore(MemoryStore())
     with casweights.open(store, create=True) as repo, Subscriber(repo) as subscriber:
         version = commit_all(repo, [{"w": torch.ones(1)}])[0]
@@ -146,7 +146,7 @@ def test_an_unreachable_store_ends_it() -> None:
     assert seen == [version]
 
 
-def test_another_thread_stops_it(repo: Repository) -> None:
+def test_another_thread_can_stop_following(repo: Repository) -> None:
     commit_all(repo, [{"w": weights(1)}])
     stop, called = threading.Event(), threading.Event()
     with Subscriber(repo) as subscriber:
@@ -162,15 +162,15 @@ def test_another_thread_stops_it(repo: Repository) -> None:
         assert not thread.is_alive()
 
 
-def test_it_ends_without_an_error_when_the_subscriber_is_closed(repo: Repository) -> None:
+def test_closing_the_subscriber_ends_following_without_an_error(repo: Repository) -> None:
     commit_all(repo, [{"w": weights(1)}])
     with Subscriber(repo) as subscriber:
-        subscriber.follow(lambda _: subscriber.close(), interval=100.0)  # does not wait for it
+        subscriber.follow(lambda _: subscriber.close(), interval=100.0)  # does not pause
         with pytest.raises(ClosedError):
             subscriber.follow(print)
 
 
-def test_closing_wakes_it(repo: Repository) -> None:
+def test_closing_ends_a_pause_of_following(repo: Repository) -> None:
     commit_all(repo, [{"w": weights(1)}])
     called, ended = threading.Event(), threading.Event()
 
@@ -188,7 +188,7 @@ def test_closing_wakes_it(repo: Repository) -> None:
 
 @pytest.mark.parametrize("where", ["pause", "look", "callback"])
 @pytest.mark.parametrize("what", ["subscriber", "store"])
-def test_it_ends_wherever_it_is_when_it_is_closed(
+def test_closing_ends_following_at_any_stage(
     monkeypatch: pytest.MonkeyPatch, where: str, what: str
 ) -> None:
     with casweights.open(MemoryStore(), create=True) as repo, Subscriber(repo) as subscriber:
@@ -210,7 +210,7 @@ def test_it_ends_wherever_it_is_when_it_is_closed(
         subscriber.follow(take, stop=Pauses(close if where == "pause" else None, None))
 
 
-def test_what_another_closed_handle_raises_ends_it_with_an_error(repo: Repository) -> None:
+def test_the_error_of_another_closed_handle_is_raised(repo: Repository) -> None:
     commit_all(repo, [{"w": weights(1)}])
     other = Subscriber(repo)
     other.close()
@@ -227,14 +227,14 @@ def test_lag_counts_the_moves_of_the_branch(repo: Repository) -> None:
         versions = commit_all(repo, states[1:4])
         subscriber.prefetch()
         versions += commit_all(repo, states[4:5])
-        subscriber.sync()  # what was prefetched
+        subscriber.sync()  # the prefetched version
         subscriber.sync()
         subscriber.sync()
-        subscriber.sync(to=versions[0])  # not by the branch: unknown
+        subscriber.sync(to=versions[0])  # not by the branch: no position is known
         subscriber.sync()
         commit_all(repo, states[5:])
         subscriber.sync()
-        live["w"].zero_()  # whatever it holds now
+        live["w"].zero_()  # now holds no known version
         subscriber.sync()
     assert [stats.lag for stats in recorder.syncs] == [0, 3, 1, 0, 0, 0, 2, 0]
     assert [stats.previous is None for stats in recorder.syncs] == [True, *[False] * 6, True]
@@ -245,8 +245,8 @@ def test_lag_counts_the_moves_of_the_branch(repo: Repository) -> None:
         assert (stats.apply_seconds > 0) >= (stats.changed_elements > 0)
 
 
-def test_two_replicas_of_one_repository_in_threads() -> None:
-    """Both find their ways through one index, which grows meanwhile."""
+def test_replicas_in_threads_share_one_repository() -> None:
+    """All of them find chains in one index, which grows at the same time."""
     config = StoreConfig(chunk_size=CHUNK)
     with casweights.open(MemoryStore(), create=True, config=config, workers=2) as repo:
         states = list(history(12, 0.01, chunks=3))
@@ -271,7 +271,7 @@ def test_two_replicas_of_one_repository_in_threads() -> None:
 
 
 def test_a_model_may_be_used_while_a_version_is_prefetched(repo: Repository) -> None:
-    """In one thread it is read and synced, in another the next version is prefetched."""
+    """One thread reads and syncs the model, while another prefetches the next version."""
     tensor = weights(4)
     states = [{"w": tensor}]
     for n in range(8):

@@ -1,4 +1,4 @@
-"""The examples of docs/sync.md, as they stand there."""
+"""The examples of docs/sync.md, run without changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ URL = "hf://buckets/me/weights/run-7"
 
 
 class EnoughError(Exception):
-    """Ends a replica, which goes on for ever."""
+    """Ends a replica, which would run forever."""
 
 
 def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -36,7 +36,7 @@ def paused() -> Iterator[None]:
     raise EnoughError
 
 
-def test_the_trainer_and_the_replica_of_the_guide(tmp_path: Path) -> None:
+def test_the_examples_of_the_guide_run(tmp_path: Path) -> None:
     text = GUIDE.read_text().replace(URL, str(tmp_path))
     trainer, replica = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     casweights.open(tmp_path, create=True).close()

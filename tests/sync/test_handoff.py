@@ -1,4 +1,4 @@
-"""The handoff by itself: whose turn it is, which step waits, and which failures are kept."""
+"""The handoff alone: who may use the mirror, which step waits, and which failures are kept."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def encoded(number: int) -> EncodedStep:
 
 
 class Line:
-    """A handoff whose writer notes what it gets."""
+    """A handoff whose writer records the steps that it receives."""
 
     def __init__(self, *, replaces: bool = False) -> None:
         self.handoff = Handoff(replaces=replaces, check_open=lambda: None)
@@ -53,12 +53,12 @@ class Line:
         self.fail(step)
 
     def finish(self) -> None:
-        """Let the writer do all that waits."""
+        """Run the writer until no step waits."""
         self.handoff.close()
         self.handoff.serve(self.write)
 
 
-def test_a_step_that_replaces_a_waiting_one_has_its_changes_and_its_number() -> None:
+def test_a_step_that_replaces_a_waiting_one_includes_its_changes_and_number() -> None:
     line = Line(replaces=True)
     for number in range(3):
         line.put(captured(number))
@@ -73,7 +73,7 @@ def test_a_step_that_replaces_a_waiting_one_has_its_changes_and_its_number() -> 
 
 
 @pytest.mark.parametrize("other", [LAYOUT, OTHER])
-def test_a_caller_waits_for_the_slot_or_until_nothing_is_under_way(other: Any) -> None:
+def test_a_caller_waits_for_the_slot_or_until_no_step_is_in_progress(other: Any) -> None:
     line = Line(replaces=other is OTHER)
     line.put(captured(0))
     seen: list[int] = []
@@ -86,13 +86,13 @@ def test_a_caller_waits_for_the_slot_or_until_nothing_is_under_way(other: Any) -
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(capture)
         if other is OTHER:
-            line.fail = lambda step: seen.append(-1)  # it is written to its end first
+            line.fail = lambda step: seen.append(-1)  # runs before the capture: it is in progress
         line.finish()
         waiting.result(PATIENCE)
     assert seen == ([-1, 1] if other is OTHER else [1])
 
 
-def test_a_capture_that_fails_drops_the_mirror_and_the_step_that_waits_in_it() -> None:
+def test_a_failed_capture_drops_the_mirror_and_the_step_in_it() -> None:
     line = Line(replaces=True)
     line.put(captured(0))
     line.handoff.acquire(LAYOUT)
@@ -105,7 +105,7 @@ def test_a_capture_that_fails_drops_the_mirror_and_the_step_that_waits_in_it() -
     line.handoff.acquire(OTHER)  # the failure was raised, and the mirror is free
 
 
-def test_a_capture_that_fails_leaves_an_encoded_step_in_the_slot() -> None:
+def test_a_failed_capture_keeps_an_encoded_step_in_the_slot() -> None:
     line = Line(replaces=True)
     line.put(encoded(0))
     line.handoff.acquire(LAYOUT)
@@ -151,7 +151,7 @@ def test_after_a_conflict_nothing_is_written_and_every_call_raises_it() -> None:
             call()
 
 
-def test_all_failures_come_as_notes_of_the_first() -> None:
+def test_later_failures_are_notes_of_the_first() -> None:
     line = Line()
     line.fail = lambda step: (_ for _ in ()).throw(ValueError(step.label.number))
     for number in (0, 1):
@@ -162,7 +162,7 @@ def test_all_failures_come_as_notes_of_the_first() -> None:
     assert caught.value.__notes__ == ["also, step 1: 1"]
 
 
-def test_what_is_not_written_yet_is_named_as_lost() -> None:
+def test_a_step_that_is_not_written_is_named_as_lost() -> None:
     line = Line()
     line.put(captured(7))
     (loss,) = line.handoff.losses()

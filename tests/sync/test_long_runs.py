@@ -1,4 +1,4 @@
-"""Runs of many steps: what is remembered of them is bounded."""
+"""Runs of many steps: the memory for knowledge of them is bounded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STEPS = 120
 
 
 class RemoteStore(CountingStore):
-    """A store that says that it is far away."""
+    """A store that claims to be remote."""
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
@@ -38,7 +38,7 @@ def known_frames(repo: casweights.Repository) -> int:
     return sum(len(known.frames(chunk)) for chunk in known)
 
 
-def test_what_is_known_of_old_versions_is_forgotten_and_found_again(
+def test_knowledge_of_old_versions_is_dropped_and_found_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(index, "_SPARE_PACKS", 8)

@@ -1,4 +1,4 @@
-"""Thousands of small tensors: they are compared together, and keep their bits all the same."""
+"""Thousands of small tensors: they are compared in batches, and their bits are kept exactly."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.sync.states import State, copied, open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_WORK = 80  # calls for a tensor that has not changed, by whoever publishes and behind its back
+_WORK = 80  # calls for a tensor that has not changed, on the caller's thread and in the background
 
 
 class Calls:
-    """Counts what Python calls, on all threads that are started meanwhile."""
+    """Counts calls of functions, on this thread and all that are started during the count."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -56,7 +56,7 @@ def flags(count: int) -> State:
 
 
 def steps(count: int) -> State:
-    """As an optimizer has it, whose numbers of steps are tensors and whose rate is a number."""
+    """The state of an optimizer with step numbers as tensors and the rate as a number."""
     moments = {n: {"step": torch.tensor(0.0)} for n in range(count)}
     return {"state": moments, "param_groups": [{"lr": 0.1, "params": list(range(count))}]}
 
@@ -66,7 +66,7 @@ def counted(count: int) -> State:
 
 
 def advance(state: State, step: int) -> None:
-    """Change a few tensors, and all numbers but those of parameters."""
+    """Change a few tensors, or the step numbers, or the rate."""
     if "experts.7.scale" in state:
         state["experts.7.scale"][3] = -step
     elif "experts.7.mask" in state:
@@ -89,14 +89,14 @@ def advance(state: State, step: int) -> None:
         (counted, {}, True),
     ],
 )
-def test_a_tensor_that_did_not_change_is_little_work(
+def test_an_unchanged_tensor_needs_few_calls(
     calls: Calls,
     monkeypatch: pytest.MonkeyPatch,
     make: Callable[[int], State],
     cast: dict[str, torch.dtype],
     on_host: bool,
 ) -> None:
-    stand_in(monkeypatch, on_host=on_host)
+    pretend_device(monkeypatch, on_host=on_host)
     used = []
     for count in (100, 300):
         state = make(count)
@@ -110,15 +110,15 @@ def test_a_tensor_that_did_not_change_is_little_work(
     assert (used[1] - used[0]) / 200 < _WORK
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, *, on_host: bool) -> None:
-    """Take tensors of the host for those of an accelerator, or for what they are."""
+def pretend_device(monkeypatch: pytest.MonkeyPatch, *, on_host: bool) -> None:
+    """Treat tensors on the host as if they were on an accelerator, unless `on_host`."""
     for module in (tensor_groups, state_copy):
         monkeypatch.setattr(module, "is_on_host", lambda _: on_host)
 
 
 @st.composite
 def small(draw: st.DrawFn) -> torch.Tensor:
-    """A few elements with any bits, NaN among them, in any order of memory."""
+    """A tensor of a few elements with any bits, including NaN."""
     dtype = draw(st.sampled_from(TORCH_DTYPES))
     packed = "float4" in str(dtype)
     shape = draw(st.sampled_from([(0,), (2,) if packed else (), (2,), (2, 3), (3, 40)]))
@@ -128,23 +128,23 @@ def small(draw: st.DrawFn) -> torch.Tensor:
     return tensor.conj() if dtype.is_complex and draw(st.booleans()) else tensor
 
 
-def turned(tensor: torch.Tensor) -> torch.Tensor:
-    """The same elements in another order in memory."""
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    """The same elements in another order in memory, for a matrix."""
     packed = "float4" in str(tensor.dtype)
     return tensor if tensor.dim() != 2 or packed else tensor.mT.contiguous().mT
 
 
 def named(tensors: list[torch.Tensor], *, turn: bool) -> State:
-    """A state dict; the names of tensors that can be cast begin with an f."""
+    """A state dict in which the names of tensors that can be cast begin with an f."""
     state: State = {"flag": torch.tensor([turn]), "step": float(turn)}
     for n, tensor in enumerate(tensors):
         kind = "f" if tensor.dtype.is_floating_point and "float4" not in str(tensor.dtype) else "i"
-        state[f"{kind}{n}"] = turned(tensor) if turn else tensor
+        state[f"{kind}{n}"] = transposed(tensor) if turn else tensor
     return state
 
 
 def published(states: list[State], **options: Any) -> tuple[list[Any], list[State]]:
-    """What the versions of these states consist of, and what is loaded from them."""
+    """Publish states; return the files of their versions, and the loaded states."""
     with open_store(MemoryStore()) as store:
         versions = []
         with Publisher(store, **options) as publisher:
@@ -159,17 +159,17 @@ def published(states: list[State], **options: Any) -> tuple[list[Any], list[Stat
 CASTS = st.sampled_from([{}, {"f*": torch.bfloat16}, {"f*": torch.float32}, {"f?": torch.float64}])
 
 
-# What these become in another dtype depends on the order in memory, and on the tensors around them.
+# The results of casting these depend on the order in memory, and on neighbouring tensors.
 NANS = from_bytes(b"\xff\xff\xff\x7f" * 20, torch.float32, (4, 5))
 HALF_NANS = [torch.full((2, 3), math.nan, dtype=torch.float16), torch.tensor(math.nan)]
 
 
 @pytest.mark.parametrize("compare", ["host", "device"])
 @pytest.mark.parametrize("on_host", [True, False])
-def test_batches_give_the_versions_that_single_tensors_give(
+def test_batches_result_in_the_same_versions_as_single_tensors(
     monkeypatch: pytest.MonkeyPatch, compare: str, on_host: bool
 ) -> None:
-    stand_in(monkeypatch, on_host=on_host)
+    pretend_device(monkeypatch, on_host=on_host)
 
     @hypothesis.settings(max_examples=15, deadline=None)
     @hypothesis.given(
@@ -180,7 +180,7 @@ def test_batches_give_the_versions_that_single_tensors_give(
     @hypothesis.example(tensors=[HALF_NANS], cast={"f*": torch.bfloat16})
     def check(tensors: list[list[torch.Tensor]], cast: dict[str, torch.dtype]) -> None:
         states = [named(each, turn=turn) for each in tensors for turn in (False, True)]
-        for state in states[1:]:  # the same layout, and some of the bits
+        for state in states[1:]:  # the same layout, and some of the same bits
             states.append(state | {k: v for k, v in states[0].items() if like(v, state.get(k))})
         batched, loaded = published(states, compare=compare, cast=cast)
         with monkeypatch.context() as patch:
@@ -195,13 +195,13 @@ def test_batches_give_the_versions_that_single_tensors_give(
 
 
 def like(tensor: Any, other: Any) -> bool:
-    """Whether both are tensors of one dtype and shape."""
+    """Whether both are tensors of the same dtype and shape."""
     if not isinstance(tensor, torch.Tensor) or not isinstance(other, torch.Tensor):
         return False
     return tensor.dtype == other.dtype and tensor.shape == other.shape
 
 
-def test_many_small_tensors_of_which_some_changed() -> None:
+def test_versions_of_many_small_tensors_have_every_change() -> None:
     generator = torch.Generator().manual_seed(3)
     state = scales(700) | {"big": torch.zeros(9000), "empty": torch.zeros(0)}
     with open_store(MemoryStore()) as store:
@@ -218,7 +218,7 @@ def test_many_small_tensors_of_which_some_changed() -> None:
             assert_same_state(store.load(version_id), published)
 
 
-def test_shapes_values_and_ties_that_change_are_noticed() -> None:
+def test_changes_of_shapes_values_and_ties_are_detected() -> None:
     tensor = torch.ones(4)
     states: list[dict[Any, Any]] = [
         {"a": tensor, "b": tensor, "c": 1},

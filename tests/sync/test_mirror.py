@@ -1,4 +1,4 @@
-"""The copy that changes are found in: what it was can be had back, in bounded memory."""
+"""The mirror: earlier content can be restored from it, in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Kept:
-    """A state and its mirror, as of a version of a store."""
+    """A state and its mirror, which start at a version of a store."""
 
     def __init__(self, store: Repository) -> None:
         self.store = store
@@ -39,18 +39,18 @@ class Kept:
         self.version = copied(self.state)
 
     def scan(self) -> Scan:
-        """Look at the state as it is now."""
+        """Scan the present state."""
         return self.mirror.scan(StateFile(self.state))
 
     def change(self, kind: str, seed: int) -> None:
-        """Change about as many elements as the name says."""
+        """Change about as many elements as `kind` says."""
         counts = {"none": 0, "few": 3, "many": CHUNK // 5, "most": CHUNK // 2}
         nudge(self.state["w"], counts[kind], seed)
         self.state["b"][seed % 100] += kind != "none"
         self.state["x"][seed % 3] *= -1 if kind == "few" else 1
 
     def check(self, scan: Scan) -> None:
-        """The mirror has the state, and with this scan everything of the version before."""
+        """Check that the mirror holds the state and, with this scan, the version before."""
         file, kept = StateFile(self.state), KeptState(self.mirror, scan)
         assert (kept.size, kept.raw_header, kept.header) == (
             file.size,
@@ -73,7 +73,7 @@ class Kept:
             assert kept.readinto(chunk, memoryview(out))
             assert out == before
             assert not kept.readinto(chunk, memoryview(bytearray(len(before) + 1)))
-            # What did not change has its name without a look at it, and nothing else has one.
+            # Exactly the chunks that did not change have an ID without being read.
             assert kept.chunk_ids([piece]) == [chunk if now == before else None]
         other = hasher(b"another chunk")
         assert other not in kept
@@ -81,7 +81,7 @@ class Kept:
         assert not kept.readinto(other, memoryview(bytearray(CHUNK)))
 
     def differing(self) -> int:
-        """How many elements are not what they were."""
+        """The number of elements that differ from the version before."""
         return sum(
             int((flat_patterns(tensor) != flat_patterns(self.version[name])).sum())
             for name, tensor in self.state.items()
@@ -94,7 +94,7 @@ FATES = st.sampled_from(["durable", "lost", "put off", "merged"])
 
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(steps=st.lists(st.tuples(KINDS, st.integers(0, 2), FATES), max_size=7))
-def test_a_scan_has_the_way_back_whatever_became_of_earlier_ones(
+def test_a_claim_leads_back_to_the_durable_version_whatever_happened_before(
     steps: list[tuple[str, int, str]],
 ) -> None:
     with open_store(MemoryStore()) as store:
@@ -118,7 +118,7 @@ def test_a_scan_has_the_way_back_whatever_became_of_earlier_ones(
 
 
 @pytest.mark.parametrize("kind", ["few", "many", "most"])
-def test_what_is_kept_takes_no_more_than_the_model(kind: str) -> None:
+def test_undo_changes_need_no_more_memory_than_the_model(kind: str) -> None:
     with open_store(MemoryStore()) as store:
         kept = Kept(store)
         size = sum(tensor.nbytes for tensor in kept.state.values())
@@ -144,7 +144,7 @@ def test_a_fresh_mirror_has_no_base() -> None:
         assert chunk not in kept
 
 
-def test_the_mirror_does_not_follow_its_tensors() -> None:
+def test_the_mirror_keeps_its_own_copy() -> None:
     state = {"w": noise(CHUNK)}
     before = tensor_bits(state["w"])
     workers = Workers(2)
@@ -155,7 +155,7 @@ def test_the_mirror_does_not_follow_its_tensors() -> None:
     workers.close()
 
 
-def test_layouts_differ_by_names_shapes_and_dtypes() -> None:
+def test_layouts_differ_if_names_shapes_or_dtypes_differ() -> None:
     def of(**state: torch.Tensor) -> object:
         return StateFile(state).layout
 
@@ -187,7 +187,7 @@ def test_undoing_any_changes_restores_the_first_bits(widths: int, versions: list
             before[n : n + widths] != version[n : n + widths] for n in range(0, 96, widths)
         )
         done.append(change)
-    for _ in range(2):  # it can be written more than once
+    for _ in range(2):  # changes can be undone more than once
         back = bytearray(memory)
         take_back(memoryview(back), done)
         assert back == bytes(96)

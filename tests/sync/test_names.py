@@ -1,4 +1,4 @@
-"""Which tensor of a target is which of a version's, and what does not fit."""
+"""Matching the tensors of a target with those of a version, and refusals of those that differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OLD = {"a": torch.arange(4.0), "b": torch.arange(6.0).view(2, 3), "c": torch.zer
 
 
 def refusal(repo: Repository, live: State, **options: Any) -> InvalidInputError:
-    """How the head is refused; nothing is written, and prefetching does not help."""
+    """The error with which the head is refused, by every call and without a write."""
     before = bits(live)
     with Subscriber(repo, **options) as subscriber:
         for call in (subscriber.prefetch, subscriber.sync, lambda t: list(subscriber.patches(t))):
@@ -78,7 +78,7 @@ def test_dtypes_and_shapes_must_fit_without_strict_too(repo: Repository) -> None
     assert "lacks" not in str(error)
 
 
-def test_without_strict_the_rest_is_left_alone(repo: Repository) -> None:
+def test_without_strict_unmatched_tensors_are_ignored(repo: Repository) -> None:
     repo.commit(OLD)
     live = {"a": torch.tensor([0.0, 1, 2, 9]), "other": torch.ones(3)}
     with Subscriber(repo, strict=False) as subscriber:
@@ -97,7 +97,7 @@ def test_without_strict_the_rest_is_left_alone(repo: Repository) -> None:
     ],
     ids=["dict", "function"],
 )
-def test_renamed_tensors(repo: Repository, key_map: Any) -> None:
+def test_a_key_map_renames_tensors(repo: Repository, key_map: Any) -> None:
     version = repo.commit(OLD).id
     live = {f"model.{name}": tensor for name, tensor in replica(OLD).items()}
     with Subscriber(repo, key_map=key_map) as subscriber:
@@ -110,7 +110,7 @@ def test_renamed_tensors(repo: Repository, key_map: Any) -> None:
     assert bits(live) == {f"model.{name}": held for name, held in bits(OLD).items()}
 
 
-def test_names_that_a_map_does_not_have_stay(repo: Repository) -> None:
+def test_names_that_a_key_map_lacks_stay(repo: Repository) -> None:
     repo.commit(OLD)
     live = {"x": torch.ones(4), "b": torch.ones(2, 3), "c": torch.ones(2)}
     with Subscriber(repo, key_map={"x": "a"}) as subscriber:
@@ -120,7 +120,7 @@ def test_names_that_a_map_does_not_have_stay(repo: Repository) -> None:
     assert "the version lacks 'y'" in str(error)
 
 
-def test_tensors_that_are_one_in_the_target_only(repo: Repository) -> None:
+def test_tensors_tied_only_in_the_target_must_be_equal_in_the_version(repo: Repository) -> None:
     same = repo.commit({"a": torch.ones(3), "b": torch.ones(3)}).id
     shared = torch.zeros(3)
     with Subscriber(repo) as subscriber:
@@ -132,7 +132,7 @@ def test_tensors_that_are_one_in_the_target_only(repo: Repository) -> None:
     assert "'a' and 'b' are one tensor in the target, but differ in the version" in str(error)
 
 
-def test_tensors_that_are_one_in_the_version_only(repo: Repository) -> None:
+def test_tensors_tied_only_in_the_version_are_written_separately(repo: Repository) -> None:
     shared = torch.arange(3.0)
     repo.commit({"a": shared, "deep": [shared]})
     live = {"a": torch.zeros(3), "deep": [torch.ones(3)]}
@@ -141,8 +141,8 @@ def test_tensors_that_are_one_in_the_version_only(repo: Repository) -> None:
     assert bits(live) == {"a": bits({"a": shared})["a"], "deep.0": bits({"a": shared})["a"]}
 
 
-def test_checkpoints_that_name_a_tied_tensor_once(repo: Repository, tmp_path: Path) -> None:
-    """As `save_pretrained` writes them."""
+def test_a_checkpoint_that_names_a_tied_tensor_once_fits(repo: Repository, tmp_path: Path) -> None:
+    """`save_pretrained` writes such checkpoints."""
     model = Tied(1)
     state = {name: t for name, t in model.state_dict().items() if name != "head.weight"}
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
@@ -167,7 +167,7 @@ def shards(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     return tmp_path, state
 
 
-def test_sharded_checkpoints(
+def test_sharded_checkpoints_and_single_files_follow_each_other(
     repo: Repository, shards: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     directory, state = shards
@@ -184,7 +184,7 @@ def test_sharded_checkpoints(
     assert 0 < stats.changed_elements < ELEMENTS / 50
 
 
-def test_strays_beside_an_index_do_not_reach_a_replica(
+def test_files_that_an_index_lacks_do_not_reach_a_replica(
     repo: Repository, shards: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     directory, state = shards
@@ -201,7 +201,7 @@ def test_strays_beside_an_index_do_not_reach_a_replica(
     assert bits(chosen) == bits(stray)
 
 
-def test_replicas_of_files_that_differ_are_left_alone(
+def test_contradicting_files_leave_a_replica_unchanged(
     repo: Repository, shards: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     directory, state = shards
@@ -215,7 +215,7 @@ def test_replicas_of_files_that_differ_are_left_alone(
     assert "model-00002-of-00003.safetensors, model-00004-of-00004.safetensors" in str(error)
 
 
-def test_an_index_that_stays_is_not_read_again(
+def test_an_unchanged_index_is_not_read_again(
     repo: Repository, objects: CountingStore, shards: tuple[Path, dict[str, torch.Tensor]]
 ) -> None:
     directory, state = shards
@@ -228,20 +228,20 @@ def test_an_index_that_stays_is_not_read_again(
     assert objects.read_bytes("packs/") == 0
 
 
-def test_a_malformed_tree(repo: Repository, tmp_path: Path) -> None:
+def test_a_malformed_tree_is_refused(repo: Repository, tmp_path: Path) -> None:
     safetensors.torch.save_file(OLD, tmp_path / "m.safetensors", {"casweights.tree": "[1"})
     repo.commit(tmp_path)
     assert refusal(repo, replica(OLD)).code is ErrorCode.BAD_STATE
 
 
-def test_a_version_without_tensors(repo: Repository, tmp_path: Path) -> None:
+def test_a_version_without_tensors_is_refused(repo: Repository, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     repo.commit(tmp_path)
     assert "the version lacks 'a', 'b', 'c'" in str(refusal(repo, replica(OLD)))
 
 
 class Scaled(torch.nn.Module):
-    """Keeps what it knows beside its weights, as transformer engines do."""
+    """Has extra state in addition to its weights, as in Transformer Engine."""
 
     def __init__(self, extra: Any) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class Scaled(torch.nn.Module):
     [b"fp8", b"", io.BytesIO(b"fp8"), np.float64(3), np.ones(2), None, 5],
     ids=lambda extra: type(extra).__name__,
 )
-def test_extra_state_does_not_come_between_modules(repo: Repository, extra: Any, kept: Any) -> None:
+def test_modules_with_extra_state_can_be_synced(repo: Repository, extra: Any, kept: Any) -> None:
     source, target = Scaled(extra), Scaled(extra)
     with Publisher(repo, extra_state=kept) as publisher:
         publisher.publish(source)

@@ -1,4 +1,4 @@
-"""Patches: what a sync changed, for hosts that lay out tensors in their own way."""
+"""Patches: the changes of a sync, for hosts with their own layout of tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def patch_by_hand(host: State, patches: Iterable[Patch]) -> dict[str, Patch]:
-    """Do to plain tensors what patches say, as a host does, and check what they say."""
+    """Apply patches to plain tensors, as a host does, and check their content."""
     seen: dict[str, Patch] = {}
     for patch in patches:
         assert patch.name not in seen
@@ -43,17 +43,17 @@ def patch_by_hand(host: State, patches: Iterable[Patch]) -> dict[str, Patch]:
             assert patch.indices.shape == patch.values.shape
             assert (patch.indices.diff() > 0).all()
             flat = patterns(tensor).view(-1)
-            assert (flat[patch.indices] != new).all()  # it says nothing that was so before
+            assert (flat[patch.indices] != new).all()  # each value is a change
             flat[patch.indices] = new
     return seen
 
 
 @pytest.mark.parametrize("memory", [0, 2000, 1 << 20])
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_patches_make_the_new_tensors_of_the_old_ones(
+def test_patches_turn_the_old_tensors_into_the_new_ones(
     repo: Repository, verify: Verify, memory: int
 ) -> None:
-    """A step, a step back, and over several: nobody but the target and the host were written."""
+    """Applied to a host's tensors, for a step forward, a step back and several steps at once."""
     states = list(history(5, 0.01, chunks=12))
     versions = commit_all(repo, states)
     live, host = ({"w": states[0]["w"].clone()} for _ in range(2))
@@ -69,7 +69,7 @@ def test_patches_make_the_new_tensors_of_the_old_ones(
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
-def test_patches_of_every_dtype(repo: Repository, dtype: torch.dtype) -> None:
+def test_patches_work_for_every_dtype(repo: Repository, dtype: torch.dtype) -> None:
     size = CHUNK + 64
     old = {
         "sparse": from_bytes(bytes(size), dtype, (2, size // 2 // dtype.itemsize)),
@@ -96,7 +96,7 @@ def test_patches_of_every_dtype(repo: Repository, dtype: torch.dtype) -> None:
     assert found["dense"].indices is None
 
 
-def test_tensors_come_as_sparsely_as_they_change(repo: Repository) -> None:
+def test_patches_are_sparse_where_changes_are(repo: Repository) -> None:
     old = {"few": weights(3), "all": weights(1, 1), "some": weights(2, 2), "none": weights(1, 3)}
     new = {
         "few": step(old["few"], 0.001, 4),
@@ -143,7 +143,7 @@ def test_sparse_patches_outlive_the_next_sync(repo: Repository) -> None:
     assert bits(host) == bits(states[1])
 
 
-def test_patches_are_of_the_versions_names_and_layout(repo: Repository) -> None:
+def test_patches_have_the_names_and_layout_of_the_version(repo: Repository) -> None:
     rows = weights(2).view(4, -1)
     new = step(rows.flatten(), 0.01, 1).view(4, -1)
     versions = commit_all(repo, [{"layer.w": rows}, {"layer.w": new}])
@@ -159,7 +159,7 @@ def test_patches_are_of_the_versions_names_and_layout(repo: Repository) -> None:
     assert torch.equal(live["w"], new)
 
 
-def test_parameters_come_without_their_gradients(repo: Repository) -> None:
+def test_patches_of_parameters_have_no_gradients(repo: Repository) -> None:
     states = [{"w": weights(1, n)} for n in range(2)]
     commit_all(repo, states)
     model = {"w": torch.nn.Parameter(weights(1, 5))}
@@ -169,7 +169,9 @@ def test_parameters_come_without_their_gradients(repo: Repository) -> None:
     assert tensor_bits(patch.values) == tensor_bits(states[1]["w"])
 
 
-def test_patches_that_cannot_be_had(repo: Repository, objects: CountingStore) -> None:
+def test_failures_of_patches_leave_the_target_unchanged(
+    repo: Repository, objects: CountingStore
+) -> None:
     states = list(history(2, 0.01, chunks=2))
     versions = commit_all(repo, states[:1])
     objects.reset()

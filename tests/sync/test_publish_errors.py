@@ -1,4 +1,4 @@
-"""What a publisher does when the store, another writer or the caller stops it half-way."""
+"""A publisher that the store, another writer or the caller interrupts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 compared = pytest.mark.parametrize("compare", ["host", "cache"])
 
-# Where a version fails, and whether it is the branch's head nevertheless.
+# The call at which a version fails, and whether the version is the head nevertheless.
 FAILURES = {
     "pack": ("put", "packs/", False, False),
     "pack, answer lost": ("put", "packs/", True, False),
@@ -45,7 +45,7 @@ failures = pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 
 
 class Run:
-    """A publisher over a store that fails, and what it was given."""
+    """A publisher on a store that fails, and the states passed to it."""
 
     def __init__(self, **options: Any) -> None:
         self.objects = Trouble()
@@ -55,29 +55,29 @@ class Run:
         self.states: dict[int, State] = {}
 
     def publish(self, step: int, *, at: int | None = None) -> None:
-        """Change something, here and there at a place of the step's own, and publish."""
+        """Change some elements, one of them at a position of this step alone, and publish."""
         nudge(self.state["w"][: CHUNK // 2], 3, seed=step)
         self.state["v"][step if at is None else at] += 1
         self.states[step] = copied(self.state)
         self.publisher.publish(self.state, step=step)
 
     def again(self, step: int) -> None:
-        """Publish once more what is there."""
+        """Publish the present state again."""
         self.publisher.publish(self.state, step=step)
 
     def fail(self, method: str, prefix: str, after: bool, landed: bool) -> None:
-        """Let the next such call fail; where it has landed, the look at the branch as well."""
+        """Make the next call of this kind fail; if it has landed, reading the branch as well."""
         self.objects.fail(method, prefix, after=after)
         if landed:
             self.objects.fail("list", "refs/heads/main/")
 
     def failed(self, call: Callable[[], object]) -> None:
-        """An error comes out, once."""
+        """Check that a call raises the error of the store."""
         with pytest.raises(StoreError, match="the network is gone"):
             call()
 
     def check(self, *steps: int) -> None:
-        """These versions are there."""
+        """Close, and check that the branch has exactly these versions."""
         self.publisher.close()
         assert_history(self.store, {step: self.states[step] for step in steps})
         self.store.close()
@@ -86,7 +86,7 @@ class Run:
 @compared
 @failures
 @pytest.mark.parametrize("how", ["publish", "wait", "close"])
-def test_a_failure_is_raised_once_and_its_changes_come_with_the_next_version(
+def test_a_failure_is_raised_once_and_the_next_version_includes_its_changes(
     compare: Compare, failure: tuple[str, str, bool, bool], how: str
 ) -> None:
     method, prefix, after, landed = failure
@@ -103,7 +103,7 @@ def test_a_failure_is_raised_once_and_its_changes_come_with_the_next_version(
         run.failed(lambda: run.again(2))
     else:
         run.failed(run.publisher.wait if how == "wait" else run.publisher.close)
-    assert run.publisher.version == (first and first.id)  # as far as is known
+    assert run.publisher.version == (first and first.id)  # the last known version
     if how == "close":
         run.publisher = Publisher(run.store, compare=compare)
         if landed:
@@ -115,7 +115,7 @@ def test_a_failure_is_raised_once_and_its_changes_come_with_the_next_version(
 
 @compared
 @failures
-def test_a_first_version_that_fails_is_published_with_the_next(
+def test_the_changes_of_a_failed_first_version_are_in_the_next_one(
     compare: Compare, failure: tuple[str, str, bool, bool]
 ) -> None:
     method, prefix, after, landed = failure
@@ -152,7 +152,7 @@ def test_failures_in_a_row_are_raised_one_by_one(compare: Compare) -> None:
     run.check(0, 6)
 
 
-def test_changes_that_were_taken_back_since() -> None:
+def test_changes_that_were_undone_since_a_failure_are_not_counted() -> None:
     listener = Listener()
     run = Run(reporter=listener)
     run.publish(0)
@@ -169,7 +169,7 @@ def test_changes_that_were_taken_back_since() -> None:
     assert [stats.changed_elements for stats in listener.stats] == [None, 0]
 
 
-def test_those_that_wait_have_the_changes_of_those_that_failed() -> None:
+def test_a_waiting_version_includes_the_changes_of_a_failed_one() -> None:
     run = Run(policy="skip-to-latest")
     run.publish(0)
     run.publisher.wait()
@@ -185,14 +185,14 @@ def test_those_that_wait_have_the_changes_of_those_that_failed() -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_version_in_doubt_while_the_store_stays_away(times: int) -> None:
+def test_a_version_in_doubt_is_settled_when_the_store_returns(times: int) -> None:
     run = Run()
     run.publish(0)
     run.publisher.wait()
-    run.fail("put", "refs/", after=True, landed=True)  # it is the head, and nobody knows
+    run.fail("put", "refs/", after=True, landed=True)  # it is the head, unknown to all
     run.publish(1)
     run.failed(run.publisher.wait)
-    for step in range(2, 2 + times):  # changes of theirs are in no version that was tried
+    for step in range(2, 2 + times):  # their changes are in no version that was tried
         run.objects.fail("list", "refs/heads/")
         run.publish(step)
         run.failed(run.publisher.wait)
@@ -200,7 +200,7 @@ def test_a_version_in_doubt_while_the_store_stays_away(times: int) -> None:
     run.check(0, 1, 9)
 
 
-def test_a_version_in_doubt_and_another_layout() -> None:
+def test_a_version_in_doubt_is_settled_before_a_change_of_layout() -> None:
     run = Run()
     run.publish(0)
     run.publisher.wait()
@@ -213,7 +213,7 @@ def test_a_version_in_doubt_and_another_layout() -> None:
     run.check(0, 1, 2, 3)
 
 
-def test_a_version_in_doubt_when_the_layout_cannot_change_yet() -> None:
+def test_a_change_of_layout_fails_while_a_version_is_in_doubt() -> None:
     run = Run()
     run.publish(0)
     run.publisher.wait()
@@ -228,11 +228,11 @@ def test_a_version_in_doubt_when_the_layout_cannot_change_yet() -> None:
 
 
 class StopError(Exception):
-    """What comes in the middle of a scan."""
+    """Interrupts a scan."""
 
 
 def interrupt(patch: pytest.MonkeyPatch, error: type[BaseException], call: int) -> None:
-    """Let the search for changes fail once, at a call from now on."""
+    """Make the search for changes fail once, at this call counted from now."""
     find, calls = changes_module.find_change, iter(range(1, 10**6))
 
     def failing(*args: Any) -> Any:
@@ -246,7 +246,7 @@ def interrupt(patch: pytest.MonkeyPatch, error: type[BaseException], call: int) 
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
 @pytest.mark.parametrize("call", [1, 2, 5])
 @pytest.mark.parametrize("in_doubt", [False, True])
-def test_a_scan_that_stops_half_way(
+def test_a_scan_that_fails_halfway_loses_only_its_own_state(
     monkeypatch: pytest.MonkeyPatch, error: type[BaseException], call: int, in_doubt: bool
 ) -> None:
     run = Run()
@@ -266,7 +266,9 @@ def test_a_scan_that_stops_half_way(
     run.check(0, 1, 3, 4)
 
 
-def test_a_scan_that_stops_over_a_state_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_that_fails_halfway_reports_the_waiting_state_as_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     run = Run(policy="skip-to-latest")
     run.objects.hold("snapshots/")
     run.publish(0)
@@ -326,7 +328,7 @@ def test_nothing_follows_a_conflict() -> None:
     with pytest.raises(ConflictError) as again, run.publisher:
         run.again(3)
     assert again.value is caught.value
-    assert not hasattr(again.value, "__notes__")  # it is not besides itself
+    assert not hasattr(again.value, "__notes__")  # it is not a note of itself
     assert run.store.branches() == {"main": theirs.id}
 
 

@@ -1,4 +1,4 @@
-"""States that are under way at the same time: in which order they go on, and who waits for whom."""
+"""Several states in progress at once: their order, and the waits between threads."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_metadata_is_copied_when_publish_is_called() -> None:
 
 
 @pytest.mark.parametrize("policy", ["block", "skip-to-latest"])
-def test_a_change_of_layout_with_versions_under_way(policy: Policy) -> None:
+def test_a_change_of_layout_waits_for_versions_in_progress(policy: Policy) -> None:
     objects, state, states = Trouble(), model(), {}
     with (
         open_store(objects) as store,
@@ -91,7 +91,7 @@ def test_a_change_of_layout_with_versions_under_way(policy: Policy) -> None:
             states[step] = copied(state)
             objects.hold("packs/")
             done = pool.submit(run.publish, state, step=step)
-            if step % 2:  # waits for its turn; otherwise layouts change when nothing is held up
+            if step % 2:  # waits for the writer; otherwise layouts change while nothing is delayed
                 objects.reached()
             objects.release()
             done.result(PATIENCE)
@@ -129,7 +129,7 @@ def test_blocking_keeps_every_step() -> None:
     with open_store(objects) as store:
         with Publisher(store) as run, ThreadPoolExecutor(1) as pool:
             objects.hold("snapshots/")
-            for step in range(2):  # one on its way, and one that waits
+            for step in range(2):  # one is being written, one waits
                 states[step] = copied(state)
                 run.publish(state, step=step)
                 objects.reached() if step == 0 else None
@@ -145,19 +145,19 @@ def test_blocking_keeps_every_step() -> None:
         assert_history(store, states)
 
 
-def test_skipping_leaves_versions_out_and_no_change() -> None:
+def test_skipping_leaves_out_versions_but_no_changes() -> None:
     objects, state, listener = Trouble(), model(), Listener()
     with open_store(objects) as store:
         before = copied(state)
         with Publisher(store, policy="skip-to-latest", reporter=listener) as run:
             run.publish(state, step=0)
             run.wait()
-            for step in range(1, 5):  # the first is held up; the others wait in its shadow
+            for step in range(1, 5):  # the first is delayed; the others wait behind it
                 if step == 1:
                     objects.hold("snapshots/")
                 state["a"][step] += 1
                 state["a"][-1] += 1
-                state["b"].view(torch.int16)[7] ^= 1  # there, back, and there again
+                state["b"].view(torch.int16)[7] ^= 1  # changes, back, and again
                 if step == 2:
                     state["a"][2:4000] += 1
                 run.publish(state, step=step if step != 3 else None)
@@ -187,7 +187,7 @@ def test_encoding_waits_for_a_scan_of_the_same_memory(monkeypatch: pytest.Monkey
 
     def slow_find(*args: Any) -> Any:
         if scanning.is_set():
-            objects.release()  # the first version is finished meanwhile, and the next one waits
+            objects.release()  # the first version finishes; the next one waits
             assert not reading.wait(0.1)
         return find(*args)
 
@@ -209,7 +209,7 @@ def test_encoding_waits_for_a_scan_of_the_same_memory(monkeypatch: pytest.Monkey
         assert_history(store, states)
 
 
-def test_many_threads_may_publish() -> None:
+def test_states_of_many_threads_are_all_published() -> None:
     states = {step: model(chunks=1) for step in range(24)}
     for step, state in states.items():
         nudge(state["a"], 50, seed=step)

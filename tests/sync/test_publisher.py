@@ -1,4 +1,4 @@
-"""What a publisher makes of live tensors: a history of what they were when it was called."""
+"""A publisher makes a history of the values that live tensors had at each call."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ compared = pytest.mark.parametrize("compare", COMPARE)
 
 @compared
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_run_is_an_ordinary_history(compare: Compare, remote: bool) -> None:
+def test_a_run_becomes_an_ordinary_history(compare: Compare, remote: bool) -> None:
     objects = Trouble()
     objects.capabilities = Capabilities(
         exclusive_create=not remote, listing_lags=remote, cheap_reads=not remote
@@ -69,7 +69,7 @@ def test_a_run_is_an_ordinary_history(compare: Compare, remote: bool) -> None:
         assert version.metadata == {"step": 4, "loss": 2.0}
         assert (version.author, version.message) == ("me", "step 4")
         assert_history(store, states)
-    with open_store(objects.inner) as store:  # by somebody who has seen nothing of it
+    with open_store(objects.inner) as store:  # by a reader without any knowledge of it
         assert_history(store, states)
 
 
@@ -102,7 +102,7 @@ FAULTS = st.sampled_from(
     policy=st.sampled_from(["block", "skip-to-latest"]),
     compression=st.sampled_from(["auto", "fast"]),
 )
-def test_versions_are_what_the_tensors_were_whatever_happens(
+def test_versions_hold_the_published_tensors_in_any_schedule(
     steps: list[tuple[str, bool, tuple[str, str, bool] | None]],
     compare: Compare,
     policy: Policy,
@@ -127,7 +127,7 @@ def test_versions_are_what_the_tensors_were_whatever_happens(
             if compare == "cache" or policy == "block":
                 objects.release()
             publish(step)
-            if held:  # by the time that it goes on, the tensors are others
+            if held:  # the tensors change before it continues
                 objects.hold("packs/")
             else:
                 objects.release()
@@ -149,7 +149,9 @@ def test_versions_are_what_the_tensors_were_whatever_happens(
 
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(state=state_dicts(), compare=st.sampled_from(["host", "cache"]), data=st.data())
-def test_any_state(state: State, compare: Compare, data: st.DataObject) -> None:
+def test_any_state_is_published_as_it_is(
+    state: State, compare: Compare, data: st.DataObject
+) -> None:
     other = redrawn(state, data)
     with open_store(MemoryStore()) as store:
         with Publisher(store, compare=compare) as run:
@@ -159,7 +161,7 @@ def test_any_state(state: State, compare: Compare, data: st.DataObject) -> None:
 
 
 def redrawn(node: Any, data: st.DataObject) -> Any:
-    """The same structure, in which one of some tensors has other bits."""
+    """The same structure, with other bits in some tensors."""
     known: dict[int, torch.Tensor] = {}
 
     def redraw(tensor: torch.Tensor) -> torch.Tensor:
@@ -182,7 +184,7 @@ def redrawn(node: Any, data: st.DataObject) -> Any:
 
 @compared
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
-def test_every_bit_of_every_dtype(dtype: torch.dtype, compare: Compare) -> None:
+def test_every_bit_of_every_dtype_is_published(dtype: torch.dtype, compare: Compare) -> None:
     words = torch.arange(2**16, dtype=torch.int32).to(torch.uint16)  # NaNs and -0.0 of all kinds
     bits = bytearray(words.numpy().tobytes() * (dtype.itemsize // 2 or 1))
     states = {}
@@ -209,7 +211,7 @@ class Tied(torch.nn.Module):
 
 
 @compared
-def test_a_module_attached_to_its_optimizer(compare: Compare) -> None:
+def test_an_attached_module_is_published_after_optimizer_steps(compare: Compare) -> None:
     torch.manual_seed(0)
     module = Tied()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
@@ -299,7 +301,7 @@ def test_a_new_publisher_stores_only_what_changed(compare: Compare) -> None:
 
 
 @compared
-def test_dtypes_to_publish_in(compare: Compare) -> None:
+def test_tensors_are_published_in_the_cast_dtypes(compare: Compare) -> None:
     generator = torch.Generator().manual_seed(0)
     masters = {
         "layer.weight": torch.randn(300, 400, generator=generator),
@@ -329,7 +331,7 @@ def test_dtypes_to_publish_in(compare: Compare) -> None:
         assert [stats.changed_elements for stats in listener.stats] == [None, 1, 1]
 
 
-def test_files_that_go_with_every_version(tmp_path: Path) -> None:
+def test_extra_files_are_part_of_every_version(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "config.json").write_text('{"a": 1}')
     (tmp_path / "sub" / "tokenizer.txt").write_text("t")
@@ -359,7 +361,7 @@ def test_publish_stats_count_bytes_and_changed_elements() -> None:
     listener, state = Listener(), model(chunks=4)
     elements = sum(tensor.numel() for tensor in state.values())
     with open_store(MemoryStore()) as store:
-        counts = [0, 7, 20_000, 60_000, 0]  # of the last ones, nearly all of their chunks
+        counts = [0, 7, 20_000, 60_000, 0]  # the last ones change nearly all of their chunks
         with Publisher(store, reporter=listener) as run:
             for step, count in enumerate(counts):
                 nudge(state["a"], count, seed=step)
@@ -378,7 +380,7 @@ def test_publish_stats_count_bytes_and_changed_elements() -> None:
         assert sum(stored) == pytest.approx(store.stats().pack_bytes, rel=0.01)
 
 
-def test_a_store_by_its_name(tmp_path: Path) -> None:
+def test_a_publisher_opens_a_store_by_its_path(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         Publisher(tmp_path / "nothing")
     casweights.open(tmp_path / "store", create=True).close()

@@ -1,4 +1,4 @@
-"""How a publisher ends: it waits, keeps its error, and stays closed."""
+"""The end of a publisher: it waits, keeps its error, and stays closed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_leaving_waits_and_keeps_the_error() -> None:
+def test_leaving_the_block_waits_and_keeps_its_error() -> None:
     objects, state = Trouble(), model()
 
     def train(step: int) -> None:
@@ -49,7 +49,7 @@ def test_closing_again_does_nothing_and_publishing_raises() -> None:
         assert store.branches() == {}
 
 
-def test_a_process_may_end_without_closing(tmp_path: Path) -> None:
+def test_a_process_that_ends_without_closing_leaves_valid_versions(tmp_path: Path) -> None:
     code = """
 import sys, torch, casweights
 casweights.open(sys.argv[1], create=True).close()

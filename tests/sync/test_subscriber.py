@@ -1,4 +1,4 @@
-"""Replicas that follow: which way they take, what they read, and what they write."""
+"""Replicas that follow a branch: the chains they use, the bytes they read, and their writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONFIG = StoreConfig(chunk_size=CHUNK)
 
 
 def whole_size(state: State) -> int:
-    """Stored bytes of a state by itself."""
+    """The stored bytes of a state in a store of its own."""
     objects = CountingStore(MemoryStore())
     with casweights.open(objects, create=True, config=CONFIG, workers=2) as repo:
         repo.commit(state)
@@ -47,7 +47,7 @@ def whole_size(state: State) -> int:
 
 
 def cheapest(repo: Repository, old: SnapshotId | None, new: SnapshotId) -> int:
-    """Stored bytes of the cheapest way from a version to another."""
+    """The stored bytes of the cheapest chains from one version to another."""
     chunks = {
         version: {
             chunk
@@ -80,7 +80,7 @@ def test_a_replica_follows_a_run_step_by_step(repo: Repository) -> None:
     assert recorder.syncs[-1] == stats
     for (old, new), stats in zip(pairwise(states), recorder.syncs[1:], strict=True):
         moved = int((old["w"].view(torch.int16) != new["w"].view(torch.int16)).sum())
-        assert stats.changed_elements == moved  # and nothing else is written
+        assert stats.changed_elements == moved  # so nothing else is written
         assert stats.lag == 1
         assert stats.elements == 3 * ELEMENTS
         assert stats.total_bytes == 3 * CHUNK
@@ -94,7 +94,7 @@ def test_a_replica_follows_a_run_step_by_step(repo: Repository) -> None:
     ]
 
 
-def test_fetched_bytes_are_those_that_were_read(repo: Repository, objects: CountingStore) -> None:
+def test_fetched_bytes_count_the_bytes_read(repo: Repository, objects: CountingStore) -> None:
     versions = commit_all(repo, list(history(8, 0.01, chunks=3)))
     live = {"w": weights(3, seed=5)}
     with Subscriber(repo) as subscriber:
@@ -131,7 +131,7 @@ def test_only_elements_that_differ_are_written(
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
 def test_every_chain_is_the_cheapest_one(repo: Repository, verify: Verify) -> None:
-    """Missed versions, back, forth, to another branch: as if the store knew what we have."""
+    """For missed versions, back and forth, and to another branch."""
     states = list(history(9, 0.01, chunks=3))
     versions = commit_all(repo, states)
     repo.branch("other", versions[4])
@@ -151,8 +151,8 @@ def test_every_chain_is_the_cheapest_one(repo: Repository, verify: Verify) -> No
             at = versions[n]
 
 
-def test_what_a_target_holds_is_known_by_its_bits(repo: Repository) -> None:
-    """A model that was loaded elsewhere is as good as one that was synced."""
+def test_the_content_of_a_target_is_known_by_its_bits(repo: Repository) -> None:
+    """A model that was loaded by other means needs no more bytes than one that was synced."""
     states = list(history(6, 0.01, chunks=3))
     versions = commit_all(repo, states)
     direct = cheapest(repo, versions[2], versions[5])
@@ -175,7 +175,7 @@ def test_a_late_joiner_reads_little_more_than_a_version_by_itself(repo: Reposito
     assert stats.fetched_bytes <= 1.5 * whole_size(states[-1])
 
 
-def test_chunks_that_lie_elsewhere_in_the_target_are_not_fetched(repo: Repository) -> None:
+def test_chunks_elsewhere_in_the_target_are_not_fetched(repo: Repository) -> None:
     a, b = weights(2, 1), weights(2, 2)
     versions = commit_all(repo, [{"a": a, "b": b}, {"a": b, "b": a}])
     live = replica({"a": a, "b": b})
@@ -192,14 +192,12 @@ def calls() -> FaultyStore:
 
 @pytest.fixture
 def watched(calls: FaultyStore) -> Iterator[Repository]:
-    """A repository that keeps a list of all calls to its store."""
+    """A repository that records all calls to its store."""
     with casweights.open(calls, create=True, config=CONFIG, workers=2) as repo:
         yield repo
 
 
-def test_after_a_prefetch_nothing_is_asked_of_the_store(
-    watched: Repository, calls: FaultyStore
-) -> None:
+def test_a_sync_after_a_prefetch_sends_no_request(watched: Repository, calls: FaultyStore) -> None:
     states = list(history(4, 0.01, chunks=3))
     versions = commit_all(watched, states)
     live = replica(states[0])
@@ -219,7 +217,7 @@ def test_after_a_prefetch_nothing_is_asked_of_the_store(
         assert bits(live) == bits(states[0])
 
 
-def test_a_prefetch_is_made_once(watched: Repository, calls: FaultyStore) -> None:
+def test_a_repeated_prefetch_reads_only_the_head(watched: Repository, calls: FaultyStore) -> None:
     versions = commit_all(watched, list(history(3, 0.01)))
     live = {"w": weights(2)}
     with Subscriber(watched) as subscriber:
@@ -228,14 +226,14 @@ def test_a_prefetch_is_made_once(watched: Repository, calls: FaultyStore) -> Non
         assert subscriber.prefetch() == versions[2]
         assert {name.partition("/")[0] for _, name in calls.calls} == {"refs"}
         watched.commit({"w": weights(2, seed=8)})
-        assert subscriber.sync().snapshot == versions[2]  # what was prefetched
+        assert subscriber.sync().snapshot == versions[2]  # the prefetched version
         head = subscriber.prefetch()
         assert head not in versions
         assert subscriber.sync().snapshot == head
     assert bits(live) == bits({"w": weights(2, seed=8)})
 
 
-def test_another_version_than_the_prefetched_one(repo: Repository) -> None:
+def test_a_sync_to_another_version_drops_the_prefetched_one(repo: Repository) -> None:
     states = list(history(4, 0.01))
     versions = commit_all(repo, states)
     live = replica(states[0])
@@ -244,12 +242,12 @@ def test_another_version_than_the_prefetched_one(repo: Repository) -> None:
         subscriber.prefetch(to=versions[1])
         assert subscriber.sync(to=versions[2]).snapshot == versions[2]
         assert bits(live) == bits(states[2])
-        assert subscriber.sync().snapshot == versions[3]  # the prefetched one is forgotten
+        assert subscriber.sync().snapshot == versions[3]  # the prefetched version is dropped
         assert bits(live) == bits(states[3])
 
 
 @pytest.mark.parametrize("memory", [0, 1, 3000, 1 << 20])
-def test_little_memory_makes_a_part_late(
+def test_changes_beyond_the_memory_limit_are_fetched_late(
     repo: Repository, objects: CountingStore, memory: int
 ) -> None:
     states = list(history(4, 0.01, chunks=12))
@@ -271,7 +269,7 @@ def test_little_memory_makes_a_part_late(
     assert stats.changed_elements == int((states[0]["w"] != states[3]["w"]).sum())
 
 
-def test_a_write_that_torch_knows_of_undoes_a_prefetch(repo: Repository) -> None:
+def test_a_write_that_torch_counts_drops_a_prefetch(repo: Repository) -> None:
     states = list(history(3, 0.01, chunks=3))
     versions = commit_all(repo, states)
     live = replica(states[0])
@@ -287,7 +285,7 @@ def test_a_write_that_torch_knows_of_undoes_a_prefetch(repo: Repository) -> None
         assert bits(live) == bits(states[1])
 
 
-def test_another_target_undoes_a_prefetch(repo: Repository) -> None:
+def test_another_target_drops_a_prefetch(repo: Repository) -> None:
     states = list(history(3, 0.01))
     versions = commit_all(repo, states)
     first, second = replica(states[0], 1), replica(states[0], 2)
@@ -305,7 +303,7 @@ def test_another_target_undoes_a_prefetch(repo: Repository) -> None:
         assert bits(second) == bits(states[2])
 
 
-def test_tensors_that_change_their_names_are_another_target(repo: Repository) -> None:
+def test_renamed_tensors_are_another_target(repo: Repository) -> None:
     states = [{"a": weights(1, n), "b": weights(1, n + 50)} for n in range(2)]
     versions = commit_all(repo, states)
     live = replica(states[0])
@@ -343,8 +341,8 @@ def test_sync_refuses_a_target_that_does_not_hold_the_expected_version(repo: Rep
 
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_hidden_writes_where_a_chunk_changes(repo: Repository, verify: Verify) -> None:
-    """What was made of the wrong base is not right: the chunk is read whole then."""
+def test_hidden_writes_are_detected_where_a_chunk_changes(repo: Repository, verify: Verify) -> None:
+    """A chunk rebuilt from a wrong base has the wrong hash: then the whole chunk is read."""
     states = list(history(2, 0.01, chunks=3))
     versions = commit_all(repo, states)
     live = replica(states[0])
@@ -356,7 +354,7 @@ def test_hidden_writes_where_a_chunk_changes(repo: Repository, verify: Verify) -
         stats = subscriber.sync(to=versions[1])
         assert (bits(live) == bits(states[1])) == (verify == "full")
         small = stats.fetched_bytes == cheapest(repo, versions[0], versions[1])
-        assert small == (verify == "patch")  # which trusts
+        assert small == (verify == "patch")  # which does not hash
         if verify == "patch":
             with pytest.raises(StaleError):
                 subscriber.verify()
@@ -367,7 +365,9 @@ def test_hidden_writes_where_a_chunk_changes(repo: Repository, verify: Verify) -
 
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_verify_finds_hidden_writes_and_a_sync_mends_them(repo: Repository, verify: Verify) -> None:
+def test_verify_detects_hidden_writes_and_a_sync_repairs_them(
+    repo: Repository, verify: Verify
+) -> None:
     states = [{"v": weights(1, 3), **state} for state in history(2, 0.01, chunks=2)]
     versions = commit_all(repo, states)
     live = replica(states[0])
@@ -375,13 +375,13 @@ def test_verify_finds_hidden_writes_and_a_sync_mends_them(repo: Repository, veri
         subscriber.sync(live, to=versions[1])
         subscriber.verify()
         flip(live["v"], 77)
-        assert subscriber.sync(to=versions[1]).changed_elements == 0  # it cannot know
+        assert subscriber.sync(to=versions[1]).changed_elements == 0  # undetected
         subscriber.prefetch(to=versions[0])
         with pytest.raises(StaleError, match="'v'") as caught:
             subscriber.verify()
         assert caught.value.code is ErrorCode.STALE
         assert subscriber.version is None
-        subscriber.sync(to=versions[0])  # which was prefetched, but is fetched anew
+        subscriber.sync(to=versions[0])  # was prefetched, but is fetched again
         assert bits(live) == bits(states[0])
         flip(live["v"], 77)
         with pytest.raises(StaleError):
@@ -391,7 +391,7 @@ def test_verify_finds_hidden_writes_and_a_sync_mends_them(repo: Repository, veri
         assert subscriber.version == versions[0]
 
 
-def test_verify_needs_a_version(repo: Repository) -> None:
+def test_verify_is_refused_without_a_version(repo: Repository) -> None:
     (version,) = commit_all(repo, [{"w": weights(1)}])
     with Subscriber(repo) as subscriber:
         with pytest.raises(InvalidInputError, match="no target yet"):
@@ -422,7 +422,7 @@ def test_wrong_arguments_of_a_subscriber_are_refused(repo: Repository, tmp_path:
         assert bits(live) == bits({"w": weights(1)})
 
 
-def test_a_store_by_its_path(tmp_path: Path) -> None:
+def test_a_subscriber_opens_a_store_by_its_path(tmp_path: Path) -> None:
     states = list(history(2, 0.01))
     with casweights.open(tmp_path, create=True, config=CONFIG) as repo:
         commit_all(repo, states)

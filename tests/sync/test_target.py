@@ -1,4 +1,4 @@
-"""What can be a target: tensors of any kind, in any layout, written in place."""
+"""Targets: tensors of any kind, in any layout, written in place."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def follow_all(
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
-def test_every_dtype_with_any_bits(repo: Repository, dtype: torch.dtype) -> None:
+def test_every_dtype_is_synced_with_any_bits(repo: Repository, dtype: torch.dtype) -> None:
     width = dtype.itemsize
     many = 2 * CHUNK + 3 * width
     lone: tuple[int, ...] = (1,) if dtype is PAIR else ()
@@ -76,9 +76,7 @@ def test_every_dtype_with_any_bits(repo: Repository, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2], ids=str)
-def test_bits_that_no_comparison_of_numbers_tells_apart(
-    repo: Repository, dtype: torch.dtype
-) -> None:
+def test_bits_of_equal_numbers_are_told_apart(repo: Repository, dtype: torch.dtype) -> None:
     zeros = torch.zeros(64, dtype=torch.float32).to(dtype)
     negative = zeros.clone()
     memory_of(negative)[dtype.itemsize - 1 :: dtype.itemsize] = 0x80
@@ -96,7 +94,7 @@ def test_bits_that_no_comparison_of_numbers_tells_apart(
 
 
 def as_target(state: Any, made: dict[int, torch.Tensor]) -> Any:
-    """The same structure, ties and layouts, of tensors that can be written one by one."""
+    """The same structure, ties and layouts, with tensors that can be written in place."""
     if isinstance(state, dict):
         return {key: as_target(value, made) for key, value in state.items()}
     if isinstance(state, list | tuple):
@@ -112,7 +110,7 @@ def as_target(state: Any, made: dict[int, torch.Tensor]) -> Any:
 
 @hypothesis.settings(max_examples=50)
 @hypothesis.given(state=state_dicts())
-def test_any_state_dict(state: State) -> None:
+def test_any_state_dict_can_be_a_target(state: State) -> None:
     first = as_target(state, {})
     named = len(tensors_of(first))
     hypothesis.assume(named)
@@ -129,7 +127,7 @@ def test_any_state_dict(state: State) -> None:
         follow_all(repo, live, [state, other], versions)
 
 
-def test_modules(repo: Repository) -> None:
+def test_a_synced_module_keeps_its_parameters_and_ties(repo: Repository) -> None:
     models = [Tied(n) for n in range(3)]
     versions = commit_all(repo, [dict(model.state_dict()) for model in models])
     live = Tied(9)
@@ -145,7 +143,7 @@ def test_modules(repo: Repository) -> None:
     assert all(p.requires_grad and p.grad is None for p in live.parameters())
 
 
-def test_autograd_hears_of_the_writes(repo: Repository) -> None:
+def test_autograd_detects_the_writes(repo: Repository) -> None:
     states = [{"w": weights(1, n).float(), "v": torch.ones(3)} for n in range(2)]
     versions = commit_all(repo, states)
     live = {name: tensor.clone().requires_grad_() for name, tensor in states[0].items()}
@@ -156,13 +154,13 @@ def test_autograd_hears_of_the_writes(repo: Repository) -> None:
         assert bits(live) == bits(states[1])
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.backward(stale)
-        torch.autograd.backward(fine)  # nothing was written there
+        torch.autograd.backward(fine)  # no sync wrote to its tensors
         assert live["w"].is_leaf
         assert live["w"].requires_grad
         assert subscriber.sync(expect=versions[1]).changed_elements == 0
 
 
-def test_inference_tensors(repo: Repository) -> None:
+def test_inference_tensors_can_be_a_target(repo: Repository) -> None:
     plain = {"a": weights(2), "b": weights(2, 1).view(ELEMENTS, 2), "c": weights(1, 2)}
     states = [plain, {name: step(t, 0.02, 5) for name, t in plain.items() if name != "b"}]
     states[1]["b"] = weights(2, 7).view(ELEMENTS, 2)
@@ -188,7 +186,7 @@ def test_inference_tensors(repo: Repository) -> None:
             subscriber.sync(expect=versions[0])
 
 
-def test_views_that_are_written_to_are_those_that_others_hold(repo: Repository) -> None:
+def test_a_sync_is_visible_in_existing_views(repo: Repository) -> None:
     states = [{"w": weights(2, n)} for n in range(2)]
     versions = commit_all(repo, states)
     live = replica(states[0])
@@ -199,8 +197,8 @@ def test_views_that_are_written_to_are_those_that_others_hold(repo: Repository) 
             assert torch.equal(part, state["w"][ELEMENTS:])
 
 
-def test_parts_of_one_buffer_are_known_apart(repo: Repository) -> None:
-    """Torch counts writes to all views of a tensor together: ours are not taken for others'."""
+def test_writes_to_one_view_do_not_mark_other_views(repo: Repository) -> None:
+    """Torch counts writes to all views of a tensor together; those of a sync do not count."""
     old = {"a": weights(1, 1), "b": weights(1, 2)}
     new = {"a": step(old["a"], 0.01, 3), "b": old["b"]}
     versions = commit_all(repo, [old, new])
@@ -213,7 +211,7 @@ def test_parts_of_one_buffer_are_known_apart(repo: Repository) -> None:
         subscriber.sync(expect=versions[1])
         assert bits({"a": live["a"], "b": live["b"]}) == bits(old)
         assert not flat[2 * ELEMENTS :].any()
-        live["b"][3] = 7  # but this one is
+        live["b"][3] = 7  # a write of other code does count
         with pytest.raises(StaleError):
             subscriber.sync(to=versions[1], expect=versions[0])
         assert subscriber.sync(to=versions[1]).changed_elements > 1
@@ -231,7 +229,7 @@ def test_parts_of_one_buffer_are_known_apart(repo: Repository) -> None:
     ],
     ids=["wide", "tall", "strided", "permuted", "strided rows"],
 )
-def test_tensors_that_do_not_lie_in_order(
+def test_tensors_of_any_stride_can_be_a_target(
     repo: Repository, layout: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     flat = weights(3)
@@ -272,7 +270,7 @@ def test_a_chunk_of_a_view_is_read_without_the_rest(monkeypatch: pytest.MonkeyPa
     ],
     ids=["expanded", "conjugated", "negated", "meta", "sparse", "dtype"],
 )
-def test_tensors_that_cannot_be_written(
+def test_tensors_that_cannot_be_written_are_refused(
     repo: Repository, tensor: torch.Tensor, error: type[Exception], said: str
 ) -> None:
     states = [{"w": torch.arange(3.0)}, {"w": torch.zeros(3)}]
@@ -282,7 +280,7 @@ def test_tensors_that_cannot_be_written(
         subscriber.sync(live, to=versions[0])
         with pytest.raises(error, match=said):
             subscriber.sync({"w": tensor})
-        subscriber.sync(to=versions[1], expect=versions[0])  # the one before is still the target
+        subscriber.sync(to=versions[1], expect=versions[0])  # the former target is kept
     assert bits(live) == bits(states[1])
 
 
@@ -296,7 +294,7 @@ def test_dimensions_of_size_one_may_have_any_stride(repo: Repository) -> None:
     assert bits(live) == bits(state)
 
 
-def test_empty_tensors_of_another_target(repo: Repository) -> None:
+def test_empty_tensors_of_another_shape_are_another_target(repo: Repository) -> None:
     for shape in ((0, 3), (4, 0)):
         repo.commit({"e": torch.empty(shape), "w": torch.ones(2)}, branch=f"b{shape[0]}")
     with Subscriber(repo) as subscriber:

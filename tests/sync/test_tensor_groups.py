@@ -1,4 +1,4 @@
-"""What a batch says of the tensors that changed: which they are, and what undoes each change."""
+"""Batches report which tensors changed, and the change that undoes each."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_batches_are_no_larger_than_the_limit() -> None:
     assert [nbytes for part in parts for nbytes in part] == 20 * [4000]
 
 
-def test_tensors_of_one_dtype_share_a_batch_wherever_they_lie_in_the_file() -> None:
+def test_tensors_of_one_dtype_share_a_batch_regardless_of_their_order() -> None:
     state = {f"{n}": torch.zeros(4, dtype=_DTYPES[n % 2]) for n in range(6)}
     made = list(make_batches(StateFile(state), _LIMIT, on_device=False))
     assert sorted(len(list(batch.parts())) for batch in made) == [3, 3]

@@ -27,7 +27,7 @@ CONFIG = StoreConfig(chunk_size=CHUNK)
 
 
 class Tree:
-    """A history with branches, and what each version holds."""
+    """A history with branches, and the state of each version."""
 
     def __init__(self) -> None:
         self.repo = casweights.open(MemoryStore(), create=True, config=CONFIG, workers=2)
@@ -74,7 +74,7 @@ MOVES = st.lists(
     memory=st.sampled_from([0, 500, 20_000, 1 << 20]),
     verify=st.sampled_from(["full", "patch"]),
 )
-def test_any_way_through_a_history(
+def test_random_walks_through_a_history_hold_the_right_bits(
     tree: Tree, moves: list[tuple[str, int]], start: int | None, memory: int, verify: Verify
 ) -> None:
     live = replica(tree.states[0])
