@@ -15,9 +15,11 @@ _log = logging.getLogger(__name__)
 
 
 def holds(model: Any, weights: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether a model can be patched: it holds exactly these bits, each in one place.
+    """Return whether a model can be patched with versions of these weights.
 
-    The model's loader runs with a comparison in place of each write, so it writes nothing.
+    It can if it holds exactly these bits, each in one place, and its loader writes to all of its
+    parameters, and no layer holds tensors that may be derived from them. The loader runs with a
+    comparison in place of each write, so it writes nothing.
 
     Args:
         model: The model; its ``load_weights`` is called.
@@ -79,6 +81,7 @@ class _Comparison(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _compare(self, present: torch.Tensor, new: torch.Tensor) -> None:
+        """Record that a loader would write to `present`, and whether that changes its bits."""
         if not present.numel():
             return
         # A second write to the same memory would make the result depend on the order of writes.

@@ -131,7 +131,7 @@ def load_adapter(
         model: The base for the adapter, or a `PeftModel` to add it to; wrapped or not. By default
             the base is loaded from the version that the adapter's metadata names.
         adapter_name: The name of the adapter in the model.
-        is_trainable: Whether the adapter's parameters are to be trained further.
+        is_trainable: Whether to load the adapter for further training.
         **kwargs: Arguments for `casweights.integrations.transformers.from_pretrained`, to load
             the base.
 
@@ -204,7 +204,7 @@ def merged_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     inside = as_peft(model)
     if inside is None:
         raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, f"pass a PeftModel, not a {type(model).__name__}"
+            ErrorCode.BAD_ARGUMENT, f"pass a PeftModel, got {type(model).__name__}"
         )
     base: torch.nn.Module = inside.get_base_model()
     unwrap = unwrapper(base)
@@ -244,6 +244,8 @@ def _renamed(
         start = next((b for b in beginnings if b in moved), "")
         short = moved.get(start, "") + name[len(start) :]
         if short in plain:
-            raise InvalidInputError(ErrorCode.BAD_STATE, f"two tensors become {short!r}")
+            raise InvalidInputError(
+                ErrorCode.BAD_STATE, f"two tensors would get the name {short!r}"
+            )
         plain[short] = tensor
     return plain

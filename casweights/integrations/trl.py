@@ -160,7 +160,7 @@ class CasweightsWeightTransfer:
         self._syncs += 1
         version = self._publisher.version
         if version is None:
-            raise InvalidInputError(ErrorCode.BAD_STATE, "there were no weights to publish")
+            raise InvalidInputError(ErrorCode.BAD_STATE, "send_weights received no weights")
         store = self._server_store or self._opened.repository.url
         failures = self._each(lambda server: server.update(store, version))
         if failures:

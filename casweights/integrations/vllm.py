@@ -108,6 +108,8 @@ class CasweightsUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class _Source(NamedTuple):
+    """An open store, with the rule that selects weights and the subscriber of the copy."""
+
     store: Repository
     weights: Weights
     subscriber: Subscriber
@@ -366,6 +368,7 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
 
 
 def _are_patterns(value: object) -> bool:
+    """Whether a value is a pattern or a list of patterns."""
     return isinstance(value, str) or (
         isinstance(value, list) and all(isinstance(item, str) for item in value)
     )
@@ -386,6 +389,7 @@ def _batches(patches: Iterable[Patch]) -> Iterator[list[Patch]]:
 
 
 def _parse_version(text: str) -> SnapshotId:
+    """Return the ID in an update; raise an `InvalidInputError` if it is malformed."""
     try:
         return SnapshotId.from_hex(text)
     except ValueError as error:

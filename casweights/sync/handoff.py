@@ -168,6 +168,7 @@ class Handoff:
         self._raise_failure()
 
     def _raise_failure(self) -> None:
+        """Raise the conflict or else the oldest failure, if any; the caller holds the condition."""
         if self._conflict is not None:
             self._failures.clear()  # the conflict explains all of them
             raise self._conflict

@@ -84,7 +84,7 @@ class LiveTensor:
         copy(out, self.chunk(number))
 
     def find_change(self, number: int, wanted: memoryview) -> ElementChange | None:
-        """Return the change that gives a chunk the wanted bytes; None if it has them already."""
+        """Return the change that turns a chunk into the wanted bytes; None if they are equal."""
         if self._memory is not None or self._patterns.dim() != 1:
             return find_change(self.chunk(number), wanted, self.width)
         start = number * self._chunk_size // self.width

@@ -163,4 +163,5 @@ class Mirror:
 
 
 def _scanned(state: StateFile, undo: dict[ChunkRef[str], list[ElementChange]]) -> Scan:
+    """Return the scan of a state with these undo changes."""
     return Scan(state.raw_header, state.header, state.size, undo)

@@ -29,7 +29,7 @@ def state_of(source: torch.nn.Module | Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(source, Mapping):
         return source
     raise InvalidInputError(
-        ErrorCode.BAD_ARGUMENT, f"pass a module or a state dict, not a {type(source).__name__}"
+        ErrorCode.BAD_ARGUMENT, f"pass a module or a state dict, got {type(source).__name__}"
     )
 
 

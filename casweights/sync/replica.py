@@ -38,7 +38,7 @@ class Replica:
            │                                   ▼
            └── bind: as above ────────────── TORN ── apply ──▶ AT A VERSION
                                              (`apply` failed after it had written changes that
-                                             exceed `memory` and cannot be undone)
+                                             exceed `memory`, or could not be undone)
 
     Call `bind` first each time, then `prepare`, which writes nothing, and `apply`. One thread at a
     time may call them: `Subscriber` holds its lock. `version` may be read at any time. Any other
@@ -135,8 +135,8 @@ class Replica:
     def apply(self, prepared: Prepared) -> SyncStats:
         """Write prepared changes to the tensors, and report it.
 
-        A failure leaves the tensors as they were, unless late changes were written already. Then
-        they are torn, and the error has a note that says so.
+        A failure leaves the tensors as they were, unless late changes were written already, or
+        undoing fails, too. Then the tensors are torn, and the error has a note that says so.
         """
         version, previous = prepared.version.id, self.version
         # Another thread that reads `version` during the writing must not see the old one.

@@ -58,6 +58,7 @@ class StateCopy:
             self._copy_tensor(info, state.tensor(info.name), on_device=on_device)
 
     def _copy_tensor(self, info: TensorInfo, live: torch.Tensor, *, on_device: bool) -> None:
+        """Make the first copy of a tensor, and its second copy on an accelerator if wanted."""
         memory = self._memory[info.name] = host_memory(info.nbytes, live)
         if is_on_host(live):
             for _ in self._workers.map(self._copy_chunk, self._chunks(info, tensor_bytes(live))):
@@ -110,6 +111,7 @@ class StateCopy:
     def _update_chunk(
         self, job: tuple[ChunkRef[str], int, memoryview]
     ) -> tuple[ChunkRef[str], ElementChange] | None:
+        """Update a chunk from its new bytes; return it with its undo change, None if equal."""
         ref, width, data = job
         kept = self.chunk(ref)
         change = find_change(kept, data, width)
@@ -121,6 +123,7 @@ class StateCopy:
     def _update_from_device(
         self, info: TensorInfo, tensor: torch.Tensor
     ) -> Iterator[tuple[ChunkRef[str], ElementChange]]:
+        """Update the copies of a tensor on an accelerator; yield its chunks that changed."""
         live = flat_patterns(tensor.contiguous())
         shadow = self._shadows.get(info.name)
         kept = host_patterns(self._memory[info.name], live) if shadow is None else shadow

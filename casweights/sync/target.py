@@ -60,7 +60,8 @@ class Fit(NamedTuple):
 class Target:
     """The tensors of a running model, and the known content of their chunks.
 
-    Call `bind` first, then `identify` and `fit` in any order.
+    Call `bind` first, then `fit` and `identify`. Before `identify`, `Fit.wanted` also yields
+    chunks whose content is unknown.
 
     Args:
         chunk_size: Bytes of a chunk.

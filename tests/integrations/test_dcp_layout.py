@@ -44,7 +44,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "no tensors": lambda layout: layout.pop("tensors"),
     "no format": lambda layout: layout.update(format="1"),
     "a name that is a number": lambda layout: layout["tensors"].update({"x": 1}),
-    "a dtype that is no map": lambda layout: layout["tensors"]["w"].__setitem__(0, "load"),
+    "an unknown dtype": lambda layout: layout["tensors"]["w"].__setitem__(0, "load"),
     "another dtype": lambda layout: layout["tensors"]["w"].__setitem__(0, "int32"),
     "a size that is too small": lambda layout: layout["tensors"]["w"].__setitem__(1, [4, 5]),
     "a size of another rank": lambda layout: layout["tensors"]["w"].__setitem__(1, [24]),

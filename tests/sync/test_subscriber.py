@@ -413,7 +413,7 @@ def test_wrong_arguments_of_a_subscriber_are_refused(repo: Repository, tmp_path:
     with Subscriber(repo, "later") as subscriber:
         with pytest.raises(InvalidInputError, match="no target yet"):
             subscriber.sync()
-        with pytest.raises(InvalidInputError, match="not a list"):
+        with pytest.raises(InvalidInputError, match="got list"):
             subscriber.sync([weights(1)])  # type: ignore[arg-type]
         with pytest.raises(NotFoundError, match="'later'"):
             subscriber.sync(live)

@@ -213,6 +213,7 @@ class Layout:
 
 
 def _sizes(value: Any) -> torch.Size:
+    """Decode sizes or offsets, which torch can only hold as 63-bit numbers."""
     for n in expect(value, list):
         if not 0 <= expect(n, int) < 1 << 63:
             raise ValueError(f"a size must be between 0 and 2**63 - 1, got {n}")
@@ -238,6 +239,7 @@ def _check_stored(fqn: str, info: TensorInfo, dtype: torch.dtype, sizes: torch.S
 
 
 def _decode_order(value: Any, items: Mapping[str, Any]) -> list[str]:
+    """Decode the order of the names, which must list each item exactly once."""
     order: list[str] = expect(value, list)
     if len(order) != len(items) or {expect(fqn, str) for fqn in order} != items.keys():
         raise ValueError("the order does not list every name exactly once")
@@ -245,6 +247,7 @@ def _decode_order(value: Any, items: Mapping[str, Any]) -> list[str]:
 
 
 def _decode_paths(value: Any) -> dict[str, tuple[str | int, ...]] | None:
+    """Decode the keys that lead to each item, as torch's planner data."""
     if value is None:
         return None
     paths = {}

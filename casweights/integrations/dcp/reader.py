@@ -65,6 +65,9 @@ class CasweightsReader(StorageReader):
         self._weights_only = weights_only
         self._layout: Layout | None = None
 
+    # Torch calls, in this order: `reset`, `read_metadata`, `set_up_storage_reader`,
+    # `prepare_local_plan`, `prepare_global_plan` (on the first rank), and `read_data`.
+
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin a load; `checkpoint_id` is the version, as any ref; None for the present one."""
         self._layout = None
@@ -152,11 +155,13 @@ class CasweightsReader(StorageReader):
         planner.commit_tensor(item, target)
 
     def _checked(self, item: ReadItem, blob: bytes) -> io.BytesIO:
+        """Return a pickle as a file, after checking that it is safe unless trust was declared."""
         if self._weights_only:
             check_loaded(item.storage_index.fqn, io.BytesIO(blob))
         return io.BytesIO(blob)
 
     def _known_layout(self) -> Layout:
+        """Return the layout that `read_metadata` has read."""
         if self._layout is None:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT, "read_metadata must be called first: load with dcp.load"

@@ -62,6 +62,8 @@ class ShardFile(TensorFile):
         super().__init__(outline.raw_header, outline.header)
         self.nbytes = {info.name: info.nbytes for info in self.header.tensors}
 
+    # `TensorFile` reads through `_live`, for bytes that can be used in place, and `_make`.
+
     def _outline(self, name: str, item: WriteItem) -> torch.Tensor:
         """Return a tensor of the item's dtype and shape that occupies no memory."""
         if item.tensor_data is None:

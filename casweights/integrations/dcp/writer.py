@@ -156,6 +156,10 @@ class CasweightsWriter(StorageWriter):
         """
         return self.__dict__ | {"_begun": False, "_line": None, "_doubtful": None}
 
+    # Torch calls, in this order: `reset` (for saves with an ID), `set_up_storage_writer`,
+    # `prepare_local_plan`, `prepare_global_plan` (on the first rank), `write_data`, and `finish`
+    # (on the first rank).
+
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin a save; `checkpoint_id` is an additional tag for the version.
 
@@ -233,7 +237,11 @@ class CasweightsWriter(StorageWriter):
         self._doubtful = None
 
     def _check_new(self, head: SnapshotId | None) -> None:
-        """Check that the branch may exist, or does not."""
+        """Check that the branch does not exist yet, unless `overwrite` allows it.
+
+        Raises:
+            ConflictError: The branch exists.
+        """
         if head is not None and not self._overwrite:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
