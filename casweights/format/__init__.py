@@ -1,4 +1,4 @@
-"""The format of stores, and of safetensors files: pure conversions between bytes and values.
+"""The format of stores and of safetensors files: pure conversions between bytes and values.
 
-Nothing here does I/O, starts threads or knows of stores. ``docs/format.md`` specifies every byte.
+No module here does I/O, starts threads or uses stores. ``docs/format.md`` specifies every byte.
 """

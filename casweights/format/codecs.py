@@ -1,4 +1,4 @@
-"""Encodings of chunks: the registry of codes, and the choice between them."""
+"""Encode and decode chunks: the codes of the encodings, and the choice between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Encoding(IntEnum):
-    """How a frame stores its chunk: the code in packs' indexes."""
+    """The way in which a frame stores its chunk; the value is the code in packs' indexes."""
 
     RAW = 0
     ZSTD = 1
@@ -26,34 +26,35 @@ class Encoding(IntEnum):
 
 
 _DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE)
-_SAMPLE = 64 * KiB  # of a chunk, on which encodings are compared
-_WORTHWHILE = 0.97  # a gain below 3 % is not worth decoding for
-_FAST_WORTHWHILE = 0.5  # of the bytes, for `fast`
+_SAMPLE = 64 * KiB  # bytes of a chunk on which encodings are compared
+_MAX_SHARE = 0.97  # of the raw bytes: a gain below 3 % does not repay the cost of decoding
+_FAST_MAX_SHARE = 0.5  # the same for `fast`
 _FAST_LEVEL, _AUTO_LEVEL, _SMALL_LEVEL = 1, 3, 12
 
-# Shares of changed elements. Below the first, `dense` is smaller only where the changes are of
-# random sizes; above the last, `sparse` is hardly ever. Both encodings at every share are what
-# `tools/bench/run encodings --only densities` prints.
+# Shares of changed elements. Below the first, `dense` is smaller only if the changes are of random
+# sizes; above the second, `sparse` is hardly ever smaller. `tools/bench/run encodings --only
+# densities` measures both encodings at every share.
 _SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.3
-_RANDOM_CHANGE_BYTES = 2  # that `sparse` takes for a change of about random size
-_BLOCKS, _BLOCK = 64, 4096  # blocks, and elements in each, of the sample that estimates it
+_RANDOM_CHANGE_BYTES = 2  # bytes that `sparse` needs for a change of random size, roughly
+_BLOCKS, _BLOCK = 64, 4096  # blocks, and elements in each, of the sample that estimates the share
 
 Encoded = tuple[Encoding, "Buffer"]
 
 
 def is_difference(encoding: int) -> bool:
-    """Whether frames of this encoding need a base."""
+    """Return whether frames of this encoding need a base."""
     return encoding in _DIFFERENCES
 
 
 def encode(raw: memoryview, dtype: DType, compression: Compression) -> Encoded:
-    """Choose an encoding that needs no base, and encode a chunk.
+    """Encode a chunk by itself, in the encoding that suits it best.
 
     Args:
         raw: The chunk's bytes.
-        dtype: Their element type.
+        dtype: Element type of these bytes.
         compression: ``"fast"`` keeps the bytes unless zstd would at least halve them (zeros,
-            text); ``"auto"`` takes what promises most on a sample; ``"small"`` tries everything.
+            text); ``"auto"`` uses the encoding that is smallest on a sample; ``"small"`` tries all
+            encodings on the whole chunk.
 
     Returns:
         The encoding and the bytes to store, which may be `raw` itself.
@@ -75,13 +76,14 @@ def _candidates(dtype: DType) -> list[Encoding]:
 
 
 def _choose(raw: memoryview, dtype: DType, compression: Compression, level: int) -> Encoding:
-    """The encoding that does best on a sample from the middle."""
+    """Return the encoding that is smallest on a sample from the chunk's middle."""
+    # A multiple of 8 bytes, so that the sample begins with a whole element of any dtype.
     start = max(0, (len(raw) - _SAMPLE) // 2) & ~7
     sample = raw[start : start + _SAMPLE]
     candidates = [Encoding.ZSTD] if compression == "fast" else _candidates(dtype)
     sizes = {e: len(_encode(e, sample, dtype, level)[1]) for e in candidates}
     best = min(sizes, key=sizes.__getitem__)
-    limit = _FAST_WORTHWHILE if compression == "fast" else _WORTHWHILE
+    limit = _FAST_MAX_SHARE if compression == "fast" else _MAX_SHARE
     return best if sizes[best] < limit * len(sample) else Encoding.RAW
 
 
@@ -98,11 +100,11 @@ def encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded | None
 
     Args:
         raw: The chunk's bytes.
-        base: The other one's, as many.
-        dtype: The element type of both.
+        base: The other chunk's bytes, of the same length.
+        dtype: Element type of both.
 
     Returns:
-        The smaller one of `sparse` and `dense`; None if that is no smaller than the chunk.
+        The smaller result of `sparse` and `dense`; None if it is not smaller than the chunk.
     """
     from casweights.kernels import dense_encode, sparse_encode
 
@@ -121,7 +123,7 @@ def encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded | None
 
 
 def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:
-    """The share of elements that differ, on blocks from all over the chunk."""
+    """Estimate the share of elements that differ, from blocks spread over the whole chunk."""
     import numpy as np
 
     new, old = (np.frombuffer(data, f"<u{width}") for data in (raw, base))
@@ -132,16 +134,21 @@ def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:
 
 
 def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
-    """Decode a frame's stored bytes into `out`, which has the chunk's raw size.
+    """Decode a frame's stored bytes into `out`.
 
-    For a difference, `out` holds the base and becomes the chunk.
+    Args:
+        encoding: Code of the encoding.
+        payload: The stored bytes.
+        out: Receives the chunk; its length is the chunk's raw size. For a difference, it contains
+            the base when the function is called.
 
     Raises:
-        ValueError: An unknown encoding, or a payload that does not decode to exactly `out`.
+        ValueError: The encoding is unknown, or the payload does not decode to exactly `len(out)`
+            bytes.
     """
     if encoding == Encoding.RAW:
         if len(payload) != len(out):
-            raise ValueError(f"it holds {len(payload)} bytes instead of {len(out)}")
+            raise ValueError(f"its payload has {len(payload)} bytes instead of {len(out)}")
         out[:] = payload
     elif encoding == Encoding.ZSTD:
         decompress_into(payload, out)

@@ -1,10 +1,10 @@
-"""The element types of safetensors, by their codes in its headers."""
+"""The element types of safetensors, by their codes in headers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_OVERFLOW = 1 << 64  # elements or bits that no file can have
+_OVERFLOW = 1 << 64  # elements or bits: the reference library refuses this many
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,8 @@ class DType:
     Attributes:
         code: Its name in safetensors headers.
         bits: Bits of one element; below 8, elements are packed.
-        is_float: Sign, exponent and mantissa, in this order from the most significant bit.
+        is_float: Whether an element consists of sign, exponent and mantissa, from the most
+            significant bit down.
     """
 
     code: str
@@ -23,31 +24,36 @@ class DType:
 
     @property
     def width(self) -> int:
-        """Bytes of an element; packed ones are taken as bytes."""
+        """Bytes of an element; 1 for packed types, which are treated as bytes."""
         return max(1, self.bits // 8)
 
     @property
     def plane_width(self) -> int:
-        """Bytes of the floats that the elements consist of; 0 where they are not floats."""
+        """Bytes of one float in an element (a `C64` consists of two); 0 for other types."""
         if self.code == "C64":
             return 4
         return self.bits // 8 if self.is_float else 0
 
     def nbytes(self, shape: tuple[int, ...]) -> int | None:
-        """Bytes of a tensor of this type, or None where they are no whole number.
+        """Return the size of a tensor in bytes.
 
-        None, too, where the elements of the first dimensions, or all bits, come to 2^64 or more.
+        Args:
+            shape: Dimensions, in elements.
+
+        Returns:
+            The size; None if it is not a whole number of bytes, or if the bits, or the elements of
+            the first dimensions, reach 2^64.
         """
         elements = 1
         for n in shape:
             elements *= n
-            if elements >= _OVERFLOW:  # products of hostile shapes would take hours
+            if elements >= _OVERFLOW:  # the whole product of a hostile shape would take hours
                 return None
         bits = elements * self.bits
         return None if bits % 8 or bits >= _OVERFLOW else bits // 8
 
 
-# In the order of the reference library, which lays tensors out by it.
+# The order is that of the reference library, which sorts the tensors of a file by it.
 DTYPES: dict[str, DType] = {
     dtype.code: dtype
     for dtype in (

@@ -1,4 +1,4 @@
-"""The kind of a dtype's elements."""
+"""Map dtypes to the element kinds of the kernels."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ _PLAIN = {
 
 
 def kind_of(dtype: DType) -> ElementKind:
-    """The kind of a dtype's elements; packed ones are taken as bytes."""
+    """Return the kind of a dtype's elements; packed types are treated as bytes."""
     return _FLOATS.get(dtype.code) or _PLAIN.get(dtype.bits, ElementKind.PLAIN_8)

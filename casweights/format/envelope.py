@@ -1,4 +1,4 @@
-"""The envelope of every small object: what it is, which version, and a checksum of it all."""
+"""Seal small objects: a prefix with kind and format version, and a checksum at the end."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from enum import Enum
 from casweights.errors import ErrorCode, IntegrityError, UnsupportedError
 from casweights.format.hashing import CHECKSUM_SIZE, checksum
 
-FORMAT_VERSION = 1  # readers refuse a higher one
+FORMAT_VERSION = 1  # readers refuse every other version
 PREFIX_SIZE = 8  # bytes: magic, kind, version
 _MAGIC = b"casw"
 
 
 class ObjectKind(Enum):
-    """What an object is: the fifth byte of its prefix."""
+    """The type of an object; the value is the fifth byte of its prefix."""
 
     PACK = b"p"
     SNAPSHOT = b"s"
@@ -22,15 +22,19 @@ class ObjectKind(Enum):
 
 
 def prefix(kind: ObjectKind) -> bytes:
-    """The first 8 bytes of an object: magic, kind, format version, two zero bytes."""
+    """Return the first 8 bytes of an object: magic, kind, format version, two zero bytes."""
     return _MAGIC + kind.value + bytes((FORMAT_VERSION, 0, 0))
 
 
 def check_version(version: int, name: str) -> None:
-    """Refuse what a newer casweights has written.
+    """Refuse an object that another version of the format describes.
+
+    Args:
+        version: Format version of the object.
+        name: Its name in the store, for error messages.
 
     Raises:
-        UnsupportedError: `version` is not the one this code reads.
+        UnsupportedError: `version` is not `FORMAT_VERSION`.
     """
     if version != FORMAT_VERSION:
         raise UnsupportedError(
@@ -41,16 +45,16 @@ def check_version(version: int, name: str) -> None:
 
 
 def seal(kind: ObjectKind, payload: bytes) -> bytes:
-    """Payload to object: prefix, payload, xxh3-64 of both."""
+    """Return the object with this payload: prefix, payload, XXH3-64 of both."""
     body = prefix(kind) + payload
     return body + checksum(body)
 
 
 def unseal(kind: ObjectKind, data: bytes, name: str) -> bytes:
-    """Object to payload.
+    """Check an object and return its payload.
 
     Args:
-        kind: What it must be.
+        kind: The kind that the object must have.
         data: The object.
         name: Its name in the store, for error messages.
 
@@ -58,6 +62,7 @@ def unseal(kind: ObjectKind, data: bytes, name: str) -> bytes:
         IntegrityError: The object is damaged or not of this kind.
         UnsupportedError: It is intact, but a newer casweights wrote it.
     """
+    # The checksum comes first: a damaged version byte must not look like a newer format.
     body, stored = data[:-CHECKSUM_SIZE], data[-CHECKSUM_SIZE:]
     if len(body) < PREFIX_SIZE or checksum(body) != stored:
         raise corrupt(name, "its checksum does not match")
@@ -68,5 +73,5 @@ def unseal(kind: ObjectKind, data: bytes, name: str) -> bytes:
 
 
 def corrupt(name: str, why: str) -> IntegrityError:
-    """The error for a damaged object: names it and says what is wrong."""
+    """Return the error for a damaged object, with its name and the reason."""
     return IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} is damaged: {why}")

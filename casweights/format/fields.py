@@ -1,4 +1,4 @@
-"""Decoded values that are what they must be, before anything relies on them."""
+"""Check decoded values before other code relies on them."""
 
 from __future__ import annotations
 
@@ -12,35 +12,45 @@ D = TypeVar("D", bound=Digest)
 
 
 def expect(value: Any, kind: type) -> Any:
-    """`value`, if it is of exactly this type (so that True is no int).
+    """Return `value` if its type is exactly `kind` (so True is not an int).
 
     Raises:
-        TypeError: It is not.
+        TypeError: `value` has another type.
     """
     if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
+        raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
 
 
 def split_ids(joined: Any, digest_size: int) -> tuple[ChunkId, ...]:
-    """Chunk IDs that lie end to end.
+    """Split concatenated chunk IDs.
+
+    Args:
+        joined: The IDs, as bytes.
+        digest_size: Bytes of an ID.
 
     Raises:
-        ValueError: The length is no multiple of `digest_size`.
+        TypeError: `joined` is not bytes.
+        ValueError: `digest_size` is not the size of a chunk ID, or does not divide the length.
     """
     if digest_size not in ChunkId.sizes or len(expect(joined, bytes)) % digest_size:
-        raise ValueError(f"{len(joined)} bytes are no list of digests of {digest_size}")
+        raise ValueError(f"{len(joined)} bytes are not a list of digests of {digest_size} bytes")
     return tuple(ChunkId(joined[n : n + digest_size]) for n in range(0, len(joined), digest_size))
 
 
 def parse_id(kind: type[D], folder: str, name: str) -> D:
-    """The ID that is the name of a pack or snapshot, after its folder.
+    """Parse the ID in the name of a pack or snapshot.
+
+    Args:
+        kind: Type of the ID.
+        folder: The folder that `name` begins with, such as ``packs/``.
+        name: Name of the object.
 
     Raises:
-        IntegrityError: It is no such ID, or not in the one way to write it.
+        IntegrityError: The rest of the name is not an ID in lowercase hexadecimal.
     """
     with suppress(ValueError):
         found = kind.from_hex(name.removeprefix(folder))
-        if folder + found.hex() == name:  # not in capitals
+        if folder + found.hex() == name:  # `from_hex` also accepts capitals
             return found
-    raise corrupt(name, f"its name is no {folder.removesuffix('s/')} ID")
+    raise corrupt(name, f"its name is not a {folder.removesuffix('s/')} ID")

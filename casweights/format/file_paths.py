@@ -1,6 +1,6 @@
-"""Names of files inside a version: relative, and never two for one place.
+"""Check the paths of files inside a version: relative, and never two for the same file.
 
-Readers take all names that are safe; writers make only those that every system can hold.
+Readers accept all safe paths; writers create only those that every system can hold.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from casweights.format.portable import part_problem
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_PATH_BYTES = 4096  # what Linux takes in one call
+MAX_PATH_BYTES = 4096  # the limit of Linux for one system call
 MAX_PATH_PARTS = 100  # a checkout opens the folders of a path one by one
 _NOWHERE = frozenset(("", ".", ".."))
 _SHOWN = 200  # characters of a name in a message
-_LONG = 256  # characters of a name
+_LONG = 256  # characters of a path: `normalize` is fast enough on shorter ones
 _MARKS = re.compile(rb"[^\0]{32,}")  # in the combining classes of a text: a long run of marks
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\\ud800-\udfff]")
 _DRIVE = re.compile(r"(^|/)([A-Za-z]:)")
@@ -33,12 +33,12 @@ def _bad(path: str, why: str) -> InvalidInputError:
 
 
 def check_path(path: str) -> None:
-    """Accept only names that lead to a place below a folder on every system, or to none.
+    """Refuse a path that could lead outside the version's folder on any system.
 
     Raises:
-        InvalidInputError: `path` is empty, too long, absolute, contains ``..``, ``.`` or empty
-            parts, too many parts, backslashes, control characters or undecodable bytes, or a part
-            that begins with a drive.
+        InvalidInputError: `path` is empty, too long or absolute; contains ``..``, ``.`` or empty
+            parts, too many parts, backslashes, control characters or undecodable bytes; or has a
+            part that begins with a drive.
     """
     if _FORBIDDEN.search(path):
         raise _bad(path, "contains a backslash, a control character or an undecodable byte")
@@ -55,12 +55,12 @@ def check_path(path: str) -> None:
 
 
 def check_new_path(path: str) -> None:
-    """Accept only names of files that can be checked out on every system.
+    """Refuse a path that some system cannot check out.
 
     Raises:
-        InvalidInputError: `check_path` refuses `path`, or a part of it holds one of ``<>:"|?*``,
-            ends in a dot or space, is a device of Windows such as ``CON`` or ``nul.txt``, or is
-            longer than 255 bytes.
+        InvalidInputError: `check_path` refuses `path`, or a part of it contains one of
+            ``<>:"|?*``, ends in a dot or space, is a Windows device name such as ``CON`` or
+            ``nul.txt``, or is longer than 255 bytes.
     """
     check_path(path)
     for part in path.split("/"):
@@ -71,11 +71,11 @@ def check_new_path(path: str) -> None:
 
 
 def check_paths(paths: Iterable[str]) -> None:
-    """`check_path` for all, and no two that some file system takes for the same.
+    """Refuse a list of paths if one is bad or if two collide on some file system.
 
     Raises:
-        InvalidInputError: A bad path; two paths that differ only in case or Unicode form; a path
-            that is a file here and a folder there.
+        InvalidInputError: `check_path` refuses a path; two paths differ only in case or Unicode
+            form; or one path is a folder in another path.
     """
     places: dict[str, str] = {}
     for path in paths:
@@ -84,7 +84,8 @@ def check_paths(paths: Iterable[str]) -> None:
         if place in places:
             raise _bad(path, f"means the same file on some systems as {places[place]!r}")
         places[place] = path
-    # With the separator below all other characters, what lies in a folder follows right after it.
+    # Sorted with the separator below all other characters, the content of a folder directly follows
+    # the folder's own path, so comparing neighbours is enough.
     ordered = sorted(places, key=lambda place: place.replace("/", "\0"))
     for above, below in pairwise(ordered):
         if below.startswith(above + "/"):
@@ -99,9 +100,9 @@ def _fold(path: str) -> str:
 
 
 def _in_order(text: str) -> str:
-    """The text decomposed, with runs of combining marks in canonical order.
+    """Decompose a text and put runs of combining marks in canonical order.
 
-    `normalize` would order them by insertion, which takes the square of a run's length.
+    `normalize` orders marks by insertion, so a forged run would cost the square of its length.
     """
     decomposed = "".join(map(partial(unicodedata.normalize, "NFD"), text))
     classes = bytes(map(unicodedata.combining, decomposed))

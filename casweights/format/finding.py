@@ -1,6 +1,7 @@
-"""Findings: small objects that say which frame of which pack is damaged.
+"""Findings: small objects that report a damaged frame or pack.
 
-The name says what a writer must know, so that one listing is enough. The content is for people.
+The name contains everything that a writer needs, so that one listing is enough. The content is for
+people.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 MAX_FINDING = 4096  # bytes of an encoded finding
 _MAX_WHY = 500  # characters
-_MAX_OFFSET = 1 << 62  # bytes: no pack is as long
-_TIMES = range(-(1 << 63), 1 << 63)
+_MAX_OFFSET = 1 << 62  # bytes: packs are shorter
+_TIMES = range(-(1 << 63), 1 << 63)  # microseconds
 _NAME = re.compile(
     re.escape(names.DAMAGED) + r"(?P<pack>[0-9a-f]{64})(-(?P<offset>0|[1-9][0-9]{0,18}))?"
 )
@@ -30,12 +31,12 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What somebody found damaged.
+    """A report that a frame or pack is damaged.
 
     Attributes:
-        suspect: The frame, or the pack.
-        why: What is wrong with it.
-        time: When it was found, in microseconds since 1970.
+        suspect: The frame or the pack.
+        why: Description of the damage.
+        time: Time of the discovery, in microseconds since 1970-01-01 00:00 UTC.
     """
 
     suspect: Suspect
@@ -44,26 +45,26 @@ class Finding:
 
 
 def finding_name(suspect: Suspect) -> str:
-    """Where a finding lies."""
+    """Return the object name of the finding about a frame or pack."""
     end = "" if suspect.offset is None else f"-{suspect.offset}"
     return f"{names.DAMAGED}{suspect.pack}{end}"
 
 
 def parse_finding_name(name: str) -> Suspect:
-    """What a finding is about, as its name tells.
+    """Return the frame or pack that a finding with this name reports.
 
     Raises:
-        IntegrityError: No finding is called so.
+        IntegrityError: `name` is not the name of a finding.
     """
     match = _NAME.fullmatch(name)
     offset = None if match is None or match["offset"] is None else int(match["offset"])
     if match is None or (offset is not None and offset >= _MAX_OFFSET):
-        raise corrupt(name, "no finding is called so")
+        raise corrupt(name, "its name is not that of a finding")
     return Suspect(PackId.from_hex(match["pack"]), offset)
 
 
 def encode_finding(finding: Finding) -> bytes:
-    """A finding's object."""
+    """Return the object that contains a finding; cuts its reason to 500 characters."""
     pack, offset = finding.suspect
     fields = {"pack": pack, "offset": offset, "why": finding.why[:_MAX_WHY], "time": finding.time}
     encoded: bytes = msgpack.packb(fields)
@@ -71,14 +72,14 @@ def encode_finding(finding: Finding) -> bytes:
 
 
 def decode_finding(data: bytes, name: str) -> Finding:
-    """What a finding's object says.
+    """Parse the object of a finding.
 
     Args:
         data: The object.
         name: Its name in the store.
 
     Raises:
-        IntegrityError: It is damaged, or is about something else than its name.
+        IntegrityError: The object is damaged, or its content and its name disagree.
         UnsupportedError: A newer casweights wrote it.
     """
     if len(data) > MAX_FINDING:
@@ -87,9 +88,9 @@ def decode_finding(data: bytes, name: str) -> Finding:
     try:
         found = _parse(payload)
     except MALFORMED as error:
-        raise corrupt(name, f"it is no finding: {error}") from error
+        raise corrupt(name, f"it is not a finding: {error}") from error
     if found.suspect != parse_finding_name(name):
-        raise corrupt(name, "it is about something else than its name")
+        raise corrupt(name, "its content and its name are about different frames")
     return found
 
 
@@ -104,6 +105,6 @@ def _parse(payload: bytes) -> Finding:
     fields = data.fields(readers)
     data.finish()
     if len(fields["why"]) > _MAX_WHY or fields["time"] not in _TIMES:
-        raise ValueError("a text or number in it is too large")
+        raise ValueError("its reason is too long or its time out of range")
     suspect = Suspect(PackId(fields["pack"]), fields["offset"])
     return Finding(suspect=suspect, why=fields["why"], time=fields["time"])

@@ -1,4 +1,4 @@
-"""Digests: the identities of chunks and manifests, and the checksum of stored bytes."""
+"""Compute the digests of chunks and manifests, and the checksum of stored bytes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ CHECKSUM_SIZE = 8  # bytes
 
 
 def blake3_256(data: Buffer) -> bytes:
-    """BLAKE3 with 32 bytes of output."""
+    """Return the BLAKE3 digest, 32 bytes."""
     return blake3.blake3(data).digest()
 
 
 def xxh3_128(data: Buffer) -> bytes:
-    """XXH3 with 128 bits, in the canonical (big-endian) form of the reference implementation."""
+    """Return the XXH3-128 digest, 16 bytes in canonical (big-endian) order."""
     return xxhash.xxh3_128_digest(data)
 
 
 def checksum(data: Buffer) -> bytes:
-    """XXH3 with 64 bits: finds damage, not forgery."""
+    """Return the XXH3-64 checksum, 8 bytes; it detects damage, not forgery."""
     return xxhash.xxh3_64_digest(data)
 
 
@@ -41,6 +41,6 @@ DIGEST_SIZES: dict[DigestName, int] = {"blake3": 32, "xxh3-128": 16}
 
 
 def chunk_hasher(digest: DigestName) -> Callable[[Buffer], ChunkId]:
-    """The function from a chunk's raw bytes to its ID."""
+    """Return the function that computes a chunk's ID from its raw bytes."""
     algorithm = _ALGORITHMS[digest]
     return lambda data: ChunkId(algorithm(data))

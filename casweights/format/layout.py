@@ -1,4 +1,4 @@
-"""Where chunks lie: the fixed grid over tensors and files, and runs of neighbours."""
+"""Positions of chunks: the fixed grid over tensors and files, and runs of neighbours."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ BYTES = DTYPES["U8"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The place of one chunk in a file.
+    """The position of one chunk in a file.
 
     Attributes:
         offset: Offset in the file, in bytes.
         nbytes: Raw bytes of the chunk.
         dtype: Element type of the bytes.
-        tensor: Name of the tensor that it is cut from; None in a file of opaque bytes.
-        number: Its number in that tensor or file.
+        tensor: Name of the tensor that contains the chunk; None in a file of opaque bytes.
+        number: Number of the chunk in that tensor or file, from 0.
     """
 
     offset: int
@@ -37,14 +37,22 @@ class Piece:
 def grid(
     offset: int, nbytes: int, dtype: DType, chunk_size: int, tensor: str | None = None
 ) -> Iterator[Piece]:
-    """Cut a run of bytes into chunks: all of `chunk_size` but the last."""
+    """Cut a run of bytes into chunks of `chunk_size` bytes; the last one may be shorter.
+
+    Args:
+        offset: Offset of the run in the file.
+        nbytes: Bytes of the run.
+        dtype: Element type of the bytes.
+        chunk_size: Bytes of a chunk.
+        tensor: Name of the tensor that the run is; None for opaque bytes.
+    """
     for number, start in enumerate(range(0, nbytes, chunk_size)):
         size = min(chunk_size, nbytes - start)
         yield Piece(offset + start, size, dtype, tensor, number)
 
 
 def file_pieces(size: int, header: Header | None, chunk_size: int) -> Iterator[Piece]:
-    """All pieces of a file, in file order.
+    """Yield the pieces of a file, in file order.
 
     Args:
         size: Size of the file in bytes.
@@ -60,13 +68,13 @@ def file_pieces(size: int, header: Header | None, chunk_size: int) -> Iterator[P
 
 
 def count_chunks(size: int, header: Header | None, chunk_size: int) -> int:
-    """The number of `file_pieces`, without making them."""
+    """Return the number of pieces that `file_pieces` yields, without creating them."""
     sizes = [size] if header is None else [tensor.nbytes for tensor in header.tensors]
     return sum(-(-nbytes // chunk_size) for nbytes in sizes)
 
 
 def runs(pieces: Iterable[Piece], limit: int) -> Iterator[list[Piece]]:
-    """Group neighbouring pieces into runs of at most `limit` bytes (or one piece)."""
+    """Group adjacent pieces into runs of at most `limit` bytes; a larger piece is its own run."""
     run: list[Piece] = []
     nbytes = 0
     for piece in pieces:

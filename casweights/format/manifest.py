@@ -1,4 +1,4 @@
-"""Manifests: one version of a model, and its identity."""
+"""Manifests: the content of one version, and its identity."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from casweights.ids import ChunkId
 
-MAX_MANIFEST_SIZE = 256 << 20  # bytes that a reader allocates for one at most
-MAX_PARENTS = 16  # versions that one is made from
+MAX_MANIFEST_SIZE = 256 << 20  # bytes: readers allocate no more for a manifest
+MAX_PARENTS = 16
 MAX_NESTING = 64  # levels of lists and maps in metadata
-MAX_METADATA = 1 << 17  # keys and values
+MAX_METADATA = 1 << 17  # keys and values in metadata
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_SIZE = 1 << 63  # sizes are signed and have 64 bits
+_MAX_SIZE = 1 << 63  # bytes of a file: sizes are signed numbers of 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class FileEntry:
     """A file of a version.
 
     Attributes:
-        path: Name inside the version, parts separated by ``/``.
+        path: Path inside the version, with parts separated by ``/``.
         size: Bytes of the file.
         raw_header: Safetensors header, length bytes included, verbatim; None for other files.
-        header: `raw_header`, parsed.
-        chunks: IDs of its chunks, in file order.
+        header: The parsed `raw_header`; None for other files.
+        chunks: IDs of the file's chunks, in file order.
     """
 
     path: str
@@ -51,22 +51,23 @@ class FileEntry:
     chunks: tuple[ChunkId, ...] = field(repr=False)
 
     def pieces(self, chunk_size: int) -> Iterator[tuple[ChunkId, Piece]]:
-        """Every chunk with its place, in file order."""
+        """Yield the ID and position of every chunk, in file order."""
         return zip(self.chunks, file_pieces(self.size, self.header, chunk_size), strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that a version's ID commits to.
+    """The content of a version: everything that its ID commits to.
 
     Attributes:
-        parents: The versions it came from, the first being the one before it on its branch.
-        time: When it was made, in UTC, to the microsecond.
-        author: Who made it; free text.
-        message: Why; free text.
-        metadata: JSON-like values of the user's.
-        config: Digest and chunk size of its chunk IDs.
-        files: Its files, by path.
+        parents: The versions that this one was made from. The first is the version before it on
+            its branch.
+        time: Time of the commit, in UTC, to the microsecond.
+        author: Name of the author; free text.
+        message: Description of the version; free text.
+        metadata: JSON-like values that the user attached.
+        config: Digest and chunk size of the store.
+        files: The files, sorted by path.
     """
 
     parents: tuple[SnapshotId, ...]
@@ -79,22 +80,22 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files, as checked out."""
+        """Bytes of all files together, as checked out."""
         return sum(file.size for file in self.files)
 
     def chunks(self) -> dict[ChunkId, None]:
-        """The distinct chunks, in order of first appearance."""
+        """Return the distinct chunk IDs as an ordered set, in order of first appearance."""
         return dict.fromkeys(chunk for file in self.files for chunk in file.chunks)
 
     def pieces(self) -> Iterator[tuple[ChunkId, Piece]]:
-        """Every chunk of every file with its place in that file."""
+        """Yield the ID and position of every chunk, file by file."""
         for file in self.files:
             yield from file.pieces(self.config.chunk_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot(Manifest):
-    """A manifest with its identity: one immutable version.
+    """One immutable version: a manifest with its ID.
 
     Attributes:
         id: BLAKE3 of the encoded manifest.
@@ -110,10 +111,14 @@ class Snapshot(Manifest):
 
     @classmethod
     def decode(cls, encoded: bytes, snapshot_id: SnapshotId) -> Self:
-        """The snapshot whose manifest was encoded to these bytes.
+        """Decode a manifest and check it against the ID.
+
+        Args:
+            encoded: The encoded manifest.
+            snapshot_id: The ID that the manifest must have.
 
         Raises:
-            IntegrityError: `encoded` is not what `snapshot_id` stands for, or no valid manifest.
+            IntegrityError: `encoded` has another ID or is not a valid manifest.
         """
         if blake3_256(encoded) != snapshot_id:
             raise _corrupt(snapshot_id, "its bytes do not match its ID")
@@ -125,11 +130,11 @@ class Snapshot(Manifest):
 
 
 class EncodedSnapshot(NamedTuple):
-    """A snapshot, and the bytes that its ID commits to.
+    """A snapshot with the bytes that its ID commits to.
 
     Attributes:
         snapshot: The snapshot.
-        manifest: Its manifest, encoded.
+        manifest: The encoded manifest.
     """
 
     snapshot: Snapshot
@@ -137,15 +142,17 @@ class EncodedSnapshot(NamedTuple):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
-        """Encode a manifest, which gives it an identity.
+        """Encode a manifest and compute its ID.
 
         Raises:
-            InvalidInputError: The manifest holds something that the format cannot.
+            InvalidInputError: The format cannot represent the manifest.
         """
         check_paths([file.path for file in manifest.files])
         encoded = encode_manifest(manifest)
         fields = {name: getattr(manifest, name) for name in Manifest.__dataclass_fields__}
-        fields["metadata"] = canonical_metadata(manifest.metadata)  # not the caller's own
+        fields["metadata"] = canonical_metadata(
+            manifest.metadata
+        )  # a copy: callers may change theirs
         return cls(Snapshot(id=SnapshotId(blake3_256(encoded)), **fields), encoded)
 
 
@@ -156,10 +163,10 @@ def _corrupt(snapshot_id: SnapshotId, why: str) -> IntegrityError:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Manifest to bytes; equal manifests give equal bytes.
+    """Encode a manifest; equal manifests have equal bytes.
 
     Raises:
-        InvalidInputError: Text or metadata that cannot be stored, or a manifest that is too large.
+        InvalidInputError: Text or metadata cannot be stored, or the manifest is too large.
     """
     for text in (manifest.author, manifest.message):
         if not is_text(text):
@@ -183,10 +190,14 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def check_size(encoded: bytes, what: str) -> bytes:
-    """`encoded`, if readers accept so much.
+    """Return `encoded` if it is small enough for readers.
+
+    Args:
+        encoded: An encoded manifest or pack table.
+        what: Its description, for the error message.
 
     Raises:
-        InvalidInputError: They do not.
+        InvalidInputError: It is larger than `MAX_MANIFEST_SIZE`.
     """
     if len(encoded) > MAX_MANIFEST_SIZE:
         raise InvalidInputError(
@@ -198,37 +209,39 @@ def check_size(encoded: bytes, what: str) -> bytes:
 
 
 def canonical_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a version's metadata with its keys in order.
+    """Return a copy of a version's metadata with sorted keys.
 
     Raises:
-        InvalidInputError: It is not JSON-like, is nested too deeply or holds too many values.
+        InvalidInputError: The metadata is not JSON-like, is nested too deeply or has too many
+            values.
     """
     copy: dict[str, Any] = _canonical(metadata, ("metadata",))
     count = _count(copy) - 1
     if count > MAX_METADATA:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT,
-            f"metadata holds {count} keys and values, above the limit of {MAX_METADATA}: commit "
+            f"metadata has {count} keys and values, above the limit of {MAX_METADATA}: commit "
             "them as a file",
         )
     return copy
 
 
 def _count(value: Any) -> int:
-    """How many keys and values this is."""
+    """Return the number of keys and values in a value, itself included."""
     if isinstance(value, dict):
         return 1 + len(value) + sum(map(_count, value.values()))
     return 1 + sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def _canonical(value: Any, where: tuple[Any, ...]) -> Any:
-    """Check that a metadata value is JSON-like, and order its keys.
+    """Check that a metadata value is JSON-like, and return a copy with sorted keys.
 
     Args:
         value: The value.
-        where: The keys and indexes that lead to it. They become text for an error only: forged keys
-            are long, and have many values below them.
+        where: The keys and indexes that lead to the value, for an error message.
     """
+    # Only an error joins `where` to a text: doing so for each value would take the square of the
+    # size of forged metadata, which can have long keys with many values below them.
     if len(where) > MAX_NESTING + 1:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT, f"metadata is nested more than {MAX_NESTING} levels deep"
@@ -244,7 +257,7 @@ def _canonical(value: Any, where: tuple[Any, ...]) -> Any:
     place = "".join(f"[{key}]" if type(key) is int else f".{key:.60}" for key in where)[1:]
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT,
-        f"{place} is {type(value).__name__} {value!r:.60}: metadata takes None, bool, int of 64 "
+        f"{place} is {type(value).__name__} {value!r:.60}: metadata accepts None, bool, int of 64 "
         "bits, float, str, list and dict with str keys",
     )
 
@@ -273,7 +286,7 @@ def _decode_fields(encoded: bytes) -> dict[str, Any]:
 
 
 def _unpack_fields(encoded: bytes) -> dict[str, Any]:
-    """The values of a manifest, each of the type that belongs there."""
+    """Decode the values of a manifest, and check the type of each."""
     data = Unpacker(encoded)
     readers: dict[str, Callable[[], Any]] = {
         "parents": lambda: [data.scalar(bytes) for _ in data.items(MAX_PARENTS)],

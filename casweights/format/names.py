@@ -1,4 +1,4 @@
-"""Names of objects in a store, and of refs."""
+"""Build and check the names of objects in a store, and of refs."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ HEADS = f"{REFS}heads/"
 TAGS = f"{REFS}tags/"
 
 REF_SUFFIX = ".ref"
-POSITION_DIGITS = 12  # as many for each, so that names sort as positions do
-WRITER_DIGITS = 16  # hexadecimal, random: two writers do not draw the same
+POSITION_DIGITS = 12  # a fixed number, so that names sort as positions do
+WRITER_DIGITS = 16  # hexadecimal, random: enough that two writers never draw the same
 MAX_REF_NAME = 200  # characters: leaves room for the rest of a move's name
 _REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
 
 
 def pack_name(pack: PackId) -> str:
-    """Where a pack lies."""
+    """Return the object name of a pack."""
     return f"{PACKS}{pack}"
 
 
 def snapshot_name(snapshot: SnapshotId) -> str:
-    """Where a snapshot lies."""
+    """Return the object name of a snapshot."""
     return f"{SNAPSHOTS}{snapshot}"
 
 
@@ -47,49 +47,53 @@ def move_name(
     before: SnapshotId | None = None,
     writer: str = "",
 ) -> str:
-    """Where a move of a ref lies.
+    """Return the object name of a move of a ref.
+
+    In stores without exclusive create, several writers may use one position, so the name also
+    contains `snapshot`, `before` and `writer`. Other stores need none of the three.
 
     Args:
         kind: `HEADS` or `TAGS`.
         ref: The branch or tag.
         position: Number of the move, from 1.
-        snapshot: Where it moves to, in stores where several writers may take one position.
-        before: Where it moves from, in such stores; None for the first move.
-        writer: Tells this move from the same one by another writer, in such stores:
-            `WRITER_DIGITS` hexadecimal digits.
+        snapshot: The version that the ref moves to.
+        before: The version that the ref moves from; None for the first move.
+        writer: `WRITER_DIGITS` random hexadecimal digits that distinguish this writer's move.
     """
-    way = "".join(f"-{part}" for part in (snapshot, before, writer) if part)
-    return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{way}{REF_SUFFIX}"
+    rest = "".join(f"-{part}" for part in (snapshot, before, writer) if part)
+    return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{rest}{REF_SUFFIX}"
 
 
 def is_ref_name(name: str) -> bool:
-    """Whether a branch or tag can have this name."""
+    """Return whether a branch or tag can have this name."""
     return len(name) <= MAX_REF_NAME and all(
         _REF_PART.fullmatch(part) and not part.endswith(REF_SUFFIX) for part in name.split("/")
     )
 
 
 def check_ref_name(name: str) -> str:
-    """`name`, if a branch or tag can have it.
+    """Return `name` if a branch or tag can have it.
 
     Raises:
-        InvalidInputError: It is too long, ends in ``.ref``, or has parts that are empty, begin
-            with a dot or dash, or hold other characters than ASCII letters, digits and ``._+=-``.
+        InvalidInputError: `name` is too long, has a part that ends in ``.ref``, or has parts that
+            are empty, do not begin with a letter, digit or underscore, or contain characters other
+            than ASCII letters, digits and ``._+=-``.
     """
     if not is_ref_name(name):
         raise InvalidInputError(
             ErrorCode.BAD_NAME,
-            f"{name!r} is no name for a branch or tag: use letters, digits and . _ + = - in parts "
-            f"separated by /, beginning with a letter or digit, not ending in {REF_SUFFIX}",
+            f"{name!r} is not a valid name for a branch or tag: use letters, digits and . _ + = - "
+            "in parts separated by /, beginning with a letter or digit, not ending in "
+            f"{REF_SUFFIX}",
         )
     return name
 
 
 class RefNames:
-    """The names of a store's branches, or of its tags, beside which new ones must fit."""
+    """The names of a store's branches, or of its tags, to check new names against."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        self._folders: dict[str, tuple[str, str]] = {}  # in lower case; as they are, and whose
+        self._folders: dict[str, tuple[str, str]] = {}  # lower case: (as written, the ref)
         for name in names:
             self._add(name)
 
@@ -98,11 +102,11 @@ class RefNames:
             self._folders.setdefault(folder.lower(), (folder, name))
 
     def add(self, name: str) -> None:
-        """Add a new name, if every directory can hold it beside those that are there.
+        """Add a new name if every directory can hold it together with the existing ones.
 
         Raises:
-            InvalidInputError: Windows cannot hold the name, or some disks take it, or a folder in
-                it, for another one's that differs in case.
+            InvalidInputError: The name is not valid, Windows cannot hold it, or it or a folder in
+                it differs only in case from an existing name or a folder in one.
         """
         for part in check_ref_name(name).split("/"):
             problem = part_problem(part)
@@ -111,19 +115,20 @@ class RefNames:
             if problem:
                 raise _bad_new(name, f"some systems cannot hold it: {part!r} {problem}")
         for folder in _folders(name):
-            there, other = self._folders.get(folder.lower(), (folder, ""))
-            if there != folder:
-                raise _bad_new(name, f"some disks cannot tell it from {other!r}, which is there")
+            existing, other = self._folders.get(folder.lower(), (folder, ""))
+            if existing != folder:
+                raise _bad_new(name, f"some disks cannot tell it from the existing {other!r}")
         self._add(name)
 
 
 def _folders(name: str) -> Iterator[str]:
-    """All folders that a ref's moves lie in: for ``a/b`` ``a`` and ``a/b``."""
+    """Return all folders that contain a ref's moves: ``a`` and ``a/b`` for ``a/b``."""
     parts = name.split("/")
     return ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _bad_new(name: str, why: str) -> InvalidInputError:
     return InvalidInputError(
-        ErrorCode.BAD_NAME, f"no branch or tag can be made as {name!r}: {why}. Choose another name"
+        ErrorCode.BAD_NAME,
+        f"cannot create a branch or tag named {name!r}: {why}. Choose another name",
     )

@@ -1,4 +1,4 @@
-"""Packs: many frames in one immutable object, with an index that names the pack."""
+"""Packs: many frames in one immutable object, with an index whose digest is the pack's ID."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
     from casweights.system.buffers import Buffer
 
-MAX_INDEX_SIZE = 64 << 20  # bytes that a reader allocates for an index at most
-TRAILER_SIZE = 8  # bytes: the length of the index, magic
+MAX_INDEX_SIZE = 64 << 20  # bytes: readers allocate no more for an index
+TRAILER_SIZE = 8  # bytes: length of the index (4), magic (4)
 _TRAILER_MAGIC = b"cidx"
-_MAX_OFFSET = 1 << 62  # lest offset and size together overflow
+_MAX_OFFSET = 1 << 62  # so that the sum of an offset and a size fits into 63 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,13 @@ class Frame:
     """One encoded chunk inside a pack.
 
     Attributes:
-        chunk: ID of the chunk's raw bytes.
-        raw_size: Raw bytes.
+        chunk: ID of the chunk.
+        raw_size: Number of raw bytes of the chunk.
         encoding: Code of the encoding, see `casweights.format.codecs`.
         offset: Offset of the stored bytes in the pack.
-        size: Stored bytes.
-        checksum: xxh3-64 of the stored bytes.
-        base: The chunk that this one is a difference from; None if it stands alone.
+        size: Number of stored bytes.
+        checksum: XXH3-64 of the stored bytes.
+        base: The chunk that this frame is a difference from; None if the frame has no base.
     """
 
     chunk: ChunkId
@@ -58,13 +58,13 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class EncodedFrame:
-    """One way to store a chunk, ready to be written.
+    """One encoded chunk that is not in a pack yet.
 
     Attributes:
         encoding: Code of the encoding.
         payload: The bytes to store.
-        checksum: xxh3-64 of them.
-        base: The chunk that this is a difference from; None if it stands alone.
+        checksum: XXH3-64 of `payload`.
+        base: The chunk that this frame is a difference from; None if the frame has no base.
     """
 
     encoding: int
@@ -75,31 +75,31 @@ class EncodedFrame:
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a chunk can be read: a frame and the pack it lies in."""
+    """Where a chunk can be read: a frame and the pack that contains it."""
 
     pack: PackId
     frame: Frame
 
     @property
     def range(self) -> tuple[str, int, int]:
-        """The pack's name, and where in it the stored bytes begin and end."""
+        """The pack's object name, and the start and end offset of the stored bytes in it."""
         start = self.frame.offset
         return pack_name(self.pack), start, start + self.frame.size
 
     @property
     def suspect(self) -> Suspect:
-        """How findings name the frame."""
+        """The frame's name in findings."""
         return Suspect(self.pack, self.frame.offset)
 
 
 @dataclass(frozen=True, slots=True)
 class SealedPack:
-    """A pack that is ready to be written.
+    """A complete pack that is not written yet.
 
     Attributes:
-        pack: Its ID.
-        frames: Its frames.
-        parts: Its bytes, in parts.
+        pack: ID of the pack.
+        frames: The frames, in order.
+        parts: The bytes of the pack, in parts.
     """
 
     pack: PackId
@@ -108,17 +108,17 @@ class SealedPack:
 
     @property
     def name(self) -> str:
-        """Its name in a store."""
+        """Name of the pack in a store."""
         return pack_name(self.pack)
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """Bytes of the pack."""
         return sum(map(len, self.parts))
 
     @property
     def locations(self) -> list[Location]:
-        """Where its frames will be."""
+        """The locations that its frames will have."""
         return [Location(self.pack, frame) for frame in self.frames]
 
 
@@ -141,7 +141,7 @@ def _frames_from_columns(
     if any(size > raw_size for size, raw_size in zip(sizes, raw_sizes, strict=True)):
         raise ValueError("it has a frame that is larger than its chunk")
     if not all(0 <= n < len(chunks) for n in bases):
-        raise ValueError("it has a base for a frame that is not there")
+        raise ValueError("it has a base for a frame that does not exist")
     return [
         Frame(
             chunk=chunk,
@@ -157,14 +157,17 @@ def _frames_from_columns(
 
 
 def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, bytes]:
-    """The end of a pack (index and trailer) and the pack's ID.
+    """Encode the end of a pack.
 
-    The index fixes every frame's checksum, so that equal frames in equal order make equal packs of
+    The index contains every frame's checksum, so equal frames in equal order make equal packs of
     one generation.
 
     Args:
         frames: The frames, in order.
-        generation: 0, or one more than the highest of the packs that this one replaces.
+        generation: 0, or one more than the highest generation of the packs that this one replaces.
+
+    Returns:
+        The pack's ID, and its index and trailer, concatenated.
     """
     index: bytes = msgpack.packb(
         {
@@ -183,12 +186,12 @@ def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, b
 
 
 def pack_id(first_bytes: bytes, index: bytes) -> PackId:
-    """The ID of a pack with these first bytes and this index."""
+    """Return the ID of a pack with these first bytes and this index."""
     return PackId(blake3_256(first_bytes + index))
 
 
 def index_span(trailer: bytes, pack_size: int, name: str) -> tuple[int, int]:
-    """Start and stop of a pack's index.
+    """Return the start and end offset of a pack's index.
 
     Args:
         trailer: The last `TRAILER_SIZE` bytes of the pack.
@@ -196,7 +199,7 @@ def index_span(trailer: bytes, pack_size: int, name: str) -> tuple[int, int]:
         name: Its name in the store, for error messages.
 
     Raises:
-        IntegrityError: This is no end of a pack.
+        IntegrityError: `trailer` is not the end of a pack.
     """
     stop = pack_size - TRAILER_SIZE
     size = int.from_bytes(trailer[: -len(_TRAILER_MAGIC)], "little")
@@ -210,17 +213,17 @@ def index_span(trailer: bytes, pack_size: int, name: str) -> tuple[int, int]:
 def parse_index(
     first_bytes: bytes, index: bytes, index_start: int, pack: PackId, name: str
 ) -> list[Frame]:
-    """The frames of a pack.
+    """Parse the index of a pack and return its frames.
 
     Args:
         first_bytes: The pack's first `PREFIX_SIZE` bytes.
         index: Its index.
-        index_start: Where the index begins, which is where the last frame must end.
+        index_start: Offset at which the index begins and the last frame must end.
         pack: Its ID.
         name: Its name in the store, for error messages.
 
     Raises:
-        IntegrityError: The index is not the one that `pack` stands for, or is no index.
+        IntegrityError: The index does not match the ID, or is malformed.
         UnsupportedError: A newer casweights wrote the pack.
     """
     if pack_id(first_bytes, index) != pack:
@@ -236,11 +239,16 @@ def parse_index(
 
 
 def parse_generation(index: bytes, name: str) -> int:
-    """The generation of a pack whose index `parse_index` accepts.
+    """Return the generation of a pack.
+
+    Args:
+        index: An index that `parse_index` accepted.
+        name: Name of the pack in the store, for error messages.
 
     Raises:
-        IntegrityError: It is no generation.
+        IntegrityError: The generation is not an integer of at least 0.
     """
+    # Decoding an index again is expensive, and few indexes contain the key.
     if b"generation" not in index:
         return 0
     generation = msgpack.unpackb(index, strict_map_key=False).get("generation", 0)
@@ -250,7 +258,7 @@ def parse_generation(index: bytes, name: str) -> int:
 
 
 def _parse_frames(index: bytes) -> tuple[list[Frame], int]:
-    """The frames that an index lists, and where the last of them ends."""
+    """Return the frames that an index lists, and the offset at which the last one ends."""
     table = _unpack_columns(index)
     chunks = split_ids(table["chunk"], table["digest_size"])
     starts = list(accumulate(table["size"], initial=PREFIX_SIZE))
@@ -259,7 +267,7 @@ def _parse_frames(index: bytes) -> tuple[list[Frame], int]:
 
 
 def _unpack_columns(index: bytes) -> dict[str, Any]:
-    """The values of an index, each of the type that belongs there."""
+    """Decode the columns of an index, and check the type of each."""
     data = Unpacker(index)
     readers: dict[str, Callable[[], Any]] = {
         "digest_size": lambda: data.scalar(int),

@@ -1,8 +1,9 @@
-"""The `planes` encoding: floats as byte planes, each entropy-coded where that helps.
+"""The `planes` encoding: floats as byte planes, each entropy-coded if that makes it smaller.
 
-Every element is rotated left by one bit, so that the sign leaves the top byte and the exponent
-of bf16 and fp32 fills it. The plane of the top bytes then has about 2.6 bits of entropy on model
-weights (DFloat11, arXiv 2504.11651; ZipNN, arXiv 2411.05239), the planes of mantissa bits almost 8.
+Every element is rotated left by one bit, so that the exponent of bf16 and fp32 fills the top byte
+and the sign moves to the lowest bit. On model weights, a byte of the top plane then has about 2.6
+bits of entropy (DFloat11, arXiv 2504.11651; ZipNN, arXiv 2411.05239), and one of the other planes
+almost 8.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ WIDTHS = (1, 2, 4, 8)  # bytes of an element
 
 
 def encode_planes(raw: Buffer, width: int) -> bytes:
-    """Encode floats of `width` bytes, little-endian.
+    """Encode a chunk of little-endian floats.
 
     Args:
         raw: The chunk; its length is a multiple of `width`.
@@ -42,7 +43,7 @@ def encode_planes(raw: Buffer, width: int) -> bytes:
 
 
 def decode_planes(payload: Buffer, out: memoryview) -> None:
-    """The inverse of `encode_planes`, into `out`.
+    """Decode the result of `encode_planes` into `out`.
 
     Raises:
         ValueError: The payload is malformed or does not fill `out` exactly.
@@ -63,7 +64,7 @@ def decode_planes(payload: Buffer, out: memoryview) -> None:
 
 
 def _rows(planes: memoryview, width: int) -> list[memoryview]:
-    """Each of `width` planes, the most significant one first."""
+    """Return views of the `width` planes, the most significant one first."""
     count = len(planes) // width
     return [planes[n * count : (n + 1) * count] for n in range(width)]
 

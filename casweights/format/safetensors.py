@@ -1,7 +1,7 @@
-"""Headers of safetensors files: parse what others wrote, strictly, and write our own.
+"""Headers of safetensors files: a strict parser, and a writer.
 
-Source of the format: the README and the ``safetensors`` crate of huggingface/safetensors. What that
-crate opens is a header here, and nothing else.
+The format is defined by the README and the ``safetensors`` crate of huggingface/safetensors. The
+parser accepts exactly the headers that this crate opens, except for a limit on brackets.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SUFFIX = ".safetensors"
-TREE_KEY = "casweights.tree"  # in a file's metadata: how the state dict was nested
+TREE_KEY = "casweights.tree"  # key in a file's metadata: the nesting of its state dict
 LENGTH_SIZE = 8  # bytes in front of the header: its length
 MAX_HEADER_SIZE = 100_000_000  # the reference implementation's limit
-_ALIGNMENT = 8  # bytes: where tensors begin, as the reference implementation writes
+_ALIGNMENT = 8  # bytes: tensors begin at a multiple, as the reference implementation writes
 _MAX_SIZE = 1 << 64  # the numbers of a header are unsigned and have 64 bits
 _SHOWN = 200  # characters of a value in a message
 _KEYS = ("dtype", "shape", "data_offsets")
@@ -42,7 +42,7 @@ class TensorInfo:
         dtype: Element type.
         shape: Dimensions, in elements (for packed types too).
         start: Offset of its first byte in the data section.
-        nbytes: Its bytes.
+        nbytes: Size in bytes.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Header:
     """A parsed header.
 
     Attributes:
-        tensors: In the order of their bytes in the file.
-        metadata: ``__metadata__``, empty where there is none.
+        tensors: The tensors, in the order of their bytes in the file.
+        metadata: The content of ``__metadata__``; empty if the header has no such entry.
     """
 
     tensors: tuple[TensorInfo, ...]
@@ -71,12 +71,12 @@ class Header:
 
 
 def bad(why: str) -> InvalidInputError:
-    """The error for a file that is not safetensors."""
+    """Return the error for a file that is not valid safetensors."""
     return InvalidInputError(ErrorCode.BAD_SAFETENSORS, f"not a valid safetensors file: {why}")
 
 
 def header_size(first_bytes: bytes, file_size: int) -> int:
-    """Size of the whole header, its 8 length bytes included.
+    """Return the size of the whole header in bytes, its 8 length bytes included.
 
     Args:
         first_bytes: The first 8 bytes of the file.
@@ -96,10 +96,10 @@ def header_size(first_bytes: bytes, file_size: int) -> int:
 
 
 def may_be(first_bytes: bytes, file_size: int) -> bool:
-    """Whether a file that begins with these bytes may be a safetensors file.
+    """Return whether a file that begins with these bytes may be a safetensors file.
 
     Args:
-        first_bytes: More than the first 8 bytes of the file, where it has more.
+        first_bytes: The first bytes of the file: more than 8, unless the file is shorter.
         file_size: Size of the file in bytes.
     """
     length = int.from_bytes(first_bytes[:LENGTH_SIZE], "little")
@@ -111,12 +111,13 @@ def parse_header(header: bytes, data_size: int) -> Header:
     """Parse a header, length bytes included.
 
     Args:
-        header: The first bytes of the file, as `header_size` counts them.
+        header: The first `header_size` bytes of the file.
         data_size: Bytes that follow the header.
 
     Raises:
-        InvalidInputError: Anything the reference library refuses: malformed JSON, missing fields,
-            unknown types, sizes that do not fit shapes, holes, overlaps, missing or surplus data.
+        InvalidInputError: The reference library refuses the header: malformed JSON, missing
+            fields, unknown types, sizes that do not match shapes, holes, overlaps, missing or
+            surplus data.
     """
     if len(header) != header_size(header[:LENGTH_SIZE], len(header)):
         raise bad("its header's length is wrong")
@@ -143,7 +144,7 @@ def _parse_json(text: bytes) -> dict[str, Any]:
 
 
 def _earlier(table: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The entries that others of the same key replace: they do not count, but must be entries."""
+    """Return the entries that later ones of the same key replace; they must be well-formed, too."""
     return table.earlier if isinstance(table, strictjson.Repeating) else []
 
 
@@ -158,12 +159,12 @@ def _parse_metadata(value: object) -> dict[str, str]:
 
 
 def is_text(value: object) -> bool:
-    """Whether this is a string that UTF-8 can encode (JSON can smuggle in lone surrogates)."""
+    """Return whether a value is a string that UTF-8 can encode (JSON allows lone surrogates)."""
     return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
 
 
 def _shown(value: object) -> str:
-    """The beginning of a value for a message, however large it is."""
+    """Return the beginning of a value for a message, without formatting all of a large value."""
     if isinstance(value, list | str):
         value = value[:_SHOWN]
     return f"{value!r:.{_SHOWN}}"
@@ -184,7 +185,7 @@ def _parse_tensor(name: str, entry: object) -> TensorInfo:
 
 
 def _parse_fields(name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
-    """The fields of an entry; the sizes need not fit the shape."""
+    """Return dtype, shape, start and stop of an entry; stop - start need not match the shape."""
     if isinstance(entry, dict) and not any(key in _KEYS for key, _ in _earlier(entry)):
         fields = [entry[key] for key in _KEYS if key in entry]
     else:
@@ -204,7 +205,7 @@ def _parse_fields(name: str, entry: object) -> tuple[DType, tuple[int, ...], int
 
 def _parse_dtype(code: object) -> DType | None:
     if isinstance(code, dict) and list(code.values()) == [None] and not _earlier(code):
-        [code] = code  # the long form of an enum's value, as the reference library takes it
+        [code] = code  # the long form of an enum's value, which the reference library accepts
     return DTYPES.get(code) if isinstance(code, str) else None
 
 
@@ -223,17 +224,25 @@ def _check_cover(tensors: list[TensorInfo], data_size: int) -> None:
 def build_header(
     tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
-    """A header for these tensors, in the order and form in which the reference library writes.
+    """Build a header in the order and form of the reference library.
 
-    Tensors lie by descending dtype, which is roughly by descending size, then by name; the JSON is
-    padded with spaces so that the data section begins at a multiple of 8.
+    The tensors are sorted by descending dtype, which is roughly descending size, then by name. The
+    JSON is padded with spaces so that the data section begins at a multiple of 8 bytes.
+
+    Args:
+        tensors: Name, dtype and shape of each tensor.
+        metadata: The content of ``__metadata__``; an empty one is left out.
+
+    Raises:
+        InvalidInputError: A tensor does not have a whole number of bytes, or the header exceeds
+            the size limit.
     """
     table: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     start = 0
     for name, dtype, shape in sorted(tensors, key=lambda t: (-_ORDER[t[1].code], t[0])):
         nbytes = dtype.nbytes(shape)
         if nbytes is None:
-            raise bad(f"tensor {_shown(name)} has no whole number of bytes")
+            raise bad(f"tensor {_shown(name)} does not have a whole number of bytes")
         table[name] = {
             "dtype": dtype.code,
             "shape": list(shape),
@@ -244,12 +253,12 @@ def build_header(
 
 
 def replace_metadata(header: bytes, old: Mapping[str, str], new: Mapping[str, str]) -> bytes:
-    """The header that `build_header` makes of the same tensors and other metadata.
+    """Return the header that `build_header` returns for the same tensors and other metadata.
 
     Args:
-        header: A header that `build_header` made, with metadata.
-        old: That metadata.
-        new: The other metadata; there is some.
+        header: A header that `build_header` returned.
+        old: The metadata of `header`; not empty.
+        new: The metadata of the result; not empty.
     """
     replaced = len(_json({_METADATA: dict(old)})) - 1  # all but the last brace
     kept = header[LENGTH_SIZE + replaced :].rstrip(b" ")
@@ -261,7 +270,7 @@ def _json(table: Mapping[str, Any]) -> bytes:
 
 
 def _framed(text: bytes) -> bytes:
-    """The header with this JSON."""
+    """Return the header with this JSON: its length, the text, and padding."""
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > MAX_HEADER_SIZE:
         raise bad(f"its header would take {len(text)} bytes, above the limit")

@@ -1,7 +1,7 @@
-"""Snapshot objects: a manifest, and a table of the packs that its chunks lay in.
+"""Snapshot objects: a manifest, and a table of the packs that contained its chunks.
 
-The manifest is what the snapshot's ID commits to. The pack table is not part of the identity: it
-saves readers from looking through all packs, and where it is out of date they do look.
+The snapshot's ID commits to the manifest. The pack table is not part of the identity: it saves
+readers from searching all packs, and if it is out of date, they search them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SIZES = struct.Struct("<4I")  # manifest: raw, stored; pack table: raw, stored
-_LEVEL = 3  # of zstd: higher ones gain nothing on digests
+_LEVEL = 3  # zstd level: higher levels do not make digests smaller
 
 
 class PackTable(NamedTuple):
-    """Which packs a version was in when it was written.
+    """The packs that contained a version when it was written.
 
     Attributes:
-        packs: All of them: those of its chunks' own frames, and those of frames that these are
-            differences from.
+        packs: All of these packs: those of the chunks' own frames, and those of the frames that
+            these build on.
         chunks: The pack of each chunk's own frame.
-        places: Locators of packs, as stores that `SupportsLocators` tell them.
+        places: Locators of packs, in stores that implement `SupportsLocators`.
         shallow: Whether the version was copied without its history, so that parents may be missing.
     """
 
@@ -42,12 +42,12 @@ class PackTable(NamedTuple):
 
 
 class StoredSnapshot(NamedTuple):
-    """What a snapshot object holds.
+    """The content of a snapshot object.
 
     Attributes:
         snapshot: The snapshot.
-        encoded_manifest: Its manifest, which its ID commits to byte by byte.
-        table: Where its chunks lay when it was written.
+        encoded_manifest: The bytes of its manifest, to which its ID commits.
+        table: The packs that contained its chunks when it was written.
     """
 
     snapshot: Snapshot
@@ -56,7 +56,7 @@ class StoredSnapshot(NamedTuple):
 
 
 def encode_snapshot(stored: StoredSnapshot) -> bytes:
-    """The object that holds a snapshot."""
+    """Return the object that contains a snapshot."""
     snapshot, encoded_manifest, table = stored
     numbers = {pack: n for n, pack in enumerate(table.packs)}
     fields: dict[str, Any] = {
@@ -75,11 +75,11 @@ def encode_snapshot(stored: StoredSnapshot) -> bytes:
 
 
 def decode_snapshot(data: bytes, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
-    """The inverse of `encode_snapshot`.
+    """Parse a snapshot object and check it against its ID.
 
     Args:
         data: The object.
-        snapshot_id: The ID that was asked for.
+        snapshot_id: The ID that the snapshot must have.
         name: The object's name in the store, for error messages.
 
     Raises:
@@ -121,7 +121,7 @@ def _decode_table(encoded: bytes, snapshot: Snapshot) -> PackTable:
     data.finish()
     joined, numbers, places = table["packs"], table["pack"], table.get("places", {})
     if min([*numbers, *places], default=0) < 0:
-        raise ValueError("it has a negative number of a pack")
+        raise ValueError("it has a negative pack number")
     packs = [PackId(joined[n : n + 32]) for n in range(0, len(joined), 32)]
     chunks = {c: packs[n] for c, n in zip(snapshot.chunks(), numbers, strict=True)}
     placed = {packs[n]: place for n, place in places.items()}

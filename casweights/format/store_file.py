@@ -1,4 +1,4 @@
-"""``casweights.json``: what is fixed when a store is created."""
+"""Encode and decode ``casweights.json``: the settings that are fixed when a store is created."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from casweights.format.fields import expect
 from casweights.format.hashing import checksum
 from casweights.format.names import CONFIG
 
-MAX_STORE_FILE = 1 << 16  # bytes that are read at most; it has some hundreds
+MAX_STORE_FILE = 1 << 16  # bytes that are read at most; a valid file has a few hundred
 _STORE_ID = re.compile("[0-9a-f]{32}")
 
 
 def encode_store_file(config: StoreConfig, store_id: str) -> bytes:
-    """The file for a new store.
+    """Return the content of the file for a new store.
 
     Args:
-        config: Its digest and chunk size.
+        config: The store's settings.
         store_id: 32 random hexadecimal digits.
     """
     fields = {
@@ -38,7 +38,10 @@ def _with_checksum(fields: dict[str, object]) -> bytes:
 
 
 def decode_store_file(data: bytes) -> tuple[StoreConfig, str]:
-    """The inverse of `encode_store_file`.
+    """Parse the content of ``casweights.json``.
+
+    Returns:
+        The store's settings and its ID.
 
     Raises:
         IntegrityError: The file is damaged.
@@ -64,5 +67,5 @@ def decode_store_file(data: bytes) -> tuple[StoreConfig, str]:
     except (InvalidInputError, KeyError, TypeError) as error:
         raise corrupt(CONFIG, str(error)) from error
     if not _STORE_ID.fullmatch(store_id):
-        raise corrupt(CONFIG, f"{store_id!r} is no store ID")
+        raise corrupt(CONFIG, f"{store_id!r} is not a store ID")
     return config, store_id

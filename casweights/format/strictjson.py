@@ -1,7 +1,7 @@
-"""JSON as the reference library of safetensors reads it, with Rust's ``serde_json``.
+"""Parse JSON as the reference library of safetensors does, which uses Rust's ``serde_json``.
 
-Python's parser accepts more (``NaN``, half a surrogate pair, infinite numbers, any depth), takes
-``-0`` for an integer, and forgets that a key was there before.
+Python's parser accepts more (``NaN``, half a surrogate pair, infinite numbers, any depth), treats
+``-0`` as an integer, and drops the earlier values of a repeated key.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import re
 from typing import Any
 
 _MAX_DEPTH = 127  # levels, as the reference implementation of safetensors has it
-_FREE = 1 << 10  # arrays and objects that any text may have
-_DENSITY = 12  # bytes of text for each further one: in Python each takes about 20 times that
+_FREE = 1 << 10  # arrays and objects that any text may contain
+_DENSITY = 12  # bytes of text for each further one: in Python each needs about 20 times that
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _LIST = rb"\[\s*+(?:[0-9]{1,20}+(?![0-9])[\s,]*+)*+\]"
 _OBJECT = rb"\{(?:[\s,:]++|%b|%b)*+\}" % (_STRING, _LIST)
-# Objects in one object, with strings and lists of sizes: nothing here needs a closer look.
+# An object of objects with strings and lists of sizes, as almost all headers are. Such a text needs
+# none of the slower checks. All repetitions are possessive, so matching never backtracks.
 _PLAIN = re.compile(rb"\s*+\{(?:[\s,:]++|%b|%b)*+\}\s*+" % (_STRING, _OBJECT), re.DOTALL)
-# The next bracket outside strings, of which the last one may have no end.
+# The next bracket outside strings; the last string may be unterminated.
 _BRACKET = re.compile(rb"(?:[^][{}\"]++|%b?+)*+([][{}]|\Z)" % _STRING, re.DOTALL)
+# A text whose escapes of surrogates all form pairs.
 _PAIRED = re.compile(
     rb"(?:[^\\]++|\\(?:[^u]|u(?!d[89a-f])|ud[89ab]..\\u(?=d[c-f])))*+", re.DOTALL | re.IGNORECASE
 )
 
 
 class Repeating(dict[str, Any]):
-    """An object in which a key is there more than once. As a dict it has the last values.
+    """A JSON object with repeated keys. As a dict it has the last value of each key.
 
     Attributes:
-        earlier: The values that later ones of the same key replace, with their keys.
+        earlier: The pairs of key and value that later ones of the same key replace.
     """
 
     def __init__(self, pairs: list[tuple[str, Any]]) -> None:
@@ -40,11 +42,11 @@ class Repeating(dict[str, Any]):
 
 
 def parse(text: bytes) -> object:
-    """The value that a text stands for; objects with a key twice are `Repeating`.
+    """Parse a JSON text; objects with repeated keys become `Repeating`.
 
     Raises:
-        ValueError: It is no JSON, is nested more than 127 deep, has a number beyond those of 64-bit
-            floats, or is more densely nested than `docs/format.md` allows.
+        ValueError: The text is not JSON, is nested more than 127 levels deep, contains a number
+            beyond the range of 64-bit floats, or has more brackets than `docs/format.md` allows.
     """
     is_plain = _PLAIN.fullmatch(text) is not None
     allowed = _FREE + len(text) // _DENSITY
@@ -92,4 +94,4 @@ def _to_float(digits: str) -> float:
 
 
 def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")

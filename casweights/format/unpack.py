@@ -1,7 +1,7 @@
-"""MessagePack that others may have forged: read value by value, as the schema of an object says.
+"""Read MessagePack that may be forged, value by value, by the schema of an object.
 
-A byte of MessagePack can stand for an object of 64 bytes in memory, so nothing is decoded before it
-is known to belong where it is. Decoding n bytes takes memory in proportion to n, whatever they are.
+A byte of MessagePack can expand to an object of 64 bytes in memory, so no value is decoded before
+its type is known to fit the schema. Any input of n bytes needs memory in proportion to n.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 T = TypeVar("T", str, bytes, int, bool)
 
 MALFORMED = (ValueError, TypeError, LookupError, OverflowError, msgpack.UnpackException)
-MAX_KEYS = 64  # of a map whose keys the format names
-_BATCH = 4096  # values whose types are compared in one go
+MAX_KEYS = 64  # keys of a map whose keys the format names
+_BATCH = 4096  # values whose types are compared at once
 
 
 class Unpacker:
-    """Reads one value, and whatever it contains, from front to back.
+    """Reads one encoded value, including the values nested in it, from front to back.
 
-    All methods raise one of `MALFORMED` where the bytes hold something else than what is asked for.
+    Each method reads the next value and moves on. A caller calls them in the order of the schema,
+    and `finish` at the end. All methods raise one of `MALFORMED` if the next value has another type
+    than the method reads.
 
     Args:
         data: The encoded value.
@@ -37,14 +39,14 @@ class Unpacker:
             max_buffer_size=size,
             max_str_len=size,
             max_bin_len=size,
-            max_array_len=0,  # `unpack` is for scalars alone
+            max_array_len=0,  # `unpack` reads only scalars
             max_map_len=0,
             max_ext_len=0,
         )
         self._stream.feed(data)
 
     def finish(self) -> None:
-        """Check that nothing is left."""
+        """Check that no bytes are left."""
         if self._stream.tell() != len(self._data):
             raise ValueError("bytes follow its end")
 
@@ -55,12 +57,15 @@ class Unpacker:
         optional: AbstractSet[str] = frozenset(),
         exact: bool = False,
     ) -> dict[str, Any]:
-        """A map whose keys have a meaning.
+        """Read a map whose keys are known.
 
         Args:
-            readers: Reads the value, for each key.
+            readers: For each key, the function that reads its value.
             optional: Keys that may be missing.
-            exact: Refuse other keys, rather than pass over their values.
+            exact: Refuse other keys instead of skipping them.
+
+        Returns:
+            The values by key, without skipped ones.
         """
         fields: dict[str, Any] = {}
         for _ in self.pairs(MAX_KEYS):
@@ -75,62 +80,68 @@ class Unpacker:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         return fields
 
-    def pairs(self, most: int) -> range:
-        """One step for each pair of a map; its key and value must be read before the next step."""
-        return _steps(self._stream.read_map_header(), most)
+    def pairs(self, limit: int) -> range:
+        """Enter a map of at most `limit` pairs, and return a range of their number.
 
-    def items(self, most: int) -> range:
-        """One step for each item of an array, which must be read before the next step."""
-        return _steps(self._stream.read_array_header(), most)
+        The caller must read the key and value of one pair in each iteration.
+        """
+        return _range(self._stream.read_map_header(), limit)
+
+    def items(self, limit: int) -> range:
+        """Enter an array of at most `limit` items, and return a range of their number.
+
+        The caller must read one item in each iteration.
+        """
+        return _range(self._stream.read_array_header(), limit)
 
     def row(self, length: int) -> None:
-        """Enter an array of exactly this length."""
+        """Enter an array of exactly this length; the caller must read its items."""
         if (count := self._stream.read_array_header()) != length:
             raise ValueError(f"an array has {count} items instead of {length}")
 
     def scalar(self, kind: type[T]) -> T:
-        """A value of exactly this type (so that True is no int)."""
+        """Read a value of exactly this type (so True is not an int)."""
         value = self.optional(kind)
         if value is None:
-            raise TypeError(f"nothing where {kind.__name__} belongs")
+            raise TypeError(f"expected {kind.__name__}, got nil")
         return value
 
     def optional(self, kind: type[T]) -> T | None:
-        """The same, or None."""
+        """Read a value of exactly this type, or nil, which is returned as None."""
         value = self._stream.unpack()
         if value is not None and type(value) is not kind:
-            raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
+            raise TypeError(f"expected {kind.__name__}, got {type(value).__name__}")
         return value
 
     def ints(self) -> list[int]:
-        """An array of integers."""
+        """Read an array of integers."""
         unpack, count = self._stream.unpack, self._stream.read_array_header()
         numbers: list[int] = []
         for start in range(0, count, _BATCH):
             batch = [unpack() for _ in range(min(_BATCH, count - start))]
             if set(map(type, batch)) != {int}:
-                raise TypeError("an array of integers holds something else")
+                raise TypeError("an array of integers contains another type")
             numbers += batch
         return numbers
 
     def tree(self, elements: int, levels: int) -> Any:
-        """Nested maps with str keys, arrays and scalars.
+        """Read a value of nested maps with str keys, arrays and scalars.
 
         Args:
-            elements: How many keys and values there may be in all.
-            levels: How many of them may lie in each other.
+            elements: Maximum number of keys and values below the value, in total.
+            levels: Maximum depth of nesting.
         """
         return _Tree(self._data, self._stream, elements).read(levels)
 
 
-def _steps(count: int, most: int) -> range:
-    if count > most:
-        raise ValueError(f"{count} values where {most} at most belong")
+def _range(count: int, limit: int) -> range:
+    if count > limit:
+        raise ValueError(f"a map or array has {count} entries, above the limit of {limit}")
     return range(count)
 
 
 class _Tree:
-    """Reads nested values; counts them down."""
+    """Reads nested values, and counts down how many more may follow."""
 
     def __init__(self, data: bytes, stream: Any, left: int) -> None:
         self._data = data
@@ -138,6 +149,7 @@ class _Tree:
         self._left = left
 
     def read(self, levels: int) -> Any:
+        # msgpack cannot report the type of the next value without decoding it, so look at its byte.
         kind = self._data[self._stream.tell()]
         is_map = 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF)
         is_array = 0x90 <= kind <= 0x9F or kind in (0xDC, 0xDD)
@@ -154,11 +166,11 @@ class _Tree:
     def _count(self, items: int, elements: int) -> int:
         self._left -= items * elements
         if self._left < 0:
-            raise ValueError("it holds too many values")
+            raise ValueError("it has too many values")
         return items
 
     def _key(self) -> str:
         key = self._stream.unpack()
         if type(key) is not str:
-            raise TypeError(f"a key is {type(key).__name__}")
+            raise TypeError(f"expected str as a key, got {type(key).__name__}")
         return key

@@ -1,4 +1,7 @@
-"""The one place that calls the zstd library: whole buffers in, whole buffers out, sizes checked."""
+"""Compress and decompress whole buffers with zstd, and check sizes.
+
+No other module of the format calls the zstd library.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FREE, _RATIO = 4 << 20, 64  # bytes of content for any object, and for each of its stored bytes
-_BLOCK = 1 << 17  # the largest one of a frame; its header has 3 bytes (RFC 8878, 3.1.1.2)
-_MAGIC, _WINDOW = b"\x28\xb5\x2f\xfd", 7 << 3  # of 2^17 bytes
-_SIZE_OF_4 = 2 << 6  # in a frame's header: 4 bytes with the size of the content follow
+# Bytes of content that any object may have, and further ones for each of its stored bytes.
+_FREE, _RATIO = 4 << 20, 64
+# A frame of raw blocks, by RFC 8878, 3.1.1.
+_BLOCK = 1 << 17  # maximum bytes of a block, whose header has 3 bytes
+_MAGIC, _WINDOW = b"\x28\xb5\x2f\xfd", 7 << 3  # a window of 2^17 bytes
+_SIZE_OF_4 = 2 << 6  # frame header descriptor: the content size follows in 4 bytes
 
-_local = threading.local()  # contexts are not thread-safe, and making one costs more than a use
+# Contexts are not thread-safe, and creating one costs more than using it once.
+_local = threading.local()
 
 
 def _context(name: str, make: Callable[[], T]) -> T:
@@ -34,21 +40,22 @@ def _context(name: str, make: Callable[[], T]) -> T:
 
 
 def compress(data: Buffer, level: int) -> bytes:
-    """One zstd frame with its content size."""
+    """Compress to one zstd frame that declares its content size."""
     make = partial(zstandard.ZstdCompressor, level=level)
     return _context(f"level{level}", make).compress(data)
 
 
 def compress_entropy(data: Buffer) -> bytes:
-    """One zstd frame that uses the Huffman coder alone.
+    """Compress to one zstd frame with the Huffman coder alone.
 
-    Matching strings costs time on weights and makes them larger. A target length of 0 keeps
-    literal compression on in the fast strategy; the long minimum match finds next to nothing.
+    On planes of weights, matching strings costs time and makes the result larger.
     """
     return _context("entropy", _entropy_compressor).compress(data)
 
 
 def _entropy_compressor() -> zstandard.ZstdCompressor:
+    # A target length of 0 keeps the compression of literals on in the fast strategy. The long
+    # minimum match and the small hash table find next to no matches.
     return zstandard.ZstdCompressor(
         compression_params=zstandard.ZstdCompressionParameters(
             strategy=zstandard.STRATEGY_FAST,
@@ -61,21 +68,22 @@ def _entropy_compressor() -> zstandard.ZstdCompressor:
 
 
 def most_content(stored: int) -> int:
-    """Bytes that the frame of an object may hold which takes `stored` bytes itself.
+    """Return the maximum content, in bytes, of an object's zstd frame of `stored` bytes.
 
-    Decoded, a manifest takes many times its bytes, and a frame may hold a million times its own.
+    Without this limit, a forged frame could expand to a million times its size, and a decoded
+    manifest needs many times that in memory.
     """
     return _FREE + _RATIO * stored
 
 
 def compress_object(data: bytes, level: int) -> bytes:
-    """One zstd frame that `decompress_object` accepts."""
+    """Compress to one zstd frame whose content is within the limit of `most_content`."""
     packed = compress(data, level)
-    return packed if len(data) <= most_content(len(packed)) else _keep(data)
+    return packed if len(data) <= most_content(len(packed)) else _raw_frame(data)
 
 
-def _keep(data: bytes) -> bytes:
-    """A zstd frame that holds the bytes as they are, for what compresses too well."""
+def _raw_frame(data: bytes) -> bytes:
+    """Return a zstd frame of raw blocks, for data that compresses beyond the limit."""
     parts = [_MAGIC, bytes((_SIZE_OF_4, _WINDOW)), len(data).to_bytes(4, "little")]
     for start in range(0, len(data), _BLOCK):
         block = data[start : start + _BLOCK]
@@ -85,10 +93,15 @@ def _keep(data: bytes) -> bytes:
 
 
 def decompress_object(data: Buffer, raw_size: int) -> bytes:
-    """The content of one zstd frame, which must have `raw_size` bytes: as `most_content` allows.
+    """Decompress one zstd frame.
+
+    Args:
+        data: The frame.
+        raw_size: Size that its content must have, in bytes. The caller must check it against
+            `most_content` first.
 
     Raises:
-        ValueError: No valid frame, or its content has another size.
+        ValueError: The frame is not valid, or its content has another size.
     """
     try:
         if zstandard.frame_content_size(data) != raw_size:
@@ -105,10 +118,10 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 def decompress_into(data: Buffer, out: memoryview) -> None:
     """Fill `out` with the content of one zstd frame.
 
-    Nothing is allocated by the frame's own claims beyond its window, which is bounded.
+    The frame's own declarations determine only the size of the window, which is bounded.
 
     Raises:
-        ValueError: No valid frame, or its content is not exactly as long as `out`.
+        ValueError: The frame is not valid, or its content is not exactly as long as `out`.
     """
     decompressor = _context("decompressor", _decompressor)
     try:

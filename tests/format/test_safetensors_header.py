@@ -206,7 +206,7 @@ def test_build_and_parse() -> None:
 
 
 def test_build_refuses_half_bytes() -> None:
-    with pytest.raises(InvalidInputError, match="no whole number of bytes"):
+    with pytest.raises(InvalidInputError, match="a whole number of bytes"):
         build_header([("a", DTYPES["F4"], (3,))], {})
 
 

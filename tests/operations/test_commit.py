@@ -267,8 +267,8 @@ def test_what_cannot_be_told(repo: Repository) -> None:
         ({"metadata": {1: 2}}, "metadata is dict"),
         ({"message": "\ud800"}, "not valid Unicode"),
         ({"compression": "best"}, "unknown compression 'best'"),
-        ({"branch": "no good"}, "no name for a branch"),
-        ({"branch": "-x"}, "no name for a branch"),
+        ({"branch": "no good"}, "not a valid name for a branch"),
+        ({"branch": "-x"}, "not a valid name for a branch"),
     ]
     for options, why in wrong:
         with pytest.raises(InvalidInputError, match=why):
