@@ -1,7 +1,7 @@
-"""The kernels of encodings and patches: compiled, or their twins in numpy where none were built.
+"""The kernels of encodings and patches: compiled, or their numpy twins if no C compiler was found.
 
-The C code is in ``c/``, as headers that ``module.c`` includes for each element width; the twins
-are in `reference`, and give the same bytes.
+The C code is in ``c/``, as headers that ``module.c`` includes once for each element width. The
+twins are in `reference` and produce the same bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Kinds of elements, as the encodings see them: a width, and a mantissa if they are floats."""
+"""The kinds of elements that encodings distinguish: a width, and a mantissa for floats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ElementKind(IntEnum):
-    """The code by which difference payloads name their elements."""
+    """The kind of a payload's elements; the value is its code in payloads of differences."""
 
     PLAIN_8 = 0
     PLAIN_16 = 1
@@ -26,5 +26,5 @@ class ElementKind(IntEnum):
 
     @property
     def mantissa(self) -> int:
-        """Bits below the exponent of a float; 0 for what is no float."""
+        """Bits of the mantissa; 0 for kinds that are not floats."""
         return (0, 0, 0, 0, 2, 3, 10, 7, 23, 52)[self]

@@ -114,7 +114,7 @@ def test_kernels_and_their_twins(width: int, count: int) -> None:
 def test_wrong_arguments_of_kernels(module: object, name: str) -> None:
     arrange = getattr(module, name)
     for size, out, width in [(8, 6, 2), (8, 10, 2), (3, 3, 2), (6, 6, 3), (8, 8, 0), (8, 8, 16)]:
-        with pytest.raises(ValueError, match=r"planes take elements of 1, 2, 4 or 8 bytes"):
+        with pytest.raises(ValueError, match="planes need elements of 1, 2, 4 or 8 bytes"):
             arrange(bytes(size), bytearray(out), width)
     with pytest.raises(TypeError, match="read-write"):
         arrange(bytes(8), bytes(8), 2)

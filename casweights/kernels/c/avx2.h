@@ -1,8 +1,8 @@
-/* What AVX2 does better than a compiler's translation of the portable code. */
+/* The functions that are faster in AVX2 than in a compiler's translation of the portable code. */
 #ifndef CASW_AVX2_H
 #define CASW_AVX2_H
 
-/* From 64 lanes of 16 bits, each 0 or all ones, to 64 bits. */
+/* Returns one bit for each of 64 lanes of 16 bits, which are 0 or all ones. */
 static inline uint64_t pack_masks(const __m256i masks[4]) {
     uint64_t mask = 0;
     for (int n = 0; n < 2; n++) {
@@ -17,7 +17,7 @@ static inline __m256i load_lanes(const void *data, int n) {
     return _mm256_loadu_si256((const __m256i *)data + n);
 }
 
-/* Which of 64 lanes of 8, 16, 32 or 64 bits differ. */
+/* Return a mask of the lanes that differ, of 64 lanes of 8, 16, 32 or 64 bits. */
 static inline uint64_t differing_lanes_8(const void *a, const void *b) {
     uint64_t equal = 0;
     for (int n = 0; n < 2; n++) {
@@ -51,7 +51,7 @@ static inline uint64_t differing_lanes_64(const void *a, const void *b) {
     return ~equal;
 }
 
-/* Like `put_positions_portable`; where many bits are set, without any branch that depends on them. */
+/* Like `put_positions_portable`, but if many bits are set, no branch depends on them. */
 static inline size_t put_positions_avx2(uint8_t *out, uint64_t mask, uint32_t first) {
     size_t count = (size_t)__builtin_popcountll(mask);
     if (count <= 4) {

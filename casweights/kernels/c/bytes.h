@@ -1,4 +1,4 @@
-/* Bytes and bits, in and out, with every bound checked. */
+/* Read and write bytes and bits, with all bounds checked. */
 #ifndef CASW_BYTES_H
 #define CASW_BYTES_H
 
@@ -61,11 +61,11 @@ static inline uint64_t low_bits(uint64_t value, unsigned count) {
     return count < 64 ? value & (((uint64_t)1 << count) - 1) : value;
 }
 
-/* A growing buffer. `failed` is set when memory ran out; writing goes on harmlessly. */
+/* A growing buffer. Running out of memory sets `failed`, and later writes have no effect. */
 typedef struct {
     uint8_t *data;
     size_t size, capacity;
-    uint64_t bits; /* not yet written, from the lowest on */
+    uint64_t bits; /* bits that are not written yet, from the lowest on */
     unsigned count;
     bool failed;
 } Writer;
@@ -100,7 +100,7 @@ static inline void put_varint(Writer *w, uint64_t value) {
     put_byte(w, (unsigned)value);
 }
 
-/* At most 32 bits, from the lowest on. */
+/* Writes at most 32 bits, from the lowest on. */
 static inline void put_bits(Writer *w, uint64_t value, unsigned count) {
     w->bits |= value << w->count;
     w->count += count;
@@ -134,7 +134,7 @@ static inline void flush_bits(Writer *w) {
     w->bits = 0;
 }
 
-/* Reads bytes and bits up to `end`. `failed` is set by a read beyond it, which gives zeros. */
+/* Reads bytes and bits up to `end`. A read beyond it sets `failed` and returns zeros. */
 typedef struct {
     const uint8_t *at, *end;
     uint64_t bits;
@@ -162,7 +162,7 @@ static inline uint64_t get_varint(Reader *r, uint64_t limit) {
     return 0;
 }
 
-/* Afterwards there are at least 56 bits at hand, unless the bytes end. */
+/* Loads bits until at least 56 are available or the bytes end. */
 static inline void refill(Reader *r) {
     if (r->end - r->at >= 8) {
         r->bits |= load64(r->at) << r->count;
@@ -187,7 +187,7 @@ static inline void skip_bits(Reader *r, unsigned count) {
     r->count -= count;
 }
 
-/* At most 32 bits. */
+/* Reads at most 32 bits. */
 static inline uint64_t get_bits(Reader *r, unsigned count) {
     if (r->count < count) refill(r);
     uint64_t value = low_bits(r->bits, count);
@@ -202,14 +202,14 @@ static inline uint64_t get_long_bits(Reader *r, unsigned count) {
     return value | get_bits(r, count - done) << done;
 }
 
-/* The number of zeros before the next one, which is taken, too. */
+/* Reads up to and including the next 1 bit, and returns the number of zeros before it. */
 static inline uint64_t get_zeros(Reader *r) {
     uint64_t zeros = 0;
     for (;;) {
         if (r->count < 32) refill(r);
         if (r->bits) {
             unsigned more = (unsigned)__builtin_ctzll(r->bits);
-            if (more >= r->count) { /* bits beyond `count` are of bytes not taken yet */
+            if (more >= r->count) { /* bits beyond `count` are of bytes not counted yet */
                 zeros += r->count;
                 r->bits = r->count = 0;
                 continue;
@@ -228,7 +228,7 @@ static inline uint64_t get_zeros(Reader *r) {
     }
 }
 
-/* Nothing is left but zeros that fill the last byte. */
+/* Returns whether only the zeros that fill the last byte are left. */
 static inline bool at_end(const Reader *r) {
     return !r->failed && r->at == r->end && r->count < 8 && low_bits(r->bits, r->count) == 0;
 }

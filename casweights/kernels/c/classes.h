@@ -1,4 +1,4 @@
-/* Classes of elements by the exponent of the base, and which of them to tell apart. */
+/* Classes of elements by the exponent of the base, and the choice of their boundaries. */
 #ifndef CASW_CLASSES_H
 #define CASW_CLASSES_H
 
@@ -15,20 +15,20 @@ enum {
     LOG_BITS = 24
 };
 
-/* Class c holds the exponents from first[c] up to that of the next class. */
+/* Class c contains the exponents from first[c] to below first[c + 1]. */
 typedef struct {
     unsigned count;
     uint8_t first[MAX_CLASSES];
     uint8_t of[EXPONENTS];
-    const uint32_t *counts[MAX_CLASSES]; /* of symbols, where classes were chosen by them */
+    const uint32_t *counts[MAX_CLASSES]; /* symbols of each class, if `choose_classes` was called */
 } Classes;
 
 static uint32_t log_table[LOG_ENTRIES + 1];
 
-/* log2 of 1 + n / 1024 by repeated squaring: integers alone, so that all machines agree. */
+/* log2(1 + n / 1024) by repeated squaring, in integers alone, so that all machines agree. */
 static void init_log_table(void) {
     for (uint64_t n = 0; n < LOG_ENTRIES; n++) {
-        uint64_t x = (LOG_ENTRIES + n) << 21, log = 0; /* 31 bits after the point */
+        uint64_t x = (LOG_ENTRIES + n) << 21, log = 0; /* 31 fractional bits */
         for (int bit = 0; bit < LOG_BITS; bit++) {
             x = (x * x) >> 31;
             unsigned carry = (unsigned)(x >> 32);
@@ -40,7 +40,7 @@ static void init_log_table(void) {
     log_table[LOG_ENTRIES] = 1u << LOG_BITS;
 }
 
-/* n log2 n, with LOG_BITS bits after the point; n < 2^32. */
+/* Returns n * log2(n) with LOG_BITS fractional bits, for n < 2^32. */
 static uint64_t n_log2_n(uint64_t n) {
     if (n < 2) return 0;
     unsigned exponent = log2_floor(n);
@@ -59,7 +59,7 @@ static void finish_classes(Classes *classes) {
     }
 }
 
-/* Counts of some symbols in a run of neighbouring exponents. */
+/* The counts of symbols in a run of neighbouring exponents. */
 typedef struct {
     unsigned first;
     uint64_t total, cost;
@@ -119,7 +119,7 @@ static void choose_classes(Classes *classes, uint32_t *counts, unsigned symbols,
     }
     classes->count = n ? n : 1;
     classes->first[0] = 0;
-    classes->counts[0] = counts; /* of no elements, if there is no group */
+    classes->counts[0] = counts; /* all zeros: without a group there are no elements */
     for (unsigned c = 0; c < n; c++) {
         if (c) classes->first[c] = (uint8_t)groups[c].first;
         classes->counts[c] = groups[c].counts;

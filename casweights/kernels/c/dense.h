@@ -1,9 +1,9 @@
 /* Template: the `dense` encoding for elements of `BITS` bits. See docs/format.md. */
 
-/* Cells: the exponent of each element's base and the token of its difference, in one number. */
+/* A cell is the exponent of an element's base and the token of its difference in one number. */
 enum { NAME(TOKENS_) = 16 + 4 * (BITS - 4) };
 
-/* Those of large differences are left at 16. */
+/* Fills in cells; for every difference of 16 or more, `count_cells` must still set the token. */
 static ALWAYS_INLINE void NAME(fill_cells_)(const T *base, const T *bits, size_t count,
                                             unsigned mantissa, uint16_t *cells) {
     for (size_t n = 0; n < count; n++) {
@@ -13,8 +13,8 @@ static ALWAYS_INLINE void NAME(fill_cells_)(const T *base, const T *bits, size_t
     }
 }
 
-/* Counts all cells of a segment, and writes down what the tokens of large differences leave out.
- * There are two tables in turn, since a count that was just written is slow to read. */
+/* Counts the cells of a segment; sets the tokens and writes the plain bits of large differences.
+ * Two tables alternate, since a count that was just written is slow to read. */
 static void NAME(count_cells_)(const T *base, const T *bits, size_t count, unsigned mantissa,
                                uint16_t *cells, uint32_t *counts, Writer *plain) {
     uint32_t *table[2] = {counts, counts + EXPONENTS * NAME(TOKENS_)};
@@ -58,7 +58,7 @@ static inline uint32_t NAME(put_cell_)(uint32_t state, unsigned cell,
     return put_token(state, &row[cell % NAME(TOKENS_)], &lane->at);
 }
 
-/* From the last element to the first, so that a reader goes forward. */
+/* rANS codes from the last element to the first, so that a reader decodes forwards. */
 static void NAME(code_lanes_)(NAME(Lane) *lanes, unsigned lane_count, const uint16_t *cells,
                               size_t count, const EncodeEntry *const *rows) {
     uint32_t states[LANES];
@@ -145,7 +145,7 @@ static inline T NAME(long_step_)(unsigned token, Segment *segment) {
     return (T)((T)(difference >> 1) ^ (T)(0 - (T)(difference & 1)));
 }
 
-/* The element whose place is `step` above that of `base`. */
+/* Returns the element whose place is `step` above that of `base`. */
 static inline T NAME(move_)(T base, T step, unsigned mantissa) {
     T down = mantissa ? (T)((SIGNED)base >> (BITS - 1)) : 0;
     T moved = (T)(base + (T)((T)(step ^ down) - down));
@@ -161,7 +161,7 @@ static ALWAYS_INLINE T NAME(decode_step_)(T base, unsigned mantissa, const uint3
     uint32_t entry = entries[rows[row] + *state % CHANCES];
     uint32_t quotient = *state >> CHANCE_BITS;
     uint32_t next = (entry >> 8) % CHANCES * quotient + quotient + (entry >> 20);
-    uint32_t low = (next - LOWEST) >> 31; /* without a branch, which would be hard to predict */
+    uint32_t low = (next - LOWEST) >> 31; /* no branch, as it would be mispredicted */
     *state = next << (16 * low) | (load16(*words) & (0 - low));
     *words += 2 * low;
     unsigned code = entry & 255;
@@ -175,7 +175,7 @@ static ALWAYS_INLINE const char *NAME(decode_lanes_)(T *data, size_t count, unsi
                                                      const uint32_t *entries,
                                                      Segment *segments) {
     if (count == LANES * SEGMENT) {
-        uint32_t states[LANES]; /* apart from the segments, so that they stay in registers */
+        uint32_t states[LANES]; /* copies of the segments' states, so that they stay in registers */
         const uint8_t *words[LANES];
         for (unsigned g = 0; g < LANES; g++) {
             states[g] = segments[g].state;
@@ -206,7 +206,7 @@ static ALWAYS_INLINE const char *NAME(decode_lanes_)(T *data, size_t count, unsi
     return NULL;
 }
 
-/* The same, translated once more for the kinds that matter most. */
+/* The same, compiled with constants for the most frequent kinds. */
 static const char *NAME(decode_any_)(T *data, size_t count, unsigned mantissa,
                                      const uint32_t *rows, const uint32_t *entries,
                                      Segment *segments) {
@@ -222,7 +222,7 @@ static const char *NAME(dense_decode_)(Reader *r, uint8_t *data, size_t count, u
     Classes classes;
     const char *error = get_classes(r, &classes, MAX_CLASSES, top);
     if (error) return error;
-    uint32_t rows[2 * EXPONENTS]; /* by exponent, with the sign above it */
+    uint32_t rows[2 * EXPONENTS]; /* index: the sign bit, then the exponent */
     size_t segment_count = (count + SEGMENT - 1) / SEGMENT;
     if ((uint64_t)(r->end - r->at) < 2 * segment_count) return "it is too short";
     uint32_t *entries = malloc(classes.count * CHANCES * sizeof *entries);

@@ -1,4 +1,4 @@
-/* Template: elements of `BITS` bits as unsigned integers, and what the encodings see in them. */
+/* Template: elements of `BITS` bits as unsigned integers, their exponents and differences. */
 
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)
@@ -9,7 +9,7 @@
 #define SIGN ((T)((T)1 << (BITS - 1)))
 #define BLOCK 64
 
-/* The exponent, from 0 to 255; what is not a float has none. Those of F64 are cut to F32's. */
+/* Returns the exponent, from 0 to 255; 0 if not a float. Exponents of F64 are clipped to F32's. */
 static inline unsigned NAME(exponent_)(T bits, unsigned mantissa) {
     if (!mantissa) return 0;
     unsigned exponent = (unsigned)((T)(bits & (T)~SIGN) >> mantissa);
@@ -17,13 +17,13 @@ static inline unsigned NAME(exponent_)(T bits, unsigned mantissa) {
     return exponent < F64_BIAS ? 0 : exponent - F64_BIAS < 255 ? exponent - F64_BIAS : 255;
 }
 
-/* The highest exponent that an element can have. */
+/* Returns the highest exponent that an element can have. */
 static inline unsigned NAME(top_exponent_)(unsigned mantissa) {
     if (!mantissa) return 0;
     return BITS == 64 ? 255 : (1u << (BITS - 1 - mantissa)) - 1;
 }
 
-/* Bit patterns in the order of the numbers: neighbours differ by 1, -0 and NaNs have places. */
+/* Maps a bit pattern to an integer in the order of the numbers, -0 and NaNs included. */
 static inline T NAME(order_)(T bits, unsigned mantissa) {
     if (!mantissa) return bits;
     return bits ^ (T)((T)((SIGNED)bits >> (BITS - 1)) | SIGN);
@@ -34,7 +34,7 @@ static inline T NAME(pattern_)(T place, unsigned mantissa) {
     return place ^ (T)((T)(~(SIGNED)place >> (BITS - 1)) | SIGN);
 }
 
-/* Differences to whole numbers: 0, -1, 1, -2, 2, ... become 0, 1, 2, 3, 4, ... */
+/* Zigzag: differences of 0, -1, 1, -2, 2, ... become 0, 1, 2, 3, 4, ... */
 static inline T NAME(difference_)(T base, T bits, unsigned mantissa) {
     T step = (T)(NAME(order_)(bits, mantissa) - NAME(order_)(base, mantissa));
     return (T)((T)(step << 1) ^ (T)((SIGNED)step >> (BITS - 1)));
@@ -45,7 +45,7 @@ static inline T NAME(apply_)(T base, T difference, unsigned mantissa) {
     return NAME(pattern_)((T)(NAME(order_)(base, mantissa) + step), mantissa);
 }
 
-/* The least element of each class but the first, as a float without its sign. */
+/* Sets the smallest element of each class but the first, as a float without its sign. */
 static inline void NAME(class_bounds_)(const Classes *classes, unsigned mantissa, SIGNED *bounds) {
     for (unsigned c = 1; c < classes->count; c++) {
         unsigned exponent = classes->first[c] + (BITS == 64 ? F64_BIAS : 0);
@@ -53,9 +53,9 @@ static inline void NAME(class_bounds_)(const Classes *classes, unsigned mantissa
     }
 }
 
-/* How many of some floats have at least this size. */
+/* Counts the floats whose absolute value is at least this large. */
 static inline size_t NAME(count_reaching_)(const T *floats, size_t count, SIGNED bound) {
-    enum { STRIP = BITS == 8 ? 192 : 4096 }; /* so that T can count it */
+    enum { STRIP = BITS == 8 ? 192 : 4096 }; /* a counter of type T does not overflow */
     size_t total = 0;
     SIGNED below = (SIGNED)(bound - 1);
     for (size_t start = 0; start < count; start += STRIP) {
@@ -69,7 +69,7 @@ static inline size_t NAME(count_reaching_)(const T *floats, size_t count, SIGNED
 }
 
 #if BITS == 16 && defined(USE_AVX2)
-/* Which elements of a block of floats have at least this size. */
+/* Returns a mask of the floats of a block whose absolute value is at least this large. */
 static inline uint64_t NAME(reaching_)(const T *block, SIGNED bound) {
     const __m256i below = _mm256_set1_epi16((short)(bound - 1));
     const __m256i no_sign = _mm256_set1_epi16(0x7fff);
@@ -89,7 +89,7 @@ static inline uint64_t NAME(reaching_)(const T *block, SIGNED bound) {
 }
 #endif
 
-/* Which elements of two blocks differ; these lie anywhere. */
+/* Returns a mask of the elements that differ between two blocks, which need not be aligned. */
 static inline uint64_t NAME(differing_)(const void *a, const void *b) {
 #ifdef USE_AVX2
     return JOIN(differing_lanes_, BITS)(a, b);

@@ -1,4 +1,4 @@
-/* From 64 bytes, each 0 or 255, to 64 bits. */
+/* Returns one bit for each of 64 bytes, which are 0 or 255. */
 #ifndef CASW_MASK_H
 #define CASW_MASK_H
 
@@ -25,13 +25,13 @@ static inline uint64_t gather_mask(const uint8_t bytes[64]) {
 }
 #endif
 
-/* Position of the set bit that `rank` set bits precede; there is one. */
+/* Returns the position of the set bit that `rank` set bits precede; that bit must exist. */
 static inline unsigned select_bit(uint64_t mask, unsigned rank) {
     while (rank--) mask &= mask - 1;
     return (unsigned)__builtin_ctzll(mask);
 }
 
-static uint8_t set_bits[256][8]; /* of each byte, from the lowest on */
+static uint8_t set_bits[256][8]; /* positions of each byte's set bits, from the lowest on */
 
 static void init_set_bits(void) {
     for (unsigned byte = 0; byte < 256; byte++)
@@ -39,8 +39,8 @@ static void init_set_bits(void) {
             if (byte >> bit & 1) set_bits[byte][n++] = (uint8_t)bit;
 }
 
-/* Put the positions of the lowest four set bits, counted from `first`; where fewer are set, what
- * comes behind them is of no use. Returns the mask without them. */
+/* Writes the positions of the lowest four set bits, counted from `first`, and returns the mask
+ * without them. If fewer bits are set, the other positions written are undefined. */
 static ALWAYS_INLINE uint64_t put_four(uint8_t *out, uint64_t mask, uint32_t first) {
     UNROLL for (int n = 0; n < 4; n++) {
         store32(out + 4 * n, first + (uint32_t)__builtin_ctzll(mask | (uint64_t)1 << 63));
@@ -49,8 +49,8 @@ static ALWAYS_INLINE uint64_t put_four(uint8_t *out, uint64_t mask, uint32_t fir
     return mask;
 }
 
-/* Put the positions of all set bits; returns how many they are. They come in fours, since a branch
- * for each would be mispredicted: there has to be room for 64. */
+/* Writes the positions of all set bits, and returns their number. It writes four at a time, since a
+ * branch for each would be mispredicted, so `out` must have room for 64. */
 static inline size_t put_positions_portable(uint8_t *out, uint64_t mask, uint32_t first) {
     size_t count = (size_t)__builtin_popcountll(mask);
     for (mask = put_four(out, mask, first); mask; mask = put_four(out += 16, mask, first));

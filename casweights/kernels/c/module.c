@@ -1,7 +1,7 @@
-/* The compiled kernels of encodings and patches: what numpy cannot do at the speed of memory.
+/* The compiled kernels of encodings and patches, which numpy cannot run at the speed of memory.
  *
- * Each has a twin in Python that gives the same bytes, in casweights/kernels/reference/;
- * docs/format.md says what the bytes are. The interpreter's lock is free while they work. */
+ * Each has a twin in casweights/kernels/reference/ that produces the same bytes; docs/format.md
+ * specifies them. The kernels release the interpreter's lock while they work. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -15,7 +15,7 @@ typedef bool (*Swap)(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
 
 typedef struct {
     const char *name;
-    Encode sparse_encode[4], dense_encode[4]; /* by log2 of an element's bytes */
+    Encode sparse_encode[4], dense_encode[4]; /* index: log2 of an element's bytes */
     Decode sparse_decode[4], dense_decode[4];
     Arrange split[4], join[4];
     Changes changes[4];
@@ -47,15 +47,15 @@ static bool is_supported(const Target *which) {
 #endif
 }
 
-/* Kinds of elements, as payloads name them: log2 of the bytes, and the bits of the mantissa (none
- * where it is no float). */
+/* Kinds of elements, by their codes in payloads: log2 of the bytes, and the bits of the mantissa (0
+ * for kinds that are not floats). */
 enum { KINDS = 10 };
 static const struct {
     uint8_t log_width, mantissa;
 } kinds[KINDS] = {{0, 0}, {1, 0},  {2, 0}, {3, 0},  {0, 2},
                   {0, 3}, {1, 10}, {1, 7}, {2, 23}, {3, 52}};
 
-/* A caller's bytes, or a copy where they do not lie as the processor wants elements to lie. */
+/* A caller's bytes, and an aligned copy if the caller's are not aligned for the elements. */
 typedef struct {
     Py_buffer buffer;
     uint8_t *data, *copy;
@@ -96,7 +96,7 @@ static PyObject *encode(PyObject *args, const Encode kernels[4]) {
     int kind;
     Writer out = {0};
     if (!PyArg_ParseTuple(args, "y*y*i", &base.buffer, &bits.buffer, &kind)) return NULL;
-    const char *error = "a difference takes a kind of elements, and as many of them in both";
+    const char *error = "base and chunk must have the same number of elements, of a known kind";
     base.copy = bits.copy = NULL;
     if (kind >= 0 && kind < KINDS && base.buffer.len == bits.buffer.len &&
         check_size(base.buffer.len, kinds[kind].log_width)) {
@@ -126,7 +126,7 @@ static PyObject *decode(PyObject *args, const Decode kernels[4]) {
     const uint8_t *first = payload.buf;
     Reader reader = {first, first + payload.len, 0, 0, false};
     unsigned kind = get_byte(&reader);
-    const char *error = "it names no kind of elements that its base has";
+    const char *error = "its kind of elements is unknown or does not fit its base";
     out.copy = NULL;
     if (!reader.failed && kind < KINDS && check_size(out.buffer.len, kinds[kind].log_width)) {
         unsigned log_width = kinds[kind].log_width;
@@ -148,7 +148,8 @@ static PyObject *arrange(PyObject *args, const Arrange kernels[4], bool joining)
     Memory from, to;
     int width;
     if (!PyArg_ParseTuple(args, "y*w*i", &from.buffer, &to.buffer, &width)) return NULL;
-    const char *error = "planes take elements of 1, 2, 4 or 8 bytes";
+    const char *error = 
+        "planes need elements of 1, 2, 4 or 8 bytes and two buffers of the same size";
     from.copy = to.copy = NULL;
     if (is_width(width) && from.buffer.len == to.buffer.len && from.buffer.len % width == 0) {
         Memory *elements = joining ? &to : &from;
@@ -172,7 +173,7 @@ static PyObject *arrange(PyObject *args, const Arrange kernels[4], bool joining)
 
 enum { POSITION = sizeof(uint32_t), SPARE = 64 * POSITION };
 
-/* Positions and values of so many elements that changed, out of where they were found. */
+/* Returns the positions and values of `count` changes as Python objects. */
 static PyObject *pack(const uint8_t *positions, const uint8_t *values, size_t count, int width) {
     Py_ssize_t sizes[2] = {(Py_ssize_t)(count * POSITION), (Py_ssize_t)count * width};
     PyObject *first = PyBytes_FromStringAndSize(NULL, sizes[0]);
@@ -195,9 +196,11 @@ static PyObject *changes(PyObject *self, PyObject *args) {
     int width;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*y*i", &old, &new, &width)) return NULL;
-    const char *error = "changes are those of as many elements, of 1, 2, 4 or 8 bytes";
+    const char *error = 
+        "changes need two buffers of the same number of elements, below 2^32 - 1, "
+        "of 1, 2, 4 or 8 bytes";
     uint8_t *positions = NULL, *values = NULL;
-    size_t limit = 0, found = 0; /* the limit is what takes no more than all elements do */
+    size_t limit = 0, found = 0; /* limit: changes that are no larger than all elements */
     if (is_width(width) && old.len == new.len &&
         check_size(old.len, log2_floor((uint64_t)width))) {
         limit = (size_t)old.len / (POSITION + (size_t)width);
@@ -226,7 +229,9 @@ static PyObject *swap(PyObject *self, PyObject *args) {
     int width;
     (void)self;
     if (!PyArg_ParseTuple(args, "w*y*w*i", &memory, &positions, &values, &width)) return NULL;
-    const char *error = "a patch takes elements of 1, 2, 4 or 8 bytes, and one for each position";
+    const char *error = 
+        "a patch needs fewer than 2^32 - 1 elements, of 1, 2, 4 or 8 bytes, "
+        "and one value for each position";
     if (is_width(width) && check_size(memory.len, log2_floor((uint64_t)width)) &&
         positions.len % POSITION == 0 && values.len % width == 0 &&
         values.len / width == positions.len / POSITION) {
@@ -235,7 +240,7 @@ static PyObject *swap(PyObject *self, PyObject *args) {
         if (!target->swap[log2_floor((uint64_t)width)](
                 memory.buf, (size_t)(memory.len / width), positions.buf,
                 (size_t)positions.len / POSITION, values.buf))
-            error = "the positions of a patch have to ascend, and to lie in what it is for";
+            error = "the positions of a patch must ascend and be below the number of elements";
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&memory);
@@ -296,7 +301,7 @@ static PyMethodDef methods[] = {
     {"join_planes", join_planes, METH_VARARGS, "join_planes(planes, elements, width)"},
     {"changes", changes, METH_VARARGS, "changes(old, new, width) -> (positions, values) or None"},
     {"swap", swap, METH_VARARGS, "swap(memory, positions, values, width)"},
-    {"use", use, METH_VARARGS, "use(target): the kernels that are called from now on"},
+    {"use", use, METH_VARARGS, "use(target): call the kernels for this target from now on"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -1,7 +1,7 @@
-/* Template: elements of `BITS` bits that changed, as their positions and values. Both are packed,
- * positions as 32 bits; they and the elements lie anywhere. */
+/* Template: changed elements of `BITS` bits, as packed positions of 32 bits and packed values.
+ * Neither these nor the elements need be aligned. */
 
-#define STRIP (64 * BLOCK) /* elements that are still in the cache when they are picked */
+#define STRIP (64 * BLOCK) /* elements that are still in the cache when their values are copied */
 
 static inline uint64_t NAME(differing_below_)(const uint8_t *a, const uint8_t *b, size_t count) {
     uint8_t spare[2][BLOCK * sizeof(T)] = {{0}};
@@ -10,8 +10,8 @@ static inline uint64_t NAME(differing_below_)(const uint8_t *a, const uint8_t *b
     return NAME(differing_)(spare[0], spare[1]);
 }
 
-/* Find the changes, but no more than just beyond `limit` of them; returns how many they are, with
- * values only of those within the limit. There is room for a block's positions beyond it. */
+/* Finds the changes and returns their number; stops soon after more than `limit` of them. It writes
+ * values for at most `limit` changes. `positions` must have room for one block more than that. */
 static size_t NAME(changes_)(const uint8_t *old, const uint8_t *new, size_t count, size_t limit,
                              uint8_t *positions, uint8_t *values) {
     size_t found = 0, picked = 0;
@@ -31,8 +31,8 @@ static size_t NAME(changes_)(const uint8_t *old, const uint8_t *new, size_t coun
     return found;
 }
 
-/* Exchange the elements at the positions with the values; false, and nothing is done, unless the
- * positions ascend and lie below `count`. */
+/* Exchanges the elements at the positions with the values. Returns false and changes nothing unless
+ * the positions ascend and are below `count`. */
 static bool NAME(swap_)(uint8_t *memory, size_t count, const uint8_t *positions, size_t changes,
                         uint8_t *values) {
     if (!changes) return true;

@@ -1,5 +1,5 @@
-/* Template: elements of `BITS` bits taken apart into planes of bytes, the highest one first.
- * They are rotated left by one, which takes the sign out of the way of the exponent. */
+/* Template: elements of `BITS` bits, split into planes of bytes, the highest one first. Elements
+ * are rotated left by one bit, so that the exponent fills the highest byte without the sign. */
 
 static void NAME(split_)(const uint8_t *data, size_t count, uint8_t *planes) {
     const T *elements = (const T *)(const void *)data;

@@ -1,13 +1,13 @@
-/* An adaptive binary range coder: the one of LZMA, with probabilities that learn fast at first. */
+/* An adaptive binary range coder: that of LZMA, with probabilities that adapt fast at first. */
 #ifndef CASW_RANGE_H
 #define CASW_RANGE_H
 
 #include "bytes.h"
 
-enum { CERTAIN = 62 };            /* a bit's probability is the average of about so many */
+enum { CERTAIN = 62 };            /* bits over which a probability is averaged, at most */
 #define TOP ((uint32_t)1 << 24)
 
-/* Probability of a 0 in 16 bits, and how many bits it was learnt from. */
+/* The probability of a 0, in 65,536ths, and the number of bits that it was learnt from. */
 typedef struct {
     uint16_t zero;
     uint16_t seen;
@@ -27,7 +27,7 @@ typedef struct {
     size_t start;
     uint64_t low;
     uint32_t range;
-    uint64_t pending; /* bytes of 255 behind `cache`, which a carry would change */
+    uint64_t pending; /* number of bytes of 255 after `cache`; a carry would change them */
     int cache;        /* the last byte that is not written; -1 before the first */
 } RangeWriter;
 
@@ -67,7 +67,7 @@ static inline void put_even(RangeWriter *w, uint64_t bits, unsigned count) {
     }
 }
 
-/* As few bytes as identify the result; the reader takes zeros for those behind them. */
+/* Writes the fewest bytes that identify the bits; a reader reads zeros past their end. */
 static void range_finish(RangeWriter *w) {
     uint64_t end = w->low + w->range - 1;
     for (unsigned keep = 1; keep <= 4; keep++) {

@@ -9,11 +9,11 @@ enum {
     CHANCES = 1 << CHANCE_BITS,
     MAX_TOKENS = 256,
     SEGMENT = 1 << 14, /* elements that share a state */
-    LANES = 4,         /* segments in the making side by side, so that none waits for itself */
+    LANES = 4,         /* segments coded in parallel, so that no step waits for the one before it */
 };
-#define LOWEST ((uint32_t)1 << 15) /* states lie from here to 65,536 times as much */
+#define LOWEST ((uint32_t)1 << 15) /* states are from this value to below 65,536 times as much */
 
-/* Small differences are their own tokens; of larger ones a token tells the three highest bits. */
+/* Small differences are their own tokens; of larger ones a token holds the three highest bits. */
 static inline unsigned token_of(uint64_t difference) {
     if (difference < 16) return (unsigned)difference;
     unsigned log = log2_floor(difference);
@@ -22,7 +22,7 @@ static inline unsigned token_of(uint64_t difference) {
 
 static inline unsigned plain_bits(unsigned token) { return token < 16 ? 0 : (token >> 2) - 2; }
 
-/* Scale counts to a sum of CHANCES, leaving none of them at 0 that was not. */
+/* Scales counts to a sum of CHANCES; counts above 0 stay above 0. */
 static void scale_counts(const uint32_t *counts, unsigned tokens, uint32_t *chances) {
     uint64_t total = 0;
     int64_t rest = CHANCES;
@@ -32,7 +32,7 @@ static void scale_counts(const uint32_t *counts, unsigned tokens, uint32_t *chan
         chances[t] = (uint32_t)(scaled ? scaled : counts[t] > 0);
         rest -= chances[t];
     }
-    while (rest) { /* the most frequent one bears it, as long as it is that */
+    while (rest) { /* the largest chance absorbs the error; it shrinks one by one */
         unsigned most = 0;
         for (unsigned t = 1; t < tokens; t++)
             if (chances[t] > chances[most]) most = t;
@@ -77,8 +77,9 @@ static inline uint32_t put_token(uint32_t state, const EncodeEntry *entry, uint1
     return state + entry->bias + quotient * entry->complement;
 }
 
-/* For each place of a class's range: the token, its chance - 1, and the place within it. Of the
- * tokens, those below 16 are there as the step that they stand for, from -8 to 7, others less 8. */
+/* An entry for a slot of a class: the token's code in bits 0 to 7, its chance - 1 from bit 8 on,
+ * and the slot's place in the token's range from bit 20 on. The code of a token below 16 is its
+ * step, from -8 to 7; that of a larger one is the token minus 8. */
 static inline uint32_t decode_entry(unsigned token, uint32_t chance, uint32_t place) {
     unsigned code = token >= 16 ? token - 8 : (token >> 1 ^ (0 - (token & 1))) & 255;
     return code | (chance - 1) << 8 | place << 20;
@@ -103,20 +104,20 @@ static const char *get_chances(Reader *r, unsigned tokens, uint32_t *entries) {
     return r->failed || at != CHANCES ? "its chances do not add up" : NULL;
 }
 
-/* One segment on its way out: its words, and its plain bits behind them. */
+/* A segment during decoding: its words and its plain bits. */
 typedef struct {
     const uint8_t *words, *words_end, *bits;
     uint64_t bit, bits_end;
     uint32_t state;
 } Segment;
 
-/* Bytes that may be read behind the streams: an element takes a word at most. */
+/* Bytes that may be read past the streams: an element needs at most a word. */
 enum { PADDING = 2 * SEGMENT };
 
 static inline uint64_t get_plain(Segment *segment, unsigned count) {
     if (segment->bit + count > segment->bits_end) {
         segment->bit = segment->bits_end + 1;
-        segment->bits_end = 0; /* whatever follows fails, too */
+        segment->bits_end = 0; /* all later reads fail, too */
         return 0;
     }
     const uint8_t *at = segment->bits + (segment->bit >> 3);
@@ -127,10 +128,11 @@ static inline uint64_t get_plain(Segment *segment, unsigned count) {
     return low_bits(value, count);
 }
 
-/* The streams are copied, so that a segment can be read beyond their end: it is checked later. */
+/* Copies the streams with padding, so that reads past a segment's end are safe and can be detected
+ * at the end of the segment. */
 static const char *get_segments(Reader *r, Segment *segments, size_t count, uint8_t **streams) {
     uint64_t words = 0, bits = 0, limit = (uint64_t)(r->end - r->at);
-    for (size_t n = 0; n < count; n++) { /* sizes for now */
+    for (size_t n = 0; n < count; n++) { /* `bit` and `bits_end` hold the sizes for now */
         segments[n].bit = get_varint(r, limit);
         segments[n].bits_end = get_varint(r, limit);
         words += 2 * segments[n].bit;

@@ -1,4 +1,4 @@
-/* Golomb-Rice codes: for gaps between what is equally likely everywhere. */
+/* Golomb-Rice codes: for gaps between events that are equally likely everywhere. */
 #ifndef CASW_RICE_H
 #define CASW_RICE_H
 
@@ -12,8 +12,8 @@ static inline uint64_t rice_bits(const uint32_t *values, size_t count, unsigned 
     return bits;
 }
 
-/* The parameter that takes the fewest bits. The sum of the bits is convex in it, and the best one
- * lies near the logarithm of the mean. */
+/* Returns the parameter with the fewest bits. Their number is convex in the parameter, and the
+ * best one is near the logarithm of the mean. */
 static unsigned best_rice(const uint32_t *values, size_t count) {
     uint64_t sum = 0;
     for (size_t n = 0; n < count; n++) sum += values[n];
@@ -52,8 +52,8 @@ static void put_gaps(Writer *head, Writer *body, const uint32_t *gaps, size_t co
     for (size_t n = 0; n < count; n++) put_rice(body, gaps[n], k);
 }
 
-/* Walks over the changes of one class; `next` is the rank of the next one, out of reach after the
- * last one. */
+/* Walks over the changes of one class; `next` is the rank of the next change, or beyond all ranks
+ * after the last one. */
 typedef struct {
     uint64_t next;
     size_t at, end;
@@ -78,7 +78,7 @@ static const char *get_gaps(Reader *r, size_t count, unsigned classes, Cursor *c
         if (k[c] > MAX_RICE) r->failed = true;
     }
     uint64_t size = get_varint(r, UINT64_MAX);
-    /* A gap takes a bit at least, so that memory is bound by what was read. */
+    /* A gap needs at least a bit, so the payload bounds the memory. */
     if (r->failed || size > (uint64_t)(r->end - r->at) || total > 8 * size)
         return "its counts do not add up";
     *gaps = malloc((size_t)(total + 1) * sizeof **gaps);

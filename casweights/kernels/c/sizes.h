@@ -1,7 +1,8 @@
-/* How far an element moved, by adaptive probabilities.
+/* Code the steps of changed elements with adaptive probabilities.
  *
- * An optimizer moves all elements about equally far, so what is likely is told by the exponent of
- * the base plus the logarithm of the size in units of its last place: the absolute size. */
+ * An optimizer moves all elements by similar absolute amounts. The absolute scale of a step is the
+ * exponent of the base plus the logarithm of the step's size in units of the base's last place, so
+ * the probabilities depend on this sum. */
 #ifndef CASW_SIZES_H
 #define CASW_SIZES_H
 
@@ -10,7 +11,7 @@
 enum { SCALES = 256 + 64 };
 
 typedef struct {
-    Chance more[2][SCALES]; /* is the size at least twice as large? first question, later ones */
+    Chance more[2][SCALES]; /* is the size at least twice as large? first bit, later bits */
     Chance top[SCALES];     /* the bit below the highest one */
 } Sizes;
 

@@ -24,7 +24,7 @@ static inline bool NAME(differs_)(const T *a, const T *b) {
     return any != 0;
 }
 
-/* The block from element `start` on: in place, or a copy filled up with zeros at the end. */
+/* Returns the block that begins at element `start`; at the end, a copy padded with zeros. */
 static inline const T *NAME(block_)(const T *data, size_t start, size_t count, T *spare) {
     if (count - start >= BLOCK) return data + start;
     memset(spare, 0, BLOCK * sizeof(T));
@@ -45,13 +45,13 @@ static bool NAME(find_changes_)(const T *base, const T *bits, size_t count, unsi
             T difference = NAME(difference_)(a[n], b[n], mantissa);
             changes->place[changes->count] = (uint32_t)(start + n);
             changes->difference[changes->count] = difference;
-            changes->count += difference != 0; /* 0 where another thread wrote to it meanwhile */
+            changes->count += difference != 0; /* 0 if another thread wrote to it in between */
         }
     }
     return true;
 }
 
-/* The changes are counted; how many elements there are is estimated from some blocks. */
+/* Chooses classes from the changed elements of each exponent and an estimate of all elements. */
 static void NAME(sparse_classes_)(const T *base, size_t count, unsigned mantissa,
                                   const NAME(Changes) *changes, Classes *classes) {
     uint32_t counts[EXPONENTS][2] = {{0}};
@@ -68,7 +68,7 @@ static void NAME(sparse_classes_)(const T *base, size_t count, unsigned mantissa
     choose_classes(classes, &counts[0][0], 2, SPARSE_CLASSES, SPARSE_HEADER);
 }
 
-/* Each class's changes in turn, as gaps in rank among the elements of the class. */
+/* Writes the changes class by class, as gaps in rank among the elements of the class. */
 static void NAME(rank_changes_)(const T *base, size_t count, unsigned mantissa,
                                 const Classes *classes, const NAME(Changes) *changes,
                                 uint32_t *gaps, size_t sizes[MAX_CLASSES]) {

@@ -1,4 +1,4 @@
-/* All kernels, for each processor that they are translated for. */
+/* All kernels, compiled for each target processor. */
 #ifndef CASW_TARGETS_H
 #define CASW_TARGETS_H
 
@@ -13,12 +13,12 @@
 #include "rice.h"
 #include "sizes.h"
 
-/* Whatever the compiler makes of the templates for any processor. */
+/* The templates, compiled for any processor. */
 #define TARGET _portable
 #include "widths.h"
 #undef TARGET
 
-/* The same templates once more, for processors that have AVX2. */
+/* The same templates, compiled for processors with AVX2. */
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define USE_AVX2
 #define TARGET _avx2

@@ -1,4 +1,4 @@
-/* Template: everything for all widths of elements, for the processor named by `TARGET`. */
+/* Template: all kernels for all widths of elements, for the processor that `TARGET` names. */
 #define BITS 8
 #include "element.h"
 #include "sparse.h"

@@ -1,4 +1,4 @@
-"""Bytes and bits of payloads, in and out."""
+"""Read and write the bytes and bits of payloads."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 
 def require_writable(data: Buffer) -> None:
-    """Raise the error that compiled kernels raise where they cannot put their result."""
+    """Raise TypeError for a read-only buffer, as the compiled kernels do."""
     if memoryview(data).readonly:
         raise TypeError("the result needs a read-write bytes-like object")
 
 
 def varint(value: int) -> bytes:
-    """LEB128: seven bits a byte, the lowest first; all bytes but the last have the highest bit."""
+    """Encode a number as LEB128: 7 bits a byte, the lowest first; bit 7 says that more follow."""
     encoded = bytearray()
     while value >= 128:
         encoded.append(value & 127 | 128)
@@ -27,7 +27,7 @@ def varint(value: int) -> bytes:
 
 
 class PayloadReader:
-    """Reads a payload from its beginning; raises ValueError where it ends too early."""
+    """Reads a payload from front to back; methods raise ValueError if it ends too early."""
 
     def __init__(self, payload: Buffer) -> None:
         self._payload = memoryview(payload).cast("B")
@@ -35,22 +35,22 @@ class PayloadReader:
 
     @property
     def left(self) -> int:
-        """Bytes that were not read yet."""
+        """Number of unread bytes."""
         return len(self._payload) - self._at
 
     def take(self, size: int) -> memoryview:
-        """The next bytes."""
+        """Read `size` bytes."""
         if size > self.left:
             raise ValueError("it is too short")
         self._at += size
         return self._payload[self._at - size : self._at]
 
     def byte(self) -> int:
-        """The next byte."""
+        """Read one byte."""
         return self.take(1)[0]
 
     def varint(self, limit: int) -> int:
-        """The next number, of at most 9 bytes, which must not exceed `limit`."""
+        """Read a number of at most 9 bytes and at most `limit`."""
         value, shift, byte = 0, 0, 128
         while byte >= 128 and shift < 63:
             byte = self.byte()
@@ -62,7 +62,7 @@ class PayloadReader:
 
 
 class BitReader:
-    """Reads bits of bytes one after the other, from the lowest of the first byte on."""
+    """Reads bits in order, beginning with the lowest bit of the first byte."""
 
     def __init__(self, data: Buffer) -> None:
         self._data = bytes(data)
@@ -70,11 +70,11 @@ class BitReader:
 
     @property
     def left(self) -> int:
-        """Bits that were not read yet."""
+        """Number of unread bits."""
         return 8 * len(self._data) - self._at
 
     def zeros(self) -> int:
-        """The number of zeros before the next one; the one is read, too."""
+        """Read zeros up to and including the next 1 bit, and return the number of zeros."""
         start = self._at
         while self.left > 0:
             window = self._window()
@@ -85,7 +85,7 @@ class BitReader:
         raise ValueError("it is too short")
 
     def bits(self, count: int) -> int:
-        """The next bits, at most 57, as a number."""
+        """Read `count` bits, at most 57, as a number."""
         if count > self.left:
             raise ValueError("it is too short")
         value = self._window() & ((1 << count) - 1)
@@ -93,21 +93,22 @@ class BitReader:
         return value
 
     def is_at_end(self) -> bool:
-        """Whether nothing is left but zeros that fill the last byte."""
+        """Return whether only the zeros that fill the last byte are left."""
         return self.left < 8 and not self._window()
 
     def _window(self) -> int:
-        """At least 57 of the next bits, with zeros behind the last one."""
+        """Return at least 57 of the next bits; bits past the end are 0."""
         start = self._at >> 3
         return int.from_bytes(self._data[start : start + 8], "little") >> (self._at & 7)
 
 
 def pack_fields(values: np.ndarray, starts: np.ndarray, size: int) -> bytes:
-    """Write numbers into a row of bits that is 0 otherwise.
+    """Write numbers at given positions in a row of bits; all other bits are 0.
 
     Args:
-        values: The numbers, as u64.
-        starts: The bit at which each begins: ascending, so that none overlaps the next.
+        values: The numbers, as uint64.
+        starts: For each number, the bit at which it begins. The positions ascend, and no number
+            overlaps the next one.
         size: Bytes of the result.
     """
     words = np.zeros(size // 8 + 2, "<u8")
@@ -115,14 +116,20 @@ def pack_fields(values: np.ndarray, starts: np.ndarray, size: int) -> bytes:
         word, shift = _positions(starts)
         first = np.flatnonzero(np.diff(word, prepend=-1))
         words[word[first]] = np.bitwise_or.reduceat(values << shift, first)
-        beyond = values >> 1 >> (63 - shift)  # of two shifts, since one by 64 is not defined
+        beyond = values >> 1 >> (63 - shift)  # two shifts, since a shift by 64 is not defined
         crossing = np.flatnonzero(beyond)
         words[word[crossing] + 1] |= beyond[crossing]
     return words.tobytes()[:size]
 
 
 def unpack_fields(data: Buffer, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Read numbers of less than 64 bits each, as u64, wherever they begin in a row of bits."""
+    """Read numbers of less than 64 bits each from a row of bits, as uint64.
+
+    Args:
+        data: The row of bits.
+        starts: For each number, the bit at which it begins.
+        sizes: Bits of each number.
+    """
     words = np.frombuffer(bytes(data) + bytes(16 - len(data) % 8), "<u8")
     word, shift = _positions(starts)
     values: np.ndarray = words[word] >> shift | words[word + 1] << 1 << (63 - shift)
@@ -131,5 +138,5 @@ def unpack_fields(data: Buffer, starts: np.ndarray, sizes: np.ndarray) -> np.nda
 
 
 def _positions(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The word of 64 bits in which each bit lies, and its place there."""
+    """Return the 64-bit word that contains each bit, and the bit's position in it."""
     return starts >> 6, (starts & 63).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Classes of elements by the exponent of the base, and which of them to tell apart."""
+"""Classes of elements by the exponent of the base, and the choice of their boundaries."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 EXPONENTS = 256
 _ENTRIES = 1024
-_LOG_BITS = 24  # behind the point of a logarithm
+_LOG_BITS = 24  # fractional bits of a logarithm
 
 
 class Classes(NamedTuple):
     """A division of the exponents.
 
     Attributes:
-        first: The lowest exponent of each class; each goes up to the next one.
-        of: The class of each exponent.
+        first: The lowest exponent of each class; a class ends where the next one begins.
+        of: The class of each exponent, an array of `EXPONENTS` uint8.
     """
 
     first: list[int]
@@ -28,17 +28,22 @@ class Classes(NamedTuple):
 
     @classmethod
     def beginning_at(cls, first: list[int]) -> Classes:
-        """Classes by their lowest exponents."""
+        """Return the classes with these lowest exponents, the first of which is 0."""
         of = np.searchsorted(first, np.arange(EXPONENTS), "right") - 1
         return cls(first, of.astype(np.uint8))
 
     def encode(self) -> bytes:
-        """As payloads have them."""
+        """Return the classes as payloads store them: their number, and all of `first` but its 0."""
         return bytes((len(self.first), *self.first[1:]))
 
 
 def read_classes(reader: PayloadReader, kind: ElementKind, limit: int) -> Classes:
-    """Classes from a payload: at most `limit`, of exponents that elements of this kind can have."""
+    """Read the classes of a payload.
+
+    Raises:
+        ValueError: There are no classes or more than `limit`, or their exponents do not ascend or
+            are too large for the kind.
+    """
     count = reader.byte()
     if not 1 <= count <= limit:
         raise ValueError("its number of classes is not valid")
@@ -50,15 +55,15 @@ def read_classes(reader: PayloadReader, kind: ElementKind, limit: int) -> Classe
 
 
 def choose_classes(counts: np.ndarray, limit: int, header: int) -> tuple[Classes, list[np.ndarray]]:
-    """Merge neighbouring exponents while telling them apart saves too little.
+    """Choose classes: merge neighbouring exponents until every boundary saves enough bits.
 
     Args:
-        counts: How often each symbol comes with each exponent; a row for each exponent.
-        limit: Classes to have at most.
-        header: Bits that a class costs.
+        counts: Number of occurrences of each symbol with each exponent, one row per exponent.
+        limit: Maximum number of classes.
+        header: Bits that a class costs in the payload.
 
     Returns:
-        The classes, at least one, and the counts of symbols in each.
+        The classes, at least one, and the symbol counts of each.
     """
     first = np.flatnonzero(counts.any(axis=1)).tolist() or [0]
     groups = [counts[exponent] for exponent in first]
@@ -75,17 +80,20 @@ def choose_classes(counts: np.ndarray, limit: int, header: int) -> tuple[Classes
 
 
 def _growth(one: np.ndarray, other: np.ndarray) -> int:
-    """By how much the symbols of two groups grow when they are coded as those of one group."""
+    """Return how many more bits two groups of symbols need with common statistics, times 2^24."""
     return _cost(one + other) - _cost(one) - _cost(other)
 
 
 def _cost(counts: np.ndarray) -> int:
-    """The entropy of some symbols in units of 2^-24 bits."""
+    """Return the bits that symbols with these counts need (their entropy), times 2^24."""
     return int(_n_log2_n(counts.sum(keepdims=True))[0] - _n_log2_n(counts).sum())
 
 
 def _n_log2_n(numbers: np.ndarray) -> np.ndarray:
-    """In integers alone, so that all machines choose the same classes; for numbers below 2^32."""
+    """Return n * log2(n), times 2^24, for numbers below 2^32.
+
+    The function uses integers alone, so that all machines choose the same classes.
+    """
     n = np.maximum(numbers, 1).astype(np.int64)
     exponent = np.frexp(n)[1].astype(np.int64) - 1
     fraction = (n << (42 - exponent)) - (1 << 42)
@@ -97,8 +105,8 @@ def _n_log2_n(numbers: np.ndarray) -> np.ndarray:
 
 
 def _logarithms() -> np.ndarray:
-    """log2 of 1 + n / 1024 by repeated squaring, for n up to 1024."""
-    x = np.arange(_ENTRIES, 2 * _ENTRIES, dtype=np.uint64) << 21  # 31 bits behind the point
+    """Return log2(1 + n / 1024), times 2^24, for n from 0 to 1024, by repeated squaring."""
+    x = np.arange(_ENTRIES, 2 * _ENTRIES, dtype=np.uint64) << 21  # 31 fractional bits
     log = np.zeros(_ENTRIES, np.int64)
     for _ in range(_LOG_BITS):
         x = x * x >> 31

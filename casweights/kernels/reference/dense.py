@@ -1,4 +1,4 @@
-"""The `dense` encoding: how far every element moved."""
+"""The `dense` encoding: a step for every element, as an entropy-coded token and plain bits."""
 
 from __future__ import annotations
 
@@ -43,16 +43,19 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 _MAX_CLASSES = 16
-_CLASS_BITS = 200  # what a class costs, chances included
-_BATCH = 128 * SEGMENT  # elements worked on at a time, so that memory stays bounded
+_CLASS_BITS = 200  # bits that a class costs, chances included
+_BATCH = 128 * SEGMENT  # elements processed at a time, to bound memory
 
 
 class _Tokens:
-    """Small differences are their own tokens; of larger ones a token tells the three highest bits.
+    """The tokens of differences below 2^(8 * width).
+
+    Differences below 16 are their own tokens. Of larger ones, the token represents the position of
+    the highest bit and the two bits below it; the other bits are plain bits.
 
     Attributes:
-        least: The least difference of each token.
-        plain: How many bits tell a token's differences apart.
+        least: The smallest difference of each token.
+        plain: Number of plain bits of each token.
     """
 
     def __init__(self, width: int) -> None:
@@ -66,12 +69,12 @@ class _Tokens:
         return len(self.least)
 
     def of(self, difference: np.ndarray) -> np.ndarray:
-        """The token of each difference."""
+        """Return the token of each difference."""
         return np.searchsorted(self.least, difference, "right") - 1
 
 
 class _Model(NamedTuple):
-    """What is likely: the chances of tokens in each class of elements.
+    """The chances of tokens in each class of elements.
 
     A symbol of `table` is a class times the number of tokens, plus a token.
     """
@@ -82,18 +85,21 @@ class _Model(NamedTuple):
     table: SymbolTable
 
     def class_of(self, base: np.ndarray) -> np.ndarray:
-        """The class of each element."""
+        """Return the class of each element of a base."""
         numbers: np.ndarray = self.classes.of[exponents(base, self.kind)]
         return numbers.astype(np.intp)
 
 
 def dense_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
-    """Encode a chunk as its difference from a base, for many elements that differ.
+    """Encode a chunk as its difference from a base in which many elements differ.
 
     Args:
         base: The base's bytes.
-        new: The chunk's bytes, as many.
-        kind: A `ElementKind` of elements.
+        new: The chunk's bytes, of the same length.
+        kind: An `ElementKind`.
+
+    Raises:
+        ValueError: The lengths differ, or the kind is unknown or does not fit them.
     """
     known, old, bits = open_pair(base, new, kind)
     tokens = _Tokens(known.width)
@@ -103,7 +109,7 @@ def dense_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
     model = _Model(known, tokens, classes, SymbolTable.of(chances))
     head = bytes([known]) + classes.encode() + b"".join(map(_encode_chances, chances))
     batches = [_encode_batch(old[batch], bits[batch], model) for batch in _batches(len(old))]
-    columns = zip(*batches, strict=True)  # sizes, words, plain bits: each for all batches
+    columns = zip(*batches, strict=True)  # the payload has all sizes, all words, all plain bits
     return head + b"".join(part for column in columns for part in column)
 
 
@@ -115,7 +121,7 @@ def _batches(count: int) -> Iterator[slice]:
 def _count_tokens(
     base: np.ndarray, bits: np.ndarray, kind: ElementKind, tokens: _Tokens
 ) -> np.ndarray:
-    """How often each token comes with each exponent."""
+    """Count how often each token occurs with each exponent of the base; one row per exponent."""
     counts = np.zeros((EXPONENTS, len(tokens)), np.int64)
     for batch in _batches(len(base)):
         token = tokens.of(differences(base[batch], bits[batch], kind))
@@ -130,7 +136,7 @@ def _encode_chances(chances: np.ndarray) -> bytes:
 
 
 def _encode_batch(base: np.ndarray, bits: np.ndarray, model: _Model) -> tuple[bytes, bytes, bytes]:
-    """The sizes, words and plain bits of some segments."""
+    """Return the sizes, words and plain bits of some segments."""
     tokens, table = model.tokens, model.table
     difference = differences(base, bits, model.kind)
     token = tokens.of(difference)
@@ -142,7 +148,7 @@ def _encode_batch(base: np.ndarray, bits: np.ndarray, model: _Model) -> tuple[by
 
 
 def _encode_plain(values: np.ndarray, sizes: np.ndarray) -> tuple[bytes, list[int]]:
-    """The plain bits of all segments, and their bytes in each."""
+    """Return the plain bits of all segments, and the number of bytes of each segment."""
     starts, nbytes = _plain_layout(sizes)
     some = np.flatnonzero(sizes)
     packed = pack_fields(values[some].astype(np.uint64), starts[some], int(nbytes.sum()))
@@ -150,10 +156,13 @@ def _encode_plain(values: np.ndarray, sizes: np.ndarray) -> tuple[bytes, list[in
 
 
 def _plain_layout(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the plain bits of each element begin, and the bytes of each segment.
+    """Lay out plain bits, so that each segment begins with a new byte.
 
     Args:
-        sizes: Plain bits of each element.
+        sizes: Number of plain bits of each element.
+
+    Returns:
+        The bit at which each element's plain bits begin, and the bytes of each segment.
     """
     segments = np.arange(0, len(sizes), SEGMENT)
     nbytes = (np.add.reduceat(sizes, segments, dtype=np.int64) + 7) // 8
@@ -163,14 +172,15 @@ def _plain_layout(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dense_decode(payload: Buffer, base_to_new: Buffer, /) -> None:
-    """The inverse of `dense_encode`.
+    """Decode the result of `dense_encode` in place.
 
     Args:
-        payload: What it returned.
-        base_to_new: The base, which becomes the new chunk.
+        payload: The encoded difference.
+        base_to_new: The base; the function turns it into the new chunk.
 
     Raises:
-        ValueError: The payload is malformed; what the base became is of no use.
+        TypeError: `base_to_new` is read-only.
+        ValueError: The payload is malformed; the content of `base_to_new` is then undefined.
     """
     reader, kind, elements = open_payload(payload, base_to_new)
     classes = read_classes(reader, kind, _MAX_CLASSES)
@@ -201,7 +211,7 @@ def _read_chances(reader: PayloadReader, tokens: int) -> np.ndarray:
 
 
 def _read_sizes(reader: PayloadReader, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """The number of words of each segment, and the bytes of its plain bits."""
+    """Read the number of words and of plain bytes of each segment."""
     limit = reader.left
     sizes = [reader.varint(limit) for _ in range(2 * segments)]
     words, plain = np.array(sizes, np.int64).reshape(segments, 2).T
@@ -220,7 +230,7 @@ def _decode_tokens(
 
 
 def _decode_plain(plain: PayloadReader, nbytes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """The inverse of `_encode_plain`: a number for each element."""
+    """Read the plain bits of each element as a number; the inverse of `_encode_plain`."""
     starts, expected = _plain_layout(sizes)
     if (nbytes != expected).any():
         raise ValueError("its streams do not fit its elements")

@@ -16,23 +16,35 @@ _F64_BIAS = 896  # between the exponents of F64 and F32
 
 
 def open_pair(base: Buffer, new: Buffer, kind: int) -> tuple[ElementKind, np.ndarray, np.ndarray]:
-    """The kind and elements of a base and a chunk, which is to be encoded."""
+    """Return the kind, the elements of the base, and those of the chunk to encode.
+
+    Raises:
+        ValueError: The lengths differ, or the kind is unknown or does not fit them.
+    """
     known = ElementKind(kind)
     old, bits = _elements(base, known), _elements(new, known)
     if len(old) != len(bits):
-        raise ValueError("a difference takes as many elements in both")
+        raise ValueError("base and chunk must have the same number of elements")
     return known, old, bits
 
 
 def open_payload(
     payload: Buffer, base_to_new: Buffer
 ) -> tuple[PayloadReader, ElementKind, np.ndarray]:
-    """A payload behind its kind, that kind, and the base's elements, which are to be replaced."""
+    """Read the kind of a payload.
+
+    Returns:
+        A reader of the rest of the payload, the kind, and a writable view of the base's elements.
+
+    Raises:
+        TypeError: `base_to_new` is read-only.
+        ValueError: The kind is unknown or does not fit the base.
+    """
     require_writable(base_to_new)
     reader = PayloadReader(payload)
     code = reader.byte()
     if code >= len(ElementKind):
-        raise ValueError("it names no kind of elements that its base has")
+        raise ValueError("its kind of elements is unknown or does not fit its base")
     return reader, ElementKind(code), _elements(base_to_new, ElementKind(code))
 
 
@@ -41,9 +53,9 @@ def _elements(data: Buffer, kind: ElementKind) -> np.ndarray:
 
 
 def exponents(bits: np.ndarray, kind: ElementKind) -> np.ndarray:
-    """The exponent of each float, from 0 to 255; what is no float has 0.
+    """Return the exponent of each float, from 0 to 255, as uint8; 0 for kinds that are not floats.
 
-    Those of F64 are counted from the least one of F32 and cut to its range.
+    Exponents of F64 are counted from the lowest exponent of F32 and clipped to its range.
     """
     if not kind.mantissa:
         return np.zeros(len(bits), np.uint8)
@@ -54,30 +66,30 @@ def exponents(bits: np.ndarray, kind: ElementKind) -> np.ndarray:
 
 
 def differences(base: np.ndarray, bits: np.ndarray, kind: ElementKind) -> np.ndarray:
-    """From base to new, in zigzag: steps of 0, -1, 1, -2, ... are 0, 1, 2, 3, ..."""
+    """Return the steps from `base` to `bits` in zigzag: 0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
     steps = _places(bits, kind) - _places(base, kind)
     zigzag: np.ndarray = steps << 1 ^ _signs(steps)
     return zigzag
 
 
 def apply(base: np.ndarray, difference: np.ndarray, kind: ElementKind) -> np.ndarray:
-    """The new elements that differ from the base's by `difference`."""
+    """Return the elements whose `differences` from the base are `difference`."""
     steps = difference >> 1 ^ -(difference & 1)
     return _patterns(_places(base, kind) + steps, kind)
 
 
 def _places(bits: np.ndarray, kind: ElementKind) -> np.ndarray:
-    """Bit patterns in the order of the numbers: neighbours differ by 1, -0 and NaNs have places."""
+    """Map bit patterns to integers in the order of the numbers, -0 and NaNs included."""
     return bits ^ (_signs(bits) | _sign(kind)) if kind.mantissa else bits
 
 
 def _patterns(places: np.ndarray, kind: ElementKind) -> np.ndarray:
-    """The inverse of `_places`."""
+    """Return the bit patterns at these places; the inverse of `_places`."""
     return places ^ (_signs(~places) | _sign(kind)) if kind.mantissa else places
 
 
 def _signs(bits: np.ndarray) -> np.ndarray:
-    """All bits set where the highest one is, else none."""
+    """Return a mask for each element: all bits if its highest bit is set, otherwise 0."""
     width = bits.itemsize
     signs: np.ndarray = (bits.view(f"<i{width}") >> (8 * width - 1)).view(f"<u{width}")
     return signs

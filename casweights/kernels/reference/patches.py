@@ -1,4 +1,4 @@
-"""Which elements of a buffer changed, and putting such changes in place."""
+"""Find the elements of a buffer that changed, and exchange elements in place."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ _MAX_ELEMENTS = (1 << 32) - 2
 
 
 def changes(old: Buffer, new: Buffer, width: int, /) -> tuple[bytes, bytearray] | None:
-    """Find the elements that differ, bit by bit.
+    """Find the elements whose bits differ.
 
     Args:
-        old: Elements of `width` bytes, anywhere in memory.
-        new: As many of them.
+        old: Elements of `width` bytes, at any alignment.
+        new: The same number of elements.
         width: Bytes of an element: 1, 2, 4 or 8.
 
     Returns:
         The positions of the elements that differ, in elements, ascending, as little-endian uint32;
-        and the elements of `new` at these positions. None if both together take more bytes than
-        all of `new` does.
+        and the elements of `new` at these positions. None if both together have more bytes than
+        `new`.
 
     Raises:
-        ValueError: The sizes differ, are no multiples of `width`, or are those of too many
-            elements for their positions; or there are no elements of this width.
+        ValueError: The sizes differ or are not multiples of `width`, the width is not one of the
+            four, or there are too many elements for positions of 32 bits.
     """
     size = memoryview(old).nbytes
     if not _holds_elements(size, width) or memoryview(new).nbytes != size:
-        raise ValueError("changes are those of as many elements, of 1, 2, 4 or 8 bytes")
+        raise ValueError(
+            "changes need two buffers of the same number of elements, below 2^32 - 1, "
+            "of 1, 2, 4 or 8 bytes"
+        )
     before, after = np.frombuffer(old, f"<u{width}"), np.frombuffer(new, f"<u{width}")
     positions = np.flatnonzero(before != after)
     if len(positions) * (_POSITION.itemsize + width) > size:
@@ -44,27 +47,31 @@ def changes(old: Buffer, new: Buffer, width: int, /) -> tuple[bytes, bytearray] 
 
 
 def swap(memory: Buffer, positions: Buffer, values: Buffer, width: int, /) -> None:
-    """Exchange elements with others, in place: to do it again takes it back.
+    """Exchange elements of a buffer with others in place; a second call undoes the first.
 
     Args:
         memory: Elements of `width` bytes. No two of the three buffers overlap.
-        positions: Which of them to exchange, ascending, as little-endian uint32.
-        values: An element for each position, which becomes what was there.
+        positions: Positions of the elements to exchange, ascending, as little-endian uint32.
+        values: The new element for each position; receives the old ones.
         width: Bytes of an element: 1, 2, 4 or 8.
 
     Raises:
-        ValueError: The positions do not ascend or are out of range, or sizes do not fit; nothing
-            was exchanged.
+        TypeError: `memory` or `values` is read-only.
+        ValueError: The positions do not ascend or are out of range, or the sizes do not match.
+            Nothing was exchanged.
     """
     require_writable(memory)
     require_writable(values)
     count, rest = divmod(memoryview(positions).nbytes, _POSITION.itemsize)
     size = memoryview(memory).nbytes
     if not _holds_elements(size, width) or rest or memoryview(values).nbytes != width * count:
-        raise ValueError("a patch takes elements of 1, 2, 4 or 8 bytes, and one for each position")
+        raise ValueError(
+            "a patch needs fewer than 2^32 - 1 elements, of 1, 2, 4 or 8 bytes, "
+            "and one value for each position"
+        )
     places = np.frombuffer(positions, _POSITION)
     if count and ((places[1:] <= places[:-1]).any() or places[-1] >= size // width):
-        raise ValueError("the positions of a patch have to ascend, and to lie in what it is for")
+        raise ValueError("the positions of a patch must ascend and be below the number of elements")
     elements, others = np.frombuffer(memory, f"<u{width}"), np.frombuffer(values, f"<u{width}")
     before = elements[places]
     elements[places] = others

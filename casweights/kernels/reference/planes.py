@@ -1,4 +1,4 @@
-"""Elements as planes of bytes, the highest byte first; see `casweights.format.planes`."""
+"""Split elements into planes of bytes, the highest byte first, and join them again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WIDTHS = (1, 2, 4, 8)
 
 
 def split_planes(elements: Buffer, planes: Buffer, width: int, /) -> None:
-    """Rotate elements left by one bit and take them apart.
+    """Rotate elements left by one bit and split them into planes.
 
     Args:
         elements: Elements of `width` bytes, little-endian.
-        planes: Where the planes go, end to end.
+        planes: Receives the planes, concatenated; as large as `elements`.
         width: Bytes of an element: 1, 2, 4 or 8.
     """
     require_writable(planes)
@@ -29,11 +29,11 @@ def split_planes(elements: Buffer, planes: Buffer, width: int, /) -> None:
 
 
 def join_planes(planes: Buffer, elements: Buffer, width: int, /) -> None:
-    """The inverse of `split_planes`.
+    """Join the planes that `split_planes` wrote.
 
     Args:
-        planes: Planes, end to end.
-        elements: Where the elements go.
+        planes: The planes, concatenated.
+        elements: Receives the elements; as large as `planes`.
         width: Bytes of an element: 1, 2, 4 or 8.
     """
     require_writable(elements)
@@ -43,14 +43,16 @@ def join_planes(planes: Buffer, elements: Buffer, width: int, /) -> None:
 
 
 def _open(elements: Buffer, planes: Buffer, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Elements, and a row for each plane."""
+    """Return views of the elements and of the planes, one row per plane."""
     size = memoryview(elements).nbytes
     if width not in _WIDTHS or size % width or memoryview(planes).nbytes != size:
-        raise ValueError("planes take elements of 1, 2, 4 or 8 bytes")
+        raise ValueError(
+            "planes need elements of 1, 2, 4 or 8 bytes and two buffers of the same size"
+        )
     rows = np.frombuffer(planes, np.uint8).reshape(width, -1)
     return np.frombuffer(elements, f"<u{width}"), rows
 
 
 def _bytes_of(elements: np.ndarray) -> np.ndarray:
-    """The bytes of each element, the lowest first: a view."""
+    """Return a view of the bytes of each element, the lowest first."""
     return elements.view(np.uint8).reshape(-1, elements.itemsize)

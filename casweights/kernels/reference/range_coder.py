@@ -1,4 +1,4 @@
-"""An adaptive binary range coder: the one of LZMA, with probabilities that learn fast at first."""
+"""An adaptive binary range coder: that of LZMA, with probabilities that adapt fast at first."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
-_CERTAIN = 62  # a bit's probability is the average of about so many
+_CERTAIN = 62  # bits over which a probability is averaged, at most
 _RATES = [655_360 // (10 * seen + 16) for seen in range(_CERTAIN + 1)]
 _TOP = 1 << 24
 _FULL = 0xFFFFFFFF
 
 
 class Chance:
-    """The probability of a 0 in 16 bits, and how many bits it was learnt from."""
+    """The probability of a 0, in 65,536ths, and the number of bits that it was learnt from."""
 
     __slots__ = ("_seen", "_zero")
 
@@ -23,11 +23,11 @@ class Chance:
         self._seen = 0
 
     def bound(self, span: int) -> int:
-        """The part of a range that stands for a 0."""
+        """Return the part of a range that represents a 0."""
         return (span >> 12) * (self._zero >> 4)
 
     def learn(self, bit: int) -> None:
-        """Move towards what was seen."""
+        """Move the probability towards a bit that was coded."""
         rate = _RATES[self._seen]
         if bit:
             self._zero -= self._zero * rate >> 16
@@ -38,7 +38,7 @@ class Chance:
 
 
 class RangeEncoder:
-    """Turns bits into bytes."""
+    """Codes bits to bytes."""
 
     def __init__(self) -> None:
         self._out = bytearray()
@@ -46,7 +46,7 @@ class RangeEncoder:
         self._range = _FULL
 
     def put(self, chance: Chance, bit: int) -> None:
-        """Add a bit of this probability."""
+        """Code a bit, and let its probability learn."""
         bound = chance.bound(self._range)
         if bit:
             self._low += bound
@@ -57,14 +57,14 @@ class RangeEncoder:
         self._normalize()
 
     def put_even(self, bits: int, count: int) -> None:
-        """Add bits, the highest first, each of which is as likely 0 as 1."""
+        """Code the lowest `count` bits of a number, the highest first, as equally likely 0 or 1."""
         for n in reversed(range(count)):
             self._range >>= 1
             self._low += self._range * (bits >> n & 1)
             self._normalize()
 
     def finish(self) -> bytes:
-        """As few bytes as identify the result; the decoder takes zeros for those behind them."""
+        """Return the fewest bytes that identify the bits; a decoder reads zeros past their end."""
         end = self._low + self._range - 1
         steps = (1 << shift for shift in (24, 16, 8, 0))
         rounded = (-(-self._low // step) * step for step in steps)
@@ -93,7 +93,7 @@ class RangeEncoder:
 
 
 class RangeDecoder:
-    """The inverse of `RangeEncoder`."""
+    """Decodes the bits that a `RangeEncoder` coded."""
 
     def __init__(self, data: Buffer) -> None:
         self._bytes = iter(bytes(data))
@@ -103,7 +103,7 @@ class RangeDecoder:
             self._shift()
 
     def get(self, chance: Chance) -> int:
-        """The next bit, which has this probability."""
+        """Decode a bit, and let its probability learn."""
         bound = chance.bound(self._range)
         bit = int(self._code >= bound)
         if bit:
@@ -116,7 +116,7 @@ class RangeDecoder:
         return bit
 
     def get_even(self, count: int) -> int:
-        """So many bits, the highest first, each as likely 0 as 1."""
+        """Decode `count` equally likely bits, the highest first, as a number."""
         bits = 0
         for _ in range(count):
             self._range >>= 1
@@ -127,7 +127,7 @@ class RangeDecoder:
         return bits
 
     def is_at_end(self) -> bool:
-        """Whether all bytes were read."""
+        """Return whether all bytes were read."""
         return next(self._bytes, None) is None
 
     def _normalize(self) -> None:
@@ -136,5 +136,5 @@ class RangeDecoder:
             self._shift()
 
     def _shift(self) -> None:
-        # No encoder makes a code beyond the range; in 32 bits, all decoders read the same from it.
+        # A forged code can exceed the range; cut to 32 bits, all decoders read the same bits.
         self._code = (self._code << 8 | next(self._bytes, 0)) & _FULL

@@ -1,7 +1,7 @@
-"""Asymmetric numeral systems (rANS, arXiv 1311.2540), for many segments side by side.
+"""Asymmetric numeral systems (rANS, arXiv 1311.2540), for many segments in parallel.
 
-A segment's symbols are a column of a table, so that one step of numpy codes a symbol of each.
-Symbols are numbered through all classes; `SymbolTable` has the chances of all of them.
+A segment's symbols are a column of a table, so one numpy operation codes a symbol of every segment.
+A symbol's number includes its class: `SymbolTable` has the chances of all classes, concatenated.
 """
 
 from __future__ import annotations
@@ -13,26 +13,27 @@ import numpy as np
 SEGMENT = 1 << 14  # elements that share a state
 CHANCE_BITS = 12
 CHANCES = 1 << CHANCE_BITS
-_LOWEST = 1 << 15  # states lie from here to 65,536 times as much
+_LOWEST = 1 << 15  # states are from this value to below 65,536 times as much
 _WORD_BITS = 16
-_STATE_WORDS = 2  # before those of a segment's symbols
+_STATE_WORDS = 2  # words of the first state, before those of a segment's symbols
 
 
 def scale_counts(counts: np.ndarray) -> np.ndarray:
-    """Scale counts to a sum of `CHANCES`, leaving none of them at 0 that was not."""
+    """Scale counts to a sum of `CHANCES`; counts above 0 stay above 0."""
     total = max(1, int(counts.sum()))
     chances: np.ndarray = np.maximum(counts * CHANCES // total, counts > 0)
-    while rest := CHANCES - int(chances.sum()):  # the most frequent one bears it while it is that
+    # The rounding error goes to the largest chance: a surplus one by one, so that none drops to 0.
+    while rest := CHANCES - int(chances.sum()):
         chances[np.argmax(chances)] += max(rest, -1)
     return chances
 
 
 class SymbolTable(NamedTuple):
-    """Chances of symbols, and one symbol more that is certain and so changes no state.
+    """Chances of symbols, and one more symbol that is certain, whose coding changes no state.
 
     Attributes:
-        chance: Of each symbol, in 4,096ths.
-        start: The sum of the chances before it in its class.
+        chance: The chance of each symbol, in 4,096ths.
+        start: For each symbol, the sum of the chances before it in its class.
     """
 
     chance: np.ndarray
@@ -40,7 +41,7 @@ class SymbolTable(NamedTuple):
 
     @classmethod
     def of(cls, classes: list[np.ndarray]) -> SymbolTable:
-        """From the chances of each class."""
+        """Return the table for these chances, one array for each class."""
         start = [np.cumsum(chances) - chances for chances in classes]
         columns = [*classes, np.array([CHANCES])], [*start, np.array([0])]
         return cls(*(np.concatenate(column).astype(np.uint32) for column in columns))
@@ -51,12 +52,12 @@ class SymbolTable(NamedTuple):
         return len(self.chance) - 1
 
     def slots(self) -> np.ndarray:
-        """The symbol of each of a class's `CHANCES` slots, class after class."""
+        """Return the symbol of each slot, for the `CHANCES` slots of class after class."""
         return np.repeat(np.arange(len(self.chance)), self.chance)
 
 
 def as_columns(values: np.ndarray, fill: int) -> np.ndarray:
-    """A column for each segment; the last one is filled up."""
+    """Arrange values in one column for each segment; `fill` completes the last one."""
     segments = -(-len(values) // SEGMENT)
     rows = min(len(values), SEGMENT)
     filled = np.full(segments * rows, fill, values.dtype)
@@ -65,7 +66,7 @@ def as_columns(values: np.ndarray, fill: int) -> np.ndarray:
 
 
 def from_columns(table: np.ndarray, count: int) -> np.ndarray:
-    """The inverse of `as_columns`: the first `count` values."""
+    """Return the first `count` values of columns; the inverse of `as_columns`."""
     return table.T.reshape(-1)[:count]
 
 
@@ -73,13 +74,13 @@ def encode_segments(symbols: np.ndarray, table: SymbolTable) -> tuple[bytes, lis
     """Code columns of symbols.
 
     Returns:
-        The words of all segments, and their number in each.
+        The words of all segments as bytes, and the number of words of each segment.
     """
     rows, segments = symbols.shape
     words = np.empty((_STATE_WORDS + rows, segments), "<u2")
     used = np.ones(words.shape, bool)
     state = np.full(segments, _LOWEST, np.uint32)
-    for n in reversed(range(rows)):  # so that a reader goes forward
+    for n in reversed(range(rows)):  # rANS codes backwards, so that decoding runs forwards
         chance, start = table.chance[symbols[n]], table.start[symbols[n]]
         full = state >= chance << (31 - CHANCE_BITS)
         words[_STATE_WORDS + n], used[_STATE_WORDS + n] = state & 0xFFFF, full
@@ -92,19 +93,19 @@ def encode_segments(symbols: np.ndarray, table: SymbolTable) -> tuple[bytes, lis
 def decode_segments(
     classes: np.ndarray, words: memoryview, counts: np.ndarray, table: SymbolTable
 ) -> np.ndarray:
-    """The inverse of `encode_segments`.
+    """Decode the words that `encode_segments` returned.
 
     Args:
         classes: Columns of the elements' classes.
         words: The words of all segments.
-        counts: Their number in each segment, at least 2.
+        counts: The number of words of each segment, at least 2.
         table: Chances of symbols.
 
     Returns:
         Columns of symbols.
 
     Raises:
-        ValueError: The words are not those of so many symbols.
+        ValueError: The words do not decode to exactly this number of symbols.
     """
     slots = table.slots()
     chance = table.chance[slots]

@@ -1,6 +1,7 @@
-"""Golomb-Rice codes: for gaps between what is equally likely everywhere.
+"""Golomb-Rice codes: for gaps between events that are equally likely everywhere.
 
-A gap is its quotient by 2^k in unary (as many zeros, and a one) and the k bits of the remainder.
+A gap is coded as its quotient by 2^k in unary (that number of zeros, then a one), followed by the k
+bits of the remainder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MAX_RICE = 26
 
 
 def encode_ranks(ranks: Sequence[np.ndarray]) -> bytes:
-    """The ranks of the changed elements of each class, ascending, as gaps between them."""
+    """Encode the ranks of the changed elements of each class, which ascend, as gaps."""
     head, fields, starts, end = b"", [], [], 0
     for own in ranks:
         head += varint(len(own))
@@ -44,7 +45,7 @@ def encode_ranks(ranks: Sequence[np.ndarray]) -> bytes:
 
 
 def _best_rice(gaps: np.ndarray) -> int:
-    """The parameter k that takes the fewest bits. Their number is convex in it."""
+    """Return the parameter k with the fewest bits. The number of bits is convex in k."""
     k = (int(gaps.sum()) // len(gaps)).bit_length()
     while k and _rice_bits(gaps, k - 1) <= _rice_bits(gaps, k):
         k -= 1
@@ -56,7 +57,19 @@ def _rice_bits(gaps: np.ndarray, k: int) -> int:
 
 
 def read_ranks(reader: PayloadReader, count: int, classes: int) -> list[list[int]]:
-    """The inverse of `encode_ranks`, for `count` elements in so many classes."""
+    """Read the ranks that `encode_ranks` encoded.
+
+    Args:
+        reader: The payload, at the number of changed elements of the first class.
+        count: Number of elements of the chunk.
+        classes: Number of classes.
+
+    Returns:
+        The ranks of the changed elements of each class, ascending.
+
+    Raises:
+        ValueError: The counts do not add up, or a rank is not below `count`.
+    """
     left, heads = count, []
     for _ in range(classes):
         changes = reader.varint(left)

@@ -1,7 +1,8 @@
-"""How far elements moved, by adaptive probabilities.
+"""Code the steps of changed elements with adaptive probabilities.
 
-An optimizer moves all elements about equally far, so what is likely is told by the exponent of
-the base plus the logarithm of the size in units of its last place: the size in absolute terms.
+An optimizer moves all elements by similar absolute amounts. The absolute scale of a step is the
+exponent of the base plus the logarithm of the step's size in units of the base's last place, so the
+probabilities depend on this sum.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ _SCALES = 256 + 64
 
 
 class Sizes:
-    """What was learnt of the sizes so far, by their absolute scale.
+    """Probabilities of the bits of sizes, by absolute scale; each step adapts them.
 
     Attributes:
-        more: Is the size at least twice as large? The first such question, and later ones.
+        more: The bits that say whether the size is at least twice as large: the first such bit of
+            a size, and the later ones.
         top: The bit below the highest one.
     """
 
@@ -28,7 +30,7 @@ class Sizes:
         self.top = [Chance() for _ in range(_SCALES)]
 
     def put(self, coder: RangeEncoder, exponent: int, difference: int) -> None:
-        """Add a difference in zigzag, which is not 0."""
+        """Code a difference in zigzag, which must not be 0."""
         size = (difference + 1) // 2
         log = size.bit_length() - 1
         for n in range(log + 1):
@@ -39,7 +41,7 @@ class Sizes:
         coder.put_even(difference & 1, 1)
 
     def get(self, coder: RangeDecoder, exponent: int, width: int) -> int:
-        """The inverse of `put`, for elements of `width` bits."""
+        """Decode the difference of an element of `width` bits; the inverse of `put`."""
         log = self._get_log(coder, exponent, width)
         size = 1
         if log:

@@ -1,4 +1,4 @@
-"""The `sparse` encoding: which elements changed, and how far."""
+"""The `sparse` encoding: the positions of the elements that changed, and their steps."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 _MAX_CLASSES = 8
-_CLASS_BITS = 28  # what a class costs
-_BLOCK = 64
-_SAMPLE = 1 << 13  # elements to count at most, about; half as many at least, if there are more
+_CLASS_BITS = 28  # bits that a class costs
+_BLOCK = 64  # elements that are counted at once
+_SAMPLE = 1 << 13  # elements to count: at most about this many, and at least half of it
 
 
 def sparse_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
-    """Encode a chunk as its difference from a base, for few elements that differ.
+    """Encode a chunk as its difference from a base in which few elements differ.
 
     Args:
         base: The base's bytes.
-        new: The chunk's bytes, as many.
-        kind: A `Kind` of elements.
+        new: The chunk's bytes, of the same length.
+        kind: An `ElementKind`.
+
+    Raises:
+        ValueError: The lengths differ, or the kind is unknown or does not fit them.
     """
     known, old, bits = open_pair(base, new, kind)
     changed = old != bits
@@ -53,7 +56,7 @@ def sparse_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
 
 
 def _choose_classes(exponent: np.ndarray, places: np.ndarray) -> Classes:
-    """The changes are counted; how many elements there are is estimated from some blocks."""
+    """Choose classes from the changed elements of each exponent and an estimate of all elements."""
     stride = len(exponent) // _SAMPLE + 1
     elements = np.zeros(EXPONENTS, np.int64)
     for start in range(0, len(exponent), stride * _BLOCK):
@@ -71,14 +74,15 @@ def _encode_sizes(exponent: np.ndarray, steps: np.ndarray) -> bytes:
 
 
 def sparse_decode(payload: Buffer, base_to_new: Buffer, /) -> None:
-    """The inverse of `sparse_encode`.
+    """Decode the result of `sparse_encode` in place.
 
     Args:
-        payload: What it returned.
-        base_to_new: The base, which becomes the new chunk.
+        payload: The encoded difference.
+        base_to_new: The base; the function turns it into the new chunk.
 
     Raises:
-        ValueError: The payload is malformed; what the base became is of no use.
+        TypeError: `base_to_new` is read-only.
+        ValueError: The payload is malformed; the content of `base_to_new` is then undefined.
     """
     reader, kind, elements = open_payload(payload, base_to_new)
     classes = read_classes(reader, kind, _MAX_CLASSES)
@@ -90,7 +94,7 @@ def sparse_decode(payload: Buffer, base_to_new: Buffer, /) -> None:
 
 
 def _find_places(class_of: np.ndarray, ranks: list[list[int]]) -> np.ndarray:
-    """The elements that changed, by their ranks in their classes."""
+    """Return the positions of the elements with these ranks in their classes, ascending."""
     changed = np.zeros(len(class_of), bool)
     for c, own in enumerate(ranks):
         members = class_of == c
@@ -103,7 +107,7 @@ def _find_places(class_of: np.ndarray, ranks: list[list[int]]) -> np.ndarray:
 
 
 def _decode_sizes(data: Buffer, exponent: np.ndarray, width: int) -> list[int]:
-    """The inverse of `_encode_sizes`."""
+    """Decode the differences that `_encode_sizes` encoded."""
     coder, sizes = RangeDecoder(data), Sizes()
     steps = [sizes.get(coder, e, width) for e in exponent.tolist()]
     if not coder.is_at_end():
