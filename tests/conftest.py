@@ -1,4 +1,4 @@
-"""Settings and fixtures that all tests share."""
+"""Settings and fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from casweights import Repository
 
-# Deterministic: what fails here fails everywhere; no deadline: machines differ.
+# Deterministic, so that a failure here is a failure everywhere; no deadline, as machines differ.
 hypothesis.settings.register_profile(
     "casweights",
     derandomize=True,
@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("casweights")
 
 wait_for_no_disk()
 
-# Before anything imports huggingface_hub: nothing of this user's is read, or left behind.
+# Set before any import of huggingface_hub, so that tests neither read nor change the user's files.
 _home = tempfile.TemporaryDirectory(prefix="casweights-tests-")
 os.environ |= {"HF_HOME": _home.name, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": "hf_test"}
 for _name in ("HF_ENDPOINT", "HF_XET_CACHE", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"):
@@ -46,9 +46,9 @@ for _name in ("HF_ENDPOINT", "HF_XET_CACHE", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "
 
 
 def pytest_collection_finish() -> None:
-    """Keep all that is alive now out of garbage collections, which hundreds of tests ask for.
+    """Exclude all current objects from garbage collections, which hundreds of tests request.
 
-    It is most of the heap: the tests themselves, and torch.
+    The tests themselves and torch make up most of the heap.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Files of tests need not outlive a crash of the machine."""
+"""Make tests faster by not waiting for the disk: their files need not survive a crash."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 
 
 def wait_for_no_disk() -> None:
-    """Let this process sync files without waiting for the disk.
+    """Make ``os.fsync`` of this process return without waiting for the disk.
 
-    Only a crash of the machine tells whether a file was synced, not the end or the kill of a
-    process, so no test can notice. That all is synced that must be, and in which order, is shown by
-    tests that watch the calls. A descriptor that is not open is still an error.
+    Only a crash of the machine, and not that of a process, could reveal the difference. Other tests
+    watch the calls, to check that all necessary files are synced and in which order. A descriptor
+    that is not open is still an error.
     """
     vars(os)["fsync"] = _check
 

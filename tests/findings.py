@@ -1,4 +1,4 @@
-"""Stores with findings: a chain of versions, damage, and what was told of it."""
+"""Stores with findings: a history of versions, and damage to their packs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATES = list(history(5, 0.02, chunks=1))
 
 
 class Remote(WrapperStore):
-    """A store that counts as one behind a network."""
+    """A store that reports the capabilities of a remote one."""
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
@@ -37,7 +37,7 @@ class Remote(WrapperStore):
 
 
 class ReadOnly(WrapperStore):
-    """Refuses to be written to."""
+    """A store that refuses writes."""
 
     batch = ObjectStore.batch
     delete_all = ObjectStore.delete_all
@@ -50,7 +50,7 @@ class ReadOnly(WrapperStore):
 
 
 def filled(objects: ObjectStore) -> tuple[list[SnapshotId], list[str]]:
-    """A store with a chain of versions; returns them, and the pack of each."""
+    """Fill a store with a history; return its versions and the pack of each."""
     versions: list[SnapshotId] = []
     packs: list[str] = []
     with casweights.open(objects, create=True, config=CONFIG) as repo:
@@ -80,7 +80,7 @@ def suspects(objects: ObjectStore) -> list[str]:
 
 
 def told(objects: ObjectStore, pack: str, offset: int | None = 8, why: str = "") -> str:
-    """Put a finding into a store; returns its name."""
+    """Put a finding into a store, and return its name."""
     suspect = Suspect(pack_of(pack), offset)
     finding = Finding(suspect=suspect, why=why, time=0)
     objects.put(finding_name(suspect), [encode_finding(finding)])
@@ -88,7 +88,7 @@ def told(objects: ObjectStore, pack: str, offset: int | None = 8, why: str = "")
 
 
 def assert_readable(objects: ObjectStore, versions: Sequence[SnapshotId]) -> None:
-    """All versions, and whatever came later, by somebody who knows of nothing."""
+    """Assert that a fresh client reads all versions of `filled` and the head of every branch."""
     with casweights.open(objects) as repo:
         for version, state in zip(versions, STATES, strict=False):
             assert_same_state(repo.load(version), state)

@@ -1,4 +1,4 @@
-"""Stores with frames of any kind, under IDs and checksums that are right for them."""
+"""Build stores with forged frames, under matching IDs and checksums."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAME = "chunk.bin"
 
 
 class Link(NamedTuple):
-    """A frame to be stored: a chunk, and the bytes that stand for it."""
+    """A frame to store: a chunk, and the bytes that claim to encode it."""
 
     raw: bytes
     encoding: int
@@ -40,7 +40,8 @@ class Link(NamedTuple):
 
 
 def chunk(number: int, size: int = 1030) -> bytes:
-    """Chunks that differ in a few bytes; their usual size is even, but no multiple of 4."""
+    """Return a chunk that differs from others in a few bytes; its usual size is even, but not a
+    multiple of 4."""
     return number.to_bytes(4, "little") + bytes(n % 256 for n in range(size - 4))
 
 
@@ -57,7 +58,7 @@ def difference(raw: bytes, base: bytes) -> Link:
 
 
 def chain(links: int) -> list[Link]:
-    """A whole chunk and so many differences; `chunk(links)` is at the end."""
+    """Return a whole chunk and `links` differences; the last one is of `chunk(links)`."""
     chunks = [chunk(n) for n in range(links + 1)]
     return [whole(chunks[0]), *(difference(raw, base) for base, raw in pairwise(chunks))]
 
@@ -79,7 +80,7 @@ def add_pack(store: ObjectStore, links: Sequence[Link]) -> PackId:
 
 
 def add_version(store: ObjectStore, raw: bytes, packs: Sequence[PackId]) -> SnapshotId:
-    """A version of one file of one chunk; the first one of the packs is said to have it."""
+    """Add a version of one file of one chunk; its table names the first pack for the chunk."""
     manifest = Manifest(
         parents=(),
         time=datetime(2024, 1, 1, tzinfo=UTC),
@@ -112,14 +113,14 @@ def dense(payload: bytes) -> list[Link]:
     return [whole(A), Link(B, Encoding.DENSE, payload, A)]
 
 
-# What is said to lead to B, in one pack.
+# Frames in one pack from which B cannot be rebuilt.
 REFUSED: dict[str, list[Link]] = {
-    "base that is not there": [difference(B, A)],
-    "base that is not there, behind another": [difference(C, A), difference(B, C)],
+    "missing base": [difference(B, A)],
+    "missing base of a base": [difference(C, A), difference(B, C)],
     "itself": [Link(B, Encoding.SPARSE, SPARSE, B)],
     "circle of two": [difference(A, B), difference(B, A)],
     "circle of three": [difference(A, C), difference(B, A), difference(C, B)],
-    "way into a circle": [difference(B, A), difference(A, C), difference(C, A)],
+    "chain into a circle": [difference(B, A), difference(A, C), difference(C, A)],
     "longer base": [whole(LONGER), Link(B, Encoding.SPARSE, SPARSE, LONGER)],
     "shorter base": [whole(SHORTER), Link(B, Encoding.SPARSE, SPARSE, SHORTER)],
     "another base": [whole(C), Link(B, Encoding.SPARSE, SPARSE, C)],
@@ -155,16 +156,16 @@ REFUSED: dict[str, list[Link]] = {
         difference(B, C),
     ],
 }
-# Of these, one frame leads to B, and others are in its way.
+# Frames with one chain to B, and others that mislead a reader.
 READ: dict[str, list[Link]] = {
     "circle with a way out at the end": [*REFUSED["circle of three"], whole(C)],
     "circle with a way out at once": [*REFUSED["circle of three"], whole(B)],
     "circle with a way out between": [*REFUSED["circle of three"], whole(A)],
     "itself, too": [*REFUSED["itself"], whole(B)],
     "base of another size, too": [*REFUSED["longer base"], *sparse(SPARSE)],
-    "base that is not there, too": [difference(B, C), *dense(DENSE)],
+    "missing base, too": [difference(B, C), *dense(DENSE)],
     "damaged, too": [Link(B, Encoding.ZSTD, b"zstd", None), *sparse(SPARSE)],
-    "damaged in the middle, with a way around": [
+    "damaged in the middle, with another chain": [
         *REFUSED["damaged in the middle"],
         difference(C, A),
     ],

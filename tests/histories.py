@@ -1,4 +1,4 @@
-"""Versions as training leaves them, small: a few elements move by a unit in the last place."""
+"""Small versions as training makes them: a few elements move by a unit in the last place."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ State = dict[str, torch.Tensor]
 
 
 def weights(chunks: int, seed: int = 0) -> torch.Tensor:
-    """Random weights in bf16 that fill some chunks."""
+    """Return random weights in bf16 that fill some chunks."""
     generator = np.random.default_rng(seed)
     values = generator.standard_normal(chunks * ELEMENTS, dtype=np.float32) * 0.02
     return torch.from_numpy(values).to(torch.bfloat16)
 
 
 def step(tensor: torch.Tensor, density: float, seed: int) -> torch.Tensor:
-    """Weights of which a share of `density` has moved up or down."""
+    """Return a copy of weights in which a share of `density` moved up or down."""
     generator = np.random.default_rng(seed)
     bits = tensor.view(torch.int16).numpy().copy()
     moved = np.flatnonzero(generator.random(len(bits), dtype=np.float32) < density)
@@ -35,7 +35,7 @@ def step(tensor: torch.Tensor, density: float, seed: int) -> torch.Tensor:
 
 
 def history(versions: int, density: float, chunks: int = 2, seed: int = 0) -> Iterator[State]:
-    """The states of consecutive steps."""
+    """Yield the states of consecutive steps."""
     tensor = weights(chunks, seed)
     for n in range(versions):
         yield {"w": tensor}

@@ -1,7 +1,7 @@
-"""Writers that move one ref at once, in every order that a scheduler can think of.
+"""Run writers that move one ref concurrently, in every order that a scheduler could choose.
 
-Each writer is a thread that stops before every call of the store, and one of them at a time goes
-on: which one is drawn by hypothesis, so that what fails shrinks, or enumerated.
+Each writer is a thread that stops before every call of the store, and one writer at a time
+continues. Hypothesis draws which one, so that failures shrink, or a test enumerates all orders.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
     Work = Callable[["Client"], object]
     Choose = Callable[[Sequence["Writer"]], "Writer"]
 
-MAX_LAG = 5  # calls; less than the listings that a writer waits for its own move
-MAX_SKEW = 1000  # calls; more than a test makes
+MAX_LAG = 5  # calls; fewer than the listings for which a writer waits for its own move
+MAX_SKEW = 1000  # calls; more than any test makes
 
 
 class Time(threading.local):
-    """A clock that only sleeping moves on, by a second at least, so that nobody looks often.
+    """A clock that advances only by sleeping, by at least a second, so that writers poll rarely.
 
-    Each writer has its own: the sleep of one does not use up the patience of another.
+    Each thread has its own clock: the sleep of one writer does not bring another closer to its
+    timeout.
     """
 
     _now = 0.0
@@ -54,14 +55,15 @@ class Time(threading.local):
 
 
 class World(MemoryStore):
-    """What all writers share: objects, a clock that ticks at every change and listing, the past.
+    """A store that all writers share, with its history and a clock.
+
+    The clock ticks at every change and listing. The history allows listings to lag.
 
     Attributes:
-        lags: By how many ticks listings lag, for each object in turn; one for all is a listing
-            that shows the whole store as it was.
-        skews: By how many ticks the clocks of the servers that put objects are off, for each
-            object in turn.
-        clashes: Names that were put with other bytes while they were there.
+        lags: Ticks by which listings lag, cyclically for each object. With a single number, a
+            listing shows the whole store at an earlier time.
+        skews: Ticks by which the servers' clocks are off, cyclically for each object.
+        clashes: Names of existing objects that were put again with other bytes.
     """
 
     def __init__(self, *, exclusive: bool) -> None:
@@ -71,25 +73,25 @@ class World(MemoryStore):
         self.skews: Sequence[int] = (0,)
         self.clashes: list[str] = []
         self._now = 0
-        self._past: dict[str, list[tuple[int, bool]]] = {}  # when it came and went
+        self._past: dict[str, list[tuple[int, bool]]] = {}  # (tick, whether it exists)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         created = super().put(name, parts)
         if created:
-            self._note(name, there=True)
+            self._note(name, exists=True)
         elif self.get(name) != b"".join(parts):
             self.clashes.append(name)
         return created
 
     def delete(self, name: str) -> None:
-        there = self.exists(name)
+        existed = self.exists(name)
         super().delete(name)
-        if there:
-            self._note(name, there=False)
+        if existed:
+            self._note(name, exists=False)
 
-    def _note(self, name: str, *, there: bool) -> None:
+    def _note(self, name: str, *, exists: bool) -> None:
         self._now += 1
-        self._past.setdefault(name, []).append((self._now, there))
+        self._past.setdefault(name, []).append((self._now, exists))
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         self._now += 1
@@ -98,20 +100,20 @@ class World(MemoryStore):
             if not name.startswith(prefix):
                 continue
             seen = self._now - self.lags[number % len(self.lags)]
-            moment, there = next((c for c in reversed(changes) if c[0] <= seen), (0, False))
-            if there:
+            moment, exists = next((c for c in reversed(changes) if c[0] <= seen), (0, False))
+            if exists:
                 skewed = MAX_SKEW + moment + self.skews[number % len(self.skews)]
-                skewed = skewed * 1000 + number  # no two are the same
+                skewed = skewed * 1000 + number  # distinct for each object
                 created = 0 if self.capabilities.exclusive_create else skewed
                 infos.append(ObjectInfo(name, 0, created))
         return iter(sorted(infos, key=lambda info: info.name))
 
     def names(self) -> Sequence[str]:
-        """Of all objects that ever were, in the order in which `lags` counts them."""
+        """Return the names of all objects that ever existed, in the order of `lags`."""
         return list(self._past)
 
     def copy(self) -> World:
-        """Another one that is as this one is now."""
+        """Return a copy of the store in its current state."""
         other = World(exclusive=self.capabilities.exclusive_create)
         other._objects = dict(self._objects)
         other.skews = self.skews
@@ -120,15 +122,15 @@ class World(MemoryStore):
 
 
 class Fate(Enum):
-    """What becomes of a call."""
+    """The outcome of a call."""
 
     DONE = "done"
-    LOST = "it does not reach the store"
-    UNANSWERED = "it is done, but its answer does not come"
+    LOST = "the call does not reach the store"
+    UNANSWERED = "the call is done, but its answer is lost"
 
 
 class Client(WrapperStore):
-    """The store, as one writer reaches it: every call waits until it is this writer's turn."""
+    """The store of one writer, in which every call waits for the writer's turn."""
 
     def __init__(self, world: World, stop: Callable[[], Fate]) -> None:
         super().__init__(world)
@@ -164,12 +166,12 @@ class Client(WrapperStore):
 
 
 class Writer:
-    """A thread that goes on to its next call of the store when it is told to, and no further.
+    """A thread that runs up to its next call of the store each time that `step` is called.
 
     Attributes:
-        at_work: Whether there is a next call.
-        fate: What becomes of it.
-        error: What its work raised.
+        at_work: Whether the thread is waiting before a call.
+        fate: Outcome of this call.
+        error: The exception that the work raised.
     """
 
     def __init__(self, world: World, work: Work) -> None:
@@ -184,12 +186,12 @@ class Writer:
         self._stopped.acquire()
 
     def step(self) -> None:
-        """Make the call at which it stands, and go on up to the next one."""
+        """Make the call before which the thread waits, and run up to the next one."""
         self._go.release()
         self._stopped.acquire()
 
     def _stop(self) -> Fate:
-        if not self.at_work:  # the test goes on with what it used
+        if not self.at_work:  # the test uses the writer's objects after the race
             return Fate.DONE
         self._stopped.release()
         self._go.acquire()
@@ -206,12 +208,12 @@ class Writer:
 
 
 def run(world: World, works: Sequence[Work], choose: Choose) -> None:
-    """Let writers work, in the order that is chosen call by call."""
+    """Run writers to their end, in the order that `choose` decides call by call."""
     writers = [Writer(world, work) for work in works]
     try:
         while ready := [writer for writer in writers if writer.at_work]:
             choose(ready).step()
-    finally:  # whoever chooses may have given up
+    finally:  # `choose` may have raised
         for writer in writers:
             while writer.at_work:
                 writer.step()
@@ -221,8 +223,8 @@ def run(world: World, works: Sequence[Work], choose: Choose) -> None:
 
 
 def in_every_order(race: Callable[[Choose], None]) -> None:
-    """Run a race in every order that there is."""
-    path: list[tuple[int, int]] = []  # what was chosen, of how many
+    """Run a race in every possible order."""
+    path: list[tuple[int, int]] = []  # (choice, number of options)
     while True:
         race(_follow(path))
         while path and path[-1][0] == path[-1][1] - 1:
@@ -233,7 +235,7 @@ def in_every_order(race: Callable[[Choose], None]) -> None:
 
 
 def _follow(path: list[tuple[int, int]]) -> Choose:
-    """Choose as the path says, and then always the first, which is added to the path."""
+    """Return a function that chooses as `path` says, then always the first, and extends `path`."""
     numbers = count()
 
     def choose(ready: Sequence[Writer]) -> Writer:
@@ -248,7 +250,7 @@ def _follow(path: list[tuple[int, int]]) -> Choose:
 def drawn_order(
     data: st.DataObject, world: World, lags: st.SearchStrategy[Sequence[int]], failures: int = 0
 ) -> Choose:
-    """Draws who is next, how listings lag then, and up to so many calls that fail."""
+    """Draw the next writer, the lag of listings, and up to `failures` calls that fail."""
     fates = st.sampled_from([Fate.DONE] * 6 + [Fate.LOST, Fate.UNANSWERED])
     left = failures
 
@@ -279,21 +281,21 @@ _ids = count()
 
 
 def version(store: ObjectStore) -> SnapshotId:
-    """A new version in a store; the order of IDs has nothing to do with that of their making."""
+    """Add a version to a store; IDs are hashes, so their order is not that of creation."""
     snapshot = SnapshotId(hashlib.sha256(b"%d" % next(_ids)).digest())
     store.put(names.snapshot_name(snapshot), [b"a version"])
     return snapshot
 
 
 class Branch:
-    """The branch ``main``, and what those who moved it were told.
+    """The branch ``main``, and the results that its writers received.
 
     Attributes:
-        won: Where they saw it, and where they moved it.
-        lost: The versions of those who were told of a conflict.
-        unsure: The versions of those who were told that the store failed.
-        told: The versions of which their writers were told that they were displaced.
-        handles: What each of those moved it with who moved it, by version.
+        won: For each acknowledged move, the head before it and the head after it.
+        lost: Versions whose writers received a conflict.
+        unsure: Versions whose writers received an error of the store.
+        told: Versions whose writers learnt that they were displaced.
+        handles: For each acknowledged version, the `Refs` that moved the branch.
     """
 
     def __init__(self, world: World) -> None:
@@ -306,7 +308,7 @@ class Branch:
         self._before: dict[SnapshotId, SnapshotId | None] = {}
 
     def writer(self, moves: int, *, again: bool = False) -> Work:
-        """Moves it some times from where it is; `again` repeats calls that fail."""
+        """Return work that moves the branch `moves` times; `again` repeats calls that fail."""
 
         def work(client: Client) -> None:
             refs = Refs(RetryStore(client, sleep=lambda _: None) if again else client)
@@ -319,7 +321,7 @@ class Branch:
         return work
 
     def look(self, refs: Refs) -> tuple[bool, Head | None]:
-        """Where the branch is for a writer; or whether it is told that it was displaced."""
+        """Return whether the writer learns that it was displaced, and otherwise the head."""
         try:
             return False, refs.head("main", for_update=True)
         except ConflictError as error:
@@ -329,7 +331,7 @@ class Branch:
             return True, None
 
     def move(self, through: ObjectStore | Refs, seen: Head | None) -> Head | None:
-        """Move it from where it was seen to a new version; None if others were first."""
+        """Move the branch from `seen` to a new version; return None after a conflict."""
         refs = through if isinstance(through, Refs) else Refs(through)
         snapshot = version(self.world)
         self._before[snapshot] = seen.snapshot if seen else None
@@ -354,7 +356,7 @@ class Branch:
         return None
 
     def history(self, snapshot: SnapshotId | None) -> Sequence[SnapshotId]:
-        """A version and all before it."""
+        """Return a version and all versions before it."""
         found = []
         while snapshot is not None:
             found.append(snapshot)
@@ -362,7 +364,7 @@ class Branch:
         return found
 
     def check(self, *, failures: bool = False) -> None:
-        """Who was told that they moved it did, one at each position; and nothing is lost."""
+        """Assert that acknowledged moves are in the log, one per position; nothing is lost."""
         self.world.lags = (0,)
         head = self.head()
         log = self.history(head.snapshot if head else None)
@@ -374,14 +376,14 @@ class Branch:
         self.check_end()
 
     def check_winners(self, log: Sequence[SnapshotId]) -> None:
-        """No two versions of the log were moved to at one position; each from where it was seen."""
+        """Assert that acknowledged moves follow their `seen`, with unique positions in the log."""
         for seen, moved in self.won:
             assert moved.position == (seen.position + 1 if seen else 1)
         winners = Counter(moved.position for _, moved in self.won if moved.snapshot in log)
         assert set(winners.values()) <= {1}
 
     def check_end(self) -> None:
-        """No version is lost, readers agree, and who repeats a move on the head succeeds."""
+        """Assert that no version is lost, readers agree, and repeated moves succeed."""
         for snapshot in self._before:
             assert self.world.exists(names.snapshot_name(snapshot))
         if not self.world.capabilities.exclusive_create:
@@ -394,21 +396,21 @@ class Branch:
             assert Refs(world).branches() == {"main": snapshot}
 
     def positions(self) -> Sequence[int]:
-        """Where there are moves."""
+        """Return the positions of all moves."""
         return [int(info.name.split("/")[3][:12]) for info in self.world.list("refs/heads/main/")]
 
     def head(self) -> Head | None:
         return Refs(self.world).head("main")
 
     def copy(self) -> Branch:
-        """The same branch in another world; nobody was told anything there."""
+        """Return the same branch in a copy of the world, without results of writers."""
         other = Branch(self.world.copy())
         other._before = dict(self._before)
         return other
 
 
 def branch(*, exclusive: bool, moves: int = 0) -> Branch:
-    """A branch that was moved some times already."""
+    """Return a branch that was moved `moves` times."""
     main = Branch(World(exclusive=exclusive))
     for _ in range(moves):
         main.move(main.world, main.head())

@@ -1,4 +1,4 @@
-"""State dicts as the independent reader rebuilds them, to compare with those of the library."""
+"""Describe state dicts that the independent reader rebuilds, to compare with the library's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import io
 from typing import Any
 
-# What torch and numpy call the dtypes of headers.
+# The names of headers' dtypes in torch and numpy.
 _TORCH = {
     "BOOL": "bool",
     "U8": "uint8",
@@ -32,7 +32,7 @@ _TORCH = {
 
 
 def describe_read(value: Any) -> Any:
-    """The same as ``tools.spec.golden.describe``, for what the reader makes of a state dict."""
+    """Describe the reader's state dict as ``tools.spec.golden.describe`` does the library's."""
     if hasattr(value, "data") and hasattr(value, "kind"):
         return _describe_tensor(value)
     if isinstance(value, bytes):
@@ -50,13 +50,13 @@ def _describe_tensor(value: Any) -> list[Any]:
     shape, digest = list(value.shape), hashlib.sha256(value.data).hexdigest()
     if value.kind != "tensor":
         return [value.kind, _TORCH[value.dtype], shape, digest]
-    if value.dtype == "F4":  # torch counts pairs
+    if value.dtype == "F4":  # torch counts pairs of elements
         shape[-1] //= 2
     return [f"torch.{_TORCH[value.dtype]}", shape, digest]
 
 
 def names_of_tensors(value: Any) -> list[str]:
-    """The name of the tensor of the file for each tensor in a state dict, in order."""
+    """Return the name in the file of each tensor in a state dict, in order."""
     if isinstance(value, dict):
         return [name for item in value.values() for name in names_of_tensors(item)]
     if isinstance(value, list | tuple) and not hasattr(value, "kind"):

@@ -1,4 +1,4 @@
-"""The choice between encodings."""
+"""Encodings of chunks and the choice between them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def roundtrip(raw: bytes, dtype: DType, compression: Compression) -> tuple[Encod
     code=st.sampled_from(sorted(DTYPES)),
     compression=st.sampled_from(COMPRESSIONS),
 )
-def test_any_bytes(data: st.DataObject, code: str, compression: Compression) -> None:
+def test_any_bytes_come_back(data: st.DataObject, code: str, compression: Compression) -> None:
     dtype = DTYPES[code]
     raw = data.draw(contents())
     unit = max(1, dtype.bits // 8)
@@ -53,7 +53,7 @@ def test_any_bytes(data: st.DataObject, code: str, compression: Compression) -> 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_empty_and_tiny(dtype: DType, compression: Compression) -> None:
+def test_empty_and_tiny_chunks_come_back(dtype: DType, compression: Compression) -> None:
     for count in range(4):
         roundtrip(NOISE[: count * max(1, dtype.bits // 8)], dtype, compression)
 
@@ -75,23 +75,25 @@ def test_empty_and_tiny(dtype: DType, compression: Compression) -> None:
         (bytes(RNG.integers(-8, 8, 200_000).astype(np.int8)), I8, "auto", Encoding.ZSTD),
     ],
 )
-def test_the_choice(raw: bytes, dtype: DType, compression: Compression, encoding: Encoding) -> None:
+def test_encode_chooses_the_expected_encoding(
+    raw: bytes, dtype: DType, compression: Compression, encoding: Encoding
+) -> None:
     assert roundtrip(raw, dtype, compression)[0] is encoding
 
 
-def test_raw_is_not_copied() -> None:
+def test_raw_payload_is_the_chunk_itself() -> None:
     raw = memoryview(NOISE)
     assert encode(raw, BF16, "fast")[1] is raw
 
 
-def test_small_is_never_larger() -> None:
+def test_small_is_never_larger_than_other_policies() -> None:
     for raw in (WEIGHTS, NOISE, bytes(200_000)):
         sizes = {c: roundtrip(raw, F32, c)[1] for c in COMPRESSIONS}
         assert sizes["small"] <= min(sizes.values())
 
 
 def stepped(dtype: DType, share: float, count: int = 70_000) -> tuple[bytes, bytes]:
-    """Elements, and the same after steps up and down of this share of them."""
+    """Return elements, and a copy in which this share of them moved up or down by one."""
     rng = np.random.default_rng(1)
     width = kind_of(dtype).width
     base = np.frombuffer(rng.bytes(count * width), f"<u{width}")
@@ -108,7 +110,7 @@ def stepped(dtype: DType, share: float, count: int = 70_000) -> tuple[bytes, byt
 
 @pytest.mark.parametrize("share", [0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6])
 @pytest.mark.parametrize("dtype", [BF16, F32, U8, DTYPES["I64"]], ids=str)
-def test_the_smaller_difference(dtype: DType, share: float) -> None:
+def test_the_smaller_difference_is_chosen(dtype: DType, share: float) -> None:
     base, raw = stepped(dtype, share)
     encoded = encode_difference(raw, base, dtype)
     assert encoded is not None
@@ -126,7 +128,7 @@ def test_the_smaller_difference(dtype: DType, share: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_differences_of_every_dtype(dtype: DType) -> None:
+def test_differences_of_every_dtype_decode(dtype: DType) -> None:
     for base, raw in (stepped(dtype, 0.01, 1000), stepped(dtype, 0.6, 1000)):
         encoded = encode_difference(raw, base, dtype)
         assert encoded is not None
@@ -136,14 +138,14 @@ def test_differences_of_every_dtype(dtype: DType) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F32, U8], ids=str)
-def test_no_difference_is_larger_than_its_chunk(dtype: DType) -> None:
+def test_differences_not_smaller_than_the_chunk_are_dropped(dtype: DType) -> None:
     other = RNG.bytes(len(NOISE))
     assert encode_difference(NOISE, other, dtype) is None
     assert encode_difference(NOISE[:4], other[:4], dtype) is None
     assert encode_difference(b"", b"", dtype) is None
 
 
-def test_which_encodings_are_differences() -> None:
+def test_only_dense_and_sparse_need_a_base() -> None:
     assert [e for e in Encoding if is_difference(e)] == [Encoding.DENSE, Encoding.SPARSE]
 
 
@@ -162,6 +164,6 @@ def test_which_encodings_are_differences() -> None:
         (255, b"", 0, "encoding 255 is unknown"),
     ],
 )
-def test_what_does_not_decode(encoding: int, payload: bytes, size: int, why: str) -> None:
+def test_malformed_payloads_are_refused(encoding: int, payload: bytes, size: int, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decode(encoding, payload, memoryview(bytearray(size)))

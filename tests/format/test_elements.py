@@ -1,4 +1,4 @@
-"""Kinds of elements."""
+"""The kinds of elements of dtypes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ FLOATS = {
 }
 
 
-def test_codes() -> None:
-    """Payloads have them: they never change."""
+def test_codes_of_kinds_never_change() -> None:
+    """Stored payloads contain these codes."""
     assert {kind.name: int(kind) for kind in ElementKind} == {
         "PLAIN_8": 0,
         "PLAIN_16": 1,
@@ -38,7 +38,7 @@ def test_codes() -> None:
 
 
 @pytest.mark.parametrize("code", FLOATS)
-def test_floats(code: str) -> None:
+def test_mantissas_are_those_of_torch(code: str) -> None:
     kind, dtype = FLOATS[code]
     assert kind_of(DTYPES[code]) is kind
     assert kind.width == dtype.itemsize
@@ -48,7 +48,7 @@ def test_floats(code: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_every_dtype(dtype: DType) -> None:
+def test_every_dtype_has_a_kind_of_its_width(dtype: DType) -> None:
     kind = kind_of(dtype)
     if dtype.bits < 8:
         assert kind is ElementKind.PLAIN_8

@@ -1,4 +1,4 @@
-"""The frame around small objects."""
+"""The seal of small objects."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ PAYLOAD = b"some payload"
 
 
 @pytest.mark.parametrize("kind", ObjectKind)
-def test_roundtrip(kind: ObjectKind) -> None:
+def test_unseal_returns_the_sealed_payload(kind: ObjectKind) -> None:
     for payload in (b"", PAYLOAD, bytes(10_000)):
         assert unseal(kind, seal(kind, payload), "name") == payload
 
 
-def test_every_byte() -> None:
+def test_seal_writes_the_specified_bytes() -> None:
     assert prefix(ObjectKind.REF) == b"caswr\x01\0\0"
     assert seal(ObjectKind.REF, b"x") == b"caswr\x01\0\0x" + checksum(b"caswr\x01\0\0x")
 
 
-def test_another_kind() -> None:
+def test_an_object_of_another_kind_is_refused() -> None:
     with pytest.raises(IntegrityError, match="name is damaged: it is an object of another kind"):
         unseal(ObjectKind.SNAPSHOT, seal(ObjectKind.REF, PAYLOAD), "name")
 
@@ -50,8 +50,8 @@ def test_every_truncation_is_found() -> None:
             unseal(ObjectKind.REF, data[:n], "name")
 
 
-def test_a_newer_version() -> None:
-    """Intact, so that "damaged" would be wrong to say."""
+def test_a_newer_version_is_unsupported_and_not_damaged() -> None:
+    """The object is intact, so the error must not call it damaged."""
     body = b"caswr" + bytes((FORMAT_VERSION + 1, 0, 0)) + PAYLOAD
     with pytest.raises(UnsupportedError, match="upgrade casweights") as caught:
         unseal(ObjectKind.REF, body + checksum(body), "name")

@@ -1,4 +1,4 @@
-"""Names of files inside a version."""
+"""Checks of the paths of files in a version."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         "x" * 4096,
     ],
 )
-def test_good(path: str) -> None:
+def test_safe_paths_are_accepted(path: str) -> None:
     check_path(path)
 
 
@@ -73,7 +73,7 @@ def test_good(path: str) -> None:
         ("é" * 2049, "longer"),
     ],
 )
-def test_bad(path: str, why: str) -> None:
+def test_unsafe_paths_are_refused(path: str, why: str) -> None:
     with pytest.raises(InvalidInputError, match=why) as caught:
         check_path(path)
     assert caught.value.code is ErrorCode.BAD_PATH
@@ -121,7 +121,7 @@ def test_names_that_some_system_cannot_hold_can_be_read_but_not_written(
         "$",
     ],
 )
-def test_names_that_resemble_others_can_be_written(path: str) -> None:
+def test_names_that_resemble_refused_ones_can_be_written(path: str) -> None:
     check_new_path(path)
 
 
@@ -136,27 +136,27 @@ def test_names_that_resemble_others_can_be_written(path: str) -> None:
         ["a", "a"],
     ],
 )
-def test_two_names_for_one_place(paths: list[str]) -> None:
+def test_paths_that_some_system_equates_are_refused(paths: list[str]) -> None:
     for order in (paths, paths[::-1]):
         with pytest.raises(InvalidInputError, match="same file on some systems"):
             check_paths(order)
 
 
 @pytest.mark.parametrize("paths", [["a", "a/b"], ["A", "a/b"], ["x/y", "x/y/z/w"]])
-def test_a_file_that_is_a_folder_too(paths: list[str]) -> None:
+def test_a_path_inside_another_path_is_refused(paths: list[str]) -> None:
     for order in (paths, paths[::-1]):
         with pytest.raises(InvalidInputError, match="which is a file"):
             check_paths(order)
 
 
-def test_many_good_ones() -> None:
+def test_many_distinct_paths_are_accepted() -> None:
     check_paths([f"layer{n}/{m}.bin" for n in range(100) for m in range(10)])
     check_paths(["ab", "a/b", "a.b"])
     check_paths([])
 
 
 def calls_of(check: Callable[[], object]) -> int:
-    """How many functions are called, those written in C included."""
+    """Return the number of function calls, including functions written in C."""
     calls = 0
 
     def count(frame: object, event: str, arg: object) -> None:
@@ -172,7 +172,7 @@ def calls_of(check: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("depth", [1, 10, 99])
-def test_deep_paths_take_no_more_calls_than_flat_ones(depth: int) -> None:
+def test_deep_paths_need_no_more_calls_than_flat_ones(depth: int) -> None:
     paths = [f"{n:06}" + "/a" * depth for n in range(300)]
     assert calls_of(lambda: check_paths(paths)) < 40 * len(paths)
 
@@ -182,7 +182,7 @@ def test_deep_paths_take_no_more_calls_than_flat_ones(depth: int) -> None:
     ["\u0301\u0323" * 1000, "\u0345" * 1000 + "\u0323" * 1000, "\u0f73" * 1300, "\u0344" * 1000],
     ids=["alternating", "in two runs", "vowels that decompose", "marks that decompose"],
 )
-def test_marks_are_in_order_before_they_are_normalized(
+def test_long_runs_of_marks_are_sorted_before_normalization(
     marks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts: list[str] = []
@@ -198,7 +198,7 @@ def test_marks_are_in_order_before_they_are_normalized(
 
 
 def moves_of(text: str) -> int:
-    """How often `normalize` moves a mark over one that belongs behind it."""
+    """Return how often `normalize` swaps two marks that are out of order."""
     moves, run = 0, Counter[int]()
     for character in text:
         for mark in map(unicodedata.combining, unicodedata.normalize("NFD", character)):
@@ -215,13 +215,13 @@ marks_and_letters = st.text(
 
 
 @given(marks_and_letters, st.integers(1, 200))
-def test_names_are_compared_after_case_folding_and_nfc(text: str, times: int) -> None:
+def test_paths_are_compared_after_case_folding_and_nfc(text: str, times: int) -> None:
     path = text * times
     assert _fold(path) == unicodedata.normalize("NFC", path.casefold())
 
 
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "a b", "a!", "A"]), min_size=1, max_size=3)))
-def test_a_file_is_never_a_folder_too(parts: list[list[str]]) -> None:
+def test_a_folder_of_another_path_is_always_refused(parts: list[list[str]]) -> None:
     paths = ["/".join(part) for part in parts]
     folded = [path.casefold() for path in paths]
     clash = len(set(folded)) < len(folded) or any(

@@ -1,4 +1,4 @@
-"""Findings, byte for byte."""
+"""The names and bytes of findings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ suspects = st.builds(
 )
 
 
-def test_the_bytes_are_those_of_the_format() -> None:
+def test_encode_writes_the_specified_bytes() -> None:
     expected = (
         "6361737764010000"  # casw, d, version 1
         "84a47061636bc420" + bytes(range(32)).hex() + "a66f6666736574cd03e8"
@@ -54,7 +54,7 @@ def test_any_finding_comes_back(suspect: Suspect, why: str, time: int) -> None:
 
 
 @hypothesis.given(data=st.binary(max_size=200))
-def test_other_bytes_are_refused(data: bytes) -> None:
+def test_malformed_findings_are_refused(data: bytes) -> None:
     for damaged in (data, seal(ObjectKind.FINDING, data), seal(ObjectKind.REF, data)):
         with pytest.raises(CasweightsError):
             decode_finding(damaged, NAME)
@@ -75,7 +75,7 @@ def test_other_bytes_are_refused(data: bytes) -> None:
         ("time", 1 << 63),
     ],
 )
-def test_a_finding_that_is_otherwise_is_refused(field: str, value: object) -> None:
+def test_findings_with_invalid_fields_are_refused(field: str, value: object) -> None:
     fields = {"pack": PACK, "offset": 1000, "why": "", "time": 0}
     decode_finding(seal(ObjectKind.FINDING, msgpack.packb(fields)), NAME)
     with pytest.raises(IntegrityError, match="damaged/"):

@@ -1,4 +1,4 @@
-"""The grid of chunks, and runs of neighbours."""
+"""The grid of chunks, and runs of adjacent chunks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_tensor_has_its_own_grid() -> None:
 
 
 @hypothesis.given(safetensors_files())
-def test_pieces_tile_the_data(file: bytes) -> None:
+def test_pieces_cover_the_data_without_gaps(file: bytes) -> None:
     length = 8 + int.from_bytes(file[:8], "little")
     header = parse_header(file[:length], len(file) - length)
     pieces = list(file_pieces(len(file), header, SIZE))
@@ -73,7 +73,7 @@ def test_pieces_tile_the_data(file: bytes) -> None:
     gaps=st.lists(st.booleans(), min_size=30, max_size=30),
     limit=st.integers(1, 100),
 )
-def test_runs_are_neighbours_within_the_limit(
+def test_runs_contain_adjacent_pieces_within_the_limit(
     sizes: list[int], gaps: list[bool], limit: int
 ) -> None:
     pieces, offset = [], 0

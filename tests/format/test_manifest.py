@@ -1,4 +1,4 @@
-"""Manifests: one version, one encoding, one identity."""
+"""Manifests: their encoding, identity and validation."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def roundtrip(original: Manifest) -> Snapshot:
     return decoded
 
 
-def test_roundtrip() -> None:
+def test_a_decoded_manifest_equals_the_original() -> None:
     original = manifest()
     snapshot = roundtrip(original)
     assert all(getattr(snapshot, f.name) == getattr(original, f.name) for f in fields(Manifest))
@@ -96,8 +96,8 @@ def test_the_id_commits_to_everything(changes: dict[str, Any]) -> None:
     assert roundtrip(manifest(**changes)).id != roundtrip(manifest()).id
 
 
-def test_what_does_not_matter() -> None:
-    """The order of files and of keys, the time zone, lists or tuples."""
+def test_equivalent_manifests_have_the_same_id() -> None:
+    """The order of files and keys, the time zone, and lists or tuples make no difference."""
     zone = timezone(timedelta(hours=5, minutes=30))
     first, second = manifest(), manifest(time=manifest().time.astimezone(zone))
     second = replace(
@@ -116,7 +116,7 @@ def test_what_does_not_matter() -> None:
         datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
     ],
 )
-def test_time_is_exact(time: datetime) -> None:
+def test_time_is_exact_to_the_microsecond(time: datetime) -> None:
     assert roundtrip(manifest(time=time)).time == time
 
 
@@ -129,7 +129,7 @@ def test_time_is_exact(time: datetime) -> None:
         {"é💾": "\0\n"},
     ],
 )
-def test_metadata_that_can_be_kept(metadata: dict[str, Any]) -> None:
+def test_json_like_metadata_comes_back(metadata: dict[str, Any]) -> None:
     assert roundtrip(manifest(metadata=metadata)).metadata == metadata
 
 
@@ -147,14 +147,14 @@ def test_metadata_that_can_be_kept(metadata: dict[str, Any]) -> None:
         ({"time": datetime.now(UTC)}, "metadata.time"),
     ],
 )
-def test_metadata_that_cannot(metadata: dict[Any, Any], where: str) -> None:
+def test_other_metadata_is_refused_with_its_place(metadata: dict[Any, Any], where: str) -> None:
     with pytest.raises(InvalidInputError, match=where) as caught:
         encode_manifest(manifest(metadata=metadata))
     assert caught.value.code is ErrorCode.BAD_ARGUMENT
 
 
 def test_a_long_key_is_not_copied_for_each_value_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forged metadata would take the square of its bytes."""
+    """Otherwise forged metadata would need memory for the square of its size."""
     canonical, copied = manifest_module._canonical, 0
 
     def counted(value: Any, where: Any, *rest: Any) -> Any:
@@ -168,19 +168,19 @@ def test_a_long_key_is_not_copied_for_each_value_below_it(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("field", ["author", "message"])
-def test_text_that_cannot_be_kept(field: str) -> None:
+def test_text_with_lone_surrogates_is_refused(field: str) -> None:
     with pytest.raises(InvalidInputError, match="not valid Unicode"):
         encode_manifest(manifest(**{field: "\udcff"}))
 
 
-def test_paths_are_checked_on_the_way_in() -> None:
+def test_encoding_refuses_bad_paths() -> None:
     for path in ("../up", "Notes/README"):
         files = (*manifest().files, FileEntry(path, 0, None, None, ()))
         with pytest.raises(InvalidInputError, match=r"file name"):
             EncodedSnapshot.of(manifest(files=files))
 
 
-def test_pieces_pair_chunks_with_places() -> None:
+def test_pieces_pair_chunks_with_positions() -> None:
     file = tensor_file()
     pairs = list(file.pieces(CHUNK))
     assert [c for c, _ in pairs] == [chunk(0), chunk(1)]
@@ -189,7 +189,7 @@ def test_pieces_pair_chunks_with_places() -> None:
 
 
 def forged(change: dict[str, Any], *, drop: str = "") -> tuple[bytes, SnapshotId]:
-    """An encoded manifest with other values, and the ID that fits it."""
+    """Return an encoded manifest with other values, and its ID."""
     table = msgpack.unpackb(encode_manifest(manifest())) | change
     table.pop(drop, None)
     encoded: bytes = msgpack.packb(table)
@@ -240,13 +240,13 @@ NO_TENSORS = encode_header({})
         {"more": 1},
     ],
 )
-def test_forged_manifests(change: dict[str, Any]) -> None:
+def test_forged_manifests_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match="is not valid"):
         Snapshot.decode(*forged(change))
 
 
 @pytest.mark.parametrize("key", ["parents", "time", "files", "metadata", "digest"])
-def test_missing_fields(key: str) -> None:
+def test_manifests_with_missing_fields_are_refused(key: str) -> None:
     with pytest.raises(IntegrityError, match="is not valid"):
         Snapshot.decode(*forged({}, drop=key))
 
@@ -255,12 +255,12 @@ def test_missing_fields(key: str) -> None:
     "encoded",
     [b"", b"\xc0", b"\x90", b"\x80", b"\xff" * 10, b"\xc6\xff\xff\xff\xff", b"\x91" * 5000],
 )
-def test_what_is_no_manifest(encoded: bytes) -> None:
+def test_other_bytes_are_not_a_manifest(encoded: bytes) -> None:
     with pytest.raises(IntegrityError, match="is not valid"):
         Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)))
 
 
-def test_another_manifest_than_the_id_says() -> None:
+def test_a_manifest_with_another_id_is_refused() -> None:
     encoded = EncodedSnapshot.of(manifest())[1]
     with pytest.raises(IntegrityError, match="do not match its ID"):
         Snapshot.decode(encoded, SnapshotId(bytes(32)))

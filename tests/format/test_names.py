@@ -1,4 +1,4 @@
-"""Names of objects and refs."""
+"""The names of objects and refs."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ BAD = [
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_good_ref_names(name: str) -> None:
+def test_valid_ref_names_are_accepted(name: str) -> None:
     assert names.check_ref_name(name) == name
     check_name(names.move_name(names.HEADS, name, 999_999_999_999))
     check_name(names.move_name(names.TAGS, name, 1))
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_ref_names(name: str) -> None:
+def test_invalid_ref_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         names.check_ref_name(name)
     assert caught.value.code is ErrorCode.BAD_NAME
 
 
-def test_where_things_lie() -> None:
+def test_objects_have_the_specified_names() -> None:
     assert names.pack_name(PackId(b"\x01" * 32)) == "packs/" + "01" * 32
     assert names.snapshot_name(SnapshotId(b"\xfe" * 32)) == "snapshots/" + "fe" * 32
     assert names.move_name(names.HEADS, "a/b", 7) == "refs/heads/a/b/000000000007.ref"
     assert names.move_name(names.TAGS, "v1", 1) == "refs/tags/v1/000000000001.ref"
 
 
-def test_moves_are_listed_in_their_order() -> None:
+def test_names_of_moves_sort_by_position() -> None:
     moves = [names.move_name(names.HEADS, "main", n) for n in (1, 2, 9, 10, 99, 100, 12345)]
     assert moves == sorted(moves)
 
@@ -75,9 +75,7 @@ def test_moves_are_listed_in_their_order() -> None:
         ("x/Y", "x/y/z"),
     ],
 )
-def test_refs_that_differ_in_case_alone_are_not_made_beside_each_other(
-    name: str, other: str
-) -> None:
+def test_a_new_ref_that_differs_only_in_case_is_refused(name: str, other: str) -> None:
     for one, two in ((name, other), (other, name)):
         with pytest.raises(InvalidInputError, match="cannot tell it from") as caught:
             names.RefNames(["unlike", two]).add(one)
@@ -85,18 +83,18 @@ def test_refs_that_differ_in_case_alone_are_not_made_beside_each_other(
         assert two in caught.value.message
 
 
-def test_refs_that_every_disk_can_tell_apart_are_made() -> None:
+def test_new_refs_that_every_disk_distinguishes_are_accepted() -> None:
     names.RefNames(["a", "a/b/c", "a/c", "b/A", "ab", "a/b"]).add("a/b")
 
 
 @pytest.mark.parametrize("part", ["CON", "aux", "nul.v1", "Com1", "v1.", "main.REF"])
-def test_refs_that_windows_cannot_hold_can_be_read_but_not_made(part: str) -> None:
+def test_refs_that_windows_cannot_hold_can_be_read_but_not_created(part: str) -> None:
     for name in (part, f"x/{part}", f"{part}/x"):
         names.check_ref_name(name)
         with pytest.raises(InvalidInputError, match="cannot hold it"):
             names.RefNames([]).add(name)
 
 
-def test_refs_that_resemble_devices_are_made() -> None:
+def test_new_refs_that_resemble_devices_are_accepted() -> None:
     for name in ("console", "com", "com10", "v1.0", "nul-1", "aux_"):
         names.RefNames([]).add(name)

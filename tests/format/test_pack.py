@@ -1,4 +1,4 @@
-"""Packs: frames and their index."""
+"""Packs and their index."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAME = "packs/some"
 
 
 def frames(digest_size: int = 32) -> list[Frame]:
-    """Three frames that lie end to end, the last a difference."""
+    """Return three adjacent frames, the last of which is a difference."""
     payloads, offset, made = [b"first", b"", b"third one"], PREFIX_SIZE, []
     for n, payload in enumerate(payloads):
         chunk = ChunkId(bytes([n]) * digest_size)
@@ -43,7 +43,7 @@ def frames(digest_size: int = 32) -> list[Frame]:
 
 
 def parse(data: bytes, pack: PackId) -> list[Frame]:
-    """Read a pack's frames, as the index does."""
+    """Parse the end of a pack and return its frames."""
     start, stop = index_span(data[-TRAILER_SIZE:], len(data), NAME)
     return parse_index(data[:PREFIX_SIZE], data[start:stop], start, pack, NAME)
 
@@ -54,7 +54,7 @@ def build(made: list[Frame], generation: int = 0) -> tuple[PackId, bytes]:
 
 
 @pytest.mark.parametrize("digest_size", [16, 32])
-def test_roundtrip(digest_size: int) -> None:
+def test_parse_returns_the_frames_that_were_built(digest_size: int) -> None:
     pack, data = build(frames(digest_size))
     assert parse(data, pack) == frames(digest_size)
 
@@ -64,7 +64,7 @@ def test_equal_frames_make_equal_packs() -> None:
     assert build(frames())[0] != build(frames()[:2])[0]
 
 
-def test_a_pack_of_another_generation_is_another_pack() -> None:
+def test_packs_of_different_generations_have_different_ids() -> None:
     pack, data = build(frames(), generation=7)
     assert parse(data, pack) == frames()
     assert pack not in {build(frames(), generation=n)[0] for n in (0, 1, 6)}
@@ -74,7 +74,7 @@ def test_a_pack_of_another_generation_is_another_pack() -> None:
 
 
 @pytest.mark.parametrize("generation", [-1, "1", None, 1.0, True])
-def test_what_is_no_generation(generation: Any) -> None:
+def test_invalid_generations_are_refused(generation: Any) -> None:
     with pytest.raises(IntegrityError, match=NAME):
         parse_generation(msgpack.packb({"generation": generation}), NAME)
 
@@ -84,7 +84,7 @@ def generation_of(data: bytes) -> int:
     return parse_generation(data[start:stop], NAME)
 
 
-def test_the_id_fixes_the_checksums() -> None:
+def test_the_id_commits_to_the_checksums() -> None:
     other = frames()
     changed = Frame(other[0].chunk, 5, 0, PREFIX_SIZE, other[0].size, checksum(b"else"))
     assert build([changed, *other[1:]])[0] != build(other)[0]
@@ -107,7 +107,7 @@ def test_every_truncation_is_found() -> None:
             parse(data[:n], pack)
 
 
-def test_a_newer_version() -> None:
+def test_a_pack_of_a_newer_version_is_unsupported() -> None:
     _, data = build(frames())
     newer = data[:5] + bytes((FORMAT_VERSION + 1,)) + data[6:]
     start, stop = index_span(newer[-TRAILER_SIZE:], len(newer), NAME)
@@ -124,7 +124,7 @@ def test_an_index_of_absurd_size_is_not_read(size: int) -> None:
 
 
 def forged(changes: dict[str, Any]) -> tuple[bytes, PackId]:
-    """A pack whose index has other values, and the ID that fits it."""
+    """Return a pack whose index has other values, and its ID."""
     _, data = build(frames())
     start, stop = index_span(data[-TRAILER_SIZE:], len(data), NAME)
     table = msgpack.unpackb(data[start:stop], strict_map_key=False) | changes
@@ -133,7 +133,7 @@ def forged(changes: dict[str, Any]) -> tuple[bytes, PackId]:
     return data[:start] + index + trailer, PackId(blake3_256(FIRST + index))
 
 
-def test_forging_works() -> None:
+def test_the_forgery_without_changes_is_valid() -> None:
     assert parse(*forged({})) == frames()
 
 
@@ -173,13 +173,13 @@ def test_forging_works() -> None:
         {"base": ...},
     ],
 )
-def test_forged_indexes(changes: dict[str, Any]) -> None:
+def test_forged_indexes_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match=NAME):
         parse(*forged(changes))
 
 
 @pytest.mark.parametrize("index", [b"\xc0", b"\x90", b"\xff", b"\x81\xa1", b"\x91" * 5000])
-def test_what_is_no_index(index: bytes) -> None:
+def test_other_bytes_are_not_an_index(index: bytes) -> None:
     data = FIRST + index + len(index).to_bytes(4, "little") + b"cidx"
     with pytest.raises(IntegrityError, match=NAME):
         parse(data, PackId(blake3_256(FIRST + index)))

@@ -1,4 +1,4 @@
-"""Byte planes of floats."""
+"""The `planes` encoding of floats."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def roundtrip(raw: bytes, width: int) -> bytes:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("count", SIZES)
-def test_random_bits(width: int, count: int) -> None:
+def test_random_bits_come_back(width: int, count: int) -> None:
     roundtrip(np.random.default_rng(count).bytes(count * width), width)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("pattern", [0x00, 0xFF, 0x80, 0x7F, 0x01])
-def test_one_pattern(width: int, pattern: int) -> None:
+def test_a_repeated_pattern_comes_back(width: int, pattern: int) -> None:
     payload = roundtrip(bytes([pattern]) * 8192 * width, width)
     assert len(payload) < 1000 * width
 
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
-def test_special_values(dtype: str) -> None:
+def test_special_values_come_back(dtype: str) -> None:
     info = np.finfo(dtype)
     values = [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1.0, -1.0]
     values += [float(info.max), float(info.min), float(info.tiny), float(info.smallest_subnormal)]
@@ -45,19 +45,19 @@ def test_special_values(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_every_bit_pattern(width: int) -> None:
+def test_every_bit_pattern_comes_back(width: int) -> None:
     roundtrip(np.arange(1 << (8 * width)).astype(f"<u{width}").tobytes(), width)
 
 
 @hypothesis.given(data=st.data(), width=st.sampled_from(WIDTHS))
-def test_any_bits(data: st.DataObject, width: int) -> None:
+def test_any_bits_come_back(data: st.DataObject, width: int) -> None:
     count = data.draw(st.integers(0, 50))
     roundtrip(data.draw(st.binary(min_size=count * width, max_size=count * width)), width)
 
 
 @pytest.mark.parametrize(("width", "limit"), [(2, 0.70), (4, 0.86)])
 def test_weights_shrink(width: int, limit: float) -> None:
-    """The bytes of exponents do; those of mantissas are kept as they are."""
+    """The planes of exponents shrink; those of mantissas are stored unchanged."""
     weights = np.random.default_rng(0).normal(0, 0.02, 100_000).astype("<f4").tobytes()
     if width == 2:
         weights = np.frombuffer(weights, "<u2")[1::2].tobytes()  # bf16 is the upper half of fp32
@@ -82,19 +82,19 @@ def test_weights_shrink(width: int, limit: float) -> None:
         (encode_planes(bytes(8192), 2), 4096, "does not hold"),
     ],
 )
-def test_malformed_payloads(payload: bytes, size: int, why: str) -> None:
+def test_malformed_payloads_are_refused(payload: bytes, size: int, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decode_planes(payload, memoryview(bytearray(size)))
 
 
 def unaligned(data: bytes) -> memoryview:
-    """A copy that begins at an odd address."""
+    """Return a copy that begins at an odd address."""
     return memoryview(bytearray(b"x") + data)[1:]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("count", [*SIZES, 16_383, 16_384, 16_385])
-def test_kernels_and_their_twins(width: int, count: int) -> None:
+def test_kernels_and_twins_produce_the_same_bytes(width: int, count: int) -> None:
     raw = np.random.default_rng(count).bytes(count * width)
     expected = bytearray(len(raw))
     twins.split_planes(raw, expected, width)
@@ -111,7 +111,7 @@ def test_kernels_and_their_twins(width: int, count: int) -> None:
 
 @pytest.mark.parametrize("module", [_compiled, twins], ids=["compiled", "twin"])
 @pytest.mark.parametrize("name", ["split_planes", "join_planes"])
-def test_wrong_arguments_of_kernels(module: object, name: str) -> None:
+def test_kernels_refuse_wrong_arguments(module: object, name: str) -> None:
     arrange = getattr(module, name)
     for size, out, width in [(8, 6, 2), (8, 10, 2), (3, 3, 2), (6, 6, 3), (8, 8, 0), (8, 8, 16)]:
         with pytest.raises(ValueError, match="planes need elements of 1, 2, 4 or 8 bytes"):

@@ -1,4 +1,4 @@
-"""Headers of safetensors files."""
+"""Parsing and building headers of safetensors files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def raw(text: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def test_parse() -> None:
+def test_parse_returns_tensors_and_metadata() -> None:
     header = parse_header(
         encode_header(
             {
@@ -61,19 +61,19 @@ def test_parse() -> None:
     ]
 
 
-def test_packed_types_count_elements() -> None:
+def test_shapes_of_packed_types_count_elements() -> None:
     table = {"a": entry("F4", [3, 4], 0, 6), "b": entry("F6_E2M3", [4], 6, 9)}
     assert [t.nbytes for t in parse_header(encode_header(table), 9).tensors] == [6, 3]
 
 
-def test_no_tensors() -> None:
+def test_a_header_without_tensors_is_valid() -> None:
     assert parse_header(raw(b"{}"), 0).tensors == ()
     assert parse_header(raw(b'{"__metadata__":{}}'), 0).metadata == {}
 
 
 @hypothesis.given(safetensors_files())
-def test_what_the_reference_library_reads(file: bytes) -> None:
-    """The same tensors, in the same places."""
+def test_parse_agrees_with_the_reference_library(file: bytes) -> None:
+    """Both find the same tensors at the same offsets."""
     size = header_size(file[:8], len(file))
     header = parse_header(file[:size], len(file) - size)
     theirs = dict(safetensors.deserialize(file))  # type: ignore[no-untyped-call]
@@ -125,7 +125,7 @@ GOOD = entry("U8", [4], 0, 4)
         ({}, "end at byte 0 of 4"),
     ],
 )
-def test_headers_that_lie(table: dict[str, Any], why: str) -> None:
+def test_inconsistent_headers_are_refused(table: dict[str, Any], why: str) -> None:
     with pytest.raises(InvalidInputError, match=why) as caught:
         parse_header(encode_header(table, ensure_ascii=True), 4)
     assert caught.value.code is ErrorCode.BAD_SAFETENSORS
@@ -147,7 +147,7 @@ def test_headers_that_lie(table: dict[str, Any], why: str) -> None:
         (b'{"a":' + b"[" * 100_000, "not JSON"),
     ],
 )
-def test_what_is_no_header(text: bytes, why: str) -> None:
+def test_other_bytes_are_not_a_header(text: bytes, why: str) -> None:
     with pytest.raises(InvalidInputError, match=why):
         parse_header(raw(text), 0)
 
@@ -162,18 +162,18 @@ def test_what_is_no_header(text: bytes, why: str) -> None:
         (b"\xff" * 8, 1 << 40, "above the limit"),
     ],
 )
-def test_lengths_that_lie(first: bytes, file_size: int, why: str) -> None:
+def test_impossible_lengths_are_refused(first: bytes, file_size: int, why: str) -> None:
     with pytest.raises(InvalidInputError, match=why):
         header_size(first, file_size)
 
 
-def test_the_length_is_the_header_s() -> None:
+def test_a_header_with_another_length_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="length is wrong"):
         parse_header(raw(b"{}") + b" ", 0)
 
 
-def test_build_is_what_the_reference_library_writes() -> None:
-    """Two tensors of every dtype, in an order that is not theirs."""
+def test_build_writes_what_the_reference_library_writes() -> None:
+    """Two tensors of every dtype are passed in another order."""
     state = {
         f"{n}.{dtype}": from_bytes(bytes(8 * dtype.itemsize), dtype, (4, 2))
         for dtype in TORCH_DTYPES
@@ -194,7 +194,7 @@ def test_build_escapes_as_the_reference_library_does() -> None:
     assert theirs[:-4] == build_header([(name, DTYPES["F32"], (1,))], {"format": name})
 
 
-def test_build_and_parse() -> None:
+def test_parse_returns_what_was_built() -> None:
     layout = [(code, dtype, (3, 8)) for code, dtype in DTYPES.items()]
     size = sum(dtype.bits * 3 for _, dtype, _ in layout)
     header = build_header(layout, {"k": "v"})
@@ -205,7 +205,7 @@ def test_build_and_parse() -> None:
     assert json.loads(header[8:])["__metadata__"] == {"k": "v"}
 
 
-def test_build_refuses_half_bytes() -> None:
+def test_build_refuses_tensors_without_whole_bytes() -> None:
     with pytest.raises(InvalidInputError, match="a whole number of bytes"):
         build_header([("a", DTYPES["F4"], (3,))], {})
 
@@ -215,7 +215,7 @@ def test_build_refuses_half_bytes() -> None:
     old=st.dictionaries(TEXT, TEXT, min_size=1, max_size=3),
     new=st.dictionaries(TEXT, TEXT, min_size=1, max_size=3),
 )
-def test_replaced_metadata_gives_the_header_that_is_built_with_it(
+def test_replacing_metadata_equals_building_with_it(
     names: list[str], old: dict[str, str], new: dict[str, str]
 ) -> None:
     layout = [(f"{name} ", DTYPES["U8"], (3,)) for name in names]

@@ -1,4 +1,4 @@
-"""Headers are what the reference library opens: generated ones are given to both."""
+"""Our parser and the reference library accept the same headers, generated or written by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DATA = b"abcd"
 
 
 def reference(text: bytes, data: bytes) -> dict[str, Any] | None:
-    """What the reference library finds in a file; None if it refuses the file."""
+    """Return the tensors that the reference library finds in a file; None if it refuses it."""
     file = len(text).to_bytes(8, "little") + text + data
     try:
         found = safetensors.deserialize(file)  # type: ignore[no-untyped-call]
@@ -45,7 +45,7 @@ def ours(text: bytes, data: bytes) -> dict[str, Any] | None:
 
 @pytest.fixture(scope="module")
 def spec() -> Callable[[bytes, bytes], dict[str, Any] | None]:
-    """What the independent reader finds: the sizes of tensors are all that it needs."""
+    """Return a function that reads a header with the independent reader."""
     reader = import_module("tools.spec.reader")
 
     def sizes(text: bytes, data: bytes) -> Any:
@@ -65,7 +65,7 @@ def check(text: bytes, data: bytes, spec: Callable[[bytes, bytes], Any]) -> None
     assert spec(text, data) == sizes
 
 
-# JSON text, made piece by piece, so that it may have what no Python value stands for.
+# JSON text is built piece by piece, so that it can contain what no Python value represents.
 odd_strings = [
     "\\u0061",
     "é",
@@ -115,7 +115,7 @@ def blanks(draw: st.DrawFn) -> str:
 
 @st.composite
 def entries(draw: st.DrawFn, fields: tuple[str, str, str]) -> str:
-    """A tensor that is right in most parts."""
+    """Draw the entry of a tensor that is mostly valid."""
     code, shape, offsets = fields
     if draw(odd):
         shape += "," * bool(shape) + draw(numbers)
@@ -157,7 +157,7 @@ def headers(draw: st.DrawFn) -> bytes:
 
 @hypothesis.given(text=headers(), data=st.sampled_from([DATA] * 9 + [b""]))
 @hypothesis.settings(max_examples=300)
-def test_generated_headers_are_taken_as_the_reference_library_takes_them(
+def test_generated_headers_are_read_as_by_the_reference_library(
     spec: Callable[[bytes, bytes], Any], text: bytes, data: bytes
 ) -> None:
     check(text, data, spec)
@@ -195,7 +195,7 @@ REFUSED = {
     "an overridden metadata value that is no string": (
         f'{{"__metadata__":{{"a":1,"a":"2"}},{TENSOR}}}'
     ),
-    "an overridden tensor that is none": f'{{"t":{{}},{TENSOR}}}',
+    "an overridden tensor without fields": f'{{"t":{{}},{TENSOR}}}',
     "a field twice": f'{{"t":{{"dtype":"U8",{FIELDS}}}}}',
     "minus zero as an offset": '{"t":{"dtype":"U8","shape":[4],"data_offsets":[-0,4]}}',
     "minus zero as a dimension": empty("[-0]"),
@@ -211,19 +211,23 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("text", TAKEN.values(), ids=TAKEN)
-def test_what_the_reference_library_opens(spec: Callable[[bytes, bytes], Any], text: str) -> None:
+def test_headers_that_the_reference_library_opens_are_accepted(
+    spec: Callable[[bytes, bytes], Any], text: str
+) -> None:
     assert reference(text.encode(), DATA) is not None
     check(text.encode(), DATA, spec)
 
 
 @pytest.mark.parametrize("text", REFUSED.values(), ids=REFUSED)
-def test_what_the_reference_library_refuses(spec: Callable[[bytes, bytes], Any], text: str) -> None:
+def test_headers_that_the_reference_library_refuses_are_refused(
+    spec: Callable[[bytes, bytes], Any], text: str
+) -> None:
     assert reference(text.encode(), DATA) is None
     check(text.encode(), DATA, spec)
 
 
 @pytest.mark.parametrize("field", ["[],", "{},", "[[[]]],", '{"a":{}},'])
-def test_a_header_of_little_but_brackets_is_refused_before_it_is_decoded(
+def test_a_header_with_too_many_brackets_is_refused_before_decoding(
     field: str, monkeypatch: pytest.MonkeyPatch, spec: Callable[[bytes, bytes], Any]
 ) -> None:
     text = with_extra("[" + field * 30_000 + "0]").encode()
@@ -232,7 +236,7 @@ def test_a_header_of_little_but_brackets_is_refused_before_it_is_decoded(
     assert ours(text, DATA) is None
 
 
-def test_brackets_in_names_are_no_brackets(spec: Callable[[bytes, bytes], Any]) -> None:
+def test_brackets_in_names_do_not_count(spec: Callable[[bytes, bytes], Any]) -> None:
     text = f'{{"__metadata__":{{"a":"{"[{" * 30_000}"}},{TENSOR}}}'.encode()
     assert reference(text, DATA) is not None
     check(text, DATA, spec)

@@ -1,4 +1,4 @@
-"""Snapshot objects: a manifest, and the packs that its chunks lay in."""
+"""Snapshot objects: a manifest, and the table of the packs that contained its chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "snapshots/some"
 
 
 def make() -> tuple[Snapshot, bytes, PackTable]:
-    """Two files that share a chunk; two packs hold their frames, and a third one their bases."""
+    """Return two files that share a chunk; their frames are in two packs, the bases in a third."""
     size = 64 * KiB
     manifest = Manifest(
         parents=(),
@@ -46,13 +46,13 @@ def encoded() -> tuple[bytes, SnapshotId]:
     return encode_snapshot(StoredSnapshot(snapshot, manifest, table)), snapshot.id
 
 
-def test_roundtrip() -> None:
+def test_decode_returns_the_encoded_snapshot() -> None:
     snapshot, raw, table = make()
     data, snapshot_id = encoded()
     assert decode_snapshot(data, snapshot_id, NAME) == (snapshot, raw, table)
 
 
-def test_no_chunks_at_all() -> None:
+def test_a_snapshot_without_chunks_comes_back() -> None:
     manifest = Manifest(
         parents=(),
         time=datetime(2026, 8, 1, tzinfo=UTC),
@@ -83,14 +83,14 @@ def test_every_flipped_bit_is_found() -> None:
             decode_snapshot(bytes(damaged), snapshot_id, NAME)
 
 
-def test_another_snapshot_than_was_asked_for() -> None:
+def test_a_snapshot_with_another_id_is_refused() -> None:
     data, _ = encoded()
     with pytest.raises(IntegrityError, match="do not match its ID"):
         decode_snapshot(data, SnapshotId(bytes(32)), NAME)
 
 
 def parts() -> tuple[list[int], bytes, dict[str, Any]]:
-    """Sizes, compressed manifest and pack table of the snapshot above."""
+    """Return the sizes, compressed manifest and pack table of the snapshot of `make`."""
     payload = unseal(ObjectKind.SNAPSHOT, encoded()[0], NAME)
     sizes = list(struct.unpack_from("<4I", payload))
     manifest = payload[16 : 16 + sizes[1]]
@@ -118,8 +118,8 @@ def sealed(sizes: list[int], manifest: bytes, table: bytes) -> bytes:
         {"pack": None},
     ],
 )
-def test_forged_pack_tables(changes: dict[str, Any]) -> None:
-    """The manifest is the one the ID stands for; the table is not part of the identity."""
+def test_forged_pack_tables_are_refused(changes: dict[str, Any]) -> None:
+    """The manifest is intact, and the table is not part of the identity."""
     sizes, manifest, table = parts()
     raw = msgpack.packb(table | changes)
     packed = zstandard.compress(raw)
@@ -132,8 +132,8 @@ def test_forged_pack_tables(changes: dict[str, Any]) -> None:
     "claims",
     [(1, 0), (-1, 0), ((1 << 32) - 1, 0), (300 << 20, 0), (0, 1), (0, -1), (0, 5)],
 )
-def test_sizes_that_lie(claims: tuple[int, int]) -> None:
-    """Nothing of the size that is claimed is ever allocated."""
+def test_wrong_sizes_are_refused(claims: tuple[int, int]) -> None:
+    """Wrong sizes are refused before memory is allocated."""
     sizes, manifest, table = parts()
     packed = zstandard.compress(msgpack.packb(table))
     sizes = [sizes[0], sizes[1], sizes[2], len(packed)]
@@ -146,6 +146,6 @@ def test_sizes_that_lie(claims: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"short", bytes(16), bytes(100)])
-def test_what_is_no_snapshot(payload: bytes) -> None:
+def test_other_payloads_are_not_a_snapshot(payload: bytes) -> None:
     with pytest.raises(IntegrityError, match=NAME):
         decode_snapshot(seal(ObjectKind.SNAPSHOT, payload), encoded()[1], NAME)

@@ -1,4 +1,4 @@
-"""``casweights.json``."""
+"""The encoding of ``casweights.json``."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ STORE_ID = "0123456789abcdef" * 2
 
 
 def sealed(**changes: Any) -> bytes:
-    """A store file with other values, and the checksum that fits them."""
+    """Return a store file with other values and a matching checksum."""
     fields = json.loads(encode_store_file(CONFIG, STORE_ID)) | changes
     fields = {key: value for key, value in fields.items() if value is not ... and key != "checksum"}
     digest = checksum(json.dumps(fields, indent=2).encode()).hex()
     return json.dumps(fields | {"checksum": digest}, indent=2).encode()
 
 
-def test_roundtrip() -> None:
+def test_decode_returns_the_encoded_settings() -> None:
     data = encode_store_file(CONFIG, STORE_ID)
     assert decode_store_file(data) == (CONFIG, STORE_ID)
     assert sealed() == data
 
 
-def test_people_can_read_it() -> None:
+def test_the_file_is_readable_json() -> None:
     fields = json.loads(encode_store_file(CONFIG, STORE_ID))
     assert fields.pop("checksum")
     assert fields == {
@@ -50,7 +50,7 @@ def test_every_changed_byte_is_found() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"{}", b"\xff", b"[" * 50_000])
-def test_what_is_no_store_file(data: bytes) -> None:
+def test_other_bytes_are_not_a_store_file(data: bytes) -> None:
     with pytest.raises(IntegrityError, match="damaged"):
         decode_store_file(data)
 
@@ -68,12 +68,12 @@ def test_what_is_no_store_file(data: bytes) -> None:
         {"store_id": ...},
     ],
 )
-def test_values_that_cannot_be(changes: dict[str, Any]) -> None:
+def test_invalid_values_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(IntegrityError, match="damaged"):
         decode_store_file(sealed(**changes))
 
 
 @pytest.mark.parametrize("version", [2, 0, 99, "1", None])
-def test_another_version(version: Any) -> None:
+def test_another_format_version_is_unsupported(version: Any) -> None:
     with pytest.raises(UnsupportedError, match="format version"):
         decode_store_file(sealed(format=version))

@@ -1,4 +1,4 @@
-"""MessagePack of others: whatever stands at whatever place, memory stays in proportion to bytes."""
+"""Decoding forged MessagePack needs memory in proportion to its bytes, wherever a bomb is."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ BOMBS = {
 
 
 def with_bomb(fields: dict[str, Any], key: str, bomb: bytes) -> bytes:
-    """A map of which one value is a bomb."""
+    """Return an encoded map in which one value is a bomb."""
     parts = [
         msgpack.packb(name) + (bomb if name == key else msgpack.packb(value))
         for name, value in {**fields, key: None}.items()
@@ -126,7 +126,7 @@ def test_a_pack_table_is_refused_where_the_bomb_begins(bomb: bytes, key: str) ->
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_what_nobody_knows_is_passed_over_without_decoding_it(bomb: bytes) -> None:
+def test_unknown_keys_are_skipped_without_decoding(bomb: bytes) -> None:
     data, snapshot = snapshot_object(msgpack.packb(MANIFEST), with_bomb(TABLE, "later", bomb))
     tracemalloc.start()
     try:
@@ -151,8 +151,8 @@ def snapshot_object(
 
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("size", [5 << 20, 50 << 20, 200 << 20])
-def test_a_small_object_cannot_claim_much(part: int, size: int) -> None:
-    """Not even where all that it holds is one valid text."""
+def test_a_small_object_that_claims_much_content_is_refused(part: int, size: int) -> None:
+    """This holds even if the content is a single valid text."""
     parts = [msgpack.packb(MANIFEST), msgpack.packb(TABLE)]
     field = [{**MANIFEST, "message": " " * size}, {**TABLE, "later": bytes(size)}][part]
     parts[part] = msgpack.packb(field)
@@ -162,7 +162,7 @@ def test_a_small_object_cannot_claim_much(part: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, (4 << 20) + 1, (1 << 17) * 40, (1 << 17) * 40 + 1])
-def test_what_compresses_too_well_is_stored_as_it_is(size: int) -> None:
+def test_content_that_compresses_too_well_is_stored_raw(size: int) -> None:
     packed = compress_object(bytes(size), 3)
     assert size <= most_content(len(packed))
     assert decompress_object(packed, size) == bytes(size)
@@ -176,7 +176,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_trees_come_back(value: Any) -> None:
+def test_nested_metadata_comes_back(value: Any) -> None:
     encoded = msgpack.packb(value)
     data = Unpacker(encoded)
     assert repr(data.tree(1 << 17, MAX_NESTING)) == repr(value)

@@ -1,4 +1,4 @@
-"""Whole buffers through zstd."""
+"""Compression and decompression of whole buffers with zstd."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def decompress(data: bytes, size: int) -> bytes:
 @pytest.mark.parametrize(
     "raw", [b"", b"x", TEXT, bytes(300_000), np.random.default_rng(0).bytes(9)]
 )
-def test_roundtrip(raw: bytes) -> None:
+def test_any_bytes_come_back(raw: bytes) -> None:
     for level in (1, 3, 12):
         assert decompress(compress(raw, level), len(raw)) == raw
     assert decompress(compress_entropy(raw), len(raw)) == raw
 
 
-def test_entropy_coding_of_skewed_bytes() -> None:
+def test_entropy_coding_shrinks_skewed_bytes() -> None:
     raw = np.random.default_rng(0).geometric(0.3, 100_000).astype(np.uint8).tobytes()
     coded = compress_entropy(raw)
     assert len(coded) < 0.45 * len(raw)
     assert decompress(coded, len(raw)) == raw
 
 
-def test_on_many_threads() -> None:
+def test_contexts_of_threads_are_independent() -> None:
     raws = [TEXT[n : n + 5000] for n in range(200)]
 
     def roundtrip(raw: bytes) -> bytes:
@@ -46,7 +46,7 @@ def test_on_many_threads() -> None:
 
 
 def streamed(raw: bytes) -> bytes:
-    """A frame that does not say how long it is."""
+    """Return a frame that does not declare its content size."""
     compressor = zstandard.ZstdCompressor().compressobj()
     return compressor.compress(raw) + compressor.flush()
 
@@ -65,13 +65,13 @@ def streamed(raw: bytes) -> bytes:
         (compress(TEXT, 3)[:20], len(TEXT), "truncated"),
     ],
 )
-def test_malformed_frames(data: bytes, size: int, why: str) -> None:
+def test_malformed_frames_are_refused(data: bytes, size: int, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         decompress(data, size)
 
 
-def test_the_decoder_recovers() -> None:
-    """Its context is reused after a failure."""
+def test_the_decoder_works_after_a_failure() -> None:
+    """The context of the thread is used again after a failure."""
     with pytest.raises(ValueError, match="truncated"):
         decompress(compress(TEXT, 3)[:50], len(TEXT))
     assert decompress(compress(TEXT, 3), len(TEXT)) == TEXT

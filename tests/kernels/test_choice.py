@@ -1,4 +1,4 @@
-"""Compiled kernels, or their twins where none were built."""
+"""The choice between compiled kernels and their twins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_there_are_compiled_kernels() -> None:
+def test_compiled_kernels_are_used() -> None:
     assert kernels.COMPILED is True
     assert kernels.dense_encode is _compiled.dense_encode
     assert _compiled.TARGETS[0] == "portable"
@@ -49,7 +49,7 @@ def stepped(base: np.ndarray, share: float, rng: np.random.Generator) -> np.ndar
 
 
 def commit_twice(folder: Path, which: str) -> list[bytes]:
-    """Commit and check out two versions in another process; the packs that it wrote."""
+    """Commit and check out two versions in another process, and return the packs that it wrote."""
     rng = np.random.default_rng(5)
     base = rng.normal(0, 0.02, 50_000).astype("<f2")
     for name, shares in (("before", (0, 0)), ("after", (0.01, 0.6))):
@@ -64,7 +64,7 @@ def commit_twice(folder: Path, which: str) -> list[bytes]:
     return sorted(path.read_bytes() for path in (folder / "store" / "packs").iterdir())
 
 
-def test_versions_without_compiled_kernels(tmp_path: Path) -> None:
+def test_twins_write_the_same_packs_as_compiled_kernels(tmp_path: Path) -> None:
     packs = commit_twice(tmp_path / "1", "twins")
     assert len(packs) == 2
     assert min(map(len, packs)) < 50_000  # of 200,000 bytes

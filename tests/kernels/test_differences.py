@@ -1,4 +1,4 @@
-"""The compiled kernels of differences and their twins in numpy: the same bytes, both ways."""
+"""The compiled kernels of differences and their numpy twins encode and decode the same bytes."""
 
 from __future__ import annotations
 
@@ -74,13 +74,15 @@ def elements(style: str, kind: ElementKind, count: int, rng: np.random.Generator
 
 
 def to_floats(values: np.ndarray, kind: ElementKind) -> np.ndarray:
-    floats = torch.from_numpy(np.append(values, 0)).to(FLOATS[kind])  # torch cannot view nothing
+    floats = torch.from_numpy(np.append(values, 0)).to(
+        FLOATS[kind]
+    )  # torch cannot view an empty tensor
     bits: np.ndarray = floats.view(torch.uint8).numpy().view(f"<u{kind.width}")
     return bits[:-1]
 
 
 def special(kind: ElementKind) -> np.ndarray:
-    """Zeros, infinities, NaNs, the least and the largest numbers, with both signs."""
+    """Return zeros, infinities, NaNs, the smallest and the largest numbers, with both signs."""
     sign = 1 << (8 * kind.width - 1)
     infinity = sign - (1 << kind.mantissa)
     positive = [0, 1, 1 << kind.mantissa, infinity - 1, infinity, infinity + 1, sign - 1]
@@ -108,14 +110,14 @@ def change(
 def optimized(
     kind: ElementKind, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Floats before and after a step: all moved about equally far, so few large ones changed."""
+    """Return floats before and after a step of an optimizer, in which few large ones change."""
     before = rng.normal(0, 0.5, count)
     after = before + rng.normal(0, 2.0 ** (-5 - kind.mantissa), count)
     return to_floats(before, kind), to_floats(after, kind)
 
 
 def encode(encoding: str, base: Buffer, new: Buffer, kind: int) -> bytes:
-    """The payload that all implementations agree on."""
+    """Encode with all implementations, assert that they agree, and return the payload."""
     expected = TWINS[encoding].encode(base, new, kind)
     for target in _compiled.TARGETS:
         _compiled.use(target)
@@ -133,7 +135,7 @@ def attempt(decode: Decode, payload: Buffer, base: Buffer) -> bytes | None:
 
 
 def decode(encoding: str, payload: Buffer, base: Buffer) -> bytes | None:
-    """What all implementations take a payload for; None if it is malformed."""
+    """Decode with all implementations, assert that they agree, and return the chunk or None."""
     expected = attempt(TWINS[encoding].decode, payload, base)
     for target in _compiled.TARGETS:
         _compiled.use(target)
@@ -152,7 +154,7 @@ def roundtrip(encoding: str, base: np.ndarray, new: np.ndarray, kind: ElementKin
 @any_encoding
 @any_kind
 @pytest.mark.parametrize("share", SHARES)
-def test_shares(encoding: str, kind: ElementKind, share: float) -> None:
+def test_any_share_of_changes_comes_back(encoding: str, kind: ElementKind, share: float) -> None:
     rng = np.random.default_rng(int(kind))
     base = elements("weights", kind, 129, rng)
     roundtrip(encoding, base, change(base, "neighbour", share, kind, rng), kind)
@@ -168,7 +170,7 @@ def test_shares(encoding: str, kind: ElementKind, share: float) -> None:
     share=st.sampled_from(SHARES),
     seed=st.integers(0, 99),
 )
-def test_any_elements(
+def test_any_elements_come_back(
     encoding: str, kind: ElementKind, count: int, base: str, how: str, share: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -179,7 +181,9 @@ def test_any_elements(
 @pytest.mark.parametrize("count", [8191, 8192, 8193, SEGMENT - 1, SEGMENT, SEGMENT + 1, 100_003])
 @pytest.mark.parametrize("kind", [ElementKind.PLAIN_8, ElementKind.BFLOAT_16])
 @pytest.mark.parametrize("share", [ONE, 0.001, 0.1])
-def test_many_elements_of_which_few_changed(count: int, kind: ElementKind, share: float) -> None:
+def test_few_changes_of_many_elements_come_back(
+    count: int, kind: ElementKind, share: float
+) -> None:
     rng = np.random.default_rng(count)
     base = elements("weights", kind, count, rng)
     roundtrip("sparse", base, change(base, "neighbour", share, kind, rng), kind)
@@ -199,7 +203,7 @@ def test_many_elements_of_which_few_changed(count: int, kind: ElementKind, share
         (9 * SEGMENT + 7, ElementKind.BFLOAT_16, "neighbour", 0.6),
     ],
 )
-def test_many_elements_of_which_many_changed(
+def test_many_changes_of_many_elements_come_back(
     count: int, kind: ElementKind, how: str, share: float
 ) -> None:
     rng = np.random.default_rng(count)
@@ -209,7 +213,7 @@ def test_many_elements_of_which_many_changed(
 
 @any_encoding
 @pytest.mark.parametrize("kind", FLOATS, ids=lambda kind: kind.name)
-def test_classes(encoding: str, kind: ElementKind) -> None:
+def test_steps_of_an_optimizer_get_several_classes(encoding: str, kind: ElementKind) -> None:
     payload = roundtrip(encoding, *optimized(kind, 6000, np.random.default_rng(1)), kind)
     assert payload[1] > 1
 
@@ -219,10 +223,10 @@ def test_classes(encoding: str, kind: ElementKind) -> None:
     ("kind", "lowest", "highest"),
     [(ElementKind.BFLOAT_16, 20, 255), (ElementKind.FLOAT_64, 880, 1165)],
 )
-def test_more_classes_than_there_may_be(
+def test_the_number_of_classes_is_limited(
     encoding: str, kind: ElementKind, lowest: int, highest: int
 ) -> None:
-    """Every second exponent's elements change; those of F64 go beyond F32's on both sides."""
+    """Elements of every second exponent change; those of F64 exceed F32's on both sides."""
     exponents = np.repeat(np.arange(lowest, highest, dtype=f"<u{kind.width}"), 200)
     base = exponents << kind.mantissa
     payload = roundtrip(encoding, base, base + exponents % 2, kind)
@@ -230,8 +234,8 @@ def test_more_classes_than_there_may_be(
 
 
 @pytest.mark.parametrize("kind", [ElementKind.E4M3, ElementKind.FLOAT_16, ElementKind.FLOAT_32])
-def test_long_runs_without_a_change(kind: ElementKind) -> None:
-    """Few of the small elements change, and none of the large ones."""
+def test_long_runs_without_a_change_come_back(kind: ElementKind) -> None:
+    """Few of the small elements change, and no large ones."""
     rng = np.random.default_rng(6)
     small = rng.random(150_000) < 0.5
     base = to_floats(np.where(small, 0.06, 1.5), kind)
@@ -239,7 +243,7 @@ def test_long_runs_without_a_change(kind: ElementKind) -> None:
     assert payload[1] == 2
 
 
-def test_batches_of_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_of_the_twin_make_one_payload(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "_BATCH", SEGMENT)
     rng = np.random.default_rng(2)
     base = elements("weights", ElementKind.BFLOAT_16, SEGMENT + 5, rng)
@@ -248,13 +252,13 @@ def test_batches_of_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shifted(data: Buffer) -> memoryview:
-    """A copy that no processor finds aligned."""
+    """Return a copy at an odd address."""
     return memoryview(bytearray(b"x") + data)[1:]
 
 
 @any_encoding
 @any_kind
-def test_unaligned_bytes(encoding: str, kind: ElementKind) -> None:
+def test_unaligned_bytes_give_the_same_payload(encoding: str, kind: ElementKind) -> None:
     rng = np.random.default_rng(3)
     base = elements("weights", kind, 100, rng)
     new = change(base, "any step", 0.1, kind, rng)
@@ -278,12 +282,12 @@ any_example = pytest.mark.parametrize("name", EXAMPLES)
 
 @cache
 def example(encoding: str, name: str) -> Example:
-    """A payload of as few bytes as show everything: gaps, plain bits, two classes."""
+    """Return a small payload with all features: gaps, plain bits, two classes."""
     rng = np.random.default_rng(4)
     if name == "classes":
         kind = ElementKind.BFLOAT_16
         base = np.tile(np.array([0x3F80, 0x3C00], "<u2"), 160)
-        new = base + (base == 0x3C00)  # the small ones change
+        new = base + (base == 0x3C00)  # the small elements change
     else:
         kind = ElementKind[name]
         base = elements("weights", kind, 40, rng)
@@ -295,7 +299,7 @@ def example(encoding: str, name: str) -> Example:
 
 @any_encoding
 @any_example
-def test_truncated_payloads(encoding: str, name: str) -> None:
+def test_truncated_payloads_do_not_decode_to_the_chunk(encoding: str, name: str) -> None:
     base, new, payload = example(encoding, name)
     for size in range(len(payload)):
         decoded = decode(encoding, payload[:size], base)
@@ -304,11 +308,11 @@ def test_truncated_payloads(encoding: str, name: str) -> None:
 
 @any_encoding
 @any_example
-def test_longer_payloads(encoding: str, name: str) -> None:
+def test_payloads_with_many_extra_bytes_are_refused(encoding: str, name: str) -> None:
     base, new, payload = example(encoding, name)
     for more in (b"\0", b"\1", b"\xff", b"\0\0", b"\0\0\0\0\1", bytes(100)):
         decoded = decode(encoding, payload + more, base)
-        if encoding == "sparse" and not any(more):  # zeros at the end may be there or not
+        if encoding == "sparse" and not any(more):  # zeros at the end are optional
             assert decoded in (None, new)
         elif encoding == "dense":
             assert decoded is None
@@ -317,7 +321,7 @@ def test_longer_payloads(encoding: str, name: str) -> None:
 
 @any_encoding
 @pytest.mark.parametrize("name", ["PLAIN_8", "BFLOAT_16", "FLOAT_64", "classes"])
-def test_flipped_bits(encoding: str, name: str) -> None:
+def test_flipped_bits_are_read_alike(encoding: str, name: str) -> None:
     base, _, payload = example(encoding, name)
     for bit in range(8 * len(payload)):
         flipped = bytearray(payload)
@@ -333,7 +337,9 @@ def test_flipped_bits(encoding: str, name: str) -> None:
     inserted=st.binary(max_size=6),
     removed=st.integers(0, 6),
 )
-def test_edited_payloads(encoding: str, name: str, at: int, inserted: bytes, removed: int) -> None:
+def test_edited_payloads_are_read_alike(
+    encoding: str, name: str, at: int, inserted: bytes, removed: int
+) -> None:
     base, _, payload = example(encoding, name)
     decode(encoding, payload[:at] + inserted + payload[at + removed :], base)
 
@@ -345,12 +351,14 @@ def test_edited_payloads(encoding: str, name: str, at: int, inserted: bytes, rem
     rest=st.binary(max_size=30),
     count=st.integers(0, 70),
 )
-def test_any_payload(encoding: str, kind: ElementKind, rest: bytes, count: int) -> None:
+def test_any_payload_is_read_alike(
+    encoding: str, kind: ElementKind, rest: bytes, count: int
+) -> None:
     decode(encoding, bytes([kind]) + rest, bytes(count * kind.width))
 
 
 def one_change(kind: ElementKind, difference: int) -> bytes:
-    """A `sparse` payload: the first element changes by this, whether it can or not."""
+    """Return a `sparse` payload that changes the first element by this, possibly too far."""
     coder = RangeEncoder()
     Sizes().put(coder, 0, difference)
     gaps = bytes([1, 1, 0, 1, 1])  # classes, changes, Rice parameter, bytes, a gap of 0
@@ -360,8 +368,8 @@ def one_change(kind: ElementKind, difference: int) -> bytes:
 @pytest.mark.parametrize(
     "kind", [ElementKind.PLAIN_8, ElementKind.PLAIN_16, ElementKind.PLAIN_32, ElementKind.PLAIN_64]
 )
-def test_changes_beyond_the_width(kind: ElementKind) -> None:
-    last = (1 << 8 * kind.width) - 1  # in zigzag: to the element that is the farthest away
+def test_steps_beyond_the_width_are_refused(kind: ElementKind) -> None:
+    last = (1 << 8 * kind.width) - 1  # in zigzag: to the most distant element
     farthest = decode("sparse", one_change(kind, last), bytes(kind.width))
     assert farthest == ((last + 1) // 2).to_bytes(kind.width, "little")
     for beyond in (last + 1, last + 2, 2 * last + 1, 2 * last + 2, 2 * last + 3):
@@ -369,15 +377,15 @@ def test_changes_beyond_the_width(kind: ElementKind) -> None:
 
 
 @pytest.mark.parametrize("size", range(1, 24))
-def test_codes_beyond_the_range(size: int) -> None:
-    """No range coder writes this; it must be read alike all the same."""
+def test_codes_beyond_the_range_are_read_alike(size: int) -> None:
+    """No range coder writes such codes, but all decoders must read them alike."""
     head = bytes([ElementKind.PLAIN_16, 1, 8, 0, 1, 0xFF])  # all of the 8 elements change
     decode("sparse", head + b"\xff" * size, bytes(16))
     decode("sparse", head + b"\xff" * size + b"\x12\x34\x56", bytes(16))
 
 
-def test_a_word_that_lacks_is_not_taken_from_behind() -> None:
-    """The last word of this segment is 0, as what lies behind the payload may be."""
+def test_a_missing_word_is_not_read_past_the_payload() -> None:
+    """The last word of this segment is 0, as memory past the payload may be."""
     base = np.zeros(512, "<u2")
     new = np.append(np.ones(510, "<u2"), [0, 0]).astype("<u2")
     payload = roundtrip("dense", base, new, ElementKind.PLAIN_16)
@@ -391,7 +399,7 @@ def test_a_word_that_lacks_is_not_taken_from_behind() -> None:
 
 @any_encoding
 @any_kind
-def test_bases_of_another_size(encoding: str, kind: ElementKind) -> None:
+def test_bases_of_another_size_are_read_alike(encoding: str, kind: ElementKind) -> None:
     base, _, payload = example(encoding, kind.name)
     for size in range(len(base) + 2 * kind.width + 1):
         decoded = decode(encoding, payload, (base + base)[:size])
@@ -400,7 +408,7 @@ def test_bases_of_another_size(encoding: str, kind: ElementKind) -> None:
 
 
 @any_encoding
-def test_wrong_arguments(encoding: str) -> None:
+def test_wrong_arguments_are_refused(encoding: str) -> None:
     payload = encode(encoding, bytes(8), b"12345678", ElementKind.PLAIN_16)
     for codec in (COMPILED[encoding], TWINS[encoding]):
         for base, new, kind in [(8, 4, 1), (0, 2, 1), (3, 3, 1), (9, 9, 3), (8, 8, 10), (8, 8, -1)]:

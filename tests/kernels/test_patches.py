@@ -1,4 +1,4 @@
-"""What changed, and changes put in place: the compiled kernels, their twins and a simple model."""
+"""The kernels `changes` and `swap`, compiled and in numpy, compared with a simple model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ any_module = pytest.mark.parametrize("module", [_compiled, twins], ids=["compile
 
 
 def implementations() -> Iterator[Any]:
-    """The compiled kernels of each target, and the twins."""
+    """Yield the compiled kernels of each target, and the twins."""
     for target in _compiled.TARGETS:
         _compiled.use(target)
         yield _compiled
@@ -60,12 +60,12 @@ def model_swap(memory: bytes, positions: bytes, values: bytes, width: int) -> tu
 
 
 def shifted(data: Buffer, shift: int) -> memoryview:
-    """A writable copy that begins so many bytes behind an aligned address."""
+    """Return a writable copy that begins `shift` bytes after an aligned address."""
     return memoryview(bytearray(shift) + data)[shift:]
 
 
 def changed_at(old: bytes, places: np.ndarray, width: int, rng: np.random.Generator) -> bytes:
-    """Flip bits of the elements at these places: all bits, or one of them."""
+    """Flip all bits, or one, of the elements at these positions."""
     new = np.frombuffer(old, f"<u{width}").copy()
     single = np.uint64(1) << rng.integers(8 * width, size=len(places)).astype(np.uint64)
     everything = (1 << 8 * width) - 1
@@ -75,7 +75,7 @@ def changed_at(old: bytes, places: np.ndarray, width: int, rng: np.random.Genera
 
 
 def check(old: bytes, new: bytes, width: int, shift: int = 0) -> Patch:
-    """What all make of a change, which is put in place and taken back again."""
+    """Find, apply and undo changes with all implementations; return the patch they agree on."""
     expected = model_changes(old, new, width)
     for module in implementations():
         patch = module.changes(shifted(old, shift), shifted(new, 2 * shift), width)
@@ -96,7 +96,7 @@ def check(old: bytes, new: bytes, width: int, shift: int = 0) -> Patch:
 
 @any_width
 @pytest.mark.parametrize("share", SHARES)
-def test_shares(width: int, share: float) -> None:
+def test_any_share_of_changes_is_found_and_swapped(width: int, share: float) -> None:
     rng = np.random.default_rng(width)
     for count in COUNTS:
         old = rng.bytes(count * width)
@@ -112,7 +112,9 @@ def test_shares(width: int, share: float) -> None:
     shift=st.integers(0, 9),
     seed=st.integers(0, 999),
 )
-def test_anywhere_in_memory(width: int, count: int, share: float, shift: int, seed: int) -> None:
+def test_unaligned_buffers_give_the_same_patch(
+    width: int, count: int, share: float, shift: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     old = rng.bytes(count * width)
     places = np.flatnonzero(rng.random(count) < share)
@@ -120,7 +122,7 @@ def test_anywhere_in_memory(width: int, count: int, share: float, shift: int, se
 
 
 @hypothesis.given(data=st.data(), width=st.sampled_from(WIDTHS))
-def test_any_bits(data: st.DataObject, width: int) -> None:
+def test_any_bits_are_found_and_swapped(data: st.DataObject, width: int) -> None:
     size = width * data.draw(st.integers(0, 150))
     old, new = (data.draw(st.binary(min_size=size, max_size=size)) for _ in range(2))
     check(old, new, width)
@@ -128,7 +130,7 @@ def test_any_bits(data: st.DataObject, width: int) -> None:
 
 @any_width
 @pytest.mark.parametrize("count", [1, 2, 64, 65, 200])
-def test_each_single_element(width: int, count: int) -> None:
+def test_each_single_changed_element_is_found(width: int, count: int) -> None:
     rng = np.random.default_rng(count)
     old = rng.bytes(count * width)
     for place in range(count):
@@ -141,7 +143,9 @@ def test_each_single_element(width: int, count: int) -> None:
 @any_width
 @pytest.mark.parametrize("where", ["first", "last", "scattered"])
 @pytest.mark.parametrize("count", [5, 60, 64, 120, 640, 4096, 9960, 9961, 9967])
-def test_as_many_changes_as_fit_and_one_more(width: int, where: str, count: int) -> None:
+def test_changes_beyond_the_size_of_the_elements_give_none(
+    width: int, where: str, count: int
+) -> None:
     rng = np.random.default_rng(count)
     old = rng.bytes(count * width)
     limit = count * width // (POSITION + width)
@@ -160,7 +164,7 @@ def test_as_many_changes_as_fit_and_one_more(width: int, where: str, count: int)
 
 
 @any_width
-def test_equal_buffers(width: int) -> None:
+def test_equal_buffers_give_an_empty_patch(width: int) -> None:
     for size in (0, 8, 520, 8192):
         assert check(bytes(size), bytes(size), width) == (b"", bytearray())
 
@@ -174,7 +178,7 @@ def test_bits_are_compared_and_not_numbers(dtype: str, width: int) -> None:
     assert check(old.tobytes(), new.tobytes(), width) == (bytes(4), bytearray(new[:1].tobytes()))
 
 
-def test_what_is_exported() -> None:
+def test_compiled_kernels_are_exported() -> None:
     assert kernels.changes is _compiled.changes
     assert kernels.swap is _compiled.swap
 
@@ -183,8 +187,8 @@ def test_what_is_exported() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "width"), [(8, 6, 2), (8, 10, 2), (3, 3, 2), (6, 6, 3), (8, 8, 0), (8, 8, -1)]
 )
-def test_wrong_sizes_of_changes(module: Any, old: int, new: int, width: int) -> None:
-    with pytest.raises(ValueError, match="below 2.32 - 1, of 1, 2, 4 or 8 bytes"):
+def test_changes_refuses_wrong_sizes(module: Any, old: int, new: int, width: int) -> None:
+    with pytest.raises(ValueError, match=r"below 2\^32 - 1, of 1, 2, 4 or 8 bytes"):
         module.changes(bytes(old), bytes(new), width)
 
 
@@ -205,7 +209,7 @@ def test_wrong_sizes_of_changes(module: Any, old: int, new: int, width: int) -> 
         (8, 0, 1, 2),
     ],
 )
-def test_wrong_sizes_of_swap(
+def test_swap_refuses_wrong_sizes(
     module: Any, memory: int, positions: int, values: int, width: int
 ) -> None:
     before, others = bytearray(b"m" * memory), bytearray(b"v" * values)
@@ -219,8 +223,8 @@ def test_wrong_sizes_of_swap(
     "places",
     [[40], [0, 40], [0, 1 << 31], [(1 << 32) - 1], [3, 3], [4, 3], [50, 3], [0, 50, 3], [0, 1, 0]],
 )
-def test_hostile_positions(width: int, places: list[int]) -> None:
-    """Whatever does not ascend or is out of range: nothing is written."""
+def test_swap_refuses_hostile_positions_and_writes_nothing(width: int, places: list[int]) -> None:
+    """If positions do not ascend or are out of range, no element is written."""
     positions = np.array(places, "<u4").tobytes()
     memory, values = bytearray(b"m" * 40 * width), bytearray(b"v" * len(places) * width)
     before, others = bytes(memory), bytes(values)
@@ -237,8 +241,10 @@ def test_hostile_positions(width: int, places: list[int]) -> None:
     places=st.lists(st.integers(0, 40) | st.integers(0, (1 << 32) - 1), max_size=40),
     ordered=st.booleans(),
 )
-def test_any_positions(width: int, count: int, places: list[int], ordered: bool) -> None:
-    """They are taken where they ascend in range, and else by none."""
+def test_swap_accepts_exactly_ascending_positions_in_range(
+    width: int, count: int, places: list[int], ordered: bool
+) -> None:
+    """All implementations accept positions that ascend in range, and refuse all others."""
     chosen = sorted(set(places)) if ordered else places
     valid = chosen == sorted(set(chosen)) and (not chosen or chosen[-1] < count)
     positions = np.array(chosen, "<u4").tobytes()
@@ -256,14 +262,14 @@ def test_any_positions(width: int, count: int, places: list[int], ordered: bool)
 
 
 @any_module
-def test_what_swap_writes_to_is_writable(module: Any) -> None:
+def test_swap_refuses_read_only_buffers(module: Any) -> None:
     for memory, values in [(bytes(8), bytearray(2)), (bytearray(8), bytes(2))]:
         with pytest.raises(TypeError, match="read-write"):
             module.swap(memory, bytes(4), values, 2)
 
 
 @any_module
-def test_more_elements_than_positions_can_tell(module: Any) -> None:
+def test_more_elements_than_positions_can_address_are_refused(module: Any) -> None:
     with mmap.mmap(-1, (1 << 32) - 1, flags=mmap.MAP_PRIVATE) as untouched:
         with pytest.raises(ValueError, match="same number of elements"):
             module.changes(untouched, untouched, 1)

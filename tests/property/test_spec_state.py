@@ -63,7 +63,7 @@ def test_any_state_is_rebuilt_as_the_library_loads_it(
 
 
 def ties(names: list[Any]) -> list[int]:
-    """For each name the place where it comes first."""
+    """Return, for each name, the index of its first occurrence."""
     return [names.index(name) for name in names]
 
 
@@ -86,7 +86,7 @@ def test_the_example_on_the_page_is_what_the_library_writes() -> None:
     assert f"```text\n{tree}\n```" in page
 
 
-def test_the_page_has_the_order_in_which_dtypes_lie() -> None:
+def test_the_page_lists_dtypes_in_the_order_of_the_library() -> None:
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     assert " ".join(f"`{code}`" for code in reversed(DTYPES)) in " ".join(page.split())
 
@@ -102,7 +102,7 @@ TENSORS = {
 
 
 def read_both(reader: ModuleType, tree: str) -> tuple[Any, Any]:
-    """What the library and the reader make of a tree; None where it is malformed."""
+    """Return the states that the library and the reader rebuild; None for a malformed tree."""
     raw = casweights_header(tree)
     data = b"".join(t.reshape(-1).view(torch.uint8).numpy().tobytes() for t in TENSORS.values())
     results: list[Any] = []

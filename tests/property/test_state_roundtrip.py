@@ -34,7 +34,9 @@ def open_store(digest: DigestName = "blake3") -> casweights.Repository:
 @pytest.mark.parametrize("digest", ["blake3", "xxh3-128"])
 @hypothesis.settings(max_examples=100)
 @hypothesis.given(state=state_dicts(carried=True), compression=compressions)
-def test_any_state(digest: DigestName, state: dict[Any, Any], compression: Compression) -> None:
+def test_any_state_comes_back(
+    digest: DigestName, state: dict[Any, Any], compression: Compression
+) -> None:
     with open_store(digest) as repo:
         snapshot = repo.commit(state, compression=compression)
         assert_same_state(repo.load(snapshot), state)
@@ -42,7 +44,7 @@ def test_any_state(digest: DigestName, state: dict[Any, Any], compression: Compr
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor in memory of its own, as the reference library wants it."""
+    """Return a copy of a tensor in memory of its own, as the reference library requires."""
     return from_bytes(tensor_bits(tensor), tensor.dtype, tuple(tensor.shape))
 
 

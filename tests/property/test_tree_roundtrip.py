@@ -28,7 +28,7 @@ compressions = st.sampled_from(["auto", "fast", "small"])
 
 @contextmanager
 def workspace(digest: DigestName = "blake3") -> Iterator[tuple[casweights.Repository, Path]]:
-    """A store with small chunks, and an empty folder to work in."""
+    """Provide a store with small chunks, and an empty folder to work in."""
     config = StoreConfig(digest=digest, chunk_size=64 * KiB)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -40,7 +40,7 @@ def workspace(digest: DigestName = "blake3") -> Iterator[tuple[casweights.Reposi
 @pytest.mark.parametrize("digest", ["blake3", "xxh3-128"])
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(tree=trees(), compression=compressions)
-def test_any_directory(digest: DigestName, tree: Tree, compression: Compression) -> None:
+def test_any_directory_comes_back(digest: DigestName, tree: Tree, compression: Compression) -> None:
     with workspace(digest) as (repo, folder):
         write_tree(tree, folder / "in")
         snapshot = repo.commit(folder / "in", compression=compression)
@@ -54,7 +54,7 @@ def test_any_directory(digest: DigestName, tree: Tree, compression: Compression)
 
 @st.composite
 def disturbed(draw: st.DrawFn, tree: Tree) -> Tree:
-    """A tree after somebody worked on it."""
+    """Draw a tree as it is after local changes."""
     result: Tree = {}
     for path, content in resolve_links(tree).items():
         kind = draw(st.sampled_from(["same", "edited", "cut", "longer", "other", "link", "gone"]))
@@ -77,7 +77,7 @@ def disturbed(draw: st.DrawFn, tree: Tree) -> Tree:
 
 @hypothesis.settings(max_examples=80)
 @hypothesis.given(data=st.data(), tree=trees(), delete=st.booleans())
-def test_over_a_directory_with_something_in_it(
+def test_checkout_over_other_files_restores_the_version(
     data: st.DataObject, tree: Tree, delete: bool
 ) -> None:
     there = data.draw(disturbed(tree))
@@ -94,7 +94,7 @@ def test_over_a_directory_with_something_in_it(
 
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(old=trees(), new=trees())
-def test_over_another_model(old: Tree, new: Tree) -> None:
+def test_checkout_over_another_version_restores_the_version(old: Tree, new: Tree) -> None:
     with workspace() as (repo, folder):
         write_tree(old, folder / "old")
         write_tree(new, folder / "new")
@@ -111,12 +111,12 @@ def test_over_another_model(old: Tree, new: Tree) -> None:
 
 
 def lies_inside(folders: Tree, files: Tree) -> bool:
-    """Whether something is a file in one tree and a folder in the other."""
+    """Return whether some path is a file in one tree and a folder in the other."""
     return any(path.startswith(f"{file}/") for path in folders for file in files)
 
 
 def tensors_of(file: bytes) -> dict[str, tuple[str, list[int], bytes]]:
-    """Type, shape and bytes of every tensor, read without the code under test."""
+    """Return type, shape and bytes of every tensor, read without the code under test."""
     length = int.from_bytes(file[:8], "little")
     table = json.loads(file[8 : 8 + length])
     table.pop("__metadata__", None)
@@ -128,7 +128,7 @@ def tensors_of(file: bytes) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 def is_model(file: bytes) -> bool:
-    """Whether a file is safetensors, whatever it is called."""
+    """Return whether a file is safetensors by its content."""
     try:
         safetensors.deserialize(file)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError:
@@ -138,7 +138,7 @@ def is_model(file: bytes) -> bool:
 
 @hypothesis.settings(max_examples=80)
 @hypothesis.given(data=st.data(), tree=trees())
-def test_a_part(data: st.DataObject, tree: Tree) -> None:
+def test_checkout_of_a_part_writes_only_that_part(data: st.DataObject, tree: Tree) -> None:
     files = resolve_links(tree)
     tables = {path: tensors_of(content) for path, content in files.items() if is_model(content)}
     names = sorted({name for table in tables.values() for name in table} | files.keys())

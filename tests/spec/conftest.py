@@ -1,4 +1,4 @@
-"""A store, and the independent reader as a module."""
+"""Fixtures: a store, and the independent reader as a module."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def reader() -> ModuleType:
-    """The reader in this process, for tests that ask it many times."""
+    """The reader as a module in this process, for tests that call it many times."""
     return importlib.import_module("tools.spec.reader")
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Repository]:
-    """A store in ``store`` with one version, whose pack has frames of every encoding."""
+    """A store in ``store`` with one version, whose pack has frames of every baseless encoding."""
     config = StoreConfig(**SMALL_CHUNKS)
     with casweights.open(tmp_path / "store", create=True, config=config) as repository:
         repository.commit(CONTENT)

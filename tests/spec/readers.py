@@ -1,4 +1,4 @@
-"""The library and the independent reader, side by side on one store."""
+"""Helpers to run the library and the independent reader on one store and compare them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read(store: Path, ref: str, out: Path) -> subprocess.CompletedProcess[str]:
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
-    """Everything below a folder; None stands for a folder."""
+    """Return the content of every path below a folder; None for a folder."""
     return {
         path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
         for path in root.rglob("*")
@@ -59,7 +59,7 @@ def tree(root: Path) -> dict[str, bytes | None]:
 
 
 def write_model(folder: Path) -> None:
-    """Two shards whose tensors have several chunks, and other files."""
+    """Write two shards whose tensors have several chunks, and other files."""
     numbers = torch.Generator().manual_seed(1)
     weights = {
         "a": torch.randn(300, 300, generator=numbers).bfloat16(),
@@ -94,7 +94,7 @@ def make_state() -> dict[str, Any]:
 
 
 def make_store(root: Path, digest: DigestName, compression: Compression) -> list[str]:
-    """A store with three versions in ``root/store``; returns what they can be called."""
+    """Make a store with three versions in ``root/store``; return names of the versions."""
     write_model(root / "model")
     config = StoreConfig(digest=digest, **SMALL_CHUNKS)
     with casweights.open(root / "store", create=True, config=config) as store:

@@ -1,4 +1,4 @@
-"""The independent reader and the library agree on differences, honest and forged ones."""
+"""The independent reader and the library agree on valid and forged differences."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def differences() -> ModuleType:
 
 
 def pair(kind: ElementKind, count: int, share: float, largest: int) -> tuple[bytes, bytes]:
-    """Elements of all exponents, of which a share has moved, by up to `largest` bit patterns."""
+    """Return elements of all exponents, and a copy with a share moved by up to `largest`."""
     numbers = np.random.default_rng(count)
     base = np.frombuffer(numbers.bytes(count * kind.width), f"<u{kind.width}")
     steps = numbers.integers(1, largest, count, dtype=np.uint64, endpoint=True)
@@ -80,7 +80,7 @@ def pair(kind: ElementKind, count: int, share: float, largest: int) -> tuple[byt
 @pytest.mark.parametrize(
     ("share", "largest"), [(0, 1), (0.01, 1), (0.01, 2**64 - 1), (0.7, 1), (1, 300), (1, 2**64 - 1)]
 )
-def test_what_the_kernels_encode(
+def test_the_reader_decodes_what_the_kernels_encode(
     differences: ModuleType, encoding: str, kind: ElementKind, share: float, largest: int
 ) -> None:
     encode, _ = KERNELS[encoding]
@@ -92,7 +92,9 @@ def test_what_the_kernels_encode(
 
 @kinds
 @encodings
-def test_several_segments(differences: ModuleType, encoding: str, kind: ElementKind) -> None:
+def test_the_reader_decodes_several_segments(
+    differences: ModuleType, encoding: str, kind: ElementKind
+) -> None:
     encode, _ = KERNELS[encoding]
     for count in (16_384, 16_385, 40_000):
         base, new = pair(kind, count, 0.05, 40)
@@ -112,10 +114,10 @@ def attempt(decode: Callable[[bytes, bytes], bytes], payload: bytes, base: bytes
     st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2), st.binary(max_size=2)), max_size=3),
 )
 @pytest.mark.usefixtures("differences")
-def test_the_same_is_refused(
+def test_reader_and_kernels_refuse_the_same_payloads(
     encoding: str, kind: ElementKind, edits: list[tuple[int, int, bytes]]
 ) -> None:
-    """The payloads are honest ones with some bytes replaced, inserted and removed."""
+    """The payloads are valid ones with bytes replaced, inserted and removed."""
     encode, kernel = KERNELS[encoding]
 
     def by_kernel(data: bytes, base: bytes) -> bytes:
@@ -145,7 +147,7 @@ def by_reader(reader: ModuleType, root: Path, version: SnapshotId | str) -> dict
 
 
 @pytest.mark.parametrize("links", REFUSED.values(), ids=REFUSED)
-def test_both_refuse(
+def test_both_refuse_forged_chains(
     reader: ModuleType, store: LocalStore, tmp_path: Path, links: list[Link]
 ) -> None:
     version = add_version(store, B, [add_pack(store, links)])
@@ -157,7 +159,7 @@ def test_both_refuse(
 
 
 @pytest.mark.parametrize("links", READ.values(), ids=READ)
-def test_both_read(
+def test_both_read_chains_around_forged_frames(
     reader: ModuleType, store: LocalStore, tmp_path: Path, links: list[Link]
 ) -> None:
     version = add_version(store, B, [add_pack(store, links)])
@@ -166,7 +168,9 @@ def test_both_read(
     assert by_reader(reader, tmp_path, version) == {NAME: B}
 
 
-def test_the_longest_chain(reader: ModuleType, store: LocalStore, tmp_path: Path) -> None:
+def test_both_read_the_longest_chain_and_refuse_a_longer_one(
+    reader: ModuleType, store: LocalStore, tmp_path: Path
+) -> None:
     pack = add_pack(store, chain(MAX_LINKS))
     longest = add_version(store, chunk(MAX_LINKS - 1), [pack])
     too_long = add_version(store, chunk(MAX_LINKS), [pack])
@@ -191,10 +195,10 @@ def test_a_base_of_another_size_stays_readable(
     assert chunks.read(ids[longer], len(longer)) == longer
 
 
-def test_packs_that_the_table_does_not_name(
+def test_both_read_bases_in_packs_that_the_table_does_not_name(
     reader: ModuleType, store: LocalStore, tmp_path: Path
 ) -> None:
-    """The bases lie there; so does another way for when they are gone."""
+    """The bases are in such packs, and so is another chain after the bases are gone."""
     first = add_pack(store, [difference(C, B)])
     second = add_pack(store, [difference(B, A), whole(A)])
     version = add_version(store, C, [first])
@@ -211,14 +215,16 @@ def repo(tmp_path: Path) -> Repository:
 
 
 def assert_same(reader: ModuleType, repo: Repository, root: Path) -> None:
-    """Both check the same out, of every version."""
+    """Assert that both check out the same files of every version."""
     for version in repo.log():
         (expected,) = (b"".join(repo.read(version, file.path)) for file in version.files)
         assert by_reader(reader, root, version.id) == {"model.safetensors": expected}
 
 
 @pytest.mark.parametrize("density", [0.002, 0.3])
-def test_histories(reader: ModuleType, repo: Repository, tmp_path: Path, density: float) -> None:
+def test_both_read_the_same_of_a_history(
+    reader: ModuleType, repo: Repository, tmp_path: Path, density: float
+) -> None:
     with repo:
         for state in history(20, density):
             repo.commit(state)
@@ -226,8 +232,10 @@ def test_histories(reader: ModuleType, repo: Repository, tmp_path: Path, density
         assert_same(reader, repo, tmp_path)
 
 
-def test_every_type_of_elements(reader: ModuleType, repo: Repository, tmp_path: Path) -> None:
-    """Each has bytes of its own; a few of these move, then many."""
+def test_both_read_differences_of_every_dtype(
+    reader: ModuleType, repo: Repository, tmp_path: Path
+) -> None:
+    """Each dtype has different bytes; a few of them change, then many."""
     dtypes = [
         *(torch.uint8, torch.float8_e5m2, torch.float8_e4m3fn, torch.float8_e8m0fnu),
         *(torch.int16, torch.float16, torch.bfloat16, torch.int32, torch.float32),

@@ -1,9 +1,9 @@
-"""Stores that were written when the format was made, and that every later version reads.
+"""Every version of the library reads the golden stores that the first one wrote.
 
 The stores in ``golden/`` are replaced only together with the format: run ``python
 -m tools.spec.golden tests/golden`` in the commit that changes ``docs/format.md``, and in no other.
-``expected.json`` says what is in them; but for the file of a state dict, it was made from what went
-in, not from what came out.
+``expected.json`` lists their content. It was made from the input and not from the output, except
+for the file of a state dict.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ stores = pytest.mark.parametrize("store", STORES)
 
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
-    """The program that made the stores."""
+    """The program that made the stores, as a module."""
     return importlib.import_module("tools.spec.golden")
 
 
-def test_there_are_stores_of_both_digests() -> None:
+def test_golden_stores_of_both_digests_exist() -> None:
     assert sorted(STORES) == ["blake3", "xxh3-128"]
 
 
@@ -113,7 +113,7 @@ def test_the_states_have_every_kind_of_node(maker: ModuleType) -> None:
 
 
 @stores
-def test_branches_and_tags(store: str) -> None:
+def test_branches_and_tags_are_as_expected(store: str) -> None:
     with casweights.open(GOLDEN / store) as repository:
         branches = {name: str(target) for name, target in repository.branches().items()}
         tags = {name: str(target) for name, target in repository.tags().items()}
@@ -139,5 +139,5 @@ def test_store_has_packs_of_two_generations(store: str) -> None:
 
 
 def test_same_input_still_has_the_same_ids(maker: ModuleType, tmp_path: Path) -> None:
-    """Cutting, digests, manifests and the files of state dicts are as they were."""
+    """Chunks, digests, manifests and the files of state dicts have not changed."""
     assert json.loads(json.dumps(maker.make_all(tmp_path))) == STORES

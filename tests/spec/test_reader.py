@@ -1,7 +1,7 @@
-"""The independent reader and the library read the same from the same stores.
+"""The independent reader and the library read the same content from the same stores.
 
-``tools/spec/reader.py`` was written from ``docs/format.md`` alone: where the two differ, the page
-or one of them is wrong.
+``tools/spec/reader.py`` was written from ``docs/format.md`` alone: if it and the library differ,
+one of them, or the page, is wrong.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_reads_what_the_library_reads(
 def test_flipped_bits_are_found(reader: ModuleType, tmp_path: Path, kind: str) -> None:
     path = the_object(tmp_path, kind)
     intact = path.read_bytes()
-    # A checkout that finds its chunks has no need of a pack's first bytes and index.
+    # A checkout that finds its chunks does not read a pack's first bytes and index.
     start, end = (8, frames_end(intact)) if kind == "packs/*" else (0, len(intact))
     numbers = random.Random(6)
     for position in {start, end - 1, *(numbers.randrange(start, end) for _ in range(30))}:
@@ -112,7 +112,7 @@ def test_another_version_is_not_taken_for_the_one_asked_for(
 def test_chunks_are_found_where_the_pack_table_does_not_say(
     store: Repository, tmp_path: Path
 ) -> None:
-    """First its pack is damaged, then gone; another has the same chunks, encoded otherwise."""
+    """The pack is damaged, then removed; another one has the same chunks in other encodings."""
     store.checkout("main", tmp_path / "expected")
     expected = tree(tmp_path / "expected")
     pack = the_object(tmp_path, "packs/*")
@@ -137,7 +137,9 @@ def test_no_ref_stands_in_for_an_id(store: Repository, tmp_path: Path) -> None:
     assert_both_read(tmp_path, first, tree(tmp_path / "expected"))
 
 
-def test_name_of_a_branch_and_a_tag(reader: ModuleType, store: Repository, tmp_path: Path) -> None:
+def test_a_name_of_branch_and_tag_is_refused_unless_they_agree(
+    reader: ModuleType, store: Repository, tmp_path: Path
+) -> None:
     store.tag("main", "main")
     store.checkout("main", tmp_path / "expected")
     assert_both_read(tmp_path, "main", tree(tmp_path / "expected"))
@@ -149,13 +151,13 @@ def test_name_of_a_branch_and_a_tag(reader: ModuleType, store: Repository, tmp_p
 
 @pytest.mark.parametrize("ref", ["none", "", "..", "../x", "a//b", "x" * 300, "main.ref", "0" * 64])
 @pytest.mark.usefixtures("store")
-def test_what_no_version_is_called(reader: ModuleType, tmp_path: Path, ref: str) -> None:
+def test_names_of_no_version_are_refused(reader: ModuleType, tmp_path: Path, ref: str) -> None:
     assert_both_refuse(reader, tmp_path, ref)
 
 
 @pytest.mark.parametrize("width", [1, 2, 4, 8])
 @pytest.mark.usefixtures("reader")
-def test_planes_of_all_widths(width: int) -> None:
+def test_the_reader_joins_planes_of_all_widths(width: int) -> None:
     chunks = importlib.import_module("tools.spec.chunks")
     numbers = random.Random(width)
     for raw in (numbers.randbytes(24 * width), bytes(1000 * width), numbers.randbytes(width) * 999):
@@ -163,7 +165,7 @@ def test_planes_of_all_widths(width: int) -> None:
         assert chunks.join_planes(planes) == raw
 
 
-def test_findings_and_what_they_led_to(
+def test_findings_and_repaired_chunks_are_read(
     reader: ModuleType, store: Repository, tmp_path: Path
 ) -> None:
     write_model(tmp_path / "model")
@@ -188,7 +190,7 @@ def test_findings_and_what_they_led_to(
     assert_both_read(tmp_path, "mended", tree(tmp_path / "model"))
 
 
-def test_example_on_the_page(reader: ModuleType, tmp_path: Path) -> None:
+def test_the_example_on_the_page_is_a_valid_store_file(reader: ModuleType, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
     [example] = re.findall("```json\n(.*?)\n```", page, re.DOTALL)
     (tmp_path / "casweights.json").write_text(example)

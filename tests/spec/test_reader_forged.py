@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_parts(root: Path) -> list[dict[str, Any]]:
-    """The manifest and the pack table of the store's only version."""
+    """Return the manifest and the pack table of the store's only version."""
     data = the_object(root, "snapshots/*").read_bytes()
     _, split, _, stored = struct.unpack_from("<4I", data, 8)
     packed = (data[24 : 24 + split], data[24 + split : 24 + split + stored])
@@ -32,7 +32,7 @@ def read_parts(root: Path) -> list[dict[str, Any]]:
 
 
 def forge(root: Path, part: int, changes: dict[str, Any]) -> str:
-    """Change fields of the manifest (part 0) or pack table (part 1); returns the version's ID."""
+    """Change fields of the manifest (part 0) or pack table (part 1); return the version's ID."""
     path = the_object(root, "snapshots/*")
     parts = read_parts(root)
     parts[part] |= changes
@@ -81,7 +81,7 @@ def test_forged_manifests_are_refused(
     ],
     ids=lambda changes: f"{changes!s:.60}",
 )
-def test_what_manifests_may_just_hold(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_manifests_at_the_limits_are_read(tmp_path: Path, changes: dict[str, Any]) -> None:
     with casweights.open(tmp_path / "store") as repository:
         repository.checkout("main", tmp_path / "expected")
     assert_both_read(tmp_path, forge(tmp_path, 0, changes), tree(tmp_path / "expected"))
@@ -114,7 +114,7 @@ ROWS = 5  # chunks: two of planes, one raw, and of the zeros one whole and a sho
     ],
     ids=["another", "twice the same", "very many", "a key more"],
 )
-def test_wrong_pack_tables_are_made_good_by_indexes(
+def test_wrong_pack_tables_are_corrected_by_indexes(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     with casweights.open(tmp_path / "store") as repository:
@@ -122,8 +122,8 @@ def test_wrong_pack_tables_are_made_good_by_indexes(
     assert_both_read(tmp_path, forge(tmp_path, 1, changes), tree(tmp_path / "expected"))
 
 
-def test_frames_of_other_chunks_are_not_taken(store: Repository, tmp_path: Path) -> None:
-    """The pack that the table names has them all, but says of each that it is another chunk."""
+def test_frames_of_other_chunks_are_not_used(store: Repository, tmp_path: Path) -> None:
+    """The pack that the table names contains all frames, but under the IDs of other chunks."""
     store.checkout("main", tmp_path / "expected")
     name = the_object(tmp_path, "packs/*")
     data = name.read_bytes()

@@ -1,4 +1,4 @@
-/* What is encoded: elements and new values for them, made from a few bytes of an input. */
+/* The cases to encode: elements and new values for them, made from a few bytes of an input. */
 #ifndef FUZZ_CASES_H
 #define FUZZ_CASES_H
 
@@ -21,24 +21,25 @@ static uint64_t next_random(uint64_t *state) { /* splitmix64 */
     return z ^ z >> 31;
 }
 
-/* How an input begins. */
+/* The first bytes of an input. */
 typedef struct {
     uint8_t kind, encoding, what, count[2], base, change, failure, seed;
 } Header;
 
-enum { /* bits of `what` is done with a case */
-    HOSTILE = 1,    /* the rest of the input is a payload, and not edits to the one it should have */
-    OTHER_BASE = 2, /* the edited payload meets elements that it was not made for */
-    UNSTEADY = 28,  /* all of them: another thread writes to the elements meanwhile */
+enum { /* bits of `what`: the operations on a case */
+    HOSTILE = 1,    /* the rest of the input is a payload, not edits to the encoded one */
+    OTHER_BASE = 2, /* decode the edited payload with another base */
+    UNSTEADY = 28,  /* if all are set, another thread writes to the elements during encoding */
 };
 
 typedef struct {
     unsigned log_width, mantissa, encoding, failure;
-    size_t count, size, shift; /* from where an allocation begins to the first element */
+    size_t count, size, shift; /* shift: bytes of an allocation before the first element */
     uint8_t *base, *bits;
 } Case;
 
-/* As little aligned as elements may be where a case wants that; what surrounds them is no one's. */
+/* Allocates elements, with the weakest allowed alignment if the case requires it. The sanitizer
+ * detects accesses outside of them. */
 static uint8_t *new_elements(const Case *it) {
     uint8_t *data = malloc(it->size + it->shift);
     CHECK(data);
@@ -47,7 +48,7 @@ static uint8_t *new_elements(const Case *it) {
 
 static void free_elements(const Case *it, uint8_t *elements) { free(elements - it->shift); }
 
-/* Often some thousands, at times a few, at times about as many as one to five segments have. */
+/* Often some thousands, sometimes a few, sometimes about as many as in one to five segments. */
 static size_t count_elements(const uint8_t *count) {
     if (count[1] < 32) return count[0] / 4;
     if (count[1] <= 250) return count[1] * 16u + count[0];
@@ -60,15 +61,15 @@ static uint64_t make_element(unsigned style, const Case *it, uint64_t *random) {
     switch (style % 4) {
     case 0: return 0;
     case 1: return any;
-    case 2: return any % 5 - 2 - (any >> 8 & one); /* the least ones, and about the largest ones */
-    default: /* floats as weights are: about so often half as large */
+    case 2: return any % 5 - 2 - (any >> 8 & one); /* the smallest ones, and about the largest ones */
+    default: /* floats as in weights: half the size, half as frequent */
         one -= (uint64_t)(1 + __builtin_ctzll(any | 64)) << it->mantissa;
         return one | low_bits(any >> 6, it->mantissa) | (any >> 63) << (bits - 1);
     }
 }
 
-/* `style` says how many to change (one in 2 to the nth) and how far; of the larger ones, fewer and
- * less far, as an optimizer does, so that classes of them differ. */
+/* Changes an element or not: `style` gives the share (one in 2 to the nth) and the distance. Larger
+ * elements change less often and less far, as under an optimizer, so that classes differ. */
 static uint64_t change_element(unsigned style, const Case *it, uint64_t element,
                                uint64_t *random) {
     unsigned larger = it->mantissa ? element >> it->mantissa & 7 : 0;

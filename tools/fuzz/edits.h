@@ -8,10 +8,10 @@ typedef struct {
     uint8_t how, where[2], value;
 } Edit;
 
-enum { INSERT, REMOVE, FLIP, SET, ACTIONS }; /* of `how` modulo their number */
+enum { INSERT, REMOVE, FLIP, SET, ACTIONS }; /* selected by `how` modulo their number */
 enum { NEAR_START = 4, HEAD = 64, MOST_INSERTED = 16 };
 
-/* Bytes that count up, as lists of classes do. */
+/* Writes bytes that count up, as in lists of classes. */
 static size_t insert_bytes(const Edit *edit, uint8_t *payload, size_t size, size_t at) {
     size_t more = 1u + (edit->how >> 4);
     memmove(payload + at + more, payload + at, size - at);
@@ -19,14 +19,14 @@ static size_t insert_bytes(const Edit *edit, uint8_t *payload, size_t size, size
     return size + more;
 }
 
-/* One byte, or all from there on. */
+/* Changes one byte, or all from there on. */
 static size_t remove_bytes(const Edit *edit, uint8_t *payload, size_t size, size_t at) {
     if (edit->value % 16 == 0) return at;
     memmove(payload + at, payload + at + 1, size - at - 1);
     return size - 1;
 }
 
-/* Half of the edits go to the first bytes, which say how to read the others. */
+/* Half of the edits change the first bytes, which describe the others. */
 static size_t apply_edit(const Edit *edit, uint8_t *payload, size_t size) {
     size_t span = edit->how & NEAR_START && size > HEAD ? HEAD : size;
     size_t at = (edit->where[0] | (size_t)edit->where[1] << 8) % (span + 1);
@@ -38,7 +38,7 @@ static size_t apply_edit(const Edit *edit, uint8_t *payload, size_t size) {
     return size;
 }
 
-/* A payload after `count` edits, which the caller frees; NULL without memory. */
+/* Returns a payload after `count` edits, which the caller frees; NULL if out of memory. */
 static uint8_t *edit_payload(const Writer *payload, const uint8_t *edits, size_t count,
                              size_t *size) {
     uint8_t *edited = malloc(payload->size + MOST_INSERTED * count);

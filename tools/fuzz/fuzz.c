@@ -1,18 +1,18 @@
-/* Fuzzing of the kernels: no payload does harm, whatever is encoded comes back, and all targets
- * agree. tools/fuzz/run builds and runs it, under libFuzzer or standalone.c.
+/* Fuzzes the kernels: no payload does harm, all encoded elements come back, and all targets agree.
+ * tools/fuzz/run builds and runs it, with libFuzzer or standalone.c.
  *
- * An input is a header, which tells how to make elements and new values for them, and then either
- * a payload or edits to the one that encoding them gives. */
+ * An input is a header, which describes elements and new values for them, followed by either a
+ * payload or edits to the payload that encodes them. */
 #include <pthread.h>
 
 #include "cases.h"
 #include "edits.h"
 
-static char planted[16]; /* a bug that the checks have to find, for their own test */
+static char planted[16]; /* a bug that the checks must find, to test them */
 
 static bool is_planted(const char *bug) { return !strcmp(planted, bug); }
 
-/* All that is found ends with a trace; no kernel needs nearly so much memory. */
+/* Every fault ends with a stack trace; no kernel needs nearly this much memory. */
 const char *__asan_default_options(void) { return "handle_abort=1:max_allocation_size_mb=64"; }
 const char *__ubsan_default_options(void) { return "abort_on_error=1"; }
 
@@ -22,7 +22,7 @@ static void start_kernel(const Case *it) {
     until_failure = it->failure;
 }
 
-/* The kernel that lacked memory says so, and no other one. */
+/* A kernel reports that it is out of memory exactly if an allocation failed. */
 static void end_kernel(const char *error) {
     until_failure = 0;
     CHECK(starved == (error && !strcmp(error, OUT_OF_MEMORY)));
@@ -40,7 +40,7 @@ static Writer encode(const Target *target, const Case *it) {
     return (Writer){0};
 }
 
-/* The payload, the same one from all targets; none if memory lacked. */
+/* Returns the payload, after a check that all targets agree; empty if out of memory. */
 static Writer encode_everywhere(const Case *it) {
     Writer first = encode(&targets[0], it);
     for (size_t n = 1; n < count_targets(); n++) {
@@ -69,7 +69,7 @@ static const char *decode(const Target *target, const Case *it, const uint8_t *p
     return error;
 }
 
-/* All targets make the same of the payload, good or bad; unless memory lacks. */
+/* Checks that all targets decode or refuse the payload alike, unless out of memory. */
 static const char *decode_everywhere(const Case *it, const uint8_t *payload, size_t size,
                                      uint8_t *elements) {
     const char *error = decode(&targets[0], it, payload, size, elements);
@@ -122,7 +122,7 @@ static void check_planes(const Case *it) {
     free_elements(it, elements);
 }
 
-/* The elements that changed, in no more memory than a target may write to. */
+/* Finds changes with no more memory than a target may write to, so that overruns are detected. */
 static size_t find_changes(const Target *target, const Case *it, size_t limit, uint8_t **positions,
                            uint8_t **values) {
     *positions = malloc(4 * (limit + 64));
@@ -132,7 +132,7 @@ static size_t find_changes(const Target *target, const Case *it, size_t limit, u
                                           *values);
 }
 
-/* Hostile positions: no target takes them, or all do the same with them. */
+/* Checks that all targets refuse hostile positions, or all accept them with the same result. */
 static void check_hostile_positions(const Case *it, const uint8_t *positions, size_t count) {
     uint8_t *elements[2] = {new_elements(it), new_elements(it)};
     bool taken[2] = {false, false};
@@ -148,7 +148,7 @@ static void check_hostile_positions(const Case *it, const uint8_t *positions, si
     for (int n = 0; n < 2; n++) free_elements(it, elements[n]);
 }
 
-/* What changed gives the new elements, and then the old ones again; up to a limit or without. */
+/* Checks that swapping changes in yields the new elements, and again the old ones. */
 static void check_patch(const Case *it, const uint8_t *edits, size_t count) {
     uint8_t *elements = new_elements(it), *positions, *values;
     const Edit *edit = (const Edit *)(const void *)edits;
@@ -172,7 +172,7 @@ static void check_patch(const Case *it, const uint8_t *edits, size_t count) {
     free_elements(it, elements);
 }
 
-static bool writing; /* whether the other thread goes on */
+static bool writing; /* whether the other thread continues */
 
 static void *write_meanwhile(void *data) {
     const Case *it = data;
@@ -183,8 +183,8 @@ static void *write_meanwhile(void *data) {
     return NULL;
 }
 
-/* The new values may be those of a model in training: what is encoded while they change is of no
- * use, but does no harm. */
+/* The new values may belong to a model in training: encoding them while they change yields a
+ * useless payload, but does no harm. */
 static void check_unsteady(Case *it) {
     enum { TIMES = 40 };
     pthread_t thread;
@@ -240,8 +240,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-/* The input that holds the payload that this one's case gives, so that any of its bits can change
- * next; the input itself where it has one or that does not fit. */
+/* Replaces the edits of an input by the payload that they edit, so that later mutations can change
+ * any of its bits. Leaves the input alone if it contains a payload or has no room for one. */
 static size_t with_payload(uint8_t *data, size_t size, size_t max_size) {
     Header header;
     memcpy(&header, data, sizeof header);
@@ -262,7 +262,7 @@ static size_t with_payload(uint8_t *data, size_t size, size_t max_size) {
 
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
-/* Cases of whole segments and unsteady ones take far longer than others: most become others. */
+/* Cases of whole segments and unsteady cases need far longer, so most of them are replaced. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed) {
     size = LLVMFuzzerMutate(data, size, max_size);
     if (size < sizeof(Header)) return size;

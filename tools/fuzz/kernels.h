@@ -1,5 +1,5 @@
-/* The kernels of all targets as module.c includes them, but with allocations that are counted and
- * that can fail. */
+/* The kernels of all targets, as module.c includes them, but with allocations that are counted and
+ * can fail. */
 #ifndef FUZZ_KERNELS_H
 #define FUZZ_KERNELS_H
 
@@ -12,9 +12,9 @@
 #include <immintrin.h>
 #endif
 
-static size_t allocated;       /* bytes that the kernels asked for */
-static unsigned until_failure; /* of their allocations, down to the one that fails; 0 for none */
-static bool starved;           /* one did fail */
+static size_t allocated;       /* bytes that the kernels requested */
+static unsigned until_failure; /* allocations up to the one that fails; 0 if none fails */
+static bool starved;           /* an allocation failed */
 
 static void *limited_realloc(void *old, size_t size) {
     allocated += size;
@@ -70,7 +70,7 @@ static const Target targets[] = {
 #endif
 };
 
-/* Those that this processor has. */
+/* Returns the number of targets that this processor supports. */
 static size_t count_targets(void) {
 #ifdef USE_AVX2
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") ? 2 : 1;

@@ -1,5 +1,5 @@
-/* Stands in for libFuzzer where there is none: random inputs for the same functions, and of its
- * options those that tools/fuzz/run gives. A seed always gives the same inputs. */
+/* Replaces libFuzzer on compilers without it: calls the same functions with random inputs, and
+ * accepts the options that tools/fuzz/run uses. The same seed always creates the same inputs. */
 #include <sanitizer/common_interface_defs.h>
 #include <signal.h>
 #include <stdint.h>
@@ -16,10 +16,10 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
 
 enum { MAX_INPUT = 4096, FIRST_INPUT = 32, MOST_ROUNDS = 4, LONGEST_SECONDS = 20 };
 
-static unsigned seed = 1; /* of the input */
+static unsigned seed = 1; /* seed of the current input */
 static uint64_t state;
 
-static unsigned next_random(void) { /* a linear congruential generator's high bits */
+static unsigned next_random(void) { /* the high bits of a linear congruential generator */
     state = state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
     return (unsigned)(state >> 33);
 }
@@ -28,7 +28,7 @@ static void tell_seed(void) { fprintf(stderr, "again: -seed=%u -runs=1\n", seed)
 
 static void too_slow(int number) {
     (void)number;
-    abort(); /* which leaves a trace */
+    abort(); /* prints a stack trace */
 }
 
 static size_t insert_byte(uint8_t *data, size_t size, size_t at) {
@@ -56,7 +56,7 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size) {
 
 static size_t make_input(uint8_t *data) {
     state = seed;
-    for (unsigned n = 0; n < 4; n++) next_random(); /* neighbouring seeds part */
+    for (unsigned n = 0; n < 4; n++) next_random(); /* so that neighbouring seeds diverge */
     size_t size = 1 + next_random() % FIRST_INPUT;
     for (size_t n = 0; n < size; n++) data[n] = (uint8_t)next_random();
     unsigned rounds = next_random() % 2 ? next_random() % MOST_ROUNDS + 1 : 0;

@@ -1,4 +1,4 @@
-"""Read chunks out of packs, by docs/format.md alone. Part of `reader`."""
+"""Read chunks from packs, by docs/format.md alone. Part of `reader`."""
 
 import itertools
 import operator
@@ -37,10 +37,10 @@ class Frame(NamedTuple):
 
 
 class StoreError(ValueError):
-    """The store breaks a rule of docs/format.md, or lacks what was asked for."""
+    """The store breaks a rule of docs/format.md, or does not contain what was requested."""
 
 
-# What reading malformed data may raise; a missing key or a value of a wrong type is malformed, too.
+# Exceptions of reading malformed data, such as a missing key or a value of a wrong type.
 FAILURES = (
     *(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, struct.error),
     *(msgpack.UnpackException, zstandard.ZstdError),
@@ -75,7 +75,7 @@ def decompress(data: bytes, size: int, what: str) -> bytes:
 
 
 def read_index(store: Path, pack: str) -> list[Frame]:
-    """Return the frames of a pack, as its own index lists them."""
+    """Return the frames that the index of a pack lists."""
     with (store / "packs" / pack).open("rb") as file:
         prefix = file.read(8)
         end = file.seek(-8, 2)
@@ -109,7 +109,7 @@ def read_index(store: Path, pack: str) -> list[Frame]:
 
 def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> bytes:
     need(encoding in (0, 1, 2, 3, 4), f"unknown encoding {encoding}")
-    need((encoding >= 3) == (base is not None), "a base that is missing or of no use")
+    need((encoding >= 3) == (base is not None), "a base that is missing or not allowed")
     if base is not None:
         return decode_dense(stored, base) if encoding == 3 else decode_sparse(stored, base)
     if encoding == 0:
@@ -153,7 +153,7 @@ def join_planes(planes: list[bytes]) -> bytes:
 
 
 class ChunkReader:
-    """Reads chunks by chains of frames, from the packs of the pack table or else from all packs."""
+    """Reads chunks by chains of frames, first from the packs of the table, then from all packs."""
 
     def __init__(self, store: Path, digest: str, packs: list[bytes]) -> None:
         self._store = store
@@ -163,20 +163,20 @@ class ChunkReader:
         self._read_indexes([pack.hex() for pack in packs])
 
     def _read_indexes(self, packs: list[str]) -> bool:
-        """Take note of all frames of these packs; returns whether there was a new one."""
+        """Record all frames of these packs; return whether any pack is new."""
         new = [pack for pack in packs if pack not in self._indexed]
         self._indexed.update(new)
         for pack in new:
             try:
                 frames = read_index(self._store, pack)
             except FAILURES:
-                continue  # another pack may hold what this one held
+                continue  # another pack may contain the same chunks
             for frame in frames:
                 self._frames.setdefault(frame.chunk, []).append(frame)
         return bool(new)
 
     def read(self, chunk: bytes, raw_size: int) -> bytes:
-        problem: object = "no pack holds it, or what it is a difference from"
+        problem: object = "no pack contains it, or a base that it needs"
         while True:
             chain = self._find_chain(chunk, raw_size)
             if not chain:
@@ -190,15 +190,17 @@ class ChunkReader:
                     raw = self._read_frame(frame, raw)
                 except FAILURES as error:
                     problem = f"the frame of {frame.chunk.hex()}: {error}"
-                    self._frames[frame.chunk].remove(frame)  # and look for another way
+                    self._frames[frame.chunk].remove(frame)  # and try another chain
                     break
             else:
                 assert raw is not None
                 return raw
 
     def _find_chain(self, chunk: bytes, raw_size: int) -> list[Frame]:
-        """Return the shortest chain of frames that ends with a chunk; an empty one if none does."""
-        after: dict[bytes, Frame | None] = {chunk: None}  # the frames that lead on from a chunk
+        """Return the shortest chain of frames that ends with a chunk; empty if no chain exists."""
+        after: dict[bytes, Frame | None] = {
+            chunk: None
+        }  # the frame that follows each chunk in its chain
         front = [chunk]
         for _ in range(MAX_FRAMES):
             known = [frame for place in front for frame in self._frames.get(place, [])]
@@ -226,5 +228,5 @@ class ChunkReader:
         need(xxhash.xxh3_64_digest(stored) == frame.checksum, "it is damaged")
         raw = decode(stored, frame.encoding, frame.raw_size, base)
         is_right = len(raw) == frame.raw_size and self._digest(raw) == frame.chunk
-        need(is_right, "it holds something else")
+        need(is_right, "it decodes to another chunk")
         return raw

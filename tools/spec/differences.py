@@ -1,6 +1,7 @@
 """Decode chunks that are stored as differences, by docs/format.md alone. Part of `reader`.
 
-Written to be read beside the page, with nothing but Python: slow, but enough to prove the page.
+It is plain Python, meant to be read together with the page: slow, but a proof that the page is
+complete.
 """
 
 import struct
@@ -15,7 +16,7 @@ FULL = 1 << 32
 
 
 class Kind(NamedTuple):
-    """A kind of elements: its row of the table on the page, and its letter for `struct`."""
+    """A kind of elements: its row of the page's table, and its letter for `struct`."""
 
     bits: int
     mantissa: int
@@ -29,14 +30,14 @@ class Kind(NamedTuple):
         return min(max(exponent - 896, 0), 255) if self.bits == 64 else exponent
 
     def place(self, element: int) -> int:
-        """Return where a bit pattern lies in the order of the numbers."""
+        """Return the place of a bit pattern in the order of the numbers."""
         if not self.mantissa:
             return element
         highest = 1 << (self.bits - 1)
         return element ^ (2 * highest - 1) if element & highest else element | highest
 
     def element(self, place: int) -> int:
-        """Return the inverse of `place`."""
+        """Return the bit pattern at a place."""
         if not self.mantissa:
             return place
         highest = 1 << (self.bits - 1)
@@ -66,7 +67,7 @@ def need(condition: bool, problem: str) -> None:
 
 
 class Bytes:
-    """Reads a payload from its beginning."""
+    """Reads a payload from front to back."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -108,7 +109,7 @@ class Bits:
         return int("0" + bits[::-1], 2)
 
     def zeros(self) -> int:
-        """Return the number of zeros before the next one, which is taken, too."""
+        """Read up to and including the next 1 bit, and return the number of zeros before it."""
         start, end = self._at, self._bits.find("1", self._at)
         need(end >= 0, "bits that end too early")
         self._at = end + 1
@@ -150,7 +151,7 @@ def decode_dense(stored: bytes, base: bytes) -> bytes:
 
 
 def read_kind(payload: Bytes, base: bytes) -> tuple[Kind, list[int]]:
-    """Return the kind of elements, and those of the base."""
+    """Return the kind of elements, and the elements of the base."""
     code = payload.byte()
     need(code < len(KINDS), "an unknown kind of elements")
     kind = KINDS[code]
@@ -169,9 +170,9 @@ def read_classes(payload: Bytes, kind: Kind, limit: int) -> list[int]:
 
 
 def read_gaps(payload: Bytes, classes: list[int], class_count: int) -> list[int]:
-    """Return which elements changed, in the order of the chunk.
+    """Return the positions of the changed elements, in the order of the chunk.
 
-    `classes` has the class of each element.
+    `classes` contains the class of each element.
     """
     counts, parameters = [], []
     for _ in range(class_count):
@@ -187,7 +188,7 @@ def read_gaps(payload: Bytes, classes: list[int], class_count: int) -> list[int]
         rank = 0
         for _ in range(counts[c]):
             rank += gaps.zeros() << parameters[c] | gaps.take(parameters[c])
-            need(rank < len(members), "a change behind the last element of its class")
+            need(rank < len(members), "a change after the last element of its class")
             changed.append(members[rank])
             rank += 1
     need(len(gaps.rest()) < 8 and "1" not in gaps.rest(), "bits that are left over")
@@ -195,7 +196,7 @@ def read_gaps(payload: Bytes, classes: list[int], class_count: int) -> list[int]
 
 
 class Context:
-    """The probability of a 0, as it was learnt."""
+    """The learnt probability of a 0."""
 
     def __init__(self) -> None:
         self.zero = 32_768
@@ -211,7 +212,7 @@ class Context:
 
 
 class RangeCoder:
-    """Reads binary decisions; zeros follow the last byte."""
+    """Reads bits of the range coder; bytes past the end are 0."""
 
     def __init__(self, payload: Bytes) -> None:
         self._payload = payload
@@ -252,7 +253,7 @@ class RangeCoder:
 
 
 def read_steps(payload: Bytes, kind: Kind, exponents: list[int]) -> list[int]:
-    """Return by how much elements moved whose bases have these exponents."""
+    """Return the steps of elements whose bases have these exponents."""
     coder = RangeCoder(payload)
     first, later, second = ([Context() for _ in range(320)] for _ in range(3))
     steps = []
@@ -272,7 +273,7 @@ def read_steps(payload: Bytes, kind: Kind, exponents: list[int]) -> list[int]:
     return steps
 
 
-Table = list[tuple[int, int, int]]  # for each of 4,096 places: token, its chance, place in it
+Table = list[tuple[int, int, int]]  # for each of 4,096 slots: token, its chance, place in its range
 
 
 def read_chances(payload: Bytes, limit: int) -> Table:
@@ -288,7 +289,7 @@ def read_chances(payload: Bytes, limit: int) -> Table:
 
 
 def read_segment(words: Sequence[int], plain: Bits, tables: list[Table]) -> list[int]:
-    """Return the steps of a segment; `tables` has one for each element."""
+    """Return the steps of a segment; `tables` contains a table for each element."""
     need(len(words) >= 2, "a segment without a state")
     state, at = words[0] << 16 | words[1], 2
     need(LOWEST <= state < LOWEST << 16, "a state out of range")

@@ -1,7 +1,7 @@
 """Write the golden stores in tests/golden: small stores that every later version must read.
 
-To be run only when the format changes, in the same commit as docs/format.md. What goes in is fixed,
-so that the IDs of the versions are, too; a store's ID and the times of its refs are not.
+Run this only when the format changes, in the same commit as docs/format.md. The input is fixed, and
+therefore the versions' IDs are; the IDs of stores and the times of refs are not.
 
     python -m tools.spec.golden FOLDER
 """
@@ -29,7 +29,7 @@ FIRST_TIME = datetime(2025, 1, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 
 
 def bf16(count: int, seed: int) -> bytes:
-    """Return random weights; one in a hundred is not finite, or zero."""
+    """Return random weights, of which one in a hundred is not finite or is zero."""
     numbers = random.Random(seed)
     odd = (0.0, -0.0, float("inf"), float("-inf"), float("nan"))
     weights = (
@@ -48,7 +48,7 @@ def fp8(count: int, seed: int) -> bytes:
 def write_safetensors(
     path: Path, tensors: dict[str, tuple[str, list[int], bytes]], metadata: dict[str, str]
 ) -> None:
-    """Write the file by hand, so that no other library decides what is in it."""
+    """Write a file by hand, so that no other library decides its bytes."""
     header: dict[str, Any] = {"__metadata__": metadata}
     start = 0
     for name, (dtype, shape, data) in tensors.items():
@@ -61,7 +61,7 @@ def write_safetensors(
 
 
 def write_model(folder: Path) -> None:
-    """Write the first version: two shards and what else lies beside weights."""
+    """Write the first version: two shards, and files that often accompany weights."""
     (folder / "nested/deeply").mkdir(parents=True)
     (folder / "nested/deeply/empty").write_bytes(b"")
     (folder / "nested/ünïcode 名.txt").write_text("text that zstd likes\n" * 200, encoding="utf-8")
@@ -89,7 +89,7 @@ def write_model(folder: Path) -> None:
 
 
 def change_model(folder: Path) -> None:
-    """Turn the first version into the second: the end of one tensor, and files that come and go."""
+    """Turn the first version into the second: change a tensor, and add and remove a file."""
     shard = folder / "model-00001-of-00002.safetensors"
     content = bytearray(shard.read_bytes())
     content[-1_000:-990] = bytes(10)
@@ -99,7 +99,7 @@ def change_model(folder: Path) -> None:
 
 
 def train_model(folder: Path, share: float, seed: int) -> None:
-    """Move a share of the weights up or down by their last bit, as a step of training would."""
+    """Flip the last bit of a share of the weights, similar to a training step."""
     numbers = random.Random(seed)
     for shard in sorted(folder.glob("*.safetensors")):
         content = bytearray(shard.read_bytes())
@@ -116,7 +116,7 @@ def train_model(folder: Path, share: float, seed: int) -> None:
 
 
 def make_state() -> dict[str, Any]:
-    """Return a state dict with a tree: nested, tied and with values of all kinds."""
+    """Return a nested state dict with tied tensors and values of all kinds."""
     numbers = random.Random(4)
     tied = torch.tensor([numbers.gauss(0, 1) for _ in range(1_500)]).reshape(30, 50)
     moments = torch.tensor([numbers.gauss(0, 1) for _ in range(500)], dtype=torch.float64)
@@ -161,7 +161,7 @@ def make_state_of_all_kinds() -> dict[Any, Any]:
 
 
 def describe(value: Any) -> Any:
-    """Return a JSON value that is equal for equal states, bit by bit."""
+    """Return a JSON value that is equal for states that are equal bit by bit."""
     if isinstance(value, torch.Tensor):
         data = value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return [str(value.dtype), list(value.shape), hashlib.sha256(data).hexdigest()]
@@ -190,7 +190,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def make_store(store: Repository, work: Path) -> dict[str, Any]:
-    """Fill a store; return what must be in it."""
+    """Fill a store, and return its expected content."""
     model, state = work / "model", make_state()
     write_model(model)
     first = store.commit(
@@ -209,7 +209,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         train_model(model, share, seed=5 + number)
         step = store.commit(model, branch="tuned", parent=None if number else second.id, time=later)
         versions[str(step.id)] = describe_version(step, hash_files(model))
-    store.repack()  # so that packs of two generations are there
+    store.repack()  # so that the store contains packs of two generations
     third = store.commit(state, branch="states/run_1", parent=first.id, time=later)
     odd = make_state_of_all_kinds()
     fourth = store.commit(odd, branch="states/all_kinds", time=later)
@@ -230,7 +230,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
 
 
 def describe_version(version: Snapshot, files: dict[str, str]) -> dict[str, Any]:
-    """Return what must be true of a version."""
+    """Return the expected properties of a version."""
     return {
         "parents": [str(parent) for parent in version.parents],
         "time": version.time.isoformat(),
@@ -242,7 +242,7 @@ def describe_version(version: Snapshot, files: dict[str, str]) -> dict[str, Any]
 
 
 def make_all(folder: Path) -> dict[str, Any]:
-    """Write all golden stores into a folder; return what must be in them."""
+    """Write all golden stores into a folder, and return their expected content."""
     expected: dict[str, Any] = {}
     for config in (
         StoreConfig(digest="blake3", chunk_size=CHUNK_SIZE),

@@ -1,13 +1,13 @@
-"""Check a version of a casweights store out, by docs/format.md alone.
+"""Check out a version of a casweights store, by docs/format.md alone.
 
-This is an example of an independent reader, and the proof that the page is complete: it was written
-from the page and imports nothing of the library. It reads stores that are local directories, and
-refuses what the page does not allow.
+This is an example of an independent reader, and a proof that the page is complete: it was written
+from the page and imports no part of the library. It reads stores that are local directories, and
+refuses everything that the page does not allow.
 
     python -m tools.spec.reader STORE REF OUT_DIR
 
-REF is a full snapshot ID, a branch or a tag; OUT_DIR must not exist. Exits with 0, or with 1 and
-one line on stderr that says why not.
+REF is a full snapshot ID, a branch or a tag; OUT_DIR must not exist. The exit status is 0, or 1
+with a line on stderr that gives the reason.
 """
 
 import argparse
@@ -112,16 +112,16 @@ def read_config(store: Path) -> Chunking:
     ints([fields["format"]], 1, 1, f"{name}: its format version")
     keys = ["format", "store_id", "digest", "chunk_size"]
     need([*fields] in (keys, [*keys, "refs"]), f"{name} has wrong keys")
-    need("refs" not in fields, f"{name}: branches and tags lie in a repository of the Hub")
+    need("refs" not in fields, f"{name}: branches and tags are in a repository on the Hub")
     need(bool(re.fullmatch("[0-9a-f]{32}", fields["store_id"])), f"{name}: malformed store ID")
     need(fields["digest"] in DIGESTS, f"{name}: unknown digest")
     [chunk_size] = ints([fields["chunk_size"]], 65_536, MAX_CHUNK, name)
-    need(chunk_size.bit_count() == 1, f"{name}: the chunk size is no power of two")
+    need(chunk_size.bit_count() == 1, f"{name}: the chunk size is not a power of two")
     return Chunking(fields["digest"], chunk_size)
 
 
 def find_snapshot(store: Path, ref: str) -> str:
-    """Return the ID, in hex, of the version that a full ID, a branch or a tag stands for."""
+    """Return the ID, in hex, of the version that a full ID, a branch or a tag names."""
     if re.fullmatch("[0-9a-f]{64}", ref):
         return ref
     is_name = len(ref) <= 200 and all(REF_PART.fullmatch(part) for part in ref.split("/"))
@@ -133,11 +133,11 @@ def find_snapshot(store: Path, ref: str) -> str:
 
 
 def read_ref(store: Path, log: str) -> str:
-    """Return where the last move of a log leads to; nothing if there is no such log."""
+    """Return the version, in hex, to which a log's last move leads; empty without a log."""
     moves = [path.name for path in (store / log).glob("*.ref") if MOVE.fullmatch(path.name)]
     if not moves:
         return ""
-    # In a directory, names with an ID are copies of a bucket's; nothing says which came first.
+    # Names with an ID come from a copied bucket; a directory does not record which was first.
     last = max(name[:12] for name in moves)
     name = f"{log}/{min(move for move in moves if move.startswith(last))}"
     fields = msgpack.unpackb(unseal(store, name, b"r", MAX_REF))
@@ -158,7 +158,7 @@ def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[
     need(len(payload) == end + table_stored, f"{name}: its sizes do not add up")
 
     manifest = decompress(payload[start:end], manifest_size, name)
-    need(blake3(manifest).hexdigest() == snapshot, f"{name} holds another version")
+    need(blake3(manifest).hexdigest() == snapshot, f"{name} contains another version")
     files = parse_manifest(manifest, chunking)
     raw_sizes: dict[bytes, int] = {}
     for chunk, size in itertools.chain.from_iterable(file.chunks for file in files):
@@ -186,8 +186,8 @@ def parse_manifest(encoded: bytes, chunking: Chunking) -> list[File]:
 
 
 def check_metadata(value: Any, levels: int = MAX_LEVELS) -> int:
-    """Return the number of keys and values."""
-    need(levels >= 0, "the manifest's metadata are nested too deeply")
+    """Return the number of keys and values in a value, itself included."""
+    need(levels >= 0, "the manifest's metadata is nested too deeply")
     count = 1
     if isinstance(value, dict):
         need(all(is_text(key) for key in value), "the manifest has malformed metadata")
@@ -227,7 +227,7 @@ def check_paths(paths: Sequence[str]) -> None:
 
 
 class Pairs(list[tuple[str, Any]]):
-    """The keys and values of a JSON object, in which keys may repeat."""
+    """The pairs of a JSON object, in which keys may repeat."""
 
 
 class Tensor(NamedTuple):
@@ -276,7 +276,7 @@ def parse_tensors(header: bytes, what: str) -> tuple[dict[str, Tensor], dict[str
 def parse_json(text: bytes, what: str) -> Any:
     bare = re.sub(rb'"(?:[^"\\]++|\\.)*+"?+', b"", text, flags=re.DOTALL)
     brackets = bare.count(b"[") + bare.count(b"{")
-    need(brackets <= 1024 + len(text) // 12, f"{what} consists of little but brackets")
+    need(brackets <= 1024 + len(text) // 12, f"{what} has too many brackets")
     depths = itertools.accumulate((byte in b"[{") - (byte in b"]}") for byte in bare)
     need(max(depths, default=0) <= 127, f"{what} is nested too deeply")
     value = json.loads(
@@ -296,7 +296,7 @@ def to_float(digits: str) -> float:
 
 
 def check_values(value: Any, what: str) -> None:
-    """Refuse what Python takes for JSON and is none."""
+    """Refuse values that Python accepts although they are not valid JSON."""
     if isinstance(value, list | tuple):  # `Pairs` are lists of tuples
         for item in value:
             check_values(item, what)

@@ -1,11 +1,11 @@
 """Rebuild a state dict from a version of a casweights store, by docs/format.md alone.
 
-Part of `reader`, and like it without torch, numpy and the library: tensors and arrays come
-as their dtype, shape and bytes.
+It is part of `reader` and needs no torch, numpy or library either: tensors and arrays are
+represented by their dtype, shape and bytes.
 
     python -m tools.spec.state STORE REF
 
-prints the state dict, with the SHA-256 of each tensor's bytes in place of the bytes.
+It prints the state dict, with the SHA-256 of each tensor's bytes in place of the bytes.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class Value(NamedTuple):
 
 
 def read_state(store: Path, ref: str) -> dict[Any, Any]:
-    """Return the state dict that a version holds."""
+    """Return the state dict of a version."""
     chunking = read_config(store)
     files, packs = read_snapshot(store, find_snapshot(store, ref), chunking)
     need([file.path for file in files] == [STATE_FILE], "the version is not a state dict")
@@ -88,15 +88,18 @@ def rebuild_dict(items: list[Any], tensors: dict[str, Value]) -> dict[Any, Any]:
         need(type(item) is list and len(item) == 2, "an item of a dict is not an array of two")
         key, node = item
         need(type(key) is int or is_text(key), "a key is not a string or an integer")
-        need(key not in state, f"the key {key!r} is there twice")
+        need(key not in state, f"the key {key!r} occurs twice")
         state[key] = rebuild_node(node, tensors)
     return state
 
 
 def carried(kind: str, tensor: Value) -> Any:
-    """Return what a tensor of the file stands for."""
+    """Return the value that a node of this kind stores in a tensor."""
     if kind in ("bytes", "stream"):
-        need(tensor.dtype == "U8" and len(tensor.shape) == 1, f"{kind} of another tensor")
+        need(
+            tensor.dtype == "U8" and len(tensor.shape) == 1,
+            f"{kind} in a tensor that is not U8 of one dimension",
+        )
         return tensor.data if kind == "bytes" else io.BytesIO(tensor.data)
     if kind != "tensor":
         need(tensor.dtype in NUMPY_DTYPES, f"numpy has no {tensor.dtype}")
@@ -105,7 +108,7 @@ def carried(kind: str, tensor: Value) -> Any:
 
 
 def outline(state: Any) -> Any:
-    """Return the same with hashes in place of bytes."""
+    """Return a copy of the state with hashes in place of tensors' bytes."""
     if isinstance(state, Value):
         return (*state[:4], hashlib.sha256(state.data).hexdigest())
     if isinstance(state, dict):
