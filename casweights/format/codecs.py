@@ -72,6 +72,7 @@ def encode(raw: memoryview, dtype: DType, compression: Compression) -> Encoded:
 
 
 def _candidates(dtype: DType) -> list[Encoding]:
+    """Return the encodings other than RAW that a chunk of this dtype can have without a base."""
     return [Encoding.ZSTD, Encoding.PLANES] if dtype.plane_width else [Encoding.ZSTD]
 
 

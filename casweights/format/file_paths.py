@@ -93,6 +93,7 @@ def check_paths(paths: Iterable[str]) -> None:
 
 
 def _fold(path: str) -> str:
+    """Return a text that is equal for paths that some file system equates: case-folded, in NFC."""
     folded = path.casefold()
     if len(folded) > _LONG and not folded.isascii():
         folded = _in_order(folded)

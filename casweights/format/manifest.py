@@ -263,6 +263,7 @@ def _canonical(value: Any, where: tuple[Any, ...]) -> Any:
 
 
 def _decode_fields(encoded: bytes) -> dict[str, Any]:
+    """Decode a manifest, check all rules of the format, and return the fields of `Manifest`."""
     table = _unpack_fields(encoded)
     config = StoreConfig(digest=table["digest"], chunk_size=table["chunk_size"])
     files = tuple(_decode_file(row, config) for row in table["files"])
@@ -312,6 +313,7 @@ def _unpack_row(data: Unpacker) -> _Row:
 
 
 def _decode_file(row: _Row, config: StoreConfig) -> FileEntry:
+    """Check that size, header and chunk IDs of a file row agree, and return its entry."""
     path, size, raw_header, joined = row
     if not 0 <= size < _MAX_SIZE:
         raise ValueError(f"{path!r} claims {size} bytes")

@@ -128,6 +128,7 @@ def _frames_from_columns(
     raw_sizes: Sequence[int],
     offsets: Sequence[int],
 ) -> list[Frame]:
+    """Check the columns of an index against each other, and return one frame per row."""
     sizes, encodings = table["size"], table["encoding"]
     checksums, bases = table["checksum"], table["base"]
     lengths = {len(chunks), len(raw_sizes), len(offsets), len(sizes), len(encodings)}

@@ -149,6 +149,7 @@ class _Tree:
         self._left = left
 
     def read(self, levels: int) -> Any:
+        """Read the next value, with at most `levels` levels of nesting below it."""
         # msgpack cannot report the type of the next value without decoding it, so look at its byte.
         kind = self._data[self._stream.tell()]
         is_map = 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BOMB = 1 << 18  # bytes
-MOST = 12  # bytes of memory for each of those
+MAX_GROWTH = 12  # bytes of memory for each byte of a bomb
 METADATA = 80 * MAX_METADATA
 
 MANIFEST: dict[str, Any] = {
@@ -106,7 +106,9 @@ def decode_manifest(encoded: bytes) -> Snapshot:
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_a_manifest_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
     encoded = with_bomb(MANIFEST, key, bomb)
-    refuse(lambda: decode_manifest(encoded), MOST * len(encoded) + (key == "metadata") * METADATA)
+    refuse(
+        lambda: decode_manifest(encoded), MAX_GROWTH * len(encoded) + (key == "metadata") * METADATA
+    )
 
 
 @pytest.mark.parametrize("key", INDEX)
@@ -114,7 +116,7 @@ def test_a_manifest_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> N
 def test_an_index_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
     index, first = with_bomb(INDEX, key, bomb), prefix(ObjectKind.PACK)
     pack = pack_id(first, index)
-    refuse(lambda: parse_index(first, index, 8, pack, "it"), MOST * len(index))
+    refuse(lambda: parse_index(first, index, 8, pack, "it"), MAX_GROWTH * len(index))
 
 
 @pytest.mark.parametrize("key", TABLE)
@@ -122,7 +124,7 @@ def test_an_index_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> Non
 def test_a_pack_table_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
     manifest, table = msgpack.packb(MANIFEST), with_bomb(TABLE, key, bomb)
     data, snapshot = snapshot_object(manifest, table)
-    refuse(lambda: decode_snapshot(data, snapshot, "it"), MOST * len(table))
+    refuse(lambda: decode_snapshot(data, snapshot, "it"), MAX_GROWTH * len(table))
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
@@ -135,7 +137,7 @@ def test_unknown_keys_are_skipped_without_decoding(bomb: bytes) -> None:
                 decode_snapshot(data, snapshot, "it")
         else:
             assert decode_snapshot(data, snapshot, "it").table.packs == []
-        assert tracemalloc.get_traced_memory()[1] < MOST * len(bomb)
+        assert tracemalloc.get_traced_memory()[1] < MAX_GROWTH * len(bomb)
     finally:
         tracemalloc.stop()
 

@@ -61,8 +61,8 @@ static uint64_t make_element(unsigned style, const Case *it, uint64_t *random) {
     switch (style % 4) {
     case 0: return 0;
     case 1: return any;
-    case 2: return any % 5 - 2 - (any >> 8 & one); /* the smallest ones, and about the largest ones */
-    default: /* floats as in weights: half the size, half as frequent */
+    case 2: return any % 5 - 2 - (any >> 8 & one); /* near the smallest or the largest */
+    default: /* floats as in weights: half the size, half as often */
         one -= (uint64_t)(1 + __builtin_ctzll(any | 64)) << it->mantissa;
         return one | low_bits(any >> 6, it->mantissa) | (any >> 63) << (bits - 1);
     }

@@ -9,7 +9,7 @@ typedef struct {
 } Edit;
 
 enum { INSERT, REMOVE, FLIP, SET, ACTIONS }; /* selected by `how` modulo their number */
-enum { NEAR_START = 4, HEAD = 64, MOST_INSERTED = 16 };
+enum { NEAR_START = 4, HEAD = 64, MAX_INSERTED = 16 };
 
 /* Writes bytes that count up, as in lists of classes. */
 static size_t insert_bytes(const Edit *edit, uint8_t *payload, size_t size, size_t at) {
@@ -41,7 +41,7 @@ static size_t apply_edit(const Edit *edit, uint8_t *payload, size_t size) {
 /* Returns a payload after `count` edits, which the caller frees; NULL if out of memory. */
 static uint8_t *edit_payload(const Writer *payload, const uint8_t *edits, size_t count,
                              size_t *size) {
-    uint8_t *edited = malloc(payload->size + MOST_INSERTED * count);
+    uint8_t *edited = malloc(payload->size + MAX_INSERTED * count);
     if (!edited) return NULL;
     memcpy(edited, payload->data, payload->size);
     *size = payload->size;

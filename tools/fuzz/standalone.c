@@ -14,7 +14,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
 
-enum { MAX_INPUT = 4096, FIRST_INPUT = 32, MOST_ROUNDS = 4, LONGEST_SECONDS = 20 };
+enum { MAX_INPUT = 4096, FIRST_INPUT = 32, MAX_ROUNDS = 4, LONGEST_SECONDS = 20 };
 
 static unsigned seed = 1; /* seed of the current input */
 static uint64_t state;
@@ -59,7 +59,7 @@ static size_t make_input(uint8_t *data) {
     for (unsigned n = 0; n < 4; n++) next_random(); /* so that neighbouring seeds diverge */
     size_t size = 1 + next_random() % FIRST_INPUT;
     for (size_t n = 0; n < size; n++) data[n] = (uint8_t)next_random();
-    unsigned rounds = next_random() % 2 ? next_random() % MOST_ROUNDS + 1 : 0;
+    unsigned rounds = next_random() % 2 ? next_random() % MAX_ROUNDS + 1 : 0;
     for (; rounds; rounds--)
         size = LLVMFuzzerCustomMutator(data, size, MAX_INPUT, next_random());
     return size;

@@ -199,6 +199,7 @@ def dense_decode(payload: Buffer, base_to_new: Buffer, /) -> None:
 
 
 def _read_chances(reader: PayloadReader, tokens: int) -> np.ndarray:
+    """Read the chances of a class, and return one for each of its `tokens` tokens."""
     count = reader.byte() + 1
     if count > tokens:
         raise ValueError("it has too many tokens")
@@ -223,6 +224,7 @@ def _read_sizes(reader: PayloadReader, segments: int) -> tuple[np.ndarray, np.nd
 def _decode_tokens(
     base: np.ndarray, words: PayloadReader, counts: np.ndarray, model: _Model
 ) -> np.ndarray:
+    """Return the token of each element of a batch; `counts` has the words of each segment."""
     columns = as_columns(model.class_of(base), len(model.classes.first))
     own = words.take(2 * int(counts.sum()))
     symbols = decode_segments(columns, own, counts, model.table)

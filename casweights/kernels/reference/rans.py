@@ -1,7 +1,9 @@
 """Asymmetric numeral systems (rANS, arXiv 1311.2540), for many segments in parallel.
 
 A segment's symbols are a column of a table, so one numpy operation codes a symbol of every segment.
-A symbol's number includes its class: `SymbolTable` has the chances of all classes, concatenated.
+A symbol's number includes its class: `SymbolTable` has the chances of all classes, concatenated. A
+class has 4,096 slots, of which each symbol occupies as many as its chance; the lowest 12 bits of a
+state are the slot of the next symbol.
 """
 
 from __future__ import annotations
