@@ -1,5 +1,6 @@
-"""The verbs that `Repository` calls, one file each, and what several of them share.
+"""The verbs that `Repository` calls, one file each, and the modules that several verbs share.
 
-Shared are `encode`, `differences`, `relatives`, `transfer` and `frame_check`. Verbs of a line or
-two, such as making a tag, are in `Repository`; `pull` is the other store's `push`.
+The shared modules are `encode`, `differences`, `relatives`, `transfer` and `frame_check`. Verbs of
+one or two lines, such as creating a tag, are in `Repository`. `pull` is a `push` from the other
+store.
 """

@@ -1,4 +1,4 @@
-"""Checkout: put a version into a directory, writing only what is not there yet."""
+"""Checkout: write a version's files to a directory, except those that are already there."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from casweights.format.manifest import FileEntry, Snapshot
     from casweights.ids import ChunkId
 
-_SYNCS = 4  # drafts on their way to the disk at a time
+_SYNCS = 4  # drafts that are synced to the disk at the same time
 
 
 @dataclass(slots=True)
 class _Target:
-    """A file to be put in place.
+    """A file of the version, and what the directory has at its path.
 
     Attributes:
-        file: What it shall be.
-        seen: What lies in its place.
-        complete: Whether that is what it shall be.
+        file: The version's file.
+        seen: Status of what exists at the path; None for nothing.
+        complete: Whether that already is the version's file.
     """
 
     file: FileEntry
@@ -53,6 +53,8 @@ class _Target:
 
 
 class _Job(NamedTuple):
+    """A run of neighbouring chunks to write to a draft."""
+
     draft: str
     run: list[Piece]
     chunks: list[ChunkId]
@@ -71,17 +73,25 @@ def checkout(
     delete: bool,
     overwrite: bool,
 ) -> None:
-    """Put a version, or a part of it, into a directory.
+    """Write a version, or a part of it, to a directory.
 
-    Files are written beside their places and renamed when all of them are complete, checked and on
-    the disk.
+    Files are written as drafts to a hidden folder of the directory. They are renamed to their
+    places when all of them are complete, verified and synced to the disk.
+
+    Args:
+        db: The store.
+        snapshot: The version.
+        directory: The directory, which may not exist yet.
+        include: Patterns of file paths and tensor names to write; None for everything.
+        delete: Remove the files that the version does not contain.
+        overwrite: Replace and remove files even if no version of the store contains them.
 
     Raises:
-        InvalidInputError: The directory lies in a store, or has something in the way: a file
-            where a folder must be, or a symbolic link that leads elsewhere.
-        ConflictError: Files that no version of the store has would be lost; nothing was touched.
-            Or a file changed meanwhile, and was left alone.
-        IntegrityError: The store is damaged; no file was touched.
+        InvalidInputError: The directory is inside a store; or a file is where a folder must be, a
+            folder is where a file must be, or a folder of the path is a symbolic link.
+        ConflictError: Files that no version of the store contains would be lost; nothing was
+            changed. Or a file changed during the checkout, and was left alone.
+        IntegrityError: The store is damaged; no file was changed.
         StoreError: The directory could not be written.
     """
     if delete and include is not None:
@@ -102,6 +112,8 @@ def checkout(
             local, held = _compare(db, tree, targets, {} if overwrite else others)
             wanted = [target for target in targets if not target.complete]
             check = partial(_check_unchanged, db, tree, wanted, others, held)
+            # Nothing in the directory has been changed so far, and every refusal must come before
+            # the first change: unsaved files here, files that changed since in `check`.
             if not overwrite:
                 require_saved(db, snapshot, tree, held)
             fetched = _write(db, tree, wanted, local, check)
@@ -126,8 +138,8 @@ def _refuse_repositories(files: Sequence[FileEntry]) -> None:
         if any(part.casefold() == ".git" or part.startswith(staging.PREFIX) for part in parts):
             raise InvalidInputError(
                 ErrorCode.BAD_PATH,
-                f"the version has a file {file.path!r}, and repositories and drafts are not "
-                "written to: leave it out with include",
+                f"the version contains {file.path!r}, and a checkout does not write into git "
+                "repositories or folders of drafts: leave the file out with include",
             )
 
 
@@ -137,19 +149,26 @@ def _compare(
     targets: Sequence[_Target],
     others: dict[str, os.stat_result],
 ) -> tuple[WorktreeChunks, dict[str, Content | None]]:
-    """Mark the targets that are complete.
+    """Hash the existing files, and mark the targets that are complete.
 
-    Every file is cut by its own layout, so that its chunks are found wherever they move to.
+    Args:
+        db: The store.
+        tree: The directory.
+        targets: The files to write.
+        others: The files to remove.
 
     Returns:
-        Where the existing files' chunks lie; and what the files hold that would go, by path, None
-        for those that cannot be read. A link holds nothing: what it leads to stays.
+        The chunks of the existing files; and the contents of the files that would be replaced or
+        removed, by path, None for those that cannot be read. Links are left out, because the files
+        that they point to stay.
     """
-    there = {target.file.path: target.seen for target in targets if target.seen} | others
+    existing = {target.file.path: target.seen for target in targets if target.seen} | others
+    # A file that the version stores as plain bytes is cut as plain bytes: chunk IDs are only equal
+    # if the layouts are. All others are cut by tensors, if they have any.
     opaque = dict.fromkeys(others, False)
     opaque |= {target.file.path: target.file.raw_header is None for target in targets}
-    regular = [path for path, seen in there.items() if stat.S_ISREG(seen.st_mode)]
-    contents, places = read_contents(db, tree, {path: opaque[path] for path in regular})
+    regular = [path for path, seen in existing.items() if stat.S_ISREG(seen.st_mode)]
+    contents, chunks = read_contents(db, tree, {path: opaque[path] for path in regular})
     for target in targets:
         if contents.get(target.file.path) == Content.of(target.file):
             target.complete = True
@@ -157,10 +176,10 @@ def _compare(
     complete = {target.file.path for target in targets if target.complete}
     held = {
         path: contents.get(path)
-        for path, seen in there.items()
+        for path, seen in existing.items()
         if path not in complete and not stat.S_ISLNK(seen.st_mode)
     }
-    return places, held
+    return chunks, held
 
 
 def _check_unchanged(
@@ -170,18 +189,22 @@ def _check_unchanged(
     others: dict[str, os.stat_result],
     held: dict[str, Content | None],
 ) -> None:
-    """Check that no file that will go has changed since it was read.
+    """Check that no file that will be replaced or removed has changed since it was read.
 
-    One that was new then may have been written to without a change of its time: it is read again.
+    A file that had just been written when it was read may have changed without a new modification
+    time, because clocks of file systems are coarse: it is read again.
+
+    Raises:
+        ConflictError: A file has changed.
     """
-    there = {target.file.path: target.seen for target in targets} | others
+    statuses = {target.file.path: target.seen for target in targets} | others
     again = {
         path: content.raw_header is None
         for path, content in held.items()
-        if content is not None and tree.was_new(there[path])
+        if content is not None and tree.was_new(statuses[path])
     }
     contents, _ = read_contents(db, tree, again)
-    for path, seen in there.items():
+    for path, seen in statuses.items():
         tree.check(path, seen)
         if path in again and contents.get(path) != held[path]:
             raise tree.changed(path)
@@ -194,18 +217,19 @@ def _write(
     local: WorktreeChunks,
     check: Callable[[], None],
 ) -> int:
-    """Write files; returns the bytes that came from the store.
+    """Write files; return the number of bytes that were read from the store.
 
     Args:
         db: The store.
-        tree: Where to.
+        tree: The directory to write to.
         targets: The files.
-        local: Chunks that need not come from the store.
-        check: Called before the first file is touched.
+        local: Chunks that need not be read from the store.
+        check: Called when all drafts are complete, before the first file is replaced; it raises
+            to stop the checkout.
     """
     if not targets:
         if tree.exists:
-            staging.sweep(tree.root)  # a killed checkout may have been this far, too
+            staging.sweep(tree.root)  # a killed checkout may have left drafts
         check()
         return 0
     tree.create()
@@ -216,6 +240,7 @@ def _write(
         check()
         for draft, target in placed.items():
             tree.put(drafts, draft, target.file.path, target.seen)
+    # Before others are removed: a crash must not leave the directory without old and new files.
     tree.sync(db.workers)
     return fetched
 
@@ -225,14 +250,19 @@ def _check_space(tree: Worktree, needed: int) -> None:
     if needed > free:
         raise StoreError(
             ErrorCode.NO_SPACE,
-            f"the files take {needed} bytes and {tree.path} has {free} left: nothing was written",
+            f"the files need {needed} bytes, and {tree.path} has {free} bytes left: nothing was "
+            "written. Free some space, or check out elsewhere",
         )
 
 
 def _write_drafts(
     db: Database, drafts: Staging, placed: dict[str, _Target], local: WorktreeChunks
 ) -> int:
-    """Write all drafts and wait until they are on the disk; returns what `_write` does."""
+    """Write all drafts, and wait until they are synced to the disk.
+
+    Returns:
+        The number of bytes that were read from the store.
+    """
     fetched = 0
     reader = db.reader.with_local(local, db.cache)
     with reader.ahead() as announce, closing(Background(_SYNCS)) as syncing:
@@ -242,7 +272,7 @@ def _write_drafts(
             if not missing[draft]:
                 syncing.submit(partial(_sync_draft, drafts, draft))
 
-        for draft in placed:
+        for draft in placed:  # those without chunks, which no job completes
             sync_if_complete(draft)
         announce([chunk for target in placed.values() for chunk in target.file.chunks])
         jobs = (job for draft, target in placed.items() for job in _jobs(db, target.file, draft))
@@ -268,7 +298,7 @@ def _open_draft(drafts: Staging, draft: str, flags: int = 0) -> int:
 
 
 def _start_draft(drafts: Staging, draft: str, file: FileEntry) -> int:
-    """Make a draft of the right size; returns how many bytes of it are missing."""
+    """Create a draft of the right size with its header; return how many bytes are missing."""
     header = file.raw_header or b""
     descriptor = _open_draft(drafts, draft, os.O_CREAT | os.O_EXCL)
     try:

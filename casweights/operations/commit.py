@@ -1,4 +1,7 @@
-"""Commit: encode files, and only then make the version that has them visible."""
+"""Commit: encode files, then write the version that contains them, then move the branch.
+
+This order makes a version visible only when all that it refers to is durable.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What is said about a version; see `Manifest`."""
+    """What a manifest records of a version, apart from its files."""
 
     parents: tuple[SnapshotId, ...]
     time: datetime
@@ -37,7 +40,7 @@ class Description:
     metadata: dict[str, Any]
 
     def manifest(self, config: StoreConfig, files: tuple[FileEntry, ...]) -> Manifest:
-        """The manifest of a version of which this is said."""
+        """Return the manifest of the version with this description and these files."""
         return Manifest(
             parents=self.parents,
             time=self.time,
@@ -49,17 +52,17 @@ class Description:
         )
 
     def check(self, config: StoreConfig) -> None:
-        """Refuse what the format has no place for, before any work.
+        """Check that the format can store the description, before any file is read.
 
         Raises:
-            InvalidInputError: There is such metadata or text.
+            InvalidInputError: It cannot store the metadata or one of the texts.
         """
         EncodedSnapshot.of(self.manifest(config, ()))
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedVersion:
-    """A version that only has to be written.
+    """A version that is ready to be written.
 
     Attributes:
         snapshot: The version.
@@ -106,11 +109,25 @@ def commit(
     base: Snapshot | None,
     compression: Compression,
 ) -> Snapshot:
-    """Encode files, write the version that has them, and move a branch to it.
+    """Encode files, write the version that contains them, and move a branch to it.
 
-    If a chunk that the store had is lost by the time that the version is written, the files are
-    encoded once more, which stores the chunk again. For arguments and errors see `encode_files` and
-    `commit_encoded`.
+    If a chunk that the store contained is lost by the time that the version is written, the files
+    are encoded a second time, which stores the chunk again.
+
+    Args:
+        db: The store.
+        files: The files.
+        description: The version's description.
+        branch: The branch.
+        head: Where the branch was last seen; None for a new one.
+        base: The version whose chunks new ones are stored as differences from; None to find one.
+        compression: How chunks without a base are stored.
+
+    Raises:
+        InvalidInputError: A file changed while it was read, or cannot be read; two have the same
+            path; or the format cannot store the description.
+        StoreError: The store could not be written.
+        ConflictError: Another writer moved the branch in between; the version is kept.
     """
     description.check(db.config)
     for code, problem in advice(files, db.config.chunk_size):
@@ -127,27 +144,29 @@ def commit(
 def commit_encoded(
     db: Database, encoded: EncodedFiles, description: Description, branch: str, head: Head | None
 ) -> Snapshot:
-    """Write the version that has these files, and move a branch to it.
+    """Write the version that contains these files, and move a branch to it.
 
-    If an error left it unclear whether the branch has moved to its head, and this is what was to be
-    committed then, nothing is written.
+    Nothing is written if this repeats a commit that ended in an error after the branch had moved.
 
     Args:
         db: The store.
         encoded: The files.
-        description: What is said about the version.
+        description: The version's description.
         branch: The branch.
-        head: Where the branch was seen last; None for a new one.
+        head: Where the branch was last seen; None for a new one.
+
+    Returns:
+        The version at the branch's head.
 
     Raises:
         InvalidInputError: Two files have the same path.
         StoreError: The store could not be written.
-        ConflictError: Another writer moved the branch meanwhile; the version is kept.
+        ConflictError: Another writer moved the branch in between; the version is kept.
     """
     version = EncodedVersion.of(db, encoded, description)
-    if (there := repeated(db, version.snapshot, head)) is not None:
-        db.reporter.committed(replace(version.stats, snapshot=there.id))
-        return there
+    if (existing := repeated(db, version.snapshot, head)) is not None:
+        db.reporter.committed(replace(version.stats, snapshot=existing.id))
+        return existing
     write_version(db, version, branch, head)
     return version.snapshot
 
@@ -166,16 +185,16 @@ def write_version(
         db: The store.
         version: The version.
         branch: The branch.
-        head: Where the branch was seen last; None for a new one.
-        assume_absent: The caller guarantees that nothing of it is in the store yet, because it was
-            not tried before.
+        head: Where the branch was last seen; None for a new one.
+        assume_absent: The caller guarantees that no part of the version is in the store, because
+            this is the first attempt to write it.
 
     Returns:
-        Where it is now.
+        The branch's new head.
 
     Raises:
         StoreError: The store could not be written.
-        ConflictError: Another writer moved the branch meanwhile; the version is kept.
+        ConflictError: Another writer moved the branch in between; the version is kept.
     """
     move = encode_move(version.snapshot.id)
     if (table := version.encoded.table) is not None:
@@ -189,8 +208,12 @@ def write_version(
 
 
 def _save(db: Database, version: EncodedVersion, move: bytes, *, assume_absent: bool) -> None:
-    """Make the last pack and the snapshot durable; the branch's move is sent along early."""
+    """Make the last pack and the snapshot durable.
+
+    A store that uploads before it publishes may upload the branch's move at the same time.
+    """
     last = version.encoded.last
+    # Where refs are in another store, uploading the move to this one would be useless.
     early = [[move]] if db.config.refs is None else []
     db.snapshots.save(
         version.snapshot, version.manifest, last, early=early, assume_absent=assume_absent
@@ -200,28 +223,30 @@ def _save(db: Database, version: EncodedVersion, move: bytes, *, assume_absent: 
 
 
 def _report(db: Database, stats: CommitStats, moved: Head) -> None:
-    """Tell the reporter of a version; if it fails, the commit may be repeated."""
+    """Report a committed version."""
     try:
         db.reporter.committed(stats)
     except BaseException:
+        # The caller sees an error although the branch has moved, and may repeat the commit:
+        # `repeated` then recognises it.
         db.refs.doubt(moved)
         raise
 
 
 def repeated(db: Database, version: Snapshot, head: Head | None) -> Snapshot | None:
-    """The version that a commit repeats, because an error came when it had landed.
+    """Return the version that an earlier attempt at the same commit wrote, if there was one.
 
     Args:
         db: The store.
-        version: What is to be committed.
-        head: Where the branch is.
+        version: The version to commit.
+        head: The branch's head.
 
     Returns:
         The version at `head`, if its commit ended in an error and it differs from `version` only
-        in its time and parents.
+        in its time and parents; otherwise None.
     """
     if head is None or not db.refs.is_doubted(head):
         return None
-    there = db.snapshots.load(head.snapshot)
-    as_there = EncodedSnapshot.of(replace(version, time=there.time, parents=there.parents))
-    return there if as_there.snapshot.id == there.id else None
+    existing = db.snapshots.load(head.snapshot)
+    same = EncodedSnapshot.of(replace(version, time=existing.time, parents=existing.parents))
+    return existing if same.snapshot.id == existing.id else None

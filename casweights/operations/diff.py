@@ -1,4 +1,4 @@
-"""What differs between two versions, by tensor and by file, from their manifests alone."""
+"""Diff: compare two versions by tensor and by file, using their manifests alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """A file or tensor, as it is compared.
+
+    Attributes:
+        description: Its dtype and shape, or its size, for display.
+        sizes: Size in bytes of each of its chunks.
+        content: Equal for two items exactly if their contents are equal.
+    """
+
     description: str
     sizes: dict[ChunkId, int]
     content: object
 
 
 def diff(old: Snapshot, new: Snapshot) -> Diff:
-    """Compare two versions."""
+    """Return the tensors and files that were added, removed or changed from `old` to `new`."""
     old_items, new_items = _items(old), _items(new)
     had = {chunk for item in old_items.values() for chunk in item.sizes}
     changes, unchanged = [], 0
@@ -45,7 +53,7 @@ def diff(old: Snapshot, new: Snapshot) -> Diff:
 
 
 def _rewritten(old: Snapshot, new: Snapshot) -> set[tuple[str, str | None]]:
-    """Safetensors files with the same tensors and metadata, and yet other bytes in the header."""
+    """Return the safetensors files whose header bytes changed, but not their tensors' types."""
     had = {file.path: file for file in old.files if file.header is not None}
     return {
         (file.path, None)
@@ -95,7 +103,11 @@ def _items(snapshot: Snapshot) -> dict[tuple[str, str | None], _Item]:
 
 
 def _file_item(file: FileEntry, chunk_size: int) -> _Item:
-    """The file as such: of safetensors the metadata, of others the bytes."""
+    """Return the item for a file itself.
+
+    Its content is the metadata of a safetensors file, whose tensors are items of their own, or the
+    bytes of any other file.
+    """
     description = f"{file.size} bytes"
     if file.header is not None:
         return _Item(description, {}, file.header.metadata)

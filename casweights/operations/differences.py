@@ -1,9 +1,9 @@
-"""Differences between versions: which chunk to start from, and when to store a chunk whole.
+"""Differences between versions: which base to choose, and when to store a chunk whole.
 
-A chunk is stored as the difference from the one at the same place of the version before it, so
-that readers who have that version read little. Other readers read a *chain*: a whole chunk and all
-differences since. Chains are bounded by what reading them costs; docs/design/005 has the measured
-trade.
+A chunk is stored as the difference from the chunk at the same place of the previous version, so
+that readers that hold that version read little. Other readers read a *chain*: a whole chunk and
+all differences since. Chains are limited by the bytes that reading them costs; docs/design/005 has
+the measurements.
 """
 
 from __future__ import annotations
@@ -30,20 +30,25 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
 
-# Shares of a whole chunk's stored size; docs/design/005 has the measurements behind them.
-_MAX_CHAIN_SHARE = 1 / 2  # of all differences of a chain together, if there are several
-_MAX_DIRECT_SHARE = 0.9  # of the only difference of a chain: above it, decoding buys nothing
-_SHORTCUT_DUE_SHARE = 1 / 3  # of the differences since the last shortcut, when another one is due
-_MAX_FROM_WHOLE_SHARE = 1 / 4  # of a difference from the chain's whole chunk, beyond two steps
-_MAX_EXTRA_STEP_SHARE = 1 / 6  # of a step that is stored in addition to what shortens its chain
-_MAX_UNCOMPARED_SHARE = 1 / 8  # of a difference that is taken without encoding the chunk whole
+# Sizes of differences, as shares of a whole chunk's stored size; docs/design/005 has the
+# measurements behind them.
+_MAX_CHAIN_SHARE = 1 / 2  # all differences of a chain together, if it has several
+_MAX_DIRECT_SHARE = 0.9  # the only difference of a chain: a larger one is not worth decoding
+_SHORTCUT_DUE_SHARE = 1 / 3  # the differences since the last shortcut that make the next one due
+_MAX_FROM_WHOLE_SHARE = 1 / 4  # a difference from the chain's whole chunk, in addition to two steps
+_MAX_EXTRA_STEP_SHARE = 1 / 6  # a step that is stored along with the frame that shortens its chain
+_MAX_UNCOMPARED_SHARE = 1 / 8  # a difference that is used without encoding the chunk whole
 
-_MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # links that a shortcut replaces
+_MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # number of differences that a shortcut replaces
 _MAX_SHORTCUT_SHARE = 3 / 4  # of the bytes that a shortcut replaces; larger ones gain too little
 
 
 class BaseChunks:
-    """The chunks of a version, by their places in it."""
+    """The chunks of a version, by their places in it.
+
+    Args:
+        version: The version; None for no chunks at all.
+    """
 
     def __init__(self, version: Snapshot | None = None) -> None:
         self._exact: dict[tuple[object, ...], ChunkId] = {}
@@ -58,23 +63,31 @@ class BaseChunks:
                     self._named[place] = chunk
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
-        """The chunk at the same place: in the same file, or in the same tensor of another one."""
+        """Return the chunk at the same place of the same file, or else of the same tensor.
+
+        A tensor of the same name in another file counts, because shards of a model may be cut
+        differently from one version to the next.
+        """
         place = _place(piece)
         return self._exact.get((path, *place)) or self._named.get(place)
 
 
 def _place(piece: Piece) -> tuple[object, ...]:
-    """What chunks must share to be worth comparing, their files apart."""
+    """Return a key that two chunks share if a difference between them may be small."""
     return piece.tensor, piece.number, piece.nbytes, piece.dtype.code
 
 
 class DifferenceEncoder:
-    """Encodes chunks so that chains stay cheap to read.
+    """Encodes chunks so that their chains stay cheap to read.
+
+    A *step* is the difference from the base that the caller names, the end of its chain. A
+    *shortcut* is the difference from an earlier chunk of the chain: it replaces at least 8 steps
+    for readers that start from nothing. `encode` may run on several threads at once.
 
     Args:
         reader: Reads bases.
         index: Knows the chains that new frames will be part of.
-        trusted: May have the bases.
+        trusted: May hold bases in memory.
         compression: How whole chunks are stored.
     """
 
@@ -91,21 +104,26 @@ class DifferenceEncoder:
         self._compression = compression
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
-        """See `LocalFirstReader.ahead`: for bases that will be read."""
+        """Return a context manager whose function fetches the bases that will be read soon.
+
+        The function accepts chunk IDs and returns at once; the reads run in the background.
+        """
         return self._reader.ahead(with_neighbours=True)
 
     def encode(self, raw: memoryview, dtype: DType, base: ChunkId | None) -> list[EncodedFrame]:
-        """The frames to store for a chunk.
+        """Return the frames to store for a chunk.
 
         Args:
             raw: The chunk's bytes.
             dtype: Their element type.
-            base: The chunk at the same place of a related version.
+            base: The chunk at the same place of a related version; None to store it whole.
 
         Returns:
-            One frame, or two: a cheap step from `base` beside what makes the chain short.
+            One frame; or two, namely a frame that keeps the chain short and a cheap step from
+            `base`.
         """
         chain = None if base is None else self._index.chain(base)
+        # Sizes below are compared with the whole frame at the chain's beginning.
         if chain is None or chain.frames[0].frame.base is not None:
             return [self._whole(raw, dtype)]
         step = self._difference(raw, dtype, chain.frames[-1])
@@ -120,13 +138,18 @@ class DifferenceEncoder:
             best = whole or self._whole(raw, dtype)
         if best is step or len(step.payload) > _MAX_EXTRA_STEP_SHARE * whole_size:
             return [best]
-        # A follower lacks the shortcut's base; without the step it would read a whole chunk.
+        # A replica that follows the branch version by version holds `base`, but not the shortcut's
+        # base: without the step it would read a whole chunk.
         return [best, step]
 
     def _shorten(
         self, raw: memoryview, dtype: DType, chain: Chain, step: EncodedFrame, whole_size: int
     ) -> EncodedFrame | None:
-        """The step itself while the chain is cheap; else a shortcut, or None for a whole chunk."""
+        """Return the step while the chain is cheap to read, then a shortcut.
+
+        Returns:
+            None if the chunk should be stored whole.
+        """
         sizes = [location.frame.size for location in chain.frames[1:]] + [len(step.payload)]
         if len(sizes) == 1:
             return step if sizes[0] <= _MAX_DIRECT_SHARE * whole_size else None
@@ -151,7 +174,10 @@ class DifferenceEncoder:
         return from_root if from_root and len(from_root.payload) <= limit else None
 
     def _last_shortcut(self, chain: Chain) -> int:
-        """The last place of a chain with more than one frame, or its beginning."""
+        """Return the position of the last chunk of a chain that has a shortcut, or 0.
+
+        A chunk with more than one frame has one: a shortcut is stored along with a step.
+        """
         for n in range(len(chain.frames) - 1, 0, -1):
             if len(self._index.frames(chain.frames[n].frame.chunk)) > 1:
                 return n
@@ -170,7 +196,7 @@ class DifferenceEncoder:
             old = scratch(len(raw))
             try:
                 self._reader.readinto(base, old)
-            except IntegrityError:  # a reader of that version gets the error
+            except IntegrityError:  # a damaged base must not stop a commit; its readers report it
                 return None
         encoded = encode_difference(raw, old, dtype)
         if encoded is None:

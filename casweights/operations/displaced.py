@@ -1,4 +1,4 @@
-"""Versions that were displaced from their branches, until somebody takes them in or drops them."""
+"""Versions that were displaced from their branches, until a user merges or drops them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from casweights.database.refs import Displaced
     from casweights.ids import SnapshotId
 
-_MAX_SEARCHED = 200  # newest versions of a branch among which a displaced one is looked for
+_MAX_SEARCHED = 200  # newest versions of a branch that are searched for a displaced one
 
 
 def displaced(db: Database) -> dict[str, tuple[SnapshotId, ...]]:
-    """Versions that are beside their branches, by branch; see `Repository.displaced`."""
+    """Return the displaced versions of each branch that are still not in its history.
+
+    Branches without any are left out.
+    """
     found = db.refs.displaced()
     heads = db.refs.branches() if found else {}
     left = {
@@ -30,22 +33,28 @@ def displaced(db: Database) -> dict[str, tuple[SnapshotId, ...]]:
 
 
 def drop_displaced(db: Database, branch: str, version: SnapshotId) -> None:
-    """Forget that a version was displaced; see `Repository.drop_displaced`."""
+    """Forget that a version was displaced from a branch.
+
+    Raises:
+        NotFoundError: It is not recorded as displaced from this branch.
+    """
     if not db.refs.drop_displaced(version, branch):
         raise NotFoundError(
-            ErrorCode.REF_NOT_FOUND, f"{version} is no displaced version of branch {branch!r}"
+            ErrorCode.REF_NOT_FOUND, f"{version} is not a displaced version of branch {branch!r}"
         )
 
 
 def _not_in(
     db: Database, head: SnapshotId, versions: Sequence[Displaced]
 ) -> tuple[SnapshotId, ...]:
-    """Those of these versions that did not get into a branch in another way."""
+    """Return the displaced versions that the history of `head` does not contain."""
     left = dict.fromkeys(each.snapshot for each in versions)
     ends = {each.before for each in versions}
     for snapshot in islice(db.snapshots.ancestry(head), _MAX_SEARCHED):
         left.pop(snapshot.id, None)
-        ends.discard(snapshot.id)  # what came from it was found before
+        # The search goes back in time: a version that was displaced from `before` is newer than
+        # `before`, so once all of these are passed, nothing more can be found.
+        ends.discard(snapshot.id)
         if not left or not ends:
             break
     return tuple(left)

@@ -1,4 +1,9 @@
-"""Encode: read and hash files, and make the chunks durable that the store lacks."""
+"""Encode: read and hash files, and write the chunks that the store lacks.
+
+Each run of chunks is read and hashed on a worker; chunks that the store contains end there. The
+others are encoded on a worker, as differences if they have a base, and added to packs in the order
+of the files.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +35,19 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId
 
 
-_LOOKAHEAD = 16  # runs that are read before the first of them is encoded, while bases arrive
-_COSTLY_SHARE = 1 / 8  # of its raw size: other packs are read for a chunk that takes more
-_MAX_READ_PACKS = 512  # beyond which reading other packs costs more than it saves
+_LOOKAHEAD = 16  # runs that are read before the first is encoded, while their bases are fetched
+_COSTLY_SHARE = 1 / 8  # of a chunk's raw size: if its frame is larger, other packs are searched
+_MAX_READ_PACKS = 512  # pack indexes to read in this search; more cost more than they save
 
 
 class _Run(NamedTuple):
     """Neighbouring chunks of a file, hashed.
 
     Attributes:
-        number: The file's number.
-        chunks: All of them.
-        nbytes: Their bytes.
-        read: Those that the store may lack.
+        number: The file's position in the list of files.
+        chunks: IDs of all its chunks.
+        nbytes: Their size in bytes.
+        read: The chunks that the store may lack.
     """
 
     number: int
@@ -52,7 +57,7 @@ class _Run(NamedTuple):
 
 
 class _ReadChunk(NamedTuple):
-    """A chunk that was read."""
+    """A chunk, its place in the file, and its bytes."""
 
     chunk: ChunkId
     piece: Piece
@@ -60,19 +65,19 @@ class _ReadChunk(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """A run of which the store lacks some chunks, with the frames of these."""
+    """A run, and the frames to store for those of its chunks that the store may lack."""
 
     run: _Run
     frames: list[tuple[_ReadChunk, list[EncodedFrame]]]
 
 
 class Written(NamedTuple):
-    """What was written for some files.
+    """Counts of what was written for some files.
 
     Attributes:
-        new_bytes: Bytes of the chunks that the store did not have.
-        stored_bytes: What these take in the store, encoded.
-        new_chunks: Their number.
+        new_bytes: Raw size in bytes of the chunks that the store lacked.
+        stored_bytes: Size in bytes of their frames.
+        new_chunks: Number of these chunks.
         packs: Number of packs that hold them.
     """
 
@@ -84,15 +89,18 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncodedFiles:
-    """Files whose chunks are in the store, or in a pack that only has to be written.
+    """Files whose chunks are in the store, or in one pack that is ready to be written.
 
-    Once they are `durable`, they may be pickled and joined with those of other processes.
+    After `encode_files`, the last pack is only in memory: `detached` copies the parts of it that
+    may change, and `durable` writes it. The result of `durable` may be pickled, and joined with
+    that of other processes.
 
     Attributes:
-        files: The rows of a manifest.
-        last: The pack, if it is the only one; if there are more, all are written.
-        written: What was written for them, the last pack included.
-        table: Where the chunks of durable files lie, which another process need not look up.
+        files: The files, as a manifest lists them.
+        last: The pack that is not written yet; None if all are.
+        written: Counts of what was written, the last pack included.
+        table: The packs of the chunks of durable files, so that another process need not search
+            for them; None for files that are not durable.
     """
 
     files: tuple[FileEntry, ...]
@@ -101,9 +109,10 @@ class EncodedFiles:
     table: PackTable | None = None
 
     def detached(self) -> Self:
-        """The same without memory of the files' own, which may change before it is written.
+        """Return a copy that shares no memory with the files, which may change before the write.
 
-        Chunks that are stored as they are share it.
+        The frame of a chunk that is stored raw is a view of the memory that the chunk was read
+        into.
         """
         if self.last is None:
             return self
@@ -111,7 +120,7 @@ class EncodedFiles:
         return replace(self, last=replace(self.last, parts=parts))
 
     def durable(self, db: Database) -> Self:
-        """The same once the last pack is written, too.
+        """Write the last pack; return the files with their table.
 
         Raises:
             StoreError: The store could not be written.
@@ -125,7 +134,7 @@ class EncodedFiles:
 
 
 def join(parts: Sequence[EncodedFiles]) -> EncodedFiles:
-    """All durable files of several processes, as those of one version."""
+    """Combine the durable files of several processes into the files of one version."""
     files = sorted((file for part in parts for file in part.files), key=lambda file: file.path)
     tables = [part.table for part in parts if part.table is not None]
     return EncodedFiles(
@@ -142,11 +151,17 @@ def join(parts: Sequence[EncodedFiles]) -> EncodedFiles:
 
 @dataclass(frozen=True, slots=True)
 class _Encoding:
-    """What reading and encoding need to know.
+    """The parts of a running encoding.
 
     Attributes:
-        repeats: Set while the store has what is read, so that looking at live tensors first saves
-            copying them. Not with a cache in memory, which wants the copies.
+        db: The store.
+        files: The files.
+        buffers: Memory for the chunks that are read.
+        bases: The chunks that new ones are encoded as differences from, found at the first use.
+        encoder: Encodes the new chunks.
+        look_everywhere: Loads the indexes of packs that are not known yet, once.
+        repeats: Set while the store contains what is read. Hashing live tensors in place then
+            saves copying them. Never set with a cache in memory, which needs the copies.
     """
 
     db: Database
@@ -166,22 +181,22 @@ def encode_files(
     compression: Compression,
     trusted: TrustedChunks | None = None,
 ) -> EncodedFiles:
-    """Read and encode files; what does not fit into one pack is written already.
+    """Read and encode files, and write all packs but the last.
 
-    Chunks are stored as differences from those at the same places of `base`, or without one of
-    the branch or tag that the files resemble most.
+    Chunks are stored as differences from the chunks at the same places of `base`, or else of the
+    branch or tag that the files resemble most.
 
     Args:
         db: The store.
         files: The files.
-        base: The version before the one that they are for.
+        base: The parent of the version that the files are for; None if it has no parent.
         compression: How chunks without a base are stored.
-        trusted: May have the chunks of `base`; by default the store's own cache.
+        trusted: May hold the chunks of `base` in memory; by default the store's own cache.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
-        StoreError: The store could not be written. What was written stays and is found again when
-            the command is repeated.
+        StoreError: The store could not be written. Packs that were written stay, and repeating
+            the command uses them.
     """
     db.heed_findings()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
@@ -192,14 +207,14 @@ def encode_files(
     if db.store.capabilities.cheap_reads:
         work.look_everywhere()
     else:
-        db.index.prepare_all()  # of the base; further packs only where they may save much
+        db.index.prepare_all()  # only the base's packs; others only if they may save much
     entries, last = _write_files(work, writer)
     written = Written(writer.raw_bytes, writer.stored_bytes, writer.chunks, writer.packs)
     return EncodedFiles(entries, last, written)
 
 
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
-    """The chunks of the branch or tag that differs least, if there is one worth it."""
+    """Return the chunks of the branch or tag that the files resemble most, or no chunks."""
     by_path = {file.path: file for file in files}
     return (
         nearest(
@@ -218,7 +233,7 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
 def _write_files(
     work: _Encoding, writer: PackWriter
 ) -> tuple[tuple[FileEntry, ...], SealedPack | None]:
-    """Make the chunks of all files durable; returns the manifest's rows and what is left."""
+    """Write the chunks of all files; return the manifest's entries, and the unwritten pack."""
     db, files = work.db, work.files
     db.reporter.started(Stage.COMMIT, sum(file.size for file in files))
     try:
@@ -236,10 +251,10 @@ def _write_files(
 
 
 def _check_unchanged(work: _Encoding, chunks: Sequence[Sequence[ChunkId]]) -> None:
-    """Check that all files are what they were when reading began.
+    """Check that all files are unchanged since reading began.
 
     Raises:
-        InvalidInputError: One has changed, or another file has appeared beside them.
+        InvalidInputError: A file has changed, or a new one has appeared in the directory.
     """
     for file, ids in zip(work.files, chunks, strict=True):
         if not file.check_unchanged() and not _is_same(work, file, ids):
@@ -250,7 +265,7 @@ def _check_unchanged(work: _Encoding, chunks: Sequence[Sequence[ChunkId]]) -> No
 
 
 def _is_same(work: _Encoding, file: SourceFile, ids: Sequence[ChunkId]) -> bool:
-    """Whether a file still has the bytes that were read; reads it once more."""
+    """Whether a file still contains the bytes that were read; reads it a second time."""
     header = file.raw_header or b""
     if bytes(file.read([Piece(0, len(header), BYTES)], work.buffers)[0]) != header:
         return False
@@ -263,7 +278,7 @@ def _is_same(work: _Encoding, file: SourceFile, ids: Sequence[ChunkId]) -> bool:
 
 
 def _write_chunks(work: _Encoding, writer: PackWriter) -> list[list[ChunkId]]:
-    """Put the new chunks of all files into packs; returns each file's chunk IDs."""
+    """Add the new chunks of all files to packs; return each file's chunk IDs."""
     db, files = work.db, work.files
     chunks: list[list[ChunkId]] = [[] for _ in files]
     for run, new in _read_runs(work):
@@ -275,9 +290,9 @@ def _write_chunks(work: _Encoding, writer: PackWriter) -> list[list[ChunkId]]:
 
 
 def _read_runs(work: _Encoding) -> Iterator[_Encoded]:
-    """All chunks of all files in order, with the frames of those that the store lacks."""
+    """Yield all chunks of all files in order, with the frames of those that the store lacks."""
     workers, runs = work.db.workers, file_runs(work.files, work.db.config.chunk_size)
-    if work.db.store.capabilities.cheap_reads:
+    if work.db.store.capabilities.cheap_reads:  # reading a base takes no longer than fetching ahead
         yield from workers.map(lambda job: _encode_run(work, _hash_run(work, job)), runs)
         return
     with work.encoder.ahead() as announce:
@@ -288,7 +303,7 @@ def _read_runs(work: _Encoding) -> Iterator[_Encoded]:
 def _announced(
     work: _Encoding, runs: Iterator[_Run], announce: Callable[[Sequence[ChunkId]], None]
 ) -> Iterator[_Run]:
-    """Runs, some later than they come, so that the bases they need are on their way."""
+    """Yield the runs, delayed so that the bases they need are fetched before they are encoded."""
     waiting: deque[_Run] = deque()
     for run in runs:
         changed = [
@@ -299,13 +314,19 @@ def _announced(
         ]
         announce(changed)
         waiting.append(run)
-        # Without bases there is nothing to wait for.
+        # Runs without bases need not wait.
         while len(waiting) > (_LOOKAHEAD if changed else 0):
             yield waiting.popleft()
     yield from waiting
 
 
 def _hash_run(work: _Encoding, job: tuple[int, list[Piece]]) -> _Run:
+    """Hash a run of a file, reading as little of it as possible.
+
+    Chunks whose IDs the file remembers and the store contains are not read. Where the store
+    contained what was read last, live tensors are hashed in place first. Everything else is read
+    into buffers, which stay valid until the chunks are encoded.
+    """
     number, pieces = job
     file, index, hasher = work.files[number], work.db.index, work.db.hasher
     nbytes = sum(piece.nbytes for piece in pieces)
@@ -335,7 +356,7 @@ def _encode_run(work: _Encoding, run: _Run) -> _Encoded:
     encoded = []
     for read in run.read:
         frames = _frames(work, work.files[run.number], read)
-        if len(run.read) > 1:  # a small chunk would keep the buffer of its whole run otherwise
+        if len(run.read) > 1:  # otherwise a small raw chunk would keep its whole run's buffer
             frames = [_detached(frame, read.view) for frame in frames]
         work.db.cache.put(read.chunk, read.view)
         encoded.append((read, frames))
@@ -343,12 +364,16 @@ def _encode_run(work: _Encoding, run: _Run) -> _Encoded:
 
 
 def _base(work: _Encoding, file: SourceFile, piece: Piece) -> ChunkId | None:
-    """The chunk to store another one as a difference from."""
+    """Return the chunk from which the one at this place is stored as a difference, if any."""
     return file.base(piece) or work.bases().find(file.path, piece)
 
 
 def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[EncodedFrame]:
-    """The frames to store for a chunk; none if the store has it."""
+    """Return the frames to store for a chunk; an empty list if the store contains it.
+
+    The index may not know all packs yet. It loads the others before a chunk is stored that has no
+    base or a large frame: a copy elsewhere may save these bytes.
+    """
     index, (chunk, piece, raw) = work.db.index, read
     if chunk in index:
         return []
@@ -358,11 +383,12 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
         if chunk in index:
             return []
     frames = work.encoder.encode(raw, piece.dtype, base)
-    # The smallest of them, because a cheap step may come with a new keyframe.
+    # The smallest frame decides, since a cheap step may come along with a whole frame.
     if min(len(frame.payload) for frame in frames) > _COSTLY_SHARE * piece.nbytes:
         work.look_everywhere()
     return [] if chunk in index else frames
 
 
 def _detached(frame: EncodedFrame, raw: memoryview) -> EncodedFrame:
+    """Return the frame with a copy of its payload, if this is a view of the chunk that was read."""
     return replace(frame, payload=bytes(raw)) if frame.payload is raw else frame

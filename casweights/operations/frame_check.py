@@ -1,4 +1,4 @@
-"""The check of all frames of a store: stored bytes, differences after their bases, and chunks."""
+"""Check all frames of a store: their stored bytes, and the chunks that are decoded from them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ UNSOUND = (IntegrityError, InvalidInputError, NotFoundError, UnsupportedError)
 
 
 class _Pending(NamedTuple):
-    """A frame that is due, because its base is known.
+    """A frame that can be checked now, because its base was checked.
 
     Attributes:
         location: The frame.
-        links: Frames of its chain.
-        base: The base's bytes; None for a whole frame, or where chunks are not decoded.
+        links: Number of frames in its chain, itself included.
+        base: The base's bytes; None for a whole frame, or if chunks are not decoded.
     """
 
     location: Location
@@ -51,26 +51,26 @@ class _Pending(NamedTuple):
 class FrameCheck:
     """One check of the frames in some packs.
 
-    `read_indexes` comes first and says which frames there are; `check` then looks at each of them.
-    One thread calls both, and the workers of the store share the work. The attributes are complete
-    when `check` returns. Nothing that is wrong with a store makes either of them raise.
+    Call `read_indexes` first, which finds the frames; then `check`, which checks each of them; then
+    `blame`. One thread calls them, and the workers of the store share the work. The attributes are
+    complete when `check` returns. Damage to the store is collected in `problems`, never raised.
 
     Args:
         db: The store.
-        quick: Check stored bytes against their checksums, and do not decode them.
+        quick: Check stored bytes against their checksums, without decoding them.
 
     Attributes:
-        problems: One error for each thing that is wrong.
-        gone: Packs that were deleted since they were listed.
-        frames: Frames found.
+        problems: One error for each damaged frame or pack.
+        gone: Names of packs that were deleted since they were listed.
+        frames: Number of frames found.
         sound: Chunks that have a sound frame.
-        stranded: Frames whose base is not there.
+        stranded: Frames whose base has no sound frame.
     """
 
     def __init__(self, db: Database, *, quick: bool) -> None:
         self._db = db
         self._quick = quick
-        self._lock = threading.Lock()  # of `sound` and `gone`
+        self._lock = threading.Lock()  # held while `sound` or `gone` is used
         self._by_base: dict[ChunkId | None, list[Location]] = {}  # whole frames at None
         self.problems: list[CasweightsError] = []
         self.gone: set[str] = set()
@@ -79,7 +79,7 @@ class FrameCheck:
         self.stranded: list[Location] = []
 
     def read_indexes(self, packs: Sequence[ObjectInfo]) -> None:
-        """Find the frames of these packs."""
+        """Read the indexes of these packs, and remember the frames that they list."""
         db = self._db
         for info, found in db.workers.map(partial(_try_index, db), packs):
             locations: list[Location] = []
@@ -96,8 +96,10 @@ class FrameCheck:
             db.reporter.advanced(Stage.VERIFY, index_bytes)
 
     def check(self) -> None:
-        """Check all frames, each difference after its base."""
+        """Check all frames that `read_indexes` found, each difference after its base."""
         db = self._db
+        # Frames form trees: whole frames are the roots, and the differences from a chunk are its
+        # children. Walking a tree from its root decodes each base once.
         checked: set[Location] = set()
         for tree, errors in db.workers.map(self._check_tree, self._by_base.get(None, [])):
             self.problems += errors
@@ -113,10 +115,10 @@ class FrameCheck:
             db.reporter.advanced(Stage.VERIFY, location.frame.size)
 
     def _check_tree(self, root: Location) -> tuple[list[Location], list[CasweightsError]]:
-        """Check a whole frame and all differences that build on it.
+        """Check a whole frame, and all differences whose chains begin with it.
 
         Returns:
-            The frames that were looked at, and what is wrong with some of them.
+            The frames that were checked, and the errors that were found.
         """
         checked: list[Location] = []
         problems: list[CasweightsError] = []
@@ -134,31 +136,32 @@ class FrameCheck:
         return checked, problems
 
     def _check_frame(self, due: _Pending) -> list[_Pending]:
-        """Check one frame; returns those that are due after it.
+        """Check one frame, and return the differences from its chunk, which can be checked next.
 
         Raises:
             IntegrityError: It is damaged.
-            NotFoundError: Its pack is gone.
+            NotFoundError: Its pack was deleted.
         """
         if due.links > MAX_LINKS:
-            raise damaged_frame(due.location, f"it takes more than {MAX_LINKS} frames to read")
+            raise damaged_frame(due.location, f"its chain has more than {MAX_LINKS} frames")
         raw = self._decode(due.location, due.base)
         chunk = due.location.frame.chunk
-        with self._lock:  # a chunk may have several frames, on several trees
+        # A chunk may have frames in several trees: the first sound one continues with the children.
+        with self._lock:
             is_new = chunk not in self.sound
             self.sound.add(chunk)
         children = self._by_base.get(chunk, []) if is_new else []
         return [_Pending(child, due.links + 1, raw) for child in children]
 
     def _decode(self, location: Location, base: memoryview | None) -> memoryview | None:
-        """The chunk of a frame; None where checksums are enough."""
+        """Verify a frame and return its chunk's bytes; a quick check returns None."""
         payload = read_payload(self._db.store, location)
         if self._quick:
             return None
         out = uninitialized(location.frame.raw_size)
         if base is not None:
             if len(base) != len(out):
-                raise damaged_frame(location, "its base is of another size")
+                raise damaged_frame(location, "its base has another size")
             out[:] = base
         decode_frame(location, payload, out)
         if not self._db.reader.is_right(location.frame.chunk, out):
@@ -166,10 +169,10 @@ class FrameCheck:
         return out
 
     def blame(self, lost: set[ChunkId]) -> Iterator[IntegrityError]:
-        """Errors for the stranded frames that lost chunks would need.
+        """Yield an error for each stranded frame from which a lost chunk would be rebuilt.
 
-        Other stranded frames do no harm: packs come from elsewhere as a whole, with frames that no
-        version here needs.
+        Other stranded frames are not reported. They are harmless: a push copies whole packs, which
+        may contain frames that no version of this store needs.
         """
         frames: dict[ChunkId, list[Location]] = {}
         for location in self.stranded:
@@ -191,7 +194,7 @@ def _try_index(
         return info, read_pack_index(db.store, info)
     except UNSOUND as error:
         if isinstance(error, IntegrityError):
-            with suppress(IntegrityError):  # the name is not that of a pack
+            with suppress(IntegrityError):  # the object's name is not a pack's name
                 error.suspect = Suspect(parse_id(PackId, names.PACKS, info.name), None)
         return info, error
 

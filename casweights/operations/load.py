@@ -1,4 +1,4 @@
-"""Tensors out of a version: all of them, or a slice of one."""
+"""Load: read the tensors of a version, or a slice of one tensor."""
 
 from __future__ import annotations
 
@@ -28,16 +28,23 @@ _MAX_NAMED_FILES = 5  # in an error message
 
 
 class _Read(NamedTuple):
+    """A chunk, and the memory to read it into."""
+
     chunk: ChunkId
     out: memoryview
 
 
 def load(db: Database, snapshot: Snapshot, *, include: Sequence[str] | None) -> dict[str, Any]:
-    """The weights of a version by name, or the state dict that was committed.
+    """Return the weights of a version by name, or the state dict that was committed.
+
+    Args:
+        db: The store.
+        snapshot: The version.
+        include: Patterns of file paths and tensor names to load; None for all weights.
 
     Raises:
         NotFoundError: Nothing matches `include`.
-        InvalidInputError: It is not clear which files the weights are in, see `Weights.of`.
+        InvalidInputError: Several files may hold the weights, and they differ (see `Weights`).
         IntegrityError: The store is damaged.
         UnsupportedError: Torch cannot hold one of the tensors.
     """
@@ -78,13 +85,17 @@ def _read(db: Database, reader: LocalFirstReader, read: _Read) -> int:
 
 
 class LazyTensor(Handle):
-    """A tensor in a store; indexing it reads only the chunks that it needs.
+    """A tensor in a store. Indexing it reads only the chunks that the result needs.
 
     Attributes:
         name: Its name.
-        dtype: The safetensors code of its element type, as ``"BF16"``.
+        dtype: The safetensors code of its element type, such as ``"BF16"``.
         shape: Its dimensions, in elements.
-        nbytes: Its bytes.
+        nbytes: Its size in bytes.
+
+    Example:
+        >>> weight = repository.tensor("main", "model.embed_tokens.weight")
+        >>> rows = weight[1000:1100]  # reads the chunks of 100 rows
     """
 
     def __init__(self, db: Database, info: TensorInfo, chunks: tuple[ChunkId, ...]) -> None:
@@ -97,28 +108,28 @@ class LazyTensor(Handle):
         self._chunks = chunks
 
     def _how_to_reopen(self) -> str:
-        return f"{self._db._how_to_reopen()}, and ask it for the tensor"
+        return f"{self._db._how_to_reopen()}, and get the tensor from it again"
 
     def __repr__(self) -> str:
         return f"LazyTensor({self.name!r}, {self.dtype}, {list(self.shape)})"
 
     def load(self) -> torch.Tensor:
-        """The whole tensor."""
+        """Read the whole tensor."""
         tensor, memory = allocate(self._info)
         _read_all(self._db, list(_reads(self._chunks, memory, self._db.config.chunk_size)))
         return tensor
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        """What indexing the whole tensor gives.
+        """Return the elements that the same index selects from the whole tensor.
 
-        A slice or integer in the first place limits what is read to the rows it spans.
+        If the first index is a slice or an integer, only the rows that it spans are read.
 
         Raises:
-            IndexError: As torch does.
+            IndexError: The index is out of range, under torch's rules.
             IntegrityError: The store is damaged.
         """
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
-        if not self.shape or self._info.dtype.bits < 8:  # packed elements are torch's affair
+        if not self.shape or self._info.dtype.bits < 8:  # a row may start in the middle of a byte
             return self.load()[index]
         if isinstance(first, slice) and (first.step or 1) > 0:
             start, stop, step = first.indices(self.shape[0])
@@ -129,7 +140,7 @@ class LazyTensor(Handle):
         return self.load()[index]
 
     def _rows(self, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop`, each of them whole bytes."""
+        """Read the rows from `start` to before `stop`, each of which is a whole number of bytes."""
         info, chunk_size = self._info, self._db.config.chunk_size
         row_bytes = info.nbytes // max(1, self.shape[0])
         first = start * row_bytes // chunk_size
@@ -139,6 +150,8 @@ class LazyTensor(Handle):
         shape = (stop - start, *self.shape[1:])
         nbytes = (stop - start) * row_bytes
         tensor, memory = allocate(TensorInfo(info.name, info.dtype, shape, 0, nbytes))
+        # Chunks are verified as a whole, so the first and the last are read completely: straight
+        # into the tensor if the rows begin and end with chunks, else through a scratch buffer.
         if span == len(memory):
             _read_all(self._db, list(_reads(self._chunks[first:last], memory, chunk_size)))
         else:
@@ -150,13 +163,18 @@ class LazyTensor(Handle):
 
 
 def find_tensor(db: Database, snapshot: Snapshot, name: str, file: str | None) -> LazyTensor:
-    """A tensor of a version by its name.
+    """Return a tensor of a version by its name, without reading its bytes.
 
-    Without a file it is one of the version's weights, or else that of the only file that has one.
+    Args:
+        db: The store.
+        snapshot: The version.
+        name: The tensor's name.
+        file: The path of its file. None looks among the version's weights first, then in all
+            files.
 
     Raises:
-        NotFoundError: There is none, or several files have different ones.
-        InvalidInputError: The index of the weights is wrong, see `Weights.of`.
+        NotFoundError: No file has a tensor of this name, or several files have different ones.
+        InvalidInputError: The index of the weights is malformed or names missing tensors.
     """
     weight = _find_weight(db, snapshot, name) if file is None else None
     found = [weight] if weight is not None else _find_all(db, snapshot, name, file)
@@ -166,8 +184,8 @@ def find_tensor(db: Database, snapshot: Snapshot, name: str, file: str | None) -
         paths = ", ".join(other.file.path for other in found[:_MAX_NAMED_FILES])
         raise NotFoundError(
             ErrorCode.AMBIGUOUS,
-            f"{len(found)} files have a tensor {name!r}, and they differ: name the file, as one "
-            f"of {paths}",
+            f"{len(found)} files have a tensor {name!r}, and they differ: name the file, for "
+            f"example one of {paths}",
         )
     return LazyTensor(db, found[0].info, found[0].chunks)
 
@@ -178,7 +196,7 @@ def _find_weight(db: Database, snapshot: Snapshot, name: str) -> Weight | None:
     except InvalidInputError as error:
         if error.code is not ErrorCode.AMBIGUOUS:
             raise
-        return None
+        return None  # the weights are ambiguous, but only one file may have this tensor
 
 
 def _find_all(db: Database, snapshot: Snapshot, name: str, file: str | None) -> list[Weight]:

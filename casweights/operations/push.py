@@ -1,4 +1,4 @@
-"""Push: branches and tags to another store, and their versions with them."""
+"""Push: copy branches and tags to another store, together with their versions."""
 
 from __future__ import annotations
 
@@ -41,35 +41,36 @@ def push(
     unnamed: bool = False,
     force: bool = False,
 ) -> TransferStats:
-    """Bring versions to another store, and the branches and tags that name them.
+    """Copy versions to another store, and the branches and tags that name them.
 
-    A branch of the target moves forward only: to a version that came from the one it is at. If it
-    is further there already, it stays.
+    A branch of the target only moves forward, to a version whose history contains its head. If the
+    target's branch is already ahead of the source's, it stays.
 
     Args:
-        source: Where they are.
-        target: Where they go.
-        refs: Branches and tags, ``heads/x`` and ``tags/x`` where a name is both; IDs and
-            ``main~2`` bring a version without a name. None for all branches and tags.
-        history: Whether the versions before them go, too.
-        unnamed: Whether all other versions go, too.
-        force: Move branches whatever they point to.
+        source: The store to copy from.
+        target: The store to copy to.
+        refs: Names of branches and tags; ``heads/x`` or ``tags/x`` if ``x`` is both. IDs and
+            ``main~2`` copy a version without a name. None for all branches and tags.
+        history: Copy the ancestors of these versions, too.
+        unnamed: Copy all other versions, too.
+        force: Move branches of the target even if their versions are then in no branch's history.
 
     Raises:
-        ConflictError: A branch has gone another way in the target, or a tag points elsewhere.
-            Everything else was moved.
+        ConflictError: A branch has diverged in the target, or a tag points elsewhere there.
+            Everything else was copied and moved.
         NotFoundError: The source has no such branch, tag or version.
-        InvalidInputError: The stores have different digests or chunk sizes, or `unnamed` comes
-            with `refs` or without `history`.
+        InvalidInputError: The stores have different digests or chunk sizes, or `unnamed` is
+            combined with `refs` or with ``history=False``.
         IntegrityError: The source is damaged.
         StoreError: The target could not be written.
     """
     if unnamed and (refs is not None or not history):
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT,
-            "unnamed=True brings every version: leave out refs and history=False",
+            "unnamed=True copies every version: leave out refs and history=False",
         )
-    # Each ref is read once, since it may move, and before the versions that it may point to.
+    # Each ref is read only once, since it may move in between, and before versions are listed, so
+    # that the listing contains whatever it points to.
     named = _all_refs(source) if refs is None else {}
     asked = dict(named)
     for ref in refs or ():
@@ -86,7 +87,11 @@ def _all_refs(db: Database) -> Tips:
 
 
 def _called(db: Database, ref: str) -> Tips:
-    """The branch and the tag of a name; if there are both, they agree."""
+    """Return the branch and the tag of this name, if they exist.
+
+    Raises:
+        NotFoundError: Both exist and point to different versions.
+    """
     found: Tips = {}
     branch, tag = ref.removeprefix(_HEADS), ref.removeprefix(_TAGS)
     if not ref.startswith(_TAGS) and (head := db.refs.head(branch)) is not None:
@@ -95,7 +100,7 @@ def _called(db: Database, ref: str) -> Tips:
         found[_TAGS + tag] = tip
     if len(set(found.values())) > 1:
         raise NotFoundError(
-            ErrorCode.AMBIGUOUS, f"{ref!r} is a branch and a tag: say heads/{ref} or tags/{ref}"
+            ErrorCode.AMBIGUOUS, f"{ref!r} is a branch and a tag: use heads/{ref} or tags/{ref}"
         )
     return found
 
@@ -110,10 +115,11 @@ def _send(
     history: bool,
     force: bool,
 ) -> TransferStats:
-    """Bring versions, then move refs to them; `others` are versions that no ref need lead to.
+    """Copy versions, then move refs to them; `others` are further versions to copy.
 
-    Conflicts, and names that the target cannot hold beside its own, are found before anything moves
-    where they can be seen. They do not keep the others back.
+    Refs that conflict with the target's, and names that the target cannot hold together with its
+    own, are detected before anything is copied if the target's refs already show them; the move
+    itself checks again. The other refs are moved in any case.
     """
     check_configs(source, target)
     refused: list[ConflictError | InvalidInputError] = []
@@ -145,12 +151,12 @@ def _send(
 
 
 class _Move(NamedTuple):
-    """Where a branch or tag goes.
+    """The planned move of a branch or tag of the target.
 
     Attributes:
-        tip: Where to.
-        head: Where a branch is in the target.
-        due: Whether there is anything to move.
+        tip: The version to point to.
+        head: Where the branch points now; None for tags and new branches.
+        due: False if it points there already, or the branch is ahead.
     """
 
     tip: SnapshotId
@@ -159,7 +165,7 @@ class _Move(NamedTuple):
 
 
 class _Names(NamedTuple):
-    """The names that the target has, listed once for all that come."""
+    """The names of the target's branches and tags, listed once for all refs of a push."""
 
     branches: Once[RefNames]
     tags: Once[RefNames]
@@ -174,17 +180,18 @@ def _find_move(
     *,
     force: bool,
 ) -> _Move:
-    """What becomes of a branch or tag in the target.
+    """Plan the move of a branch or tag of the target.
 
     Raises:
-        ConflictError: It may not be moved.
+        ConflictError: The branch has diverged, or the tag points to another version.
+        InvalidInputError: The target cannot hold the name together with its own.
     """
     if name.startswith(_TAGS):
         tag = name.removeprefix(_TAGS)
         if target.refs.tag(tag) is None:
             there.tags().add(tag)
             return _Move(tip)
-        target.refs.create_tag(tag, tip)  # which refuses if it points elsewhere
+        target.refs.create_tag(tag, tip)  # raises if the tag points to another version
         return _Move(tip, due=False)
     branch = name.removeprefix(_HEADS)
     head = target.refs.head(branch, for_update=True, list_names=there.branches)
@@ -202,7 +209,7 @@ def _find_move(
 
 
 def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
-    """A version and all before it, the nearest first, as far as the store has them."""
+    """Yield a version and its ancestors, breadth first, skipping those that the store lacks."""
     seen, pending = {start}, deque([start])
     while pending:
         version = pending.popleft()
@@ -214,7 +221,7 @@ def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
 
 
 def _make_move(target: Database, name: str, move: _Move, there: _Names) -> bool:
-    """Move a branch or tag, if that is due; returns whether it was."""
+    """Move a branch or tag if the move is due; return whether it was."""
     if move.due and name.startswith(_TAGS):
         target.refs.create_tag(name.removeprefix(_TAGS), move.tip, list_names=there.tags)
     elif move.due:

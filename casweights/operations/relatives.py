@@ -1,4 +1,4 @@
-"""The version of a store that a new one resembles most."""
+"""Find the version of a store that a new version resembles most."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId
     from casweights.operations.differences import BaseChunks
 
-    Place = tuple[str, Piece]  # the path of a file, and a piece of it
-    Shared = tuple[str, Piece, ChunkId]  # the same, and a candidate's chunk there
+    Place = tuple[str, Piece]  # a file's path, and a piece of that file
+    Shared = tuple[str, Piece, ChunkId]  # the same, and the candidate's chunk at this place
 
 _MAX_CANDIDATES = 16  # versions to compare with; each costs a few reads
-_SAMPLES = 4  # chunks to compare: versions are related everywhere or hardly anywhere
-_MIN_SHARED = 0.5  # of the bytes, which must have a counterpart
-_MAX_COST = 0.9  # of the chunks' bytes; differences that take more are not worth decoding
+_SAMPLES = 4  # chunks to compare: related versions are similar nearly everywhere
+_MIN_SHARED = 0.5  # share of the new version's bytes that must have a counterpart
+_MAX_COST = 0.9  # share of the chunks' bytes; larger differences are not worth decoding
 
 
 def nearest(
@@ -31,16 +31,16 @@ def nearest(
     read: Callable[[str, Piece], memoryview],
     reader: LocalFirstReader,
 ) -> BaseChunks | None:
-    """The version from which a new one differs least, judged by a few chunks.
+    """Return the version from which a new one differs least, judged by a few chunks.
 
     Args:
-        candidates: Versions of the store; the first ones are looked at.
+        candidates: Versions of the store; only the first 16 are compared.
         places: All places of the new version.
-        read: Gives the new version's bytes of one place.
+        read: Returns the new version's bytes at one place.
         reader: Reads the candidates' chunks.
 
     Returns:
-        One of the candidates; None if no differences are worth storing.
+        The best candidate, or None if differences from none of them are worth storing.
     """
     total = sum(piece.nbytes for _, piece in places)
     best, least = None, _MAX_COST
@@ -56,7 +56,7 @@ def nearest(
 
 
 def _samples(shared: Sequence[Shared]) -> list[Shared]:
-    """Some of the largest chunks, from all over the version."""
+    """Return a few of the largest chunks, spread over the whole version."""
     size = max(piece.nbytes for _, piece, _ in shared)
     large = [place for place in shared if place[1].nbytes == size]
     return large[:: max(1, len(large) // _SAMPLES)][:_SAMPLES]
@@ -65,14 +65,14 @@ def _samples(shared: Sequence[Shared]) -> list[Shared]:
 def _cost(
     samples: Sequence[Shared], read: Callable[[str, Piece], memoryview], reader: LocalFirstReader
 ) -> float:
-    """What differences of some chunks take, as a share of the chunks."""
+    """Return the size of the samples' differences, as a share of the samples' bytes."""
     cost = total = 0
     for path, piece, base in samples:
         raw, old = read(path, piece), scratch(piece.nbytes)
         total += piece.nbytes
         try:
             reader.readinto(base, old)
-        except IntegrityError:  # a reader of that version gets the error
+        except IntegrityError:  # a damaged candidate must not stop a commit; its readers report it
             return 1
         encoded = encode_difference(raw, old, piece.dtype)
         cost += piece.nbytes if encoded is None else len(encoded[1])

@@ -1,4 +1,4 @@
-"""Repack: store all chunks again, as the best differences there are now; delete the old packs."""
+"""Repack: store all chunks again, as the smallest differences available; delete the old packs."""
 
 from __future__ import annotations
 
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from casweights.format.pack import SealedPack
     from casweights.ids import ChunkId, SnapshotId
 
-_UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame that only is planned with
+_UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame whose pack is not written yet
 
 
 class _Job(NamedTuple):
+    """A chunk to store again, where it is in its version, and its base."""
+
     chunk: ChunkId
     piece: Piece
     base: ChunkId | None
@@ -45,13 +47,13 @@ class _Job(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Repack:
-    """What reading and encoding need to know.
+    """The parts of a running repack.
 
     Attributes:
         db: The store.
-        plan: The new frames alone, for the encoder to reckon with.
-        encoder: Makes them.
-        writer: Writes them.
+        plan: The new frames alone, from which the encoder knows the new chains.
+        encoder: Encodes the new frames.
+        writer: Writes the new frames.
         done: Chunks that have new frames.
     """
 
@@ -67,10 +69,14 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
 
     A pack is deleted only if it was read before the rewrite and each of its frames has a durable
     replacement in a pack of a higher generation: its chunk can be rebuilt from the new packs, or
-    the frame itself was copied. So a chunk that was ever in the store stays in it, whatever
-    commits, transfers and other repacks do meanwhile; docs/design/011 has the reasoning. Chunks
-    that no version has are copied, because a commit that is running may count on them. A pack with
-    a damaged frame that cannot be replaced stays.
+    the frame itself was copied. So a chunk that was ever in the store stays in it, no matter what
+    commits, transfers and other repacks do at the same time; docs/design/011 has the reasoning.
+    Chunks that no version contains are copied, because a running commit may rely on them. A pack
+    with a damaged frame that cannot be replaced is kept.
+
+    Args:
+        db: The store.
+        compression: How whole chunks are stored.
 
     Raises:
         IntegrityError: A version cannot be rebuilt; no pack was deleted.
@@ -95,43 +101,44 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
 
 
 class _Different(Exception):
-    """A pack would not be the same as before."""
+    """A repack would write a pack that the store does not contain."""
 
 
 class _Comparison(PackWriter):
-    """Writes nothing, and stops at the first pack that the store does not have."""
+    """A writer that writes nothing, and stops at the first pack that the store lacks."""
 
-    def __init__(self, db: Database, generation: int, there: set[str]) -> None:
+    def __init__(self, db: Database, generation: int, existing: set[str]) -> None:
         super().__init__(db, generation)
-        self._there = there
+        self._existing = existing
 
     def _put(self, pack: SealedPack) -> None:
-        if pack.name not in self._there:
+        if pack.name not in self._existing:
             raise _Different
         self.names.add(pack.name)
 
 
 def _is_settled(db: Database, old: Sequence[PackContents], compression: Compression) -> bool:
-    """Whether all packs are as one repack left them, and would come out the same."""
+    """Whether one repack wrote all packs, and another one would write the same packs."""
     generations = {pack.generation for pack in old}
-    if len(generations) != 1 or 0 in generations:
+    if len(generations) != 1 or 0 in generations:  # commits write generation 0
         return False
-    there = {pack.info.name for pack in old}
-    writer = _Comparison(db, generations.pop(), there)
+    existing = {pack.info.name for pack in old}
+    # Encoding is deterministic and a pack is named by its content, so equal names are enough.
+    writer = _Comparison(db, generations.pop(), existing)
     try:
         _rewrite_all(db, old, writer, compression)
     except _Different:
         return False
-    return writer.names == there
+    return writer.names == existing
 
 
 def _rewrite_all(
     db: Database, old: Sequence[PackContents], writer: PackWriter, compression: Compression
 ) -> list[str]:
-    """Give all chunks new frames, which are durable when this returns.
+    """Store all chunks in new frames, which are durable when this returns.
 
     Returns:
-        The names of the old packs that are not needed any more.
+        The names of the old packs that are no longer needed.
     """
     plan = KnownChunks()
     work = _Repack(
@@ -143,7 +150,8 @@ def _rewrite_all(
         writer.finish()
     finally:
         writer.close()
-    kept = {names.pack_name(place.pack) for place in failed if place.frame.chunk not in plan}
+    kept = {names.pack_name(loc.pack) for loc in failed if loc.frame.chunk not in plan}
+    # An old pack may be identical to a new one, and must not be deleted then.
     return [pack.info.name for pack in old if pack.info.name not in kept | writer.names]
 
 
@@ -162,7 +170,7 @@ def _rewrite_versions(work: _Repack) -> None:
 
 
 class _Version(NamedTuple):
-    """What is remembered of a version, whose chunks are too many to hold those of all."""
+    """The facts that are kept of every version; the chunk IDs of all would not fit in memory."""
 
     time: datetime
     parents: tuple[SnapshotId, ...]
@@ -174,7 +182,7 @@ class _Version(NamedTuple):
 
 
 def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
-    """All versions, the older first, and none before its parents."""
+    """Return all versions by age, the oldest first, each after its parents."""
     graph: TopologicalSorter[SnapshotId] = TopologicalSorter()
     for version in sorted(versions, key=lambda i: (versions[i].time, i)):
         graph.add(version, *(p for p in versions[version].parents if p in versions))
@@ -182,7 +190,7 @@ def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
 
 
 def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> None:
-    """Give all chunks of a version that have no new frames theirs."""
+    """Store those chunks of a version in new frames that have none yet."""
     bases = _bases(work, version, earlier)
     jobs: dict[ChunkId, _Job] = {}
     for file in version.files:
@@ -196,7 +204,7 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
 
 
 def _plan(work: _Repack, chunk: ChunkId, nbytes: int, frames: Sequence[EncodedFrame]) -> None:
-    """Let the encoder know the new frames of a chunk."""
+    """Add the new frames of a chunk to the plan, before their pack is written."""
     planned = []
     for frame in frames:
         size, encoding = len(frame.payload), frame.encoding
@@ -206,7 +214,7 @@ def _plan(work: _Repack, chunk: ChunkId, nbytes: int, frames: Sequence[EncodedFr
 
 
 def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> BaseChunks:
-    """The parent, or else the nearest relative of what was there before."""
+    """Return the chunks of the version's first parent, or else of its nearest relative."""
     snapshots = work.db.snapshots
     if version.parents and version.parents[0] in earlier:
         return BaseChunks(snapshots.load(version.parents[0]))
@@ -227,9 +235,8 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
 
 def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
     raw = uninitialized(job.piece.nbytes)
-    reader = work.db.reader.with_local(
-        work.db.cache
-    )  # a new one: the cache has what no old one knows of
+    # A new reader each time: an older one does not know what was added to the cache since.
+    reader = work.db.reader.with_local(work.db.cache)
     reader.readinto(job.chunk, raw)
     frames = work.encoder.encode(raw, job.piece.dtype, job.base)
     work.db.cache.put(job.chunk, raw)
@@ -237,27 +244,27 @@ def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
 
 
 def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
-    """Copy the frames of chunks that no version has.
+    """Copy the frames of chunks that no version contains.
 
     Returns:
-        The frames that could not be copied: they are damaged, or their pack is gone.
+        The frames that could not be copied, because they are damaged or their pack was deleted.
     """
     others: dict[ChunkId, list[Location]] = {}
-    for place in (place for pack in old for place in pack.locations):
-        if place.frame.chunk not in work.done:
-            others.setdefault(place.frame.chunk, []).append(place)
+    for location in (location for pack in old for location in pack.locations):
+        if location.frame.chunk not in work.done:
+            others.setdefault(location.frame.chunk, []).append(location)
     failed: list[Location] = []
     for chunk in sorted(others):
         index = work.db.index
-        good = {place for place in index.frames(chunk) if not index.doubts(place)}
+        good = {location for location in index.frames(chunk) if not index.doubts(location)}
         nbytes = others[chunk][0].frame.raw_size
         frames: list[EncodedFrame] = []
         damage: dict[Location, CasweightsError] = {}
-        for places in _alike(others[chunk]):
-            sound = [p for p in places if p in good and p.frame.raw_size == nbytes]
+        for equal in _alike(others[chunk]):
+            sound = [loc for loc in equal if loc in good and loc.frame.raw_size == nbytes]
             copy = _copy(work.db, sound, damage)
             if copy is None:
-                failed += places
+                failed += equal
             else:
                 frames.append(copy)
         if damage:
@@ -267,29 +274,33 @@ def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
     return failed
 
 
-def _alike(places: Sequence[Location]) -> list[list[Location]]:
-    """Frames of one chunk in groups of equal ones, in an order that their places do not change."""
+def _alike(locations: Sequence[Location]) -> list[list[Location]]:
+    """Group the equal frames of one chunk.
+
+    The order of the groups depends on the frames alone, not on where they are stored: repeating a
+    repack must write the same packs.
+    """
     groups: dict[tuple[int, int, bytes, bytes], list[Location]] = {}
-    for place in places:
-        frame = place.frame
+    for location in locations:
+        frame = location.frame
         key = (frame.size, frame.encoding, frame.base or b"", frame.checksum)
-        groups.setdefault(key, []).append(place)
+        groups.setdefault(key, []).append(location)
     return [groups[key] for key in sorted(groups)]
 
 
 def _copy(
-    db: Database, places: Sequence[Location], damage: dict[Location, CasweightsError]
+    db: Database, locations: Sequence[Location], damage: dict[Location, CasweightsError]
 ) -> EncodedFrame | None:
-    """A copy of one of these frames, which are equal; None if none of them can be read.
+    """Copy the first of these equal frames that can be read; None if all are unreadable.
 
     Frames that cannot be read are added to `damage`.
     """
-    for place in places:
+    for location in locations:
         try:
-            payload = read_payload(db.store, place)
+            payload = read_payload(db.store, location)
         except (IntegrityError, NotFoundError) as error:
-            damage[place] = error
+            damage[location] = error
         else:
-            frame = place.frame
+            frame = location.frame
             return EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
     return None

@@ -1,4 +1,4 @@
-"""Counting what a store holds."""
+"""Stats: count the versions, packs and chunks of a store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def stats(db: Database) -> StoreStats:
-    """Count what the store holds.
+    """Count the versions, packs, chunks and bytes of a store.
 
     Raises:
         IntegrityError: A snapshot is damaged.
@@ -27,7 +27,7 @@ def stats(db: Database) -> StoreStats:
     db.index.load()
     packs = list(list_packs(db.store))
     snapshots = db.store.sizes(map(names.snapshot_name, db.snapshots.ids()))
-    frames = [place.frame for chunk in db.index for place in db.index.frames(chunk)]
+    frames = [location.frame for chunk in db.index for location in db.index.frames(chunk)]
     raw_sizes = {frame.chunk: frame.raw_size for frame in frames}
     return StoreStats(
         versions=tuple(_version_stats(db)),
@@ -51,7 +51,8 @@ def _version_stats(db: Database) -> Iterator[VersionStats]:
     seen: set[ChunkId] = set()
     times = {snapshot_id: db.snapshots.load(snapshot_id).time for snapshot_id in db.snapshots.ids()}
     for snapshot_id in sorted(times, key=lambda i: (times[i], i)):
-        version = db.snapshots.load(snapshot_id)  # once more, rather than hold them all
+        # Loaded a second time: the manifests of all versions together may not fit in memory.
+        version = db.snapshots.load(snapshot_id)
         chunks = {chunk: piece.nbytes for chunk, piece in version.pieces()}
         new = chunks.keys() - seen
         seen |= new
@@ -60,7 +61,7 @@ def _version_stats(db: Database) -> Iterator[VersionStats]:
             id=version.id,
             nbytes=version.size,
             new_bytes=sum(chunks[chunk] for chunk in new),
-            stored_bytes=sum(place.frame.size for chunk in new for place in db.index.frames(chunk)),
+            stored_bytes=sum(loc.frame.size for chunk in new for loc in db.index.frames(chunk)),
             read_bytes=sum(cost.nbytes for cost in costs),
             longest_chain=max((cost.links for cost in costs), default=0),
         )

@@ -1,8 +1,9 @@
-"""Transfer: versions from one store to another, under the same IDs; only what is missing moves.
+"""Transfer: copy versions to another store under the same IDs, moving only what it lacks.
 
-Packs go as they are; of a version without its history only the frames that it needs, in packs of
-their own. Packs go before the snapshots that need them, and snapshots after their parents. So a
-transfer that fails or is killed leaves the target sound, and repeating it moves nothing twice.
+Versions with their history are copied as whole packs. For a version without its history, only the
+frames that it needs are copied, into new packs. Packs are copied before the snapshots that need
+them, and snapshots after their parents. So a transfer that fails or is killed leaves the target
+sound, and repeating it copies nothing twice.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ if TYPE_CHECKING:
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
 
 _R = TypeVar("_R")
-_BATCH_PACKS = 16  # copied in one call; progress is told after each batch
-_BATCH_BYTES = 256 * MiB  # copied in one call
-_MAX_ATTEMPTS = 3  # to read packs, which a repack of the source may delete
+_BATCH_PACKS = 16  # packs copied in one call; progress is reported after each batch
+_BATCH_BYTES = 256 * MiB  # bytes copied in one call
+_MAX_ATTEMPTS = 3  # to read packs, which a repack of the source may delete in between
 
 
 def transfer(
     source: Database, target: Database, tips: Sequence[SnapshotId], *, history: bool = True
 ) -> TransferStats:
-    """Bring versions to another store; no branch and no tag moves.
+    """Copy versions to another store, without moving a branch or tag.
 
     Args:
-        source: Where they are.
-        target: Where they go.
+        source: The store to copy from.
+        target: The store to copy to.
         tips: The versions.
-        history: Bring the versions before them, too, as far as the source has them.
+        history: Copy their ancestors that the source contains, too.
 
     Raises:
-        NotFoundError: The source does not have one of them.
+        NotFoundError: The source does not contain one of the versions.
         InvalidInputError: The stores have different digests or chunk sizes.
         IntegrityError: The source is damaged.
         StoreError: The target could not be written.
@@ -69,37 +70,39 @@ def transfer(
     check_configs(source, target)
     source.heed_findings()
     target.heed_findings()
-    there = set(target.snapshots.ids())
-    # Chunks that the target has only in doubt are brought again, even if it has their versions.
-    whole = set() if target.index.has_suspects else there
-    missing = _missing_versions(source, tips, whole, history=history)
+    existing = set(target.snapshots.ids())
+    # If some of the target's frames are reported as damaged, even versions that it contains are
+    # copied again, so that it gets sound frames for them.
+    sound = set() if target.index.has_suspects else existing
+    missing = _missing_versions(source, tips, sound, history=history)
     if not missing:
         return TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
     packs: _PackCopy | _FrameCopy
+    # Copying whole packs would copy damaged frames, and skip packs that the target has damaged.
     if history and not (source.index.has_suspects or target.index.has_suspects):
-        packs = _PackCopy(source, target, _chunks_there(source, target, missing, there))
+        packs = _PackCopy(source, target, _shared_chunks(source, target, missing, existing))
     else:
         packs = _FrameCopy(source, target)
     snapshots = nbytes = 0
     for version, parents in missing.items():
         stored = source.snapshots.load_stored(version)
         table = packs.bring(stored.snapshot, stored.table)
-        if version in there:
+        if version in existing:
             continue
-        table = table._replace(shallow=not there.issuperset(parents))
+        table = table._replace(shallow=not existing.issuperset(parents))
         target.snapshots.save_copy(stored._replace(table=table))
         snapshots, nbytes = snapshots + 1, nbytes + target.store.size(names.snapshot_name(version))
-        there.add(version)
+        existing.add(version)
     return TransferStats(
         snapshots=snapshots, packs=packs.copied, nbytes=nbytes + packs.nbytes, refs={}
     )
 
 
 def check_configs(source: Database, target: Database) -> None:
-    """Refuse stores whose versions have different IDs for the same content.
+    """Check that equal content has equal IDs in both stores.
 
     Raises:
-        InvalidInputError: Their digests or chunk sizes differ.
+        InvalidInputError: The stores' digests or chunk sizes differ.
     """
     if source.config != target.config:
         digest, size = source.config.digest, source.config.chunk_size // KiB
@@ -107,7 +110,8 @@ def check_configs(source: Database, target: Database) -> None:
             ErrorCode.BAD_ARGUMENT,
             f"IDs depend on digest and chunk size, which differ: {source.store.url} has "
             f"{_described(source.config)}, {target.store.url} has {_described(target.config)}. "
-            f"Use a target made with `casweights init --digest {digest} --chunk-size {size}KiB`",
+            "Create the target with "
+            f"`casweights init --digest {digest} --chunk-size {size}KiB`",
         )
 
 
@@ -116,14 +120,14 @@ def _described(config: StoreConfig) -> str:
 
 
 def _missing_versions(
-    source: Database, tips: Sequence[SnapshotId], there: set[SnapshotId], *, history: bool
+    source: Database, tips: Sequence[SnapshotId], existing: set[SnapshotId], *, history: bool
 ) -> Parents:
-    """The versions to bring with their parents, none before those."""
+    """Return the versions to copy, each with the IDs of its parents and after those."""
     found: Parents = {}
     pending = list(tips)
     while pending:
         version = pending.pop()
-        if version in there or version in found:
+        if version in existing or version in found:
             continue
         snapshot = source.snapshots.load(version)
         found[version] = snapshot.parents
@@ -133,21 +137,21 @@ def _missing_versions(
     return {version: found[version] for version in order.static_order()}
 
 
-def _chunks_there(
-    source: Database, target: Database, missing: Parents, there: set[SnapshotId]
+def _shared_chunks(
+    source: Database, target: Database, missing: Parents, existing: set[SnapshotId]
 ) -> set[ChunkId]:
-    """Chunks that the target has, of those that the missing versions are likely to build on."""
+    """Return chunks of the target from which the missing versions' differences may start."""
     known = {parent for parents in missing.values() for parent in parents}
     if not all(missing.values()):  # the first version of a branch may resemble any other branch
         known.update(target.refs.branches().values(), target.refs.tags().values())
     chunks: set[ChunkId] = set()
-    for version in known & there:
+    for version in known & existing:
         chunks.update(_chunks_of(source, target, version))
     return chunks
 
 
 def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Iterator[ChunkId]:
-    """The chunks of a version that both stores may have, from where it is read faster."""
+    """Yield the chunks of a version, read from the store whose reads are cheap if one's are."""
     for db in sorted((target, source), key=lambda db: not db.store.capabilities.cheap_reads):
         with suppress(NotFoundError, IntegrityError):
             yield from db.snapshots.load(version).chunks()
@@ -155,19 +159,19 @@ def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Itera
 
 
 def _lost(source: Database, chunk: ChunkId) -> IntegrityError:
-    why = f"{source.store.url} has no way to rebuild the chunk {chunk}"
+    why = f"the chunk {chunk} cannot be rebuilt from {source.store.url}"
     for damage in source.index.damaged.values():
-        return IntegrityError(ErrorCode.MISSING_CHUNK, f"{why}. Damaged is: {damage}")
+        return IntegrityError(ErrorCode.MISSING_CHUNK, f"{why}. The store is damaged: {damage}")
     return IntegrityError(ErrorCode.MISSING_CHUNK, why)
 
 
 class _Plan(NamedTuple):
-    """How a version is rebuilt in the target.
+    """The packs that the target needs to rebuild a version.
 
     Attributes:
-        packs: The packs that this takes beside what was there before, with those of their bases.
-        own: The pack of each chunk's own frame, for chunks that were not there before.
-        chunks: Chunks that are there afterwards.
+        packs: The packs to copy, each with the packs of its frames' bases.
+        own: The pack of each chunk's own frame, for chunks that the target lacked.
+        chunks: Chunks that the target contains afterwards.
     """
 
     packs: dict[PackId, set[PackId]]
@@ -175,32 +179,34 @@ class _Plan(NamedTuple):
     chunks: set[ChunkId]
 
     def in_order(self) -> list[PackId]:
-        """The packs, bases first."""
+        """Return the packs, those with bases first."""
         order = TopologicalSorter(self.packs)
         try:
             return list(order.static_order())
-        except CycleError:  # each has bases of the other; no reader minds
+        except CycleError:
+            # Two packs may hold bases for each other. Any order will do, since no snapshot of the
+            # target refers to them before all are copied.
             return list(self.packs)
 
 
 class _PackCopy:
-    """Copies packs.
+    """Copies whole packs; `bring` is called for each version, parents first.
 
     Args:
-        source: Where they are.
-        target: Where they go.
-        have: Chunks that the target has; those that come are added.
+        source: The store to copy from.
+        target: The store to copy to.
+        have: Chunks that the target contains; `bring` adds those that it copies.
 
     Attributes:
-        copied: Packs copied so far.
-        nbytes: Their bytes.
+        copied: Number of packs copied so far.
+        nbytes: Their size in bytes.
     """
 
     def __init__(self, source: Database, target: Database, have: set[ChunkId]) -> None:
         self._source = source
         self._target = target
         self._have = have
-        self._there = set(_pack_sizes(target.store))
+        self._existing = set(_pack_sizes(target.store))
         self._sizes = _pack_sizes(source.store)
         self.copied = 0
         self.nbytes = 0
@@ -208,17 +214,17 @@ class _PackCopy:
             source.index.load()
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
-        """Bring what a version needs.
+        """Copy the packs that a version needs and the target lacks.
 
         Args:
             snapshot: The version.
-            table: Where its chunks lay in the source when it was written.
+            table: The packs of its chunks in the source, when it was written.
 
         Returns:
-            Where they lie in the target, as far as that is known.
+            The packs of its chunks in the target, where known.
 
         Raises:
-            IntegrityError: The source has no chain for one of its chunks.
+            IntegrityError: The source cannot rebuild one of its chunks.
         """
         self._source.index.learn(table)
         chunks = snapshot.chunks()
@@ -228,7 +234,7 @@ class _PackCopy:
 
     def _bring(self, chunks: Iterable[ChunkId]) -> _Plan:
         plan = self._plan(chunks)
-        self._copy([pack for pack in plan.in_order() if pack not in self._there])
+        self._copy([pack for pack in plan.in_order() if pack not in self._existing])
         return plan
 
     def _plan(self, chunks: Iterable[ChunkId]) -> _Plan:
@@ -252,7 +258,7 @@ class _PackCopy:
     def _copy(self, packs: Sequence[PackId]) -> None:
         if not packs:
             return
-        if not self._sizes.keys() >= set(packs):  # they appeared since the source was listed
+        if not self._sizes.keys() >= set(packs):  # some were written since the source was listed
             self._sizes = _pack_sizes(self._source.store)
         total = sum(self._sizes.get(pack, 0) for pack in packs)
         self._target.reporter.started(Stage.TRANSFER, total)
@@ -261,7 +267,7 @@ class _PackCopy:
                 listed = [names.pack_name(pack) for pack in batch]
                 self._target.store.copy_from(self._source.store, listed)
                 nbytes = sum(self._sizes.get(pack, 0) for pack in batch)
-                self._there.update(batch)
+                self._existing.update(batch)
                 self.copied += len(batch)
                 self.nbytes += nbytes
                 self._target.reporter.advanced(Stage.TRANSFER, nbytes)
@@ -281,7 +287,11 @@ class _PackCopy:
         yield batch
 
     def _table(self, plan: _Plan, chunks: Iterable[ChunkId], table: PackTable) -> PackTable:
-        """What the source knows of where chunks lie holds in the target if it has those packs."""
+        """Return the packs of a version's chunks in the target.
+
+        A chain that is known in the source is also one of the target if the target contains all
+        of its packs.
+        """
         packs: dict[PackId, None] = {}
         own: dict[ChunkId, PackId] = {}
         has_gaps = False
@@ -289,32 +299,31 @@ class _PackCopy:
         for chunk in chunks:
             chain = self._source.index.chain(chunk)
             found = [location.pack for location in chain.back(seen)] if chain else []
-            if not found or not self._there.issuperset(found):
-                there = [
-                    pack for pack in found if pack in self._there
-                ]  # other chunks' chains end in them
-                found = [plan.own.get(chunk, table.chunks[chunk]), *there]
+            if not found or not self._existing.issuperset(found):
+                # The packs that the target contains are kept: other chunks' chains may end there.
+                present = [pack for pack in found if pack in self._existing]
+                found = [plan.own.get(chunk, table.chunks[chunk]), *present]
                 has_gaps = True
             own[chunk] = found[0]
             packs.update(dict.fromkeys(found))
         if has_gaps:
             packs.update(dict.fromkeys(plan.packs))
-            packs.update(dict.fromkeys(pack for pack in table.packs if pack in self._there))
+            packs.update(dict.fromkeys(pack for pack in table.packs if pack in self._existing))
         return PackTable(list(packs), own)
 
 
 class _FrameCopy:
-    """Copies frames into packs of their own: there is much in packs that one version does not need.
+    """Copies single frames into new packs; used where whole packs would bring too much.
 
-    It looks at what the target really has, and passes over frames that were found damaged.
+    It searches the target's packs for each chunk, and skips frames that are reported as damaged.
 
     Args:
-        source: Where they are.
-        target: Where they go.
+        source: The store to copy from.
+        target: The store to copy to.
 
     Attributes:
-        copied: Packs written so far.
-        nbytes: Their bytes.
+        copied: Number of packs written so far.
+        nbytes: Their size in bytes.
     """
 
     def __init__(self, source: Database, target: Database) -> None:
@@ -327,7 +336,7 @@ class _FrameCopy:
             target.index.load()
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
-        """See `_PackCopy.bring`."""
+        """Copy the frames that a version needs and the target lacks; otherwise as `_PackCopy`."""
         self._source.index.learn(table)
         chunks = [chunk for chunk in snapshot.chunks() if chunk not in self._target.index]
         self._source.index.prepare(chunks)
@@ -347,7 +356,9 @@ class _FrameCopy:
     def _chain(self, chunk: ChunkId) -> Chain:
         index = self._source.index
         chain = index.find_chain(chunk)
-        if chain is not None and chunk not in index:  # in doubt: is it damaged?
+        # The chunk has a chain, but a frame of it is reported as damaged. Reading the chunk tests
+        # the chain: if it really is damaged, the index excludes it and finds another one.
+        if chain is not None and chunk not in index:
             size = next(chain.back()).frame.raw_size
             self._source.reader.readinto(chunk, uninitialized(size))
             chain = index.find_chain(chunk)
@@ -374,12 +385,12 @@ class _FrameCopy:
 
 
 def _retry(source: Database, bring: Callable[[], _R]) -> _R:
-    """Bring something, and try again where a repack has deleted packs of the source."""
+    """Call `bring`, and call it again if a repack has deleted packs of the source."""
     for _ in range(_MAX_ATTEMPTS - 1):
         try:
             return bring()
         except NotFoundError:
-            source.index.load(exact=True)  # which finds out where the chunks are now
+            source.index.load(exact=True)  # finds the packs that the chunks are in now
     return bring()
 
 

@@ -1,4 +1,4 @@
-"""Looking after a store: is everything in it sound?"""
+"""Verify: check every object of a store, and record what is damaged."""
 
 from __future__ import annotations
 
@@ -25,19 +25,23 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, Suspect
 
 
-_MAX_LOOKS = 4  # each further one follows a repack that ended during the one before it
+_MAX_LOOKS = 4  # another look is needed only if a repack ended during the one before it
 
 
 def verify(db: Database, *, quick: bool) -> Verification:
     """Check every object of the store.
 
-    Others may delete branches and rewrite packs meanwhile. An object that is gone is not damaged,
-    so it is passed over; if a chunk is missing then, all is looked at again.
+    Other processes may delete branches and rewrite packs at the same time. An object that was
+    deleted since it was listed is skipped. If a chunk is missing as well, the repack that deleted
+    it may have stored it elsewhere, so everything is checked again.
 
     Args:
         db: The store.
         quick: Check the stored bytes against their checksums, without decoding and hashing the
-            chunks: finds damage, but not every forgery.
+            chunks. Detects damage, but not every forgery.
+
+    Returns:
+        The problems found, and how much was checked.
     """
     unlisted: set[str] = set()
     for looks_left in reversed(range(_MAX_LOOKS)):
@@ -50,28 +54,33 @@ def verify(db: Database, *, quick: bool) -> Verification:
 
 
 class _Look:
-    """One look at all objects of the store.
+    """One look at all objects of the store; `verify` is called once.
 
-    Listings are made against the order of writing (refs, snapshots, packs), so that a commit that
-    runs at the same time is seen whole or not at all.
+    Refs are listed first, then snapshots, then packs. Writers write in the opposite order, so a
+    commit that runs at the same time is seen completely or not at all.
 
     Attributes:
-        gone: Packs that were deleted since they were listed.
+        gone: Names of packs that were deleted since they were listed.
         lost: Chunks that a version needs and no sound frame holds.
-        unlisted: Packs that may hold lost chunks, and that the listing did not show.
+        unlisted: Names of packs that may hold lost chunks and that the listing did not contain.
     """
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._problems: list[CasweightsError] = []  # with versions and refs
+        self._problems: list[CasweightsError] = []  # of versions and refs, not of frames
         self.gone: set[str] = set()
         self.lost: set[ChunkId] = set()
         self.unlisted: set[str] = set()
 
     def verify(self, unlisted: set[str], *, quick: bool) -> Verification:
-        """What is found; packs that no listing shows are looked at as well."""
+        """Check everything once.
+
+        Args:
+            unlisted: Names of packs to check although a listing may lack them.
+            quick: Do not decode frames.
+        """
         db = self._db
-        told = db.findings.load()
+        known = db.findings.load()
         refs = db.refs.objects()
         snapshots = list(db.store.list(names.SNAPSHOTS))
         packs = _list_packs(db, unlisted)
@@ -82,7 +91,7 @@ class _Look:
         if not quick:
             untested = {location.suspect for location in frames.stranded}
             checked = {info.name for info in packs} - self.gone
-            _answer(db, told - untested, damaged, checked)
+            _answer(db, known - untested, damaged, checked)
         db.findings.answer_gone()
         found = self._verify_snapshots(snapshots, frames.sound)
         self.unlisted = set(db.store.sizes(self.unlisted - {info.name for info in packs}))
@@ -101,10 +110,9 @@ class _Look:
     def _verify_snapshots(
         self, listed: Sequence[ObjectInfo], have: set[ChunkId]
     ) -> set[SnapshotId]:
-        """Check all snapshots; returns those that are in the store, sound or not."""
-        stored = SnapshotStore(
-            self._db.store, self._db.index, self._db.config
-        )  # remembers none yet
+        """Check all snapshots; return the IDs of those that exist, sound or not."""
+        # A new object: the database's own may remember snapshots that are damaged in the store.
+        stored = SnapshotStore(self._db.store, self._db.index, self._db.config)
         found = self._snapshot_ids(listed)
         for snapshot_id in sorted(found):
             try:
@@ -134,13 +142,13 @@ class _Look:
         return found
 
     def _verify_chunks(self, snapshot: Snapshot, table: PackTable, have: set[ChunkId]) -> None:
-        """Note which chunks of a snapshot no sound frame holds, if it still is in the store."""
+        """Record which chunks of a snapshot no sound frame holds."""
         lost = {chunk for chunk, _ in snapshot.pieces()} - have
-        if not lost or not self._exists(snapshot.id):
+        if not lost or not self._exists(snapshot.id):  # deleted snapshots may lose their chunks
             return
         self.lost |= lost
         self.unlisted |= {names.pack_name(pack) for pack in table.packs}
-        count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, as"
+        count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, such as"
         name = names.snapshot_name(snapshot.id)
         self._problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
 
@@ -155,7 +163,9 @@ class _Look:
                 continue
             if target not in snapshots and not self._exists(target):
                 ref = info.name.removesuffix(names.REF_SUFFIX)
-                self._problems.append(_missing(f"{ref} points to {target}, which is not there"))
+                self._problems.append(
+                    _missing(f"{ref} points to {target}, which is not in the store")
+                )
 
     def _exists(self, snapshot_id: SnapshotId) -> bool:
         return self._db.store.exists(names.snapshot_name(snapshot_id))
@@ -179,7 +189,7 @@ def _check_frames(db: Database, packs: Sequence[ObjectInfo], *, quick: bool) -> 
 
 
 def _damaged(frames: FrameCheck) -> dict[Suspect, str]:
-    """The damaged frames and packs, with what is wrong with each."""
+    """Return the damaged frames and packs, each with the error's message."""
     return {
         error.suspect: error.message
         for error in frames.problems
@@ -188,16 +198,16 @@ def _damaged(frames: FrameCheck) -> dict[Suspect, str]:
 
 
 def _note(db: Database, damaged: Mapping[Suspect, str]) -> str | None:
-    """Tell others what is damaged; returns where."""
+    """Write a finding, so that other writers store the damaged chunks again; return its name."""
     findings = summarize(damaged)
     db.index.heed(db.findings.load() | findings.keys())
     return db.findings.note(findings) if findings else None
 
 
 def _answer(
-    db: Database, told: Iterable[Suspect], damaged: Mapping[Suspect, str], checked: set[str]
+    db: Database, known: Iterable[Suspect], damaged: Mapping[Suspect, str], checked: set[str]
 ) -> None:
-    """Take back what was told of packs that were checked now and is no longer true."""
+    """Withdraw the known findings about packs that this check found sound."""
     bad_packs = {suspect.pack for suspect in damaged}
     wholly_bad = {suspect.pack for suspect in summarize(damaged) if suspect.offset is None}
 
@@ -206,20 +216,20 @@ def _answer(
             return suspect.pack in bad_packs
         return suspect in damaged or suspect.pack in wholly_bad
 
-    over = [s for s in told if names.pack_name(s.pack) in checked and not is_true(s)]
-    db.findings.answer(over)
+    refuted = [s for s in known if names.pack_name(s.pack) in checked and not is_true(s)]
+    db.findings.answer(refuted)
 
 
 def _odd_names(db: Database) -> Iterator[CasweightsError]:
-    """Objects that casweights does not write."""
+    """Yield an error for each object that casweights does not write."""
     folders = (names.PACKS, names.SNAPSHOTS, names.HEADS, names.TAGS, names.DAMAGED)
     for info in db.store.list():
         if info.name != names.CONFIG and not info.name.startswith(folders):
-            message = f"{info.name} is no object of a casweights store"
+            message = f"{info.name} is not an object of a casweights store"
             yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
     able = db.store.ability(SupportsStrays)
     for name, kind in sorted(able.strays().items() if able is not None else ()):
-        message = f"{name} is no object of a store: it is {kind}"
+        message = f"{name} is not an object of a store: it is {kind}"
         yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
 
 
