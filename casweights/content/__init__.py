@@ -1,4 +1,5 @@
-"""What goes into versions and comes out of them: files, state dicts, and parts of them.
+"""The contents of versions: files, state dicts, and parts of both.
 
-For what is in a store already, some modules read it through `database`.
+Most modules describe what a commit reads or a checkout writes. `weights` and `unsaved` also read
+versions from a store.
 """

@@ -1,4 +1,4 @@
-"""What is odd about the files of a version that is about to be made; it is made all the same."""
+"""Warnings about files that are about to be committed. They do not stop the commit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
     from casweights.content.files import SourceFile
 
-# A folder of the Hub's cache: blobs by their digest, and links to them by name and revision.
+# A folder of the Hub's cache holds blobs named by digest, and links to them by revision and name.
 _BLOB = re.compile(r"(?P<folder>.*/)?blobs/([0-9a-f]{40}|[0-9a-f]{64})", re.DOTALL)
 _IN_SNAPSHOT = re.compile(r"(?P<folder>.*/)?snapshots/[^/]+/.+", re.DOTALL)
 
 
 def advice(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[ErrorCode, str]]:
-    """Warnings for whoever commits these files, each with its code."""
+    """Yield a code and a message for each likely mistake in these files.
+
+    The mistakes are indexes that do not fit the files, pointers of git-lfs instead of files, and
+    folders of the Hub's cache, which contain every file twice.
+    """
     for problem in bad_indexes(files, chunk_size):
         yield ErrorCode.BAD_INDEX, problem
     for file in files:
@@ -32,13 +36,14 @@ def advice(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[Error
 
 def _twice(folder: str) -> str:
     return (
-        f"{folder or 'the folder'} is one of the Hub's cache, in which {folder}snapshots/ links to "
-        f"{folder}blobs/. Links are committed as what they lead to, so each file is in the version "
-        "twice: commit one of the folders in snapshots/ instead"
+        f"{folder or 'the folder'} belongs to the Hub's cache, where {folder}snapshots/ links to "
+        f"{folder}blobs/. A commit follows links, so the version contains each file twice: commit "
+        "one of the folders in snapshots/ instead"
     )
 
 
 def _hub_caches(paths: Iterator[str]) -> set[str]:
+    """Return the folders that have blobs and snapshots as the Hub's cache does."""
     blobs, snapshots = set(), set()
     for path in paths:
         if found := _BLOB.fullmatch(path):

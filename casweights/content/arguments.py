@@ -1,4 +1,4 @@
-"""What callers pass, checked and made uniform."""
+"""Check the arguments of callers, and convert them to one form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def to_list(given: Sequence[str]) -> Sequence[str]:
-    """A pattern or name alone is a list of one: its letters are no patterns."""
+    """Return a list of patterns or names; a single string becomes a list with this string."""
     return [given] if isinstance(given, str) else given
 
 
@@ -30,7 +30,18 @@ def to_sources(
     opaque: Sequence[str],
     extra_state: ExtraState = "keep",
 ) -> list[SourceFile]:
-    """The files to commit, at least one."""
+    """Return the files to commit, at least one.
+
+    Args:
+        source: A directory, a file or a state dict.
+        exclude: Patterns of files and folders of a directory to leave out.
+        opaque: Patterns of files to store as plain bytes.
+        extra_state: Whether to keep what modules return from ``get_extra_state``.
+
+    Raises:
+        InvalidInputError: The source is of another type, contains no file, or cannot be read.
+        UnsupportedError: A tensor of the state dict cannot be stored.
+    """
     if isinstance(source, Mapping):
         from casweights.content.states import StateFile
 
@@ -40,47 +51,60 @@ def to_sources(
         files = scan(to_path(source), exclude=to_list(exclude), opaque=to_list(opaque))
         if not files:
             raise InvalidInputError(
-                ErrorCode.BAD_ARGUMENT, f"there is no file to commit in {os.fspath(source)}"
+                ErrorCode.BAD_ARGUMENT,
+                f"{os.fspath(source)} contains no file to commit: check the path and the exclude "
+                "patterns",
             )
         return files
     raise InvalidInputError(
         ErrorCode.BAD_ARGUMENT,
-        f"cannot commit a {type(source).__name__}: pass a path or a state dict (of a module: "
-        "module.state_dict())",
+        "the source must be a path or a state dict (for a module, module.state_dict()), got "
+        f"{type(source).__name__}",
     )
 
 
 def check_choice(name: str, given: str, choices: tuple[str, ...]) -> None:
-    """Refuse an argument that is none of these."""
+    """Check that an argument is one of the choices.
+
+    Args:
+        name: The argument's name, for the error.
+        given: What the caller passed.
+        choices: The values that the argument may have.
+
+    Raises:
+        InvalidInputError: It is another value.
+    """
     if given not in choices:
         raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, f"{name}={given!r}: choose one of {', '.join(choices)}"
+            ErrorCode.BAD_ARGUMENT, f"{name} must be one of {', '.join(choices)}, got {given!r}"
         )
 
 
 def check_compression(compression: Compression) -> Compression:
-    """A policy that there is."""
-    if compression not in get_args(Compression):
-        raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT,
-            f"unknown compression {compression!r}: choose 'auto', 'fast' or 'small'",
-        )
+    """Return `compression` if it is a known policy.
+
+    Raises:
+        InvalidInputError: It is not.
+    """
+    check_choice("compression", compression, get_args(Compression))
     return compression
 
 
 def to_utc(time: datetime | None) -> datetime:
-    """A moment in UTC; None is now.
+    """Convert a time to UTC; None becomes the current time.
 
     Raises:
-        InvalidInputError: It has no time zone, or its year in UTC is none from 1 to 9999.
+        InvalidInputError: It has no time zone, or its year in UTC is outside 1 to 9999.
     """
     if time is None:
         return datetime.now(UTC)
     if time.tzinfo is None:
-        raise InvalidInputError(ErrorCode.BAD_ARGUMENT, "`time` needs a time zone")
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"time must have a time zone, got {time}: pass tzinfo, e.g. UTC"
+        )
     try:
         return time.astimezone(UTC)
     except OverflowError:
         raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT, f"`time` is {time}: in UTC, years go from 1 to 9999"
+            ErrorCode.BAD_ARGUMENT, f"time must be in the years 1 to 9999 in UTC, got {time}"
         ) from None

@@ -1,4 +1,4 @@
-"""What is committed: files with a layout and readable bytes, wherever they come from."""
+"""Files to commit: their layout and bytes, from a disk or elsewhere."""
 
 from __future__ import annotations
 
@@ -26,27 +26,30 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Pool
 
 
-GLIMPSE = 512  # bytes at the beginning that tell what a file may be
+GLIMPSE = 512  # bytes at the beginning of a file from which its type is guessed
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 _CLOCK_REALTIME_COARSE = 5  # Linux; Python has no name for it
-_SLOWEST_TICK = 10**7  # nanoseconds
+_SLOWEST_TICK = 10**7  # nanoseconds; assumed where the kernel does not tell its own
 
 LFS_ADVICE = (
-    "it is a pointer of git-lfs, and the file that it stands for was not downloaded: `git lfs "
-    "pull` brings it"
+    "it is a pointer of git-lfs, and the file that it stands for was not downloaded: run `git lfs "
+    "pull`"
 )
 
 
 class SourceFile(ABC):
     """A file to commit.
 
+    For each run, a commit calls `chunk_ids`, perhaps `look`, and `read`, on several threads. When
+    all bytes have been read, it calls `check_unchanged`.
+
     Attributes:
-        path: Its name inside the version.
-        size: Its bytes.
-        raw_header: Its safetensors header, verbatim; None for opaque bytes.
+        path: Its path inside the version.
+        size: Its size in bytes.
+        raw_header: Its safetensors header, verbatim; None if it is stored as plain bytes.
         header: `raw_header`, parsed.
-        tree: The directory that a commit takes it from, with all else there.
-        is_pointer: Whether it is a pointer of git-lfs and not the file that this stands for.
+        tree: The directory that it belongs to; None for a file that exists only in memory.
+        is_pointer: Whether it is a pointer of git-lfs instead of the file itself.
     """
 
     path: str
@@ -57,43 +60,48 @@ class SourceFile(ABC):
     is_pointer: bool = False
 
     def pieces(self, chunk_size: int) -> Iterator[Piece]:
-        """Its chunks' places, in file order."""
+        """Return the places of its chunks, in the order of the file."""
         return file_pieces(self.size, self.header, chunk_size)
 
     def runs(self, chunk_size: int) -> Iterable[list[Piece]]:
-        """The same in runs of neighbours, of about a chunk's bytes each."""
+        """Return the same pieces in runs of neighbours, each about as large as a chunk."""
         return runs(self.pieces(chunk_size), chunk_size)
 
     def chunk_ids(self, run: Sequence[Piece]) -> Sequence[ChunkId | None]:
-        """The IDs of a run's pieces, where they are known without a look at the bytes."""
+        """Return the chunk IDs of a run's pieces; None where the bytes must be read first."""
         return [None] * len(run)
 
     def base(self, piece: Piece) -> ChunkId | None:
-        """The chunk that was in a piece's place before, where the file remembers that."""
+        """Return the chunk that was at a piece's place in the last version, if this is known."""
         return None
 
     @abstractmethod
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """The bytes of neighbouring pieces. May be called from several threads at once.
+        """Return the bytes of neighbouring pieces. May be called from several threads at once.
 
-        What is returned stays as it is while anybody holds a view of it: a chunk is hashed and
-        encoded from it, one after the other, and the two must agree. Bytes that others may write
-        to meanwhile are therefore copied first.
+        The bytes do not change while a view of them exists: a chunk is first hashed and then
+        encoded from them, and both must see the same bytes. Memory that others may write to in
+        between must therefore be copied.
+
+        Args:
+            run: Neighbouring pieces of the file.
+            buffers: Memory to read into.
         """
 
     def look(self, run: Sequence[Piece]) -> list[memoryview] | None:
-        """The same bytes where they lie, if reading copies them. Others may write to them.
+        """Return the same bytes without a copy, or None if `read` does not copy them anyway.
 
-        Their digest is that of bytes that were there at some moment: enough to tell that the store
-        has such a chunk, but nothing may be encoded from them.
+        Others may write to the bytes at any time. A digest of them may be used to find that the
+        store already contains the chunk, but they must not be encoded: the frame might not match
+        the digest.
         """
         return None
 
     def check_unchanged(self) -> bool:
-        """Check that the file is what it was when reading began.
+        """Check that the file has not changed since it was opened.
 
         Returns:
-            False if that cannot be told without comparing its bytes.
+            True if it is unchanged; False if only a comparison of its bytes can decide.
 
         Raises:
             InvalidInputError: The file has changed.
@@ -101,23 +109,25 @@ class SourceFile(ABC):
         return True
 
     def changed(self) -> CasweightsError:
-        """The error for a file that is not what it was when reading began."""
+        """Return the error for a file that changed while it was read."""
         return source_changed(f"{self.path} changed while it")
 
 
 class DiskFile(SourceFile):
     """A file on disk.
 
-    Its content decides whether it is a safetensors file. Its name says only whether it must be one.
+    A file with a valid safetensors header is stored as tensors under any name. A file whose name
+    ends in ``.safetensors`` must have a valid header.
 
     Args:
-        path: Its name inside the version.
-        location: Where it lies.
-        opaque: Treat it as opaque bytes, whatever it is.
-        tree: See `SourceFile.tree`.
+        path: Its path inside the version.
+        location: Its location on disk.
+        opaque: Store it as plain bytes in any case.
+        tree: The directory that it belongs to.
 
     Raises:
-        InvalidInputError: It cannot be read, or is called ``.safetensors`` and is none.
+        InvalidInputError: It cannot be read, or its name ends in ``.safetensors`` and it has no
+            valid header.
     """
 
     def __init__(
@@ -131,7 +141,7 @@ class DiskFile(SourceFile):
         self.path = path
         self.tree = tree
         self.location = location
-        self._since = time.time_ns()  # before its time is looked at
+        self._since = time.time_ns()  # before `_stat` is read, so that no write falls in between
         try:
             with location.open("rb") as file:
                 self._stat = _status(file.fileno())
@@ -158,7 +168,7 @@ class DiskFile(SourceFile):
         if self.is_pointer:
             code, why = ErrorCode.LFS_POINTER, LFS_ADVICE
         return InvalidInputError(
-            code, f"{self.location}: {why}, or commit it as plain bytes by naming it opaque"
+            code, f"{self.location}: {why}, or commit it as plain bytes by listing it in opaque"
         )
 
     def _parse(self, first: bytes, file: BinaryIO) -> None:
@@ -168,7 +178,6 @@ class DiskFile(SourceFile):
         self.raw_header = raw_header
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`."""
         start = run[0].offset
         buffer = buffers.take(sum(piece.nbytes for piece in run))
         try:
@@ -183,10 +192,15 @@ class DiskFile(SourceFile):
         return [buffer[p.offset - start : p.offset - start + p.nbytes] for p in run]
 
     def check_unchanged(self) -> bool:
-        """See `SourceFile.check_unchanged`.
+        """Check that the file has not changed since it was opened.
 
-        A later write may leave the file's time as it was if that time is too new, and a change of
-        ``ctime`` alone may come from a hard link: then only the bytes can tell.
+        Returns:
+            False if its times cannot decide: it was written to just before it was opened, so that
+            a later write may have left the same modification time; or only ``ctime`` has changed,
+            which a new hard link may have caused.
+
+        Raises:
+            InvalidInputError: The file was replaced, or its size or modification time has changed.
         """
         try:
             now = _status(self.location)
@@ -196,11 +210,10 @@ class DiskFile(SourceFile):
             if getattr(now, name) != getattr(self._stat, name):
                 raise self.changed()
         oldest = self._since - granule(now.st_mtime_ns)
-        is_too_new = oldest <= now.st_mtime_ns <= time.time_ns()
+        is_too_new = oldest <= now.st_mtime_ns <= time.time_ns()  # times in the future are not new
         return now.st_ctime_ns == self._stat.st_ctime_ns and not is_too_new
 
     def changed(self) -> CasweightsError:
-        """See `SourceFile.changed`."""
         return source_changed(f"{self.location} changed while it")
 
     def _unreadable(self, error: OSError) -> CasweightsError:
@@ -209,20 +222,19 @@ class DiskFile(SourceFile):
         )
 
 
-_TICKS: list[int] = [
-    2 * 10**9,
-    *(10**n for n in range(9, -1, -1)),
-]  # nanoseconds; FAT counts in pairs
+# Units in which file systems may count times, in nanoseconds, the coarsest first. FAT counts in
+# pairs of seconds.
+_TICKS: list[int] = [2 * 10**9, *(10**n for n in range(9, -1, -1))]
 
 
 def granule(moment: int) -> int:
-    """How long a file may be written to without a change of its time, in nanoseconds.
+    """Return how long writes to a file may leave its modification time unchanged, in nanoseconds.
 
-    That is what the time itself shows (one without a fraction of a second comes from a file system
-    that may count in seconds), plus the tick of the clock that the kernel takes times from.
+    This is the largest unit that divides the time (a time in whole seconds may come from a file
+    system that counts in seconds), plus the tick of the kernel's clock for file times.
 
     Args:
-        moment: The file's time, in nanoseconds.
+        moment: The file's modification time, in nanoseconds.
     """
     return _kernel_tick() + next(tick for tick in _TICKS if moment % tick == 0)
 
@@ -240,7 +252,7 @@ def _status(file: Path | int) -> os.stat_result:
 
 
 def file_runs(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[int, list[Piece]]]:
-    """All pieces of several files in runs of about a chunk, each with its file's number."""
+    """Yield all pieces of several files in runs of about a chunk, each with its file's position."""
     for number, file in enumerate(files):
         for run in file.runs(chunk_size):
             yield number, run
@@ -249,19 +261,19 @@ def file_runs(files: Sequence[SourceFile], chunk_size: int) -> Iterator[tuple[in
 def scan(
     root: Path, *, exclude: Sequence[str] = DEFAULT_EXCLUDE, opaque: Sequence[str] = ()
 ) -> list[SourceFile]:
-    """The files below a directory, or the one file that `root` is.
+    """Return all files in a directory and its subfolders, or the file that `root` is.
 
-    Symbolic links are followed. Stores of casweights inside the directory are left out.
+    Symbolic links are followed. Stores inside the directory are left out.
 
     Args:
         root: A directory or a file.
-        exclude: Patterns of names (relative, ``*`` matches ``/`` too) of files and folders to
-            leave out.
-        opaque: Patterns of files that are opaque bytes, whatever they hold.
+        exclude: Patterns of files and folders to leave out. They are matched with whole relative
+            paths; ``*`` also matches ``/``.
+        opaque: Patterns of files to store as plain bytes in any case.
 
     Raises:
-        InvalidInputError: Something cannot be read, is neither file nor folder, has a name that
-            not every system can hold, or links lead in a circle.
+        InvalidInputError: An entry cannot be read, is neither a file nor a folder, or has a name
+            that some systems do not allow; or symbolic links form a circle.
     """
     tree = SourceTree(root, exclude)
     try:
@@ -270,7 +282,7 @@ def scan(
             check_new_path(path)
     except InvalidInputError as error:
         raise InvalidInputError(
-            error.code, f"{root}: {error}. Rename it, or leave it out with an exclude pattern"
+            error.code, f"{root}: {error}. Rename it, or exclude it with a pattern"
         ) from error
     return [
         DiskFile(path, location, opaque=matches(path, opaque), tree=tree)

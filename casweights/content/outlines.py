@@ -1,4 +1,9 @@
-"""What a state dict is apart from the bits of its tensors, found in one look."""
+"""Outlines of state dicts: everything about a state dict except the bits of its tensors.
+
+Building the header of a state dict with thousands of tensors is slow, and successive versions of a
+model mostly have equal ones. A `Look` collects facts quickly; if they equal those of an earlier
+`Outline`, that is used again.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +27,17 @@ Layout = dict[str, tuple[str, tuple[int, ...], str]]
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """A state dict without the bits of its tensors; equal ones share all that follows from it.
+    """A state dict without the bits of its tensors.
 
     Attributes:
-        facts: All that is known about the state dict, except its values.
-        values: Its values, see `dump_values`.
+        facts: The structure of the state dict, as `Look` collects it.
+        values: Its values as text, from `dump_values`.
         template: Its tree without the values.
-        raw_header: The header of its file.
+        raw_header: The header of its safetensors file.
         header: The same, parsed.
-        dtypes: The dtype that each tensor is written in.
-        cast: The names of the tensors that are written in another dtype than their own.
-        layout: Of each tensor the dtype's code, the shape and the device.
+        dtypes: The dtype that each tensor is written in, by name.
+        cast: Names of the tensors whose own dtype is another one.
+        layout: The dtype code, shape and device of each tensor, by name.
     """
 
     facts: list[object]
@@ -45,7 +50,7 @@ class Outline:
     layout: Layout
 
     def with_values(self, values: str) -> Outline:
-        """That of a state dict with the same facts and other values."""
+        """Return the outline of a state dict with the same facts and these values."""
         if values == self.values:
             return self
         old = self.header.metadata
@@ -59,13 +64,16 @@ class Outline:
 
 
 class Look:
-    """One look at a state dict.
+    """One pass over a state dict.
+
+    Args:
+        state: The state dict.
 
     Attributes:
-        facts: Equal for two state dicts only if their files have the same header, once their values
-            are equal, too.
-        values: The values in its tree, in order.
-        tensors: Its tensors, each once.
+        facts: A list that two state dicts share only if their headers differ in nothing but
+            values. It contains an object that is equal to no other where this is not known.
+        values: The values in the tree, in order.
+        tensors: The tensors in order; tied tensors occur once.
     """
 
     def __init__(self, state: object) -> None:
@@ -97,21 +105,25 @@ class Look:
             self.facts.append(carried[0])
             self._add_tensor(carried[1])
         else:
-            self.facts.append(object())  # equal to nothing: what this is has to be looked at again
+            self.facts.append(object())  # equal to no other fact, so no outline is used again
 
     def _add_tensor(self, tensor: torch.Tensor) -> None:
         if not is_plain_tensor(tensor) or tensor.layout != torch.strided or tensor.is_nested:
             self.facts.append(object())
             return
         shape = tensor.shape
-        shape = self._shapes.setdefault(shape, shape)  # thousands of objects slow down Python
+        # Facts are kept, and thousands of equal shapes as separate objects slow down Python's
+        # garbage collection.
+        shape = self._shapes.setdefault(shape, shape)
         self.facts += (type(tensor), tensor.dtype, shape, tensor.device, self._number(tensor))
 
     def _number(self, tensor: torch.Tensor) -> int:
-        """The number of a tensor, which tied ones share."""
+        """Return the number of a tensor; tied tensors have the same number."""
         count, address = len(self.tensors), tensor.data_ptr()
         number = self._addresses.setdefault(address, count)
-        if number != count:  # perhaps another view of the same memory
+        # Equal addresses alone do not make a tie: views of one memory may differ in shape. The
+        # full identity is slow to compute, so only tensors that share an address are compared.
+        if number != count:
             self._seen.setdefault(identity(self.tensors[number]), number)
             number = self._seen.setdefault(identity(tensor), count)
         if number == count:
@@ -120,10 +132,10 @@ class Look:
 
 
 def as_tensor(value: object) -> tuple[str, torch.Tensor] | None:
-    """A tensor with the content of a numpy array or scalar, of bytes or a BytesIO; and its kind.
+    """Return a kind and a tensor with the content of a numpy array or scalar, bytes or a BytesIO.
 
     Returns:
-        None for anything else, and for arrays of dtypes that torch does not have.
+        None for other objects, and for arrays whose dtype torch lacks.
     """
     if isinstance(value, bytes | io.BytesIO):
         data = bytearray(value if isinstance(value, bytes) else value.getvalue())
@@ -133,7 +145,7 @@ def as_tensor(value: object) -> tuple[str, torch.Tensor] | None:
         return None
     array = np.asarray(value)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
-        array = array.copy()  # which torch cannot share
+        array = array.copy()  # torch cannot share read-only memory, or use negative strides
     try:
         kind = SCALAR if isinstance(value, np.generic) else ARRAY
         return kind, torch.from_numpy(array)

@@ -1,8 +1,8 @@
-"""Plain names of tensors: without what `torch.compile` and data parallelism add to them.
+"""Plain names of tensors: names without the parts that `torch.compile` and DDP add.
 
-This is the one rule for everything that brings weights from one program to another. A part of a
-name that a wrapper adds is dropped where a module is such a wrapper, by its type. The prefix of
-wrappers is dropped where every name has it. ``commit`` and ``load`` rename nothing.
+Live sync and the integrations all use this rule. If the names come from a module, the parts that
+its wrappers add are dropped; wrappers are recognised by their type. Otherwise a wrapper's prefix is
+dropped only if every name has it. ``commit`` and ``load`` do not rename tensors.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from casweights.errors import ErrorCode, InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# The attribute in which a wrapper keeps its module, which becomes a part of names in state dicts.
+# The attributes in which wrappers keep their module. State dicts show them as a part of names.
 _COMPILED, _PARALLEL = "_orig_mod", "module"
 _PREFIXES = (f"{_COMPILED}.", f"{_PARALLEL}.")
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """The prefix of wrappers that every name has; empty if there is none."""
+    """Return the longest prefix of wrappers that all names share, or an empty string."""
     names, prefix = list(names), ""
     while names:
         more = next((p for p in _PREFIXES if names[0].startswith(p, len(prefix))), None)
@@ -34,15 +34,15 @@ def common_prefix(names: Iterable[str]) -> str:
 
 
 def plain_names(names: Iterable[str], source: object = None) -> dict[str, str]:
-    """The plain name for each name.
+    """Map each name to its plain name.
 
     Args:
         names: The names of all tensors of a state dict, a version or a file.
-        source: The object whose names these are. If it is a module, its type and those of its
-            submodules say which parts of the names are a wrapper's.
+        source: The object that the names come from. If it is a module, the types of it and its
+            submodules decide which parts of the names were added by wrappers.
 
     Raises:
-        InvalidInputError: Two names become one.
+        InvalidInputError: Two names have the same plain name.
     """
     plain = {name: name for name in names}
     if isinstance(source, torch.nn.Module):
@@ -57,7 +57,7 @@ def plain_names(names: Iterable[str], source: object = None) -> dict[str, str]:
 
 
 def unwrapper(module: torch.nn.Module) -> Callable[[str], str]:
-    """A function that drops the parts that wrappers in a module add to a name or path in it."""
+    """Return a function that drops from a name the parts that the module's wrappers add."""
     wrappers = {path: kind for path, sub in module.named_modules() if (kind := _kind(sub))}
 
     def unwrap(name: str) -> str:
@@ -69,14 +69,14 @@ def unwrapper(module: torch.nn.Module) -> Callable[[str], str]:
 
 
 def innermost(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside all wrappers, or the module itself."""
+    """Return the module inside all wrappers; a module that is no wrapper is returned itself."""
     while kind := _kind(module):
         module = getattr(module, kind)
     return module
 
 
 def _clash(plain: dict[str, str]) -> InvalidInputError:
-    """The error for the first two names that have one plain name."""
+    """Return the error for the first two names that have the same plain name."""
     owners: dict[str, str] = {}
     first, second = next(
         (owners[short], name)
@@ -85,16 +85,17 @@ def _clash(plain: dict[str, str]) -> InvalidInputError:
     )
     return InvalidInputError(
         ErrorCode.BAD_STATE,
-        f"the names {first!r} and {second!r} are one without the prefixes of wrappers, "
-        f"{plain[first]!r}: rename one of them",
+        f"the names {first!r} and {second!r} both become {plain[first]!r} without the prefixes of "
+        "wrappers: rename one of them",
     )
 
 
 def _kind(module: torch.nn.Module) -> str | None:
-    """The attribute in which a wrapper keeps its module; None for other modules."""
+    """Return the attribute in which a wrapper keeps its module; None for other modules."""
     if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
         return _PARALLEL
-    compiler = sys.modules.get("torch._dynamo.eval_frame")  # slow to import for nothing
+    # Importing the compiler is slow, and there is no compiled module unless someone else did.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and isinstance(module, compiler.OptimizedModule):
         return _COMPILED
     return None

@@ -1,4 +1,4 @@
-"""Parts of a version: files by path, tensors by name."""
+"""Select parts of a version: files by path, tensors by name."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ if TYPE_CHECKING:
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a version's file, and its chunks."""
+    """A tensor of a version's file, and the IDs of its chunks in order."""
 
     info: TensorInfo
     chunks: tuple[ChunkId, ...]
 
 
 def tensor_chunks(file: FileEntry, chunk_size: int) -> Iterator[StoredTensor]:
-    """The tensors of a safetensors file, each with its chunks; nothing for other files."""
+    """Yield the tensors of a safetensors file, each with its chunks; nothing for other files."""
     first = 0
     for info in _infos(file):
-        count = -(-info.nbytes // chunk_size)
+        count = -(-info.nbytes // chunk_size)  # rounded up: each tensor begins a new chunk
         yield StoredTensor(info, file.chunks[first : first + count])
         first += count
 
 
 def select(manifest: Manifest, include: Sequence[str] | None) -> list[FileEntry]:
-    """The files of a version, or the parts of them that were asked for.
+    """Return the selected files of a version, and smaller files with the selected tensors.
 
     Args:
         manifest: The version.
-        include: Shell-style patterns. A file whose path matches is taken whole; of other
-            safetensors files the tensors whose names match are taken, as a smaller file. None
-            takes everything.
+        include: Shell-style patterns. A file whose path matches is selected whole. From other
+            safetensors files, the tensors whose names match are selected, as a smaller file. None
+            selects everything.
 
     Raises:
         NotFoundError: Nothing matches.
@@ -61,7 +61,7 @@ def select(manifest: Manifest, include: Sequence[str] | None) -> list[FileEntry]
     if not chosen:
         raise NotFoundError(
             ErrorCode.FILE_NOT_FOUND,
-            f"no file and no tensor matches {' or '.join(map(repr, include))}",
+            f"no file or tensor matches {' or '.join(map(repr, include))}",
         )
     return chosen
 
@@ -71,7 +71,7 @@ def _infos(file: FileEntry) -> Sequence[TensorInfo]:
 
 
 def part_of(file: FileEntry, names: Collection[str], chunk_size: int) -> FileEntry | None:
-    """The smaller file with only these tensors; None if the file has none of them."""
+    """Return the file reduced to these tensors; None if it contains none of them."""
     chunks = {
         info.name: (info, ids)
         for info, ids in tensor_chunks(file, chunk_size)
@@ -80,6 +80,7 @@ def part_of(file: FileEntry, names: Collection[str], chunk_size: int) -> FileEnt
     if not chunks or file.header is None:
         return None
     tensors = [(info.name, info.dtype, info.shape) for info, _ in chunks.values()]
+    # The tree describes a state dict with all tensors, so a part of them cannot have it.
     metadata = {k: v for k, v in file.header.metadata.items() if k != TREE_KEY}
     raw_header = build_header(tensors, metadata)
     header = parse_header(raw_header, sum(info.nbytes for info, _ in chunks.values()))

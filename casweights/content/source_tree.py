@@ -1,4 +1,4 @@
-"""Which files of a directory are committed, and which are left out."""
+"""Find the files of a directory that a commit contains."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 class SourceTree:
-    """A directory, or one file, from which all files are taken but those that patterns leave out.
+    """A directory or a single file to commit.
+
+    The directory is listed when the object is created. Call `check_complete` when all files have
+    been read.
 
     Args:
         root: The directory or file.
-        exclude: Patterns of names of files and folders to leave out.
+        exclude: Patterns of paths of files and folders to leave out.
 
     Attributes:
-        found: Where each file lies, by its path in the directory.
+        found: Location of each file on disk, by its path in the directory.
+
+    Raises:
+        InvalidInputError: The directory or something in it cannot be committed.
     """
 
     def __init__(self, root: Path, exclude: Sequence[str]) -> None:
@@ -48,10 +54,10 @@ class SourceTree:
         return dict(_walk(self._root, "", self._exclude))
 
     def check_complete(self) -> None:
-        """Check that no file has appeared since the first look.
+        """Check that no file has appeared since the directory was listed.
 
         Raises:
-            InvalidInputError: One has, or the directory cannot be read any more.
+            InvalidInputError: A file has appeared, or the directory can no longer be read.
         """
         for path, location in self._look().items():
             if path not in self.found:
@@ -59,23 +65,27 @@ class SourceTree:
 
 
 def source_changed(what: str) -> CasweightsError:
-    """The error for a source that was written to while it was read."""
+    """Return the error for a source that was written to while it was read.
+
+    Args:
+        what: The beginning of the sentence that "was read" ends, such as "x changed while it".
+    """
     return InvalidInputError(
         ErrorCode.SOURCE_CHANGED,
-        f"{what} was read: nothing was committed. Repeat the command when the writer is done",
+        f"{what} was read: nothing was committed. Repeat the command when its writer has finished",
     )
 
 
 def _walk(
     folder: Path, prefix: str, exclude: Sequence[str], above: tuple[tuple[int, int], ...] = ()
 ) -> Iterator[tuple[str, Path]]:
-    """The files below a folder and their paths, each of which begins with `prefix`.
+    """Yield the path and location of each file in a folder and its subfolders.
 
     Args:
         folder: The folder.
-        prefix: Its own path; empty for the topmost one.
+        prefix: The folder's own path, with which all paths begin; empty for the topmost one.
         exclude: Patterns of paths to leave out.
-        above: Device and inode of each folder above it.
+        above: Device and inode of each folder above it, to detect circles of symbolic links.
     """
     try:
         status = folder.stat()
@@ -83,7 +93,7 @@ def _walk(
         is_store = any(entry.name == CONFIG and entry.is_file() for entry in entries)
     except OSError as error:
         raise _refuse(folder, error) from error
-    if is_store and prefix:
+    if is_store and prefix:  # a store inside the model's folder is not a part of the model
         return
     identity = (status.st_dev, status.st_ino)
     if problem := _folder_problem(identity, above, is_store=is_store):
@@ -107,13 +117,13 @@ def _walk(
 def _folder_problem(
     identity: tuple[int, int], above: tuple[tuple[int, int], ...], *, is_store: bool
 ) -> str | None:
-    """Why files below a folder cannot be committed; None if they can."""
+    """Return the reason why the files of a folder cannot be committed; None if they can."""
     if is_store:
-        return "it is a casweights store: name the model's own folder"
+        return "it is a casweights store: pass the folder of the model"
     if identity in above:
-        return "symbolic links lead in a circle"
+        return "its symbolic links form a circle"
     if len(above) >= MAX_PATH_PARTS:
-        return f"it lies in more than {MAX_PATH_PARTS - 1} folders"
+        return f"it is nested in more than {MAX_PATH_PARTS - 1} folders"
     return None
 
 

@@ -1,4 +1,4 @@
-"""State dicts as safetensors files that exist in memory only."""
+"""State dicts as safetensors files that exist only in memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Cast = Callable[[str, torch.dtype], torch.dtype]
 
 
 class TensorFile(SourceFile):
-    """A safetensors file that exists in memory only, as its header and tensors.
+    """A safetensors file that exists only in memory, as its header and tensors.
 
     Args:
         raw_header: Its header, verbatim.
@@ -62,14 +62,16 @@ class TensorFile(SourceFile):
 
     @abstractmethod
     def _live(self, name: str) -> memoryview | None:
-        """A tensor's own memory, if that is its bytes. Others may write to it at any time."""
+        """Return a tensor's own memory if it holds the tensor's bytes, otherwise None.
+
+        Other threads may write to it at any time.
+        """
 
     @abstractmethod
     def _make(self, name: str) -> memoryview:
-        """A copy of a tensor's bytes otherwise; the last few are kept."""
+        """Return a copy of a tensor's bytes; called where `_live` returns None."""
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`; tensors' own memory is copied, a run at a time."""
         own = [self._live_piece(piece) for piece in run]
         out = buffers.take(sum(len(live) for live in own if live is not None))
         views = []
@@ -78,12 +80,11 @@ class TensorFile(SourceFile):
                 views.append(self._cut(self._copy(str(piece.tensor)), piece))
                 continue
             view, out = out[: piece.nbytes], out[piece.nbytes :]
-            copy(view, live)
+            copy(view, live)  # the caller hashes and encodes these bytes, which must not change
             views.append(view)
         return views
 
     def look(self, run: Sequence[Piece]) -> list[memoryview] | None:
-        """See `SourceFile.look`."""
         own = [self._live_piece(piece) for piece in run]
         found = [live for live in own if live is not None]
         return found if len(found) == len(run) else None
@@ -93,32 +94,33 @@ class TensorFile(SourceFile):
         return None if live is None else self._cut(live, piece)
 
     def _cut(self, memory: memoryview, piece: Piece) -> memoryview:
-        """A piece of a tensor's bytes."""
+        """Cut a piece out of its tensor's bytes."""
         start = piece.offset - self._starts[str(piece.tensor)]
         return memory[start : start + piece.nbytes]
 
 
 class StateFile(TensorFile):
-    """A state dict as a safetensors file that exists in memory only.
+    """A state dict as a safetensors file that exists only in memory.
 
-    A flat dict of distinct tensors becomes the very file that ``safetensors.torch.save_file``
+    A flat dict of distinct tensors becomes the same file that ``safetensors.torch.save_file``
     writes with ``metadata={"format": "pt"}``. Nested dicts, lists, numbers, strings and tied
     tensors are described by a tree in the file's metadata.
 
     Args:
         state: Dicts (with str or int keys), lists and tuples of tensors, numpy arrays and scalars,
             None, bool, int, float, str, bytes and BytesIO, nested in any way.
-        cast: The dtype to write a tensor in, from its name and its own dtype; by default its own.
-        outline: That of another state dict with the same `cast`, which saves making it again if
-            this one's is equal.
+        cast: Returns the dtype to write a tensor in, for its name and its own dtype; by default
+            its own.
+        outline: The outline of an earlier state dict with the same `cast`. It is used again if
+            this state dict has the same structure, which saves time.
 
     Attributes:
-        tensors: The tensors by name, each once.
-        outline: All but their bits.
+        tensors: The tensors by name; tied tensors occur once.
+        outline: Everything but the tensors' bits.
 
     Raises:
-        InvalidInputError: It holds something else.
-        UnsupportedError: It holds a tensor that safetensors cannot express.
+        InvalidInputError: The state dict contains an object of another type, or itself.
+        UnsupportedError: It contains a tensor that safetensors cannot express.
     """
 
     path = STATE_FILE
@@ -172,11 +174,11 @@ class StateFile(TensorFile):
 
     @property
     def layout(self) -> Layout:
-        """Of each tensor the dtype's code, the shape and the device."""
+        """The dtype code, shape and device of each tensor, by name."""
         return self.outline.layout
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor in the dtype that it is written in; a copy only if that is not its own."""
+        """Return a tensor in the dtype that it is written in; copied only to change the dtype."""
         return self.tensors[name].detach().to(self._dtype(name))
 
     def _dtype(self, name: str) -> torch.dtype:
@@ -191,7 +193,13 @@ class StateFile(TensorFile):
         return tensor_bytes(self.tensor(name))
 
     def _describe(self, node: Any, path: str, ties: dict[tuple[Any, ...], str]) -> list[Any]:
-        """A node of the tree, without values; tensors are taken note of on the way."""
+        """Return a node of the tree without values, and record its tensors in `tensors`.
+
+        Args:
+            node: The part of the state dict.
+            path: Its path; empty for the state dict itself.
+            ties: The name of each tensor that was recorded, by its identity.
+        """
         if isinstance(node, torch.Tensor):
             return ["tensor", self._name(node, path, ties)]
         if isinstance(node, dict) and all(type(key) in (str, int) for key in node):
@@ -207,9 +215,9 @@ class StateFile(TensorFile):
             return [carried[0], self._name(carried[1], path, ties)]
         raise InvalidInputError(
             ErrorCode.BAD_STATE,
-            f"the state dict holds a {type(node).__name__} at {path or 'its top'!r}: it takes "
-            "tensors, numpy arrays and scalars of their dtypes, None, bool, int, float, str, bytes "
-            "and BytesIO in dicts (with str or int keys), lists and tuples",
+            "the state dict must consist of dicts (with str or int keys), lists and tuples of "
+            "tensors, numpy arrays and scalars of torch's dtypes, None, bool, int, float, str, "
+            f"bytes and BytesIO, got {type(node).__name__} at {path or 'its top'!r}",
         )
 
     def _name(self, tensor: torch.Tensor, path: str, ties: dict[tuple[Any, ...], str]) -> str:
@@ -219,7 +227,7 @@ class StateFile(TensorFile):
             return ties[same]
         name = path or "tensor"
         while name in self.tensors or name == "__metadata__":
-            name += "'"  # two paths, as in {"a.b": ..., "a": {"b": ...}}, and one name
+            name += "'"  # in {"a.b": ..., "a": {"b": ...}}, two tensors have the path a.b
         ties[same] = name
         self.tensors[name] = tensor
         return name

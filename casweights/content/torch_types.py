@@ -1,4 +1,4 @@
-"""Torch's dtypes and tensors in the terms of safetensors: codes, shapes and bytes."""
+"""Conversion of torch's dtypes and tensors to the codes, shapes and bytes of safetensors."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ TORCH_TYPES = {
     if hasattr(torch, name)
 }
 SAFETENSORS_TYPES = {dtype: DTYPES[code] for code, dtype in TORCH_TYPES.items()}
-_PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_PATTERNS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by itemsize
 _PAIRS = "F4"  # torch counts two packed elements as one, safetensors as two
 
 
 def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """Equal for tensors that are the same view of the same memory."""
+    """Return a key that two tensors share only if they are the same view of the same memory."""
     if tensor.numel() == 0:
         return (id(tensor),)
     where = tensor.data_ptr(), tensor.device, tensor.is_conj(), tensor.is_neg()
@@ -53,25 +53,29 @@ def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def is_plain_memory(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's memory is its bytes in C order, and on the CPU: nothing to copy."""
+    """Whether a tensor's bytes in C order are in CPU memory, so that no copy is needed."""
     return tensor.device.type == "cpu" and is_dense(tensor)
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's memory is its bytes in C order, on whichever device."""
+    """Whether a tensor's memory holds its bytes in C order, on any device."""
     return tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
 def is_plain_tensor(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's memory is its value (not so for DTensor and other wrappers)."""
+    """Whether a tensor's memory holds its value, unlike that of a DTensor or another wrapper."""
     return type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
 def check_tensor(tensor: torch.Tensor, path: str) -> None:
-    """Refuse what has no bytes of its own, or none that safetensors can express.
+    """Check that safetensors can store a tensor.
+
+    Args:
+        tensor: The tensor.
+        path: Its path in the state dict, for the error.
 
     Raises:
-        UnsupportedError: It names the tensor by its path.
+        UnsupportedError: It is not a dense, plain tensor of a dtype that safetensors has.
     """
     odd = tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested
     if odd or tensor.is_meta:
@@ -89,23 +93,24 @@ def check_tensor(tensor: torch.Tensor, path: str) -> None:
     if tensor.dtype not in SAFETENSORS_TYPES:
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED,
-            f"the tensor {path!r} has dtype {tensor.dtype}, which safetensors cannot express",
+            f"the tensor {path!r} has dtype {tensor.dtype}, which safetensors cannot express: "
+            "convert it to another dtype",
         )
     if SAFETENSORS_TYPES[tensor.dtype].code == _PAIRS and tensor.dim() == 0:
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED,
             f"the tensor {path!r} is a pair of packed elements without a dimension, which "
-            "safetensors cannot express: reshape it",
+            "safetensors cannot express: give it a dimension",
         )
 
 
 def code_of(tensor: torch.Tensor) -> str:
-    """The safetensors code of a tensor's dtype."""
+    """Return the safetensors code of a tensor's dtype, such as ``"BF16"``."""
     return SAFETENSORS_TYPES[tensor.dtype].code
 
 
 def element_shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The shape as safetensors counts it."""
+    """Return a tensor's shape in safetensors' elements, two for each pair of packed ones."""
     shape = tuple(tensor.shape)
     if SAFETENSORS_TYPES[tensor.dtype].code == _PAIRS:
         return (*shape[:-1], 2 * shape[-1])
@@ -113,23 +118,32 @@ def element_shape(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def patterns(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor's elements as integers with the same bits, which torch can copy and compare all."""
+    """Return a tensor's elements as integers with the same bits.
+
+    Torch cannot copy and compare elements of some dtypes, and floats that are NaN are never equal.
+    """
     plain = tensor.resolve_conj().resolve_neg()
     return plain.view(_PATTERNS[plain.dtype.itemsize])
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in C order; of its own memory where that is possible."""
+    """Return the bytes of a tensor in C order: its own memory if possible, otherwise a copy."""
     dense = patterns(tensor.detach()).cpu().contiguous()
     flat = dense.as_strided((dense.numel(),), (1,))  # reshape keeps the stride of a lone element
     return flat.view(torch.uint8).numpy().data
 
 
 def allocate(info: TensorInfo) -> tuple[torch.Tensor, memoryview]:
-    """A tensor with undefined content, and its bytes.
+    """Allocate a CPU tensor with undefined content.
+
+    Args:
+        info: The name, dtype and shape of the tensor.
+
+    Returns:
+        The tensor, and a view of its memory.
 
     Raises:
-        UnsupportedError: Torch has no such dtype or shape, or there is not enough memory.
+        UnsupportedError: Torch lacks the dtype or cannot have the shape, or memory is too small.
     """
     dtype, shape = TORCH_TYPES.get(info.dtype.code), info.shape
     is_odd = info.dtype.code == _PAIRS and shape[-1] % 2 != 0
@@ -137,7 +151,7 @@ def allocate(info: TensorInfo) -> tuple[torch.Tensor, memoryview]:
         raise UnsupportedError(
             ErrorCode.UNSUPPORTED,
             f"torch cannot hold the tensor {info.name!r}, {info.dtype.code} {list(shape)}: check "
-            "the file out instead, or leave the tensor out",
+            "out the file instead, or leave out the tensor",
         )
     if info.dtype.code == _PAIRS:
         shape = (*shape[:-1], shape[-1] // 2)
@@ -148,5 +162,5 @@ def allocate(info: TensorInfo) -> tuple[torch.Tensor, memoryview]:
         return torch.frombuffer(memory, dtype=dtype).reshape(shape), memory
     except (MemoryError, RuntimeError) as error:
         raise UnsupportedError(
-            ErrorCode.UNSUPPORTED, f"torch cannot make the tensor {info.name!r}: {error}"
+            ErrorCode.UNSUPPORTED, f"torch cannot create the tensor {info.name!r}: {error}"
         ) from error

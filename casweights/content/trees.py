@@ -1,4 +1,4 @@
-"""The trees of state dicts: how values and names of tensors are nested in one."""
+"""Trees of state dicts: JSON that describes how values and names of tensors are nested."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     import torch
 
-# The most characters of the paths in a tree: for any tree, and more for each of its own. Forged
-# trees could have paths of any length.
+# Limit of the characters of all paths in a tree: a constant, plus a multiple of the tree's own
+# size. In a forged tree, all paths together could be as long as the square of its size.
 _FREE_PATH_CHARACTERS, _PATH_RATIO = 1 << 20, 64
 
-# What a tensor of the file stands for, if not for a tensor.
+# The kinds of objects that are stored as tensors and are not tensors in the state dict.
 ARRAY, SCALAR, BYTES, STREAM = CARRIED = ("array", "scalar", "bytes", "stream")
 
-VALUE = ["value", None]  # stands for any value in a tree whose values are kept elsewhere
+VALUE = ["value", None]  # stands for any value in a tree whose values are stored separately
 
 _EXTRA_STATE = "_extra_state"  # the last part of a name
 
@@ -47,10 +47,10 @@ class Template:
         self._parts = _json(tree).split(_json(VALUE))
 
     def fill(self, values: str) -> str:
-        """The tree as it stands in a file's metadata.
+        """Return the complete tree as JSON, as it is stored in a file's metadata.
 
         Args:
-            values: What `dump_values` makes of the values, in the order of the tree.
+            values: The text that `dump_values` returns for the values, in the order of the tree.
         """
         rest = iter(self._parts)
         text = [next(rest)]
@@ -60,16 +60,17 @@ class Template:
 
 
 def dump_values(values: list[Any]) -> str:
-    """Values as JSON, one a line. Only what is equal in a tree has the same text.
+    """Return values as JSON, one per line; the text is equal only if trees would be equal.
 
     Raises:
-        InvalidInputError: There is a number that cannot be written.
+        InvalidInputError: A number cannot be written.
     """
     try:
-        text = json.dumps(values, separators=("\n", ":"))  # in strings, ends of lines are escaped
-    except ValueError as error:  # Python does not write integers of thousands of digits
+        # Inside strings, JSON escapes line ends, so one can separate the values.
+        text = json.dumps(values, separators=("\n", ":"))
+    except ValueError as error:  # Python refuses to write integers of thousands of digits
         raise InvalidInputError(
-            ErrorCode.BAD_STATE, f"the state dict holds a number that cannot be written: {error}"
+            ErrorCode.BAD_STATE, f"the state dict contains a number that cannot be written: {error}"
         ) from error
     return text[1:-1]
 
@@ -79,16 +80,16 @@ def _json(tree: list[Any]) -> str:
 
 
 def join(path: str, key: object) -> str:
-    """The path of an item below a path."""
+    """Return the path of the item with this key in the object at `path`."""
     return f"{path}.{key}" if path else str(key)
 
 
 def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> State:
-    """The state dict whose tensors these are.
+    """Rebuild a state dict from its file.
 
     Args:
-        tensors: All tensors of a state file.
-        metadata: The file's metadata, which may hold a tree.
+        tensors: All tensors of the file, by name.
+        metadata: The file's metadata. Without a tree, the state dict is `tensors` itself.
 
     Raises:
         InvalidInputError: The tree is malformed.
@@ -102,15 +103,17 @@ def rebuild(tensors: dict[str, torch.Tensor], metadata: Mapping[str, str]) -> St
             ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: {error!r}"
         ) from error
     if not isinstance(state, dict):
-        raise InvalidInputError(ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is no dict")
+        raise InvalidInputError(ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is not a dict")
     return state
 
 
 def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The names of tensors that a file has under another one, and that one.
+    """Map the paths of tied tensors to the names under which the file stores them.
+
+    Paths that are stored under their own name are left out.
 
     Args:
-        metadata: The file's metadata, which may hold a tree.
+        metadata: The file's metadata, which may contain a tree.
 
     Raises:
         InvalidInputError: The tree is malformed.
@@ -118,7 +121,7 @@ def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
     left = _FREE_PATH_CHARACTERS + _PATH_RATIO * len(metadata.get(TREE_KEY, ""))
     names: dict[str, str] = {}
     for path, leaf in leaves(rebuild(_Names(), metadata)):
-        left -= len(path)  # of a long key with many leaves below it, each path is a long one
+        left -= len(path)  # a long key with many leaves below makes all their paths long
         if left < 0:
             raise InvalidInputError(
                 ErrorCode.BAD_STATE, f"the file's {TREE_KEY} is malformed: its keys are too long"
@@ -129,7 +132,10 @@ def tied_names(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def carried_names(metadata: Mapping[str, str]) -> set[str]:
-    """The names of tensors that are no tensors in the state dict: arrays, numbers and bytes.
+    """Return the names of tensors that are arrays, numbers or bytes in the state dict.
+
+    Args:
+        metadata: The file's metadata, which may contain a tree.
 
     Raises:
         InvalidInputError: The tree is malformed.
@@ -141,26 +147,29 @@ def carried_names(metadata: Mapping[str, str]) -> set[str]:
 
 
 class _Name(str):
-    """The name of a tensor, where a tensor would be."""
+    """The name of a tensor, in the place of the tensor."""
 
     __slots__ = ()
 
 
 class _Carried(str):
-    """The name of a tensor, where something else would be that is made of it."""
+    """The name of a tensor, in the place of the array, number or bytes that it stores."""
 
     __slots__ = ()
 
 
 class _Names(dict[str, Any]):
-    """Has a name for every name."""
+    """A mapping from every name to itself, which `rebuild` accepts in place of tensors."""
 
     def __missing__(self, name: str) -> _Name:
         return _Name(name)
 
 
 def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """What nested dicts, lists and tuples hold in the end, by path: the name of a tensor there."""
+    """Yield the path and value of every leaf of nested dicts, lists and tuples.
+
+    The path of a tensor is also its name, unless it is tied or two paths are equal.
+    """
     if isinstance(state, Mapping):
         items: Iterable[tuple[Any, Any]] = state.items()
     elif type(state) in (list, tuple):
@@ -173,7 +182,7 @@ def leaves(state: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def without_extra_state(state: Any) -> Any:
-    """The same without what modules return from ``get_extra_state``, wherever it is."""
+    """Return a copy of a state dict without what modules return from ``get_extra_state``."""
     if isinstance(state, dict):
         return {
             key: without_extra_state(value)
@@ -205,27 +214,27 @@ def _restored_dict(items: list[Any], tensors: Mapping[str, torch.Tensor]) -> Sta
     found: State = {}
     for key, node in (_checked(item, 2) for item in items):
         if type(key) not in (str, int) or not is_text(str(key)) or key in found:
-            raise ValueError(f"the key {key!r} is not a string or an integer, or is there twice")
+            raise ValueError(f"the key {key!r} is not a string or an integer, or occurs twice")
         found[key] = _restore(node, tensors)
     return found
 
 
 def _plain_value(content: Any) -> Any:
-    """The content of a ``value`` node: JSON, but no array and no object."""
+    """Return the content of a ``value`` node, which is JSON but not an array or an object."""
     if content is None or isinstance(content, bool | int | float) or is_text(content):
         return content
     raise ValueError(f"a value cannot be {content!r:.100}")
 
 
 def _checked(node: Any, size: int | None = None) -> list[Any]:
-    """An array of JSON, of this size if one is given."""
+    """Return the node if it is a JSON array, and of this size if one is given."""
     if type(node) is not list or size not in (None, len(node)):
         raise ValueError(f"{node!r:.100} is not an array" + (f" of {size}" if size else ""))
     return node
 
 
 def _made(kind: str, tensor: torch.Tensor | _Name) -> Any:
-    """What a tensor stands for."""
+    """Convert a tensor to the object that it stores; a name becomes a `_Carried` name."""
     if isinstance(tensor, str):
         return _Carried(tensor)
     array = tensor.numpy()

@@ -1,8 +1,9 @@
-"""Which files of a directory would be lost with it, because no version of the store has them.
+"""Find the files of a directory that no version of the store contains, before they are lost.
 
-A file is saved if a version has a file of the same content, under whatever name, or a file that it
-is a part of, as a checkout of some tensors makes it. Most directories hold a version near to the
-one that is asked for, so those are read first, and all others only for what they do not have.
+A file is saved if a version contains a file with the same content under any name, or a file from
+which a checkout of some tensors would make it. Most directories hold a version that is closely
+related to the requested one, so related versions are read first, and all others only if some files
+are in none of these.
 """
 
 from __future__ import annotations
@@ -35,25 +36,26 @@ if TYPE_CHECKING:
 
     Contents = dict[str, list[Content]]  # by path; a file has one for each of its layouts
 
-_LIKELY_GENERATIONS = 8  # of parents, which are read before all other versions
-_LIKELY_TIPS = 16  # of branches and tags, likewise
-_READERS = 8  # threads that wait for snapshots
+_LIKELY_GENERATIONS = 8  # generations of ancestors that are read before all other versions
+_LIKELY_TIPS = 16  # branches and tags whose versions are read before all others
+_READERS = 8  # threads; reading snapshots is mostly waiting
 _MAX_NAMED_FILES = 10  # in an error message
 
 
 def require_saved(
     db: Database, snapshot: Snapshot, tree: Worktree, held: Mapping[str, Content | None]
 ) -> None:
-    """Refuse to lose what no version has.
+    """Check that some version of the store contains each of these files.
 
     Args:
         db: The store.
-        snapshot: The version that the directory is to hold.
+        snapshot: The version that is checked out.
         tree: The directory.
-        held: The files that would go, by path; None where it is not known what one holds.
+        held: The content of each file that would be replaced or removed, by path; None if it could
+            not be read.
 
     Raises:
-        ConflictError: Some of them are not saved.
+        ConflictError: A file is in no version, or could not be read. Its `files` lists all.
     """
     lost = [path for path, content in held.items() if content is None]
     left: Contents = {path: [content] for path, content in held.items() if content is not None}
@@ -69,7 +71,7 @@ def require_saved(
 
 
 def _without(left: Contents, versions: Iterable[Snapshot]) -> Contents:
-    """What none of these versions has; no more of them are read than it takes."""
+    """Return the files that none of these versions contains; stop early if none are left."""
     wanted = _all_of(left)
     if wanted:
         for version in versions:
@@ -87,10 +89,11 @@ def _all_of(left: Contents) -> set[Content]:
 
 
 def _found(version: Snapshot, wanted: set[Content]) -> set[Content]:
-    """The contents that files of a version have, or parts of them."""
+    """Return the wanted contents that equal a file of the version or a part of one."""
     sizes = {content.size for content in wanted}
     files = (file for file in version.files if file.size in sizes)
     found = wanted.intersection(map(Content.of, files))
+    # Building all parts would be slow: only files that share the first chunk are tried.
     parts = {content: first for content in wanted - found if (first := _first_chunk(content))}
     if parts:
         wholes = _by_chunk(version, set(parts.values()))
@@ -102,7 +105,7 @@ def _found(version: Snapshot, wanted: set[Content]) -> set[Content]:
 
 
 def _first_chunk(content: Content) -> tuple[str, ChunkId] | None:
-    """The first tensor of a safetensors file that has bytes, and its first chunk."""
+    """Return the name and first chunk of a file's first tensor that is not empty."""
     tensors = content.header.tensors if content.header else ()
     names = (info.name for info in tensors if info.nbytes)
     return next(((name, content.chunks[0]) for name in names), None)
@@ -111,7 +114,7 @@ def _first_chunk(content: Content) -> tuple[str, ChunkId] | None:
 def _by_chunk(
     version: Snapshot, wanted: set[tuple[str, ChunkId]]
 ) -> dict[tuple[str, ChunkId], list[FileEntry]]:
-    """The files that have a tensor of such a name that begins with such a chunk."""
+    """Return the files with a tensor of a wanted name and first chunk, by these two."""
     found: dict[tuple[str, ChunkId], list[FileEntry]] = {}
     for file in version.files:
         for info, chunks in tensor_chunks(file, version.config.chunk_size):
@@ -121,14 +124,14 @@ def _by_chunk(
 
 
 def _is_part(content: Content, file: FileEntry, chunk_size: int) -> bool:
-    """Whether a checkout of some tensors of a file makes this content."""
+    """Whether a checkout of the content's tensors from this file would write this content."""
     tensors = content.header.tensors if content.header else ()
     part = part_of(file, {info.name for info in tensors}, chunk_size)
     return part is not None and Content.of(part) == content
 
 
 def _likely(db: Database, workers: Workers, snapshot: Snapshot) -> Iterator[Snapshot]:
-    """The version itself, then those before it, the tips, and those before these."""
+    """Yield the version and its ancestors by generation, then the tips and theirs as well."""
     versions, seen = [snapshot], set[SnapshotId]()
     for generation in range(_LIKELY_GENERATIONS):
         seen.update(version.id for version in versions)
@@ -141,19 +144,19 @@ def _likely(db: Database, workers: Workers, snapshot: Snapshot) -> Iterator[Snap
 
 
 def _tips(db: Database) -> list[SnapshotId]:
-    with suppress(IntegrityError):  # a damaged branch is not what this is about
+    with suppress(IntegrityError):  # a damaged branch must not prevent a checkout
         return db.refs.tips()[:_LIKELY_TIPS]
     return []
 
 
 def _listed(db: Database) -> Iterator[SnapshotId]:
     for info in db.store.list(names.SNAPSHOTS):
-        with suppress(IntegrityError):  # something else lies among them
+        with suppress(IntegrityError):  # the object's name is not a snapshot's name
             yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
 
 def _load(db: Database, workers: Workers, versions: Iterable[SnapshotId]) -> Iterator[Snapshot]:
-    """Read versions, several at a time, without those that are gone or cannot be read."""
+    """Read versions on several threads; skip those that were deleted or cannot be read."""
     for version in workers.map(partial(_try_load, db), versions):
         if version is not None:
             yield version
@@ -167,7 +170,10 @@ def _try_load(db: Database, version: SnapshotId) -> Snapshot | None:
 
 
 def _with_other_layouts(db: Database, tree: Worktree, left: Contents) -> Contents:
-    """The same files, each in its other layout, too: it may have been committed under any name."""
+    """Add to each file its content in the other layout.
+
+    The same bytes may have been committed as tensors, or as plain bytes with `opaque`.
+    """
     as_bytes = {path: contents[0].raw_header is not None for path, contents in left.items()}
     others, _ = read_contents(db, tree, as_bytes)
     return {
@@ -177,8 +183,8 @@ def _with_other_layouts(db: Database, tree: Worktree, left: Contents) -> Content
 
 
 def _without_unknown_chunks(db: Database, left: Contents) -> Contents:
-    """What a version can have. Where reads are not cheap, nobody knows all chunks of a store."""
-    if not db.store.capabilities.cheap_reads:
+    """Drop contents with chunks that the store lacks: no version can contain these."""
+    if not db.store.capabilities.cheap_reads:  # reading the indexes of all packs costs too much
         return left
     db.index.load()
     possible = {
@@ -195,7 +201,7 @@ def _unsaved(tree: Worktree, lost: list[str]) -> ConflictError:
     error = ConflictError(
         ErrorCode.UNSAVED_FILES,
         f"{are} in no version of the store and would be lost in {tree.path}: {shown}{more}. "
-        "Nothing was touched: commit or move them, or give them up with overwrite",
+        "Nothing was changed: commit or move them, or discard them with overwrite",
     )
     error.files = tuple(lost)
     return error

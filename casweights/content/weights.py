@@ -1,7 +1,7 @@
-"""The weights of a version: of all its tensors, those that a program for models loads.
+"""Find the weights of a version: the tensors that transformers, vLLM or PEFT would load.
 
-A version often holds more than one set of weights: shards of an older save, the same model in
-another layout, checkpoints in folders. Everything that loads tensors from a version chooses here.
+A version often contains more than one set of weights: shards of an older save, the same model in
+another layout, checkpoints in folders. All code that loads tensors from a version uses this rule.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from casweights.format.safetensors import Header, TensorInfo
     from casweights.ids import ChunkId
 
-# What files of weights are called, best first: transformers, diffusers, Mistral, PEFT.
+# Names of files with weights in the order of preference: transformers, diffusers, Mistral, PEFT.
 _STEMS = ("model", "diffusion_pytorch_model", "consolidated", "adapter_model")
 _MAX_NAMED_FILES = 5  # in an error message
 
@@ -41,9 +41,9 @@ class Weight(NamedTuple):
     """A tensor of a model.
 
     Attributes:
-        file: The file of the version that it is taken from.
+        file: The file of the version that contains it.
         info: Its name, dtype and shape.
-        chunks: Its chunks.
+        chunks: IDs of its chunks, in order.
     """
 
     file: FileEntry
@@ -61,10 +61,10 @@ class Weight(NamedTuple):
 
 @dataclass(slots=True)
 class WeightSet:
-    """A set of weights.
+    """A set of weights that are loaded together.
 
     Attributes:
-        files: The files that it is taken from, by path.
+        files: The files that contain them, by path.
         tensors: The weights by name.
     """
 
@@ -74,13 +74,13 @@ class WeightSet:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """How the files of a set of weights are called.
+    """The names that the files of a set of weights may have.
 
     Attributes:
-        index: The file that says which shard has which tensor.
-        single: The file that has all of them.
+        index: Name of the shard index.
+        single: Name of the file that contains all tensors.
         shards: Matches the names of numbered shards.
-        parts: Matches the names of all other files that may be parts of the set.
+        parts: Matches the names of all files that may be parts of the set, numbered or not.
     """
 
     index: str
@@ -91,7 +91,7 @@ class _Names:
 
 @lru_cache
 def _names(stem: str, variant: str | None) -> _Names:
-    """The names for a stem, as ``model``, and a variant, as ``fp16``."""
+    """Return the names for a stem such as ``model`` and a variant such as ``fp16``."""
     infix = f".{variant}" if variant else ""
     start = re.escape(stem + infix)
     return _Names(
@@ -103,24 +103,24 @@ def _names(stem: str, variant: str | None) -> _Names:
 
 
 class Weights:
-    """Finds the weights of versions, as the programs for models do.
+    """Finds the weights of versions by the rule that programs for models follow.
 
-    In the top folder, files named ``model`` count first, then ``diffusion_pytorch_model``,
-    ``consolidated`` and ``adapter_model``; the first name that is there decides. If it has an
+    The rule looks in the top folder for files named ``model``, then ``diffusion_pytorch_model``,
+    ``consolidated`` and ``adapter_model``; the first name that exists decides. If it has a shard
     index, the shards that the index names are the weights; otherwise ``NAME.safetensors`` is, or
     else ``NAME-*.safetensors`` are. Variants such as ``model.fp16.safetensors``, other files and
-    folders do not count. Where the top folder has none of these names, every folder does, each by
-    this rule or with all of its safetensors files.
+    other folders are ignored. If the top folder has none of these names, the weights of all folders
+    together are used: of each folder by the same rule, or else all of its safetensors files.
 
-    Programs disagree about a single file beside an index or numbered shards. Both must be the same
-    weights.
+    Programs disagree about which to load if a single file exists next to an index or to numbered
+    shards. Both must then contain the same weights.
 
-    The last index is remembered: the versions of a branch tend to have the same one.
+    The last index is kept parsed, since the versions of a branch mostly have the same one.
 
     Args:
         db: The store.
-        include: Patterns. Files whose paths match are taken whole, in place of the rule; of the
-            weights by the rule, those whose names match are added.
+        include: Patterns. The weights are then all tensors of the files whose paths match, and
+            those weights by the rule whose names match. None for the rule alone.
     """
 
     def __init__(self, db: Database, include: Sequence[str] | None = None) -> None:
@@ -129,12 +129,12 @@ class Weights:
         self._last: tuple[FileEntry, dict[str, str]] | None = None
 
     def of(self, version: Snapshot) -> WeightSet:
-        """The weights of a version.
+        """Return the weights of a version.
 
         Raises:
             NotFoundError: Nothing matches the patterns.
-            InvalidInputError: Two files have different weights of the same name and the rule does
-                not say which counts; or an index is malformed or names what is not there.
+            InvalidInputError: Two files have different weights of the same name, and the rule does
+                not decide between them; or an index is malformed or names missing tensors.
             IntegrityError: The store is damaged.
         """
         search = _Search(self, version)
@@ -143,31 +143,30 @@ class Weights:
         return search.included(self._include)
 
     def find(self, version: Snapshot, name: str) -> Weight | None:
-        """One of the weights of a version, by the rule; None if they have none of this name.
-
-        Raises: see `of`.
-        """
+        """Return the weight of this name by the rule, or None; raises the errors of `of`."""
         return _Search(self, version, lambda other: other == name).by_rule().tensors.get(name)
 
     def check(self, version: Snapshot, folder: str, variant: str | None = None) -> None:
-        """Raise if it is not clear which weights a program loads from one folder of a version.
+        """Check that all programs would load the same weights from one folder of a version.
 
         Args:
             version: The version.
             folder: The folder; empty for the top one.
-            variant: The variant that the program loads, as ``fp16``.
+            variant: The variant that the program loads, such as ``fp16``.
 
-        Raises: see `of`.
+        Raises:
+            InvalidInputError: They would not, or an index is malformed or names missing tensors.
         """
         _Search(self, version).in_folder(folder, variant)
 
     def index(self, version: Snapshot, file: FileEntry) -> dict[str, str]:
-        """The path of the shard of each tensor, as an index says.
+        """Read a shard index, and return the path of each tensor's shard.
 
         Raises:
             InvalidInputError: It is malformed.
         """
         if self._last is None or self._last[0] != file:
+            # The version may come from a cache without locations, which the reader needs.
             self._db.snapshots.load(version.id, with_locations=True)
             reader, chunk_size = self._db.reader, self._db.config.chunk_size
             content = () if is_too_large(file.size) else read_file(reader, file, chunk_size)
@@ -179,9 +178,9 @@ class _Search:
     """One search for the weights of one version.
 
     Args:
-        weights: Reads indexes.
+        weights: Reads shard indexes.
         version: The version.
-        wanted: Which names matter; others are left out, and nothing that is wrong with them.
+        wanted: Whether a weight's name matters. Others are left out, and their faults ignored.
     """
 
     def __init__(
@@ -197,7 +196,7 @@ class _Search:
             self._folders.setdefault(folder, {})[name] = file
 
     def by_rule(self) -> WeightSet:
-        """The weights by the rule of `Weights`."""
+        """Return the weights by the rule of `Weights`."""
         top = self.in_folder("")
         if top is not None:
             return top
@@ -209,7 +208,7 @@ class _Search:
         return found
 
     def included(self, include: Sequence[str]) -> WeightSet:
-        """The files whose paths match, and those weights by the rule whose names match."""
+        """Return the tensors of files whose paths match, and weights whose names match."""
         chosen = [file for file in self._version.files if matches(file.path, include)]
         found = WeightSet()
         self._add(found, (file for file in chosen if file.header is not None))
@@ -218,6 +217,7 @@ class _Search:
                 self._check_index(file)
         rest = [file.header for file in self._version.files if file.path not in found.files]
         names = {info.name for header in rest if header for info in header.tensors}
+        # Names are matched first, so that faults of weights that were not selected do no harm.
         names = {name for name in names if matches(name, include)}
         if names:
             part = _Search(self._weights, self._version, names.__contains__).by_rule()
@@ -227,12 +227,12 @@ class _Search:
         if not chosen and not found.tensors:
             raise NotFoundError(
                 ErrorCode.FILE_NOT_FOUND,
-                f"no file and no weight matches {' or '.join(map(repr, include))}",
+                f"no file or weight matches {' or '.join(map(repr, include))}",
             )
         return found
 
     def in_folder(self, folder: str, variant: str | None = None) -> WeightSet | None:
-        """The weights in a folder whose files have a name that programs know."""
+        """Return the weights of a folder by the rule; None if no file has one of the names."""
         files = self._folders.get(folder, {})
         for stem in _STEMS:
             names = _names(stem, variant)
@@ -240,12 +240,12 @@ class _Search:
             numbered = [files[name] for name in files if names.shards.fullmatch(name)]
             if index is not None:
                 chosen = self._set(self._check_index(index))
-                if single is not None:  # vLLM and diffusers pass over it, transformers does not
+                if single is not None:  # vLLM and diffusers ignore it, transformers loads it
                     whole = self._set([single])
                     self._agreed([index, single], whole, other=chosen)
                     self._agreed([index, single], chosen, other=whole)
                 return chosen
-            if single is not None:  # vLLM loads all of them, transformers and diffusers do not
+            if single is not None:  # vLLM also loads numbered shards, the others do not
                 return self._agreed([single], self._set([single]), other=self._set(numbered))
             parts = [files[name] for name in files if names.parts.fullmatch(name)]
             if parts:
@@ -253,24 +253,27 @@ class _Search:
         return None
 
     def _check_index(self, index: FileEntry) -> list[FileEntry]:
-        """The shards that an index names, if they have what it says."""
+        """Return the shards that an index names, after checking that they contain the tensors."""
         table = self._weights.index(self._version, index)
         wanted = {name: path for name, path in table.items() if self._wanted(name)}
         problem = index_problem(index.path, wanted, lambda path: _header(self._files.get(path)))
         if problem:
             raise InvalidInputError(
                 ErrorCode.BAD_INDEX,
-                f"{problem}: commit the whole model, or name the files to load with include",
+                f"{problem}: commit the whole model, or select the files to load with include",
             )
         return [self._files[path] for path in dict.fromkeys(wanted.values())]
 
     def _agreed(self, named: list[FileEntry], chosen: WeightSet, *, other: WeightSet) -> WeightSet:
-        """The chosen set, if another one, which some programs load or add, changes nothing.
+        """Return `chosen` after checking that it contains all weights of `other`.
 
         Args:
-            named: The files that an error names first.
-            chosen: The set.
-            other: The other one.
+            named: The files that the error names first.
+            chosen: The weights that this library loads.
+            other: The weights that some programs load in addition or instead.
+
+        Raises:
+            InvalidInputError: A weight of `other` is missing from `chosen` or differs there.
         """
         for name, weight in other.tensors.items():
             if name not in chosen.tensors or not chosen.tensors[name].equals(weight):
@@ -288,7 +291,7 @@ class _Search:
                 raise InvalidInputError(
                     ErrorCode.BAD_SAFETENSORS,
                     f"{file.path} is stored as plain bytes, so its tensors are not known: commit "
-                    "it without `opaque`, or name other files with include",
+                    "it without `opaque`, or select other files with include",
                 )
             found.files[file.path] = file
             for stored in tensor_chunks(file, self._version.config.chunk_size):
@@ -296,9 +299,9 @@ class _Search:
                     self._put(found, stored.info.name, Weight(file, *stored))
 
     def _put(self, found: WeightSet, name: str, weight: Weight) -> None:
-        there = found.tensors.setdefault(name, weight)
-        if there is not weight and not there.equals(weight):
-            raise self._ambiguous(name, [there.file.path, weight.file.path])
+        first = found.tensors.setdefault(name, weight)
+        if first is not weight and not first.equals(weight):
+            raise self._ambiguous(name, [first.file.path, weight.file.path])
 
     def _ambiguous(self, name: str, paths: list[str]) -> InvalidInputError:
         others = [file.path for file in self._version.files if _has(file.header, name)]
@@ -306,7 +309,7 @@ class _Search:
         more = f" and {len(shown) - _MAX_NAMED_FILES} more" if len(shown) > _MAX_NAMED_FILES else ""
         return InvalidInputError(
             ErrorCode.AMBIGUOUS,
-            f"several files may have the tensor {name!r}, and they differ: "
+            f"several files may provide the tensor {name!r}, and they differ: "
             f"{', '.join(shown[:_MAX_NAMED_FILES])}{more}. Choose with include=[paths of files]",
         )
 

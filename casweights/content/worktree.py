@@ -1,6 +1,7 @@
-"""A directory that a version is put into: what lies there, and changes to it.
+"""The directory of a checkout: its existing files, and changes to it.
 
-Nothing here follows a symbolic link below the directory, at any time: see `folders`.
+No symbolic link inside the directory is ever followed, not even one that another process creates
+during the checkout: see `casweights.system.folders`.
 """
 
 from __future__ import annotations
@@ -33,40 +34,44 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Pool
     from casweights.system.threads import Workers
 
-# Why a folder stays: it is not empty, something is mounted there, or it is gone already.
+# Errors of removing a folder that are ignored: it is not empty, is a mount point, or is gone.
 _FOLDER_STAYS = (errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY, errno.ENOENT)
 
 
 class Worktree(Closing):
     """A directory that may not exist yet; use it as a context manager.
 
-    First `look` at each file's place, or at all `others`; what that returns is passed on. Then
-    `create` the directory and `put` or `remove` files, each of which refuses a place that has
-    changed since the look. `sync` makes all of it durable. What was put stays if a later step
-    fails. One thread does all this; others may `open` files at any time.
+    The calls come in this order, from one thread:
+
+    1. `look` at the path of each file, and list all `others`. Keep the statuses that they return.
+    2. `create` the directory.
+    3. `put` and `remove` files, passing the statuses. Both refuse a file that has changed since.
+    4. `sync` makes the changes durable.
+
+    Changes stay if a later step fails. Other threads may `open` files at any time.
 
     Paths are those of a version: relative, with ``/`` between their parts.
 
     Args:
-        path: Where it is. It may itself be reached through links.
-        overwrite: Whether `put` and `remove` accept whatever they find.
+        path: The directory. Symbolic links in this path are followed.
+        overwrite: Let `put` and `remove` accept files that have changed.
 
     Attributes:
-        path: Where it is.
+        path: The directory.
 
     Raises:
-        InvalidInputError: It is a file, or it is or lies in a store.
+        InvalidInputError: It is a file, or it is a store or inside one.
     """
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
         self.path = path
         self._overwrite = overwrite
         self._since = time.time_ns()
-        self._checked: set[tuple[str, ...]] = set()
-        self._touched: set[tuple[str, ...]] = set()  # with all folders above them
+        self._checked: set[tuple[str, ...]] = set()  # folders that are not stores
+        self._touched: set[tuple[str, ...]] = set()  # folders to sync with all folders above them
         self._root: Folder | None = None
-        place = path.resolve()
-        for folder in (place, *place.parents):
+        resolved = path.resolve()
+        for folder in (resolved, *resolved.parents):
             if (folder / CONFIG).is_file():
                 raise _is_a_store(folder)
         try:
@@ -81,7 +86,7 @@ class Worktree(Closing):
         """The open directory.
 
         Raises:
-            FileNotFoundError: There is none yet.
+            FileNotFoundError: It does not exist yet.
         """
         if self._root is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
@@ -89,26 +94,27 @@ class Worktree(Closing):
 
     @property
     def exists(self) -> bool:
-        """Whether there is a directory."""
+        """Whether the directory exists."""
         return self._root is not None
 
     def create(self) -> None:
-        """Make the directory and those above it, unless it exists."""
+        """Create the directory and its missing parents, unless it exists."""
         if self._root is None:
             missing = takewhile(lambda folder: not folder.exists(), (self.path, *self.path.parents))
             above = [folder.parent for folder in missing]
             self.path.mkdir(parents=True, exist_ok=True)
             self._root = Folder.open(self.path)
+            # A new folder survives a crash only once the folder that contains it is synced.
             for parent in above:
                 with suppress(PermissionError), Folder.open(parent) as folder:
                     folder.sync()
 
     def look(self, path: str) -> os.stat_result | None:
-        """What lies in a file's place: a file, a link or something special; None if nothing.
+        """Return the status of the file, link or special file at a path; None if nothing exists.
 
         Raises:
-            InvalidInputError: A folder of the path is a link, not a folder, or a store; or there
-                is a folder in the file's place.
+            InvalidInputError: A folder of the path is a link, a file or a store; or a folder exists
+                at the path itself.
         """
         *above, name = path.split("/")
         try:
@@ -124,14 +130,17 @@ class Worktree(Closing):
     def _refuse_stores(self, folders: Sequence[str]) -> None:
         if tuple(folders) in self._checked:
             return
-        with closing(self._along(folders)) as way:
-            for names, folder in way:
+        with closing(self._along(folders)) as opened:
+            for names, folder in opened:
                 if names not in self._checked and _has_store(folder):
                     raise _is_a_store(folder.path)
                 self._checked.add(names)
 
     def _along(self, names: Sequence[str]) -> Generator[tuple[tuple[str, ...], Folder]]:
-        """The folders on the way to one, the directory aside; each is open until the next one."""
+        """Open the folders from below the directory down to one, and yield each with its names.
+
+        Each folder is open until the next one is requested.
+        """
         folder = self.root.below()
         try:
             for n, name in enumerate(names, 1):
@@ -142,9 +151,10 @@ class Worktree(Closing):
             folder.close()
 
     def others(self, keep: Container[str]) -> dict[str, os.stat_result]:
-        """What lies below the directory and is not to be kept, folders aside.
+        """Return the status of every file that is not in `keep`, by path.
 
-        What a commit leaves out is left out here, too: repositories, caches, stores, drafts.
+        Files that a commit leaves out are left out here, too: those in git repositories, caches,
+        stores and folders of drafts.
         """
         found = {}
         pending: list[tuple[str, ...]] = [()] if self.exists else []
@@ -164,14 +174,14 @@ class Worktree(Closing):
         return found
 
     def open(self, path: str) -> int:
-        """A descriptor of a regular file, for reading.
+        """Open a regular file for reading, and return its descriptor.
 
         Raises:
-            OSError: There is none that can be read.
-            InvalidInputError: A link is in the way.
+            OSError: There is no such file, or it cannot be read.
+            InvalidInputError: A folder of the path is a link.
         """
         *above, name = path.split("/")
-        # A pipe that takes the file's place meanwhile must not make us wait for its writer.
+        # Without O_NONBLOCK, opening a pipe that replaced the file would wait for its writer.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         with self.root.below(above) as folder:
             descriptor = os.open(name, flags, dir_fd=folder.descriptor)
@@ -181,14 +191,14 @@ class Worktree(Closing):
         return descriptor
 
     def check(self, path: str, seen: os.stat_result | None) -> None:
-        """Check that a file's place is as it was.
+        """Check that a file has not changed; one that was removed passes.
 
         Args:
             path: The file.
-            seen: What `look` or `others` found there.
+            seen: The status that `look` or `others` returned.
 
         Raises:
-            ConflictError: Something else lies there now.
+            ConflictError: It has changed, or was created.
         """
         *above, name = path.split("/")
         with suppress(FileNotFoundError), self.root.below(above) as folder:
@@ -200,17 +210,17 @@ class Worktree(Closing):
             raise self.changed(str(folder.path.relative_to(self.path) / name))
 
     def changed(self, path: str) -> ConflictError:
-        """The error for a file that changed after it was looked at."""
+        """Return the error for a file that changed after its status was read."""
         error = ConflictError(
             ErrorCode.UNSAVED_FILES,
             f"{self.path / path} changed during the checkout and was left alone: repeat the "
-            "command when its writer is done",
+            "command when its writer has finished",
         )
         error.files = (path,)
         return error
 
     def was_new(self, seen: os.stat_result | None) -> bool:
-        """Whether a file was so new when it was looked at that its time may hide a later change."""
+        """Whether a file had been written so recently that a change would not show in its time."""
         if seen is None or self._overwrite:
             return False
         return self._since - granule(seen.st_mtime_ns) <= seen.st_mtime_ns <= time.time_ns()
@@ -218,7 +228,17 @@ class Worktree(Closing):
     def put(
         self, drafts: staging.Staging, draft: str, path: str, seen: os.stat_result | None
     ) -> None:
-        """Rename a draft to a file's place, if that is as it was; see `check`."""
+        """Rename a draft to a file's path.
+
+        Args:
+            drafts: The folder of the draft.
+            draft: The draft's name.
+            path: The file's path.
+            seen: The status that `look` returned for it.
+
+        Raises:
+            ConflictError: The file has changed, or was created.
+        """
         *above, name = path.split("/")
         with self.root.below(above, create=True) as folder:
             self._check(folder, name, seen)
@@ -226,10 +246,17 @@ class Worktree(Closing):
         self._touched.add(tuple(above))
 
     def remove(self, path: str, seen: os.stat_result) -> bool:
-        """Remove a file that is as it was, see `check`, and the folders that this leaves empty.
+        """Remove a file, and the folders that are empty without it.
+
+        Args:
+            path: The file's path.
+            seen: The status that `others` returned for it.
 
         Returns:
-            Whether it was there.
+            False if another process has removed it already.
+
+        Raises:
+            ConflictError: The file has changed.
         """
         *above, name = path.split("/")
         try:
@@ -244,7 +271,7 @@ class Worktree(Closing):
         return True
 
     def _remove_folder(self, names: Sequence[str]) -> bool:
-        """Remove a folder if it is empty."""
+        """Remove a folder if it is empty; return whether it was removed."""
         try:
             with self.root.below(names[:-1]) as folder:
                 os.rmdir(names[-1], dir_fd=folder.descriptor)
@@ -255,7 +282,7 @@ class Worktree(Closing):
         return True
 
     def sync(self, workers: Workers) -> None:
-        """Make what was put and removed since the last time durable."""
+        """Make all changes since the last call durable."""
         synced: set[tuple[str, ...]] = set()
         for _ in workers.map(partial(self._sync_along, synced), sorted(self._touched)):
             pass
@@ -264,30 +291,30 @@ class Worktree(Closing):
         self._touched.clear()
 
     def _sync_along(self, synced: set[tuple[str, ...]], names: Sequence[str]) -> None:
-        """Sync a folder, and those above it that nobody has begun to sync."""
-        with suppress(FileNotFoundError), closing(self._along(names)) as way:
-            for place, folder in way:
-                if place not in synced:
-                    synced.add(place)
+        """Sync a folder and its parents, except those that another worker syncs or has synced."""
+        with suppress(FileNotFoundError), closing(self._along(names)) as opened:
+            for path, folder in opened:
+                if path not in synced:
+                    synced.add(path)
                     folder.sync()
 
     def close(self) -> None:
-        """Release it."""
+        """Close the directory's descriptor."""
         if self._root is not None:
             self._root.close()
 
 
 class WorktreeFile(SourceFile):
-    """A regular file of a directory.
+    """A regular file of a directory that a checkout writes to.
 
     Args:
         tree: The directory.
-        path: Its path there.
-        opaque: Take it for plain bytes; otherwise only if it has no valid safetensors header.
+        path: The file's path in it.
+        opaque: Treat it as plain bytes; otherwise only if it has no valid safetensors header.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
-        InvalidInputError: A link is in the way.
+        InvalidInputError: A folder of the path is a link.
     """
 
     def __init__(self, tree: Worktree, path: str, *, opaque: bool) -> None:
@@ -313,11 +340,11 @@ class WorktreeFile(SourceFile):
             self.raw_header = bytes(raw_header)
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        """See `SourceFile.read`.
+        """Return the bytes of neighbouring pieces.
 
         Raises:
-            OSError: It cannot be read.
-            InvalidInputError: It is shorter now, or a link is in the way.
+            OSError: The file cannot be read.
+            InvalidInputError: The file is shorter now, or a folder of the path is a link.
         """
         start = run[0].offset
         buffer = buffers.take(sum(piece.nbytes for piece in run))
@@ -326,7 +353,7 @@ class WorktreeFile(SourceFile):
         return [buffer[p.offset - start : p.offset - start + p.nbytes] for p in run]
 
     def readinto(self, start: int, out: memoryview) -> bool:
-        """Fill `out` from offset `start` on; False if the file ends too early."""
+        """Fill `out` from offset `start` in bytes; return False if the file ends too early."""
         descriptor = self._tree.open(self.path)
         try:
             return read_exactly(descriptor, start, out)
@@ -337,7 +364,7 @@ class WorktreeFile(SourceFile):
 def _entries(folder: Folder) -> Iterator[tuple[str, os.stat_result]]:
     with os.scandir(folder.descriptor) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):  # it went meanwhile
+            with suppress(FileNotFoundError):  # it was removed since it was listed
                 yield entry.name, entry.stat(follow_symlinks=False)
 
 
@@ -353,8 +380,9 @@ def _is_a_store(folder: Path) -> InvalidInputError:
 
 
 def _same(seen: os.stat_result, now: os.stat_result) -> bool:
-    """Whether a file is still the one that was seen, unchanged as far as its times tell."""
+    """Whether two statuses show the same file, unchanged; a very recent change may not show."""
     names = ["st_dev", "st_ino", "st_size", "st_mtime_ns"]
-    if max(seen.st_nlink, now.st_nlink) == 1:  # links that come and go change this time, too
+    # Adding or removing a hard link changes ctime without a change of the content.
+    if max(seen.st_nlink, now.st_nlink) == 1:
         names.append("st_ctime_ns")
     return all(getattr(seen, name) == getattr(now, name) for name in names)

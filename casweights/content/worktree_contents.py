@@ -1,4 +1,4 @@
-"""What files of a directory hold, in the terms in which versions list their files."""
+"""The contents of a directory's files, in a form that can be compared with a version's files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """All bytes of a file, in one of its two layouts: as tensors, or as plain bytes.
+    """The content of a file in one of two layouts: as tensors, or as plain bytes.
+
+    Two of them are equal exactly if the files have the same bytes in the same layout.
 
     Attributes:
-        size: Their number.
+        size: Number of bytes.
         raw_header: The safetensors header; None for plain bytes.
         chunks: IDs of the chunks.
         header: `raw_header`, parsed.
@@ -40,43 +42,46 @@ class Content:
 
     @classmethod
     def of(cls, file: FileEntry) -> Self:
-        """What a file of a version holds."""
+        """Return the content of a version's file."""
         return cls(file.size, file.raw_header, file.chunks, file.header)
 
 
 class _Position(NamedTuple):
-    """Where a chunk lies in a file."""
+    """The file that contains a chunk, and the chunk's offset in bytes."""
 
     file: WorktreeFile
     offset: int
 
 
 class WorktreeChunks:
-    """The chunks of files that were read; see `LocalChunks`."""
+    """The chunks of a directory's files, as `LocalChunks` that a checkout can copy from."""
 
     def __init__(self) -> None:
         self._positions: dict[ChunkId, _Position] = {}
 
     @property
     def is_used(self) -> bool:
-        """See `LocalChunks.is_used`."""
+        """Whether there are any chunks."""
         return bool(self._positions)
 
     def __contains__(self, chunk: object) -> bool:
         return chunk in self._positions
 
     def add(self, chunk: ChunkId, file: WorktreeFile, offset: int) -> None:
-        """Remember where a chunk lies, unless that is known already."""
+        """Record the position of a chunk, unless one is recorded already."""
         self._positions.setdefault(chunk, _Position(file, offset))
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `LocalChunks.readinto`."""
+        """Fill `out` with a chunk; return False if its file was removed or replaced.
+
+        The caller verifies the bytes, because the file may have changed.
+        """
         position = self._positions.get(chunk)
         if position is None:
             return False
         try:
             return position.file.readinto(position.offset, out)
-        except (OSError, InvalidInputError):  # it was removed or replaced
+        except (OSError, InvalidInputError):
             return False
 
 
@@ -86,18 +91,19 @@ def read_contents(
     """Read and hash files.
 
     Args:
-        db: The store whose chunks they are cut into.
-        tree: Where they lie.
-        opaque: Their paths, and whether to take each for plain bytes; see `WorktreeFile`.
+        db: The store whose chunk size and digest are used.
+        tree: The directory.
+        opaque: The paths of the files, and whether to treat each file as plain bytes. False means
+            by tensors, if the file has a valid safetensors header.
 
     Returns:
-        What they hold, by path, without those that cannot be read or change meanwhile; and where
-        their chunks lie.
+        The content of each file by path, without files that cannot be read or change while they
+        are read; and the chunks of all files.
     """
     files = [file for path in opaque if (file := _open(tree, path, opaque[path])) is not None]
     read: list[list[ChunkId]] = [[] for _ in files]
     failed: set[int] = set()
-    places = WorktreeChunks()
+    found = WorktreeChunks()
     chunk_size = db.config.chunk_size
     hash_run = partial(_hash_run, db, files, Pool(chunk_size))
     for (number, run), chunks in db.workers.map(hash_run, file_runs(files, chunk_size)):
@@ -106,13 +112,13 @@ def read_contents(
             continue
         read[number] += chunks
         for piece, chunk in zip(run, chunks, strict=True):
-            places.add(chunk, files[number], piece.offset)
+            found.add(chunk, files[number], piece.offset)
     contents = {
         file.path: Content(file.size, file.raw_header, tuple(chunks), file.header)
         for number, (file, chunks) in enumerate(zip(files, read, strict=True))
         if number not in failed
     }
-    return contents, places
+    return contents, found
 
 
 def _open(tree: Worktree, path: str, opaque: bool) -> WorktreeFile | None:
@@ -128,5 +134,5 @@ def _hash_run(
     number, run = job
     try:
         return job, [db.hasher(view) for view in files[number].read(run, buffers)]
-    except (OSError, InvalidInputError):  # it changes or goes while we look
+    except (OSError, InvalidInputError):  # the file was changed or removed while it was read
         return job, None
