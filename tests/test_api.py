@@ -119,7 +119,7 @@ def test_create_accepts_a_directory_with_files(tmp_path: Path) -> None:
         repo.commit({"n": 1})
         problems = repo.verify().problems
     assert [str(problem) for problem in problems] == [
-        "notes.txt is no object of a casweights store"
+        "notes.txt is not an object of a casweights store"
     ]
 
 

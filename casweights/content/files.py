@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GLIMPSE = 512  # bytes at the beginning of a file from which its type is guessed
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\n"
 _CLOCK_REALTIME_COARSE = 5  # Linux; Python has no name for it
-_SLOWEST_TICK = 10**7  # nanoseconds; assumed where the kernel does not tell its own
+_SLOWEST_TICK = 10**7  # nanoseconds; used where the kernel does not report its own
 
 LFS_ADVICE = (
     "it is a pointer of git-lfs, and the file that it stands for was not downloaded: run `git lfs "

@@ -70,8 +70,9 @@ class Look:
         state: The state dict.
 
     Attributes:
-        facts: A list that two state dicts share only if their headers differ in nothing but
-            values. It contains an object that is equal to no other where this is not known.
+        facts: The structure, keys, types, shapes, devices and ties in one list. If the lists of two
+            state dicts are equal, the headers of their files differ in nothing but values. For
+            objects of unknown types, the list contains an object that is equal to no other.
         values: The values in the tree, in order.
         tensors: The tensors in order; tied tensors occur once.
     """

@@ -94,7 +94,7 @@ def _kind(module: torch.nn.Module) -> str | None:
     """Return the attribute in which a wrapper keeps its module; None for other modules."""
     if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
         return _PARALLEL
-    # Importing the compiler is slow, and there is no compiled module unless someone else did.
+    # Importing the compiler is slow, and a compiled module only exists if it is imported already.
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     if compiler is not None and isinstance(module, compiler.OptimizedModule):
         return _COMPILED

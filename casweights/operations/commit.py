@@ -76,17 +76,17 @@ class EncodedVersion:
 
     @classmethod
     def of(cls, db: Database, encoded: EncodedFiles, description: Description) -> Self:
-        """The version that has these files.
+        """Build the version that contains these files, without writing it.
 
         Raises:
-            InvalidInputError: Two files have the same path, or the format has no place for what is
-                said about the version.
+            InvalidInputError: Two files have the same path, or the format cannot store the
+                description.
         """
         return cls(*EncodedSnapshot.of(description.manifest(db.config, encoded.files)), encoded)
 
     @property
     def stats(self) -> CommitStats:
-        """What a commit of it is."""
+        """The counts that a commit of this version reports."""
         written = self.encoded.written
         return CommitStats(
             snapshot=self.snapshot.id,

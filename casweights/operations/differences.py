@@ -176,7 +176,7 @@ class DifferenceEncoder:
     def _last_shortcut(self, chain: Chain) -> int:
         """Return the position of the last chunk of a chain that has a shortcut, or 0.
 
-        A chunk with more than one frame has one: a shortcut is stored along with a step.
+        Only shortcuts that were stored along with their step count: their chunks have two frames.
         """
         for n in range(len(chain.frames) - 1, 0, -1):
             if len(self._index.frames(chain.frames[n].frame.chunk)) > 1:

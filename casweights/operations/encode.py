@@ -159,7 +159,7 @@ class _Encoding:
         buffers: Memory for the chunks that are read.
         bases: The chunks that new ones are encoded as differences from, found at the first use.
         encoder: Encodes the new chunks.
-        look_everywhere: Loads the indexes of packs that are not known yet, once.
+        load_other_packs: Loads the indexes of packs that are not known yet, once.
         repeats: Set while the store contains what is read. Hashing live tensors in place then
             saves copying them. Never set with a cache in memory, which needs the copies.
     """
@@ -169,7 +169,7 @@ class _Encoding:
     buffers: Pool
     bases: Once[BaseChunks]
     encoder: DifferenceEncoder
-    look_everywhere: Once[None]
+    load_other_packs: Once[None]
     repeats: threading.Event = field(default_factory=threading.Event)
 
 
@@ -205,7 +205,7 @@ def encode_files(
     limit = None if db.store.capabilities.cheap_reads else _MAX_READ_PACKS
     work = _Encoding(db, files, buffers, bases, encoder, Once(partial(db.index.load, limit)))
     if db.store.capabilities.cheap_reads:
-        work.look_everywhere()
+        work.load_other_packs()
     else:
         db.index.prepare_all()  # only the base's packs; others only if they may save much
     entries, last = _write_files(work, writer)
@@ -379,13 +379,13 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
         return []
     base = _base(work, file, piece)
     if base is None:
-        work.look_everywhere()
+        work.load_other_packs()
         if chunk in index:
             return []
     frames = work.encoder.encode(raw, piece.dtype, base)
     # The smallest frame decides, since a cheap step may come along with a whole frame.
     if min(len(frame.payload) for frame in frames) > _COSTLY_SHARE * piece.nbytes:
-        work.look_everywhere()
+        work.load_other_packs()
     return [] if chunk in index else frames
 
 

@@ -70,15 +70,15 @@ def push(
             "unnamed=True copies every version: leave out refs and history=False",
         )
     # Each ref is read only once, since it may move in between, and before versions are listed, so
-    # that the listing contains whatever it points to.
+    # that the listing contains the version that it points to.
     named = _all_refs(source) if refs is None else {}
-    asked = dict(named)
+    requested = dict(named)
     for ref in refs or ():
         found = {} if "~" in ref or is_full_id(ref) else _called(source, ref)
         named |= found
-        asked |= found or {ref: resolve(source, ref)}
+        requested |= found or {ref: resolve(source, ref)}
     others = source.snapshots.ids() if unnamed else ()
-    return _send(source, target, named, asked, others, history=history, force=force)
+    return _send(source, target, named, requested, others, history=history, force=force)
 
 
 def _all_refs(db: Database) -> Tips:
@@ -109,7 +109,7 @@ def _send(
     source: Database,
     target: Database,
     refs: Tips,
-    asked: Tips,
+    requested: Tips,
     others: Iterable[SnapshotId],
     *,
     history: bool,
@@ -124,24 +124,24 @@ def _send(
     check_configs(source, target)
     refused: list[ConflictError | InvalidInputError] = []
     moves: dict[str, _Move] = {}
-    there = _Names(Once(target.refs.branch_names), Once(target.refs.tag_names))
+    target_names = _Names(Once(target.refs.branch_names), Once(target.refs.tag_names))
     for name, tip in refs.items():
         try:
-            moves[name] = _find_move(source, target, name, tip, there, force=force)
+            moves[name] = _find_move(source, target, name, tip, target_names, force=force)
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
     refused_refs = refs.keys() - moves.keys()
-    tips = (tip for ref, tip in asked.items() if ref not in refused_refs)
+    tips = (tip for ref, tip in requested.items() if ref not in refused_refs)
     wanted = dict.fromkeys([*others, *tips])
     stats = transfer(source, target, list(wanted), history=history)
     moved: Tips = {}
     for name, move in moves.items():
         try:
-            if _make_move(target, name, move, there):
+            if _make_move(target, name, move, target_names):
                 moved[name] = move.tip
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
-    stats = replace(stats, refs=moved, tips=asked)
+    stats = replace(stats, refs=moved, tips=requested)
     target.reporter.transferred(stats)
     if len(refused) == 1:
         raise refused[0]
@@ -176,7 +176,7 @@ def _find_move(
     target: Database,
     name: str,
     tip: SnapshotId,
-    there: _Names,
+    target_names: _Names,
     *,
     force: bool,
 ) -> _Move:
@@ -189,12 +189,12 @@ def _find_move(
     if name.startswith(_TAGS):
         tag = name.removeprefix(_TAGS)
         if target.refs.tag(tag) is None:
-            there.tags().add(tag)
+            target_names.tags().add(tag)
             return _Move(tip)
         target.refs.create_tag(tag, tip)  # raises if the tag points to another version
         return _Move(tip, due=False)
     branch = name.removeprefix(_HEADS)
-    head = target.refs.head(branch, for_update=True, list_names=there.branches)
+    head = target.refs.head(branch, for_update=True, list_names=target_names.branches)
     if head is None or head.snapshot == tip:
         return _Move(tip, head, due=head is None)
     if force or head.snapshot in _ancestry(source, tip):
@@ -220,10 +220,10 @@ def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
             pending += parents
 
 
-def _make_move(target: Database, name: str, move: _Move, there: _Names) -> bool:
+def _make_move(target: Database, name: str, move: _Move, target_names: _Names) -> bool:
     """Move a branch or tag if the move is due; return whether it was."""
     if move.due and name.startswith(_TAGS):
-        target.refs.create_tag(name.removeprefix(_TAGS), move.tip, list_names=there.tags)
+        target.refs.create_tag(name.removeprefix(_TAGS), move.tip, list_names=target_names.tags)
     elif move.due:
         target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip)
     return move.due

@@ -169,7 +169,7 @@ class _Plan(NamedTuple):
     """The packs that the target needs to rebuild a version.
 
     Attributes:
-        packs: The packs to copy, each with the packs of its frames' bases.
+        packs: The packs of all frames that the target lacked, each with the packs of its bases.
         own: The pack of each chunk's own frame, for chunks that the target lacked.
         chunks: Chunks that the target contains afterwards.
     """
@@ -313,7 +313,7 @@ class _PackCopy:
 
 
 class _FrameCopy:
-    """Copies single frames into new packs; used where whole packs would bring too much.
+    """Copies single frames into new packs, where whole packs contain too much or are damaged.
 
     It searches the target's packs for each chunk, and skips frames that are reported as damaged.
 
@@ -336,7 +336,18 @@ class _FrameCopy:
             target.index.load()
 
     def bring(self, snapshot: Snapshot, table: PackTable) -> PackTable:
-        """Copy the frames that a version needs and the target lacks; otherwise as `_PackCopy`."""
+        """Copy the frames that a version needs and the target lacks.
+
+        Args:
+            snapshot: The version.
+            table: The packs of its chunks in the source, when it was written.
+
+        Returns:
+            The packs of its chunks in the target.
+
+        Raises:
+            IntegrityError: The source cannot rebuild one of its chunks.
+        """
         self._source.index.learn(table)
         chunks = [chunk for chunk in snapshot.chunks() if chunk not in self._target.index]
         self._source.index.prepare(chunks)

@@ -1,4 +1,4 @@
-"""Paths and times that the system or the format has no place for: named errors, never raw ones."""
+"""Paths and times that the system or the format does not allow raise errors of this library."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TOO_LONG = "/".join(["folder"] * 1000)
 
 
 def strange(folder: str) -> st.SearchStrategy[str]:
-    """Paths in a folder and elsewhere: odd characters, too long, empty, a file for a folder."""
+    """Paths with odd characters, too long or empty ones, and a file in place of a folder."""
     parts = st.sampled_from(ODD) | st.text(max_size=3).filter(lambda text: "/" not in text)
     inside = st.lists(parts, min_size=1, max_size=4).map(lambda names: "/".join([folder, *names]))
     fixed = ["", "\0", "file://", "file://\0", "hf://buckets/a/b\0", "hf://buckets/\ud800/b"]
@@ -86,7 +86,7 @@ COMMANDS = {
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # nobody is asked
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no request is sent
     with casweights.open(tmp_path / "store", create=True, workers=1) as repository:
         repository.commit({"w": torch.ones(1)})
         yield repository
@@ -95,7 +95,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositor
 @pytest.mark.parametrize("use", USES)
 @hypothesis.settings(max_examples=15)
 @hypothesis.given(data=st.data())
-def test_strange_paths_of_the_library(store: Repository, use: str, data: st.DataObject) -> None:
+def test_odd_paths_raise_only_our_errors_in_the_library(
+    store: Repository, use: str, data: st.DataObject
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "file").write_text("x")
         Path(folder, "folder").mkdir()
@@ -106,7 +108,7 @@ def test_strange_paths_of_the_library(store: Repository, use: str, data: st.Data
 @pytest.mark.parametrize("command", COMMANDS)
 @hypothesis.settings(max_examples=6)
 @hypothesis.given(data=st.data())
-def test_strange_paths_of_the_command_line(
+def test_odd_paths_cause_no_traceback_on_the_command_line(
     store: Repository, command: str, data: st.DataObject
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +131,7 @@ def test_strange_paths_of_the_command_line(
     ],
     ids=["empty", "NUL", "surrogate"],
 )
-def test_what_no_path_can_have_is_said(
+def test_impossible_paths_are_refused_with_their_code(
     store: Repository, use: str, path: str, code: ErrorCode
 ) -> None:
     with pytest.raises(InvalidInputError) as caught:
@@ -137,7 +139,7 @@ def test_what_no_path_can_have_is_said(
     assert caught.value.code is code
 
 
-def test_paths_are_text(store: Repository) -> None:
+def test_a_path_of_bytes_is_refused(store: Repository) -> None:
     class Raw(os.PathLike[str]):
         def __fspath__(self) -> Any:
             return b"there"
@@ -156,14 +158,14 @@ times = st.datetimes(timezones=zones | st.just(UTC)) | st.datetimes()
 @hypothesis.example(time=datetime.fromisoformat("0001-01-01T00:00:00+12:00"))
 @hypothesis.example(time=datetime.fromisoformat("9999-12-31T23:59:59.999999+00:00"))
 @hypothesis.example(time=datetime.fromisoformat("0001-01-01T00:00:00+00:00"))
-def test_every_time_is_kept_or_refused_by_name(time: datetime) -> None:
+def test_every_time_is_kept_or_refused(time: datetime) -> None:
     with casweights.open("memory://", create=True, workers=1) as store, suppress(InvalidInputError):
         version = store.commit({"w": torch.ones(1)}, time=time)
         assert store.snapshot(version.id).time == time
 
 
 @pytest.mark.parametrize("time", ["9999-12-31T23:59:00-12:00", "0001-01-01T00:00:00+00:01"])
-def test_times_that_have_no_year_in_utc(store: Repository, time: str) -> None:
-    with pytest.raises(InvalidInputError, match="years go from 1 to 9999") as caught:
+def test_times_outside_the_years_of_utc_are_refused(store: Repository, time: str) -> None:
+    with pytest.raises(InvalidInputError, match="years 1 to 9999") as caught:
         store.commit({"w": torch.ones(1)}, time=datetime.fromisoformat(time))
     assert caught.value.code is ErrorCode.BAD_ARGUMENT

@@ -1,4 +1,4 @@
-"""What a commit finds in a directory, and what it refuses."""
+"""Files: which files of a directory a commit contains, and which it refuses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def paths(snapshot: Snapshot) -> list[str]:
     return [file.path for file in snapshot.files]
 
 
-def test_a_directory(repo: Repository, tmp_path: Path) -> None:
+def test_a_directory_is_committed_with_all_its_files(repo: Repository, tmp_path: Path) -> None:
     write_tree(
         {"b/c/d": b"1", "a": b"", ".hidden": b"2", "model.safetensors": SAFETENSORS}, tmp_path
     )
@@ -38,7 +38,9 @@ def test_a_directory(repo: Repository, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "größe"])
-def test_one_file(repo: Repository, tmp_path: Path, name: str) -> None:
+def test_a_single_file_is_committed_under_its_name(
+    repo: Repository, tmp_path: Path, name: str
+) -> None:
     (tmp_path / name).write_bytes(SAFETENSORS)
     snapshot = repo.commit(tmp_path / name)
     assert paths(snapshot) == [name]
@@ -46,7 +48,7 @@ def test_one_file(repo: Repository, tmp_path: Path, name: str) -> None:
     assert read_tree(tmp_path / "out") == {name: SAFETENSORS}
 
 
-def test_a_path_may_be_text(
+def test_paths_may_be_strings(
     repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tree({"in/a": b"1"}, tmp_path)
@@ -57,7 +59,7 @@ def test_a_path_may_be_text(
     assert read_tree(tmp_path / "out") == {"a": b"1"}
 
 
-def test_the_current_directory(
+def test_the_current_directory_can_be_committed(
     repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tree({"a": b"1"}, tmp_path)
@@ -82,7 +84,9 @@ def test_links_are_followed(repo: Repository, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("link", "target"), [("loop", "loop"), ("a/b/up", ".."), ("a/self", "."), ("a/b/root", "../..")]
 )
-def test_links_in_a_circle(repo: Repository, tmp_path: Path, link: str, target: str) -> None:
+def test_links_that_form_a_circle_are_refused(
+    repo: Repository, tmp_path: Path, link: str, target: str
+) -> None:
     write_tree({"a/b/file": b"x"}, tmp_path)
     (tmp_path / link).symlink_to(target)
     with pytest.raises(InvalidInputError, match="symbolic links") as caught:
@@ -90,20 +94,20 @@ def test_links_in_a_circle(repo: Repository, tmp_path: Path, link: str, target: 
     assert caught.value.code is ErrorCode.SOURCE_UNREADABLE
 
 
-def test_two_links_to_one_folder_are_no_circle(repo: Repository, tmp_path: Path) -> None:
+def test_two_links_to_the_same_folder_are_both_followed(repo: Repository, tmp_path: Path) -> None:
     write_tree({"blobs/x": b"x", "model/a": b"y"}, tmp_path)
     for name in ("one", "two"):
         (tmp_path / "model" / name).symlink_to(tmp_path / "blobs")
     assert paths(repo.commit(tmp_path / "model")) == ["a", "one/x", "two/x"]
 
 
-def test_a_link_to_nothing(repo: Repository, tmp_path: Path) -> None:
+def test_a_broken_link_is_refused(repo: Repository, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("nothing")
     with pytest.raises(InvalidInputError, match="link: No such file"):
         repo.commit(tmp_path)
 
 
-def test_what_is_left_out(repo: Repository, tmp_path: Path) -> None:
+def test_repositories_caches_and_drafts_are_left_out(repo: Repository, tmp_path: Path) -> None:
     write_tree(
         {
             "model": b"1",
@@ -127,7 +131,7 @@ def test_stores_inside_are_left_out(repo: Repository, tmp_path: Path) -> None:
     assert paths(repo.commit(tmp_path)) == ["model"]
 
 
-def test_a_store_is_no_model(repo: Repository, tmp_path: Path) -> None:
+def test_committing_a_store_is_refused(repo: Repository, tmp_path: Path) -> None:
     with casweights.open(tmp_path / "store", create=True) as inner:
         with pytest.raises(InvalidInputError, match="it is a casweights store"):
             inner.commit(tmp_path / "store")
@@ -135,13 +139,15 @@ def test_a_store_is_no_model(repo: Repository, tmp_path: Path) -> None:
             repo.commit(tmp_path / "store")
 
 
-def test_patterns_of_what_to_leave_out(repo: Repository, tmp_path: Path) -> None:
+def test_files_and_folders_that_match_exclude_are_left_out(
+    repo: Repository, tmp_path: Path
+) -> None:
     write_tree({"model": b"1", "logs/a": b"x", "sub/logs/a": b"2", "a.tmp": b"x"}, tmp_path)
     snapshot = repo.commit(tmp_path, exclude=["logs", "*.tmp"])
     assert paths(snapshot) == ["model", "sub/logs/a"]
 
 
-def test_nothing_there(repo: Repository, tmp_path: Path) -> None:
+def test_missing_paths_and_empty_directories_are_refused(repo: Repository, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="No such file or directory"):
         repo.commit(tmp_path / "nothing")
     with pytest.raises(InvalidInputError, match="no file to commit"):
@@ -149,7 +155,9 @@ def test_nothing_there(repo: Repository, tmp_path: Path) -> None:
     assert repo.branches() == {}
 
 
-def test_opaque_files(repo: Repository, tmp_path: Path) -> None:
+def test_invalid_safetensors_files_are_refused_unless_opaque(
+    repo: Repository, tmp_path: Path
+) -> None:
     write_tree({"bad.safetensors": b"no header", "good.safetensors": SAFETENSORS}, tmp_path)
     with pytest.raises(InvalidInputError, match=r"bad\.safetensors.*opaque") as caught:
         repo.commit(tmp_path)
@@ -161,7 +169,9 @@ def test_opaque_files(repo: Repository, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"back\\slash", b"line\nbreak", b"\xff\xfe"])
-def test_names_that_not_every_system_has(repo: Repository, tmp_path: Path, name: bytes) -> None:
+def test_names_that_some_systems_cannot_hold_are_refused(
+    repo: Repository, tmp_path: Path, name: bytes
+) -> None:
     with open(os.path.join(os.fsencode(tmp_path), name), "wb"):
         pass
     with pytest.raises(InvalidInputError, match="file name") as caught:
@@ -169,17 +179,17 @@ def test_names_that_not_every_system_has(repo: Repository, tmp_path: Path, name:
     assert caught.value.code is ErrorCode.BAD_PATH
 
 
-def test_names_that_differ_in_case_only(repo: Repository, tmp_path: Path) -> None:
+def test_names_that_differ_only_in_case_are_refused(repo: Repository, tmp_path: Path) -> None:
     write_tree({"README": b"1", "readme": b"2"}, tmp_path)
     if len(read_tree(tmp_path)) == 1:
-        pytest.skip("the file system does not tell them apart")
+        pytest.skip("the file system ignores case")
     with pytest.raises(InvalidInputError, match="same file on some systems") as caught:
         repo.commit(tmp_path)
     assert caught.value.message.lower().count("rename") == 1
 
 
 @pytest.mark.parametrize("name", ["x:y", "run 12:30.log", "what?", "nul.txt", "dot.", "space "])
-def test_names_that_windows_cannot_hold_are_refused_and_can_be_left_out(
+def test_names_that_windows_cannot_hold_are_refused_and_can_be_excluded(
     repo: Repository, tmp_path: Path, name: str
 ) -> None:
     write_tree({f"logs/{name}": b"1", "a": b"2"}, tmp_path)
@@ -194,7 +204,7 @@ def test_names_that_windows_cannot_hold_are_refused_and_can_be_left_out(
 def test_versions_with_names_that_windows_cannot_hold_can_be_checked_out(
     repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Earlier releases made them."""
+    """Earlier releases accepted these names."""
     write_tree({"logs/12:30": b"1", "aux": b"2"}, tmp_path / "old")
     with monkeypatch.context() as patch:
         patch.setattr("casweights.content.files.check_new_path", lambda path: None)
@@ -203,7 +213,7 @@ def test_versions_with_names_that_windows_cannot_hold_can_be_checked_out(
     assert read_tree(tmp_path / "out") == {"logs/12:30": b"1", "aux": b"2"}
 
 
-def test_what_is_no_file(repo: Repository, tmp_path: Path) -> None:
+def test_special_files_are_refused(repo: Repository, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InvalidInputError, match="neither a file nor a folder"):
         repo.commit(tmp_path)
@@ -217,6 +227,6 @@ def test_what_is_no_file(repo: Repository, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [None, 5, b"bytes", [1], torch.nn.Linear(1, 1), torch.ones(1)])
-def test_other_things(repo: Repository, source: object) -> None:
-    with pytest.raises(InvalidInputError, match="cannot commit a"):
+def test_sources_of_other_types_are_refused(repo: Repository, source: object) -> None:
+    with pytest.raises(InvalidInputError, match="must be a path or a state dict"):
         repo.commit(source)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Outlines of state dicts: they survive other values, and give the same file as a fresh look."""
+"""Outlines: reusing one for a state dict gives the same file as building a new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from casweights.content.states import StateFile
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.testing.strategies import TEXT
 
-# Some that are equal in Python and not in a file, and some that read like a part of a tree.
+# Some values are equal in Python but not in a file, and some look like a part of a tree.
 VALUES = st.one_of(
     st.sampled_from([0, 0.0, -0.0, False, 1, 1.0, True, None, "", "null", '["value",null]', "\n"]),
     st.integers(),
@@ -25,7 +25,7 @@ KEYS = st.sampled_from(["a", "value", '["value",null]', '\\"', 0, 1])
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Any:
-    """State dicts with None where a value may be."""
+    """State dicts with None in the places of values."""
     leaves = st.sampled_from([None, None, *(torch.ones(n) for n in range(3))])
     return draw(
         st.dictionaries(
@@ -43,7 +43,7 @@ def shapes(draw: st.DrawFn) -> Any:
 
 
 def filled(node: Any, data: st.DataObject) -> Any:
-    """The same with any values."""
+    """Replace each None with a random value."""
     if isinstance(node, dict):
         return {key: filled(value, data) for key, value in node.items()}
     if isinstance(node, list):
@@ -53,7 +53,7 @@ def filled(node: Any, data: st.DataObject) -> Any:
 
 @hypothesis.settings(max_examples=200)
 @hypothesis.given(shape=shapes(), data=st.data())
-def test_a_state_with_other_values_gets_the_file_of_a_fresh_look(
+def test_a_reused_outline_with_other_values_gives_the_same_file_as_a_new_one(
     shape: Any, data: st.DataObject
 ) -> None:
     first = StateFile(filled(shape, data))
@@ -69,14 +69,14 @@ def test_a_state_with_other_values_gets_the_file_of_a_fresh_look(
 
 
 @pytest.mark.parametrize("value", ["\ud800", 10**5000], ids=["surrogate", "digits"])
-def test_values_that_cannot_be_written_are_refused_the_second_time_too(value: Any) -> None:
+def test_invalid_values_are_refused_with_a_reused_outline(value: Any) -> None:
     outline = StateFile({"a": torch.ones(1), "b": 1}).outline
     with pytest.raises(InvalidInputError) as caught:
         StateFile({"a": torch.ones(1), "b": value}, outline=outline)
     assert caught.value.code == ErrorCode.BAD_STATE
 
 
-def test_ties_are_noticed_whatever_the_addresses() -> None:
+def test_an_outline_is_not_reused_if_ties_differ() -> None:
     base = torch.arange(6.0)
     states: list[dict[str, torch.Tensor]] = [
         {"a": base, "b": base},

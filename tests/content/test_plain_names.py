@@ -1,4 +1,4 @@
-"""What wrappers put in front of names does not come between a trainer and its replicas."""
+"""Plain names: trainers and replicas match tensors although wrappers change their names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.sync.states import open_store
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Of torch itself, where it imports its compiler.
+# Torch itself causes this warning when it imports its compiler.
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 
 
@@ -60,7 +60,7 @@ def test_a_wrapped_model_is_published_under_its_plain_names(source: str) -> None
 
 @pytest.mark.parametrize("target", WRAPS)
 @pytest.mark.parametrize("source", ["plain", "both", "compiled layer"])
-def test_wrappers_of_both_sides_need_not_be_the_same(source: str, target: str) -> None:
+def test_a_trainer_and_a_replica_may_have_different_wrappers(source: str, target: str) -> None:
     model = net(seed=1)
     live = WRAPS[target](model)
     plain = net(seed=1)
@@ -75,7 +75,7 @@ def test_wrappers_of_both_sides_need_not_be_the_same(source: str, target: str) -
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "_orig_mod.module."])
-def test_names_that_all_have_the_prefix_lose_it(prefix: str) -> None:
+def test_a_prefix_of_all_names_is_dropped(prefix: str) -> None:
     state = {prefix + name: torch.ones(2) for name in ("a", "b.module.c")}
     live = {name: torch.zeros(2) for name in ("a", "b.module.c")}
     with open_store(MemoryStore()) as store:
@@ -90,7 +90,7 @@ def test_names_that_all_have_the_prefix_lose_it(prefix: str) -> None:
     assert_same_state(live, {name: torch.ones(2) for name in live})
 
 
-def test_names_of_which_some_lack_the_prefix_keep_it() -> None:
+def test_a_prefix_of_only_some_names_is_kept() -> None:
     state = {"module.a": torch.ones(2), "b": torch.ones(2)}
     with open_store(MemoryStore()) as store:
         with Publisher(store) as publisher:
@@ -101,7 +101,7 @@ def test_names_of_which_some_lack_the_prefix_keep_it() -> None:
         assert caught.value.code is ErrorCode.TARGET_MISMATCH
 
 
-def test_a_key_map_may_name_the_version_s_tensors_with_or_without_the_prefix() -> None:
+def test_a_key_map_may_contain_names_with_or_without_the_prefix() -> None:
     with open_store(MemoryStore()) as store:
         store.commit({"module.a": torch.ones(2)})
         for name in ("a", "module.a"):
@@ -112,7 +112,7 @@ def test_a_key_map_may_name_the_version_s_tensors_with_or_without_the_prefix() -
 
 
 class Clashing(nn.Module):
-    """Has a layer beside another one that is wrapped, under the name that the latter then has."""
+    """A module with a wrapped parameter, and a buffer that has the parameter's plain name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,22 +120,22 @@ class Clashing(nn.Module):
         self.layer.register_buffer("w", torch.ones(2))
 
 
-def test_two_names_that_become_one_are_refused() -> None:
+def test_two_names_with_the_same_plain_name_are_refused() -> None:
     with open_store(MemoryStore()) as store:
         with Publisher(store) as publisher, pytest.raises(InvalidInputError) as caught:
             publisher.publish(Clashing())
         assert caught.value.code is ErrorCode.BAD_STATE
         assert "'layer.w' and 'layer.module.w'" in str(caught.value)
         store.commit({"layer.w": torch.ones(2)})
-        with Subscriber(store) as subscriber, pytest.raises(InvalidInputError, match="are one"):
+        with Subscriber(store) as subscriber, pytest.raises(InvalidInputError, match="both become"):
             subscriber.sync(Clashing())
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_name_that_is_plain_on_one_side_and_prefixed_on_the_other_is_not_confused(
+def test_a_plain_name_is_not_confused_with_an_equal_prefixed_name(
     wrapped: bool,
 ) -> None:
-    """``module.a`` is the plain name of one tensor and the name with the prefix of the other."""
+    """``module.a`` is the plain name of one tensor and the prefixed name of the other."""
     outer = {"module.a": torch.ones(2), "module.module.a": torch.full((2,), 2.0)}
     inner = {name.removeprefix("module."): tensor for name, tensor in outer.items()}
     stored, target = (outer, inner) if wrapped else (inner, outer)

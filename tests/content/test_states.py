@@ -1,4 +1,4 @@
-"""State dicts as files: which are taken, how they look, what is refused."""
+"""State dicts as files: which are accepted, how they are stored, and which are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def committed(repo: Repository, state: dict[Any, Any]) -> bytes:
-    """The file that a state dict becomes."""
+    """Commit a state dict, and return the bytes of its file."""
     return b"".join(repo.read(repo.commit(state), STATE_FILE))
 
 
@@ -36,8 +36,8 @@ def test_a_flat_state_is_an_ordinary_file(repo: Repository) -> None:
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES, ids=str)
-def test_every_dtype(repo: Repository, dtype: torch.dtype) -> None:
-    """Several chunks of random bits, every kind of NaN and zero among them; and their edges."""
+def test_tensors_of_every_dtype_load_bit_for_bit(repo: Repository, dtype: torch.dtype) -> None:
+    """Random bits include every kind of NaN and zero; some tensors are not contiguous or empty."""
     rng = np.random.default_rng(0)
     state = {
         "random": from_bytes(rng.bytes(200_000 // 8 * 8), dtype, (-1,)),
@@ -50,7 +50,7 @@ def test_every_dtype(repo: Repository, dtype: torch.dtype) -> None:
     assert_same_state(repo.load(repo.commit(state)), state)
 
 
-def test_a_module_s_state(repo: Repository) -> None:
+def test_the_state_of_a_module_can_be_loaded_into_it(repo: Repository) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
     file = committed(repo, module.state_dict())
     assert file == safetensors.torch.save(module.state_dict(), {"format": "pt"})
@@ -59,7 +59,7 @@ def test_a_module_s_state(repo: Repository) -> None:
     module.load_state_dict(loaded)
 
 
-def test_an_optimizer_s_state(repo: Repository) -> None:
+def test_the_state_of_an_optimizer_can_be_loaded_into_it(repo: Repository) -> None:
     module = torch.nn.Linear(300, 200)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
     module(torch.randn(7, 300)).sum().backward()
@@ -96,8 +96,8 @@ def test_tied_tensors_are_stored_once_and_come_back_tied(repo: Repository) -> No
     assert_same_state(loaded, state)
 
 
-def test_ties_of_parameters(repo: Repository) -> None:
-    """Each call of state_dict makes new tensor objects for the same memory."""
+def test_tied_parameters_of_a_module_load_as_ties(repo: Repository) -> None:
+    """Each call of state_dict creates new tensor objects for the same memory."""
     module = torch.nn.ModuleDict({"embed": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5)})
     module["head"].weight = module["embed"].weight
     loaded = repo.load(repo.commit(module.state_dict()))
@@ -124,7 +124,7 @@ def test_conjugates_are_not_tied_to_their_base(repo: Repository) -> None:
     assert_same_state(repo.load(repo.commit(state)), state)
 
 
-def test_names_that_meet(repo: Repository) -> None:
+def test_tensors_with_the_same_path_get_distinct_names(repo: Repository) -> None:
     state = {
         "a.b": torch.tensor(1),
         "a": {"b": torch.tensor(2)},
@@ -138,19 +138,19 @@ def test_names_that_meet(repo: Repository) -> None:
     assert_same_state(repo.load(repo.commit(state)), state)
 
 
-def test_an_empty_state(repo: Repository) -> None:
+def test_empty_states_load_as_they_were(repo: Repository) -> None:
     assert repo.load(repo.commit({})) == {}
     assert repo.load(repo.commit({"a": {}, "b": [], "c": ()})) == {"a": {}, "b": [], "c": ()}
 
 
-def test_lone_elements_of_a_larger_tensor(repo: Repository) -> None:
-    """Their strides look odd, though they are contiguous."""
+def test_single_elements_of_a_larger_tensor_load_bit_for_bit(repo: Repository) -> None:
+    """Their strides are unusual, although they are contiguous."""
     base = torch.arange(12, dtype=torch.int16).reshape(3, 4)
     state = {"row": base[0, 1::4], "block": base[1:2, 2::3], "column": base[:1, :1].t()}
     assert_same_state(repo.load(repo.commit(state)), state)
 
 
-def test_python_values(repo: Repository) -> None:
+def test_python_values_load_as_they_were(repo: Repository) -> None:
     state = {
         "int": 10**30,
         "negative": -(2**63),
@@ -168,7 +168,7 @@ def test_python_values(repo: Repository) -> None:
     assert_same_state(repo.load(repo.commit(state)), state)
 
 
-def test_gradients_and_buffers_do_not_matter(repo: Repository) -> None:
+def test_parameters_and_buffers_load_as_plain_tensors(repo: Repository) -> None:
     state = {
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "buffer": torch.nn.Buffer(torch.ones(2)),
@@ -179,7 +179,7 @@ def test_gradients_and_buffers_do_not_matter(repo: Repository) -> None:
     assert not any(tensor.requires_grad for tensor in loaded.values())
 
 
-def test_what_was_loaded_can_be_changed(repo: Repository) -> None:
+def test_changing_a_loaded_tensor_does_not_change_the_store(repo: Repository) -> None:
     repo.commit({"a": torch.zeros(3), "none": torch.zeros(0)})
     loaded = repo.load("main")
     loaded["a"] += 1
@@ -202,14 +202,16 @@ def test_what_was_loaded_can_be_changed(repo: Repository) -> None:
         ({"a": {None: 1}}, "dict at 'a'"),
     ],
 )
-def test_what_is_no_state(repo: Repository, state: dict[Any, Any], where: str) -> None:
+def test_objects_of_other_types_are_refused_by_path(
+    repo: Repository, state: dict[Any, Any], where: str
+) -> None:
     with pytest.raises(InvalidInputError, match=where) as caught:
         repo.commit(state)
     assert caught.value.code is ErrorCode.BAD_STATE
     assert not repo.branches()
 
 
-def test_keys_that_are_no_text(repo: Repository) -> None:
+def test_keys_that_are_not_unicode_are_refused(repo: Repository) -> None:
     with pytest.raises(InvalidInputError, match="not valid Unicode"):
         repo.commit({"\ud800": torch.ones(1)})
 
@@ -223,7 +225,7 @@ def test_keys_that_are_no_text(repo: Repository) -> None:
         (lambda: Wrapped(torch.zeros(2)), "is a Wrapped"),
     ],
 )
-def test_tensors_that_cannot_be_kept(
+def test_tensors_that_cannot_be_stored_are_refused_by_path(
     repo: Repository, make: Callable[[], torch.Tensor], why: str
 ) -> None:
     with pytest.raises(UnsupportedError, match=why) as caught:
@@ -232,10 +234,10 @@ def test_tensors_that_cannot_be_kept(
 
 
 class Wrapped(torch.Tensor):
-    """A subclass whose memory may not be its value."""
+    """A subclass whose memory may not hold its value."""
 
 
-def test_a_state_that_contains_itself(repo: Repository) -> None:
+def test_a_state_that_contains_itself_is_refused(repo: Repository) -> None:
     state: dict[str, Any] = {}
     state["again"] = state
     with pytest.raises(InvalidInputError, match="does it contain itself"):
@@ -248,7 +250,7 @@ def metadata_of(state: Mapping[Any, Any]) -> dict[str, str]:
     return file.header.metadata
 
 
-def test_the_tree_is_only_there_when_it_is_needed() -> None:
+def test_a_tree_is_only_written_if_it_is_needed() -> None:
     flat = OrderedDict(b=torch.ones(1), a=torch.ones(2))
     assert metadata_of(flat) == {"format": "pt"}
     tied = {"a": flat["a"], "b": flat["a"]}
@@ -257,7 +259,7 @@ def test_the_tree_is_only_there_when_it_is_needed() -> None:
 
 
 def test_a_long_key_above_many_tied_tensors_is_refused() -> None:
-    """The paths of all of them together would take its length times their number."""
+    """All paths together would be as long as the key, times the number of tensors."""
     tied = [[f"{n:05}", ["tensor", "t"]] for n in range(20_000)]
     metadata = {TREE_KEY: json.dumps(["dict", [["k" * 10_000, ["dict", tied]]]])}
     with pytest.raises(InvalidInputError, match="keys are too long"):
@@ -287,7 +289,7 @@ SCALARS = [np.float64(1e-3), np.int64(-3), np.bool_(True), np.float32("nan"), np
 
 
 @pytest.mark.parametrize("value", [*ARRAYS, *SCALARS], ids=repr)
-def test_numpy_values_come_back_as_they_are(repo: Repository, value: Any) -> None:
+def test_numpy_values_load_as_they_were(repo: Repository, value: Any) -> None:
     loaded = repo.load(repo.commit({"a": [value], "w": torch.ones(1)}))
     (found,) = loaded["a"]
     assert type(found) is type(value)
@@ -296,7 +298,7 @@ def test_numpy_values_come_back_as_they_are(repo: Repository, value: Any) -> Non
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256))])
-def test_bytes_come_back_as_they_are(repo: Repository, data: bytes) -> None:
+def test_bytes_load_as_they_were(repo: Repository, data: bytes) -> None:
     stream = io.BytesIO(data)
     stream.seek(0, io.SEEK_END)
     loaded = repo.load(repo.commit({"a._extra_state": data, "b._extra_state": stream}))
@@ -307,13 +309,13 @@ def test_bytes_come_back_as_they_are(repo: Repository, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("node", [["scalar", "w"], ["bytes", "m"], ["stream", "m"], ["array", "h"]])
-def test_a_tree_that_makes_no_sense_of_a_tensor_is_refused(node: list[str]) -> None:
+def test_a_tree_that_misuses_a_tensor_is_refused(node: list[str]) -> None:
     tensors = {"w": torch.ones(2), "m": torch.ones(2, 2), "h": torch.ones(1, dtype=torch.bfloat16)}
     with pytest.raises(InvalidInputError, match="malformed"):
         rebuild(tensors, {TREE_KEY: json.dumps(["dict", [["a", node]]])})
 
 
-def test_extra_state_is_left_out_where_the_caller_says_so(repo: Repository) -> None:
+def test_extra_state_is_left_out_on_request(repo: Repository) -> None:
     layer = {"w": torch.ones(2), "_extra_state": io.BytesIO(b"x"), "b._extra_state": object()}
     repo.commit({"model": layer, "all": [layer]}, extra_state="drop")
     kept = {"w": torch.ones(2)}
@@ -321,5 +323,5 @@ def test_extra_state_is_left_out_where_the_caller_says_so(repo: Repository) -> N
     assert loaded.keys() == {"model", "all"}
     assert_same_state(loaded["model"], kept)
     assert_same_state(loaded["all"], [kept])
-    with pytest.raises(InvalidInputError, match="choose one of keep, drop"):
+    with pytest.raises(InvalidInputError, match="must be one of keep, drop"):
         repo.commit(layer, extra_state="all")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Tensors that somebody writes to while they are stored: every version can be read all the same."""
+"""Torn tensors: versions can be read even if their tensors change while they are stored."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ State = dict[str, torch.Tensor]
 
 
 def state() -> State:
-    """Tensors of several chunks and tiny ones, dense and strided, compressible and not."""
+    """Return large and tiny tensors, dense and strided, compressible and not."""
     generator = torch.Generator().manual_seed(0)
     bits = torch.randint(-(1 << 15), 1 << 15, (5 * CHUNK // 2,), generator=generator)
     return {
@@ -53,7 +53,7 @@ def state() -> State:
 
 
 def write_to(tensors: State, only: str = "") -> None:
-    """Change every element of all tensors, or of one."""
+    """Change every element of all tensors, or of the one named `only`."""
     for name, tensor in tensors.items():
         if only in ("", name):
             bits = (
@@ -109,7 +109,7 @@ ENTRIES: dict[str, Any] = {
 
 
 class Watched(WrapperStore):
-    """Calls somebody before it writes an object."""
+    """A store that calls a function before it writes an object."""
 
     batch = MemoryStore.batch
     watcher: Callable[[], None] = staticmethod(lambda: None)
@@ -127,7 +127,7 @@ def watched() -> Iterator[Repository]:
 
 
 def assert_sound(store: ObjectStore) -> None:
-    """Whoever opens the store can read all versions."""
+    """Check that a new handle can read all versions."""
     with casweights.open(store) as repo:
         assert repo.verify().problems == ()
         versions = list(repo.log())
@@ -196,7 +196,7 @@ def test_versions_of_tensors_that_another_thread_writes_to_can_be_read(
     assert_sound(watched.database.store)
 
 
-def test_tensors_that_do_not_change_are_hashed_where_they_lie(
+def test_unchanged_tensors_are_hashed_without_a_copy(
     watched: Repository, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = {"w": torch.randn(40 * CHUNK // 4)}
@@ -211,7 +211,7 @@ def test_tensors_that_do_not_change_are_hashed_where_they_lie(
     assert sum(copied) == 40 * CHUNK
     copied.clear()
     same = watched.commit(state)
-    assert sum(copied) < 10 * CHUNK  # until it is seen that nothing changes
+    assert sum(copied) < 10 * CHUNK  # copied until the first chunks turn out to be known
     before = state["w"].clone()
     state["w"][-1] += 1
     copied.clear()
@@ -221,8 +221,8 @@ def test_tensors_that_do_not_change_are_hashed_where_they_lie(
     assert watched.load(same)["w"].equal(before)
 
 
-def test_a_planner_is_asked_once_for_a_tensor(watched: Repository) -> None:
-    """However many chunks it has: planners may make tensors when they are asked."""
+def test_a_planner_resolves_each_tensor_once(watched: Repository) -> None:
+    """A tensor with several chunks is resolved once, since a planner may compute it."""
     asked: list[str] = []
 
     class Planner(DefaultSavePlanner):
@@ -234,7 +234,7 @@ def test_a_planner_is_asked_once_for_a_tensor(watched: Repository) -> None:
     assert asked == ["a"]
 
 
-def test_a_shadow_is_what_its_changes_say_though_the_tensor_goes_on(
+def test_a_shadow_matches_its_changes_although_the_tensor_changes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generator = torch.Generator().manual_seed(0)

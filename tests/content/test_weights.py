@@ -1,4 +1,4 @@
-"""Which files of a version are its weights: what programs for models load, and nothing else."""
+"""Weights: the tensors that programs for models load are selected, and no others."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ HALVES = {name: tensor.half() for name, tensor in WRONG.items()}
     ],
     ids=lambda files: " ".join(files),
 )
-def test_the_weights_are_those_that_programs_load(
+def test_the_weights_that_programs_load_are_selected(
     repo: Repository, tmp_path: Path, files: dict[str, State | bytes]
 ) -> None:
     repo.commit(write(tmp_path, files))
@@ -138,7 +138,7 @@ def test_the_weights_are_those_that_programs_load(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
-def test_weights_that_programs_disagree_about_are_refused(
+def test_weights_on_which_programs_disagree_are_refused(
     repo: Repository, tmp_path: Path, files: dict[str, State | bytes], candidates: list[str]
 ) -> None:
     repo.commit(write(tmp_path, files))
@@ -152,21 +152,21 @@ def test_weights_that_programs_disagree_about_are_refused(
     with casweights.Subscriber(repo) as subscriber, pytest.raises(InvalidInputError):
         subscriber.sync(live)
     assert all((tensor == 7).all() for tensor in live.values())
-    for path, content in files.items():  # each of them can be had by its path
+    for path, content in files.items():  # each file can be selected by its path
         if not isinstance(content, bytes):
             assert_same_state(repo.load("main", include=[path]), content)
             for name, tensor in content.items():
                 assert repo.tensor("main", name, file=path).load().equal(tensor)
 
 
-def test_a_tensor_that_only_other_files_have_is_found(repo: Repository, tmp_path: Path) -> None:
+def test_a_tensor_only_in_other_files_is_found(repo: Repository, tmp_path: Path) -> None:
     files = {SINGLE: RIGHT, "optimizer.safetensors": state(3, "step"), "x/y.safetensors": WRONG}
     repo.commit(write(tmp_path, files))
     assert repo.tensor("main", "step").load().equal(state(3, "step")["step"])
     assert repo.load("main").keys() == RIGHT.keys()
 
 
-def test_patterns_choose_files_and_weights(repo: Repository, tmp_path: Path) -> None:
+def test_patterns_select_files_and_weights(repo: Repository, tmp_path: Path) -> None:
     files = SHARDED | {THREE: WRONG, "x/" + SINGLE: WRONG, "config.json": b"{}"}
     repo.commit(write(tmp_path, files))
     assert_same_state(repo.load("main", include="a"), {"a": RIGHT["a"]})
@@ -182,7 +182,7 @@ def test_patterns_choose_files_and_weights(repo: Repository, tmp_path: Path) -> 
             repo.load("main", include=include)
 
 
-def test_a_state_that_was_committed_comes_back_as_it_was(repo: Repository) -> None:
+def test_a_committed_state_loads_as_it_was(repo: Repository) -> None:
     nested = {"model": RIGHT, "tied": [RIGHT["a"]], "step": 3}
     repo.commit(nested)
     assert_same_state(repo.load("main"), nested)
@@ -215,7 +215,7 @@ BAD = {
 
 
 class Warnings(Reporter):
-    """Keeps the warnings."""
+    """A reporter that collects warnings."""
 
     def __init__(self) -> None:
         self.codes: list[str] = []
@@ -228,7 +228,7 @@ class Warnings(Reporter):
 
 @pytest.mark.parametrize("folder", ["", "unet"])
 @pytest.mark.parametrize("content", BAD.values(), ids=BAD)
-def test_a_wrong_index_is_a_warning_at_commit_and_an_error_at_load(
+def test_a_wrong_index_causes_a_warning_at_commit_and_an_error_at_load(
     tmp_path: Path, content: bytes, folder: str
 ) -> None:
     files: dict[str, State | bytes]
@@ -258,21 +258,19 @@ def test_an_index_that_is_too_large_is_not_read(
 ) -> None:
     monkeypatch.setattr(module, "_MAX_INDEX_SIZE", 1000)
     repo.commit(write(tmp_path, {ONE: RIGHT, INDEX: index(a=ONE, b=ONE) + b" " * 1000}))
-    with pytest.raises(CasweightsError, match="more than 1000 bytes") as caught:
+    with pytest.raises(CasweightsError, match="larger than 1000 bytes") as caught:
         repo.load("main")
     assert caught.value.code is ErrorCode.BAD_INDEX
 
 
-def test_an_index_that_is_right_is_no_warning(tmp_path: Path) -> None:
+def test_a_correct_index_causes_no_warning(tmp_path: Path) -> None:
     warnings = Warnings()
     with casweights.open(MemoryStore(), create=True, reporter=warnings) as store:
         store.commit(write(tmp_path, SHARDED | {"index.json": b"{", "x.json": b"{"}))
     assert warnings.codes == []
 
 
-def test_weights_that_are_stored_as_plain_bytes_are_refused(
-    repo: Repository, tmp_path: Path
-) -> None:
+def test_weights_stored_as_plain_bytes_are_refused(repo: Repository, tmp_path: Path) -> None:
     files = {SINGLE: RIGHT, "checkpoint-1/" + SINGLE: WRONG}
     repo.commit(write(tmp_path, files), opaque=[SINGLE])
     with pytest.raises(InvalidInputError, match="stored as plain bytes") as caught:

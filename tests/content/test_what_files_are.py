@@ -1,4 +1,4 @@
-"""The content of a file says what it is; its name does not."""
+"""The content of a file decides how it is stored, and its name does not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64
 
 
 def weights(rows: int, *, padding: int = 0, more: bool = False) -> bytes:
-    """A safetensors file of some kilobytes; `more` puts another tensor before the one there is."""
+    """Return a safetensors file of `rows` KiB; `more` adds a small tensor before the large one."""
     data = random.Random(rows).randbytes(1024 * rows)
     extra = 3 if more else 0
     table = {"w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [extra, extra + len(data)]}}
@@ -32,7 +32,7 @@ def weights(rows: int, *, padding: int = 0, more: bool = False) -> bytes:
 
 
 class Warnings(Reporter):
-    """Keeps the warnings."""
+    """A reporter that collects warnings."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
@@ -43,7 +43,7 @@ class Warnings(Reporter):
 
 @pytest.mark.parametrize("name", ["flux.sft", "flux", "0f1e2d", "model.safetensors.tmp", "a.bin"])
 @pytest.mark.parametrize("padding", [0, 5000])
-def test_safetensors_files_are_cut_by_tensor_whatever_they_are_called(
+def test_safetensors_files_of_any_name_are_stored_as_tensors(
     tmp_path: Path, name: str, padding: int
 ) -> None:
     folder = tmp_path / "model"
@@ -74,7 +74,7 @@ def test_safetensors_files_are_cut_by_tensor_whatever_they_are_called(
         (99_999_999).to_bytes(8, "little") + b"{",
     ],
 )
-def test_what_is_no_safetensors_file_is_plain_bytes_under_another_name(
+def test_invalid_safetensors_files_of_other_names_are_stored_as_plain_bytes(
     tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "a.sft").write_bytes(content)
@@ -84,7 +84,7 @@ def test_what_is_no_safetensors_file_is_plain_bytes_under_another_name(
     assert (tmp_path / "out/a.sft").read_bytes() == content
 
 
-def test_a_checkout_reuses_the_tensors_of_a_file_by_another_name(tmp_path: Path) -> None:
+def test_a_checkout_reuses_the_tensors_of_a_file_with_another_name(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one/m.safetensors").write_bytes(weights(400, more=True))
     out = tmp_path / "out"
@@ -101,7 +101,7 @@ def test_a_checkout_reuses_the_tensors_of_a_file_by_another_name(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tokenizer.model", "model.sft", "x/README"])
-def test_a_pointer_of_git_lfs_is_a_warning(tmp_path: Path, name: str) -> None:
+def test_a_pointer_of_git_lfs_causes_a_warning(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(POINTER)
     warnings = Warnings()
@@ -115,7 +115,7 @@ def test_a_pointer_of_git_lfs_is_a_warning(tmp_path: Path, name: str) -> None:
     assert "git lfs pull" in message
 
 
-def test_a_pointer_in_place_of_a_safetensors_file_is_an_error(tmp_path: Path) -> None:
+def test_a_pointer_named_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(POINTER)
     with casweights.open(MemoryStore(), create=True) as store:
         with pytest.raises(InvalidInputError, match="git lfs pull") as caught:
@@ -125,7 +125,7 @@ def test_a_pointer_in_place_of_a_safetensors_file_is_an_error(tmp_path: Path) ->
 
 
 def hub_cache(folder: Path) -> None:
-    """A folder of the Hub's cache, with one revision."""
+    """Create a folder like one of the Hub's cache, with one revision."""
     digest = "0" * 63 + "1"
     (folder / "blobs").mkdir(parents=True)
     (folder / "blobs" / digest).write_bytes(weights(4))
@@ -136,7 +136,7 @@ def hub_cache(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "models--x--y", "hub/models--x--y"])
-def test_a_folder_of_the_hub_s_cache_is_a_warning(tmp_path: Path, below: str) -> None:
+def test_a_folder_of_the_hub_cache_causes_a_warning(tmp_path: Path, below: str) -> None:
     hub_cache(tmp_path / "c" / below)
     warnings = Warnings()
     with casweights.open(MemoryStore(), create=True, reporter=warnings) as store:
@@ -149,7 +149,7 @@ def test_a_folder_of_the_hub_s_cache_is_a_warning(tmp_path: Path, below: str) ->
         assert len(warnings.found) == 1
 
 
-def test_folders_that_are_called_like_those_of_a_cache_are_no_warning(tmp_path: Path) -> None:
+def test_folders_with_names_like_the_hub_cache_cause_no_warning(tmp_path: Path) -> None:
     for path in ("blobs/image.png", "snapshots/1/a", "x/blobs/" + "0" * 64, "snapshots/b"):
         (tmp_path / "c" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "c" / path).write_bytes(b"1")

@@ -164,7 +164,7 @@ def test_unreadable_entry(model: Path, make: Callable[[Path], None]) -> None:
 @pytest.mark.parametrize("make", [link_to_its_folder, link_to_the_folder_above])
 def test_links_in_a_circle_are_called_so(model: Path, make: Callable[[Path], None]) -> None:
     make(model / "sub" / "it")
-    assert_refused(model, ErrorCode.SOURCE_UNREADABLE, "links lead in a circle")
+    assert_refused(model, ErrorCode.SOURCE_UNREADABLE, "links form a circle")
 
 
 @pytest.mark.parametrize("make", UNREADABLE)

@@ -1,4 +1,4 @@
-"""A store with several branches, and one to bring versions to."""
+"""Fixtures: a store with several branches, and an empty store to push to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def versions(repo: Repository) -> Versions:
-    """Two branches of differences, a third one that resembles them, and a tag."""
+    """Two branches of differences, a third branch that resembles them, and a tag."""
     states = list(history(5, 0.01, chunks=3))
     found = {repo.commit(state).id: state for state in states}
     fork = {"w": step(states[2]["w"], 0.02, 70)}
@@ -33,7 +33,7 @@ def versions(repo: Repository) -> Versions:
 
 @pytest.fixture(params=["memory", "local"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> CountingStore:
-    """An empty store that counts."""
+    """An empty store that counts its reads and writes."""
     kind = MemoryStore() if request.param == "memory" else LocalStore(tmp_path / "target")
     store = CountingStore(kind)
     create(store)

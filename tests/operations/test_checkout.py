@@ -1,4 +1,4 @@
-"""Putting versions into directories."""
+"""Checkout: writes versions to directories, and changes only what differs."""
 
 from __future__ import annotations
 
@@ -45,20 +45,18 @@ def model(tmp_path: Path) -> Path:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every file."""
+    """Return the inode and modification time of every file."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 
-def test_into_nothing(repo: Repository, model: Path, tmp_path: Path) -> None:
+def test_a_checkout_creates_missing_folders(repo: Repository, model: Path, tmp_path: Path) -> None:
     snapshot = repo.commit(model)
     assert repo.checkout("main", tmp_path / "a/new/folder") == snapshot
     assert read_tree(tmp_path / "a/new/folder") == TREE
 
 
-def test_what_is_there_already_is_left_alone(
-    repo: Repository, objects: CountingStore, model: Path
-) -> None:
+def test_equal_files_are_left_alone(repo: Repository, objects: CountingStore, model: Path) -> None:
     repo.commit(model)
     before = state_of(model)
     objects.reset()
@@ -87,7 +85,7 @@ def test_only_chunks_that_differ_are_read(
 @pytest.mark.parametrize(
     "length", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK - 1, 5 * CHUNK + 1, 9 * CHUNK]
 )
-def test_files_of_another_size(
+def test_files_of_another_size_fetch_only_missing_chunks(
     repo: Repository, objects: CountingStore, model: Path, length: int
 ) -> None:
     repo.commit(model, compression="fast")
@@ -99,7 +97,7 @@ def test_files_of_another_size(
 
 
 @pytest.mark.parametrize("step", ["2", "20000000000"])
-def test_another_header_over_the_same_tensors(
+def test_a_new_header_over_the_same_tensors_fetches_nothing(
     repo: Repository, objects: CountingStore, tmp_path: Path, step: str
 ) -> None:
     file = tmp_path / "model.safetensors"
@@ -114,7 +112,7 @@ def test_another_header_over_the_same_tensors(
     assert objects.read_bytes("packs/") == 0
 
 
-def test_from_one_version_to_the_next(
+def test_an_update_fetches_only_the_changed_tensor(
     repo: Repository, objects: CountingStore, tmp_path: Path
 ) -> None:
     state = {f"layers.{n}": torch.full((CHUNK,), n, dtype=torch.uint8) for n in range(10)}
@@ -129,7 +127,7 @@ def test_from_one_version_to_the_next(
     assert safetensors.torch.load_file(tmp_path / "model.safetensors")["layers.3"][0] == 3
 
 
-def test_tensors_that_moved_inside_the_file(
+def test_tensors_that_moved_inside_the_file_are_not_fetched(
     repo: Repository, objects: CountingStore, tmp_path: Path
 ) -> None:
     tensor = torch.from_numpy(np.frombuffer(NOISE, np.uint8).copy())
@@ -155,7 +153,7 @@ def test_extra_files_are_kept(repo: Repository, model: Path) -> None:
     assert read_tree(model) == TREE | extra
 
 
-def test_delete(repo: Repository, model: Path) -> None:
+def test_delete_removes_extra_files_and_empty_folders(repo: Repository, model: Path) -> None:
     repo.commit(model)
     write_tree({"notes.txt": b"", "own/folder/x": b"", "weights/link": Link("empty")}, model)
     (model / "folder link").symlink_to(model / "weights")
@@ -167,7 +165,7 @@ def test_delete(repo: Repository, model: Path) -> None:
     assert state_of(model / "weights").items() <= before.items()
 
 
-def test_delete_spares_what_commit_leaves_out(repo: Repository, model: Path) -> None:
+def test_delete_keeps_files_that_a_commit_leaves_out(repo: Repository, model: Path) -> None:
     repo.commit(model)
     spared = {
         ".git/config": b"x",
@@ -190,7 +188,7 @@ def test_delete_does_not_follow_links(repo: Repository, model: Path, tmp_path: P
     assert (tmp_path / "elsewhere/precious").read_bytes() == b"x"
 
 
-def test_a_link_in_a_file_s_place_is_replaced(
+def test_a_link_at_the_path_of_a_file_is_replaced(
     repo: Repository, model: Path, tmp_path: Path
 ) -> None:
     repo.commit(model)
@@ -213,7 +211,9 @@ def test_a_hard_link_elsewhere_is_not_written_through(
     assert (tmp_path / "theirs").read_bytes() == b"changed"
 
 
-def test_in_the_way(repo: Repository, model: Path, tmp_path: Path) -> None:
+def test_obstacles_in_the_directory_are_refused(
+    repo: Repository, model: Path, tmp_path: Path
+) -> None:
     repo.commit(model)
     out = tmp_path / "out"
     for obstacle in ("weights", "config.json", "link"):
@@ -235,7 +235,7 @@ def test_in_the_way(repo: Repository, model: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_the_target_is_a_file(repo: Repository, model: Path) -> None:
+def test_a_file_as_target_is_refused(repo: Repository, model: Path) -> None:
     repo.commit(model)
     before = read_tree(model)
     with pytest.raises(InvalidInputError, match="is in the way"):
@@ -245,7 +245,7 @@ def test_the_target_is_a_file(repo: Repository, model: Path) -> None:
 
 @pytest.mark.parametrize("place", ["", "packs", "packs/deeper", "new/folder"])
 @pytest.mark.parametrize("delete", [False, True])
-def test_the_target_lies_in_a_store(
+def test_a_target_inside_a_store_is_refused(
     repo: Repository, model: Path, tmp_path: Path, place: str, delete: bool
 ) -> None:
     repo.commit(model)
@@ -260,8 +260,10 @@ def test_the_target_lies_in_a_store(
         assert not other.verify().problems
 
 
-def test_the_target_is_a_link_to_a_folder(repo: Repository, model: Path, tmp_path: Path) -> None:
-    """Whoever names the link means the folder."""
+def test_a_link_to_a_folder_as_target_is_followed(
+    repo: Repository, model: Path, tmp_path: Path
+) -> None:
+    """The user chose the link, so the folder that it points to is the target."""
     repo.commit(model)
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -269,13 +271,15 @@ def test_the_target_is_a_link_to_a_folder(repo: Repository, model: Path, tmp_pat
     assert read_tree(tmp_path / "real") == TREE
 
 
-def test_include_files(repo: Repository, model: Path, tmp_path: Path) -> None:
+def test_include_selects_files_by_path(repo: Repository, model: Path, tmp_path: Path) -> None:
     repo.commit(model)
     repo.checkout("main", tmp_path / "out", include=["*.json", "weights/opt*"])
     assert read_tree(tmp_path / "out").keys() == {"config.json", "weights/optimizer.pt"}
 
 
-def test_include_tensors(repo: Repository, objects: CountingStore, tmp_path: Path) -> None:
+def test_include_selects_tensors_by_name(
+    repo: Repository, objects: CountingStore, tmp_path: Path
+) -> None:
     names = [f"model.layers.{n}.w" for n in range(12)]
     state = {name: torch.full((CHUNK,), n, dtype=torch.uint8) for n, name in enumerate(names)}
     safetensors.torch.save_file(state, tmp_path / "m.safetensors", {"format": "pt"})
@@ -288,8 +292,8 @@ def test_include_tensors(repo: Repository, objects: CountingStore, tmp_path: Pat
     assert objects.read_bytes("packs/") <= 2 * CHUNK
 
 
-def test_include_tensors_of_a_nested_state(repo: Repository, tmp_path: Path) -> None:
-    """The tree of the whole state would not fit the part."""
+def test_a_part_of_a_nested_state_has_no_tree(repo: Repository, tmp_path: Path) -> None:
+    """The tree describes the whole state and would not fit a part of it."""
     state = {"model": {"a": torch.ones(2), "b": torch.zeros(2)}, "step": 5}
     snapshot = repo.commit(state)
     repo.checkout(snapshot, tmp_path, include=["model.a"])
@@ -297,7 +301,9 @@ def test_include_tensors_of_a_nested_state(repo: Repository, tmp_path: Path) -> 
     assert repo.load(snapshot, include=["model.a"]).keys() == {"model.a"}
 
 
-def test_include_nothing(repo: Repository, model: Path, tmp_path: Path) -> None:
+def test_an_include_without_matches_is_refused(
+    repo: Repository, model: Path, tmp_path: Path
+) -> None:
     repo.commit(model)
     for include in (["nothing*"], []):
         with pytest.raises(NotFoundError) as caught:
@@ -306,7 +312,7 @@ def test_include_nothing(repo: Repository, model: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_one_pattern_is_no_list_of_letters(repo: Repository, model: Path, tmp_path: Path) -> None:
+def test_a_single_string_is_one_pattern(repo: Repository, model: Path, tmp_path: Path) -> None:
     repo.commit(model)
     repo.checkout("main", tmp_path / "out", include="*.json")
     assert read_tree(tmp_path / "out").keys() == {"config.json"}
@@ -331,14 +337,16 @@ def test_an_empty_path_is_not_the_current_directory(
     assert (model / "extra").exists()
 
 
-def test_include_and_delete(repo: Repository, model: Path) -> None:
+def test_include_with_delete_is_refused(repo: Repository, model: Path) -> None:
     repo.commit(model)
     with pytest.raises(InvalidInputError, match="partial checkout cannot delete"):
         repo.checkout("main", model, include=["*.json"], delete=True)
     assert read_tree(model) == TREE
 
 
-def test_nothing_is_left_over(repo: Repository, model: Path, tmp_path: Path) -> None:
+def test_drafts_of_a_killed_checkout_are_removed(
+    repo: Repository, model: Path, tmp_path: Path
+) -> None:
     repo.commit(model)
     (tmp_path / "out" / f"{staging.PREFIX}dead").mkdir(parents=True)
     (tmp_path / "out" / f"{staging.PREFIX}dead" / "0").write_bytes(b"half")
@@ -365,7 +373,7 @@ def test_a_damaged_chunk_touches_no_file(
     assert read_tree(model) == before
 
 
-def test_read_a_file(repo: Repository, model: Path) -> None:
+def test_read_returns_the_bytes_of_a_file(repo: Repository, model: Path) -> None:
     repo.commit(model)
     for path, content in TREE.items():
         assert b"".join(repo.read("main", path)) == content
@@ -374,7 +382,7 @@ def test_read_a_file(repo: Repository, model: Path) -> None:
     assert caught.value.code is ErrorCode.FILE_NOT_FOUND
 
 
-def test_read_two_files_at_once(repo: Repository, tmp_path: Path) -> None:
+def test_two_files_can_be_read_alternately(repo: Repository, tmp_path: Path) -> None:
     write_tree({"a": NOISE, "b": NOISE[::-1]}, tmp_path)
     repo.commit(tmp_path)
     pairs = list(zip(repo.read("main", "a"), repo.read("main", "b"), strict=True))
@@ -383,7 +391,7 @@ def test_read_two_files_at_once(repo: Repository, tmp_path: Path) -> None:
 
 
 def test_repositories_are_not_written_to(repo: Repository, tmp_path: Path) -> None:
-    """Not even by a version that has such files: git runs what its configuration says."""
+    """A version may contain such files, and git runs commands from its configuration."""
     write_tree({".git/config": b"[core]", "a": b"a"}, tmp_path / "model")
     repo.commit(tmp_path / "model", exclude=())
     with pytest.raises(InvalidInputError, match=r"\.git/config") as caught:
@@ -393,7 +401,7 @@ def test_repositories_are_not_written_to(repo: Repository, tmp_path: Path) -> No
     repo.checkout("main", tmp_path / "out", include=["a"])
 
 
-def test_stores_below_are_not_written_to(repo: Repository, tmp_path: Path) -> None:
+def test_stores_inside_the_target_are_not_written_to(repo: Repository, tmp_path: Path) -> None:
     write_tree({".casweights/packs/x": b"theirs"}, tmp_path / "model")
     repo.commit(tmp_path / "model")
     with casweights.open(tmp_path / "out/.casweights", create=True):
@@ -404,10 +412,10 @@ def test_stores_below_are_not_written_to(repo: Repository, tmp_path: Path) -> No
     assert read_tree(tmp_path / "out") == before
 
 
-def test_deep_folders_are_entered_as_often_as_there_are_folders(
+def test_deep_folders_are_not_entered_from_the_top_for_each_level(
     repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However deep they are: not anew from the top for each of them."""
+    """The number of folders entered grows with the depth, not with its square."""
     depth, count, entered = 90, 3, 0
     tree = {"/".join([f"{number}", *["a"] * depth]): b"deep" for number in range(count)}
     write_tree(tree, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""A checkout loses nothing that exists in the directory alone."""
+"""A checkout loses no file whose content is only in the directory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNSAVED = b"three hours of edits"
 
 @pytest.fixture
 def target(repo: Repository, tmp_path: Path) -> Path:
-    """A directory that holds the first version; the second is the newest."""
+    """A directory that holds the first version, while the branch has a second one."""
     for number, tree in enumerate((FIRST, SECOND)):
         write_tree(tree, tmp_path / f"model{number}")
         repo.commit(tmp_path / f"model{number}")
@@ -57,7 +57,7 @@ def all_of(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if not path.is_fifo()]
 
 
-def test_edited_file(repo: Repository, target: Path) -> None:
+def test_an_edited_file_is_refused(repo: Repository, target: Path) -> None:
     (target / "config.json").write_bytes(UNSAVED)
     for delete in (False, True):
         assert_refused(repo, target, "config.json", delete=delete)
@@ -65,12 +65,12 @@ def test_edited_file(repo: Repository, target: Path) -> None:
     assert read_tree(target) == SECOND | {"notes": b"first"}
 
 
-def test_edited_tensor(repo: Repository, target: Path) -> None:
+def test_an_edited_tensor_is_refused(repo: Repository, target: Path) -> None:
     (target / "sub/model.safetensors").write_bytes(WEIGHTS[:-1] + b"!")
     assert_refused(repo, target, "sub/model.safetensors")
 
 
-def test_files_that_only_delete_would_lose(repo: Repository, target: Path) -> None:
+def test_an_unsaved_extra_file_is_refused_only_with_delete(repo: Repository, target: Path) -> None:
     write_tree({"mine": UNSAVED, "own/folder/x": UNSAVED, "empty": b""}, target)
     assert_refused(repo, target, "empty", "mine", "own/folder/x", delete=True)
     repo.checkout("main", target)
@@ -79,7 +79,7 @@ def test_files_that_only_delete_would_lose(repo: Repository, target: Path) -> No
     assert read_tree(target) == SECOND
 
 
-def test_all_are_named_in_one_error(repo: Repository, target: Path) -> None:
+def test_one_error_names_all_unsaved_files(repo: Repository, target: Path) -> None:
     names = [f"mine{n:02}" for n in range(30)]
     write_tree(dict.fromkeys(names, UNSAVED), target)
     assert_refused(repo, target, *names, delete=True)
@@ -103,7 +103,7 @@ def make_sparse(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_fifo, make_hard_link, make_sparse])
-def test_whatever_is_not_a_link_is_refused(
+def test_unsaved_files_of_any_kind_but_links_are_refused(
     repo: Repository, target: Path, make: Callable[[Path], None]
 ) -> None:
     (target / "config.json").unlink()
@@ -113,14 +113,18 @@ def test_whatever_is_not_a_link_is_refused(
     assert (target / "config.json").read_bytes() == b"two"
 
 
-def test_names_that_are_not_text(repo: Repository, target: Path) -> None:
+def test_names_that_are_not_unicode_are_escaped_in_the_error(
+    repo: Repository, target: Path
+) -> None:
     name = os.fsdecode(b"\xff\xfe")
     (target / name).write_bytes(UNSAVED)
     with pytest.raises(ConflictError, match=r"\\udcff\\udcfe"):
         repo.checkout("main", target, delete=True)
 
 
-def test_saved_under_another_name_or_in_another_layout(repo: Repository, target: Path) -> None:
+def test_files_saved_under_another_name_or_layout_are_replaced(
+    repo: Repository, target: Path
+) -> None:
     extra = {"backup": b"one", "sub/weights.bak": WEIGHTS, "config.json": b"first"}
     write_tree(extra, target)
     repo.checkout("main", target, delete=True)
@@ -131,7 +135,9 @@ def test_saved_under_another_name_or_in_another_layout(repo: Repository, target:
     assert read_tree(target) == FIRST
 
 
-def test_part_of_a_version(repo: Repository, target: Path, tmp_path: Path) -> None:
+def test_a_part_of_a_version_counts_as_saved(
+    repo: Repository, target: Path, tmp_path: Path
+) -> None:
     """A checkout of some tensors writes a file that no version lists."""
     part = tmp_path / "part"
     for ref in ("main~1", "main", "main~1"):
@@ -142,15 +148,15 @@ def test_part_of_a_version(repo: Repository, target: Path, tmp_path: Path) -> No
         repo.checkout("main", part, include=["b"])
 
 
-def test_files_that_a_killed_checkout_left(repo: Repository, target: Path) -> None:
-    """Some are of the old version, some of the new one."""
+def test_a_mixture_left_by_a_killed_checkout_is_replaced(repo: Repository, target: Path) -> None:
+    """Some files are of the old version, some of the new one."""
     write_tree({"config.json": b"two"}, target)
     repo.checkout("main", target, delete=True)
     assert read_tree(target) == SECOND
 
 
 @pytest.mark.parametrize("exclude", [".git/config", ".cache/huggingface/x"])
-def test_what_a_commit_leaves_out_is_not_asked_for(
+def test_files_that_a_commit_leaves_out_are_neither_refused_nor_removed(
     repo: Repository, target: Path, exclude: str
 ) -> None:
     write_tree({exclude: UNSAVED, f"old/{exclude}": UNSAVED, "old/notes": b"first"}, target)
@@ -158,7 +164,7 @@ def test_what_a_commit_leaves_out_is_not_asked_for(
     assert read_tree(target) == SECOND | {exclude: UNSAVED, f"old/{exclude}": UNSAVED}
 
 
-def test_a_version_that_is_gone_vouches_for_nothing(
+def test_files_of_a_deleted_version_are_refused(
     repo: Repository, objects: CountingStore, target: Path
 ) -> None:
     objects.delete(f"snapshots/{repo.resolve('main~1')}")
@@ -180,7 +186,7 @@ def long_history(objects: CountingStore, tmp_path: Path) -> CountingStore:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "most"),
+    ("old", "new", "limit"),
     [
         ("main~1", "main", 2),  # an update by one
         ("main", "main~1", 4),  # one back
@@ -189,20 +195,20 @@ def long_history(objects: CountingStore, tmp_path: Path) -> CountingStore:
         ("main~50", "main", HISTORY),
     ],
 )
-def test_near_versions_are_looked_at_first(
-    long_history: CountingStore, tmp_path: Path, old: str, new: str, most: int
+def test_related_versions_are_read_first(
+    long_history: CountingStore, tmp_path: Path, old: str, new: str, limit: int
 ) -> None:
-    """Of a long history few versions are read where those have all that lies there."""
+    """Few versions of a long history are read if they contain all files of the directory."""
     with casweights.open(long_history) as repo:
         repo.checkout(old, tmp_path / "out")
         new_id = repo.resolve(new)
     with casweights.open(long_history) as repo:
         long_history.reset()
         repo.checkout(new_id, tmp_path / "out")
-    assert versions_read(long_history) <= most
+    assert versions_read(long_history) <= limit
 
 
-def test_a_chunk_that_no_pack_has_ends_the_search(
+def test_a_chunk_in_no_pack_ends_the_search_early(
     long_history: CountingStore, tmp_path: Path
 ) -> None:
     with casweights.open(long_history) as repo:

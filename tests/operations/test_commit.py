@@ -1,4 +1,4 @@
-"""What a commit writes, and what it does not."""
+"""Commit: which objects it writes and reads, what it reports, and what it refuses."""
 
 from __future__ import annotations
 
@@ -37,18 +37,20 @@ ROW = 16 * KiB  # bytes; four rows to a chunk
 
 
 def rows(count: int, seed: int = 0) -> torch.Tensor:
-    """A matrix whose chunks are all different and do not compress."""
+    """Return a matrix whose chunks are all different and cannot be compressed."""
     generator = torch.Generator().manual_seed(seed)
     shape = (count, ROW // 2)
     return torch.randint(-(2**15), 2**15, shape, dtype=torch.int16, generator=generator)
 
 
 def packs(objects: CountingStore) -> list[int]:
-    """Sizes of the packs written since `objects.reset()`."""
+    """Return the sizes in bytes of the packs written since `objects.reset()`."""
     return [nbytes for name, nbytes in objects.writes if name.startswith("packs/")]
 
 
-def test_what_one_commit_writes(repo: Repository, objects: CountingStore) -> None:
+def test_a_commit_writes_one_pack_one_snapshot_and_one_move(
+    repo: Repository, objects: CountingStore
+) -> None:
     objects.reset()
     repo.commit({"w": rows(8)})
     kinds = [name.split("/")[0] for name, _ in objects.writes]
@@ -56,7 +58,7 @@ def test_what_one_commit_writes(repo: Repository, objects: CountingStore) -> Non
     assert 8 * ROW < packs(objects)[0] < 8 * ROW + 1000
 
 
-def test_the_same_again(repo: Repository, objects: CountingStore) -> None:
+def test_committing_the_same_state_writes_no_pack(repo: Repository, objects: CountingStore) -> None:
     first = repo.commit({"w": rows(8)})
     objects.reset()
     second = repo.commit({"w": rows(8)})
@@ -66,7 +68,7 @@ def test_the_same_again(repo: Repository, objects: CountingStore) -> None:
     assert second.id != first.id
 
 
-def test_the_same_time_and_parent_is_the_same_version(repo: Repository) -> None:
+def test_equal_time_parent_and_content_make_the_same_version(repo: Repository) -> None:
     options: dict[str, Any] = {"time": datetime(2026, 1, 1, tzinfo=UTC), "message": "same"}
     first = repo.commit({"w": rows(1)}, branch="a", **options)
     second = repo.commit({"w": rows(1)}, branch="b", **options)
@@ -74,7 +76,7 @@ def test_the_same_time_and_parent_is_the_same_version(repo: Repository) -> None:
     assert repo.branches() == {"a": first.id, "b": first.id}
 
 
-def test_what_is_new_is_found_by_another_process_too(objects: CountingStore) -> None:
+def test_another_process_writes_no_known_chunks(objects: CountingStore) -> None:
     with casweights.open(objects, create=True) as repo:
         repo.commit({"w": rows(8)})
     objects.reset()
@@ -83,14 +85,16 @@ def test_what_is_new_is_found_by_another_process_too(objects: CountingStore) -> 
     assert packs(objects) == []
 
 
-def test_its_own_packs_are_not_read_again(repo: Repository, objects: CountingStore) -> None:
+def test_a_commit_does_not_read_packs_it_wrote(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"w": rows(8)})
     objects.reset()
-    repo.commit({"v": rows(8, seed=1)})  # of another name, and so no difference from the first
+    repo.commit({"v": rows(8, seed=1)})  # another name, so the first tensor is not its base
     assert objects.read_bytes("packs/") == 0
 
 
-def test_a_tensor_in_another_file(repo: Repository, objects: CountingStore, tmp_path: Path) -> None:
+def test_a_tensor_that_moves_to_another_file_is_not_stored_again(
+    repo: Repository, objects: CountingStore, tmp_path: Path
+) -> None:
     state = {"small": torch.zeros(3), "w": rows(8)}
     repo.commit(state)
     objects.reset()
@@ -104,20 +108,22 @@ def test_a_tensor_in_another_file(repo: Repository, objects: CountingStore, tmp_
     assert packs(objects) == []
 
 
-def test_rows_that_were_appended(repo: Repository, objects: CountingStore) -> None:
+def test_appended_rows_store_only_themselves(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"embed": rows(8)})
     objects.reset()
     repo.commit({"embed": torch.cat([rows(8), rows(4, seed=1)])})
     assert 4 * ROW < sum(packs(objects)) < 4 * ROW + 1000
 
 
-def test_equal_chunks_of_one_version(repo: Repository, objects: CountingStore) -> None:
+def test_equal_chunks_of_a_version_are_stored_once(
+    repo: Repository, objects: CountingStore
+) -> None:
     objects.reset()
     repo.commit({"a": rows(8), "b": rows(8).clone(), "c": torch.cat([rows(8), rows(8)])})
     assert 8 * ROW < sum(packs(objects)) < 8 * ROW + 1000
 
 
-def test_opaque_files_share_chunks_too(
+def test_opaque_files_share_chunks_with_tensors(
     repo: Repository, objects: CountingStore, tmp_path: Path
 ) -> None:
     data = rows(8).numpy().tobytes()
@@ -130,7 +136,7 @@ def test_opaque_files_share_chunks_too(
     assert packs(objects) == []
 
 
-def test_one_tensor_of_a_thousand(objects: CountingStore) -> None:
+def test_changing_one_tensor_of_a_thousand_stores_one(objects: CountingStore) -> None:
     state = {f"layers.{n}.w": rows(1, seed=n) for n in range(1000)}
     with casweights.open(objects, create=True) as repo:
         repo.commit(state)
@@ -151,7 +157,7 @@ def test_packs_have_about_their_target_size(objects: CountingStore) -> None:
 
 
 class Listener(casweights.Reporter):
-    """Takes note of all events."""
+    """A reporter that records all events."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
@@ -174,7 +180,9 @@ class Listener(casweights.Reporter):
         self.events.append(("checked out", stats))
 
 
-def test_stats_and_events(objects: CountingStore, tmp_path: Path) -> None:
+def test_commit_and_checkout_report_stats_and_progress(
+    objects: CountingStore, tmp_path: Path
+) -> None:
     listener = Listener()
     config = StoreConfig(chunk_size=64 * KiB)
     repo = casweights.open(objects, create=True, config=config, reporter=listener)
@@ -206,7 +214,7 @@ def test_stats_and_events(objects: CountingStore, tmp_path: Path) -> None:
     repo.close()
 
 
-def test_a_commit_that_changes_nothing_says_so(objects: CountingStore) -> None:
+def test_a_commit_without_changes_reports_zero_new_bytes(objects: CountingStore) -> None:
     listener = Listener()
     with casweights.open(objects, create=True, reporter=listener) as repo:
         repo.commit({"w": rows(8)})
@@ -215,7 +223,9 @@ def test_a_commit_that_changes_nothing_says_so(objects: CountingStore) -> None:
     assert (stats.new_chunks, stats.new_bytes, stats.stored_bytes, stats.packs) == (0, 0, 0, 0)
 
 
-def test_an_error_ends_the_stage(repo: Repository, objects: CountingStore, tmp_path: Path) -> None:
+def test_a_failed_commit_finishes_its_stage(
+    repo: Repository, objects: CountingStore, tmp_path: Path
+) -> None:
     (tmp_path / "changing").write_bytes(bytes(100))
 
     class Meddler(Listener):
@@ -233,7 +243,7 @@ def test_an_error_ends_the_stage(repo: Repository, objects: CountingStore, tmp_p
     assert list(objects.list("snapshots/")) == []
 
 
-def test_what_a_version_tells(repo: Repository) -> None:
+def test_a_version_keeps_its_description(repo: Repository) -> None:
     zone = timezone(timedelta(hours=2))
     snapshot = repo.commit(
         {"w": torch.zeros(2)},
@@ -253,20 +263,20 @@ def test_what_a_version_tells(repo: Repository) -> None:
     assert read.size == sum(file.size for file in read.files)
 
 
-def test_the_time_is_now(repo: Repository) -> None:
+def test_the_default_time_is_now(repo: Repository) -> None:
     before = datetime.now(UTC)
     snapshot = repo.commit({"w": torch.zeros(2)})
     assert before <= snapshot.time <= datetime.now(UTC)
 
 
-def test_what_cannot_be_told(repo: Repository) -> None:
+def test_invalid_arguments_are_refused(repo: Repository) -> None:
     state = {"w": torch.zeros(2)}
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"time": datetime(2026, 1, 1)}, "time zone"),  # noqa: DTZ001
         ({"metadata": {"a": object()}}, "metadata.a is object"),
         ({"metadata": {1: 2}}, "metadata is dict"),
         ({"message": "\ud800"}, "not valid Unicode"),
-        ({"compression": "best"}, "unknown compression 'best'"),
+        ({"compression": "best"}, "compression must be one of auto, fast, small, got 'best'"),
         ({"branch": "no good"}, "not a valid name for a branch"),
         ({"branch": "-x"}, "not a valid name for a branch"),
     ]
@@ -276,7 +286,7 @@ def test_what_cannot_be_told(repo: Repository) -> None:
     assert repo.branches() == {}
 
 
-def test_a_branch_that_begins_elsewhere(repo: Repository) -> None:
+def test_a_new_branch_can_begin_at_any_version(repo: Repository) -> None:
     first = repo.commit({"w": torch.zeros(2)})
     tuned = repo.commit({"w": torch.ones(2)}, branch="tuned", parent=first)
     assert tuned.parents == (first.id,)
@@ -296,7 +306,7 @@ def test_compression_is_not_part_of_a_version(repo: Repository) -> None:
     assert versions[0] == versions[1] == versions[2]
 
 
-def test_compression_saves() -> None:
+def test_stronger_compression_makes_smaller_packs() -> None:
     sizes = {}
     weights = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     for compression in ("fast", "auto", "small"):
@@ -309,7 +319,7 @@ def test_compression_saves() -> None:
 
 @pytest.fixture
 def after_encoding(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
-    """What happens, once each, between encoding a version and writing it."""
+    """Actions to run between encoding a version and writing it, each once."""
     actions: list[Callable[[], object]] = []
     encode = encode_files
 
@@ -323,8 +333,8 @@ def after_encoding(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]
     return actions
 
 
-def test_a_version_is_written_after_the_index_has_forgotten_its_chunks(repo: Repository) -> None:
-    """Another thread that shares the handle may make it look at all packs again."""
+def test_a_version_is_written_although_the_index_forgot_its_chunks(repo: Repository) -> None:
+    """Another thread that shares the handle may cause it to read all packs again."""
     first = repo.commit({"w": rows(8)})
     db, state = repo.database, {"w": rows(8), "more": rows(1, seed=1)}
     said = Description(parents=(first.id,), time=first.time, author="", message="", metadata={})
@@ -338,7 +348,7 @@ def test_a_version_is_written_after_the_index_has_forgotten_its_chunks(repo: Rep
     assert repo.load("main")["w"].equal(rows(8))
 
 
-def test_a_commit_stores_chunks_again_that_are_lost_meanwhile(
+def test_a_commit_stores_lost_chunks_again(
     repo: Repository, objects: CountingStore, after_encoding: list[Callable[[], object]]
 ) -> None:
     repo.commit({"w": rows(8)})
@@ -365,7 +375,7 @@ def test_a_commit_stores_chunks_again_that_are_lost_meanwhile(
     ],
     ids=["too much metadata", "bytes", "message", "author"],
 )
-def test_what_a_version_cannot_say_is_refused_before_anything_is_written(
+def test_an_invalid_description_is_refused_before_anything_is_written(
     tmp_path: Path, said: dict[str, Any]
 ) -> None:
     store = MemoryStore()

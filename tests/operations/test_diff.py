@@ -1,4 +1,4 @@
-"""What differs between two versions."""
+"""Diff: lists what differs between two versions, from their manifests alone."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CHUNK = 64 * KiB
 
 
 def rows(*values: int) -> torch.Tensor:
-    """One chunk for each value."""
+    """Return a tensor with one chunk for each value."""
     return torch.tensor(values, dtype=torch.uint8).repeat_interleave(CHUNK).reshape(-1, CHUNK)
 
 
-def test_the_same(repo: Repository) -> None:
+def test_equal_versions_have_no_changes(repo: Repository) -> None:
     first = repo.commit({"a": rows(1), "b": rows(2)})
     second = repo.commit({"a": rows(1), "b": rows(2)})
     found = repo.diff(first, second)
@@ -33,7 +33,9 @@ def test_the_same(repo: Repository) -> None:
     assert found.nbytes == 0
 
 
-def test_tensors(repo: Repository, objects: CountingStore) -> None:
+def test_tensors_are_listed_as_added_removed_or_changed(
+    repo: Repository, objects: CountingStore
+) -> None:
     first = repo.commit({"same": rows(1), "grown": rows(2, 3), "gone": rows(4), "cast": rows(5)})
     second = repo.commit(
         {
@@ -58,7 +60,7 @@ def test_tensors(repo: Repository, objects: CountingStore) -> None:
     assert repo.diff(second, first).nbytes == CHUNK
 
 
-def test_files(repo: Repository, tmp_path: Path) -> None:
+def test_files_are_listed_as_added_removed_or_changed(repo: Repository, tmp_path: Path) -> None:
     write_tree({"same": b"1", "edited": b"22", "gone": b"333", "empty": b""}, tmp_path)
     repo.commit(tmp_path)
     (tmp_path / "gone").unlink()
@@ -83,8 +85,8 @@ def test_a_renamed_file_costs_nothing(repo: Repository, tmp_path: Path) -> None:
     assert found.nbytes == 0
 
 
-def test_a_file_s_metadata(repo: Repository) -> None:
-    """Tensors are the same; what ties them is not."""
+def test_a_change_of_metadata_alone_is_listed_by_file(repo: Repository) -> None:
+    """The tensors are equal; the tree in the metadata differs."""
     weights = rows(1)
     first = repo.commit({"a": weights, "b": weights.clone()})
     second = repo.commit({"a": weights, "b": weights.clone(), "step": 1})

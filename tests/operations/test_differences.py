@@ -1,4 +1,4 @@
-"""Differences between versions: what they save, what reading them costs, what they outlive."""
+"""Differences between versions: what they save, what reading them costs, how damage spreads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from casweights.results import CheckoutStats
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
-WORST_READ = 1.5  # of a whole version, promised for every version of a history
+WORST_READ = 1.5  # times the bytes of a whole version; promised for every version of a history
 
 
 def commit_all(repo: Repository, states: Sequence[State]) -> list[SnapshotId]:
@@ -46,7 +46,7 @@ def chains(repo: Repository, version: SnapshotId) -> list[Chain]:
 
 
 class Fetched(Reporter):
-    """What each checkout read."""
+    """A reporter that collects the bytes that each checkout read."""
 
     def __init__(self) -> None:
         self.nbytes: list[int] = []
@@ -72,7 +72,7 @@ def long_history(density: float) -> tuple[CountingStore, list[State], list[Snaps
 Long = tuple[CountingStore, list[State], list["SnapshotId"]]
 
 
-def test_every_version_comes_back(long_history: Long) -> None:
+def test_every_version_loads_bit_for_bit(long_history: Long) -> None:
     objects, states, ids = long_history
     with casweights.open(objects) as repo:
         for n in (0, 1, 7, 8, 9, 63, 64, 65, 100, 148, 149):
@@ -88,7 +88,7 @@ def test_no_version_is_expensive_to_read(long_history: Long) -> None:
     assert max(version.longest_chain for version in versions) <= 100
 
 
-def test_what_a_checkout_reads_is_what_stats_say(long_history: Long, tmp_path: Path) -> None:
+def test_a_checkout_reads_the_bytes_that_stats_report(long_history: Long, tmp_path: Path) -> None:
     objects, _, ids = long_history
     reporter = Fetched()
     with casweights.open(objects, reporter=reporter) as repo:
@@ -98,8 +98,10 @@ def test_what_a_checkout_reads_is_what_stats_say(long_history: Long, tmp_path: P
             assert reporter.nbytes[-1] == by_id[version].read_bytes
 
 
-def test_followers_read_little(long_history: Long, tmp_path: Path, density: float) -> None:
-    """Who has the version before reads about the one step, shortcuts notwithstanding."""
+def test_a_follower_reads_about_one_step_per_version(
+    long_history: Long, tmp_path: Path, density: float
+) -> None:
+    """A reader that has the previous version reads about one step, in spite of shortcuts."""
     objects, states, ids = long_history
     reporter = Fetched()
     with casweights.open(objects, reporter=reporter) as repo:
@@ -112,7 +114,7 @@ def test_followers_read_little(long_history: Long, tmp_path: Path, density: floa
     assert each <= (1.1 * one_step if density < 0.5 else 0.7 * first)
 
 
-def test_a_step_takes_little(repo: Repository) -> None:
+def test_a_step_is_stored_in_few_bytes(repo: Repository) -> None:
     first, second = history(2, 0.01, chunks=4)
     repo.commit(first)
     repo.commit(second)
@@ -129,7 +131,7 @@ def test_versions_that_share_nothing_are_stored_whole(repo: Repository) -> None:
     assert repo.stats().versions[-1].longest_chain == 1
 
 
-def test_a_base_in_another_file(repo: Repository, tmp_path: Path) -> None:
+def test_a_base_is_found_in_another_file(repo: Repository, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     first, second = history(2, 0.01)
@@ -142,7 +144,7 @@ def test_a_base_in_another_file(repo: Repository, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["dtype", "size"])
-def test_no_base_of_another_kind(repo: Repository, change: str) -> None:
+def test_a_chunk_of_another_dtype_or_size_is_no_base(repo: Repository, change: str) -> None:
     (state,) = history(1, 0.01, chunks=1)
     repo.commit(state)
     other = state["w"].view(torch.float16) if change == "dtype" else state["w"][: ELEMENTS // 2]
@@ -152,7 +154,7 @@ def test_no_base_of_another_kind(repo: Repository, change: str) -> None:
     assert torch.equal(repo.load(version)["w"].view(torch.int16), other.view(torch.int16))
 
 
-def test_opaque_files_are_compared_too(repo: Repository, tmp_path: Path) -> None:
+def test_opaque_files_are_stored_as_differences(repo: Repository, tmp_path: Path) -> None:
     data = bytearray(weights(2).view(torch.uint8).numpy().tobytes())
     (tmp_path / "optimizer.bin").write_bytes(data)
     repo.commit(tmp_path)
@@ -163,7 +165,7 @@ def test_opaque_files_are_compared_too(repo: Repository, tmp_path: Path) -> None
     assert b"".join(repo.read(version, "optimizer.bin")) == data
 
 
-def test_an_empty_directory_and_tiny_tensors(repo: Repository, tmp_path: Path) -> None:
+def test_empty_and_tiny_tensors_survive_changes(repo: Repository, tmp_path: Path) -> None:
     repo.commit({"a": torch.zeros(0), "b": torch.tensor(1.5), "c": torch.arange(3)})
     repo.commit({"a": torch.zeros(0), "b": torch.tensor(2.5), "c": torch.arange(3) + 1})
     repo.commit({"a": torch.zeros(1), "b": torch.tensor([2.5]), "c": torch.arange(4)})
@@ -171,8 +173,8 @@ def test_an_empty_directory_and_tiny_tensors(repo: Repository, tmp_path: Path) -
     assert repo.verify().problems == ()
 
 
-def test_a_variant_finds_its_base_itself(repo: Repository) -> None:
-    """As does one that was committed to a branch of its own, with no parent."""
+def test_a_variant_without_a_parent_finds_its_base(repo: Repository) -> None:
+    """A version without a parent is stored as differences from the branch that it resembles."""
     base = {"w": weights(4)}
     repo.commit({"unrelated": weights(1, seed=3)}, branch="other")
     repo.commit(base)
@@ -183,9 +185,7 @@ def test_a_variant_finds_its_base_itself(repo: Repository) -> None:
     assert variant.parents == ()
 
 
-def test_a_commit_goes_on_where_the_base_is_damaged(
-    repo: Repository, objects: CountingStore
-) -> None:
+def test_a_commit_succeeds_if_the_base_is_damaged(repo: Repository, objects: CountingStore) -> None:
     first, second = history(2, 0.01)
     repo.commit(first)
     (pack,) = objects.list(names.PACKS)
@@ -196,8 +196,10 @@ def test_a_commit_goes_on_where_the_base_is_damaged(
         assert encodings(other) == {"planes": 2}
 
 
-def test_damage_in_the_middle_of_a_chain(repo: Repository, objects: CountingStore) -> None:
-    """It is found, named, and takes only those versions along that need it."""
+def test_damage_in_a_chain_affects_only_versions_that_need_it(
+    repo: Repository, objects: CountingStore
+) -> None:
+    """The error names the damaged chunk, and only versions that need it are affected."""
     states = list(history(5, 0.01))
     ids = commit_all(repo, states)
     middle = chains(repo, ids[2])[0].frames[-1]
@@ -209,12 +211,12 @@ def test_damage_in_the_middle_of_a_chain(repo: Repository, objects: CountingStor
             with pytest.raises(IntegrityError, match=str(middle.frame.chunk)):
                 other.load(ids[n])
         assert str(middle.frame.chunk) in str(other.verify().problems[0])
-        version = other.commit(states[4])  # what cannot be rebuilt counts as missing
+        version = other.commit(states[4])  # chunks that cannot be rebuilt are stored again
         assert_same_state(other.load(version), states[4])
 
 
 def test_local_chunks_that_are_wrong_are_not_used(repo: Repository, objects: CountingStore) -> None:
-    """As a file that changes during a checkout: it is found out, and read from the store."""
+    """If a local file changes during a checkout, the chunk is read from the store instead."""
 
     class Wrong:
         is_used = True
@@ -235,8 +237,8 @@ def test_local_chunks_that_are_wrong_are_not_used(repo: Repository, objects: Cou
             assert other._db.hasher(out) == chunk
 
 
-def test_a_second_chain_is_taken_where_one_is_damaged(long_history: Long, density: float) -> None:
-    """A step that was kept beside its shortcut stands in for it."""
+def test_a_second_chain_is_read_if_the_first_is_damaged(long_history: Long, density: float) -> None:
+    """A step that was stored along with a shortcut replaces the shortcut."""
     original, states, ids = long_history
     if density >= 0.1:
         pytest.skip("shortcuts do not pay where chains are short")

@@ -1,4 +1,4 @@
-"""Versions of files that several processes encoded."""
+"""Encoding: several processes encode files, and one of them commits all as one version."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Stats(Reporter):
 
 @pytest.fixture
 def ranks(objects: CountingStore) -> Iterator[list[Repository]]:
-    """One store, opened three times."""
+    """The same store, opened three times."""
     config = StoreConfig(chunk_size=64 * KiB)
     ranks = [casweights.open(objects, create=True, config=config, workers=1) for _ in range(3)]
     yield ranks
@@ -66,7 +66,7 @@ def encode(
     return twin
 
 
-def test_who_commits_reads_nothing_of_the_parts(
+def test_committing_joined_parts_reads_no_pack(
     ranks: list[Repository], objects: CountingStore
 ) -> None:
     tensors = [torch.randn(100, 300), torch.randn(200, 300)]
@@ -98,7 +98,7 @@ def test_who_commits_reads_nothing_of_the_parts(
 
 
 class LocatingStore(WrapperStore):
-    """A process's view of a store, which knows the locators of what it wrote or was told of."""
+    """A process's view of a store: it knows locators of objects that it wrote or learned of."""
 
     batch = ObjectStore.batch
 
@@ -117,7 +117,7 @@ class LocatingStore(WrapperStore):
         self._locators[name] = locator
 
 
-def test_locators_of_packs_come_along(objects: CountingStore) -> None:
+def test_locators_of_packs_are_kept_when_parts_are_joined(objects: CountingStore) -> None:
     stores = [LocatingStore(objects) for _ in range(3)]
     first, second, third = [casweights.open(store, create=True) for store in stores]
     with first, second, third:
@@ -128,7 +128,7 @@ def test_locators_of_packs_come_along(objects: CountingStore) -> None:
     assert table.places == {pack: pack_name(pack).encode() for pack in table.packs}
 
 
-def test_parts_are_differences_from_the_version_before(
+def test_parts_are_stored_as_differences_from_the_base(
     ranks: list[Repository], objects: CountingStore
 ) -> None:
     tensor = torch.randn(500, 300)
@@ -143,14 +143,14 @@ def test_parts_are_differences_from_the_version_before(
         assert_same_tensor(fresh.tensor("main", "tensor of a").load(), tensor)
 
 
-def test_two_parts_with_one_path(ranks: list[Repository]) -> None:
+def test_two_parts_with_the_same_path_are_refused(ranks: list[Repository]) -> None:
     parts = [encode(repo, "a", torch.randn(10)) for repo in ranks[:2]]
     with pytest.raises(InvalidInputError, match="'a'"):
         commit_encoded(ranks[2].database, join(parts), SAID, "main", None)
     assert ranks[2].branches() == {}
 
 
-def test_another_writer_was_first(ranks: list[Repository]) -> None:
+def test_joined_parts_raise_a_conflict_if_another_writer_was_first(ranks: list[Repository]) -> None:
     part = encode(ranks[0], "a", torch.randn(10))
     theirs = ranks[1].commit({"theirs": torch.ones(1)})
     with pytest.raises(ConflictError) as error:

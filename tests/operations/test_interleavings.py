@@ -1,8 +1,8 @@
-"""One operation beside another, at every point: no acknowledged version is lost.
+"""Two operations interleaved at every point: no acknowledged version is lost.
 
-The first operation is interrupted before each of its calls of the store in turn. There the second
-one begins, and goes on up to one of its writes, or to its end; what is left of it follows after the
-first one. So each of the two sees the other one's half-done work.
+The first operation is interrupted before one of its calls of the store. At this point, the second
+one begins and runs up to one of its writes, or to its end; the rest of it runs after the first one.
+So each of the two sees unfinished work of the other. This is repeated for all calls and writes.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ if TYPE_CHECKING:
     Operation = Callable[[ObjectStore], Versions]
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
-NOW = datetime(2026, 1, 1, tzinfo=UTC)  # so that equal ends have equal names
+NOW = datetime(2026, 1, 1, tzinfo=UTC)  # a fixed time, so that equal versions have equal IDs
 
 
 class Watched(WrapperStore):
-    """A store with a look before each call and after each write.
+    """A store that calls functions before each call and after each write.
 
     Args:
         inner: The store that does the work.
         before: Called with the number of the call, from 1.
         after: Called with the number of the write, from 1.
-        one_by_one: Whether other threads wait until a call and the looks at it are over.
+        one_by_one: Whether other threads wait until a call and its functions have returned.
 
     Attributes:
-        before: The same; it may be replaced.
+        before: The argument; may be replaced.
     """
 
     batch = ObjectStore.batch
@@ -105,7 +105,7 @@ class Watched(WrapperStore):
 
 
 class Other:
-    """An operation on a thread of its own, which stops once after one of its writes."""
+    """An operation on its own thread that pauses after one of its writes."""
 
     def __init__(self, store: ObjectStore, operation: Operation, stop_after: int) -> None:
         self.versions: Versions = {}
@@ -117,12 +117,12 @@ class Other:
         self._thread = threading.Thread(target=self._run, args=(operation, watched), daemon=True)
 
     def begin(self) -> None:
-        """Work up to the stop."""
+        """Run up to the pause."""
         self._thread.start()
         assert self._paused.wait(30)
 
     def finish(self) -> None:
-        """Do the rest."""
+        """Run the rest."""
         self._resumed.set()
         self._thread.join(30)
         assert not self._thread.is_alive()
@@ -159,12 +159,12 @@ class World(MemoryStore):
 
 
 class Beginning(NamedTuple):
-    """What all operations begin with.
+    """The store that all operations begin with.
 
     Attributes:
         store: The store.
         versions: Its versions.
-        loose: Name of the pack with chunks that no version has.
+        loose: Name of the pack with chunks that no version contains.
     """
 
     store: World
@@ -185,7 +185,7 @@ def open_store(store: ObjectStore, *, create: bool = False) -> Repository:
 
 @cache
 def beginning(*, remote: bool) -> Beginning:
-    """A store with a branch of differences, another branch, and chunks that no version has."""
+    """Create a store with two branches, and with chunks that no version contains."""
     store = World(remote=remote)
     with open_store(store, create=True) as repo:
         versions = {repo.commit(state).id: state for state in (MAIN, LATER)}
@@ -199,13 +199,13 @@ def beginning(*, remote: bool) -> Beginning:
 
 
 def commit(store: ObjectStore) -> Versions:
-    """New chunks, differences from old ones, and chunks that the store has."""
+    """Commit new chunks, differences from old ones, and chunks that the store contains."""
     with open_store(store) as repo:
         return {repo.commit(NEW, time=NOW).id: NEW}
 
 
 def commit_again(store: ObjectStore) -> Versions:
-    """What is in no version, by a handle that has known it for long."""
+    """Commit chunks that no version contains, with a handle that has already indexed them."""
     state = {"w": LOOSE, "v": SIDE["v"]}
     with open_store(store) as repo:
         repo.stats()
@@ -225,7 +225,7 @@ def repack_fast(store: ObjectStore) -> Versions:
 
 
 def repack_by_turns(store: ObjectStore) -> Versions:
-    """Packs come back to what they were before."""
+    """Repack several times, so that the packs become the same as before."""
     for _ in range(2):
         repack_fast(store)
         repack_small(store)
@@ -266,7 +266,7 @@ def shallow_push_from(store: ObjectStore) -> Versions:
 
 @cache
 def elsewhere() -> tuple[World, SnapshotId]:
-    """A store that has the branch ``main``, and a version more."""
+    """Create a store with the branch ``main`` and one more version."""
     other = World(remote=False)
     original = beginning(remote=False).store
     with open_store(original) as repo, open_store(other, create=True) as target:
@@ -282,7 +282,7 @@ def push_into(store: ObjectStore) -> Versions:
 
 
 def check(store: World, versions: Versions) -> None:
-    """All versions can be read, before a repack, after one, and from a copy."""
+    """Check that all versions can be read before a repack, after one, and from a copy."""
     with open_store(store) as repo:
         assert repo.verify().problems == ()
     target = World(remote=False)
@@ -299,7 +299,7 @@ def check(store: World, versions: Versions) -> None:
 
 
 def interleave(first: Operation, second: Operation, *, remote: bool, call: int, write: int) -> bool:
-    """Begin `second` before a call of `first`; returns whether there was such a call and write."""
+    """Begin `second` before a call of `first`; return whether this call and write exist."""
     original, versions, _ = beginning(remote=remote)
     store, other = original.copy(), None
 
@@ -344,7 +344,7 @@ PAIRS: list[tuple[Operation, Operation]] = [
 
 
 def every_interleaving(first: Operation, second: Operation, *, remote: bool, stride: int) -> int:
-    """Interleave two operations in every way, or at every so many calls; returns how many."""
+    """Interleave two operations at every call, or every `stride` calls; return how many ways."""
     ways = 0
     for call in count(1, stride):
         before = ways
@@ -352,7 +352,7 @@ def every_interleaving(first: Operation, second: Operation, *, remote: bool, str
             ways += 1
             if not interleave(first, second, remote=remote, call=call, write=write):
                 break
-        if ways == before + 1:  # there is no such call, or the second operation writes nothing
+        if ways == before + 1:  # the call does not exist, or the second operation writes nothing
             return ways
     raise AssertionError
 
@@ -364,21 +364,22 @@ def test_two_operations_lose_nothing_in_a_directory(first: Operation, second: Op
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
-def test_two_operations_lose_nothing_behind_a_network(first: Operation, second: Operation) -> None:
+def test_two_operations_lose_nothing_in_a_remote_store(first: Operation, second: Operation) -> None:
     stride = 17 if second is repack_by_turns else 7
     assert every_interleaving(first, second, remote=True, stride=stride) > 2
 
 
 def repack_and_commit(call: int) -> bool:
-    """Repack, and commit with the same handle from a call on; returns whether it came to that.
+    """Repack, and begin a commit with the same handle at a call; return whether it began.
 
-    The commit may have to wait for the repack to look at the packs, so nobody waits for its end.
+    The commit may have to wait until the repack has read the packs, so the repack does not wait
+    for the commit to end.
     """
     original, versions, _ = beginning(remote=False)
     store = original.copy()
     watched = Watched(store, one_by_one=False)
     with ThreadPoolExecutor(1) as pool, open_store(watched) as repo:
-        repo.stats()  # so that the commit has nothing to look up
+        repo.stats()  # reads the index, so that the commit need not
         commits: list[Future[Snapshot]] = []
         numbers = count(1)
 
@@ -399,8 +400,8 @@ def test_a_commit_and_a_repack_with_one_handle_both_succeed() -> None:
     assert calls > 5
 
 
-def verify_beside_repack(store: World, call: int) -> tuple[list[str], bool]:
-    """The problems that a verify finds if a repack happens at a call, and whether it happened."""
+def verify_during_repack(store: World, call: int) -> tuple[list[str], bool]:
+    """Verify with a repack at a call; return the problems, and whether the repack happened."""
     numbers: list[int] = []
 
     def repack(number: int) -> None:
@@ -413,14 +414,14 @@ def verify_beside_repack(store: World, call: int) -> tuple[list[str], bool]:
     return problems, bool(numbers)
 
 
-def test_verify_beside_a_repack_reports_all_damage_and_nothing_else() -> None:
-    """The repack leaves a pack with a damaged frame as it is, and replaces all others."""
+def test_verify_during_a_repack_reports_all_damage_and_nothing_else() -> None:
+    """The repack keeps the pack with a damaged frame, and replaces all others."""
     original, _, loose = beginning(remote=False)
     damaged = original.copy()
     flip_bit(damaged, loose, 100)
     damaged.put(names.move_name(names.TAGS, "lost", 1), [encode_move(SnapshotId(bytes(32)))])
     for call in count(1):
-        problems, repacked = verify_beside_repack(damaged.copy(), call)
+        problems, repacked = verify_during_repack(damaged.copy(), call)
         assert [loose in problems[0], "tags/lost" in problems[-1], len(problems)] == [True, True, 2]
         if not repacked:
             break

@@ -1,4 +1,4 @@
-"""Tensors out of versions."""
+"""Load: tensors of versions come back bit for bit, and only needed chunks are read."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_indexing_reads_only_what_it_needs(
     assert objects.read_bytes("packs/") == chunks * CHUNK
 
 
-def test_a_lazy_tensor_tells_what_it_is(repo: Repository, objects: CountingStore) -> None:
+def test_a_lazy_tensor_describes_itself_without_reading_chunks(
+    repo: Repository, objects: CountingStore
+) -> None:
     repo.commit({"layer.w": ROWS.view(torch.bfloat16)})
     objects.reset()
     tensor = repo.tensor("main", "layer.w")
@@ -94,13 +96,13 @@ def test_a_lazy_tensor_tells_what_it_is(repo: Repository, objects: CountingStore
 
 
 @pytest.mark.parametrize("index", [64, -65, (0, 0, 0), "x"])
-def test_indexes_that_torch_refuses(repo: Repository, index: Any) -> None:
+def test_indexes_that_torch_refuses_raise_the_same_errors(repo: Repository, index: Any) -> None:
     repo.commit({"w": ROWS})
     with pytest.raises((IndexError, TypeError)):
         repo.tensor("main", "w")[index]
 
 
-def test_scalars_and_empty_tensors(repo: Repository) -> None:
+def test_scalars_and_empty_tensors_can_be_loaded_and_indexed(repo: Repository) -> None:
     state = {"scalar": torch.tensor(5.0), "none": torch.zeros(0, 3), "flat": torch.zeros(3, 0)}
     repo.commit(state)
     for name, expected in state.items():
@@ -111,7 +113,7 @@ def test_scalars_and_empty_tensors(repo: Repository) -> None:
         repo.tensor("main", "scalar")[0]
 
 
-def test_a_tensor_that_is_not_there(repo: Repository) -> None:
+def test_a_missing_tensor_is_not_found(repo: Repository) -> None:
     repo.commit({"w": ROWS})
     for arguments in ({"name": "x"}, {"name": "w", "file": "other.safetensors"}):
         with pytest.raises(NotFoundError) as caught:
@@ -119,7 +121,7 @@ def test_a_tensor_that_is_not_there(repo: Repository) -> None:
         assert caught.value.code is ErrorCode.TENSOR_NOT_FOUND
 
 
-def test_a_name_in_two_files(repo: Repository, tmp_path: Path) -> None:
+def test_a_name_in_two_files_is_ambiguous(repo: Repository, tmp_path: Path) -> None:
     for n in (1, 2):
         safetensors.torch.save_file({"w": torch.full((2,), n)}, tmp_path / f"{n}.safetensors")
     repo.commit(tmp_path)
@@ -132,7 +134,9 @@ def test_a_name_in_two_files(repo: Repository, tmp_path: Path) -> None:
     assert repo.load("main", include=["1.safetensors"])["w"].tolist() == [1, 1]
 
 
-def test_a_dtype_that_torch_does_not_have(repo: Repository, tmp_path: Path) -> None:
+def test_a_dtype_that_torch_lacks_can_be_checked_out_but_not_loaded(
+    repo: Repository, tmp_path: Path
+) -> None:
     table = {
         "fp6": {"dtype": "F6_E2M3", "shape": [4], "data_offsets": [0, 3]},
         "w": {"dtype": "U8", "shape": [2], "data_offsets": [3, 5]},
@@ -140,20 +144,20 @@ def test_a_dtype_that_torch_does_not_have(repo: Repository, tmp_path: Path) -> N
     content = encode_header(table) + b"abcde"
     write_tree({"m.safetensors": content}, tmp_path / "in")
     repo.commit(tmp_path / "in")
-    with pytest.raises(UnsupportedError, match=r"F6_E2M3.*check the file out instead"):
+    with pytest.raises(UnsupportedError, match=r"F6_E2M3.*check out the file instead"):
         repo.load("main")
     assert repo.load("main", include=["w"])["w"].tolist() == [100, 101]
     repo.checkout("main", tmp_path / "out")
     assert (tmp_path / "out/m.safetensors").read_bytes() == content
 
 
-def test_a_version_without_tensors(repo: Repository, tmp_path: Path) -> None:
+def test_a_version_without_tensors_loads_as_an_empty_dict(repo: Repository, tmp_path: Path) -> None:
     write_tree({"config.json": b"{}"}, tmp_path)
     repo.commit(tmp_path)
     assert repo.load("main") == {}
 
 
-def test_a_state_that_was_checked_out_and_committed_again(repo: Repository, tmp_path: Path) -> None:
+def test_a_state_survives_checkout_and_commit(repo: Repository, tmp_path: Path) -> None:
     shared = torch.ones(3)
     state = {"model": {"a": shared, "b": shared}, "step": 5}
     first = repo.commit(state)
@@ -163,7 +167,7 @@ def test_a_state_that_was_checked_out_and_committed_again(repo: Repository, tmp_
     assert_same_state(repo.load(second), state)
 
 
-def test_a_malformed_tree(repo: Repository, tmp_path: Path) -> None:
+def test_a_malformed_tree_is_refused(repo: Repository, tmp_path: Path) -> None:
     for tree in (
         "",
         "[]",

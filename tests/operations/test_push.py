@@ -1,4 +1,4 @@
-"""Branches and tags go from store to store, with the versions that they lead to."""
+"""Push and pull: branches and tags are copied with their versions, and never lose one."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from casweights.testing import CountingStore
 
 
-def test_ways_to_say_which(
+def test_refs_can_be_given_as_names_or_with_prefixes(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     with casweights.open(objects) as repo:
-        repo.tag("fork", "fork")  # a branch, too, that agrees
+        repo.tag("fork", "fork")  # names the same version as the branch
         tips = repo.branches() | repo.tags()
     push_all(objects, target, "v1")
     push_all(objects, target, "heads/alike")
@@ -61,7 +61,7 @@ def test_ways_to_say_which(
             push_all(objects, target, name)
 
 
-def test_only_what_a_branch_needs(
+def test_a_push_of_a_tag_copies_only_its_history(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     push_all(objects, target, "tags/v1")
@@ -70,8 +70,8 @@ def test_only_what_a_branch_needs(
     assert len(names_of(target, names.PACKS)) == 2
 
 
-def test_several_parents(repo: Repository, objects: CountingStore) -> None:
-    """Merges are for libraries to make; their parents come along whatever way leads to them."""
+def test_all_parents_of_a_merge_are_pushed(repo: Repository, objects: CountingStore) -> None:
+    """Only libraries create merges; all of their parents are copied."""
     states = list(history(4, 0.01))
     first, left, right = (
         repo.commit(state, branch=b).id for state, b in zip(states, "abc", strict=False)
@@ -85,17 +85,17 @@ def test_several_parents(repo: Repository, objects: CountingStore) -> None:
     push_all(objects, target, "merge")
     check(target, {left: states[1], right: states[2], merge.id: states[1]})
     assert names.snapshot_name(first) not in names_of(target)
-    push_all(objects, target, "c")  # is among its ancestors
+    push_all(objects, target, "c")  # the target has this version, as a parent of the merge
     with casweights.open(target) as there:
         there.branch("b", right)
     with pytest.raises(ConflictError):
         push_all(objects, target, "b")
     with casweights.open(target) as there:
         there.branch("merge", right, force=True)
-    push_all(objects, target, "merge")  # by its second parent it came from there
+    push_all(objects, target, "merge")  # the branch is at its second parent, so it moves forward
 
 
-def test_branches_that_went_apart(
+def test_a_diverged_branch_is_a_conflict_and_moves_only_with_force(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     send(objects, target)
@@ -119,7 +119,7 @@ def test_branches_that_went_apart(
     check(target, versions | {mine: {"w": here}, theirs: {"w": there}, fork: {"w": here}})
 
 
-def test_several_conflicts(
+def test_several_conflicts_are_reported_together(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     send(objects, target)
@@ -146,7 +146,7 @@ def test_a_branch_that_is_ahead_stays(
     push_all(target, objects, "main", force=True)
 
 
-def test_force_moves_back(
+def test_force_moves_a_branch_back(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     send(objects, target)
@@ -160,7 +160,7 @@ def test_force_moves_back(
         assert repo.resolve("main") == back
 
 
-def test_tags_do_not_move(
+def test_a_tag_is_never_moved(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     send(objects, target)
@@ -177,10 +177,10 @@ def test_tags_do_not_move(
         assert there.resolve("tags/v1") == there.resolve("main~3")
 
 
-def test_another_writer_is_first(
+def test_a_branch_moved_during_the_push_is_a_conflict(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
-    """While packs are under way, somebody moves the branch."""
+    """Another writer moves the branch while packs are copied."""
 
     def between() -> None:
         commit(target, {"w": weights(1, seed=93)})
@@ -196,7 +196,7 @@ def test_another_writer_is_first(
 
 
 @pytest.mark.parametrize("ref", ["main", "heads/fork", "v1", "main~1", "id"])
-def test_one_version_without_history(
+def test_a_push_without_history_copies_one_version(
     objects: CountingStore, target: CountingStore, versions: Versions, ref: str
 ) -> None:
     with casweights.open(objects) as repo:
@@ -217,10 +217,10 @@ def test_one_version_without_history(
 
 
 @pytest.mark.parametrize("ref", ["main", "heads/main"])
-def test_a_shallow_push_of_a_branch_that_moves_says_what_it_brought(
+def test_a_shallow_push_reports_the_version_that_it_copied(
     objects: CountingStore, versions: Versions, ref: str
 ) -> None:
-    """Whenever it moves, the target has the branch, at the version that was reported."""
+    """If the source's branch moves during the push, the target still has the reported version."""
     for call in count(1):
         fresh = {"w": weights(1, call)}
         move = Fault(call=call, method="list", action=partial(commit, objects, fresh))
@@ -237,10 +237,10 @@ def test_a_shallow_push_of_a_branch_that_moves_says_what_it_brought(
     assert call > 1
 
 
-def test_from_a_store_without_history(
+def test_a_shallow_store_can_be_pushed_from(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
-    """It can be pushed on from, back to where it came from and to others."""
+    """Its versions can be pushed to other stores and back to the original one."""
     send(objects, target, lambda here, there: push(here, there, ["main"], history=False))
     with casweights.open(objects) as repo:
         old = repo.resolve("main")
@@ -270,7 +270,7 @@ def test_from_a_store_without_history(
         (["main"], {"force": True}),
     ],
 )
-def test_pull_does_what_a_push_of_the_other_store_does(
+def test_a_pull_equals_a_push_from_the_other_store(
     objects: CountingStore, versions: Versions, refs: Any, options: dict[str, bool]
 ) -> None:
     pushed, pulled = MemoryStore(), MemoryStore()

@@ -1,4 +1,4 @@
-"""Repack: everything is stored anew, and nothing else changes."""
+"""Repack: all chunks are stored again in new packs, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def check(store: ObjectStore, versions: Versions) -> None:
 
 @pytest.fixture
 def versions(repo: Repository) -> Versions:
-    """A history, and a variant that came before its base."""
+    """A history, and a variant that was committed before its base."""
     base = weights(3, seed=50)
     states = [{"v": step(base, 0.02, 1)}, *history(6, 0.01, chunks=3)]
     found = {repo.commit(state, branch=f"b{n == 0}").id: state for n, state in enumerate(states)}
@@ -60,7 +60,9 @@ def versions(repo: Repository) -> Versions:
     return found
 
 
-def test_no_version_changes(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+def test_a_repack_changes_no_version(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
     before = {info.name for info in objects.list()} - pack_names(objects)
     repo.repack()
     assert {info.name for info in objects.list()} - pack_names(objects) == before
@@ -69,14 +71,14 @@ def test_no_version_changes(repo: Repository, objects: CountingStore, versions: 
         assert_same_state(repo.load(version), state)
 
 
-def test_fewer_bytes(objects: CountingStore) -> None:
-    """Versions that were imported without their parents become differences."""
+def test_a_repack_stores_unrelated_versions_as_differences(objects: CountingStore) -> None:
+    """Versions that were committed without a relative in the store become differences."""
     states = list(history(6, 0.01, chunks=3))
     found: Versions = {}
     with casweights.open(objects, create=True, config=CONFIG) as repo:
         for n, state in enumerate(states):
             found[repo.commit(state, branch=f"b{n}").id] = state
-            repo.delete_branch(f"b{n}")  # so that the next commit sees nothing to differ from
+            repo.delete_branch(f"b{n}")  # so that the next commit finds no base
         assert repo.stats().encodings == {"planes": 18}
         done = repo.repack()
         assert repo.stats().encodings == {"planes": 3, "sparse": 15}
@@ -86,7 +88,7 @@ def test_fewer_bytes(objects: CountingStore) -> None:
     check(objects, found)
 
 
-def test_once_more_changes_nothing(
+def test_repeating_a_repack_changes_nothing(
     repo: Repository, objects: CountingStore, versions: Versions
 ) -> None:
     repo.repack()
@@ -95,7 +97,9 @@ def test_once_more_changes_nothing(
     assert {name: objects.get(name) for name in pack_names(objects)} == before
 
 
-def test_compression(repo: Repository, objects: CountingStore, versions: Versions) -> None:
+def test_a_repack_applies_the_compression(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
     repo.repack(compression="fast")
     fast = repo.stats()
     assert fast.encodings["raw"] > 0
@@ -106,11 +110,13 @@ def test_compression(repo: Repository, objects: CountingStore, versions: Version
         repo.repack(compression="tiny")  # type: ignore[arg-type]
 
 
-def test_an_empty_store(repo: Repository) -> None:
+def test_repacking_an_empty_store_writes_no_pack(repo: Repository) -> None:
     assert repo.repack().packs == 0
 
 
-def test_progress(objects: CountingStore, repo: Repository, versions: Versions) -> None:
+def test_progress_adds_up_to_the_total(
+    objects: CountingStore, repo: Repository, versions: Versions
+) -> None:
     class Progress(Reporter):
         total = done = 0
         ended = False
@@ -132,8 +138,10 @@ def test_progress(objects: CountingStore, repo: Repository, versions: Versions) 
     assert progress.done == progress.total > 0
 
 
-def test_a_reader_goes_on(repo: Repository, objects: CountingStore, versions: Versions) -> None:
-    """Its index is out of date, and so are the pack tables of the snapshots."""
+def test_an_open_reader_works_after_a_repack(
+    repo: Repository, objects: CountingStore, versions: Versions
+) -> None:
+    """The reader's index is outdated, and so are the pack tables of the snapshots."""
     with casweights.open(objects) as reader:
         for version in versions:
             reader.load(version)
@@ -172,10 +180,10 @@ def test_a_failure_at_any_step_loses_nothing(
     assert calls > 1
 
 
-def test_a_commit_beside_it_loses_nothing(
+def test_a_commit_during_a_repack_loses_nothing(
     repo: Repository, objects: CountingStore, versions: Versions
 ) -> None:
-    """Its chunks lie in packs that are gone by the time its snapshot appears."""
+    """The commit relies on packs that the repack deletes before the snapshot is written."""
     states = [*versions.values()]
     fresh = {"w": step(states[-2]["w"], 0.01, 99), "v": states[0]["v"]}
     repacked = False
@@ -193,8 +201,8 @@ def test_a_commit_beside_it_loses_nothing(
     check(objects, versions | {version.id: fresh})
 
 
-def test_chunks_of_no_version_stay(repo: Repository, objects: CountingStore) -> None:
-    """Those of a commit that failed, and will be repeated."""
+def test_chunks_in_no_version_are_kept(repo: Repository, objects: CountingStore) -> None:
+    """The chunks of a failed commit are kept, so that repeating it writes no pack."""
     first, second, third = history(3, 0.01, chunks=2)
     repo.commit(first)
     for state in (second, third):
@@ -209,7 +217,7 @@ def test_chunks_of_no_version_stay(repo: Repository, objects: CountingStore) -> 
     assert not [name for name, _ in objects.writes if name.startswith(names.PACKS)]
 
 
-def test_a_damaged_chunk_stops_it(
+def test_a_damaged_chunk_stops_a_repack(
     repo: Repository, objects: CountingStore, versions: Versions
 ) -> None:
     flip_bit(objects, min(pack_names(objects)), 100)
@@ -220,7 +228,7 @@ def test_a_damaged_chunk_stops_it(
 
 
 def commit_loosely(repo: Repository, objects: CountingStore, state: State) -> str:
-    """Store chunks that no version has; returns the name of their pack."""
+    """Store chunks that no version contains; return the name of their pack."""
     before = pack_names(objects)
     version = repo.commit(state, branch="loose").id
     repo.delete_branch("loose")
@@ -229,7 +237,7 @@ def commit_loosely(repo: Repository, objects: CountingStore, state: State) -> st
     return pack
 
 
-def test_a_damaged_frame_that_no_version_needs_stays_where_it_is(
+def test_a_damaged_frame_that_no_version_needs_keeps_its_pack(
     repo: Repository, objects: CountingStore, versions: Versions
 ) -> None:
     loose = commit_loosely(repo, objects, {"w": weights(2, seed=90)})
@@ -271,7 +279,7 @@ def test_bad_frames_of_a_chunk_that_no_version_needs_are_excluded_together(
 
 
 def chunks_of(objects: ObjectStore, state: State) -> int:
-    """How many chunks of a state a repack has stored again."""
+    """Return how many chunks of a state a repack has stored again."""
     with casweights.open(MemoryStore(), create=True, config=CONFIG) as scratch:
         wanted = {chunk for chunk, _ in scratch.commit(state).pieces()}
     with casweights.open(objects) as repo:
@@ -280,10 +288,10 @@ def chunks_of(objects: ObjectStore, state: State) -> int:
     return len(wanted & {place.frame.chunk for places in new for place in places})
 
 
-def test_a_damaged_base_that_no_version_needs_stays_where_it_is(
+def test_a_damaged_base_that_no_version_needs_keeps_its_pack(
     repo: Repository, objects: CountingStore
 ) -> None:
-    """The version's chunk has a cheaper way through that base, and a sound one without it."""
+    """The version's chunk has a cheaper chain with that base, and a sound one without it."""
     base = {"w": torch.zeros_like(weights(1))}
     state = {"w": step(base["w"], 0.01, 92)}
     version = repo.commit(state, compression="fast").id
@@ -303,10 +311,10 @@ def test_a_damaged_base_that_no_version_needs_stays_where_it_is(
         assert [pack in str(problem) for problem in late.verify().problems] == [True]
 
 
-def test_a_frame_that_has_a_sound_copy_elsewhere_is_replaced(
+def test_a_damaged_frame_with_a_sound_copy_is_replaced(
     repo: Repository, objects: CountingStore
 ) -> None:
-    """No version needs the chunk; one of its two frames is damaged."""
+    """No version needs the chunk, and one of its two frames is damaged."""
     state = {"w": weights(2, seed=93)}
     packs = [commit_loosely(repo, objects, state)]
     flip_bit(objects, packs[0], 100)
@@ -314,7 +322,7 @@ def test_a_frame_that_has_a_sound_copy_elsewhere_is_replaced(
         version = other.commit(state, branch="a").id
         with pytest.raises(IntegrityError):
             other.load(version)
-        other.commit(state, branch="b")  # which stores the damaged chunk once more
+        other.commit(state, branch="b")  # stores the damaged chunk again
     for branch in ("a", "b"):
         repo.delete_branch(branch)
     for info in list(objects.list(names.SNAPSHOTS)):
@@ -327,7 +335,7 @@ def test_a_frame_that_has_a_sound_copy_elsewhere_is_replaced(
 def test_only_packs_of_lower_generations_are_deleted(
     repo: Repository, objects: CountingStore, versions: Versions
 ) -> None:
-    """So two repacks cannot each rely on what the other one deletes."""
+    """Otherwise, two repacks could each rely on packs that the other one deletes."""
     with casweights.open(objects) as other:
         for generation, compression in enumerate(("small", "fast", "small"), 1):
             other.repack(compression=compression)  # type: ignore[arg-type]
@@ -341,9 +349,7 @@ def test_only_packs_of_lower_generations_are_deleted(
     check(objects, versions)
 
 
-def test_a_pack_that_cannot_be_read_stays_and_is_named(
-    repo: Repository, objects: CountingStore
-) -> None:
+def test_an_unreadable_pack_is_kept_and_reported(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"w": weights(2)}, compression="fast")
     bad = names.PACKS + "0" * 64
     objects.put(bad, [b"no pack"])

@@ -1,4 +1,4 @@
-"""Versions go from store to store: only what is missing moves, and every ID stays."""
+"""Transfer: versions are copied under the same IDs, and only missing objects are moved."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
 
 
-def test_everything(objects: CountingStore, target: CountingStore, versions: Versions) -> None:
+def test_pushing_everything_copies_versions_packs_and_refs(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
     stats = send(objects, target)
     check(target, versions)
     assert names_of(target, names.PACKS) == names_of(objects, names.PACKS)
@@ -57,10 +59,10 @@ def test_everything(objects: CountingStore, target: CountingStore, versions: Ver
     assert stats.nbytes == sum(moved)
 
 
-def test_objects_are_the_same(
+def test_transferred_objects_are_identical(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
-    """Where the source was not rewritten, even the pack tables are what they were."""
+    """If the source was not repacked, even the pack tables are identical."""
     send(objects, target)
     for name in names_of(objects, names.PACKS) | names_of(objects, names.SNAPSHOTS):
         assert target.get(name) == objects.get(name)
@@ -79,7 +81,7 @@ def test_nothing_moves_twice(
         assert objects.read_bytes(names.PACKS) + target.read_bytes(names.PACKS) == 0
 
 
-def test_one_version_more(
+def test_a_push_of_one_more_version_writes_one_pack(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     send(objects, target)
@@ -93,10 +95,10 @@ def test_one_version_more(
 
 
 @pytest.mark.parametrize("compression", ["auto", "fast"])
-def test_one_version_more_after_the_target_was_repacked(
+def test_a_push_into_a_repacked_target_copies_only_new_packs(
     objects: CountingStore, target: CountingStore, versions: Versions, compression: str
 ) -> None:
-    """By their names none of the source's packs are there; their chunks are."""
+    """The target contains none of the source's packs by name, but all of their chunks."""
     send(objects, target)
     with casweights.open(target) as repo:
         repo.repack(compression=compression)  # type: ignore[arg-type]
@@ -111,14 +113,14 @@ def test_one_version_more_after_the_target_was_repacked(
     check(target, versions)
 
 
-def test_after_the_source_was_repacked(
+def test_a_push_from_a_repacked_source_writes_valid_pack_tables(
     repo: Repository,
     objects: CountingStore,
     target: CountingStore,
     versions: Versions,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The pack tables of its snapshots are out of date; those of the target are not."""
+    """The pack tables of the source's snapshots are outdated; those of the target must not be."""
     monkeypatch.setattr("casweights.database.writer.PACK_TARGET", 100_000)
     fresh = {"w": step(list(versions.values())[4]["w"], 0.01, 80)}
     version = repo.commit(fresh, message="to be pushed later").id
@@ -133,7 +135,7 @@ def test_after_the_source_was_repacked(
 
 
 def check_table(store: ObjectStore, version: SnapshotId) -> None:
-    """A version's pack table leads to all of it: there is no need to look through all packs."""
+    """Check that a version's pack table names all packs it needs, so that none are listed."""
     watched = FaultyStore(store)
     with casweights.open(watched) as repo:
         repo.load(version)
@@ -141,7 +143,7 @@ def check_table(store: ObjectStore, version: SnapshotId) -> None:
 
 
 class RemoteStore(CountingStore):
-    """A store that says that it is far away."""
+    """A store with the capabilities of a bucket."""
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
@@ -150,10 +152,10 @@ class RemoteStore(CountingStore):
         )
 
 
-def test_little_is_read_from_afar(
+def test_a_push_from_a_remote_store_reads_only_new_objects(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
-    """What a pull does not need, it does not look at."""
+    """Old packs and snapshots of the source are not read."""
     send(objects, target)
     before = names_of(objects, names.PACKS)
     fresh = {"w": step(list(versions.values())[4]["w"], 0.01, 80)}
@@ -166,8 +168,8 @@ def test_little_is_read_from_afar(
     check_table(target, version)
 
 
-def test_the_smaller_way(objects: CountingStore) -> None:
-    """A difference goes where its base is, whatever is cheapest without."""
+def test_a_difference_is_copied_if_the_target_has_its_base(objects: CountingStore) -> None:
+    """The cheapest chain in the source is a whole frame; the target already has the base."""
     forged_chains.create(objects)
     a, b = forged_chains.A, forged_chains.B
     links = [forged_chains.whole(a), forged_chains.difference(b, a), forged_chains.whole(b)]
@@ -184,7 +186,9 @@ def test_the_smaller_way(objects: CountingStore) -> None:
     assert names_of(target, names.PACKS) == {names.pack_name(pack) for pack in packs[:2]}
 
 
-def test_other_configs(objects: CountingStore, versions: Versions) -> None:
+def test_a_target_with_another_config_is_refused(
+    objects: CountingStore, versions: Versions
+) -> None:
     for config in (
         StoreConfig(chunk_size=2 * CHUNK),
         StoreConfig(digest="xxh3-128", chunk_size=CHUNK),
@@ -197,20 +201,20 @@ def test_other_configs(objects: CountingStore, versions: Versions) -> None:
         assert target.writes == []
 
 
-def test_an_empty_store(target: CountingStore) -> None:
+def test_pushing_an_empty_store_copies_nothing(target: CountingStore) -> None:
     source = MemoryStore()
     create(source)
     assert send(source, target) == TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
 
 
-def test_a_version_that_is_not_there(objects: CountingStore, target: CountingStore) -> None:
+def test_a_missing_version_is_not_found(objects: CountingStore, target: CountingStore) -> None:
     create(objects)
     unknown = casweights.SnapshotId(bytes(32))
     with pytest.raises(NotFoundError, match="no snapshot"):
         send(objects, target, lambda here, there: transfer(here, there, [unknown]))
 
 
-def test_tips_alone_move_no_ref(
+def test_a_transfer_of_versions_moves_no_ref(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     tips = list(versions)[4:]
@@ -219,7 +223,9 @@ def test_tips_alone_move_no_ref(
     assert names_of(target, "refs/") == set()
 
 
-def test_progress(objects: CountingStore, target: CountingStore, versions: Versions) -> None:
+def test_progress_adds_up_to_the_bytes_of_packs(
+    objects: CountingStore, target: CountingStore, versions: Versions
+) -> None:
     class Progress(Reporter):
         total = done = 0
         open = False

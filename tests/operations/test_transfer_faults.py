@@ -1,4 +1,4 @@
-"""Transfers from damaged stores, and transfers that fail, beside others or halfway."""
+"""Transfers from damaged stores, transfers that fail halfway, and transfers during a repack."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
 
 
-def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few packs at a time, by number and by bytes; a larger one goes alone."""
+def test_packs_are_copied_in_batches_of_limited_number_and_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch has few packs and few bytes; a pack beyond the limit is copied alone."""
 
     class Batches(CountingStore):
         calls: list[list[int]]
@@ -69,10 +71,10 @@ def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("place", ["payload", "index"])
-def test_a_damaged_pack_of_the_source(
+def test_a_damaged_pack_of_the_source_is_reported_or_stays_detectable(
     objects: CountingStore, target: CountingStore, versions: Versions, place: str
 ) -> None:
-    """It is told at once, or found in the target; what is checked out is right or an error."""
+    """A damaged index stops the transfer; a damaged frame is copied, and an error in the target."""
     for name in names_of(objects, names.PACKS):
         flip_bit(objects, name, 100 if place == "payload" else objects.size(name) - 60)
     if place == "index":
@@ -88,7 +90,7 @@ def test_a_damaged_pack_of_the_source(
                 repo.load(version)
 
 
-def test_a_damaged_snapshot_of_the_source(
+def test_a_damaged_snapshot_of_the_source_leaves_the_target_sound(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
     damaged = list(versions)[2]
@@ -100,10 +102,10 @@ def test_a_damaged_snapshot_of_the_source(
         assert repo.verify().problems == ()
 
 
-def test_a_lost_snapshot_of_the_source(
+def test_a_lost_ancestor_in_the_source_stops_the_transfer(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
-    """A version that has its history, but not here, is damage; one without history is not."""
+    """An ancestor that is missing in a store that is not shallow counts as damage."""
     lost = list(versions)[1]
     objects.delete(names.snapshot_name(lost))
     with pytest.raises(NotFoundError, match=str(lost)):
@@ -111,8 +113,10 @@ def test_a_lost_snapshot_of_the_source(
     assert names_of(target, names.SNAPSHOTS) == set()
 
 
-def test_a_repack_of_the_source_meanwhile(objects: CountingStore, versions: Versions) -> None:
-    """The packs that were to be copied are gone."""
+def test_a_transfer_survives_a_repack_of_the_source(
+    objects: CountingStore, versions: Versions
+) -> None:
+    """The packs to copy are deleted during the transfer; their chunks are found in new packs."""
     for call, source in zip((1, 2, 6), copies(objects), strict=False):
         target, before = MemoryStore(), names_of(source, names.PACKS)
         create(target)
@@ -140,10 +144,10 @@ def copies(original: ObjectStore) -> Iterator[MemoryStore]:
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_failure_at_any_step_is_made_good(
+def test_a_failed_transfer_can_be_repeated(
     objects: CountingStore, versions: Versions, after: bool
 ) -> None:
-    """The target is sound, and repeating brings the rest and nothing else."""
+    """The target is sound after the failure, and a repetition copies only the rest."""
     empty = MemoryStore()
     create(empty)
     with casweights.open(objects) as repo:
@@ -171,10 +175,10 @@ def test_a_failure_at_any_step_is_made_good(
     assert calls > 20
 
 
-def test_order_of_writing(
+def test_the_target_is_sound_after_each_write(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
-    """Whatever has arrived, what is visible is complete."""
+    """All visible versions are complete, no matter how many objects have been written."""
     send(objects, target)
     store = MemoryStore()
     create(store)
@@ -184,11 +188,11 @@ def test_order_of_writing(
             assert repo.verify(quick=True).problems == ()
 
 
-def test_errors_are_all_of_ours(
+def test_a_source_without_packs_raises_our_error(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
-    """A source whose packs are gone altogether."""
+    """All packs of the source were deleted."""
     for name in names_of(objects, names.PACKS):
         objects.delete(name)
-    with pytest.raises(CasweightsError, match="no way to rebuild"):
+    with pytest.raises(CasweightsError, match="cannot be rebuilt from"):
         send(objects, target)

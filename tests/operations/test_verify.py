@@ -1,4 +1,4 @@
-"""Verifying and counting."""
+"""Verify and stats: what is damaged, missing or foreign is reported, and contents are counted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def filled(repo: Repository) -> Repository:
     return repo
 
 
-def test_a_sound_store(filled: Repository) -> None:
+def test_a_sound_store_has_no_problems(filled: Repository) -> None:
     for quick in (False, True):
         found = filled.verify(quick=quick)
         assert found.problems == ()
@@ -45,7 +45,7 @@ def test_a_sound_store(filled: Repository) -> None:
         assert found.nbytes == filled.stats().pack_bytes
 
 
-def test_an_empty_store(repo: Repository) -> None:
+def test_an_empty_store_has_no_problems(repo: Repository) -> None:
     found = repo.verify()
     assert found.problems == ()
     assert (found.snapshots, found.packs, found.frames, found.nbytes) == (0, 0, 0, 0)
@@ -53,7 +53,7 @@ def test_an_empty_store(repo: Repository) -> None:
     assert repo.stats().version_bytes == 0
 
 
-def test_stats(filled: Repository) -> None:
+def test_stats_count_chunks_encodings_and_versions(filled: Repository) -> None:
     found = filled.stats()
     assert (found.packs, found.chunks) == (2, 10)
     assert found.chunk_bytes == 9 * CHUNK + 4 * CHUNK - 3 * CHUNK
@@ -73,7 +73,7 @@ def test_stats(filled: Repository) -> None:
 
 @pytest.mark.parametrize("prefix", ["packs/", "snapshots/", "refs/heads/", "refs/tags/"])
 @pytest.mark.parametrize("place", [0, 5, 20, -20, -1])
-def test_a_flipped_bit_anywhere(
+def test_a_flipped_bit_is_found_in_any_object(
     filled: Repository, objects: CountingStore, prefix: str, place: int
 ) -> None:
     info = next(objects.list(prefix))
@@ -85,7 +85,7 @@ def test_a_flipped_bit_anywhere(
     assert any(info.name in str(problem) for problem in problems)
 
 
-def test_missing_objects(filled: Repository, objects: CountingStore) -> None:
+def test_missing_objects_are_reported(filled: Repository, objects: CountingStore) -> None:
     for info in list(objects.list("packs/")):
         objects.delete(info.name)
     gone = filled.resolve("main~1")
@@ -100,7 +100,7 @@ def test_missing_objects(filled: Repository, objects: CountingStore) -> None:
     assert {problem.code for problem in filled.verify().problems} == {ErrorCode.MISSING_CHUNK}
 
 
-def test_what_does_not_belong(filled: Repository, objects: CountingStore) -> None:
+def test_foreign_objects_are_reported(filled: Repository, objects: CountingStore) -> None:
     objects.put("stranger", [b"x"])
     objects.put("packs/not-a-pack", [b"x" * 100])
     problems = [str(problem) for problem in filled.verify().problems]
@@ -109,7 +109,7 @@ def test_what_does_not_belong(filled: Repository, objects: CountingStore) -> Non
 
 
 def test_a_damaged_frame_is_read_from_another_pack(objects: CountingStore) -> None:
-    """Two writers that did not know of each other have stored the same chunks."""
+    """Two writers that did not see each other's packs have stored the same chunks."""
     config = StoreConfig(chunk_size=CHUNK)
     with (
         casweights.open(objects, create=True, config=config) as one,
@@ -133,14 +133,16 @@ def test_a_damaged_frame_is_read_from_another_pack(objects: CountingStore) -> No
 
 
 class OldListing(WrapperStore):
-    """Does not list packs and branches: to its user there are none."""
+    """A store that lists no packs and branches, as if its listings lagged."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return iter(()) if prefix in ("packs/", "refs/") else super().list(prefix)
 
 
-def test_a_commit_repairs_what_it_brings_again(filled: Repository, objects: CountingStore) -> None:
-    """A pack whose index is gone counts as missing, so its chunks are written once more."""
+def test_a_commit_stores_chunks_of_unreadable_packs_again(
+    filled: Repository, objects: CountingStore
+) -> None:
+    """A pack whose index is unreadable counts as missing, so its chunks are stored again."""
     for info in list(objects.list("packs/")):
         data = objects.get(info.name)
         objects.delete(info.name)
@@ -154,8 +156,8 @@ def test_a_commit_repairs_what_it_brings_again(filled: Repository, objects: Coun
             repo.load(ref)
 
 
-def test_a_commit_repairs_what_was_found_damaged(objects: CountingStore) -> None:
-    """A sound index over a damaged frame: whoever reads it finds out, and the next commit heals."""
+def test_a_commit_stores_chunks_of_damaged_frames_again(objects: CountingStore) -> None:
+    """The index is sound and a frame is damaged: a read detects it, the next commit repairs it."""
     with casweights.open(objects, create=True) as repo:
         repo.commit({"a": noise(3, 7)})
         (info,) = objects.list("packs/")
@@ -167,7 +169,7 @@ def test_a_commit_repairs_what_was_found_damaged(objects: CountingStore) -> None
         assert (repo.load("main~1")["a"] == noise(3, 7)).all()
 
 
-def test_a_commit_does_not_rely_on_packs_that_went(
+def test_a_commit_does_not_rely_on_deleted_packs(
     filled: Repository, objects: CountingStore
 ) -> None:
     filled.commit({"a": noise(3, 0)}, branch="again")

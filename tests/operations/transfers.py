@@ -1,4 +1,4 @@
-"""Versions that go from store to store, for tests."""
+"""Helpers for tests that transfer versions from store to store."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def send(
     move: Callable[[Database, Database], TransferStats] = push_everything,
     reporter: Reporter | None = None,
 ) -> TransferStats:
-    """Open both stores anew, and bring versions from one to the other."""
+    """Open both stores with new handles, and transfer versions from one to the other."""
     with casweights.open(source) as here, casweights.open(target, reporter=reporter) as there:
         return move(here._db, there._db)
 
@@ -54,11 +54,11 @@ def names_of(store: ObjectStore, prefix: str = "") -> set[str]:
 
 
 def check(store: ObjectStore, versions: Versions) -> None:
-    """The store is sound and has exactly these versions, bit for bit."""
+    """Check that the store is sound and contains exactly these versions, bit for bit."""
     with casweights.open(store) as repo:
         assert repo.verify().problems == ()
     for version, state in versions.items():
-        with casweights.open(store) as repo:  # which has learnt nothing from the others
+        with casweights.open(store) as repo:  # a new handle knows nothing from other versions
             assert repo.snapshot(version).id == version
             assert_same_state(repo.load(version), state)
     assert names_of(store, names.SNAPSHOTS) == {names.snapshot_name(v) for v in versions}

@@ -397,7 +397,7 @@ def test_sources_and_options_that_cannot_be_published_are_refused() -> None:
         for wrong in ([torch.ones(2)], {"w": object()}, None):
             with pytest.raises(InvalidInputError):
                 run.publish(wrong)  # type: ignore[arg-type]
-        with pytest.raises(InvalidInputError, match="compare='disk': choose one of host, device"):
+        with pytest.raises(InvalidInputError, match="compare must be one of host, device, cache"):
             Publisher(store, compare="disk")  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="float dtype"):
             Publisher(store, cast={"*": torch.int8})

@@ -402,7 +402,7 @@ def test_verify_is_refused_without_a_version(repo: Repository) -> None:
 
 
 def test_wrong_arguments_of_a_subscriber_are_refused(repo: Repository, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="choose one of full, patch"):
+    with pytest.raises(InvalidInputError, match="must be one of full, patch"):
         Subscriber(repo, verify="some")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="memory must be at least 0 bytes, got -1"):
         Subscriber(repo, memory=-1)
