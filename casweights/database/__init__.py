@@ -1,6 +1,6 @@
-"""An open store: versions, refs and chunks, out of its objects and into them.
+"""An open store: reads versions, refs and chunks from its objects, and writes them to objects.
 
-`Database` puts the parts together for the verbs. Values and their bytes are in `format`.
+`Database` holds the parts that the operations use. The byte formats are in `casweights.format`.
 """
 
 from __future__ import annotations
@@ -34,21 +34,36 @@ if TYPE_CHECKING:
 
 
 class Database(Handle):
-    """An open store.
+    """An open store, with one attribute for each kind of thing in it.
+
+    The order of calls in a commit: `heed_findings`, then look up chunks in `index` and write the
+    missing ones with a `PackWriter`, then `snapshots.save`, and last `refs.advance`. Every object
+    is durable before another one refers to it, so a process that dies at any point leaves a store
+    in which every branch and tag can be read.
+
+    Args:
+        store: The objects.
+        workers: Number of threads for encoding and decoding.
+        cache_size: Bytes of chunks to keep in memory; 0 keeps none.
+        reporter: Receives progress, results and warnings.
+        notes: A store on this machine for findings that `store` cannot be given; None for none.
+
+    Raises:
+        NotFoundError: `store` contains no casweights store.
 
     Attributes:
         store: The objects.
-        config: Digest and chunk size.
-        store_id: Hexadecimal digits that tell this store from others.
-        hasher: From a chunk's bytes to its ID.
-        workers: Threads for the heavy work.
-        findings: What was found damaged.
-        index: Where chunks lie.
-        reader: Chunks by ID.
+        config: The digest, the chunk size, and where the refs are.
+        store_id: Hexadecimal digits that distinguish this store from all others.
+        hasher: Computes the ID of a chunk from its bytes.
+        workers: Threads for encoding and decoding.
+        findings: Frames and packs that were found damaged.
+        index: The locations of chunks.
+        reader: Reads chunks by ID.
         cache: Chunks that stay in memory.
-        snapshots: Snapshots by ID.
+        snapshots: Reads and writes snapshots by ID.
         refs: Branches and tags.
-        reporter: Who hears of progress.
+        reporter: Receives progress, results and warnings.
     """
 
     def __init__(
@@ -64,7 +79,7 @@ class Database(Handle):
             store.require(names.CONFIG)
             store_file = store.read(names.CONFIG, MAX_STORE_FILE)
         except NotFoundError as error:
-            if error.code is ErrorCode.STORE_NOT_FOUND:  # not even the place is there
+            if error.code is ErrorCode.STORE_NOT_FOUND:  # the folder or bucket does not exist
                 raise
             raise NotFoundError(
                 ErrorCode.STORE_NOT_FOUND,
@@ -89,7 +104,7 @@ class Database(Handle):
         return f"open the store with casweights.open({self.store.url!r})"
 
     def info(self) -> StoreInfo:
-        """What the store is."""
+        """Return the store's URL, ID, configuration and guarantees."""
         holds = self.refs.store.probe()
         return StoreInfo(
             url=self.store.url,
@@ -101,24 +116,32 @@ class Database(Handle):
         )
 
     def heed_findings(self) -> None:
-        """Stop relying on what was found damaged. Writers call this before they deduplicate.
+        """Load the findings, so that damaged chunks count as missing and are stored again.
 
-        Where reads are not cheap, findings are listed once, so that no later step waits for them.
+        Writers call this before they look for chunks that the store already has. Where reads are
+        not cheap, only the first call lists the findings, so that later commits do not wait.
         """
         if not self._heeded or self.store.capabilities.cheap_reads:
             self.index.heed(self.findings.load())
             self._heeded = True
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the worker threads."""
         self.workers.close()
 
 
 def create_store(store: ObjectStore, config: StoreConfig) -> bool:
-    """Make a store, unless there is one already.
+    """Create a store, or complete its creation if an earlier attempt was interrupted.
+
+    Args:
+        store: The place for it.
+        config: Its configuration. A store that exists keeps its own.
 
     Returns:
-        Whether it was made now.
+        Whether this call created the store; False if it already existed.
+
+    Raises:
+        UnsupportedError: This kind of store cannot be shared, or cannot keep its refs elsewhere.
     """
     if config.shared and _store_file(store) is None:
         _share(store)
@@ -128,14 +151,18 @@ def create_store(store: ObjectStore, config: StoreConfig) -> bool:
         return store.put(names.CONFIG, [encode_store_file(config, secrets.token_hex(16))])
     known = _store_file(store)
     if known is not None and known[0].refs not in (None, config.refs):
-        return False  # whoever asked for this repository finds out that it has another one
+        return False  # the caller reads the configuration, which names the other repository
     store_id = secrets.token_hex(16) if known is None else known[1]
-    if known is None or known[0].refs is not None:  # the caller names it: it is earned
+    # The repository must record this store's ID before casweights.json names the repository;
+    # readers refuse a repository without the record. Only a caller who names the repository may
+    # write the record, because anybody with access to a bucket can forge its casweights.json.
+    if known is None or known[0].refs is not None:
         _ref_store(store, config.refs, store_id).create()
     return known is None and store.put(names.CONFIG, [encode_store_file(config, store_id)])
 
 
 def _share(store: ObjectStore) -> None:
+    """Create the store's folder so that all users of its group may write to it."""
     sharing = store.ability(SupportsSharing)
     if sharing is None:
         raise UnsupportedError(
@@ -147,17 +174,25 @@ def _share(store: ObjectStore) -> None:
 
 
 def _ref_store(store: ObjectStore, where: str, store_id: str) -> ObjectStore:
-    """The store that keeps the refs, which is not the store itself."""
+    """Return the separate store that keeps the refs of `store`.
+
+    Args:
+        store: The store.
+        where: The repository for refs, as the configuration names it.
+        store_id: The ID of `store`, which that repository must have on record.
+    """
     keeper = store.ability(SupportsRefStore)
     if keeper is None:
         raise UnsupportedError(
-            ErrorCode.UNSUPPORTED, f"{store.url} cannot keep its refs elsewhere, in {where}"
+            ErrorCode.UNSUPPORTED,
+            f"{store.url} cannot keep its refs in {where}: only buckets can keep refs in a "
+            "repository of their own",
         )
     return keeper.ref_store(where, store_id)
 
 
 def _store_file(store: ObjectStore) -> tuple[StoreConfig, str] | None:
-    """What the store's own file says; None if there is none."""
+    """Return the configuration and ID in the store's own file, or None if the file is missing."""
     try:
         return decode_store_file(store.read(names.CONFIG, MAX_STORE_FILE))
     except NotFoundError:

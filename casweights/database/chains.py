@@ -1,4 +1,4 @@
-"""Chains: the frames from which a chunk is rebuilt, and the search for the cheapest ones."""
+"""Chains, the frames from which a chunk is rebuilt, and the search for the cheapest chain."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
 
-MAX_LINKS = 4096  # frames of a chain that a reader follows; forged chains may have any number
+MAX_LINKS = 4096  # frames in a chain; writers make fewer than 100, forged chains have any number
 
 
 class Cost(NamedTuple):
-    """What rebuilding a chunk costs.
+    """The cost of rebuilding a chunk.
 
     Attributes:
-        nbytes: Stored bytes of the frames.
-        links: How many there are.
+        nbytes: Stored bytes of the chain's frames.
+        links: Number of frames.
     """
 
     nbytes: int
@@ -33,23 +33,30 @@ class Cost(NamedTuple):
 
 
 class Node(NamedTuple):
-    """A chunk with the raw size of its frames; only forged stores have several sizes of one."""
+    """A chunk and a raw size that frames claim for it.
+
+    Honest frames of one chunk all claim the same size. In a forged store they may differ, and a
+    difference can only be applied to a base of its own size, so the search keeps sizes apart.
+    """
 
     chunk: ChunkId
     raw_size: int
 
 
 class _Step(NamedTuple):
-    """The last frame of the cheapest chain to a chunk, and what comes before it."""
+    """The last frame of the cheapest chain to a chunk, linked to the frames before it.
 
-    nbytes: int  # of the whole chain
-    links: int
+    This is a linked list that grows at its end, so chains with a common beginning share it.
+    """
+
+    nbytes: int  # stored bytes of the whole chain
+    links: int  # frames of the whole chain
     frame: Location | None  # None for a chunk that the reader has
-    first: Location | None  # of the whole chain
+    first: Location | None  # first frame of the whole chain
     before: _Step | None
 
     def then(self, frame: Location) -> _Step:
-        """The chain that goes on with a frame."""
+        """Return this chain extended by a frame."""
         nbytes, first = self.nbytes + frame.frame.size, self.first or frame
         return _Step(nbytes, self.links + 1, frame, first, self)
 
@@ -58,13 +65,13 @@ _NOTHING = _Step(0, 0, None, None, None)
 
 
 class Chain:
-    """How to rebuild a chunk: frames, each of the base of the next one.
+    """The frames that rebuild a chunk: each is decoded onto the chunk that the one before it made.
 
-    Chains share their beginnings, so making one costs the same however long it is.
+    Creating a chain takes constant time; `frames` takes time in proportion to the length.
 
     Attributes:
         nbytes: Stored bytes of the frames.
-        links: How many there are.
+        links: Number of frames; 0 if the reader has the chunk itself.
     """
 
     def __init__(self, step: _Step) -> None:
@@ -74,7 +81,7 @@ class Chain:
 
     @property
     def base(self) -> ChunkId | None:
-        """The chunk that decoding begins with, because the reader has it; None if there is none."""
+        """The chunk that the reader must supply to begin with; None if the first frame is whole."""
         first = self._step.first
         return None if first is None else first.frame.base
 
@@ -84,11 +91,12 @@ class Chain:
         return tuple(self.back())[::-1]
 
     def back(self, seen: set[Node] | None = None) -> Iterator[Location]:
-        """The frames, the last one first.
+        """Yield the frames from the last to the first.
 
         Args:
-            seen: Shared by several chains, and filled by this method: it stops after the first
-                frame whose chunk an earlier chain has passed, which gave the frames before it.
+            seen: For callers that walk several chains and need each frame about once: a set that
+                they share, and that this method fills. The walk stops after the first frame whose
+                chunk is in the set, because an earlier walk has yielded the frames before it.
         """
         step = self._step
         while step.frame is not None and step.before is not None:
@@ -102,29 +110,35 @@ class Chain:
 
 
 class _Trail(NamedTuple):
-    """The frames from a chunk to the wanted one."""
+    """A linked list of frames that leads from some chunk to the wanted chunk."""
 
     location: Location
     next: _Trail | None
 
 
 class _Candidate(NamedTuple):
-    """The end of a chain, as far as the search has come back from the wanted chunk.
+    """An incomplete chain in the queue of the search: its frames up to the wanted chunk.
 
-    Candidates are ordered by their cost.
+    The order of the fields is the order of the queue: the cheapest candidate comes first.
     """
 
-    nbytes: int  # with the known chain to `node`, if there is one
+    nbytes: int  # includes the known chain to `node`, if any: then it is the exact total
     links: int
-    number: int
-    node: Node | None  # the base of its first frame; None if that needs none
+    number: int  # unique, so that the queue never compares the fields that follow
+    node: Node | None  # the base of its first frame; None if that frame is whole
     trail: _Trail | None
 
 
 class ChainFinder:
-    """Finds the cheapest chains, and remembers them until the table may hold cheaper ones.
+    """Finds the cheapest chains, and remembers them until the table changes.
 
-    May be used from several threads at once.
+    Every look-up first calls `_catch_up`, which compares the table's `version` and `exclusions`
+    with those of the last look-up. A new version discards all results. An exclusion discards only
+    the chains through that frame: it can make no other chain cheaper, and while a damaged store
+    is read there may be one exclusion for every chunk.
+
+    Safe for use from several threads: a finder has one lock, held for the whole of a look-up. The
+    owner of the table may change it at the same time.
 
     Args:
         table: The frames.
@@ -140,21 +154,23 @@ class ChainFinder:
         self._frames = table.all_frames if doubted else table.frames
         self._lock = threading.Lock()
         self._steps: dict[Node, _Step] = {}
-        self._dead: set[Node] = set()  # to which there is no chain
+        self._dead: set[Node] = set()  # nodes that no chain leads to
         self._best: dict[ChunkId, _Step | None] = {}  # the last step to a chunk with many frames
         self._by_size: dict[ChunkId, dict[int, list[Location]]] = {}  # of chunks with many frames
         self._version = -1
-        self._exclusions = 0  # how many of the table's are known here
-        self._after: dict[Node, list[Node]] | None = None  # what is built on each step, if needed
+        self._exclusions = 0  # number of the table's exclusions that were applied here
+        # The nodes whose steps are built on each node. Made at the first exclusion, because most
+        # stores have none.
+        self._after: dict[Node, list[Node]] | None = None
 
     def chain(self, chunk: ChunkId) -> Chain | None:
-        """The chain of the fewest stored bytes; None where frames are missing."""
+        """Return the chain of the fewest stored bytes, or None if frames are missing."""
         with self._lock:
             step = self._last_step(chunk)
             return None if step is None else Chain(step)
 
     def reachable(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
-        """These chunks, with None in place of those that have no chain."""
+        """Return these chunks, with None in place of those that have no chain."""
         with self._lock:
             return [
                 chunk if chunk is not None and self._last_step(chunk) is not None else None
@@ -162,21 +178,27 @@ class ChainFinder:
             ]
 
     def packs(self, chunks: Iterable[ChunkId], seen: set[Node]) -> list[tuple[PackId, ...]]:
-        """The packs along each chunk's chain, the last one first; none where frames are missing.
+        """Return the packs of the frames of each chunk's chain, from the last to the first.
 
-        See `Chain.back` for `seen`.
+        Args:
+            chunks: The chunks.
+            seen: Limits the walk to frames that no earlier chain had, as in `Chain.back`.
+
+        Returns:
+            A tuple for each chunk; empty if frames are missing.
         """
         with self._lock:
             steps = [self._last_step(chunk) or _NOTHING for chunk in chunks]
             return [tuple(location.pack for location in Chain(step).back(seen)) for step in steps]
 
     def cost(self, chunk: ChunkId) -> Cost | None:
-        """The cost of that chain, which is found faster than the chain itself."""
+        """Return the cost of the cheapest chain, or None if frames are missing."""
         with self._lock:
             step = self._last_step(chunk)
             return None if step is None else Cost(step.nbytes, step.links)
 
     def _last_step(self, chunk: ChunkId) -> _Step | None:
+        """Return the end of the cheapest chain to a chunk, from memory or by a search."""
         self._catch_up()
         if chunk in self._have:
             return _NOTHING
@@ -188,7 +210,7 @@ class ChainFinder:
         return self._best[chunk]
 
     def _catch_up(self) -> None:
-        """Forget what changes of the table have made wrong."""
+        """Discard the results that changes of the table have made wrong."""
         table = self._table
         if self._version != table.version:
             self._version, self._exclusions = table.version, len(table.exclusions)
@@ -199,7 +221,7 @@ class ChainFinder:
             self._exclusions += 1
 
     def _close(self, location: Location) -> None:
-        """Forget the chains through a frame. All others stay the cheapest."""
+        """Discard the chains through an excluded frame. All others stay the cheapest."""
         node = Node(location.frame.chunk, location.frame.raw_size)
         self._best.pop(node.chunk, None)
         self._by_size.pop(node.chunk, None)
@@ -218,13 +240,14 @@ class ChainFinder:
             closed += self._after.pop(node, ())
 
     def _follows(self, node: Node, step: _Step) -> None:
-        """Remember what the step to a chunk is built on, once a frame was excluded."""
+        """Record which node a step is built on, if `_after` is in use."""
         if self._after is not None and step.frame is not None:
             base = step.frame.frame.base
             if base is not None:
                 self._after.setdefault(Node(base, node.raw_size), []).append(node)
 
     def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> _Step | None:
+        """Return the end of the cheapest chain to a chunk, over all sizes that frames claim."""
         if len(frames) == 1:
             return self._find(Node(chunk, frames[0].frame.raw_size))
         sizes = {location.frame.raw_size for location in frames}
@@ -233,6 +256,7 @@ class ChainFinder:
         return min(steps, key=lambda step: step.nbytes, default=None)
 
     def _find(self, wanted: Node) -> _Step | None:
+        """Return the end of the cheapest chain to a node; search if it is not known yet."""
         step = self._steps.get(wanted)
         if step is None and wanted not in self._dead:
             self._search(wanted)
@@ -240,12 +264,14 @@ class ChainFinder:
         return step
 
     def _search(self, wanted: Node) -> None:
-        """Dijkstra's algorithm, from the chunk back to the nearest frame that can begin a chain.
+        """Find the cheapest chain to a node and keep it in `_steps`, or add the node to `_dead`.
 
-        Frames further back are never looked at, however long the history.
+        This is Dijkstra's algorithm, from the wanted chunk back along bases to the nearest whole
+        frame, chunk that the reader has, or known chain. The time does not depend on the length
+        of the history behind it.
         """
         is_cut = False
-        numbers = count()  # against ties
+        numbers = count()
         queue = [_Candidate(0, 0, next(numbers), wanted, None)]
         done: set[Node] = set()
         while queue:
@@ -262,11 +288,14 @@ class ChainFinder:
             done.add(nearest.node)
             for location in self._of_size(nearest.node):
                 heapq.heappush(queue, self._back(nearest, location, next(numbers)))
-        if self._have == ():  # otherwise a chain may become possible later
+        # `have` can grow without a change of the table, so only finders without it may conclude
+        # that no chain exists. Where the limit cut the search, `done` also contains nodes that
+        # other chains reach within the limit.
+        if self._have == ():
             self._dead |= self._out_of_reach() if is_cut else done
 
     def _of_size(self, node: Node) -> Sequence[Location]:
-        """The frames of a chunk that have one raw size."""
+        """Return the frames of a chunk that claim the raw size of a node."""
         found = self._frames(node.chunk)
         if len(found) < FEW_FRAMES:
             return [location for location in found if location.frame.raw_size == node.raw_size]
@@ -277,7 +306,7 @@ class ChainFinder:
         return self._by_size[node.chunk].get(node.raw_size, ())
 
     def _out_of_reach(self) -> set[Node]:
-        """All chunks of the table to which no chain of `MAX_LINKS` frames leads."""
+        """Return all nodes of the table that no chain of up to `MAX_LINKS` frames leads to."""
         after: dict[Node | None, list[Node]] = {}
         for chunk in self._table:
             for frame in (location.frame for location in self._frames(chunk)):
@@ -291,7 +320,7 @@ class ChainFinder:
         return out
 
     def _back(self, nearest: _Candidate, location: Location, number: int) -> _Candidate:
-        """A candidate with one more frame, whose base must have the same raw size."""
+        """Return a candidate with one more frame at its beginning."""
         frame = location.frame
         base = None if frame.base is None else Node(frame.base, frame.raw_size)
         before = self._known(base) or _NOTHING
@@ -300,7 +329,7 @@ class ChainFinder:
         return _Candidate(nbytes, links, number, base, _Trail(location, nearest.trail))
 
     def _known(self, node: Node | None) -> _Step | None:
-        """The cheapest chain to a chunk, if it is known already or has no frames."""
+        """Return the cheapest chain to a node if it is known or empty; None if it is unknown."""
         if node is None:
             return _NOTHING
         if node not in self._steps and node.chunk in self._have:
@@ -308,7 +337,7 @@ class ChainFinder:
         return self._steps.get(node)
 
     def _keep(self, trail: _Trail | None, before: _Step) -> None:
-        """Remember the cheapest chains to all chunks of a trail."""
+        """Record the cheapest chains to all chunks of a trail, which begins after `before`."""
         while trail is not None:
             frame = trail.location.frame
             node, before = Node(frame.chunk, frame.raw_size), before.then(trail.location)

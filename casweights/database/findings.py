@@ -1,7 +1,7 @@
-"""What was found damaged in a store, told to everybody who would rely on it.
+"""Findings: notes in a store that a frame or a pack was read and found damaged.
 
-A finding is a hint. Writers store again what it is about; readers read it all the same where there
-is no other way. So a wrong one, or a forged one, costs some bytes and nothing else.
+A finding is a hint. Writers store the chunks of such a frame again. Readers avoid the frame, and
+use it where no other chain exists. So a wrong or forged finding costs some bytes and nothing else.
 """
 
 from __future__ import annotations
@@ -28,16 +28,21 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import ObjectStore
 
-_MAX_FRAME_FINDINGS = 64  # about one pack; more become one finding about the whole pack
+_MAX_FRAME_FINDINGS = 64  # per pack; more become one finding about the pack, to bound the objects
 
 
 class Findings:
     """The findings about one store.
 
+    They are kept in the store, where all its users see them. A store that refuses the first write
+    is taken to be read-only from then on, and its findings go to the notes of this machine.
+    Failures to keep or remove a finding raise nothing: the finding is a hint, and its caller has
+    an error of its own to report.
+
     Args:
-        store: The store, which has them for everybody.
-        notes: A store on this machine for those that the store does not take; None for none.
-        store_id: Tells the store from others that use the same notes.
+        store: The store.
+        notes: A store on this machine for findings that `store` refuses; None for none.
+        store_id: The ID of `store`, which keeps it apart from other stores with the same notes.
     """
 
     def __init__(self, store: ObjectStore, notes: ObjectStore | None, store_id: str) -> None:
@@ -48,10 +53,10 @@ class Findings:
         self._refused = False
 
     def load(self) -> set[Suspect]:
-        """All that was found. What cannot be understood is left out.
+        """Return what all findings are about. Objects with other names are left out.
 
         Raises:
-            StoreError: The store could not be read.
+            StoreError: The store could not be read. Notes that cannot be read are left out.
         """
         self._stored = set(_listed(self._store, ""))
         found = set(self._stored)
@@ -61,13 +66,16 @@ class Findings:
         return found
 
     def note(self, found: Mapping[Suspect, str]) -> str | None:
-        """Keep findings, with what is wrong with each.
+        """Keep findings.
+
+        Args:
+            found: The damaged frames and packs, with the reason for each.
 
         Returns:
-            Where they are: the store's URL, or that of the notes if the store cannot be written
-            to; None if there are no notes either.
+            The URL of the place that has them: the store, or the notes if the store cannot be
+            written to. None if the notes cannot be written to either.
         """
-        objects = _objects(found, besides=self._stored)
+        objects = _objects(found, known=self._stored)
         if objects and not self._refused:
             try:
                 self._store.put_all(objects)
@@ -84,7 +92,7 @@ class Findings:
         return None
 
     def answer(self, suspects: Collection[Suspect]) -> None:
-        """Remove findings that are no longer true, where they can be removed."""
+        """Remove findings that are no longer true from the store and the notes, if possible."""
         if not suspects:
             return
         doomed = [finding_name(suspect) for suspect in suspects]
@@ -96,41 +104,43 @@ class Findings:
                 self._notes.delete_all([self._folder + name for name in doomed])
 
     def answer_gone(self) -> None:
-        """Remove findings about packs that are no longer there."""
+        """Remove findings about packs that no longer exist."""
         suspects = self.load()
-        there = self._store.sizes({names.pack_name(s.pack) for s in suspects}) if suspects else {}
-        self.answer([s for s in suspects if names.pack_name(s.pack) not in there])
+        packs = self._store.sizes({names.pack_name(s.pack) for s in suspects}) if suspects else {}
+        self.answer([s for s in suspects if names.pack_name(s.pack) not in packs])
 
     def problems(self) -> Iterator[CasweightsError]:
-        """What is wrong with the findings in the store themselves."""
+        """Yield an error for each finding in the store that is itself damaged or misnamed."""
         for info in self._store.list(names.DAMAGED):
             try:
                 decode_finding(self._store.read(info.name, MAX_FINDING), info.name)
-            except NotFoundError:  # it was answered meanwhile
+            except NotFoundError:  # another client removed it after the listing
                 continue
             except CasweightsError as error:
                 yield error
 
 
 def _listed(store: ObjectStore, folder: str) -> Iterator[Suspect]:
+    """Yield what the findings below a folder are about, as their names say."""
     for info in store.list(folder + names.DAMAGED):
         with suppress(IntegrityError):
             yield parse_finding_name(info.name.removeprefix(folder))
 
 
 def _objects(
-    found: Mapping[Suspect, str], besides: Collection[Suspect]
+    found: Mapping[Suspect, str], known: Collection[Suspect]
 ) -> list[tuple[str, list[bytes]]]:
-    now = time.time_ns() // 1000
+    """Return the names and contents of the objects for findings that are not known yet."""
+    now = time.time_ns() // 1000  # microseconds
     return [
         (finding_name(suspect), [encode_finding(Finding(suspect=suspect, why=why, time=now))])
         for suspect, why in found.items()
-        if suspect not in besides
+        if suspect not in known
     ]
 
 
 def summarize(found: Mapping[Suspect, str]) -> dict[Suspect, str]:
-    """The same, with one finding for a pack that has many."""
+    """Replace the findings of a pack with more than 64 of them by one about the whole pack."""
     counts = Counter(suspect.pack for suspect in found)
     whole = {pack for pack, count in counts.items() if count > _MAX_FRAME_FINDINGS}
     whole |= {suspect.pack for suspect in found if suspect.offset is None}

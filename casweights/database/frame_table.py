@@ -1,4 +1,4 @@
-"""Frames by their chunk: all that were read from the indexes of packs."""
+"""A table of frames by chunk, filled from the indexes of packs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
 
-FEW_FRAMES = 8  # of a chunk; with more, which only forged stores have, they are looked up by hash
+# Frames of one chunk up to which a search through the list is faster than a set. Honest stores
+# rarely have more; forged ones may have any number.
+FEW_FRAMES = 8
 
 
 class FrameTable:
-    """Frames by their chunk, with those that are excluded or in doubt.
+    """The known frames of each chunk, and which of them are excluded or in doubt.
 
-    *Excluded* frames were found damaged here and count as missing. Frames *in doubt* were found
-    damaged by others, and are used where there is no other way.
+    *Excluded* frames were found damaged by this process and count as missing. Frames *in doubt*
+    have a finding, and are used only where no other chain exists.
 
-    One thread at a time may change a table, under the lock of its owner. Others may read it at
-    the same time, and find it as it was or as it is.
+    One thread at a time may change a table, under the lock of its owner. Other threads may read
+    it at the same time, and see the state before or after each change.
 
     Attributes:
-        version: Grows with every change that may open or close chains to known chunks, except
-            for exclusions.
-        exclusions: All frames that were excluded, in order.
+        version: A number that grows with every change that may open or close chains to known
+            chunks, except for exclusions.
+        exclusions: All excluded frames, in the order of exclusion; only ever appended to, so that
+            a `ChainFinder` can apply those that are new to it.
     """
 
     def __init__(self) -> None:
@@ -40,29 +43,29 @@ class FrameTable:
         self.exclusions: list[Location] = []
 
     def __iter__(self) -> Iterator[ChunkId]:
-        """Every chunk that is known."""
+        """Iterate over the chunks that have a known frame."""
         return iter(list(self._known))
 
     def locations(self) -> Iterator[Location]:
-        """All frames, the excluded ones included."""
+        """Yield all frames, including the excluded ones."""
         yield from (
             location for locations in list(self._known.values()) for location in list(locations)
         )
         yield from list(self._excluded)
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
-        """All frames of a chunk that are neither excluded nor in doubt."""
+        """Return the frames of a chunk that are neither excluded nor in doubt."""
         found = self.all_frames(chunk)
         if not self._doubted:
             return found
         return [location for location in found if not self.doubts(location)]
 
     def all_frames(self, chunk: ChunkId) -> Sequence[Location]:
-        """All frames of a chunk that are not excluded."""
+        """Return the frames of a chunk that are not excluded, including those in doubt."""
         return self._known.get(chunk, ())
 
     def doubt(self, suspects: Collection[Suspect]) -> None:
-        """Count exactly these frames, and all frames of these packs, as in doubt."""
+        """Put exactly these frames, and all frames of these packs, in doubt, and no others."""
         if self._doubted != suspects:
             self._doubted = set(suspects)
             self.version += 1
@@ -77,10 +80,10 @@ class FrameTable:
         return not self._doubted.isdisjoint((location.suspect, Suspect(location.pack, None)))
 
     def add(self, locations: Iterable[Location]) -> None:
-        """Add frames that were read, unless they are excluded or known."""
-        new: set[ChunkId] = (
-            set()
-        )  # no chain to these was looked for yet, so further frames change none
+        """Add frames, except for those that are excluded or known."""
+        # The version stays the same for frames of chunks that this call added: finders have not
+        # looked for chains to them. A commit adds many such frames, and finders keep their results.
+        new: set[ChunkId] = set()
         for location in locations:
             chunk, base = location.frame.chunk, location.frame.base
             if location in self._excluded or self._has(location):
@@ -96,6 +99,7 @@ class FrameTable:
             self._known.setdefault(chunk, []).append(location)
 
     def _has(self, location: Location) -> bool:
+        """Whether a frame is known; if not, the caller adds it next."""
         chunk = location.frame.chunk
         known = self._known.get(chunk, ())
         if len(known) < FEW_FRAMES:
@@ -109,7 +113,7 @@ class FrameTable:
         return False
 
     def exclude(self, locations: Iterable[Location]) -> None:
-        """Count frames as missing. This takes time for all frames of each of their chunks."""
+        """Count frames as missing. The time grows with the number of frames of their chunks."""
         locations = list(locations)
         self._excluded.update(locations)
         for chunk in {location.frame.chunk for location in locations}:
@@ -119,17 +123,17 @@ class FrameTable:
         self.exclusions += locations
 
     def retain(self, packs: Iterable[PackId]) -> None:
-        """Forget the frames of all other packs."""
+        """Forget the frames of all packs but these."""
         kept, known = set(packs), FrameTable()
         known._excluded = {location for location in self._excluded if location.pack in kept}
         known.add(location for location in self.locations() if location.pack in kept)
         self._excluded, self._many = known._excluded, known._many
         self._unknown_bases = known._unknown_bases
-        self._known = known._known  # in one step, because other threads look for chunks
+        self._known = known._known  # one assignment, because other threads read without a lock
         self.version += 1
 
     def clear(self) -> None:
-        """Forget all frames; frames in doubt stay so when they are added again."""
+        """Forget all frames and exclusions. Frames in doubt are in doubt when added again."""
         self._known.clear()
         self._many.clear()
         self._excluded.clear()

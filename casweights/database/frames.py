@@ -1,4 +1,4 @@
-"""Frames out of packs: their stored bytes read and checked, and decoded into chunks."""
+"""Reads frames from packs, checks their stored bytes, and decodes them into chunks."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Spent:
-    """What reading chunks took, summed over threads.
+    """Time and bytes spent on reading chunks, summed over threads.
 
     Attributes:
-        read: Seconds of waiting for stored bytes.
-        decode: Seconds of decoding them.
-        check: Seconds of hashing what came out.
-        nbytes: Stored bytes read.
+        read: Seconds spent waiting for stored bytes.
+        decode: Seconds spent decoding them.
+        check: Seconds spent hashing the decoded chunks.
+        nbytes: Number of stored bytes read.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Spent:
     def add(
         self, *, read: float = 0.0, decode: float = 0.0, check: float = 0.0, nbytes: int = 0
     ) -> None:
-        """Add to the sums."""
+        """Add seconds and bytes to the sums."""
         with self._lock:
             self.read += read
             self.decode += decode
@@ -44,16 +44,16 @@ class Spent:
 
 
 def read_payload(store: ObjectStore, location: Location) -> bytes:
-    """A frame's stored bytes.
+    """Read a frame's stored bytes and check them against the frame's checksum.
 
     Raises:
         NotFoundError: The pack is gone.
-        IntegrityError: They do not match their checksum.
+        IntegrityError: The bytes do not match the checksum.
     """
     frame, name = location.frame, names.pack_name(location.pack)
     payload = store.get(name, frame.offset, frame.size)
     if checksum(payload) != frame.checksum and store.forget(name):
-        payload = store.get(name, frame.offset, frame.size)  # what was remembered was to blame
+        payload = store.get(name, frame.offset, frame.size)  # a cache may have held bad bytes
     if checksum(payload) != frame.checksum:
         raise damaged_frame(location, "its checksum does not match")
     return payload
@@ -65,15 +65,17 @@ def decode_frame(location: Location, payload: bytes, out: memoryview) -> None:
     Args:
         location: The frame.
         payload: Its stored bytes.
-        out: Where the chunk goes; where the frame is a difference, it holds the base.
+        out: A buffer of the chunk's raw size, which the chunk replaces. If the frame is a
+            difference, it must hold the base.
 
     Raises:
-        IntegrityError: They do not decode, or a base is missing or of no use.
+        IntegrityError: The bytes cannot be decoded, or the frame names a base although its
+            encoding uses none, or the other way round.
     """
     frame = location.frame
     if is_difference(frame.encoding) != (frame.base is not None):
-        has = "no base, which" if frame.base is None else "a base, which none of"
-        raise damaged_frame(location, f"it has {has} its encoding takes")
+        why = "needs a base, but it names none" if frame.base is None else "uses no base"
+        raise damaged_frame(location, f"encoding {frame.encoding} {why}")
     try:
         decode(frame.encoding, payload, out)
     except ValueError as error:
@@ -81,7 +83,7 @@ def decode_frame(location: Location, payload: bytes, out: memoryview) -> None:
 
 
 def damaged_frame(location: Location, why: str) -> IntegrityError:
-    """The error for a damaged frame, which names its pack, its offset and its chunk."""
+    """Return the error for a damaged frame, which names its pack, its offset and its chunk."""
     frame = location.frame
     where = f"the frame at byte {frame.offset}, chunk {frame.chunk}"
     error = corrupt(names.pack_name(location.pack), f"{where}: {why}")
@@ -90,13 +92,13 @@ def damaged_frame(location: Location, why: str) -> IntegrityError:
 
 
 def read_frame(store: ObjectStore, location: Location, out: memoryview, spent: Spent) -> None:
-    """Decode a frame into `out`, which holds its base if it has one. The result is unchecked.
+    """Read a frame and decode it into `out`, without a check of the result against the chunk's ID.
 
     Args:
-        store: Where the frame's pack is.
+        store: The store that contains the frame's pack.
         location: The frame.
-        out: Where the chunk goes.
-        spent: What this takes is added to it.
+        out: A buffer for the chunk, which must hold the frame's base if it has one.
+        spent: The sums to which this adds its time and bytes.
 
     Raises:
         IntegrityError: The frame is damaged.
@@ -105,6 +107,8 @@ def read_frame(store: ObjectStore, location: Location, out: memoryview, spent: S
     frame, begin = location.frame, time.perf_counter()
     if frame.raw_size != len(out):
         raise damaged_frame(location, f"it claims {frame.raw_size} bytes")
+    # A raw frame is read in place. Its checksum is left out, because the stored bytes are the
+    # chunk, and the caller checks the chunk against its ID.
     if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
         store.readinto(names.pack_name(location.pack), frame.offset, out)
         read = time.perf_counter()

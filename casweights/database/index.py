@@ -1,4 +1,4 @@
-"""The index of a store: which chunks it has, and where their frames are."""
+"""The index of a store: which chunks it contains, and the locations of their frames."""
 
 from __future__ import annotations
 
@@ -27,39 +27,43 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, Suspect
     from casweights.stores.base import ObjectStore
 
-_READERS = 16  # threads that wait for indexes
-_LISTING_LAG = 300.0  # seconds for which a listing behind a network may not show a new pack
+_READERS = 16  # threads that read indexes; they wait for the network, so more than the cores
+_LISTING_LAG = 300.0  # seconds after which a listing over a network shows a new pack for sure
 _MAX_LISTINGS = 3  # a repack may delete packs between their listing and the read of their indexes
-_FRESH_SECONDS = 1.0  # for which a listing answers for chunks that are missing
-_FRESH_FACTOR = 8  # or for this many times as long as it took, if that is longer
+# Missing chunks are not looked for again within this many seconds of the last listing, or within
+# this many times the time that it took, if that is longer: a version may lack any number of them.
+_FRESH_SECONDS = 1.0
+_FRESH_FACTOR = 8
 _SPARE_PACKS = 256  # indexes that stay in memory although no chunk of the last version needs them
 
 
 class ChunkIndex(KnownChunks):
-    """Where the chunks of a store are, learned from the indexes of its packs.
+    """The locations of a store's chunks, learned from the indexes of its packs.
 
-    The order of calls:
+    The order of calls for a reader:
 
-    1. `learn` what a snapshot says about its chunks. This reads nothing, and may be out of date.
-    2. `prepare` reads the packs of chunks that will be wanted, all at once. It may be left out.
-    3. `find_chain` reads more packs until a chunk can be rebuilt: the pack that a snapshot named
-       for it, then all packs that snapshots named, then all that a listing shows. What is missing
-       then stays missing until `learn` or `expect`, or until the listing is old.
-    4. `distrust` frames that turn out to be damaged, and call `find_chain` again for other chains.
-    5. `retain` the chunks of the newest version, between one version and the next.
+    1. `learn` the pack table of a snapshot: a hint, which may be out of date. It reads nothing.
+    2. `prepare`, which is optional, reads the hinted packs of several chunks at once.
+    3. `find_chain` reads more packs until a chunk can be rebuilt: first its hinted pack, then all
+       hinted packs, then all packs that a listing shows. A chunk that is missing after that stays
+       missing until `learn` or `expect` is called, or the listing is more than a second old.
+    4. `distrust` the frames that turn out to be damaged, and call `find_chain` again, which then
+       returns another chain or None.
+    5. `retain` the chunks of the newest version, before the next one is read.
 
-    Callers that must know every chunk call `load` in place of these. Writers `add` the packs that
-    they have written. `heed` and `reconsider` may come at any time.
+    Callers that must know every chunk call `load` instead of steps 1 to 3. Writers call `add` for
+    each pack that they have written. `heed` and `reconsider` may be called at any time.
 
-    May be used from several threads at once. One lock guards all changes, and is held while
-    indexes are read, so that no index is read twice. Look-ups do not wait for it.
+    Safe for use from several threads. One lock guards all changes. It is held while indexes are
+    read, so that no index is read twice; look-ups of known chunks do not wait for it.
 
-    What reads the store raises `StoreError`. Packs that are damaged or gone raise nothing; they
-    stand in `damaged` or count as absent, and `find_chain` returns None if a chunk needs them.
+    Methods that read the store raise `StoreError` if it cannot be read. A pack that is damaged or
+    gone raises nothing: it appears in `damaged` or counts as absent, and `find_chain` returns None
+    for the chunks that need it.
 
     Args:
-        store: Where the packs are.
-        findings: Told of frames that turn out to be damaged.
+        store: The store that contains the packs.
+        findings: Receives the frames that turn out to be damaged; None to record none.
     """
 
     def __init__(self, store: ObjectStore, findings: Findings | None = None) -> None:
@@ -69,21 +73,21 @@ class ChunkIndex(KnownChunks):
         self._findings = findings
         self._packs = KnownPacks()
         self._packs_in_doubt: set[PackId] = set()
-        self._enough_packs = _SPARE_PACKS
+        self._enough_packs = _SPARE_PACKS  # number of indexes at which `retain` forgets some
         self.expect()
 
     @property
     def damaged(self) -> Mapping[str, CasweightsError]:
-        """Packs whose index cannot be read, or that have a damaged frame, with the reason."""
+        """The packs whose index cannot be read or that have a damaged frame, with the reason."""
         return self._packs.damaged
 
     @property
     def unreadable(self) -> tuple[str, ...]:
-        """Names of the packs whose index cannot be read, so that nothing in them is known."""
+        """Names of the packs whose index cannot be read, so that their frames are unknown."""
         return tuple(self._packs.unreadable())
 
     def learn(self, table: PackTable) -> None:
-        """Remember in which packs a snapshot's chunks and their bases should be."""
+        """Remember the packs that a snapshot names for its chunks and their bases."""
         self.expect()
         self._packs.hint(table)
         if self._locators is not None:
@@ -91,10 +95,10 @@ class ChunkIndex(KnownChunks):
                 self._locators.use_locator(names.pack_name(pack), locator)
 
     def expect(self) -> None:
-        """Look again for chunks that are missing, because they may have come."""
-        self._exhausted = -1, 0.0
+        """Look for missing chunks again at the next call of `find_chain`: packs may be new."""
+        self._exhausted = -1, 0.0  # `_changes` is never -1, so the next search reads packs
         self._packs.absent = set()
-        self._others = 0  # hinted packs to read with the next one
+        self._others = 0  # number of other hinted packs to read together with the next one
 
     def prepare(self, chunks: Iterable[ChunkId]) -> None:
         """Read the hinted packs of these chunks, all at once."""
@@ -105,12 +109,12 @@ class ChunkIndex(KnownChunks):
         self._read_packs(self._packs.hinted())
 
     def load(self, limit: int | None = None, *, exact: bool = False) -> None:
-        """Read the indexes of all packs that appeared since the last time.
+        """Read the indexes of all packs that appeared since the last call; forget the lost ones.
 
         Args:
-            limit: If more packs appeared, read none of them.
-            exact: Whether packs that the listing does not show are gone for sure. Behind a
-                network they may also be too new for it.
+            limit: The largest number of new packs to read; if more appeared, none is read.
+            exact: Whether to forget every pack that the listing does not show. By default, packs
+                of the last minutes stay known where listings lag.
         """
         with self._lock:
             for _ in range(_MAX_LISTINGS):
@@ -118,11 +122,15 @@ class ChunkIndex(KnownChunks):
                 unread = [info for name, info in listed.items() if name not in self._packs.read]
                 if (limit is not None and len(unread) > limit) or self._read(unread):
                     break
-            # Last, so that a chunk that has moved to another pack is known all the time.
+            # Drop packs after reading the new ones, so that a chunk that a repack moved to
+            # another pack is known all the time.
             self._drop_lost(listed, exact=exact)
 
     def _read(self, packs: list[ObjectInfo]) -> bool:
-        """Read the indexes of these packs; False if some were deleted since they were listed."""
+        """Read the indexes of these packs; return False if any pack was deleted since its listing.
+
+        The caller holds the lock.
+        """
         complete = True
         if not packs:
             return complete
@@ -130,7 +138,9 @@ class ChunkIndex(KnownChunks):
         def read(info: ObjectInfo) -> PackContents | CasweightsError:
             return try_read_pack(self._store, info)
 
-        with Workers(_READERS) as workers:  # of its own: callers are on the store's workers
+        # Threads of its own, because callers run on the database's workers, and would wait for
+        # threads that are all in use.
+        with Workers(_READERS) as workers:
             for info, result in zip(packs, workers.map(read, packs), strict=True):
                 if isinstance(result, NotFoundError):
                     complete = False
@@ -141,7 +151,7 @@ class ChunkIndex(KnownChunks):
         return complete
 
     def _drop_lost(self, listed: Collection[str], *, exact: bool) -> None:
-        """Forget packs that are gone, and the frames in them."""
+        """Forget the known packs that a listing does not show, and their frames."""
         lags = self._store.capabilities.listing_lags and not exact
         oldest = time.monotonic() - (_LISTING_LAG if lags else 0.0)
         lost = set(self._packs.lost(listed, oldest))
@@ -152,20 +162,27 @@ class ChunkIndex(KnownChunks):
     def add(
         self, pack_name: str, size: int, locations: Iterable[Location], generation: int = 0
     ) -> None:
-        """Add all frames of a pack of `size` bytes, which need not be read any more."""
+        """Add a pack whose content is known, so that its index is not read.
+
+        Args:
+            pack_name: The pack's name.
+            size: Number of bytes of the pack.
+            locations: All frames of the pack.
+            generation: The pack's generation.
+        """
         with self._lock:
             self._table.add(locations)
             self._packs.read[pack_name] = ReadPack(size, generation, time.monotonic())
             self._packs.damaged.pop(pack_name, None)
 
     def distrust(self, damage: Mapping[Location, CasweightsError]) -> None:
-        """Count frames as missing; their chunks may be written again.
+        """Count frames as missing, so that other chains are used and their chunks stored again.
 
-        Their packs count as damaged, which other users of the store are told. Packs that are gone
-        do not: others may have rewritten them.
+        Packs with damaged frames count as damaged, and findings about the frames are kept for
+        other users of the store. A frame whose pack is gone is no damage: a repack deletes packs.
 
         Args:
-            damage: The frames, with what is wrong with each.
+            damage: The frames, with the error that reading each raised.
         """
         with self._lock:
             self._table.exclude(damage)
@@ -179,30 +196,29 @@ class ChunkIndex(KnownChunks):
             self._findings.note(bad)
 
     def heed(self, suspects: set[Suspect]) -> None:
-        """See `KnownChunks.heed`."""
         with self._lock:
             self._packs_in_doubt = {suspect.pack for suspect in suspects}
             super().heed(suspects)
 
     def is_damaged(self, pack: PackId) -> bool:
-        """Whether anything in a pack is damaged or in doubt."""
+        """Whether a pack or any frame in it is damaged or in doubt."""
         return names.pack_name(pack) in self._packs.damaged or pack in self._packs_in_doubt
 
     def reconsider(self) -> None:
-        """If anything is damaged, read all indexes again: it may be repaired by the next time."""
+        """Forget all indexes if any pack is damaged, because it may have been repaired since."""
         with self._lock:
             if self._packs.damaged:
                 self._table.clear()
                 self._packs.forget_indexes()
 
     def retain(self, chunks: Iterable[ChunkId]) -> bool:
-        """Forget what is not needed to read these chunks, once there is much of it.
+        """Forget the packs that these chunks do not need, if there are many of them.
 
-        Keeps memory bounded for long-running publishers and subscribers. What is forgotten is
-        found again when snapshots that need it are learned.
+        This bounds the memory of long-running publishers and subscribers. Forgotten packs are
+        read again once `learn` names them for another snapshot.
 
         Returns:
-            Whether anything was forgotten.
+            Whether packs were forgotten; then earlier snapshots must be learned again.
         """
         with self._lock:
             if len(self._packs.read) < self._enough_packs:
@@ -216,7 +232,7 @@ class ChunkIndex(KnownChunks):
             return True
 
     def contents(self) -> list[PackContents]:
-        """The packs that were read, with all their frames, damaged ones included."""
+        """Return the packs that were read, with all their frames, including damaged ones."""
         with self._lock:
             read = sorted(self._packs.read.items())
             found: dict[str, list[Location]] = {name: [] for name, _ in read}
@@ -228,38 +244,49 @@ class ChunkIndex(KnownChunks):
             ]
 
     def pack_size(self, pack: PackId) -> int:
-        """The bytes of a pack that was read; 0 for others."""
+        """Return the number of bytes of a pack that was read; 0 for other packs."""
         read = self._packs.read.get(names.pack_name(pack))
         return 0 if read is None else read.size
 
     def unread_packs(self, chunks: Iterable[ChunkId]) -> tuple[list[str], list[str]]:
-        """Hinted packs to read: those of these chunks, and if they have any, all others."""
+        """Return the names of the hinted packs that are unread.
+
+        Returns:
+            The packs of these chunks, and all other packs. The second list is empty if no snapshot
+            named packs for these chunks.
+        """
         own = dict.fromkeys(self._packs.packs_of(chunks))
         others = [pack for pack in self._packs.hinted() if own and pack not in own]
         return self._packs.unread(own), self._packs.unread(others)
 
     def find_chain(self, chunk: ChunkId, finder: ChainFinder | None = None) -> Chain | None:
-        """The cheapest chain to a chunk; further packs are read where that is needed.
+        """Return the cheapest chain to a chunk; read more packs while none is known.
+
+        Frames in doubt are used only if all packs were read and no other chain exists.
 
         Args:
             chunk: The chunk.
-            finder: Finds chains that begin at chunks that the reader has; see `finder`.
+            finder: A finder made by `finder`, whose chains may begin at chunks that the reader
+                has; None for chains that need nothing but the store.
+
+        Returns:
+            The chain, or None if the store cannot rebuild the chunk.
         """
         finder = finder or self._finder
         chain = finder.chain(chunk)
         for read_more in (self._read_hinted, self._read_all_hinted, self._read_listed):
             if chain is None:
                 read_more(chunk)
-                chain = finder.chain(chunk)  # another thread may have read what this takes
+                chain = finder.chain(chunk)  # even if nothing was read: another thread may have
         if chain is None and self.has_suspects:
             chain = self._last_resort.chain(chunk)
         return chain
 
     def _read_hinted(self, chunk: ChunkId) -> None:
-        """Read the hinted pack of a chunk, and each time twice as many others with it.
+        """Read the hinted pack of a chunk, and together with it other hinted packs.
 
-        Every pack may open other chains to the chunks of the packs before it, and what was found
-        about those must be found again. So packs are not read one at a time.
+        Every pack that is read makes finders discard their chains, because it may hold cheaper
+        ones. To keep the number of searches small, the number of other packs doubles each time.
         """
         with self._lock:
             pack = self._packs.pack_of(chunk)
@@ -271,11 +298,12 @@ class ChunkIndex(KnownChunks):
             self._read_packs(list(packs))
 
     def _read_all_hinted(self, _: ChunkId) -> None:
+        """Read all hinted packs, unless all packs were read a moment ago."""
         if not self._is_exhausted():
             self._read_packs(self._packs.hinted())
 
     def _read_listed(self, _: ChunkId) -> None:
-        """Read all packs that appeared, unless that was done a moment ago."""
+        """List the packs and read the new ones, unless that was done a moment ago."""
         with self._lock:
             if self._is_exhausted():
                 return
@@ -286,22 +314,23 @@ class ChunkIndex(KnownChunks):
             self._exhausted = self._changes, begin + took + fresh
 
     def _is_exhausted(self) -> bool:
-        """Whether all packs were read a moment ago and nothing was forgotten since.
+        """Whether all packs were read a moment ago and the known frames did not change since.
 
-        What is missing now was missing then. A forged version lacks any number of chunks.
+        Then a chunk that is missing was missing at that time, too, and reading again would not
+        find it.
         """
         changes, until = self._exhausted
         return changes == self._changes and time.monotonic() < until
 
     @property
     def _changes(self) -> int:
-        """Grows with every change of what is known."""
+        """A number that grows with every change of the known frames."""
         return self._table.version + len(self._table.exclusions)
 
     def _read_packs(self, packs: list[PackId]) -> None:
-        """Read the indexes of these packs, except for those that were read or are gone."""
+        """Read the indexes of the unread ones among these packs; packs that are gone are absent."""
         with self._lock:
             unread = self._packs.unread(packs)
-            sizes = self._store.sizes(unread) if unread else {}  # without those rewritten since
+            sizes = self._store.sizes(unread) if unread else {}  # a repack may have deleted some
             self._packs.absent.update(name for name in unread if name not in sizes)
             self._read([ObjectInfo(name, sizes[name]) for name in unread if name in sizes])

@@ -1,4 +1,4 @@
-"""The chunks whose frames are known, and the chains that rebuild them; no store is read here."""
+"""The chunks whose frames are known, and their chains. This module reads no store."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class KnownChunks:
-    """Chunks by the frames that are known of them. May be used from several threads at once.
+    """The chunks of a store whose frames are known. Safe for use from several threads.
 
-    Changes take the lock. Look-ups do not, and find the frames as they were before a change or as
-    they are after it; each finder has a lock of its own for what it remembers.
+    Methods that change the frames take the lock. Look-ups do not take it, and see the frames
+    before or after a change; each finder has a lock of its own for its results.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class KnownChunks:
         self._last_resort = ChainFinder(self._table, doubted=True)
 
     def add_frames(self, locations: Iterable[Location]) -> None:
-        """Add frames."""
+        """Add frames whose packs need not be known."""
         with self._lock:
             self._table.add(locations)
 
@@ -40,10 +40,10 @@ class KnownChunks:
             self._table.exclude(self._table.all_frames(chunk))
 
     def heed(self, suspects: set[Suspect]) -> None:
-        """Count exactly these frames, and those of these packs, as in doubt.
+        """Put exactly these frames, and all frames of these packs, in doubt.
 
-        Chunks that have no other frames count as missing, so that they are stored again. Readers
-        try frames in doubt where there is no other way: they may be sound.
+        Chunks that need such a frame count as missing, so that writers store them again. Readers
+        still try a frame in doubt where no other chain exists, because it may be sound.
         """
         with self._lock:
             self._table.doubt(suspects)
@@ -58,36 +58,41 @@ class KnownChunks:
         return self.has_suspects and self._table.doubts(location)
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
-        """All known frames of a chunk, except those that were found damaged here."""
+        """Return all known frames of a chunk, except those that this process found damaged."""
         return self._table.all_frames(chunk)
 
     def __contains__(self, chunk: ChunkId) -> bool:
-        """Whether the known frames are enough to rebuild this chunk."""
+        """Whether the known frames are enough to rebuild a chunk."""
         return self._finder.cost(chunk) is not None
 
     def __iter__(self) -> Iterator[ChunkId]:
-        """Every chunk with a known frame."""
+        """Iterate over the chunks that have a known frame."""
         return iter(self._table)
 
     def having(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
-        """These chunks, with None in place of those that cannot be rebuilt."""
+        """Return these chunks, with None in place of those that cannot be rebuilt."""
         return self._finder.reachable(chunks)
 
     def packs(self, chunks: Iterable[ChunkId], seen: set[Node]) -> list[tuple[PackId, ...]]:
-        """The packs of each chunk's chain, that of its own frame first; empty without a chain.
+        """Return the packs of each chunk's chain, beginning with the pack of its own frame.
 
-        See `Chain.back` for `seen`.
+        Args:
+            chunks: The chunks.
+            seen: Limits each result to frames that no earlier chain had, as in `Chain.back`.
+
+        Returns:
+            A tuple for each chunk; empty if it cannot be rebuilt.
         """
         return self._finder.packs(chunks, seen)
 
     def finder(self, have: Container[ChunkId]) -> ChainFinder:
-        """A finder of chains that may begin at chunks that the reader has."""
+        """Return a finder whose chains may begin at the chunks of `have`."""
         return ChainFinder(self._table, have)
 
     def chain(self, chunk: ChunkId) -> Chain | None:
-        """The cheapest chain to a chunk; None if it cannot be rebuilt from the known frames."""
+        """Return the cheapest chain of known frames to a chunk, or None if no chain exists."""
         return self._finder.chain(chunk)
 
     def cost(self, chunk: ChunkId) -> Cost | None:
-        """The cost of that chain."""
+        """Return the cost of the cheapest chain to a chunk, or None if no chain exists."""
         return self._finder.cost(chunk)

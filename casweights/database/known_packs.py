@@ -1,4 +1,4 @@
-"""What is known of the packs of a store; no store is read here."""
+"""The packs of a store that are known, and the state of each. This module reads no store."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ReadPack(NamedTuple):
     """A pack whose frames are known.
 
     Attributes:
-        size: Its bytes.
-        generation: Its generation, see `build_index`.
-        since: When it was read or written here, by the monotonic clock, in seconds.
+        size: Number of bytes.
+        generation: The pack's generation: 0 for packs of a commit, more for packs of a repack.
+        since: Time at which this process read or wrote it, in seconds of the monotonic clock.
     """
 
     size: int
@@ -29,17 +29,22 @@ class ReadPack(NamedTuple):
 
 
 class KnownPacks:
-    """The states of packs, which `ChunkIndex` changes under its lock.
+    """The states of packs. `ChunkIndex` changes them under its lock.
 
-    A pack is *hinted* from the time that a snapshot names it: its chunks should be there, but a
-    repack may have moved them since. It is *read* once its frames are known, *absent* if the store
-    was asked for it in vain, and *damaged* if its index cannot be read. Hinted packs that are in no
-    other state are *unread*. A pack may be read and damaged: some of its frames are.
+    The states of a pack are:
+
+    - *hinted*: a snapshot names it. A repack may have moved its chunks to another pack since.
+    - *read*: its frames are known.
+    - *absent*: the store did not have it when it was last looked for.
+    - *damaged*: its index cannot be read. A pack that is also read has damaged frames.
+
+    Hinted packs in no other state are *unread*: only those are worth reading. `retain` and `drop`
+    return packs to the states before they were read.
 
     Attributes:
-        read: Packs whose frames are known, by name.
-        damaged: What is wrong with packs, by name.
-        absent: Names of packs that the store does not have.
+        read: The packs whose frames are known, by name.
+        damaged: The reason why each damaged pack is damaged, by name.
+        absent: Names of the absent packs.
     """
 
     def __init__(self) -> None:
@@ -50,37 +55,38 @@ class KnownPacks:
         self.absent: set[str] = set()
 
     def hint(self, table: PackTable) -> None:
-        """Remember in which packs a snapshot's chunks and their bases should be."""
+        """Remember the packs that a snapshot names for its chunks and their bases."""
         self._pack_of.update(table.chunks)
         self._hinted.update(dict.fromkeys(table.packs))
 
     def hinted(self) -> list[PackId]:
-        """All hinted packs."""
+        """Return all hinted packs."""
         return list(self._hinted)
 
     def pack_of(self, chunk: ChunkId) -> PackId | None:
-        """The hinted pack of a chunk."""
+        """Return the hinted pack of a chunk, or None if no snapshot named one."""
         return self._pack_of.get(chunk)
 
     def packs_of(self, chunks: Iterable[ChunkId]) -> list[PackId]:
-        """The hinted packs of these chunks, each once."""
+        """Return the hinted packs of these chunks, each once."""
         return list(dict.fromkeys(p for chunk in chunks if (p := self._pack_of.get(chunk))))
 
     def unread(self, packs: Iterable[PackId]) -> list[str]:
-        """The names of those of these packs whose indexes are worth a read."""
+        """Return the names of the packs among these that are neither read, damaged nor absent."""
         known = (self.read, self.damaged, self.absent)
         return [name for name in map(names.pack_name, packs) if not any(name in k for k in known)]
 
     def unreadable(self) -> list[str]:
-        """Packs whose index cannot be read, so that none of their frames is known."""
+        """Return the names of the packs whose index cannot be read."""
         return sorted(self.damaged.keys() - self.read.keys())
 
     def lost(self, listed: Container[str], oldest: float) -> Iterator[str]:
-        """Known packs that a listing does not show.
+        """Yield the names of the known packs that a listing does not show.
 
         Args:
-            listed: The names that it shows.
-            oldest: Packs that are known since a later time may be too new for the listing.
+            listed: The names that the listing shows.
+            oldest: A time of the monotonic clock, in seconds. Packs that became known later are
+                left out, because they may be too new for the listing.
         """
         for name, pack in self.read.items():
             if name not in listed and pack.since <= oldest:
@@ -90,19 +96,19 @@ class KnownPacks:
                 yield name
 
     def drop(self, packs: Iterable[str]) -> None:
-        """Forget that packs were read or found damaged."""
+        """Forget that these packs were read or found damaged."""
         for name in packs:
             self.read.pop(name, None)
             self.damaged.pop(name, None)
 
     def retain(self, packs: Collection[PackId]) -> None:
-        """Forget the hints and the indexes of all other packs."""
+        """Forget the hints and the indexes of all packs but these."""
         self._hinted = {pack: None for pack in self._hinted if pack in packs}
         self._pack_of = {chunk: pack for chunk, pack in self._pack_of.items() if pack in packs}
         kept = {names.pack_name(pack) for pack in packs}
         self.read = {name: pack for name, pack in self.read.items() if name in kept}
 
     def forget_indexes(self) -> None:
-        """Forget which packs were read or found damaged; hints stay."""
+        """Forget which packs were read or found damaged, but keep the hints."""
         self.read.clear()
         self.damaged.clear()

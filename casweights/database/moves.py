@@ -1,7 +1,8 @@
-"""Moves of refs: the entries of their logs, and what several of them say together.
+"""Moves of refs, and what the moves of one ref say together. This module reads no store.
 
-Nothing here reads a store. The *line* of a ref is the moves by which it came to where it is; other
-moves lie off it, because their writers lost a race.
+The *line* of a ref consists of the moves from its first version to its head. Other moves are off
+the line, because another writer moved the ref at the same moment. Several moves can have the same
+position only where the store does not create objects exclusively; docs/design/016 has the rules.
 """
 
 from __future__ import annotations
@@ -32,15 +33,16 @@ _MOVE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One entry of a log, as its name tells.
+    """A move, as the name of its object and a listing describe it.
 
     Attributes:
-        name: The object's name.
-        ref: The branch or tag.
+        name: Name of the object.
+        ref: Name of the branch or tag.
         position: Number of the move, from 1.
-        created: When, by the store's clock, in microseconds; 0 if it has none.
-        snapshot: Where to; None if only the object says.
-        before: Where from; None if the name does not say.
+        created: Time of its creation by the store's clock, in microseconds; 0 if the store has no
+            clock that orders objects.
+        snapshot: The version that the ref moves to; None if only the object's content says so.
+        before: The version that it moves from; None for a first move, or if the name does not say.
     """
 
     name: str
@@ -52,14 +54,18 @@ class Move:
 
 
 def parse_move(info: ObjectInfo, kind: str) -> Move:
-    """The move that an object stands for.
+    """Return the move that an object's name and creation time describe.
+
+    Args:
+        info: The object, from a listing.
+        kind: `names.HEADS` or `names.TAGS`, with which the name begins.
 
     Raises:
-        IntegrityError: The name is not that of a move.
+        IntegrityError: No move has such a name.
     """
     match = _MOVE.fullmatch(info.name, len(kind))
     if match is None or not names.is_ref_name(match["ref"]):
-        raise corrupt(info.name, "its name is not that of a move of a ref")
+        raise corrupt(info.name, "no move of a branch or tag has such a name")
     snapshot, before = (
         None if digits is None else SnapshotId.from_hex(digits)
         for digits in (match["snapshot"], match["before"])
@@ -68,68 +74,73 @@ def parse_move(info: ObjectInfo, kind: str) -> Move:
 
 
 def encode_move(snapshot: SnapshotId) -> bytes:
-    """The content of an object for a move to a version, with the present time."""
+    """Return the content of an object for a move to a version at the present time."""
     microseconds = int(datetime.now(UTC).timestamp() * 1e6)
     payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
     return seal(ObjectKind.REF, payload)
 
 
 def latest(moves: Sequence[Move]) -> Move:
-    """Where a ref is: the highest position, and of several there the first one."""
+    """Return the newest move of a ref: the earliest of those at the highest position."""
     return min(moves, key=removal_rank)
 
 
 def removal_rank(move: Move) -> tuple[int, int, str]:
-    """Orders moves from the one that says where the ref is to those that matter least."""
+    """Return a sort key that puts the newest move of a ref first.
+
+    Moves are deleted in the reverse order, so that no other move becomes the newest one.
+    """
     return (-move.position, *_order(move))
 
 
 def line(moves: Iterable[Move]) -> dict[int, Move]:
-    """The moves by which a ref came to where it is, by position, the newest first.
+    """Return the moves on a ref's line by position, from the newest to the oldest.
 
-    At each position that is the move to the version that the next one came from, or else the
-    first. Moves below a position without any move are left over from older times.
+    The line is followed from the highest position down. At each position it goes through the
+    earliest of the moves to the version that the next move came from; a position without such a
+    move is left out. The line ends above the first position that has no moves at all: moves below
+    it are remains of a deletion.
     """
-    there: defaultdict[int, list[Move]] = defaultdict(list)
+    at: defaultdict[int, list[Move]] = defaultdict(list)
     for move in moves:
-        there[move.position].append(move)
+        at[move.position].append(move)
     taken: dict[int, Move] = {}
     before: SnapshotId | None = None
-    position = max(there, default=0)
-    while at_it := there.get(position):
+    position = max(at, default=0)
+    while candidates := at.get(position):
         if before is not None:
-            at_it = [move for move in at_it if move.snapshot in (None, before)]
+            candidates = [move for move in candidates if move.snapshot in (None, before)]
         before = None
-        if at_it:
-            taken[position] = move = at_it[0] if len(at_it) == 1 else min(at_it, key=_order)
-            before = move.before
+        if candidates:
+            move = candidates[0] if len(candidates) == 1 else min(candidates, key=_order)
+            taken[position], before = move, move.before
         position -= 1
     return taken
 
 
 def off_line(moves: Sequence[Move]) -> list[Move]:
-    """The moves that are not on a ref's line, the oldest first.
+    """Return the moves off a ref's line to versions that the line does not pass, oldest first.
 
-    Their writers are about to withdraw them, died before they could, or were displaced.
+    The writer of each is about to withdraw it, died before it could, or was displaced.
     """
     taken = line(moves).values()
-    on_line, led_to = {move.name for move in taken}, {move.snapshot for move in taken} - {None}
-    found = [move for move in moves if move.name not in on_line and move.snapshot not in led_to]
+    on_line, passed = {move.name for move in taken}, {move.snapshot for move in taken} - {None}
+    found = [move for move in moves if move.name not in on_line and move.snapshot not in passed]
     return sorted(found, key=lambda move: (move.position, *_order(move)))
 
 
 def first(moves: Sequence[Move], position: int) -> Move | None:
-    """The first move to a position, by the store's clock."""
+    """Return the earliest move to a position by the store's clock; None without any."""
     return min((move for move in moves if move.position == position), key=_order, default=None)
 
 
 def named(moves: Iterable[Move], name: str) -> Move | None:
-    """The move of an object; None if it is not among them."""
+    """Return the move whose object has this name; None if it is not among the moves."""
     return next((move for move in moves if move.name == name), None)
 
 
 def is_same(one: Move, other: Move) -> bool:
-    """Whether two moves are one, or differ in nothing but their writers."""
+    """Whether two moves make the same step of a ref, perhaps by different writers."""
     if one.name == other.name:
         return True
     steps = [(move.position, move.snapshot, move.before) for move in (one, other)]
@@ -137,4 +148,5 @@ def is_same(one: Move, other: Move) -> bool:
 
 
 def _order(move: Move) -> tuple[int, str]:
+    """Return a sort key for moves at one position: by time, then by name, for all readers alike."""
     return move.created, move.name

@@ -1,4 +1,4 @@
-"""The packs of a store: listed, and read for the indexes that say what they hold."""
+"""Lists the packs of a store and reads their indexes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from casweights.errors import CasweightsError
     from casweights.stores.base import ObjectStore
 
-_TAIL_BYTES = 8 * KiB  # read from the end of a pack at first; most indexes are smaller
+_TAIL_BYTES = 8 * KiB  # first read, from the end of a pack: covers most indexes in one request
 
 
 class PackContents(NamedTuple):
-    """What a pack holds, as its index says.
+    """The content of a pack according to its index.
 
     Attributes:
         info: The pack's name and size.
-        generation: Its generation, see `build_index`.
-        locations: Its frames.
+        generation: The pack's generation: 0 for packs of a commit, more for packs of a repack.
+        locations: The pack's frames.
     """
 
     info: ObjectInfo
@@ -44,11 +44,12 @@ class PackContents(NamedTuple):
 
 
 def list_packs(store: ObjectStore) -> Iterator[ObjectInfo]:
-    """The packs of a store, without objects in their folder that have other names."""
+    """Return the packs of a store; objects in their folder with other names are left out."""
     return (info for info in store.list(names.PACKS) if _is_pack(info.name))
 
 
 def _is_pack(name: str) -> bool:
+    """Whether an object has the name of a pack."""
     try:
         parse_id(PackId, names.PACKS, name)
     except IntegrityError:
@@ -57,23 +58,23 @@ def _is_pack(name: str) -> bool:
 
 
 def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
-    """The frames of a pack, from its own index; errors as for `read_pack`."""
+    """Return the frames of a pack, read from its index; raise the errors of `read_pack`."""
     return read_pack(store, info).locations
 
 
 def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -> PackContents:
-    """What a pack holds, from its own index.
+    """Read the index of a pack and check it against the pack's name.
 
     Args:
-        store: Where it is.
-        info: Which it is.
-        trusting: Whether to take it for granted that the pack begins as packs do, which frames do
-            not depend on, and save a read.
+        store: The store that contains the pack.
+        info: The pack's name and size.
+        trusting: Whether to save a read by not checking the pack's first bytes, on which no frame
+            depends.
 
     Raises:
         NotFoundError: The pack is gone.
-        IntegrityError: The pack is damaged or is not the one its name says.
-        UnsupportedError: A newer casweights wrote it.
+        IntegrityError: The pack is damaged, or its content does not match its name.
+        UnsupportedError: A newer casweights wrote the pack.
     """
     pack = parse_id(PackId, names.PACKS, info.name)
     start, index, begin = _read_index(store, info)
@@ -86,7 +87,14 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
 
 
 def try_read_pack(store: ObjectStore, info: ObjectInfo) -> PackContents | CasweightsError:
-    """The same, or the error, once more if the store may have remembered a damaged copy."""
+    """Read the index of a pack, and return an error for a damaged or missing pack.
+
+    If a cache of the store may hold a damaged copy, it is discarded and the pack read again.
+
+    Raises:
+        UnsupportedError: A newer casweights wrote the pack.
+        StoreError: The store could not be read.
+    """
     trusting = not store.capabilities.cheap_reads
     try:
         return read_pack(store, info, trusting=trusting)
@@ -101,7 +109,12 @@ def try_read_pack(store: ObjectStore, info: ObjectInfo) -> PackContents | Caswei
 
 
 def _read_index(store: ObjectStore, info: ObjectInfo) -> tuple[int, bytes, bytes]:
-    """Where a pack's index begins, the index, and the pack's first bytes if they came with it."""
+    """Read the index of a pack.
+
+    Returns:
+        The offset of the index, the index, and the pack's first bytes if the same read returned
+        them, otherwise no bytes.
+    """
     if info.size < PREFIX_SIZE + TRAILER_SIZE:
         raise corrupt(info.name, "it is too short for a pack")
     tail_start = max(0, info.size - _TAIL_BYTES)

@@ -1,4 +1,8 @@
-"""What to fetch in one piece from a store behind a network, where each read takes a round trip."""
+"""Plans which bytes to fetch together from a store over a network.
+
+There each read costs a round trip, so fetching some bytes that are not needed is often faster than
+reading exactly what is.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +19,25 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
     from casweights.stores.optional import Range
 
-_SMALL_PACK_BYTES = 8 * MiB  # of the pack of one step of a training run, which is fetched whole
-_MAX_SMALL_PACKS = 8  # fetched whole; many of them hold more than a reader needs
-_TINY_PACK_BYTES = 128 * KiB  # below which a read of the index alone is no faster
-_MAX_TINY_PACKS = 256  # fetched whole: 32 MiB at most
-_BLOCK_BYTES = 512 * KiB  # of a small pack, which are fetched with any frame in them
+_SMALL_PACK_BYTES = 8 * MiB  # the pack of one training step is smaller: readers need most of it
+_MAX_SMALL_PACKS = 8  # fetched whole for one call; more of them hold much that is not needed
+_TINY_PACK_BYTES = 128 * KiB  # up to here, reading the index alone is no faster
+_MAX_TINY_PACKS = 256  # fetched whole for one call: 32 MiB at most
+_BLOCK_BYTES = 512 * KiB  # a small pack is fetched in blocks of this size, aligned to its start
 
 
 def small_packs(
     store: ObjectStore, index: ChunkIndex, chunks: Iterable[ChunkId]
 ) -> list[list[Range]]:
-    """Hinted packs that are worth fetching whole, because their indexes were not read.
+    """Return the unread hinted packs that are worth fetching whole.
 
-    Those are the packs of these chunks, if they are as small as that of a training step, and all
-    others that are so tiny that an index is not worth a read of its own.
+    These are packs of the given chunks of up to 8 MiB, and any other hinted packs of up to
+    128 KiB.
 
     Returns:
-        The range of each pack, twice: they are read for their index, and stay for their frames.
+        A group of ranges for each pack, to announce to `SupportsReadahead.ahead`. It contains the
+        pack's range twice, because a range is dropped once it was read: the first read is for the
+        index, the second one for frames.
     """
     own, others = index.unread_packs(chunks)
     sizes = store.sizes([*own, *others]) if own or others else {}
@@ -42,7 +48,11 @@ def small_packs(
 
 
 def around(index: ChunkIndex, location: Location) -> Range:
-    """A frame's range; in a small pack with its neighbours, which are frames of next chunks."""
+    """Return the range of bytes to fetch for a frame.
+
+    In a small pack, it covers the blocks that contain the frame, because their other frames are
+    those of the chunks that are read next. In a large pack, it is the frame itself.
+    """
     name, start, stop = location.range
     size = index.pack_size(location.pack)
     if not stop <= size <= _SMALL_PACK_BYTES:

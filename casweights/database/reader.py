@@ -1,7 +1,7 @@
-"""Chunks out of the store: read, decoded, and checked before a caller sees them.
+"""Reads chunks from the store, and checks each against its ID before a caller sees it.
 
-`ChunkReader` rebuilds a chunk from a chain of frames. `ChunkReader.with_local` makes a reader that
-looks at chunks on this machine first, and begins chains at them.
+`ChunkReader` rebuilds a chunk from a chain of frames. `ChunkReader.with_local` returns a reader
+that first looks for the chunk, or for a base to begin a chain at, on this machine.
 """
 
 from __future__ import annotations
@@ -40,38 +40,43 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 
-_MAX_ATTEMPTS = 32  # chains to one chunk that are tried; a forged store may have any number
-STRIDE = 64  # frames from one waypoint of a long chain to the next; shorter chains have none
-_WAYPOINT_BYTES = 16 * MiB  # of chunks kept as waypoints: few, and shared by all chains
+_MAX_ATTEMPTS = 32  # chains tried for one chunk; a forged store may have any number of bad ones
+STRIDE = 64  # frames between two waypoints of a long chain; honest chains are hardly longer
+_WAYPOINT_BYTES = 16 * MiB  # of chunks kept as waypoints, shared by all chains and threads
 
 
 class LocalChunks(Protocol):
-    """Chunks that this machine has, so that they need not come from the store."""
+    """Chunks on this machine, which readers use instead of reading them from the store."""
 
     @property
     def is_used(self) -> bool:
-        """Whether there are any, or may be later."""
+        """Whether it contains chunks now or may contain some later."""
 
     def __contains__(self, chunk: object, /) -> bool:
-        """Whether this chunk is probably among them."""
+        """Whether it probably contains a chunk; `readinto` decides."""
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """Fill `out` with the chunk, which the caller checks; False if it is gone."""
+        """Fill `out` with a chunk; return False if it is gone. The caller checks the bytes."""
 
 
 class TrustedChunks(LocalChunks, Protocol):
-    """Chunks in the memory of this process, which are used without a check."""
+    """Chunks in the memory of this process, whose bytes callers use without a check."""
 
     def get(self, chunk: ChunkId) -> memoryview | None:
-        """A chunk's bytes, valid until the calling thread asks again; None if there is none."""
+        """Return a chunk's bytes, valid until the thread's next call, or None if it is missing."""
 
 
 class ChunkReader:
-    """Reads chunks by ID. May be used from several threads at once.
+    """Reads chunks by ID. Safe for use from several threads.
+
+    Reading goes from fast to thorough. `rebuild` decodes a chain and checks the result alone. If
+    the result is wrong, it discards cached copies of the packs and decodes once more, with a check
+    after every frame; this finds the damaged frame, which the index then excludes. `readinto`
+    repeats that with other chains until one is right or none remains.
 
     Attributes:
-        store: Where they come from.
-        spent: What reading has taken so far.
+        store: The store that chunks are read from.
+        spent: Time and bytes spent so far.
     """
 
     def __init__(
@@ -84,15 +89,20 @@ class ChunkReader:
         self._waypoints = _Waypoints()
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
-        """Fill `out` with a chunk, and check it.
+        """Fill `out` with a chunk and check it against its ID.
 
-        A frame that is gone or damaged is replaced by another chain, where there is one.
+        Where a frame is gone or damaged, other chains to the chunk are tried.
+
+        Args:
+            chunk: The chunk.
+            out: A buffer of the chunk's size.
 
         Returns:
-            The bytes that were read from the store.
+            Number of stored bytes that were read for the chain that succeeded.
 
         Raises:
-            IntegrityError: The chunk cannot be rebuilt; what `out` holds is undefined.
+            IntegrityError: No chain rebuilds the chunk. The content of `out` is undefined then.
+            StoreError: The store could not be read.
         """
         failure: CasweightsError | None = None
         for _ in range(_MAX_ATTEMPTS):
@@ -103,49 +113,52 @@ class ChunkReader:
                 return self.rebuild(chain, chunk, out)
             except (IntegrityError, NotFoundError) as error:
                 failure = failure or error
-        else:  # without its frames the chunk counts as missing
+        else:  # the chunk counts as missing from now on, so that writers store it again
             self._index.abandon(chunk)
         if isinstance(failure, IntegrityError):
             raise _naming(failure, chunk)
         raise self._missing(chunk) from failure
 
     def _missing(self, chunk: ChunkId) -> IntegrityError:
-        """Explain why a chunk cannot be rebuilt."""
-        wanted, why, seen = chunk, f"no pack holds the chunk {chunk}", {chunk}
+        """Return the error for a chunk without a chain, which says what is missing.
+
+        It follows the bases of the first frame of each chunk down to the one that is not stored.
+        """
+        wanted, why, seen = chunk, f"no pack contains the chunk {chunk}", {chunk}
         while frames := self._index.frames(chunk):
             pack, base = names.pack_name(frames[0].pack), frames[0].frame.base
             if base is None or base in seen:
                 why = (
-                    f"the differences that lead to the chunk {wanted} do not fit each other, "
-                    f"lead in a circle or are more than {MAX_LINKS}: {pack}"
+                    f"the chunk {wanted} cannot be rebuilt: its differences have different sizes, "
+                    f"form a circle, or are more than {MAX_LINKS}, see {pack}"
                 )
                 break
             why = (
-                f"the chunk {wanted} cannot be rebuilt: {pack} has {chunk} as a difference "
-                f"from {base}, which is not there"
+                f"the chunk {wanted} cannot be rebuilt: {pack} contains {chunk} as a difference "
+                f"from {base}, which is missing"
             )
             seen.add(chunk := base)
         if self._index.damaged:
-            why += f". Damaged is: {next(iter(self._index.damaged.values()))}"
+            why += f". The store is damaged: {next(iter(self._index.damaged.values()))}"
         return IntegrityError(ErrorCode.MISSING_CHUNK, why)
 
     def with_local(self, *chunks: LocalChunks) -> LocalFirstReader:
-        """A reader that uses local chunks where that reads less from the store."""
+        """Return a reader that uses local chunks where that reads less from the store."""
         return LocalFirstReader(self, self._index, [local for local in chunks if local.is_used])
 
     def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
-        """Decode the frames of a chain in order, each in the place of its base.
+        """Decode the frames of a chain in order, each in the place of its base, and check the end.
 
         Args:
-            chain: A chain to the chunk. If its first frame has a base, `out` holds that.
+            chain: A chain to the chunk.
             chunk: The chunk.
-            out: Where to put it.
+            out: A buffer of the chunk's size. If the chain has a base, it must hold that base.
 
         Returns:
-            The bytes that were read from the store.
+            Number of stored bytes that were read.
 
         Raises:
-            IntegrityError: A frame is damaged, or the base was not what it should be.
+            IntegrityError: A frame is damaged, or `out` did not hold the base.
             NotFoundError: A pack is gone.
         """
         try:
@@ -158,22 +171,27 @@ class ChunkReader:
                 return sum(location.frame.size for location in frames)
         except (IntegrityError, NotFoundError):
             pass
-        for location in chain.frames:  # a copy on the way to us may be to blame, and not the pack
+        for location in chain.frames:  # a cached copy may be damaged where the pack is sound
             self.store.forget(names.pack_name(location.pack))
-        if chain.base is not None:  # the beginning is not in the store
-            raise corrupt(f"chunk {chunk}", "what was rebuilt is something else")
+        if chain.base is not None:  # `out` held the base, which decoding has overwritten
+            raise corrupt(f"chunk {chunk}", "the rebuilt bytes do not match its ID")
         self._rebuild_checked(chain, chunk, out)
         return chain.nbytes
 
     def is_right(self, chunk: ChunkId, out: memoryview) -> bool:
-        """Whether these are the bytes that the ID stands for."""
+        """Whether the bytes in `out` match a chunk's ID."""
         begin = time.perf_counter()
         right = self._hasher(out) == chunk
         self.spent.add(check=time.perf_counter() - begin)
         return right
 
     def _rebuild_checked(self, chain: Chain, chunk: ChunkId, out: memoryview) -> None:
-        """Once more, and check every chunk on the way: which frame is to blame?"""
+        """Decode a whole chain, check the chunk after every frame, and exclude a damaged frame.
+
+        Raises:
+            IntegrityError: A frame is damaged.
+            NotFoundError: A pack is gone.
+        """
         for location in chain.frames:
             try:
                 read_frame(self.store, location, out, self.spent)
@@ -183,15 +201,15 @@ class ChunkReader:
                 self._index.distrust({location: error})
                 raise
         if not self.is_right(chunk, out):
-            wrong = corrupt(f"chunk {chunk}", "what was rebuilt is something else")
+            wrong = corrupt(f"chunk {chunk}", "the rebuilt bytes do not match its ID")
             self._index.distrust({chain.frames[-1]: wrong})
             raise wrong
 
 
 class _Waypoints:
-    """Chunks kept from the middle of long chains, where reading other chunks can begin.
+    """A cache of chunks from the middle of long chains, at which other chains can begin.
 
-    Without them, reading all chunks of a chain takes time with the square of its length.
+    Without it, reading every chunk of one chain takes time in the square of the chain's length.
     """
 
     def __init__(self) -> None:
@@ -200,7 +218,7 @@ class _Waypoints:
         self._size = 0
 
     def put(self, chunk: ChunkId, data: memoryview) -> None:
-        """Keep a chunk, which the caller has checked, in place of the oldest ones."""
+        """Keep a copy of a chunk that the caller has checked; drop the oldest to make room."""
         with self._lock:
             if len(data) > _WAYPOINT_BYTES or chunk in self._chunks:
                 return
@@ -210,7 +228,10 @@ class _Waypoints:
                 self._size -= len(self._chunks.popitem(last=False)[1])
 
     def resume(self, chain: Chain, out: memoryview) -> Sequence[Location]:
-        """The frames of a chain after its last waypoint, which is copied to `out`."""
+        """Copy the last waypoint of a chain to `out`; return the frames that follow it.
+
+        Without a waypoint, `out` stays as it is, and all frames are returned.
+        """
         if chain.links <= STRIDE:
             return chain.frames
         frames: list[Location] = []
@@ -225,14 +246,19 @@ class _Waypoints:
 
 
 def _naming(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
-    """The same error, which also names the chunk that was asked for."""
+    """Return the same error with the requested chunk in its message."""
     if str(chunk) in error.message:
         return error
     return IntegrityError(error.code, f"{error.message}. The chunk {chunk} needs it")
 
 
 class LocalFirstReader:
-    """Reads chunks by ID from this machine and the store; made by `ChunkReader.with_local`."""
+    """Reads chunks by ID from this machine and the store.
+
+    `ChunkReader.with_local` makes it. Callers that read many chunks enter `ahead`, announce the
+    chunks, and then call `readinto` for each in the announced order; over a network this fetches
+    many at a time. Reading chunks that were not announced works, too.
+    """
 
     def __init__(
         self, reader: ChunkReader, index: ChunkIndex, local: Sequence[LocalChunks]
@@ -247,13 +273,13 @@ class LocalFirstReader:
     def ahead(
         self, *, with_neighbours: bool = False
     ) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
-        """A function that announces the chunks to be read next, in order.
+        """Provide a function that announces the chunks to be read next, in order.
 
-        A store behind a network then fetches what they need, many pieces at a time.
+        A store over a network then fetches their frames, many at a time. Other stores ignore it.
 
         Args:
-            with_neighbours: Also fetch what lies around each frame in a small pack. For callers
-                who announce few chunks at a time, and their neighbours next.
+            with_neighbours: Whether to fetch the frames around each frame in a small pack, too.
+                For callers that announce few chunks at a time, and the adjacent chunks next.
         """
         store = self._reader.store
         readahead = store.ability(SupportsReadahead)
@@ -264,6 +290,8 @@ class LocalFirstReader:
 
             def announce_chunks(chunks: Sequence[ChunkId]) -> None:
                 wanted = [chunk for chunk in chunks if chunk not in self._local]
+                # Packs that are fetched whole first, so that `prepare` reads their indexes from
+                # the fetched bytes.
                 announce(small_packs(store, self._index, wanted))
                 self._index.prepare(wanted)
                 seen: set[Node] = set()
@@ -274,7 +302,10 @@ class LocalFirstReader:
             yield announce_chunks
 
     def _ranges(self, chunk: ChunkId, seen: set[Node], *, with_neighbours: bool) -> list[Range]:
-        """The ranges to read for a chunk; of a long chain, only those after what was `seen`."""
+        """Return the ranges to fetch for a chunk, in the order in which they are read.
+
+        For a long chain, they leave out the frames that earlier chunks with the same `seen` need.
+        """
         chain = self._index.find_chain(chunk, self._finder)
         if chain is None:
             return []
@@ -282,9 +313,21 @@ class LocalFirstReader:
         return [around(self._index, frame) if with_neighbours else frame.range for frame in frames]
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
-        """Fill `out` with a chunk, and check it; see `ChunkReader.readinto`.
+        """Fill `out` with a chunk and check it against its ID.
 
-        A base is not checked by itself: what is made of a wrong one is not right either.
+        Local bases are not checked, because the check of the chunk fails if its base is wrong.
+        The chunk is then read from the store alone.
+
+        Args:
+            chunk: The chunk.
+            out: A buffer of the chunk's size.
+
+        Returns:
+            Number of stored bytes that were read; 0 if this machine had the chunk.
+
+        Raises:
+            IntegrityError: No chain rebuilds the chunk. The content of `out` is undefined then.
+            StoreError: The store could not be read.
         """
         if self._local.readinto(chunk, out) and self._reader.is_right(chunk, out):
             return 0
@@ -297,7 +340,7 @@ class LocalFirstReader:
 
 
 class _AnyLocal:
-    """The chunks of several sources as one."""
+    """Several sources of local chunks as one."""
 
     def __init__(self, sources: Sequence[LocalChunks]) -> None:
         self._sources = sources
@@ -306,18 +349,18 @@ class _AnyLocal:
         return any(chunk in source for source in self._sources)
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        """See `LocalChunks.readinto`."""
+        """Fill `out` with a chunk from the first source that has it; False if no source does."""
         return any(source.readinto(chunk, out) for source in self._sources)
 
 
 def read_file(reader: ChunkReader, file: FileEntry, chunk_size: int) -> Iterator[memoryview]:
-    """The bytes of one file of a version, piece by piece."""
+    """Yield the bytes of one file of a version in pieces of at most a chunk."""
     if file.raw_header is not None:
         yield memoryview(file.raw_header)
     local_first = reader.with_local()
     with local_first.ahead() as announce:
         announce(file.chunks)
         for chunk, piece in file.pieces(chunk_size):
-            view = uninitialized(piece.nbytes)  # the caller's to keep
+            view = uninitialized(piece.nbytes)  # a new buffer, because the caller may keep it
             local_first.readinto(chunk, view)
             yield view

@@ -1,4 +1,4 @@
-"""Changes of refs whose outcome is known, also where a call failed."""
+"""Moves and deletions of refs whose outcome is known even if a call to the store failed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Step(NamedTuple):
-    """A move of a ref from one position to the next; see `RefLog.append`."""
+    """A change of a ref from the version `before` at position `after` to the next position."""
 
     ref: str
     after: int
@@ -26,29 +26,37 @@ class _Step(NamedTuple):
 
 
 class RefWriter:
-    """Moves and deletes the refs of one log, and finds out what failed calls have done.
+    """Moves and deletes the refs of one log, and determines what failed calls have done.
 
-    An error does not tell whether a move was made: the store may have failed right after it, or
-    its answer may be lost. So the log is read again, and a move that was made is no error. Where
-    reading fails, too, the ref is *in doubt*: a caller who repeats the call asks `is_doubted`, so
-    that nothing is done twice. The next change that succeeds ends the doubt.
+    An error of the store does not say whether a move was made: the store may have failed after the
+    move, or its answer was lost. So `append` reads the log again after an error, and returns
+    normally if the move is in it. A ref whose change ended in an error is *in doubt*: a caller who
+    repeats a call checks `is_doubted`, and does nothing if the ref is where that call would move
+    it. A change of the ref that succeeds ends the doubt. Doubts are in memory, so only the same
+    open store knows them.
 
     Args:
-        store: Where the log lies.
+        store: The store that contains the log.
         log: The log.
     """
 
     def __init__(self, store: ObjectStore, log: RefLog) -> None:
         self._store = store
         self._log = log
-        self._doubts: dict[str, SnapshotId | None] = {}  # where refs may be; None: deleted
+        # The version that each ref in doubt may have been moved to; None if it may be deleted.
+        self._doubts: dict[str, SnapshotId | None] = {}
 
     def doubt(self, ref: str, snapshot: SnapshotId) -> None:
-        """Remember that a caller was told of an error after a ref had moved there."""
+        """Put a ref in doubt: its move to a version succeeded, but the caller gets an error."""
         self._doubts[ref] = snapshot
 
     def is_doubted(self, ref: str, snapshot: SnapshotId | None = None) -> bool:
-        """Whether a change of a ref ended in an error: that to a snapshot, or any."""
+        """Whether the last change of a ref ended in an error.
+
+        Args:
+            ref: The branch or tag.
+            snapshot: Count only a move to this version; None for any move or deletion.
+        """
         if snapshot is None:
             return ref in self._doubts
         return self._doubts.get(ref) == snapshot
@@ -61,7 +69,17 @@ class RefWriter:
         snapshot: SnapshotId,
         move: bytes | None = None,
     ) -> tuple[bool, list[Move]]:
-        """Move a ref; see `RefLog.append`.
+        """Move a ref to the position after `after`, where it must be at version `before`.
+
+        Args:
+            ref: The branch or tag.
+            after: Its position; 0 for a new one.
+            before: The version at that position; None for a new one.
+            snapshot: The version to move it to.
+            move: The result of `encode_move` for that version, if the caller has it already.
+
+        Returns:
+            Whether it moved, and the moves of the ref that were listed, as in `RefLog.append`.
 
         Raises:
             StoreError: The move failed. The error's `snapshot` is set if it is unknown whether
@@ -71,7 +89,7 @@ class RefWriter:
             made = self._log.append(ref, after, before, snapshot, move)
         except BaseException as error:
             self._doubts[ref] = snapshot
-            if not isinstance(error, Exception):
+            if not isinstance(error, Exception):  # KeyboardInterrupt and the like end it at once
                 raise
             moves = self._moves_if_made(_Step(ref, after, before, snapshot), error)
             if not moves:
@@ -81,26 +99,27 @@ class RefWriter:
         return made
 
     def _moves_if_made(self, step: _Step, error: Exception) -> list[Move]:
-        """The moves of a ref, if a step was made although it failed; else none.
+        """Return the moves of a ref if a step was made in spite of an error; otherwise no moves.
 
         Raises:
-            StoreError: This cannot be found out.
+            StoreError: The log cannot be read, so that the outcome is unknown.
         """
         try:
             return self._find_made(step)
         except Exception as again:
-            if isinstance(error, NotFoundError):  # the store has gone, and refused the move
+            if isinstance(error, NotFoundError):  # the store is gone, so the move was not made
                 raise error from None
             code = error.code if isinstance(error, StoreError) else ErrorCode.IO_FAILED
             unknown = StoreError(
                 code,
-                f"{error}. Whether {step.ref!r} has moved to {step.snapshot} is unknown ({again}): "
-                "repeat the call, which does nothing twice",
+                f"{error}. It is unknown whether {step.ref!r} has moved to {step.snapshot} "
+                f"({again}): repeat the call, which does nothing twice",
             )
             unknown.snapshot = step.snapshot
             raise unknown from error
 
     def _find_made(self, step: _Step) -> list[Move]:
+        """Return the moves of a ref if a step is its newest move; otherwise no moves."""
         log = self._log
         moves = log.settled(step.ref)
         last = latest(moves) if moves else None
@@ -109,12 +128,18 @@ class RefWriter:
         bases = [log.snapshot(move) for move in moves if move.position == step.after]
         if step.after and step.before not in bases:
             return []
-        if self._store.probe().exclusive_create:  # what is put twice is durable, too
+        # The failed call may have made the object visible, but not durable. Putting the same
+        # object again makes it so, and changes nothing.
+        if self._store.probe().exclusive_create:
             self._store.put(last.name, [encode_move(step.snapshot)])
         return moves
 
     def delete(self, ref: str) -> bool:
-        """Forget a ref; False if there is none, and no failed call can have deleted it."""
+        """Delete a ref.
+
+        Returns:
+            Whether it existed, or may have been deleted by an earlier call that ended in an error.
+        """
         moves: Sequence[Move] = self._log.moves(ref)
         if not moves:
             return self._doubts.pop(ref, ref) is None

@@ -1,10 +1,11 @@
-"""Refs as logs: one small object for each move, named by its position.
+"""Logs of refs: each move is a small object that is named by its position.
 
-The highest position is where the ref is. Where the store creates objects exclusively, each
-position goes to exactly one writer. Elsewhere the snapshot and the one before it are part of the
-name, so that nothing is overwritten, and a writer owns a position only once a listing shows its
-move alone there, or earlier than all others by more than the store's clocks may differ. The times
-also say which of several moves readers take meanwhile. docs/design/016 has the reasoning.
+The move at the highest position is the newest one. Where the store creates objects exclusively,
+exactly one writer gets each position. Elsewhere a move's name also contains the version and the
+one before it, so that two moves at one position do not overwrite each other. There a writer has
+moved the ref only once a listing shows its move alone at its position, or earlier than all others
+by more than the store's clocks may differ. Until then, readers use the earliest of several moves.
+docs/design/016 has the reasoning.
 """
 
 from __future__ import annotations
@@ -44,23 +45,36 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import ObjectInfo, ObjectStore
 
-_MAX_REF = 4096  # bytes of a move's object; honest ones have a hundred
-_KEPT_MOVES = 100  # of a ref; once there are twice as many, the older half is removed
-_LISTING_SECONDS = 30.0  # until a listing must show what was put before it
-_FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between listings that wait for other writers
-_YIELD_SECONDS = 2.0  # after which a writer gives up a position that a rival does not leave
-_SETTLE_FACTOR = 3  # times as long a writer waits for rivals of the move that it builds on
+_MAX_REF = 4096  # bytes of a move's object; honest ones have about 100
+_KEPT_MOVES = 100  # per ref; at twice the number the older half is removed, to bound listings
+_LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
+_FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between listings while waiting for other writers
+_YIELD_SECONDS = 2.0  # time after which a writer withdraws its move if a rival's move stays
+# A writer waits this many times as long for the rivals of its base: they may need the time above
+# to give up, and more calls to withdraw.
+_SETTLE_FACTOR = 3
 
 
 class RefLog:
     """The logs of all branches, or of all tags.
 
+    No lock is held anywhere: writers compete by putting moves. The order of a change:
+
+    1. `settled` returns the moves of a ref once no two writers compete for the newest position.
+       The caller takes the newest move as `after` and `before`.
+    2. `append` puts a move at the next position, and lists the ref's moves until it is certain
+       whether the move counts. A move that does not count is withdrawn (deleted), and the caller
+       begins again at step 1.
+
+    A writer may stop or die between any two calls. Others wait for it for a limited time, and then
+    treat its move as one that stays. `moves` and `all` are for readers and never wait.
+
     Args:
-        store: Where they lie.
+        store: The store that contains the logs.
         kind: `names.HEADS` or `names.TAGS`.
 
     Attributes:
-        kind: As above.
+        kind: Beginning of the names of all moves, `names.HEADS` or `names.TAGS`.
     """
 
     def __init__(self, store: ObjectStore, kind: str) -> None:
@@ -69,17 +83,18 @@ class RefLog:
         skew = store.capabilities.clock_skew
         self._has_clock = skew is not None
         self._skew = (skew or 0.0) * 1e6  # microseconds
-        self._withdrawn: set[str] = set()  # listings may show them for a while
+        self._withdrawn: set[str] = set()  # names of moves that listings may still show
 
     @property
     def _exclusive(self) -> bool:
+        """Whether each position can have only one move."""
         return self._store.probe().exclusive_create
 
     def all(self, infos: Iterable[ObjectInfo] | None = None) -> dict[str, list[Move]]:
-        """The moves of each ref, by its name.
+        """Return the moves of each ref, by the name of the ref.
 
         Args:
-            infos: A listing that has all of them, if there is one already.
+            infos: A listing that contains all moves of this kind; None to list the store.
         """
         listed = self._store.list(self.kind) if infos is None else infos
         found: dict[str, list[Move]] = {}
@@ -88,13 +103,13 @@ class RefLog:
         return dict(sorted(found.items()))
 
     def moves(self, ref: str) -> list[Move]:
-        """The moves of one ref."""
+        """Return the moves of one ref, as a listing shows them now."""
         listed = self._store.list(f"{self.kind}{ref}/")
         moves = self._moves(listed)
         return [move for move in moves if move.ref == ref and move.name not in self._withdrawn]
 
     def _moves(self, infos: Iterable[ObjectInfo]) -> Iterator[Move]:
-        """The moves among some objects; others, which `verify` reports, are passed over."""
+        """Yield the moves among some objects. Other objects are skipped; `verify` reports them."""
         for info in infos:
             if info.name.startswith(self.kind):
                 with suppress(IntegrityError):
@@ -102,10 +117,11 @@ class RefLog:
                     yield move if self._has_clock else replace(move, created=0)
 
     def target(self, move: Move) -> SnapshotId:
-        """Where a move leads to, as its object says.
+        """Return the version that a move's object names.
 
         Raises:
-            IntegrityError: The object is damaged.
+            NotFoundError: The object is gone.
+            IntegrityError: The object is damaged, or contradicts its name.
         """
         payload = unseal(ObjectKind.REF, self._store.read(move.name, _MAX_REF), move.name)
         try:
@@ -118,14 +134,17 @@ class RefLog:
         except MALFORMED as error:
             raise corrupt(move.name, str(error)) from error
         if move.snapshot not in (None, snapshot):
-            raise corrupt(move.name, f"it leads to {snapshot}, which is not what its name says")
+            raise corrupt(move.name, f"it leads to {snapshot}, but its name says {move.snapshot}")
         return snapshot
 
     def snapshot(self, move: Move) -> SnapshotId | None:
-        """Where a move leads to; None if it was removed since it was listed.
+        """Return the version of a move from its name, or else from its object.
+
+        Returns:
+            The version, or None if the object was removed since its listing.
 
         Raises:
-            IntegrityError: Only its object can tell, and is damaged.
+            IntegrityError: The name has no version, and the object is damaged.
         """
         if move.snapshot is not None:
             return move.snapshot
@@ -135,10 +154,10 @@ class RefLog:
             return None
 
     def settled(self, ref: str) -> list[Move]:
-        """The moves of a ref, once no two writers compete for its newest position.
+        """Return the moves of a ref once no two writers compete for its newest position.
 
-        Also waits while the newest move may be withdrawn because its base is gone. Waits for a
-        limited time only: the writer may have died.
+        Also waits while the newest move may be withdrawn because its base is gone. The wait is
+        limited, because a writer may have died; after it, the moves are returned as they are.
         """
         begin, slowest, pauses = time.monotonic(), 0.0, _pauses()
         while True:
@@ -159,49 +178,59 @@ class RefLog:
         snapshot: SnapshotId,
         move: bytes | None = None,
     ) -> tuple[bool, list[Move]]:
-        """Move a ref to the position behind `after`, where it must lead to `before`.
+        """Move a ref to the position after `after`, where it must be at version `before`.
 
         Args:
             ref: The branch or tag.
-            after: Where it is; 0 if there is none.
-            before: The version there.
-            snapshot: Where it goes.
-            move: What `encode_move` made for that earlier.
+            after: Its position; 0 for a new one.
+            before: The version at that position; None for a new one.
+            snapshot: The version to move it to.
+            move: The result of `encode_move` for that version, if the caller has it already.
 
         Returns:
-            Whether it moved; it does not where another writer was first, or nothing is at `after`
-            any more. And the moves of the ref, as far as this had to list them.
+            Whether it moved, and the moves of the ref. It did not move if another writer was
+            first, or if `after` is no longer on the line. The list of moves is empty if none had
+            to be listed.
+
+        Raises:
+            StoreError: The store failed, or does not list the new move. It is unknown then whether
+                the ref has moved.
         """
         writer = secrets.token_hex(names.WRITER_DIGITS // 2)
         what = () if self._exclusive else (snapshot, before, writer)
         name = names.move_name(self.kind, ref, after + 1, *what)
         content = [move or encode_move(snapshot)]
-        unique = not self._exclusive  # nobody else uses this name
+        unique = not self._exclusive  # the random digits make the name this writer's own
         [created] = self._store.put_all([(name, content)], assume_absent=unique)
         if self._exclusive and not created:
             return False, []
         won, moves = self._outcome(ref, name, after, before)
         if not won:
-            with suppress(CasweightsError):  # it is of no effect where it lies
+            with suppress(CasweightsError):  # off the line, a move that stays has no effect
                 self._store.delete(name)
                 self._withdrawn.add(name)
             return False, [other for other in moves if other.name != name]
         if len(moves) >= 2 * _KEPT_MOVES and len(line(moves)) >= 2 * _KEPT_MOVES:
             old = [move for move in moves if move.position <= after + 1 - _KEPT_MOVES]
-            with suppress(CasweightsError):  # the next move removes them
+            with suppress(CasweightsError):  # the next move tries again
                 self.remove(set(old) - set(off_line(moves)))
         return True, moves
 
     def _outcome(
         self, ref: str, name: str, after: int, before: SnapshotId | None
     ) -> tuple[bool, list[Move]]:
-        """Whether a move that was just made counts, and the listing that says so.
+        """Determine whether a move that this writer has just put counts.
 
-        It counts for good once it is alone at its position, on top of one that is alone at its
-        own and has its base: whoever comes later sees it and withdraws. Among rivals, the one on
-        the line waits for the others to withdraw, unless it is so much earlier that no clock can be
-        wrong about it. One that does not withdraw may have been alone before the others came, so
-        in the end the one that waits withdraws.
+        A move counts for good once a listing shows it alone at its position, on a base that is
+        alone at its own position and whose own base exists: any rival that is put later sees the
+        move in its first listing, and withdraws. Among rivals that see each other, the later ones
+        withdraw at once, and the earliest one waits for that. If it is earlier by more than the
+        clocks may differ, it counts without a wait. A rival that does not withdraw may have been
+        alone at its first listing, and so may count; therefore the writer that waits withdraws in
+        the end.
+
+        Returns:
+            Whether the move counts, and the listing that decided it.
         """
         start, pauses = time.monotonic(), _pauses()
         moves = self._list_with(ref, name, after)
@@ -224,21 +253,24 @@ class RefLog:
     def _counts(
         self, mine: Move, after: int, before: SnapshotId | None, moves: Sequence[Move]
     ) -> bool:
-        """Whether a move is on the ref's line, after the move that its writer saw."""
-        taken = line(moves)  # through a move that others built on, even if a rival is earlier
-        there, base, ahead = taken.get(after + 1), taken.get(after), first(moves, after + 1)
-        if there is None or ahead is None or not is_same(there, mine):
+        """Whether a move is on the ref's line, on the base that its writer saw."""
+        # The line goes through a move that others built on, even if a rival of it is earlier.
+        taken = line(moves)
+        own, base, earliest = taken.get(after + 1), taken.get(after), first(moves, after + 1)
+        if own is None or earliest is None or not is_same(own, mine):
             return False
-        if there.created - ahead.created > self._skew:
+        if own.created - earliest.created > self._skew:
             return False
-        if after == 0:  # a branch that is this long has lost its first moves, or is about to
+        # In a branch of this length the first moves were removed, or are about to be, so that a
+        # writer that looked before the branch existed can create position 1 again.
+        if after == 0:
             return max(taken) < 2 * _KEPT_MOVES
         return base is not None and self.snapshot(base) == before
 
     def _is_contested(self, moves: Sequence[Move], newest: Move) -> bool:
         """Whether the writer of a move may be about to withdraw it.
 
-        It has rivals, or the move that it builds on is gone.
+        It may if the move has rivals, or if the move that it builds on is gone.
         """
         return self._rivals(moves, newest) or (
             newest.before is not None
@@ -249,7 +281,7 @@ class RefLog:
         )
 
     def _rivals(self, moves: Iterable[Move], mine: Move) -> bool:
-        """Whether other moves are at the position of this one that the clock cannot tell apart."""
+        """Whether other moves have the same position, at times too close to order them."""
         return any(
             move.position == mine.position
             and abs(move.created - mine.created) <= self._skew
@@ -258,9 +290,13 @@ class RefLog:
         )
 
     def _list_with(self, ref: str, name: str, after: int) -> list[Move]:
-        """The moves of a ref once this one is among them, and all that were made before it.
+        """List the moves of a ref until a listing shows the move that was just put.
 
-        It may also be gone for good: others removed it, who are at its position or beyond it.
+        Such a listing also shows all moves that were put before it. If the move does not appear in
+        30 seconds, but others at its position or later do, then others have removed it.
+
+        Raises:
+            StoreError: The move does not appear, and no others do.
         """
         deadline, pauses = time.monotonic() + _LISTING_SECONDS, _pauses()
         while True:
@@ -273,26 +309,26 @@ class RefLog:
                 raise StoreError(
                     ErrorCode.UNREACHABLE,
                     f"{self._store.url} does not list {name} {_LISTING_SECONDS:g} s after it was "
-                    "made: whether the ref has moved is unknown, look at it later",
+                    "written, so it is unknown whether the ref has moved: look at the ref later",
                 )
             time.sleep(next(pauses))
 
     def remove(self, moves: Iterable[Move]) -> None:
-        """Forget moves; the one that says where the ref is goes last, so that no other does."""
+        """Delete moves, the newest one last, so that the ref has the same head until the end."""
         ordered = sorted(moves, key=removal_rank, reverse=True)
         self._store.delete_all([move.name for move in ordered])
 
 
 def _settling(lag: float) -> float:
-    """Seconds to wait for rivals of a move that one builds on, where a listing lags so much.
+    """Return the seconds to wait for the rivals of a base, in a store where a listing takes `lag`.
 
-    A rival may need twice its own lag to give up, and some calls to withdraw its move.
+    A rival waits for up to twice its own lag before it withdraws, and needs some calls for that.
     """
     return _SETTLE_FACTOR * max(_YIELD_SECONDS, 4 * lag)
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds to sleep between one listing and the next."""
+    """Yield the seconds to sleep before each further listing, twice as many each time."""
     pause = _FIRST_PAUSE
     while True:
         yield pause

@@ -1,4 +1,4 @@
-"""Branches and tags. Both are logs of moves; that of a tag has one."""
+"""Branches and tags. Both are logs of moves; a tag's log contains one move."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Head:
     Attributes:
         branch: The branch's name.
         position: Number of the move, from 1.
-        snapshot: Where it points.
+        snapshot: The version that the branch names.
     """
 
     branch: str
@@ -41,11 +41,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Displaced:
-    """A version that a writer moved a branch to, and that is not on the branch's line.
+    """A version that a writer moved a branch to, and that is off the branch's line.
 
     Attributes:
         snapshot: The version.
-        before: Where the branch was when its writer moved it, if that is known.
+        before: The version that its writer moved the branch from; None if that is unknown.
     """
 
     snapshot: SnapshotId
@@ -53,20 +53,21 @@ class Displaced:
 
 
 class _OwnMoves:
-    """The moves of branches that one `Refs` made, until their writer was told of their fate.
+    """The last move of each branch by one `Refs`, and displaced moves that were not reported yet.
 
-    A move that was acknowledged may be displaced later; its writer is told once.
+    A move that was acknowledged may be displaced later. Its writer learns of that once, from an
+    error of the next call that moves the branch.
     """
 
     def __init__(self) -> None:
-        self._heads: dict[str, list[Head]] = {}  # the last one, and displaced ones
+        self._heads: dict[str, list[Head]] = {}  # by branch: unreported displaced ones, last one
 
     def add(self, head: Head, moves: Sequence[Move]) -> None:
-        """Remember a move in place of earlier ones, except those to tell of."""
+        """Remember a move, and forget earlier ones except for displaced ones."""
         self._heads[head.branch] = [*self._displaced(head.branch, moves), head]
 
     def pop_displaced(self, branch: str, moves: Sequence[Move]) -> SnapshotId | None:
-        """A version that was displaced from the branch, which is not returned again."""
+        """Return a displaced version to report and forget it; None if no version is displaced."""
         displaced = self._displaced(branch, moves)
         if not displaced:
             return None
@@ -74,6 +75,7 @@ class _OwnMoves:
         return displaced[0].snapshot
 
     def _displaced(self, branch: str, moves: Sequence[Move]) -> list[Head]:
+        """Return the own moves of a branch that are off the line."""
         gone = {(move.position, move.snapshot) for move in off_line(moves)}
         return [
             head for head in self._heads.get(branch, ()) if (head.position, head.snapshot) in gone
@@ -83,13 +85,20 @@ class _OwnMoves:
 class Refs:
     """The branches and tags of a store.
 
-    To move a branch, take its head with ``head(branch, for_update=True)`` and pass that to
-    `advance`, which refuses if the branch has moved since. A move that was acknowledged may be
-    displaced later where the store does not create objects exclusively; then the next call that
-    moves the branch raises. Calls that fail are looked up, see `RefWriter`.
+    The order of calls to move a branch:
+
+    1. ``head(branch, for_update=True)`` returns the head, and reports a displaced earlier move.
+    2. `advance` moves the branch from that head. It raises `ConflictError` if another writer has
+       moved the branch since; then begin again at step 1.
+
+    Where the store does not create objects exclusively, a move that `advance` returned may be
+    displaced later. The next call of step 1 or 2 for the branch then raises `ConflictError`, once.
+
+    A call that raised `StoreError` may have moved the branch. Before a caller repeats it, it looks
+    at the head: `is_doubted` says whether the failed call moved the branch there.
 
     Attributes:
-        store: Where they lie.
+        store: The store that contains the refs.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -103,19 +112,21 @@ class Refs:
     def head(
         self, branch: str, *, for_update: bool = False, list_names: ListNames | None = None
     ) -> Head | None:
-        """Where a branch is now; None if there is no such branch.
+        """Return the head of a branch, or None if it does not exist.
 
         Args:
             branch: The branch.
-            for_update: For callers who will move it: wait until no writers compete for it, and
-                make sure that the last move from here still counts.
-            list_names: With `for_update`, gives the names of all branches, to which a new one is
-                added. For callers who list them once for several branches.
+            for_update: Whether the caller will move the branch. Then this waits until no two
+                writers compete for it, and checks that the last move by this object still counts.
+            list_names: With `for_update`, a function that returns the names of all branches, to
+                which the name of a new branch is added. For callers that list the names once for
+                several branches.
 
         Raises:
-            ConflictError: With `for_update`, the last move from here was displaced. This is
+            ConflictError: With `for_update`, the last move by this object was displaced. This is
                 raised once.
-            InvalidInputError: With `for_update`, there is no such branch, and none can be made.
+            InvalidInputError: With `for_update`, the branch does not exist, and its name cannot
+                be used or is too similar to another one.
         """
         log, name = self._heads, names.check_ref_name(branch)
         moves = log.settled(name) if for_update else log.moves(name)
@@ -136,47 +147,51 @@ class Refs:
         snapshot: SnapshotId,
         move: bytes | None = None,
     ) -> Head:
-        """Move a branch, if it still is where the caller saw it.
+        """Move a branch if its head is still the expected one.
 
         Args:
             branch: The branch.
-            expected: Where the caller saw it; None for a new one.
-            snapshot: Where it goes.
-            move: What `encode_move` made for that earlier.
+            expected: The head that the caller saw; None for a new branch.
+            snapshot: The version to move it to.
+            move: The result of `encode_move` for that version, if the caller has it already.
+
+        Returns:
+            The new head.
 
         Raises:
-            ConflictError: It has moved since.
-            InvalidInputError: It is new, and some directory cannot hold it beside the others.
+            ConflictError: Another writer has moved the branch since. The error's `snapshot` is
+                the version of the caller.
+            InvalidInputError: No branch can have this name.
             IntegrityError: One of its moves is damaged.
             StoreError: The store could not be written. The error's `snapshot` is set if it is
                 unknown whether the branch has moved.
         """
         names.check_ref_name(branch)
         position = expected.position if expected else 0
-        if position + 1 >= 10**names.POSITION_DIGITS:  # nobody counts that far: a forgery
+        if position + 1 >= 10**names.POSITION_DIGITS:  # only a forged branch comes this far
             where = names.move_name(names.HEADS, branch, position)
-            raise corrupt(where, "no position can follow it")
+            raise corrupt(where, "its position is the last one that a name can have")
         before = expected.snapshot if expected else None
         moved, moves = self._head_writer.append(branch, position, before, snapshot, move)
         if not moved:
             message = (
-                f"branch {branch!r} was moved by another writer meanwhile. Your version is safe "
-                f"in the store as {snapshot}; repeat the command to put it on top of theirs "
+                f"branch {branch!r} was moved by another writer at the same time. Your version is "
+                f"safe in the store as {snapshot}: repeat the command to put it on top of theirs "
                 "(nothing is uploaded twice)"
             )
             displaced = self._own_moves.pop_displaced(branch, moves)
             if displaced is not None:
-                message += f". Besides, {_displaced(branch, displaced)}. {_WAYS_BACK}"
+                message += f". In addition, {_displaced(branch, displaced)}. {_WAYS_BACK}"
             raise _conflict(snapshot, message)
         head = Head(branch, position + 1, snapshot)
         self._own_moves.add(head, moves)
         return head
 
     def displaced(self) -> dict[str, list[Displaced]]:
-        """Versions that writers moved branches to and that are not on their lines, by branch.
+        """Return the versions that are off the lines of branches, by branch.
 
-        The writer of one died before it could withdraw its move, is about to withdraw it, or was
-        told that it had moved the branch, and then displaced; see docs/format.md.
+        Of each, the writer died before it could withdraw its move, is about to withdraw it, or had
+        its move acknowledged before another writer displaced it; docs/format.md has the rules.
         """
         found: dict[str, list[Displaced]] = {}
         for branch, moves in self._heads.all().items():
@@ -187,10 +202,14 @@ class Refs:
         return found
 
     def drop_displaced(self, snapshot: SnapshotId, branch: str | None = None) -> bool:
-        """Forget that a version was displaced from a branch, or from any; it stays in the store.
+        """Forget that a version was displaced. The version stays in the store.
+
+        Args:
+            snapshot: The version.
+            branch: The branch that it was displaced from; None for all branches.
 
         Returns:
-            Whether it was.
+            Whether the version was displaced.
         """
         log = self._heads
         listed = log.all() if branch is None else {branch: log.moves(names.check_ref_name(branch))}
@@ -204,41 +223,44 @@ class Refs:
         return bool(dropped)
 
     def take_in(self, snapshot: SnapshotId) -> None:
-        """Forget that a version was displaced, because it has a name of its own now."""
-        with suppress(StoreError):  # it is shown until it is dropped
+        """Forget that a version was displaced, because a branch or tag names it now.
+
+        Errors are ignored: the version is listed as displaced until it is dropped.
+        """
+        with suppress(StoreError):
             self.drop_displaced(snapshot)
 
     def branch_names(self) -> names.RefNames:
-        """The names of all branches."""
+        """Return the names of all branches."""
         return names.RefNames(self._heads.all())
 
     def tag_names(self) -> names.RefNames:
-        """The names of all tags."""
+        """Return the names of all tags."""
         return names.RefNames(self._tags.all())
 
     def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
-        """Where a branch is now, if that is this version."""
+        """Return the head of a branch if it is this version, otherwise None."""
         head = self.head(branch, for_update=True)
         return head if head is not None and head.snapshot == snapshot else None
 
     def doubt(self, head: Head) -> None:
-        """Remember that the writer who moved a branch there was told of an error."""
+        """Remember that the caller gets an error although the branch has moved to this head."""
         self._head_writer.doubt(head.branch, head.snapshot)
 
     def is_doubted(self, head: Head) -> bool:
-        """Whether there was an error when the branch was moved there by this object."""
+        """Whether the move to this head by this object ended in an error."""
         return self._head_writer.is_doubted(head.branch, head.snapshot)
 
     def is_doubted_tag(self, tag: str) -> bool:
-        """Whether there was an error when this object made the tag."""
+        """Whether the last change of a tag by this object ended in an error."""
         return self._tag_writer.is_doubted(tag)
 
     def branches(self) -> dict[str, SnapshotId]:
-        """All branches and where they are, by name."""
+        """Return the version of each branch, by name."""
         return self._targets(self._heads)
 
     def delete_branch(self, branch: str) -> None:
-        """Forget a branch; its snapshots stay.
+        """Delete a branch. Its versions stay in the store.
 
         Raises:
             NotFoundError: There is no such branch.
@@ -247,16 +269,19 @@ class Refs:
             raise no_ref("branch", branch)
 
     def tags(self) -> dict[str, SnapshotId]:
-        """All tags and where they point, by name."""
+        """Return the version of each tag, by name."""
         return self._targets(self._tags)
 
     def tag(self, tag: str) -> SnapshotId | None:
-        """Where a tag points; None if there is no such tag."""
+        """Return the version of a tag, or None if the tag does not exist."""
         moves = self._tags.moves(names.check_ref_name(tag))
         return self._tags.snapshot(latest(moves)) if moves else None
 
     def head_and_tag(self, name: str) -> tuple[Head | None, SnapshotId | None]:
-        """Where the branch and the tag of this name are; asked for at the same time."""
+        """Return the head of the branch and the version of the tag of this name.
+
+        Over a network, both are requested at the same time.
+        """
         if self.store.capabilities.cheap_reads:
             return self.head(name), self.tag(name)
         with Threads(1, "casweights-refs") as threads:
@@ -266,38 +291,39 @@ class Refs:
     def create_tag(
         self, tag: str, snapshot: SnapshotId, *, list_names: ListNames | None = None
     ) -> None:
-        """Make a tag.
+        """Create a tag. Nothing happens if a tag of this name points to the same version.
 
         Args:
             tag: The tag.
-            snapshot: Where it points.
-            list_names: Gives the names of all tags, to which this one is added. For callers who
-                list them once for several tags.
+            snapshot: The version to name.
+            list_names: A function that returns the names of all tags, to which this one is added.
+                For callers that list the names once for several tags.
 
         Raises:
-            ConflictError: A tag of this name points elsewhere.
-            InvalidInputError: Some directory cannot hold it beside the other tags.
+            ConflictError: A tag of this name points to another version.
+            InvalidInputError: The name cannot be used or is too similar to that of another tag.
         """
-        there = self._settled_tag(tag)
-        if there is None:
+        existing = self._settled_tag(tag)
+        if existing is None:
             (list_names or self.tag_names)().add(tag)
             if self._tag_writer.append(tag, 0, None, snapshot)[0]:
                 return
-            # None if it was deleted since, or a listing does not show it yet.
-            there = self._settled_tag(tag)
-        if there != snapshot:
+            # None if the tag was deleted since, or a listing does not show it yet.
+            existing = self._settled_tag(tag)
+        if existing != snapshot:
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
-                f"tag {tag!r} already points to {there or 'another version'}; tags do not move: "
-                "delete it first or choose another name",
+                f"tag {tag!r} already points to {existing or 'another version'}, and tags do not "
+                "move: delete it first or choose another name",
             )
 
     def _settled_tag(self, tag: str) -> SnapshotId | None:
+        """Return the version of a tag once no two writers compete for it; None without a tag."""
         moves = self._tags.settled(names.check_ref_name(tag))
         return self._tags.snapshot(latest(moves)) if moves else None
 
     def delete_tag(self, tag: str) -> None:
-        """Forget a tag; its snapshot stays.
+        """Delete a tag. Its version stays in the store.
 
         Raises:
             NotFoundError: There is no such tag.
@@ -306,21 +332,21 @@ class Refs:
             raise no_ref("tag", tag)
 
     def objects(self) -> list[ObjectInfo]:
-        """The objects of all branches and tags, whatever they are called."""
+        """Return all objects in the folders of branches and tags, including misnamed ones."""
         return [*self.store.list(names.HEADS), *self.store.list(names.TAGS)]
 
     def target(self, info: ObjectInfo) -> SnapshotId:
-        """The snapshot that this object of a ref points to.
+        """Return the version that the object of a move points to.
 
         Raises:
-            IntegrityError: It is damaged, or its name is not that of a move.
+            IntegrityError: The object is damaged, or its name is not that of a move.
         """
         kind = names.HEADS if info.name.startswith(names.HEADS) else names.TAGS
         log = self._heads if kind == names.HEADS else self._tags
         return log.target(parse_move(info, kind))
 
     def tips(self) -> list[SnapshotId]:
-        """Where all branches and tags are, from one listing."""
+        """Return the versions of all branches and tags, each once, from a single listing."""
         listed = list(self.store.list(names.REFS))
         found = [*self._targets(self._heads, listed).values()]
         return list(dict.fromkeys([*found, *self._targets(self._tags, listed).values()]))
@@ -328,29 +354,32 @@ class Refs:
     def _targets(
         self, log: RefLog, infos: Sequence[ObjectInfo] | None = None
     ) -> dict[str, SnapshotId]:
+        """Return the version of each ref of a log, by name."""
         found = {ref: log.snapshot(latest(moves)) for ref, moves in log.all(infos).items()}
         return {ref: snapshot for ref, snapshot in found.items() if snapshot is not None}
 
 
 _WAYS_BACK = (
-    "Repeat the command to go on from where the branch is now; `casweights branch NAME ID` keeps "
-    "the displaced version under a name"
+    "Repeat the command to continue from the branch's present head; `casweights branch NAME ID` "
+    "keeps the displaced version under a name"
 )
 
 
 def _displaced(branch: str, snapshot: SnapshotId) -> str:
+    """Return the part of a message that says that a version was displaced."""
     return (
-        f"your version {snapshot} was displaced from branch {branch!r}: another writer's move "
-        "counts in its place. It is safe in the store"
+        f"your version {snapshot} was displaced from branch {branch!r}: another writer moved the "
+        "branch at the same moment, and that move counts. Your version is safe in the store"
     )
 
 
 def _conflict(snapshot: SnapshotId, message: str) -> ConflictError:
+    """Return the error for a branch that another writer moved, with the caller's version."""
     error = ConflictError(ErrorCode.REF_MOVED, message)
     error.snapshot = snapshot
     return error
 
 
 def no_ref(kind: str, name: str) -> NotFoundError:
-    """The error for a branch or tag that is not there."""
+    """Return the error for a branch or tag that does not exist."""
     return NotFoundError(ErrorCode.REF_NOT_FOUND, f"the store has no {kind} {name!r}")

@@ -1,4 +1,4 @@
-"""From what people write for a version to its ID."""
+"""Resolves the names of versions that users write to IDs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 
 def resolve(db: Database, ref: str) -> SnapshotId:
-    """The ID of the version that a ref names, see `Repository`.
+    """Return the ID of the version that a text names.
+
+    Args:
+        db: The store.
+        ref: A branch, a tag, an ID or the first digits of one, and optionally ``~N`` for the Nth
+            version before it, along first parents. ``heads/NAME`` is a branch only, ``tags/NAME``
+            a tag only.
 
     Raises:
-        InvalidInputError: What follows ``~`` is no number.
-        NotFoundError: There is no such version, or more than one.
+        InvalidInputError: The text after ``~`` is not a number, or the name is invalid.
+        NotFoundError: No such version exists, or more than one.
     """
     name, tilde, count = ref.partition("~")
     if not re.fullmatch(r"[0-9]{0,9}", count):
@@ -51,11 +57,12 @@ def _too_far_back(ref: str, name: str, versions: int) -> NotFoundError:
 
 
 def is_full_id(name: str) -> bool:
-    """Whether a name is a whole ID: no ref may stand in for one that somebody has pinned."""
+    """Whether a name is a whole ID. It then never names a ref, so that a pinned ID stays valid."""
     return re.fullmatch("[0-9a-fA-F]{64}", name) is not None
 
 
 def _resolve_name(db: Database, name: str) -> SnapshotId:
+    """Return the ID of the version that a text without ``~`` names."""
     if is_full_id(name):
         return db.snapshots.find(name.lower())
     if name.startswith("tags/"):

@@ -1,4 +1,4 @@
-"""Snapshots in and out of the store."""
+"""Reads snapshots from the store and writes them to it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,18 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, PackId
     from casweights.stores.base import ObjectStore, Parts
 
-MIN_PREFIX = 4  # digits of an ID that may stand for it
-_RECENT = 16  # snapshots kept in memory: those of a branch that is followed, and its bases
+MIN_PREFIX = 4  # hexadecimal digits of an ID that users must write at least
+_RECENT = 16  # snapshots kept in memory: the head of a followed branch, and versions it builds on
 _MAX_OBJECT = 2 * MAX_MANIFEST_SIZE  # bytes: a manifest and a pack table, each of that size
 
 
 class SnapshotStore:
-    """Snapshots by ID; the last few stay in memory. May be used from several threads at once.
+    """Snapshots by ID; the last few stay in memory. Safe for use from several threads.
 
-    To read the chunks of a snapshot, `load` it with its locations, which the index learns. To write
-    one, write its chunks first, then `save` it; its last pack may go along. Between versions,
-    `retain` keeps the memory of the index bounded.
+    To read the chunks of a snapshot, call `load` with `with_locations` first, so that the index
+    learns where they are. To write a snapshot, write all packs with its chunks first, and then
+    call `save`, which can write the last pack together with the snapshot. After each version, call
+    `retain` to bound the memory of the index.
     """
 
     def __init__(self, store: ObjectStore, index: ChunkIndex, config: StoreConfig) -> None:
@@ -48,20 +49,20 @@ class SnapshotStore:
         self._config = config
         self._lock = threading.Lock()
         self._index = index
-        self._learned: set[SnapshotId] = set()
-        self._shallow: set[SnapshotId] = set()
+        self._learned: set[SnapshotId] = set()  # snapshots whose pack tables the index knows
+        self._shallow: set[SnapshotId] = set()  # snapshots whose parents may be missing here
         self._recent: OrderedDict[SnapshotId, StoredSnapshot] = OrderedDict()
 
     def load(self, snapshot_id: SnapshotId, *, with_locations: bool = False) -> Snapshot:
-        """A snapshot.
+        """Return a snapshot, from memory or from the store.
 
         Args:
-            snapshot_id: Its ID.
-            with_locations: Also tell the index where its chunks lie, because they will be read.
+            snapshot_id: The snapshot's ID.
+            with_locations: Whether its chunks will be read. Then the index learns their packs.
 
         Raises:
-            NotFoundError: The store does not have it.
-            IntegrityError: The object is damaged or is another snapshot's.
+            NotFoundError: The store does not contain the snapshot.
+            IntegrityError: The object is damaged, or contains another snapshot.
         """
         stored = self._recent.get(snapshot_id) or self.load_stored(snapshot_id)
         if with_locations:
@@ -72,11 +73,12 @@ class SnapshotStore:
         return stored.snapshot
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
-        """All that a snapshot's object holds.
+        """Read a snapshot's object: the snapshot, its encoded manifest and its pack table.
 
         Raises:
-            NotFoundError: The store does not have it.
-            IntegrityError: The object is damaged or is another snapshot's.
+            NotFoundError: The store does not contain the snapshot.
+            IntegrityError: The object is damaged, contains another snapshot, or was made with
+                another digest or chunk size than the store's.
         """
         name = names.snapshot_name(snapshot_id)
         try:
@@ -86,12 +88,12 @@ class SnapshotStore:
         except IntegrityError:
             if not self._store.forget(name):
                 raise
-            stored = self._read(snapshot_id, name)  # what was remembered of it was to blame
+            stored = self._read(snapshot_id, name)  # the damaged bytes came from a cache
         if stored.snapshot.config != self._config:
             raise IntegrityError(
                 ErrorCode.CORRUPT_OBJECT,
-                f"{name} does not belong here: it has {stored.snapshot.config}, the store has "
-                f"{self._config}",
+                f"{name} does not belong here: it was made with {stored.snapshot.config}, but the "
+                f"store has {self._config}",
             )
         self._keep(stored)
         if stored.table.shallow:
@@ -116,15 +118,16 @@ class SnapshotStore:
         early: Sequence[Parts] = (),
         assume_absent: bool = False,
     ) -> None:
-        """Write a snapshot; all its chunks must be in the index, or in its last pack.
+        """Write a snapshot. All its chunks must be in the index or in `last`.
 
         Args:
             snapshot: The snapshot.
-            encoded: Its manifest, as `EncodedSnapshot.of` gave it.
-            last: A pack that is not written yet: both go into the store in one go.
-            early: What will be put right afterwards, see `Batch.send`.
-            assume_absent: The caller guarantees that the store has neither, see
-                `ObjectStore.batch`.
+            encoded: Its encoded manifest, from `EncodedSnapshot.of`.
+            last: A pack that is not written yet, to be written in one batch with the snapshot.
+            early: Contents of objects that the caller will put next, whose bytes can be sent to
+                the store with this batch, see `Batch.send`.
+            assume_absent: Whether the caller guarantees that the store contains neither the
+                snapshot nor the pack, see `ObjectStore.batch`.
         """
         stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot.chunks(), last))
         name, packs = names.snapshot_name(snapshot.id), [] if last is None else [last]
@@ -135,18 +138,19 @@ class SnapshotStore:
             batch.put(name, self._content(stored))
             for parts in early:
                 batch.send(parts)
-        self._learned.add(snapshot.id)  # the index has its chunks, also those just written
+        self._learned.add(snapshot.id)  # `pack_table` needed the index to know its chunks
         self._keep(stored)
 
     def save_copy(self, stored: StoredSnapshot) -> None:
-        """Write a snapshot that comes from another store, where its packs had other places."""
+        """Write a snapshot from another store, with this store's locators of its packs."""
         self._store.put(names.snapshot_name(stored.snapshot.id), self._content(stored))
 
     def _content(self, stored: StoredSnapshot) -> Parts:
+        """Return the content of a snapshot's object in this store."""
         return [encode_snapshot(stored._replace(table=self.placed(stored.table)))]
 
     def placed(self, table: PackTable) -> PackTable:
-        """The same with the locators of its packs that the store knows."""
+        """Return a pack table with the locators that this store knows of its packs."""
         locators = self._store.ability(SupportsLocators)
         if locators is None:
             return table._replace(places={})
@@ -155,11 +159,20 @@ class SnapshotStore:
         return table._replace(places=places)
 
     def pack_table(self, wanted: Iterable[ChunkId], last: SealedPack | None = None) -> PackTable:
-        """Where distinct chunks lie, as the index knows, or will once `last` is written."""
+        """Return the pack table for distinct chunks, with all packs that their chains need.
+
+        Args:
+            wanted: The chunks, which must be in the index or in `last`.
+            last: A pack that will be written together with the table.
+
+        Raises:
+            IntegrityError: A chunk or one of its bases is missing.
+        """
         packs: dict[PackId, None] = {}
         chunks: dict[ChunkId, PackId] = {}
         seen: set[Node] = set()
-        new = {} if last is None else {place.frame.chunk: place for place in last.locations[::-1]}
+        # Reversed, so that the first of several frames of one chunk is used.
+        new = {} if last is None else {at.frame.chunk: at for at in last.locations[::-1]}
         found = iter(self._index.packs([chunk for chunk in wanted if chunk not in new], seen))
         for chunk in wanted:
             known = () if chunk in new else next(found)
@@ -171,43 +184,43 @@ class SnapshotStore:
         return PackTable(list(packs), chunks)
 
     def _frames(self, chunk: ChunkId, new: Location | None, seen: set[Node]) -> Sequence[Location]:
-        """The frames of a chunk's chain, the last one first, up to what was `seen`.
+        """Return the frames of a chunk's chain from the last to the first.
 
         Args:
             chunk: The chunk.
-            new: Its own frame, if that is in a pack that is not written yet.
-            seen: See `Chain.back`.
+            new: Its own frame if that is in a pack that is not written yet, otherwise None.
+            seen: Limits the walk to frames that no earlier chain had, as in `Chain.back`.
         """
         base = chunk if new is None else new.frame.base
         chain = None if base is None else self._index.chain(base) or self._index.find_chain(base)
         if chain is None and base is not None:
             raise IntegrityError(
                 ErrorCode.MISSING_CHUNK,
-                f"the store had the chunk {base} when this version was encoded, and has it no "
-                "more: repeat the command, which stores it again",
+                f"the store contained the chunk {base} when this version was encoded, and does not "
+                "any more: repeat the command, which stores it again",
             )
         return [*([new] if new else ()), *(chain.back(seen) if chain else ())]
 
     def retain(self, snapshot: Snapshot) -> None:
-        """Let the index forget what only other versions than this one need.
+        """Let the index forget packs that this version does not need.
 
-        Where reads are cheap nothing is forgotten: there a commit reads the indexes of all packs.
+        Where reads are cheap, nothing is forgotten, because each commit reads all indexes there.
         """
         reads_all = self._store.capabilities.cheap_reads
         if not reads_all and self._index.retain(snapshot.chunks()):
             self._learned = {snapshot.id}
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
-        """IDs in the store that begin with these hexadecimal digits; other names are left out."""
+        """Yield the IDs of the snapshots in the store that begin with these hexadecimal digits."""
         for info in self._store.list(names.SNAPSHOTS + prefix):
             with suppress(IntegrityError):
                 yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
     def find(self, prefix: str) -> SnapshotId:
-        """The one ID that begins with `prefix`.
+        """Return the only ID in the store that begins with `prefix`.
 
         Raises:
-            NotFoundError: There is none, or more than one.
+            NotFoundError: No ID begins with it, or more than one.
         """
         found = list(self.ids(prefix))
         if not found:
@@ -221,8 +234,8 @@ class SnapshotStore:
         return found[0]
 
     def ancestry(self, start: SnapshotId) -> Iterator[Snapshot]:
-        """A snapshot and its first parents, newest first."""
-        seen: set[SnapshotId] = set()  # nothing but a forged store can be cyclic
+        """Yield a snapshot, its first parent, that one's first parent, and so on."""
+        seen: set[SnapshotId] = set()  # only a forged store could contain a circle of parents
         current: SnapshotId | None = start
         while current is not None and current not in seen:
             seen.add(current)
@@ -231,15 +244,16 @@ class SnapshotStore:
             current = next(iter(self.parents(snapshot)), None)
 
     def parents(self, snapshot: Snapshot) -> Sequence[SnapshotId]:
-        """The versions before one, as far as they can be had.
+        """Return the parents of a snapshot.
 
-        Those of a version that was copied without its history are left out if they are not here.
+        If it was copied without its history, parents that this store does not contain are left
+        out.
         """
         if snapshot.id not in self._shallow:
             return snapshot.parents
         objects = {parent: names.snapshot_name(parent) for parent in snapshot.parents}
-        there = self._store.sizes(objects.values())
-        return [parent for parent, name in objects.items() if name in there]
+        present = self._store.sizes(objects.values())
+        return [parent for parent, name in objects.items() if name in present]
 
 
 def _list_ids(ids: Sequence[SnapshotId], common: int) -> str:
@@ -249,4 +263,5 @@ def _list_ids(ids: Sequence[SnapshotId], common: int) -> str:
 
 
 def _unknown(text: str) -> NotFoundError:
+    """Return the error for an ID, or first digits of one, that the store does not contain."""
     return NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, f"the store has no snapshot {text}")

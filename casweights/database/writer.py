@@ -1,4 +1,4 @@
-"""Frames into packs, and packs into the store."""
+"""Collects frames in packs and writes the packs to the store."""
 
 from __future__ import annotations
 
@@ -20,20 +20,27 @@ if TYPE_CHECKING:
 class PackWriter:
     """Collects frames and writes them as packs of about `PACK_TARGET` bytes in the background.
 
-    `add` chunks from one thread. Full packs are sealed and written by threads of the writer's own,
-    and `add` waits while too many are on their way. In the end call `finish`, after which all is
-    durable, or `last`, which leaves a lone pack to the caller, and `written` once that is in the
-    store. `close` always. An error of an earlier write is raised by the next call.
+    The order of calls, all from one thread:
+
+    1. `add` each chunk. A full pack is written by a thread of the writer, and its chunks enter the
+       index once it is durable. `add` waits while too many packs are being written.
+    2. Either `finish`, after which all packs are durable. Or `last`, which returns the only pack
+       if all frames fit in one; the caller writes it together with a snapshot, and then calls
+       `written`.
+    3. `close`, always.
+
+    If writing a pack fails, a later call raises the error, `finish` at the latest.
 
     Args:
-        database: Where they go.
-        generation: Of the packs, see `build_index`.
+        database: The store to write to.
+        generation: Generation of the packs: 0 for a commit; in a repack, one more than the highest
+            generation of the packs that are replaced.
 
     Attributes:
-        packs: Packs begun to be written.
-        chunks: Distinct chunks added.
-        raw_bytes: Their bytes.
-        stored_bytes: Bytes of their frames.
+        packs: Number of packs that were sealed so far.
+        chunks: Number of distinct chunks added.
+        raw_bytes: Number of bytes of these chunks.
+        stored_bytes: Number of bytes of their frames.
         names: Names of the packs that are in the store.
     """
 
@@ -49,17 +56,24 @@ class PackWriter:
         self.names: set[str] = set()
 
     def _start_pack(self) -> None:
+        """Begin an empty pack."""
         self._frames: list[Frame] = []
         self._parts: list[Buffer] = [prefix(ObjectKind.PACK)]
         self._size = PREFIX_SIZE
 
     @property
     def chunks(self) -> int:
-        """Distinct chunks added so far."""
+        """Number of distinct chunks added so far."""
         return len(self._added)
 
     def add(self, chunk: ChunkId, raw_size: int, frames: list[EncodedFrame]) -> None:
-        """Add a chunk in one or more encodings, unless it was added before."""
+        """Add a chunk, unless it was added before.
+
+        Args:
+            chunk: The chunk.
+            raw_size: Number of its bytes.
+            frames: Its frames, one or more, each enough to rebuild it; an empty list adds nothing.
+        """
         if not frames or chunk in self._added:
             return
         self._added.add(chunk)
@@ -68,6 +82,7 @@ class PackWriter:
             self._add_frame(chunk, raw_size, frame)
 
     def _add_frame(self, chunk: ChunkId, raw_size: int, frame: EncodedFrame) -> None:
+        """Add a frame to the open pack; write that pack first if the frame does not fit."""
         size = len(frame.payload)
         full = self._size + size > PACK_TARGET or len(self._frames) == PACK_FRAMES
         if self._frames and full:
@@ -80,14 +95,16 @@ class PackWriter:
         self.stored_bytes += size
 
     def _flush(self) -> None:
+        """Write the open pack in the background, and begin another one."""
         self._puts.submit(partial(self._put, self._seal()))
 
     def _seal(self) -> SealedPack:
+        """Complete the open pack with its index, and begin another one."""
         frames, parts = self._frames, self._parts
         pack, ending = build_index(frames, self._generation)
         while self._db.index.is_damaged(pack):
-            # Somebody may still read parts of the damaged pack, so it stays as it is. With one
-            # frame repeated, ours has another ID.
+            # A pack of this name exists and is damaged, and a store never replaces an object. A
+            # frame that is listed a second time gives this pack another ID.
             last = frames[-1]
             frames.append(replace(frames[0], offset=last.offset + last.size))
             parts.append(parts[1])
@@ -97,18 +114,20 @@ class PackWriter:
         return SealedPack(pack, frames, [*parts, ending])
 
     def _put(self, pack: SealedPack) -> None:
+        """Write a pack and add it to the index; runs on a thread of the writer."""
         self._db.store.put(pack.name, pack.parts)
         self.written(pack)
 
     def written(self, pack: SealedPack) -> None:
-        """Add a pack to the index, because it is in the store."""
+        """Add a pack that is now in the store to the index."""
         self._db.index.add(pack.name, pack.size, pack.locations, self._generation)
         self.names.add(pack.name)
 
     def last(self) -> SealedPack | None:
-        """The only pack, for the caller to write together with a snapshot.
+        """Return the only pack, which the caller writes together with a snapshot.
 
-        Where there are more of them, there is nothing left for the caller: all are durable.
+        If there is more than one pack, this writes all of them like `finish`, and returns None. It
+        also returns None if no chunk was added.
         """
         if self.packs:
             self.finish()
@@ -116,11 +135,11 @@ class PackWriter:
         return self._seal() if self._frames else None
 
     def finish(self) -> None:
-        """Write what is left; when this returns, all of it is durable."""
+        """Write the open pack, and wait until all packs are durable."""
         if self._frames:
             self._flush()
         self._puts.finish()
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads. Packs that are not written yet may be left out."""
         self._puts.close()
