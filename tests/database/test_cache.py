@@ -1,4 +1,4 @@
-"""Chunks that stay in memory."""
+"""The cache of chunks in memory: eviction, and what trainers and replicas save with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def held(cache: ChunkCache) -> list[int]:
     return [n for n in range(10) if chunk_id(n) in cache]
 
 
-def test_what_was_put_first_goes_first() -> None:
+def test_the_chunk_that_was_put_first_is_evicted_first() -> None:
     cache = ChunkCache(30, 10)
     for n in range(5):
         cache.put(chunk_id(n), data(n))
@@ -43,7 +43,7 @@ def test_what_was_put_first_goes_first() -> None:
     assert cache.get(chunk_id(0)) is None
 
 
-def test_what_was_used_goes_first_unless_it_is_put_again() -> None:
+def test_a_used_chunk_is_evicted_first_unless_it_is_put_again() -> None:
     cache = ChunkCache(30, 10)
     for n in range(3):
         cache.put(chunk_id(n), data(n))
@@ -56,7 +56,7 @@ def test_what_was_used_goes_first_unless_it_is_put_again() -> None:
     assert held(cache) == [1, 3, 4]
 
 
-def test_it_keeps_a_copy() -> None:
+def test_the_cache_keeps_a_copy_of_the_bytes() -> None:
     cache, original = ChunkCache(30, 10), bytearray(10)
     cache.put(chunk_id(0), memoryview(original))
     original[:] = b"overwritte"
@@ -65,7 +65,7 @@ def test_it_keeps_a_copy() -> None:
     assert out == bytes(10)
 
 
-def test_what_is_too_large_and_what_is_of_another_size() -> None:
+def test_chunks_beyond_the_capacity_are_not_kept_and_other_sizes_not_read() -> None:
     cache = ChunkCache(30, 10)
     cache.put(chunk_id(0), data(0, 31))
     assert held(cache) == []
@@ -76,7 +76,7 @@ def test_what_is_too_large_and_what_is_of_another_size() -> None:
     assert held(nothing) == []
 
 
-def test_a_negative_size() -> None:
+def test_a_negative_cache_size_is_refused() -> None:
     with pytest.raises(InvalidInputError) as caught:
         casweights.open("memory://", create=True, cache_size=-1)
     assert caught.value.code == ErrorCode.BAD_ARGUMENT
@@ -88,7 +88,7 @@ def filled(objects: ObjectStore, versions: int) -> None:
             repo.commit(state)
 
 
-def test_a_trainer_reads_nothing() -> None:
+def test_a_trainer_with_a_cache_reads_no_pack() -> None:
     objects = CountingStore(MemoryStore())
     with casweights.open(objects, create=True, config=CONFIG, cache_size=2 * CHUNK) as repo:
         for state in history(10, 0.01):
@@ -97,7 +97,7 @@ def test_a_trainer_reads_nothing() -> None:
         assert repo.stats().encodings == {"planes": 2, "sparse": 18}
 
 
-def test_a_replica_reads_only_differences() -> None:
+def test_a_replica_with_a_cache_reads_only_the_new_differences() -> None:
     objects = CountingStore(MemoryStore())
     filled(objects, 10)
     states = list(history(10, 0.01))
@@ -109,7 +109,7 @@ def test_a_replica_reads_only_differences() -> None:
             assert objects.read_bytes("packs/") == stats.versions[n].stored_bytes
 
 
-def test_memory_that_is_too_small_for_a_version_does_no_harm() -> None:
+def test_a_cache_smaller_than_a_version_still_loads_every_version() -> None:
     objects = CountingStore(MemoryStore())
     filled(objects, 10)
     states = list(history(10, 0.01))

@@ -1,4 +1,4 @@
-"""The cheapest chain to a chunk, against trying everything."""
+"""The search for the cheapest chain: compared with an exhaustive search, and what it looks at."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def location(offset: int, frame: tuple[int, int | None, int, int]) -> Location:
 
 
 def cheapest(places: list[Location], have: set[ChunkId], wanted: ChunkId) -> float:
-    """By going over all frames until nothing gets cheaper."""
+    """Return the cost of the cheapest chain, by going over all frames until nothing improves."""
     cost = dict.fromkeys(places, math.inf)
     for _ in places:
         for place in places:
@@ -69,7 +69,7 @@ def check(finder: ChainFinder, known: list[Location], have: set[ChunkId]) -> Non
 
 
 @given(st.lists(st.lists(frames, max_size=4), max_size=5), st.sets(st.integers(0, CHUNKS - 1)))
-def test_the_cheapest_chain_is_found_whatever_was_asked_before(
+def test_the_cheapest_chain_is_found_after_any_additions_exclusions_and_searches(
     packs: list[list[tuple[int, int | None, int, int]]], have: set[int]
 ) -> None:
     table = FrameTable()
@@ -89,7 +89,7 @@ def test_the_cheapest_chain_is_found_whatever_was_asked_before(
 
 
 class Watched(FrameTable):
-    """Counts whose frames are looked at."""
+    """A table that counts how often frames of a chunk are looked up."""
 
     looks = 0
 
@@ -102,8 +102,8 @@ def long_id(n: int) -> ChunkId:
     return ChunkId(n.to_bytes(32, "big"))
 
 
-def test_a_long_history_is_not_looked_at() -> None:
-    """Whole chunks every 50 steps: what lies before the last ones cannot be cheaper."""
+def test_the_search_ignores_history_before_the_last_whole_chunks() -> None:
+    """Every 50th step also has a whole frame, so chains that begin earlier cannot be cheaper."""
     table = Watched()
     for n in range(5000):
         base = None if n == 0 else long_id(n - 1)
@@ -117,7 +117,7 @@ def test_a_long_history_is_not_looked_at() -> None:
     assert table.looks <= 2 * 110
 
 
-def test_one_step_more_is_one_look_more() -> None:
+def test_each_further_step_of_a_chain_costs_a_constant_number_of_lookups() -> None:
     table = Watched()
     finder = ChainFinder(table)
     table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
@@ -130,7 +130,9 @@ def test_one_step_more_is_one_look_more() -> None:
         assert table.looks <= 3
 
 
-def test_many_frames_of_one_chunk_are_hardly_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparisons_grow_linearly_with_the_frames_of_a_chunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     compared = 0
     equal = Location.__eq__
 
@@ -153,7 +155,7 @@ def test_many_frames_of_one_chunk_are_hardly_compared(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("reason", ["no base", "circle", "too long", "other size"])
 def test_chunks_without_a_chain_are_searched_once(reason: str) -> None:
-    """However many chunks depend on it."""
+    """A search that failed is remembered for all chunks on the way, for those that need them."""
     table, count = Watched(), 100
     length = MAX_LINKS + 50 if reason == "too long" else 500
     last = {"circle": long_id(0), "no base": long_id(10**6), "other size": long_id(10**7)}
@@ -172,7 +174,7 @@ def test_chunks_without_a_chain_are_searched_once(reason: str) -> None:
 
 
 def test_a_chunk_with_many_frames_is_searched_once() -> None:
-    """Though each of them claims another size."""
+    """Each of its frames claims a different raw size."""
     table = Watched()
     table.add([location(n, (0, None, 1 + n, 100 + n)) for n in range(500)])
     finder = ChainFinder(table)
@@ -183,7 +185,7 @@ def test_a_chunk_with_many_frames_is_searched_once() -> None:
     assert table.looks < 700
 
 
-def test_a_cost_is_that_of_the_path() -> None:
+def test_the_cost_is_that_of_the_cheapest_chain() -> None:
     table = FrameTable()
     table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
     for n in range(1, 50):
@@ -194,7 +196,7 @@ def test_a_cost_is_that_of_the_path() -> None:
 
 
 def test_an_exclusion_closes_only_the_chains_through_that_frame() -> None:
-    """Each chunk of a chain has a frame more, which is the cheaper one and bad."""
+    """Each chunk of a chain has two frames, and the cheaper one is excluded."""
     table, length = Watched(), 500
     for n in range(length):
         base = long_id(n - 1) if n else None

@@ -1,4 +1,4 @@
-"""What is found damaged is told to others, and stored again by whoever has it."""
+"""Findings: damage is recorded in the store, and the next writer stores the chunks again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_reader_that_meets_a_damaged_frame_tells_others() -> None:
+def test_reading_a_damaged_frame_records_a_finding() -> None:
     objects = MemoryStore()
     versions, packs = filled(objects)
     flip_bit(objects, packs[2], 100)
@@ -55,14 +55,14 @@ def test_a_reader_that_meets_a_damaged_frame_tells_others() -> None:
 
 
 @pytest.mark.parametrize("code", [ErrorCode.UNREACHABLE, ErrorCode.IO_FAILED])
-def test_trouble_on_the_way_is_no_finding(code: ErrorCode) -> None:
+def test_a_failing_network_or_missing_pack_records_no_finding(code: ErrorCode) -> None:
     objects = MemoryStore()
     versions, packs = filled(objects)
 
     class Failing(WrapperStore):
         def readinto(self, name: str, start: int, out: memoryview) -> None:
             if name == packs[2]:
-                raise StoreError(code, "the network is away")
+                raise StoreError(code, "the network is down")
             super().readinto(name, start, out)
 
     with casweights.open(Failing(objects)) as repo, pytest.raises(StoreError):
@@ -73,7 +73,7 @@ def test_trouble_on_the_way_is_no_finding(code: ErrorCode) -> None:
     assert suspects(objects) == []
 
 
-def test_the_same_frames_go_into_a_pack_of_another_name() -> None:
+def test_the_frames_of_a_damaged_pack_are_stored_under_another_name() -> None:
     objects = MemoryStore()
     with casweights.open(objects, create=True, config=CONFIG) as repo:
         version = repo.commit(STATES[0], compression="fast").id
@@ -88,7 +88,7 @@ def test_the_same_frames_go_into_a_pack_of_another_name() -> None:
     assert_readable(objects, [version])
 
 
-def test_a_handle_learns_of_findings_at_its_next_commit() -> None:
+def test_an_open_store_heeds_new_findings_at_its_next_commit() -> None:
     objects = MemoryStore()
     versions, packs = filled(objects)
     with casweights.open(objects) as early:
@@ -100,7 +100,7 @@ def test_a_handle_learns_of_findings_at_its_next_commit() -> None:
     assert_readable(objects, versions)
 
 
-def test_steps_to_a_bucket_look_for_findings_once() -> None:
+def test_publishing_steps_to_a_bucket_lists_findings_once() -> None:
     listings: list[str] = []
 
     class Listing(WrapperStore):
@@ -119,9 +119,7 @@ def test_steps_to_a_bucket_look_for_findings_once() -> None:
     assert listings.count(names.DAMAGED) == 1
 
 
-def test_findings_about_a_store_that_is_read_only_are_kept_on_this_machine(
-    tmp_path: Path,
-) -> None:
+def test_findings_about_a_read_only_store_are_kept_on_this_machine(tmp_path: Path) -> None:
     objects, notes = MemoryStore(), tmp_path / "cache" / "notes"
     versions, packs = filled(objects)
     flip_bit(objects, packs[0], 100)
@@ -132,7 +130,7 @@ def test_findings_about_a_store_that_is_read_only_are_kept_on_this_machine(
             found = repo.verify()
             assert (found.damaged, found.noted) == (1, str(notes))
     assert suspects(objects) == []
-    with casweights.open(other, notes=notes) as repo:  # has the same packs
+    with casweights.open(other, notes=notes) as repo:  # another store with the same packs
         repo.commit(STATES[0], branch="again")
         assert listed(other, names.PACKS) == listed(objects, names.PACKS)
     with casweights.open(objects, notes=notes) as repo:
@@ -145,7 +143,7 @@ def test_findings_about_a_store_that_is_read_only_are_kept_on_this_machine(
     assert [path for path in notes.rglob("*-*") if path.is_file()] == []
 
 
-def test_without_a_place_for_notes_verify_says_that_nobody_knows(tmp_path: Path) -> None:
+def test_verify_reports_that_findings_were_not_kept_anywhere(tmp_path: Path) -> None:
     objects = MemoryStore()
     versions, packs = filled(objects)
     flip_bit(objects, packs[0], 100)
@@ -160,7 +158,7 @@ def test_without_a_place_for_notes_verify_says_that_nobody_knows(tmp_path: Path)
             repo.commit({"x": STATES[1]["w"]}, branch="other")
 
 
-def test_a_finding_in_a_store_that_is_read_only_now_is_told_already() -> None:
+def test_verify_of_a_read_only_store_counts_findings_that_are_already_in_it() -> None:
     objects = MemoryStore()
     _, packs = filled(objects)
     flip_bit(objects, packs[0], 100)
@@ -171,7 +169,7 @@ def test_a_finding_in_a_store_that_is_read_only_now_is_told_already() -> None:
 
 
 @pytest.mark.parametrize("offset", [8, None])
-def test_a_forged_finding_costs_bytes_and_nothing_else(offset: int | None) -> None:
+def test_a_forged_finding_costs_stored_bytes_and_nothing_else(offset: int | None) -> None:
     objects = MemoryStore()
     versions, packs = filled(objects)
     for pack in packs:
@@ -194,7 +192,7 @@ def test_a_forged_finding_costs_bytes_and_nothing_else(offset: int | None) -> No
     assert suspects(objects) == []
 
 
-def test_repack_keeps_what_is_in_doubt_and_in_no_version() -> None:
+def test_repack_keeps_frames_in_doubt_that_no_version_needs() -> None:
     objects = MemoryStore()
     filled(objects)
     with casweights.open(objects) as repo:
@@ -210,7 +208,7 @@ def test_repack_keeps_what_is_in_doubt_and_in_no_version() -> None:
             db.reader.readinto(chunk, out)
 
 
-def test_what_was_repaired_in_place_is_taken_back() -> None:
+def test_verify_removes_the_finding_about_a_pack_that_was_repaired_in_place() -> None:
     objects = MemoryStore()
     _, packs = filled(objects)
     sound = objects.get(packs[0])
@@ -227,7 +225,7 @@ def test_what_was_repaired_in_place_is_taken_back() -> None:
         assert suspects(objects) == []
 
 
-def test_many_findings_about_a_pack_become_one() -> None:
+def test_many_findings_about_one_pack_become_one_finding() -> None:
     objects = MemoryStore()
     state = {f"t{n:03}": weights(1, seed=n)[:1000] for n in range(200)}
     with casweights.open(objects, create=True, config=CONFIG) as repo:
@@ -246,7 +244,7 @@ def test_many_findings_about_a_pack_become_one() -> None:
 @pytest.mark.parametrize(
     "name", ["x", "x-8", f"{'0' * 64}-08", f"{'0' * 64}--8", f"{'A' * 64}", f"{'0' * 64}-{9**20}"]
 )
-def test_objects_that_are_no_findings_are_passed_over_and_reported(name: str) -> None:
+def test_misnamed_objects_among_findings_are_ignored_and_reported_by_verify(name: str) -> None:
     objects = MemoryStore()
     versions, packs = filled(objects)
     objects.put(names.DAMAGED + name, [b"?"])
@@ -258,7 +256,7 @@ def test_objects_that_are_no_findings_are_passed_over_and_reported(name: str) ->
     assert any(names.DAMAGED + name in str(problem) for problem in problems)
 
 
-def test_a_push_from_a_mended_store_takes_the_sound_frames() -> None:
+def test_a_push_from_a_repaired_store_takes_the_sound_frames() -> None:
     objects, target = MemoryStore(), MemoryStore()
     versions, packs = filled(objects)
     flip_bit(objects, packs[2], 100)
@@ -273,7 +271,7 @@ def test_a_push_from_a_mended_store_takes_the_sound_frames() -> None:
         assert repo.verify().problems == ()
 
 
-def test_a_push_from_a_damaged_store_spreads_no_damage() -> None:
+def test_a_push_from_a_damaged_store_fails_and_leaves_the_target_sound() -> None:
     objects, target = MemoryStore(), MemoryStore()
     _, packs = filled(objects)
     flip_bit(objects, packs[2], 100)
@@ -285,8 +283,8 @@ def test_a_push_from_a_damaged_store_spreads_no_damage() -> None:
         assert repo.verify().problems == ()
 
 
-def test_a_frame_that_holds_something_else_than_its_chunk_is_stored_again() -> None:
-    """As a writer leaves it that hashes other bytes than it stores: all checksums are right."""
+def test_a_frame_whose_bytes_do_not_match_its_chunk_is_stored_again() -> None:
+    """A faulty writer hashes other bytes than it stores, so all checksums are right."""
     objects = MemoryStore()
     with casweights.open(objects, create=True, config=CONFIG) as repo:
         tensor = STATES[0]["w"].clone()

@@ -1,4 +1,4 @@
-"""What `verify` finds damaged is stored again by any writer that has it."""
+"""Damage that `verify` finds is repaired by any writer that has the chunks."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SITUATIONS = [
 
 @pytest.mark.parametrize("healer", HEALERS.values(), ids=HEALERS)
 @pytest.mark.parametrize(("damage", "position", "remote"), sorted(SITUATIONS))
-def test_what_verify_found_damaged_is_stored_again(
+def test_each_kind_of_writer_stores_damaged_chunks_again(
     healer: Any, damage: str, position: int, remote: bool
 ) -> None:
     objects: ObjectStore = Remote(MemoryStore()) if remote else MemoryStore()
@@ -91,7 +91,7 @@ def test_what_verify_found_damaged_is_stored_again(
     assert_readable(objects, versions)
     with casweights.open(objects) as repo:
         problems = repo.verify().problems
-    if bad in listed(objects, names.PACKS):  # repack keeps a pack of which it cannot tell the use
+    if bad in listed(objects, names.PACKS):  # repack keeps packs whose index it cannot read
         assert all(bad in str(problem) for problem in problems)
         assert damage != "payload"
     else:

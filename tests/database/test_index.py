@@ -1,4 +1,4 @@
-"""What the index reads to find chunks, and how often."""
+"""The requests that the index makes to find chunks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Listed(WrapperStore):
-    """Counts what is looked for: listings, and objects whose sizes are asked for."""
+    """Counts listings, and objects whose sizes are requested."""
 
     def __init__(self) -> None:
         super().__init__(MemoryStore())
@@ -53,7 +53,7 @@ def store() -> Listed:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that stands still, in which listings take no time."""
+    """A clock that stands still, so that listings take no time."""
     made = SimpleNamespace(now=100.0)
     monkeypatch.setattr(index_module, "time", SimpleNamespace(monotonic=lambda: made.now))
     return made
@@ -62,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 MISSING = [chunk_id(chunk(number)) for number in range(1000, 1200)]
 
 
-def test_many_missing_chunks_are_one_listing(store: Listed) -> None:
+def test_many_missing_chunks_cost_one_listing(store: Listed) -> None:
     gone = [add_pack(MemoryStore(), [whole(chunk(number))]) for number in range(100)]
     index = ChunkIndex(store)
     index.learn(PackTable(gone, dict(zip(MISSING, gone * 2, strict=True))))
@@ -74,7 +74,7 @@ def test_many_missing_chunks_are_one_listing(store: Listed) -> None:
 
 
 @pytest.mark.parametrize("because", ["expected", "distrusted", "late"])
-def test_packs_are_listed_again_when_chunks_may_have_come(
+def test_packs_are_listed_again_when_missing_chunks_may_have_been_added(
     store: Listed, clock: SimpleNamespace, because: str
 ) -> None:
     index = ChunkIndex(store)
@@ -94,10 +94,10 @@ def test_packs_are_listed_again_when_chunks_may_have_come(
     assert index.find_chain(chunk_id(B)) is not None
 
 
-def test_packs_that_open_other_chains_are_not_read_one_at_a_time(
+def test_packs_that_add_chains_to_known_chunks_are_read_in_growing_groups(
     store: Listed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is known of the chunks before must be found again after each."""
+    """After each read, the chains to earlier chunks must be searched again."""
     length, looks = 200, 0
     frames = FrameTable.all_frames
 
@@ -119,7 +119,7 @@ def test_packs_that_open_other_chains_are_not_read_one_at_a_time(
     assert looks < 40 * length
 
 
-def test_one_chunk_is_one_pack(store: Listed) -> None:
+def test_finding_one_chunk_reads_one_pack(store: Listed) -> None:
     packs = [add_pack(store, [whole(chunk(number))]) for number in range(10)]
     counting = CountingStore(store)
     index = ChunkIndex(counting)
@@ -130,10 +130,10 @@ def test_one_chunk_is_one_pack(store: Listed) -> None:
 
 
 @pytest.mark.parametrize("packs", ["hinted", "listed"])
-def test_what_another_thread_has_read_meanwhile_counts(
+def test_a_search_uses_packs_that_another_thread_read_in_between(
     store: Listed, monkeypatch: pytest.MonkeyPatch, packs: str
 ) -> None:
-    """Between the search for a chain and the read of more packs."""
+    """The other thread reads them after the search for a chain and before the read of packs."""
     pack = add_pack(store, [whole(A)])
     index = ChunkIndex(store)
     if packs == "hinted":

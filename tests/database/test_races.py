@@ -1,4 +1,4 @@
-"""Many writers on one store: nobody's version is lost."""
+"""Many writers in one store: no version is lost."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ with casweights.open(store) as repo:
 
 
 class Meeting(WrapperStore):
-    """Lets another writer in, once, before an object whose name begins with `prefix` is put."""
+    """Runs another writer once, before the first object whose name begins with `prefix` is put."""
 
     def __init__(self, inner: ObjectStore, prefix: str, other: Callable[[], object]) -> None:
         super().__init__(inner)
@@ -61,7 +61,7 @@ class Meeting(WrapperStore):
 
 
 @pytest.mark.parametrize("prefix", ["packs/", "snapshots/", "refs/"])
-def test_the_second_of_two_writers_is_told(
+def test_the_slower_of_two_writers_gets_a_conflict_and_its_version_is_stored(
     repo: Repository, objects: CountingStore, prefix: str
 ) -> None:
     base = repo.commit({"w": torch.zeros(5)})
@@ -83,14 +83,18 @@ def test_the_second_of_two_writers_is_told(
     assert [version.id for version in repo.log()] == [again.id, theirs[0], base.id]
 
 
-def test_two_who_make_one_branch(repo: Repository, objects: CountingStore) -> None:
+def test_creating_a_branch_that_another_writer_just_created_is_a_conflict(
+    repo: Repository, objects: CountingStore
+) -> None:
     meeting = Meeting(objects, "refs/", lambda: repo.commit({"n": 1}, branch="new"))
     with casweights.open(meeting) as late, pytest.raises(ConflictError):
         late.commit({"n": 2}, branch="new")
     assert repo.load("new") == {"n": 1}
 
 
-def test_a_branch_that_was_deleted_meanwhile(repo: Repository, objects: CountingStore) -> None:
+def test_committing_to_a_branch_that_was_deleted_during_the_commit_is_a_conflict(
+    repo: Repository, objects: CountingStore
+) -> None:
     repo.commit({"n": 1})
     meeting = Meeting(objects, "packs/", lambda: repo.delete_branch("main"))
     with casweights.open(meeting) as late, pytest.raises(ConflictError):
@@ -98,8 +102,10 @@ def test_a_branch_that_was_deleted_meanwhile(repo: Repository, objects: Counting
     assert repo.branches() == {}
 
 
-def test_a_branch_that_was_made_anew_meanwhile(repo: Repository, objects: CountingStore) -> None:
-    """It is as long as before, and still another one."""
+def test_moving_a_branch_that_was_deleted_and_recreated_is_a_conflict(
+    repo: Repository, objects: CountingStore
+) -> None:
+    """The new branch has as many moves as the old one."""
     first = repo.commit({"n": 1})
     other = repo.commit({"n": 2}, branch="other")
     refs = Refs(objects)
@@ -111,7 +117,9 @@ def test_a_branch_that_was_made_anew_meanwhile(repo: Repository, objects: Counti
     assert repo.resolve("main") == other.id
 
 
-def test_two_who_make_one_tag(repo: Repository, objects: CountingStore) -> None:
+def test_creating_a_tag_that_another_writer_just_created_is_a_conflict(
+    repo: Repository, objects: CountingStore
+) -> None:
     first, second = repo.commit({"n": 1}), repo.commit({"n": 2})
     meeting = Meeting(objects, "refs/tags/", lambda: repo.tag("v1", first))
     with casweights.open(meeting) as late, pytest.raises(ConflictError):
@@ -120,7 +128,7 @@ def test_two_who_make_one_tag(repo: Repository, objects: CountingStore) -> None:
 
 
 def check(repo: Repository, done: list[SnapshotId], lost: list[SnapshotId]) -> None:
-    """Everybody's versions lie on one line; those that lost are there by their ID."""
+    """Check that the log has the versions of all writers, and that lost ones are readable."""
     history = [version.id for version in repo.log()]
     assert sorted(history) == sorted(done)
     texts = {b"".join(repo.read(snapshot, "who")).decode() for snapshot in history}
@@ -130,7 +138,7 @@ def check(repo: Repository, done: list[SnapshotId], lost: list[SnapshotId]) -> N
     assert not repo.verify().problems
 
 
-def test_threads_with_a_handle_each(tmp_path: Path) -> None:
+def test_threads_with_an_open_store_each_lose_no_version(tmp_path: Path) -> None:
     done: list[SnapshotId] = []
     lost: list[SnapshotId | None] = []
     casweights.open(tmp_path / "store", create=True).close()
@@ -157,8 +165,8 @@ def test_threads_with_a_handle_each(tmp_path: Path) -> None:
     assert None not in lost
 
 
-def test_threads_with_one_handle() -> None:
-    """Big enough for several runs of chunks, so that the threads share all of it."""
+def test_threads_that_share_an_open_store_commit_and_load_correctly() -> None:
+    """The states have several runs of chunks, so that the threads compete for workers."""
     config = StoreConfig(chunk_size=64 * KiB)
     with casweights.open("memory://", create=True, config=config) as repo:
 
@@ -175,7 +183,7 @@ def test_threads_with_one_handle() -> None:
         assert not repo.verify().problems
 
 
-def test_processes(tmp_path: Path) -> None:
+def test_processes_that_commit_to_one_branch_lose_no_version(tmp_path: Path) -> None:
     store = tmp_path / "store"
     casweights.open(store, create=True).close()
     processes = []

@@ -1,9 +1,9 @@
-"""Buckets whose servers' clocks differ: no version that was acknowledged vanishes from sight.
+"""Buckets whose servers' clocks differ: no acknowledged version disappears unnoticed.
 
-The writers of `tests.racing` move a branch, while each move gets its time from another clock. Where
-none of them stops for long, whoever was told that they moved the branch did, however wrong the
-clocks are. Where one may stop anywhere, or die, a version can be displaced; then everybody sees
-that, and its writer is told.
+The writers of `tests.racing` move a branch, and each move gets its time from another clock. If no
+writer stops for long, every acknowledged move is in the log, however wrong the clocks are. If
+writers may stop anywhere, or die, a version can be displaced; then it is listed as displaced, and
+its writer gets an error.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
     from tests.racing import Choose
 
-WIDE = 1.0  # seconds, of a thousand ticks: no clock decides
+WIDE = 1.0  # seconds of clock skew that writers allow for, or 1,000 ticks: more than any test uses
 SKEWS = st.lists(st.integers(-20, 20), min_size=1, max_size=7)
 MOVES = st.lists(st.integers(1, 3), min_size=2, max_size=4)
 FEW = settings(max_examples=40, phases=[Phase.generate])  # shrinking takes minutes
@@ -56,12 +56,12 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def branch(skews: Sequence[int], allowed: float = WIDE, moves: int = 0) -> Branch:
-    """A branch in a bucket whose clocks differ by so many ticks, with writers who allow for that.
+    """Return a branch in a bucket whose clocks differ.
 
     Args:
-        skews: By how much the clocks are wrong.
-        allowed: The seconds that writers allow for.
-        moves: How often it was moved already.
+        skews: Errors of the clocks, in ticks; each move uses the next clock.
+        allowed: Seconds of difference that writers allow for.
+        moves: Number of moves that the branch has already.
     """
     world = World(exclusive=False)
     world.capabilities = Capabilities(exclusive_create=False, clock_skew=allowed)
@@ -73,11 +73,12 @@ def branch(skews: Sequence[int], allowed: float = WIDE, moves: int = 0) -> Branc
 
 
 def in_turns(world: World, draw: Callable[[int], tuple[int, Sequence[int]]]) -> Choose:
-    """Nobody goes on before all others had their turn.
+    """Return a scheduler in which every writer makes one call before any makes a second one.
 
     Args:
-        world: What the writers share.
-        draw: Chooses one of so many writers, and how listings lag during its turn.
+        world: The store that the writers share.
+        draw: Chooses a number below its argument, the writer whose turn it is, and the lags of
+            listings during the turn.
     """
     waiting: list[Writer] = []
 
@@ -91,7 +92,7 @@ def in_turns(world: World, draw: Callable[[int], tuple[int, Sequence[int]]]) -> 
 
 
 def versions(main: Branch) -> tuple[Sequence[SnapshotId], set[SnapshotId]]:
-    """The versions in the log of the branch, and those that are off its line."""
+    """Return the versions in the log of the branch, and those off its line."""
     main.world.lags = (0,)
     head = main.head()
     log = main.history(head.snapshot if head else None)
@@ -99,7 +100,11 @@ def versions(main: Branch) -> tuple[Sequence[SnapshotId], set[SnapshotId]]:
 
 
 def check_nothing_vanished(main: Branch) -> set[SnapshotId]:
-    """Each version that was acknowledged is in the log, or shown and its writer told."""
+    """Check that each acknowledged version is in the log, or displaced and reported once.
+
+    Returns:
+        The acknowledged versions that are not in the log.
+    """
     log, shown = versions(main)
     main.check_winners(log)
     gone = {moved.snapshot for _, moved in main.won} - {*log}
@@ -107,7 +112,7 @@ def check_nothing_vanished(main: Branch) -> set[SnapshotId]:
     for snapshot in gone - main.told:
         assert main.look(main.handles[snapshot])[0]
         assert snapshot in main.told
-        assert not main.look(main.handles[snapshot])[0], "it is told once"
+        assert not main.look(main.handles[snapshot])[0], "it is reported once"
     main.check_end()
     return gone
 
@@ -130,10 +135,10 @@ def test_no_acknowledged_version_leaves_the_log(
 
 
 def check_nothing_left_the_log(main: Branch) -> None:
-    """All that was acknowledged is in the log, and so are the versions off the line.
+    """Check that the log has all acknowledged versions, and all versions off the line.
 
-    A writer may withdraw a move on which another one has just built. Then what came before that
-    move is off the line, although the log has it.
+    A writer may withdraw a move on which another one has just built. Then the moves before it are
+    off the line, although their versions are in the log.
     """
     assert not main.unsure
     assert check_nothing_vanished(main) == set()
@@ -141,7 +146,8 @@ def check_nothing_left_the_log(main: Branch) -> None:
     assert off <= {*log}
 
 
-# Skews, moves of each writer, and per call: which of those who wait goes on, and the lag.
+# Skews; moves of each writer; and for each call two digits: the writer among those that have not
+# had their turn, and the lag of listings.
 SCHEDULES = {
     "a head whose writer sees that its base is gone": (
         [-2, -16, 8],
@@ -176,7 +182,7 @@ def test_writers_do_not_build_on_moves_that_are_about_to_be_withdrawn(name: str)
     calls = iter(turns.split())
 
     def draw(waiting: int) -> tuple[int, Sequence[int]]:
-        call = next(calls, "00")  # writers that wait now make more calls
+        call = next(calls, "00")  # writers wait more than when the schedule was recorded
         return int(call[0]) % waiting, (int(call[1]),)
 
     main = branch(skews)
@@ -184,14 +190,14 @@ def test_writers_do_not_build_on_moves_that_are_about_to_be_withdrawn(name: str)
     check_nothing_left_the_log(main)
     log, off = versions(main)
     assert off == set()
-    assert not {*main.lost} & {*log}, "nobody built on what was withdrawn"
+    assert not {*main.lost} & {*log}, "no writer built on a withdrawn move"
 
 
 @LAGS
 @pytest.mark.parametrize("allowed", [0.0, WIDE], ids=["more than allowed", "as allowed"])
 @FEW
 @given(data=st.data(), skews=SKEWS, moves=MOVES)
-def test_what_leaves_the_log_is_shown_and_told(
+def test_versions_that_leave_the_log_are_listed_and_reported_to_their_writers(
     data: st.DataObject,
     lags: st.SearchStrategy[Sequence[int]],
     allowed: float,
@@ -206,7 +212,7 @@ def test_what_leaves_the_log_is_shown_and_told(
 
 @pytest.mark.parametrize("skews", [(0,), (0, -9, 9), (9, 0, -9), (0, 0, 0, -50)])
 @pytest.mark.parametrize("allowed", [0.0, WIDE])
-def test_two_writers_in_every_order(skews: Sequence[int], allowed: float) -> None:
+def test_two_writers_lose_no_version_in_any_order(skews: Sequence[int], allowed: float) -> None:
     gone = set()
 
     def race(choose: Choose) -> None:
@@ -219,7 +225,7 @@ def test_two_writers_in_every_order(skews: Sequence[int], allowed: float) -> Non
 
 
 class TestDisplaced:
-    """A writer was told that it moved the branch; then one with an earlier time took its place."""
+    """A writer's move was acknowledged, and then displaced by a move with an earlier time."""
 
     @pytest.fixture
     def main(self) -> Branch:
@@ -231,7 +237,7 @@ class TestDisplaced:
 
     @pytest.fixture
     def handle(self, main: Branch, before: Head | None) -> Refs:
-        """That of the displaced writer."""
+        """The refs of the displaced writer."""
         handle = Refs(main.world)
         assert main.move(handle, before)
         assert main.move(Refs(main.world), before), "its time is earlier"
@@ -244,7 +250,7 @@ class TestDisplaced:
     def shown(self, main: Branch) -> list[SnapshotId]:
         return [each.snapshot for each in Refs(main.world).displaced().get("main", [])]
 
-    def test_it_is_shown_until_it_is_dropped(self, main: Branch, displaced: SnapshotId) -> None:
+    def test_it_is_listed_until_it_is_dropped(self, main: Branch, displaced: SnapshotId) -> None:
         assert main.head() == main.won[2][1]
         assert self.shown(main) == [displaced]
         assert not Refs(main.world).drop_displaced(displaced, "other")
@@ -253,17 +259,17 @@ class TestDisplaced:
         assert self.shown(main) == []
         assert main.head() == main.won[2][1]
 
-    def test_its_writer_is_told_when_it_looks(
+    def test_its_writer_gets_a_conflict_when_it_looks_in_order_to_move(
         self, main: Branch, handle: Refs, displaced: SnapshotId
     ) -> None:
-        assert handle.head("main") == main.head(), "who only reads is not"
+        assert handle.head("main") == main.head(), "reading raises nothing"
         with pytest.raises(ConflictError, match="displaced") as caught:
             handle.head("main", for_update=True)
         assert caught.value.code is ErrorCode.REF_MOVED
         assert caught.value.snapshot == displaced
         assert handle.head("main", for_update=True) == main.head()
 
-    def test_its_writer_is_told_when_it_goes_on(
+    def test_its_writer_gets_a_conflict_when_it_moves_the_branch(
         self, main: Branch, handle: Refs, displaced: SnapshotId
     ) -> None:
         snapshot = version(main.world)
@@ -272,7 +278,7 @@ class TestDisplaced:
         assert self.shown(main) == [displaced]
         assert handle.head("main", for_update=True) == main.head()
 
-    def test_it_outlasts_the_pruning_of_the_log(self, main: Branch, displaced: SnapshotId) -> None:
+    def test_it_survives_the_pruning_of_the_log(self, main: Branch, displaced: SnapshotId) -> None:
         refs, head = Refs(main.world), main.head()
         for _ in range(250):
             head = refs.advance("main", head, version(main.world))
@@ -280,22 +286,22 @@ class TestDisplaced:
         assert len(main.positions()) < 200
         assert self.shown(main) == [displaced]
 
-    def test_a_branch_that_goes_through_it_has_taken_it_in(
+    def test_it_is_no_longer_listed_once_the_branch_moves_to_it(
         self, main: Branch, displaced: SnapshotId
     ) -> None:
         Refs(main.world).advance("main", main.head(), displaced)
         assert self.shown(main) == []
 
 
-def test_a_writer_that_died_beside_one_that_was_acknowledged() -> None:
-    """Its move has the earlier time. Nobody can know that it came late, but nothing vanishes."""
+def test_a_dead_writer_with_an_earlier_time_displaces_an_acknowledged_version() -> None:
+    """Its move was put later, which no reader can know. The other version is still listed."""
     main = branch((0, 0, 0, 0, 0, -50), moves=1)
     alive, refs, before = Refs(main.world), Refs(main.world), main.head()
     assert before is not None
     assert main.move(alive, before)
     dead = version(main.world)
     name = names.move_name(names.HEADS, "main", 2, dead, before.snapshot)
-    main.world.put(name, [encode_move(dead)])  # and it never looks
+    main.world.put(name, [encode_move(dead)])  # it dies before it lists the moves
     refs.advance("main", refs.head("main", for_update=True), version(main.world))
     displaced = main.won[1][1].snapshot
     assert [each.snapshot for each in refs.displaced()["main"]] == [displaced]
@@ -319,7 +325,7 @@ class Bucket(MemoryStore):
             yield ObjectInfo(info.name, info.size, time)
 
     def displace(self, repo: Repository) -> SnapshotId:
-        """Make the move of another writer that takes the place of the last one."""
+        """Make another writer's move that displaces the last one; return the displaced version."""
         head = repo.database.refs.head("main")
         assert head is not None
         other = repo.commit({"other": 1}, branch="side").id
@@ -331,7 +337,7 @@ class Bucket(MemoryStore):
 
 
 class TestCallers:
-    """What users hear of it."""
+    """The errors that users of a repository get when their version was displaced."""
 
     @pytest.fixture
     def bucket(self) -> Bucket:
@@ -343,7 +349,7 @@ class TestCallers:
             repo.commit({"n": 0})
             yield repo
 
-    def test_the_next_commit_is_refused_once(self, bucket: Bucket, repo: Repository) -> None:
+    def test_the_next_commit_raises_once(self, bucket: Bucket, repo: Repository) -> None:
         repo.commit({"n": 1})
         displaced = bucket.displace(repo)
         with pytest.raises(ConflictError, match="was displaced") as caught:
@@ -353,7 +359,9 @@ class TestCallers:
         repo.commit({"n": 2})
         assert [int(repo.load(v).get("n", -1)) for v in repo.log()] == [2, -1]
 
-    def test_branch_is_refused_once(self, bucket: Bucket, repo: Repository) -> None:
+    def test_the_next_move_of_the_branch_raises_once(
+        self, bucket: Bucket, repo: Repository
+    ) -> None:
         first = repo.resolve("main")
         repo.commit({"n": 1})
         displaced = bucket.displace(repo)
@@ -364,7 +372,7 @@ class TestCallers:
         repo.tag("kept", displaced)
         assert repo.displaced() == {}
 
-    def test_a_publisher_stops(self, bucket: Bucket, repo: Repository) -> None:
+    def test_a_publisher_stops_with_an_error(self, bucket: Bucket, repo: Repository) -> None:
         publisher = casweights.Publisher(repo, "main")
         publisher.publish({"w": torch.zeros(3)})
         publisher.wait()

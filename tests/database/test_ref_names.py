@@ -1,4 +1,4 @@
-"""Branches and tags that some disks cannot tell apart are not made; those that are there work."""
+"""New branches and tags must differ in more than case; existing ones that do not can be used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["Main", "MAIN/x", "con", "v1."])
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_every_way_to_make_a_branch_or_tag_refuses_the_name(
+def test_creating_a_branch_or_tag_with_an_unportable_name_is_refused(
     model: Path, name: str, *, exclusive: bool
 ) -> None:
     inner = MemoryStore()
@@ -53,15 +53,13 @@ def test_every_way_to_make_a_branch_or_tag_refuses_the_name(
 
 
 def write_both(store: casweights.Repository, inner: MemoryStore, model: Path) -> None:
-    """Give a store the branches ``main`` and ``Main``, as others may have made them."""
+    """Create the branches ``main`` and ``Main`` in a store, as other clients may have done."""
     store.commit(model)
     [move] = inner.list(names.HEADS)
     inner.put(move.name.replace("main", "Main"), [inner.read(move.name, 1000)])
 
 
-def test_branches_that_are_there_can_be_read_and_moved_whatever_they_are_called(
-    model: Path,
-) -> None:
+def test_existing_branches_that_differ_in_case_can_be_read_moved_and_deleted(model: Path) -> None:
     inner = MemoryStore()
     with casweights.open(inner, create=True) as store:
         write_both(store, inner, model)
@@ -73,9 +71,7 @@ def test_branches_that_are_there_can_be_read_and_moved_whatever_they_are_called(
         assert store.branches().keys() == {"main"}
 
 
-def test_of_two_branches_that_differ_in_case_a_push_takes_one_and_refuses_the_other(
-    model: Path,
-) -> None:
+def test_pushing_two_branches_that_differ_in_case_creates_only_one(model: Path) -> None:
     inner = MemoryStore()
     with (
         casweights.open(inner, create=True) as source,
@@ -91,7 +87,7 @@ def test_of_two_branches_that_differ_in_case_a_push_takes_one_and_refuses_the_ot
         assert target.branches().keys() == {"Main", "new"}
 
 
-def test_a_folder_is_not_listed_under_a_name_in_another_case(
+def test_listing_a_folder_in_another_case_shows_nothing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that ignores case opens ``Main`` where its listing shows ``main``."""

@@ -1,4 +1,7 @@
-"""Writers that move one ref at once, see `tests.racing`."""
+"""Writers that change one ref at the same time, in every order of their calls.
+
+`tests.racing` has the writers and the schedulers.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +47,15 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_waiting")
 class TestOneWinner:
-    """Of those who move a branch from one position, one is told that they did, and only one."""
+    """Of several writers that move a branch from one position, exactly one succeeds."""
 
     @pytest.mark.parametrize("moves", [0, 2])
     @pytest.mark.parametrize(
         ("exclusive", "lag"), [(True, 0), (False, 0), (False, 1), (False, 2), (False, 3)]
     )
-    def test_two_writers_in_every_order(self, exclusive: bool, lag: int, moves: int) -> None:
+    def test_each_position_has_one_winner_in_every_order_of_two_writers(
+        self, exclusive: bool, lag: int, moves: int
+    ) -> None:
         conflicts = set()
 
         def race(choose: Choose) -> None:
@@ -65,7 +70,7 @@ class TestOneWinner:
 
     @CONSISTENT
     @given(data=st.data(), moves=st.lists(st.integers(1, 3), min_size=2, max_size=4))
-    def test_any_order(
+    def test_each_position_has_one_winner_in_random_orders(
         self,
         data: st.DataObject,
         exclusive: bool,
@@ -80,22 +85,22 @@ class TestOneWinner:
 
     @CONSISTENT
     @given(data=st.data(), again=st.lists(st.booleans(), min_size=2, max_size=4))
-    def test_any_order_with_failures(
+    def test_each_position_has_at_most_one_winner_when_calls_fail(
         self,
         data: st.DataObject,
         exclusive: bool,
         lags: st.SearchStrategy[Sequence[int]],
         again: list[bool],
     ) -> None:
-        """Whose answer was lost may be told of a conflict with themselves, but not the opposite."""
+        """A writer whose answer was lost may conflict with its own move, but not the opposite."""
         main = branch(exclusive=exclusive)
         works = [main.writer(2, again=each) for each in again]
         run(main.world, works, drawn_order(data, main.world, lags, failures=3))
         main.check(failures=True)
 
     @EXCLUSIVE
-    def test_two_who_move_it_to_one_version(self, exclusive: bool) -> None:
-        """Where the store cannot tell them apart, both did."""
+    def test_two_writers_may_move_it_to_the_same_version(self, exclusive: bool) -> None:
+        """Both succeed, except with exclusive create, where the second one gets a conflict."""
 
         def race(choose: Choose) -> None:
             main = branch(exclusive=exclusive, moves=1)
@@ -117,14 +122,14 @@ class TestOneWinner:
 
 @pytest.mark.usefixtures("no_waiting")
 class TestObjectsThatLagOnTheirOwn:
-    """A listing may show what was added later, and not what was added before it.
+    """A listing may show an object and leave out another one that was put before it.
 
-    This is where the promise ends: two writers may both be told that they moved the branch. Readers
-    still agree on one of them, nothing is overwritten, and both versions are there.
+    Here the promise of one winner ends: two writers may both succeed. Readers still agree on one of
+    their versions, nothing is overwritten, and both versions are in the store.
     """
 
     @given(data=st.data(), moves=st.lists(st.integers(1, 3), min_size=2, max_size=4))
-    def test_readers_agree(self, data: st.DataObject, moves: list[int]) -> None:
+    def test_readers_agree_on_one_version(self, data: st.DataObject, moves: list[int]) -> None:
         main = branch(exclusive=False, moves=1)
         works = [main.writer(number) for number in moves]
         run(main.world, works, drawn_order(data, main.world, OWN_LAGS))
@@ -137,7 +142,7 @@ class TestObjectsThatLagOnTheirOwn:
         assert Refs(main.world).branches() == {"main": head.snapshot}
         main.check_end()
 
-    def test_two_may_win(self) -> None:
+    def test_two_writers_may_both_succeed(self) -> None:
         main = branch(exclusive=False, moves=1)
         world, seen = main.world, main.head()
         one, two = (Writer(world, lambda client: main.move(client, seen)) for _ in range(2))
@@ -160,10 +165,10 @@ class TestObjectsThatLagOnTheirOwn:
 
 @pytest.mark.usefixtures("no_waiting")
 class TestTags:
-    """A tag has one target, and who was told that they made it sees that one."""
+    """A tag has one target, and every writer that succeeded sees its own target."""
 
     def make(self, world: World, targets: Sequence[SnapshotId], choose: Choose) -> list[SnapshotId]:
-        """Make the tag several times at once; the targets of those who succeeded."""
+        """Create the tag several times at once; return the targets of successful writers."""
         made: list[SnapshotId] = []
 
         def writer(target: SnapshotId) -> Work:
@@ -181,14 +186,14 @@ class TestTags:
         world.lags = (0,)
         assert Refs(world).tags() == {"v1": made[0]}
         assert Refs(world).tag("v1") == made[0]
-        assert len(list(world.list(names.TAGS))) <= len(made)  # each may have made it
+        assert len(list(world.list(names.TAGS))) <= len(made)  # each may have put an object
         assert set(made) == {made[0]}
         return made
 
     @pytest.mark.parametrize(
         ("exclusive", "lag"), [(True, 0), (False, 0), (False, 1), (False, 2), (False, 3)]
     )
-    def test_two_writers_in_every_order(self, exclusive: bool, lag: int) -> None:
+    def test_one_of_two_writers_succeeds_in_every_order(self, exclusive: bool, lag: int) -> None:
         def race(choose: Choose) -> None:
             world = World(exclusive=exclusive)
             targets = [version(world), version(world)]
@@ -199,7 +204,7 @@ class TestTags:
 
     @CONSISTENT
     @given(data=st.data(), targets=st.lists(st.integers(0, 2), min_size=2, max_size=4))
-    def test_any_order(
+    def test_successful_writers_have_the_same_target_in_random_orders(
         self,
         data: st.DataObject,
         exclusive: bool,
@@ -211,8 +216,8 @@ class TestTags:
         choose = drawn_order(data, world, lags)
         self.make(world, [versions[target] for target in targets], choose)
 
-    def test_a_conflict_with_one_that_is_not_listed_yet(self) -> None:
-        """Whoever has seen it once does not take it for made because it does not show again."""
+    def test_a_tag_that_a_later_listing_does_not_show_is_still_a_conflict(self) -> None:
+        """The late writer has seen the other tag once, so it has not made the tag itself."""
         world = World(exclusive=False)
         targets = [version(world), version(world)]
 
@@ -220,7 +225,7 @@ class TestTags:
             return Writer(world, lambda client: Refs(client).create_tag("v1", target))
 
         first, late = map(writer, targets)
-        late.step()  # there is none yet
+        late.step()  # lists no tag yet
         while first.at_work:
             first.step()
         for _ in range(4):  # lists all names, puts its own, lists both, deletes its own
@@ -233,8 +238,10 @@ class TestTags:
         assert Refs(world).tags() == {"v1": targets[0]}
 
     @EXCLUSIVE
-    def test_one_that_is_deleted_meanwhile(self, exclusive: bool) -> None:
-        """Who is told that they made it did; who is told of a conflict did not."""
+    def test_creating_a_tag_during_its_deletion_succeeds_or_conflicts(
+        self, exclusive: bool
+    ) -> None:
+        """The tag points to the new version if and only if its creation succeeded."""
         ends = set()
 
         def race(choose: Choose) -> None:
@@ -264,35 +271,46 @@ class TestTags:
 
 @pytest.mark.usefixtures("no_waiting")
 class TestDeletion:
-    """A branch that is deleted, and maybe made anew, under a writer who is about to move it."""
+    """A branch is deleted, and perhaps created again, while a writer is about to move it."""
 
     def race(self, main: Branch, moves: int, choose: Choose) -> tuple[bool, int]:
-        """Move it while it is deleted and made anew with some moves; what of it succeeded."""
+        """Move a branch while it is deleted and created again.
+
+        Args:
+            main: The branch.
+            moves: Number of moves of the new branch.
+            choose: The scheduler.
+
+        Returns:
+            Whether the late move succeeded, and the number of moves of the new branch that did.
+        """
         before = main.head()
         late: list[Head | None] = []
-        anew: list[Head | None] = [None]
+        again: list[Head | None] = [None]
 
         def delete(client: Client) -> None:
             Refs(client).delete_branch("main")
             for _ in range(moves):
-                if (head := main.move(client, anew[-1])) is None:
+                if (head := main.move(client, again[-1])) is None:
                     return
-                anew.append(head)
+                again.append(head)
 
         def move(client: Client) -> None:
             with suppress(StoreError):  # its move was deleted before it was listed
                 late.append(main.move(client, before))
 
         run(main.world, [move, delete], choose)
-        # If both succeeded, deleting it under a writer was the mistake: either may be the head.
-        heads = {head for head in (anew[-1], *late) if head is not None}
-        assert main.head() in (heads if anew[-1] is not None else {None, *heads})
+        # If both succeeded, either may be the head: nothing protects a writer from a deletion.
+        heads = {head for head in (again[-1], *late) if head is not None}
+        assert main.head() in (heads if again[-1] is not None else {None, *heads})
         main.check_end()
-        return late not in ([], [None]), len(anew) - 1
+        return late not in ([], [None]), len(again) - 1
 
     @EXCLUSIVE
     @pytest.mark.parametrize("moves", [0, 1])
-    def test_every_order(self, exclusive: bool, moves: int) -> None:
+    def test_the_head_is_a_successful_move_in_every_order(
+        self, exclusive: bool, moves: int
+    ) -> None:
         ends = set()
 
         def race(choose: Choose) -> None:
@@ -302,14 +320,15 @@ class TestDeletion:
         assert {(True, moves), (False, moves)} <= ends
 
     @given(data=st.data(), length=st.integers(1, 3), moves=st.integers(1, 4))
-    def test_any_order(self, data: st.DataObject, length: int, moves: int) -> None:
-        """Not with exclusive create: there moves of the old and the new branch share names."""
+    def test_the_head_is_a_successful_move_in_random_orders(
+        self, data: st.DataObject, length: int, moves: int
+    ) -> None:
+        """Without exclusive create only: with it, moves of the two branches share names."""
         main = branch(exclusive=False, moves=length)
         self.race(main, moves, drawn_order(data, main.world, NO_LAG))
 
     @EXCLUSIVE
-    def test_readers_meanwhile(self, exclusive: bool) -> None:
-        """They see the branch as it was, or none."""
+    def test_readers_see_the_old_head_or_no_branch_during_a_deletion(self, exclusive: bool) -> None:
         ends = set()
 
         def race(choose: Choose) -> None:
@@ -329,7 +348,7 @@ class TestDeletion:
         assert ends == {(False, False), (False, True), (True, True)}
 
     @EXCLUSIVE
-    def test_two_who_delete_it(self, exclusive: bool) -> None:
+    def test_deleting_a_branch_twice_at_once_deletes_it(self, exclusive: bool) -> None:
         def race(choose: Choose) -> None:
             main = branch(exclusive=exclusive, moves=2)
 
@@ -346,12 +365,14 @@ class TestDeletion:
 
 @pytest.mark.usefixtures("no_waiting")
 class TestPruning:
-    """Of a long branch the last moves stay; who is far behind is told, as everybody is."""
+    """Old moves of a long branch are removed; writers that are far behind still get a conflict."""
 
-    BEHIND = (0, 1, 2, 49, 98, 99, 100, 101, 150, 198)  # positions that somebody may have seen
+    BEHIND = (0, 1, 2, 49, 98, 99, 100, 101, 150, 198)  # positions that late writers have seen
 
     @EXCLUSIVE
-    def test_length(self, exclusive: bool) -> None:
+    def test_a_log_has_100_to_199_moves_and_late_writers_get_a_conflict(
+        self, exclusive: bool
+    ) -> None:
         main = branch(exclusive=exclusive)
         heads: list[Head | None] = [None]
         lengths = []
@@ -362,14 +383,14 @@ class TestPruning:
         assert max(lengths) == 199
         assert min(lengths[200:]) == 100
         before = list(main.world.list(names.HEADS))
-        for seen in heads[:-1]:  # one is 150 moves behind, one is at a position that is gone
+        for seen in heads[:-1]:  # up to 350 moves behind, also at positions that are gone
             assert main.move(main.world, seen) is None
         assert list(main.world.list(names.HEADS)) == before
         main.check_end()
 
     @EXCLUSIVE
-    def test_who_is_behind_while_it_is_pruned(self, exclusive: bool) -> None:
-        """They come between two deletions with all that they do."""
+    def test_a_late_writer_that_runs_during_pruning_gets_a_conflict(self, exclusive: bool) -> None:
+        """The late writer makes all its calls between two deletions."""
         main = branch(exclusive=exclusive, moves=199)
         heads = self.heads(main)
         pruner = Writer(main.world, lambda client: main.move(client, heads[199]))
@@ -385,8 +406,10 @@ class TestPruning:
 
     @EXCLUSIVE
     @pytest.mark.parametrize("position", BEHIND)
-    def test_who_looks_while_it_is_pruned(self, exclusive: bool, position: int) -> None:
-        """They have put their move before, and see what came of it between two deletions."""
+    def test_a_late_move_that_was_put_before_pruning_is_a_conflict(
+        self, exclusive: bool, position: int
+    ) -> None:
+        """The late writer puts its move before the pruning, and lists moves after some of it."""
         long = branch(exclusive=exclusive, moves=199)
         heads = self.heads(long)
         for steps in (1, 2, 3, 4, 5, 6, 50, 98, 99, 100, 101, 102):

@@ -1,4 +1,4 @@
-"""Threads that move one ref at once, through the real client of the Hub."""
+"""Threads that move one branch at the same time, through the real client of the Hub."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ def commit_at_once(
     commits: int,
     settle: Callable[[], None] = lambda: None,
 ) -> None:
-    """Several clients commit to one branch; each version gets there, and once.
+    """Commit to one branch from several clients, and check that the log has each version once.
 
-    `settle` is called before the result is looked at, when all clients have ended.
+    Args:
+        open_repo: Opens the store; called once by each client.
+        commits: Number of versions.
+        settle: Called when all clients have ended, before the check.
     """
     waiting = Queue[int]()
     for number in range(commits):
@@ -59,7 +62,7 @@ def commit_at_once(
 
 
 class TestLocalHub:
-    """The same with the real client of the Hub, and threads that nobody controls."""
+    """Threads run freely, without the scheduler of `tests.racing`."""
 
     @pytest.fixture
     def hub(self) -> Iterator[LocalHub]:
@@ -68,7 +71,7 @@ class TestLocalHub:
             yield hub
 
     @pytest.mark.parametrize("lag", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
-    def test_refs_in_the_bucket(self, hub: LocalHub, lag: float) -> None:
+    def test_refs_in_the_bucket_lose_no_version(self, hub: LocalHub, lag: float) -> None:
         casweights.open(self.store(hub), create=True).close()
         hub.conditions = Conditions(listing_lag=lag)
         commit_at_once(
@@ -77,7 +80,9 @@ class TestLocalHub:
             settle=lambda: hub.clock.advance(lag),
         )
 
-    def test_clocks_that_differ(self, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_clocks_that_differ_displace_no_version(
+        self, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("casweights.database.reflog._YIELD_SECONDS", 0.3)
         casweights.open(self.store(hub), create=True).close()
         hub.conditions = Conditions(clock_skew=2.0)
@@ -85,8 +90,9 @@ class TestLocalHub:
         with casweights.open(self.store(hub)) as repo:
             assert repo.displaced() == {}
 
-    def test_a_single_writer_neither_waits_nor_asks_more(self, hub: LocalHub) -> None:
-        """The clocks may be as wrong as they like."""
+    def test_a_single_writer_makes_no_further_requests_where_clocks_differ(
+        self, hub: LocalHub
+    ) -> None:
         counts = []
         for skew in (0.0, 100.0):
             store = HubStore("me/weights", f"store{skew:g}", endpoint=hub.url)
@@ -100,7 +106,7 @@ class TestLocalHub:
         assert counts[0] == counts[1]
         assert counts[0]["tree"] == 2 * 3
 
-    def test_refs_in_a_repository(self, hub: LocalHub) -> None:
+    def test_refs_in_a_repository_lose_no_version(self, hub: LocalHub) -> None:
         config = StoreConfig(refs="datasets/me/refs")
         casweights.open(self.store(hub), create=True, config=config).close()
         commit_at_once(lambda: casweights.open(self.store(hub), workers=1), COMMITS)

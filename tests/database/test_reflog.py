@@ -1,4 +1,4 @@
-"""Logs of refs: their names, which move counts, and what a move costs."""
+"""Logs of refs: the names of moves, which move counts, and the calls that a move costs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Bucket(MemoryStore):
     """A store with a clock, and by default without exclusive create.
 
     Attributes:
-        listed: How many objects listings have shown.
-        hidden: Beginnings of the names of objects that listings do not show.
+        listed: Number of objects that listings have shown.
+        hidden: Prefixes of the names of objects that listings leave out.
     """
 
     def __init__(self, *, exclusive: bool = False) -> None:
@@ -66,14 +66,14 @@ class Bucket(MemoryStore):
 def put_move(
     store: ObjectStore, position: int, snapshot: SnapshotId, *, named: bool, says: SnapshotId
 ) -> str:
-    """Put a move of ``main``, whose object may say something else than its name."""
+    """Put a move of ``main`` to `snapshot`, whose content names the version `says`."""
     name = names.move_name(names.HEADS, "main", position, snapshot if named else None)
     store.put(name, [seal(ObjectKind.REF, msgpack.packb({"snapshot": says, "time": 1}))])
     return name
 
 
 def move(position: int, created: int = 0, snapshot: SnapshotId | None = None) -> Move:
-    """A move of ``main`` as a listing shows it."""
+    """Return a move of ``main`` as a listing shows it."""
     name = names.move_name(names.HEADS, "main", position, snapshot)
     return parse_move(ObjectInfo(name, 100, created), names.HEADS)
 
@@ -91,7 +91,7 @@ PARTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,20}", fullmatch=True).fil
     way=st.lists(st.binary(min_size=32, max_size=32).map(SnapshotId), max_size=2),
     writer=st.sampled_from(["", "0123456789abcdef"]),
 )
-def test_names_tell_the_move(
+def test_the_name_of_a_move_is_parsed_into_its_parts(
     kind: str, ref: str, position: int, created: int, way: list[SnapshotId], writer: str
 ) -> None:
     snapshot, before = [*way, None, None][:2]
@@ -103,7 +103,7 @@ def test_names_tell_the_move(
 @pytest.mark.parametrize(
     "rest",
     [
-        "000000000001.ref",  # of which ref?
+        "000000000001.ref",  # without the name of a ref
         "main",
         "main/1.ref",
         "main/0000000000001.ref",
@@ -118,10 +118,10 @@ def test_names_tell_the_move(
         f"main/000000000001-{A}-{A}-{A}.ref",
         f"main/000000000001-{A}-0123456789abcde.ref",
         "main/000000000001-0123456789abcdef.ref",
-        f"main/{chr(0x661) * 12}.ref",  # digits, but not these
+        f"main/{chr(0x661) * 12}.ref",  # digits, but not ASCII ones
     ],
 )
-def test_other_names(rest: str) -> None:
+def test_names_that_no_move_can_have_are_refused(rest: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         parse_move(ObjectInfo(names.HEADS + rest, 100), names.HEADS)
     assert caught.value.code is ErrorCode.CORRUPT_OBJECT
@@ -131,24 +131,24 @@ def test_other_names(rest: str) -> None:
 @pytest.mark.parametrize(
     "moves",
     [
-        [move(12, 1, C), move(11, 9, A), move(2, 5, A)],  # the highest position
-        [move(2, 4, C), move(2, 5, A), move(2, 6, B)],  # of several there the first
-        [move(2, 5, A), move(2, 5, B), move(2, 5, C)],  # of several first ones that with the name
-        [move(2, 0), move(2, 5, A), move(1, 0)],  # without a clock it was before all clocks
+        [move(12, 1, C), move(11, 9, A), move(2, 5, A)],  # the highest position wins
+        [move(2, 4, C), move(2, 5, A), move(2, 6, B)],  # at one position, the earliest time wins
+        [move(2, 5, A), move(2, 5, B), move(2, 5, C)],  # at one time, the first name wins
+        [move(2, 0), move(2, 5, A), move(1, 0)],  # no time counts as the earliest time
         [move(2, 0, A), move(2, 0)],
         [move(1)],
     ],
 )
-def test_latest(moves: list[Move]) -> None:
+def test_the_latest_move_does_not_depend_on_the_order_of_listing(moves: list[Move]) -> None:
     for order in permutations(moves):
         assert latest(order) is moves[0]
 
 
 class TestBothKindsOfNames:
-    """A store that was copied to one of another kind goes on with its own names."""
+    """A store that was copied to another kind of store contains names of both kinds."""
 
     @EXCLUSIVE
-    def test_they_count_alike(self, exclusive: bool) -> None:
+    def test_moves_of_both_kinds_count(self, exclusive: bool) -> None:
         store = Bucket(exclusive=exclusive)
         put_move(store, 1, A, named=False, says=A)
         put_move(store, 2, B, named=True, says=B)
@@ -169,7 +169,7 @@ class TestBothKindsOfNames:
 
     @EXCLUSIVE
     @pytest.mark.parametrize("named", [True, False])
-    def test_they_compete_for_a_position(self, exclusive: bool, named: bool) -> None:
+    def test_moves_of_both_kinds_compete_for_a_position(self, exclusive: bool, named: bool) -> None:
         store = Bucket(exclusive=exclusive)
         put_move(store, 1, A, named=named, says=A)
         with pytest.raises(ConflictError):
@@ -177,7 +177,7 @@ class TestBothKindsOfNames:
         assert Refs(store).branches() == {"main": A}
         assert len(list(store.list(names.HEADS))) == 1
 
-    def test_what_was_seen_is_compared_with_the_object(self) -> None:
+    def test_the_expected_version_is_compared_with_the_object_of_the_move(self) -> None:
         store = Bucket()
         put_move(store, 1, A, named=False, says=A)
         with pytest.raises(ConflictError):
@@ -185,7 +185,7 @@ class TestBothKindsOfNames:
         assert Refs(store).advance("main", Head("main", 1, A), C).position == 2
 
     @EXCLUSIVE
-    def test_a_ref_inside_another_s_name(self, exclusive: bool) -> None:
+    def test_a_ref_below_the_name_of_another_one_is_separate(self, exclusive: bool) -> None:
         store = Bucket(exclusive=exclusive)
         refs = Refs(store)
         for ref, snapshot in (("a", A), ("a/b", B), ("a-b", C)):
@@ -196,7 +196,7 @@ class TestBothKindsOfNames:
         assert refs.branches() == {"a/b": B, "a-b": C}
 
 
-def test_a_name_that_the_object_denies() -> None:
+def test_a_move_whose_object_contradicts_its_name_is_damaged() -> None:
     store = Bucket()
     name = put_move(store, 1, A, named=True, says=B)
     log = RefLog(store, names.HEADS)
@@ -212,7 +212,7 @@ def test_a_name_that_the_object_denies() -> None:
 
 
 @EXCLUSIVE
-def test_what_was_removed_since_it_was_listed(exclusive: bool) -> None:
+def test_a_move_removed_after_its_listing_has_a_version_only_in_its_name(exclusive: bool) -> None:
     store = Bucket(exclusive=exclusive)
     Refs(store).advance("main", None, A)
     log = RefLog(store, names.HEADS)
@@ -223,8 +223,8 @@ def test_what_was_removed_since_it_was_listed(exclusive: bool) -> None:
 
 
 @EXCLUSIVE
-def test_deletion_ends_with_the_head(exclusive: bool) -> None:
-    """Until the last object is gone the branch is where it was; so it is after a failure."""
+def test_a_deletion_that_fails_leaves_the_head_as_it_was(exclusive: bool) -> None:
+    """The head's move is deleted last, so the branch keeps its head until then."""
     store = Bucket(exclusive=exclusive)
     refs, head = Refs(store), None
     for number in range(5):
@@ -242,8 +242,10 @@ def test_deletion_ends_with_the_head(exclusive: bool) -> None:
 
 
 @EXCLUSIVE
-def test_a_deletion_that_broke_off(exclusive: bool) -> None:
-    """Whoever saw no branch before it was made does not begin it below what is left."""
+def test_a_branch_cannot_be_created_below_the_rest_of_an_interrupted_deletion(
+    exclusive: bool,
+) -> None:
+    """A writer that saw no branch before it was created gets a conflict."""
     store = Bucket(exclusive=exclusive)
     refs, head = Refs(store), None
     for snapshot in (A, B, C):
@@ -257,7 +259,7 @@ def test_a_deletion_that_broke_off(exclusive: bool) -> None:
 
 
 class TestWaiting:
-    """For a listing that does not show a move that was just put."""
+    """A writer waits while a listing does not show the move that it has just put."""
 
     @pytest.fixture
     def slept(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -266,7 +268,7 @@ class TestWaiting:
         monkeypatch.setattr("casweights.database.reflog.time.monotonic", lambda: sum(slept))
         return slept
 
-    def test_until_it_shows(self, slept: list[float]) -> None:
+    def test_a_writer_waits_until_its_move_is_listed(self, slept: list[float]) -> None:
         class Late(Bucket):
             def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
                 return super().list(prefix) if len(slept) >= 4 else iter(())
@@ -275,8 +277,10 @@ class TestWaiting:
         assert Refs(store).advance("main", None, A) == Head("main", 1, A)
         assert slept == [0.1, 0.2, 0.4, 0.8]
 
-    def test_in_vain(self, slept: list[float]) -> None:
-        """Nobody can say then whether the branch has moved, and nothing is taken back."""
+    def test_a_move_that_is_never_listed_raises_that_its_outcome_is_unknown(
+        self, slept: list[float]
+    ) -> None:
+        """The move is not withdrawn, and counts once listings show it."""
         store = Bucket()
         name = names.move_name(names.HEADS, "main", 1, A).removesuffix(names.REF_SUFFIX)
         store.hidden.add(name)
@@ -287,8 +291,8 @@ class TestWaiting:
         store.hidden.clear()
         assert Refs(store).branches() == {"main": A}
 
-    def test_for_what_others_removed(self, slept: list[float]) -> None:
-        """Who finds others at the position, but not their own move, was not first."""
+    def test_a_move_that_others_removed_is_a_conflict(self, slept: list[float]) -> None:
+        """The listing shows other moves at the position, but never the writer's own."""
         store = Bucket()
         put_move(store, 1, B, named=True, says=B)
         store.hidden.add(f"{names.HEADS}main/000000000001-{A}")
@@ -299,7 +303,7 @@ class TestWaiting:
 
 
 class Calls(WrapperStore):
-    """Notes which methods are called."""
+    """Records the methods that are called."""
 
     def __init__(self, inner: ObjectStore) -> None:
         super().__init__(inner)
@@ -325,7 +329,7 @@ class Calls(WrapperStore):
 
 
 @EXCLUSIVE
-def test_a_move_costs_the_same_however_many_there_were(exclusive: bool) -> None:
+def test_a_move_costs_the_same_calls_for_any_length_of_the_branch(exclusive: bool) -> None:
     bucket = Bucket(exclusive=exclusive)
     store = Calls(bucket)
     refs = Refs(store)
@@ -347,7 +351,7 @@ def test_a_move_costs_the_same_however_many_there_were(exclusive: bool) -> None:
 
 @pytest.mark.parametrize("clock_skew", [None, 0.0])
 def test_times_order_moves_only_where_a_store_has_a_clock(clock_skew: float | None) -> None:
-    """Files of a directory get other times when they are copied."""
+    """The files of a directory get other times when they are copied."""
     store = Bucket()
     store.capabilities = Capabilities(clock_skew=clock_skew)
     for snapshot in (B, A):  # B is put first, and A has the name that comes first

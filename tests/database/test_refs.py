@@ -1,4 +1,4 @@
-"""Branches, tags, and what names a version."""
+"""Branches, tags, and the names that resolve to versions."""
 
 from __future__ import annotations
 
@@ -25,22 +25,24 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def history(repo: Repository) -> list[Snapshot]:
-    """Five versions on main, oldest first."""
+    """Five versions of main, oldest first."""
     return [repo.commit({"n": n}, message=f"version {n}") for n in range(5)]
 
 
-def test_a_branch_moves(repo: Repository, history: list[Snapshot]) -> None:
+def test_a_commit_moves_the_branch(repo: Repository, history: list[Snapshot]) -> None:
     assert repo.branches() == {"main": history[-1].id}
     assert repo.resolve("main") == history[-1].id
 
 
-def test_log(repo: Repository, history: list[Snapshot]) -> None:
+def test_log_yields_a_version_and_those_before_it(
+    repo: Repository, history: list[Snapshot]
+) -> None:
     assert list(repo.log()) == history[::-1]
     assert list(repo.log("main~3")) == history[1::-1]
     assert list(repo.log(history[0])) == history[:1]
 
 
-def test_log_of_nothing(repo: Repository) -> None:
+def test_the_log_of_a_missing_branch_is_refused(repo: Repository) -> None:
     with pytest.raises(NotFoundError) as caught:
         repo.log()
     assert caught.value.code is ErrorCode.REF_NOT_FOUND
@@ -50,11 +52,13 @@ def test_log_of_nothing(repo: Repository) -> None:
     ("ref", "n"),
     [("main", 4), ("heads/main", 4), ("main~0", 4), ("main~", 3), ("main~1", 3), ("main~4", 0)],
 )
-def test_names(repo: Repository, history: list[Snapshot], ref: str, n: int) -> None:
+def test_branches_and_steps_back_resolve(
+    repo: Repository, history: list[Snapshot], ref: str, n: int
+) -> None:
     assert repo.resolve(ref) == history[n].id
 
 
-def test_ids(repo: Repository, history: list[Snapshot]) -> None:
+def test_ids_and_their_first_digits_resolve(repo: Repository, history: list[Snapshot]) -> None:
     for version in history:
         text = str(version.id)
         for ref in (version, version.id, text, text.upper(), text[:12], text[:4]):
@@ -76,7 +80,7 @@ def test_ids(repo: Repository, history: list[Snapshot]) -> None:
         ("0" * 65, ErrorCode.REF_NOT_FOUND),
     ],
 )
-def test_what_is_not_there(
+def test_refs_to_missing_versions_are_not_found(
     repo: Repository, history: list[Snapshot], ref: str, code: ErrorCode
 ) -> None:
     with pytest.raises(NotFoundError) as caught:
@@ -85,19 +89,19 @@ def test_what_is_not_there(
 
 
 @pytest.mark.parametrize("ref", ["", "main~x", "main~-1", "main~1~1", "a b", "~1", "../main"])
-def test_what_is_no_ref(repo: Repository, history: list[Snapshot], ref: str) -> None:
+def test_malformed_refs_are_refused(repo: Repository, history: list[Snapshot], ref: str) -> None:
     with pytest.raises(InvalidInputError) as caught:
         repo.resolve(ref)
     assert caught.value.code is ErrorCode.BAD_NAME
 
 
-def test_an_id_that_is_not_in_the_store(repo: Repository, history: list[Snapshot]) -> None:
+def test_an_unknown_id_is_not_found(repo: Repository, history: list[Snapshot]) -> None:
     with pytest.raises(NotFoundError) as caught:
         repo.snapshot(SnapshotId(bytes(32)))
     assert caught.value.code is ErrorCode.SNAPSHOT_NOT_FOUND
 
 
-def test_ambiguous_prefixes(repo: Repository) -> None:
+def test_an_ambiguous_prefix_is_refused(repo: Repository) -> None:
     digits: dict[str, SnapshotId] = {}
     for n in range(2000):
         snapshot = repo.commit({"n": n}, branch=f"side-{n}").id
@@ -110,14 +114,18 @@ def test_ambiguous_prefixes(repo: Repository) -> None:
     assert repo.resolve(str(snapshot)[:20]) == snapshot
 
 
-def test_a_name_goes_before_a_prefix(repo: Repository, history: list[Snapshot]) -> None:
+def test_a_branch_takes_precedence_over_the_prefix_of_an_id(
+    repo: Repository, history: list[Snapshot]
+) -> None:
     name = str(history[0].id)[:8]
     repo.branch(name, history[3])
     assert repo.resolve(name) == history[3].id
     assert repo.resolve(str(history[0].id)[:9]) == history[0].id
 
 
-def test_branch(repo: Repository, history: list[Snapshot]) -> None:
+def test_branch_creates_a_branch_and_moves_it_only_with_force(
+    repo: Repository, history: list[Snapshot]
+) -> None:
     assert repo.branch("feature/a", "main~2") == history[2].id
     assert repo.resolve("feature/a~1") == history[1].id
     with pytest.raises(ConflictError):
@@ -128,7 +136,9 @@ def test_branch(repo: Repository, history: list[Snapshot]) -> None:
         repo.branch("other", "nothing")
 
 
-def test_a_branch_inside_another_s_name(repo: Repository, history: list[Snapshot]) -> None:
+def test_a_branch_below_the_name_of_another_one_is_separate(
+    repo: Repository, history: list[Snapshot]
+) -> None:
     repo.branch("a", "main~1")
     repo.branch("a/b", "main~2")
     repo.branch("a/b/c", "main~3")
@@ -141,7 +151,9 @@ def test_a_branch_inside_another_s_name(repo: Repository, history: list[Snapshot
     assert sorted(repo.branches()) == ["a", "a/b/c", "main"]
 
 
-def test_delete_a_branch(repo: Repository, history: list[Snapshot]) -> None:
+def test_a_deleted_branch_can_be_created_again_and_its_versions_stay(
+    repo: Repository, history: list[Snapshot]
+) -> None:
     repo.branch("b", "main")
     repo.delete_branch("b")
     assert "b" not in repo.branches()
@@ -154,7 +166,9 @@ def test_delete_a_branch(repo: Repository, history: list[Snapshot]) -> None:
     assert repo.commit({"n": 0}).parents == ()
 
 
-def test_tag(repo: Repository, history: list[Snapshot]) -> None:
+def test_a_tag_resolves_and_can_be_created_twice_for_one_version(
+    repo: Repository, history: list[Snapshot]
+) -> None:
     assert repo.tag("v1", "main~1") == history[3].id
     assert repo.tag("v1", history[3]) == history[3].id
     assert repo.resolve("v1") == repo.resolve("tags/v1") == history[3].id
@@ -163,7 +177,7 @@ def test_tag(repo: Repository, history: list[Snapshot]) -> None:
     assert "v1" not in repo.branches()
 
 
-def test_a_tag_does_not_move(repo: Repository, history: list[Snapshot]) -> None:
+def test_a_tag_moves_only_after_it_was_deleted(repo: Repository, history: list[Snapshot]) -> None:
     repo.tag("v1", "main~1")
     with pytest.raises(ConflictError, match="tags do not move") as caught:
         repo.tag("v1", "main")
@@ -175,7 +189,7 @@ def test_a_tag_does_not_move(repo: Repository, history: list[Snapshot]) -> None:
     assert repo.resolve("v1") == history[4].id
 
 
-def test_tags_that_are_not_there(repo: Repository, history: list[Snapshot]) -> None:
+def test_missing_tags_are_not_found(repo: Repository, history: list[Snapshot]) -> None:
     for use in (repo.delete_tag, lambda name: repo.resolve(f"tags/{name}")):
         with pytest.raises(NotFoundError) as caught:
             use("v1")
@@ -184,7 +198,9 @@ def test_tags_that_are_not_there(repo: Repository, history: list[Snapshot]) -> N
         repo.tag("v1", "nothing")
 
 
-def test_a_branch_and_a_tag_of_one_name(repo: Repository, history: list[Snapshot]) -> None:
+def test_a_name_of_a_branch_and_a_tag_is_ambiguous_if_they_differ(
+    repo: Repository, history: list[Snapshot]
+) -> None:
     repo.tag("both", "main~1")
     repo.branch("both", "main~1")
     assert repo.resolve("both") == history[3].id
@@ -198,7 +214,7 @@ def test_a_branch_and_a_tag_of_one_name(repo: Repository, history: list[Snapshot
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-a", ".a", "a/", "a~1", "x" * 201, "a.ref"])
-def test_bad_names(repo: Repository, history: list[Snapshot], name: str) -> None:
+def test_invalid_names_are_refused(repo: Repository, history: list[Snapshot], name: str) -> None:
     uses: list[Callable[[], object]] = [
         lambda: repo.branch(name, "main"),
         lambda: repo.tag(name, "main"),
@@ -211,7 +227,7 @@ def test_bad_names(repo: Repository, history: list[Snapshot], name: str) -> None
         assert caught.value.code is ErrorCode.BAD_NAME
 
 
-def test_what_another_handle_wrote_is_seen(objects: CountingStore) -> None:
+def test_an_open_store_sees_changes_made_through_another_one(objects: CountingStore) -> None:
     with (
         casweights.open(objects, create=True) as one,
         casweights.open(objects) as two,
@@ -223,7 +239,9 @@ def test_what_another_handle_wrote_is_seen(objects: CountingStore) -> None:
         assert one.tags() == {"v1": snapshot.id}
 
 
-def test_a_damaged_ref_is_named(repo: Repository, objects: CountingStore) -> None:
+def test_the_error_for_a_damaged_ref_names_its_object(
+    repo: Repository, objects: CountingStore
+) -> None:
     repo.commit({"n": 1})
     name = "refs/heads/main/000000000001.ref"
     data = bytearray(objects.get(name))
