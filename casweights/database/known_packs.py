@@ -38,8 +38,9 @@ class KnownPacks:
     - *absent*: the store did not have it when it was last looked for.
     - *damaged*: its index cannot be read. A pack that is also read has damaged frames.
 
-    Hinted packs in no other state are *unread*: only those are worth reading. `retain` and `drop`
-    return packs to the states before they were read.
+    Hinted packs in no other state are *unread*: only those are worth reading. `drop` and
+    `forget_indexes` make packs that were read or damaged unread again; `retain` also forgets
+    their hints.
 
     Attributes:
         read: The packs whose frames are known, by name.

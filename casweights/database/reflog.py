@@ -103,7 +103,7 @@ class RefLog:
         return dict(sorted(found.items()))
 
     def moves(self, ref: str) -> list[Move]:
-        """Return the moves of one ref, as a listing shows them now."""
+        """Return the moves of one ref that a listing shows, without those withdrawn here."""
         listed = self._store.list(f"{self.kind}{ref}/")
         moves = self._moves(listed)
         return [move for move in moves if move.ref == ref and move.name not in self._withdrawn]

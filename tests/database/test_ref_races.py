@@ -105,17 +105,17 @@ class TestOneWinner:
         def race(choose: Choose) -> None:
             main = branch(exclusive=exclusive, moves=1)
             seen, snapshot = main.head(), version(main.world)
-            told = []
+            heads = []
 
             def move(client: Client) -> None:
                 try:
-                    told.append(Refs(client).advance("main", seen, snapshot))
+                    heads.append(Refs(client).advance("main", seen, snapshot))
                 except ConflictError as error:
                     assert error.snapshot == snapshot  # noqa: PT017  not every order raises it
 
             run(main.world, [move, move], choose)
-            assert told == [Head("main", 2, snapshot)] * (1 if exclusive else 2)
-            assert main.head() == told[0]
+            assert heads == [Head("main", 2, snapshot)] * (1 if exclusive else 2)
+            assert main.head() == heads[0]
 
         in_every_order(race)
 
@@ -134,10 +134,10 @@ class TestObjectsThatLagOnTheirOwn:
         works = [main.writer(number) for number in moves]
         run(main.world, works, drawn_order(data, main.world, OWN_LAGS))
         main.world.lags = (0,)
-        told = {head.snapshot for _, head in main.won} | set(main.unsure)
+        known = {head.snapshot for _, head in main.won} | set(main.unsure)
         head = main.head()
         assert head is not None
-        assert head.snapshot in told
+        assert head.snapshot in known
         assert {main.head() for _ in range(3)} == {head}
         assert Refs(main.world).branches() == {"main": head.snapshot}
         main.check_end()
@@ -248,22 +248,22 @@ class TestTags:
             world = World(exclusive=exclusive)
             theirs, ours = version(world), version(world)
             Refs(world).create_tag("v1", theirs)
-            told = []
+            results = []
 
             def delete(client: Client) -> None:
                 Refs(client).delete_tag("v1")
-                told.append("deleted")
+                results.append("deleted")
 
             def create(client: Client) -> None:
                 try:
                     Refs(client).create_tag("v1", ours)
-                    told.append("made")
+                    results.append("made")
                 except ConflictError:
-                    told.append("conflict")
+                    results.append("conflict")
 
             run(world, [delete, create], choose)
-            assert Refs(world).tag("v1") == (ours if "made" in told else None)
-            ends.add(tuple(told))
+            assert Refs(world).tag("v1") == (ours if "made" in results else None)
+            ends.add(tuple(results))
 
         in_every_order(race)
         assert {("deleted", "made"), ("conflict", "deleted")} <= ends
