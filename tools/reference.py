@@ -224,7 +224,9 @@ def class_parts(name: Name, node: ast.ClassDef) -> Iterator[str]:
                 yield code(docstrings.signature(title, function, name.module, method=True))
                 yield from described(parse(ast.get_docstring(function)))
     if name.label not in EXAMPLES and "Example" in doc.bodies:
-        yield "Example:\n\n" + code(textwrap.dedent(doc.bodies["Example"]), "python")
+        yield "Example:\n\n" + code(
+            without_prompts(textwrap.dedent(doc.bodies["Example"])), "python"
+        )
 
 
 def described(doc: Doc) -> Iterator[str]:
@@ -335,6 +337,17 @@ def wrap(text: str) -> str:
 
 def code(text: str, language: str = "") -> str:
     return f"```{language or 'text'}\n{text.rstrip()}\n```"
+
+
+def without_prompts(text: str) -> str:
+    """An example of a docstring as a program; what it prints becomes comments."""
+    if ">>>" not in text:
+        return text
+    prompts = (">>>", "...")
+    return "\n".join(
+        line[4:] if line.startswith(prompts) else f"# {line}" if line else ""
+        for line in text.splitlines()
+    )
 
 
 def example(name: str) -> str:

@@ -16,7 +16,7 @@ class Block(NamedTuple):
     Attributes:
         page: The path of the page in the repository.
         line: The number of its first line of code.
-        language: The word after the opening fence; empty if there is none.
+        language: The word after the opening fence; empty if it has no word.
         text: The code.
     """
 
