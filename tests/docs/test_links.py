@@ -43,3 +43,9 @@ def test_the_readme_links_the_index_and_the_index_every_page() -> None:
 
 def test_the_readme_has_at_most_60_lines() -> None:
     assert len(read("README.md").splitlines()) <= 60
+
+
+def test_the_changelog_has_nothing_but_additions_before_the_first_release() -> None:
+    releases = re.findall(r"^## (.+)$", read("CHANGELOG.md"), re.MULTILINE)
+    kinds = re.findall(r"^### (.+)$", read("CHANGELOG.md"), re.MULTILINE)
+    assert releases != ["Unreleased"] or kinds == ["Added"]
