@@ -33,7 +33,7 @@ RUN_BY = {
     "docs/guide.md": HERE,
     "docs/integrations/dcp.md": "tests/integrations/test_dcp_ranks.py",
     "docs/integrations/transformers.md": "tests/integrations/test_transformers.py",
-    "docs/integrations/trl.md": HERE,  # checked: to run it takes a GPU
+    "docs/integrations/trl.md": HERE,  # checked only: running them needs a GPU
     "docs/integrations/vllm.md": HERE,  # the same
     "docs/loading.md": HERE,
     "docs/metrics.md": HERE,
