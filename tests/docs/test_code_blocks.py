@@ -183,6 +183,7 @@ def test_the_python_of_the_readme_runs(work: Path) -> None:
     run([sys.executable, "-c", "\n".join(script)], work)
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_guide_run(work: Path, hub: LocalHub) -> None:
     run(["bash", "-c", shell("docs/guide.md")], work, HF_ENDPOINT=hub.url, HF_TOKEN="any")
     assert files(work / "copy") == files(work / "my-finetune")
