@@ -84,8 +84,8 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _to_integer(digits: str) -> int | float:
-    # As in serde_json, -0 is a float, and so is a number of more digits than 64 bits can have. Parsing
-    # long integers would also need time for the square of their length.
+    # As in serde_json, -0 is a float, and so is a number with more digits than 64 bits can have.
+    # Parsing long integers would also need time for the square of their length.
     return _to_float(digits) if digits == "-0" or len(digits) > 20 else int(digits)
 
 
