@@ -1,9 +1,10 @@
-"""What store drivers and adapters need to test themselves, and a local Hub to try things on.
+"""Test tools for authors of store drivers and adapters, and a local Hub for experiments.
 
-`StoreTests` is the contract of a store, as a class of tests; `casweights.testing.strategies`
-generates state dicts and model directories; `casweights.testing.states` and
-`casweights.testing.trees` compare them bit by bit. These need pytest and hypothesis;
-`casweights.testing.hub` needs neither.
+`StoreTests` is a class of tests that every store driver must pass, and `CountingStore` records
+reads and writes. `casweights.testing.strategies` generates state dicts and model directories;
+`casweights.testing.states` and `casweights.testing.trees` compare them bit by bit.
+
+These modules need pytest and hypothesis. `casweights.testing.hub` needs neither.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def __getattr__(name: str) -> Any:
 
         return CountingStore
     if name == "StoreTests":
+        # Before the import: pytest explains only the asserts of modules that it rewrites.
         import pytest
 
         pytest.register_assert_rewrite("casweights.testing.conformance")

@@ -1,4 +1,4 @@
-"""What stores do beyond the contract that all share, as tests: batches and optional abilities."""
+"""Tests of batches, of copies between stores, and of the optional abilities of a store."""
 
 # ruff: noqa: S101  tests are made of assert
 
@@ -30,17 +30,17 @@ _Ability = TypeVar("_Ability")
 
 
 def _able(store: ObjectStore, kind: type[_Ability]) -> _Ability:
-    """The store as one that has an optional ability."""
+    """Return the store as an object with an optional ability; skip the test if it lacks it."""
     able = store.ability(kind)
     if able is None:
-        pytest.skip("the store has no such ability")
+        pytest.skip(f"the store does not implement {kind.__name__}")
     return able
 
 
 class AbilityTests:
-    """A part of `StoreTests`; tests of abilities that a store does not have are skipped."""
+    """A part of `StoreTests`. Tests of abilities that the store lacks are skipped."""
 
-    def test_copies_of_objects_of_another_store(self, store: ObjectStore) -> None:
+    def test_copy_from_another_store_adds_only_missing_objects(self, store: ObjectStore) -> None:
         other = MemoryStore()
         for name in ("packs/a", "packs/b", "packs/c"):
             other.put(name, [name.encode()])
@@ -50,7 +50,7 @@ class AbilityTests:
         with pytest.raises(NotFoundError):
             store.copy_from(other, ["packs/nothing"])
 
-    def test_locators_that_are_wrong_do_no_harm(
+    def test_wrong_locators_do_no_harm(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         locators = _able(store, SupportsLocators)
@@ -58,6 +58,7 @@ class AbilityTests:
         store.put("b", [b"that one"])
         for known in (locators.locator("a"), locators.locator("b")):
             reader = again()
+            # Locators come from other clients and go out of date: they are only hints.
             for locator in (known, b"", b"nonsense", bytes(1000)):
                 if locator is not None:
                     _able(reader, SupportsLocators).use_locator("nothing", locator)
@@ -88,7 +89,7 @@ class AbilityTests:
         assert store.put_all([("later", [b"bytes that come later"])], assume_absent=True)
         assert again().get("later") == b"bytes that come later"
 
-    def test_an_error_in_a_batch_leaves_out_what_was_not_put(
+    def test_an_error_in_a_batch_leaves_out_objects_that_were_not_put(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         batch = store.batch(["a", "b"])
@@ -96,6 +97,7 @@ class AbilityTests:
             batch.put("a", [b"first"])
             raise KeyError("an error of the caller")
         for reader in (store, again()):
+            # A store may already have created "a": only later objects must stay invisible.
             assert {info.name for info in reader.list()} <= {"a"}
             assert not reader.exists("b")
         assert list(store.put_all([("a", [b"first"]), ("b", [b"second"])]))[1]
@@ -107,7 +109,7 @@ class AbilityTests:
             batch.put("b", [b"new"])
         assert store.get("b") == b"old"
 
-    def test_a_copy_within_the_store(
+    def test_a_copy_within_the_store_does_not_depend_on_its_source(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         copying = _able(store, SupportsCopy)
@@ -120,7 +122,7 @@ class AbilityTests:
             copying.copy("packs/a", "fossils/b")
         assert not again().exists("fossils/b")
 
-    def test_one_of_two_replaces_an_object(self, store: ObjectStore) -> None:
+    def test_replace_succeeds_only_with_the_current_tag(self, store: ObjectStore) -> None:
         replacing = _able(store, SupportsReplace)
         assert replacing.tag("head") is None
         first = replacing.replace("head", [b"1"], None)
@@ -134,12 +136,12 @@ class AbilityTests:
         store.delete("head")
         assert replacing.tag("head") is None
 
-    def test_changes_are_told_once_and_in_order(
+    def test_changes_are_reported_once_and_in_order(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         feed, writer = _able(store, SupportsChanges), again()
         writer.put("a", [b"before"])
-        names, cursor = feed.changes()
+        names, cursor = feed.changes()  # without a cursor: only where the feed ends now
         assert list(names) == []
         writer.put("b", [b"1"])
         writer.delete("a")

@@ -1,4 +1,4 @@
-"""The contract of a store, as tests that every driver passes."""
+"""Tests of the store contract, which every driver must pass."""
 
 # ruff: noqa: S101  tests are made of assert
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import ObjectStore
 
+# Names that would leave a directory, or mean different objects on different systems.
 BAD_NAMES = [
     "",
     "/",
@@ -43,7 +44,7 @@ BAD_NAMES = [
     "back\\slash",
     "nul\0",
     "line\nbreak",
-    "trailing\n",
+    "trailing\n",  # `$` in a regular expression matches before it
     "white space",
     "umläut",
     "a" * 256,
@@ -59,16 +60,18 @@ GOOD_NAMES = [
     "/".join(["a" * 170] * 3),
 ]
 _DAY = 86_400  # seconds: a store's clock may be wrong, but its unit is not
-_THREADS = 8  # enough for writers to meet
+_THREADS = 8  # enough for writers to collide
 
 
 class StoreTests(AbilityTests):
-    """Subclass it beside a driver and give the fixture `store`: an empty store.
+    """Tests of one store driver: subclass it and override the fixture `store`.
 
-    A driver whose objects outlive it or are shared with others should give `again` too. Tests of
-    optional abilities are skipped where the store does not have them.
+    The fixture `store` must return an empty store for each test. If objects outlive the store
+    object or are shared between processes, override the fixture `again` as well. Tests of optional
+    abilities are skipped if the store lacks them.
 
     Example:
+        >>> from casweights.testing import StoreTests
         >>> class TestMyStore(StoreTests):
         ...     @pytest.fixture
         ...     def store(self, tmp_path):
@@ -77,21 +80,23 @@ class StoreTests(AbilityTests):
 
     @pytest.fixture
     def store(self) -> ObjectStore:
-        """An empty store."""
+        """An empty store; each subclass provides its own."""
         raise NotImplementedError
 
     @pytest.fixture
     def again(self, store: ObjectStore) -> Callable[[], ObjectStore]:
-        """Opens the same objects once more, as another process would."""
+        """A function that opens the same objects again, as another process would."""
         return lambda: store
 
-    def test_what_was_put_can_be_read(self, store: ObjectStore) -> None:
+    def test_an_object_that_was_put_can_be_read(self, store: ObjectStore) -> None:
         assert store.put("folder/name", [b"some ", bytearray(b"bytes"), memoryview(b"!")])
         assert store.get("folder/name") == b"some bytes!"
         assert store.size("folder/name") == 11
         assert store.exists("folder/name")
 
-    def test_others_see_it(self, store: ObjectStore, again: Callable[[], ObjectStore]) -> None:
+    def test_clients_see_each_others_objects(
+        self, store: ObjectStore, again: Callable[[], ObjectStore]
+    ) -> None:
         assert again().put("name", [b"theirs"])
         assert store.get("name") == b"theirs"
         assert not store.put("name", [b"ours"])
@@ -115,14 +120,14 @@ class StoreTests(AbilityTests):
         store.put("name", parts)
         assert store.get("name") == b"".join(parts)
 
-    def test_a_large_object(self, store: ObjectStore) -> None:
+    def test_an_object_may_be_large(self, store: ObjectStore) -> None:
         data = bytes(range(256)) * (5 * MiB // 256)
         store.put("name", [data[: 3 * MiB], data[3 * MiB :]])
         assert store.size("name") == 5 * MiB
         assert store.get("name") == data
         assert store.get("name", 3 * MiB - 1, 2) == data[3 * MiB - 1 : 3 * MiB + 1]
 
-    def test_parts_belong_to_the_caller(self, store: ObjectStore) -> None:
+    def test_the_caller_may_change_parts_after_put(self, store: ObjectStore) -> None:
         part = bytearray(b"before")
         parts = [part]
         store.put("name", parts)
@@ -143,26 +148,28 @@ class StoreTests(AbilityTests):
             (10, None, b""),
         ],
     )
-    def test_ranges(
+    def test_get_returns_the_requested_range(
         self, store: ObjectStore, start: int, size: int | None, expected: bytes
     ) -> None:
         store.put("name", [b"01234", b"56789"])
         assert store.get("name", start, size) == expected
 
     @pytest.mark.parametrize(("start", "size"), [(0, 11), (9, 2), (10, 1), (50, 1)])
-    def test_a_range_beyond_the_end(self, store: ObjectStore, start: int, size: int) -> None:
+    def test_a_range_beyond_the_end_is_reported_as_damage(
+        self, store: ObjectStore, start: int, size: int
+    ) -> None:
         store.put("name", [b"0123456789"])
         with pytest.raises(IntegrityError, match="name") as caught:
             store.get("name", start, size)
         assert caught.value.code is ErrorCode.CORRUPT_OBJECT
 
-    def test_readinto_fills_exactly_what_it_is_given(self, store: ObjectStore) -> None:
+    def test_readinto_fills_exactly_the_given_buffer(self, store: ObjectStore) -> None:
         store.put("name", [b"0123456789"])
         out = bytearray(b"......")
         store.readinto("name", 3, memoryview(out)[2:5])
         assert out == b"..345."
 
-    def test_what_is_not_there(self, store: ObjectStore) -> None:
+    def test_reading_a_missing_object_raises_not_found(self, store: ObjectStore) -> None:
         store.put("folder/name", [b"x"])
         reads: list[Callable[[str], object]] = [
             store.size,
@@ -170,6 +177,7 @@ class StoreTests(AbilityTests):
             lambda name: store.get(name, 0, 1),
             lambda name: store.readinto(name, 0, memoryview(bytearray(1))),
         ]
+        # Names have no hierarchy, even in a store that keeps them as directories.
         for name in ("nothing", "folder", "folder/nothing", "folder/name/below"):
             assert not store.exists(name)
             for read in reads:
@@ -178,12 +186,13 @@ class StoreTests(AbilityTests):
                 assert caught.value.code is ErrorCode.OBJECT_NOT_FOUND
 
     def test_list_is_ordered_by_name(self, store: ObjectStore) -> None:
+        # "-", "." and "0" sort around "/": walking directories gives another order.
         names = ["b", "a/c", "a-c", "a.c", "a/b/c", "a/b.c", "a0", "_", "B"]
         for n, name in enumerate(names):
             store.put(name, [b"x" * n])
         assert list(store.list()) == [ObjectInfo(n, names.index(n)) for n in sorted(names)]
 
-    def test_the_time_of_an_object_stays(self, store: ObjectStore) -> None:
+    def test_the_creation_time_of_an_object_does_not_change(self, store: ObjectStore) -> None:
         store.put("name", [b"data"])
         (first,), (second,) = store.list(), store.list()
         assert first.created == second.created
@@ -204,18 +213,18 @@ class StoreTests(AbilityTests):
             ("nothing/at/all", []),
         ],
     )
-    def test_a_prefix_is_a_string(
+    def test_list_returns_the_names_that_begin_with_the_prefix(
         self, store: ObjectStore, prefix: str, expected: list[str]
     ) -> None:
         for name in ("a/b", "a/c", "ab/d", "a/bc/d"):
             store.put(name, [b"x"])
         assert [info.name for info in store.list(prefix)] == expected
 
-    def test_list_of_an_empty_store(self, store: ObjectStore) -> None:
+    def test_an_empty_store_lists_nothing(self, store: ObjectStore) -> None:
         assert list(store.list()) == []
         assert list(store.list("packs/")) == []
 
-    def test_delete(self, store: ObjectStore) -> None:
+    def test_a_deleted_object_is_gone_and_can_be_put_again(self, store: ObjectStore) -> None:
         store.put("folder/a", [b"1"])
         store.put("folder/b", [b"2"])
         store.delete("folder/a")
@@ -227,13 +236,13 @@ class StoreTests(AbilityTests):
         assert store.get("folder/a") == b"again"
 
     @pytest.mark.parametrize("name", GOOD_NAMES)
-    def test_good_names(self, store: ObjectStore, name: str) -> None:
+    def test_valid_names_are_accepted(self, store: ObjectStore, name: str) -> None:
         assert store.put(name, [b"x"])
         assert store.get(name) == b"x"
         assert list(store.list()) == [ObjectInfo(name, 1)]
 
     @pytest.mark.parametrize("name", BAD_NAMES)
-    def test_bad_names(self, store: ObjectStore, name: str) -> None:
+    def test_invalid_names_are_refused(self, store: ObjectStore, name: str) -> None:
         uses: list[Callable[[str], object]] = [
             lambda name: store.put(name, [b"x"]),
             store.size,
@@ -253,7 +262,7 @@ class StoreTests(AbilityTests):
         with suppress(InvalidInputError):
             assert list(store.list(prefix)) == []
 
-    def test_many_writers_at_once(
+    def test_concurrent_writers_lose_no_object(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         def write(n: int) -> None:
@@ -271,8 +280,8 @@ class StoreTests(AbilityTests):
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         if not store.capabilities.exclusive_create:
-            pytest.skip("the store does not promise it")
-        for round_ in range(10):
+            pytest.skip("the store does not promise exclusive creation")
+        for round_ in range(10):  # a store that checks and then writes may pass a single round
             start = threading.Barrier(_THREADS)
 
             def write(
@@ -287,7 +296,7 @@ class StoreTests(AbilityTests):
             assert sum(created) == 1
             assert store.get(f"race/{round_}") == b"%d" % created.index(True) * 1000
 
-    def test_nobody_sees_half_an_object(
+    def test_readers_never_see_a_partial_object(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         size, count = 256 * 1024, 20
@@ -311,7 +320,7 @@ class StoreTests(AbilityTests):
                 watcher.result()
         assert len(list(store.list())) == count
 
-    def test_several_objects_at_once(
+    def test_put_all_and_delete_all_handle_several_objects(
         self, store: ObjectStore, again: Callable[[], ObjectStore]
     ) -> None:
         store.put("b", [b"old"])
@@ -330,13 +339,13 @@ class StoreTests(AbilityTests):
         store.delete_all([])
         assert [info.name for info in again().list()] == ["b", "d"]
 
-    def test_bad_names_in_a_batch(self, store: ObjectStore) -> None:
+    def test_put_all_and_delete_all_refuse_invalid_names(self, store: ObjectStore) -> None:
         with pytest.raises(InvalidInputError):
             store.put_all([("../above", [b"x"])])
         with pytest.raises(InvalidInputError):
             store.delete_all(["../above"])
 
-    def test_read_is_bounded(self, store: ObjectStore) -> None:
+    def test_read_refuses_an_object_above_the_limit(self, store: ObjectStore) -> None:
         store.put("name", [b"0123456789"])
         store.put("blank", [])
         assert store.read("name", 10) == store.read("name", 1000) == b"0123456789"
@@ -347,5 +356,5 @@ class StoreTests(AbilityTests):
         with pytest.raises(NotFoundError):
             store.read("nothing", 10)
 
-    def test_it_can_be_named(self, store: ObjectStore) -> None:
+    def test_a_store_has_a_url(self, store: ObjectStore) -> None:
         assert store.url

@@ -1,4 +1,4 @@
-"""A store that counts what is read and written."""
+"""A store that records reads and writes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ if TYPE_CHECKING:
 
 
 class CountingStore(WrapperStore):
-    """Another store, and a record of what was read and written.
+    """A wrapper around a store that records every read and every created object.
 
     Attributes:
-        reads: Name and bytes of every read.
-        writes: Name and bytes of every object that was created.
+        reads: Object name and number of bytes of every read, in order.
+        writes: Object name and number of bytes of every object that was created, in order.
+
+    Example:
+        >>> store = CountingStore(MemoryStore())
+        >>> store.put("packs/a", [b"bytes"])
+        True
+        >>> store.writes
+        [('packs/a', 5)]
     """
 
     def __init__(self, inner: ObjectStore) -> None:
@@ -28,24 +35,22 @@ class CountingStore(WrapperStore):
         self.reset()
 
     def reset(self) -> None:
-        """Start counting from zero."""
+        """Clear `reads` and `writes`."""
         self.reads: list[tuple[str, int]] = []
         self.writes: list[tuple[str, int]] = []
 
     def read_bytes(self, prefix: str) -> int:
-        """Bytes read from objects whose names begin with `prefix`."""
+        """Number of bytes read from objects whose names begin with `prefix`."""
         return sum(nbytes for name, nbytes in self.reads if name.startswith(prefix))
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         created = super().put(name, parts)
-        if created:
+        if created:  # an existing object stays as it is: nothing was written
             with self._lock:
                 self.writes.append((name, sum(map(len, parts))))
         return created
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         super().readinto(name, start, out)
         with self._lock:
             self.reads.append((name, len(out)))

@@ -1,4 +1,4 @@
-"""A store that fails, or kills its process, at a moment that a test chooses."""
+"""A store that fails or kills its process at a chosen call, for tests of recovery."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ if TYPE_CHECKING:
 
 
 def run_out_of_space() -> NoReturn:
-    """Raise what a full disk raises."""
+    """Raise the error that a store raises when its disk is full."""
     raise StoreError(ErrorCode.NO_SPACE, "cannot write: no space left on device")
 
 
 def kill_process() -> None:
-    """End this process as a power cut would: nothing is cleaned up."""
+    """End this process with SIGKILL, so that no cleanup code runs."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def flip_bit(store: ObjectStore, name: str, place: int) -> None:
-    """Damage one byte of an object."""
+    """Flip the lowest bit of the byte at offset `place` of an object."""
     data = bytearray(store.get(name))
     data[place] ^= 1
-    store.delete(name)
+    store.delete(name)  # objects are immutable: `put` would leave the old one
     store.put(name, [data])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that goes wrong at one call.
+    """A failure at one call of a `FaultyStore`.
 
     Attributes:
-        call: At which call, counted from 1.
-        method: The method whose calls are counted, as ``"put"``; None counts all calls.
-        after: Whether it strikes once the call has done its work, so that only the answer is lost.
-        action: What happens: raise an error, or kill the process.
+        call: Number of the call that fails, counted from 1.
+        method: Name of the method whose calls are counted, such as ``"put"``; None counts the
+            calls of all methods.
+        after: Whether to fail after the call has done its work, so that only its result is lost.
+        action: A function that raises an error or kills the process.
     """
 
     call: int
@@ -55,18 +56,27 @@ class Fault:
 
 
 class FaultyStore(ObjectStore):
-    """Another store, with faults.
+    """A wrapper around a store that fails at chosen calls.
 
-    It has the core of a store and no optional ability, and puts the objects of a batch one by one,
-    so that each object is a call that may fail.
+    The wrapper hides the optional abilities of the store and puts the objects of a batch one by
+    one, so that each object is a separate call that may fail. `require` and `probe` are passed on
+    without being counted.
 
     Args:
         inner: The store that does the work.
-        faults: What goes wrong, and when.
+        faults: The failures, each of which happens once.
 
     Attributes:
-        calls: Method and object name (for a listing the prefix) of every call so far.
-        unused: Faults that have not struck yet.
+        calls: Method and object name (for a listing, the prefix) of every call so far.
+        unused: Faults that have not happened yet.
+
+    Example:
+        >>> store = FaultyStore(MemoryStore(), [Fault(call=2, method="put")])
+        >>> store.put("packs/a", [b"first"])
+        True
+        >>> store.put("packs/b", [b"second"])
+        Traceback (most recent call last):
+        casweights.errors.StoreError: cannot write: no space left on device
     """
 
     def __init__(self, inner: ObjectStore, faults: Sequence[Fault] = ()) -> None:
@@ -78,50 +88,42 @@ class FaultyStore(ObjectStore):
 
     @property
     def url(self) -> str:
-        """The inner store's."""
+        """The URL of the inner store."""
         return self._inner.url
 
     def require(self, name: str) -> None:
-        """See `ObjectStore.require`; not counted as a call."""
         self._inner.require(name)
 
     def probe(self) -> Capabilities:
-        """See `ObjectStore.probe`; not counted as a call."""
         self.capabilities = self._inner.probe()
         return self.capabilities
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         with self._call("put", name):
             return self._inner.put(name, parts)
 
     def size(self, name: str) -> int:
-        """See `ObjectStore.size`."""
         with self._call("size", name):
             return self._inner.size(name)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        """See `ObjectStore.readinto`."""
         with self._call("readinto", name):
             self._inner.readinto(name, start, out)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See `ObjectStore.list`."""
         with self._call("list", prefix):
+            # A tuple: the whole listing must happen within this one call.
             return iter(tuple(self._inner.list(prefix)))
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         with self._call("delete", name):
             self._inner.delete(name)
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        """See `ObjectStore.get`."""
         with self._call("get", name):
             return self._inner.get(name, start, size)
 
     def exists(self, name: str) -> bool:
-        """See `ObjectStore.exists`."""
         with self._call("exists", name):
             return self._inner.exists(name)
 
@@ -133,13 +135,13 @@ class FaultyStore(ObjectStore):
                 fault.action()
         try:
             yield
-        finally:
+        finally:  # also if the call raised: a lost result hides its error, too
             for fault in due:
                 if fault.after:
                     fault.action()
 
     def _due(self, method: str, name: str) -> Sequence[Fault]:
-        """Record a call; return the faults that strike at it."""
+        """Record a call; return the faults that happen at it."""
         with self._lock:
             self.calls.append((method, name))
             same = sum(called == method for called, _ in self.calls)

@@ -1,4 +1,13 @@
-"""Hypothesis strategies: state dicts and model directories, with all that is legal in them."""
+"""Hypothesis strategies for tensors, state dicts, safetensors files and model directories.
+
+They generate every legal value that an adapter has to handle: all dtypes and bit patterns, empty
+and non-contiguous tensors, tied weights, odd file names, and links.
+
+Example:
+    >>> @given(state_dicts())
+    ... def test_a_state_survives_a_round_trip(state):
+    ...     assert_same_state(load(save(state)), state)
+"""
 
 from __future__ import annotations
 
@@ -32,20 +41,20 @@ TORCH_DTYPES = [
 _NUMPY_DTYPES = [
     *("bool", "u1", "i1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8", "<c8")
 ]
-_EDGES = [0, 1, 2, 65_535, 65_536, 65_537, 3 * 65_536, 200_001]  # around small chunks' edges
+_EDGES = [0, 1, 2, 65_535, 65_536, 65_537, 3 * 65_536, 200_001]  # bytes, around chunks of 64 KiB
 
 
 @st.composite
 def contents(draw: st.DrawFn, size: int | None = None) -> bytes:
-    """Bytes: any few, or many that are random, repeated or zero.
+    """Bytes: arbitrary ones up to 64; beyond that random, normal, repeated or zero.
 
     Args:
-        draw: Hypothesis's.
-        size: How many; by default any number up to several chunks of 64 KiB.
+        draw: Supplied by Hypothesis.
+        size: Number of bytes; by default any number up to several chunks of 64 KiB.
     """
     if size is None:
         size = draw(st.one_of(st.integers(0, 200), st.sampled_from(_EDGES)))
-    if size <= 64:
+    if size <= 64:  # Hypothesis draws bytes one by one: too slow for more
         return draw(st.binary(min_size=size, max_size=size))
     kind = draw(st.sampled_from(["zero", "random", "normal", "repeated"]))
     rng = np.random.default_rng(draw(st.integers(0, 5)))  # few seeds: files share chunks
@@ -61,7 +70,7 @@ def contents(draw: st.DrawFn, size: int | None = None) -> bytes:
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[int, ...]:
-    """From 0-d to 4-d, empty ones among them, now and then with more than one chunk."""
+    """Shapes of 0 to 4 dimensions, sometimes empty, sometimes larger than one chunk."""
     small = st.lists(st.integers(0, 5), max_size=4)
     large = st.sampled_from([[40_000], [3, 70_000], [200, 7, 33], [65_536], [131_071]])
     return tuple(draw(st.one_of(small, small, small, large)))
@@ -69,13 +78,14 @@ def shapes(draw: st.DrawFn) -> tuple[int, ...]:
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """A tensor of any dtype, with any bits, in any memory layout."""
+    """Tensors of any dtype, with any bits, in any memory layout."""
     dtype = draw(st.sampled_from(TORCH_DTYPES))
     shape = draw(shapes())
     if dtype == getattr(torch, "float4_e2m1fn_x2", None) and not shape:
         shape = (1,)  # safetensors cannot express half a byte
     layout = draw(st.sampled_from(["plain", "plain", "transposed", "strided", "expanded", "lazy"]))
     stored = shape
+    # The shape in memory, from which the layout makes a view of the drawn shape.
     if layout == "transposed":
         stored = shape[::-1]
     elif layout == "strided" and shape:
@@ -93,15 +103,15 @@ def tensors(draw: st.DrawFn) -> torch.Tensor:
 
 
 def from_bytes(data: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor that holds exactly these bytes."""
-    if not data:
+    """Return a tensor that holds exactly these bytes."""
+    if not data:  # `frombuffer` refuses empty buffers
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype).reshape(shape)
 
 
 @st.composite
 def arrays(draw: st.DrawFn) -> Any:
-    """A numpy array with any bits, or a numpy scalar."""
+    """Numpy arrays and scalars with any bits."""
     dtype = draw(st.sampled_from(_NUMPY_DTYPES))
     shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
     data = draw(contents(math.prod(shape) * np.dtype(dtype).itemsize))
@@ -110,10 +120,10 @@ def arrays(draw: st.DrawFn) -> Any:
 
 
 def state_dicts(*, carried: bool = False) -> st.SearchStrategy[State]:
-    """State dicts: flat or nested, tensors tied here and there.
+    """State dicts, flat or nested, in which some tensors are tied.
 
     Args:
-        carried: Whether they also hold numpy arrays and scalars, bytes and streams.
+        carried: Whether the states also contain numpy arrays and scalars, bytes and streams.
     """
     streams = contents().map(io.BytesIO)
     others = (arrays(), contents(), streams) if carried else ()
@@ -122,7 +132,7 @@ def state_dicts(*, carried: bool = False) -> st.SearchStrategy[State]:
 
 
 def _nested(pool: list[torch.Tensor], value: st.SearchStrategy[Any]) -> st.SearchStrategy[State]:
-    """State dicts of these tensors; one that occurs twice is tied."""
+    """State dicts of these tensors; a tensor that occurs twice is tied."""
     tensor = st.sampled_from(pool)
     keys = st.one_of(TEXT, st.integers(-3, 100), st.sampled_from(["a", "b", "a.b", "tensor"]))
     nested = st.recursive(
@@ -146,10 +156,14 @@ def _nested(pool: list[torch.Tensor], value: st.SearchStrategy[Any]) -> st.Searc
 
 @st.composite
 def safetensors_files(draw: st.DrawFn, *, names: st.SearchStrategy[str] = TEXT) -> bytes:
-    """A valid safetensors file, as another program may have written it.
+    """Valid safetensors files, in any form that some program may write.
 
-    Headers are padded or not, indented or not, in any order of keys, with metadata anywhere, and
-    tensors lie in any order.
+    Headers vary in padding, indentation, order of keys and place of the metadata; tensors are
+    stored in any order.
+
+    Args:
+        draw: Supplied by Hypothesis.
+        names: Strategy for names of tensors.
     """
     chosen = draw(st.lists(names.filter(lambda k: k != "__metadata__"), max_size=6, unique=True))
     table, data = {}, b""
@@ -181,12 +195,20 @@ def encode_header(
     ensure_ascii: bool = False,
     padding: int = 0,
 ) -> bytes:
-    """A safetensors header, length bytes included, in a form of one's choice."""
+    """Return a safetensors header, including its 8 bytes of length.
+
+    Args:
+        table: The JSON object of the header.
+        indent: Spaces of indentation; None for one line.
+        ensure_ascii: Whether to escape non-ASCII characters.
+        padding: Number of spaces after the JSON.
+    """
     text = json.dumps(table, indent=indent, ensure_ascii=ensure_ascii).encode() + b" " * padding
     return len(text).to_bytes(8, "little") + text
 
 
 def _whole_bytes(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape whose elements fill whole bytes, also if one takes only 4 or 6 bits."""
     if dtype.nbytes(shape) is None:
         return (*shape, 4)
     return shape
@@ -194,7 +216,7 @@ def _whole_bytes(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @st.composite
 def sharded_models(draw: st.DrawFn) -> Tree:
-    """Shards of one model, with the index that names them."""
+    """Trees with the safetensors shards of one model and the index that maps weights to them."""
     count = draw(st.integers(1, 3))
     tree: Tree = {}
     weight_map = {}
@@ -211,7 +233,7 @@ def sharded_models(draw: st.DrawFn) -> Tree:
 
 
 def file_names() -> st.SearchStrategy[str]:
-    """Names that every file system can hold."""
+    """File names that are valid on every common file system."""
     letters = st.characters(codec="utf-8", exclude_categories=["C"], exclude_characters="/\\:")
     names = st.one_of(
         st.text(letters, min_size=1, max_size=10),
@@ -222,7 +244,7 @@ def file_names() -> st.SearchStrategy[str]:
 
 @st.composite
 def trees(draw: st.DrawFn) -> Tree:
-    """A model directory: folders in folders, all kinds of files, links to files."""
+    """Model directories: nested folders, all kinds of files, and links to files."""
     files = st.one_of(
         contents().map(lambda content: ("", content)),
         safetensors_files().map(lambda content: (".safetensors", content)),
@@ -242,7 +264,7 @@ def trees(draw: st.DrawFn) -> Tree:
 
 
 def _flatten(folder: dict[str, Any], prefix: str, tree: Tree) -> None:
-    """Put a nested dict of files into `tree`, leaving out names that are one on some systems."""
+    """Add a nested dict of files to `tree`, except names that collide on some file system."""
     taken = {_fold(path) for path in tree}
     for name, node in folder.items():
         path = f"{prefix}{name}"
@@ -257,4 +279,5 @@ def _flatten(folder: dict[str, Any], prefix: str, tree: Tree) -> None:
 
 
 def _fold(path: str) -> str:
+    # macOS and Windows ignore case; macOS also normalizes Unicode.
     return unicodedata.normalize("NFC", path.casefold())

@@ -1,4 +1,4 @@
-"""A store in memory with abilities of `casweights.stores.optional` that few drivers have."""
+"""A store in memory with the optional abilities that few drivers have."""
 
 from __future__ import annotations
 
@@ -16,9 +16,18 @@ if TYPE_CHECKING:
 
 
 class VersatileStore(MemoryStore):
-    """Copies within the store, replaces by tag, and tells what has changed.
+    """A store in memory that copies objects, replaces them by tag, and reports changes.
 
-    It shows what these abilities mean, and lets wrappers and drivers be tested against them.
+    It is the reference for the abilities `SupportsCopy`, `SupportsReplace` and `SupportsChanges`
+    of `casweights.stores.optional`, and serves to test wrappers.
+
+    Example:
+        >>> store = VersatileStore()
+        >>> tag = store.replace("head", [b"1"], None)  # no object yet, hence no tag
+        >>> store.replace("head", [b"other"], None) is None  # refused: there is one now
+        True
+        >>> store.replace("head", [b"2"], tag) is None
+        False
     """
 
     def __init__(self) -> None:
@@ -28,7 +37,6 @@ class VersatileStore(MemoryStore):
         self._changed = threading.Condition()
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        """See `ObjectStore.put`."""
         with self._changed:
             created = super().put(name, parts)
             if created:
@@ -36,37 +44,49 @@ class VersatileStore(MemoryStore):
             return created
 
     def delete(self, name: str) -> None:
-        """See `ObjectStore.delete`."""
         with self._changed:
             super().delete(name)
             if self._tags.pop(name, None) is not None:
                 self._note(name, gone=True)
 
     def copy(self, name: str, new_name: str) -> bool:
-        """See `SupportsCopy.copy`."""
+        """Copy an object to a new name; return whether the copy was created.
+
+        Raises:
+            NotFoundError: There is no object `name`.
+        """
         return self.put(new_name, [self.get(name)])
 
     def tag(self, name: str) -> str | None:
-        """See `SupportsReplace.tag`."""
+        """Return the tag of an object, which changes with every replacement; None if missing."""
         return self._tags.get(name)
 
     def replace(self, name: str, parts: Parts, tag: str | None) -> str | None:
-        """See `SupportsReplace.replace`."""
+        """Replace the object that has this tag, or create it if `tag` is None.
+
+        Returns:
+            The new tag, or None if the object has another tag and was left as it is.
+        """
         with self._changed:
             if self.tag(name) != tag:
                 return None
-            super().delete(name)
+            super().delete(name)  # not `self.delete`: a replacement is one change, not two
             self.put(name, parts)
             return self.tag(name)
 
     def changes(self, cursor: str | None = None, *, timeout: float = 0.0) -> Changes:
-        """See `SupportsChanges.changes`."""
+        """Return the names that changed since `cursor`, and the cursor to continue from.
+
+        Without a cursor no names are returned, only the current cursor. Wait up to `timeout`
+        seconds for the first change.
+        """
         with self._changed:
             start = len(self._past) if cursor is None else int(cursor)
             self._changed.wait_for(lambda: len(self._past) > start, timeout)
             return Changes(self._past[start:], str(len(self._past)))
 
     def _note(self, name: str, *, gone: bool = False) -> None:
+        """Record a change, while the caller holds the lock, and wake the clients that wait."""
         self._past.append(name)
         if not gone:
             self._tags[name] = str(len(self._past))

@@ -79,7 +79,7 @@ def test_bytes_that_were_freed_before_they_got_a_name_are_sent_again(
     first = content()
     store = client()
     hub.conditions = replace(AT_ONCE, failing_path=NAME, upload_grace=60)
-    with pytest.raises(StoreError, match="a failure that was asked for"):
+    with pytest.raises(StoreError, match="a simulated failure"):
         store.put(NAME, [first])
     hub.clock.advance(60)
     hub.conditions = replace(AT_ONCE, upload_grace=60)

@@ -10,12 +10,13 @@ from casweights.testing import hub
 
 
 def main() -> None:
-    """The program."""
+    """Start a local Hub, print its addresses, and stop at SIGINT or SIGTERM."""
     options = _parser().parse_args()
     conditions = hub.Conditions(latency=options.latency, bandwidth=options.bandwidth)
     tokens = dict(options.token) if options.token or options.check_tokens else None
     ends = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # also for the threads of the server
+    # Before the server starts, because its threads inherit the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     with hub.LocalHub(
         options.folder,
         tokens,
@@ -24,6 +25,7 @@ def main() -> None:
         cas_port=options.cas_port,
         users=dict(options.user) or None,
     ) as server:
+        # `LocalHubProcess` reads the ports from these two lines.
         print(f"HF_ENDPOINT={server.url}", f"CAS={server.cas_url}", sep="\n", flush=True)
         signal.sigwait(ends)
 
@@ -35,18 +37,18 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--port", type=int, default=0, help="port of the Hub (default: any that is free)")
-    add("--cas-port", type=int, default=0, help="port of CAS and CDN (default: any that is free)")
-    add("--folder", help="where everything is kept (default: a temporary folder)")
-    add("--latency", type=float, default=0.0, help="seconds added to every request")
-    add("--bandwidth", type=float, help="bytes a second in each direction")
+    add("--port", type=int, default=0, help="port of the Hub (default: a free one)")
+    add("--cas-port", type=int, default=0, help="port of the CAS and CDN (default: a free one)")
+    add("--folder", help="folder for all data (default: a temporary one)")
+    add("--latency", type=float, default=0.0, help="seconds added to every request (default: 0)")
+    add("--bandwidth", type=float, help="bytes per second in each direction (default: no limit)")
     add(
         "--token",
         type=_token,
         action="append",
         default=[],
         metavar="TOKEN:RIGHT",
-        help="a token that may read or write; may be given several times",
+        help="a token, and its right: read or write; may be repeated",
     )
     add(
         "--user",
@@ -54,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TOKEN:NAME",
-        help="whose a token is; may be given several times (default: all are the same user's)",
+        help="the user who owns a token; may be repeated (default: one user owns all)",
     )
-    add("--check-tokens", action="store_true", help="refuse all that have none of the tokens")
+    add("--check-tokens", action="store_true", help="refuse requests without a known token")
     return parser
 
 
@@ -66,7 +68,7 @@ def _token(text: str) -> tuple[str, Literal["read", "write"]]:
         return token, "read"
     if right == "write":
         return token, "write"
-    raise argparse.ArgumentTypeError("a token ends in :read or :write")
+    raise argparse.ArgumentTypeError(f"a token must end in :read or :write, got {text!r}")
 
 
 def _user(text: str) -> tuple[str, str]:

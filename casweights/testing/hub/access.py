@@ -1,4 +1,4 @@
-"""Who may do what, by a table of tokens."""
+"""Access rights, from a table of tokens and a table of users."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ if TYPE_CHECKING:
 
     from casweights.testing.hub.messages import Request
 
-OWN_NAMESPACE = "me"  # of whoever asks
+OWN_NAMESPACE = "me"  # in a path it stands for the user who sends the request
 
 TokenTable = dict[str, Literal["read", "write"]]
 
 
 class Access:
-    """Checks the token of requests.
+    """Checks whether the token of a request grants what the request does.
 
     Args:
-        tokens: What each token may; with None everybody may do everything.
-        users: Whose each token is: it may change only what is that user's, and does not see what
-            others have in private. With None there is one user.
+        tokens: The right of each token. With None, tokens are not checked.
+        users: The user who owns each token. A user may change only the contents of their own
+            namespace, and does not see what is private in others. With None there is one user,
+            who owns everything.
     """
 
     def __init__(
@@ -34,10 +35,10 @@ class Access:
         self._users = None if users is None else dict(users)
 
     def user(self, request: Request) -> str:
-        """The user who asks, which is also the name of a namespace.
+        """Return the user who sends a request; it is also the name of the user's namespace.
 
         Raises:
-            Refusal: If the token is nobody's.
+            Refusal: No user owns the token.
         """
         if self._users is None:
             return OWN_NAMESPACE
@@ -47,7 +48,7 @@ class Access:
         return user
 
     def may_read(self, request: Request, namespace: str, private: bool) -> bool:
-        """Whether a request may see something."""
+        """Return whether a request may see something in a namespace."""
         try:
             self.read(request, namespace, private)
         except Refusal:
@@ -55,24 +56,24 @@ class Access:
         return True
 
     def read(self, request: Request, namespace: str, private: bool) -> None:
-        """Let those pass who may see something.
+        """Check that a request may see something in a namespace.
 
         Raises:
-            Refusal: If the token is missing or unknown, and it is needed, or if it is another
-                user's.
+            Refusal: The thing is private, and the token is missing, unknown or another user's.
         """
         if not private:
             return
         if self._tokens is not None and request.token not in self._tokens:
             raise Refusal(401, "Invalid username or password.")
         if not self._owns(request, namespace):
+            # As the real Hub: not 403, which would reveal that it exists.
             raise Refusal(404, "Repository not found", "RepoNotFound")
 
     def write(self, request: Request, namespace: str) -> None:
-        """Let those pass who may change something.
+        """Check that a request may change something in a namespace.
 
         Raises:
-            Refusal: If the token is missing, unknown, for reading only or another user's.
+            Refusal: The token is missing, unknown, for reading only, or another user's.
         """
         if self._tokens is not None:
             right = self._tokens.get(request.token or "")

@@ -1,4 +1,4 @@
-"""What the first port answers about buckets, and the S3 gateway in front of them."""
+"""The HTTP API of buckets on the Hub's port, and an S3 gateway in front of them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,29 @@ if TYPE_CHECKING:
 
 _ID = "([^/]+)/([^/]+)"
 _API = f"/api/buckets/{_ID}"
-_PAGE = 1000
+_PAGE = 1000  # entries of a page if the client names no limit
 _LARGEST_PAGE = 5000
-_LARGEST_LOOKUP = 2000
+_LARGEST_LOOKUP = 2000  # paths of one request
+# A client that accepts this type wants the hash of a file instead of a redirection to its bytes.
 _FILE_INFO = "application/vnd.xet-fileinfo+json"
 
 
 class BucketRoutes:
-    """Handlers over `Buckets`.
+    """Handlers of requests about buckets.
+
+    The three URLs are known only once the ports are bound; set them before the first request.
 
     Args:
-        buckets: The tables.
-        cas: Has the bytes.
-        access: Who may.
-        tokens: Gives tokens of the CAS.
-        weather: Says what fails and what lags.
+        buckets: The buckets and their files.
+        cas: The storage of the files' bytes.
+        access: Checks the rights of requests.
+        tokens: Issues tokens of the CAS.
+        weather: Decides which requests fail and which listings lag.
+
+    Attributes:
+        url: Address of the Hub's port.
+        cas_url: Address of the CAS, to which clients are sent for uploads.
+        cdn_url: Address of the CDN, to which clients are sent for downloads.
     """
 
     def __init__(
@@ -50,7 +58,7 @@ class BucketRoutes:
         self.cdn_url = ""
 
     def routes(self) -> list[Route]:
-        """The table of the first port, as far as buckets go."""
+        """The routes of the Hub's port that concern buckets."""
         return [
             Route("whoami", "GET", "/api/whoami-v2", self.whoami),
             Route("bucket_create", "POST", _API, self.create),
@@ -70,7 +78,7 @@ class BucketRoutes:
         ]
 
     def whoami(self, request: Request) -> Answer:
-        """Who asks."""
+        """Describe the user who sends the request."""
         return json_answer({"type": "user", "name": self._access.user(request), "orgs": []})
 
     def create(self, request: Request) -> Answer:
@@ -82,6 +90,7 @@ class BucketRoutes:
         value = {"url": f"{self.url}/buckets/{bucket}", "name": request.args[1], "id": bucket}
         if self._buckets.create(bucket, private):
             return json_answer(value)
+        # The real Hub answers 409 with the bucket's description, which `exist_ok=True` relies on.
         message = "You already created this bucket"
         return json_answer({**value, "error": message}, 409, {"X-Error-Message": message})
 
@@ -108,10 +117,10 @@ class BucketRoutes:
         )
 
     def move(self, request: Request) -> Answer:
-        """Give a bucket another name, maybe in another namespace; the old one is not found then."""
+        """Rename a bucket, also into another namespace; its old name is no longer found."""
         wish = request.json()
         if wish["type"] != "bucket":
-            raise Refusal(400, f"only buckets can be moved here, no {wish['type']}")
+            raise Refusal(400, f"this Hub can move buckets only, got type {wish['type']!r}")
         old, new = wish["fromRepo"], wish["toRepo"]
         for bucket in (old, new):
             self._access.write(request, bucket.partition("/")[0])
@@ -125,7 +134,7 @@ class BucketRoutes:
         return json_answer({})
 
     def tree(self, request: Request) -> Answer:
-        """A page of a listing."""
+        """List files and folders, one page per request."""
         bucket = self._readable(request)
         query = request.query
         limit = max(1, min(int(query.get("limit", _PAGE)), _LARGEST_PAGE))
@@ -134,7 +143,7 @@ class BucketRoutes:
             request.args[2],
             recursive=query.get("recursive", "true").lower() in ("true", "1"),
             after=base64.urlsafe_b64decode(query.get("cursor", "")).decode(),
-            limit=limit + 1,
+            limit=limit + 1,  # one more shows whether another page follows
             lag=self._weather.conditions.listing_lag,
         )
         if len(found) <= limit:
@@ -144,11 +153,11 @@ class BucketRoutes:
         return json_answer(found[:limit], headers={"Link": f'<{link}>; rel="next"'})
 
     def paths_info(self, request: Request) -> Answer:
-        """Describe files by path; those that are not there are left out."""
+        """Describe files by path; missing files are left out."""
         bucket = self._readable(request)
         paths = request.json()["paths"]
         if len(paths) > _LARGEST_LOOKUP:
-            raise Refusal(400, f"at most {_LARGEST_LOOKUP} paths at once")
+            raise Refusal(400, f"at most {_LARGEST_LOOKUP} paths per request, got {len(paths)}")
         found = self._buckets.lookup(bucket, paths, self._weather.conditions.paths_info_lag)
         return json_answer([entry.to_json() for entry in found])
 
@@ -163,21 +172,22 @@ class BucketRoutes:
             "succeeded": len(lines) - len(failures),
             "failed": [asdict(failure) for failure in failures],
         }
+        # As the real Hub: an error only if every line failed, otherwise a list of failures.
         return json_answer(value, 422 if failures and len(failures) == len(lines) else 200)
 
     def read_token(self, request: Request) -> Answer:
-        """A token for reading from the CAS."""
+        """Issue a token for reading from the CAS."""
         self._readable(request)
         return self._token("read")
 
     def write_token(self, request: Request) -> Answer:
-        """A token for writing to the CAS."""
+        """Issue a token for writing to the CAS."""
         self._access.write(request, self._namespace(request))
         self._buckets.find(self._id(request))
         return self._token("write")
 
     def resolve(self, request: Request) -> Answer:
-        """Where the bytes of a file are."""
+        """Redirect to the bytes of a file, or describe the file if the client asks for that."""
         bucket = self._readable(request)
         entry = self._entry(bucket, request.args[2])
         refresh = f"{self.url}/api/buckets/{bucket}/xet-read-token"
@@ -197,11 +207,12 @@ class BucketRoutes:
         return Answer(302, headers={**headers, "Location": location})
 
     def s3_put(self, request: Request) -> Answer:
-        """PutObject: the body becomes a file of the bucket."""
+        """PutObject: store the body as a file of the bucket, subject to If-Match headers."""
         self._buckets.find(self._id(request))
         data = request.read()
 
         def allowed(entry: Entry | None) -> None:
+            """Check the conditions of the request against the file that exists now."""
             tag = None if entry is None else f'"{entry.hash}"'
             wanted = request.headers.get("if-match")
             if request.headers.get("if-none-match") == "*" and tag is not None:
@@ -215,7 +226,7 @@ class BucketRoutes:
         return Answer(headers={"ETag": f'"{entry.hash}"'})
 
     def s3_get(self, request: Request) -> Answer:
-        """GetObject and HeadObject."""
+        """GetObject and HeadObject: return the bytes of a file and its tag."""
         entry = self._entry(self._id(request), request.args[2])
         body = self._cas.read(entry.hash, 0, entry.size)
         return Answer(body=body, headers={"ETag": f'"{entry.hash}"'})
@@ -231,7 +242,7 @@ class BucketRoutes:
         return json_answer(value, headers=headers)
 
     def _readable(self, request: Request) -> str:
-        """The id of the bucket, if the caller may read it."""
+        """Return the ID of the bucket that a request is about, if it may be read."""
         bucket = self._buckets.find(self._id(request))
         self._access.read(request, bucket.namespace, bucket.private)
         return bucket.id
@@ -243,10 +254,10 @@ class BucketRoutes:
         return entry
 
     def _namespace(self, request: Request) -> str:
-        """The namespace that a request is about."""
+        """Return the namespace that a request is about."""
         name = request.args[0]
         return self._access.user(request) if name == OWN_NAMESPACE else name
 
     def _id(self, request: Request) -> str:
-        """The bucket that a request is about."""
+        """Return the ID of the bucket that a request is about."""
         return f"{self._namespace(request)}/{request.args[1]}"

@@ -1,4 +1,4 @@
-"""Buckets: tables of paths over the CAS, with a past for listings that lag."""
+"""Buckets: tables from paths to files of the CAS, with a history for listings that lag."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from casweights.testing.hub.cas import Cas
     from casweights.testing.hub.journal import Event, Journal
 
-_REMEMBERED_CHANGES = 100_000
+_REMEMBERED_CHANGES = 100_000  # per bucket: bounds memory, and how far a listing can lag
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Entry:
     """A file in a bucket.
 
     Attributes:
-        path: Its name.
-        hash: Of the file in the CAS.
-        size: In bytes.
-        mtime: Milliseconds since the epoch, as the client said.
-        uploaded_at: Microseconds since the epoch, by the server's clock.
-        content_type: As the client said.
+        path: Name of the file in the bucket.
+        hash: Hash of the file in the CAS.
+        size: Number of bytes.
+        mtime: Time of modification that the client gave, in milliseconds since the epoch.
+        uploaded_at: Time of the upload by the server's clock, in microseconds since the epoch.
+        content_type: Media type that the client gave, if any.
     """
 
     path: str
@@ -42,7 +42,7 @@ class Entry:
     content_type: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As listings show it."""
+        """Return the file's entry in a listing."""
         value: dict[str, Any] = {
             "type": "file",
             "path": self.path,
@@ -56,19 +56,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
+    """The state of a path before a change, with which the change can be undone."""
+
     moment: int
     path: str
     before: Entry | None
 
 
 class Bucket:
-    """One bucket; its table holds the lock while it calls.
+    """One bucket. The caller (`Buckets`) holds its lock during every call.
 
     Attributes:
-        id: Namespace and name.
-        private: Whether only those with a token may read it.
+        id: Namespace and name, separated by a slash.
+        private: Whether reading the bucket needs a token of its owner.
         created_at: Microseconds since the epoch.
-        updated_at: The time of the last change.
+        updated_at: Time of the last change, in microseconds since the epoch.
     """
 
     def __init__(self, id: str, private: bool, created_at: int) -> None:
@@ -78,28 +80,28 @@ class Bucket:
         self.updated_at = created_at
         self._entries: dict[str, Entry] = {}
         self._hashes: Counter[str] = Counter()
-        self._order: list[str] | None = []
+        self._order: list[str] | None = []  # sorted paths; None after the set of paths changed
         self._past: deque[_Change] = deque(maxlen=_REMEMBERED_CHANGES)
 
     @property
     def namespace(self) -> str:
-        """The first part of its id."""
+        """The part of `id` before the slash."""
         return self.id.partition("/")[0]
 
     def get(self, path: str) -> Entry | None:
-        """The file of that name."""
+        """Return the file at a path, or None."""
         return self._entries.get(path)
 
     def has_file(self, hash: str) -> bool:
-        """Whether some path has this hash."""
+        """Return whether some path names the file with this hash."""
         return self._hashes[hash] > 0
 
     def hashes(self) -> Iterator[str]:
-        """The hash of every file, several times if several paths have it."""
+        """Yield the hash of the file at each path; a hash repeats if several paths name it."""
         return (entry.hash for entry in self._entries.values())
 
     def set(self, path: str, entry: Entry | None, moment: int) -> None:
-        """Put a file there, or take it away."""
+        """Set the file at a path, or remove it if `entry` is None."""
         before = self._entries.pop(path, None)
         if before is not None:
             self._hashes[before.hash] -= 1
@@ -112,9 +114,12 @@ class Bucket:
         self.updated_at = moment
 
     def at(self, moment: int) -> Mapping[str, Entry]:
-        """All files as they were at a time that is not long ago."""
+        """Return all files by path as they were at a time in microseconds since the epoch.
+
+        Times before the oldest remembered change give the state at that change.
+        """
         if not self._past or self._past[-1].moment <= moment:
-            return self._entries
+            return self._entries  # the usual case, without a copy
         entries = dict(self._entries)
         for change in reversed(self._past):
             if change.moment <= moment:
@@ -125,7 +130,7 @@ class Bucket:
         return entries
 
     def order(self, entries: Mapping[str, Entry]) -> Sequence[str]:
-        """The paths of files in order."""
+        """Return the paths of `entries`, a result of `at`, in order."""
         if entries is not self._entries:
             return sorted(entries)
         if self._order is None:
@@ -133,7 +138,7 @@ class Bucket:
         return self._order
 
     def to_json(self) -> dict[str, Any]:
-        """As the API describes it."""
+        """Return the bucket's description in the API."""
         return {
             "_id": f"{self.created_at:024x}",
             "id": self.id,
@@ -150,20 +155,23 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A line of a batch that failed."""
+    """A line of a batch that failed: its path and the reason."""
 
     path: str
     error: str
 
 
 class Buckets:
-    """All buckets; may be used by many threads at once.
+    """All buckets of a Hub. Its methods may be called from several threads at once.
+
+    Every change is appended to the journal first and then applied, both under one lock. Replaying
+    the journal through `apply` therefore restores the state after a restart.
 
     Args:
-        cas: Has the bytes.
-        journal: Keeps the tables.
-        clock: Gives the times.
-        skew: Says by how many seconds the time of the next file is wrong.
+        cas: The storage of the files' bytes.
+        journal: The log of changes.
+        clock: The source of times.
+        skew: Returns the error of the next file's upload time, in seconds.
     """
 
     def __init__(
@@ -178,7 +186,7 @@ class Buckets:
         self._namespaces: set[str] = set()
 
     def apply(self, event: Event) -> None:
-        """Take over an event of the journal."""
+        """Apply an event of the journal to the tables."""
         self._clock.pass_by(event["moment"])
         if event["do"] == "create":
             bucket = Bucket(event["bucket"], event["private"], event["moment"])
@@ -201,13 +209,18 @@ class Buckets:
             self._set(event["bucket"], event["path"], None, event["moment"])
 
     def free(self, after: float | None, grace: float) -> None:
-        """Delete bytes that no path has named for `after` seconds; None to keep them."""
+        """Delete bytes that no path names any more.
+
+        Args:
+            after: Seconds since the last path was removed; None keeps all bytes.
+            grace: Seconds for which uploaded bytes wait for their first path.
+        """
         if after is not None:
             with self._lock:
                 self._cas.free(after, grace)
 
     def create(self, bucket: str, private: bool) -> bool:
-        """Create a bucket; False if there is one."""
+        """Create a bucket; return False if it exists."""
         with self._lock:
             if bucket in self._buckets:
                 return False
@@ -215,34 +228,38 @@ class Buckets:
             return True
 
     def drop(self, bucket: str) -> None:
-        """Delete a bucket with all that is in it."""
+        """Delete a bucket and its files.
+
+        Raises:
+            Refusal: The bucket does not exist.
+        """
         with self._lock:
             self.find(bucket)
             self._do({"do": "drop", "bucket": bucket})
 
     def move(self, bucket: str, to: str) -> None:
-        """Give a bucket another name.
+        """Rename a bucket.
 
         Raises:
-            Refusal: If there is no such bucket, or one of the other name.
+            Refusal: The bucket does not exist, or the new name is in use.
         """
         with self._lock:
             self.find(bucket)
             if to in self._buckets:
-                raise Refusal(409, f"there is a bucket {to}")
+                raise Refusal(409, f"the bucket {to} exists already")
             self._do({"do": "move", "bucket": bucket, "to": to})
 
     def set_private(self, bucket: str, private: bool) -> None:
-        """Say whether only those with a token may read a bucket."""
+        """Make a bucket private or public."""
         with self._lock:
             self.find(bucket)
             self._do({"do": "settings", "bucket": bucket, "private": private})
 
     def find(self, bucket: str) -> Bucket:
-        """The bucket of that name.
+        """Return a bucket by its ID.
 
         Raises:
-            Refusal: If there is none.
+            Refusal: The bucket does not exist.
         """
         try:
             return self._buckets[bucket]
@@ -250,11 +267,11 @@ class Buckets:
             raise Refusal(404, f"Bucket not found: {bucket}", "RepoNotFound") from None
 
     def has_namespace(self, namespace: str) -> bool:
-        """Whether a namespace has buckets, or had some."""
+        """Return whether a namespace contains buckets or once did."""
         return namespace in self._namespaces
 
     def describe(self, namespace: str, search: str) -> list[dict[str, Any]]:
-        """The buckets of a namespace whose names contain `search`."""
+        """Describe the buckets of a namespace whose names contain `search`, by name."""
         with self._lock:
             return [
                 bucket.to_json()
@@ -263,12 +280,16 @@ class Buckets:
             ]
 
     def entry(self, bucket: str, path: str) -> Entry | None:
-        """A file as it is now."""
+        """Return the file at a path as it is now, or None.
+
+        Raises:
+            Refusal: The bucket does not exist.
+        """
         with self._lock:
             return self.find(bucket).get(path)
 
     def lookup(self, bucket: str, paths: Iterable[str], lag: float) -> list[Entry]:
-        """Those files that are there, or were `lag` seconds ago."""
+        """Return the files at these paths as they were `lag` seconds ago, without missing ones."""
         with self._lock:
             entries = self.find(bucket).at(self._moment(lag))
             return [entries[path] for path in paths if path in entries]
@@ -276,7 +297,16 @@ class Buckets:
     def page(
         self, bucket: str, prefix: str, *, recursive: bool, after: str, limit: int, lag: float
     ) -> list[dict[str, Any]]:
-        """Up to `limit` files and folders with a prefix, in order, that come after `after`."""
+        """Return one page of a listing, as JSON values in the order of paths.
+
+        Args:
+            bucket: ID of the bucket.
+            prefix: Prefix of the paths to list.
+            recursive: Whether to list all files; otherwise the files and folders of one level.
+            after: Last path of the previous page.
+            limit: Maximum number of entries.
+            lag: Age of the listing, in seconds.
+        """
         with self._lock:
             found = self.find(bucket)
             entries = found.at(self._moment(lag))
@@ -285,6 +315,7 @@ class Buckets:
             paths = takewhile(lambda path: path.startswith(prefix), islice(order, first, None))
             if recursive:
                 return [entries[path].to_json() for path in islice(paths, limit)]
+            # A folder appears once, with one of the files below it as its sample.
             level = {_folder(path, len(prefix)) or path: path for path in paths}
             names = [name for name in sorted(level) if name > after]
             return [_shown(name, entries[level[name]]) for name in names[:limit]]
@@ -292,10 +323,18 @@ class Buckets:
     def batch(
         self, bucket: str, lines: Sequence[Mapping[str, Any]], fails: Callable[[str], bool]
     ) -> list[Failure]:
-        """Do what the lines say, adds and copies first; those that fail do not stop the others.
+        """Run the lines of a batch: first additions and copies, then deletions.
+
+        Args:
+            bucket: ID of the bucket.
+            lines: The operations, as the client sent them.
+            fails: Decides by the path whether a line fails on purpose.
+
+        Returns:
+            The lines that failed. They do not stop the others.
 
         Raises:
-            Refusal: If there is no such bucket.
+            Refusal: The bucket does not exist.
         """
         with self._lock:
             self.find(bucket)
@@ -304,7 +343,17 @@ class Buckets:
     def put(
         self, bucket: str, path: str, data: bytes, allowed: Callable[[Entry | None], None]
     ) -> Entry:
-        """Store bytes under a path if `allowed` does not raise, in one step."""
+        """Store bytes as the file at a path, as one atomic step.
+
+        Args:
+            bucket: ID of the bucket.
+            path: Path of the file.
+            data: The bytes.
+            allowed: Receives the current file or None, and raises `Refusal` to prevent the change.
+
+        Raises:
+            Refusal: The bucket does not exist, or `allowed` prevented the change.
+        """
         with self._lock:
             allowed(self.find(bucket).get(path))
             name = self._cas.put_bytes(data)
@@ -317,7 +366,7 @@ class Buckets:
         for line in sorted(lines, key=lambda line: line["type"] == "deleteFile"):
             path = line["path"]
             if fails(path):
-                yield Failure(path, "a failure that was asked for")
+                yield Failure(path, "a simulated failure")
             elif line["type"] == "deleteFile":
                 if self.find(bucket).get(path) is None:
                     yield Failure(path, "file not found")
@@ -333,7 +382,7 @@ class Buckets:
                 self._put(bucket, line)
 
     def _has(self, line: Mapping[str, Any]) -> bool:
-        """Whether the bytes of a line are there: those of a copy must be in its source."""
+        """Return whether the bytes that a line names are stored, for a copy in its source."""
         if line["type"] == "addFile":
             return self._cas.has_file(line["xetHash"])
         source = self._buckets.get(line["sourceRepoId"])
@@ -343,6 +392,7 @@ class Buckets:
     def _set(self, bucket: str, path: str, entry: Entry | None, moment: int) -> None:
         found = self._buckets[bucket]
         before = found.get(path)
+        # The new name first: a file that replaces itself must not lose its last name in between.
         if entry is not None:
             self._cas.name(entry.hash)
         if before is not None:
@@ -364,15 +414,16 @@ class Buckets:
 
     def _do(self, event: Event) -> None:
         event = {"table": "buckets", "moment": self._clock.tick(), **event}
-        self._journal.append([event])
+        self._journal.append([event])  # first: a kill after it loses nothing
         self.apply(event)
 
     def _moment(self, lag: float) -> int:
+        # Without a lag, a time that no clock reaches, so that the latest change is included.
         return self._clock.now() - int(lag * 1_000_000) if lag else 1 << 62
 
 
 def valid_path(path: str) -> bool:
-    """Whether a bucket takes a file under that name."""
+    """Return whether a bucket accepts a file under this path."""
     parts = path.split("/")
     return not (
         "" in parts or ".." in parts or parts[0] == "." or "\\" in path or "\0" in path
@@ -380,13 +431,18 @@ def valid_path(path: str) -> bool:
 
 
 def _folder(path: str, known: int) -> str | None:
-    """The folder that stands for a path in a listing of one level; None for a file there."""
+    """Return the folder that represents a path in a listing of one level; None for a file.
+
+    Args:
+        path: Path of a file.
+        known: Length of the prefix of the listing.
+    """
     slash = path.find("/", known + 1 if path[known : known + 1] == "/" else known)
     return None if slash < 0 else path[:slash]
 
 
 def _shown(name: str, entry: Entry) -> dict[str, Any]:
-    """A file, or the folder in whose place it stands."""
+    """Return the entry of a listing: the file, or the folder `name` that contains it."""
     if name == entry.path:
         return entry.to_json()
     return {"type": "directory", "path": name, "uploadedAt": timestamp(entry.uploaded_at)}

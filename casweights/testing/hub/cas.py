@@ -1,4 +1,8 @@
-"""The content-addressed storage behind the buckets: xorbs in files, and files made of them."""
+"""The content-addressed storage (CAS) behind the buckets.
+
+Clients upload xorbs, which are sequences of compressed chunks, and then a shard, which registers
+files as lists of terms, that is, of ranges of chunks in xorbs.
+"""
 
 from __future__ import annotations
 
@@ -33,17 +37,17 @@ if TYPE_CHECKING:
 
 EMPTY_FILE = "0" * 64
 
-_OWN_CHUNK = 1 << 16
-_DRAFT = ".tmp"
+_OWN_CHUNK = 1 << 16  # bytes of a chunk of files that the server stores itself
+_DRAFT = ".tmp"  # suffix of files that are not complete yet
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The part of a term that a range of a file needs.
+    """The part of a term that a range of a file needs, in whole chunks.
 
     Attributes:
-        term: The chunks, and their raw size.
-        start: Where they start in the file.
+        term: The chunks and their raw size.
+        start: Offset in the file of the first byte of these chunks.
     """
 
     term: Term
@@ -51,12 +55,15 @@ class Part:
 
 
 class Cas:
-    """Xorbs and file records; may be used by many threads at once.
+    """Xorbs on disk and the files made of them. May be used from several threads at once.
+
+    Xorbs are files of `folder`, written under a temporary name and then renamed. Files are events
+    of the journal: after a restart, `apply` every event and then call `adopt_xorbs`.
 
     Args:
-        folder: Where the xorbs are.
-        journal: Keeps the file records.
-        clock: Says since when something is not needed.
+        folder: Folder of the xorbs.
+        journal: The log of registered and freed files.
+        clock: The source of times, by which bytes that are not needed are freed.
     """
 
     def __init__(self, folder: Path, journal: Journal, clock: Clock) -> None:
@@ -69,11 +76,11 @@ class Cas:
         self._files: dict[str, tuple[Term, ...]] = {EMPTY_FILE: ()}
         self._indexes: dict[str, XorbIndex] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for draft in folder.glob(f"*/*{_DRAFT}"):
+        for draft in folder.glob(f"*/*{_DRAFT}"):  # left by a process that was killed
             draft.unlink()
 
     def apply(self, event: Event) -> None:
-        """Take over an event of the journal."""
+        """Apply an event of the journal: register a file, or drop freed ones."""
         if "freed" in event:
             self._drop(event["freed"])
         else:
@@ -85,32 +92,36 @@ class Cas:
             self._uses.send_file(event["hash"], xorbs, event["moment"])
 
     def adopt_xorbs(self) -> None:
-        """After all events: keep xorbs that no file needs for clients that may still need them."""
+        """Start the grace period of xorbs that no file needs; call it after all events.
+
+        Xorbs are not in the journal, so the time of their upload is lost in a restart.
+        """
         for path in self._folder.glob("??/*"):
             if not self._uses.needed(path.name):
                 self._uses.send_xorb(path.name, self._clock.now())
 
     def name(self, file: str) -> None:
-        """A path names a file."""
+        """Record that one more path names a file."""
         with self._lock:
             self._uses.name(file)
 
     def unname(self, file: str, moment: int) -> None:
-        """A path no longer names a file."""
+        """Record that a path stopped naming a file at a time."""
         with self._lock:
             self._uses.unname(file, moment)
 
     def free(self, after: float, grace: float) -> None:
-        """Delete what nothing needs any more.
+        """Delete files and xorbs that are not needed any more.
 
         Args:
-            after: Seconds for which a file is kept that has lost its last path.
-            grace: Seconds for which what was sent is kept for the path that is to follow.
+            after: Seconds for which a file is kept after its last path was removed.
+            grace: Seconds for which uploaded bytes are kept although no path names them yet.
         """
         now = self._clock.now()
         sent_before = now - round(max(after, grace) * 1_000_000)
         with self._lock:
             files = self._uses.idle_files(now - round(after * 1_000_000), sent_before)
+            # The journal before the bytes: a registered file must never lack its xorbs.
             if files:
                 self._journal.append([{"table": "cas", "freed": files}])
             for xorb in self._uses.idle_xorbs(self._drop(files), sent_before):
@@ -118,11 +129,14 @@ class Cas:
                 self.xorb_path(xorb).unlink(missing_ok=True)
 
     def has_xorb(self, xorb: str) -> bool:
-        """Whether a xorb is stored."""
+        """Return whether a xorb is stored."""
         return self.xorb_path(xorb).exists()
 
     def keep_xorb(self, xorb: str) -> bool:
-        """Whether a xorb is stored; it is then kept for the file that is to follow."""
+        """Return whether a xorb is stored; if so, restart its grace period.
+
+        The client then skips the upload, and relies on the xorb until it registers a file.
+        """
         with self._lock:
             if not self.has_xorb(xorb):
                 return False
@@ -130,35 +144,47 @@ class Cas:
             return True
 
     def has_file(self, name: str) -> bool:
-        """Whether a file is registered."""
+        """Return whether a file is registered."""
         return name in self._files
 
     def size(self, name: str) -> int:
-        """Raw bytes of a file."""
+        """Return the number of raw bytes of a file.
+
+        Raises:
+            Refusal: The file is not registered.
+        """
         return sum(term.size for term in self.terms(name))
 
     def terms(self, name: str) -> tuple[Term, ...]:
-        """What a file is made of.
+        """Return the terms that make up a file, in order.
 
         Raises:
-            Refusal: If there is no such file.
+            Refusal: The file is not registered.
         """
         try:
             return self._files[name]
         except KeyError:
-            raise Refusal(404, f"there is no file {name}") from None
+            raise Refusal(404, f"file {name} is not registered") from None
 
     def xorb_path(self, xorb: str) -> Path:
-        """The file of a xorb, which need not exist."""
-        if not re.fullmatch("[0-9a-f]{64}", xorb):
-            raise Refusal(400, "a hash has 64 hexadecimal digits")
+        """Return the path on disk for a xorb, whether it is stored or not.
+
+        Raises:
+            Refusal: The hash is not valid.
+        """
+        if not re.fullmatch("[0-9a-f]{64}", xorb):  # also keeps paths within the folder
+            raise Refusal(400, f"a hash must have 64 hexadecimal digits, got {xorb!r}")
         return self._folder / xorb[:2] / xorb
 
     def put_xorb(self, xorb: str, save: Callable[[BinaryIO], None]) -> bool:
-        """Store a xorb that `save` writes; False if it was there.
+        """Store a xorb; return False if it was stored before.
+
+        Args:
+            xorb: Hash of the xorb.
+            save: Writes the xorb to a file.
 
         Raises:
-            Refusal: If it is not a sequence of chunks.
+            Refusal: The bytes are not a sequence of chunks.
         """
         if self.keep_xorb(xorb):
             return False
@@ -176,23 +202,26 @@ class Cas:
         return True
 
     def put_shard(self, data: bytes) -> bool:
-        """Register the files of a shard; False if there is nothing new in it.
+        """Register the files of a shard; return False if all were registered before.
 
         Raises:
-            Refusal: If it is not a shard, or if its xorbs are not stored.
+            Refusal: The bytes are not a shard, or a xorb that it needs is not stored.
         """
         try:
             files = list(shard_files(data))
         except FormatError as error:
             raise Refusal(400, str(error)) from None
-        with self._lock:
+        with self._lock:  # so that `free` deletes no xorb between the check and the registration
             for _, terms in files:
                 for term in terms:
                     self._check(term)
             return self._register(files)
 
     def put_bytes(self, data: bytes) -> str:
-        """Store bytes as a file with a made-up hash, which is returned."""
+        """Store bytes as a file and return its hash.
+
+        The hash is the SHA-256 of the bytes, not the tree hash that hf_xet computes.
+        """
         if not data:
             return EMPTY_FILE
         name = hashlib.sha256(data).hexdigest()
@@ -204,27 +233,31 @@ class Cas:
         return name
 
     def index(self, xorb: str) -> XorbIndex:
-        """Where the chunks of a stored xorb lie."""
+        """Return the offsets of the chunks of a xorb.
+
+        Raises:
+            Refusal: The xorb is not stored.
+        """
         index = self._indexes.get(xorb)
         if index is None:
             try:
                 with self.xorb_path(xorb).open("rb") as file:
                     index = self._indexes[xorb] = XorbIndex.read(file.fileno())
             except FileNotFoundError:
-                raise Refusal(404, f"there is no xorb {xorb}") from None
+                raise Refusal(404, f"xorb {xorb} is not stored") from None
         return index
 
     def parts(self, name: str, start: int, end: int) -> list[Part]:
-        """The chunks that have the bytes from `start` to `end` of a file."""
+        """Return the chunks that contain the bytes from `start` to `end` of a file."""
         parts = []
         terms = self.terms(name)
-        places = accumulate((term.size for term in terms), initial=0)
+        places = accumulate((term.size for term in terms), initial=0)  # offsets in the file
         for term, place in zip(terms, places, strict=False):
             low, high = max(start, place), min(end, place + term.size)
             if low >= high:
                 continue
             index = self.index(term.xorb)
-            base = index.raw_offsets[term.first]
+            base = index.raw_offsets[term.first]  # offset in the xorb's raw bytes
             first = index.chunk_at(base + low - place)
             last = index.chunk_at(base + high - 1 - place) + 1
             raw = index.raw_size(first, last)
@@ -233,34 +266,38 @@ class Cas:
         return parts
 
     def read(self, name: str, start: int, end: int) -> Pieces:
-        """The raw bytes from `start` to `end` of a file."""
+        """Return the raw bytes from `start` to `end` of a file, as a body."""
         parts = self.parts(name, start, end)
         return Pieces(end - start, self._read(parts, start, end))
 
     def spans(self, parts: Sequence[Part]) -> dict[str, list[tuple[int, int]]]:
-        """The ranges of chunks of each xorb that parts need, merged where they touch."""
+        """Return the ranges of chunks that parts need, by xorb; adjacent ranges are merged."""
         ranges: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for part in parts:
             ranges[part.term.xorb].append((part.term.first, part.term.end))
         return {xorb: _merged(sorted(several)) for xorb, several in ranges.items()}
 
     def slice(self, xorb: str, range_of: Callable[[int], tuple[int, int] | None]) -> FileSlice:
-        """A part of a stored xorb, as it is; `range_of` gets its size.
+        """Return a range of a xorb's stored (compressed) bytes, as a body.
+
+        Args:
+            xorb: Hash of the xorb.
+            range_of: Receives the xorb's size and returns start and end; None for all bytes.
 
         Raises:
-            Refusal: If there is no such xorb.
+            Refusal: The xorb is not stored.
         """
         path = self.xorb_path(xorb)
         if not path.exists():
-            raise Refusal(404, f"there is no xorb {xorb}")
+            raise Refusal(404, f"xorb {xorb} is not stored")
         size = path.stat().st_size
         start, end = range_of(size) or (0, size)
         return FileSlice(path, start, end - start)
 
     def corrupt(self, name: str, place: int) -> None:
-        """Flip a bit of one byte of a file, in the xorb that it comes from.
+        """Flip the lowest bit of the byte at offset `place` of a file, in the xorb it comes from.
 
-        A chunk that is compressed is stored anew without compression.
+        The chunk that contains the byte is rewritten without compression.
         """
         (part,) = self.parts(name, place, place + 1)
         path = self.xorb_path(part.term.xorb)
@@ -275,7 +312,11 @@ class Cas:
         self._indexes.pop(part.term.xorb, None)
 
     def _register(self, files: Sequence[tuple[str, tuple[Term, ...]]]) -> bool:
-        """Take note of files and keep them for paths; False if all are known."""
+        """Register files by their terms, and start their grace period; the caller holds the lock.
+
+        Returns:
+            Whether any of the files is new.
+        """
         new = any(name not in self._files for name, _ in files)
         moment = self._clock.now()
         events: list[Event] = [
@@ -293,7 +334,7 @@ class Cas:
         return new
 
     def _drop(self, files: Iterable[str]) -> set[str]:
-        """Forget files; returns the xorbs that they needed."""
+        """Forget files; return the xorbs that they needed."""
         dropped = set()
         for name in files:
             xorbs = {term.xorb for term in self._files.pop(name)}
@@ -302,13 +343,15 @@ class Cas:
         return dropped
 
     def _check(self, term: Term) -> None:
+        """Check that the chunks of a term are stored and have the size that it states."""
         if not self.has_xorb(term.xorb):
             raise Refusal(400, f"xorb {term.xorb} is not stored")
         index = self.index(term.xorb)
         if not term.first < term.end <= index.count:
-            raise Refusal(400, f"xorb {term.xorb} has only {index.count} chunks")
+            wanted = f"a file needs chunks {term.first} to {term.end}"
+            raise Refusal(400, f"xorb {term.xorb} has {index.count} chunks, {wanted}")
         if index.raw_size(term.first, term.end) != term.size:
-            raise Refusal(400, f"a part of xorb {term.xorb} has another size")
+            raise Refusal(400, f"a term of xorb {term.xorb} states a wrong size: {term.size}")
 
     def _read(self, parts: Sequence[Part], start: int, end: int) -> Iterator[memoryview]:
         for part in parts:
@@ -323,6 +366,7 @@ class Cas:
 
 
 def _merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Merge sorted ranges that touch or overlap."""
     merged: list[tuple[int, int]] = []
     for first, end in ranges:
         if merged and first <= merged[-1][1]:
@@ -338,7 +382,7 @@ def _ignore(_: object) -> None:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name once it is whole."""
+    """Open a file for writing that appears under `path` only when the block ends."""
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_DRAFT}")
     try:
         with draft.open("w+b") as file:

@@ -1,4 +1,4 @@
-"""The time of a local Hub, which tests may drive."""
+"""The clock of a local Hub, which a test can hold and advance."""
 
 from __future__ import annotations
 
@@ -12,57 +12,58 @@ if TYPE_CHECKING:
 
 
 def timestamp(microseconds: int) -> str:
-    """A time as the Hub writes it, with microseconds."""
+    """Return a time in microseconds since the epoch as text, as the Hub writes it."""
     seconds, rest = divmod(microseconds, 1_000_000)
     when = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
     return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Clock:
-    """The server's time in microseconds: that of this machine until a test drives it.
+    """The time of the server, in microseconds since the epoch.
 
-    It never goes back. A Hub that starts again on the same folder goes on with the same clock.
+    It follows the clock of this machine until a test holds or advances it. It never goes back, also
+    not when a Hub is restarted on the same folder.
 
     Args:
-        journal: Keeps what tests did to the clock.
+        journal: The log of what tests do to the clock.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._lock = threading.Lock()
-        self._last = 0
-        self._ahead = 0
-        self._held: int | None = None
+        self._last = 0  # the latest time that `tick` returned
+        self._ahead = 0  # microseconds by which it is ahead of this machine
+        self._held: int | None = None  # the time at which it stands still, if it does
 
     def apply(self, event: Event) -> None:
-        """Take over an event of the journal."""
+        """Apply an event of the journal to the clock."""
         self._ahead, self._held = event["ahead"], event["held"]
         self.pass_by(event["moment"])
 
     def now(self) -> int:
-        """The time, which is not before any that `tick` gave."""
+        """Return the time, which is never before the last result of `tick`."""
         with self._lock:
             return self._now()
 
     def tick(self) -> int:
-        """A time later than all before."""
+        """Return a time that is later than every earlier result, for the next change."""
         with self._lock:
             self._last = max(self._now(), self._last + 1)
             return self._last
 
     def pass_by(self, moment: int) -> None:
-        """Go on after a time that was given out by an earlier run."""
+        """Continue after a time that an earlier process has used."""
         with self._lock:
             self._last = max(self._last, moment)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass at once.
+        """Move the clock forward.
 
         Raises:
-            ValueError: If the time is negative.
+            ValueError: `seconds` is negative.
         """
         if seconds < 0:
-            raise ValueError(f"a clock cannot go back, advance({seconds}) was asked for")
+            raise ValueError(f"seconds must be at least 0, got {seconds}: a clock cannot go back")
         microseconds = round(seconds * 1_000_000)
         with self._lock:
             if self._held is None:
@@ -72,9 +73,9 @@ class Clock:
             self._keep()
 
     def hold(self) -> None:
-        """Stand still from now on, except when `advance` is called.
+        """Stop the clock; from now on only `advance` moves it.
 
-        Each change of a bucket still gets a time of its own, a microsecond after the one before.
+        Each change of a bucket still gets a time of its own, a microsecond after the previous one.
         """
         with self._lock:
             self._held = self._now()
@@ -85,6 +86,7 @@ class Clock:
         return max(self._last, time_here if self._held is None else self._held)
 
     def _keep(self) -> None:
+        """Append the state of the clock to the journal."""
         moment = self._now()
         event = {"table": "clock", "moment": moment, "ahead": self._ahead, "held": self._held}
         self._journal.append([event])

@@ -1,4 +1,4 @@
-"""What can be wrong with the network and the server, and how much was asked of them."""
+"""Simulated faults of the network and the server, and counts of requests."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """How the local Hub behaves; the default is a fast and faultless one.
+    """The behaviour of a local Hub. With the defaults it is fast and never fails.
 
     Rates are shares of the requests, from 0 to 1.
 
     Attributes:
-        latency: Seconds that every request waits before anything else happens.
-        bandwidth: Bytes of bodies a second, in each direction, shared by all connections of both
+        latency: Seconds to wait before a request is handled.
+        bandwidth: Bytes of bodies per second in each direction, shared by all connections of both
             ports; None for no limit.
-        error_rate: Requests that are answered with 500 or 503, nothing done.
-        reset_rate: Requests whose connection is dropped, nothing done.
-        lost_answer_rate: Requests that are done, and whose connection is then dropped.
-        truncate_rate: Answers whose body is cut in half before the connection is dropped.
-        stall_rate: Requests that hang for `stall` seconds before they are done.
-        stall: See `stall_rate`.
-        only: Names of the routes that the five rates hold for; all if empty.
-        seed: Of the dice; the same requests in the same order then fare alike.
-        failing_path: Lines of batches whose path contains this text fail, if it is not empty.
-        failing_lines: So many lines of batches fail, counted from when the conditions were set.
-        listing_lag: Listings show a bucket as it was so many seconds ago.
-        paths_info_lag: The same for lookups by path.
-        clock_skew: Files are added by servers whose clocks are wrong by up to so many seconds, each
-            by another.
+        error_rate: Share of requests that are answered with 500 or 503 and have no effect.
+        reset_rate: Share of requests whose connection is dropped and that have no effect.
+        lost_answer_rate: Share of requests that take effect, but whose connection is dropped before
+            the answer.
+        truncate_rate: Share of answers whose body is cut in half before the connection is dropped.
+        stall_rate: Share of requests that hang for `stall` seconds before they are handled.
+        stall: Seconds that a stalled request hangs.
+        only: Names of the routes to which the five rates apply; all routes if empty.
+        seed: Seed of the random choices. The same requests in the same order meet the same faults.
+        failing_path: Lines of batches whose path contains this text fail, unless it is empty.
+        failing_lines: Number of lines of batches that fail, counted from the moment at which the
+            conditions are set.
+        listing_lag: Age in seconds of the state that listings show.
+        paths_info_lag: Age in seconds of the state that lookups by path show.
+        clock_skew: Largest error in seconds of the upload time of a file. Each file gets another
+            error, as if another server had added it.
         token_lifetime: Seconds for which tokens of the CAS are valid.
-        upload_grants: The CAS hands out a grant for each xorb, which is then sent to an address of
-            its own and committed, instead of taking it directly.
-        free_after: Seconds after which bytes are freed that no path names any more: they can then
-            be neither read nor named, only uploaded again. None keeps them for ever.
-        upload_grace: Seconds for which bytes that were uploaded are at least kept for the path
-            that is to name them.
+        upload_grants: Whether the CAS issues a grant for each xorb, which the client then uploads
+            to another address and commits. Otherwise clients upload xorbs directly.
+        free_after: Seconds after which bytes that no path names any more are freed. Freed bytes can
+            be neither read nor named, only uploaded again. None keeps them forever.
+        upload_grace: Minimum number of seconds for which uploaded bytes wait for their first path.
+
+    Example:
+        >>> hub.conditions = Conditions(latency=0.05, error_rate=0.1, only=frozenset({"batch"}))
     """
 
     latency: float = 0.0
@@ -70,31 +74,31 @@ class Conditions:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Conditions:
-        """Read what `to_json` wrote; what it leaves out gets the default.
+        """Parse the result of `to_json`; missing names get their defaults.
 
         Raises:
-            TypeError: If it has an unknown name.
-            ValueError: If it is not JSON.
+            TypeError: A name is unknown.
+            ValueError: The text is not JSON.
         """
         values: dict[str, Any] = json.loads(text)
         values["only"] = frozenset(values.get("only", ()))
         return cls(**values)
 
     def to_json(self) -> str:
-        """As a JSON object."""
+        """Return the conditions as a JSON object."""
         return json.dumps({**asdict(self), "only": sorted(self.only)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
-    """What was asked of the local Hub; bytes are those of bodies, without headers.
+    """Numbers of requests to a local Hub, and of bytes of their bodies, without headers.
 
     Attributes:
-        requests: Number of requests by the name of their route.
-        bytes_in: Bytes received.
-        bytes_out: Bytes sent.
-        bytes_in_by_route: Bytes received by the name of the route.
-        bytes_out_by_route: Bytes sent by the name of the route.
+        requests: Number of requests, by the name of their route.
+        bytes_in: Number of bytes received.
+        bytes_out: Number of bytes sent.
+        bytes_in_by_route: Number of bytes received, by the name of the route.
+        bytes_out_by_route: Number of bytes sent, by the name of the route.
     """
 
     requests: Mapping[str, int]
@@ -112,7 +116,7 @@ class Counts:
     def of(
         cls, requests: Mapping[str, int], received: Mapping[str, int], sent: Mapping[str, int]
     ) -> Counts:
-        """Counts from counts by route; those that are missing count as 0."""
+        """Return the counts for numbers by route; a missing route counts as 0."""
         return cls(
             requests=MappingProxyType(Counter(requests)),
             bytes_in=sum(received.values()),
@@ -123,12 +127,12 @@ class Counts:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Counts:
-        """Read what `to_json` wrote."""
+        """Parse the result of `to_json`."""
         values = json.loads(text)
         return cls.of(values["requests"], values["bytes_in_by_route"], values["bytes_out_by_route"])
 
     def to_json(self) -> str:
-        """As a JSON object."""
+        """Return the counts as a JSON object."""
         values = {
             "requests": dict(self.requests),
             "bytes_in": self.bytes_in,
@@ -140,7 +144,7 @@ class Counts:
 
 
 class Meter:
-    """Counts requests and bytes; may be used by many threads at once."""
+    """Counts requests and bytes. May be used from several threads at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -159,31 +163,31 @@ class Meter:
             self._requests[route] += 1
 
     def received(self, route: str, nbytes: int) -> None:
-        """Count bytes that came in."""
+        """Count bytes of a request's body."""
         with self._lock:
             self._received[route] += nbytes
 
     def sent(self, route: str, nbytes: int) -> None:
-        """Count bytes that went out."""
+        """Count bytes of an answer's body."""
         with self._lock:
             self._sent[route] += nbytes
 
     def counts(self) -> Counts:
-        """The numbers so far."""
+        """Return the counts since the last reset."""
         with self._lock:
             return Counts.of(self._requests, self._received, self._sent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fate:
-    """What becomes of one request.
+    """The simulated faults of one request.
 
     Attributes:
-        status: It is answered with this error, nothing done.
-        reset: Its connection is dropped, nothing done.
-        lost: It is done, and its connection dropped.
-        truncated: Its answer is cut short.
-        stall: Seconds that it hangs.
+        status: Error to answer with instead of handling the request, if any.
+        reset: Whether to drop the connection instead of handling the request.
+        lost: Whether to drop the connection after handling the request.
+        truncated: Whether to cut the answer short.
+        stall: Seconds to wait before handling the request.
     """
 
     status: int | None = None
@@ -195,13 +199,13 @@ class Fate:
 
 @dataclass(slots=True)
 class _Pipe:
-    """One direction of a line with so many bytes a second, None for no limit."""
+    """One direction of the network, with a limit of bytes per second or None."""
 
     rate: float | None
-    free_at: float = 0.0
+    free_at: float = 0.0  # monotonic time at which the bytes booked so far have passed
 
     def book(self, nbytes: int) -> float:
-        """Seconds to wait before so many bytes may pass."""
+        """Reserve the time that `nbytes` bytes take; return the seconds until they may start."""
         if self.rate is None:
             return 0.0
         now = time.monotonic()
@@ -212,7 +216,12 @@ class _Pipe:
 
 @dataclass(slots=True)
 class Weather:
-    """The conditions in force, shared by both ports; may be used by many threads at once."""
+    """The conditions in force, shared by both ports. May be used from several threads at once.
+
+    Attributes:
+        conditions: The current conditions; set them with `change`.
+        stopping: Set when the server closes, so that no thread sleeps any longer.
+    """
 
     conditions: Conditions = field(default_factory=Conditions)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -225,7 +234,7 @@ class Weather:
         self.change(self.conditions)
 
     def change(self, conditions: Conditions) -> None:
-        """Set other conditions, and throw new dice."""
+        """Set the conditions, and restart the random choices and the count of failing lines."""
         with self._lock:
             self.conditions = conditions
             self._dice = random.Random(conditions.seed)  # noqa: S311
@@ -233,7 +242,7 @@ class Weather:
             self._failing_lines = conditions.failing_lines
 
     def fate(self, route: str) -> Fate:
-        """What becomes of a request of that route; latency is not part of it."""
+        """Choose the faults of a request to a route. Latency is not one of them."""
         now = self.conditions
         if now.only and route not in now.only:
             return Fate()
@@ -247,6 +256,7 @@ class Weather:
         if not any(rates):
             return Fate()
         with self._lock:
+            # A fixed number of draws per request, so that a rate does not shift the other faults.
             error, reset, lost, truncated, stall = (self._dice.random() < rate for rate in rates)
             status = self._dice.choice((500, 503))
         return Fate(
@@ -258,13 +268,13 @@ class Weather:
         )
 
     def skew(self) -> float:
-        """By how many seconds the clock of the server is wrong that adds the next file."""
+        """Return the error of the next file's upload time, in seconds."""
         limit = self.conditions.clock_skew
         with self._lock:
             return self._dice.uniform(-limit, limit) if limit else 0.0
 
     def line_fails(self, path: str) -> bool:
-        """Whether a line of a batch about this path fails on purpose."""
+        """Return whether a line of a batch about this path fails on purpose."""
         with self._lock:
             if self._failing_lines:
                 self._failing_lines -= 1
@@ -273,20 +283,21 @@ class Weather:
             return bool(text) and text in path
 
     def block(self, largest: int) -> int:
-        """How many bytes to move at once, so that a slow line flows evenly."""
+        """Return the number of bytes to move at once, at most `largest`."""
         rate = self.conditions.bandwidth
+        # A twentieth of a second of bandwidth: a slow line then flows evenly.
         return largest if rate is None else max(1024, min(largest, int(rate / 20)))
 
     def receive(self, nbytes: int) -> None:
-        """Wait until so many bytes may come in."""
+        """Wait until the bandwidth allows `nbytes` more bytes to come in."""
         self._pass(0, nbytes)
 
     def send(self, nbytes: int) -> None:
-        """Wait until so many bytes may go out."""
+        """Wait until the bandwidth allows `nbytes` more bytes to go out."""
         self._pass(1, nbytes)
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but not beyond the end of the server."""
+        """Wait, but no longer than until the server closes."""
         if seconds > 0:
             self.stopping.wait(seconds)
 

@@ -1,4 +1,4 @@
-"""The local Hub within this process."""
+"""A local Hub that runs in threads of this process."""
 
 from __future__ import annotations
 
@@ -36,23 +36,30 @@ if TYPE_CHECKING:
 class LocalHub:
     """A Hub on two ports of the loopback interface, served by threads of this process.
 
-    What is in it survives in its folder, even if the process is killed.
+    Its data survive in its folder, even if the process is killed. Use it as a context manager, or
+    call `close`.
 
     Args:
-        folder: Where everything is kept; None for a temporary one. One Hub at a time may use it.
-        tokens: What each token may; with None everybody may do everything.
-        conditions: How it behaves at first.
-        port: Of the Hub; 0 for any that is free.
-        cas_port: Of the CAS and CDN; 0 for any that is free.
-        users: Whose each token is: only the owner of a namespace may change what is in it, and see
-            what is private there. With None all tokens are the same user's, and own everything.
+        folder: Folder for all data; None for a temporary one. Only one Hub at a time may use it.
+        tokens: The right of each token. With None, tokens are not checked.
+        conditions: The behaviour at the start.
+        port: Port of the Hub; 0 for a free one.
+        cas_port: Port of the CAS and CDN; 0 for a free one.
+        users: The user who owns each token. Only the owner of a namespace may change its contents
+            and see what is private there. With None, one user owns all tokens and namespaces.
 
     Attributes:
-        folder: Where everything is kept.
-        url: What ``HF_ENDPOINT`` or ``HfApi(endpoint=...)`` must be.
-        cas_url: The CAS, to which the client is sent.
-        clock: Its time, which tests may drive: that of every change, of listings that lag and of
-            the end of tokens.
+        folder: Folder of all data.
+        url: Value for ``HF_ENDPOINT`` or ``HfApi(endpoint=...)``.
+        cas_url: Address of the CAS, to which the Hub sends its clients.
+        clock: The server's time, which a test can drive. Times of changes, lags of listings and
+            the expiry of tokens follow it.
+
+    Example:
+        >>> with LocalHub() as hub:
+        ...     hub.create_bucket("me/weights")
+        ...     api = HfApi(endpoint=hub.url, token="any")
+        ...     hub.conditions = Conditions(error_rate=0.1)
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class LocalHub:
             "buckets": self._buckets,
             "repos": repos,
         }
+        # The tables first take over the past; only then may the ports open.
         for event in journal.replay():
             tables[event["table"]].apply(event)
         self._cas.adopt_xorbs()
@@ -108,7 +116,7 @@ class LocalHub:
         self.cas_url = f"http://{HOST}:{storage.port}"
         bucket_routes.url = repo_routes.url = self.url
         bucket_routes.cas_url = cas_routes.url = self.cas_url
-        # Another host name: clients keep their token for the Hub only if the host changes.
+        # Another host name: clients drop their token for the Hub only if the host changes.
         bucket_routes.cdn_url = f"http://localhost:{storage.port}"
         stack.callback(self._weather.stopping.set)
         hub.start()
@@ -120,7 +128,7 @@ class LocalHub:
         return server
 
     def _free(self) -> None:
-        """Before each request: whether bytes were freed earlier, nobody can tell."""
+        """Free bytes that are due; called before each request, as no client can see it earlier."""
         now = self.conditions
         self._buckets.free(now.free_after, now.upload_grace)
 
@@ -131,12 +139,12 @@ class LocalHub:
         self.close()
 
     def close(self) -> None:
-        """Stop both servers; a temporary folder is deleted."""
+        """Stop both servers, and delete a temporary folder."""
         self._resources.close()
 
     @property
     def conditions(self) -> Conditions:
-        """How it behaves now; may be set at any time."""
+        """The current behaviour, which may be set at any time."""
         return self._weather.conditions
 
     @conditions.setter
@@ -144,24 +152,34 @@ class LocalHub:
         self._weather.change(conditions)
 
     def counters(self) -> Counts:
-        """What was asked of it since `reset_counters`."""
+        """Return the counts of requests and bytes since `reset_counters`."""
         return self._meter.counts()
 
     def reset_counters(self) -> None:
-        """Count from zero again."""
+        """Restart the counts from zero."""
         self._meter.reset()
 
     def create_bucket(self, bucket: str, *, private: bool = False) -> None:
-        """Create a bucket, named as ``"namespace/name"``, unless it is there."""
+        """Create a bucket, unless it exists.
+
+        Args:
+            bucket: Its ID, as ``"namespace/name"``.
+            private: Whether reading it needs a token of its owner.
+        """
         self._buckets.create(bucket, private)
 
     def corrupt_object(self, bucket: str, path: str, place: int) -> None:
-        """Flip a bit of byte `place` of an object, so that every reader gets that wrong byte.
+        """Flip a bit of an object, so that every reader gets the wrong byte.
 
         Other objects that share the damaged chunk are damaged with it.
 
+        Args:
+            bucket: ID of the bucket.
+            path: Path of the object.
+            place: Offset of the byte to damage.
+
         Raises:
-            LookupError: If there is no such object, or no such byte.
+            LookupError: The object does not exist or has no such byte.
         """
         entry = self._buckets.entry(bucket, path)
         if entry is None or not 0 <= place < entry.size:
@@ -169,7 +187,7 @@ class LocalHub:
         self._cas.corrupt(entry.hash, place)
 
     def _control(self) -> list[Route]:
-        """How another process turns the same switches."""
+        """The routes by which `LocalHubProcess` calls the methods of this class."""
         return [
             Route(CONTROL, "GET POST", "/_hub/conditions", self._answer_conditions),
             Route(CONTROL, "GET", "/_hub/counters", self._answer_counters),

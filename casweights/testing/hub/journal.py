@@ -1,4 +1,4 @@
-"""An append-only file of JSON lines: what a server must remember when it is killed."""
+"""An append-only file of JSON lines, from which a killed server restores its state."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Event = dict[str, Any]
 class Journal:
     """Events in the order in which they happened.
 
-    An event that `append` returned for outlives the process, but not a power cut.
+    After `append` returns, its events survive a kill of the process, but not a power cut.
 
     Args:
-        path: The file, which is created if need be; a torn last line is cut off.
+        path: The file, which is created if missing. An incomplete last line is removed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,14 +30,14 @@ class Journal:
         self._cut_torn_line()
 
     def replay(self) -> Iterator[Event]:
-        """All events so far."""
+        """Yield all events, the oldest first."""
         with self._path.open("rb") as lines:
             yield from map(json.loads, lines)
 
     def append(self, events: Iterable[Event]) -> None:
-        """Add events, all or none of which survive a kill."""
+        """Add events; if the process is killed during the call, all or none of them are kept."""
         lines = "".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events)
-        data = memoryview(lines.encode())
+        data = memoryview(lines.encode())  # one buffer, hence usually one `write`
         with self._lock:
             while data:
                 data = data[os.write(self._file, data) :]

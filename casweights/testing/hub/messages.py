@@ -1,4 +1,4 @@
-"""Requests and answers, and the table that says who answers what."""
+"""HTTP requests and answers, and the table that maps requests to their handlers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """A body that is a part of a file on disk."""
+    """A body that is a range of a file on disk: `size` bytes from offset `start`."""
 
     path: Path
     start: int
@@ -26,7 +26,7 @@ class FileSlice:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """A body of known size that is made piece by piece."""
+    """A body of `size` bytes that is produced piece by piece."""
 
     size: int
     pieces: Iterator[memoryview]
@@ -37,7 +37,7 @@ Body = bytes | FileSlice | Pieces
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request is answered with."""
+    """The answer to a request: status, body and headers."""
 
     status: int = 200
     body: Body = b""
@@ -45,14 +45,14 @@ class Answer:
 
     @property
     def size(self) -> int:
-        """Bytes of the body."""
+        """Number of bytes of the body."""
         return len(self.body) if isinstance(self.body, bytes) else self.body.size
 
     def head(self, keep_alive: bool) -> bytes:
-        """Status line and headers."""
+        """Return the encoded status line and headers."""
         lines = [f"HTTP/1.1 {self.status} {REASONS.get(self.status, 'Unknown')}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
-        if "Content-Length" not in self.headers:
+        if "Content-Length" not in self.headers:  # an answer to HEAD states that of GET
             lines.append(f"Content-Length: {self.size}")
         lines.append(f"Date: {formatdate(usegmt=True)}")
         lines.append(f"Connection: {'keep-alive' if keep_alive else 'close'}")
@@ -79,12 +79,15 @@ REASONS = {
 
 
 class Refusal(Exception):
-    """A request that is answered with an error.
+    """Ends a request with an error, which is sent to the client.
 
     Args:
-        status: Of the answer.
-        message: What is wrong, for people.
-        code: What is wrong, as the Hub names it in its header ``X-Error-Code``.
+        status: HTTP status of the answer.
+        message: Reason for people.
+        code: Reason for programs: the value of the Hub's header ``X-Error-Code``.
+
+    Attributes:
+        answer: The answer to send.
     """
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
@@ -96,7 +99,7 @@ class Refusal(Exception):
 
 
 def json_answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Answer:
-    """An answer that is a JSON value."""
+    """Return an answer whose body is a JSON value."""
     head = {"Content-Type": "application/json; charset=utf-8", **(headers or {})}
     return Answer(status, json.dumps(value).encode(), head)
 
@@ -106,11 +109,12 @@ class Request:
     """A request whose headers have been read.
 
     Attributes:
-        method: As ``"GET"``.
+        method: HTTP method, such as ``"GET"``.
         target: Path and query, still quoted.
-        headers: By their names in lower case.
-        args: The groups of the route's pattern, unquoted.
-        reader: Calls its argument with each block of the body, once.
+        headers: Values by names in lower case.
+        args: The groups of the route's pattern, unquoted; an absent group is empty.
+        reader: Passes each block of the body to a function. It can be called once; a block is
+            valid only during the call of the function.
     """
 
     method: str
@@ -126,18 +130,18 @@ class Request:
 
     @property
     def query(self) -> dict[str, str]:
-        """The last value of every name of the query."""
+        """The parameters of the query; of a repeated name, the last value."""
         values = parse_qs(self.target.partition("?")[2], keep_blank_values=True)
         return {name: several[-1] for name, several in values.items()}
 
     @property
     def token(self) -> str | None:
-        """The bearer token."""
+        """The bearer token, if any."""
         scheme, _, token = self.headers.get("authorization", "").partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
 
     def read(self) -> bytes:
-        """The whole body."""
+        """Return the whole body."""
         data = bytearray()
         self.reader(data.extend)
         return bytes(data)
@@ -147,10 +151,10 @@ class Request:
         self.reader(file.write)
 
     def json(self) -> Any:
-        """The body as JSON.
+        """Parse the body as JSON; an empty body is an empty object.
 
         Raises:
-            Refusal: If it is not JSON.
+            Refusal: The body is not JSON.
         """
         try:
             return json.loads(self.read() or b"{}")
@@ -158,51 +162,54 @@ class Request:
             raise Refusal(400, "the body is not JSON") from None
 
     def form(self) -> dict[str, list[str]]:
-        """The body, as a form has it."""
+        """Parse the body as an encoded form; return the values of each name."""
         return parse_qs(self.read().decode())
 
     def lines(self) -> list[dict[str, Any]]:
-        """The body as lines of JSON objects.
+        """Parse the body as lines of JSON objects.
 
         Raises:
-            Refusal: If it is not.
+            Refusal: A line is not a JSON object.
         """
         try:
             values = [json.loads(line) for line in self.read().splitlines() if line.strip()]
         except ValueError:
-            raise Refusal(400, "the body is not made of lines of JSON") from None
+            raise Refusal(400, "every line of the body must be JSON") from None
         if not all(isinstance(value, dict) for value in values):
-            raise Refusal(400, "a line is not a JSON object")
+            raise Refusal(400, "every line of the body must be a JSON object")
         return values
 
     def range(self, size: int) -> tuple[int, int] | None:
-        """Start and end of the bytes asked for, None for all.
+        """Return start and end of the requested range of bytes; None for all bytes.
+
+        Args:
+            size: Number of bytes that exist.
 
         Raises:
-            Refusal: If there are no such bytes.
+            Refusal: The range is empty or begins after the last byte.
         """
         match = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("range", ""))
         if match is None or match[0] == "bytes=-":
             return None
-        if not match[1]:
+        if not match[1]:  # "bytes=-N": the last N bytes
             start, end = max(0, size - int(match[2])), size
         else:
             start = int(match[1])
             end = min(size, int(match[2]) + 1) if match[2] else size
         if start >= end:
-            raise Refusal(416, f"there are only {size} bytes")
+            raise Refusal(416, f"the range {match[0]} is outside of {size} bytes")
         return start, end
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Which requests go where.
+    """A kind of request and the function that handles it.
 
     Attributes:
-        name: Under which they are counted, and faults chosen.
-        methods: Separated by blanks.
-        pattern: Of the whole quoted path.
-        handler: What answers them.
+        name: Name in `Counts` and in `Conditions.only`; several routes may share one.
+        methods: HTTP methods, separated by blanks.
+        pattern: Regular expression for the whole quoted path.
+        handler: Function that returns the answer.
     """
 
     name: str
@@ -212,7 +219,7 @@ class Route:
 
 
 class Router:
-    """A table of routes, of which the first that fits is taken."""
+    """A table of routes. The first route that matches a request handles it."""
 
     def __init__(self, routes: list[Route]) -> None:
         self._routes = [
@@ -220,7 +227,7 @@ class Router:
         ]
 
     def find(self, request: Request) -> Route | None:
-        """The route of a request, whose `args` are set."""
+        """Return the route of a request, or None, and set `Request.args` from its pattern."""
         for methods, pattern, route in self._routes:
             if request.method in methods and (match := pattern.fullmatch(request.path)):
                 request.args = tuple(unquote(group or "") for group in match.groups())

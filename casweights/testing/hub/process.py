@@ -1,4 +1,4 @@
-"""The local Hub in a process of its own."""
+"""A local Hub in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,45 +18,54 @@ from casweights.testing.hub.server import HOST
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_START_SECONDS = 30.0
+_START_SECONDS = 30.0  # for a busy machine; imports take about one
 
 
 class RemoteClock:
-    """The clock of a Hub in another process.
+    """The clock of a Hub in another process, as `LocalHubProcess.clock` returns it.
 
     Args:
-        ask: Sends a request to the Hub.
+        ask: Sends a request, given by method, name and body, to the Hub.
     """
 
     def __init__(self, ask: Callable[[str, str, str], object]) -> None:
         self._ask = ask
 
     def advance(self, seconds: float) -> None:
-        """Let time pass at once.
+        """Move the clock forward.
 
         Raises:
-            ValueError: If the time is negative.
+            ValueError: `seconds` is negative.
         """
         self._ask("POST", "clock", json.dumps({"advance": seconds}))
 
     def hold(self) -> None:
-        """Stand still from now on, except when `advance` is called."""
+        """Stop the clock; from now on only `advance` moves it."""
         self._ask("POST", "clock", json.dumps({"hold": True}))
 
 
 class LocalHubProcess:
-    """What `LocalHub` is, as a child process, which can be killed and started again.
+    """A `LocalHub` in a child process, which a test can kill and restart.
+
+    The process starts with the object. Its data, ports and clock survive `kill` and `restart`; its
+    counts do not. Use it as a context manager, or call `close`.
 
     Args:
-        folder: Where everything is kept; None for a temporary one.
-        tokens: What each token may; with None everybody may do everything.
-        conditions: How it behaves at first, and after every start.
-        port: Of the Hub; 0 for any that is free.
-        cas_port: Of the CAS and CDN; 0 for any that is free.
-        users: Whose each token is, see `LocalHub`.
+        folder: Folder for all data; None for a temporary one.
+        tokens: The right of each token. With None, tokens are not checked.
+        conditions: The behaviour at the start, and after every restart.
+        port: Port of the Hub; 0 for a free one.
+        cas_port: Port of the CAS and CDN; 0 for a free one.
+        users: The user who owns each token, as for `LocalHub`.
 
     Attributes:
-        folder: Where everything is kept.
+        folder: Folder of all data.
+
+    Example:
+        >>> with LocalHubProcess() as hub:
+        ...     hub.create_bucket("me/weights")
+        ...     hub.kill()
+        ...     hub.restart()  # the bucket is still there
     """
 
     def __init__(
@@ -90,17 +99,17 @@ class LocalHubProcess:
 
     @property
     def url(self) -> str:
-        """What ``HF_ENDPOINT`` or ``HfApi(endpoint=...)`` must be; the same after a restart."""
+        """Value for ``HF_ENDPOINT`` or ``HfApi(endpoint=...)``; a restart does not change it."""
         return f"http://{HOST}:{self._port}"
 
     @property
     def cas_url(self) -> str:
-        """The CAS, to which the client is sent."""
+        """Address of the CAS, to which the Hub sends its clients."""
         return f"http://{HOST}:{self._cas_port}"
 
     @property
     def conditions(self) -> Conditions:
-        """How it behaves now; may be set at any time."""
+        """The current behaviour, which may be set at any time."""
         return Conditions.from_json(self._ask("GET", "conditions"))
 
     @conditions.setter
@@ -110,54 +119,64 @@ class LocalHubProcess:
 
     @property
     def clock(self) -> RemoteClock:
-        """Its time, which tests may drive; it goes on after a restart."""
+        """The server's time, which a test can drive; it continues after a restart."""
         return RemoteClock(self._ask)
 
     def counters(self) -> Counts:
-        """What was asked of it since `reset_counters`, or since it was started."""
+        """Return the counts of requests and bytes since the start or `reset_counters`."""
         return Counts.from_json(self._ask("GET", "counters"))
 
     def reset_counters(self) -> None:
-        """Count from zero again."""
+        """Restart the counts from zero."""
         self._ask("POST", "counters/reset")
 
     def create_bucket(self, bucket: str, *, private: bool = False) -> None:
-        """Create a bucket, named as ``"namespace/name"``, unless it is there."""
+        """Create a bucket, unless it exists.
+
+        Args:
+            bucket: Its ID, as ``"namespace/name"``.
+            private: Whether reading it needs a token of its owner.
+        """
         self._ask("POST", "bucket", json.dumps({"bucket": bucket, "private": private}))
 
     def corrupt_object(self, bucket: str, path: str, place: int) -> None:
-        """Flip a bit of byte `place` of an object, see `LocalHub.corrupt_object`.
+        """Flip a bit of an object, as `LocalHub.corrupt_object` does.
+
+        Args:
+            bucket: ID of the bucket.
+            path: Path of the object.
+            place: Offset of the byte to damage.
 
         Raises:
-            LookupError: If there is no such object, or no such byte.
+            LookupError: The object does not exist or has no such byte.
         """
         wish = {"bucket": bucket, "path": path, "place": place}
         self._ask("POST", "corrupt", json.dumps(wish))
 
     def kill(self) -> None:
-        """End it with SIGKILL, in the middle of whatever it does."""
+        """End the process with SIGKILL, even in the middle of a request."""
         self._end(force=True)
 
     def restart(self) -> None:
-        """Start it, on the same ports if it ran before; one that still runs is killed first.
+        """Start the process, on the same ports as before; kill it first if it still runs.
 
         Raises:
-            RuntimeError: If it does not come up.
+            RuntimeError: The process does not start.
         """
         self.kill()
         self._process = subprocess.Popen(  # noqa: S603
             self._command(), stdout=subprocess.PIPE, text=True
         )
-        lines = list(islice(self._process.stdout or (), 2))
+        lines = list(islice(self._process.stdout or (), 2))  # its two addresses
         if len(lines) < 2:
             self.kill()
-            raise RuntimeError("the local Hub does not start")
+            raise RuntimeError("the local Hub does not start: see its output above")
         self._port, self._cas_port = (int(line.rpartition(":")[2]) for line in lines)
         self._wait()
         self._ask("POST", "conditions", self._conditions.to_json())
 
     def close(self) -> None:
-        """End it; a temporary folder is deleted."""
+        """End the process, and delete a temporary folder."""
         self._end(force=False)
         if self._temporary is not None:
             self._temporary.cleanup()
@@ -175,6 +194,7 @@ class LocalHubProcess:
         return command
 
     def _wait(self) -> None:
+        """Wait until the process answers."""
         end = time.monotonic() + _START_SECONDS
         while True:
             try:
@@ -187,6 +207,7 @@ class LocalHubProcess:
                 return
 
     def _ask(self, method: str, name: str, body: str | None = None) -> bytes:
+        """Send a request to a control route of the Hub; return the body of the answer."""
         connection = HTTPConnection(HOST, self._port, timeout=60)
         try:
             connection.request(method, f"/_hub/{name}", body)
@@ -194,6 +215,7 @@ class LocalHubProcess:
             data = response.read()
         finally:
             connection.close()
+        # The errors of the methods of `LocalHub`, as its control routes encode them.
         if response.status == 404:
             raise LookupError(_message(data))
         if response.status != 200:

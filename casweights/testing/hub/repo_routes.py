@@ -1,4 +1,4 @@
-"""What the first port answers about git repositories."""
+"""The HTTP API of git repositories on the Hub's port."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ _API = "/api/(models|datasets)/([^/]+/[^/]+)"
 
 
 class RepoRoutes:
-    """Handlers over `Repos`.
+    """Handlers of requests about git repositories.
 
     Args:
         repos: The repositories.
-        access: Who may.
+        access: Checks the rights of requests.
+
+    Attributes:
+        url: Address of the Hub's port; set it before the first request.
     """
 
     def __init__(self, repos: Repos, access: Access) -> None:
@@ -30,7 +33,7 @@ class RepoRoutes:
         self.url = ""
 
     def routes(self) -> list[Route]:
-        """The table of the first port, as far as repositories go."""
+        """The routes of the Hub's port that concern repositories."""
         resolve = "/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)"
         return [
             Route("repo_create", "POST", "/api/repos/create", self.create),
@@ -73,13 +76,13 @@ class RepoRoutes:
         return json_answer(listing(repo.at(request.args[2]), folder, recursive=recursive))
 
     def paths_info(self, request: Request) -> Answer:
-        """Describe files at a revision; those that are not there are left out."""
+        """Describe files at a revision; missing files are left out."""
         repo = self._readable(request, request.args[0], request.args[1])
         commit = repo.at(request.args[2])
         return json_answer(described(commit, request.form().get("paths", [])))
 
     def preupload(self, request: Request) -> Answer:
-        """All files are to be sent within the commit."""
+        """Tell the client to send all files within the commit, none by LFS."""
         self._access.write(request, _namespace(request.args[1]))
         repo = self._readable(request, request.args[0], request.args[1])
         commit = repo.at(request.args[2])
@@ -98,7 +101,7 @@ class RepoRoutes:
         """Add a commit."""
         self._access.write(request, _namespace(request.args[1]))
         if request.query.get("create_pr", "").lower() in ("true", "1"):
-            raise Refusal(400, "there are no pull requests here: commit without create_pr")
+            raise Refusal(400, "this Hub has no pull requests: commit without create_pr")
         kind = request.args[0].removesuffix("s")
         name, revision = request.args[1:3]
         commit = self._repos.commit(kind, name, revision, request.lines())
@@ -106,8 +109,9 @@ class RepoRoutes:
         return json_answer({"success": True, "commitOid": commit.sha, "commitUrl": url})
 
     def resolve(self, request: Request) -> Answer:
-        """The bytes of a file at a revision."""
+        """Return the bytes of a file at a revision, or a range of them."""
         kind, name, revision, path = request.args
+        # In these paths, unlike in those of the API, models have no prefix.
         commit = self._readable(request, kind.rstrip("/") or "models", name).at(revision)
         data = commit.files.get(path)
         if data is None:
@@ -125,6 +129,7 @@ class RepoRoutes:
         return Answer(206 if partial else 200, data[start:end], headers)
 
     def _readable(self, request: Request, kinds: str, name: str) -> Repo:
+        """Return a repository by its kind (in the plural) and ID, if it may be read."""
         repo = self._repos.find(kinds.removesuffix("s"), name)
         self._access.read(request, _namespace(name), repo.private)
         return repo
@@ -133,12 +138,17 @@ class RepoRoutes:
         return f"{self.url}/datasets/{name}" if kind == "dataset" else f"{self.url}/{name}"
 
     def _named(self, request: Request) -> tuple[str, str, dict[str, object]]:
-        """Kind and id of the repository that a body names, if it may be written, and the body."""
+        """Return the body of a request, and before it kind and ID of the repository it names.
+
+        Raises:
+            Refusal: The names are not valid, or the repository may not be written.
+        """
         wish = request.json()
         kind = wish.get("type") or "model"
         name = f"{wish.get('organization') or self._access.user(request)}/{wish['name']}"
         if kind not in ("model", "dataset") or not re.fullmatch(r"[^/]+/[^/]+", name):
-            raise Refusal(400, f"there are no {kind} repositories here, or {name} is no name")
+            known = "a model or dataset named NAMESPACE/NAME"
+            raise Refusal(400, f"a repository must be {known}, got {kind} {name}")
         self._access.write(request, _namespace(name))
         return kind, name, wish
 

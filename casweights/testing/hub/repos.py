@@ -1,4 +1,4 @@
-"""Small git repositories: one branch, whole files, and a compare-and-swap on its head."""
+"""Small git repositories: one branch with whole files, and compare-and-swap on its head."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _FIRST_FILES = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A state of a repository.
+    """A commit of a repository.
 
     Attributes:
-        sha: Its name.
-        title: What the committer said.
-        moment: Microseconds since the epoch.
-        files: The content of every file by its path.
+        sha: Its hash.
+        title: Its message.
+        moment: Time of the commit, in microseconds since the epoch.
+        files: The content of every file, by path.
     """
 
     sha: str
@@ -45,10 +45,10 @@ class Repo:
     """A repository.
 
     Attributes:
-        kind: As ``"dataset"``.
-        id: Namespace and name.
-        private: Whether only those with a token may read it.
-        commits: By sha, in order.
+        kind: ``"model"`` or ``"dataset"``.
+        id: Namespace and name, separated by a slash.
+        private: Whether reading it needs a token of its owner.
+        commits: The commits by their hash, the oldest first.
     """
 
     kind: str
@@ -58,14 +58,14 @@ class Repo:
 
     @property
     def head(self) -> Commit:
-        """The last commit."""
+        """The latest commit."""
         return next(reversed(self.commits.values()))
 
     def at(self, revision: str) -> Commit:
-        """The commit that a revision names.
+        """Return the commit that a revision names: a hash, or the branch.
 
         Raises:
-            Refusal: If there is none.
+            Refusal: The revision does not exist.
         """
         if revision in (BRANCH, f"refs/heads/{BRANCH}"):
             return self.head
@@ -75,7 +75,7 @@ class Repo:
         return commit
 
     def to_json(self, commit: Commit) -> dict[str, Any]:
-        """As the API describes it at a commit."""
+        """Return the repository's description in the API, at a commit."""
         first = next(iter(self.commits.values()))
         return {
             "_id": first.sha[:24],
@@ -95,16 +95,18 @@ class Repo:
 
 
 def blob_id(data: bytes) -> str:
-    """The name that git gives to a file's content."""
+    """Return the hash by which git names a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 class Repos:
-    """All repositories; may be used by many threads at once.
+    """All repositories of a Hub. Its methods may be called from several threads at once.
+
+    As with `Buckets`, every change is appended to the journal first and then applied.
 
     Args:
-        journal: Keeps them.
-        clock: Gives the times.
+        journal: The log of changes.
+        clock: The source of times.
     """
 
     def __init__(self, journal: Journal, clock: Clock) -> None:
@@ -114,7 +116,7 @@ class Repos:
         self._repos: dict[tuple[str, str], Repo] = {}
 
     def apply(self, event: Event) -> None:
-        """Take over an event of the journal."""
+        """Apply an event of the journal to the repositories."""
         self._clock.pass_by(event["moment"])
         key = (event["kind"], event["repo"])
         if event["do"] == "create":
@@ -125,7 +127,7 @@ class Repos:
             self._commit(self._repos[key], event)
 
     def create(self, kind: str, name: str, private: bool) -> bool:
-        """Create a repository with a first commit; False if there is one."""
+        """Create a repository with a first commit; return False if it exists."""
         with self._lock:
             if (kind, name) in self._repos:
                 return False
@@ -136,16 +138,20 @@ class Repos:
             return True
 
     def drop(self, kind: str, name: str) -> None:
-        """Delete a repository."""
+        """Delete a repository.
+
+        Raises:
+            Refusal: The repository does not exist.
+        """
         with self._lock:
             self.find(kind, name)
             self._do("drop", kind, name)
 
     def find(self, kind: str, name: str) -> Repo:
-        """The repository of that kind and name.
+        """Return a repository by its kind and ID.
 
         Raises:
-            Refusal: If there is none.
+            Refusal: The repository does not exist.
         """
         try:
             return self._repos[kind, name]
@@ -153,15 +159,20 @@ class Repos:
             raise Refusal(404, f"Repository not found: {name}", "RepoNotFound") from None
 
     def commit(self, kind: str, name: str, revision: str, lines: Sequence[Event]) -> Commit:
-        """Add a commit to the branch.
+        """Add a commit to the branch, all of it or nothing.
+
+        Args:
+            kind: Kind of the repository.
+            name: ID of the repository.
+            revision: The branch.
+            lines: A header, which may name the expected parent, and then the changes.
 
         Raises:
-            Refusal: If the head is not the parent that the first line names, or if a line cannot
-                be done; then nothing is.
+            Refusal: The head is not the expected parent, or a change is not possible.
         """
         header, *changes = lines
         parent = header["value"].get("parentCommit")
-        with self._lock:
+        with self._lock:  # the check of the parent and the move of the head are one step
             repo = self.find(kind, name)
             if revision != BRANCH:
                 raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -193,16 +204,22 @@ class Repos:
         for path in event["drop"]:
             files.pop(path, None)
         files |= {path: base64.b64decode(text) for path, text in event["put"].items()}
+        # Not git's own hash, which needs trees; from the event, so that a replay repeats it.
         seed = json.dumps([parent, event], sort_keys=True).encode()
         sha = hashlib.sha1(seed, usedforsecurity=False).hexdigest()
         repo.commits[sha] = Commit(sha, event["title"], event["moment"], files)
 
 
 def listing(commit: Commit, folder: str, *, recursive: bool) -> list[dict[str, Any]]:
-    """Files and folders below a folder of a commit, in order.
+    """Describe the files and folders below a folder of a commit, in the order of paths.
+
+    Args:
+        commit: The commit.
+        folder: Path of the folder; empty for the root.
+        recursive: Whether to list all levels below the folder, or only the first.
 
     Raises:
-        Refusal: If there is no such folder.
+        Refusal: The folder does not exist.
     """
     start = f"{folder}/" if folder else ""
     found = dict(_listing(commit, start, recursive=recursive))
@@ -212,7 +229,7 @@ def listing(commit: Commit, folder: str, *, recursive: bool) -> list[dict[str, A
 
 
 def described(commit: Commit, paths: Iterable[str]) -> list[dict[str, Any]]:
-    """Those of these files that a commit has."""
+    """Describe the files at these paths of a commit, without missing ones."""
     files = {path: commit.files[path] for path in paths if path in commit.files}
     return [_file_entry(path, data) for path, data in files.items()]
 
@@ -248,7 +265,7 @@ def _texts(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _collect(head: Commit, change: Event, put: dict[str, bytes], drop: list[str]) -> None:
-    """Take note of what a line of a commit changes."""
+    """Add the change of one line of a commit to `put` and `drop`."""
     key, path = change["key"], change["value"]["path"]
     if key == "file":
         content = change["value"]["content"]
@@ -262,4 +279,4 @@ def _collect(head: Commit, change: Event, put: dict[str, bytes], drop: list[str]
     elif key == "deletedFile":
         raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
     else:
-        raise Refusal(422, f"{key} is not imitated")
+        raise Refusal(422, f"this Hub cannot commit a line with the key {key!r}")

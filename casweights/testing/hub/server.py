@@ -1,4 +1,4 @@
-"""An HTTP server on a loopback port that behaves as badly as the conditions say."""
+"""An HTTP server on a loopback port that simulates the faults that the conditions set."""
 
 from __future__ import annotations
 
@@ -18,28 +18,32 @@ if TYPE_CHECKING:
     from casweights.testing.hub.messages import Body, Router
 
 HOST = "127.0.0.1"
-CONTROL = "_hub"
+CONTROL = "_hub"  # name of the routes by which a test drives the Hub
 
-_BLOCK = 1 << 20
-_MAX_HEAD = 1 << 16
-_UNKNOWN = "unknown"
+_BLOCK = 1 << 20  # bytes to read or send at once
+_MAX_HEAD = 1 << 16  # bytes of request line and headers
+_UNKNOWN = "unknown"  # name under which requests without a route are counted
 
 
 class _HangUp(Exception):
-    """The connection ends here."""
+    """Ends the connection and its thread."""
 
 
 class Server:
     """Listens on one port, with a thread for each connection.
 
-    Routes whose name is `CONTROL` are neither counted nor slowed nor broken.
+    The port is bound at once, and connections are accepted after `start`. Requests to routes named
+    `CONTROL` are neither counted, nor slowed down, nor subject to faults.
 
     Args:
-        port: The port, 0 for any that is free.
-        router: Who answers.
-        weather: Shared with other ports.
-        meter: Shared with other ports.
-        before: Called before each request is answered.
+        port: The port; 0 for a free one.
+        router: Finds the handlers of requests.
+        weather: The conditions, shared with other ports.
+        meter: The counts, shared with other ports.
+        before: Called before each request is handled.
+
+    Attributes:
+        port: The port that the server listens on.
     """
 
     def __init__(
@@ -62,16 +66,16 @@ class Server:
         self._acceptor = threading.Thread(target=self._accept, name="hub-accept", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start to accept connections."""
         self._acceptor.start()
 
     def close(self) -> None:
-        """Drop all connections and stop listening."""
+        """Stop listening, drop all connections and wait for their threads."""
         self._closing = True
         if self._acceptor.is_alive():
             address = (HOST, self.port)
             with contextlib.suppress(OSError), socket.create_connection(address, timeout=5):
-                pass  # wakes the acceptor
+                pass  # a connection of our own wakes the acceptor, which then sees `_closing`
             self._acceptor.join()
         self._listener.close()
         with self._lock:
@@ -88,6 +92,7 @@ class Server:
             if self._closing:
                 connection.close()
                 return
+            # Otherwise small answers wait up to 40 ms for the client's acknowledgement.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(
                 target=self._serve, args=(connection,), name="hub-connection", daemon=True
@@ -107,6 +112,7 @@ class Server:
                 del self._connections[connection]
 
     def _handle(self, line: _Line, request: Request) -> None:
+        """Answer a request, subject to the faults that are chosen for it."""
         route = self._router.find(request)
         line.route = route.name if route else _UNKNOWN
         fate = Fate()
@@ -118,9 +124,9 @@ class Server:
             line.reset()
         self._weather.sleep(fate.stall)
         if fate.status is not None:
-            answer = Refusal(fate.status, "an error that was asked for").answer
+            answer = Refusal(fate.status, "a simulated error").answer
         elif route is None:
-            answer = Refusal(404, f"there is no {request.method} {request.path} here").answer
+            answer = Refusal(404, f"no route for {request.method} {request.path}").answer
         else:
             self._before()
             answer = _answer(route.handler, request)
@@ -136,26 +142,32 @@ def _answer(handler: Callable[[Request], Answer], request: Request) -> Answer:
     except Refusal as refusal:
         return refusal.answer
     except (KeyError, TypeError, ValueError) as error:
-        return Refusal(
-            400, f"the request cannot be understood: {error!r}".replace("\n", " ")
-        ).answer
+        # On one line, because the message is sent in a header.
+        return Refusal(400, f"the request is not valid: {error!r}".replace("\n", " ")).answer
 
 
 class _Line:
-    """One connection: reads requests and writes answers."""
+    """One connection: reads requests and writes answers.
+
+    The thread of the connection calls, for each request in this order: `next_request`; the
+    request's reader at most once; `drain`; and `send` or `reset`.
+
+    Attributes:
+        route: Name of the current request's route, under which its bytes are counted.
+    """
 
     def __init__(self, connection: socket.socket, weather: Weather, meter: Meter) -> None:
         self.route = _UNKNOWN
         self._connection = connection
         self._weather = weather
         self._meter = meter
-        self._ahead = bytearray()
+        self._ahead = bytearray()  # received, but not used yet
         self._buffer: bytearray | None = None
         self._body: Iterator[memoryview] = iter(())
         self._keep_alive = True
 
     def next_request(self) -> Request | None:
-        """The head of the next request, None when there is none."""
+        """Read the head of the next request; return None at the end of the connection."""
         if not self._keep_alive:
             return None
         while (end := self._ahead.find(b"\r\n\r\n")) < 0:
@@ -177,22 +189,34 @@ class _Line:
         return Request(method, target, headers, self._read_body)
 
     def drain(self) -> None:
-        """Read what is left of the body, so that the client listens."""
+        """Read the rest of the body: a client may read the answer only after sending it all."""
         for _ in self._body:
             pass
 
     def reset(self) -> None:
-        """Drop the connection at once."""
+        """Drop the connection at once.
+
+        Raises:
+            _HangUp: Always.
+        """
+        # Closing a socket that lingers for 0 seconds sends RST instead of FIN.
         self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raise _HangUp
 
     def send(self, answer: Answer, *, head_only: bool, truncated: bool) -> None:
-        """Write an answer; a truncated one ends the connection."""
+        """Write an answer.
+
+        Args:
+            answer: The answer.
+            head_only: Whether to leave out the body, as for HEAD.
+            truncated: Whether to cut the body in half and then close the connection.
+        """
         size = 0 if head_only else answer.size
         self._keep_alive = self._keep_alive and not truncated
         head = answer.head(self._keep_alive)
         if truncated:
             size //= 2
+        # Head and a small body in one packet, unless the bandwidth is limited.
         if isinstance(answer.body, bytes) and size <= _BLOCK and self._unshaped:
             self._count_sent(size)
             self._connection.sendall(head + answer.body[:size])
@@ -202,6 +226,7 @@ class _Line:
 
     @property
     def _unshaped(self) -> bool:
+        """Whether answers are sent without a limit of bandwidth."""
         return self.route == CONTROL or self._weather.conditions.bandwidth is None
 
     def _send_body(self, body: Body, size: int) -> None:
@@ -220,12 +245,12 @@ class _Line:
                 return
 
     def _blocks(self, size: int) -> Iterator[tuple[int, int]]:
-        """Start and size of blocks, each when it may be sent."""
+        """Yield start and size of blocks, each as soon as the bandwidth allows it."""
         start = 0
         while start < size:
             count = min(size - start, self._weather.block(_BLOCK))
             self._weather.send(count)
-            self._count_sent(count)  # first: who has the answer may ask for the counts
+            self._count_sent(count)  # first: a client with the answer may query the counts
             yield start, count
             start += count
 

@@ -1,4 +1,4 @@
-"""The formats of the CAS: hashes as text, xorbs and their chunks, shards, LZ4."""
+"""The binary formats of the CAS: hashes as text, xorbs and their chunks, shards, and LZ4."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-CHUNK_HEADER = 8
-STORED, LZ4, GROUPED_LZ4 = 0, 1, 2
+CHUNK_HEADER = 8  # bytes: version, stored size (3), scheme, raw size (3)
+STORED, LZ4, GROUPED_LZ4 = 0, 1, 2  # schemes of compression
 
-_MAX_CHUNK = 1 << 24
+_MAX_CHUNK = 1 << 24  # the header has three bytes for the size
 _SHARD_TAG = b"HFRepoMetaData\x00" + bytes(
     (85, 105, 103, 69, 106, 123, 129, 87, 131, 165, 189, 217, 92, 205, 209, 74, 169)
 )
-_RECORD = 48
-_BOOKEND = b"\xff" * 32
-_HAS_VERIFICATION = 1 << 31
-_HAS_METADATA = 1 << 30
+_RECORD = 48  # bytes of every record of a shard
+_BOOKEND = b"\xff" * 32  # in place of a hash: the end of the files
+_HAS_VERIFICATION = 1 << 31  # flag of a file: each term has a second record
+_HAS_METADATA = 1 << 30  # flag of a file: one more record follows its terms
 
 
 class FormatError(ValueError):
-    """Bytes that are not what they should be."""
+    """Bytes that do not have the expected format."""
 
 
 def hash_text(digest: bytes) -> str:
-    """A hash of 32 bytes as the CAS writes it: four little-endian words in hex."""
+    """Return a hash of 32 bytes as the CAS writes it: four little-endian words in hex."""
     return "".join(f"{word:016x}" for word in struct.unpack("<4Q", digest))
 
 
 @dataclass(frozen=True, slots=True)
 class XorbIndex:
-    """Where the chunks of a xorb lie.
+    """The offsets of the chunks of a xorb.
 
     Attributes:
-        offsets: Start of each chunk's header in the file, and the end of the last chunk.
-        raw_offsets: Start of each chunk in the raw data, and its end.
+        offsets: Offset of each chunk's header in the stored xorb, and the end of the last chunk.
+        raw_offsets: Offset of each chunk in the raw data, and the end of the last chunk.
     """
 
     offsets: Sequence[int]
@@ -52,19 +52,22 @@ class XorbIndex:
         return len(self.offsets) - 1
 
     def raw_size(self, first: int, end: int) -> int:
-        """Raw bytes of a range of chunks."""
+        """Return the number of raw bytes of the chunks from `first` to before `end`."""
         return self.raw_offsets[end] - self.raw_offsets[first]
 
     def chunk_at(self, place: int) -> int:
-        """The chunk that has this byte of the raw data."""
+        """Return the number of the chunk that contains the byte at this offset of the raw data."""
         return bisect_right(self.raw_offsets, place) - 1
 
     @classmethod
     def read(cls, file: int) -> XorbIndex:
-        """Read all chunk headers of an open file.
+        """Read all chunk headers of a xorb.
+
+        Args:
+            file: Descriptor of the open file of the xorb.
 
         Raises:
-            FormatError: If it is not a sequence of chunks.
+            FormatError: The file is not a sequence of chunks.
         """
         size = os.fstat(file).st_size
         offsets, raw_offsets = [0], [0]
@@ -80,29 +83,33 @@ class XorbIndex:
 
 
 def chunk_header(data: bytes) -> tuple[int, int, int]:
-    """Stored size, scheme and raw size of a chunk.
+    """Return stored size, scheme of compression and raw size of a chunk, from its header.
 
     Raises:
-        FormatError: If it is no header.
+        FormatError: The bytes are not a chunk header.
     """
-    if len(data) < CHUNK_HEADER or data[0] != 0:
+    if len(data) < CHUNK_HEADER or data[0] != 0:  # the only version of the format
         raise FormatError("a chunk has an unknown header")
     return int.from_bytes(data[1:4], "little"), data[4], int.from_bytes(data[5:8], "little")
 
 
 def stored_chunk(data: bytes) -> bytes:
-    """A chunk of bytes as they are."""
+    """Return a chunk with its header for these raw bytes, without compression.
+
+    Raises:
+        FormatError: There are too many bytes for one chunk.
+    """
     if len(data) >= _MAX_CHUNK:
-        raise FormatError("a chunk has less than 16 MiB")
+        raise FormatError(f"a chunk must be smaller than 16 MiB, got {len(data)} bytes")
     size = len(data).to_bytes(3, "little")
     return bytes((0,)) + size + bytes((STORED,)) + size + data
 
 
 def raw_chunk(chunk: memoryview) -> memoryview:
-    """The raw bytes of one chunk with its header.
+    """Return the raw bytes of a chunk, which is given with its header.
 
     Raises:
-        FormatError: If it cannot be decoded.
+        FormatError: The chunk cannot be decoded.
     """
     _, scheme, raw = chunk_header(bytes(chunk[:CHUNK_HEADER]))
     data = chunk[CHUNK_HEADER:]
@@ -110,12 +117,12 @@ def raw_chunk(chunk: memoryview) -> memoryview:
         return data
     plain = decode_lz4_frame(data)
     if len(plain) != raw:
-        raise FormatError("a chunk has another size than its header says")
+        raise FormatError(f"a chunk decodes to {len(plain)} bytes, its header states {raw}")
     return memoryview(plain if scheme == LZ4 else _ungroup(plain))
 
 
 def _ungroup(data: bytearray) -> bytearray:
-    """Undo the grouping of bytes by their place in words of four."""
+    """Undo the grouping of bytes by their position in words of four."""
     out = bytearray(len(data))
     sizes = [len(range(place, len(data), 4)) for place in range(4)]
     starts = [sum(sizes[:place]) for place in range(5)]
@@ -125,14 +132,15 @@ def _ungroup(data: bytearray) -> bytearray:
 
 
 def decode_lz4_frame(data: memoryview) -> bytearray:
-    """The content of an LZ4 frame; checksums are not looked at.
+    """Return the content of an LZ4 frame. Its checksums are not verified.
 
     Raises:
-        FormatError: If it is not an LZ4 frame.
+        FormatError: The bytes are not an LZ4 frame.
     """
     if bytes(data[:4]) != b"\x04\x22\x4d\x18":
-        raise FormatError("this is no LZ4 frame")
+        raise FormatError("the bytes are not an LZ4 frame")
     flags = data[4]
+    # Magic (4), flags, block size, header checksum; the flags add content size and dictionary ID.
     place = 7 + (8 if flags & 0x08 else 0) + (4 if flags & 0x01 else 0)
     checksum = 4 if flags & 0x10 else 0
     out = bytearray()
@@ -148,7 +156,7 @@ def decode_lz4_frame(data: memoryview) -> bytearray:
         else:
             _decode_lz4_block(block, out)
         if place >= len(data):
-            raise FormatError("an LZ4 frame has no end")
+            raise FormatError("an LZ4 frame is cut short")
 
 
 def _decode_lz4_block(block: memoryview, out: bytearray) -> None:
@@ -168,12 +176,13 @@ def _decode_lz4_block(block: memoryview, out: bytearray) -> None:
             raise FormatError("an LZ4 match starts before the data")
         if distance >= length:
             out += out[start : start + length]
-        else:
+        else:  # the match overlaps its own output, so it repeats the last bytes
             pattern = out[start:]
             out += (pattern * (length // distance + 1))[:length]
 
 
 def _lz4_length(block: memoryview, place: int, length: int) -> tuple[int, int]:
+    """Return the full length that a token's four bits begin, and the offset after it."""
     if length == 15:
         while True:
             more = block[place]
@@ -189,10 +198,10 @@ class Term:
     """A part of a file: consecutive chunks of one xorb.
 
     Attributes:
-        xorb: The hash of the xorb.
-        size: Raw bytes.
-        first: The first chunk.
-        end: The chunk after the last one.
+        xorb: Hash of the xorb.
+        size: Number of raw bytes.
+        first: Number of the first chunk.
+        end: Number of the chunk after the last one.
     """
 
     xorb: str
@@ -202,13 +211,13 @@ class Term:
 
 
 def shard_files(data: bytes) -> Iterator[tuple[str, tuple[Term, ...]]]:
-    """Hash and terms of the files that a shard registers.
+    """Yield hash and terms of each file that a shard registers.
 
     Raises:
-        FormatError: If it is not a shard.
+        FormatError: The bytes are not a shard.
     """
     if len(data) < _RECORD or data[:32] != _SHARD_TAG:
-        raise FormatError("this is no shard")
+        raise FormatError("the bytes are not a shard")
     place = _RECORD
     while (record := data[place : place + _RECORD])[:32] != _BOOKEND:
         if len(record) < _RECORD:
