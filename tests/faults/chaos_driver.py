@@ -1,9 +1,10 @@
-"""Chaos: many processes at work on one store, some of which are killed or stopped at any moment.
+"""Chaos test: many processes work on one store while some of them are killed or stopped.
 
-They commit, publish, follow, name, repack, verify, push and pull, from the library and the command
-line. Each writes down what it was told; in the end the store must have all of it, bit for bit, and
-nothing may have hung, or ended in a way that is not documented. Prints what happened as JSON. What
-is wrong ends it with status 1, and the folder of the run stays.
+The processes commit, publish, follow, name, repack, verify, push and pull, with the library and
+the command line. Each keeps a journal of the results that were reported to it. At the end, the
+store must hold all of them, bit for bit, no process may have hung, and none may have ended with an
+exit status that is not documented. The program prints its counts and the problems as JSON. If there
+are problems, it ends with status 1 and keeps the folder of the run.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ from tests.faults.sync_states import CONFIG, expect
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_HANG = 60.0  # seconds that one piece of work may take
-_LAST = 240.0  # seconds for what is checked in the end
-_TICK = 0.02
-_BEGUN = {"follow", "read", "make", "repack"}  # work that a run which is cut short has begun,
-_DONE = {"commit", "publish"}  # and some that it has done
+_HANG = 60.0  # seconds after which a worker counts as hanging
+_LAST = 240.0  # seconds for the checks at the end
+_TICK = 0.02  # seconds between looks at a child
+_BEGUN = {"follow", "read", "make", "repack"}  # work that a run must at least begin,
+_DONE = {"commit", "publish"}  # and work that it must complete, before it may end early
 
 
 class Conductor:
-    """Starts the workers, kills and stops them by chance, and starts others in their place.
+    """Starts the workers, kills and stops them at random, and replaces those that ended.
 
     Args:
-        place: Where the run takes place.
-        seed: Of all that happens by chance.
-        roles: What the workers do, one each.
+        place: Folder and store of the run.
+        seed: Seed of all random choices.
+        roles: Roles of the workers, one worker each.
 
     Attributes:
-        problems: What went wrong.
-        counts: What was done to how many.
+        problems: Descriptions of what went wrong.
+        counts: Number of workers that were killed and stopped, and that ended.
     """
 
     def __init__(self, place: Place, seed: int, roles: Sequence[str]) -> None:
@@ -67,7 +68,7 @@ class Conductor:
         self._numbers: Counter[str] = Counter()
 
     def run(self, seconds: float, disturbances: int) -> None:
-        """All of it: chaos until the time is over or enough was disturbed, then quiet."""
+        """Disturb the workers until enough time or disturbances have passed; then end them."""
         end = time.monotonic() + seconds
         for role in self._roles:
             self._start(role)
@@ -79,7 +80,7 @@ class Conductor:
         self._end()
 
     def _is_enough(self, disturbances: int) -> bool:
-        """Whether so much was disturbed, and the work that is disturbed was of all kinds."""
+        """Return whether there were enough disturbances, with every kind of work under way."""
         if self.counts["killed"] + self.counts["stopped"] < disturbances:
             return False
         lines = read_journals(self._place.folder / "journal")
@@ -94,7 +95,7 @@ class Conductor:
         )
 
     def _child(self, name: str, action: Callable[[], object]) -> int:
-        """A process group of its own, so that a command that it runs shares its fate."""
+        """Fork a child with a process group of its own, so that signals reach its commands, too."""
 
         def act() -> None:
             os.setpgid(0, 0)
@@ -103,13 +104,13 @@ class Conductor:
             action()
 
         child = fork(act)
-        with suppress(PermissionError, ProcessLookupError):  # it has done so, and may have ended
+        with suppress(PermissionError, ProcessLookupError):  # the child did it, or has ended
             os.setpgid(child, child)
         return child
 
     def _disturb(self, role: str) -> None:
         group = self._workers[role]
-        with suppress(ProcessLookupError):  # it ended by itself, which `_replace_the_dead` finds
+        with suppress(ProcessLookupError):  # it ended by itself; `_replace_the_dead` notices
             if self._chance.random() < 0.5:
                 os.killpg(group, signal.SIGSTOP)
                 time.sleep(self._chance.uniform(0, 0.5))
@@ -137,7 +138,7 @@ class Conductor:
             self._judge(role, self._wait(role, child, deadline))
 
     def _wait(self, what: str, child: int, deadline: float) -> int:
-        """The exit status of a child that ends in time; who does not is killed."""
+        """Return the exit status of a child; kill it at the deadline and record that it hangs."""
         while time.monotonic() < deadline:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
@@ -148,7 +149,7 @@ class Conductor:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     def in_child(self, name: str, action: Callable[[], Any]) -> Any:
-        """What `action` returns, in a process that may have threads."""
+        """Return the result of `action`, run in a child: this process must not get threads."""
         path = self._place.folder / f"{name}.json"
         child = self._child(name, lambda: path.write_text(json.dumps(action())))
         code = self._wait(name, child, time.monotonic() + _LAST)
@@ -162,7 +163,7 @@ class Conductor:
 def run_chaos(
     place: Place, seconds: float, disturbances: int, seed: int, roles: Sequence[str]
 ) -> dict[str, Any]:
-    """One run; what happened, and what is wrong."""
+    """Run once; return the counts and the problems."""
     conductor = Conductor(place, seed, roles)
     conductor.in_child("create", lambda: _create(place))
     conductor.run(seconds, disturbances)
@@ -181,8 +182,8 @@ def _create(place: Place) -> None:
     casweights.open(place.objects(), create=True, config=CONFIG).close()
 
 
-def _surroundings(folder: Path, hub: str | None) -> None:
-    """What every process of the run has in its environment."""
+def _prepare_environment(folder: Path, hub: str | None) -> None:
+    """Prepare the environment and the imports that all processes of the run inherit."""
     os.environ |= {
         "HF_HOME": str(folder / "home"),
         "HF_TOKEN": "hf_chaos",
@@ -190,22 +191,22 @@ def _surroundings(folder: Path, hub: str | None) -> None:
         "OMP_NUM_THREADS": "1",
         **({"HF_ENDPOINT": hub} if hub else {}),
     }
-    torch.set_num_threads(1)  # none that a child would lack
+    torch.set_num_threads(1)  # a fork would lose torch's other threads
     if hub:
         import_client()
     expect(59)
-    gc.freeze()
+    gc.freeze()  # otherwise a collection in a child copies all objects of this process
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/soak/run chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of chaos (default 300)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="length (default: 300)")
     parser.add_argument(
-        "--disturbances", type=int, default=sys.maxsize, help="end after this many, if sooner"
+        "--disturbances", type=int, default=sys.maxsize, help="end earlier, after this many"
     )
-    parser.add_argument("--seed", type=int, default=None, help="of all chance")
+    parser.add_argument("--seed", type=int, default=None, help="seed of all random choices")
     parser.add_argument("--store", choices=["directory", "hub"], default="directory")
-    parser.add_argument("--folder", type=Path, help="keep all here (default: a temporary one)")
+    parser.add_argument("--folder", type=Path, help="folder to keep (default: temporary)")
     parser.add_argument("--roles", nargs="+", choices=[*ROLES], default=[*ROLES], metavar="ROLE")
     wanted = parser.parse_args()
     seed = random.randrange(1 << 32) if wanted.seed is None else wanted.seed
@@ -217,12 +218,12 @@ def main() -> None:
             process = stack.enter_context(LocalHubProcess(folder / "hub"))
             process.create_bucket(BUCKET)
             hub = process.url
-        _surroundings(folder, hub)
+        _prepare_environment(folder, hub)
         place = Place(folder, hub)
         result = run_chaos(place, wanted.seconds, wanted.disturbances, seed, wanted.roles)
     print(json.dumps(result))
     if result["problems"]:
-        print(f"{wanted.store}, seed {seed}: all is in {folder}", file=sys.stderr)
+        print(f"{wanted.store}, seed {seed}: the files of the run are in {folder}", file=sys.stderr)
         print(*result["problems"], sep="\n\n", file=sys.stderr)
         sys.exit(1)
     if wanted.folder is None:

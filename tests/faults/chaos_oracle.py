@@ -1,4 +1,4 @@
-"""What must hold of a store after a chaos run, whatever was killed on the way."""
+"""Checks of a store after a chaos run: every result that a worker was given must still hold."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _TRACES = ("Traceback", "this is a bug")
 
 
 class Told:
-    """What the workers were told.
+    """The results that were reported to the workers, from their journals.
 
     Attributes:
-        versions: Versions that are in the store for sure.
-        on_branch: Those that are on a branch that nobody deletes, too.
-        refs: Where each ref of a single owner may be; None stands for nowhere.
+        versions: Versions that the store must contain.
+        on_branch: Versions that must be on a branch, for each branch that is never deleted.
+        refs: For each ref with a single owner, the versions that it may name; None means that the
+            ref may be missing.
     """
 
     def __init__(self, journal: list[dict[str, Any]]) -> None:
@@ -42,13 +43,13 @@ class Told:
 
     def _note_ref(self, line: dict[str, Any]) -> None:
         before = self.refs.get(line["ref"], {None})
-        # A commit that was cut off may have moved its branch to a version that nobody was told of.
+        # An interrupted commit may have moved its branch to a version that was not reported.
         new = {line["at"]} if "at" in line else {"anywhere"}
         self.refs[line["ref"]] = new if line["done"] else before | new
 
 
 def find_problems(place: Place) -> list[str]:
-    """All that is wrong, once nobody is at work any more."""
+    """Return descriptions of all problems. No worker may be running."""
     journal = read_journals(place.folder / "journal")
     told = Told(journal)
     problems = [*_traces(place)]
@@ -87,7 +88,7 @@ def _wrong_refs(place: Place, told: Told) -> Iterator[str]:
             yield f"{ref} is at {at}, not at {' or '.join(map(str, allowed))}"
     owned = told.refs.keys() | {f"branch {branch}" for branch in told.on_branch}
     known = owned | {"branch main", "branch live"}
-    yield from (f"nobody made {ref}" for ref in found.keys() - known)
+    yield from (f"no worker made {ref}" for ref in found.keys() - known)
 
 
 def _lost_versions(place: Place, told: Told) -> Iterator[str]:
@@ -116,7 +117,7 @@ def _failed_repack(place: Place, told: Told) -> Iterator[str]:
 
 
 def _failed_copies(place: Place, told: Told) -> Iterator[str]:
-    """Everything can be sent: to the store that was pushed to all the time, and to a new one."""
+    """Push everything to the store that the workers pushed to, and to a new one; check both."""
     pushed = place.folder / "pushed"
     for target, verb in ((pushed, "push"), (place.folder / "copied", "copy")):
         with (

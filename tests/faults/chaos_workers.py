@@ -1,8 +1,8 @@
-"""What the processes of a chaos run do, and what they write down of it.
+"""The workers of a chaos run, and the journals of what was reported to them.
 
-Each worker repeats one kind of work on a store that all share, until it is told to stop or killed.
-The tensors of a version are a function of the step in its metadata, see `sync_states`, so that
-anybody can tell what any version must be.
+Each worker repeats one kind of work on a shared store until it is stopped or killed. The tensors of
+a version are a function of the step in its metadata (`sync_states`), so that any process can check
+any version.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ if TYPE_CHECKING:
     from casweights.config import Compression
     from casweights.stores.base import ObjectStore
 
-PREFIX = "chaos"  # of the store in the bucket
-STEPS = 60  # different states of the model
+PREFIX = "chaos"  # folder of the store in the bucket
+STEPS = 60  # number of different states of the model
 MAIN, LIVE = "main", "live"
-CONFLICT = 11  # the exit status of a writer that was not the first
+CONFLICT = 11  # exit status of a command that lost the race for a branch
 
 
 class Broken(Exception):
-    """A promise did not hold."""
+    """A promise of the store was broken."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run takes place.
+    """Folder and store of a run.
 
     Attributes:
-        folder: All that it leaves.
-        hub: The URL of the Hub that has the store; None if the store is a directory.
+        folder: Folder of all files of the run.
+        hub: URL of the Hub that has the store; None if the store is a directory.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Place:
 
     @property
     def url(self) -> str:
-        """The store, for the command line."""
+        """The store's URL or path for the command line."""
         return str(self.folder / "store") if self.hub is None else f"hf://buckets/{BUCKET}/{PREFIX}"
 
     def objects(self, cache: Path | None = None) -> ObjectStore:
@@ -78,11 +78,11 @@ class Place:
 
 
 class Journal:
-    """What a worker was told, in lines that survive it.
+    """A file of what was reported to a worker, in lines that survive the worker.
 
     Args:
-        folder: Where all journals are.
-        who: Whose it is.
+        folder: Folder of all journals.
+        who: Name of the worker.
     """
 
     def __init__(self, folder: Path, who: str) -> None:
@@ -96,7 +96,11 @@ class Journal:
 
     @contextmanager
     def doing(self, what: str, ref: str = "", **fields: Any) -> Iterator[dict[str, Any]]:
-        """Note that something begins, and that it is done, with what was told of it."""
+        """Note the begin and, if the block succeeds, the end of some work.
+
+        Yields:
+            A dict to which the block adds the results that were reported.
+        """
         self.note(what=what, ref=ref, done=False, **fields)
         told: dict[str, Any] = {}
         yield told
@@ -104,7 +108,7 @@ class Journal:
 
 
 def read_journals(folder: Path) -> list[dict[str, Any]]:
-    """All lines of all workers, in the order of time."""
+    """Return the lines of all workers, in the order of time."""
     lines = [
         json.loads(line)
         for path in folder.glob("*.jsonl")
@@ -114,13 +118,13 @@ def read_journals(folder: Path) -> list[dict[str, Any]]:
 
 
 class Worker:
-    """One process.
+    """The state of one worker process.
 
     Args:
-        place: Where the run takes place.
-        role: What it does: a key of `ROLES`.
-        number: How many there were of this role before it.
-        seed: Of all that it does by chance.
+        place: Folder and store of the run.
+        role: The kind of work: a key of `ROLES`.
+        number: Number of earlier workers of this role.
+        seed: Seed of all random choices.
     """
 
     def __init__(self, place: Place, role: str, number: int, seed: int) -> None:
@@ -135,7 +139,7 @@ class Worker:
         return self.chance.randrange(STEPS)
 
     def run(self, *arguments: object, accepted: tuple[int, ...] = (0,)) -> dict[str, Any]:
-        """Run a command; the last object that it wrote, and its exit status."""
+        """Run a command; return the last JSON object that it printed, with its exit status."""
         command = [sys.executable, "-m", "casweights", *map(str, arguments), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         lines = (done.stdout if done.returncode == 0 else done.stderr).splitlines()
@@ -145,12 +149,12 @@ class Worker:
         return {**answer, "status": done.returncode}
 
     def acknowledged(self) -> list[dict[str, Any]]:
-        """What all workers were told of versions so far."""
+        """Return the lines of all journals that report a version."""
         return [line for line in read_journals(self.place.folder / "journal") if "version" in line]
 
 
 def commit(worker: Worker) -> None:
-    """From the library, some with each handle."""
+    """Commit states with the library, several with one open store."""
     with worker.place.opened() as repo:
         for _ in range(worker.chance.randint(1, 12)):
             step = worker.step()
@@ -162,7 +166,7 @@ def commit(worker: Worker) -> None:
 
 
 def commit_files(worker: Worker) -> None:
-    """From the command line."""
+    """Commit files with the command line."""
     step, model = worker.step(), worker.folder / "model"
     model.mkdir(exist_ok=True)
     save_file(state(step), model / "model.safetensors")
@@ -176,7 +180,7 @@ def commit_files(worker: Worker) -> None:
 
 
 def publish(worker: Worker) -> None:
-    """The only trainer of its branch."""
+    """Publish steps, as the only trainer of its branch."""
     compare: Compare = worker.chance.choice(get_args(Compare))
     with worker.place.opened() as repo, Publisher(repo, LIVE, compare=compare) as publisher:
         head = publisher.wait()
@@ -189,7 +193,7 @@ def publish(worker: Worker) -> None:
 
 
 def follow(worker: Worker) -> None:
-    """A replica of a branch: its tensors are always those of the version that it says."""
+    """Follow a branch as a replica, and check its tensors against the version that it reports."""
     branch = worker.chance.choice([MAIN, LIVE])
     weights = blank()
     with (
@@ -206,14 +210,14 @@ def follow(worker: Worker) -> None:
 
 
 def expect(repo: Repository, version: SnapshotId, held: str) -> None:
-    """These tensors are those of the version."""
+    """Check that a digest of tensors is that of a version."""
     step = step_of(repo.snapshot(version))
     if held != digest_of(step % STEPS):
         raise Broken(f"{version} is not what step {step} must be")
 
 
 def check_version(repo: Repository, version: SnapshotId) -> None:
-    """All of a version is what was committed."""
+    """Check that tensors and files of a version are those that were committed."""
     expect(repo, version, digest(repo.load(version)))
     snapshot = repo.snapshot(version)
     if any(file.path == "step.txt" for file in snapshot.files):
@@ -223,7 +227,7 @@ def check_version(repo: Repository, version: SnapshotId) -> None:
 
 
 def read(worker: Worker) -> None:
-    """Any version that somebody was told of, at any time."""
+    """Read some of the versions that were reported to any worker."""
     told = worker.acknowledged()
     for line in worker.chance.sample(told, min(5, len(told))):
         with worker.journal.doing("read"), worker.place.opened() as repo:
@@ -231,7 +235,7 @@ def read(worker: Worker) -> None:
 
 
 def name_versions(worker: Worker) -> None:
-    """Branches and tags of its own, each name for one life."""
+    """Create, move and delete branches and tags whose names no other worker uses."""
     kind = worker.chance.choice(["branch", "tag"])
     name = f"{worker.name}/{time.monotonic_ns()}"
     ref, journal = f"{kind} {name}", worker.journal
@@ -256,6 +260,7 @@ def name_versions(worker: Worker) -> None:
 
 
 def repack(worker: Worker) -> None:
+    """Repack the store."""
     compression: Compression = worker.chance.choice(["fast", "auto"])
     with worker.journal.doing("repack"):
         if worker.chance.random() < 0.2:
@@ -266,14 +271,14 @@ def repack(worker: Worker) -> None:
 
 
 def verify(worker: Worker) -> None:
-    """While others are at work there is nothing wrong either."""
+    """Verify the store while the others work: there must be no problem."""
     quick = ["--quick"] if worker.chance.random() < 0.5 else []
     with worker.journal.doing("verify"):
         worker.run("verify", *quick, "--store", worker.place.url)
 
 
 def copy(worker: Worker) -> None:
-    """Push everything to one store that goes on, and pull one version into a new one."""
+    """Push everything to a store that is kept, and pull one version into a new one."""
     with worker.journal.doing("push"):
         target = worker.place.folder / "pushed"
         worker.run("push", target, "--create", "--store", worker.place.url)

@@ -1,8 +1,8 @@
-"""What a folder may look like after a crash: a record of changes, and all that may be left of them.
+"""A model of a file system: records changes, and yields the states that a crash may leave.
 
-A file system may keep the changes of names in a folder in any combination until the folder is
-synced, and any part of a file's bytes until the file is. Nothing else is promised by POSIX, and
-nothing else is assumed here.
+Until a folder is synced, any combination of the changes to its names may survive a crash. Until a
+file is synced, any part of its bytes may survive. POSIX promises nothing else, nor does the model
+assume anything else.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     Tree = dict[str, bytes | None]  # by path; None is a folder
 
-_ALL = 6  # changes that are pending at once, of which every combination is made
-_SAMPLES = 24  # combinations of more
+_ALL = 6  # pending changes up to which every combination is tried
+_SAMPLES = 24  # random combinations that are tried for more pending changes
 
 
 @dataclass(eq=False)
 class File:
-    """Bytes, of which the first `synced` survive."""
+    """The bytes of a file, the first `synced` of which survive a crash."""
 
     data: bytearray = field(default_factory=bytearray)
     synced: int = 0
@@ -36,7 +36,7 @@ class File:
 
 @dataclass(eq=False)
 class Folder:
-    """Names: those that anybody sees, those that survive, and the changes between the two."""
+    """The visible names of a folder, those that survive a crash, and the pending changes."""
 
     names: dict[str, File | Folder] = field(default_factory=dict)
     durable: dict[str, File | Folder] = field(default_factory=dict)
@@ -55,10 +55,10 @@ class Folder:
 
 
 class Disk:
-    """A folder of which all changes are taken note of while `recording`.
+    """Records all changes of a folder within `recording`.
 
     Args:
-        path: The folder, which is empty.
+        path: The folder, which must be empty.
         changed: Called after every change.
     """
 
@@ -89,7 +89,7 @@ class Disk:
         return call
 
     def _inside(self, path: Any, dir_fd: int | None = None) -> str | None:
-        """A path below the folder, or None."""
+        """Return a path relative to the folder; None if it is outside."""
         if isinstance(path, int):
             return self._open.get(path)
         path = os.fspath(path)
@@ -123,7 +123,7 @@ class Disk:
             return False
         self._open[made] = place
         if flags & os.O_CREAT:
-            assert flags & os.O_EXCL, "whatever was there is not overwritten"
+            assert flags & os.O_EXCL, "an existing file must not be overwritten"
             return self._change(place, File())
         return False
 
@@ -137,7 +137,7 @@ class Disk:
         node = self._node(place)
         assert isinstance(node, File)
         node.data += b"".join(parts)[:written]
-        return False  # the bytes count once they are synced
+        return False  # a write alone survives nothing: only a sync makes a new state
 
     def _os_fsync(self, _: None, descriptor: int) -> bool:
         place = self._open.get(descriptor)
@@ -166,12 +166,12 @@ class Disk:
     _os_rmdir = _os_remove = _os_unlink
 
     def _os_rename(self, *_: Any, **__: Any) -> bool:
-        raise AssertionError("a store renames nothing")
+        raise AssertionError("a store must not rename anything")
 
     _os_replace = _os_rename
 
     def states(self, chance: random.Random) -> Iterator[Tree]:
-        """What may be there after a crash now: all of it, or a sample that has the extremes."""
+        """Yield the states that a crash at this moment may leave: all, or extremes and samples."""
         number = len(list(_pending(self.top)))
         for kept in _choices(number, chance):
             for torn in (False, True):
@@ -181,7 +181,7 @@ class Disk:
 
 
 def _pending(folder: Folder) -> Iterator[tuple[str, File | Folder | None]]:
-    """Changes that may be lost, of this folder and of those that may be in it."""
+    """Yield the pending changes of a folder and of all folders that may exist below it."""
     yield from folder.pending
     for below in _folders(folder):
         yield from _pending(below)
@@ -215,7 +215,7 @@ def _survive(folder: Folder, path: str, kept: Iterator[bool], tree: Tree, *, tor
         else:
             names[name] = node
     places = {id(node): name for name, node in names.items()}
-    for below in _folders(folder):  # those that are lost as well: each has its share of `kept`
+    for below in _folders(folder):  # lost ones, too: each consumes its share of `kept`
         inside: Tree = {}
         place = f"{path}{places.get(id(below))}"
         _survive(below, f"{place}/", kept, inside, torn=torn)
@@ -228,7 +228,7 @@ def _survive(folder: Folder, path: str, kept: Iterator[bool], tree: Tree, *, tor
 
 
 def write_tree(tree: Tree, target: Path) -> None:
-    """Make such a folder."""
+    """Write the files and folders of a tree below `target`, which is created."""
     target.mkdir()
     for path, content in sorted(tree.items()):
         if content is None:

@@ -1,11 +1,11 @@
-"""Stores in a bucket of a local Hub, for the tests of faults; as a program, commits to be killed.
+"""Helpers for stores in a bucket of a local Hub. As a program: kills commits to such a store.
 
 Usage: hub_driver.py MOMENT URL FOLDER
 
-Kills commits at every step, one after the other, and checks the promises after each. MOMENT is
-"before call" or "after call" of an operation on the store, "before step" or "after step" of what
-the store asks of the Hub, or "random". Prints what happened as JSON; any broken promise ends it
-with a traceback.
+The program kills one commit at each step and checks the promises of the store after each kill.
+MOMENT selects the steps: "before call" or "after call" for operations on the store, "before step"
+or "after step" for requests and uploads to the Hub, or "random". The program prints its counts as
+JSON; a broken promise ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 BUCKET = "me/weights"
 CONFIG = StoreConfig(chunk_size=64 * KiB)
-PACK = 192 * KiB  # a commit of a model of the tests then has several packs
+PACK = 192 * KiB  # small enough that a commit of the test model writes several packs
 SEED = 20261125
 RANDOM_TRIALS = 8
 
@@ -70,7 +70,7 @@ def wrapped(
     stall: float = 10.0,
     token: str | None = None,
 ) -> ObjectStore:
-    """A store as its URL opens it, at a Hub of which huggingface_hub does not know."""
+    """Return a store wrapped as `casweights.open` does, at a Hub given by its URL."""
     bucket = HubStore(BUCKET, prefix, endpoint=url, stall=stall, token=token)
     store: ObjectStore = RetryStore(bucket, patience)
     if cache is not None:
@@ -95,13 +95,13 @@ def small_model(folder: Path, seed: int = SEED) -> Model:
 
 
 def sizes(url: str, prefix: str) -> dict[str, int]:
-    """The objects of a store by name."""
+    """Return the size of every object of a store, by name."""
     return {info.name: info.size for info in HubStore(BUCKET, prefix, endpoint=url).list()}
 
 
 @contextmanager
 def watched_uploads() -> Iterator[list[int]]:
-    """The sizes of all contents that this process hands over to be sent."""
+    """Record the sizes of all uploads of this process; yield the list."""
     sent: list[int] = []
     original = XetUpload.send
 
@@ -114,7 +114,7 @@ def watched_uploads() -> Iterator[list[int]]:
 
 
 def check_sound(repo: Repository, versions: dict[SnapshotId, Digests], folder: Path) -> None:
-    """No problem anywhere, and every version is what was committed."""
+    """Check that `verify` finds no problem and that every version is as it was committed."""
     found = repo.verify()
     assert found.problems == (), found.problems
     for version, digests in versions.items():
@@ -123,7 +123,7 @@ def check_sound(repo: Repository, versions: dict[SnapshotId, Digests], folder: P
 
 
 def import_client() -> None:
-    """Import what talks to a Hub once for all forks. Its settings must be in the environment."""
+    """Import the Hub's client once for all forks. Its settings must be in the environment."""
     xet()
     from huggingface_hub import (  # noqa: F401
         HfApi,
@@ -136,7 +136,7 @@ def import_client() -> None:
 
 
 class _Steps:
-    """Kills this process at the `number`-th request or upload, before it or after it."""
+    """Kills this process before or after its `number`-th request or upload."""
 
     def __init__(self, number: int, *, after: bool) -> None:
         self._number = number
@@ -168,9 +168,9 @@ class _Steps:
 
 
 class Trials:
-    """One store in the bucket, of which the commits are killed and repeated.
+    """One store in the bucket, whose commits are killed and repeated.
 
-    Nothing here but the children talks to the Hub through its client: it cannot be forked.
+    Only children use the Hub's client, because a process that has used it cannot be forked.
     """
 
     def __init__(self, url: str, prefix: str, folder: Path) -> None:
@@ -184,7 +184,7 @@ class Trials:
         self.recover()
 
     def _child(self, action: Callable[[], Any]) -> Any:
-        """What a child says."""
+        """Run `action` in a child; return its result, by way of JSON."""
         path = self.folder / "answer"
         assert end_of(fork(lambda: path.write_text(json.dumps(action())))) == "finished"
         return json.loads(path.read_text())
@@ -204,7 +204,11 @@ class Trials:
             repo.commit(self.model.folder)
 
     def recover(self) -> bool:
-        """After a kill: whether the new version is there. All else is sound, and is so again."""
+        """Check the store after a kill and repeat the commit.
+
+        Returns:
+            Whether the killed commit had made its version visible.
+        """
         log = self._child(self._check_and_repeat)
         known = [str(version) for version in reversed(self.versions)]
         for version in reversed(log[: len(log) - len(known)]):
@@ -212,7 +216,7 @@ class Trials:
         return len(log) - len(known) == 2
 
     def _check_and_repeat(self) -> list[str]:
-        """Returns the versions of the branch once the commit was repeated."""
+        """Check the store, repeat the commit, and return the versions of the branch."""
         known = [str(version) for version in reversed(self.versions)]
         with opened(self.url, self.prefix) as repo:
             log = [str(snapshot.id) for snapshot in repo.log()] if known else []
@@ -224,7 +228,9 @@ class Trials:
             log.insert(0, self.commit())
         after = sizes(self.url, self.prefix)
         assert before.items() <= after.items()
-        assert sum(sent) == sum(after.values()) - sum(before.values()), "it was sent again"
+        assert sum(sent) == sum(after.values()) - sum(before.values()), (
+            "bytes that had arrived were sent again"
+        )
         with opened(self.url, self.prefix) as repo:
             repo.checkout("main", self.folder / "out", delete=True)
             assert look(self.folder / "out") == self.model.digests()
@@ -233,7 +239,7 @@ class Trials:
 
 
 def kill_at_every_step(url: str, folder: Path, moment: str) -> Counter[str]:
-    """At each operation of a commit on the store, or at each thing it asks of the Hub."""
+    """Kill a commit at each of its operations on the store, or at each request to the Hub."""
     ends: Counter[str] = Counter()
     for number in count(1):
         place = folder / f"trial-{number}"

@@ -1,10 +1,10 @@
-"""Kills commits, checkouts and repacks in forked children; run by `test_kill.py` as a process.
+"""Kills commits, checkouts and repacks in forked children. `test_kill.py` runs it as a process.
 
 Usage: kill_driver.py MOMENT FOLDER SEED TRIALS
 
-MOMENT is "random", or where to kill, at one trial for each: "before call" or "after call" of an
-operation on the store, or "file change" of the process. Prints what happened as JSON; any broken
-promise ends it with a traceback.
+MOMENT is "random" or selects the steps at which to kill, with one trial for each: "before call" or
+"after call" for operations on the store, or "file change" for changes to the file system. The
+program prints its counts as JSON; a broken promise ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Digests = dict[str, bytes]
 
 
 class Model:
-    """A directory of safetensors shards, of which each step changes some tensors."""
+    """A directory of safetensors shards; each step changes some of the tensors."""
 
     def __init__(self, folder: Path, shards: int, tensors: int, nbytes: int, seed: int) -> None:
         self.folder = folder
@@ -96,7 +96,7 @@ class Model:
 
 
 def look(folder: Path) -> Digests:
-    """Every file below a folder, those in the making left out."""
+    """Return the digest of every file below a folder, without drafts."""
     return {
         path.relative_to(folder).as_posix(): blake3_256(path.read_bytes())
         for path in folder.rglob("*")
@@ -105,12 +105,12 @@ def look(folder: Path) -> Digests:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    gc.collect()  # an open store's folder goes with the store
+    gc.collect()  # the temporary folder of an open store is deleted with the store
     return list(folder.glob(f"{PREFIX}*"))
 
 
 def fork(action: Callable[[], object]) -> int:
-    """Run `action` in a child, which ends without any cleaning up."""
+    """Run `action` in a child, which ends without any cleanup; return its process ID."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -125,7 +125,7 @@ def fork(action: Callable[[], object]) -> int:
 
 
 def end_of(child: int) -> str:
-    """How a child ended: it may be killed or finish, and nothing else."""
+    """Wait for a child; return "killed" or "finished". Any other end is an error."""
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return {-signal.SIGKILL: "killed", 0: "finished"}[code]
 
@@ -149,7 +149,7 @@ def limit_packs(size: int) -> None:
 
 
 def repeated_frames(root: Path) -> set[tuple[ChunkId, ChunkId | None]]:
-    """Chunks that the store has twice in the same way: with the same base, or without."""
+    """Return the chunks that are stored twice with the same base, or twice without one."""
     store = LocalStore(root)
     found = Counter(
         (location.frame.chunk, location.frame.base)
@@ -171,14 +171,14 @@ def checkout(store: ObjectStore | Path, version: SnapshotId, target: Path) -> No
 
 def repack(store: ObjectStore | Path) -> None:
     with casweights.open(store) as repo:
-        repo.repack(compression="small")  # so that all packs become others
+        repo.repack(compression="small")  # another compression, so that every pack is replaced
 
 
 class Trials:
     """One store, on which commits, checkouts and repacks are killed and repeated.
 
     Attributes:
-        versions: What was committed so far, by ID, and what it must be.
+        versions: The digests of the files of every version that was committed.
     """
 
     def __init__(self, folder: Path, model: Model, chunk_size: int) -> None:
@@ -196,9 +196,12 @@ class Trials:
         return self.head
 
     def check_store(self, spot: random.Random) -> bool:
-        """After a kill: all earlier versions are there and sound. Returns whether it has the new.
+        """Check after a kill that all earlier versions are sound.
 
-        Every frame is decoded and hashed; of one older version a file is compared as well.
+        Every frame is decoded and hashed; one file of one version is compared as well.
+
+        Returns:
+            Whether the killed commit had made its version visible.
         """
         with casweights.open(self.root) as repo:
             found = repo.verify()
@@ -212,7 +215,7 @@ class Trials:
             return log[0] != self.head
 
     def repeat_commit(self) -> None:
-        """It completes, uses all that arrived, and leaves nothing behind."""
+        """Repeat a killed commit: it uses the packs that arrived and leaves no draft behind."""
         arrived = {path: path.stat().st_ino for path in (self.root / "packs").glob("*")}
         self.commit()
         with casweights.open(self.root) as repo:
@@ -224,7 +227,7 @@ class Trials:
         assert leftovers(self.root) == []
 
     def check_target(self, before: Digests, wanted: Digests) -> None:
-        """After a kill: each file is the old one, the new one, or not there."""
+        """Check after a kill that each file is the old one, the new one, or missing."""
         for path, digest in look(self.target).items():
             assert digest in (before.get(path), wanted.get(path)), f"{path} is half-written"
 
@@ -234,7 +237,7 @@ class Trials:
         assert leftovers(self.target) == []
 
     def repeat_repack(self) -> None:
-        """It completes, and nothing is left of what was there before."""
+        """Repeat a killed repack: it completes and leaves none of the old packs."""
         repack(self.root)
         with casweights.open(self.root) as repo:
             found = repo.verify()
@@ -249,7 +252,7 @@ class Trials:
 
 
 def kill_at_random(folder: Path, seed: int, number: int) -> Counter[str]:
-    """Half of the trials are commits, half checkouts."""
+    """Kill commits and checkouts, half of the trials each, at random moments."""
     limit_packs(512 * KiB)
     chance = random.Random(seed)
     model = Model(folder / "model", shards=4, tensors=12, nbytes=128 * KiB, seed=seed)
@@ -285,7 +288,7 @@ def kill_at_random(folder: Path, seed: int, number: int) -> Counter[str]:
 
 
 def die_at_file_change(number: int) -> None:
-    """Kill this process just before it changes the file system for the `number`-th time."""
+    """Arrange that this process is killed just before its `number`-th change of a file."""
     numbers = count(1)
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -308,7 +311,7 @@ def die_at(moment: str, number: int, root: Path, action: Callable[[ObjectStore],
 
 
 def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
-    """At each operation on the store, or on the file system, of a commit and of a checkout."""
+    """Kill a commit, a checkout and a repack at each operation on the store or file system."""
     limit_packs(256 * KiB)
     chance = random.Random(seed)
     model = Model(folder / "model", shards=2, tensors=8, nbytes=64 * KiB, seed=seed)
@@ -349,7 +352,7 @@ def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
 def main() -> NoReturn:
     moment, folder, seed, number = sys.argv[1:]
     wait_for_no_disk()
-    gc.freeze()  # each child would copy all that a collection goes through
+    gc.freeze()  # otherwise a collection in a child copies all objects of this process
     if moment == "random":
         ends = kill_at_random(Path(folder), int(seed), int(number))
     else:

@@ -1,13 +1,15 @@
-"""A trainer and replicas of it, which are killed while they work; run by the tests as a process.
+"""A trainer and its replicas, which are killed while they work. Tests run it as a process.
 
 Usage: sync_driver.py WHAT FOLDER STORE SEED NUMBER
 
-STORE is a directory, or the URL of a Hub and behind a # the prefix in its bucket. WHAT is "run": a
-trainer and NUMBER replicas work up to the goal that FOLDER names; "random": they are killed and
-started again, until NUMBER were; or whom to kill and at what, once at each, as "trainer at before
-call". The tensors of a step are a function of its number, see `sync_states`, so that the driver
-knows what each version must be. It prints what happened as JSON; any broken promise ends it with a
-traceback.
+STORE is a directory, or the URL of a Hub, "#", and the folder in its bucket. WHAT is one of
+
+* "run": a trainer and NUMBER replicas work up to the goal that FOLDER names;
+* "random": a trainer and a replica are killed and restarted until there were NUMBER kills;
+* WHO "at" MOMENT, such as "trainer at before call": one is killed at each of these moments.
+
+The tensors of a step are a function of its number (`sync_states`), so that the driver can check
+every version. It prints its counts as JSON; a broken promise ends it with a traceback.
 """
 
 from __future__ import annotations
@@ -58,15 +60,15 @@ if TYPE_CHECKING:
     from casweights.sync.changes import ElementChange
 
 WORKERS = ("trainer", "replica")
-ROUND, KILLS = 6, 3  # steps between two goals, and kills on the way
+ROUND, KILLS = 6, 3  # steps from one goal to the next, and kills before it
 
 
 class Run:
-    """A store, and the folder where its trainer and its replicas say what they did.
+    """A store, and a folder in which its trainer and replicas note what they did.
 
     Args:
-        folder: Where they do.
-        store: See the usage of this program.
+        folder: The folder of the notes.
+        store: STORE, as in the usage of this program.
     """
 
     def __init__(self, folder: Path, store: str) -> None:
@@ -85,7 +87,7 @@ class Run:
 
     @property
     def goal(self) -> int:
-        """The step to end with."""
+        """The last step to publish."""
         return int((self.folder / "goal").read_text())
 
     @goal.setter
@@ -95,7 +97,7 @@ class Run:
         new.replace(self.folder / "goal")
 
     def note(self, kind: str, *words: object) -> None:
-        """Say something that stays said, whatever happens next."""
+        """Append a line of a kind; it survives the process."""
         line = " ".join(map(str, words)) + "\n"
         with (self.folder / kind).open("ab", buffering=0) as file:
             file.write(line.encode())
@@ -108,7 +110,7 @@ class Run:
 def train(
     run: Run, store: ObjectStore, *, compare: Compare = "host", policy: Policy = "block"
 ) -> None:
-    """Publish steps from the head of the branch to the goal; note durable ones as claimed."""
+    """Publish steps from the head of the branch to the goal; note durable versions as claimed."""
     with (
         casweights.open(store, workers=2) as repo,
         Publisher(repo, compare=compare, policy=policy) as publisher,
@@ -122,7 +124,7 @@ def train(
                 publisher.wait()
                 run.note("claimed", publisher.version)
             step += 1
-            write_state(weights, step)  # at once: publishing has what it needs
+            write_state(weights, step)  # `publish` must have copied the tensors by now
         publisher.wait()
         run.note("claimed", publisher.version)
 
@@ -138,9 +140,9 @@ def train_again_after_conflicts(run: Run) -> None:
 
 
 def follow(run: Run, store: ObjectStore, *, seed: int = 0) -> None:
-    """Sync to what the branch is at, and sometimes back, up to the goal.
+    """Sync to the head of the branch, and sometimes back, up to the goal.
 
-    Notes each time which version the tensors are, and their digest: what would be served.
+    After each sync, note the version and the digest of the tensors, which a server would now use.
     """
     chance = random.Random(seed)
     memory = chance.choice([0, 100 * KiB, 1 << 27])
@@ -171,7 +173,7 @@ def is_done(run: Run, repo: Repository, replica: Subscriber) -> bool:
 
 
 def repeated_frames(repo: Repository) -> set[tuple[Any, Any]]:
-    """Chunks that the store has twice in the same way: with the same base, or without."""
+    """Return the chunks that are stored twice with the same base, or twice without one."""
     store = repo.database.store
     found = Counter(
         (location.frame.chunk, location.frame.base)
@@ -182,12 +184,12 @@ def repeated_frames(repo: Repository) -> set[tuple[Any, Any]]:
 
 
 def check(run: Run, known: Mapping[str, int], *, rewritten: bool = False) -> dict[str, int]:
-    """What must hold at any time; the steps of all versions by ID.
+    """Check the promises that must hold at any time; return the steps of all versions by ID.
 
     Args:
         run: The run.
-        known: The versions whose tensors were looked at before.
-        rewritten: Whether others moved the branch, back and forth, too.
+        known: Steps of the versions whose tensors were checked before.
+        rewritten: Whether other writers moved the branch, so that versions may have left it.
     """
     steps = dict(known)
 
@@ -211,14 +213,16 @@ def check(run: Run, known: Mapping[str, int], *, rewritten: bool = False) -> dic
             parents, last = (snapshot.id,), covered[-1]
         for version in [*(str(snapshot.id) for snapshot in log), *claimed]:
             step_at(repo, version)
-        assert rewritten or claimed <= {str(snapshot.id) for snapshot in log}, "it was durable"
+        assert rewritten or claimed <= {str(snapshot.id) for snapshot in log}, (
+            "a durable version left the branch"
+        )
         for version, held in served:
             assert held == digest_of(step_at(repo, version)), "a mixture was served"
     return steps
 
 
 def check_store(run: Run) -> None:
-    """At the end: every frame is sound, none was written twice, every version is what it was."""
+    """Check at the end that every frame is sound, none is stored twice, and versions match."""
     with casweights.open(run.objects(), workers=2) as repo:
         found = repo.verify()
         assert found.problems == (), found.problems
@@ -226,23 +230,25 @@ def check_store(run: Run) -> None:
     check(run, {})
 
 
-def tell(path: Path, action: Callable[[], Any]) -> Any:
-    """What a child says, so that this process has no threads and can fork again."""
+def result_of(path: Path, action: Callable[[], Any]) -> Any:
+    """Run `action` in a child and return its result: this process must stay free of threads."""
     assert end_of(fork(lambda: path.write_text(json.dumps(action())))) == "finished"
     return json.loads(path.read_text())
 
 
 class Pair:
-    """A trainer and a replica that are killed now and then, and started again."""
+    """A trainer and a replica that are killed at random and restarted."""
 
     def __init__(self, run: Run, seed: int) -> None:
         self.run = run
         self.chance = random.Random(seed)
         self._versions: dict[str, int] = {}
-        tell(run.folder / "answer", run.create)
+        result_of(run.folder / "answer", run.create)
 
     def check(self) -> None:
-        self._versions = tell(self.run.folder / "answer", partial(check, self.run, self._versions))
+        self._versions = result_of(
+            self.run.folder / "answer", partial(check, self.run, self._versions)
+        )
 
     def start(self, who: str) -> int:
         compare = self.chance.choice(get_args(Compare))
@@ -254,12 +260,12 @@ class Pair:
         return fork(lambda: follow(self.run, self.run.objects(disk_cache), seed=seed))
 
     def goal(self) -> None:
-        """Set the next one."""
+        """Set the next goal."""
         self.run.goal = max(self._versions.values(), default=-1) + ROUND
         expect(self.run.goal)
 
     def round(self, seconds: float) -> Iterator[str]:
-        """Go on to the next goal, and kill one or both on the way. How that ended."""
+        """Work up to the next goal, with kills on the way; yield how each victim ended."""
         self.goal()
         children = {who: self.start(who) for who in WORKERS}
         for _ in range(KILLS):
@@ -287,12 +293,12 @@ def kill_at_random(run: Run, seed: int, number: int) -> Counter[str]:
     pair.check()
     while sum(ends[f"{who} killed"] for who in WORKERS) < number:
         ends.update(pair.round(seconds / 2))
-    tell(run.folder / "answer", partial(check_store, run))
+    result_of(run.folder / "answer", partial(check_store, run))
     return ends
 
 
 def die_at_exchange(number: int) -> None:
-    """Kill this process when it is about to write to a live tensor for the `number`-th time."""
+    """Arrange that this process is killed before its `number`-th write to a live tensor."""
     numbers, exchange = count(1), LiveTensor.exchange
 
     def exchange_or_die(self: LiveTensor, chunk: int, change: ElementChange) -> None:
@@ -300,15 +306,15 @@ def die_at_exchange(number: int) -> None:
             kill_process()
         exchange(self, chunk, change)
 
-    setattr(LiveTensor, "exchange", exchange_or_die)  # noqa: B010  mypy minds the assignment
+    setattr(LiveTensor, "exchange", exchange_or_die)  # noqa: B010  mypy refuses a plain assignment
 
 
 def kill_at_every_step(folder: Path, who: str, moment: str) -> Counter[str]:
-    """In a directory: a trainer on the way from step 0 to 2, or a replica that has nothing."""
+    """Kill a trainer between steps 0 and 2, or a new replica, at each moment of a kind."""
     template = Run(folder / "template", str(folder / "template" / "store"))
     template.goal = 0
     expect(2)
-    tell(folder / "answer", partial(_begin, template))
+    result_of(folder / "answer", partial(_begin, template))
     ends: Counter[str] = Counter()
     for number in count(1):
         shutil.copytree(template.folder, folder / f"{number}")
@@ -316,7 +322,7 @@ def kill_at_every_step(folder: Path, who: str, moment: str) -> Counter[str]:
         run.goal = 2 if who == "trainer" else 0
         work = partial(train if who == "trainer" else follow, run)
         end = end_of(fork(partial(_work_to_death, run, work, moment, number)))
-        tell(folder / "answer", partial(_go_on, run))
+        result_of(folder / "answer", partial(_finish_with_others, run))
         shutil.rmtree(run.folder)
         ends[end] += 1
         if end == "finished":
@@ -339,8 +345,8 @@ def _work_to_death(
         die_at(moment, number, Path(run.store), work)
 
 
-def _go_on(run: Run) -> None:
-    """All is well, others reach the goal, and no trace is left of what was cut off."""
+def _finish_with_others(run: Run) -> None:
+    """Check the store; then a new trainer and replica reach the goal, and nothing is left over."""
     check(run, {})
     run.goal = 2
     train(run, run.objects())
@@ -350,13 +356,13 @@ def _go_on(run: Run) -> None:
 
 
 def work(run: Run, number: int) -> dict[str, int]:
-    """A trainer and so many replicas, which all reach the goal."""
+    """Run a trainer and `number` replicas up to the goal; return the numbers of their notes."""
     children = [fork(partial(train_again_after_conflicts, run))]
     children += [fork(partial(_follow_with_cache, run, n)) for n in range(number)]
     for child in children:
         assert end_of(child) == "finished"
     rewritten = bool(run.notes("conflicts"))
-    tell(run.folder / "answer", partial(check, run, {}, rewritten=rewritten))
+    result_of(run.folder / "answer", partial(check, run, {}, rewritten=rewritten))
     return {kind: len(run.notes(kind)) for kind in ("claimed", "served", "conflicts")}
 
 
@@ -367,10 +373,10 @@ def _follow_with_cache(run: Run, number: int) -> None:
 def main() -> NoReturn:
     what, folder, store, seed, number = sys.argv[1:]
     wait_for_no_disk()
-    torch.set_num_threads(1)  # none that a child would lack
+    torch.set_num_threads(1)  # a fork would lose torch's other threads
     if "#" in store:
         import_client()
-    gc.freeze()  # lest every child copy all objects, by counting references to them
+    gc.freeze()  # otherwise a collection in a child copies all objects of this process
     who, _, moment = what.partition(" at ")
     if what == "run":
         ends: Mapping[str, int] = work(Run(Path(folder), store), int(number))

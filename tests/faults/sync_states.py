@@ -1,4 +1,4 @@
-"""Tensors of a training, each step a function of its number."""
+"""The tensors of a simulated training, as a function of the step's number."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
 
 CONFIG = StoreConfig(chunk_size=64 * KiB)
-ENDLESS = 1_000_000
+ENDLESS = 1_000_000  # a period, in steps, that no test reaches
 
 State = dict[str, torch.Tensor]
 
 
 class Kind(NamedTuple):
-    """A tensor of the model, of which each element moves once in so many steps."""
+    """A tensor of the model. Each element changes once in `period` steps."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -44,7 +44,7 @@ _INTEGERS: dict[int, type[np.signedinteger[Any]]] = {1: np.int8, 2: np.int16, 4:
 
 @cache
 def _first(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """A tensor's bits at step 0, all patterns alike, and how soon each of them moves."""
+    """Return a tensor's random bits at step 0, and the phase of each element in its period."""
     kind, generator = MODEL[name], np.random.default_rng(len(name) + MODEL[name].period)
     shape, integer = kind.shape, _INTEGERS[kind.dtype.itemsize]
     limits = np.iinfo(integer)
@@ -53,7 +53,7 @@ def _first(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 def state(step: int) -> State:
-    """The tensors at a step."""
+    """Return the tensors at a step."""
     made = {}
     for name, kind in MODEL.items():
         bits, phase = _first(name)
@@ -63,12 +63,12 @@ def state(step: int) -> State:
 
 
 def blank() -> State:
-    """Tensors of somebody who has nothing yet."""
+    """Return zero tensors, as of a replica before its first sync."""
     return {name: torch.zeros(kind.shape, dtype=kind.dtype) for name, kind in MODEL.items()}
 
 
 def write_state(weights: State, step: int) -> None:
-    """What an optimizer does, in place."""
+    """Change tensors in place to those of a step, as an optimizer does."""
     for name, tensor in state(step).items():
         patterns(weights[name]).copy_(patterns(tensor))
 
@@ -83,7 +83,7 @@ def digest_of(step: int) -> str:
 
 
 def expect(last: int) -> None:
-    """Compute what these steps must be once, and not in every child."""
+    """Compute the digests of the steps up to `last` now, so that no child needs to."""
     for step in range(last + 1):
         digest_of(step)
 

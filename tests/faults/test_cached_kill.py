@@ -1,4 +1,4 @@
-"""Processes that share a cache on disk while some of them are killed."""
+"""Several processes share a cache on disk, and some of them are killed."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ CAPACITY = 1024 * KiB
 NAMES = [f"packs/{n}" for n in range(6)]
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.utime", "fcntl.flock")
 TRIALS = 24
-PATIENCE = 60  # seconds for a process to begin or to end
-FORKS = multiprocessing.get_context("forkserver")  # of a process that has imported this module
+PATIENCE = 60  # seconds for a process to start or to end
+FORKS = multiprocessing.get_context(
+    "forkserver"
+)  # its processes inherit the imports of this module
 FORKS.set_forkserver_preload([__name__])
 
 
@@ -64,13 +66,13 @@ def read_some(store: CachedStore, contents: dict[str, bytes], chance: random.Ran
 
 
 def read_until(folder: Path, seed: int, moment: int, ready: Event) -> None:
-    """Read until there is a file `stop`, or kill this process before a change of the file system.
+    """Read until a file `stop` exists, or kill this process before a change of the file system.
 
     Args:
-        folder: What has the store, the cache and the file.
-        seed: Of what is read.
-        moment: The number of that change; 0 for none.
-        ready: Is set when the reads begin.
+        folder: Folder of the store, the cache and the file `stop`.
+        seed: Seed of the random reads.
+        moment: Number of the change before which to kill the process; 0 for no kill.
+        ready: Set when the reads begin.
     """
     contents = {name: content(name) for name in NAMES}
     inner = CountingLocalStore(folder / "store")
@@ -116,7 +118,7 @@ def nbytes(cache: Path) -> int:
     return sum(path.stat().st_size for path in cache.rglob("*") if path.is_file())
 
 
-def test_readers_beside_others_that_are_killed(tmp_path: Path) -> None:
+def test_readers_get_right_bytes_while_others_are_killed(tmp_path: Path) -> None:
     store, cache, chance = write_store(tmp_path), tmp_path / "cache", random.Random(1)
     steady = [start(tmp_path, seed) for seed in range(3)]
     try:
@@ -149,8 +151,8 @@ def test_readers_beside_others_that_are_killed(tmp_path: Path) -> None:
     assert checked
 
 
-def test_drafts_of_the_killed_are_swept(tmp_path: Path) -> None:
-    """Wherever the very first write stopped, the next process is none the worse for it."""
+def test_the_next_process_deletes_drafts_of_killed_ones(tmp_path: Path) -> None:
+    """This holds at every step at which the first write to the cache may stop."""
     store = write_store(tmp_path)
     seen = 0
     for moment in range(1, 16):
@@ -160,8 +162,8 @@ def test_drafts_of_the_killed_are_swept(tmp_path: Path) -> None:
         later = CachedStore(store, cache, CAPACITY, "key")
         for _ in range(2):
             assert later.get(NAMES[0], 0, 1000) == content(NAMES[0])[:1000]
-        assert later._cache._object_folder(NAMES[0]).is_dir(), "the cache is of use again"
+        assert later._cache._object_folder(NAMES[0]).is_dir(), "the cache must be in use again"
         del later
         assert leftovers(cache) == []
         cache.rename(tmp_path / f"cache {moment}")
-    assert seen, "none was killed while it wrote"
+    assert seen, "no process was killed during a write"

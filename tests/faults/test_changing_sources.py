@@ -1,4 +1,4 @@
-"""Files that change, appear or go while a commit reads them: a version is one state of them."""
+"""Files change, appear or disappear while a commit reads them: a version holds one state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Meddler(Reporter):
-    """Changes the source at a moment of the commit, `started` or `advanced`."""
+    """Changes the source at the first call of `started` or of `advanced`."""
 
     def __init__(self, moment: str, meddle: Callable[[], object]) -> None:
         self.moment = moment
@@ -43,7 +43,7 @@ class Meddler(Reporter):
 
 
 def wait_for_the_next_tick(path: Path) -> None:
-    """File systems stamp times with a clock that ticks every few milliseconds."""
+    """Wait until a change of a file gets a new time: file systems count in milliseconds."""
     probe = path.parent.with_name("probe")
     probe.touch()
     while probe.stat().st_ctime_ns == path.stat().st_ctime_ns:
@@ -123,10 +123,10 @@ CHANGES = [
     ],
 )
 @pytest.mark.parametrize("name", ["weights.bin", "weights.safetensors"])
-def test_file_that_changes_while_it_is_read(
+def test_file_that_changes_while_it_is_read_is_an_error(
     tmp_path: Path, change: Callable[[Path], None], moment: str, name: str
 ) -> None:
-    """Before the first byte is read, and after the last: the file is one piece."""
+    """The change happens before the first byte is read, or after the last one."""
     header = b'{"t":{"dtype":"U8","shape":[100000],"data_offsets":[0,100000]}}'
     path = tmp_path / "model" / name
     path.parent.mkdir()
@@ -146,7 +146,7 @@ def test_file_that_changes_while_it_is_read(
         assert repo.verify().problems == ()
 
 
-def test_file_that_another_thread_writes_all_the_time(tmp_path: Path) -> None:
+def test_file_that_another_thread_keeps_writing_is_never_torn(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(os.urandom(16 * MiB))
     writing, stop = threading.Event(), threading.Event()
@@ -263,13 +263,13 @@ def test_file_that_appears_during_a_commit_is_an_error(
         assert caught.value.code is ErrorCode.SOURCE_CHANGED
         assert repo.branches() == {}
         assert list(store.list("snapshots/")) == []
-        again = repo.commit(model)  # its writer is done
+        again = repo.commit(model)  # now nothing changes the files
         repo.checkout(again, tmp_path / "out")
         assert read_tree(tmp_path / "out").keys() == {file.path for file in again.files}
         assert any("new" in file.path for file in again.files)
 
 
-def test_what_no_version_would_have_may_appear_during_a_commit(tmp_path: Path) -> None:
+def test_files_that_a_commit_leaves_out_may_appear_during_it(tmp_path: Path) -> None:
     model = tmp_path / "model"
     write_tree({"a": b"1"}, model)
 
@@ -286,7 +286,7 @@ def test_what_no_version_would_have_may_appear_during_a_commit(tmp_path: Path) -
     assert [file.path for file in snapshot.files] == ["a"]
 
 
-def test_file_that_appears_beside_the_one_that_is_committed_is_none_of_its_business(
+def test_commit_of_one_file_ignores_new_files_next_to_it(
     tmp_path: Path,
 ) -> None:
     write_tree({"a": b"1"}, tmp_path)
@@ -297,7 +297,7 @@ def test_file_that_appears_beside_the_one_that_is_committed_is_none_of_its_busin
 
 @pytest.fixture(params=[2 * 10**9, 10**9, 10**8, 10**7], ids="granule of {} ns".format)
 def coarse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """A file system whose times are whole multiples of so many nanoseconds."""
+    """Make file times multiples of this number of nanoseconds, as on a coarse file system."""
     tick: int = request.param
 
     def status(file: Path | int) -> Any:
@@ -314,7 +314,7 @@ def coarse(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
 
 @pytest.mark.usefixtures("coarse")
 def test_rewrite_within_one_tick_of_the_file_system_is_noticed(tmp_path: Path) -> None:
-    """The file's size and time stay as they were."""
+    """The size and the time of the file do not change."""
     path = tmp_path / "weights.bin"
     config = StoreConfig(chunk_size=64 * KiB)
     meddler = Meddler("advanced", lambda: path.write_bytes(os.urandom(256 * KiB)))
@@ -335,7 +335,9 @@ def test_file_written_just_before_a_commit_is_committed(tmp_path: Path) -> None:
         assert b"".join(repo.read(repo.commit(path), path.name)) == path.read_bytes()
 
 
-def test_file_that_has_rested_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_has_not_changed_lately_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(os.urandom(256 * KiB))
     os.utime(path, (10**9, 10**9))
@@ -365,4 +367,4 @@ def test_file_that_has_rested_is_read_once(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_granule_is_read_from_the_time_itself(moment: int, expected: int) -> None:
     ticks = files.granule(moment) - expected
-    assert 0 < ticks <= 10**7  # what the kernel's clock adds
+    assert 0 < ticks <= 10**7  # nanoseconds of a tick of the kernel's clock

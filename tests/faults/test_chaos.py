@@ -1,6 +1,6 @@
-"""Many processes at work on one store, some of them killed or stopped at any moment.
+"""Many processes work on one store while some of them are killed or stopped.
 
-`chaos_driver.py` has the run, and `tools/soak/run chaos` runs it for as long as you like.
+`chaos_driver.py` implements the run; `tools/soak/run chaos` runs it for any length of time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.faults.sync_states import CONFIG, digest, state
 
 ROOT = Path(__file__).parents[2]
 SEED = 20261128
-DISTURBANCES = 30  # a number and not a time, so that a slow machine has as many
+DISTURBANCES = 30  # a number instead of a time, so that slow machines do not test less
 
 
 def chaos(store: str, folder: Path) -> dict[str, Any]:
@@ -44,18 +44,18 @@ def chaos(store: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["directory", "hub"])
-def test_a_store_keeps_what_it_told_anybody(tmp_path: Path, store: str) -> None:
+def test_a_store_keeps_every_result_that_it_reported(tmp_path: Path, store: str) -> None:
     result = chaos(store, tmp_path / "run")
     assert result["problems"] == []
     assert result["workers"]["killed"] >= 10
     assert result["workers"]["stopped"] >= 10
     assert {"commit", "publish"} <= result["done"].keys()
-    # How much of the rest is done before a kill depends on the machine.
+    # How much of the other work completes before a kill depends on the machine.
     assert {"follow", "read", "make", "repack"} <= result["begun"].keys()
 
 
 class Quiet:
-    """A store after a run in which nothing happened but what a test writes down."""
+    """A store and a journal, as after a run in which only the calls of a test happened."""
 
     def __init__(self, folder: Path) -> None:
         self.place = Place(folder, None)
@@ -78,7 +78,7 @@ def quiet(tmp_path: Path) -> Quiet:
     return Quiet(tmp_path)
 
 
-def test_the_oracle_is_content_with_what_is_as_it_was_told(quiet: Quiet) -> None:
+def test_the_oracle_reports_nothing_if_all_results_hold(quiet: Quiet) -> None:
     version = quiet.commit()
     quiet.told(what="commit", version=version)
     quiet.repo.branch("x", "main")
@@ -91,13 +91,13 @@ def test_the_oracle_is_content_with_what_is_as_it_was_told(quiet: Quiet) -> None
     assert quiet.problems() == ""
 
 
-def test_the_oracle_misses_a_version(quiet: Quiet) -> None:
+def test_the_oracle_reports_a_lost_version(quiet: Quiet) -> None:
     quiet.commit()
     quiet.told(what="conflict", version="ab" * 32)
     assert "the store has no snapshot abab" in quiet.problems()
 
 
-def test_the_oracle_misses_a_version_on_its_branch(quiet: Quiet) -> None:
+def test_the_oracle_reports_a_version_that_is_not_on_its_branch(quiet: Quiet) -> None:
     quiet.commit()
     other = quiet.commit("other", 2, 2)
     quiet.told(what="make", ref="branch other", at=other)
@@ -105,13 +105,13 @@ def test_the_oracle_misses_a_version_on_its_branch(quiet: Quiet) -> None:
     assert f"{other} is not on main" in quiet.problems()
 
 
-def test_the_oracle_sees_other_content(quiet: Quiet) -> None:
+def test_the_oracle_reports_a_version_with_other_content(quiet: Quiet) -> None:
     assert digest(state(1)) != digest(state(2))
     quiet.told(what="commit", version=quiet.commit(step=1, held=2))
     assert "is not what step 1 must be" in quiet.problems()
 
 
-def test_the_oracle_sees_refs_that_came_back_moved_or_went(quiet: Quiet) -> None:
+def test_the_oracle_reports_refs_that_returned_moved_or_vanished(quiet: Quiet) -> None:
     first = quiet.commit()
     quiet.commit(step=2, held=2)
     for name in ("back", "elsewhere", "unknown"):
@@ -122,10 +122,10 @@ def test_the_oracle_sees_refs_that_came_back_moved_or_went(quiet: Quiet) -> None
     found = quiet.problems()
     for problem in ("branch back is at", "branch elsewhere is at", "tag lost is at None"):
         assert problem in found
-    assert "nobody made branch unknown" in found
+    assert "no worker made branch unknown" in found
 
 
-def test_the_oracle_sees_damage_and_traces(quiet: Quiet) -> None:
+def test_the_oracle_reports_damage_and_tracebacks(quiet: Quiet) -> None:
     quiet.commit()
     [pack] = (quiet.place.folder / "store/packs").iterdir()
     pack.write_bytes(pack.read_bytes()[:-20])

@@ -1,4 +1,4 @@
-"""A checkout that a power failure ends leaves no half-written file under its name.
+"""A checkout that a power failure interrupts leaves no half-written file under its name.
 
 A file system may write names before bytes, so every draft must be synced, after its last write and
 before it is renamed; and folders after that, before anything is removed.
@@ -41,7 +41,7 @@ def store(tmp_path: Path) -> Iterator[Repository]:
 
 
 class Journal:
-    """What a power failure may undo, and whether that could do harm."""
+    """Tracks the changes that a power failure may undo, and fails where that would do harm."""
 
     def __init__(self) -> None:
         self.dirty_files: set[int] = set()  # inodes
@@ -92,7 +92,7 @@ def folder_is_gone(root: Path, inode: int) -> bool:
     return all(path.stat().st_ino != inode for path in (root, *root.rglob("*")))
 
 
-def test_folders_that_are_made_are_synced(store: Repository, tmp_path: Path) -> None:
+def test_new_folders_are_synced(store: Repository, tmp_path: Path) -> None:
     synced = set()
 
     def note(call: Call) -> None:
@@ -106,7 +106,7 @@ def test_folders_that_are_made_are_synced(store: Repository, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_file_system_that_cannot_sync_folders(
+def test_checkout_succeeds_on_a_file_system_that_cannot_sync_folders(
     store: Repository, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_to_sync(monkeypatch, stat.S_IFDIR, number)
@@ -115,7 +115,7 @@ def test_file_system_that_cannot_sync_folders(
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFDIR, stat.S_IFREG])
-def test_sync_that_fails_is_an_error(
+def test_a_failed_sync_is_an_error(
     store: Repository, tmp_path: Path, kind: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_to_sync(monkeypatch, kind, errno.EIO)

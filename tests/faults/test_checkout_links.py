@@ -1,4 +1,4 @@
-"""Whatever lies in the target of a checkout, not one byte is written outside of it."""
+"""A checkout writes nothing outside of its target, whatever links and files the target contains."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[Repository]:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """A folder that must be the same afterwards: names, contents, times."""
+    """A folder whose names, contents and times must not change."""
     folder = tmp_path / "outside"
     (folder / "deep").mkdir(parents=True)
     (folder / "secret").write_bytes(b"secret")
@@ -67,7 +67,7 @@ def assert_complete(target: Path) -> None:
 @pytest.mark.parametrize("delete", [False, True])
 @pytest.mark.parametrize("link", ["sub", "sub/deep"])
 @pytest.mark.parametrize("to", ["", "missing", "secret"], ids=["folder", "dangling", "file"])
-def test_link_in_place_of_a_folder(
+def test_link_in_place_of_a_folder_is_an_error(
     store: Repository, target: Path, outside: Path, link: str, to: str, delete: bool
 ) -> None:
     (target / link).parent.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ def test_link_in_place_of_a_folder(
     assert not (target / "top.bin").exists()
 
 
-def test_link_to_a_folder_inside_the_target(store: Repository, target: Path) -> None:
+def test_link_to_a_folder_inside_the_target_is_an_error(store: Repository, target: Path) -> None:
     (target / "elsewhere").mkdir()
     (target / "sub").symlink_to("elsewhere")
     with pytest.raises(InvalidInputError, match="in the way"):
@@ -88,8 +88,10 @@ def test_link_to_a_folder_inside_the_target(store: Repository, target: Path) -> 
 
 
 @pytest.mark.parametrize("to", ["secret", "same", "missing", "deep", "self"])
-def test_link_in_place_of_a_file(store: Repository, target: Path, outside: Path, to: str) -> None:
-    """The link goes, what it leads to stays: even if that is what the file shall be."""
+def test_link_in_place_of_a_file_is_replaced(
+    store: Repository, target: Path, outside: Path, to: str
+) -> None:
+    """The target of the link stays, even if its content is that of the version's file."""
     (target / "top.bin").symlink_to("top.bin" if to == "self" else outside / to)
     store.checkout("main", target)
     assert not (target / "top.bin").is_symlink()
@@ -97,7 +99,7 @@ def test_link_in_place_of_a_file(store: Repository, target: Path, outside: Path,
 
 
 @pytest.mark.parametrize("name", ["secret", "same"])
-def test_hard_link_in_place_of_a_file(
+def test_hard_link_in_place_of_a_file_is_replaced(
     store: Repository, target: Path, outside: Path, name: str
 ) -> None:
     (target / "top.bin").hardlink_to(outside / name)
@@ -105,7 +107,7 @@ def test_hard_link_in_place_of_a_file(
     assert_complete(target)
 
 
-def test_links_beside_the_version_are_removed_and_not_followed(
+def test_links_that_the_version_lacks_are_removed_and_not_followed(
     store: Repository, target: Path, outside: Path
 ) -> None:
     (target / "extra").symlink_to(outside)
@@ -119,10 +121,10 @@ def test_links_beside_the_version_are_removed_and_not_followed(
     assert_complete(target)
 
 
-def test_link_called_like_a_temporary_folder(
+def test_link_named_like_a_temporary_folder_is_not_followed(
     store: Repository, target: Path, outside: Path, tmp_path: Path
 ) -> None:
-    """Folders that killed processes left are removed; where a link of that name leads is not."""
+    """Temporary folders of killed processes are deleted; the target of a link is not."""
     (target / f"{PREFIX}0123456789abcdef").symlink_to(outside)
     (tmp_path / "store" / f"{PREFIX}0123456789abcdef").symlink_to(outside)
     store.checkout("main", target)
@@ -137,7 +139,7 @@ def test_target_may_be_a_link_itself(store: Repository, target: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["sub", "sub/deep"])
-def test_file_in_place_of_a_folder(store: Repository, target: Path, name: str) -> None:
+def test_file_in_place_of_a_folder_is_an_error(store: Repository, target: Path, name: str) -> None:
     (target / name).parent.mkdir(exist_ok=True)
     (target / name).write_bytes(b"mine")
     with pytest.raises(InvalidInputError, match="in the way"):
@@ -146,7 +148,7 @@ def test_file_in_place_of_a_folder(store: Repository, target: Path, name: str) -
     assert not (target / "top.bin").exists()
 
 
-def test_folder_in_place_of_a_file(store: Repository, target: Path) -> None:
+def test_folder_in_place_of_a_file_is_an_error(store: Repository, target: Path) -> None:
     (target / "top.bin").mkdir()
     (target / "top.bin" / "mine").write_bytes(b"mine")
     with pytest.raises(InvalidInputError, match="in the way"):
@@ -156,7 +158,7 @@ def test_folder_in_place_of_a_file(store: Repository, target: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [300, 5000])
-def test_target_with_a_name_that_is_too_long(
+def test_target_with_a_name_that_is_too_long_is_an_error(
     store: Repository, tmp_path: Path, length: int
 ) -> None:
     with pytest.raises(casweights.StoreError, match="too long"):
@@ -164,7 +166,7 @@ def test_target_with_a_name_that_is_too_long(
 
 
 def test_drafts_of_another_checkout_are_not_deleted(store: Repository, target: Path) -> None:
-    """Two processes check out into one directory, and one removes what is not in its version."""
+    """Two processes check out to one directory, and one deletes files that its version lacks."""
     with Staging(target) as other:
         draft = other.new_path()
         draft.write_bytes(b"half")
@@ -173,8 +175,10 @@ def test_drafts_of_another_checkout_are_not_deleted(store: Repository, target: P
     assert_complete(target)
 
 
-def test_file_that_goes_while_its_chunks_are_used(tmp_path: Path, target: Path) -> None:
-    """What can no longer be copied from the target is read from the store."""
+def test_file_that_disappears_while_its_chunks_are_used_does_no_harm(
+    tmp_path: Path, target: Path
+) -> None:
+    """Chunks that can no longer be copied from the target are read from the store."""
     content = os.urandom(100_000)
     (tmp_path / "model").mkdir()
     for name in ("a", "z"):
@@ -182,7 +186,7 @@ def test_file_that_goes_while_its_chunks_are_used(tmp_path: Path, target: Path) 
 
     class Remover(Reporter):
         def advanced(self, stage: Stage, nbytes: int) -> None:
-            if stage == "checkout":  # the file "0" is found to be complete
+            if stage == "checkout":  # by now the file "0" was found to be complete
                 (target / "z").unlink(missing_ok=True)
 
     (target / "a").write_bytes(b"other")

@@ -1,4 +1,4 @@
-"""Other processes change the directory of a checkout, at every step of it."""
+"""Other processes change the target directory at every step of a checkout."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Iterator[Repository]:
 
 
 class Steps:
-    """Lets something happen before the call of a given number.
+    """Runs an action before the call of a given number.
 
     Attributes:
         reached: Whether there was such a call.
@@ -73,7 +73,7 @@ def look(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 class Swap:
-    """Puts a link to a folder outside in the place of a folder of the target.
+    """Replaces a folder of the target by a link to a folder outside of it.
 
     Attributes:
         done: Whether there was a folder to replace, or a place for a link.
@@ -110,7 +110,7 @@ class Swap:
     ],
     ids=["fresh", "folder", "inner folder", "staging"],
 )
-def test_link_that_replaces_a_folder_at_any_step_leads_nowhere(
+def test_link_that_replaces_a_folder_at_any_step_is_not_followed(
     store: Repository, tmp_path: Path, folder: str, start: dict[str, bytes], delete: bool
 ) -> None:
     outside = tmp_path / "outside"
@@ -171,7 +171,7 @@ def become_a_pipe(file: Path) -> None:
 def test_file_that_changes_at_any_step_is_left_alone(
     store: Repository, tmp_path: Path, name: str, edit: Callable[[Path], None]
 ) -> None:
-    """Whichever comes last stays, but for a change between the last look and the rename."""
+    """The later change wins, except for one between the last check and the rename."""
     refused = 0
     for step in count():
         target = tmp_path / f"target{step}"
@@ -186,7 +186,7 @@ def test_file_that_changes_at_any_step_is_left_alone(
         if steps.call is None:
             break
         if steps.call.name in ("replace", "unlink") and file.name in steps.call.args:
-            continue  # no call closes this gap
+            continue  # no system call can close this gap
         assert is_edited(file), (step, steps.call)
     assert refused > 20
 
@@ -195,11 +195,11 @@ def is_edited(file: Path) -> bool:
     return file.is_fifo() or (file.is_file() and file.read_bytes() == b"work of hours")
 
 
-def test_a_file_that_was_new_is_read_again(store: Repository, tmp_path: Path) -> None:
-    """Where a file system counts in seconds, a change may leave the time as it was."""
+def test_a_recently_changed_file_is_read_again(store: Repository, tmp_path: Path) -> None:
+    """If a file system counts in seconds, a change may not alter the time."""
     target, now = tmp_path / "target", time.time_ns() // 10**9 * 10**9
     write_tree(OLD, target)
-    (tmp_path / "link").hardlink_to(target / "top.bin")  # so the time of change tells nothing
+    (tmp_path / "link").hardlink_to(target / "top.bin")  # so that the time of change is no evidence
     os.utime(target / "top.bin", ns=(now, now))
 
     def edit(call: Call) -> None:

@@ -1,4 +1,4 @@
-"""A crash of the machine: whatever was reported as done is there, whatever was deleted is not."""
+"""After a crash of the machine, reported changes are there and reported deletions hold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SEED = 20261128
 
 @dataclass(frozen=True)
 class Facts:
-    """What a store says."""
+    """Refs and versions of a store."""
 
     refs: Mapping[str, SnapshotId]
     versions: frozenset[SnapshotId]
@@ -49,11 +49,11 @@ class Crash:
     """A folder after a crash.
 
     Attributes:
-        during: The command that was running, or had just reported that it was done.
-        tree: What is there.
-        before: What was reported before that command.
-        after: What it reports.
-        done: Whether it had done so.
+        during: The command that was running or had just completed.
+        tree: Files and folders that survived.
+        before: The facts before that command.
+        after: The facts after it.
+        done: Whether the command had completed.
     """
 
     during: str
@@ -64,7 +64,7 @@ class Crash:
 
 
 class Recording:
-    """Runs commands on a store, and collects what crashes on the way would leave."""
+    """Runs commands on a store, and collects the states that a crash at any moment may leave."""
 
     def __init__(self, folder: Path) -> None:
         self.crashes: list[Crash] = []
@@ -106,7 +106,7 @@ class Recording:
                 self.crashes.append(Crash(name, tree, before, self._facts, is_done))
 
     def use(self, name: str, command: Callable[[Repository], object]) -> None:
-        """The same for a command with a handle of its own."""
+        """Run a command on a store that is opened for it."""
 
         def work() -> None:
             with casweights.open(self.root, workers=1) as repo:
@@ -156,9 +156,9 @@ def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recor
     recording.stop()
 
 
-def test_commands_of_their_own(recording: Recording, tmp_path: Path) -> None:
+def test_commands_with_a_handle_each_survive_a_crash(recording: Recording, tmp_path: Path) -> None:
     state = weights(2)
-    for n in range(4):  # the last one cuts the log of the branch
+    for n in range(4):  # the last commit shortens the log of the branch
         recording.use("commit", lambda repo, w=state: repo.commit({"w": w}))  # type: ignore[misc]
         state = step(state, 0.01, n)
     for name in ("a", "b/c"):
@@ -175,7 +175,7 @@ def test_commands_of_their_own(recording: Recording, tmp_path: Path) -> None:
     check_all(recording, tmp_path)
 
 
-def test_one_handle(recording: Recording, tmp_path: Path) -> None:
+def test_commands_with_one_handle_survive_a_crash(recording: Recording, tmp_path: Path) -> None:
     repo = casweights.open(recording.root, workers=1)
     state = weights(2)
     recording.run("commit", lambda: repo.commit({"w": state}, branch="x"))
@@ -194,7 +194,9 @@ def test_one_handle(recording: Recording, tmp_path: Path) -> None:
     check_all(recording, tmp_path)
 
 
-def test_a_losing_move_that_was_reported_stays_away(recording: Recording, tmp_path: Path) -> None:
+def test_a_move_that_was_reported_as_lost_does_not_come_back(
+    recording: Recording, tmp_path: Path
+) -> None:
     recording.use("commit", lambda repo: repo.commit({"w": weights(1)}))
     recording.use("branch", lambda repo: repo.branch("other", "main"))
     with casweights.open(recording.root, workers=1) as late:
@@ -212,7 +214,7 @@ def test_a_losing_move_that_was_reported_stays_away(recording: Recording, tmp_pa
     check_all(recording, tmp_path)
 
 
-def test_folders_that_another_writer_made_and_has_not_synced(
+def test_put_syncs_folders_that_another_writer_left_unsynced(
     recording: Recording, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -228,7 +230,7 @@ def test_folders_that_another_writer_made_and_has_not_synced(
     assert {tree.get("store/a/name") for tree in states} == {b"x"}
 
 
-def test_the_model_loses_what_is_not_synced(tmp_path: Path) -> None:
+def test_the_model_of_a_disk_loses_unsynced_changes(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     disk = Disk(tmp_path / "disk", lambda: None)
     with disk.recording():

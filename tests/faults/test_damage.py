@@ -1,4 +1,4 @@
-"""Every flipped bit, cut and surplus byte of every object of a store is found and named."""
+"""Every flipped bit, missing byte and extra byte in any object of a store is found and named."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Version = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Sample:
-    """A small store with all that a store can hold, and its versions as they must come out."""
+    """A small store with objects of every kind, and the expected content of its versions."""
 
     objects: Objects
     versions: dict[SnapshotId, Version]
@@ -46,7 +46,7 @@ class Sample:
 
 
 def model(seed: int) -> Version:
-    """Files that are stored in each of the encodings."""
+    """Return files that are stored with each of the encodings."""
     numbers = np.random.default_rng(seed)
     weights = numbers.normal(0, 0.02, 2048).astype("<f4").tobytes()
     header = build_header([("weights", DTYPES["F32"], (2048,))], {"format": "pt"})
@@ -102,7 +102,7 @@ def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def damages(name: str, data: bytes) -> Iterator[bytes]:
-    """An object with one bit flipped, cut off anywhere, or with a byte more."""
+    """Yield damaged forms of an object: one bit flipped, truncated, or one byte longer."""
     chance = random.Random(name)
     for place in flipped_places(name, data, chance):
         damaged = bytearray(data)
@@ -116,7 +116,7 @@ def damages(name: str, data: bytes) -> Iterator[bytes]:
 
 
 def flipped_places(name: str, data: bytes, chance: random.Random) -> list[int]:
-    """All bytes; of a pack's frames, which are alike, some."""
+    """Return the offsets at which to flip a bit: all, but only a sample within a pack's frames."""
     if not name.startswith(names.PACKS):
         return list(range(len(data)))
     start, _ = index_span(data[-TRAILER_SIZE:], len(data), name)
@@ -146,7 +146,7 @@ def test_verify_names_every_damaged_object(sample: Sample, prefix: str) -> None:
 
 
 def frames_of(sample: Sample, version: SnapshotId, pack: str) -> list[Frame]:
-    """The frames of a pack that a version needs."""
+    """Return the frames of a pack that a version needs."""
     data = sample.objects[pack]
     start, stop = index_span(data[-TRAILER_SIZE:], len(data), pack)
     pack_id = PackId.from_hex(pack.removeprefix(names.PACKS))
@@ -157,7 +157,7 @@ def frames_of(sample: Sample, version: SnapshotId, pack: str) -> list[Frame]:
 
 
 def vital_damages(sample: Sample) -> Iterator[tuple[str, bytes]]:
-    """Damaged objects without which the latest version cannot be made from the older one."""
+    """Yield damaged objects that the latest version needs, even next to an older checkout."""
     chance = random.Random(1)
     for name in (names.snapshot_name(sample.latest), names.move_name(names.HEADS, "main", 2)):
         kinds = list(damages(name, sample.objects[name]))
@@ -198,15 +198,15 @@ def test_checkout_from_a_damaged_store_touches_nothing(sample: Sample, tmp_path:
 def try_checkout(store: MemoryStore, version: SnapshotId, folder: Path) -> IntegrityError | None:
     try:
         with casweights.open(store, workers=1) as repo:
-            # What lies there may be of the very version that is damaged, and so in none.
+            # Files in the folder may be of the damaged version, and so be in no readable one.
             repo.checkout(version, folder, delete=True, overwrite=True)
     except IntegrityError as error:
         return error
     return None
 
 
-def test_no_damage_gives_wrong_bytes(sample: Sample, tmp_path: Path) -> None:
-    """Where the damage does not matter, as in the index of a pack, what comes out is right."""
+def test_damage_never_leads_to_wrong_bytes(sample: Sample, tmp_path: Path) -> None:
+    """If the damage does no harm, as in the index of a pack, the bytes read are right."""
     survived = 0
     for name, data in sample.objects.items():
         kinds = list(damages(name, data))
@@ -220,7 +220,9 @@ def test_no_damage_gives_wrong_bytes(sample: Sample, tmp_path: Path) -> None:
     assert survived
 
 
-def test_other_versions_outlive_a_damaged_pack(sample: Sample, tmp_path: Path) -> None:
+def test_versions_that_do_not_need_a_damaged_pack_can_be_read(
+    sample: Sample, tmp_path: Path
+) -> None:
     for name in sample.objects:
         if not name.startswith(names.PACKS):
             continue
@@ -245,7 +247,7 @@ def test_missing_object_is_reported(sample: Sample) -> None:
 
 
 def test_commit_replaces_a_pack_that_cannot_be_read(sample: Sample, tmp_path: Path) -> None:
-    """The versions that need it come back, and what is left of the pack is not touched."""
+    """Versions that need it become readable again; the rest of the pack is not touched."""
     for version, files in sample.versions.items():
         write_files(tmp_path / str(version), files)
     for name, data in sample.objects.items():

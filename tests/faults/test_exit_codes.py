@@ -1,4 +1,4 @@
-"""What the command line says and returns when something is wrong."""
+"""Messages and exit statuses of the command line for faults of stores, models and disks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ runpy.run_module("casweights", run_name="__main__")
 
 
 def run(store: Path, *arguments: object, largest_file: int | None = None) -> tuple[int, str]:
-    """Exit status and output of a command; what it writes may be limited as on a full disk."""
+    """Run a command; return exit status and output.
+
+    Args:
+        store: The store.
+        arguments: The command and its arguments.
+        largest_file: Limit of the size of a file, which acts like a full disk.
+    """
     program = ["-m", "casweights"] if largest_file is None else ["-c", LIMITED, str(largest_file)]
     command = [sys.executable, *program, *map(str, arguments), "--store", str(store)]
     done = subprocess.run(
@@ -67,14 +73,14 @@ def damage(path: Path, place: int) -> None:
 KINDS = ["casweights.json", "packs/*", "snapshots/*", "refs/heads/main/*", "refs/tags/v1/*"]
 
 
-def test_sound_store(store: Path) -> None:
+def test_verify_of_a_sound_store_reports_no_problem(store: Path) -> None:
     status, text = run(store, "verify")
     assert (status, "no problems" in text) == (0, True)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", ["flip", "cut"])
-def test_verify_of_a_damaged_store(store: Path, kind: str, change: str) -> None:
+def test_verify_names_the_damaged_object(store: Path, kind: str, change: str) -> None:
     path = objects(store, kind)[-1]
     if change == "flip":
         damage(path, PREFIX_SIZE + 1)
@@ -91,7 +97,9 @@ def test_verify_of_a_damaged_store(store: Path, kind: str, change: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS[:4])
-def test_checkout_from_a_damaged_store(store: Path, tmp_path: Path, kind: str) -> None:
+def test_checkout_from_a_damaged_store_fails_and_writes_nothing(
+    store: Path, tmp_path: Path, kind: str
+) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "weights.bin").write_bytes(b"mine")
     for path in objects(store, kind):
@@ -105,7 +113,7 @@ def test_checkout_from_a_damaged_store(store: Path, tmp_path: Path, kind: str) -
     assert (tmp_path / "out" / "weights.bin").read_bytes() == b"mine"
 
 
-def test_store_of_a_newer_version(store: Path, tmp_path: Path) -> None:
+def test_newer_format_asks_for_an_upgrade(store: Path, tmp_path: Path) -> None:
     (path,) = objects(store, "refs/tags/v1/*")
     body = bytearray(path.read_bytes()[:-CHECKSUM_SIZE])
     body[5] += 1
@@ -116,7 +124,7 @@ def test_store_of_a_newer_version(store: Path, tmp_path: Path) -> None:
     assert path.name in text
 
 
-def test_malformed_model(store: Path, tmp_path: Path) -> None:
+def test_commit_names_a_malformed_model(store: Path, tmp_path: Path) -> None:
     bad = tmp_path / "model" / "bad.safetensors"
     bad.write_bytes(b"not safetensors")
     status, text = run(store, "commit", tmp_path / "model")
@@ -126,7 +134,7 @@ def test_malformed_model(store: Path, tmp_path: Path) -> None:
     assert len(objects(store, "snapshots/*")) == 2
 
 
-def test_full_disk(store: Path, tmp_path: Path) -> None:
+def test_commands_on_a_full_disk_fail_and_can_be_repeated(store: Path, tmp_path: Path) -> None:
     (tmp_path / "model" / "weights.bin").write_bytes(os.urandom(100_000))
     before = set(store.rglob("*"))
     status, text = run(store, "commit", tmp_path / "model", largest_file=50_000)

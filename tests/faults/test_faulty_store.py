@@ -1,4 +1,4 @@
-"""The store that fails on command: a store like any other, until it is told to fail."""
+"""`FaultyStore` fails at the chosen calls, and is an ordinary store otherwise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TestFaultyStoreWithoutFaults(StoreTests):
         return FaultyStore(MemoryStore())
 
 
-def test_fault_strikes_once_before_its_call() -> None:
+def test_fault_happens_once_and_before_its_call() -> None:
     store = FaultyStore(MemoryStore(), [Fault(method="put", call=2)])
     assert store.put("a", [b"1"])
     with pytest.raises(StoreError) as caught:
@@ -27,7 +27,7 @@ def test_fault_strikes_once_before_its_call() -> None:
     assert store.unused == []
 
 
-def test_fault_after_its_call_loses_the_answer_only() -> None:
+def test_fault_after_its_call_loses_only_the_result() -> None:
     store = FaultyStore(MemoryStore(), [Fault(method="put", call=1, after=True)])
     with pytest.raises(StoreError):
         store.put("a", [b"1"])
@@ -35,7 +35,7 @@ def test_fault_after_its_call_loses_the_answer_only() -> None:
 
 
 def test_fault_without_a_method_counts_all_calls() -> None:
-    """Each call of the caller's is one, whatever the inner store makes of it."""
+    """Each call of the caller counts once, also if the inner store makes several of it."""
     store = FaultyStore(MemoryStore(), [Fault(call=4), Fault(method="delete", call=9)])
     store.put("a", [b"1"])
     store.get("a")
@@ -47,7 +47,7 @@ def test_fault_without_a_method_counts_all_calls() -> None:
     assert store.unused == [Fault(method="delete", call=9)]
 
 
-def test_action_may_be_anything() -> None:
+def test_action_may_be_any_function() -> None:
     happened: list[str] = []
     store = FaultyStore(MemoryStore(), [Fault(call=1, action=lambda: happened.append("it"))])
     assert store.put("a", [b"1"])

@@ -1,4 +1,4 @@
-"""A disk that fills up: said so, nothing lost, and the command repeated completes."""
+"""A disk fills up: the error says so, nothing is lost, and repeating the command completes it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several packs in a commit of a few megabytes."""
+    """Make a commit of a few megabytes write several packs."""
     monkeypatch.setattr(casweights.database.writer, "PACK_TARGET", 2 * MiB)
 
 
@@ -49,14 +49,14 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Temporary folders of nobody: that of an open store goes with the store."""
+    """Return temporary folders that no open store owns."""
     gc.collect()
     return list(folder.rglob(f"{PREFIX}*"))
 
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file of this process may grow beyond `size` bytes (EFBIG)."""
+    """Limit the files that this process writes to `size` bytes; more is the error EFBIG."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -67,7 +67,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """A file system of its own; call it with mount options to make it, or to change it."""
+    """A function that mounts a small file system with the given options, or remounts it."""
     place = tmp_path / "disk"
     place.mkdir()
 
@@ -99,7 +99,7 @@ def commit_fails(store: Path, model: Path) -> None:
 
 
 def assert_intact(store: Path, scratch: Path, *versions: Path) -> None:
-    """The store has these versions, the newest first, each as it was committed."""
+    """Check that the store contains exactly these versions, newest first, as committed."""
     assert leftovers(store) == []
     with casweights.open(store) as repo:
         assert repo.verify().problems == ()
@@ -114,7 +114,7 @@ def assert_nothing_stored_twice(store: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 100, 5000, MiB])
-def test_commit_beyond_the_largest_file(tmp_path: Path, limit: int) -> None:
+def test_commit_that_exceeds_the_largest_file_can_be_repeated(tmp_path: Path, limit: int) -> None:
     store, first = tmp_path / "store", write_model(tmp_path / "first", 2)
     second = write_model(tmp_path / "second", 6)
     (second / "small.bin").write_bytes(b"small")
@@ -127,8 +127,8 @@ def test_commit_beyond_the_largest_file(tmp_path: Path, limit: int) -> None:
     assert_nothing_stored_twice(store)
 
 
-def test_commit_on_a_full_disk(tmp_path: Path, disk: Callable[[str], Path]) -> None:
-    """Packs that fit stay, and are used when there is space."""
+def test_commit_on_a_full_disk_can_be_repeated(tmp_path: Path, disk: Callable[[str], Path]) -> None:
+    """Packs that were written stay, and are used once there is space."""
     store, first = disk("size=7m") / "store", write_model(tmp_path / "first", 2)
     second = write_model(tmp_path / "second", 8)
     commit(store, first)
@@ -146,10 +146,10 @@ def test_commit_on_a_full_disk(tmp_path: Path, disk: Callable[[str], Path]) -> N
 
 
 @pytest.mark.parametrize("inodes", range(2, 13))
-def test_store_on_a_disk_without_inodes(
+def test_commit_on_a_disk_without_inodes_can_be_repeated(
     tmp_path: Path, disk: Callable[[str], Path], inodes: int
 ) -> None:
-    """Space for so many files and folders: it runs out at each step of `init` and `commit`."""
+    """The number of files and folders is limited, so that each step fails once."""
     store, model = disk(f"size=8m,nr_inodes={inodes}") / "store", write_model(tmp_path / "m", 1)
     with pytest.raises(StoreError) as caught:
         commit(store, model)
@@ -185,7 +185,9 @@ def assert_checkout_completes(store: Path, target: Path, model: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 100 * KiB])
 @pytest.mark.parametrize("older", [False, True])
-def test_checkout_beyond_the_largest_file(tmp_path: Path, limit: int, older: bool) -> None:
+def test_checkout_that_exceeds_the_largest_file_can_be_repeated(
+    tmp_path: Path, limit: int, older: bool
+) -> None:
     model, target = write_model(tmp_path / "model", 3), tmp_path / "target"
     (model / "empty").write_bytes(b"")
     commit(tmp_path / "store", model)
@@ -199,7 +201,7 @@ def test_checkout_beyond_the_largest_file(tmp_path: Path, limit: int, older: boo
 
 
 class Filler(Reporter):
-    """Fills a disk to the last byte once the checkout is under way."""
+    """Fills a disk to the last byte after a checkout has started."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -213,7 +215,9 @@ class Filler(Reporter):
                     return
 
 
-def test_checkout_onto_a_disk_that_fills_up(tmp_path: Path, disk: Callable[[str], Path]) -> None:
+def test_checkout_onto_a_disk_that_fills_up_can_be_repeated(
+    tmp_path: Path, disk: Callable[[str], Path]
+) -> None:
     model, place = write_model(tmp_path / "model", 12), disk("size=24m")
     commit(tmp_path / "store", model)
     write_model(place / "target", 1)
@@ -223,7 +227,7 @@ def test_checkout_onto_a_disk_that_fills_up(tmp_path: Path, disk: Callable[[str]
     assert_checkout_completes(tmp_path / "store", place / "target", model)
 
 
-def test_checkout_onto_a_disk_that_is_too_small(
+def test_checkout_onto_a_disk_that_is_too_small_writes_nothing(
     tmp_path: Path, disk: Callable[[str], Path]
 ) -> None:
     model, place = write_model(tmp_path / "model", 4), disk("size=3m")
@@ -235,10 +239,10 @@ def test_checkout_onto_a_disk_that_is_too_small(
 
 
 @pytest.mark.parametrize("inodes", range(2, 9))
-def test_checkout_onto_a_disk_without_inodes(
+def test_checkout_onto_a_disk_without_inodes_leaves_whole_files(
     tmp_path: Path, disk: Callable[[str], Path], inodes: int
 ) -> None:
-    """Each file is whole or absent, wherever it stops."""
+    """Each file is whole or missing, at whichever step the checkout stops."""
     model, place = write_model(tmp_path / "model", 3), disk(f"size=8m,nr_inodes={inodes}")
     (model / "empty").write_bytes(b"")
     (model / "other").mkdir()
@@ -258,8 +262,8 @@ def count_puts(model: Path) -> int:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_every_put_of_a_commit_fails_once(tmp_path: Path, after: bool) -> None:
-    """Not written, or written and the answer lost: the command repeated completes."""
+def test_a_commit_can_be_repeated_after_any_put_fails(tmp_path: Path, after: bool) -> None:
+    """The put fails before it writes, or only its result is lost."""
     first, second = write_model(tmp_path / "first", 1), write_model(tmp_path / "second", 8)
     puts = count_puts(second)
     assert puts >= 6
@@ -269,7 +273,7 @@ def test_every_put_of_a_commit_fails_once(tmp_path: Path, after: bool) -> None:
             old = repo.commit(first).id
         store = FaultyStore(LocalStore(root), [Fault(method="put", call=number, after=after)])
         with casweights.open(store) as repo:
-            landed = after and number == puts  # which is found out, so it is no error
+            landed = after and number == puts  # the commit checks its move and sees that it counts
             with nullcontext() if landed else pytest.raises(StoreError) as caught:
                 repo.commit(second)
             assert caught is None or caught.value.code is ErrorCode.NO_SPACE
@@ -286,7 +290,7 @@ def test_every_put_of_a_commit_fails_once(tmp_path: Path, after: bool) -> None:
 
 
 @pytest.mark.parametrize("method", ["get", "readinto", "list", "size"])
-def test_every_read_of_a_commit_and_a_checkout_fails_once(tmp_path: Path, method: str) -> None:
+def test_commit_and_checkout_report_any_read_that_fails(tmp_path: Path, method: str) -> None:
     model = write_model(tmp_path / "model", 2)
     root = tmp_path / "store"
     with casweights.open(root, create=True) as repo:
@@ -303,6 +307,6 @@ def test_every_read_of_a_commit_and_a_checkout_fails_once(tmp_path: Path, method
             continue
         if store.unused:
             break
-        assert method == "list", "the error was swallowed"  # one that follows a move is harmless
+        assert method == "list", "the error was swallowed"  # a listing after a move is optional
     assert 1 < number < 100
     assert read_files(tmp_path / "out") == read_files(model)

@@ -1,4 +1,4 @@
-"""Parsers of what a store or a model file holds: any bytes give a value or a named error."""
+"""Parsers of objects and model files turn any bytes into a value or a named error."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ packable = st.recursive(
 
 
 def edited(honest: bytes) -> st.SearchStrategy[bytes]:
-    """Something like `honest`: some bytes replaced, inserted or removed."""
+    """Variants of `honest` with some bytes replaced, inserted or removed."""
     edits = st.tuples(st.integers(0, len(honest)), st.integers(0, 9), st.binary(max_size=9))
 
     def apply(changes: list[tuple[int, int, bytes]]) -> bytes:
@@ -66,7 +66,7 @@ def edited(honest: bytes) -> st.SearchStrategy[bytes]:
 
 
 def with_some(honest: dict[str, Any], values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """A map like `honest`, with some of its fields replaced, removed or added."""
+    """Variants of the map `honest` with some fields replaced, removed or added."""
     keys = st.sampled_from([*honest, "more"])
     return st.tuples(st.dictionaries(keys, values, max_size=3), st.sets(keys, max_size=1)).map(
         lambda change: {k: v for k, v in {**honest, **change[0]}.items() if k not in change[1]}
@@ -121,8 +121,8 @@ def parse_index(index: bytes) -> list[Frame]:
     return parse_pack_index(prefix(ObjectKind.PACK), index, 8 + len(CHUNK), pack, NAME)
 
 
-def test_the_honest_values_are_accepted() -> None:
-    """What the tests below start from is refused for nothing but their edits."""
+def test_unedited_values_are_accepted() -> None:
+    """Thus the tests below are refused only because of their edits."""
     snapshot, _, table = decode_snapshot(HONEST_SNAPSHOT, HONEST_ID, NAME)
     pack = PackId(bytes(32))
     assert table == PackTable([pack], {CHUNK_ID: pack})
@@ -139,53 +139,55 @@ def test_the_honest_values_are_accepted() -> None:
 
 
 @given(st.binary() | edited(HONEST_SNAPSHOT))
-def test_snapshot_object(data: bytes) -> None:
+def test_edited_snapshot_gives_a_value_or_a_named_error(data: bytes) -> None:
     parse(decode_snapshot, data, HONEST_ID, NAME)
 
 
 @given(edited(unseal(ObjectKind.SNAPSHOT, HONEST_SNAPSHOT, NAME)))
-def test_snapshot_object_under_a_right_checksum(payload: bytes) -> None:
+def test_edited_snapshot_with_a_valid_checksum_gives_a_value_or_a_named_error(
+    payload: bytes,
+) -> None:
     parse(decode_snapshot, seal(ObjectKind.SNAPSHOT, payload), HONEST_ID, NAME)
 
 
 @given(st.binary() | edited(msgpack.packb(TABLE)) | with_some(TABLE, packable).map(msgpack.packb))
-def test_pack_table(table: bytes) -> None:
+def test_edited_pack_table_gives_a_value_or_a_named_error(table: bytes) -> None:
     parse(decode_snapshot, snapshot_object(HONEST_MANIFEST, table), HONEST_ID, NAME)
 
 
 @given(packable.map(msgpack.packb) | with_some(MANIFEST, packable).map(msgpack.packb))
 @example(msgpack.packb({**MANIFEST, "files": [["a", 0, None, b""], ["A", 0, None, b""]]}))
-def test_manifest_of_other_values(encoded: bytes) -> None:
+def test_manifest_with_other_values_gives_a_value_or_a_named_error(encoded: bytes) -> None:
     parse(decode_manifest, encoded)
 
 
 @given(st.binary() | edited(HONEST_MANIFEST))
-def test_manifest_of_other_bytes(encoded: bytes) -> None:
+def test_manifest_with_other_bytes_gives_a_value_or_a_named_error(encoded: bytes) -> None:
     parse(decode_manifest, encoded)
 
 
 @given(st.lists(st.lists(packable, min_size=3, max_size=5) | packable, max_size=3))
-def test_file_rows(rows: list[Any]) -> None:
+def test_file_rows_give_a_value_or_a_named_error(rows: list[Any]) -> None:
     parse(decode_manifest, msgpack.packb({**MANIFEST, "files": rows}))
 
 
 @given(packable.map(msgpack.packb) | with_some(INDEX, packable).map(msgpack.packb))
-def test_pack_index_of_other_values(index: bytes) -> None:
+def test_pack_index_with_other_values_gives_a_value_or_a_named_error(index: bytes) -> None:
     parse(parse_index, index)
 
 
 @given(st.binary() | edited(msgpack.packb(INDEX)))
-def test_pack_index_of_other_bytes(index: bytes) -> None:
+def test_pack_index_with_other_bytes_gives_a_value_or_a_named_error(index: bytes) -> None:
     parse(parse_index, index)
 
 
 @given(st.binary(max_size=20), st.integers(0, 2**40))
-def test_pack_trailer(trailer: bytes, size: int) -> None:
+def test_pack_trailer_gives_a_value_or_a_named_error(trailer: bytes, size: int) -> None:
     parse(index_span, trailer, size, NAME)
 
 
 @given(st.binary() | edited(seal(ObjectKind.REF, b"payload")), st.sampled_from(ObjectKind))
-def test_sealed_object(data: bytes, kind: ObjectKind) -> None:
+def test_sealed_object_gives_a_value_or_a_named_error(data: bytes, kind: ObjectKind) -> None:
     parse(unseal, kind, data, NAME)
 
 
@@ -197,7 +199,7 @@ HONEST_STORE_FILE = encode_store_file(StoreConfig(), "0" * 32)
 @example(b"[" * 100_000)
 @example(b'{"checksum": NaN}')
 @example(b"1" * 5000)
-def test_store_file(data: bytes) -> None:
+def test_store_file_gives_a_value_or_a_named_error(data: bytes) -> None:
     parse(decode_store_file, data)
 
 
@@ -205,7 +207,9 @@ STORE_FIELDS = {"format": 1, "store_id": "0" * 32, "digest": "blake3", "chunk_si
 
 
 @given(with_some(STORE_FIELDS, json_values))
-def test_store_file_under_a_right_checksum(fields: dict[str, Any]) -> None:
+def test_store_file_with_a_valid_checksum_gives_a_value_or_a_named_error(
+    fields: dict[str, Any],
+) -> None:
     fields.pop("checksum", None)
     total = checksum(json.dumps(fields, indent=2).encode()).hex()
     parse(decode_store_file, json.dumps({**fields, "checksum": total}, indent=2).encode())
@@ -215,14 +219,14 @@ HONEST_HEADER = build_header([("t", DTYPES["F32"], (2, 3)), ("u", DTYPES["U8"], 
 
 
 def parse_file(header: bytes, data_size: int) -> None:
-    """Both steps of reading a header, as they follow each other."""
+    """Parse a header in the two steps in which readers do."""
     total = len(header) + data_size
     size = header_size(header[:8], total)
     parse_header(header[:size], total - size)
 
 
 @given(st.binary() | edited(HONEST_HEADER), st.integers(0, 100))
-def test_safetensors_header(header: bytes, data_size: int) -> None:
+def test_safetensors_header_gives_a_value_or_a_named_error(header: bytes, data_size: int) -> None:
     with suppress(InvalidInputError):
         parse_file(header, data_size)
 
@@ -237,14 +241,16 @@ TENSOR = {"dtype": "U8", "shape": [2, 3], "data_offsets": [0, 6]}
         max_size=4,
     )
 )
-def test_safetensors_header_of_other_values(table: dict[str, Any]) -> None:
+def test_safetensors_header_with_other_values_gives_a_value_or_a_named_error(
+    table: dict[str, Any],
+) -> None:
     text = json.dumps(table).encode()
     with suppress(InvalidInputError):
         parse_file(len(text).to_bytes(8, "little") + text, 6)
 
 
 @given(st.lists(st.text(st.characters(), max_size=9), max_size=4))
-def test_paths(paths: list[str]) -> None:
+def test_paths_give_a_value_or_a_named_error(paths: list[str]) -> None:
     with suppress(InvalidInputError):
         check_paths(paths)
 
@@ -253,8 +259,8 @@ sizes = st.sampled_from([0, 1, 2, 7, 8, 1000, len(CHUNK), 65536])
 
 
 @given(st.binary() | edited(zstandard.compress(CHUNK)), sizes)
-def test_zstd(data: bytes, size: int) -> None:
-    """An error leaves nothing behind: the next frame is decoded as ever."""
+def test_zstd_gives_a_value_or_a_named_error(data: bytes, size: int) -> None:
+    """An error does not disturb the decoder: the next frame is decoded as usual."""
     with suppress(ValueError):
         decompress_into(data, memoryview(bytearray(size)))
     out = bytearray(len(CHUNK))
@@ -271,12 +277,14 @@ def test_zstd(data: bytes, size: int) -> None:
 )
 @example(b"\x08", 8)
 @example(b"\x01\0\0\0\0", 0)
-def test_planes(payload: bytes, size: int) -> None:
+def test_planes_give_a_value_or_a_named_error(payload: bytes, size: int) -> None:
     with suppress(ValueError):
         decode_planes(payload, memoryview(bytearray(size)))
 
 
 @given(st.integers(0, 255), st.binary(), sizes)
-def test_any_encoding(encoding: int, payload: bytes, size: int) -> None:
+def test_any_encoding_gives_a_value_or_a_named_error(
+    encoding: int, payload: bytes, size: int
+) -> None:
     with suppress(ValueError):
         decode(encoding, payload, memoryview(bytearray(size)))

@@ -1,4 +1,4 @@
-"""Forged differences: chains that lead nowhere, in circles or too far; bases that do not fit."""
+"""Forged differences: chains that end nowhere, run in circles or are too long; wrong bases."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def store() -> MemoryStore:
 
 
 def forge(store: MemoryStore, links: list[Link], wanted: bytes = B) -> tuple[SnapshotId, str]:
-    """One pack of these frames, and a version of a file of one chunk."""
+    """Add a pack of these frames, and a version of one file with one chunk; return ID and pack."""
     pack = add_pack(store, links)
     return add_version(store, wanted, [pack]), pack_name(pack)
 
@@ -73,8 +73,8 @@ def read(repo: Repository, version: SnapshotId) -> bytes:
 
 
 @refused
-def test_what_is_refused(store: MemoryStore, tmp_path: Path, links: list[Link]) -> None:
-    """By an error that names the pack, before memory is taken for what frames claim."""
+def test_forged_chains_are_refused(store: MemoryStore, tmp_path: Path, links: list[Link]) -> None:
+    """The error names the pack, and no memory is allocated for the sizes that frames claim."""
     version, pack = forge(store, links)
     tracemalloc.start()
     try:
@@ -95,7 +95,7 @@ def test_what_is_refused(store: MemoryStore, tmp_path: Path, links: list[Link]) 
 
 
 @refused
-def test_what_is_refused_is_stored_anew(store: MemoryStore, links: list[Link]) -> None:
+def test_commit_stores_a_refused_chunk_again(store: MemoryStore, links: list[Link]) -> None:
     version, _ = forge(store, links)
     with casweights.open(store) as repo:
         with pytest.raises(IntegrityError):
@@ -107,8 +107,8 @@ def test_what_is_refused_is_stored_anew(store: MemoryStore, links: list[Link]) -
 
 
 @pytest.mark.parametrize("links", READ.values(), ids=READ)
-def test_what_is_read(store: MemoryStore, links: list[Link]) -> None:
-    """Frames that lead nowhere are passed over where another one does not."""
+def test_a_valid_chain_is_found_among_forged_ones(store: MemoryStore, links: list[Link]) -> None:
+    """Frames without a valid chain are skipped if the chunk has another frame."""
     version, _ = forge(store, links)
     with casweights.open(store) as repo:
         assert read(repo, version) == B
@@ -117,7 +117,7 @@ def test_what_is_read(store: MemoryStore, links: list[Link]) -> None:
         assert read(repo, version) == B
 
 
-def test_the_same_forgeries_are_read_if_they_are_honest(store: MemoryStore) -> None:
+def test_frames_built_like_the_forged_ones_are_read_if_valid(store: MemoryStore) -> None:
     version, _ = forge(store, sparse(SPARSE))
     with casweights.open(store) as repo:
         assert read(repo, version) == B
@@ -125,8 +125,8 @@ def test_the_same_forgeries_are_read_if_they_are_honest(store: MemoryStore) -> N
 
 
 @pytest.mark.parametrize("links", [MAX_LINKS - 1, MAX_LINKS, MAX_LINKS + 50])
-def test_a_chain_that_is_too_long(store: MemoryStore, links: int) -> None:
-    """As long as the format allows it is read, by a reader that does not recurse."""
+def test_a_chain_is_read_up_to_the_maximum_length(store: MemoryStore, links: int) -> None:
+    """The reader must not recurse, and must refuse chains beyond the maximum of the format."""
     wanted = chunk(links)
     version, _ = forge(store, chain(links), wanted)
     with casweights.open(store) as repo:
@@ -139,15 +139,17 @@ def test_a_chain_that_is_too_long(store: MemoryStore, links: int) -> None:
             assert caught.value.code is ErrorCode.MISSING_CHUNK
 
 
-def test_a_short_chain_is_found_beside_one_that_is_too_long(store: MemoryStore) -> None:
+def test_a_short_chain_is_found_if_another_is_too_long(store: MemoryStore) -> None:
     wanted = chunk(MAX_LINKS)
     version, _ = forge(store, [*chain(MAX_LINKS), whole(wanted)], wanted)
     with casweights.open(store) as repo:
         assert read(repo, version) == wanted
 
 
-def test_a_pack_in_the_middle_is_gone(store: MemoryStore) -> None:
-    """The error says what was asked for, and what of it is not there."""
+def test_the_error_for_a_missing_pack_names_the_chunk_and_its_missing_base(
+    store: MemoryStore,
+) -> None:
+    """The pack is in the middle of the chain."""
     packs = [add_pack(store, [link]) for link in (difference(C, B), difference(B, A), whole(A))]
     version = add_version(store, C, packs)
     store.delete(pack_name(packs[1]))
@@ -159,7 +161,9 @@ def test_a_pack_in_the_middle_is_gone(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize("part", ["frame", "index"])
-def test_a_pack_in_the_middle_is_damaged(store: MemoryStore, part: str) -> None:
+def test_the_error_for_a_damaged_pack_in_the_middle_names_the_pack(
+    store: MemoryStore, part: str
+) -> None:
     packs = [add_pack(store, [link]) for link in (difference(C, B), difference(B, A), whole(A))]
     version, name = add_version(store, C, packs), pack_name(packs[1])
     flip_bit(store, name, 8 + 1 if part == "frame" else -20)
@@ -172,7 +176,7 @@ def test_a_pack_in_the_middle_is_damaged(store: MemoryStore, part: str) -> None:
     assert len(problems) == 3
 
 
-def test_bases_in_packs_that_the_table_does_not_name(store: MemoryStore) -> None:
+def test_bases_are_found_in_packs_that_the_table_does_not_name(store: MemoryStore) -> None:
     packs = [add_pack(store, [link]) for link in (difference(C, B), difference(B, A), whole(A))]
     version = add_version(store, C, packs[:1])
     with casweights.open(store) as repo:
@@ -185,7 +189,7 @@ def test_a_chain_is_found_in_a_pack_that_the_table_omits(store: MemoryStore, by:
     first = add_pack(store, [whole(A), difference(B, A), difference(C, B)])
     version = add_version(store, C, [first])
     add_pack(store, [whole(B), difference(C, A), difference(A, B)])
-    add_pack(store, [Link(C, 4, SPARSE, B)])  # a wrong one
+    add_pack(store, [Link(C, 4, SPARSE, B)])  # a forged frame
     if by == "damage":
         flip_bit(store, pack_name(first), 8 + len(A) + 1)
     elif by == "deletion":
@@ -194,8 +198,8 @@ def test_a_chain_is_found_in_a_pack_that_the_table_omits(store: MemoryStore, by:
         assert read(repo, version) == C
 
 
-def test_no_circle_is_too_large(store: MemoryStore) -> None:
-    """Neither the stack nor the time is used up."""
+def test_a_large_circle_is_refused(store: MemoryStore) -> None:
+    """The search must neither recurse too deeply nor take too long."""
     count = 20_000
     links = [Link(chunk(n), 4, SPARSE, chunk((n + 1) % count)) for n in range(count)]
     version, _ = forge(store, links, chunk(7))
@@ -205,8 +209,8 @@ def test_no_circle_is_too_large(store: MemoryStore) -> None:
         assert len(repo.verify().problems) == count + 1
 
 
-def test_frames_all_from_one_another(store: MemoryStore) -> None:
-    """Every chunk is a difference from every other one; only one is also there whole."""
+def test_a_chunk_is_found_where_all_frames_are_bases_of_each_other(store: MemoryStore) -> None:
+    """Every chunk is stored as a difference from every other one, and one of them whole, too."""
     chunks = [chunk(n) for n in range(60)]
     links = [difference(one, other) for one in chunks for other in chunks if one != other]
     version, _ = forge(store, [*links, whole(chunks[-1])], chunks[0])
@@ -215,7 +219,7 @@ def test_frames_all_from_one_another(store: MemoryStore) -> None:
         assert [info.name for info in store.list(PACKS)]
 
 
-def test_a_base_of_another_size_is_not_to_blame(store: MemoryStore) -> None:
+def test_a_base_of_a_wrong_size_stays_readable(store: MemoryStore) -> None:
     version, pack = forge(store, REFUSED["longer base"])
     honest = add_version(store, chunk(4, len(A) + 100), [add_pack(store, REFUSED["longer base"])])
     with casweights.open(store) as repo:
@@ -224,7 +228,7 @@ def test_a_base_of_another_size_is_not_to_blame(store: MemoryStore) -> None:
         assert read(repo, honest) == chunk(4, len(A) + 100)
 
 
-def test_damage_in_the_middle_is_told_with_the_chunk_asked_for(store: MemoryStore) -> None:
+def test_the_error_for_a_damaged_base_names_the_requested_chunk(store: MemoryStore) -> None:
     version, pack = forge(store, [whole(A), difference(B, A), difference(C, B)], C)
     flip_bit(store, pack, 8 + len(A) + 1)
     with casweights.open(store) as repo:
@@ -233,13 +237,13 @@ def test_damage_in_the_middle_is_told_with_the_chunk_asked_for(store: MemoryStor
         assert str(chunk_id(B)) in str(caught.value)
 
 
-def test_verify_finds_chains_that_no_reader_follows(store: MemoryStore) -> None:
+def test_verify_reports_chains_that_are_too_long(store: MemoryStore) -> None:
     forge(store, chain(MAX_LINKS), chunk(MAX_LINKS))
     with casweights.open(store) as repo:
         assert repo.verify().problems
 
 
-def test_an_error_says_that_a_chain_is_too_long(store: MemoryStore) -> None:
+def test_the_error_for_a_chain_that_is_too_long_names_the_maximum(store: MemoryStore) -> None:
     version, _ = forge(store, chain(MAX_LINKS), chunk(MAX_LINKS))
     with casweights.open(store) as repo, pytest.raises(IntegrityError) as caught:
         read(repo, version)
@@ -247,10 +251,10 @@ def test_an_error_says_that_a_chain_is_too_long(store: MemoryStore) -> None:
     assert str(MAX_LINKS) in str(caught.value)
 
 
-def test_a_chunk_with_many_bad_frames_is_given_up_and_can_be_stored_anew(
+def test_the_search_among_many_bad_frames_ends_and_the_chunk_can_be_stored_again(
     store: MemoryStore,
 ) -> None:
-    """Rather than try one after the other, each with a search through all that are left."""
+    """The reader must not try all frames, each with a search through all that are left."""
     bad = [Link(B, Encoding.ZSTD, b"bad" + bytes([n // 256, n % 256])) for n in range(500)]
     version, pack = forge(store, bad)
     counting = CountingStore(store)
@@ -289,7 +293,7 @@ VERBS: dict[str, Callable[[Repository, Repository, Path], object]] = {
 def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
     store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """Rather than once for each of them: the chain to a chunk begins where that to another ends."""
+    """The chain of one chunk continues that of another, so no part is followed twice."""
     length, steps = 600, Counter[str]()
     back, frames = chains.Chain.back, frame_table.FrameTable.all_frames
 
@@ -317,7 +321,7 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
 
 
 def add_version_of(store: MemoryStore, raws: list[bytes], pack: PackId) -> SnapshotId:
-    """A version with a file for each of these chunks."""
+    """Add a version with one file for each of these chunks."""
     entries = [
         FileEntry(f"{n:04}", len(raw), None, None, (chunk_id(raw),)) for n, raw in enumerate(raws)
     ]

@@ -1,4 +1,4 @@
-"""The tool that measures what hostile stores cost, without measuring."""
+"""Tests of the tool that measures the costs of hostile stores, without real measurements."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def costs() -> ModuleType:
         ((0.0, 0, ""), (0.0, 0, "ended by SIGXCPU"), "ended by SIGXCPU"),
     ],
 )
-def test_what_grows_too_fast_is_found(
+def test_a_cost_that_grows_too_fast_is_reported(
     costs: Any, small: tuple[float, int, str], large: tuple[float, int, str], finds: str
 ) -> None:
     found = costs.excess(costs.Cost(*small), costs.Cost(*large))
@@ -45,7 +45,7 @@ def test_what_grows_too_fast_is_found(
     ("seconds", "measured", "finds"),
     [((0.1, 0.4), 1, False), ((0.3, 1.2), 2, False), ((0.3, 4.8), 6, True)],
 )
-def test_the_small_size_is_measured_only_if_the_large_one_takes_much(
+def test_the_small_size_is_measured_only_if_the_large_one_is_slow(
     costs: Any,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -66,7 +66,7 @@ def test_the_small_size_is_measured_only_if_the_large_one_takes_much(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_it_runs() -> None:
+def test_the_tool_starts() -> None:
     options = ["--family", "strays", "--verb", "open"]
     command = [sys.executable, "-m", "tools.soak.hostile.costs", *options]
     done = subprocess.run(

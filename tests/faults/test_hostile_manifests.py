@@ -1,4 +1,4 @@
-"""Forged manifests under IDs that are right for them: refused by name, nothing written."""
+"""Forged manifests with matching IDs are refused by errors that name them; nothing is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LARGE_CHUNKS = StoreConfig(chunk_size=64 * MiB)
 
 
 class Forger:
-    """A store with one honest version of three files, and the means to add dishonest ones."""
+    """A store with one valid version of three files, and methods that add forged ones."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -49,7 +49,7 @@ class Forger:
         self.table = msgpack.unpackb(zstandard.decompress(body[split:]), strict_map_key=False)
 
     def add(self, manifest: Any = None, table: Any = None) -> SnapshotId:
-        """Store any values as manifest and pack table; bytes are taken as encoded already."""
+        """Store any values as manifest and pack table; bytes count as already encoded."""
         encoded = [
             value if isinstance(value, bytes) else msgpack.packb(value)
             for value in (manifest or self.manifest, table or self.table)
@@ -66,14 +66,14 @@ class Forger:
         return snapshot_id
 
     def renamed(self, *paths: Any) -> dict[str, Any]:
-        """The honest manifest with other names for its files, in the right order."""
+        """Return the valid manifest with other paths for its files, in the right order."""
         rows = self.manifest["files"]
         names = sorted((*paths, "y", "z")[: len(rows)], key=str)
         files = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
         return {**self.manifest, "files": files}
 
     def resized(self, size: Any, ids: Any, header: Any = None) -> dict[str, Any]:
-        """The honest manifest with another first file."""
+        """Return the valid manifest with another first file."""
         files = [["a", size, header, ids], *self.manifest["files"][1:]]
         return {**self.manifest, "files": files}
 
@@ -121,7 +121,7 @@ MANIFEST = "the manifest of snapshot"
 
 
 def assert_refused(forger: Forger, forged: SnapshotId, because: str = MANIFEST) -> None:
-    """No verb reads the version; none leaves a trace below the folder around store and target."""
+    """Check that no verb reads the version or changes any file around store and target."""
     (forger.root / "target").mkdir()
     (forger.root / "target" / "a").write_bytes(b"mine")
     before = everything_below(forger.root)
@@ -178,11 +178,11 @@ HOSTILE_PATHS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("paths", HOSTILE_PATHS.values(), ids=HOSTILE_PATHS)
-def test_hostile_path(forger: Forger, paths: list[Any]) -> None:
+def test_hostile_path_is_refused(forger: Forger, paths: list[Any]) -> None:
     assert_refused(forger, forger.add(forger.renamed(*paths)))
 
 
-def test_undecodable_path(forger: Forger) -> None:
+def test_path_that_is_not_unicode_is_refused(forger: Forger) -> None:
     encoded = msgpack.packb(forger.renamed("@@@")).replace(b"@@@", b"\xed\xa0\x80")
     assert_refused(forger, forger.add(encoded))
 
@@ -215,12 +215,12 @@ ABSURD_FILES: dict[str, tuple[Any, Any, Any]] = {
     "more dimensions than bytes": (HUGE, bytes(32), header([HUGE] * 100_000, HUGE)),
     "a header longer than the file": (3, b"", header([], 1)),
     "a header as text": (100, bytes(32), "x" * 60),
-    "a header that is none": (100, bytes(32), b"\0" * 60),
+    "a header of zeros": (100, bytes(32), b"\0" * 60),
 }
 
 
 @pytest.mark.parametrize("claim", ABSURD_FILES.values(), ids=ABSURD_FILES)
-def test_absurd_file(forger: Forger, claim: tuple[Any, Any, Any]) -> None:
+def test_absurd_file_is_refused(forger: Forger, claim: tuple[Any, Any, Any]) -> None:
     assert_refused(forger, forger.add(forger.resized(*claim)))
 
 
@@ -260,12 +260,12 @@ ABSURD_FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("fields", ABSURD_FIELDS.values(), ids=ABSURD_FIELDS)
-def test_absurd_field(forger: Forger, fields: dict[str, Any]) -> None:
+def test_absurd_field_is_refused(forger: Forger, fields: dict[str, Any]) -> None:
     assert_refused(forger, forger.add({**forger.manifest, **fields}))
 
 
-def test_another_manifest_under_an_honest_id(forger: Forger) -> None:
-    """Whoever owns the store cannot give other weights to a reader who has an ID."""
+def test_another_manifest_under_the_id_of_a_version_is_refused(forger: Forger) -> None:
+    """Even the owner of a store cannot pass other weights to a reader that knows the ID."""
     forged = forger.objects.get(snapshot_name(forger.add({**forger.manifest, "message": "forged"})))
     for info in forger.objects.list("snapshots/"):
         forger.objects.delete(info.name)
@@ -278,7 +278,7 @@ def test_another_manifest_under_an_honest_id(forger: Forger) -> None:
     assert not (forger.root / "out").exists()
 
 
-def test_manifest_for_another_store(forger: Forger) -> None:
+def test_manifest_for_another_store_is_refused(forger: Forger) -> None:
     forged = forger.add({**forger.manifest, "chunk_size": 1 * MiB})
     assert_refused(forger, forged, "does not belong here")
 
@@ -298,7 +298,7 @@ NO_MANIFESTS = {
 
 
 @pytest.mark.parametrize("encoded", NO_MANIFESTS.values(), ids=NO_MANIFESTS)
-def test_what_is_no_manifest(forger: Forger, encoded: bytes) -> None:
+def test_bytes_that_are_not_a_manifest_are_refused(forger: Forger, encoded: bytes) -> None:
     assert_refused(forger, forger.add(encoded))
 
 
@@ -323,13 +323,13 @@ ABSURD_TABLES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("columns", ABSURD_TABLES.values(), ids=ABSURD_TABLES)
-def test_absurd_pack_table(forger: Forger, columns: dict[str, Any]) -> None:
+def test_absurd_pack_table_is_refused(forger: Forger, columns: dict[str, Any]) -> None:
     forged = forger.add({**forger.manifest, "message": "forged"}, table={**forger.table, **columns})
     assert_refused(forger, forged, "its pack table is not valid")
 
 
 @pytest.mark.parametrize("key", ["packs", "pack"])
-def test_pack_table_without_a_column(forger: Forger, key: str) -> None:
+def test_pack_table_without_a_column_is_refused(forger: Forger, key: str) -> None:
     table = {other: column for other, column in forger.table.items() if other != key}
     forged = forger.add({**forger.manifest, "message": "forged"}, table=table)
     assert_refused(forger, forged, "its pack table is not valid")
@@ -338,13 +338,13 @@ def test_pack_table_without_a_column(forger: Forger, key: str) -> None:
 MISLEADING_TABLES: dict[str, dict[str, Any]] = {
     "packs that are not there": {"packs": bytes(range(256)) * 4, "pack": [0, 7, 31]},
     "the same pack over and over": {"packs": bytes(32) * 1000, "pack": [999] * 3},
-    "a column more": {"offset": [2**63] * 3},
+    "an extra column": {"offset": [2**63] * 3},
 }
 
 
 @pytest.mark.parametrize("columns", MISLEADING_TABLES.values(), ids=MISLEADING_TABLES)
-def test_misleading_pack_table(forger: Forger, columns: dict[str, Any]) -> None:
-    """It is a hint: what it says does not matter as long as it says it in the right form."""
+def test_misleading_pack_table_does_no_harm(forger: Forger, columns: dict[str, Any]) -> None:
+    """The table is only a hint: its content does not matter as long as its form is right."""
     forged = forger.add({**forger.manifest, "message": "forged"}, table={**forger.table, **columns})
     with casweights.open(forger.root / "store") as store, bounded_memory(16 * MiB):
         store.checkout(forged, forger.root / "out")
@@ -353,7 +353,9 @@ def test_misleading_pack_table(forger: Forger, columns: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("raw", [2**32 - 1, 300 << 20, 256 << 20, 0, 1])
 @pytest.mark.parametrize("part", [0, 2])
-def test_sizes_that_the_content_does_not_have(forger: Forger, raw: int, part: int) -> None:
+def test_sizes_that_do_not_match_the_content_are_refused(
+    forger: Forger, raw: int, part: int
+) -> None:
     encoded = [msgpack.packb({**forger.manifest, "message": "forged"}), msgpack.packb(forger.table)]
     packed = [zstandard.compress(value) for value in encoded]
     sizes = [len(value) for pair in zip(encoded, packed, strict=True) for value in pair]
@@ -366,8 +368,8 @@ def test_sizes_that_the_content_does_not_have(forger: Forger, raw: int, part: in
 
 
 @pytest.mark.parametrize("declared", [False, True])
-def test_bomb_in_place_of_a_manifest(forger: Forger, declared: bool) -> None:
-    """1 GiB of zeros in 32 KiB, with no size or with that of an honest manifest."""
+def test_compression_bomb_in_place_of_a_manifest_is_refused(forger: Forger, declared: bool) -> None:
+    """32 KiB decode to 1 GiB of zeros; they declare no size, or that of a valid manifest."""
     encoded = msgpack.packb({**forger.manifest, "message": "forged"})
     table = zstandard.compress(msgpack.packb(forger.table))
     compressor = zstandard.ZstdCompressor().compressobj()
@@ -380,7 +382,7 @@ def test_bomb_in_place_of_a_manifest(forger: Forger, declared: bool) -> None:
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_bomb_that_says_what_it_holds(forger: Forger, part: int) -> None:
+def test_compression_bomb_that_declares_its_size_is_refused(forger: Forger, part: int) -> None:
     parts = [msgpack.packb({**forger.manifest, "message": "forged"}), msgpack.packb(forger.table)]
     manifest = parts[0]
     parts[part] = bytes(300 * MiB)
@@ -392,7 +394,7 @@ def test_bomb_that_says_what_it_holds(forger: Forger, part: int) -> None:
 
 
 def test_version_larger_than_the_disk_is_refused_before_it_is_written(forger: Forger) -> None:
-    """Its list of chunks is real: one of 64 MiB, over and over."""
+    """All of its chunks exist: it repeats one chunk of 64 MiB."""
     count = shutil.disk_usage(forger.root).free // (64 * MiB) + 1
     ids = forger.manifest["files"][0][3] * count
     forged = forger.add(forger.resized(count * 64 * MiB, ids))

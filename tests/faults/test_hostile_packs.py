@@ -1,4 +1,4 @@
-"""Forged packs with IDs and checksums that are right for them: named, and nothing large is made."""
+"""Forged packs with matching IDs and checksums are named, and no large memory is allocated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CONFIG = StoreConfig(chunk_size=64 * KiB)
 
 @pytest.fixture
 def objects(tmp_path: Path) -> LocalStore:
-    """An honest store of one version."""
+    """A valid store of one version."""
     with casweights.open(tmp_path / "store", create=True, config=CONFIG) as store:
         (tmp_path / "honest.bin").write_bytes(b"honest")
         store.commit(tmp_path / "honest.bin")
@@ -62,20 +62,20 @@ def frame_of(payload: bytes, encoding: int) -> Frame:
 
 
 def add_version(objects: LocalStore, frame: Frame, payload: bytes) -> tuple[SnapshotId, str]:
-    """A version of one file, the chunk of which is stored as said; and the pack's name."""
+    """Add a version of one file, whose chunk is stored as this frame; return ID and pack name."""
     pack, ending = build_index([frame])
     objects.put(pack_name(pack), [prefix(ObjectKind.PACK), payload, ending])
     return forged_chains.add_version(objects, CHUNK, [pack]), pack_name(pack)
 
 
 def streamed(content: bytes, times: int = 1) -> bytes:
-    """A zstd frame without a content size."""
+    """Return a zstd frame that does not declare the size of its content."""
     compressor = zstandard.ZstdCompressor().compressobj()
     return b"".join(compressor.compress(content) for _ in range(times)) + compressor.flush()
 
 
 def declaring(frame: bytes, size: int, window: int | None = None) -> bytes:
-    """A frame without a content size, made to declare one, and a window (RFC 8878, 3.1.1.1)."""
+    """Return a zstd frame that declares a content size and a window (RFC 8878, 3.1.1.1)."""
     descriptor = frame[5:6] if window is None else bytes((window - 10 << 3,))
     return frame[:4] + b"\x80" + descriptor + size.to_bytes(4, "little") + frame[6:]
 
@@ -98,13 +98,13 @@ HOSTILE_FRAMES: dict[str, tuple[int, bytes]] = {
     "raw of other bytes": (Encoding.RAW, bytes(len(CHUNK))),
     "nothing": (Encoding.RAW, b""),
     "zstd of nothing": (Encoding.ZSTD, b""),
-    "zstd that is none": (Encoding.ZSTD, b"not zstd"),
+    "zstd of other text": (Encoding.ZSTD, b"not zstd"),
     "zstd without a size": (Encoding.ZSTD, streamed(CHUNK)),
     "zstd of other bytes": (Encoding.ZSTD, zstandard.compress(bytes(len(CHUNK)))),
     "zstd of too little": (Encoding.ZSTD, zstandard.compress(CHUNK[:-1])),
     "zstd of too much": (Encoding.ZSTD, zstandard.compress(CHUNK + b"x")),
     "zstd that is cut": (Encoding.ZSTD, zstandard.compress(CHUNK)[:-1]),
-    "zstd that holds less than it says": (Encoding.ZSTD, declaring(streamed(b"less"), len(CHUNK))),
+    "zstd that declares too much": (Encoding.ZSTD, declaring(streamed(b"less"), len(CHUNK))),
     "bomb": (Encoding.ZSTD, BOMB),
     "bomb that hides its size": (Encoding.ZSTD, declaring(BOMB, len(CHUNK))),
     "window of 1 GiB": (Encoding.ZSTD, declaring(streamed(ZEROS), len(CHUNK), window=30)),
@@ -122,14 +122,16 @@ HOSTILE_FRAMES: dict[str, tuple[int, bytes]] = {
     "coded planes that claim 4 GiB": (Encoding.PLANES, planes(1, (1, BOMB), claims=2**32 - 1)),
     "plane that is a bomb": (Encoding.PLANES, planes(1, (1, BOMB))),
     "plane that hides a bomb": (Encoding.PLANES, planes(1, (1, declaring(BOMB, len(CHUNK))))),
-    "planes and more": (Encoding.PLANES, encode_planes(CHUNK, 1) + b"more"),
+    "planes with extra bytes": (Encoding.PLANES, encode_planes(CHUNK, 1) + b"more"),
     "encoding of the future": (5, CHUNK),
     "unknown encoding": (255, CHUNK),
 }
 
 
 @pytest.mark.parametrize("hostile", HOSTILE_FRAMES.values(), ids=HOSTILE_FRAMES)
-def test_hostile_frame(tmp_path: Path, objects: LocalStore, hostile: tuple[int, bytes]) -> None:
+def test_hostile_frame_is_refused(
+    tmp_path: Path, objects: LocalStore, hostile: tuple[int, bytes]
+) -> None:
     encoding, payload = hostile
     assert len(payload) <= len(CHUNK), "the case must not be refused for its size alone"
     assert_refused(tmp_path, objects, frame_of(payload, encoding), payload)
@@ -137,7 +139,7 @@ def test_hostile_frame(tmp_path: Path, objects: LocalStore, hostile: tuple[int, 
 
 @contextmanager
 def bounded_address_space(extra: int) -> Iterator[None]:
-    """What zstd allocates by itself, Python's own accounting does not see."""
+    """Limit the address space, because Python's accounting does not see what zstd allocates."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, limits[1]))
@@ -149,10 +151,10 @@ def bounded_address_space(extra: int) -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("hostile", HOSTILE_FRAMES.values(), ids=HOSTILE_FRAMES)
-def test_hostile_frame_takes_little_memory(hostile: tuple[int, bytes]) -> None:
+def test_hostile_frame_needs_little_memory(hostile: tuple[int, bytes]) -> None:
     encoding, payload = hostile
     out = memoryview(bytearray(len(CHUNK)))
-    with bounded_address_space(80 * MiB):  # one window of the largest size, and change
+    with bounded_address_space(80 * MiB):  # one window of the largest size, and a little more
         try:
             decode(encoding, payload, out)
         except ValueError:
@@ -160,7 +162,7 @@ def test_hostile_frame_takes_little_memory(hostile: tuple[int, bytes]) -> None:
     assert out != CHUNK
 
 
-def test_frame_with_a_base_that_its_encoding_has_no_use_for(
+def test_frame_with_a_base_that_its_encoding_does_not_use_is_refused(
     tmp_path: Path, objects: LocalStore
 ) -> None:
     frame = replace(frame_of(CHUNK, Encoding.RAW), base=CHUNK_ID)
@@ -181,7 +183,9 @@ def assert_refused(root: Path, objects: LocalStore, frame: Frame, payload: bytes
     assert f"{snapshot_name(forged)}: no sound frame holds its chunk {CHUNK_ID}" == problems[1]
 
 
-def test_the_same_forgery_is_read_if_it_is_honest(tmp_path: Path, objects: LocalStore) -> None:
+def test_a_frame_built_like_the_forged_ones_is_read_if_valid(
+    tmp_path: Path, objects: LocalStore
+) -> None:
     payload = declaring(streamed(CHUNK), len(CHUNK), window=20)
     forged, _ = add_version(objects, frame_of(payload, Encoding.ZSTD), payload)
     with casweights.open(objects.root) as store:
@@ -191,7 +195,7 @@ def test_the_same_forgery_is_read_if_it_is_honest(tmp_path: Path, objects: Local
 
 
 def index_of(**columns: Any) -> dict[str, Any]:
-    """The index of a pack that holds `CHUNK` as it is, with some columns replaced."""
+    """Return the index of a pack with `CHUNK` uncompressed, with some columns replaced."""
     return {
         "digest_size": 32,
         "chunk": CHUNK_ID,
@@ -225,7 +229,7 @@ ABSURD_INDEXES: dict[str, Any] = {
     "IDs as text": index_of(chunk="x" * 32),
     "no encoding": index_of(encoding=b""),
     "short checksum": index_of(checksum=bytes(7)),
-    "base of a frame that is not there": index_of(base={1: CHUNK_ID}),
+    "base of a missing frame": index_of(base={1: CHUNK_ID}),
     "base of a list": index_of(base={0: [1]}),
     "short base": index_of(base={0: b"x"}),
     "no columns": {},
@@ -240,7 +244,7 @@ ABSURD_INDEXES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("index", ABSURD_INDEXES.values(), ids=ABSURD_INDEXES)
-def test_absurd_index(tmp_path: Path, objects: LocalStore, index: Any) -> None:
+def test_absurd_index_is_refused(tmp_path: Path, objects: LocalStore, index: Any) -> None:
     encoded = index if isinstance(index, bytes) else msgpack.packb(index)
     name = pack_name(PackId(blake3_256(prefix(ObjectKind.PACK) + encoded)))
     trailer = len(encoded).to_bytes(4, "little") + b"cidx"
@@ -249,7 +253,7 @@ def test_absurd_index(tmp_path: Path, objects: LocalStore, index: Any) -> None:
 
 
 @pytest.mark.parametrize("claimed", [0, 1, 2**31, 2**32 - 1])
-def test_absurd_trailer(tmp_path: Path, objects: LocalStore, claimed: int) -> None:
+def test_absurd_trailer_is_refused(tmp_path: Path, objects: LocalStore, claimed: int) -> None:
     encoded = msgpack.packb(index_of())
     name = pack_name(PackId(blake3_256(prefix(ObjectKind.PACK) + encoded)))
     trailer = claimed.to_bytes(4, "little") + b"cidx"
@@ -258,14 +262,16 @@ def test_absurd_trailer(tmp_path: Path, objects: LocalStore, claimed: int) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"x", prefix(ObjectKind.PACK), bytes(15), bytes(100_000)])
-def test_what_is_no_pack(tmp_path: Path, objects: LocalStore, content: bytes) -> None:
+def test_bytes_that_are_not_a_pack_are_refused(
+    tmp_path: Path, objects: LocalStore, content: bytes
+) -> None:
     name = pack_name(PackId(bytes(32)))
     objects.put(name, [content])
     assert_pack_is_named_and_passed_over(tmp_path, objects, name)
 
 
 def assert_pack_is_named_and_passed_over(root: Path, objects: LocalStore, name: str) -> None:
-    """One problem in `verify`; the honest version is read, and the chunk is stored anew."""
+    """Check that `verify` reports one problem, the valid version is read, and commits work."""
     (root / "chunk.bin").write_bytes(CHUNK)
     with casweights.open(objects.root) as store, bounded_memory():
         assert [name in str(problem) for problem in store.verify().problems] == [True]
@@ -279,8 +285,10 @@ SPARSE = 64 << 30
 
 
 @pytest.mark.parametrize("frame_size", [64 * MiB, SPARSE - 64 * KiB])
-def test_pack_of_64_gib(tmp_path: Path, objects: LocalStore, frame_size: int) -> None:
-    """A hole in place of the frame: as large as it says, and far larger than its chunk."""
+def test_pack_of_64_gib_is_not_read_into_memory(
+    tmp_path: Path, objects: LocalStore, frame_size: int
+) -> None:
+    """A hole in the file replaces the frame: as large as declared, far larger than its chunk."""
     index = msgpack.packb(index_of(size=[frame_size]))
     name = pack_name(PackId(blake3_256(prefix(ObjectKind.PACK) + index)))
     with (objects.root / name).open("wb") as file:
@@ -290,8 +298,8 @@ def test_pack_of_64_gib(tmp_path: Path, objects: LocalStore, frame_size: int) ->
     assert_pack_is_named_and_passed_over(tmp_path, objects, name)
 
 
-def test_small_objects_of_64_gib(objects: LocalStore) -> None:
-    """A snapshot, a branch and a tag that would not fit into memory are not read into it."""
+def test_snapshot_branch_and_tag_of_64_gib_are_not_read_into_memory(objects: LocalStore) -> None:
+    """The objects are small by the format, so that readers fetch them whole."""
     with casweights.open(objects.root) as store:
         snapshot = store.resolve("main")
         store.tag("v1", snapshot)

@@ -1,4 +1,4 @@
-"""Forged and damaged refs: all of them named, and no harm to others."""
+"""Forged and damaged refs are named by errors, and do no harm to other refs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ FORGED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("payload", FORGED.values(), ids=FORGED)
-def test_forged_refs(store: LocalStore, tmp_path: Path, payload: Any) -> None:
+def test_forged_refs_are_named_and_do_no_harm_to_others(
+    store: LocalStore, tmp_path: Path, payload: Any
+) -> None:
     for name in (SIDE, TAG):
         forge(store, name, payload)
     with casweights.open(store) as repo:
@@ -77,13 +79,13 @@ def test_forged_refs(store: LocalStore, tmp_path: Path, payload: Any) -> None:
         repo.commit(tmp_path / "model")
 
 
-def test_ref_of_another_kind(store: LocalStore) -> None:
+def test_ref_that_is_an_object_of_another_kind_is_refused(store: LocalStore) -> None:
     forge(store, SIDE, {"snapshot": bytes(32), "time": 1}, ObjectKind.SNAPSHOT)
     with casweights.open(store) as repo, pytest.raises(IntegrityError, match=SIDE):
         repo.resolve("side")
 
 
-def test_ref_to_nowhere(store: LocalStore, tmp_path: Path) -> None:
+def test_ref_to_a_missing_version_is_reported(store: LocalStore, tmp_path: Path) -> None:
     forge(store, SIDE, {"snapshot": bytes(32), "time": 1})
     with casweights.open(store) as repo:
         with pytest.raises(NotFoundError, match="0" * 64):
@@ -92,8 +94,10 @@ def test_ref_to_nowhere(store: LocalStore, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_last_possible_position(store: LocalStore, tmp_path: Path) -> None:
-    """A branch that cannot move says so; it does not lose what is committed to it."""
+def test_branch_at_its_last_possible_position_refuses_to_move(
+    store: LocalStore, tmp_path: Path
+) -> None:
+    """The error names the position, and the branch keeps the version that it names."""
     with casweights.open(store) as repo:
         forge(
             store,
@@ -133,8 +137,10 @@ STRAY_NAMES = [
 
 
 @pytest.mark.parametrize("name", STRAY_NAMES, ids=ascii)
-def test_stray_object(store: LocalStore, tmp_path: Path, name: str) -> None:
-    """It is named, hides no other damage, and cannot stop a reader who has an ID."""
+def test_stray_object_is_reported_and_hides_no_other_damage(
+    store: LocalStore, tmp_path: Path, name: str
+) -> None:
+    """A reader that knows the ID of a version is not affected."""
     content = store.get(TAG if name.startswith("refs/") else MAIN)
     (store.root / name).parent.mkdir(exist_ok=True)
     (store.root / name).write_bytes(content)
@@ -149,7 +155,7 @@ def test_stray_object(store: LocalStore, tmp_path: Path, name: str) -> None:
     assert [str(problem).split()[0] for problem in others] == [SIDE, TAG]
 
 
-def test_pack_under_a_name_in_capitals(store: LocalStore) -> None:
+def test_pack_under_a_name_in_capitals_is_reported(store: LocalStore) -> None:
     (name,) = (info.name for info in store.list(names.PACKS))
     stray = names.PACKS + name.removeprefix(names.PACKS).upper()
     store.put(stray, [store.get(name)])
@@ -158,7 +164,9 @@ def test_pack_under_a_name_in_capitals(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("name", STRAY_NAMES, ids=ascii)
-def test_stray_objects_are_passed_over(store: LocalStore, tmp_path: Path, name: str) -> None:
+def test_stray_objects_are_ignored_by_all_verbs_but_verify(
+    store: LocalStore, tmp_path: Path, name: str
+) -> None:
     (store.root / name).parent.mkdir(exist_ok=True)
     (store.root / name).write_bytes(b"stray")
     with casweights.open(store) as repo:

@@ -1,4 +1,4 @@
-"""Malformed safetensors files: refused by name, and kept bit for bit as opaque bytes."""
+"""Malformed safetensors files are refused by name, or kept bit for bit as opaque bytes."""
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def test_malformed_file_is_refused_by_name_and_accepted_as_opaque(
     assert (tmp_path / "out/sub/weights.safetensors").read_bytes() == content
 
 
-def test_the_sound_file_is_parsed(tmp_path: Path) -> None:
-    """The files above are refused for what is wrong with them, not for how they are built."""
+def test_the_file_that_the_malformed_ones_vary_is_parsed(tmp_path: Path) -> None:
+    """Thus the files above are refused for their faults, not for the way they are built."""
     (tmp_path / "t.safetensors").write_bytes(SOUND)
     with casweights.open(tmp_path / "store", create=True) as store:
         header = store.commit(tmp_path / "t.safetensors").files[0].header
@@ -141,7 +141,7 @@ def test_the_sound_file_is_parsed(tmp_path: Path) -> None:
 
 
 def oversized_header(path: Path) -> None:
-    """All that it claims is there, and it is valid JSON."""
+    """Write a header of valid JSON that is as long as it declares, but too long."""
     path.write_bytes(file_with(b"{}" + b" " * (MAX_HEADER_SIZE - 1)))
 
 

@@ -1,4 +1,4 @@
-"""Directories that cannot be committed as they are: refused by name, and nothing is committed."""
+"""Directories that cannot be committed are refused by an error that names the entry."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ BAD_NAMES = {
 
 @pytest.mark.parametrize("name", BAD_NAMES.values(), ids=BAD_NAMES)
 @pytest.mark.parametrize("inside", [b"", b"/x"], ids=["file", "folder"])
-def test_name_that_other_systems_cannot_hold(model: Path, name: bytes, inside: bytes) -> None:
+def test_name_that_is_not_valid_on_other_systems_is_refused(
+    model: Path, name: bytes, inside: bytes
+) -> None:
     location = os.fsencode(model / "sub") + b"/" + name + inside
     try:
         os.makedirs(os.path.dirname(location), exist_ok=True)
@@ -82,7 +84,9 @@ COLLISIONS = [
 
 
 @pytest.mark.parametrize("pair", COLLISIONS, ids=ascii)
-def test_names_that_are_one_file_elsewhere(model: Path, pair: tuple[str, str]) -> None:
+def test_names_that_are_one_file_on_other_systems_are_refused(
+    model: Path, pair: tuple[str, str]
+) -> None:
     for name in pair:
         if (model / name).exists():
             pytest.skip("they are one file here, too")
@@ -91,7 +95,7 @@ def test_names_that_are_one_file_elsewhere(model: Path, pair: tuple[str, str]) -
     assert_refused(model, ErrorCode.BAD_PATH, model, repr(pair[0]), repr(pair[1]))
 
 
-def test_folders_nested_too_deeply(model: Path) -> None:
+def test_folders_nested_too_deeply_are_refused(model: Path) -> None:
     deepest = model.joinpath(*["d"] * 101)
     deepest.mkdir(parents=True)
     (deepest / "file").write_bytes(b"")
@@ -104,7 +108,7 @@ def fifo(place: Path) -> None:
 
 def unix_socket(place: Path) -> None:
     here = Path.cwd()
-    os.chdir(place.parent)  # a socket's path must be short
+    os.chdir(place.parent)  # the path of a socket is limited to about 100 bytes
     try:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(place.name)
@@ -155,20 +159,20 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("make", UNREADABLE)
-def test_unreadable_entry(model: Path, make: Callable[[Path], None]) -> None:
+def test_unreadable_entry_is_refused(model: Path, make: Callable[[Path], None]) -> None:
     place = model / "sub" / "it"
     make(place)
     assert_refused(model, ErrorCode.SOURCE_UNREADABLE, place)
 
 
 @pytest.mark.parametrize("make", [link_to_its_folder, link_to_the_folder_above])
-def test_links_in_a_circle_are_called_so(model: Path, make: Callable[[Path], None]) -> None:
+def test_the_error_for_links_in_a_circle_says_so(model: Path, make: Callable[[Path], None]) -> None:
     make(model / "sub" / "it")
     assert_refused(model, ErrorCode.SOURCE_UNREADABLE, "links form a circle")
 
 
 @pytest.mark.parametrize("make", UNREADABLE)
-def test_unreadable_root(model: Path, make: Callable[[Path], None]) -> None:
+def test_unreadable_root_is_refused(model: Path, make: Callable[[Path], None]) -> None:
     place = model / "sub" / "it"
     make(place)
     if make in (link_to_its_folder, link_to_the_folder_above):
@@ -177,14 +181,14 @@ def test_unreadable_root(model: Path, make: Callable[[Path], None]) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing", "n" * 5000, "sub/honest.bin/x", "NUL\0"])
-def test_root_that_cannot_be(model: Path, name: str) -> None:
+def test_root_with_an_impossible_name_is_refused(model: Path, name: str) -> None:
     code = ErrorCode.BAD_PATH if "\0" in name else ErrorCode.SOURCE_UNREADABLE
     assert_refused(model / name, code, model)
 
 
 @contextmanager
 def without_privileges() -> Iterator[Path]:
-    """A folder that everybody may enter, and the rights of somebody who owns nothing else."""
+    """Run as a user without privileges; yield a folder that this user may enter."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         user = os.geteuid()
@@ -197,7 +201,7 @@ def without_privileges() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "folder that cannot be entered", "root"])
-def test_forbidden_entry(kind: str) -> None:
+def test_entry_without_permission_is_refused(kind: str) -> None:
     with without_privileges() as folder:
         model = folder / "model"
         forbidden = model if kind == "root" else model / "forbidden"

@@ -1,4 +1,4 @@
-"""What the command line says and returns when the Hub is away, or does not permit it."""
+"""Messages and exit statuses of the command line if the Hub is unreachable or refuses access."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ runpy.run_module("casweights", run_name="__main__", alter_sys=True)
 
 
 class CommandLine:
-    """Runs commands as processes, with little patience, against the Hub at a URL."""
+    """Runs commands as processes that soon give up, against the Hub at a URL."""
 
     def __init__(self, url: str, folder: Path, token: str = "any") -> None:
         self.model = folder / "model"
@@ -56,7 +56,7 @@ class CommandLine:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[CommandLine]:
-    """A store with a version, and a change that is not committed."""
+    """A command line, a store with one version, and a change that is not committed."""
     with LocalHub(tmp_path / "hub", {"writer": "write", "reader": "read"}) as hub:
         hub.create_bucket(BUCKET, private=True)
         run = CommandLine(hub.url, tmp_path, "writer")
@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Iterator[CommandLine]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nobody listens", "nobody answers"])
-def test_a_dead_hub(tmp_path: Path, kind: str) -> None:
+def test_commands_report_an_unreachable_hub(tmp_path: Path, kind: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         if kind == "nobody listens":
             server.close()
@@ -89,7 +89,7 @@ def test_a_dead_hub(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_tokens(run: CommandLine) -> None:
+def test_commands_report_missing_permissions(run: CommandLine) -> None:
     for arguments in (["log"], ["checkout", "main", run.out], ["commit", run.model]):
         status, text = run(*arguments, HF_TOKEN="unknown")
         assert status == Exit.PERMISSION, text
@@ -104,7 +104,7 @@ def test_tokens(run: CommandLine) -> None:
 
 
 @pytest.mark.slow
-def test_no_bucket_and_no_store(run: CommandLine) -> None:
+def test_commands_report_a_missing_bucket_or_store(run: CommandLine) -> None:
     for store in ("hf://buckets/me/missing", f"hf://buckets/{BUCKET}/elsewhere"):
         for arguments in (["log"], ["checkout", "main", run.out], ["commit", run.model]):
             status, text = run(*arguments, store=store)

@@ -1,4 +1,4 @@
-"""Damaged objects and wrong places in a bucket never give wrong bytes."""
+"""Damaged objects and wrong locators in a bucket never lead to wrong bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_numbers = count(1000)  # none of those of `test_hub_faults.py`: the client remembers what it sent
+_numbers = count(1000)  # unlike `test_hub_faults.py`: the client remembers the data it sent
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
 
 
 def a_store(hub: LocalHub, prefix: str, model: Model) -> dict[SnapshotId, Digests]:
-    """Two versions, of which the second has differences from the first."""
+    """Commit two versions, the second with differences from the first; return their digests."""
     versions = {}
     with opened(hub.url, prefix) as repo:
         for _ in range(2):
@@ -60,7 +60,7 @@ def a_store(hub: LocalHub, prefix: str, model: Model) -> dict[SnapshotId, Digest
 
 @pytest.mark.parametrize("kind", [names.CONFIG, "packs/", "snapshots/", "refs/heads/"])
 @pytest.mark.parametrize("change", ["flip", "replace"])
-def test_a_tampered_object_is_found(
+def test_a_tampered_object_is_reported(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str, change: str
 ) -> None:
     versions = a_store(hub, prefix, model)
@@ -75,7 +75,7 @@ def test_a_tampered_object_is_found(
         with opened(hub.url, prefix) as repo:
             assert any(kind in str(problem) for problem in repo.verify().problems)
             for version, digests in versions.items():
-                if kind == "refs/heads/":  # nobody needs them who has the ID
+                if kind == "refs/heads/":  # a reader that knows the ID needs no ref
                     repo.checkout(version, tmp_path / "out", delete=True)
                     assert look(tmp_path / "out") == digests
                 else:
@@ -93,7 +93,7 @@ def test_a_tampered_object_is_found(
 
 
 @pytest.mark.parametrize(("start", "size"), [(0, 1000), (0, 100), (900, 100)])
-def test_content_that_is_gone_is_not_taken_for_a_bad_network(
+def test_missing_content_is_not_reported_as_a_network_failure(
     hub: LocalHub, start: int, size: int
 ) -> None:
     store = HubStore(BUCKET, "gone", endpoint=hub.url)
@@ -105,7 +105,7 @@ def test_content_that_is_gone_is_not_taken_for_a_bad_network(
 
 
 def replace_object(hub: LocalHub, prefix: str, name: str, data: bytes) -> None:
-    """As somebody else with the right to write may do it."""
+    """Replace an object, as another client with the right to write could."""
     store = HubStore(BUCKET, prefix, endpoint=hub.url)
     store.delete(name)
     store.put(name, [data])
@@ -118,7 +118,7 @@ def replace_object(hub: LocalHub, prefix: str, name: str, data: bytes) -> None:
         "snapshots/",
     ],
 )
-def test_a_damaged_disk_cache_is_bypassed(
+def test_damage_in_the_disk_cache_is_bypassed(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str
 ) -> None:
     versions = a_store(hub, prefix, model)
@@ -139,7 +139,7 @@ def test_a_damaged_disk_cache_is_bypassed(
 
 
 def cache_folder(name: str) -> str:
-    """Where an object's extents are."""
+    """Return the folder of an object's extents in a disk cache."""
     return sha256(name.encode()).hexdigest()[2:]
 
 
@@ -148,7 +148,7 @@ PLACES = ["other content", "garbage", "short", "unknown hash", "too large", "too
 
 @pytest.mark.parametrize("wrong", PLACES)
 @pytest.mark.parametrize("cached", [False, True])
-def test_wrong_places_do_no_harm(
+def test_wrong_locators_in_a_snapshot_do_no_harm(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, wrong: str, cached: bool
 ) -> None:
     versions = a_store(hub, prefix, model)
@@ -193,7 +193,7 @@ def rewrite(hub: LocalHub, prefix: str, stored: StoredSnapshot) -> None:
     replace_object(hub, prefix, names.snapshot_name(stored.snapshot.id), data)
 
 
-def test_places_from_before_a_repack_do_no_harm(
+def test_locators_from_before_a_repack_do_no_harm(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path
 ) -> None:
     versions = a_store(hub, prefix, model)

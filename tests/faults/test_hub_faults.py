@@ -1,4 +1,4 @@
-"""Failing networks and refusals of the Hub delay what is asked for, and never make it wrong."""
+"""Network failures and refusals of the Hub delay operations, and never make results wrong."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def hub() -> Iterator[LocalHub]:
 
 @pytest.fixture
 def prefix(hub: LocalHub) -> Iterator[str]:
-    """An empty store at a fair-weather Hub."""
+    """The folder of an empty store at a Hub without faults."""
     prefix = f"store/{next(_numbers)}"
     new_store(hub.url, prefix)
     yield prefix
@@ -89,7 +89,7 @@ WEATHERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weather", WEATHERS)
-def test_all_verbs_get_through_bad_weather(
+def test_all_verbs_succeed_despite_network_faults(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, weather: str
 ) -> None:
     versions: dict[SnapshotId, Digests] = {}
@@ -127,20 +127,20 @@ def test_all_verbs_get_through_bad_weather(
 def test_an_upload_that_failed_at_any_stage_is_repeated_as_a_whole(
     hub: LocalHub, prefix: str, fault: str, route: str
 ) -> None:
-    """By the same store: it must not count on what has not arrived."""
+    """The same store object repeats it, and must not assume that any part has arrived."""
     store = HubStore(BUCKET, prefix, endpoint=hub.url, stall=STALL)
-    data = np.random.default_rng(next(_numbers)).bytes(100_000)  # unlike all before
+    data = np.random.default_rng(next(_numbers)).bytes(100_000)  # never sent before
     hub.conditions = failing(fault, 1.0, stall=60.0, only=frozenset({route}))
     with pytest.raises(StoreError) as caught:
         store.put("packs/x", [data])
     assert caught.value.code is ErrorCode.UNREACHABLE
     hub.conditions = Conditions()
-    assert store.put("packs/x", [data]), "it is ours, even if the answer was lost"
+    assert store.put("packs/x", [data]), "this client created it, even if the answer was lost"
     assert store.get("packs/x") == data
     assert HubStore(BUCKET, prefix, endpoint=hub.url).get("packs/x") == data
 
 
-def test_a_batch_that_fails_in_part_is_finished(
+def test_a_batch_that_fails_in_part_is_completed(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path
 ) -> None:
     with opened(hub.url, prefix) as repo:
@@ -152,7 +152,7 @@ def test_a_batch_that_fails_in_part_is_finished(
 
 
 @pytest.mark.parametrize("kind", ["packs/", "snapshots/", "refs/heads/"])
-def test_a_refused_object_is_named_and_nothing_is_half_visible(
+def test_a_refused_object_is_named_and_no_version_becomes_visible(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str
 ) -> None:
     with opened(hub.url, prefix) as repo:
@@ -179,10 +179,10 @@ def test_a_refused_object_is_named_and_nothing_is_half_visible(
         check_sound(repo, versions, tmp_path / "out")
 
 
-def test_what_follows_a_refused_object_goes_although_the_network_fails(
+def test_objects_after_a_refused_one_are_withdrawn_despite_network_faults(
     hub: LocalHub, prefix: str
 ) -> None:
-    """The batch arrives but for its first line, and the request to take the rest back does not."""
+    """The first line of a batch is refused, and the request to withdraw the rest fails once."""
     bucket = HubStore(BUCKET, prefix, endpoint=hub.url)
     batch, calls = bucket.api.batch, count(1)
 
@@ -242,7 +242,7 @@ def test_a_dead_hub_is_unreachable(dead_url: str, create: bool) -> None:
 def test_a_dead_storage_is_unreachable(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, route: str, fault: str
 ) -> None:
-    """The Hub answers, the storage beside it does not."""
+    """The Hub answers, but its storage (CAS) does not."""
     with opened(hub.url, prefix) as repo:
         repo.commit(model.folder)
     hub.conditions = failing(fault, 1.0, stall=600.0, only=frozenset({route}))
@@ -256,7 +256,9 @@ def test_a_dead_storage_is_unreachable(
         assert look(tmp_path / "out") == model.digests()
 
 
-def test_tokens(tmp_path: Path, model: Model) -> None:
+def test_a_token_without_the_right_is_an_error_that_names_the_login(
+    tmp_path: Path, model: Model
+) -> None:
     with LocalHub(tokens={"writer": "write", "reader": "read"}) as hub:
         hub.create_bucket(BUCKET, private=True)
         store = wrapped(hub.url, "x", token="writer")
@@ -277,7 +279,7 @@ def test_tokens(tmp_path: Path, model: Model) -> None:
 
 
 @pytest.mark.parametrize("create", [False, True])
-def test_a_missing_bucket(hub: LocalHub, create: bool) -> None:
+def test_a_missing_bucket_is_created_or_reported(hub: LocalHub, create: bool) -> None:
     store = HubStore(f"me/missing{next(_numbers)}", "x", endpoint=hub.url)
     if create:
         casweights.open(store, create=True).close()
@@ -289,7 +291,7 @@ def test_a_missing_bucket(hub: LocalHub, create: bool) -> None:
 
 
 @pytest.mark.slow
-def test_leave_of_the_storage_that_ends_during_a_transfer(
+def test_a_token_that_expires_during_a_transfer_is_renewed(
     hub: LocalHub, prefix: str, tmp_path: Path
 ) -> None:
     (tmp_path / "model").mkdir()
@@ -308,14 +310,14 @@ def test_leave_of_the_storage_that_ends_during_a_transfer(
 
 
 @pytest.mark.parametrize("fault", ["error_rate", "reset_rate", "lost_answer_rate"])
-def test_refs_in_a_repository_get_through_bad_weather(hub: LocalHub, fault: str) -> None:
+def test_refs_in_a_repository_survive_network_faults(hub: LocalHub, fault: str) -> None:
     where = f"datasets/me/refs{next(_numbers)}"
     GitRefStore(where, "hf://buckets/me/weights", "ab" * 16, endpoint=hub.url).create()
     store = RetryStore(GitRefStore(where, "hf://buckets/me/weights", "ab" * 16, endpoint=hub.url))
     hub.conditions = failing(fault, 0.1, seed=2)
     try:
         for n in range(6):
-            assert store.put(f"refs/{n}", [b"%d" % n]), "exactly one made it"
+            assert store.put(f"refs/{n}", [b"%d" % n]), "exactly one attempt must create it"
             assert not store.put(f"refs/{n}", [b"other"])
             assert store.read(f"refs/{n}", 10) == b"%d" % n
         store.delete_all([f"refs/{n}" for n in range(3)])

@@ -1,4 +1,4 @@
-"""SIGKILL of a client of the Hub, and of the Hub itself, in the middle of their work.
+"""A client of the Hub, or the Hub itself, is killed with SIGKILL during its work.
 
 The promises about killed clients are checked in `hub_driver.py`, which runs as a process without
 threads so that it can fork.
@@ -59,14 +59,14 @@ def drive(moment: str, folder: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["after call", "after step"])
-def test_a_commit_is_killed_at_every_step(tmp_path: Path, moment: str) -> None:
+def test_a_commit_killed_at_any_step_can_be_repeated(tmp_path: Path, moment: str) -> None:
     ends = drive(moment, tmp_path)
     assert ends["killed"] >= 10
     assert ends["finished"] == 1, "with no step left to be killed at"
 
 
 @pytest.mark.slow
-def test_a_commit_is_killed_at_random_moments(tmp_path: Path) -> None:
+def test_a_commit_killed_at_random_moments_can_be_repeated(tmp_path: Path) -> None:
     ends = drive("random", tmp_path)
     assert ends["killed"] + ends.get("finished", 0) == RANDOM_TRIALS
     assert ends["killed"] > RANDOM_TRIALS // 2, "the kills came too late to prove anything"
@@ -88,12 +88,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, "it did not come so far"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.005)
 
 
 class Outage:
-    """Runs something, kills the Hub once a route was used so often, and starts it again."""
+    """Runs an action, kills the Hub during it, and restarts the Hub after some seconds."""
 
     def __init__(self, hub: LocalHubProcess, seconds: float) -> None:
         self._hub = hub
@@ -125,10 +125,12 @@ SLOW = Conditions(latency=0.03, bandwidth=4_000_000.0)
     ("route", "times"),
     [("xorb_upload", 2), ("batch", 2)],
 )
-def test_the_hub_is_away_during_an_upload(
+def test_an_upload_survives_an_outage_or_reports_it(
     hub: LocalHubProcess, model: Model, tmp_path: Path, route: str, times: int
 ) -> None:
-    """A patient client waits; an impatient one says so, and what had arrived serves the next."""
+    """A patient client waits; an impatient one reports the outage, and the next client reuses
+    the objects that had arrived.
+    """
     new_store(hub.url, "x")
     hub.conditions = SLOW
     versions: dict[SnapshotId, Digests] = {}
@@ -158,7 +160,7 @@ def test_the_hub_is_away_during_an_upload(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [2.0, 10.0])
-def test_the_hub_is_away_during_a_download(
+def test_a_download_survives_an_outage_or_reports_it(
     hub: LocalHubProcess, model: Model, tmp_path: Path, seconds: float
 ) -> None:
     new_store(hub.url, "x")

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: earlier versions intact, the store sound, the command repeated completes.
+"""SIGKILL at any moment leaves earlier versions intact, and repeating the command completes it.
 
 The promises themselves are checked in `kill_driver.py`, which runs as a process without threads so
 that it can fork.
@@ -34,7 +34,7 @@ def drive(moment: str, folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_kill_at_random_moments(tmp_path: Path) -> None:
+def test_commands_killed_at_random_moments_can_be_repeated(tmp_path: Path) -> None:
     ends = drive("random", tmp_path)
     assert ends["commit killed"] + ends.get("commit finished", 0) == TRIALS // 2
     assert ends["checkout killed"] + ends.get("checkout finished", 0) == TRIALS // 2
@@ -44,7 +44,7 @@ def test_kill_at_random_moments(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before call", "after call", "file change"])
-def test_kill_at_every_step(tmp_path: Path, moment: str) -> None:
+def test_commands_killed_at_any_step_can_be_repeated(tmp_path: Path, moment: str) -> None:
     ends = drive(moment, tmp_path)
     assert ends["commit killed"] >= 10
     assert ends["checkout killed"] >= 10

@@ -1,4 +1,4 @@
-"""What a newer casweights wrote is refused as such, by name, and never called damaged."""
+"""Objects of a newer casweights are refused as newer, by name, and never called damaged."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def newer_prefix(data: bytes) -> bytes:
     return data[:5] + bytes((NEWER,)) + data[6:]
 
 
-def seal_anew(store: MemoryStore, name: str) -> None:
+def make_newer(store: MemoryStore, name: str) -> None:
     body = newer_prefix(store.get(name))[:-CHECKSUM_SIZE]
     replace(store, name, body + checksum(body))
 
 
 def make_pack_newer(store: MemoryStore) -> str:
-    """Its ID covers the version, so that its name changes."""
+    """Make a pack of a newer format version; return its name, which covers the version."""
     (name,) = (info.name for info in store.list(names.PACKS))
     data = newer_prefix(store.get(name))
     start, stop = index_span(data[-TRAILER_SIZE:], len(data), name)
@@ -73,7 +73,7 @@ def assert_reported(repo: Repository, name: str) -> None:
     )
 
 
-def test_newer_store(store: MemoryStore) -> None:
+def test_newer_store_is_refused_as_newer(store: MemoryStore) -> None:
     fields = json.loads(store.get(names.CONFIG))
     fields = {**fields, "format": NEWER, "chunk_size": "of another kind", "news": [1]}
     del fields["checksum"]
@@ -83,9 +83,9 @@ def test_newer_store(store: MemoryStore) -> None:
     assert_newer(names.CONFIG, lambda: casweights.open(store, create=True))
 
 
-def test_newer_snapshot(store: MemoryStore, tmp_path: Path) -> None:
+def test_newer_snapshot_is_refused_as_newer(store: MemoryStore, tmp_path: Path) -> None:
     (name,) = (info.name for info in store.list(names.SNAPSHOTS))
-    seal_anew(store, name)
+    make_newer(store, name)
     with casweights.open(store) as repo:
         assert_newer(name, lambda: repo.checkout("main", tmp_path / "out"))
         assert_newer(name, lambda: repo.snapshot("v1"))
@@ -96,7 +96,7 @@ def test_newer_snapshot(store: MemoryStore, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_newer_pack(store: MemoryStore, tmp_path: Path) -> None:
+def test_newer_pack_is_refused_as_newer(store: MemoryStore, tmp_path: Path) -> None:
     name = make_pack_newer(store)
     with casweights.open(store) as repo:
         assert_newer(name, lambda: repo.checkout("main", tmp_path / "out"))
@@ -107,9 +107,9 @@ def test_newer_pack(store: MemoryStore, tmp_path: Path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_newer_branch(store: MemoryStore, tmp_path: Path) -> None:
+def test_newer_branch_is_refused_as_newer(store: MemoryStore, tmp_path: Path) -> None:
     name = names.move_name(names.HEADS, "main", 1)
-    seal_anew(store, name)
+    make_newer(store, name)
     with casweights.open(store) as repo:
         assert_newer(name, lambda: repo.resolve("main"))
         assert_newer(name, lambda: repo.commit(tmp_path / "model"))
@@ -118,9 +118,9 @@ def test_newer_branch(store: MemoryStore, tmp_path: Path) -> None:
         repo.checkout("v1", tmp_path / "out")
 
 
-def test_newer_tag(store: MemoryStore, tmp_path: Path) -> None:
+def test_newer_tag_is_refused_as_newer(store: MemoryStore, tmp_path: Path) -> None:
     name = names.move_name(names.TAGS, "v1", 1)
-    seal_anew(store, name)
+    make_newer(store, name)
     with casweights.open(store) as repo:
         assert_newer(name, lambda: repo.resolve("v1"))
         assert_newer(name, repo.tags)

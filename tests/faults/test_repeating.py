@@ -1,7 +1,7 @@
-"""After an error, repeating the call is right.
+"""After an error, a call can be repeated, and the result is that of one call.
 
-Each call to the store fails in turn, before or after it has done its work, and either once or as
-the first of an outage that lasts until the verb gives up.
+For every verb, each of its calls to the store fails: before or after it has done its work, and
+either once or as the first of an outage that lasts until the verb gives up.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Bucket(MemoryStore):
 
 
 class Store(FaultyStore):
-    """A store with faults; if its refs lie in another one, the calls of that are counted along."""
+    """A store with faults. Calls to a separate store for its refs are counted with its own."""
 
     def __init__(self, inner: ObjectStore, refs: ObjectStore, lead: Store | None = None) -> None:
         super().__init__(inner)
@@ -52,13 +52,13 @@ class Store(FaultyStore):
         return Store(self._refs, self._refs, self)
 
     def fail(self, call: int, *, after: bool, outage: bool) -> None:
-        """Let a call fail, counted from now on, and in an outage all that follow."""
+        """Let a call fail, counted from now on; in an outage, let all later calls fail, too."""
         self.is_out = outage
         number = len(self.calls) + call
         self.unused = [Fault(call=number, after=after, action=vanish)]
 
     def calm(self) -> None:
-        """Let nothing fail any more."""
+        """Let all further calls succeed."""
         self.unused, self.is_out = [], False
 
     def _due(self, method: str, name: str) -> Sequence[Fault]:
@@ -74,7 +74,7 @@ def vanish() -> None:
 
 
 class Place:
-    """A store in which there is something to work on."""
+    """A store with some history, a store to push from, and a publisher."""
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.folder = folder
@@ -89,23 +89,25 @@ class Place:
         self.publisher = Publisher(self.repo, "live", compression="fast")
 
     def reopen(self) -> None:
-        """Go on as another process does."""
-        with suppress(StoreError):  # which was told before
+        """Close the store and open it again, as another process would."""
+        with suppress(StoreError):  # the error that was reported before
             self.publisher.close()
         self.repo.close()
         self.repo = casweights.open(self.objects, workers=1)
         self.publisher = Publisher(self.repo, "live", compression="fast")
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close the publisher and both stores."""
         for handle in (self.publisher, self.repo, self.source):
             handle.close()
 
     def state(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Where all refs are, and how they came there; times aside."""
+        """Return the history of every ref, without times."""
         refs = {f"heads/{name}": tip for name, tip in self.repo.branches().items()}
         refs |= {f"tags/{name}": tip for name, tip in self.repo.tags().items()}
-        return {name: [said(v) for v in self.repo.log(str(tip))] for name, tip in refs.items()}
+        return {
+            name: [content_of(v) for v in self.repo.log(str(tip))] for name, tip in refs.items()
+        }
 
 
 def make(objects: ObjectStore, refs: str | None = None) -> Repository:
@@ -116,7 +118,7 @@ def make(objects: ObjectStore, refs: str | None = None) -> Repository:
     return repo
 
 
-def said(version: Snapshot) -> tuple[Any, ...]:
+def content_of(version: Snapshot) -> tuple[Any, ...]:
     return version.message, repr(version.metadata), version.files
 
 
@@ -133,7 +135,7 @@ def join_parts(place: Place) -> None:
 
 
 def copy(place: Place) -> None:
-    with suppress(ConflictError):  # of the branch that went another way
+    with suppress(ConflictError):  # one branch has diverged
         place.source.push(place.repo, unnamed=True)
 
 
@@ -192,7 +194,7 @@ def try_once(
         VERBS[verb](place)
     except StoreError:
         place.objects.calm()
-        if not outage:  # any process may repeat it
+        if not outage:  # another process may repeat the call as well
             place.reopen()
         VERBS[verb](place)
     place.objects.calm()
@@ -202,10 +204,10 @@ def try_once(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_that_leaves_a_doubt_names_the_version(kind: str, folder: Path) -> None:
+def test_an_error_with_an_unknown_outcome_names_the_version(kind: str, folder: Path) -> None:
     place = Place(kind, folder)
     seen = len(place.objects.calls)
-    place.repo.branch("other", "main")  # a move, which is put as that of a commit is
+    place.repo.branch("other", "main")  # to learn which call puts a move
     moves = [name for _, name in place.objects.calls[seen:]]
     put = next(n for n, name in enumerate(moves, 1) if name.startswith("refs/heads/other/0"))
     place.objects.fail(put, after=True, outage=True)
@@ -218,7 +220,7 @@ def test_an_error_that_leaves_a_doubt_names_the_version(kind: str, folder: Path)
 
 
 class Broken(Reporter):
-    """Fails when it is told of a version, once."""
+    """Raises an error when the first version is reported."""
 
     def __init__(self) -> None:
         self.left = 1
@@ -239,11 +241,11 @@ def test_a_commit_whose_reporter_failed_can_be_repeated() -> None:
         assert len(list(repo.log())) == 2
 
 
-def test_what_is_no_repetition_is_a_version_of_its_own(folder: Path) -> None:
+def test_an_equal_commit_without_an_error_before_it_is_a_new_version(folder: Path) -> None:
     place = Place("directory", folder)
     place.objects.fail(10**9, after=True, outage=False)
     first = place.repo.commit({"n": 4})
-    assert place.repo.commit({"n": 4}).parents == (first.id,)  # there was no error
+    assert place.repo.commit({"n": 4}).parents == (first.id,)  # no error: not a repetition
     with pytest.raises(ConflictError):
         place.repo.branch("old", "main~1")
     with pytest.raises(CasweightsError):

@@ -1,4 +1,4 @@
-"""What lies in a store's folder and is no object: `verify` names it, and nothing else minds it."""
+"""Entries of a store's folder that are not objects: `verify` names them, and others ignore them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 
 @contextmanager
 def at_most(seconds: int) -> Iterator[None]:
-    """Raise an error in whatever waits for ever."""
+    """Raise an error in a block that takes longer than this number of seconds."""
 
     def interrupt(*_: object) -> None:
         raise AssertionError(f"this takes more than {seconds} s")
@@ -88,7 +88,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 
 def place_everywhere(store: LocalStore, make: Callable[[Path], object]) -> list[str]:
-    """Make strays at all places, unless one there is in the way; returns their places."""
+    """Make a stray in every folder, unless its name is taken; return the paths of the strays."""
     made = []
     for place in PLACES:
         path = store.root / place
@@ -102,7 +102,9 @@ def place_everywhere(store: LocalStore, make: Callable[[Path], object]) -> list[
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_verify_minds_what_is_no_object(store: LocalStore, tmp_path: Path, kind: str) -> None:
+def test_only_verify_reports_entries_that_are_not_objects(
+    store: LocalStore, tmp_path: Path, kind: str
+) -> None:
     made = place_everywhere(store, KINDS[kind])
     (tmp_path / "model" / "more.bin").write_bytes(b"more")
     with (
@@ -129,7 +131,7 @@ def test_only_verify_minds_what_is_no_object(store: LocalStore, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["named pipe", "socket", "link to a device", "link to itself"])
-def test_what_is_no_file_cannot_be_read(store: LocalStore, kind: str) -> None:
+def test_an_entry_that_is_not_a_file_cannot_be_read(store: LocalStore, kind: str) -> None:
     KINDS[kind](store.root / "odd")
     for read in (
         lambda: store.get("odd", 0, 1),
@@ -141,7 +143,7 @@ def test_what_is_no_file_cannot_be_read(store: LocalStore, kind: str) -> None:
 
 
 def fail_to_list(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """As for a user who may not read it; the tests' own user may be one who may read all."""
+    """Make listing a folder fail as for a user without permission: tests may run as root."""
     scan = os.scandir
 
     def scandir(path: str | Path) -> object:
@@ -153,7 +155,7 @@ def fail_to_list(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["refs/heads/odd", "packs/odd", "snapshots/odd"])
-def test_only_verify_minds_a_folder_that_cannot_be_read(
+def test_only_verify_reports_a_folder_that_cannot_be_read(
     store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     (store.root / place).mkdir()
@@ -170,7 +172,7 @@ def test_only_verify_minds_a_folder_that_cannot_be_read(
 def test_a_folder_of_the_store_itself_that_cannot_be_read_is_an_error(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    """It is not taken for an empty one."""
+    """The folder must not be taken for an empty one."""
     fail_to_list(monkeypatch, store.root / folder)
     with pytest.raises(StoreError, match=folder) as caught:
         list(store.list(f"{folder}/"))
@@ -179,10 +181,10 @@ def test_a_folder_of_the_store_itself_that_cannot_be_read_is_an_error(
 
 @pytest.mark.parametrize("kind", ["named pipe", "dangling link", "file in a folder"])
 @pytest.mark.parametrize("folder", ["packs", "snapshots", "refs/heads/main"])
-def test_a_commit_fails_where_a_stray_is_in_its_way(
+def test_a_commit_fails_if_a_stray_has_the_name_of_its_object(
     store: LocalStore, tmp_path: Path, kind: str, folder: str
 ) -> None:
-    """It does not take it for an object that another writer has put there."""
+    """The stray must not be taken for an object that another writer has put."""
     shutil.copytree(store.root, tmp_path / "copy")
     (tmp_path / "model" / "weights.bin").write_bytes(b"other weights")
     with casweights.open(tmp_path / "copy") as repo:

@@ -1,4 +1,4 @@
-"""Live sync in bad weather: a replica is a published version, or it says that it is none."""
+"""Live sync with faults: a replica holds a published version, or reports that it does not."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Replica:
-    """Tensors, their subscriber, and the step that they are at."""
+    """Tensors, and the subscriber that writes to them."""
 
     def __init__(self, store: ObjectStore, to: Ref | None, **options: Any) -> None:
         self.weights = blank()
@@ -65,7 +65,7 @@ def objects() -> ObjectStore:
 
 
 def publish(store: ObjectStore, *steps: int) -> list[SnapshotId]:
-    """The versions of these steps."""
+    """Publish these steps; return their versions."""
     versions = []
     with casweights.open(store, workers=2) as repo, Publisher(repo) as publisher:
         for step in steps:
@@ -84,15 +84,17 @@ def replica_of(store: ObjectStore, *, to: Ref | None = None, **options: Any) -> 
 
 
 def publish_new(store: ObjectStore, step: int) -> tuple[SnapshotId, list[ObjectInfo]]:
-    """The version, and what objects are new."""
+    """Publish a step; return its version and the new objects."""
     before = {info.name for info in store.list()}
     (version,) = publish(store, step)
     return version, [info for info in store.list() if info.name not in before]
 
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_a_damaged_frame(objects: ObjectStore, verify: Literal["full", "patch"]) -> None:
-    """Whichever it is, nothing is written; and all is well once it is repaired."""
+def test_a_damaged_frame_leaves_the_replica_at_its_version(
+    objects: ObjectStore, verify: Literal["full", "patch"]
+) -> None:
+    """No tensor is written, whichever frame is damaged; after the repair, the sync succeeds."""
     (first,) = publish(objects, 0)
     second, news = publish_new(objects, 1)
     (pack,) = [info for info in news if info.name.startswith("packs/")]
@@ -112,10 +114,10 @@ def test_a_damaged_frame(objects: ObjectStore, verify: Literal["full", "patch"])
 
 
 @pytest.mark.parametrize("verify", ["full", "patch"])
-def test_a_damaged_frame_is_all_there_is(
+def test_a_new_replica_writes_nothing_if_any_frame_is_damaged(
     objects: ObjectStore, verify: Literal["full", "patch"]
 ) -> None:
-    """Who joins late and has nothing still has nothing, whichever frame it is."""
+    """The replica has no version before and none after, whichever frame is damaged."""
     _, news = publish_new(objects, 0)
     (pack,) = [info for info in news if info.name.startswith("packs/")]
     for frame in [location.frame for location in read_pack_index(objects, pack)]:
@@ -132,7 +134,7 @@ def test_a_damaged_frame_is_all_there_is(
         flip_bit(objects, pack.name, frame.offset + frame.size // 2)
 
 
-def test_a_replica_goes_on_once_a_pack_is_repaired(objects: ObjectStore) -> None:
+def test_a_replica_continues_once_a_pack_is_repaired(objects: ObjectStore) -> None:
     (first,) = publish(objects, 0)
     second, news = publish_new(objects, 1)
     (pack,) = [info for info in news if info.name.startswith("packs/")]
@@ -146,7 +148,9 @@ def test_a_replica_goes_on_once_a_pack_is_repaired(objects: ObjectStore) -> None
 
 
 @pytest.mark.parametrize("kind", ["packs/", "snapshots/"])
-def test_a_damaged_index_or_snapshot(objects: ObjectStore, kind: str) -> None:
+def test_a_damaged_index_or_snapshot_leaves_the_replica_at_its_version(
+    objects: ObjectStore, kind: str
+) -> None:
     (first,) = publish(objects, 0)
     with replica_of(objects) as replica:
         second, news = publish_new(objects, 1)
@@ -161,8 +165,10 @@ def test_a_damaged_index_or_snapshot(objects: ObjectStore, kind: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 5000, 50_000])
-def test_a_disk_cache_without_space(tmp_path: Path, objects: ObjectStore, limit: int) -> None:
-    """It goes on without the cache; what lies there afterwards does no harm."""
+def test_a_sync_succeeds_without_space_for_the_disk_cache(
+    tmp_path: Path, objects: ObjectStore, limit: int
+) -> None:
+    """The sync bypasses the cache, and incomplete files in it do no harm later."""
     publish(objects, 0)
     cached = CachedStore(objects, tmp_path / "cache", 1 << 26, "key")
     with largest_file(limit), replica_of(cached) as replica:
@@ -182,7 +188,7 @@ class Broken(Exception):
 def exchange_fails(
     monkeypatch: pytest.MonkeyPatch, *calls: int, after: bool = False
 ) -> Iterator[list[int]]:
-    """At these calls, counted from 1, before or after they write; yields which there were."""
+    """Fail at these writes, counted from 1, before or after the write; yield their numbers."""
     exchange, made, numbers = LiveTensor.exchange, list[int](), count(1)
 
     def exchange_or_fail(self: LiveTensor, number: int, change: ElementChange) -> None:
@@ -198,10 +204,10 @@ def exchange_fails(
         yield made
 
 
-def test_every_write_to_a_tensor_fails_once(
+def test_any_failing_write_to_a_tensor_rolls_the_sync_back(
     objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was written is taken back."""
+    """The writes that succeeded before the failing one are undone."""
     (first,) = publish(objects, 0)
     with replica_of(objects) as replica:
         (second,) = publish(objects, 1)
@@ -219,7 +225,7 @@ def test_every_write_to_a_tensor_fails_once(
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("positions", [None, bytes(12)])
-def test_no_memory_to_keep_what_an_exchange_overwrites(
+def test_an_exchange_without_memory_for_the_old_values_writes_nothing(
     monkeypatch: pytest.MonkeyPatch, stride: int, positions: bytes | None
 ) -> None:
     live = torch.arange(6 * stride, dtype=torch.int16)[::stride]
@@ -235,8 +241,10 @@ def no_memory(_: object) -> NoReturn:
     raise MemoryError
 
 
-def test_taking_back_fails(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it is no version, says so, and is one after the next sync."""
+def test_a_failed_rollback_is_reported_and_the_next_sync_repairs_it(
+    objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tensors are of no version, and the subscriber reports that."""
     (first,) = publish(objects, 0)
     with replica_of(objects) as replica:
         (second,) = publish(objects, 1)
@@ -250,10 +258,10 @@ def test_taking_back_fails(objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_every_late_write_fails_once(
+def test_any_failing_write_without_a_rollback_is_reported_as_torn(
     objects: ObjectStore, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    """It cannot be taken back, and whether it happened is not relied on."""
+    """Without memory, writes cannot be undone, and the failing one may or may not have happened."""
     (first,) = publish(objects, 0)
     (second,) = publish(objects, 1)
     with replica_of(objects, to=first, memory=0, verify="patch") as replica:
@@ -281,10 +289,10 @@ def unreachable() -> NoReturn:
 
 
 @pytest.mark.parametrize("memory", [0, 60_000])
-def test_every_read_of_a_sync_in_little_memory_fails_once(
+def test_any_failing_read_of_a_sync_in_little_memory_is_reported(
     objects: ObjectStore, memory: int
 ) -> None:
-    """What does not fit is read while it is written: it may be torn, and knows it."""
+    """Changes beyond the memory are read while tensors are written, so a replica may be torn."""
     (first,) = publish(objects, 0)
     (second,) = publish(objects, 6)
     torn = 0
@@ -317,7 +325,7 @@ def failure_of(action: Callable[[], object]) -> ErrorCode | None:
     return None
 
 
-def test_stale_and_corrupt_and_unreachable_are_told_apart(objects: ObjectStore) -> None:
+def test_stale_corrupt_and_unreachable_have_different_codes(objects: ObjectStore) -> None:
     (first,) = publish(objects, 0)
     faulty = FaultyStore(objects)
     with replica_of(faulty) as replica:
@@ -330,7 +338,7 @@ def test_stale_and_corrupt_and_unreachable_are_told_apart(objects: ObjectStore) 
         with pytest.raises(StoreError) as away:
             replica.subscriber.sync()
         assert replica.holds(0, first)
-        flip_bit(objects, pack.name, 8)  # of the first frame
+        flip_bit(objects, pack.name, 8)  # in the first frame
         with pytest.raises(IntegrityError) as corrupt:
             replica.subscriber.sync()
         assert replica.holds(0, first)
@@ -343,10 +351,10 @@ def test_stale_and_corrupt_and_unreachable_are_told_apart(objects: ObjectStore) 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("compare", ["host", "device", "cache"])
-def test_every_write_of_a_publisher_fails_once(
+def test_any_failing_write_of_a_publisher_is_reported_and_can_be_repeated(
     tmp_path: Path, compare: Literal["host", "device", "cache"], after: bool
 ) -> None:
-    """The caller hears of it, publishes again, and every version is what it should be."""
+    """The caller gets the error and publishes again; every version then matches its step."""
     for call in range(1, 7):
         root = tmp_path / f"{call}"
         casweights.open(root, create=True, config=CONFIG).close()
@@ -358,7 +366,7 @@ def test_every_write_of_a_publisher_fails_once(
             store.unused = [Fault(method="put", call=call, after=after)]
             failures = [failure_of(partial(publish_one, publisher, step)) for step in range(4)]
             failed = [step for step, failure in enumerate(failures) if failure is not None]
-            landed = after and call % 3 == 0  # the move of the branch: then there is no failure
+            landed = after and call % 3 == 0  # a move whose result is lost still counts: no error
             assert [failures[step] for step in failed] == [ErrorCode.NO_SPACE] * (not landed)
             assert store.unused == []
             log = [step_of(version) for version in repo.log()]

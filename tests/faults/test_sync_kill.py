@@ -1,4 +1,4 @@
-"""SIGKILL of trainers and replicas: what is served is a version, what was durable stays.
+"""SIGKILL of trainers and replicas: replicas hold published versions, and durable versions stay.
 
 The promises themselves are checked in `sync_driver.py`, which runs as a process without threads so
 that it can fork.
@@ -41,29 +41,31 @@ def drive(what: str, folder: Path, store: str, kills: int = 0) -> dict[str, int]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before call", "after call", "file change"])
-def test_a_trainer_is_killed_at_every_step(tmp_path: Path, moment: str) -> None:
+def test_a_trainer_killed_at_any_step_loses_no_durable_version(tmp_path: Path, moment: str) -> None:
     ends = drive(f"trainer at {moment}", tmp_path, "")
     assert ends["killed"] >= 15
     assert ends["finished"] == 1, "with no step left to be killed at"
 
 
 @pytest.mark.slow
-def test_a_replica_is_killed_at_every_write_to_its_tensors(tmp_path: Path) -> None:
+def test_a_replica_killed_at_any_write_can_start_again(tmp_path: Path) -> None:
     ends = drive("replica at exchange", tmp_path, "")
     assert ends["killed"] >= 10
     assert ends["finished"] == 1, "with no write left to be killed at"
 
 
 @pytest.mark.slow
-def test_both_are_killed_at_random_moments(tmp_path: Path) -> None:
+def test_trainer_and_replica_killed_at_random_moments_reach_the_goal(tmp_path: Path) -> None:
     ends = drive("random", tmp_path / "run", str(tmp_path / "store"), KILLS)
     assert ends["trainer killed"] + ends["replica killed"] >= KILLS
     assert min(ends["trainer killed"], ends["replica killed"]) > KILLS // 4
 
 
 @pytest.mark.slow
-def test_both_are_killed_at_random_moments_with_a_hub(tmp_path: Path) -> None:
-    """Replicas have a disk cache in common, which the killed ones leave as it happens to be."""
+def test_trainer_and_replica_killed_at_random_moments_reach_the_goal_with_a_hub(
+    tmp_path: Path,
+) -> None:
+    """The replicas share a disk cache, in which killed ones may leave incomplete files."""
     with LocalHubProcess(tmp_path / "hub") as hub:
         hub.create_bucket(BUCKET)
         ends = drive("random", tmp_path / "run", f"{hub.url}#x", HUB_KILLS)

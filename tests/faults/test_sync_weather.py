@@ -1,4 +1,4 @@
-"""Trainers and replicas at work while the Hub is away, fails, or others move the branch."""
+"""Trainers and replicas work while the Hub is down or fails, or others move the branch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def at_work(run: Run, replicas: int) -> Iterator[None]:
-    """A trainer and its replicas, in processes of their own; at the end all have what they must."""
+    """Run a trainer and its replicas in processes; check at the end that all reached the goal."""
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.faults.sync_driver", "run"]
     command += [str(run.folder), run.store, "0", str(replicas)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -36,7 +36,7 @@ def at_work(run: Run, replicas: int) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            run.goal = 0  # all end
+            run.goal = 0  # makes all processes end
             raise
         finally:
             _, said = process.communicate(timeout=120)
@@ -59,8 +59,8 @@ def wait_for_news(run: Run, kind: str, times: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_hub_is_away(tmp_path: Path) -> None:
-    """Once while the trainer uploads, and once while replicas download; the others work, too."""
+def test_trainer_and_replicas_survive_outages_of_the_hub(tmp_path: Path) -> None:
+    """One outage begins during an upload of the trainer, one during downloads of the replicas."""
     with hub_run(tmp_path, Conditions(latency=0.01)) as (hub, run):
         run.goal = ENDLESS
         with at_work(run, replicas=2):
@@ -78,7 +78,7 @@ def test_the_hub_is_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_requests_fail_now_and_then(tmp_path: Path) -> None:
+def test_trainer_and_replicas_survive_failing_requests(tmp_path: Path) -> None:
     with hub_run(tmp_path, Conditions(error_rate=0.05, seed=1)) as (_, run):
         run.goal = 29
         with at_work(run, replicas=2):
@@ -99,8 +99,8 @@ def publish_too(repo: Repository) -> None:
 
 
 @pytest.mark.slow
-def test_the_branch_is_moved_by_others(tmp_path: Path) -> None:
-    """The trainer gets a conflict and begins anew from there; replicas follow."""
+def test_trainer_and_replicas_survive_other_writers_of_the_branch(tmp_path: Path) -> None:
+    """The trainer gets a conflict and restarts from the new head; the replicas follow."""
     run = Run(tmp_path / "run", str(tmp_path / "store"))
     run.create()
     run.goal = ENDLESS

@@ -1,4 +1,4 @@
-"""SIGKILL at every step of a push: the target sound, and the push repeated brings only the rest.
+"""SIGKILL at any step of a push leaves a sound target; repeating the push sends only the rest.
 
 Run as a module, this is the process without threads that forks the pushes: the arguments are where
 to kill, see `kill_driver.py`, and a folder.
@@ -36,7 +36,7 @@ SEED = 20260117
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before call", "after call", "file change"])
-def test_kill_at_every_step(tmp_path: Path, moment: str) -> None:
+def test_a_push_killed_at_any_step_can_be_repeated(tmp_path: Path, moment: str) -> None:
     command = [sys.executable, "-X", "faulthandler", "-m", "tests.faults.test_transfer_kill"]
     run = subprocess.run(
         [*command, moment, str(tmp_path)],
@@ -54,7 +54,7 @@ def test_kill_at_every_step(tmp_path: Path, moment: str) -> None:
 
 
 def make_source(root: Path, model: Model) -> dict[SnapshotId, Digests]:
-    """A store of two branches, part of which is packed as a repack does it."""
+    """Make a store of two branches, partly repacked."""
     versions = {}
     config = StoreConfig(chunk_size=64 * KiB)
     with casweights.open(root, create=True, config=config) as repo:
@@ -79,7 +79,7 @@ def names(root: Path) -> set[str]:
 
 
 def check(root: Path, versions: dict[SnapshotId, Digests]) -> None:
-    """What has arrived is sound, and every version with all before it."""
+    """Check that the objects that arrived are sound, and every version has its whole history."""
     with casweights.open(root) as repo:
         found = repo.verify()
         assert found.problems == (), found.problems

@@ -1,4 +1,4 @@
-"""A store goes away while it is open: no write makes it again, or goes to what took its place."""
+"""A store vanishes while it is open: no write recreates it, or goes to whatever replaced it."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def push_into(repo: Repository) -> None:
 WRITES: dict[str, Callable[[Repository], object]] = {
     "commit to a new branch": lambda repo: repo.commit(state(2), branch="new"),
     "commit": lambda repo: repo.commit(state(2)),
-    "commit what is there": lambda repo: repo.commit(state(1), branch="again", parent="main"),
+    "commit an existing state": lambda repo: repo.commit(state(1), branch="again", parent="main"),
     "publish to a new branch": partial(publish, branch="new"),
     "publish": partial(publish, branch="main"),
     "push into it": push_into,
@@ -128,7 +128,7 @@ WRITES: dict[str, Callable[[Repository], object]] = {
 
 
 def look(place: Path) -> dict[str, bytes] | None:
-    """What is there, drafts aside; None if there is no folder."""
+    """Return the files of a folder without drafts; None if the folder does not exist."""
     if not place.is_dir():
         return None
     files = (path for path in place.rglob("*") if PREFIX not in str(path))
@@ -169,7 +169,7 @@ def open_and_look(store: Path | LocalStore | FaultyStore) -> Repository:
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("way", WAYS)
-def test_no_write_goes_to_what_took_the_place_of_a_store(place: Path, way: str, write: str) -> None:
+def test_no_write_changes_whatever_replaced_a_store(place: Path, way: str, write: str) -> None:
     with open_and_look(place) as repo:
         WAYS[way](place)
         there = look(place)
@@ -180,7 +180,7 @@ def test_no_write_goes_to_what_took_the_place_of_a_store(place: Path, way: str, 
 
 
 @pytest.mark.parametrize("way", ["removed", "unmounted", "another store", "no refs"])
-def test_a_store_that_is_gone_does_not_look_empty(place: Path, way: str) -> None:
+def test_a_vanished_store_does_not_look_empty(place: Path, way: str) -> None:
     reads: list[Callable[[Repository], object]] = [
         lambda repo: repo.branches(),
         lambda repo: repo.tags(),
@@ -197,7 +197,7 @@ def test_a_store_that_is_gone_does_not_look_empty(place: Path, way: str) -> None
 
 @pytest.mark.parametrize("way", ["unmounted", "another store", "no packs"])
 @pytest.mark.parametrize("write", ["commit", "publish", "repack", "push into it"])
-def test_a_store_goes_between_two_writes_of_one_command(
+def test_a_store_that_vanishes_during_a_command_is_not_recreated(
     place: Path, tmp_path: Path, way: str, write: str
 ) -> None:
     kept = tmp_path / "kept"
@@ -227,9 +227,7 @@ def test_a_store_goes_between_two_writes_of_one_command(
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_drafts_and_empty_folders_that_others_remove_are_made_again(
-    place: Path, write: str
-) -> None:
+def test_drafts_and_empty_folders_that_others_delete_are_recreated(place: Path, write: str) -> None:
     with open_and_look(place) as repo:
         repo.commit(state(5), branch="first")
         for path in [*place.glob(f"{PREFIX}*"), place / "refs/heads/empty"]:
@@ -239,7 +237,7 @@ def test_drafts_and_empty_folders_that_others_remove_are_made_again(
         assert repo.verify().problems == ()
 
 
-def test_a_draft_is_removed_while_it_is_written(
+def test_a_draft_that_is_deleted_while_it_is_written_is_written_again(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def reap(descriptor: int, parts: object, left: list[int] = [1, 1]) -> None:  # noqa: B006
@@ -258,7 +256,7 @@ def test_a_draft_is_removed_while_it_is_written(
         assert repo.verify().problems == ()
 
 
-def test_a_marker_that_was_rewritten_with_the_same_content_is_the_same(place: Path) -> None:
+def test_a_rewritten_store_file_with_the_same_content_is_accepted(place: Path) -> None:
     with open_and_look(place) as repo:
         marker = place / "casweights.json"
         content = marker.read_bytes()
@@ -268,7 +266,7 @@ def test_a_marker_that_was_rewritten_with_the_same_content_is_the_same(place: Pa
         repo.commit(state(3))
 
 
-def test_only_create_makes_the_folder(tmp_path: Path) -> None:
+def test_only_create_makes_the_folder_of_a_store(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "a" / "store")
     with pytest.raises(NotFoundError, match="no casweights store") as caught:
         store.put("name", [b"x"])
@@ -302,7 +300,7 @@ def delete_and_make_bucket(hub: LocalHub, store: HubStore) -> None:
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("vanish", [delete_bucket, empty_prefix, delete_and_make_bucket])
-def test_no_write_makes_a_store_in_a_bucket_again(
+def test_no_write_recreates_a_store_in_a_bucket(
     hub: LocalHub, vanish: Callable[[LocalHub, HubStore], None], write: str
 ) -> None:
     hub.create_bucket(BUCKET)

@@ -1,4 +1,4 @@
-"""A view of the system calls that a piece of code makes, with a chance to act before each."""
+"""Intercepts the functions of `os` that some code calls, to act before each call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = (
 
 
 class Call(NamedTuple):
-    """A call of a function of `os` that is about to be made."""
+    """A call of a function of `os` that is about to happen."""
 
     name: str
     args: tuple[Any, ...]
@@ -28,9 +28,9 @@ class Call(NamedTuple):
 
 @contextmanager
 def watched(before: Callable[[Call], None]) -> Iterator[None]:
-    """Call `before` ahead of each call; calls that it makes itself are not watched.
+    """Run `before` ahead of each call of `os` in the block, except for its own calls.
 
-    Files are not synced, which would only take time.
+    `fsync` does nothing, because it would only take time.
     """
     lock = threading.RLock()
     inside = threading.local()
@@ -51,7 +51,7 @@ def watched(before: Callable[[Call], None]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in NAMES:
             patch.setattr(os, name, wrap(name, getattr(os, name)))
-        # These look whether `os` can do what they need by its functions themselves.
+        # Callers look up the functions themselves in these sets.
         patch.setattr(os, "supports_dir_fd", {getattr(os, n) for n in NAMES})
         patch.setattr(os, "supports_fd", {getattr(os, n) for n in NAMES})
         patch.setattr(os, "supports_follow_symlinks", {os.stat})

@@ -1,4 +1,4 @@
-"""The commands of the benchmarks, without measuring."""
+"""Tests of the benchmarks' commands, without measurements."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def test_help_of_a_benchmark_is_printed_and_starts_with_its_command(name: str) -
     assert text.startswith(f"usage: tools/bench/run {name} [-h]")
 
 
-def test_run_tells_the_names_of_all_benchmarks() -> None:
+def test_run_without_a_name_lists_all_benchmarks() -> None:
     done = subprocess.run([RUN], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"usage: tools/bench/run {'|'.join(MODULES)} [OPTIONS]\n"
 
 
-def test_pages_name_only_benchmarks_that_there_are() -> None:
+def test_pages_name_only_existing_benchmarks() -> None:
     pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")]
     named = {
         name
