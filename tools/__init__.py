@@ -1,1 +1,1 @@
-"""What developers run on a checkout: demos, benchmarks, long checks and a second reader."""
+"""Programs for developers: demos, benchmarks, long checks, and a second reader of the format."""

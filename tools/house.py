@@ -1,4 +1,4 @@
-"""The state of the house: sizes of files and functions, and who reaches into whom.
+"""Measures the code base: sizes of files and functions, and uses of other modules' private names.
 
 Run `python -m tools.house`; `tests/test_house.py` holds the limits.
 """
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "casweights"
 FOLDERS = ("casweights", "tests", "tools")
-FOREIGN = {"_version"}  # of torch tensors, beside ours of the same name
+FOREIGN = {"_version"}  # an attribute of torch tensors, not only a name of ours
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(frozen=True)
 class House:
-    """What is counted.
+    """The measurements.
 
     Attributes:
-        longest_files: Lines of the longest Python files of the repository, by path.
-        median: Median of the lines of the package's functions, without their docstrings.
-        percentile: The 90th percentile of the same.
+        longest_files: Number of lines of the longest Python files of the repository, by path.
+        median: Median number of lines of the package's functions, without docstrings.
+        percentile: The 90th percentile of the same numbers.
         reached: Places where a module uses a private name that another module defines.
-        public: Names that the package exports, without the types of results.
-        root_files: Files in the root of the package.
+        public: Number of names that the package exports, without the types of results.
+        root_files: Names of the files in the root of the package.
     """
 
     longest_files: dict[str, int]
@@ -43,7 +43,7 @@ class House:
 
 
 def survey() -> House:
-    """Count everything."""
+    """Measure the whole repository."""
     private = private_names()
     sizes = sorted(length for path in sources("casweights") for length in function_sizes(path))
     return House(
@@ -57,18 +57,19 @@ def survey() -> House:
 
 
 def sources(folder: str) -> list[Path]:
-    """The Python files below a folder of the repository."""
+    """Return the Python files below a folder of the repository."""
     return sorted((ROOT / folder).rglob("*.py"))
 
 
 def file_sizes() -> Iterator[tuple[str, int]]:
+    """Yield path and number of lines of every Python file."""
     for folder in FOLDERS:
         for path in sources(folder):
             yield str(path.relative_to(ROOT)), len(path.read_text().splitlines())
 
 
 def function_sizes(path: Path) -> Iterator[int]:
-    """Lines of each function in a file: from its `def` on, without docstring and blank lines."""
+    """Yield the number of lines of each function in a file, without docstring and blank lines."""
     text = path.read_text()
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
@@ -82,13 +83,13 @@ def function_sizes(path: Path) -> Iterator[int]:
 
 
 def reached_names(path: Path, private: frozenset[str]) -> Iterator[str]:
-    """Private names of the package that a file uses and does not define."""
+    """Yield the places where a file uses private names of the package that it does not define."""
     tree = ast.parse(path.read_text())
     own = set(defined_names(tree))
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in private - own:
             owner = node.value.id if isinstance(node.value, ast.Name) else ""
-            if owner not in ("self", "cls"):  # a base class may have left it for its subclasses
+            if owner not in ("self", "cls"):  # a base class may define it for its subclasses
                 yield f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}"
         elif isinstance(node, ast.ImportFrom):
             for name in {alias.name for alias in node.names} & private:
@@ -96,7 +97,7 @@ def reached_names(path: Path, private: frozenset[str]) -> Iterator[str]:
 
 
 def private_names() -> frozenset[str]:
-    """All private names that modules of the package define."""
+    """Return all private names that modules of the package define."""
     trees = [ast.parse(path.read_text()) for path in sources("casweights")]
     return (
         frozenset(name for tree in trees for name in defined_names(tree) if is_private(name))
@@ -105,11 +106,12 @@ def private_names() -> frozenset[str]:
 
 
 def is_private(name: str) -> bool:
+    """Return whether a name begins with one underscore."""
     return name.startswith("_") and not name.startswith("__")
 
 
 def defined_names(tree: ast.AST) -> Iterator[str]:
-    """Names and attributes that a module gives a value."""
+    """Yield the names and attributes that a module defines or assigns."""
     for node in ast.walk(tree):
         if isinstance(node, Function | ast.ClassDef):
             yield node.name
@@ -120,18 +122,19 @@ def defined_names(tree: ast.AST) -> Iterator[str]:
 
 
 def public_names() -> int:
+    """Return the number of names that the package exports."""
     import casweights
 
     return len(casweights.__all__)
 
 
 def main() -> None:
-    """Print the survey."""
+    """Print the measurements."""
     house = survey()
     for path, lines in house.longest_files.items():
         print(f"{lines:5} lines  {path}")
     print(f"functions: median {house.median:g} lines, 90th percentile {house.percentile:g}")
-    print(f"private names of other modules in use: {len(house.reached)}")
+    print(f"uses of other modules' private names: {len(house.reached)}")
     for place in house.reached:
         print(f"  {place}")
     print(f"public names: {house.public}")

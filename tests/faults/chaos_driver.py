@@ -200,14 +200,23 @@ def _prepare_environment(folder: Path, hub: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/soak/run chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300.0, help="length (default: 300)")
+    parser.add_argument("--seconds", type=float, default=300.0, help="seconds (default: 300)")
     parser.add_argument(
         "--disturbances", type=int, default=sys.maxsize, help="end earlier, after this many"
     )
     parser.add_argument("--seed", type=int, default=None, help="seed of all random choices")
-    parser.add_argument("--store", choices=["directory", "hub"], default="directory")
+    parser.add_argument(
+        "--store", choices=["directory", "hub"], default="directory", help="kind of store to use"
+    )
     parser.add_argument("--folder", type=Path, help="folder to keep (default: temporary)")
-    parser.add_argument("--roles", nargs="+", choices=[*ROLES], default=[*ROLES], metavar="ROLE")
+    parser.add_argument(
+        "--roles",
+        nargs="+",
+        choices=[*ROLES],
+        default=[*ROLES],
+        metavar="ROLE",
+        help=", ".join(ROLES),
+    )
     wanted = parser.parse_args()
     seed = random.randrange(1 << 32) if wanted.seed is None else wanted.seed
     folder = wanted.folder or Path(tempfile.mkdtemp(prefix="casweights-chaos-"))

@@ -1,4 +1,4 @@
-"""What chunk size and compression do to real variants of a real model.
+"""Measures the effect of chunk size and compression on variants of a real model.
 
 Prints two tables and one line of JSON. Usage: tools/bench/run chunk_size [--rounds N] [--dir DIR]
 """
@@ -31,18 +31,18 @@ COMPRESSIONS: list[Compression] = ["fast", "auto", "small"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to store all variants.
+    """The result of storing all variants with one chunk size and compression.
 
     Attributes:
         chunk_size: Bytes of a chunk.
-        compression: The policy.
-        plain_bytes: Plain copies of all versions.
-        chunk_bytes: Raw bytes of the distinct chunks: what deduplication leaves.
-        chunks: Distinct chunks.
-        pack_bytes: Packs, with their indexes.
-        snapshot_bytes: Snapshot objects: manifests and frame tables.
-        commit_seconds: All commits, median of the rounds.
-        checkout_seconds: All checkouts into empty directories, median of the rounds.
+        compression: The compression.
+        plain_bytes: Bytes of plain copies of all versions.
+        chunk_bytes: Raw bytes of the distinct chunks, that is, after deduplication.
+        chunks: Number of distinct chunks.
+        pack_bytes: Bytes of packs, with their indexes.
+        snapshot_bytes: Bytes of snapshot objects.
+        commit_seconds: Seconds of all commits, median of the rounds.
+        checkout_seconds: Seconds of all checkouts to empty directories, median of the rounds.
     """
 
     chunk_size: int
@@ -57,8 +57,8 @@ class Row:
 
 
 def make_variants(work: Path) -> list[Path]:
-    """The base and its variants, as the demo makes them."""
-    from tools.models import variants  # with transformers, which takes seconds
+    """Make the variants that the demo makes; return the directories, the base first."""
+    from tools.models import variants  # imports transformers, which takes seconds
 
     base = variants.base_directory()
     made = {name: work / name for name in ("frozen", "full", "vocabulary", "half", "adapter")}
@@ -73,7 +73,7 @@ def make_variants(work: Path) -> list[Path]:
 def measure(
     models: Sequence[Path], work: Path, chunk_size: int, compression: Compression, rounds: int
 ) -> Row:
-    """Commit all models to a new store and check them out again, some times."""
+    """Commit all models to a new store and check them out, `rounds` times; return the medians."""
     found = [_round(models, work, chunk_size, compression) for _ in range(rounds)]
     commits, checkouts, (stats, *_) = zip(*found, strict=True)
     return Row(
@@ -92,7 +92,7 @@ def measure(
 def _round(
     models: Sequence[Path], work: Path, chunk_size: int, compression: Compression
 ) -> tuple[float, float, StoreStats]:
-    """Seconds of all commits and of all checkouts, and what the store has then."""
+    """Return the seconds of all commits and of all checkouts, and the statistics of the store."""
     store_dir, out = work / "store", work / "out"
     config = StoreConfig(chunk_size=chunk_size)
     with casweights.open(store_dir, create=True, config=config) as store:
@@ -112,11 +112,11 @@ def _round(
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
-    """Print rows as a Markdown table; times relative to the row of the default chunk size."""
+    """Print a Markdown table, with times relative to the row of the default chunk size."""
     base = next((row for row in rows if row.chunk_size == 4 * MiB), rows[0])
     print(f"\n{title}\n")
     print(
-        "| chunk size | policy | plain MB | unique MB | chunks | packs MB | snapshots kB "
+        "| chunk size | compression | plain MB | unique MB | chunks | packs MB | snapshots kB "
         "| commit | checkout |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     )
     for row in rows:
@@ -127,15 +127,15 @@ def show(title: str, rows: Sequence[Row]) -> None:
             f"| {row.checkout_seconds / base.checkout_seconds:.2f}x |"
         )
     print(
-        f"\n1.00x is {base.commit_seconds:.2f} s for all commits and "
+        f"\nTimes are relative: 1.00x is {base.commit_seconds:.2f} s for all commits and "
         f"{base.checkout_seconds:.2f} s for all checkouts."
     )
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="tools/bench/run chunk_size", description=__doc__)
-    made.add_argument("--rounds", type=int, default=3)
-    made.add_argument("--dir", type=Path, default=None, help="where to work")
+    made.add_argument("--rounds", type=int, default=3, help="repetitions (default: 3)")
+    made.add_argument("--dir", type=Path, default=None, help="folder for temporary files")
     return made
 
 
@@ -144,11 +144,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
         work = Path(directory)
         models = make_variants(work)
-        measure(models, work, SIZES[0], "fast", 1)  # warms up
+        measure(models, work, SIZES[0], "fast", 1)  # a first run fills caches
         sizes = [measure(models, work, size, "fast", options.rounds) for size in SIZES]
         policies = [measure(models, work, 4 * MiB, p, options.rounds) for p in COMPRESSIONS]
-    show("Chunk sizes, bytes kept as they are:", sizes)
-    show("Compression policies at 4 MiB:", policies)
+    show('Chunk sizes with compression "fast"', sizes)
+    show("Compressions with chunks of 4 MiB", policies)
     print(json.dumps({"rows": [asdict(row) for row in (*sizes, *policies)]}))
     return 0
 

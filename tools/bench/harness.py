@@ -1,4 +1,8 @@
-"""Measuring in pairs: ours and the reference in turn, and the median of the pairs' ratios."""
+"""Measures casweights against a reference, in pairs, and reports medians and targets.
+
+A pair is one run of each, directly after one another, so that changes of the machine's load affect
+both. The ratio of a row is the median of the ratios of its pairs.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,14 @@ class Result:
     """One row of a report.
 
     Attributes:
-        what: What was measured.
-        ours: Median of ours, in `unit`.
-        reference: Median of the reference; None where the target is absolute.
+        what: Name of the row.
+        ours: Median for casweights, in `unit`.
+        reference: Median for the reference, in `unit`; None if the target is absolute.
         unit: Unit of both.
-        ratio: Median of the pairs' ratios; of an absolute target: ours divided by the target.
-        target: What `ratio` must not exceed; None where nothing is asked of it.
-        note: What bounds the result, or what the reference is.
-        at_least: Whether `target` is what `ratio` must not fall below.
+        ratio: Median of the pairs' ratios; for an absolute target, the figure that it limits.
+        target: Upper limit of `ratio`; None if the row has none.
+        note: Explanation of the reference and of what bounds the result.
+        at_least: Whether `target` is a lower limit.
     """
 
     what: str
@@ -39,6 +43,7 @@ class Result:
 
     @property
     def reached(self) -> bool:
+        """Whether the row reaches its target."""
         if self.target is None:
             return True
         return self.ratio >= self.target if self.at_least else self.ratio <= self.target
@@ -53,7 +58,7 @@ def measured(
     target: float | None = None,
     at_least: bool = False,
 ) -> Result:
-    """A row whose target is absolute: in its own unit."""
+    """Return a row with an absolute target, in the unit of the row."""
     return Result(
         what=what,
         ours=value,
@@ -69,7 +74,7 @@ def measured(
 def compared(
     what: str, ours: float, reference: float, unit: str, *, note: str, target: float | None = None
 ) -> Result:
-    """A row whose target is a share of the reference."""
+    """Return a row whose target is a multiple of the reference."""
     return Result(
         what=what,
         ours=ours,
@@ -91,16 +96,16 @@ def pair(
     prepare: Callable[[], object] = lambda: None,
     rounds: int = 5,
 ) -> Result:
-    """Time two functions in turn.
+    """Time two functions alternately.
 
     Args:
-        what: The row's name.
-        ours: Ours.
-        reference: What it is compared with.
-        target: The ratio to reach.
-        note: See `Result`.
+        what: Name of the row.
+        ours: The function of casweights.
+        reference: The function to compare it with.
+        target: Upper limit of the ratio; None if the row has none.
+        note: Explanation of the row, as in `Result`.
         prepare: Called before each timed call, untimed.
-        rounds: Pairs that count; one more before them warms up.
+        rounds: Number of pairs that count, after one more that warms up.
     """
     times: list[tuple[float, float]] = []
     for n in range(rounds + 1):
@@ -119,7 +124,7 @@ def pair(
 
 
 class Clock:
-    """Times by name, and processor times beside them, which a busy machine changes less."""
+    """Measures wall-clock time and processor time, which a busy machine distorts less, by name."""
 
     def __init__(self) -> None:
         self._times: dict[str, list[tuple[float, float]]] = {}
@@ -132,7 +137,7 @@ class Clock:
         self._times.setdefault(name, []).append(spent)
 
     def medians(self, name: str) -> tuple[float, float]:
-        """Seconds, and seconds of processors, of a call."""
+        """Return the medians of wall-clock and processor seconds of the calls with this name."""
         wall, processor = zip(*self._times[name], strict=True)
         return statistics.median(wall), statistics.median(processor)
 
@@ -140,7 +145,7 @@ class Clock:
 def median(
     function: Callable[[], object], rounds: int, prepare: Callable[[], object] = lambda: None
 ) -> float:
-    """The median of the seconds of some calls after the first; `prepare` is not timed."""
+    """Return the median seconds of `rounds` calls after a first one; `prepare` is not timed."""
     return statistics.median([_time(function, prepare) for _ in range(rounds + 1)][1:])
 
 
@@ -152,20 +157,20 @@ def _time(function: Callable[[], object], prepare: Callable[[], object]) -> floa
 
 
 def report(title: str, facts: dict[str, object], results: Sequence[Result]) -> int:
-    """Print a table and, as the last line, the same as JSON; returns the rows not reached."""
+    """Print a table and then one line of JSON; return the number of rows that miss their target."""
     head(title, facts)
     table(results)
     return conclude(title, facts, results)
 
 
 def head(title: str, facts: dict[str, object]) -> None:
-    """Print what a report is about."""
+    """Print the title and the facts of a report."""
     print(f"{title}\n" + "".join(f"  {key}: {value}\n" for key, value in facts.items()), flush=True)
 
 
 def table(results: Sequence[Result]) -> None:
-    """Print rows, and below them their notes."""
-    header = ("what", "ours", "reference", "ratio", "target", "reached")
+    """Print rows as a table, followed by their notes."""
+    header = ("what", "casweights", "reference", "ratio", "target", "reached")
     rows = [header]
     for r in results:
         reference = "-" if r.reference is None else f"{r.reference:.3f} {r.unit}"
@@ -188,6 +193,6 @@ def table(results: Sequence[Result]) -> None:
 
 
 def conclude(title: str, facts: dict[str, object], results: Sequence[Result]) -> int:
-    """Print everything as one line of JSON; returns the rows not reached."""
+    """Print the report as one line of JSON; return the number of rows that miss their target."""
     print(json.dumps({"title": title, **facts, "results": [asdict(r) for r in results]}))
     return sum(not r.reached for r in results)

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 MiB = 1 << 20
 MEMORY_LIMIT = 512 * MiB
-HELP_LIMIT = 0.150
+HELP_LIMIT = 0.150  # seconds
 _HIDDEN, _INNER = 2048, 5632
 
 _PEAK = r"""
 import re, sys
 import casweights.repository, casweights.operations.commit, casweights.operations.checkout
-def peak():  # of this program alone; getrusage counts the parent's at the time of the fork
+def peak():  # of this program alone: getrusage includes the parent's size at the fork
     return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
 verb, store, model, out = sys.argv[1:]
 before = peak()
@@ -56,7 +56,7 @@ print(peak() - before)
 
 
 def make_model(directory: Path, size: int) -> None:
-    """A transformer-shaped bf16 checkpoint of about `size` bytes, in shards of at most 1 GiB."""
+    """Write a bf16 model like a transformer, of about `size` bytes, in shards of up to 1 GiB."""
     directory.mkdir()
     torch.manual_seed(0)
     layer = {"attn": (_HIDDEN, _HIDDEN), "up": (_INNER, _HIDDEN), "norm": (_HIDDEN,)}
@@ -74,7 +74,7 @@ def make_model(directory: Path, size: int) -> None:
 
 
 class Bench:
-    """The measurements, on one model below one directory."""
+    """The measurements with one model, below one directory."""
 
     def __init__(self, work: Path, size: int, rounds: int) -> None:
         self.work = work
@@ -85,7 +85,7 @@ class Bench:
         self.store_dir, self.out, self.copy = work / "store", work / "out", work / "copy"
 
     def fresh(self) -> None:
-        """Remove what a round left, and let the disk come to rest."""
+        """Remove the files of a round, and wait until the disk has written everything."""
         for path in (self.store_dir, self.out, self.copy):
             shutil.rmtree(path, ignore_errors=True)
         os.sync()
@@ -116,19 +116,19 @@ class Bench:
             prepare=self.fresh,
             target=1.6,
             rounds=self.rounds,
-            note="reference: cp, then fsync. Bound by the disk, plus one read and one BLAKE3 of "
-            "every byte that cp does not do",
+            note="reference: cp, then fsync. Bound by the disk; in addition, casweights reads and "
+            "hashes every byte",
         )
 
     def unchanged_commit(self) -> Result:
         return pair(
-            "commit, nothing changed",
+            "commit without changes",
             self.commit,
             self.hash_files,
             target=1.2,
             rounds=self.rounds,
-            note="reference: BLAKE3 of the mapped files on all cores. Ours reads into buffers, so "
-            "that a file that changes meanwhile cannot be stored half-old",
+            note="reference: BLAKE3 of the mapped files on all cores. casweights reads to buffers, "
+            "so that a file that changes during the commit is never stored half-old",
         )
 
     def checkout(self) -> Result:
@@ -148,8 +148,8 @@ class Bench:
             prepare=prepare,
             target=1.6,
             rounds=self.rounds,
-            note="reference: cp, no fsync. Every chunk is hashed before it is written; bound by "
-            "memory bandwidth (read, hash, write) where cp only copies inside the kernel",
+            note="reference: cp without fsync. Every chunk is hashed before it is written; bound "
+            "by memory bandwidth (read, hash, write), while cp copies within the kernel",
         )
 
     def load_safetensors(self) -> None:
@@ -170,8 +170,8 @@ class Bench:
             target=1.3,
             rounds=self.rounds,
             note="reference: safetensors' load_file, then BLAKE3 of every tensor on all cores. Its "
-            "tensors are a mapping of the file, which whoever writes to the file can change after "
-            "the check; ours own their memory",
+            "tensors are a mapping of the file, so that other processes can change them after the "
+            "check; those of casweights own their memory",
         )
 
     def load_limit(self) -> Result:
@@ -186,17 +186,17 @@ class Bench:
                     start += size
 
         return pair(
-            "the limit of that",
+            "the limit of a load",
             limit,
             self.load_safetensors,
             target=None,
             rounds=self.rounds,
-            note="reading the files into fresh memory and hashing it there, with nothing else: the "
-            "kernel clears the memory, fills it, and BLAKE3 reads it",
+            note="instead of casweights: only read the files into new memory and hash it; the "
+            "kernel clears the memory and fills it, and BLAKE3 reads it",
         )
 
     def memory(self, verb: str, size: int) -> Result:
-        """Peak memory above the interpreter's with the modules loaded."""
+        """Measure the peak memory beyond that of the interpreter with all modules imported."""
         model, store, out = self.work / "big", self.work / "big-store", self.work / "big-out"
         if not model.exists():
             _make_big(model, size)
@@ -209,12 +209,12 @@ class Bench:
             unit="MiB",
             ratio=peak / MEMORY_LIMIT,
             target=1.0,
-            note="limit 512 MiB; bounded by packs and chunks in flight, whatever the model's size",
+            note="limit 512 MiB; bounded by packs and chunks in flight, for models of any size",
         )
 
 
 def one_tensor(work: Path, rounds: int) -> list[Result]:
-    """One changed tensor among 1,000: what is written, and the time."""
+    """Measure bytes and time of a commit in which one of 1,000 tensors changed."""
     model, directory, collect = work / "thousand", work / "thousand-store", _Collect()
     path = model / "model.safetensors"
     model.mkdir()
@@ -233,23 +233,23 @@ def one_tensor(work: Path, rounds: int) -> list[Result]:
         written = _disk_bytes(directory) - before
         largest = _largest(directory / "snapshots")
         timed = pair(
-            "one tensor of 1,000, time",
+            "one tensor of 1,000 changed: time",
             lambda: store.commit(model),
             lambda: blake3(max_threads=blake3.AUTO).update_mmap(path).digest(),
             prepare=change,
             target=None,
             rounds=rounds,
-            note="reference: BLAKE3 of the file, the reading that must be done; ours also "
-            "parses 1,000 tensors, and writes a pack, a manifest and a ref with fsync",
+            note="reference: BLAKE3 of the file, which any commit has to read; casweights also "
+            "parses 1,000 tensors, and writes a pack, a snapshot and a move with fsync",
         )
     chunks = collect.stats[1].new_chunks
     return [_written(written, tensors["layer.500"].nbytes, largest, chunks), timed]
 
 
 def _written(nbytes: int, changed: int, snapshot: int, chunks: int) -> Result:
-    """The row of what a commit of one changed tensor writes."""
+    """Return the row on the bytes that a commit of one changed tensor writes."""
     return Result(
-        what="one tensor of 1,000, written",
+        what="one tensor of 1,000 changed: bytes written",
         ours=nbytes / 1024,
         reference=None,
         unit="KiB",
@@ -261,7 +261,7 @@ def _written(nbytes: int, changed: int, snapshot: int, chunks: int) -> Result:
 
 
 class _Collect(Reporter):
-    """Keeps what commits report."""
+    """Keeps the statistics of commits."""
 
     def __init__(self) -> None:
         self.stats: list[CommitStats] = []
@@ -281,7 +281,7 @@ def _read_and_hash(path: Path, memory: memoryview) -> Callable[[int], None]:
 
 
 def help_time(rounds: int) -> Result:
-    """Processor time of ``casweights --help``, the median of some runs."""
+    """Measure the processor time of ``casweights --help``, as the median of `rounds` runs."""
     times = []
     for _ in range(rounds + 1):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -297,12 +297,12 @@ def help_time(rounds: int) -> Result:
         unit="s",
         ratio=median / HELP_LIMIT,
         target=1.0,
-        note="limit 0.150 s; mostly starting Python and importing click",
+        note="limit 0.150 s; most of it is the start of Python and the import of click",
     )
 
 
 def _make_big(path: Path, size: int) -> None:
-    """One safetensors file of `size` bytes without equal chunks, quickly: a counter a page."""
+    """Write a safetensors file of `size` bytes in which no two chunks are equal."""
     path.mkdir()
     count = size // (256 * MiB)
     header = casweights_header({f"t{n}": 256 * MiB for n in range(count)})
@@ -315,7 +315,7 @@ def _make_big(path: Path, size: int) -> None:
 
 
 def casweights_header(sizes: dict[str, int]) -> bytes:
-    """A safetensors header for byte tensors."""
+    """Return a safetensors header for tensors of bytes, given their sizes."""
     from casweights.format.dtypes import DTYPES
     from casweights.format.safetensors import build_header
 
@@ -332,10 +332,14 @@ def _largest(directory: Path) -> int:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="tools/bench/run store", description=__doc__)
-    made.add_argument("--size", type=int, default=2048, help="MiB of the model")
-    made.add_argument("--big", type=int, default=8192, help="MiB of the memory test's model")
-    made.add_argument("--rounds", type=int, default=5)
-    made.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
+    made.add_argument("--size", type=int, default=2048, help="MiB of the model (default: 2048)")
+    made.add_argument(
+        "--big", type=int, default=8192, help="MiB of the model of the rows on memory"
+    )
+    made.add_argument("--rounds", type=int, default=5, help="pairs of a measurement (default: 5)")
+    made.add_argument(
+        "--dir", type=Path, default=None, help="folder for temporary files (needs space)"
+    )
     return made
 
 

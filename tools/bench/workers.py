@@ -1,4 +1,4 @@
-"""Processes that stay, and do one thing after the other as they are told, a line of JSON each."""
+"""Worker processes that run commands one after another, each a line of JSON."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """A process that runs `serve`.
+    """A process that runs `serve`. Each `tell` must be followed by one `answer`.
 
     Args:
-        command: What to run.
-        environment: Its environment.
+        command: The command line of the process.
+        environment: The environment variables of the process.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -31,37 +31,37 @@ class Worker:
         self.close()
 
     def ask(self, method: str, **arguments: Any) -> Any:
-        """Call a method of its object there; returns the result."""
+        """Call a method of the process's object, and return the result."""
         self.tell(method, **arguments)
         return self.answer()
 
     def tell(self, method: str, **arguments: Any) -> None:
-        """Call a method, and go on."""
+        """Call a method without waiting for its result."""
         assert self._process.stdin
         self._process.stdin.write(json.dumps([method, arguments], default=str) + "\n")
         self._process.stdin.flush()
 
     def answer(self) -> Any:
-        """The result of the call that was told.
+        """Wait for the result of a call by `tell`, and return it.
 
         Raises:
-            RuntimeError: The process ended instead.
+            RuntimeError: The process ended.
         """
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a process ended: {self._process.args!r}")
+            raise RuntimeError(f"a worker process ended: {self._process.args!r}")
         return json.loads(line)
 
     def close(self) -> None:
-        """Let it end."""
+        """End the process, after its current call."""
         with self._process:
             if self._process.stdin:
                 self._process.stdin.close()
 
 
 def serve(target: object) -> None:
-    """Call the methods of an object that arrive on standard input, until it ends."""
+    """Call the methods of `target` that arrive on standard input, until that is closed."""
     for line in sys.stdin:
         method, arguments = json.loads(line)
         print(json.dumps(getattr(target, method)(**arguments)), flush=True)

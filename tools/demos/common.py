@@ -1,4 +1,4 @@
-"""What all parts of the demo share: the versions, comparing files, and talking to people."""
+"""Shared parts of the demo: the versions, comparison of files, and output."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ WIDTH = 96
 
 
 class MismatchError(Exception):
-    """Something is not what it must be."""
+    """A check of the demo failed."""
 
 
 def check(condition: bool, otherwise: str) -> None:
+    """Raise `MismatchError` with the text `otherwise` unless a condition holds."""
     if not condition:
         raise MismatchError(otherwise)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a version comes about.
+    """The way to make a version.
 
     Attributes:
-        name: What it is called here.
-        branch: Where it is committed to.
-        parent: The version it is made from.
-        message: What was done.
-        make: Writes it; takes the parent's directory and its own, which is not there yet.
+        name: Name of the version in the demo.
+        branch: Branch to commit it to.
+        parent: Name of the version that it is made from.
+        message: Message of the commit.
+        make: Writes the version, given the directory of the parent and its own, which is new.
     """
 
     name: str
@@ -62,10 +63,10 @@ RECIPES = (
 
 
 def compare_files(original: Path, copy: Path) -> dict[str, str]:
-    """SHA-256 of all files by path, which must be the same in both directories."""
+    """Check that two directories have the same files; return their SHA-256 by path."""
     expected, found = sha256_of_files(original), sha256_of_files(copy)
     for path in sorted(expected.keys() | found.keys()):
-        check(expected.get(path) == found.get(path), f"{path} in {copy} is not the original's")
+        check(expected.get(path) == found.get(path), f"{path} in {copy} differs from the original")
     return expected
 
 

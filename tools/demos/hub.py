@@ -1,7 +1,7 @@
-"""Second part of the demo: the same versions in a bucket of a Hugging Face Hub on this machine.
+"""Second part of the demo: the same versions in a bucket of a local Hugging Face Hub.
 
-Commands are those that people type, and they use the real huggingface_hub and hf_xet. Only the Hub
-is a local one, which counts what it is asked for. The same files go through plain ``hf``, too.
+The commands use the real huggingface_hub and hf_xet; only the Hub is local, and counts requests and
+bytes. For comparison, the same files are uploaded and downloaded with plain ``hf``.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ TOKEN = "hf_demo"
 BUCKET, FOLDER = "demo/models", "run"
 STORE = f"hf://buckets/{BUCKET}/{FOLDER}"
 PLAIN = "demo/plain"
-# How people name the versions once all are there.
+# The refs of the versions, once all are committed.
 REFS = {recipe.name: recipe.branch for recipe in RECIPES} | {BASE: "main~1"}
 NEW = "frozen-fp16"
-DAMAGED = 13  # exit status, see docs/scripting.md
+DAMAGED = 13  # exit status (docs/scripting.md)
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What the Hub counted: bytes of bodies, and requests.
+    """The Hub's counts of requests and of bytes of bodies.
 
     Attributes:
-        sent: To the Hub.
-        read: From the Hub.
-        requests: Of all kinds.
+        sent: Bytes sent to the Hub.
+        read: Bytes read from the Hub.
+        requests: Number of requests of all kinds.
     """
 
     sent: int = 0
@@ -62,7 +62,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Done:
-    """What a command said, and what it took."""
+    """Exit status, output and costs of a command."""
 
     status: int
     output: str
@@ -76,12 +76,12 @@ class Done:
 
 @dataclass(frozen=True)
 class Machine:
-    """A computer of its own: what it knows, it knows from the Hub.
+    """A simulated machine, which shares nothing with others but the Hub.
 
     Attributes:
         hub: The Hub.
-        work: Where commands run.
-        home: What huggingface_hub and casweights keep there.
+        work: Working directory of its commands.
+        home: Folder of the caches of huggingface_hub and casweights.
     """
 
     hub: LocalHubProcess
@@ -89,7 +89,7 @@ class Machine:
     home: Path
 
     def run(self, program: str, *arguments: str, status: int = 0) -> Done:
-        """Run a command that ends with an exit status."""
+        """Run a command, and check its exit status."""
         drop = ("HF_", "HUGGING", "CASWEIGHTS_")
         environment = {
             name: value
@@ -101,7 +101,7 @@ class Machine:
             "HF_HOME": str(self.home),
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # it would ask a package index
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # the check would query a package index
             "CASWEIGHTS_STORE": STORE,
         }
         self.hub.reset_counters()
@@ -125,7 +125,7 @@ class Machine:
         return Done(done.returncode, done.stdout.rstrip(), spent)
 
     def show(self, *arguments: str, status: int = 0) -> Done:
-        """Run ``casweights``, and show the command and what it says."""
+        """Run ``casweights``, and print the command and its output."""
         say(command_line("casweights", *arguments))
         done = self.run("casweights", *arguments, status=status)
         for line in done.output.splitlines():
@@ -135,7 +135,7 @@ class Machine:
 
 @dataclass
 class Row:
-    """A version and what it took, with casweights and with plain ``hf``."""
+    """A version and its costs, with casweights and with plain ``hf``."""
 
     name: str
     size: int
@@ -146,12 +146,12 @@ class Row:
 
 
 class Story:
-    """All that happens.
+    """The steps of this part of the demo.
 
     Args:
         hub: An empty Hub.
         models: The directory of the versions.
-        work: Where the machines are.
+        work: Working directory of the machines.
     """
 
     def __init__(self, hub: LocalHubProcess, models: Path, work: Path) -> None:
@@ -177,7 +177,7 @@ class Story:
         self.print_table()
 
     def commit_all(self, trainer: Machine) -> None:
-        heading("9. The same in a bucket: a Hugging Face Hub on this machine, and its real client")
+        heading("9. Commit the same versions to a bucket of a local Hugging Face Hub")
         say(f"$ export HF_ENDPOINT={self.hub.url} HF_TOKEN={TOKEN} CASWEIGHTS_STORE={STORE}")
         trainer.show("init", STORE)
         for recipe in RECIPES:
@@ -190,28 +190,28 @@ class Story:
             say(f"{done.version}  {megabytes(row.size)} of files: {sentence(done.spent)}")
 
     def look(self, trainer: Machine) -> None:
-        heading("10. What is this store, and where does the fp16 model come from?")
+        heading("10. Show the store, and the history of the fp16 model")
         trainer.show("info")
         history = [line.split()[0] for line in trainer.show("log", "fp16").output.splitlines()]
         expected = [self.ids[name] for name in ("fp16", "tuned", BASE)]
-        check(history == expected, "the history in the bucket is another")
+        check(history == expected, "the history in the bucket differs")
 
     def check_out_all(self, reader: Machine) -> None:
-        heading("11. On another machine, whose cache is empty: check out, and compare SHA-256")
+        heading("11. Check out on another machine with an empty cache, and compare SHA-256")
         for name, row in self.rows.items():
             done = self.check_out(reader, REFS[name], self.models / name)
             check(done.version == self.ids[name], f"{REFS[name]} is not {name}")
             row.checkout = done.spent
         first, second = self.rows[BASE], self.rows["tuned"]
-        check(second.checkout.read < second.size / 2, "a neighbour was read as a whole")
+        check(second.checkout.read < second.size / 2, "a neighbouring version was read as a whole")
         say(
-            f"{len(self.rows)} versions are identical. "
-            f"The first was read as a whole ({megabytes(first.checkout.read)}), "
-            f"its neighbour as the difference ({megabytes(second.checkout.read)})."
+            f"{len(self.rows)} versions are identical. The first one was read as a whole "
+            f"({megabytes(first.checkout.read)}), the next as a difference "
+            f"({megabytes(second.checkout.read)})."
         )
 
     def check_out(self, machine: Machine, ref: str, original: Path, *options: str) -> Done:
-        """Check a version out into an empty directory, and compare it."""
+        """Check out a version to an empty directory, and compare it with the original."""
         with tempfile.TemporaryDirectory(dir=self.work) as target:
             done = machine.run("casweights", *options, "checkout", ref, target)
             files = compare_files(original, Path(target))
@@ -220,32 +220,30 @@ class Story:
         return done
 
     def work_offline(self, trainer: Machine, reader: Machine) -> None:
-        heading("12. Take it all along, commit without the Hub, and bring only that back")
+        heading("12. Copy the store to a directory, commit there offline, and pull the new version")
         taken = reader.show("push", "backup", "--create")
-        say(f"On the wire: {sentence(taken.spent)}.")
+        say(f"Transferred: {sentence(taken.spent)}.")
         new = self.work / NEW
         variants.convert_to_half(self.models / "frozen", new)
         options = ("--branch", NEW, "--parent", "frozen", "-m", "Rounded to fp16")
         offline = reader.show("--store", "backup", "commit", NEW, *options)
-        check(offline.spent == Spent(), "a commit to a directory asked the Hub")
+        check(offline.spent == Spent(), "a commit to a directory sent requests to the Hub")
         back = trainer.show("pull", "backup")
-        say(f"On the wire: {sentence(back.spent)}.")
-        check(back.spent.sent < 1.1 * size_on_disk(new), "more was brought back than what is new")
+        say(f"Transferred: {sentence(back.spent)}.")
+        check(back.spent.sent < 1.1 * size_on_disk(new), "more was sent back than the new version")
         done = self.check_out(reader, NEW, new)
-        check(done.version == offline.version, "the version got another ID on its way")
+        check(done.version == offline.version, "the ID of the version changed in the transfer")
 
     def clone(self) -> None:
-        heading(
-            "13. On a third machine: one version, with what it is built on, as a store of its own"
-        )
+        heading("13. Pull a single version to a store of its own, on a third machine")
         third, original = self.machine("third"), self.models / "vocabulary"
         done = third.show("pull", STORE, "vocabulary", "--shallow", "--create", "--store", "one")
-        say(f"On the wire: {sentence(done.spent)}.")
+        say(f"Transferred: {sentence(done.spent)}.")
         self.check_out(third, "vocabulary", original, "--store", "one")
 
     def copy_plainly(self) -> None:
         heading(
-            "14. For comparison: the same files as they are (hf_xet, too, sends no piece twice)"
+            "14. For comparison: upload and download the plain files (hf_xet also deduplicates)"
         )
         url = f"hf://buckets/{PLAIN}"
         self.hub.create_bucket(PLAIN)
@@ -264,23 +262,23 @@ class Story:
 
     def damage(self) -> None:
         heading("15. Flip one bit in the bucket, and try to check out on a new machine")
-        packs = (self.work / "backup" / "packs").iterdir()  # they have the same names there
+        packs = (self.work / "backup" / "packs").iterdir()  # with the same names as in the bucket
         pack = max(packs, key=lambda path: path.stat().st_size)
         self.hub.corrupt_object(BUCKET, f"{FOLDER}/packs/{pack.name}", pack.stat().st_size // 2)
         self.machine("new").show("checkout", REFS[BASE], "damaged", status=DAMAGED)
         files = list((self.work / "damaged").rglob("*"))
-        check(not any(map(Path.is_file, files)), "files were made of damaged bytes")
+        check(not any(map(Path.is_file, files)), "files were written from damaged bytes")
         say("No file was written.")
 
     def print_table(self) -> None:
-        heading("16. What six versions take on the wire, as the Hub counted it")
+        heading("16. Bytes and requests of six versions, as counted by the Hub")
         titles = ("commit", "hf upload", "checkout", "hf download")
         say(f"{'':<20}" + f"{titles[0]:>27}" + "".join(f"{title:>17}" for title in titles[1:]))
         columns = f"{'sent':>10}{'read':>10}{'req.':>7}" + f"{'sent':>10}{'req.':>7}"
         say(f"{'':<11}{'MB':>9}{columns}" + 2 * f"{'read':>10}{'req.':>7}")
         rows = list(self.rows.values())
         total = Row(
-            "together",
+            "total",
             sum(row.size for row in rows),
             sum((row.commit for row in rows), Spent()),
             sum((row.upload for row in rows), Spent()),
@@ -290,9 +288,9 @@ class Story:
         for row in (*rows, total):
             say(table_row(row))
         say("")
-        say("sent, read: bytes of bodies; req.: requests of all kinds")
-        say("A commit reads what it takes the differences to, if its machine's cache lacks it.")
-        say("All commits are from one machine, in this order, and all checkouts from another one.")
+        say("Columns: MB, plain size; sent, read: MB of bodies; req.: requests of all kinds.")
+        say("A commit reads the base of its differences if the cache of the machine lacks it.")
+        say("All commits ran on one machine, in this order, and all checkouts on another one.")
         check(total.commit.sent < total.upload.sent, "commits sent more than plain uploads")
         check(total.checkout.read < total.download.read, "checkouts read more than plain downloads")
 
@@ -311,7 +309,7 @@ def table_row(row: Row) -> str:
 
 
 def commit_arguments(recipe: Recipe) -> list[str]:
-    """How to commit a version; a branch that is not there yet begins at its parent."""
+    """Return the arguments that commit a version; a new branch begins at its parent."""
     arguments = ["commit", f"{MODELS}/{recipe.name}", "-m", recipe.message]
     if recipe.branch != "main":
         arguments += ["--branch", recipe.branch, "--parent", REFS[recipe.parent or BASE]]
@@ -330,7 +328,7 @@ def command_line(program: str, *arguments: str) -> str:
 
 
 def run(work: Path) -> None:
-    """Do it all with the versions in the folder `MODELS` of a directory, and leave nothing."""
+    """Run this part with the versions in the folder `MODELS` of a directory; leave nothing."""
     with (
         tempfile.TemporaryDirectory(dir=work) as folder,
         LocalHubProcess(Path(folder) / "hub", {TOKEN: "write"}) as hub,

@@ -1,4 +1,4 @@
-"""First part of the demo: real versions of a real model in a store in a directory."""
+"""First part of the demo: versions of a real model in a store in a directory."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from tools.models import variants
 RELEASE = "v1.0"
 STORE = "store"
 WORDS = "embeddings.word_embeddings.weight"
-# transformers makes it anew and does not save it.
+# transformers recomputes it and does not save it.
 DERIVED = "embeddings.position_ids"
 SENTENCES = ("I want my money back.", "Please refund the purchase.")
 
 
 @dataclass
 class Version:
-    """A version that was committed, and what it took."""
+    """A version that was committed, with its sizes and times."""
 
     name: str
     directory: Path
@@ -56,7 +56,7 @@ class Version:
 
 
 class Observer(casweights.Reporter):
-    """Keeps what the store reports."""
+    """Keeps the statistics of the last commit and load."""
 
     commit: CommitStats
     loaded_bytes = 0
@@ -70,7 +70,7 @@ class Observer(casweights.Reporter):
 
 
 def commit_all(work: Path) -> dict[str, Version]:
-    heading("1. Commit a pretrained model, then five variants of it as they are made")
+    heading("1. Commit a pretrained model and then five variants of it")
     say(">>> store = casweights.open('store', create=True)")
     say(">>> store.commit('models/pretrained', branch='main', message='...')")
     say("or $ casweights commit models/pretrained --branch main --message '...'")
@@ -97,7 +97,7 @@ def commit(
     directory: Path,
     parent: Version | None,
 ) -> Version:
-    """Commit a version; a branch that is not there yet begins at its parent."""
+    """Commit a version; a new branch begins at its parent."""
     before = size_on_disk(Path(store.url))
     start = time.perf_counter()
     snapshot = store.commit(
@@ -109,20 +109,23 @@ def commit(
     seconds = time.perf_counter() - start
     stored = size_on_disk(Path(store.url)) - before
     stats = observer.commit
-    check(stats.snapshot == snapshot.id, "another version was reported as committed")
-    check(stats.total_bytes == size_on_disk(directory), "a version has not the size of its files")
+    check(stats.snapshot == snapshot.id, "the reported version is not the one committed")
+    check(
+        stats.total_bytes == size_on_disk(directory),
+        "the size of a version is not that of its files",
+    )
     return Version(recipe.name, directory, snapshot, stats, stored, seconds)
 
 
 def show_history(work: Path, store: casweights.Repository, versions: dict[str, Version]) -> None:
-    heading("2. Where does the fp16 model come from?")
+    heading("2. Show the history of the fp16 model")
     casweights_command(work, "log", "fp16")
     lineage = [versions[name].snapshot.id for name in ("fp16", "tuned", BASE)]
-    check([snapshot.id for snapshot in store.log("fp16")] == lineage, "the history is another")
+    check([snapshot.id for snapshot in store.log("fp16")] == lineage, "the history differs")
 
 
 def compare(work: Path, store: casweights.Repository) -> None:
-    heading("3. What did the new words change? (Only lists of digests are read)")
+    heading("3. Show what the new words changed (only manifests are read)")
     casweights_command(work, "diff", BASE, "vocabulary")
     rows = sum(c.nbytes for c in store.diff(BASE, "vocabulary").changes if c.tensor == WORDS)
     check(0 < rows <= store.config.chunk_size, "the old rows of the enlarged tensor are not shared")
@@ -133,25 +136,25 @@ def compare(work: Path, store: casweights.Repository) -> None:
 
 
 def check_out_by_id(work: Path, base: Version) -> None:
-    heading("4. Get the published model back by its ID, and compare SHA-256 with the original")
+    heading("4. Check out the published model by its ID, and compare SHA-256 with the original")
     casweights_command(work, "checkout", short(base), "copy")
     for path, digest in compare_files(variants.base_directory(), work / "copy").items():
         say(f"{digest[:16]}...  {path:<34} identical")
 
 
 def run_model(store: casweights.Repository, observer: Observer, base: Version) -> None:
-    heading("5. Load versions straight into the real model")
+    heading("5. Load versions directly into the real model")
     say(f">>> model.load_state_dict(store.load('{short(base)}'))")
     with torch.no_grad():
         original = variants.Encoder(variants.base_directory())(SENTENCES)
         loaded = stored_encoder(store, short(base))(SENTENCES)
         tuned = stored_encoder(store, RELEASE)(SENTENCES)
-    check(bits(original) == bits(loaded), "the model from the store computes something else")
-    check(not torch.equal(original, tuned), "fine-tuning did not change what the model computes")
-    say(f"how alike are '{SENTENCES[0]}' and '{SENTENCES[1]}'?")
+    check(bits(original) == bits(loaded), "the model from the store computes other values")
+    check(not torch.equal(original, tuned), "fine-tuning did not change the model's results")
+    say(f"Cosine similarity of '{SENTENCES[0]}' and '{SENTENCES[1]}':")
     for source, (left, right) in (
         ("the original file", original),
-        (f"{BASE} from the store, equal in every bit", loaded),
+        (f"{BASE} from the store, bit for bit the same", loaded),
         (f"{RELEASE} from the store, fine-tuned", tuned),
     ):
         say(f"{left @ right:.6f}  {source}")
@@ -159,13 +162,13 @@ def run_model(store: casweights.Repository, observer: Observer, base: Version) -
     tensor = store.tensor(BASE, WORDS)
     rows = tensor[2000:2002]
     expected = load_file(base.directory / "model.safetensors")[WORDS][2000:2002]
-    check(torch.equal(rows, expected), "rows of a tensor are not the original's")
+    check(torch.equal(rows, expected), "rows of a tensor differ from the original")
     read = observer.loaded_bytes
-    say(f"two rows: {megabytes(read)} of the tensor's {megabytes(tensor.nbytes)} were read")
+    say(f"Read for two rows: {megabytes(read)} of the tensor's {megabytes(tensor.nbytes)}.")
 
 
 def stored_encoder(store: casweights.Repository, ref: str) -> variants.Encoder:
-    """The model with the weights of a version and nothing else."""
+    """Return the model with all of its weights from a version."""
     encoder = variants.Encoder(variants.base_directory())
     for parameter in encoder.model.parameters():
         parameter.data.fill_(torch.nan)
@@ -176,7 +179,7 @@ def stored_encoder(store: casweights.Repository, ref: str) -> variants.Encoder:
 
 
 def check_everything(store: casweights.Repository, versions: dict[str, Version]) -> None:
-    heading("6. Check all versions out, compare every file and tensor, verify the store")
+    heading("6. Check out all versions, compare every file and tensor, and verify the store")
     say(">>> store.checkout(id, directory); store.load(id); store.verify()")
     for version in versions.values():
         with tempfile.TemporaryDirectory(dir=version.directory.parent) as target:
@@ -185,14 +188,14 @@ def check_everything(store: casweights.Repository, versions: dict[str, Version])
             version.checkout_seconds = time.perf_counter() - start
             compare_files(version.directory, Path(target))
         compare_tensors(version.directory, store.load(version.snapshot.id))
-    say(f"{len(versions)} versions are identical, files by SHA-256 and tensors bit by bit")
+    say(f"{len(versions)} versions are identical: files by SHA-256, and tensors bit by bit.")
     found = store.verify()
     check(not found.problems, f"the store has problems: {found.problems}")
-    say(f"{found.frames} frames in {found.packs} packs are sound")
+    say(f"{found.frames} frames in {found.packs} packs are sound.")
 
 
 def compare_tensors(original: Path, state: dict[str, torch.Tensor]) -> None:
-    """Compare what was loaded from the store with what safetensors reads from the file."""
+    """Compare loaded tensors with those that safetensors reads from the original file."""
     (file,) = original.glob("*.safetensors")
     expected = load_file(file)
     check(expected.keys() == state.keys(), f"{file} has other tensors than were loaded")
@@ -223,12 +226,14 @@ def damage_a_copy(work: Path, base: Version) -> None:
             else:
                 raise MismatchError("a checkout did not notice the damage")
             check(len(store.verify().problems) > 0, "verify did not notice the damage")
-        check(not any(map(Path.is_file, target.rglob("*"))), "files were made of damaged bytes")
+        check(
+            not any(map(Path.is_file, target.rglob("*"))), "files were written from damaged bytes"
+        )
     say("No file was written.")
 
 
 def print_table(work: Path, versions: dict[str, Version]) -> None:
-    heading("8. What six versions take")
+    heading("8. Sizes and times of six versions")
     say(f"{'':<12}{'plain copy':>12}{'new to store':>14}{'stored':>12}{'':>8}  commit  checkout")
     for version in versions.values():
         stats = version.stats
@@ -243,7 +248,7 @@ def print_table(work: Path, versions: dict[str, Version]) -> None:
     others = stored - sum(version.stored_bytes for version in versions.values())
     check(0 < others < 1000, f"{others} bytes of the store belong to no version")
     say("")
-    say("new to store: bytes that no earlier version had; stored: what these take, encoded")
+    say("new to store: bytes that no earlier version has; stored: their size in the store")
 
 
 def table_sizes(plain: int, new: int, stored: int) -> str:
@@ -256,7 +261,7 @@ def short(version: Version) -> str:
 
 
 def casweights_command(work: Path, *arguments: str) -> None:
-    """Run the command line in the work directory and show what it says."""
+    """Run a command in the working directory, and print its output."""
     say(f"$ casweights {' '.join(arguments)}")
     done = subprocess.run(
         [Path(sys.executable).with_name("casweights"), *arguments],
@@ -271,7 +276,7 @@ def casweights_command(work: Path, *arguments: str) -> None:
 
 
 def run(work: Path) -> None:
-    """Do it all, in a directory; the versions stay in its folder `MODELS`."""
+    """Run this part in a directory; the versions stay in its folder `MODELS`."""
     versions = commit_all(work)
     base, observer = versions[BASE], Observer()
     with casweights.open(work / STORE, reporter=observer) as store:

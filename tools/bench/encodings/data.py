@@ -1,4 +1,4 @@
-"""The states that the encodings are measured on: real ones, and others derived from them."""
+"""The states with which the encodings are measured: real ones, and others derived from them."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _CODES = {2: "BF16", 4: "F32"}
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Versions of a real model, see `training`.
+    """Versions of a real model, which `tools.models.training` makes.
 
     Attributes:
-        family: A base and what was trained from it.
+        family: A base and the versions that were trained from it.
         fast: Consecutive RL steps at three times the family's rate.
     """
 
@@ -52,24 +52,24 @@ class Data:
 
     @classmethod
     def make(cls, root: Path) -> Data:
-        """Train what is not there yet, which takes about ten minutes."""
-        from tools.models import training  # with torch and transformers, which take seconds
+        """Return the versions in a folder; train missing ones, which takes about ten minutes."""
+        from tools.models import training  # imports transformers, which takes seconds
 
         family = training.family(root / "family")
         return cls(family, training.rl_steps(root / "rl_3e-6", rate=3e-6))
 
     @property
     def base(self) -> Path:
-        """What all of the family was trained from."""
+        """The version from which all others of the family were trained."""
         return self.family[0].path
 
     def chain(self, name: str) -> list[Path]:
-        """The versions of the family whose names begin so, in order."""
+        """Return the versions of the family whose names begin with `name`, in order."""
         return [version.path for version in self.family if version.name.startswith(name)]
 
     @property
     def masters(self) -> tuple[Path, Path]:
-        """The base and the last of the checkpoints in fp32."""
+        """The base and the last checkpoint, in fp32."""
         return _master(self.base), _master(self.chain("tuned")[-1])
 
 
@@ -78,12 +78,12 @@ def _master(path: Path) -> Path:
 
 
 def dtype_of(state: State) -> DType:
-    """The element type of a state's tensors."""
+    """Return the element type of a state's tensors."""
     return DTYPES[_CODES[next(iter(state.values())).itemsize]]
 
 
 def nbytes(state: State) -> int:
-    """The bytes of a state's tensors."""
+    """Return the number of bytes of a state's tensors."""
     return sum(tensor.nbytes for tensor in state.values())
 
 
@@ -97,7 +97,7 @@ def write_state(state: State, path: Path) -> None:
 
 
 def chunks(*states: State, size: int = DEFAULT_CHUNK_SIZE) -> Iterator[tuple[memoryview, ...]]:
-    """The chunks of equal states' tensors, as a store cuts them, side by side."""
+    """Yield the chunks of states with the same tensors, cut as in a store: one of each state."""
     for name in states[0]:
         views = [state[name].view(np.uint8).data for state in states]
         for start in range(0, len(views[0]), size):
@@ -105,13 +105,13 @@ def chunks(*states: State, size: int = DEFAULT_CHUNK_SIZE) -> Iterator[tuple[mem
 
 
 def smallest(old: memoryview, chunk: memoryview, dtype: DType) -> int:
-    """The bytes of a chunk in the encoding that takes least, wherever that leads."""
+    """Return the bytes of a chunk in its smallest encoding, without a limit on chains."""
     found = encode_difference(chunk, old, dtype), encode(chunk, dtype, "auto")
     return min(len(encoded[1]) for encoded in found if encoded is not None)
 
 
 def smallest_state(pair: tuple[State, State]) -> int:
-    """The bytes of all chunks of a state that changed, each in the encoding that takes least."""
+    """Return the bytes of all changed chunks of a state, each in its smallest encoding."""
     dtype = dtype_of(pair[0])
     return sum(smallest(old, new, dtype) for old, new in chunks(*pair) if old != new)
 
@@ -121,10 +121,10 @@ def smallest_state(pair: tuple[State, State]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What one commit left in a directory.
+    """The bytes that one commit added to a store.
 
     Attributes:
-        frames: Bytes of its frames.
+        frames: Bytes of frames.
         everything: Bytes by which the directory grew.
     """
 
@@ -133,10 +133,10 @@ class Stored:
 
 
 class Collect(Reporter):
-    """Keeps what commits report.
+    """Keeps the statistics of commits.
 
     Attributes:
-        stats: One entry a commit.
+        stats: The statistics of each commit.
     """
 
     def __init__(self) -> None:
@@ -154,9 +154,9 @@ def commit_versions(
     """Commit files to a new store in a directory, each to a branch of its own.
 
     Args:
-        versions: A name, a file, and the name of the version it was made from.
-        directory: Where the store shall be.
-        compression: How whole chunks are stored.
+        versions: Name, file, and name of the parent of each version.
+        directory: Directory of the new store.
+        compression: Compression of whole chunks.
     """
     collect = Collect()
     sizes = []
@@ -172,28 +172,28 @@ def commit_versions(
 
 
 def chain_of(paths: Sequence[Path]) -> list[tuple[str, Path, str | None]]:
-    """Versions for `commit_versions`, each made from the one before."""
+    """Return versions for `commit_versions`, each the parent of the next."""
     return [(f"v{n}", path, f"v{n - 1}" if n else None) for n, path in enumerate(paths)]
 
 
 def disk_bytes(directory: Path) -> int:
-    """The bytes of all files below a directory."""
+    """Return the number of bytes of all files below a directory."""
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-# --- Pairs of states, and what others make of them.
+# --- Pairs of states, and their sizes with other programs.
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A difference between two files, measured.
+    """Measurements of a difference between two files.
 
     Attributes:
-        elements: Elements of a state.
-        changed: Those that differ.
-        memoryless: The entropy bound that knows nothing of the elements, in bytes.
-        conditional: The one that knows tensor and exponent; 0 for what is not bf16.
-        peers: The bytes of each peer; None: not installed.
+        elements: Number of elements of a state.
+        changed: Number of elements that differ.
+        memoryless: Entropy without knowledge of the elements, in bytes.
+        conditional: Entropy given tensor and exponent, in bytes; 0 if the dtype is not bf16.
+        peers: Bytes with each peer; None if it is not installed.
     """
 
     elements: int
@@ -221,13 +221,13 @@ def compare_files(pair: tuple[Path, Path]) -> Pair:
 
 
 def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Map over processes, one for each processor: for what is measured in bytes."""
+    """Map a function over items in one process per processor; for measurements of bytes."""
     with ProcessPoolExecutor(default_workers(), get_context("spawn")) as pool:
         return list(pool.map(function, items))
 
 
 def pinned(cores: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Call in a new process that may use so many processors, for what is measured in seconds."""
+    """Call a function in a new process limited to `cores` processors; for measurements of time."""
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, initializer=_pin, initargs=(cores,)) as pool:
         return pool.submit(function, *args).result()
@@ -248,7 +248,7 @@ def to_bf16(bits: Array) -> Array:
 
 
 def thin(base: State, new: State, share: float) -> State:
-    """The old state with so many of the changes, drawn at random, as a share of all elements."""
+    """Return the old state with a random part of the changes, a given share of all elements."""
     rng = np.random.default_rng(0)
     changed = sum(int(np.count_nonzero(base[name] != new[name])) for name in base)
     kept = share * sum(len(tensor) for tensor in base.values()) / changed
@@ -260,17 +260,17 @@ def thin(base: State, new: State, share: float) -> State:
 
 
 def between(base: State, new: State, share: float) -> State:
-    """A state on the straight line between two ones in fp32, where so many elements changed.
+    """Return a state on the straight line between two states, at which a share of elements changed.
 
     Args:
         base: The old state, in fp32.
-        new: The new one.
-        share: The share of bf16 elements that shall differ from the old state's.
+        new: The new state, in fp32.
+        share: Share of elements that must differ from the old state, when rounded to bf16.
 
     Returns:
-        It, in bf16.
+        The state, in bf16.
     """
-    every = slice(None, None, 16)  # of the elements, to find the place on the line
+    every = slice(None, None, 16)  # a sample of the elements is enough to find the place
     sample = {name: (base[name][every], new[name][every]) for name in base}
     count = sum(len(old) for old, _ in sample.values())
     low, high = 0.0, 2.0

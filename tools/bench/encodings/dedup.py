@@ -1,8 +1,8 @@
-"""Deduplication by content-defined chunks, as Xet's storage does it, written from its description.
+"""Deduplication by content-defined chunks like Xet's, written from its description.
 
-Chunks end where the top 16 bits of a gear hash over the last 64 bytes are zero. Each new one is
-compressed as it is or with its bytes in four groups, whichever is smaller; zstd-1 stands for LZ4,
-which is larger.
+Chunks end where the top 16 bits of a gear hash over the last 64 bytes are zero. Each new chunk is
+compressed plain or with its bytes in four groups, whichever is smaller. zstd-1 replaces LZ4, whose
+results are larger.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GROUPS = 4
 
 
 def dedup(files: Sequence[Path]) -> int:
-    """The bytes of all distinct chunks of some files, compressed."""
+    """Return the number of bytes of all distinct chunks of files, compressed."""
     seen: set[bytes] = set()
     compressor = zstandard.ZstdCompressor(level=1)
     total = 0
@@ -58,7 +58,7 @@ def _cuts(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _candidates(data: Array) -> Array:
-    """Where a chunk may end."""
+    """Return the offsets at which a chunk may end."""
     found = []
     for start in range(0, len(data), _BLOCK):
         first = max(0, start - _WINDOW)

@@ -1,4 +1,4 @@
-"""How few bytes the difference of two bf16 states can take, under two models of it."""
+"""Entropies of the difference of two bf16 states, under two models of the difference."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ CLASSES = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Entropies of one difference, in bytes; what the parameters themselves take is not counted.
+    """Entropies of one difference, in bytes, without the parameters of the models.
 
     Attributes:
-        elements: Elements of the state.
-        changed: Those whose bits differ.
-        places: Which ones changed, if all are equally likely to.
-        values: By how many steps, independent of all else.
-        class_places: Which ones changed, given tensor and exponent of the old element.
-        class_values: By how many steps, given the exponent of the old element.
+        elements: Number of elements of the state.
+        changed: Number of elements whose bits differ.
+        places: Entropy of the positions, if all elements are equally likely to change.
+        values: Entropy of the changes in steps of the last place, each independent of all else.
+        class_places: Entropy of the positions, given tensor and exponent of the old element.
+        class_values: Entropy of the changes, given the exponent of the old element.
     """
 
     elements: int
@@ -35,15 +35,17 @@ class Bounds:
 
     @property
     def memoryless(self) -> float:
+        """Entropy without knowledge of the elements."""
         return self.places + self.values
 
     @property
     def conditional(self) -> float:
+        """Entropy given tensor and exponent."""
         return self.class_places + self.class_values
 
 
 def bounds(base: dict[str, NDArray[np.uint16]], new: dict[str, NDArray[np.uint16]]) -> Bounds:
-    """The bounds of the difference of two states, given as bit patterns of bf16."""
+    """Return the entropies of the difference of two states, given as bit patterns of bf16."""
     sizes, counts, differences = [], [], []
     for name, old in base.items():
         changed = np.flatnonzero(old != new[name])
@@ -67,7 +69,7 @@ def bounds(base: dict[str, NDArray[np.uint16]], new: dict[str, NDArray[np.uint16
 
 
 def exponent(bits: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """The exponent bytes of bf16 numbers."""
+    """Return the exponents of bf16 numbers, as bytes."""
     return (bits >> 7).astype(np.uint8)
 
 
@@ -77,18 +79,18 @@ def ordered(bits: NDArray[np.uint16]) -> NDArray[np.int64]:
 
 
 def zigzag(difference: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Small numbers of either sign as small numbers without one."""
+    """Map integers of small magnitude to small unsigned integers."""
     return difference << 1 ^ difference >> 63
 
 
 def _bits(counts: NDArray[np.int64], total: Any) -> float:
-    """The entropy of symbols that occur so often, times their number."""
+    """Return the entropy of symbols with these counts, times their number, in bits."""
     counts = counts[counts > 0]
     return float((counts * np.log2(total / counts)).sum())
 
 
 def _binary(size: Any, count: Any) -> float:
-    """The sum of n * H(k / n) over all pairs of n and k."""
+    """Return the sum of n * H(k / n) over all pairs of n (`size`) and k (`count`)."""
     size, count = np.broadcast_arrays(np.asarray(size, float), np.asarray(count, float))
     bits = 0.0
     for part in (count, size - count):

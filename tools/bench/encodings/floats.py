@@ -1,4 +1,4 @@
-"""The encodings `dense` and `planes` on a real model: bytes, and speed on one processor."""
+"""Measures the encodings `dense` and `planes` on a real model: bytes, and speed per processor."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 OF_BITX, OF_XOR_PLANES, OF_RAW = 0.70, 0.85, 0.68
 DENSE_ENCODE, DENSE_DECODE = 0.4, 0.6  # GB/s
-_FIRST_BITS = 4  # of a difference, that its bound counts by their entropy
+_FIRST_BITS = 4  # leading bits of a difference, which the bound counts by their entropy
 PLANES_ENCODE, PLANES_DECODE = 0.5, 0.8
 
 
 def dense(data: Data, rounds: int) -> list[Result]:
-    """Fine-tunes against what they began from."""
+    """Return the rows on fine-tunes as differences from their base."""
     tuned = [version for version in data.family if version.name.startswith(("tuned", "seed"))]
     files = [(data.base, version.path) for version in tuned] + [data.masters]
     pairs: list[Pair] = spread(compare_files, files)
@@ -87,7 +87,7 @@ def _to_xor_planes(name: str, found: Pair, size: int, masters: tuple[Path, Path]
 
 
 def _fp32_bound(base: Path, new: Path) -> float:
-    """Bytes that differences of fp32 take if their bits below the first four are noise."""
+    """Return the entropy of fp32 differences, in bytes, if bits below the first four are noise."""
     old, state = read_state(base), read_state(new)
     bits = 0.0
     for name, tensor in old.items():
@@ -102,7 +102,7 @@ def _fp32_bound(base: Path, new: Path) -> float:
 
 
 def _entropy(symbols: Array) -> float:
-    """Bits that they take together, each independent of the others."""
+    """Return the entropy of independent symbols, times their number, in bits."""
     counts = np.unique(symbols, return_counts=True)[1]
     return float((counts * np.log2(len(symbols) / counts)).sum())
 
@@ -134,7 +134,7 @@ def _dense_speed(name: str, base: Path, new: Path, rounds: int) -> list[Result]:
 
     speeds = _speeds(rounds, (encode, apply), restore)
     if any(out != b for out, (_, b) in zip(outs, parts, strict=True)):
-        raise AssertionError("dense did not give the chunks back")
+        raise AssertionError("dense did not reproduce the chunks")
     size = nbytes(state)
     note = "one processor, in memory. Limit: the entropy coder, which works on every element"
     return [
@@ -144,7 +144,7 @@ def _dense_speed(name: str, base: Path, new: Path, rounds: int) -> list[Result]:
 
 
 def planes(data: Data, rounds: int) -> list[Result]:
-    """The real model in bf16, without anything to compare it with."""
+    """Return the rows on the real model in bf16, without a base."""
     results: list[Result] = pinned(1, _planes, data.base, rounds)
     return results
 
@@ -196,7 +196,7 @@ def _planes_speeds(
 
     encoding, decoding = _speeds(rounds, (encode, restore))
     if any(out != chunk for out, chunk in zip(outs, parts, strict=True)):
-        raise AssertionError("planes did not give the chunks back")
+        raise AssertionError("planes did not reproduce the chunks")
     raw, note = sum(map(len, parts)), "one processor, in memory"
     limit = f"{note}. Limit: zstd's Huffman coder on half of the bytes"
     return [
@@ -206,7 +206,7 @@ def _planes_speeds(
 
 
 def _arranging(parts: Sequence[memoryview], width: int, rounds: int) -> list[Result]:
-    """The kernels that split and join planes, beside their twins in numpy."""
+    """Return the rows on the kernels that split and join planes, compared with numpy."""
     outs = [bytearray(len(chunk)) for chunk in parts]
 
     def over(function: Callable[..., None], sources: Sequence[Any], targets: Sequence[Any]) -> Any:
@@ -233,7 +233,7 @@ def _zipnn(path: Path, raw: int, rounds: int) -> list[Result]:
         rounds,
         (lambda: zipnn_encode(state, state), lambda: zipnn_decode(state, payload)),
     )
-    note = "one thread, with the copies that joining the tensors takes; for comparison"
+    note = "one thread, including the copies that join the tensors; for comparison"
     return [
         measured("zipnn, of raw", len(payload) / raw, "x", note="for comparison"),
         _speed("zipnn encode", raw, speeds[0], None, note),
@@ -246,11 +246,11 @@ def _speeds(
     functions: Sequence[Callable[[], object]],
     prepare: Callable[[], object] = lambda: None,
 ) -> list[tuple[float, float]]:
-    """The medians of some calls of each function: seconds, and seconds of the processor."""
+    """Return the median seconds and processor seconds of some calls of each function."""
     clock = Clock()
     for n, function in enumerate(functions):
         prepare()
-        function()  # warms up
+        function()  # a first call fills caches
         for _ in range(rounds):
             prepare()
             clock.time(str(n), function)
@@ -261,5 +261,5 @@ def _speed(
     what: str, size: int, seconds: tuple[float, float], target: float | None, note: str
 ) -> Result:
     speed, alone = (size / value / 1e9 for value in seconds)
-    note = f"{note}; by the processor's own clock {alone:.2f} GB/s"
+    note = f"{note}; by processor time {alone:.2f} GB/s"
     return measured(what, speed, "GB/s", target=target, at_least=True, note=note)

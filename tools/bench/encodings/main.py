@@ -1,4 +1,4 @@
-"""Size and speed of the encodings, on versions of a real model and on a synthetic one.
+"""Measures size and speed of the encodings, on versions of a real model and on a synthetic one.
 
 Prints a table for each section and, as the last line, all of them as JSON.
 Usage: tools/bench/run encodings [--only SECTION ...] [--data DIR] [--size MiB] [--rounds N]
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 TITLE = "casweights: the encodings"
 SECTIONS = {
-    "steps": "RL steps at two rates",
-    "densities": "from 0.01 % to 60 % changed",
-    "speeds": "kernels, commits, loads and checkouts of a synthetic model",
-    "dense": "fine-tunes of a real model",
-    "planes": "a real model without a base",
-    "family": "all versions of a family in one store",
-    "thousand": "a thousand versions in a row",
+    "steps": "bytes of RL steps at two learning rates",
+    "densities": "bytes of differences, from 0.01 % to 60 % of elements changed",
+    "speeds": "GB/s of kernels, commits, loads and checkouts of a synthetic model",
+    "dense": "bytes and GB/s of fine-tunes of a real model",
+    "planes": "bytes and GB/s of a real model without a base",
+    "family": "bytes of all versions of a family in one store",
+    "thousand": "bytes of a thousand consecutive versions, and of reading them",
 }
 
 
@@ -52,12 +52,14 @@ def parser() -> argparse.ArgumentParser:
         "--data",
         type=Path,
         default=None,
-        help="where the real versions are, made there if they are missing; by default they are "
-        "made in a temporary directory, in about ten minutes",
+        help="folder of the real versions, which are made if missing (about ten minutes); by "
+        "default a temporary one",
     )
-    made.add_argument("--dir", type=Path, default=None, help="where to work (needs 8 GiB)")
+    made.add_argument(
+        "--dir", type=Path, default=None, help="folder for temporary files (needs 8 GiB)"
+    )
     made.add_argument("--size", type=int, default=1024, help="MiB of the synthetic model")
-    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--rounds", type=int, default=3, help="repetitions (default: 3)")
     return made
 
 
@@ -86,7 +88,7 @@ def _run(options: argparse.Namespace, work: Path) -> int:
 
 
 def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], list[Result]]]:
-    """What makes the rows of each section; the versions of the real model are there."""
+    """Make the versions of the real model; return the functions that measure the sections."""
     data = Data([], [])
     if options.only != ["speeds"]:
         data = Data.make(options.data or work / "data")

@@ -1,8 +1,7 @@
-"""What others send of a step: which elements changed, and to what.
+"""Patch formats of other projects: positions and new values of the elements that a step changes.
 
-Written from what they publish. The formats are in a lean container (names and counts in msgpack),
-not in their own envelopes, which are larger; what they say about shapes, digests and versions is
-left out.
+The formats are written from their publications. They use a lean container (names and counts in
+msgpack) instead of their own, larger envelopes, without shapes, digests and versions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ GAP_ESCAPE = 0xFFFF
 
 
 def changes(base: State, new: State) -> Iterator[tuple[str, Indices]]:
-    """The tensors that changed, and where."""
+    """Yield the tensors that changed, with the positions of the changes."""
     for name, old in base.items():
         indices = np.flatnonzero(old != new[name])
         if len(indices):
@@ -32,7 +31,7 @@ def changes(base: State, new: State) -> Iterator[tuple[str, Indices]]:
 
 
 def apply(base: State, changes: Iterable[tuple[str, Indices, Array]]) -> State:
-    """A copy of a state with some elements replaced: a tensor's name, which ones, their values."""
+    """Return a copy of a state with changes applied: tensor name, positions and new values."""
     result = dict(base)
     for name, indices, values in changes:
         result[name] = base[name].copy()
@@ -41,12 +40,12 @@ def apply(base: State, changes: Iterable[tuple[str, Indices, Array]]) -> State:
 
 
 def _gaps(indices: Indices) -> Indices:
-    """The first index, then the distance of each one from the one before."""
+    """Return the first index, and then the distance of each index from the previous one."""
     return np.diff(indices, prepend=0)
 
 
 def trl_v1_encode(base: State, new: State) -> bytes:
-    """int32 indices and values."""
+    """Encode int32 indices and values."""
     tensors: dict[str, Array] = {}
     for name, indices in changes(base, new):
         tensors[f"{name}.indices"] = indices.astype(np.int32)
@@ -63,7 +62,7 @@ def trl_v1_decode(base: State, payload: bytes) -> State:
 
 
 def trl_v3_encode(base: State, new: State) -> bytes:
-    """uint16 gaps, or uint32 ones for a tensor in which one does not fit, and values."""
+    """Encode values and gaps in uint16, or in uint32 for tensors in which a gap needs more."""
     tensors: dict[str, Array] = {}
     for name, indices in changes(base, new):
         gaps = _gaps(indices)
@@ -82,7 +81,7 @@ def trl_v3_decode(base: State, payload: bytes) -> State:
 
 
 def nemo_rl_encode(base: State, new: State) -> bytes:
-    """All gaps, 16 or 32 bits wide in a tensor, or one range; then XORs; zstd-1 over both."""
+    """Encode gaps (16 or 32 bits per tensor, or one range) and XORs; zstd-1 over both."""
     header, places, values = [], [], []
     for name, indices in changes(base, new):
         gaps = _gaps(indices)
@@ -114,7 +113,7 @@ def nemo_rl_decode(base: State, payload: bytes) -> State:
 
 
 def pulse_v1_encode(base: State, new: State) -> bytes:
-    """First index, escaped 16-bit gaps, values; zstd-1 over all of it."""
+    """Encode first index, escaped 16-bit gaps and values; zstd-1 over everything."""
     header, body = [], []
     for name, indices in changes(base, new):
         gaps = _gaps(indices)[1:]
@@ -141,7 +140,7 @@ def pulse_v1_decode(base: State, payload: bytes) -> State:
 
 
 def _escaped_gaps(gaps: Indices) -> bytes:
-    """16 bits each; one that does not fit is the escape and then 32 bits."""
+    """Encode gaps in 16 bits each; a larger gap is an escape code and then 32 bits."""
     large = gaps >= GAP_ESCAPE
     starts = np.arange(len(gaps)) + 2 * (np.cumsum(large) - large)
     words = np.zeros(len(gaps) + 2 * int(large.sum()), "<u2")
@@ -155,7 +154,7 @@ def _unescaped_gaps(words: Array) -> Indices:
     gaps = words.astype(np.int64)
     keep, start = np.ones(len(words), bool), 0
     for n in np.flatnonzero(words == GAP_ESCAPE).tolist():
-        if n >= start:  # not a half of the gap before
+        if n >= start:  # otherwise these 16 bits belong to the previous gap
             gaps[n] = int(words[n + 1]) | int(words[n + 2]) << 16
             keep[n + 1 : n + 3] = False
             start = n + 3

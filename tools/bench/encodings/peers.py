@@ -1,6 +1,6 @@
-"""How others store the difference of two states of a model, written from what they publish.
+"""Peers: other ways to store the difference of two states, written from their publications.
 
-Each peer turns the new state into bytes and, with the old one, back.
+Each peer encodes the new state to bytes, and decodes them with the help of the old state.
 
 Prints the size of each peer and the entropy bounds for one pair of bf16 safetensors files.
 Usage: tools/bench/run peers BASE NEW [--scratch DIR]
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 
 def xor_zstd_encode(base: State, new: State) -> bytes:
-    """The XOR of all tensors, as zstd-1."""
+    """Encode the XOR of all tensors with zstd-1."""
     return zstd((flat(base) ^ flat(new)).tobytes(), 1)
 
 
@@ -54,7 +54,7 @@ def xor_zstd_decode(base: State, payload: bytes) -> State:
 
 
 def bitx_encode(base: State, new: State) -> bytes:
-    """The XOR's exponents, and its signs with mantissas, each as zstd-3."""
+    """Encode the XOR's exponents, and its signs with mantissas, each with zstd-3."""
     xor: Array = flat(base) ^ flat(new)
     return _planes([exponent(xor), (xor >> 8 & 0x80 | xor & 0x7F).astype(np.uint8)])
 
@@ -65,7 +65,7 @@ def bitx_decode(base: State, payload: bytes) -> State:
 
 
 def xor_planes_encode(base: State, new: State) -> bytes:
-    """The XOR's first bytes, second bytes and so on, each as zstd-3."""
+    """Encode the XOR's first bytes, second bytes and so on, each with zstd-3."""
     xor = flat(base) ^ flat(new)
     return _planes(list(xor.view(np.uint8).reshape(-1, xor.itemsize).T))
 
@@ -89,7 +89,7 @@ def _unplanes(payload: bytes) -> list[Array]:
 
 
 def zipnn_encode(base: State, new: State) -> bytes:
-    """The package zipnn, over the new state alone."""
+    """Encode the new state alone with the package zipnn."""
     joined = flat(new)
     packed: bytes = _zipnn(joined.itemsize).compress(bytearray(joined.tobytes()))
     return bytes(packed)
@@ -113,10 +113,10 @@ class Peer:
     """One way to store a state.
 
     Attributes:
-        name: Its name.
-        encode: Makes bytes of the old and the new state.
-        decode: Makes the new state of the old one and those bytes.
-        itemsizes: The element sizes it is made for.
+        name: Name in reports.
+        encode: Encodes the new state, given the old and the new one.
+        decode: Decodes the new state, given the old one and the bytes.
+        itemsizes: Sizes of elements that it supports, in bytes.
     """
 
     name: str
@@ -142,10 +142,10 @@ PEERS = (
 
 
 def sizes(base: State, new: State) -> dict[str, int | None]:
-    """The bytes of every peer made for such elements, checked by decoding; None: not installed.
+    """Return the bytes of every peer that supports the elements; None if it is not installed.
 
     Raises:
-        AssertionError: A peer did not give the new state back.
+        AssertionError: A peer did not reproduce the new state.
     """
     itemsize = next(iter(base.values())).itemsize
     result: dict[str, int | None] = {}
@@ -159,16 +159,16 @@ def sizes(base: State, new: State) -> dict[str, int | None]:
             result[peer.name] = None
             continue
         if any((again[name] != tensor).any() for name, tensor in new.items()):
-            raise AssertionError(f"{peer.name} did not give the state back")
+            raise AssertionError(f"{peer.name} did not reproduce the state")
         result[peer.name] = len(payload)
     return result
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="tools/bench/run peers", description=__doc__)
-    made.add_argument("base", type=Path)
-    made.add_argument("new", type=Path)
-    made.add_argument("--scratch", type=Path, default=None, help="where to work")
+    made.add_argument("base", type=Path, help="the old state, a safetensors file")
+    made.add_argument("new", type=Path, help="the new state, a safetensors file")
+    made.add_argument("--scratch", type=Path, default=None, help="folder for temporary files")
     return made
 
 

@@ -1,4 +1,4 @@
-"""Programs that store files, run for real: zstd, restic and borg."""
+"""Runs other programs that store files: zstd, restic and borg."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class NotInstalledError(Exception):
 
 
 def zstd_patch(base: Path, new: Path, scratch: Path, *, level: int = 3) -> int:
-    """The size of ``zstd --patch-from``, once its result was decompressed and compared."""
+    """Return the size of a patch by ``zstd --patch-from``, after a check that it is correct."""
     zstd = _program("zstd")
     patch, again = scratch / "patch.zst", scratch / "patched"
-    # Several threads would cut the new file into jobs, which then find less.
+    # With several threads, zstd cuts the file into jobs, and finds fewer matches.
     options = ["-q", "-f", "--single-thread", f"--patch-from={base}"]
     _run([zstd, *options, f"-{level}", str(new), "-o", str(patch)], {})
     _run([zstd, *options, "-d", "--memory=2048MB", str(patch), "-o", str(again)], {})
     if again.read_bytes() != new.read_bytes():
-        raise AssertionError("zstd --patch-from did not give the file back")
+        raise AssertionError("zstd --patch-from did not reproduce the file")
     size = patch.stat().st_size
     patch.unlink()
     again.unlink()
@@ -34,7 +34,7 @@ def zstd_patch(base: Path, new: Path, scratch: Path, *, level: int = 3) -> int:
 
 
 def restic(files: Sequence[Path], scratch: Path, *, compression: str = "auto") -> list[int]:
-    """The size of a fresh restic repository after each file stored in it.
+    """Return the size of a new restic repository after each file that is stored in it.
 
     Args:
         files: Stored one after the other.
@@ -58,7 +58,7 @@ def borg(
     compression: str = "zstd,3",
     chunker: str = "buzhash,19,23,21,4095",
 ) -> list[int]:
-    """The size of a fresh borg repository after each file stored in it.
+    """Return the size of a new borg repository after each file that is stored in it.
 
     Args:
         files: Stored one after the other.

@@ -1,6 +1,6 @@
-"""The third format of PULSE: ranks within classes of exponents, and steps of a byte.
+"""The third patch format of PULSE: ranks within classes of exponents, and changes of one byte.
 
-Written from what its authors publish, in a lean container as the other patches.
+It is written from its publication, in the same lean container as the other patches.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from tools.bench.encodings.states import Array, Indices, State
 
 VALUE_ESCAPE = 0xFF
-RICE_ESCAPE = 32  # ones; the quotient is then written aside
+RICE_ESCAPE = 32  # ones, in place of a large quotient, which is stored separately
 RICE_BITS = 31
 
 
 def pulse_v3_encode(base: State, new: State) -> bytes:
-    """Ranks within exponent classes in Rice codes, steps in a byte each; zstd-1 over all of it."""
+    """Encode ranks within exponent classes in Rice codes, changes in bytes; zstd-1 over both."""
     header, body = [], []
     for name, indices in changes(base, new):
         old = base[name]
@@ -51,9 +51,10 @@ def pulse_v3_decode(base: State, payload: bytes) -> State:
 
 
 def _encode_classes(old: Array, indices: Indices) -> bytes:
-    """Per exponent: a record of 10 bytes, and the ranks of what changed or, if fewer, of the rest.
+    """Encode, for each exponent, a record and the ranks of the changed elements.
 
-    The record holds exponent, whether it is the rest, the number of ranks, and their bytes.
+    If fewer elements stay the same than change, the ranks are those of the elements that stay. The
+    record has 10 bytes: the exponent, which of the two it is, the number of ranks, and their size.
     """
     exponents = exponent(old)
     changed = np.zeros(len(old), bool)
@@ -86,7 +87,7 @@ def _decode_classes(old: Array, data: bytes) -> Indices:
 
 
 def _rice(ranks: Indices) -> bytes:
-    """The gaps of ascending numbers: k, unary quotients, remainders of k bits, large quotients."""
+    """Encode gaps of ascending numbers: k, unary quotients, k-bit remainders, large quotients."""
     if not len(ranks):
         return b""
     gaps = np.diff(ranks, prepend=-1) - 1
@@ -125,7 +126,7 @@ def _unrice(data: bytes, count: int) -> Indices:
 
 
 def _encode_steps(old: Array, new: Array) -> bytes:
-    """Zigzags of the differences of bit patterns: a byte each, those that do not fit aside."""
+    """Encode zigzagged differences of bit patterns in a byte each, larger ones separately."""
     difference = (new - old).view(np.int16)
     steps = (difference << 1 ^ difference >> 15).view(np.uint16)
     short = np.minimum(steps, VALUE_ESCAPE).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Bytes of RL steps, and of differences of every density, against what others need for them."""
+"""Measures the bytes of RL steps and of differences of every density, compared with peers."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from tools.bench.encodings.states import State
 
 DENSITIES = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60)  # percent
-BUSY = 60
+BUSY = 60  # percent
 SKIPPED = (2, 5, 8, 10)  # steps
 CHOSEN = "chosen"
-# Name, and what a changed element may take in frames alone.
+# Learning rate, and the target for frames in bytes per changed element.
 RATES = (("1e-6", 1.0), ("3e-6", 0.92))
 OF_BOUND, EVERYTHING = 1.10, 1.2
-# TRL's patches: the peer, what it is called in the report, and the share of it to reach.
+# TRL's patches: name of the peer, name in the report, and the target as a share of its bytes.
 _PATCHES = (("trl_v3", "of uint16 gaps + bf16", 1 / 4), ("trl_v1", "of int32 + bf16", 1 / 6))
 _UNIT = "B/change"
 
 
 def rl_steps(data: Data, work: Path) -> list[Result]:
-    """Consecutive RL steps at two rates, committed one after the other."""
+    """Return the rows on consecutive RL steps at two rates, committed one after another."""
     results = []
     for (rate, target), files in zip(RATES, (data.chain("rl"), data.fast), strict=True):
         pairs: list[Pair] = spread(compare_files, list(pairwise(files)))
@@ -62,7 +62,7 @@ def rl_steps(data: Data, work: Path) -> list[Result]:
 
 
 def _skips(what: str, files: Sequence[Path]) -> list[Result]:
-    """Differences from several steps before, against the steps."""
+    """Return the rows on differences over several steps, compared with the single steps."""
     steps: list[int] = spread(_between, list(pairwise(files)))
     skipped: list[int] = spread(_between, [(files[0], files[k]) for k in SKIPPED])
     note = "reference: the steps, one by one; frames alone"
@@ -81,9 +81,9 @@ class _Steps:
     """Consecutive steps, committed and measured.
 
     Attributes:
-        what: Their name in the report.
-        pairs: Each step, and what others need for it.
-        stored: What each commit left in the store.
+        what: Name in the report.
+        pairs: Measurements of each step, with the bytes of peers.
+        stored: Bytes that each commit added to the store.
     """
 
     what: str
@@ -92,26 +92,26 @@ class _Steps:
 
     @cached_property
     def changed(self) -> int:
-        """Elements that changed."""
+        """Number of elements that changed."""
         return sum(pair.changed for pair in self.pairs)
 
     @cached_property
     def frames(self) -> int:
-        """Bytes of frames."""
+        """Number of bytes of frames."""
         return sum(step.frames for step in self.stored)
 
     @cached_property
     def everything(self) -> int:
-        """Bytes of all objects."""
+        """Number of bytes of all objects."""
         return sum(step.everything for step in self.stored)
 
     @cached_property
     def bound(self) -> float:
-        """Bytes of the entropy given tensor and exponent."""
+        """Entropy given tensor and exponent, in bytes."""
         return sum(pair.conditional for pair in self.pairs)
 
     def peer(self, name: str) -> int:
-        """Bytes that a peer needs.
+        """Return the number of bytes that a peer needs.
 
         Raises:
             NotInstalledError: It is not installed.
@@ -127,7 +127,7 @@ class _Steps:
     def compare(
         self, to: str, reference: float, *, note: str, target: float | None = None
     ) -> Result:
-        """A row that compares frames with other bytes, for each changed element."""
+        """Return a row that compares frames with other bytes, both per changed element."""
         return compared(
             f"{self.what}: {to}",
             self.frames / self.changed,
@@ -142,10 +142,10 @@ def _rows(steps: _Steps, target: float) -> list[Result]:
     return [
         _frames(steps, target),
         steps.compare(
-            "frames, of the entropy",
+            "frames, against the entropy",
             steps.bound,
             target=OF_BOUND,
-            note="reference: that entropy, which does not count its own parameters",
+            note="reference: the entropy given tensor and exponent, without its parameters",
         ),
         _everything(steps),
         *(_patches(steps, *patch) for patch in _PATCHES),
@@ -165,9 +165,9 @@ def _frames(steps: _Steps, target: float) -> Result:
         _UNIT,
         target=target,
         note=f"{len(steps.pairs)} steps, {share:.2%} of the elements each; {min(each):.3f} to "
-        f"{max(each):.3f}. Limit: {steps.bound / steps.changed:.3f}, the entropy of places and "
-        f"steps given tensor and exponent; ours is {steps.frames / steps.bound - 1:.1%} above it. "
-        f"Without these it would be {memoryless / steps.changed:.3f}",
+        f"{max(each):.3f}. Limit: {steps.bound / steps.changed:.3f}, the entropy of positions "
+        f"and changes given tensor and exponent, exceeded by {steps.frames / steps.bound - 1:.1%}. "
+        f"Not given these, it would be {memoryless / steps.changed:.3f}",
     )
 
 
@@ -178,7 +178,7 @@ def _everything(steps: _Steps) -> Result:
         steps.everything / steps.changed,
         _UNIT,
         target=EVERYTHING,
-        note=f"packs with indexes, snapshot, branch: {steps.everything / count:,.0f} bytes a "
+        note=f"packs with indexes, snapshot, branch: {steps.everything / count:,.0f} bytes per "
         f"commit; {(steps.everything - steps.frames) / count:,.0f} of them are not frames. Limit: "
         f"frames at {steps.bound / steps.changed:.3f} and a digest of 32 bytes for each new chunk",
     )
@@ -199,15 +199,15 @@ def _others(steps: _Steps) -> list[Result]:
         except NotInstalledError:
             missing.append(name)
             continue
-        note = "reference: that peer's bytes, in the leanest container"
-        rows.append(steps.compare(f"of {name}", size, note=note))
+        note = "reference: the bytes of that peer, in the leanest container"
+        rows.append(steps.compare(f"frames, against {name}", size, note=note))
     if missing:
         print(f"not installed: {', '.join(missing)}")
     return rows
 
 
 def densities(data: Data, work: Path) -> list[Result]:
-    """Differences of every density, derived from real ones; see `_states`."""
+    """Return the rows on differences of every density, derived from real ones."""
     work.mkdir()
     jobs = [_write_pair(data, percent, work) for percent in DENSITIES]
     pairs: list[Pair] = spread(compare_files, jobs)
@@ -233,10 +233,10 @@ class _Density:
     """A difference of one density.
 
     Attributes:
-        percent: How many of the elements changed.
-        pair: The difference of the files, and what others need for it.
-        stored: What a commit left in the store.
-        ours: Bytes of each of our encodings alone, and of the smallest for each chunk.
+        percent: Share of the elements that changed.
+        pair: Measurements of the difference, with the bytes of peers.
+        stored: Bytes that a commit added to the store.
+        ours: Bytes of each of our encodings alone, and of the smallest one of each chunk.
     """
 
     percent: float
@@ -246,19 +246,19 @@ class _Density:
 
     @property
     def peers(self) -> dict[str, int]:
-        """Bytes of the peers that are installed."""
+        """Number of bytes of each installed peer."""
         return {name: size for name, size in self.pair.peers.items() if size is not None}
 
     @property
     def smallest(self) -> tuple[str, int]:
-        """What is smallest but for the choice of a commit, and its bytes."""
+        """Name and bytes of the smallest alternative to the encodings that a commit chooses."""
         sizes = self.ours | self.peers
         del sizes[CHOSEN]
         name = min(sizes, key=sizes.__getitem__)
         return name, sizes[name]
 
     def compare(self, what: str, size: int, note: str) -> Result:
-        """A row that compares bytes for each changed element with the smallest of all others."""
+        """Return a row that compares bytes per changed element with the smallest alternative."""
         return compared(
             f"{self.percent} % changed: {what}",
             size / self.pair.changed,
@@ -275,8 +275,8 @@ def _chosen(found: _Density) -> Result:
         "chosen",
         size,
         f"{pair.changed / pair.elements:.3%} of {pair.elements:,}; reference: {found.smallest[0]}, "
-        f"the smallest of all others. Limit: {pair.conditional / pair.changed:.3f}, the entropy "
-        f"given tensor and exponent; ours is {size / pair.conditional - 1:.1%} above it",
+        f"the smallest alternative. Limit: {pair.conditional / pair.changed:.3f}, the entropy "
+        f"given tensor and exponent, exceeded by {size / pair.conditional - 1:.1%}",
     )
 
 
@@ -285,18 +285,18 @@ def _committed(found: _Density) -> Result:
     return found.compare(
         "committed",
         stored.frames,
-        f"reference: {found.smallest[0]}. Frames of a commit, which may store chunks whole so that "
-        "reading chains does not cost too much; all its objects: "
+        f"reference: {found.smallest[0]}. Frames of a commit, which stores some chunks whole to "
+        "limit the cost of reading chains; all its objects: "
         f"{stored.everything / found.pair.changed:.3f}",
     )
 
 
 def _states(data: Data, percent: float) -> tuple[State, State]:
-    """Two states that differ in so many elements.
+    """Return two states that differ in a share of their elements.
 
-    Up to the density of an RL step: such a step, of which a random share of the changes is kept.
-    Above: the base, and a state between it and its fine-tune in fp32, as an early checkpoint is.
-    `BUSY` and above: without the word embeddings, half of the model, most of it unused.
+    Up to the density of an RL step, they are those of a step, with a random part of its changes.
+    Above it, they are the base and a state between it and its fine-tune, like an early checkpoint.
+    From `BUSY` on, the word embeddings are left out: half of the model, most of it never trained.
     """
     share = percent / 100
     before, after = (read_state(path) for path in data.fast[-2:])
@@ -311,14 +311,14 @@ def _states(data: Data, percent: float) -> tuple[State, State]:
 
 
 def _own(pair: tuple[Path, Path]) -> dict[str, int]:
-    """The smallest that a commit could choose, and each encoding alone."""
+    """Return the bytes of the smallest encoding of each chunk, and of each encoding alone."""
     base, new = (read_state(path) for path in pair)
     dtype = dtype_of(base)
     kind = kind_of(dtype)
     sizes = dict.fromkeys((CHOSEN, "sparse alone", "dense alone", "planes alone"), 0)
     for old, chunk in chunks(base, new):
         sizes["planes alone"] += len(encode_planes(chunk, dtype.plane_width))
-        if old != chunk:  # else it is the same chunk
+        if old != chunk:  # an equal chunk is not stored again
             sizes[CHOSEN] += smallest(old, chunk, dtype)
             sizes["sparse alone"] += len(sparse_encode(old, chunk, kind))
             sizes["dense alone"] += len(dense_encode(old, chunk, kind))
@@ -326,8 +326,9 @@ def _own(pair: tuple[Path, Path]) -> dict[str, int]:
 
 
 def _show(lines: Sequence[dict[str, int]]) -> None:
-    """A table of bytes: densities across, encodings down."""
-    print("".join(["bytes".ljust(20), *(f"{percent} %".rjust(12) for percent in DENSITIES)]))
+    """Print a table of bytes, with a column for each density and a row for each encoding."""
+    print("Bytes, by share of elements changed")
+    print("".join(["encoding".ljust(20), *(f"{percent} %".rjust(12) for percent in DENSITIES)]))
     for name in lines[0]:
         cells = (f"{line[name]:,}".rjust(12) for line in lines)
         print("".join([name.ljust(20), *cells]))

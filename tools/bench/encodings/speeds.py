@@ -1,4 +1,4 @@
-"""Speed of differences on a synthetic model: the kernels, commits, loads and checkouts."""
+"""Measures speeds of differences on a synthetic model: kernels, commits, loads and checkouts."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from tools.bench.encodings.states import Array
 
 BASE = "base.safetensors"
-PERCENTS = (0.1, 1, 10)  # changed
-ASKED_UP_TO = 1
+PERCENTS = (0.1, 1, 10)  # of elements changed
+TARGETS_UP_TO = 1  # percent
 OF_COMPARE = 2.0
 ENCODE = DECODE = 1.2  # GB/s
-BOTH = 2
+BOTH = 2  # processors
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ class Limits:
     compare: float
 
     def together(self, *, copies: int, digests: int, compares: int = 0) -> float:
-        """The speed of so many passes, one after the other."""
+        """Return the speed of these numbers of passes, one after another."""
         seconds = copies / self.copy + digests / self.digest + compares / self.compare
         return 1 / seconds
 
 
 def speeds(work: Path, *, size: int, rounds: int) -> list[Result]:
-    """All speeds on one processor, and those of a store on both."""
+    """Return the rows on all speeds on one processor, and on those of a store on both."""
     work.mkdir()
     base = Synthetic(size)
     base.make()
@@ -77,7 +77,7 @@ def speeds(work: Path, *, size: int, rounds: int) -> list[Result]:
 
 
 def _memory(work: Path, size: int, rounds: int) -> tuple[Limits, list[Result]]:
-    """The limits, and the kernels."""
+    """Return the limits and the rows on kernels."""
     model = Synthetic(size)
     model.read(work / BASE)
     limits = _limits(model.flat, rounds)
@@ -118,7 +118,7 @@ class _Kernels:
     """Differences of a model's chunks in memory.
 
     Args:
-        parts: Old and new chunks.
+        parts: Pairs of an old and a new chunk.
     """
 
     def __init__(self, parts: Sequence[tuple[memoryview, ...]]) -> None:
@@ -130,40 +130,41 @@ class _Kernels:
         self.nbytes = sum(len(new) for _, new in parts)
 
     def compare(self) -> None:
-        """What the encoders are compared with."""
+        """Compare old and new chunks with numpy, as the reference."""
         for old, new in self._arrays:
             old != new  # noqa: B015
 
     def sparse(self) -> None:
+        """Encode the differences with `sparse`."""
         for old, new in self._parts:
             sparse_encode(old, new, ElementKind.BFLOAT_16)
 
     def encode(self) -> None:
-        """What a commit does with a chunk."""
+        """Encode and hash each chunk, as a commit does."""
         for old, new in self._parts:
             encode_difference(new, old, self._dtype)
             blake3_256(new)
 
     def restore(self) -> None:
-        """Put the old chunks where `apply` works."""
+        """Restore the old chunks, for `apply` to change."""
         for out, (old, _) in zip(self._outs, self._parts, strict=True):
             out[:] = old
 
     def apply(self) -> None:
-        """What a checkout does with a chunk."""
+        """Decode and hash each chunk, as a checkout does."""
         for out, encoded in zip(self._outs, self._encoded, strict=True):
             assert encoded is not None
             decode(*encoded, memoryview(out))
             blake3_256(out)
 
     def check(self) -> None:
-        """Check what `apply` did.
+        """Check the result of `apply`.
 
         Raises:
-            AssertionError: It is not the new chunks.
+            AssertionError: A chunk differs from the new one.
         """
         if any(out != new for out, (_, new) in zip(self._outs, self._parts, strict=True)):
-            raise AssertionError("the differences did not give the chunks back")
+            raise AssertionError("the differences did not reproduce the chunks")
 
 
 def _kernel_rows(
@@ -173,7 +174,7 @@ def _kernel_rows(
         f"sparse kernel, {percent} %",
         kernels.sparse,
         kernels.compare,
-        target=OF_COMPARE if percent <= ASKED_UP_TO else None,
+        target=OF_COMPARE if percent <= TARGETS_UP_TO else None,
         rounds=rounds,
         note=f"reference: numpy's a != b; {share:.3%} changed",
     )
@@ -184,7 +185,7 @@ def _kernel_rows(
     return [
         kernel,
         measured(
-            f"compare, code, BLAKE3, {percent} %",
+            f"compare, encode, BLAKE3, {percent} %",
             encoding,
             "GB/s",
             note=f"one processor, in memory. Limit, BLAKE3 and a != b: {_of(encoding, limit)}",
@@ -204,7 +205,7 @@ def _kernel_rows(
 def _store(
     work: Path, size: int, percent: float, rounds: int, limits: Limits | None
 ) -> list[Result]:
-    """Commit consecutive versions in three ways, and read them in three ways."""
+    """Return the rows on commits in three ways, and on reads in three ways."""
     model = Synthetic(size)
     model.read(work / BASE)
     path, clock, collect = work / "model.safetensors", Clock(), Collect()
@@ -218,7 +219,7 @@ def _store(
         shares = _commit(stores, model, path, percent, rounds, clock)
     _read(work, directories["raw"], model.flat.nbytes, rounds, clock)
     if (work / "out" / path.name).read_bytes() != path.read_bytes():
-        raise AssertionError("the last version did not come back")
+        raise AssertionError("the last version was not reproduced")
     for directory in (*directories.values(), work / "out"):
         shutil.rmtree(directory)
     facts = (
@@ -228,7 +229,7 @@ def _store(
 
 
 def _open(directory: Path, nbytes: int, collect: Collect) -> Repository:
-    """A new store; the one called ``cached`` keeps the last version in memory."""
+    """Open a new store; the one named ``cached`` keeps the last version in memory."""
     cache = nbytes if directory.name == "cached" else 0
     return casweights.open(directory, create=True, cache_size=cache, reporter=collect)
 
@@ -241,14 +242,14 @@ def _commit(
     rounds: int,
     clock: Clock,
 ) -> list[float]:
-    """Time commits of steps to all stores in turn; returns the shares that changed."""
+    """Time commits of steps to all stores alternately; return the shares that changed."""
     for name, store in stores.items():
         store.commit(path, compression="auto" if name == "planes" else "fast")
     shares = []
     for _ in range(rounds):
         shares.append(model.step(percent / 100))
         model.write(path)
-        os.sync()  # the disk comes to rest
+        os.sync()  # so that earlier writes do not disturb the measurement
         for name, store in stores.items():
             clock.time(name, store.commit, path)
     return shares
@@ -274,7 +275,7 @@ def _read(work: Path, directory: Path, raw: int, rounds: int, clock: Clock) -> N
 
 
 def _load(store: Repository, version: str) -> None:
-    store.load(version)  # and let go of the tensors, too
+    store.load(version)  # the time includes the release of the tensors
 
 
 # --- Rows.
@@ -282,12 +283,12 @@ def _load(store: Repository, version: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A way through a store.
+    """An operation on a store.
 
     Attributes:
-        what: Its name in the report.
-        target: GB/s asked on one processor, up to `ASKED_UP_TO`.
-        passes: Copies, digests and comparisons of the whole model that it cannot do without.
+        what: Name in the report.
+        target: Target in GB/s on one processor, up to `TARGETS_UP_TO`.
+        passes: Number of copies, digests and comparisons of the whole model that it needs.
     """
 
     what: str
@@ -300,7 +301,7 @@ _ROWS = {
     "raw": _Row("commit, base in the store", ENCODE, (2, 2, 1)),
     "planes": _Row("commit, base in the store as planes", None, (2, 2, 1)),
     "load": _Row("load, base in memory", DECODE, (2, 1, 0)),
-    "over": _Row("checkout over the version before", DECODE, (3, 2, 0)),
+    "over": _Row("checkout over the previous version", DECODE, (3, 2, 0)),
     "empty": _Row("checkout into an empty directory", DECODE, (2, 1, 0)),
 }
 
@@ -311,7 +312,7 @@ def _result(
     row = _ROWS[name]
     seconds, processor = clock.medians(name)
     speed = size / seconds / 1e9
-    note = f"{facts}; of processors alone {size / processor / 1e9:.2f} GB/s"
+    note = f"{facts}; by processor time {size / processor / 1e9:.2f} GB/s"
     if limits is None:
         return measured(f"{row.what}, {percent} %, both", speed, "GB/s", note=note)
     copies, digests, compares = row.passes
@@ -321,11 +322,11 @@ def _result(
         f"{row.what}, {percent} %",
         speed,
         "GB/s",
-        target=row.target if percent <= ASKED_UP_TO else None,
+        target=row.target if percent <= TARGETS_UP_TO else None,
         at_least=True,
         note=f"{note}. Limit, {passes}: {_of(speed, limit)}",
     )
 
 
 def _of(speed: float, limit: float) -> str:
-    return f"{limit:.2f} GB/s, of which ours is {speed / limit:.0%}"
+    return f"{limit:.2f} GB/s, of which casweights reaches {speed / limit:.0%}"

@@ -21,18 +21,18 @@ DTYPES = {"BF16": np.uint16, "F32": np.uint32}
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a safetensors file of bf16 or fp32, as bit patterns."""
+    """Return the tensors of a safetensors file of bf16 or fp32, as bit patterns."""
     tensors: Any = safetensors.deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     return {n: np.frombuffer(t["data"], DTYPES[t["dtype"]]) for n, t in sorted(tensors)}
 
 
 def flat(state: State) -> Array:
-    """All tensors in one array, ordered by name."""
+    """Return all tensors as one array, ordered by name."""
     return np.concatenate([state[name] for name in sorted(state)])
 
 
 def unflat(base: State, flat: Array) -> State:
-    """The state that `flat` made an array of; `base` has its names and lengths."""
+    """Return the state from which `flat` made an array; `base` gives names and lengths."""
     names = sorted(base)
     ends = np.cumsum([len(base[name]) for name in names])
     return dict(zip(names, np.split(flat, ends[:-1]), strict=True))

@@ -1,4 +1,4 @@
-"""A whole store: a family of models, against what others keep of it."""
+"""Measures the size of a store with a family of models, compared with other programs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OF_ZIPLLM = 0.75
 
 
 def family(data: Data, work: Path) -> list[Result]:
-    """The family in one store, each version a difference from its parent."""
+    """Return the rows on the family in one store, each version as a difference from its parent."""
     versions = [(version.name, version.path, version.parent) for version in data.family]
     stored = commit_versions(versions, work / "family")
     ours = sum(one.everything for one in stored)
@@ -40,7 +40,7 @@ def family(data: Data, work: Path) -> list[Result]:
     least: list[int] = spread(_smallest, jobs)
     return [
         compared(
-            "family, of ZipLLM-like",
+            "family, against ZipLLM-like",
             ours / 1e6,
             reference,
             "MB",
@@ -52,8 +52,7 @@ def family(data: Data, work: Path) -> list[Result]:
             sum(least) / 1e6,
             reference,
             "MB",
-            note="reference: the same. Each chunk in the encoding that takes least, wherever that "
-            "leads",
+            note="reference: the same. Each chunk in its smallest encoding; no limit on chains",
         ),
         *_others(ours, list(files.values()), work),
     ]
@@ -67,14 +66,14 @@ def _zipllm_note(data: Data, stored: Sequence[Stored], zipllm: Sequence[tuple[st
     )
     return (
         f"reference: {zipllm[0][0]} for the base, BitX from its parent for every other version, "
-        f"nothing else counted; {raw / 1e6:.1f} MB raw. MB a version (reference): {sizes}"
+        f"nothing else counted; {raw / 1e6:.1f} MB raw. MB per version (reference): {sizes}"
     )
 
 
 def _others(ours: int, paths: Sequence[Path], work: Path) -> list[Result]:
-    """What programs that know nothing of models keep of the same files."""
+    """Return the rows on programs that store the same files without knowledge of models."""
     others: dict[str, tuple[Callable[[], int], str]] = {
-        "Xet-like": (lambda: dedup(paths), "see encodings/dedup.py; chunks alone are counted"),
+        "Xet-like": (lambda: dedup(paths), "see encodings/dedup.py; counts chunks only"),
         "restic": (lambda: restic(paths, work)[-1], "its own repository, compression auto"),
         "borg": (lambda: borg(paths, work)[-1], "its own repository, zstd-3, default chunker"),
     }
@@ -86,7 +85,7 @@ def _others(ours: int, paths: Sequence[Path], work: Path) -> list[Result]:
             print(f"not installed: {name}")
             continue
         note = f"reference: {how}"
-        results.append(compared(f"family, of {name}", ours / 1e6, size, "MB", note=note))
+        results.append(compared(f"family, against {name}", ours / 1e6, size, "MB", note=note))
     return results
 
 

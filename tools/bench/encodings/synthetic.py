@@ -26,14 +26,14 @@ _BLOCK = 1 << 20  # elements; their random numbers stay in the cache
 
 
 class Synthetic:
-    """Shaped like a transformer, in bf16: normal weights, whose scale differs between tensors.
+    """A synthetic transformer in bf16, with normal weights whose scale differs between tensors.
 
     Args:
-        size: Bytes, about.
+        size: Approximate number of bytes.
 
     Attributes:
         flat: All elements.
-        state: The tensors, which are views of it.
+        state: The tensors, which are views of `flat`.
     """
 
     def __init__(self, size: int) -> None:
@@ -61,18 +61,18 @@ class Synthetic:
         write_state(self.state, path)
 
     def read(self, path: Path) -> None:
-        """Read what `write` wrote."""
+        """Read a file that `write` wrote."""
         with path.open("rb") as file:
             file.seek(-self.flat.nbytes, os.SEEK_END)
             file.readinto(self.flat.view(np.uint8).data)
 
     def step(self, share: float) -> float:
-        """Change about so many elements by the last place of the mantissa, as an optimizer does.
+        """Change about this share of elements by one in the last place, as an optimizer does.
 
-        Every weight moves by about as much; the smaller it is, the likelier that shows in bf16.
+        Every weight moves by a similar amount, which shows in bf16 more often for small weights.
 
         Returns:
-            The share that did change.
+            The share of elements that changed.
         """
         chances = self._chances(share)
         changed = 0
@@ -88,7 +88,7 @@ class Synthetic:
             yield self.flat[start : start + _BLOCK]
 
     def _chances(self, share: float) -> Array:
-        """The chance of a change by exponent: the reciprocal of the mantissa's last place."""
+        """Return the chance of a change by exponent, inversely proportional to the last place."""
         counts = np.bincount(exponent(self.flat[::64]), minlength=CLASSES)
         steps = 2.0 ** (CLASSES // 2 - np.arange(CLASSES))
         steps[0] = 0  # a zero must not become a NaN

@@ -1,4 +1,4 @@
-"""A thousand versions in one store, each made from the one before."""
+"""Measures a thousand versions in one store, each made from the previous one."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ if TYPE_CHECKING:
     from tools.bench.encodings.states import State
 
 OF_ENTROPY, OF_WHOLE = 1.15, 1.5
-CHECKED = 20  # versions that are checked out
-FROM, SKIPPED = 100, (8, 64, 256)  # a version, and how many steps behind it differences end
-_PENDING = 4  # steps that wait to be measured, each with two states in memory
+CHECKED = 20  # number of versions to check out
+FROM, SKIPPED = 100, (8, 64, 256)  # a version, and the lengths of differences from it, in steps
+_PENDING = 4  # steps that may wait to be measured, each with two states in memory
 _FILE = "model.safetensors"
-_PROGRESS = 100  # versions
+_PROGRESS = 100  # versions between two lines of progress
 
 
 def thousand(data: Data, work: Path, *, count: int = 1000, share: float = 0.01) -> list[Result]:
-    """Many versions of a small model in a row, and how much reading any one of them takes."""
+    """Return the rows on many consecutive versions of a small model, and on reading them."""
     work.mkdir()
     walk = Walk(data.masters[0], share)
     history = _commit(walk, work, count)
@@ -66,14 +66,13 @@ class _History:
     """Versions in a store.
 
     Attributes:
-        versions: Their IDs, in order.
-        commits: What each commit reported.
+        versions: The IDs of the versions, in order.
+        commits: Statistics of each commit.
         first: Bytes of the store after the first version.
-        grown: Bytes that the others added.
-        stats: Of the store at the end.
-        steps: The entropy bounds of each step, and its bytes if each chunk takes the encoding that
-            needs least.
-        skips: The same bytes of one difference over several steps, by their number.
+        grown: Bytes that the other versions added.
+        stats: Statistics of the store at the end.
+        steps: Entropies of each step, and its bytes with the smallest encoding of each chunk.
+        skips: Bytes of one difference over several steps, by their number.
     """
 
     versions: list[SnapshotId]
@@ -86,17 +85,17 @@ class _History:
 
     @cached_property
     def entropy(self) -> float:
-        """Bytes of the conditional entropies of all steps."""
+        """Sum of the conditional entropies of all steps, in bytes."""
         return sum(bound.conditional for bound, _ in self.steps)
 
     @property
     def changed(self) -> int:
-        """Elements that changed, in all steps together."""
+        """Number of elements that changed, in all steps together."""
         return sum(bound.changed for bound, _ in self.steps)
 
     @property
     def frames(self) -> int:
-        """Bytes of all frames after the first version."""
+        """Number of bytes of all frames after the first version."""
         return sum(commit.stored_bytes for commit in self.commits[1:])
 
 
@@ -104,7 +103,7 @@ class _Differences:
     """Measures differences in another process while the next versions are made.
 
     Args:
-        pool: One process.
+        pool: A pool of one process.
     """
 
     def __init__(self, pool: ProcessPoolExecutor) -> None:
@@ -115,7 +114,7 @@ class _Differences:
         self._skips: dict[int, Future[int]] = {}
 
     def add(self, n: int, state: State) -> None:
-        """Measure version `n` against the one before it, and against version `FROM` if wanted."""
+        """Measure version `n` against the previous one, and some versions against `FROM`."""
         if n:
             self._steps.append(self._pool.submit(_step, self._before, state))
             if len(self._steps) > _PENDING:
@@ -127,11 +126,11 @@ class _Differences:
         self._before = state
 
     def steps(self) -> list[tuple[Bounds, int]]:
-        """Wait for all steps."""
+        """Wait for the measurements of all steps; return them."""
         return [future.result() for future in self._steps]
 
     def skips(self) -> dict[int, int]:
-        """Wait for the differences over several steps, by their number."""
+        """Wait for the differences over several steps; return their bytes by number of steps."""
         return {k: future.result() for k, future in self._skips.items()}
 
 
@@ -174,12 +173,12 @@ def _commit(walk: Walk, work: Path, count: int) -> _History:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What a checkout into an empty directory read.
+    """The reads of a checkout to an empty directory.
 
     Attributes:
         frames: Bytes of frames.
-        everything: All bytes, snapshots and indexes too.
-        requests: Reads of the store.
+        everything: Bytes of all objects, with snapshots and indexes.
+        requests: Number of reads of the store.
     """
 
     frames: int
@@ -205,12 +204,12 @@ def _read(work: Path, version: SnapshotId) -> _Read:
 
 
 def _read_some(work: Path, versions: list[SnapshotId]) -> dict[int, _Read]:
-    """Check out some versions, the last one of all at the end; its file is compared."""
+    """Check out some versions; the last version comes last, and its file is compared."""
     step = max(1, len(versions) // CHECKED)
     numbers = sorted({*range(step - 1, len(versions), step), len(versions) - 1})
     reads = {n: _read(work, versions[n]) for n in numbers}
     if (work / "out" / _FILE).read_bytes() != (work / _FILE).read_bytes():
-        raise AssertionError("the last version did not come back")
+        raise AssertionError("the last version was not reproduced")
     return reads
 
 
@@ -218,7 +217,7 @@ def _read_some(work: Path, versions: list[SnapshotId]) -> dict[int, _Read]:
 
 
 def _stored(history: _History, walk: Walk) -> list[Result]:
-    """What the versions after the first take."""
+    """Return the rows on the bytes of the versions after the first."""
     count = len(history.versions)
     encodings = ", ".join(f"{n} frames {name}" for name, n in history.stats.encodings.items())
     rows = (
@@ -228,12 +227,12 @@ def _stored(history: _History, walk: Walk) -> list[Result]:
             "steps alone",
             sum(size for _, size in history.steps),
             None,
-            "each version from the one before, wherever that leads: the code's own distance",
+            "each version as a difference from the previous one, without a limit on chains",
         ),
     )
     return [
         compared(
-            f"{count} versions: {what}, of the entropy",
+            f"{count} versions: {what}, against the entropy",
             size / 1e6,
             history.entropy / 1e6,
             "MB",
@@ -249,33 +248,33 @@ def _model_note(history: _History, walk: Walk) -> str:
     return (
         f"reference: the sum of the entropies of all steps; {count} versions of "
         f"{nbytes(walk.state) / 1e6:.1f} MB in {len(list(chunks(walk.state)))} chunks, "
-        f"{history.changed / (count - 1) / walk.elements:.2%} changed a step; the first version, "
+        f"{history.changed / (count - 1) / walk.elements:.2%} changed per step; the first version, "
         f"{history.first / 1e6:.2f} MB, is not counted"
     )
 
 
 def _read_back(reads: dict[int, _Read], first: _Read, count: int) -> list[Result]:
-    """What reading the version that needs most takes."""
+    """Return the rows on the versions that need the most bytes to read."""
     frames = max(reads, key=lambda n: reads[n].frames)
     everything = max(reads, key=lambda n: reads[n].everything)
     last = reads[count - 1]
     return [
         compared(
-            f"{count} versions: frames read, of a whole version's",
+            f"{count} versions: frames read, against a whole version's",
             reads[frames].frames / 1e6,
             first.frames / 1e6,
             "MB",
             target=OF_WHOLE,
-            note=f"the most of {len(reads)} versions in empty directories, version {frames + 1}; "
+            note=f"the most of {len(reads)} checkouts to empty directories, version {frames + 1}; "
             f"reference: the first version. The last one: {last.frames / 1e6:.2f} MB",
         ),
         compared(
-            f"{count} versions: all bytes read, of a whole version's",
+            f"{count} versions: all bytes read, against a whole version's",
             reads[everything].everything / 1e6,
             first.everything / 1e6,
             "MB",
             target=OF_WHOLE,
-            note=f"snapshots and packs' indexes too, version {everything + 1}; the last one: "
+            note=f"with snapshots and packs' indexes, version {everything + 1}; the last one: "
             f"{last.everything / 1e6:.2f} MB in {last.requests} reads",
         ),
     ]
@@ -291,14 +290,14 @@ def _longest_chain(history: _History) -> Result:
 
 
 def _skips(history: _History) -> list[Result]:
-    """One difference over several steps, against the steps."""
+    """Return the rows on one difference over several steps, compared with the single steps."""
     return [
         compared(
             f"{len(history.versions)} versions: one difference over {k} steps",
             skip / 1e6,
             sum(size for _, size in history.steps[FROM : FROM + k]) / 1e6,
             "MB",
-            note="reference: the steps, one by one; frames alone",
+            note="reference: the single steps; frames alone",
         )
         for k, skip in history.skips.items()
     ]

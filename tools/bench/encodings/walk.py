@@ -1,4 +1,4 @@
-"""A small model under steps like those of training, for as many versions as wanted."""
+"""A small model that takes any number of steps like those of training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Walk:
-    """Part of the real model under AdamW-like steps, whose gradients are noise.
+    """A part of the real model that takes steps like AdamW's, with noise as gradients.
 
     Attributes:
-        state: The version that was reached, in bf16.
+        state: The current version, in bf16.
     """
 
     _TENSORS = (
@@ -29,7 +29,7 @@ class Walk:
     )
     _LONGEST = 3 << 20  # elements
     _MOMENTUM = 0.9
-    _TRIALS, _TRIAL = 4, 10  # steps, before the rate is searched again
+    _TRIALS, _TRIAL = 4, 10  # searches for the rate, and steps after each
 
     def __init__(self, masters: Path, share: float) -> None:
         self._rng = np.random.Generator(np.random.SFC64(0))
@@ -38,7 +38,7 @@ class Walk:
         self._moments = {n: self._noise(master) for n, master in self._masters.items()}
         self.state = self._rounded()
         self._scale = np.float32(np.sqrt(1 - self._MOMENTUM**2))
-        for _ in range(self._TRIALS):  # more changes at first: many masters are halves of a step
+        for _ in range(self._TRIALS):  # at first more elements change, as many are near a rounding
             self._rate = np.float32(self._find_rate(share))
             for _ in range(self._TRIAL):
                 self.step()

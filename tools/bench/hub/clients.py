@@ -1,4 +1,4 @@
-"""A local Hub, and client processes that know nothing of one another."""
+"""A local Hub, and client processes that share no caches with each other."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Clients:
     """Starts client processes.
 
     Args:
-        hub: The Hub they talk to.
-        work: A directory for their own folders.
+        hub: The Hub that they use.
+        work: A directory for the folders of each.
     """
 
     def __init__(self, hub: LocalHubProcess, work: Path) -> None:
@@ -38,16 +38,16 @@ class Clients:
         self._count = 0
 
     def run(self, job: str, home: Path | None = None, **options: Any) -> Any:
-        """Run a job in a fresh process; returns its result.
+        """Run a job in a new process; return its result.
 
         Args:
-            job: A module of this folder and a function of it; see `jobs`.
-            home: What huggingface_hub keeps, for a process that is to find it; by default nothing.
-            options: Its options.
+            job: Module of this folder and function, as for `jobs`.
+            home: Folder of the caches of huggingface_hub and casweights; by default a new one.
+            options: Options of the job.
         """
         own = self._new_home() if home is None else home
         environment = self._environment(own)
-        os.sync()  # so that nobody pays for what another one wrote
+        os.sync()  # so that a job does not pay for the writes of an earlier one
         command = [sys.executable, "-m", _JOBS, job, json.dumps(options, default=_plain)]
         done = subprocess.run(
             command, env=environment, check=True, stdout=subprocess.PIPE, text=True
@@ -57,23 +57,23 @@ class Clients:
         return json.loads(done.stdout.splitlines()[-1])
 
     def start(self, program: str, role: str, **options: Any) -> Worker:
-        """Start a process that takes one command after the other, with a home of its own.
+        """Start a process that runs one command after another, with a home of its own.
 
         Args:
-            program: The module that it runs.
-            role: What it is to be.
-            options: Its options.
+            program: Module that the process runs.
+            role: Role of the process, which the module defines.
+            options: Options of the role.
         """
         command = [sys.executable, "-m", program, role, json.dumps(options, default=_plain)]
         return Worker(command, self._environment(self._new_home()))
 
     @property
     def probe(self) -> Probe:
-        """For who sets and asks the Hub."""
+        """A probe of the Hub."""
         return Probe(self._hub.url)
 
     def spent(self, job: str, home: Path | None = None, **options: Any) -> Spent:
-        """The same for a job that measures one operation."""
+        """Run a job that measures one operation; return its costs."""
         return Spent.parse(self.run(job, home, **options))
 
     def _new_home(self) -> Path:
@@ -101,7 +101,7 @@ def _plain(value: object) -> object:
 
 @contextmanager
 def fresh_hub(work: Path) -> Iterator[Clients]:
-    """An empty Hub below a directory, and clients for it; all of it is removed at the end."""
+    """Start an empty Hub below a directory; yield its clients; delete everything at the end."""
     with (
         tempfile.TemporaryDirectory(dir=work, prefix="hub-") as folder,
         LocalHubProcess(Path(folder) / "hub") as hub,
@@ -111,12 +111,12 @@ def fresh_hub(work: Path) -> Iterator[Clients]:
 
 @contextmanager
 def scratch_folder(work: Path, size: int) -> Iterator[Path]:
-    """A directory for some files of so many bytes: in memory, if they fit."""
+    """Yield a directory for a few files of this number of bytes, in memory if they fit."""
     roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 * size
     with tempfile.TemporaryDirectory(dir=_MEMORY if roomy else work) as folder:
         yield Path(folder)
 
 
 def note_progress(text: str) -> None:
-    """Say what is being measured."""
+    """Print what is being measured, to standard error."""
     print(f"  {text}", file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""A client: a process that does one job, with folders of its own.
+"""A client process that does one job, with folders of its own.
 
-Usage: python -m tools.bench.hub.jobs JOB OPTIONS. The job is a module of this folder and a
-function of it, as in `transfers.push`; it takes a `Probe` and the options, which are JSON. The last
-line that is printed is its result, as JSON, too.
+Usage: python -m tools.bench.hub.jobs JOB OPTIONS. JOB is a module of this folder and a function of
+it, such as `transfers.push`, which receives a `Probe` and the OPTIONS, a JSON object. The last line
+of the output is the result of the function, as JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MODULES = (
 
 
 def import_modules() -> None:
-    """Import what would be imported when it is used first, which is not to be measured."""
+    """Import the modules that are imported on first use, so that this is not measured."""
     for module in _MODULES:
         import_module(module)
 

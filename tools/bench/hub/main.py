@@ -1,4 +1,4 @@
-"""Stores in buckets of a local Hub, against hf_xet with plain files and TRL's patches.
+"""Compares stores in buckets of a local Hub with hf_xet on plain files and with TRL's patches.
 
 Prints tables and one line of JSON. Usage: tools/bench/run hub [--size MiB] [--only ROW...]
 """
@@ -28,20 +28,28 @@ ROWS = ("push", "step", "checkout", "requests", "versions", "memory")
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="tools/bench/run hub", description=__doc__)
-    made.add_argument("--size", type=int, default=1024, help="MiB of the model")
+    made.add_argument("--size", type=int, default=1024, help="MiB of the model (default: 1024)")
     made.add_argument(
         "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
     )
-    made.add_argument("--conditions", nargs="+", choices=LINES, default=list(LINES))
-    made.add_argument("--repeat", type=int, default=3, help="pairs of a measurement")
-    made.add_argument("--versions", type=int, default=10_000, help="of the row on versions")
+    made.add_argument(
+        "--conditions",
+        nargs="+",
+        choices=LINES,
+        default=list(LINES),
+        help="networks (default: all)",
+    )
+    made.add_argument("--repeat", type=int, default=3, help="pairs of a measurement (default: 3)")
+    made.add_argument("--versions", type=int, default=10_000, help="versions of that row")
     made.add_argument(
         "--memory-size",
         type=int,
         default=2048,
-        help="MiB of the row on memory; the target is meant for 8192",
+        help="MiB of the model of the row on memory; its target is for 8192",
     )
-    made.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
+    made.add_argument(
+        "--dir", type=Path, default=None, help="folder for temporary files (needs space)"
+    )
     return made
 
 
@@ -52,20 +60,20 @@ def main() -> int:
         "conditions": "; ".join(describe(LINES[name]) for name in options.conditions),
         "cores": os.cpu_count(),
         "repetitions": options.repeat,
-        "bytes": "of bodies, as the Hub counts them: received for rows 1 and 2, sent for 3 and 4",
+        "bytes": "bodies of requests that the Hub received (rows 1 and 2) or sent (rows 3 and 4)",
     }
     head(TITLE, facts)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         report = _measure(options, Path(folder))
     print(
-        "trips: round trips of a tiny model that wait for one another, from its times at 0 and "
-        "200 ms; limit: the larger one of bytes / bandwidth and trips x latency."
+        "trips: sequential round trips, estimated with a tiny model from its times at 0 and at "
+        "200 ms; limit: the larger of bytes / bandwidth and trips x latency."
     )
     return 1 if conclude(TITLE, {**facts, **report.to_json()}, report.results) else 0
 
 
 def _measure(options: argparse.Namespace, work: Path) -> Report:
-    """Make the rows that are wanted, and print them."""
+    """Measure and print the selected rows."""
     lines = [LINES[name] for name in options.conditions]
     rows = Rows(work, options.size * MiB, options.repeat, lines)
     makers: dict[str, Callable[[Report], None]] = {

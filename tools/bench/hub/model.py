@@ -1,4 +1,4 @@
-"""Models of any size for the benchmark of buckets, and how they become files."""
+"""Synthetic models of any size for the benchmarks of buckets and sync."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MiB = 1 << 20
-_NORM = 2048  # as in real models: what is much smaller than that would not be like them
-_SMALL = 64 * MiB  # below it, layers are thin, so that there still are some
+_NORM = 2048  # elements, as in real models; much smaller tensors would not be realistic
+_SMALL = 64 * MiB  # below this size layers are thin, so that a model still has several
 
 
 class Model(Synthetic):
-    """A synthetic model that may be small, and differs from seed to seed.
+    """A synthetic model of any size, whose weights depend on a seed.
 
     Args:
-        size: Bytes, about.
-        seed: Of the weights and of the steps.
-        hidden: Width of a layer; by default it goes with the size.
+        size: Approximate number of bytes.
+        seed: Seed of the weights and of the steps.
+        hidden: Width of a layer; by default it depends on the size.
     """
 
     def __init__(self, size: int, seed: int, hidden: int | None = None) -> None:
@@ -46,18 +46,18 @@ class Model(Synthetic):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Number of bytes of all tensors."""
         return int(self.flat.nbytes)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors for torch, in the same memory."""
+        """Return torch tensors that share the memory of the model."""
         return {
             name: torch.from_numpy(part.view(np.int16)).view(torch.bfloat16)
             for name, part in self.state.items()
         }
 
     def write_files(self, directory: Path) -> None:
-        """Write two safetensors files and a configuration."""
+        """Write the model as two safetensors files and a configuration."""
         directory.mkdir(parents=True)
         items = list(self.state.items())
         middle = len(items) // 2
@@ -67,7 +67,7 @@ class Model(Synthetic):
 
 
 def write_large(directory: Path, size: int, seed: int) -> None:
-    """Write a model that need not fit into memory, in files of at most 512 MiB."""
+    """Write a model of any size, in files of at most 512 MiB, each made in memory by itself."""
     directory.mkdir(parents=True)
     model = Model(min(size, 512 * MiB), seed)
     for n in range(max(1, round(size / model.nbytes))):

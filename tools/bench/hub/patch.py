@@ -1,9 +1,10 @@
-"""The patch files of TRL's weight transfer, one safetensors file a step.
+"""The patch files of TRL's weight transfer: one safetensors file per step.
 
-The third one has gaps in 16 bits and new values, the first one places in 32 bits. Both are made of
-the weights that the last patch was made of: with torch, as a trainer would, or with numpy, which is
-faster on a CPU. Tensors go to as many threads as there are processors, and each operation has one
-thread, because those of torch wait for one another, which takes ages on a busy machine.
+The third format contains gaps in 16 bits and new values, the first one positions in 32 bits.
+Changes are found by comparison with a copy of the previous weights: with torch, as in a trainer, or
+with numpy, which is faster on a CPU. Tensors are divided among one thread per processor, and each
+operation uses a single thread, because threads of torch wait for each other, which is very slow on
+a busy machine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _pool = ThreadPoolExecutor(default_workers(), initializer=lambda: torch.set_num_
 
 
 class Change(NamedTuple):
-    """What changed in a tensor: flat places, ascending, and the new values, as bit patterns."""
+    """Changes of a tensor: flat positions, ascending, and the new values as bit patterns."""
 
     name: str
     places: Indices
@@ -36,11 +37,11 @@ class Change(NamedTuple):
 
 
 class Patches:
-    """Keeps the previous weights.
+    """Keeps a copy of the weights, and finds the changes since the last call.
 
     Args:
-        state: The tensors, of which later patches have the changes.
-        numpy: Whether to find them with numpy.
+        state: The live tensors.
+        numpy: Whether to compare with numpy instead of torch.
     """
 
     def __init__(self, state: Mapping[str, torch.Tensor], *, numpy: bool = False) -> None:
@@ -49,7 +50,7 @@ class Patches:
         self._before = {name: bits.copy() for name, bits in self._state.items()}
 
     def find(self) -> list[Change]:
-        """What changed since the last time."""
+        """Return the changes of all tensors since the last call."""
         return [change for change in _pool.map(self._find, self._state) if len(change.places)]
 
     def _find(self, name: str) -> Change:
@@ -60,7 +61,7 @@ class Patches:
         return Change(name, places, values)
 
     def write(self, path: Path) -> None:
-        """Write what changed since the last time as the third format has it."""
+        """Write the changes since the last call as a patch of the third format."""
         write_v3(self.find(), path)
 
 
@@ -76,7 +77,7 @@ def _places_torch(old: Array, new: Array) -> Indices:
 
 
 def write_v3(changes: Sequence[Change], path: Path) -> None:
-    """Write gaps in 16 bits, or in 32 for a tensor in which one does not fit, and values."""
+    """Write a patch of the third format: values, and gaps in 16 bits, or 32 if they need more."""
     tensors: dict[str, torch.Tensor] = {}
     for name, places, values in changes:
         gaps = np.diff(places, prepend=0)
@@ -87,7 +88,7 @@ def write_v3(changes: Sequence[Change], path: Path) -> None:
 
 
 def write_v1(changes: Sequence[Change], path: Path) -> None:
-    """Write places in 32 bits, and values."""
+    """Write a patch of the first format: values, and positions in 32 bits."""
     tensors: dict[str, torch.Tensor] = {}
     for name, places, values in changes:
         tensors[f"{name}.indices"] = torch.from_numpy(places.astype(np.int32))
@@ -96,7 +97,7 @@ def write_v1(changes: Sequence[Change], path: Path) -> None:
 
 
 def apply_patch(path: Path, live: Mapping[str, torch.Tensor]) -> None:
-    """Write what a patch of either format has into tensors, which are flat."""
+    """Apply a patch of either format to flat tensors in place."""
     patch = load_file(path)
 
     def apply(key: str) -> None:
@@ -117,18 +118,18 @@ def _bits(tensor: torch.Tensor) -> Array:
 
 
 def check_v3(path: Path, base: State, state: State) -> None:
-    """Compare what a patch makes of the weights before with those after it.
+    """Check that a patch of the third format turns `base` into `state`.
 
     Raises:
         AssertionError: They differ.
     """
     patched = trl_v3_decode_bf16(base, path)
     if any((patched[name] != new).any() for name, new in state.items()):
-        raise AssertionError("the patch does not give the new weights")
+        raise AssertionError("the patch does not produce the new weights")
 
 
 def trl_v3_decode_bf16(base: State, path: Path) -> State:
-    """`trl_v3_decode`, for values that are marked as bf16, which numpy does not have."""
+    """Apply `trl_v3_decode` to a file with the dtype bf16, which numpy lacks."""
     payload = path.read_bytes()
     size = int.from_bytes(payload[:8], "little")
     head = payload[8 : 8 + size].replace(b'"BF16"', b'"U16" ')

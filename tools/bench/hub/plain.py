@@ -1,4 +1,4 @@
-"""Plain files in a bucket, moved with huggingface_hub as anybody would."""
+"""Uploads and downloads of plain files in a bucket, with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def create_bucket(bucket: str) -> None:
 
 
 def upload(bucket: str, files: Iterable[tuple[str | Path | bytes, str]]) -> None:
-    """Upload files, each a path or content, and its name in the bucket."""
+    """Upload files, each given by its path or content and its name in the bucket."""
     HfApi().batch_bucket_files(bucket, add=list(files))
 
 
 def fetch(bucket: str, files: Iterable[tuple[str, str | Path]]) -> None:
-    """Download files, each a name in the bucket and a path."""
+    """Download files, each given by its name in the bucket and its path."""
     HfApi().download_bucket_files(bucket, files=list(files), raise_on_missing_files=True)
 
 
 def list_files(directory: Path, prefix: str = "") -> list[tuple[str | Path | bytes, str]]:
-    """The files of a directory as `upload` takes them."""
+    """Return the files of a directory as arguments for `upload`."""
     return [(str(path), prefix + path.name) for path in sorted(directory.iterdir())]

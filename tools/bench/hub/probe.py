@@ -1,4 +1,4 @@
-"""What an operation on the local Hub costs: seconds, bytes and requests."""
+"""Measures what an operation on a local Hub costs: seconds, bytes and requests."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Line:
     """A network between a client and the Hub.
 
     Attributes:
-        name: For the report.
+        name: Name in the report.
         latency: Seconds of a round trip.
-        bandwidth: Bytes a second in each direction; None for as fast as it goes.
+        bandwidth: Bytes per second in each direction; None for no limit.
     """
 
     name: str
@@ -43,13 +43,13 @@ LINES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """What an operation cost.
+    """The costs of an operation.
 
     Attributes:
-        seconds: Time.
-        processor: Processor time of the client.
+        seconds: Wall-clock time.
+        processor: Processor time of the client, in seconds.
         sent: Bytes of bodies that the Hub received.
-        received: Bytes of bodies that it sent.
+        received: Bytes of bodies that the Hub sent.
         requests: Number of requests by route.
     """
 
@@ -71,34 +71,34 @@ class Spent:
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Spent:
-        """Read what `to_json` gave."""
+        """Parse the result of `to_json`."""
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON-like values."""
+        """Return the costs as values for JSON."""
         return asdict(self)
 
     @property
     def moved(self) -> int:
-        """Bytes in the direction that has more."""
+        """Number of bytes in the direction that carried more."""
         return max(self.sent, self.received)
 
     @property
     def total(self) -> int:
-        """Number of requests; what hf_xet tells about itself is one, for which it waits."""
+        """Number of requests, including hf_xet's telemetry, for which the client waits."""
         return sum(self.requests.values())
 
     @property
     def routes(self) -> str:
-        """The requests as text."""
+        """Number of requests of each route, as text."""
         return ", ".join(f"{n} {route}" for route, n in sorted(self.requests.items()))
 
 
 class Probe:
-    """Asks and sets a local Hub of another process.
+    """Reads the counters and sets the conditions of a local Hub in another process.
 
     Args:
-        url: Its URL.
+        url: URL of the Hub.
     """
 
     def __init__(self, url: str) -> None:
@@ -109,18 +109,18 @@ class Probe:
         self._ask("POST", "conditions", line.conditions.to_json())
 
     def counts(self) -> Counts:
-        """What was asked so far."""
+        """Return the counts of requests and bytes so far."""
         return Counts.from_json(self._ask("GET", "counters"))
 
     def measure(self, function: Callable[[], object], line: Line = UNSHAPED) -> Spent:
-        """Carry out one operation over such a line, and leave an unshaped one."""
+        """Measure one operation over a network; afterwards the network is unshaped."""
         self.set(line)
         spent = self.count(function)
         self.set(UNSHAPED)
         return spent
 
     def count(self, function: Callable[[], object]) -> Spent:
-        """Carry out one operation over the line as it is."""
+        """Measure one operation over the current network."""
         before = self.counts()
         start, processor = time.perf_counter(), time.process_time()
         function()

@@ -1,4 +1,4 @@
-"""Which calls a reader or a writer makes, and which of them wait for one another."""
+"""Records the calls of a store, and finds which of them are sequential."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """A call of a store."""
+    """A call of a store, with its monotonic begin and end."""
 
     text: str
     start: float
@@ -41,10 +41,10 @@ class _NotedBatch(WrapperBatch):
 
 
 class RecordingStore(WrapperStore):
-    """Notes every call that moves something, with its times.
+    """A wrapper that records every call that reaches the storage, with its times.
 
     Attributes:
-        calls: The calls so far.
+        calls: The calls so far, in the order of their ends.
     """
 
     def __init__(self, inner: ObjectStore) -> None:
@@ -52,10 +52,10 @@ class RecordingStore(WrapperStore):
         self.calls: list[Call] = []
 
     def chain(self, trip: float) -> list[Call]:
-        """The most calls of which each began after the one before it had ended.
+        """Return the longest sequence of calls that each began after the previous one had ended.
 
-        Calls that depend on one another are such calls; so it is at least as long as the longest
-        chain of those.
+        Calls that depend on each other form such a sequence, so the result is at least as long as
+        the longest chain of dependent calls.
 
         Args:
             trip: Seconds of a round trip: calls that take less ask nobody.

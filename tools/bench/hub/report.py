@@ -1,4 +1,4 @@
-"""Rows of the report on buckets: medians, ratios, and what limits each operation."""
+"""Rows of the reports on buckets and sync: medians, ratios, and the limit of each operation."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MB = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """What an operation could not beat on such a line, and how far it is from that.
+    """The time of an operation, and the least time that the network and the memory allow.
 
     Attributes:
-        what: The operation.
-        seconds: What it took.
-        moved: Bytes in the direction that has more.
+        what: Name of the operation.
+        seconds: Its time.
+        moved: Number of bytes in the direction that carried more.
         requests: Number of requests.
-        trips: Round trips that wait for one another, of a model that is next to nothing.
-        processor: Processor time of the client.
-        limit: The largest one of the bytes' time, the round trips' and the memory's.
-        limited_by: Which of them, and the client's processors if they were busy for most of it.
+        trips: Number of sequential round trips, measured with a tiny model.
+        processor: Processor time of the client, in seconds.
+        limit: The least time: the largest of those of the bytes, the round trips and the memory.
+        limited_by: Which of them it is, and the client's processors if they were mostly busy.
     """
 
     what: str
@@ -46,13 +46,13 @@ class Limit:
 
 @dataclass(slots=True)
 class Report:
-    """Collects rows.
+    """Collects and prints rows.
 
     Attributes:
-        trips: Round trips by operation, see `Limit.trips`.
-        cores: Of this machine.
-        results: Rows that compare.
-        limits: Rows about limits.
+        trips: Number of sequential round trips, by operation.
+        cores: Number of processors of this machine.
+        results: Rows that compare casweights with a reference.
+        limits: Rows on the limits of operations.
     """
 
     trips: dict[str, float]
@@ -72,17 +72,17 @@ class Report:
         sent: bool = False,
         note: str,
     ) -> None:
-        """Rows for time and bytes of ours and a reference, and their limits.
+        """Add rows on time and bytes of casweights and a reference, and on their limits.
 
         Args:
-            what: The operation.
-            pairs: Ours and the reference's, measured in turn.
+            what: Name of the operation.
+            pairs: Costs of casweights and of the reference, measured alternately.
             line: The network.
-            kinds: What `trips` calls the two operations.
-            time: The ratio of times to reach.
-            fewer: How many times fewer bytes ours must move.
-            sent: Whether the bytes are those that the Hub received, not those it sent.
-            note: What the reference is.
+            kinds: Keys of the two operations in `trips`.
+            time: Upper limit of the ratio of times; None for no limit.
+            fewer: Lower limit of the ratio of bytes, reference to casweights.
+            sent: Whether to count the bytes that the Hub received instead of those it sent.
+            note: Explanation of the reference.
         """
         name = f"{what}, {line.name}"
         times = [(ours.seconds, reference.seconds) for ours, reference in pairs]
@@ -99,11 +99,11 @@ class Report:
             self.limit(f"{name}: {side}", values, line, self.trips.get(kind, 0.0))
 
     def add(self, result: Result) -> None:
-        """Add another row."""
+        """Add a row."""
         self.results.append(result)
 
     def make(self, row: Callable[[Report], None]) -> None:
-        """Have a row add its results and limits, and print them."""
+        """Run a function that adds rows, and print the rows that it added."""
         results, limits = len(self.results), len(self.limits)
         row(self)
         if len(self.results) > results:
@@ -112,13 +112,23 @@ class Report:
             self.print_limits(limits)
 
     def to_json(self) -> dict[str, Any]:
-        """What goes with the rows."""
+        """Return everything in the report except its rows, as values for JSON."""
         return {"trips": self.trips, "limits": [asdict(limit) for limit in self.limits]}
 
     def print_limits(self, first: int = 0) -> None:
-        """Print the table of limits from this one on."""
+        """Print the table of limits, beginning with the limit of this number."""
         rows = [
-            ("operation", "took", "moved", "requests", "trips", "CPU", "limit", "by", "x limit")
+            (
+                "operation",
+                "time",
+                "moved",
+                "requests",
+                "trips",
+                "CPU",
+                "limit",
+                "bound by",
+                "x limit",
+            )
         ]
         for x in self.limits[first:]:
             distance = f"{x.seconds / x.limit:.2f}" if x.limit else "-"
@@ -173,14 +183,14 @@ class Report:
         trips: float,
         memory: float = 0.0,
     ) -> None:
-        """A row on what an operation could not beat.
+        """Add a row on the limit of an operation.
 
         Args:
-            what: The operation.
-            values: What it cost.
+            what: Name of the operation.
+            values: Its costs in each round.
             line: The network.
-            trips: Round trips that wait for one another.
-            memory: Seconds that the memory takes to move what must be moved.
+            trips: Number of sequential round trips.
+            memory: Seconds that the memory needs to move the bytes of the operation.
         """
         seconds = statistics.median(spent.seconds for spent in values)
         moved = statistics.median(spent.moved for spent in values)
@@ -208,6 +218,6 @@ class Report:
 
 
 def describe(line: Line) -> str:
-    """A network as text."""
+    """Return a description of a network."""
     rate = f"{line.bandwidth / 1e6:g} MB/s" if line.bandwidth else "no limit of bandwidth"
-    return f"{line.name}: {line.latency * 1000:.0f} ms for each request, {rate}"
+    return f"{line.name}: {line.latency * 1000:.0f} ms per request, {rate}"

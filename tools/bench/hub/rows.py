@@ -1,4 +1,4 @@
-"""The rows on whole models: pushes, steps, checkouts, requests and memory."""
+"""The rows on whole models: first versions, steps, checkouts, requests and memory."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ URL = "hf://buckets/me/weights/run"
 SHARE = 0.01
 MEMORY_LIMIT = 512 * MiB
 _TINY = 2 * MiB
-_FAR = 0.2  # seconds of a round trip that outweighs everything else
+_FAR = 0.2  # seconds of a round trip, far more than a tiny model takes otherwise
 
-_seeds = count(1)  # no two models have anything in common, lest storage know it already
+_seeds = count(1)  # a new seed for each model, so that the storage has none of its data
 
 
 class Rows:
     """The measurements.
 
     Args:
-        work: A directory with room for several models.
+        work: A directory with space for several models.
         size: Bytes of the model.
-        rounds: Pairs of a measurement.
+        rounds: Number of pairs of a measurement.
         lines: The networks.
     """
 
@@ -49,7 +49,7 @@ class Rows:
     # --- What is measured.
 
     def pushes(self, line: Line) -> Iterator[tuple[Spent, Spent]]:
-        """Pairs: a first version, and the same files uploaded."""
+        """Yield pairs of costs: commit a first version; upload the same files."""
         for n in range(self.rounds):
             note_progress(f"push, {line.name}: {n}")
             with fresh_hub(self.work) as clients:
@@ -63,7 +63,7 @@ class Rows:
                 yield ours, clients.spent("transfers.push_files", bucket=BUCKET, **options)
 
     def steps(self) -> list[dict[str, Any]]:
-        """Steps of a trainer, as the job `trainer.train` describes them."""
+        """Run steps of a trainer; return the results of the job `trainer.train`."""
         with scratch_folder(self.work, self.size) as scratch, fresh_hub(self.work) as clients:
             found: list[dict[str, Any]] = clients.run(
                 "trainer.train",
@@ -79,7 +79,7 @@ class Rows:
         return found
 
     def checkouts(self) -> Iterator[tuple[Line, dict[str, Spent]]]:
-        """Rounds of getting two versions in all ways."""
+        """Yield, for each round, the costs of getting two versions in each way, by its name."""
         with fresh_hub(self.work) as clients:
             first, second = clients.work / "v0", clients.work / "v1"
             model = Model(self.size, next(_seeds))
@@ -97,7 +97,7 @@ class Rows:
                     yield line, getter.round(line)
 
     def requests(self, line: Line) -> list[dict[str, Any]]:
-        """Steps of a trainer and a replica, as the job `trainer.follow` describes them."""
+        """Run steps of a trainer and a replica; return the results of the job `trainer.follow`."""
         with fresh_hub(self.work) as clients:
             found: list[dict[str, Any]] = clients.run(
                 "trainer.follow",
@@ -113,7 +113,7 @@ class Rows:
     # --- Rows.
 
     def row_push(self, report: Report) -> None:
-        """Row 1."""
+        """Add row 1: a first version."""
         for line in self.lines:
             report.compare(
                 "1 first version",
@@ -122,17 +122,17 @@ class Rows:
                 ("push", "push_files"),
                 time=1.1,
                 sent=True,
-                note="commit of a directory into a store that is there; reference: "
+                note="commit of a directory to an existing store; reference: "
                 "HfApi.batch_bucket_files of the same files",
             )
 
     def row_step(self, report: Report) -> None:
-        """Row 2."""
+        """Add row 2: a step."""
         found = self.steps()
         for line in self.lines:
             steps = [step for step in found if step["line"] == line.name]
             report.compare(
-                "2 step, to whole file",
+                "2 step, against the whole file",
                 _pairs(steps, "step", "full"),
                 line,
                 ("step", "full"),
@@ -140,23 +140,23 @@ class Rows:
                 fewer=100,
                 sent=True,
                 note="commit of a state dict after a step that changes 1 % of its elements, by the "
-                "repository that committed the one before; reference: safetensors' save_file "
-                "into memory and HfApi.batch_bucket_files",
+                "process that committed the previous one; reference: safetensors' save_file to "
+                "memory and HfApi.batch_bucket_files",
             )
             report.compare(
-                "2 step, to patch",
+                "2 step, against a patch",
                 _pairs(steps, "step", "patch"),
                 line,
                 ("step", "patch"),
                 time=0.6 if line.bandwidth and line.bandwidth < 100e6 else 0.8,
                 fewer=3,
                 sent=True,
-                note="the same commit; reference: comparing with the weights before, TRL's third "
-                "patch format (gaps in 16 bits, new values) into memory, and uploading that",
+                note="the same commit; reference: compare with the weights before, write TRL's "
+                "third patch format (gaps in 16 bits, new values) to memory, and upload that",
             )
 
     def row_checkout(self, report: Report) -> None:
-        """Rows 3 and 4, measured together: they share the reference."""
+        """Add rows 3 and 4, which are measured together because they share the reference."""
         rounds: dict[str, list[dict[str, Spent]]] = {line.name: [] for line in self.lines}
         for line, found in self.checkouts():
             rounds[line.name].append(found)
@@ -165,7 +165,7 @@ class Rows:
             _compare_next(report, line, rounds[line.name])
 
     def row_requests(self, report: Report) -> None:
-        """Row 5."""
+        """Add row 5: requests of a step."""
         line = Line(name="50 ms", latency=0.05)
         found = self.requests(line)
         writers = [Spent.parse(step["writer"]) for step in found]
@@ -182,17 +182,17 @@ class Rows:
         longest = max((step["chain"] for step in found), key=len)
         report.add(
             measured(
-                "5 reads of a follower, one after another",
+                "5 sequential reads of a follower",
                 len(longest),
                 "reads",
                 target=3,
-                note=f"they are: {'; '.join(longest)}. Requests: {_spread(followers)}; "
+                note=f"the reads: {'; '.join(longest)}. Requests: {_spread(followers)}; "
                 f"{followers[-1].seconds:.2f} s at 50 ms",
             )
         )
 
     def row_memory(self, report: Report, size: int) -> None:
-        """Row 7."""
+        """Add row 7: peak memory."""
         with fresh_hub(self.work) as clients:
             directory, out = clients.work / "model", clients.work / "out"
             note_progress("memory: a model")
@@ -206,7 +206,7 @@ class Rows:
                 report.add(_memory(f"7 peak memory, {what} of {size // MiB} MiB", *peaks))
 
     def _peak(self, clients: Clients, job: str, options: dict[str, Any]) -> float:
-        """Bytes of memory that a job takes."""
+        """Return the peak memory of a job, in bytes."""
         where: dict[str, Any] = {"url": URL, "ref": "main", "bucket": BUCKET, "prefix": ""}
         peak: float = clients.run("transfers.peak", measured=job, **where, **options)
         shutil.rmtree(options["out"], ignore_errors=True)
@@ -214,7 +214,7 @@ class Rows:
 
 
 def _compare_first(report: Report, line: Line, rounds: Sequence[dict[str, Spent]]) -> None:
-    """Rows 3: checkouts by a process that has nothing."""
+    """Add rows 3: checkouts by a new process."""
     for kind, what in (("cold", "without disk cache"), ("filling", "filling disk cache")):
         report.compare(
             f"3 checkout, {what}",
@@ -222,15 +222,15 @@ def _compare_first(report: Report, line: Line, rounds: Sequence[dict[str, Spent]
             line,
             ("cold", "plain"),
             time=1.15,
-            note="a fresh process, into an empty directory; reference: "
-            "HfApi.download_bucket_files of the plain files into an empty directory",
+            note="a new process and an empty directory; reference: "
+            "HfApi.download_bucket_files of the plain files to an empty directory",
         )
 
 
 def _compare_next(report: Report, line: Line, rounds: Sequence[dict[str, Spent]]) -> None:
-    """Rows 4: checkouts of the version after the one that is there."""
+    """Add rows 4: checkouts of the next version."""
     target = None if line.bandwidth and line.bandwidth < 100e6 else 1 / 5
-    for kind, what in (("next", "over the one before"), ("cached", "from disk cache")):
+    for kind, what in (("next", "over the previous one"), ("cached", "from disk cache")):
         report.compare(
             f"4 next version, {what}",
             [(found[kind], found["plain_next"]) for found in rounds],
@@ -238,9 +238,9 @@ def _compare_next(report: Report, line: Line, rounds: Sequence[dict[str, Spent]]
             ("next", "plain"),
             time=target if line.latency else 1 / 2,
             fewer=100,
-            note="a fresh process without a disk cache, into a directory that has the "
-            "version before; or into an empty one, with a disk cache that has it. "
-            "Reference: HfApi.download_bucket_files over the files of the version before",
+            note="a new process: without a disk cache, and a directory with the previous version; "
+            "or with a disk cache that has the previous version, and an empty directory. "
+            "Reference: HfApi.download_bucket_files over the files of the previous version",
         )
 
 
@@ -252,13 +252,13 @@ def _memory(what: str, ours: float, reference: float) -> Result:
         unit="MiB",
         ratio=ours / MEMORY_LIMIT,
         target=1.0,
-        note="beyond what imports take; the ratio is that to the limit of 512 MiB. "
+        note="memory beyond the imports; the ratio is relative to the limit of 512 MiB. "
         "Reference: hf_xet with the plain files",
     )
 
 
 class _Getter:
-    """Gets two versions in all ways."""
+    """Gets two versions in each way, with and without a disk cache and an earlier version."""
 
     def __init__(self, clients: Clients, first: Path, second: Path) -> None:
         self._clients = clients
@@ -274,7 +274,7 @@ class _Getter:
         shutil.rmtree(self._out)
 
     def round(self, line: Line) -> dict[str, Spent]:
-        """One round."""
+        """Get the versions in each way over a network; return the costs."""
         return {
             "cold": self._checkout("v0", line),
             "plain": self._download("v0", line),
@@ -315,7 +315,7 @@ class _Getter:
 
     @contextmanager
     def _directory(self, version: str, *, before: bool) -> Iterator[None]:
-        """A directory that the version is then in, which is checked."""
+        """Prepare the directory for a version; after the block, check and delete it."""
         if before:
             shutil.copytree(self._first, self._out)
         yield
@@ -327,7 +327,7 @@ class _Getter:
 
 
 def find_trips(work: Path) -> dict[str, float]:
-    """Round trips of each operation that wait for one another, for a model next to nothing."""
+    """Return the number of sequential round trips of each operation, from a tiny model."""
     near, far = UNSHAPED, Line(name="far", latency=_FAR)
     tiny = Rows(work, _TINY, 1, [near, far])
     times: dict[str, dict[str, float]] = {}
@@ -355,5 +355,5 @@ def _pairs(steps: Sequence[dict[str, Any]], ours: str, reference: str) -> Pairs:
 
 
 def _spread(values: Sequence[Spent]) -> str:
-    """Requests by route, of each distinct set."""
+    """Return the numbers of requests, by route, of each distinct case."""
     return " or ".join(dict.fromkeys(f"{spent.total} ({spent.routes})" for spent in values))

@@ -1,4 +1,4 @@
-"""Jobs of a trainer: steps of a model in memory, and what a replica asks for."""
+"""Jobs of a trainer: steps of a model in memory, and the requests of a replica."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 def train(probe: Probe, options: Options) -> Any:
-    """Steps of a model in memory: each committed, uploaded whole, and uploaded as a patch."""
+    """Take steps of a model; commit each, upload it whole, and upload it as a patch."""
     lines = [Line(**line) for line in options["lines"]]
     steps, results = _Steps(probe, options), []
-    steps.take(lines[0])  # so that everything was done once
+    steps.take(lines[0])  # a first step that does not count, to warm up
     for line in lines:
         for n in range(options["rounds"]):
             print(f"  steps, {line.name}: {n + 1}", file=sys.stderr)
@@ -36,11 +36,11 @@ def train(probe: Probe, options: Options) -> Any:
 
 
 class _Steps:
-    """Steps that are sent in three ways.
+    """Takes steps, and sends each in three ways.
 
     Args:
-        probe: Of the Hub.
-        options: Those of the job.
+        probe: A probe of the Hub.
+        options: Options of the job.
     """
 
     def __init__(self, probe: Probe, options: Options) -> None:
@@ -56,7 +56,7 @@ class _Steps:
         self._count = 0
 
     def take(self, line: Line) -> dict[str, Any]:
-        """Take a step; returns what each way to send it cost."""
+        """Take a step; return the costs of each way to send it."""
         self._model.step(self._options["share"])
         name = f"{self._count:04}.safetensors"
         full, patch = self._scratch / f"full-{name}", self._scratch / f"patch-{name}"
@@ -75,10 +75,10 @@ class _Steps:
         return spent
 
     def close(self) -> None:
-        """Check what was committed last, and close the store.
+        """Check the version that was committed last, and close the store.
 
         Raises:
-            AssertionError: It came back changed.
+            AssertionError: The version differs from the model.
         """
         nothing_kept = RemoteOptions(disk_cache=0)
         with casweights.open(self._options["url"], remote=nothing_kept) as reader:
@@ -95,9 +95,9 @@ class _Steps:
 
 
 def follow(probe: Probe, options: Options) -> Any:
-    """A trainer and a replica, both kept open: requests of a step, and the replica's reads."""
+    """Run a trainer and a replica, both kept open; return the requests and reads of each step."""
     model, line = _new_model(options), Line(**options["line"])
-    state = model.tensors()  # in the memory of the model, so that it goes with its steps
+    state = model.tensors()  # views of the model's memory, which its steps change
     trainer = _open_trainer(options["url"], model)
     trainer.commit(state)
     reads = RecordingStore(open_object_store(options["url"], RemoteOptions(disk_cache=0)))
@@ -121,7 +121,7 @@ def _follow_step(
     state: dict[str, torch.Tensor],
     line: Line,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Load a version; returns what that cost, and the reads that waited for one another."""
+    """Load a version; return its costs and its longest chain of sequential reads."""
     reads.calls.clear()
     loaded: dict[str, Any] = {}
     read = probe.measure(lambda: loaded.update(replica.load("heads/main")), line)
@@ -143,4 +143,4 @@ def _open_trainer(url: str, model: Model) -> casweights.Repository:
 def _check(found: dict[str, Any], state: dict[str, Any]) -> None:
     for name, tensor in state.items():
         if not torch.equal(found[name].view(torch.int16), tensor.view(torch.int16)):
-            raise AssertionError(f"{name} came back changed")
+            raise AssertionError(f"{name} differs from the tensor that was committed")

@@ -1,4 +1,4 @@
-"""Jobs that move whole versions: into a store or a bucket, and out again."""
+"""Jobs that move whole versions to a store or a bucket, and back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _line(options: Options) -> Line:
 
 
 def push(probe: Probe, options: Options) -> Any:
-    """A first version of a directory, into a store that is there."""
+    """Commit a directory as the first version of an existing store."""
     casweights.open(options["url"], create=True).close()
 
     def run() -> None:
@@ -35,14 +35,14 @@ def push(probe: Probe, options: Options) -> Any:
 
 
 def push_files(probe: Probe, options: Options) -> Any:
-    """The same files, plain, into a bucket that is there."""
+    """Upload the same files, plain, to an existing bucket."""
     create_bucket(options["bucket"])
     files = list_files(Path(options["model"]))
     return probe.measure(lambda: upload(options["bucket"], files), _line(options)).to_json()
 
 
 def prepare(_: Probe, options: Options) -> Any:
-    """Versions of directories in a store, and the same as plain files in a bucket."""
+    """Commit directories to a store, and upload them as plain files to a bucket."""
     create_bucket(options["bucket"])
     with casweights.open(options["url"], create=True) as store:
         for n, directory in enumerate(options["models"]):
@@ -52,7 +52,7 @@ def prepare(_: Probe, options: Options) -> Any:
 
 
 def checkout(probe: Probe, options: Options) -> Any:
-    """A version into a directory, by a process that knows nothing."""
+    """Check out a version to a directory, in a process that has read nothing before."""
 
     def run() -> None:
         with casweights.open(options["url"], remote=_remote(options)) as store:
@@ -62,7 +62,7 @@ def checkout(probe: Probe, options: Options) -> Any:
 
 
 def download(probe: Probe, options: Options) -> Any:
-    """The plain files of a version."""
+    """Download the plain files of a version."""
     out, prefix = Path(options["out"]), options["prefix"]
     files: Any = [(prefix + name, str(out / name)) for name in options["names"]]
     out.mkdir(exist_ok=True)
@@ -70,7 +70,7 @@ def download(probe: Probe, options: Options) -> Any:
 
 
 def peak(probe: Probe, options: Options) -> Any:
-    """Memory of another job beyond what the imports took; it is that of this process alone."""
+    """Run another job; return the peak memory of this process beyond that of its imports."""
     before = _peak()
     _MEASURED[options["measured"]](probe, options)
     return _peak() - before

@@ -1,4 +1,4 @@
-"""The row on many versions: what a commit and a checkout ask for must not grow with them."""
+"""The row on many versions: requests of a commit and a checkout must not grow with their number."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _REFS = "refs/"
 _CONFIG = StoreConfig(chunk_size=64 * KiB)
 _SIZE, _HIDDEN = 400 * KiB, 128
 _SHARE = 0.01
-_RUN = 100  # versions of a training run; making 10,000 of one run would take hours
-_NATIVE = 100  # the last versions, which are committed into the bucket: a run
+_RUN = 100  # versions of a training run; 10,000 versions of one run would take hours
+_NATIVE = 100  # the last versions, a whole run, which are committed to the bucket itself
 _FEW = 10
 _STEPS = 7
 _BATCH = 1000
@@ -44,7 +44,7 @@ _OPERATIONS = {
 
 
 def row_versions(report: Report, work: Path, versions: int) -> None:
-    """Row 6: requests with few versions and with many."""
+    """Add row 6: requests with few and with many versions."""
     counts = sorted({_FEW, min(100, versions), versions})
     found = {count: _requests(work, count) for count in counts}
     last = counts[-1]
@@ -65,8 +65,8 @@ def row_versions(report: Report, work: Path, versions: int) -> None:
                     unit="requests",
                     ratio=many / few,
                     target=1.0 if count == _FEW else 1.1,
-                    note=f"runs of {_RUN} steps; chains of few versions are shorter, and those of "
-                    f"two runs differ a little. {routes}. Bytes: {nbytes}",
+                    note=f"runs of {_RUN} steps; chains of few versions are shorter, and chains "
+                    f"differ slightly between runs. {routes}. Bytes: {nbytes}",
                 )
             )
 
@@ -77,7 +77,7 @@ def _extremes(steps: Sequence[Spent]) -> str:
 
 
 def _requests(work: Path, versions: int) -> dict[str, list[Spent]]:
-    """What each operation asked for; of several in a row the median comes first."""
+    """Return the costs of each operation; of several in a row, the median comes first."""
     with fresh_hub(work) as clients:
         note_progress(f"{versions:,} versions")
         state, out = clients.work / "state.bin", clients.work / "out"
@@ -98,9 +98,9 @@ def _median_first(steps: list[Spent]) -> list[Spent]:
 
 
 class _LikeBucket(MemoryStore):
-    """A memory that gives objects the names that they have in a bucket.
+    """A store in memory with the object names of a store in a bucket.
 
-    Refs have a list of their own, because every commit lists them, and there are few.
+    It keeps a separate list of the few refs, because every commit lists them.
     """
 
     capabilities = Capabilities(exclusive_create=False, listing_lags=True, cheap_reads=False)
@@ -125,12 +125,12 @@ class _LikeBucket(MemoryStore):
         return (info for info in found if info.name.startswith(prefix))
 
     def objects(self) -> Iterator[tuple[bytes, str]]:
-        """All objects, as an upload takes them."""
+        """Yield content and name of all objects, as arguments of an upload."""
         return ((self.get(info.name), f"{_PREFIX}/{info.name}") for info in self.list())
 
 
 def build(_: Probe, options: Options) -> Any:
-    """Make versions: most in memory, from where they are uploaded, and the last in the bucket."""
+    """Make versions: most in memory, to be uploaded at once, and the last ones in the bucket."""
     versions, native = options["versions"], min(_NATIVE, options["versions"])
     model = _model(0)
     if versions > native:
@@ -152,7 +152,7 @@ def build(_: Probe, options: Options) -> Any:
 
 
 def _commit_steps(model: Model, store: casweights.Repository, count: int) -> None:
-    """Commit versions; those of one training run are the steps of one model."""
+    """Commit versions; the versions of one training run are steps of one model."""
     with store:
         for n in range(count):
             if n % _RUN:
@@ -163,7 +163,7 @@ def _commit_steps(model: Model, store: casweights.Repository, count: int) -> Non
 
 
 def count_open(probe: Probe, options: Options) -> Any:
-    """Requests of a trainer and of a replica that are there already."""
+    """Count the requests of a trainer and of a replica that already run."""
     model = _read_model(options)
     state = model.tensors()
     trainer = casweights.open(options["url"], remote=_NO_CACHE, **_kept(model))
@@ -173,7 +173,7 @@ def count_open(probe: Probe, options: Options) -> Any:
         model.step(_SHARE)
         written = probe.measure(lambda: trainer.commit(state))
         read = probe.measure(lambda: replica.load("heads/main"))
-        if n:  # until then they have not got the one before
+        if n:  # in the first round, neither has the previous version in memory
             found["trainer"].append(written.to_json())
             found["replica"].append(read.to_json())
     trainer.close()
@@ -183,7 +183,7 @@ def count_open(probe: Probe, options: Options) -> Any:
 
 
 def commit(probe: Probe, options: Options) -> Any:
-    """A process that begins with the next version."""
+    """Commit the next version in a new process."""
     model = _read_model(options)
     model.step(_SHARE)
 
@@ -200,7 +200,7 @@ def _model(seed: int) -> Model:
 
 def _read_model(options: Options) -> Model:
     data = Path(options["state"]).read_bytes()
-    model = _model(1 + data[0])  # other steps than those before
+    model = _model(1 + data[0])  # a new seed, so that its steps are new
     model.flat.view("u1")[:] = memoryview(data)
     return model
 

@@ -1,4 +1,4 @@
-"""The row on devices: finding and applying changes on one, beside copying there."""
+"""The row on devices: speeds of finding and applying changes on a GPU, compared with copying."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAME = "cuda"
 
 
 def row_device(report: Report, work: Path, size: int, rounds: int) -> None:
-    """Speeds of the scan and of the pause, in bytes of the model a second."""
+    """Add rows on the speeds of the scan and of the pause, in GB of model data per second."""
     if not torch.cuda.is_available():
         print("device: this machine has no GPU that torch can use; the row is left out\n")
         return
@@ -53,14 +53,14 @@ def row_device(report: Report, work: Path, size: int, rounds: int) -> None:
                 _speed(model.nbytes, seconds),
                 copied,
                 "GB/s",
-                note="bytes of the model a second; reference: copy_ of all tensors on the "
+                note="GB of model data per second; reference: copy_ of all tensors on the "
                 f"{torch.cuda.get_device_name()}, where each byte is read and written",
             )
         )
 
 
 class _Scans(Reporter):
-    """Keeps how long the scans took."""
+    """Keeps the seconds of each scan."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -70,11 +70,11 @@ class _Scans(Reporter):
 
 
 class _Device:
-    """A model on the device, and its replica there.
+    """A model on the device, and a replica on the same device.
 
     Attributes:
-        pauses: Seconds of each step that the replica's tensors were written.
-        copies: Seconds that copying all tensors took after it.
+        pauses: Seconds of each step in which the replica's tensors were written.
+        copies: Seconds of a copy of all tensors after each step.
     """
 
     def __init__(self, publisher: Publisher, subscriber: Subscriber, model: Model) -> None:
@@ -89,7 +89,7 @@ class _Device:
         subscriber.sync(self._live)
 
     def step(self) -> None:
-        """Publish a step, apply it, and compare.
+        """Publish a step, apply it, and compare the replica with the model.
 
         Raises:
             AssertionError: The replica differs.

@@ -1,7 +1,7 @@
-"""A trainer and a replica, each a process that does what it is told.
+"""A trainer and a replica, as processes that run one command after another.
 
-Usage: python -m tools.bench.sync.jobs ROLE OPTIONS, with the options as JSON; see `workers` for the
-rest.
+Usage: python -m tools.bench.sync.jobs ROLE OPTIONS, with the options as JSON. Commands arrive on
+standard input, in the form that `tools.bench.workers` defines.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from casweights import SnapshotId
     from casweights.results import PublishStats
 
-_WAIT = 600.0  # seconds for what should take a few
+_WAIT = 600.0  # seconds, for operations that should take a few
 _WRITERS = {"v1": write_v1, "v3": write_v3}
 
 
@@ -47,14 +47,14 @@ class Trainer(Reporter):
     """Trains a synthetic model, and sends each step in several ways.
 
     Args:
-        probe: Of the Hub.
+        probe: A probe of the Hub.
         size: Bytes of the model.
-        seed: Of the model.
+        seed: Seed of the model.
         url: Store for the versions.
-        bucket: For the patches.
-        scratch: A directory for files on their way.
-        compare: Where the publisher finds what changed.
-        hidden: Width of the model's layers; by default it goes with the size.
+        bucket: Bucket for the patches.
+        scratch: A directory for files in transit.
+        compare: Where the publisher compares tensors, as in `Publisher`.
+        hidden: Width of the model's layers; by default it depends on the size.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class Trainer(Reporter):
         self._stats = stats
 
     def begin(self) -> Any:
-        """Publish the first version."""
+        """Publish the first version; return the results of `publish`."""
         self._store = RecordingStore(open_object_store(self._url))
         repository = casweights.open(self._store, create=True)
         self._publisher = Publisher(repository, compare=self._compare, reporter=self)
         return self.publish()
 
     def begin_patches(self, numpy: bool) -> Any:
-        """Remember the weights that the next patch changes, and have memory for a copy of all."""
+        """Copy the weights for later patches, allocate memory for `copy`, return their size."""
         create_bucket(self._bucket)
         self._patches = Patches(self._state, numpy=numpy)
         self._flat = torch.from_numpy(self._model.flat.view(np.int16))
@@ -97,11 +97,11 @@ class Trainer(Reporter):
         return self._model.nbytes
 
     def step(self, share: float) -> Any:
-        """Take a step; returns the share that changed."""
+        """Take a step; return the share of elements that changed."""
         return self._model.step(share)
 
     def publish(self) -> Any:
-        """Publish the weights and wait until that is durable."""
+        """Publish the weights, and wait until they are durable; return costs and statistics."""
         blocked = 0.0
 
         def run() -> None:
@@ -124,7 +124,7 @@ class Trainer(Reporter):
         }
 
     def send(self, version: str) -> Any:
-        """Make a patch and upload it, as TRL does."""
+        """Write a patch and upload it, as TRL does; return costs, name and size."""
         self._sent += 1
         path = self._scratch / f"{self._sent:06}-{version}.safetensors"
 
@@ -138,23 +138,23 @@ class Trainer(Reporter):
         return {"spent": spent.to_json(), "name": path.name, "size": size}
 
     def copy(self) -> Any:
-        """Seconds of copying the model."""
+        """Copy the model; return the seconds."""
         start = time.perf_counter()
         self._copy.copy_(self._flat)
         return time.perf_counter() - start
 
     def hash(self) -> Any:
-        """Seconds of BLAKE3 over the model, with all processors."""
+        """Hash the model with BLAKE3 on all processors; return the seconds."""
         start = time.perf_counter()
         blake3.blake3(self._model.flat.view(np.uint8).data, max_threads=blake3.blake3.AUTO)
         return time.perf_counter() - start
 
     def digest(self) -> Any:
-        """What the model is, to compare."""
+        """Return a digest of the model."""
         return _digest(self._state)
 
     def peak(self, share: float) -> Any:
-        """Memory beside the model of a first version, and of steps after it."""
+        """Return the peak memory, in addition to the model, of a first version and of steps."""
         before = _memory("VmRSS")
         _forget_peak()
         self.begin()
@@ -166,7 +166,7 @@ class Trainer(Reporter):
         return {"first": first, "steps": _memory("VmHWM") - before, "model": self._model.nbytes}
 
     def build(self, steps: int, share: float, target: str) -> Any:
-        """Publish many steps to a directory and push them; returns bytes of the first version."""
+        """Publish many steps to a directory and push them; return the first version's bytes."""
         first = self.begin()["stats"]["stored_bytes"]
         for n in range(steps):
             self.step(share)
@@ -180,7 +180,7 @@ class Trainer(Reporter):
         return {"first": first, "nbytes": self._model.nbytes}
 
     def upload_plain(self) -> Any:
-        """Upload the weights as they are."""
+        """Upload the weights as a plain file."""
         create_bucket(self._bucket)
         path = self._scratch / "plain.safetensors"
         self._model.write(path)
@@ -192,13 +192,13 @@ class Replica:
     """Follows a trainer with live weights.
 
     Args:
-        probe: Of the Hub.
+        probe: A probe of the Hub.
         size: Bytes of the model.
-        seed: Of the model.
+        seed: Seed of the model.
         url: Store with the versions.
-        bucket: With the patches.
-        scratch: A directory for files on their way.
-        hidden: Width of the model's layers; by default it goes with the size.
+        bucket: Bucket with the patches.
+        scratch: A directory for files in transit.
+        hidden: Width of the model's layers; by default it depends on the size.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class Replica:
         self._stop = threading.Event()
 
     def begin(self) -> Any:
-        """Get the newest version, with nothing there."""
+        """Get the latest version as a new replica; return costs and statistics."""
         self._store = RecordingStore(open_object_store(self._url))
 
         def run() -> None:
@@ -232,14 +232,14 @@ class Replica:
         return {"spent": self._probe.count(run).to_json(), "stats": _numbers(self._stats)}
 
     def begin_patches(self) -> Any:
-        """Have the weights that the first patch changes."""
+        """Make the weights that the first patch changes; return their number of bytes."""
         model = Model(self._size, self._seed)
         model.make()
         self._patched = model.tensors()
         return model.nbytes
 
     def sync(self, to: str) -> Any:
-        """Fetch the version that it is told of, then apply it."""
+        """Fetch a version and apply it; return costs, pause and statistics."""
         pause = 0.0
 
         def run() -> None:
@@ -257,7 +257,7 @@ class Replica:
         }
 
     def receive(self, name: str) -> Any:
-        """Fetch a patch and apply it, as TRL does; all of it is a pause."""
+        """Fetch a patch and apply it, as TRL does; all of this time is the pause."""
         path = self._scratch / f"received-{name}"
 
         def run() -> None:
@@ -269,7 +269,7 @@ class Replica:
         return {"spent": spent.to_json(), "pause": spent.seconds}
 
     def follow(self) -> None:
-        """Apply every version that there is from now on."""
+        """Start to poll, and apply every new version."""
         self._stop.clear()
         self._follower = threading.Thread(
             target=self._subscriber.follow, args=(self._note,), kwargs={"stop": self._stop}
@@ -277,31 +277,31 @@ class Replica:
         self._follower.start()
 
     def followed(self, snapshot: str) -> Any:
-        """Wait until a version is applied; returns when that was, and the pause."""
+        """Wait until a version is applied; return the monotonic time of that, and the pause."""
         with self._news:
             if not self._news.wait_for(lambda: snapshot in self._applied, _WAIT):
-                raise TimeoutError(f"{snapshot} did not come")
+                raise TimeoutError(f"version {snapshot} was not applied within {_WAIT:.0f} s")
             return self._applied[snapshot]
 
     def stop(self) -> None:
-        """Follow no more."""
+        """Stop polling."""
         self._stop.set()
         self._follower.join()
 
     def digest(self) -> Any:
-        """What the weights are, to compare."""
+        """Return a digest of the weights."""
         return _digest(self._live)
 
     def digest_patched(self) -> Any:
-        """What the weights are that patches are applied to."""
+        """Return a digest of the weights to which patches are applied."""
         return _digest(self._patched)
 
     def peak(self) -> Any:
-        """Memory beside the model of getting a version with nothing there."""
+        """Return the peak memory, in addition to the model, of getting a first version."""
         return self._peak(self.begin)
 
     def peak_sync(self, to: str) -> Any:
-        """Memory beside the model and what is kept anyway, of getting the next version."""
+        """Return the peak memory of getting the next version, beyond that in use before."""
         return self._peak(lambda: self.sync(to))
 
     def _peak(self, function: Any) -> int:
@@ -311,7 +311,7 @@ class Replica:
         return _memory("VmHWM") - before
 
     def _apply(self, snapshot: str) -> float:
-        """Apply a version; returns the seconds in which nothing may be generated."""
+        """Apply a version; return the seconds in which the replica may not generate."""
         self._subscriber.prefetch(to=snapshot)
         start = time.perf_counter()
         self._stats = self._subscriber.sync()
@@ -325,7 +325,7 @@ class Replica:
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:
-    """A digest of all bits."""
+    """Return a digest of all bits of a state."""
     digest = blake3.blake3(max_threads=blake3.blake3.AUTO)
     for name, tensor in sorted(state.items()):
         digest.update(name.encode())
@@ -340,7 +340,7 @@ def _numbers(stats: object) -> dict[str, Any]:
 
 
 def _timeline(store: RecordingStore, start: float) -> Sequence[tuple[str, float, float]]:
-    """Calls of the store: what, when since then, and how long."""
+    """Return name, begin (relative to `start`) and seconds of each call of a store."""
     calls = sorted(store.calls, key=lambda call: call.start)
     return [(call.text, call.start - start, call.end - call.start) for call in calls]
 
@@ -351,7 +351,7 @@ def _memory(name: str) -> int:
 
 
 def _forget_peak() -> None:
-    """Count the peak anew; where that is not allowed, it is that of the whole process."""
+    """Reset the peak; if that is not permitted, the peak is that of the whole process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

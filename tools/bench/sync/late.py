@@ -1,4 +1,4 @@
-"""The row on joining late: a replica with nothing and a branch that is long already."""
+"""The row on late joiners: a replica without weights joins a long branch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from tools.bench.hub.report import Report
 
-_PLAIN = "plain.safetensors"  # what the trainer's process calls the plain file
-_HIDDEN = 1024  # of the model that replicas join late, so that tensors are not tiny
+_PLAIN = "plain.safetensors"  # the plain file, as named by the trainer's process
+_HIDDEN = 1024  # width of the model's layers, so that its tensors are not tiny
 
 
 def row_join(report: Report, work: Path, size: int, behind: int, lines: Sequence[Line]) -> None:
-    """A replica with nothing joins a long branch; reference: the plain file."""
+    """Add the row on a replica that joins a long branch; the reference is the plain file."""
     with fresh_run(work, size, begin=False) as run:
         note_progress(f"a branch of {behind} steps")
         late = _Late(run, behind)
@@ -38,11 +38,11 @@ def row_join(report: Report, work: Path, size: int, behind: int, lines: Sequence
 class _Late:
     """A long branch, and replicas that join it.
 
-    `join` and then `fetch` measure what the rows are made of.
+    Call `join` and `fetch` to measure, and then `time` and `sizes` for the rows.
 
     Args:
-        run: Without a trainer yet.
-        behind: Steps of the branch.
+        run: A run without a trainer.
+        behind: Number of steps of the branch.
     """
 
     def __init__(self, run: Run, behind: int) -> None:
@@ -54,7 +54,7 @@ class _Late:
         self._builder.ask("upload_plain")
 
     def join(self, line: Line) -> None:
-        """Have a new replica get the newest version, and compare it."""
+        """Let a new replica get the latest version, and check it."""
         self._run.probe.set(line)
         replica = self._run.start("replica", hidden=_HIDDEN)
         begun: dict[str, Any] = replica.ask("begin")
@@ -77,32 +77,32 @@ class _Late:
         (self._folder / _PLAIN).unlink()
 
     def time(self, line: Line) -> Result:
-        """The row of the times that both took last."""
+        """Return the row on the times of the last `join` and `fetch`."""
         return compared(
             f"joining {self._behind} steps late, {line.name}: time",
             self._joined.seconds,
             self._fetched.seconds,
             "s",
-            note="a fresh process with no weights; reference: "
+            note="a new process without weights; reference: "
             f"HfApi.download_bucket_files of the plain file; {self._joined.routes}",
         )
 
     def sizes(self) -> list[Result]:
-        """The rows of bytes."""
+        """Return the rows on bytes."""
         references = (
-            ("plain bytes", self._fetched.received, "of the plain file, downloaded by hf_xet"),
-            ("first version", self._built["first"], "that the first version's frames take"),
+            ("the plain file", self._fetched.received, "of the plain file, downloaded by hf_xet"),
+            ("the first version", self._built["first"], "of the first version's frames"),
         )
         return [
             compared(
-                f"joining {self._behind} steps late: bytes to {what}",
+                f"joining {self._behind} steps late: bytes, against {what}",
                 self._joined.received / MB,
                 reference / MB,
                 "MB",
                 target=1.5,
                 note=f"reference: bytes {note}; {self._built['nbytes'] / MiB:.0f} MiB of bf16, "
-                "each step published to a directory and pushed; of frames it fetched "
-                f"{self._frames / MB:.3f} MB",
+                "each step published to a directory and pushed; frames are "
+                f"{self._frames / MB:.3f} MB of the bytes fetched",
             )
             for what, reference, note in references
         ]

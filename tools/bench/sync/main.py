@@ -1,4 +1,4 @@
-"""A trainer and replicas with a bucket of a local Hub between them, against TRL's patches.
+"""Compares live sync through a bucket of a local Hub with TRL's patches.
 
 Prints tables and one line of JSON. Usage: tools/bench/run sync [--size MiB] [--only ROW...]
 """
@@ -31,29 +31,39 @@ _TINY = 2  # MiB
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="tools/bench/run sync", description=__doc__)
-    made.add_argument("--size", type=int, default=512, help="MiB of the model")
+    made.add_argument("--size", type=int, default=512, help="MiB of the model (default: 512)")
     made.add_argument(
         "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
     )
-    made.add_argument("--conditions", nargs="+", choices=LINES, default=list(LINES))
+    made.add_argument(
+        "--conditions",
+        nargs="+",
+        choices=LINES,
+        default=list(LINES),
+        help="networks (default: all)",
+    )
     made.add_argument(
         "--patches",
         choices=("torch", "numpy"),
         default="torch",
-        help="what finds the changes for TRL's patches: numpy is faster on a CPU",
+        help="library that finds the changes for TRL's patches; numpy is faster on a CPU",
     )
-    made.add_argument("--repeat", type=int, default=3, help="steps of a measurement")
-    made.add_argument("--replicas", type=int, nargs="+", default=[1, 4, 8])
-    made.add_argument("--behind", type=int, default=500, help="steps of the row on joining")
+    made.add_argument("--repeat", type=int, default=3, help="steps of a measurement (default: 3)")
+    made.add_argument(
+        "--replicas", type=int, nargs="+", default=[1, 4, 8], help="numbers of replicas to compare"
+    )
+    made.add_argument("--behind", type=int, default=500, help="steps of that row's branch")
     for name, size in (("join", 24), ("memory", 1024), ("device", 2048)):
         made.add_argument(
             f"--{name}-size", type=int, default=size, help=f"MiB of the model of the row {name}"
         )
-    made.add_argument("--dir", type=Path, default=None, help="where to work (needs space)")
+    made.add_argument(
+        "--dir", type=Path, default=None, help="folder for temporary files (needs space)"
+    )
     made.add_argument(
         "--smoke",
         action="store_true",
-        help="all rows with tiny models, to see that everything runs; the figures mean nothing",
+        help="run all rows with tiny models, as a test; the figures mean nothing",
     )
     return made
 
@@ -69,15 +79,15 @@ def main() -> int:
         "cores": os.cpu_count(),
         "repetitions": options.repeat,
         "patches": f"compared with {options.patches}",
-        "load": f"{os.getloadavg()[0]:.1f} before it began",
+        "load": f"{os.getloadavg()[0]:.1f} at the start",
     }
     head(TITLE, facts)
     with tempfile.TemporaryDirectory(dir=options.dir) as folder:
         report = _measure(options, Path(folder))
     print(
-        "trips: round trips of a tiny model that wait for one another, from its times at 0 and "
-        "200 ms; limit: the largest one of bytes / bandwidth, trips x latency and what the memory "
-        "must move at the speed of copy_."
+        "trips: sequential round trips, estimated with a tiny model from its times at 0 and at "
+        "200 ms; limit: the largest of bytes / bandwidth, trips x latency, and the time to move "
+        "the bytes in memory at the speed of copy_."
     )
     facts["load"] = f"{facts['load']}, {os.getloadavg()[0]:.1f} at the end"
     missed = conclude(TITLE, {**facts, **report.to_json()}, report.results)
@@ -85,7 +95,7 @@ def main() -> int:
 
 
 def _measure(options: argparse.Namespace, work: Path) -> Report:
-    """Make the rows that are wanted, and print them."""
+    """Measure and print the selected rows."""
     lines, rounds = [LINES[name] for name in options.conditions], options.repeat
     size, numpy = options.size * MiB, options.patches == "numpy"
     rows = Rows(work, size, rounds, lines, numpy=numpy)

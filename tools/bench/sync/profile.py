@@ -1,4 +1,4 @@
-"""Where the time from publishing to applying goes: what both sides say, and their calls."""
+"""A profile of the time from publishing to applying: its parts and calls on both sides."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 def print_profile(line: Line, steps: Sequence[Step]) -> None:
-    """Print medians of the parts, and the calls of the last step with when each of them was."""
-    print(f"profile, {line.name}")
+    """Print the medians of the parts, and begin and length of each call of the last step."""
+    print(f"profile, {line.name} (calls of the last step: begin + length)")
     last = steps[-1]
     for what, sides, spent in (
         ("publish", [step.published for step in steps], last.ours.up),
         ("sync", [step.synced for step in steps], last.ours.down),
     ):
         parts = ", ".join(f"{name} {value:.3f} s" for name, value in _parts(sides).items())
-        print(f"  {what}: {spent.seconds:.3f} s, processors {spent.processor:.3f} s; {parts}")
+        print(f"  {what}: {spent.seconds:.3f} s, processor time {spent.processor:.3f} s; {parts}")
         print(f"    requests: {spent.routes}")
         for text, start, seconds in sides[-1]["calls"]:
             print(f"    {start:8.3f} s  + {seconds:.3f} s  {text}")

@@ -1,4 +1,4 @@
-"""The row on replicas: what a trainer and each of them pay if there are several."""
+"""The row on replicas: costs of a trainer and of each replica if there are several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def row_replicas(report: Report, work: Path, size: int, rounds: int, counts: Sequence[int]) -> None:
-    """What a trainer and each replica pay if there are several."""
+    """Add rows on the costs of a trainer and of each replica, with several replicas."""
     line = Line(name="50 ms", latency=0.05)
     with fresh_run(work, size) as run:
         run.publish(UNSHAPED)
@@ -44,28 +44,28 @@ def _rows(count: int, crowd: _Crowd, alone: _Crowd) -> Iterator[Result]:
             reference,
             unit,
             target=target,
-            note="reference: with one replica, in the same run. Every replica is a process, and "
-            "all of them, trainer and Hub share the processors",
+            note="reference: one replica, in the same run. Every replica is a process, and all "
+            "processes share the processors with trainer and Hub",
         )
     yield _spread(f"bytes of each replica, {count}", crowd)
     yield compared(
-        f"{count} replicas at once: seconds until the last has it",
+        f"{count} replicas at once: time until the last has applied it",
         crowd.together,
         alone.together,
         "s",
-        note=f"from when it is durable, at 50 ms; publishing asked for {crowd.writer.routes}; "
-        f"a replica for {crowd.readers[0].routes}",
+        note=f"from the moment at which the step is durable, at 50 ms; requests: trainer "
+        f"{crowd.writer.routes}; each replica {crowd.readers[0].routes}",
     )
 
 
 class _Crowd:
-    """Steps with several replicas; medians.
+    """Medians of steps with several replicas.
 
     Attributes:
-        writer: What publishing cost while the replicas slept.
-        polled: The same while they polled; requests and bytes have theirs in them.
-        readers: What each replica cost, one after the other.
-        together: Seconds until all had it that were told at once.
+        writer: Costs of publishing while the replicas are idle.
+        polled: The same while they poll; requests and bytes include those of the replicas.
+        readers: Costs of each replica, one after another.
+        together: Seconds until all replicas have a step that is announced to all at once.
     """
 
     def __init__(self, run: Run, line: Line, rounds: int) -> None:
@@ -102,7 +102,7 @@ class _Crowd:
 
 
 def _costs(crowd: _Crowd, alone: _Crowd) -> list[tuple[str, str, float, float, float]]:
-    """What publishing costs: what, unit, with many and with one, and the ratio to reach."""
+    """Return the costs of publishing: name, unit, with many replicas, with one, and the target."""
     many, one = crowd.writer, alone.writer
     polled = crowd.polled.seconds, alone.polled.seconds
     return [
@@ -114,7 +114,7 @@ def _costs(crowd: _Crowd, alone: _Crowd) -> list[tuple[str, str, float, float, f
 
 
 def _median(values: Sequence[Spent]) -> Spent:
-    """That of the median time."""
+    """Return the costs with the median time."""
     return sorted(values, key=lambda spent: spent.seconds)[len(values) // 2]
 
 
@@ -126,5 +126,5 @@ def _spread(what: str, crowd: _Crowd) -> Result:
         min(nbytes) / MB,
         "MB",
         target=1.01,
-        note="one after the other; ours is the largest of them, the reference the smallest",
+        note="one replica after another; the largest number, with the smallest as reference",
     )

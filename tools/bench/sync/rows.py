@@ -1,4 +1,4 @@
-"""The rows on steps, their bytes, times and pauses, and the row on memory."""
+"""The rows on bytes, times and pauses of steps, and the row on memory."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from tools.bench.sync.steps import Way
 
 _REPLICA_MEMORY = 256  # MiB
-_TRAINER_MEMORY = 512  # MiB of work in flight, as for every commit
-_LINE = 64  # bytes that the memory moves to change one element
-_ENTROPY = 128 * MiB  # of a model that is like the others in this, to save time
+_TRAINER_MEMORY = 512  # MiB of data in flight, as for every commit
+_LINE = 64  # bytes of a cache line, which the memory moves to change one element
+_ENTROPY = 128 * MiB  # size of a model with the same entropy per element, to save time
 _TIMES = {"unshaped": 0.8, "200 Mbit/s": 0.5}
 _PAUSES = {"unshaped": 0.5, "200 Mbit/s": 0.2}
 _V3 = (
-    "reference: TRL's third patch format (gaps in 16 bits, new values): compared with the weights "
-    "before, encoded, uploaded with HfApi.batch_bucket_files, fetched with "
-    "HfApi.download_bucket_files by the name that the replica is told, applied in place"
+    "reference: TRL's third patch format (gaps in 16 bits, new values): compare with the previous "
+    "weights, encode, upload with HfApi.batch_bucket_files, announce the name, download with "
+    "HfApi.download_bucket_files, and apply in place"
 )
 _FILES = (
-    "reference: the patches' files, up and down; hf_xet compresses what it uploads, which makes "
-    "the places of v1 almost as small as the gaps of v3"
+    "reference: sizes of the patches' files, up and down; hf_xet compresses uploads, after which "
+    "the positions of v1 are almost as small as the gaps of v3"
 )
 
 
@@ -42,11 +42,11 @@ class Rows:
     """The measurements.
 
     Args:
-        work: A directory with room for several models.
+        work: A directory with space for several models.
         size: Bytes of the model.
-        rounds: Steps of a measurement.
+        rounds: Number of steps of a measurement.
         lines: The networks.
-        numpy: Whether numpy finds what a patch changes, not torch.
+        numpy: Whether patches find changes with numpy instead of torch.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Rows:
         self.numpy = numpy
 
     def row_step(self, report: Report) -> None:
-        """Bytes, times, pauses and blocked times of steps, over all lines."""
+        """Add rows on bytes, times, pauses and blocked times of steps, over all networks."""
         with fresh_run(self.work, self.size) as run:
             pair = Pair(run, numpy=self.numpy)
             first = [pair.step(UNSHAPED, "v1") for _ in range(self.rounds)]
@@ -77,7 +77,7 @@ class Rows:
             self._blocked(report, steps, run.trainer.ask("hash"))
 
     def row_memory(self, report: Report, size: int) -> None:
-        """Memory beside the model."""
+        """Add rows on memory in addition to the model."""
         for compare, copies in (("host", 1), ("cache", 0)):
             note_progress(f"memory: trainer, compare={compare}")
             with fresh_run(self.work, size, begin=False) as run:
@@ -90,9 +90,9 @@ class Rows:
                             (found[when] - copies * found["model"]) / MiB,
                             "MiB",
                             target=_TRAINER_MEMORY,
-                            note=f"the peak beside imports, the model of {found['model'] / MiB:.0f}"
-                            f" MiB, and {copies} copies of it for the publisher; the limit is that "
-                            "of commits",
+                            note="the peak without imports, without the model of "
+                            f"{found['model'] / MiB:.0f} MiB, and without the publisher's "
+                            f"{copies} copies of it; the limit is that of commits",
                         )
                     )
                 if compare == "host":
@@ -100,7 +100,7 @@ class Rows:
 
     def _replica_memory(self, report: Report, run: Run, trainer: Any) -> None:
         replica = run.start("replica")
-        peaks = {"of all": replica.ask("peak")}
+        peaks = {"of a first version": replica.ask("peak")}
         for _ in range(2):
             trainer.ask("step", share=SHARE)
             snapshot = trainer.ask("publish")["snapshot"]
@@ -112,8 +112,8 @@ class Rows:
                     peak / MiB,
                     "MiB",
                     target=_REPLICA_MEMORY,
-                    note="the peak beside imports and the weights; of a step: beside what it has "
-                    "before, too",
+                    note="the peak without imports and weights; for a step, also without the "
+                    "memory in use before it",
                 )
             )
 
@@ -132,9 +132,9 @@ class Rows:
                     pairs,
                     "s",
                     target=targets.get(line.name),
-                    note=f"a replica that is told the ID; {_V3}. The pause is that from which the "
-                    "weights may change to when they are new: ours is sync() after prefetch(), "
-                    "the reference's is fetching and applying",
+                    note=f"the replica learns the ID; {_V3}. The pause lasts from the first to the "
+                    "last possible change of the weights: in casweights, sync() after prefetch(); "
+                    "in the reference, download and application",
                 )
             )
 
@@ -164,7 +164,7 @@ class Rows:
                 statistics.median(seconds for seconds, _ in found),
                 reference,
                 "s",
-                note=f"a replica that is told nothing: Subscriber.follow as it is; {_V3}",
+                note=f"the replica polls with Subscriber.follow, with its defaults; {_V3}",
             )
         )
 
@@ -172,19 +172,21 @@ class Rows:
         limit = _entropy(min(self.size, _ENTROPY))
         changed = statistics.median(step.changed for step in steps)
         note = (
-            "bodies of all requests, the trainer's that it sends and the replica's that it "
-            f"receives; entropy of the step, given exponents: {limit * changed / MB:.3f} MB each "
-            f"way, {limit:.3f} bytes a changed element; ours, up: {_up(steps)}"
+            "bodies of all requests that the trainer sends and the replica receives; entropy of a "
+            f"step, given exponents: {limit * changed / MB:.3f} MB each way, {limit:.3f} bytes per "
+            f"changed element; casweights, up: {_up(steps)}"
         )
         for name, found, target in (("v3", steps, 1 / 4), ("v1", first, 1 / 6)):
             pairs = [(step.ours.nbytes / MB, step.patch.nbytes / MB) for step in found]
-            report.add(_ratio(f"bytes of a step, to {name}", pairs, "MB", target=target, note=note))
+            report.add(
+                _ratio(f"bytes of a step, against {name}", pairs, "MB", target=target, note=note)
+            )
             sizes = [(step.ours.nbytes / MB, 2 * step.patch_size / MB) for step in found]
-            report.add(_ratio(f"the same, to {name} as files, twice", sizes, "MB", note=_FILES))
+            report.add(_ratio(f"the same, against {name} as files", sizes, "MB", note=_FILES))
         ours = statistics.median(step.ours.nbytes for step in steps) / 2
         report.add(
             compared(
-                "bytes of a step, one way, to their entropy",
+                "bytes of a step, one way, against their entropy",
                 ours / MB,
                 limit * changed / MB,
                 "MB",
@@ -195,7 +197,7 @@ class Rows:
     def _blocked(self, report: Report, steps: Sequence[Step], hashing: float) -> None:
         report.add(
             _ratio(
-                "blocked in publish()",
+                "time blocked in publish()",
                 [(step.blocked, step.copy) for step in steps],
                 "s",
                 target=1.5,
@@ -210,7 +212,7 @@ def _up(steps: Sequence[Step]) -> str:
     up = statistics.median(way.up.sent for way in ways) / MB
     down = statistics.median(way.down.received for way in ways) / MB
     back = statistics.median(way.up.received + way.down.sent for way in ways) / MB
-    return f"{up:.3f} MB, down: {down:.3f} MB, the other way: {back:.3f} MB"
+    return f"{up:.3f} MB, down: {down:.3f} MB, opposite direction: {back:.3f} MB"
 
 
 def _ratio(
@@ -221,7 +223,7 @@ def _ratio(
     note: str,
     target: float | None = None,
 ) -> Result:
-    """A row of pairs: the medians, and the median of the ratios."""
+    """Return a row with the medians of pairs and the median of their ratios."""
     return Result(
         what=what,
         ours=statistics.median(a for a, _ in pairs),
@@ -234,7 +236,7 @@ def _ratio(
 
 
 def _entropy(size: int) -> float:
-    """Bytes for each changed element that a step takes at least, given exponents."""
+    """Return the entropy of a step given exponents, in bytes per changed element."""
     model = Model(size, 0)
     model.make()
     before = {name: part.copy() for name, part in model.state.items()}

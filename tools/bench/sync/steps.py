@@ -1,4 +1,4 @@
-"""Steps that go from a trainer to replicas, in our way and in TRL's, over a local Hub."""
+"""Sends steps from a trainer to replicas over a local Hub, by live sync and by TRL's patches."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ LINES = {
     "200mbit": Line(name="200 Mbit/s", latency=0.1, bandwidth=25e6),
 }
 
-_seeds = count(1)  # no two models have anything in common, lest storage know it already
+_seeds = count(1)  # a new seed for each model, so that the storage has none of its data
 
 
 class Way(NamedTuple):
-    """What a step cost in one way.
+    """The costs of a step that is sent in one way.
 
     Attributes:
-        up: The trainer's part, until it is durable.
-        down: The replica's part, from when it is told of it until it is applied.
+        up: Costs of the trainer, until the step is durable.
+        down: Costs of the replica, from the announcement until the step is applied.
         pause: Seconds in which the replica may not generate.
     """
 
@@ -45,12 +45,12 @@ class Way(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """From the begin of publishing until it is applied."""
+        """Seconds from the start of publishing until the step is applied."""
         return self.up.seconds + self.down.seconds
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all bodies that the trainer sent and the replica received."""
+        """Number of bytes of bodies that the trainer sent and the replica received."""
         return self.up.sent + self.down.received
 
 
@@ -59,14 +59,14 @@ class Step:
     """A step of a trainer that one replica follows.
 
     Attributes:
-        ours: By publisher and subscriber.
-        patch: By one of TRL's patches.
-        patch_size: Bytes of its file.
-        blocked: Seconds that the trainer was in `publish`.
-        copy: Seconds of copying the model.
-        changed: Elements that changed.
-        published: What the publisher reported, and its store calls.
-        synced: What the subscriber reported, and its store calls.
+        ours: Costs with publisher and subscriber.
+        patch: Costs with one of TRL's patches.
+        patch_size: Bytes of the patch's file.
+        blocked: Seconds that the trainer spent in `publish`.
+        copy: Seconds of a copy of the model.
+        changed: Number of elements that changed.
+        published: Statistics of the publisher, and its store calls.
+        synced: Statistics of the subscriber, and its store calls.
     """
 
     ours: Way
@@ -80,13 +80,13 @@ class Step:
 
 
 class Run:
-    """A trainer and replicas; all replicas have its newest version.
+    """A trainer and replicas, which all hold its latest version.
 
     Args:
-        clients: Starts processes.
-        scratch: A directory for patches on their way.
+        clients: Starts the processes.
+        scratch: A directory for patches in transit.
         size: Bytes of the model.
-        begin: Whether the trainer is to be there and to have published a version.
+        begin: Whether to start a trainer that has published a version.
     """
 
     def __init__(self, clients: Clients, scratch: Path, size: int, *, begin: bool = True) -> None:
@@ -100,19 +100,19 @@ class Run:
             self.trainer.ask("begin")
 
     def start(self, role: str, **options: Any) -> Worker:
-        """Start a process, which ends with this run."""
+        """Start a process, which ends with this run; return it."""
         options = {"url": URL} | self._options | options
         return self._workers.enter_context(self.clients.start(_JOBS, role, **options))
 
     def add_replicas(self, total: int) -> None:
-        """Have so many replicas."""
+        """Start replicas until there are `total`."""
         while len(self.replicas) < total:
             replica = self.start("replica")
             replica.ask("begin")
             self.replicas.append(replica)
 
     def publish(self, line: Line) -> dict[str, Any]:
-        """Take a step and publish it over a line, which stays."""
+        """Take a step and publish it over a network, which stays set; return the results."""
         self.trainer.ask("step", share=SHARE)
         self.probe.set(line)
         published: dict[str, Any] = self.trainer.ask("publish")
@@ -135,7 +135,7 @@ class Run:
 
 @contextmanager
 def fresh_run(work: Path, size: int, *, begin: bool = True) -> Iterator[Run]:
-    """A run with a fresh Hub; see `Run`."""
+    """Yield a run with a new Hub; the arguments are those of `Run`."""
     with scratch_folder(work, size) as scratch, fresh_hub(work) as clients:
         run = Run(clients, scratch, size, begin=begin)
         try:
@@ -145,11 +145,11 @@ def fresh_run(work: Path, size: int, *, begin: bool = True) -> Iterator[Run]:
 
 
 class Pair:
-    """A trainer and one replica, who do each step in both ways.
+    """A trainer and one replica that transfer each step in both ways.
 
     Args:
-        run: Without replicas yet.
-        numpy: Whether numpy finds what a patch changes, not torch.
+        run: A run without replicas.
+        numpy: Whether patches find changes with numpy instead of torch.
     """
 
     def __init__(self, run: Run, *, numpy: bool = False) -> None:
@@ -158,10 +158,10 @@ class Pair:
         (self.replica,) = run.replicas
         self.nbytes = run.trainer.ask("begin_patches", numpy=numpy)
         self.replica.ask("begin_patches")
-        self.step(UNSHAPED)  # so that everything was done once
+        self.step(UNSHAPED)  # a first step that does not count, to warm up
 
     def step(self, line: Line, version: str = "v3") -> Step:
-        """One step over a line; the patch is of that version."""
+        """Transfer one step over a network, with a patch of this version; return the costs."""
         run = self.run
         changed = run.trainer.ask("step", share=SHARE) * self.nbytes / 2
         run.probe.set(line)
@@ -185,7 +185,7 @@ class Pair:
         )
 
     def followed(self, line: Line) -> tuple[float, float]:
-        """A step by a replica that polls: seconds until it is applied, and the pause."""
+        """Transfer a step to a replica that polls; return its time until applied, and its pause."""
         self.replica.ask("follow")
         published = self.run.publish(line)
         applied, pause = self.replica.ask("followed", snapshot=published["snapshot"])
@@ -196,13 +196,13 @@ class Pair:
         return applied - published["begin"], pause
 
     def _patch(self, version: str) -> tuple[Way, int]:
-        """Send and apply a patch; what it cost, and its size."""
+        """Send and apply a patch; return the costs and the size of its file."""
         sent = self.run.trainer.ask("send", version=version)
         return _way(sent, self.replica.ask("receive", name=sent["name"])), sent["size"]
 
 
 def find_trips(work: Path, size: int) -> dict[str, float]:
-    """Round trips of each part that wait for one another, for a model next to nothing."""
+    """Return the number of sequential round trips of each part, from a tiny model."""
     far = Line(name="far", latency=0.2)
     with fresh_run(work, size) as run:
         pair = Pair(run)

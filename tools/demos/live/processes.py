@@ -1,4 +1,4 @@
-"""Processes of the demo's third part, each as if it were on a machine of its own."""
+"""Processes of the demo's third part, each like one on a machine of its own."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOKEN = "hf_demo"
-LAST_WORDS = 3000  # characters of a log that are shown
+LAST_WORDS = 3000  # characters at the end of a log to show if its process fails
 
 Event = dict[str, Any]
 
 
 class Processes(Closing):
-    """Programs, each with an empty home, a log and a journal.
+    """Processes, each with an empty home, a log and a journal.
 
-    All that still run are killed when this context is left.
+    At the end of the context, running processes are killed.
 
     Args:
-        url: Of the Hub.
-        folder: Where homes, logs and journals are.
+        url: URL of the Hub.
+        folder: Folder of homes, logs and journals.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -40,15 +40,15 @@ class Processes(Closing):
         self._read: dict[str, int] = defaultdict(int)
 
     def close(self) -> None:
-        """Kill all processes that still run."""
+        """Kill all processes that are still running."""
         for name in list(self._running):
             self.kill(name)
 
     def run(self, command: str, *arguments: str) -> str:
-        """Run a command of this environment to its end; returns what it said.
+        """Run a command of this environment; return its output.
 
         Raises:
-            MismatchError: It failed.
+            MismatchError: The command failed.
         """
         done = subprocess.run(
             [Path(sys.executable).with_name(command), *arguments],
@@ -63,7 +63,7 @@ class Processes(Closing):
         return done.stdout.rstrip()
 
     def start(self, program: str, name: str, *arguments: str) -> None:
-        """Start a module as a program that knows nothing of what ran under its name before."""
+        """Start a module as a process with this name and an empty home."""
         with self._log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
                 [sys.executable, "-m", program, self._journal(name), *arguments],
@@ -74,15 +74,15 @@ class Processes(Closing):
             )
 
     def kill(self, name: str) -> None:
-        """End one with SIGKILL, in the middle of whatever it does."""
+        """End a process with SIGKILL, at any point of its work."""
         with self._running.pop(name) as process:
             process.kill()
 
     def have_ended(self) -> bool:
-        """Whether all have ended.
+        """Return whether all processes have ended.
 
         Raises:
-            MismatchError: One failed.
+            MismatchError: A process failed.
         """
         statuses = {name: process.poll() for name, process in self._running.items()}
         for name, status in statuses.items():
@@ -90,7 +90,7 @@ class Processes(Closing):
         return None not in statuses.values()
 
     def news(self) -> Iterator[tuple[str, Event]]:
-        """What was written to the journals since the last call, and who wrote it."""
+        """Yield the events in the journals since the last call, with the name of the process."""
         for name in list(self._running):
             for line in self._new_lines(name):
                 yield name, json.loads(line)
@@ -117,7 +117,7 @@ class Processes(Closing):
             "HF_HOME": tempfile.mkdtemp(prefix=f"{name}-", dir=self._folder),
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # it would ask a package index
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",  # the check would query a package index
         }
 
     def _journal(self, name: str) -> Path:

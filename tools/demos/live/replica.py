@@ -1,7 +1,7 @@
-"""A replica of the demo's third part: a process that starts from nothing and follows the weights.
+"""A replica of the demo's third part: a process that starts without weights and follows them.
 
-For each new version that it sees it makes a batch of rollouts. A thread of its own fetches what
-changed while the main one generates, so that generating pauses only while tensors are written.
+It generates a batch of rollouts for each new version. A second thread fetches changes while the
+main thread generates, so that generation pauses only while tensors are written.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from tools.models import rl_task
 if TYPE_CHECKING:
     from casweights.ids import SnapshotId
 
-POLL = 0.1  # seconds between two looks at the branch
+POLL = 0.1  # seconds between two polls of the branch
 
 
 class Replica:
-    """Live weights, kept at the newest version but for a while.
+    """Live weights, which follow the latest version except for some steps.
 
     Args:
-        store: Where versions come from.
-        name: Whose rollouts these are.
-        journal: What is told.
-        lag: Steps at which it stays where it is, and makes its rollouts with old weights.
+        store: The store to follow.
+        name: Name of the replica.
+        journal: The journal to write to.
+        lag: Steps that the replica skips, during which it generates with old weights.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Replica:
         return head
 
     def new_policy(self, version: SnapshotId) -> Any:
-        """A model of the version's architecture; what it holds is anything."""
+        """Return a model of the version's architecture, with arbitrary weights."""
         config = json.loads(b"".join(self.store.read(version, "config.json")))
         models: Any = AutoModelForCausalLM
         return models.from_config(AutoConfig.for_model(**config), dtype=PUBLISHED)
@@ -78,7 +78,7 @@ class Replica:
     def watch(self, stop: threading.Event) -> None:
         try:
             self.subscriber.follow(self.fetch, stop=stop, interval=POLL, max_interval=2 * POLL)
-        except BaseException as error:  # it is raised where the policy is used
+        except BaseException as error:  # the main thread raises it
             self.heads.put(error)
 
     def fetch(self, head: SnapshotId) -> None:
@@ -87,7 +87,7 @@ class Replica:
         self.heads.put(head)
 
     def follow(self) -> bool:
-        """Take a new head and make rollouts; returns whether it was the last one."""
+        """Sync to a new head and generate rollouts; return whether the version was the last one."""
         head = self.heads.get()
         while not self.heads.empty():
             head = self.heads.get()

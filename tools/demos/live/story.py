@@ -1,8 +1,8 @@
 """Third part of the demo: a trainer publishes each step, and replicas follow through a bucket.
 
-Trainer and replicas are processes, each as if on a machine of its own. All that they share is a
-bucket of a local Hub: weights go one way, rollouts the other. Here they are started, one is killed
-on the way, and what they write to their journals, for this report alone, is printed.
+Trainer and replicas are processes, each like one on a machine of its own. They share only a bucket
+of a local Hub: weights go one way, rollouts the other. This module starts them, kills one of them,
+and prints the events from their journals, which serve only this report.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ REPLICAS = (STEADY, KILLED)
 STEPS = 100
 EVERY = 5  # steps of a row of the table
 KILL, REJOIN = 22, 43
-LAG = range(67, 79)  # the steps at which the steady replica stays where it is
-ENDS = 10  # steps at both ends, whose rewards are compared
-MARGIN = 0.15  # by which the reward must rise
-SILENCE = 120.0  # seconds without news after which something is wrong
+LAG = range(67, 79)  # the steps that the steady replica skips
+ENDS = 10  # number of first and last steps whose rewards are compared
+MARGIN = 0.15  # minimum rise of the reward
+SILENCE = 120.0  # seconds without events after which the run fails
 TITLES = (
-    f"{'step':>4}{'reward':>8}{'batches':>9}{'stale':>7}{'changed':>9}{'stored':>11}{'full':>7}"
+    f"{'step':>4}{'reward':>8}{'batches':>9}{'stale':>7}{'changed':>9}{'stored':>11}{'ratio':>7}"
     f"{'blocked':>9}{'durable':>9}{'pause a':>9}{'pause b':>9}"
 )
 LEGEND = (
     "reward: share of right digits. batches: of 128 rollouts. stale: versions that rollouts are\n"
-    "behind. changed: elements in bf16. stored: bytes of a version; full: how many times that a\n"
-    "full upload takes. Milliseconds: blocked, in publish(); durable, until a version is visible;\n"
-    "pause, while a replica's tensors are written. Each row has the means of its steps."
+    "behind. changed: share of elements, in bf16. stored: bytes of a version; ratio: bytes of a\n"
+    "full upload divided by these. blocked: ms in publish(). durable: ms until a version is\n"
+    "visible. pause: ms in which a replica's tensors are written. Rows are means of their steps."
 )
 
 
 class Story:
-    """All that happens.
+    """The steps of this part of the demo.
 
     Args:
         hub: An empty Hub.
-        processes: None runs yet.
+        processes: Starts the processes.
     """
 
     def __init__(self, hub: LocalHubProcess, processes: Processes) -> None:
@@ -54,12 +54,12 @@ class Story:
         self.syncs: dict[str, list[Event]] = {name: [] for name in REPLICAS}
         self.final: dict[str, Event] = {}
         self.rows = 0
-        self.told = dict.fromkeys(REPLICAS, 0)  # syncs that are in the table
+        self.told = dict.fromkeys(REPLICAS, 0)  # number of syncs in the table so far
 
     def run(self) -> None:
-        heading("17. Live: a trainer and two replicas, with nothing between them but a bucket")
-        say("A small Llama learns to put digits in order. Two replicas draw answers with copies of")
-        say("it, and the trainer makes a step of policy gradients from them and publishes it.")
+        heading("17. Live sync: a trainer and two replicas that share only a bucket")
+        say("A small Llama learns to sort digits. Two replicas generate answers with copies of it;")
+        say("the trainer makes a step of policy gradients from them and publishes the weights.")
         say(f"$ casweights init {STORE}")
         say(self.processes.run("casweights", "init", STORE))
         self.processes.start("tools.demos.live.trainer", TRAINER, "--steps", str(STEPS))
@@ -71,7 +71,9 @@ class Story:
         say("")
         say(LEGEND)
         self.check_course()
-        heading("18. Does it learn, and have the replicas what the trainer has?")
+        heading(
+            "18. Check that the policy learned, and that the replicas hold the trainer's weights"
+        )
         self.compare_rewards()
         self.compare_weights()
         self.count(self.hub.counters())
@@ -81,7 +83,7 @@ class Story:
         self.processes.start("tools.demos.live.replica", name, *options)
 
     def watch(self) -> None:
-        """Print what happens until all have ended."""
+        """Print events until all processes have ended."""
         heard = time.monotonic()
         ended = False
         while not ended:
@@ -89,7 +91,7 @@ class Story:
             for name, event in self.processes.news():
                 heard = time.monotonic()
                 self.hear(name, event)
-            check(time.monotonic() < heard + SILENCE, f"no news for {SILENCE:.0f} s")
+            check(time.monotonic() < heard + SILENCE, f"no event for {SILENCE:.0f} s")
             time.sleep(0.02)
 
     def hear(self, name: str, event: Event) -> None:
@@ -107,19 +109,19 @@ class Story:
         self.print_rows()
 
     def see_version(self, version: Event) -> None:
-        """Do what is to happen at its step."""
+        """Kill or start replicas as planned for the step of a version."""
         step = version["step"]
         if step == 0:
             stored, total = megabytes(version["stored_bytes"]), megabytes(version["total_bytes"])
-            say(f"-- the first version is whole: {stored} for {total} of files")
+            say(f"-- the first version is stored whole: {stored} for {total} of files")
         elif step == KILL:
             self.processes.kill(KILLED)
             say(f"-- {KILLED} is killed (SIGKILL) after step {step}")
         elif step == REJOIN:
             self.start_replica(KILLED, 3)
-            say(f"-- {KILLED} is started again after step {step}, with an empty disk")
+            say(f"-- {KILLED} is restarted after step {step}, with an empty disk")
         elif step == LAG.start:
-            say(f"-- {STEADY} stays behind for a while, and goes on with old weights")
+            say(f"-- {STEADY} skips {len(LAG)} versions, and continues with old weights")
 
     def see_sync(self, name: str, sync: Event) -> None:
         took = (
@@ -127,10 +129,10 @@ class Story:
             f"and a pause of {1000 * sync['pause']:.1f} ms"
         )
         if sync["first"]:
-            say(f"-- {name} starts from nothing at step {sync['step']}: {took}")
+            say(f"-- {name} starts without weights at step {sync['step']}: {took}")
         elif sync["lag"] > len(LAG):
             missed = sync["lag"] - 1
-            say(f"-- {name} missed {missed} versions, and is at step {sync['step']} now: {took}")
+            say(f"-- {name} missed {missed} versions, and is now at step {sync['step']}: {took}")
 
     def print_rows(self) -> None:
         step = (self.rows + 1) * EVERY
@@ -157,9 +159,9 @@ class Story:
         )
 
     def check_course(self) -> None:
-        """Whether what was to happen on the way did."""
+        """Check that the planned events took place."""
         rejoined = any(s["first"] and s["step"] >= REJOIN for s in self.syncs[KILLED])
-        check(rejoined, f"{KILLED} did not come back")
+        check(rejoined, f"{KILLED} did not rejoin")
         caught_up = any(s["lag"] > len(LAG) for s in self.syncs[STEADY])
         check(caught_up, f"{STEADY} did not catch up in one sync")
 
@@ -167,7 +169,7 @@ class Story:
         rewards = [self.steps[n]["reward"] for n in range(1, STEPS + 1)]
         start, end = mean(rewards[:ENDS]), mean(rewards[-ENDS:])
         say(f"Reward: {start:.3f} in the first {ENDS} steps, {end:.3f} in the last {ENDS}.")
-        check(end > start + MARGIN, f"the reward did not rise by {MARGIN}: nothing was learned")
+        check(end > start + MARGIN, f"the reward did not rise by {MARGIN}")
 
     def compare_weights(self) -> None:
         trainer = self.final[TRAINER]
@@ -177,7 +179,7 @@ class Story:
             say(f"{name:<10}{replica['snapshot'][:12]}  SHA-256 {replica['digest']}")
             check(replica["snapshot"] == trainer["snapshot"], f"{name} is at another version")
             check(replica["digest"] == trainer["digest"], f"{name} has other weights")
-        say("Identical: names and bits of all tensors.")
+        say("Names and bits of all tensors are identical.")
 
     def count(self, counts: Counts) -> None:
         steps = [self.versions[n] for n in range(1, STEPS + 1)]
@@ -187,7 +189,7 @@ class Story:
             f"{megabytes(full)} of full uploads."
         )
         say(
-            f"On the wire, rollouts and all: {megabytes(counts.bytes_in)} to the Hub, "
+            f"Transferred, with rollouts: {megabytes(counts.bytes_in)} to the Hub, "
             f"{megabytes(counts.bytes_out)} from it, {counts.total} requests."
         )
 
@@ -197,7 +199,7 @@ def milliseconds(events: list[Event], key: str) -> str:
 
 
 def run(work: Path) -> None:
-    """Do it all below a directory, and leave nothing."""
+    """Run this part below a directory, and leave nothing."""
     with (
         tempfile.TemporaryDirectory(dir=work) as folder,
         LocalHubProcess(Path(folder) / "hub", {TOKEN: "write"}) as hub,

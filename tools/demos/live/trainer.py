@@ -1,6 +1,6 @@
 """The trainer of the demo's third part: a process that owns the weights.
 
-It waits for rollouts, makes a step of policy gradients, and publishes the weights.
+It waits for rollouts, makes a step of policy gradients with them, and publishes the weights.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tools.models import rl_task
 if TYPE_CHECKING:
     from casweights.results import PublishStats
 
-POLL = 0.1  # seconds between two looks for rollouts
+POLL = 0.1  # seconds between two polls for rollouts
 
 
 class Published(casweights.Reporter):
-    """Writes to a journal what each version took."""
+    """Writes the statistics of each version to a journal."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -44,13 +44,13 @@ class Published(casweights.Reporter):
 
 
 class Trainer:
-    """A policy that learns, and its versions.
+    """Trains a policy and publishes its versions.
 
     Args:
-        store: Where they go.
-        journal: What is told.
-        configuration: A directory with the policy's config.json, which goes with every version.
-        steps: The number of the last step.
+        store: The store for the versions.
+        journal: The journal to write to.
+        configuration: A directory for the policy's config.json, which every version includes.
+        steps: Number of the last step.
     """
 
     def __init__(

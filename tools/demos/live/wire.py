@@ -1,8 +1,7 @@
-"""What trainer and replicas of the demo's third part share: the bucket, and how to report.
+"""The communication of trainer and replicas in the demo's third part.
 
-The only way from one to the other is the bucket. Weights are in a store in one folder of it,
-rollouts lie as small files in another. What a process writes to its journal is read by the demo
-alone, which prints it.
+Trainer and replicas exchange data only through a bucket: weights by a store in one of its folders,
+rollouts as small files in another. Journals serve only to print events.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ PUBLISHED = torch.bfloat16
 
 
 class Journal:
-    """What happens in a process, a line of JSON for each event; threads may share it."""
+    """The events of a process, one line of JSON each. May be used from several threads at once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -42,27 +41,27 @@ class Journal:
 
 
 class Delivery(NamedTuple):
-    """Rollouts, and the ID of the version that they were made with."""
+    """Rollouts, and the ID of the version that generated them."""
 
     rollouts: rl_task.Rollouts
     snapshot: SnapshotId
 
 
 class RolloutFolder:
-    """The folder of the bucket where rollouts lie until the trainer takes them."""
+    """The folder of the bucket in which rollouts wait for the trainer."""
 
     def __init__(self) -> None:
         self._api = HfApi()
 
     def put(self, name: str, delivery: Delivery) -> None:
-        """Upload a file; `name` must be a new one."""
+        """Upload rollouts under a name that must be new."""
         rollouts = delivery.rollouts
         tensors = {"sequences": rollouts.sequences.byte(), "log_probs": rollouts.log_probs}
         data = save(tensors, {"snapshot": str(delivery.snapshot)})
         self._api.batch_bucket_files(BUCKET, add=[(data, f"{ROLLOUTS}/{name}.safetensors")])
 
     def take(self) -> list[Delivery]:
-        """Download what there is, and delete it from the bucket."""
+        """Download all rollouts, and delete them from the bucket."""
         tree = self._api.list_bucket_tree(BUCKET, ROLLOUTS, recursive=True)
         files = [item for item in tree if isinstance(item, BucketFile)]
         if not files:
@@ -83,7 +82,7 @@ def _read(path: Path) -> Delivery:
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over the names of tensors and their bytes in the published dtype."""
+    """Return the SHA-256 of the names of tensors and their bytes in the published dtype."""
     hasher = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         hasher.update(name.encode())

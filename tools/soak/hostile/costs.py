@@ -1,9 +1,10 @@
-"""Check that what a hostile store costs grows no faster than its bytes.
+"""Check that the costs of a hostile store grow no faster than its bytes.
 
-Every family of `families` is made in two sizes, one four times the other, and fed to every verb of
-`verbs`. A verb fails whose time or memory grows by more than the bytes to the power of 1.5, which
-n log n and noise stay below; or which ends by a limit, or in an error that is none of casweights'.
-What stays below a floor passes, whatever it grows by, so it is not measured in the small size.
+Every family of `families` is built in two sizes, one four times the other, and passed to every verb
+of `verbs`. A verb fails if its time or memory grows faster than the bytes to the power of 1.5, a
+limit that n log n and noise do not reach; if it runs into a resource limit; or if it ends in an
+error that is not a `CasweightsError`. Costs below a floor pass at any growth, so the small size is
+then not measured.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from tools.soak.hostile.verbs import VERBS, Cost, measure
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOST = 1.5  # exponent
-GROWTH = 4
-SECONDS, NBYTES = 0.25, 24 << 20  # below these, all is well
-ATTEMPTS = 2  # of which the best counts
+MOST = 1.5  # the exponent by which costs may grow
+GROWTH = 4  # the large size divided by the small one
+SECONDS, NBYTES = 0.25, 24 << 20  # the floors, below which any cost passes
+ATTEMPTS = 2  # the best one counts
 NOTHING = Cost(0, 0)
 
 
 class Finding(NamedTuple):
-    """A verb that a family is too much for."""
+    """A verb whose costs grow too fast with a family."""
 
     family: str
     verb: str
@@ -43,13 +44,13 @@ class Finding(NamedTuple):
 
 
 def store_bytes(root: Path) -> int:
-    """Bytes of all objects, and of their names."""
+    """Return the number of bytes of all objects and of their names."""
     files = [path for path in root.rglob("*") if path.is_file()]
     return sum(path.stat().st_size + len(path.relative_to(root).as_posix()) for path in files)
 
 
 def cost(verb: str, store: Path, attempts: int) -> Cost:
-    """The least that a verb takes on copies of a store."""
+    """Return the lowest cost of a verb on copies of a store."""
     costs = []
     for _ in range(attempts):
         with tempfile.TemporaryDirectory(dir=store.parent) as scratch:
@@ -63,7 +64,7 @@ def cost(verb: str, store: Path, attempts: int) -> Cost:
 
 
 def excess(small: Cost, large: Cost) -> str:
-    """What grows too fast; nothing if all is well."""
+    """Describe a cost that grows too fast; return an empty text if none does."""
     if large.failure:
         return large.failure
     for what, floor, less, more in (
@@ -78,7 +79,7 @@ def excess(small: Cost, large: Cost) -> str:
 
 
 def check(name: str, family: Family, verbs: list[str], scratch: Path) -> Iterator[Finding]:
-    """Feed a family to verbs."""
+    """Pass a family to verbs; yield the verbs whose costs grow too fast, and print a line."""
     stores = [scratch / "small", scratch / "large"]
     for store, size in zip(stores, (family.size, GROWTH * family.size), strict=True):
         family.build(Forger(store), size)
@@ -95,17 +96,21 @@ def check(name: str, family: Family, verbs: list[str], scratch: Path) -> Iterato
         if what:
             yield Finding(name, verb, what)
         slowest = max(slowest, (most.seconds, verb))
-    took = f"{time.monotonic() - started:5.1f} s, most: {slowest[1]} {slowest[0]:.2f} s"
+    took = f"{time.monotonic() - started:5.1f} s, slowest: {slowest[1]} {slowest[0]:.2f} s"
     print(f"{name:36} {small / 1e3:9.1f} to {large / 1e3:9.1f} kB  {took}", flush=True)
 
 
 def main() -> int:
-    """Check all families, or those that were asked for."""
+    """Check the selected families, by default all."""
     parser = argparse.ArgumentParser(
         prog="tools/soak/run hostile", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--family", action="append", choices=FAMILIES, help="only this one")
-    parser.add_argument("--verb", action="append", choices=VERBS, help="only this one")
+    parser.add_argument(
+        "--family", action="append", choices=FAMILIES, help="check only this; may be repeated"
+    )
+    parser.add_argument(
+        "--verb", action="append", choices=VERBS, help="check only this; may be repeated"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     findings = []
@@ -116,7 +121,7 @@ def main() -> int:
             print(f"  FAILED {finding.verb}: {finding.what}", flush=True)
         findings += found
     bad = {finding.family for finding in findings}
-    print(f"{len(bad)} of {len(options.family or FAMILIES)} families' costs grow too fast")
+    print(f"{len(bad)} of {len(options.family or FAMILIES)} families have costs that grow too fast")
     return 1 if findings else 0
 
 

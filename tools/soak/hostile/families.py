@@ -1,4 +1,4 @@
-"""Families of hostile stores: each grows with a number, and so do its bytes."""
+"""Families of hostile stores. The number of bytes of each grows linearly with a parameter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Build = Callable[[Forger, int], object]
 
 
 class Family(NamedTuple):
-    """What makes a store, and how large it is at first."""
+    """A function that builds a store, and its parameter for the small size."""
 
     build: Build
     size: int
@@ -29,7 +29,7 @@ FAMILIES: dict[str, Family] = {}
 
 
 def family(size: int) -> Callable[[Build], Build]:
-    """Take note of a family, which begins with this number."""
+    """Register a family, whose parameter for the small size is `size`."""
 
     def note(build: Build) -> Build:
         FAMILIES[build.__name__.replace("_", "-")] = Family(build, size)
@@ -39,12 +39,12 @@ def family(size: int) -> Callable[[Build], Build]:
 
 
 def raw_chunk(number: int) -> bytes:
-    """A small chunk."""
+    """Return a small chunk, different for each number."""
     return number.to_bytes(8, "little") + b"chunk of a forged store"
 
 
 def step(number: int, base: int) -> Stored:
-    """A chunk as the difference from another one."""
+    """Return a frame with a chunk as the difference from another chunk."""
     raw, old = raw_chunk(number), raw_chunk(base)
     payload = bytes(sparse_encode(old, raw, ElementKind.PLAIN_8))
     return Stored(chunk_id(raw), len(raw), 4, payload, chunk_id(old))
@@ -54,15 +54,15 @@ def step(number: int, base: int) -> Stored:
 
 
 @family(4000)
-def frames_of_a_chunk_that_nobody_needs(store: Forger, n: int) -> None:
-    """Many frames of one chunk."""
+def frames_of_a_chunk_that_no_version_needs(store: Forger, n: int) -> None:
+    """Many frames of a chunk that no version needs."""
     pack = store.pack([whole(raw_chunk(0)), *[Stored(chunk_id(b"?"), 9, 0, b"frame")] * n])
     store.holding([pack], [raw_chunk(0)])
 
 
 @family(800)
 def bad_frames_of_a_chunk(store: Forger, n: int) -> None:
-    """Many frames of a chunk of the version, all of them wrong."""
+    """Many damaged frames of a chunk of the version."""
     raw = raw_chunk(0)
     frames = [Stored(chunk_id(raw), len(raw), 1, b"%08d" % number) for number in range(n)]
     store.holding([store.pack(frames)], [raw])
@@ -70,28 +70,28 @@ def bad_frames_of_a_chunk(store: Forger, n: int) -> None:
 
 @family(1000)
 def sizes_of_a_chunk(store: Forger, n: int) -> None:
-    """Frames of one chunk that claim to be of many sizes."""
+    """Frames of one chunk that declare different sizes."""
     frames = [Stored(chunk_id(raw_chunk(0)), 100 + number, 1, b"frame") for number in range(n)]
     store.holding([store.pack(frames)], [raw_chunk(0)])
 
 
 @family(400)
 def chain(store: Forger, n: int) -> None:
-    """A version of all chunks of a chain."""
+    """A version that consists of all chunks of a chain."""
     frames = [whole(raw_chunk(0)), *(step(number, number - 1) for number in range(1, n))]
     store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
 
 
 @family(400)
 def circle(store: Forger, n: int) -> None:
-    """Chunks that are differences from each other, all around."""
+    """Chunks that are differences from each other, in a circle."""
     frames = [step(number, (number + 1) % n) for number in range(n)]
     store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
 
 
 @family(400)
 def web_without_an_end(store: Forger, n: int) -> None:
-    """Chunks that build on one, which has many frames with bases that are missing."""
+    """Chunks with the same base, of which every frame has a missing base."""
     frames = [step(0, 10**6 + number) for number in range(n)]
     frames += [step(number, 0) for number in range(1, n)]
     store.holding([store.pack(frames)], [raw_chunk(number) for number in range(n)])
@@ -99,7 +99,7 @@ def web_without_an_end(store: Forger, n: int) -> None:
 
 @family(250)
 def tree_of_differences(store: Forger, n: int) -> None:
-    """Chunks that each have several frames, on several earlier ones."""
+    """Chunks with several frames each, as differences from earlier chunks."""
     chance = random.Random(n)
     frames = [whole(raw_chunk(0))]
     for number in range(1, n):
@@ -109,14 +109,14 @@ def tree_of_differences(store: Forger, n: int) -> None:
 
 @family(500)
 def tiny_frames(store: Forger, n: int) -> None:
-    """Many small files."""
+    """Many small files, each a frame."""
     raws = [raw_chunk(number) for number in range(n)]
     store.holding([store.pack(list(map(whole, raws)))], raws)
 
 
 @family(80)
 def packs(store: Forger, n: int) -> None:
-    """Many packs, each with a chunk of the version and another frame of the first one."""
+    """Many packs, each with a chunk of the version and another frame of the first chunk."""
     raws = [raw_chunk(number) for number in range(n)]
     made = [store.pack([whole(raw), step(0, 10**6 + m)]) for m, raw in enumerate(raws)]
     rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
@@ -125,7 +125,7 @@ def packs(store: Forger, n: int) -> None:
 
 @family(80)
 def chain_of_packs(store: Forger, n: int) -> None:
-    """A chain in packs that each have another frame of its first chunk as well."""
+    """A chain across packs, each of which has another frame of the first chunk, too."""
     frames = [whole(raw_chunk(0)), *(step(number, number - 1) for number in range(1, n))]
     made = [store.pack([frame, step(0, 10**6 + m)]) for m, frame in enumerate(frames)]
     rows = [row(f"{number:08}", raw_chunk(number)) for number in range(n)]
@@ -134,7 +134,7 @@ def chain_of_packs(store: Forger, n: int) -> None:
 
 @family(500)
 def missing_chunks(store: Forger, n: int) -> None:
-    """Files whose chunks are nowhere, and neither are their packs."""
+    """Files whose chunks and packs are missing."""
     raws = [raw_chunk(number) for number in range(n)]
     rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
     packs = [chunk_id(b"pack" + raw) for raw in raws]
@@ -146,67 +146,67 @@ def missing_chunks(store: Forger, n: int) -> None:
 
 @family(15)
 def deep_paths(store: Forger, n: int) -> None:
-    """Files in a hundred folders each."""
+    """Files in folders that are nested a hundred deep."""
     store.version([row("/".join([f"{number:06}", *["a"] * 99])) for number in range(n)])
 
 
 @family(100)
 def long_paths(store: Forger, n: int) -> None:
-    """Names as long as they may be."""
+    """Names of the maximum length."""
     store.version([row(f"{number:06}" + "x" * 4000) for number in range(n)])
 
 
 @family(50)
 def marked_paths(store: Forger, n: int) -> None:
-    """Names of combining marks, which lie in the wrong order."""
+    """Names of combining marks in the wrong order, which normalization has to sort."""
     store.version([row(f"{number:06}" + "\u0301\u0323" * 1000) for number in range(n)])
 
 
 @family(10_000)
 def wide_metadata(store: Forger, n: int) -> None:
-    """Many keys."""
+    """Metadata with many keys."""
     store.version(metadata={f"key{number:08}": number for number in range(n)})
 
 
 @family(2000)
 def keys_above_metadata(store: Forger, n: int) -> None:
-    """A long key, and many values below it."""
+    """Metadata with a long key and many values below it."""
     store.version(metadata={"k" * 10 * n: [[] for _ in range(n)]})
 
 
 @family(250)
 def deep_metadata(store: Forger, n: int) -> None:
-    """Lists in lists."""
+    """Metadata of deeply nested lists."""
     store.version(metadata={"a": [[[[[[[[[[]]]]]]]]] for _ in range(n)] * 4})
 
 
 @family(50_000)
 def metadata_of_empty_lists(store: Forger, n: int) -> None:
-    """A bomb: one byte each, and 64 in memory."""
+    """Metadata of empty lists, each one byte when encoded and 64 bytes in memory."""
     store.version(metadata=b"\x81\xa1a\xdd" + n.to_bytes(4, "big") + b"\x90" * n)
 
 
 @family(500_000)
 def files_of_empty_lists(store: Forger, n: int) -> None:
-    """The same where files belong."""
+    """Empty lists in place of files."""
     store.version(files=b"\xdd" + n.to_bytes(4, "big") + b"\x90" * n)
 
 
 @family(500_000)
 def table_of_empty_lists(store: Forger, n: int) -> None:
-    """The same in a pack table."""
+    """Empty lists in a pack table."""
     store.version([row("a", b"x")], table={"packs": b"", "pack": [[]] * n})
 
 
 @family(200_000)
 def header_of_empty_lists(store: Forger, n: int) -> None:
-    """The same in JSON."""
+    """Empty lists in a JSON header."""
     store.version([safetensors(b'{"a":[' + b"[]," * n + b"[]]}")])
 
 
 @family(3000)
 def tensors_without_bytes(store: Forger, n: int) -> None:
-    """Many tensors."""
+    """Many tensors without elements."""
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     store.version([safetensors({f"tensor{number:06}": entry for number in range(n)})])
 
@@ -220,7 +220,7 @@ def dimensions(store: Forger, n: int) -> None:
 
 @family(2000)
 def tree_of_a_state(store: Forger, n: int) -> None:
-    """A long key, and many tensors below it that are one."""
+    """A long key, and many names below it for one tied tensor."""
     names = [[f"t{number:05}", ["tensor", "t"]] for number in range(n)]
     tree = ["dict", [["k" * 10 * n, ["dict", names]]]]
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
@@ -242,7 +242,7 @@ def ancestors(store: Forger, n: int) -> None:
 
 @family(60)
 def parents(store: Forger, n: int) -> None:
-    """A history in which each version comes from the sixteen before it."""
+    """A history in which each version has the previous sixteen as its parents."""
     before: list[SnapshotId] = []
     for number in range(n):
         made = store.version(parents=before[-16:][::-1], message=str(number), branch=None)
@@ -252,7 +252,7 @@ def parents(store: Forger, n: int) -> None:
 
 @family(100)
 def moves(store: Forger, n: int) -> None:
-    """A branch that nobody ever cleaned."""
+    """A branch with many moves, none of which was removed."""
     version = store.version()
     for position in range(1, n + 1):
         store.move("main", version, position)
@@ -260,7 +260,7 @@ def moves(store: Forger, n: int) -> None:
 
 @family(100)
 def moves_to_one_position(store: Forger, n: int) -> None:
-    """Writers that were all at the same place."""
+    """Many moves of a branch to one position, as if by concurrent writers."""
     version = store.version()
     for number in range(n):
         other = SnapshotId(number.to_bytes(32, "big"))
@@ -271,7 +271,7 @@ def moves_to_one_position(store: Forger, n: int) -> None:
 
 @family(100)
 def branches_and_tags(store: Forger, n: int) -> None:
-    """Many of both."""
+    """Many branches and tags."""
     version = store.version()
     for number in range(n):
         store.move(f"branch-{number}", version)
@@ -280,7 +280,7 @@ def branches_and_tags(store: Forger, n: int) -> None:
 
 @family(100)
 def strays(store: Forger, n: int) -> None:
-    """What does not belong among refs, packs and snapshots."""
+    """Stray files among refs, packs and snapshots."""
     store.version()
     for number in range(n):
         for folder in ("refs", "refs/heads/main", "refs/tags", "packs", "snapshots"):
@@ -289,7 +289,7 @@ def strays(store: Forger, n: int) -> None:
 
 @family(100)
 def empty_packs(store: Forger, n: int) -> None:
-    """Packs that are damaged."""
+    """Many damaged packs."""
     store.version()
     for number in range(n):
         store.put(f"packs/{number:064x}", msgpack.packb({"number": number}) * 4)

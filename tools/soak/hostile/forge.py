@@ -1,4 +1,4 @@
-"""Stores of any objects, under the IDs and checksums that are right for them."""
+"""Builds stores of arbitrary objects, with valid IDs and checksums."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ EMPTY_TABLE = {"packs": b"", "pack": []}
 
 
 def chunk_id(raw: bytes) -> ChunkId:
-    """The ID of a chunk."""
+    """Return the ID of a chunk."""
     return ChunkId(blake3_256(raw))
 
 
 class Stored(NamedTuple):
-    """A frame to be: a chunk's ID and size, and the bytes that stand for it."""
+    """The fields of a frame to forge: ID and size of a chunk, encoding, payload and base."""
 
     chunk: ChunkId
     raw_size: int
@@ -39,20 +39,20 @@ class Stored(NamedTuple):
 
 
 def whole(raw: bytes) -> Stored:
-    """A chunk as it is."""
+    """Return an uncompressed frame of a chunk."""
     return Stored(chunk_id(raw), len(raw), 0, raw)
 
 
 def row(path: str, raw: bytes = b"") -> list[Any]:
-    """A file of a manifest with one chunk, or none."""
+    """Return the row of a file with one chunk, or of an empty file, for a manifest."""
     return [path, len(raw), None, chunk_id(raw) if raw else b""]
 
 
 class Forger:
-    """A store in a folder, and the means to put anything into it.
+    """A store in a folder, to which any objects can be added.
 
     Args:
-        root: The folder.
+        root: The folder of the store.
     """
 
     def __init__(self, root: Path) -> None:
@@ -60,13 +60,13 @@ class Forger:
         casweights.open(root, create=True, config=StoreConfig(chunk_size=CHUNK_SIZE)).close()
 
     def put(self, name: str, data: bytes) -> None:
-        """Put an object."""
+        """Add an object."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
     def pack(self, frames: list[Stored]) -> PackId:
-        """Put a pack."""
+        """Add a pack of these frames; return its ID."""
         placed, offset = [], PREFIX_SIZE
         for frame in frames:
             size, check = len(frame.payload), checksum(frame.payload)
@@ -87,7 +87,7 @@ class Forger:
         branch: str | None = "main",
         **fields: Any,
     ) -> SnapshotId:
-        """Put a version, and a branch that is at it. Bytes are taken as encoded already."""
+        """Add a version and a branch that names it. Bytes count as already encoded."""
         manifest = {
             "parents": [],
             "time": 1_700_000_000_000_000,
@@ -114,19 +114,19 @@ class Forger:
         return snapshot
 
     def holding(self, packs: list[PackId], raws: list[bytes]) -> SnapshotId:
-        """Put a version with a file for each of these chunks, all in the first of the packs."""
+        """Add a version with one file for each of these chunks, all in the first of the packs."""
         rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
         distinct = len(set(raws))
         return self.version(rows, table={"packs": b"".join(packs), "pack": [0] * distinct})
 
     def move(self, ref: str, snapshot: SnapshotId, position: int = 1, kind: str = HEADS) -> None:
-        """Put a move of a branch or tag."""
+        """Add a move of a branch or tag."""
         payload = msgpack.packb({"snapshot": snapshot, "time": 0})
         self.put(move_name(kind, ref, position), seal(ObjectKind.REF, payload))
 
 
 def safetensors(table: dict[str, Any] | bytes, size: int = 0) -> list[Any]:
-    """A safetensors file without data, whose header is this."""
+    """Return the row of a safetensors file with this header and without data."""
     text = table if isinstance(table, bytes) else json.dumps(table, separators=(",", ":")).encode()
     header = len(text).to_bytes(8, "little") + text
     return ["model.safetensors", len(header) + size, header, b""]

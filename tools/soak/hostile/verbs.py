@@ -1,4 +1,4 @@
-"""Everything that one can do with a store, each in a process of its own under limits."""
+"""Runs every operation on a store, each in a process of its own and under limits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 import casweights
 from casweights import CasweightsError, Repository
 
-CPU_LIMIT, TIME_LIMIT = 6, 30  # seconds, of the processors and of the clock
-MEMORY_LIMIT = 2 << 30  # bytes more than before
+CPU_LIMIT, TIME_LIMIT = 6, 30  # seconds of processor time and of wall-clock time
+MEMORY_LIMIT = 2 << 30  # bytes beyond those in use before
 
 Verb = Callable[[Repository, Path], object]
 
@@ -42,7 +42,7 @@ def _read(repo: Repository, _: Path) -> None:
 
 
 def _mine(repo: Repository, scratch: Path) -> Repository:
-    """A store of one's own, with a branch."""
+    """Make another store, with a branch of its own."""
     mine = casweights.open(scratch / "mine", create=True, config=repo.config)
     mine.commit({"t": torch.zeros(8)}, branch="mine")
     return mine
@@ -101,12 +101,12 @@ VERBS: dict[str, Verb] = {
 
 
 class Cost(NamedTuple):
-    """What a verb took.
+    """The costs of a verb.
 
     Attributes:
-        seconds: Of all processors together.
-        nbytes: The largest memory, beyond what the process had before.
-        failure: How it ended, if that is no way to end.
+        seconds: Processor time of all threads together.
+        nbytes: Peak memory, beyond that in use before.
+        failure: Description of an end that is not permitted, if any.
     """
 
     seconds: float
@@ -115,7 +115,7 @@ class Cost(NamedTuple):
 
 
 def measure(verb: Verb, store: Path, scratch: Path) -> Cost:
-    """Run a verb in a child of this process, which has all modules at hand."""
+    """Run a verb in a fork of this process, so that no imports are measured; return its costs."""
     sys.stdout.flush()
     reading, writing = os.pipe()
     child = os.fork()
@@ -149,7 +149,7 @@ def _run(verb: Verb, store: Path, scratch: Path, report: int) -> None:
 
 
 def _status(field: str) -> int:
-    """A number of bytes that Linux knows of this process."""
+    """Return a number of bytes from the status of this process, as Linux reports it."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10
