@@ -200,7 +200,9 @@ def _prepare_environment(folder: Path, hub: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/soak/run chaos", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300.0, help="seconds (default: 300)")
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, help="length of the run, default 300"
+    )
     parser.add_argument(
         "--disturbances", type=int, default=sys.maxsize, help="end earlier, after this many"
     )

@@ -43,6 +43,7 @@ class Folder:
     pending: list[tuple[str, File | Folder | None]] = field(default_factory=list)
 
     def change(self, name: str, node: File | Folder | None) -> None:
+        """Set or remove a name; the change is pending until `sync`."""
         if node is None:
             del self.names[name]
         else:
@@ -56,6 +57,9 @@ class Folder:
 
 class Disk:
     """Records all changes of a folder within `recording`.
+
+    Each method `_os_NAME` updates the model after a call of `os.NAME`, given its result and its
+    arguments, and returns whether the state after a crash may have changed.
 
     Args:
         path: The folder, which must be empty.
@@ -188,11 +192,13 @@ def _pending(folder: Folder) -> Iterator[tuple[str, File | Folder | None]]:
 
 
 def _folders(folder: Folder) -> list[Folder]:
+    """Return the folders that may exist in a folder after a crash."""
     nodes = [*folder.durable.values(), *(node for _, node in folder.pending)]
     return [*dict.fromkeys(node for node in nodes if isinstance(node, Folder))]
 
 
 def _choices(number: int, chance: random.Random) -> Iterator[tuple[bool, ...]]:
+    """Yield combinations of pending changes that survive: all, or extremes and samples."""
     if number <= _ALL:
         yield from product((False, True), repeat=number)
         return
@@ -206,6 +212,15 @@ def _choices(number: int, chance: random.Random) -> Iterator[tuple[bool, ...]]:
 
 
 def _survive(folder: Folder, path: str, kept: Iterator[bool], tree: Tree, *, torn: bool) -> None:
+    """Add the names and bytes of a folder that survive a crash to `tree`.
+
+    Args:
+        folder: The folder.
+        path: Its path, ending in a slash; empty for the top.
+        kept: Whether each pending change survives, in the order of `_pending`.
+        tree: The files and folders found so far.
+        torn: Whether bytes that are not synced are lost.
+    """
     names = dict(folder.durable)
     for name, node in folder.pending:
         if not next(kept):

@@ -93,6 +93,7 @@ class Recording:
             self._trees.setdefault(visible, tree)
 
     def run(self, name: str, command: Callable[[], object]) -> None:
+        """Run a command; record the crashes during it, and one after it."""
         self._trees = {}
         command()
         running, self._trees = self._trees, {}
@@ -116,6 +117,7 @@ class Recording:
 
 
 def check(crash: Crash, place: Path) -> None:
+    """Check that a store after a crash holds the facts before or after the command."""
     write_tree(crash.tree, place)
     if crash.during == "create" and not crash.done:
         with casweights.open(place / "store", create=True, config=CONFIG, workers=1) as repo:
@@ -134,6 +136,7 @@ def check(crash: Crash, place: Path) -> None:
 
 
 def check_all(recording: Recording, folder: Path) -> None:
+    """Check the store after every crash; fail with a list of all broken ones."""
     recording.stop()
     broken = []
     for number, crash in enumerate(recording.crashes):

@@ -119,10 +119,12 @@ def make(objects: ObjectStore, refs: str | None = None) -> Repository:
 
 
 def content_of(version: Snapshot) -> tuple[Any, ...]:
+    """Return the parts of a version that do not depend on time."""
     return version.message, repr(version.metadata), version.files
 
 
 def join_parts(place: Place) -> None:
+    """Commit files that were encoded before, as a distributed checkpoint does."""
     db = place.repo.database
     head = db.refs.head("main")
     assert head is not None
@@ -188,6 +190,7 @@ def test_an_error_means_that_repeating_it_does_what_one_call_does(
 def try_once(
     verb: str, place: Place, expected: dict[str, Any], fault: tuple[int, bool, bool]
 ) -> None:
+    """Run a verb with a fault, and repeat it after an error; check the state afterwards."""
     call, after, outage = fault
     place.objects.fail(call, after=after, outage=outage)
     try:

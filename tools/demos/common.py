@@ -31,7 +31,7 @@ def check(condition: bool, otherwise: str) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The way to make a version.
+    """The definition of a version of the demo.
 
     Attributes:
         name: Name of the version in the demo.

@@ -187,7 +187,7 @@ class BucketRoutes:
         return self._token("write")
 
     def resolve(self, request: Request) -> Answer:
-        """Redirect to the bytes of a file, or describe the file if the client asks for that."""
+        """Redirect to the bytes of a file, or describe the file if the client requests that."""
         bucket = self._readable(request)
         entry = self._entry(bucket, request.args[2])
         refresh = f"{self.url}/api/buckets/{bucket}/xet-read-token"

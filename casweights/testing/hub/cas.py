@@ -184,7 +184,7 @@ class Cas:
             save: Writes the xorb to a file.
 
         Raises:
-            Refusal: The bytes are not a sequence of chunks.
+            Refusal: The bytes are not a sequence of chunks, or the hash is not valid.
         """
         if self.keep_xorb(xorb):
             return False

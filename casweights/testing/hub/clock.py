@@ -21,8 +21,8 @@ def timestamp(microseconds: int) -> str:
 class Clock:
     """The time of the server, in microseconds since the epoch.
 
-    It follows the clock of this machine until a test holds or advances it. It never goes back, also
-    not when a Hub is restarted on the same folder.
+    It follows the clock of this machine until a test holds or advances it. It never goes back,
+    not even when a Hub is restarted on the same folder.
 
     Args:
         journal: The log of what tests do to the clock.

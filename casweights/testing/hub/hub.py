@@ -101,7 +101,7 @@ class LocalHub:
             "buckets": self._buckets,
             "repos": repos,
         }
-        # The tables first take over the past; only then may the ports open.
+        # Restore the tables before the ports accept requests.
         for event in journal.replay():
             tables[event["table"]].apply(event)
         self._cas.adopt_xorbs()

@@ -87,6 +87,7 @@ class Server:
             thread.join()
 
     def _accept(self) -> None:
+        """Accept connections and start their threads, until the server closes."""
         while True:
             connection, _ = self._listener.accept()
             if self._closing:
@@ -102,6 +103,7 @@ class Server:
             thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
+        """Handle the requests of a connection, one after another."""
         try:
             with connection, contextlib.suppress(_HangUp, OSError):
                 line = _Line(connection, self._weather, self._meter)
@@ -137,6 +139,7 @@ class Server:
 
 
 def _answer(handler: Callable[[Request], Answer], request: Request) -> Answer:
+    """Call a handler; turn refusals and malformed values of the request into answers."""
     try:
         return handler(request)
     except Refusal as refusal:
@@ -263,6 +266,7 @@ class _Line:
             take(block)
 
     def _read_ahead(self) -> bool:
+        """Receive more bytes; return False at the end of the connection."""
         try:
             data = self._connection.recv(_MAX_HEAD)
         except OSError:
@@ -271,6 +275,7 @@ class _Line:
         return bool(data)
 
     def _sized_body(self, size: int) -> Iterator[memoryview]:
+        """Yield the blocks of a body of known size, each valid until the next one."""
         while size:
             if self._ahead:
                 block = memoryview(bytes(self._ahead[:size]))
@@ -284,6 +289,7 @@ class _Line:
             yield block
 
     def _receive(self, size: int) -> memoryview:
+        """Receive up to `size` bytes into the buffer of the connection."""
         if self._buffer is None:
             self._buffer = bytearray(_BLOCK)
         room = memoryview(self._buffer)[: min(size, self._weather.block(_BLOCK))]
@@ -296,6 +302,7 @@ class _Line:
         return room[:count]
 
     def _chunked_body(self) -> Iterator[memoryview]:
+        """Yield the blocks of a body with chunked transfer encoding."""
         while size := int(self._text_line().partition(b";")[0], 16):
             yield from self._sized_body(size)
             self._text_line()
@@ -303,6 +310,7 @@ class _Line:
             pass
 
     def _text_line(self) -> bytes:
+        """Receive a line; return it without its end."""
         while (end := self._ahead.find(b"\r\n")) < 0:
             if len(self._ahead) > _MAX_HEAD or not self._read_ahead():
                 raise _HangUp

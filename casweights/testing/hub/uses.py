@@ -26,11 +26,11 @@ class Uses:
         self._sent_xorbs: dict[str, int] = {}  # when a xorb without a file was uploaded
 
     def send_xorb(self, xorb: str, moment: int) -> None:
-        """Record that a client uploaded a xorb, or was told that it is stored."""
+        """Start the grace period of a xorb: a client uploaded it, or was told that it is stored."""
         self._sent_xorbs[xorb] = moment
 
     def send_file(self, file: str, xorbs: Iterable[str], moment: int) -> None:
-        """Record that a client registered a file, new or known, made of these xorbs."""
+        """Start the grace period of a file, new or known, and end that of its xorbs."""
         self._sent_files[file] = moment
         for xorb in xorbs:
             self._sent_xorbs.pop(xorb, None)
@@ -40,7 +40,7 @@ class Uses:
         self._needs.update(xorbs)
 
     def name(self, file: str) -> None:
-        """Record that one more path names a file."""
+        """Record that one more path names a file, which ends its grace period."""
         self._names[file] += 1
         self._unnamed.pop(file, None)
         self._sent_files.pop(file, None)
@@ -56,7 +56,7 @@ class Uses:
         return self._needs[xorb] > 0
 
     def idle_files(self, unnamed_before: int, sent_before: int) -> list[str]:
-        """Return the files that may be freed.
+        """Return the files that may be freed, and end grace periods that are over.
 
         Args:
             unnamed_before: A file is idle if it lost its last path at or before this time.
@@ -80,7 +80,7 @@ class Uses:
         self._needs.subtract(xorbs)
 
     def idle_xorbs(self, xorbs: Iterable[str], sent_before: int) -> Iterator[str]:
-        """Yield the xorbs that may be freed.
+        """Yield the xorbs that may be freed, and end grace periods that are over.
 
         Args:
             xorbs: Xorbs of files that were freed.

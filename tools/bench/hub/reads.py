@@ -58,7 +58,7 @@ class RecordingStore(WrapperStore):
         the longest chain of dependent calls.
 
         Args:
-            trip: Seconds of a round trip: calls that take less ask nobody.
+            trip: Seconds of a round trip. Faster calls do not reach the network, and are left out.
         """
         found: list[Call] = []
         for call in sorted(self.calls, key=lambda call: call.end):
