@@ -146,7 +146,7 @@ def test_file_that_changes_while_it_is_read_is_an_error(
         assert repo.verify().problems == ()
 
 
-def test_file_that_another_thread_keeps_writing_is_never_torn(tmp_path: Path) -> None:
+def test_file_that_another_thread_keeps_writing_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     path.write_bytes(os.urandom(16 * MiB))
     writing, stop = threading.Event(), threading.Event()

@@ -31,7 +31,7 @@ _NAME = "cuda"
 def row_device(report: Report, work: Path, size: int, rounds: int) -> None:
     """Add rows on the speeds of the scan and of the pause, in GB of model data per second."""
     if not torch.cuda.is_available():
-        print("device: this machine has no GPU that torch can use; the row is left out\n")
+        print("device: skipped, because torch finds no GPU on this machine\n")
         return
     note_progress("device: a model")
     url, scans = work / "device", _Scans()
