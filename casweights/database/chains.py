@@ -81,13 +81,16 @@ class Chain:
 
     @property
     def base(self) -> ChunkId | None:
-        """The chunk that the reader must supply to begin with; None if the first frame is whole."""
+        """The chunk that the first frame is a difference from, which the reader must supply.
+
+        None if the first frame is whole, or if there are no frames.
+        """
         first = self._step.first
         return None if first is None else first.frame.base
 
     @cached_property
     def frames(self) -> tuple[Location, ...]:
-        """The frames in the order of decoding. The first has no base, or one the reader has."""
+        """The frames in the order of decoding. The first is whole, or the reader has its base."""
         return tuple(self.back())[::-1]
 
     def back(self, seen: set[Node] | None = None) -> Iterator[Location]:
@@ -143,7 +146,7 @@ class ChainFinder:
     Args:
         table: The frames.
         have: Chunks that cost nothing, because the reader has them.
-        doubted: Whether frames in doubt may be used.
+        doubted: Whether frames in doubt may be used, see `FrameTable`.
     """
 
     def __init__(
@@ -164,7 +167,12 @@ class ChainFinder:
         self._after: dict[Node, list[Node]] | None = None
 
     def chain(self, chunk: ChunkId) -> Chain | None:
-        """Return the chain of the fewest stored bytes, or None if frames are missing."""
+        """Return the chain of the fewest stored bytes.
+
+        Returns:
+            The chain, without frames if the reader has the chunk; None if no chain of at most
+            `MAX_LINKS` usable frames leads to it.
+        """
         with self._lock:
             step = self._last_step(chunk)
             return None if step is None else Chain(step)
@@ -182,17 +190,17 @@ class ChainFinder:
 
         Args:
             chunks: The chunks.
-            seen: Limits the walk to frames that no earlier chain had, as in `Chain.back`.
+            seen: Ends the walk where an earlier one passed, as in `Chain.back`.
 
         Returns:
-            A tuple for each chunk; empty if frames are missing.
+            A tuple for each chunk; empty if the chunk has no chain, or if the reader has it.
         """
         with self._lock:
             steps = [self._last_step(chunk) or _NOTHING for chunk in chunks]
             return [tuple(location.pack for location in Chain(step).back(seen)) for step in steps]
 
     def cost(self, chunk: ChunkId) -> Cost | None:
-        """Return the cost of the cheapest chain, or None if frames are missing."""
+        """Return the cost of the cheapest chain; None where `chain` returns None."""
         with self._lock:
             step = self._last_step(chunk)
             return None if step is None else Cost(step.nbytes, step.links)
@@ -217,10 +225,10 @@ class ChainFinder:
             self._steps, self._dead, self._best, self._by_size = {}, set(), {}, {}
             self._after = None
         while self._exclusions < len(table.exclusions):
-            self._close(table.exclusions[self._exclusions])
+            self._discard_through(table.exclusions[self._exclusions])
             self._exclusions += 1
 
-    def _close(self, location: Location) -> None:
+    def _discard_through(self, location: Location) -> None:
         """Discard the chains through an excluded frame. All others stay the cheapest."""
         node = Node(location.frame.chunk, location.frame.raw_size)
         self._best.pop(node.chunk, None)
@@ -232,12 +240,12 @@ class ChainFinder:
             self._after = {}
             for other, taken in self._steps.items():
                 self._follows(other, taken)
-        closed = [node]
-        while closed:
-            node = closed.pop()
+        discarded = [node]
+        while discarded:
+            node = discarded.pop()
             self._steps.pop(node, None)
             self._best.pop(node.chunk, None)
-            closed += self._after.pop(node, ())
+            discarded += self._after.pop(node, ())
 
     def _follows(self, node: Node, step: _Step) -> None:
         """Record which node a step is built on, if `_after` is in use."""
