@@ -29,10 +29,16 @@ _BLOCK_BYTES = 512 * KiB  # a small pack is fetched in blocks of this size, alig
 def small_packs(
     store: ObjectStore, index: ChunkIndex, chunks: Iterable[ChunkId]
 ) -> list[list[Range]]:
-    """Return the unread hinted packs that are worth fetching whole.
+    """Return the packs that are worth fetching whole, of those that are hinted and unread.
 
-    These are packs of the given chunks of up to 8 MiB, and any other hinted packs of up to
-    128 KiB.
+    A pack is hinted if the pack table of a snapshot names it, and unread until its index was read.
+    Up to 8 packs of the given chunks count if they have at most 8 MiB each, and up to 256 packs of
+    any chunks if they have at most 128 KiB each.
+
+    Args:
+        store: Knows the sizes of the packs.
+        index: Knows which packs are hinted and unread.
+        chunks: The chunks that will be read.
 
     Returns:
         A group of ranges for each pack, to announce to `SupportsReadahead.ahead`. It contains the
@@ -50,8 +56,9 @@ def small_packs(
 def around(index: ChunkIndex, location: Location) -> Range:
     """Return the range of bytes to fetch for a frame.
 
-    In a small pack, it covers the blocks that contain the frame, because their other frames are
-    those of the chunks that are read next. In a large pack, it is the frame itself.
+    In a pack of up to 8 MiB, it covers the blocks that contain the frame, because their other
+    frames are those of the chunks that are read next. In a larger pack, or one whose index was not
+    read, it is the frame itself.
     """
     name, start, stop = location.range
     size = index.pack_size(location.pack)
