@@ -61,13 +61,15 @@ class RefLog:
     No lock is held anywhere: writers compete by putting moves. The order of a change:
 
     1. `settled` returns the moves of a ref once no two writers compete for the newest position.
-       The caller takes the newest move as `after` and `before`.
+       The caller passes the position and version of the newest one as `after` and `before`.
     2. `append` puts a move at the next position, and lists the ref's moves until it is certain
        whether the move counts. A move that does not count is withdrawn (deleted), and the caller
        begins again at step 1.
 
     A writer may stop or die between any two calls. Others wait for it for a limited time, and then
-    treat its move as one that stays. `moves` and `all` are for readers and never wait.
+    treat its move as one that stays. `moves` and `all` are for readers and never wait. Lists of
+    moves contain all that a listing shows, by position; `moves.latest` returns the newest one that
+    counts, and `moves.line` those that make up the history of the ref.
 
     Args:
         store: The store that contains the logs.
@@ -91,7 +93,7 @@ class RefLog:
         return self._store.probe().exclusive_create
 
     def all(self, infos: Iterable[ObjectInfo] | None = None) -> dict[str, list[Move]]:
-        """Return the moves of each ref, by the name of the ref.
+        """Return the moves of each ref, by the name of the ref. Malformed moves are left out.
 
         Args:
             infos: A listing that contains all moves of this kind; None to list the store.
@@ -103,7 +105,7 @@ class RefLog:
         return dict(sorted(found.items()))
 
     def moves(self, ref: str) -> list[Move]:
-        """Return the moves of one ref that a listing shows, without those withdrawn here."""
+        """Return the moves of one ref that a listing shows, except those that `append` withdrew."""
         listed = self._store.list(f"{self.kind}{ref}/")
         moves = self._moves(listed)
         return [move for move in moves if move.ref == ref and move.name not in self._withdrawn]
@@ -156,8 +158,9 @@ class RefLog:
     def settled(self, ref: str) -> list[Move]:
         """Return the moves of a ref once no two writers compete for its newest position.
 
-        Also waits while the newest move may be withdrawn because its base is gone. The wait is
-        limited, because a writer may have died; after it, the moves are returned as they are.
+        Also waits while the newest move may be withdrawn because its base is gone. Because a writer
+        may have died, the wait ends after 6 seconds, or later if listings are slow, and the moves
+        are returned as they are.
         """
         begin, slowest, pauses = time.monotonic(), 0.0, _pauses()
         while True:
@@ -189,8 +192,8 @@ class RefLog:
 
         Returns:
             Whether it moved, and the moves of the ref. It did not move if another writer was
-            first, or if `after` is no longer on the line. The list of moves is empty if none had
-            to be listed.
+            first, or if `after` is no longer on the ref's line, see `moves.line`. The list of moves
+            is empty if none had to be listed.
 
         Raises:
             StoreError: The store failed, or does not list the new move. It is unknown then whether
