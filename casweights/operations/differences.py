@@ -67,6 +67,9 @@ class BaseChunks:
 
         A tensor of the same name in another file counts, because shards of a model may be cut
         differently from one version to the next.
+
+        Returns:
+            The chunk; None if the version has nothing of the same size and dtype there.
         """
         place = _place(piece)
         return self._exact.get((path, *place)) or self._named.get(place)
@@ -80,14 +83,14 @@ def _place(piece: Piece) -> tuple[object, ...]:
 class DifferenceEncoder:
     """Encodes chunks so that their chains stay cheap to read.
 
-    A *step* is the difference from the base that the caller names, the end of its chain. A
-    *shortcut* is the difference from an earlier chunk of the chain: it replaces at least 8 steps
-    for readers that start from nothing. `encode` may run on several threads at once.
+    A *step* is the difference from the base that the caller names; the chain of the base ends with
+    it. A *shortcut* is the difference from an earlier chunk of that chain: it replaces at least 8
+    steps for readers that start from nothing. `encode` may run on several threads at once.
 
     Args:
         reader: Reads bases.
-        index: Knows the chains that new frames will be part of.
-        trusted: May hold bases in memory.
+        index: Knows the chains of bases.
+        trusted: Bases in memory, which need not be read or verified.
         compression: How whole chunks are stored.
     """
 
@@ -113,6 +116,10 @@ class DifferenceEncoder:
     def encode(self, raw: memoryview, dtype: DType, base: ChunkId | None) -> list[EncodedFrame]:
         """Return the frames to store for a chunk.
 
+        A chunk is stored whole where a difference would be too large, and where its base is
+        damaged, has another size or has no chain from a whole frame: a commit must not fail for
+        that.
+
         Args:
             raw: The chunk's bytes.
             dtype: Their element type.
@@ -121,6 +128,9 @@ class DifferenceEncoder:
         Returns:
             One frame; or two, namely a frame that keeps the chain short and a cheap step from
             `base`.
+
+        Raises:
+            StoreError: A base could not be read.
         """
         chain = None if base is None else self._index.chain(base)
         # Sizes below are compared with the whole frame at the chain's beginning.
@@ -174,7 +184,7 @@ class DifferenceEncoder:
         return from_root if from_root and len(from_root.payload) <= limit else None
 
     def _last_shortcut(self, chain: Chain) -> int:
-        """Return the position of the last chunk of a chain that has a shortcut, or 0.
+        """Return the position in a chain of the last chunk with a shortcut, or 0 without any.
 
         Only shortcuts that were stored along with their step count: their chunks have two frames.
         """
@@ -184,10 +194,12 @@ class DifferenceEncoder:
         return 0
 
     def _whole(self, raw: memoryview, dtype: DType) -> EncodedFrame:
+        """Return a frame without a base."""
         encoding, payload = encode(raw, dtype, self._compression)
         return EncodedFrame(encoding, payload, checksum(payload))
 
     def _difference(self, raw: memoryview, dtype: DType, location: Location) -> EncodedFrame | None:
+        """Return the difference from the chunk of a frame; None if it is unsuitable or damaged."""
         base = location.frame.chunk
         if location.frame.raw_size != len(raw):
             return None
