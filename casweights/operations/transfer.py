@@ -1,9 +1,10 @@
 """Transfer: copy versions to another store under the same IDs, moving only what it lacks.
 
-Versions with their history are copied as whole packs. For a version without its history, only the
-frames that it needs are copied, into new packs. Packs are copied before the snapshots that need
-them, and snapshots after their parents. So a transfer that fails or is killed leaves the target
-sound, and repeating it copies nothing twice.
+Versions with their history are copied as whole packs, along with any frames of other versions in
+them. For a version without its history, or if damage is reported in either store, only the frames
+that are needed are copied, into new packs. Packs are copied before the snapshots that need them,
+and snapshots after their parents. So a transfer that fails or is killed leaves the target sound,
+and repeating it copies nothing twice.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ def transfer(
         source: The store to copy from.
         target: The store to copy to.
         tips: The versions.
-        history: Copy their ancestors that the source contains, too.
+        history: Whether to copy their ancestors that the source contains, too. The target notes
+            which versions lack parents there.
+
+    Returns:
+        What was copied; `TransferStats.refs` is empty.
 
     Raises:
         NotFoundError: The source does not contain one of the versions.
@@ -116,13 +121,14 @@ def check_configs(source: Database, target: Database) -> None:
 
 
 def _described(config: StoreConfig) -> str:
+    """Return the part of a configuration that IDs depend on, for an error message."""
     return f"{config.digest} and chunks of {config.chunk_size} bytes"
 
 
 def _missing_versions(
     source: Database, tips: Sequence[SnapshotId], existing: set[SnapshotId], *, history: bool
 ) -> Parents:
-    """Return the versions to copy, each with the IDs of its parents and after those."""
+    """Return the parents of each version to copy. Versions come after their parents."""
     found: Parents = {}
     pending = list(tips)
     while pending:
@@ -151,7 +157,11 @@ def _shared_chunks(
 
 
 def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Iterator[ChunkId]:
-    """Yield the chunks of a version, read from the store whose reads are cheap if one's are."""
+    """Yield the chunks of a version; nothing if neither store can read it.
+
+    The target contains it, and the source may. The one with cheap reads is tried first; if both
+    have them or neither has, the target.
+    """
     for db in sorted((target, source), key=lambda db: not db.store.capabilities.cheap_reads):
         with suppress(NotFoundError, IntegrityError):
             yield from db.snapshots.load(version).chunks()
@@ -159,6 +169,7 @@ def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Itera
 
 
 def _lost(source: Database, chunk: ChunkId) -> IntegrityError:
+    """Return the error for a chunk that the source cannot rebuild. It names known damage."""
     why = f"the chunk {chunk} cannot be rebuilt from {source.store.url}"
     for damage in source.index.damaged.values():
         return IntegrityError(ErrorCode.MISSING_CHUNK, f"{why}. The store is damaged: {damage}")
@@ -218,7 +229,7 @@ class _PackCopy:
 
         Args:
             snapshot: The version.
-            table: The packs of its chunks in the source, when it was written.
+            table: The packs of its chunks as noted in the source. A repack may have replaced them.
 
         Returns:
             The packs of its chunks in the target, where known.
@@ -233,11 +244,13 @@ class _PackCopy:
         return self._table(plan, chunks, table)
 
     def _bring(self, chunks: Iterable[ChunkId]) -> _Plan:
+        """Copy the packs of these chunks, and return the plan that named them."""
         plan = self._plan(chunks)
         self._copy([pack for pack in plan.in_order() if pack not in self._existing])
         return plan
 
     def _plan(self, chunks: Iterable[ChunkId]) -> _Plan:
+        """Return the packs of the chains that lead to these chunks from what the target has."""
         finder = self._source.index.finder(self._have)
         plan = _Plan({}, {}, set())
         seen: set[Node] = set()
@@ -275,6 +288,7 @@ class _PackCopy:
             self._target.reporter.finished(Stage.TRANSFER)
 
     def _batches(self, packs: Sequence[PackId]) -> Iterator[list[PackId]]:
+        """Yield the packs in order, in batches of limited number and size."""
         batch: list[PackId] = []
         nbytes = 0
         for pack in packs:
@@ -340,7 +354,7 @@ class _FrameCopy:
 
         Args:
             snapshot: The version.
-            table: The packs of its chunks in the source, when it was written.
+            table: The packs of its chunks as noted in the source. A repack may have replaced them.
 
         Returns:
             The packs of its chunks in the target.
@@ -365,6 +379,7 @@ class _FrameCopy:
         return self._target.snapshots.pack_table(snapshot.chunks())
 
     def _chain(self, chunk: ChunkId) -> Chain:
+        """Return the cheapest chain to a chunk, without frames that turn out to be damaged."""
         index = self._source.index
         chain = index.find_chain(chunk)
         # The chunk has a chain, but a frame of it is reported as damaged. Reading the chunk tests
@@ -378,6 +393,7 @@ class _FrameCopy:
         return chain
 
     def _write(self, writer: PackWriter, chains: Sequence[Chain]) -> None:
+        """Copy the frames of these chains, bases first; shared beginnings are copied once."""
         store, reporter = self._source.store, self._target.reporter
         reporter.started(Stage.TRANSFER, sum(chain.nbytes for chain in chains))
         try:
@@ -396,7 +412,11 @@ class _FrameCopy:
 
 
 def _retry(source: Database, bring: Callable[[], _R]) -> _R:
-    """Call `bring`, and call it again if a repack has deleted packs of the source."""
+    """Call `bring`, and call it again if a repack has deleted packs of the source.
+
+    Raises:
+        NotFoundError: Packs were missing at each of three attempts.
+    """
     for _ in range(_MAX_ATTEMPTS - 1):
         try:
             return bring()
@@ -406,4 +426,5 @@ def _retry(source: Database, bring: Callable[[], _R]) -> _R:
 
 
 def _pack_sizes(store: ObjectStore) -> dict[PackId, int]:
+    """Return the bytes of each pack that a listing shows."""
     return {parse_id(PackId, names.PACKS, info.name): info.size for info in list_packs(store)}
