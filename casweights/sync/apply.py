@@ -37,7 +37,8 @@ def apply(
 
     Args:
         prepared: The changes of live tensors.
-        late: Changes that are fetched while they are written, see `Fetcher.stream`.
+        late: Changes that are fetched while they are written, see `Fetcher.stream`. As in
+            `prepared`, None stands for a chunk that already has the wanted bytes.
         workers: Threads for writing.
 
     Returns:
@@ -45,7 +46,7 @@ def apply(
 
     Raises:
         TornError: Writing failed and could not be undone. After any other error the tensors are
-            unchanged. In both cases their `ids` say what each chunk holds.
+            unchanged. In both cases `LiveTensor.ids` says what each chunk holds.
     """
     made: list[tuple[Wanted, ElementChange | None, ChunkId | None]] = []
 
@@ -84,7 +85,7 @@ def apply(
 def _write(
     chunk: ChunkRef[LiveTensor], change: ElementChange | None, holds: ChunkId | None
 ) -> None:
-    """Make a change of a chunk and set the chunk's ID to `holds`.
+    """Make a change of a chunk, and set the chunk's ID to that of its new content, `holds`.
 
     During the change the ID is None, so that a failure leaves the content marked as unknown.
     """
@@ -98,6 +99,10 @@ def _take_back(
     made: list[tuple[Wanted, ElementChange | None, ChunkId | None]], error: BaseException
 ) -> None:
     """Undo changes, the last one first because tensors may share memory.
+
+    Args:
+        made: Each chunk with its change, which now holds the former elements, and its former ID.
+        error: The error that stopped the writing.
 
     Raises:
         TornError: Undoing failed, too.

@@ -51,10 +51,10 @@ class Mirror:
                    ▲              │
                    └── fails ─────┘                       claimed until a later version is durable
 
-    `is_settled` means that no scan is put off or claimed. One thread at a time may use a mirror,
-    except for `publish` and `merge`: `Handoff` decides which. `publish` may run while a caller
-    scans, because a scan reads nothing that `publish` writes. `merge` runs while no thread uses
-    the mirror. A scan that fails leaves a mixture of two states: drop the mirror then.
+    `is_settled` means that no scan is put off or claimed. One thread at a time may use a mirror;
+    `Handoff` decides which one. There are two exceptions. `publish` may run while a caller scans,
+    because a scan reads nothing that `publish` writes. `merge` runs while no thread uses the
+    mirror. A scan that fails leaves a mixture of two states: drop the mirror then.
 
     Args:
         state: The state; its bits are copied.
@@ -80,7 +80,7 @@ class Mirror:
         self.version: Snapshot | None = None
 
     def chunk(self, piece: Piece) -> memoryview:
-        """Return the bytes of a chunk, without a copy."""
+        """Return the bytes of a chunk, without a copy: the next scan changes them."""
         return self._copy.chunk(chunk_of(piece))
 
     def grid(self, scan: Scan) -> FileGrid:
@@ -90,11 +90,14 @@ class Mirror:
         return self._grid
 
     def first(self, state: StateFile) -> Scan:
-        """Return the scan of the state from which the mirror was made: no changes."""
+        """Return a scan without changes, of the state from which the mirror was made."""
         return _scanned(state, {})
 
     def scan(self, state: StateFile) -> Scan:
-        """Find the changes of a state of the same layout, and make them in the copy, too."""
+        """Find the changes of a state, and make them in the copy, too.
+
+        The caller checks that the state has the mirror's `layout`.
+        """
         return _scanned(state, {ref: [change] for ref, change in self._copy.update(state)})
 
     def merge(self, older: Scan | None, newer: Scan) -> Scan:
