@@ -2,7 +2,8 @@
 
 Building the header of a state dict with thousands of tensors is slow, and successive versions of a
 model mostly have equal ones. A `Look` collects facts quickly; if they equal those of an earlier
-`Outline`, that is used again.
+`Outline`, `StateFile` uses that outline again. Otherwise it makes a new one, and refuses objects
+of unknown types; here, nothing raises an error for them.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ class Outline:
 
     Attributes:
         facts: The structure of the state dict, as `Look` collects it.
-        values: Its values as text, from `dump_values`.
-        template: Its tree without the values.
+        values: The numbers, strings and other values in it as text, from `dump_values`.
+        template: Its tree without these values.
         raw_header: The header of its safetensors file.
         header: The same, parsed.
         dtypes: The dtype that each tensor is written in, by name.
-        cast: Names of the tensors whose own dtype is another one.
+        cast: Names of the tensors whose own dtype differs from the one in `dtypes`.
         layout: The dtype code, shape and device of each tensor, by name.
     """
 
@@ -136,7 +137,8 @@ def as_tensor(value: object) -> tuple[str, torch.Tensor] | None:
     """Return a kind and a tensor with the content of a numpy array or scalar, bytes or a BytesIO.
 
     Returns:
-        None for other objects, and for arrays whose dtype torch lacks.
+        One of the kinds in `trees`, and the tensor, which shares the array's memory where torch
+        allows it. None for other objects, and for arrays whose dtype torch lacks.
     """
     if isinstance(value, bytes | io.BytesIO):
         data = bytearray(value if isinstance(value, bytes) else value.getvalue())

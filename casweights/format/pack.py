@@ -88,7 +88,7 @@ class Location:
 
     @property
     def suspect(self) -> Suspect:
-        """The frame's name in findings."""
+        """The place that a finding about this frame names."""
         return Suspect(self.pack, self.frame.offset)
 
 
@@ -164,7 +164,7 @@ def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, b
     one generation.
 
     Args:
-        frames: The frames, in order.
+        frames: The frames in the order of their bytes; at least one.
         generation: 0, or one more than the highest generation of the packs that this one replaces.
 
     Returns:

@@ -27,7 +27,7 @@ _THREADS = 16  # concurrent fetches: enough to hide round trips of about 100 ms
 
 
 class _Span:
-    """A piece of an object: waiting, being fetched, or in memory."""
+    """A piece of an object that is fetched by one request: waiting, being fetched, or in memory."""
 
     def __init__(self, name: str, start: int, stop: int) -> None:
         self.name = name
@@ -45,6 +45,8 @@ class _Span:
 
 
 class _Cell(NamedTuple):
+    """A part of an object, on a fixed grid. Only ranges that begin in one cell share a span."""
+
     name: str
     number: int
 
@@ -52,9 +54,10 @@ class _Cell(NamedTuple):
 class ReadaheadStore(Handle, WrapperStore):
     """Another store whose announced ranges are fetched before they are read.
 
-    A span is announced and waits, is fetched once the window has room, and is dropped after its
-    last announced read. Spans that are not read in time may be dropped early; their readers then
-    fetch the bytes themselves. A failed fetch raises nothing: the reader repeats it and gets the
+    Announced ranges that lie close together make a span. A span waits, is fetched once the window
+    has room, and is dropped after its last announced read. Spans that are not read in time may be
+    dropped early. Readers of such a span, and of ranges that were never announced, fetch the bytes
+    themselves. A failed fetch raises nothing: the reader repeats it and gets the
     error. One lock guards all fields, and no thread holds it during a fetch.
 
     Args:
@@ -88,7 +91,7 @@ class ReadaheadStore(Handle, WrapperStore):
                     self._drop(span)
 
     def _announce(self, groups: Sequence[Sequence[Range]]) -> list[_Span]:
-        """Add spans for ranges that no span covers yet, and return the new spans."""
+        """Add spans for ranges that no span covers yet, start fetching, and return these spans."""
         # The ranges of a group must fit into the window together: large groups need small cells.
         cell = _CELL
         while cell > _MIN_CELL and cell * max(map(len, groups), default=0) > self._window // 2:
