@@ -252,7 +252,7 @@ class Subscriber(Handle, Closing):
         Versions between two looks are not reported one by one. There are about ten looks between
         two moves, so regular moves are noticed soon and an idle branch costs little. When the
         subscriber or its store is closed, `follow` returns without an error, at the next look at
-        the latest.
+        the latest. An error of the callback ends `follow` and is raised.
 
         Args:
             callback: The function; it receives the version's ID.
