@@ -144,7 +144,7 @@ class ObjectStore(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """URL or path of this store, as `casweights.open` accepts it."""
+        """URL or path of this store, for messages; `casweights.open` accepts that of its own."""
 
     @abstractmethod
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
