@@ -185,9 +185,9 @@ class Repository(Handle, Closing):
         from casweights.operations.checkout import checkout
 
         target = to_path(directory)
-        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         chosen = None if include is None else to_list(include)
-        checkout(self._db, snapshot, target, include=chosen, delete=delete, overwrite=overwrite)
+        with self._db.snapshots.reading(self.resolve(ref)) as snapshot:
+            checkout(self._db, snapshot, target, include=chosen, delete=delete, overwrite=overwrite)
         return snapshot
 
     def load(self, ref: Ref, *, include: Sequence[str] | None = None) -> dict[str, Any]:
@@ -210,9 +210,9 @@ class Repository(Handle, Closing):
         """
         from casweights.operations.load import load
 
-        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         chosen = None if include is None else to_list(include)
-        return load(self._db, snapshot, include=chosen)
+        with self._db.snapshots.reading(self.resolve(ref)) as snapshot:
+            return load(self._db, snapshot, include=chosen)
 
     def tensor(self, ref: Ref, name: str, *, file: str | None = None) -> LazyTensor:
         """Return one tensor of a version unread; indexing it reads only the chunks it needs.

@@ -10,8 +10,9 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.format.codecs import Encoding
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
+from casweights.format.file_entry import FileEntry
 from casweights.format.hashing import blake3_256, checksum
-from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest
+from casweights.format.manifest import EncodedSnapshot, Manifest
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
 from casweights.format.snapshot import PackTable, StoredSnapshot, encode_snapshot
@@ -82,6 +83,7 @@ def add_pack(store: ObjectStore, links: Sequence[Link]) -> PackId:
 def add_version(store: ObjectStore, raw: bytes, packs: Sequence[PackId]) -> SnapshotId:
     """Add a version of one file of one chunk; its table names the first pack for the chunk."""
     manifest = Manifest(
+        number=1,
         parents=(),
         time=datetime(2024, 1, 1, tzinfo=UTC),
         author="",

@@ -190,6 +190,20 @@ def test_loading_a_version_by_its_id_sends_no_look_up(
     assert "tree" not in counts
 
 
+def test_what_a_version_contains_is_read_from_the_end_of_its_pack(
+    hub: LocalHub, prefix: str, repo: Repository
+) -> None:
+    """The header and the list of chunks come with the index, and the tensors do not."""
+    version = repo.commit(next(histories.history(1, 0.01, chunks=16)))
+    with casweights.open(bucket(hub, prefix)) as reader:
+        snapshot = reader.snapshot(version.id)
+        requests(hub)
+        assert len(snapshot.files[0].chunks) == 16
+        received = hub.counters().bytes_out
+        assert requests(hub) == {"reconstruction": 1, "xorb_read": 1}
+        assert received < 400_000 < 600_000 < reader.stats().pack_bytes
+
+
 def test_processes_share_the_disk_cache(hub: LocalHub, prefix: str, tmp_path: Path) -> None:
     def cached() -> ObjectStore:
         return CachedStore(bucket(hub, prefix), tmp_path, 1 << 30, prefix)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.content.source_tree import matches
 from casweights.errors import ErrorCode, NotFoundError
-from casweights.format.manifest import FileEntry, Manifest
+from casweights.format.file_entry import FileEntry
 from casweights.format.safetensors import (
     TREE_KEY,
     TensorInfo,
@@ -17,6 +17,7 @@ from casweights.format.safetensors import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
+    from casweights.format.manifest import Manifest
     from casweights.ids import ChunkId
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from casweights.content.worktree import Worktree
     from casweights.database import Database
-    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.format.file_entry import FileEntry
+    from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
 
     Contents = dict[str, list[Content]]  # by path; a file has one for each of its layouts

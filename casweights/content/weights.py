@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from casweights.database import Database
-    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.format.file_entry import FileEntry
+    from casweights.format.manifest import Snapshot
     from casweights.format.safetensors import Header, TensorInfo
     from casweights.ids import ChunkId
 

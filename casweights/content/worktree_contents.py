@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from casweights.content.worktree import Worktree
     from casweights.database import Database
+    from casweights.format.file_entry import FileEntry
     from casweights.format.layout import Piece
-    from casweights.format.manifest import FileEntry
     from casweights.format.safetensors import Header
     from casweights.ids import ChunkId
 

@@ -95,7 +95,7 @@ class Database(Handle):
         self.index = ChunkIndex(store, self.findings)
         self.reader = ChunkReader(store, self.index, self.hasher)
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
-        self.snapshots = SnapshotStore(store, self.index, self.config)
+        self.snapshots = SnapshotStore(store, self.index, self.reader, self.config)
         refs = self.config.refs
         self.refs = Refs(store if refs is None else _ref_store(store, refs, self.store_id))
         self.reporter = reporter

@@ -104,6 +104,10 @@ class ChunkIndex(KnownChunks):
         """Read the hinted packs of these chunks, all at once."""
         self._read_packs(self._packs.packs_of(chunks))
 
+    def prepare_packs(self, packs: Iterable[PackId]) -> None:
+        """Read these packs, all at once."""
+        self._read_packs(list(packs))
+
     def prepare_all(self) -> None:
         """Read all hinted packs."""
         self._read_packs(self._packs.hinted())
@@ -247,6 +251,10 @@ class ChunkIndex(KnownChunks):
         """Return the number of bytes of a pack that was read; 0 for other packs."""
         read = self._packs.read.get(names.pack_name(pack))
         return 0 if read is None else read.size
+
+    def unread(self, packs: Iterable[PackId]) -> list[str]:
+        """Return the names of the packs among these whose indexes are worth reading."""
+        return self._packs.unread(packs)
 
     def unread_packs(self, chunks: Iterable[ChunkId]) -> tuple[list[str], list[str]]:
         """Return the names of the hinted packs that are unread.

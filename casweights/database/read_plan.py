@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from casweights.config import KiB, MiB
+from casweights.stores.optional import SupportsReadahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from casweights.database.index import ChunkIndex
     from casweights.format.pack import Location
-    from casweights.ids import ChunkId
+    from casweights.ids import ChunkId, PackId
     from casweights.stores.base import ObjectStore
     from casweights.stores.optional import Range
 
@@ -23,6 +24,8 @@ _SMALL_PACK_BYTES = 8 * MiB  # the pack of one training step is smaller: readers
 _MAX_SMALL_PACKS = 8  # fetched whole for one call; more of them hold much that is not needed
 _TINY_PACK_BYTES = 128 * KiB  # up to here, reading the index alone is no faster
 _MAX_TINY_PACKS = 256  # fetched whole for one call: 32 MiB at most
+_END_BYTES = 256 * KiB  # of a pack: its index, after the headers and lists of chunks of a version
+_MAX_ENDS = 64  # fetched for one call, 16 MiB at most; a chain of structure chunks has fewer packs
 _BLOCK_BYTES = 512 * KiB  # a small pack is fetched in blocks of this size, aligned to its start
 
 
@@ -41,16 +44,33 @@ def small_packs(
         chunks: The chunks that will be read.
 
     Returns:
-        A group of ranges for each pack, to announce to `SupportsReadahead.ahead`. It contains the
-        pack's range twice, because a range is dropped once it was read: the first read is for the
-        index, the second one for frames.
+        A group of ranges for each pack, to announce to `SupportsReadahead.ahead`; none for a store
+        without that ability. A group contains the pack's range twice, because a range is dropped
+        once it was read: the first read is for the index, the second one for frames.
     """
+    if store.ability(SupportsReadahead) is None:
+        return []
     own, others = index.unread_packs(chunks)
     sizes = store.sizes([*own, *others]) if own or others else {}
     tiny = [name for name, size in sizes.items() if size <= _TINY_PACK_BYTES]
     small = [name for name in own if 0 < sizes.get(name, 0) <= _SMALL_PACK_BYTES]
     chosen = dict.fromkeys([*small[:_MAX_SMALL_PACKS], *tiny[:_MAX_TINY_PACKS]])
     return [[(name, 0, sizes[name])] * 2 for name in chosen]
+
+
+def pack_ends(store: ObjectStore, index: ChunkIndex, packs: Iterable[PackId]) -> list[list[Range]]:
+    """Return the ends of the unread ones among these packs.
+
+    A commit puts headers and lists of chunks there, before the index, so that one read gets both.
+
+    Returns:
+        Groups of ranges as those of `small_packs`; none if there are many.
+    """
+    unread = index.unread(packs) if store.ability(SupportsReadahead) else []
+    if not 0 < len(unread) <= _MAX_ENDS:
+        return []
+    sizes = store.sizes(unread)
+    return [[(name, max(0, size - _END_BYTES), size)] * 2 for name, size in sizes.items()]
 
 
 def around(index: ChunkIndex, location: Location) -> Range:

@@ -28,11 +28,11 @@ from casweights.stores.optional import SupportsReadahead
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from casweights.database.chains import Chain, Node
     from casweights.database.index import ChunkIndex
-    from casweights.format.manifest import FileEntry
+    from casweights.format.file_entry import FileEntry
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore
@@ -117,9 +117,9 @@ class ChunkReader:
             self._index.abandon(chunk)
         if isinstance(failure, IntegrityError):
             raise _naming(failure, chunk)
-        raise self._missing(chunk) from failure
+        raise self.missing(chunk) from failure
 
-    def _missing(self, chunk: ChunkId) -> IntegrityError:
+    def missing(self, chunk: ChunkId) -> IntegrityError:
         """Return the error for a chunk without a chain, which says what is missing.
 
         It follows the bases of the first frame of each chunk down to the one that is not stored.
@@ -289,7 +289,7 @@ class LocalFirstReader:
         with readahead.ahead() as announce:
 
             def announce_chunks(chunks: Sequence[ChunkId]) -> None:
-                wanted = [chunk for chunk in chunks if chunk not in self._local]
+                wanted = self.lacking(chunks)
                 # Packs that are fetched whole first, so that `prepare` reads their indexes from
                 # the fetched bytes.
                 announce(small_packs(store, self._index, wanted))
@@ -311,6 +311,37 @@ class LocalFirstReader:
             return []
         frames = chain.frames if chain.links <= STRIDE else [*chain.back(seen)][::-1]
         return [around(self._index, frame) if with_neighbours else frame.range for frame in frames]
+
+    def lacking(self, chunks: Iterable[ChunkId]) -> list[ChunkId]:
+        """Return those of some chunks that are not local."""
+        return [chunk for chunk in chunks if chunk not in self._local]
+
+    def reaches(self, chunks: Iterable[ChunkId]) -> bool:
+        """Return whether local chunks and the packs that were read suffice for these chunks."""
+        finder = self._finder or self._index
+        return all(finder.chain(chunk) is not None for chunk in chunks)
+
+    def read(self, chunk: ChunkId, size: int) -> bytes:
+        """Return a chunk that must have this size, and check it against its ID.
+
+        Memory for it is allocated when a frame of that size is known.
+
+        Raises:
+            IntegrityError: No chain rebuilds the chunk.
+            StoreError: The store could not be read.
+        """
+        if chunk not in self._local:
+            if self._index.find_chain(chunk, self._finder) is None:
+                raise self._reader.missing(chunk)
+            sizes = {location.frame.raw_size for location in self._index.frames(chunk)}
+            if sizes and size not in sizes:
+                raise IntegrityError(
+                    ErrorCode.CORRUPT_OBJECT,
+                    f"the chunk {chunk} has {min(sizes)} bytes instead of {size}",
+                )
+        out = bytearray(size)
+        self.readinto(chunk, memoryview(out))
+        return bytes(out)
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk and check it against its ID.

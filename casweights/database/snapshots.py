@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from casweights.config import MiB
+from casweights.database.cache import ChunkCache
+from casweights.database.read_plan import pack_ends, small_packs
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.fields import parse_id
+from casweights.format.file_entry import PAGE_IDS
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot
 from casweights.format.snapshot import (
     PackTable,
@@ -18,19 +22,21 @@ from casweights.format.snapshot import (
     encode_snapshot,
 )
 from casweights.ids import SnapshotId
-from casweights.stores.optional import SupportsLocators
+from casweights.stores.optional import SupportsLocators, ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from casweights.config import StoreConfig
     from casweights.database.chains import Node
     from casweights.database.index import ChunkIndex
+    from casweights.database.reader import ChunkReader
     from casweights.format.pack import Location, SealedPack
     from casweights.ids import ChunkId, PackId
     from casweights.stores.base import ObjectStore, Parts
 
 MIN_PREFIX = 4  # hexadecimal digits of an ID that users must write at least
+_STRUCTURE_BYTES = 32 * MiB  # of structure chunks in memory: twice those of a very large model
 _RECENT = 16  # snapshots kept in memory: the head of a followed branch, and versions it builds on
 _MAX_OBJECT = 2 * MAX_MANIFEST_SIZE  # bytes: a manifest and a pack table, each of that size
 
@@ -42,10 +48,19 @@ class SnapshotStore:
     learns where they are. To write a snapshot, write all packs with its chunks first, and then
     call `save`, which can write the last pack together with the snapshot. After each version, call
     `retain` to bound the memory of the index.
+
+    Attributes:
+        structure: Structure chunks that were read or written recently. Most of them are also part
+            of the next version, or bases of its structure chunks.
     """
 
-    def __init__(self, store: ObjectStore, index: ChunkIndex, config: StoreConfig) -> None:
+    def __init__(
+        self, store: ObjectStore, index: ChunkIndex, reader: ChunkReader, config: StoreConfig
+    ) -> None:
         self._store = store
+        self._reader = reader
+        self.structure = ChunkCache(_STRUCTURE_BYTES, PAGE_IDS * 32)
+        self._local = [self.structure]
         self._config = config
         self._lock = threading.Lock()
         self._index = index
@@ -68,9 +83,29 @@ class SnapshotStore:
         if with_locations:
             self._index.expect()
             if snapshot_id not in self._learned:
-                self._index.learn(stored.table)
-                self._learned.add(snapshot_id)
+                with suppress(IntegrityError):  # a caller that uses its chunks gets the error
+                    self._index.learn(stored.table)
+                    self._learned.add(snapshot_id)
         return stored.snapshot
+
+    @contextmanager
+    def reading(self, snapshot_id: SnapshotId) -> Iterator[Snapshot]:
+        """Provide a snapshot most of whose chunks the caller reads in the ``with`` block.
+
+        Over a network, a small pack is then fetched once: for its index, for headers and lists of
+        chunks, and for the chunks themselves.
+
+        Raises:
+            NotFoundError: The store does not contain the snapshot.
+            IntegrityError: The object is damaged, or contains another snapshot.
+        """
+        stored = self._recent.get(snapshot_id) or self.load_stored(snapshot_id)
+        with ahead(self._store) as fetch:
+            if snapshot_id not in self._learned:
+                lacking = self._reader.with_local(*self._local).lacking(stored.snapshot.structure())
+                self._index.learn(_own_part(stored.structure_table(), lacking))
+                fetch(small_packs(self._store, self._index, lacking))
+            yield self.load(snapshot_id, with_locations=True)
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """Read a snapshot's object: the snapshot, its encoded manifest and its pack table.
@@ -96,12 +131,39 @@ class SnapshotStore:
                 f"store has {self._config}",
             )
         self._keep(stored)
-        if stored.table.shallow:
+        if stored.shallow:
             self._shallow.add(snapshot_id)
         return stored
 
     def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
-        return decode_snapshot(self._store.read(name, _MAX_OBJECT), snapshot_id, name)
+        data = self._store.read(name, _MAX_OBJECT)
+        return decode_snapshot(data, snapshot_id, name, self._read_structure)
+
+    def _read_structure(
+        self, table: PackTable, wanted: Mapping[ChunkId, int]
+    ) -> Mapping[ChunkId, bytes]:
+        """Read structure chunks and check them against their IDs."""
+        if not wanted:
+            return {}
+        reader, found = self._reader.with_local(*self._local), {}
+        lacking = reader.lacking(wanted)
+        with ahead(self._store) as fetch, reader.ahead() as announce:
+            # The bases of lists of chunks are often local, and then their packs are not read.
+            for part in (_own_part(table, lacking), table):
+                self._index.learn(part)
+                fetch(pack_ends(self._store, self._index, part.packs))
+                self._index.prepare_packs(part.packs)
+                if reader.reaches(lacking):
+                    break
+            announce(lacking)
+            for chunk, size in wanted.items():
+                found[chunk] = reader.read(chunk, size)
+                self.structure.put(chunk, memoryview(found[chunk]))
+        return found
+
+    def read_also(self, other: SnapshotStore) -> None:
+        """Use the structure chunks that another store's snapshots have in memory, too."""
+        self._local.append(other.structure)
 
     def _keep(self, stored: StoredSnapshot) -> None:
         with self._lock:
@@ -129,7 +191,7 @@ class SnapshotStore:
             assume_absent: Whether the caller guarantees that the store contains neither the
                 snapshot nor the pack, see `ObjectStore.batch`.
         """
-        stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot.chunks(), last))
+        stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot, last))
         name, packs = names.snapshot_name(snapshot.id), [] if last is None else [last]
         objects = [*(pack.name for pack in packs), name]
         with self._store.batch(objects, assume_absent=assume_absent) as batch:
@@ -147,7 +209,7 @@ class SnapshotStore:
 
     def _content(self, stored: StoredSnapshot) -> Parts:
         """Return the content of a snapshot's object in this store."""
-        return [encode_snapshot(stored._replace(table=self.placed(stored.table)))]
+        return [encode_snapshot(stored.with_table(self.placed(stored.table)))]
 
     def placed(self, table: PackTable) -> PackTable:
         """Return a pack table with the locators that this store knows of its packs."""
@@ -158,30 +220,39 @@ class SnapshotStore:
         places = {pack: locator for pack, locator in found.items() if locator is not None}
         return table._replace(places=places)
 
-    def pack_table(self, wanted: Iterable[ChunkId], last: SealedPack | None = None) -> PackTable:
-        """Return the pack table for distinct chunks, with all packs that their chains need.
+    def pack_table(self, version: Snapshot, last: SealedPack | None = None) -> PackTable:
+        """Return the pack table of a version, with all packs that its chains need.
 
         Args:
-            wanted: The chunks, which must be in the index or in `last`.
+            version: The version. Its chunks must be in the index or in `last`.
             last: A pack that will be written together with the table.
 
         Raises:
             IntegrityError: A chunk or one of its bases is missing.
         """
+        return self.pack_table_of(version.stored_chunks(), len(version.structure()), last)
+
+    def pack_table_of(
+        self, wanted: Iterable[ChunkId], structure: int, last: SealedPack | None = None
+    ) -> PackTable:
+        """Return the same for distinct chunks, of which the first `structure` are structure."""
         packs: dict[PackId, None] = {}
         chunks: dict[ChunkId, PackId] = {}
+        needed = 0
         seen: set[Node] = set()
         # Reversed, so that the first of several frames of one chunk is used.
         new = {} if last is None else {at.frame.chunk: at for at in last.locations[::-1]}
         found = iter(self._index.packs([chunk for chunk in wanted if chunk not in new], seen))
-        for chunk in wanted:
+        for number, chunk in enumerate(wanted, 1):
             known = () if chunk in new else next(found)
             if not known:
                 frames = self._frames(chunk, new.get(chunk), seen)
                 known = tuple(location.pack for location in frames)
             chunks[chunk] = known[0]
             packs.update(dict.fromkeys(known))
-        return PackTable(list(packs), chunks)
+            if number == structure:
+                needed = len(packs)
+        return PackTable(list(packs), chunks, structure=needed)
 
     def _frames(self, chunk: ChunkId, new: Location | None, seen: set[Node]) -> Sequence[Location]:
         """Return the frames of a chunk's chain from the last to the first.
@@ -207,7 +278,7 @@ class SnapshotStore:
         Where reads are cheap, nothing is forgotten, because each commit reads all indexes there.
         """
         reads_all = self._store.capabilities.cheap_reads
-        if not reads_all and self._index.retain(snapshot.chunks()):
+        if not reads_all and self._index.retain(snapshot.stored_chunks()):
             self._learned = {snapshot.id}
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
@@ -260,6 +331,12 @@ def _list_ids(ids: Sequence[SnapshotId], common: int) -> str:
     """Some of these IDs, cut to a few more digits than the first `common`, which they share."""
     shown = [str(snapshot)[: max(12, common + 8)] for snapshot in ids[:5]]
     return ", ".join(shown) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _own_part(table: PackTable, chunks: Iterable[ChunkId]) -> PackTable:
+    """Return the part of a table that names the packs of these chunks' own frames."""
+    own = {chunk: table.chunks[chunk] for chunk in chunks}
+    return table._replace(packs=list(dict.fromkeys(own.values())), chunks=own)
 
 
 def _unknown(text: str) -> NotFoundError:

@@ -7,7 +7,7 @@ from enum import Enum
 from casweights.errors import ErrorCode, IntegrityError, UnsupportedError
 from casweights.format.hashing import CHECKSUM_SIZE, checksum
 
-FORMAT_VERSION = 1  # readers refuse every other version
+FORMAT_VERSION = 2  # readers refuse every other version
 PREFIX_SIZE = 8  # bytes: magic, kind, version
 _MAGIC = b"casw"
 

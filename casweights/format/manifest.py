@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -12,16 +13,25 @@ import msgpack
 from casweights.config import StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
 from casweights.format.fields import expect, split_ids
+from casweights.format.file_entry import (
+    MAX_EXPANDED_SIZE,
+    Expansion,
+    FileEntry,
+    FileRow,
+    stored_chunks,
+    structure_sizes,
+)
 from casweights.format.file_paths import check_paths
 from casweights.format.hashing import DIGEST_SIZES, blake3_256
-from casweights.format.layout import Piece, count_chunks, file_pieces
-from casweights.format.safetensors import Header, is_text, parse_header
+from casweights.format.safetensors import is_text
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from casweights.format.file_entry import ReadStructure
+    from casweights.format.layout import Piece
     from casweights.ids import ChunkId
 
 MAX_MANIFEST_SIZE = 256 << 20  # bytes: readers allocate no more for a manifest
@@ -32,34 +42,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SIZE = 1 << 63  # bytes of a file: sizes are signed numbers of 64 bits
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """A file of a version.
-
-    Attributes:
-        path: Path inside the version, with parts separated by ``/``.
-        size: Bytes of the file.
-        raw_header: Safetensors header, length bytes included, verbatim; None for other files.
-        header: The parsed `raw_header`; None for other files.
-        chunks: IDs of the file's chunks, in file order.
-    """
-
-    path: str
-    size: int
-    raw_header: bytes | None = field(repr=False)
-    header: Header | None = field(repr=False)
-    chunks: tuple[ChunkId, ...] = field(repr=False)
-
-    def pieces(self, chunk_size: int) -> Iterator[tuple[ChunkId, Piece]]:
-        """Yield the ID and position of every chunk, in file order."""
-        return zip(self.chunks, file_pieces(self.size, self.header, chunk_size), strict=True)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The content of a version: everything that its ID commits to.
 
     Attributes:
+        number: 1 more than the number of the first parent; 1 without parents.
         parents: The versions that this one was made from. The first is the version before it on
             its branch.
         time: Time of the commit, in UTC, to the microsecond.
@@ -70,6 +58,7 @@ class Manifest:
         files: The files, sorted by path.
     """
 
+    number: int
     parents: tuple[SnapshotId, ...]
     time: datetime
     author: str
@@ -84,8 +73,19 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     def chunks(self) -> dict[ChunkId, None]:
-        """Return the distinct chunk IDs as an ordered set, in order of first appearance."""
+        """Return the distinct chunk IDs of the files, in order of first appearance."""
         return dict.fromkeys(chunk for file in self.files for chunk in file.chunks)
+
+    def stored_chunks(self) -> dict[ChunkId, None]:
+        """Return the distinct chunks that a reader needs: those of `structure` come first."""
+        return stored_chunks(self.files, self.config)
+
+    def structure(self) -> dict[ChunkId, int]:
+        """Return the distinct structure chunks with the size of each in bytes.
+
+        They are the pieces of headers, and the pages that list the chunks of files.
+        """
+        return structure_sizes([file.row(self.config) for file in self.files], self.config)
 
     def pieces(self) -> Iterator[tuple[ChunkId, Piece]]:
         """Yield the ID and position of every chunk, file by file."""
@@ -110,12 +110,13 @@ class Snapshot(Manifest):
         return hash(self.id)
 
     @classmethod
-    def decode(cls, encoded: bytes, snapshot_id: SnapshotId) -> Self:
+    def decode(cls, encoded: bytes, snapshot_id: SnapshotId, read: ReadStructure) -> Self:
         """Decode a manifest and check it against the ID.
 
         Args:
             encoded: The encoded manifest.
             snapshot_id: The ID that the manifest must have.
+            read: Returns checked structure chunks when a file's header or chunks are first used.
 
         Raises:
             IntegrityError: `encoded` has another ID or is not a valid manifest.
@@ -126,7 +127,13 @@ class Snapshot(Manifest):
             fields = _decode_fields(encoded)
         except MALFORMED as error:
             raise _corrupt(snapshot_id, str(error)) from error
-        return cls(id=snapshot_id, **fields)
+        rows, config = fields.pop("rows"), fields["config"]
+        expansion = Expansion(rows, config, read, partial(_corrupt, snapshot_id))
+        files = tuple(
+            FileEntry.stored(row, partial(expansion.content, number))
+            for number, row in enumerate(rows)
+        )
+        return cls(id=snapshot_id, files=files, **fields)
 
 
 class EncodedSnapshot(NamedTuple):
@@ -173,6 +180,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             raise InvalidInputError(ErrorCode.BAD_ARGUMENT, f"{text!r} is not valid Unicode text")
     encoded: bytes = msgpack.packb(
         {
+            "number": manifest.number,
             "parents": list(manifest.parents),
             "time": (manifest.time - _EPOCH) // timedelta(microseconds=1),
             "author": manifest.author,
@@ -181,12 +189,17 @@ def encode_manifest(manifest: Manifest) -> bytes:
             "digest": manifest.config.digest,
             "chunk_size": manifest.config.chunk_size,
             "files": [
-                [file.path, file.size, file.raw_header, b"".join(file.chunks)]
+                _encode_row(file.row(manifest.config))
                 for file in sorted(manifest.files, key=lambda file: file.path)
             ],
         }
     )
     return check_size(encoded, "manifest")
+
+
+def _encode_row(row: FileRow) -> list[Any]:
+    header, ids = b"".join(row.header), b"".join(row.ids)
+    return [row.path, row.size, row.header_size, header, row.count, ids]
 
 
 def check_size(encoded: bytes, what: str) -> bytes:
@@ -266,23 +279,25 @@ def _decode_fields(encoded: bytes) -> dict[str, Any]:
     """Decode a manifest, check all rules of the format, and return the fields of `Manifest`."""
     table = _unpack_fields(encoded)
     config = StoreConfig(digest=table["digest"], chunk_size=table["chunk_size"])
-    files = tuple(_decode_file(row, config) for row in table["files"])
-    check_paths([file.path for file in files])
-    if any(above.path > below.path for above, below in pairwise(files)):
+    rows = tuple(_decode_row(row, config) for row in table["files"])
+    check_paths([row.path for row in rows])
+    if any(above.path > below.path for above, below in pairwise(rows)):
         raise ValueError("its files are not ordered by path")
-    sizes: dict[ChunkId, int] = {}
-    for file in files:
-        for chunk, piece in file.pieces(config.chunk_size):
-            if sizes.setdefault(chunk, piece.nbytes) != piece.nbytes:
-                raise ValueError(f"its chunk {chunk} has two sizes")
+    expanded = sum(row.check(config) for row in rows)
+    if expanded > MAX_EXPANDED_SIZE:
+        raise ValueError(f"its headers and lists of chunks claim {expanded} bytes")
+    structure_sizes(rows, config)
+    if not 1 <= table["number"] < _MAX_SIZE:
+        raise ValueError(f"its number is {table['number']}")
     return {
+        "number": table["number"],
         "parents": tuple(map(SnapshotId, table["parents"])),
         "time": _EPOCH + timedelta(microseconds=table["time"]),
         "author": table["author"],
         "message": table["message"],
         "metadata": canonical_metadata(expect(table["metadata"], dict)),
         "config": config,
-        "files": files,
+        "rows": rows,
     }
 
 
@@ -290,6 +305,7 @@ def _unpack_fields(encoded: bytes) -> dict[str, Any]:
     """Decode the values of a manifest, and check the type of each."""
     data = Unpacker(encoded)
     readers: dict[str, Callable[[], Any]] = {
+        "number": lambda: data.scalar(int),
         "parents": lambda: [data.scalar(bytes) for _ in data.items(MAX_PARENTS)],
         "time": lambda: data.scalar(int),
         "author": lambda: data.scalar(str),
@@ -304,21 +320,22 @@ def _unpack_fields(encoded: bytes) -> dict[str, Any]:
     return table
 
 
-_Row = tuple[str, int, "bytes | None", bytes]
+_Row = tuple[str, int, "int | None", bytes, int, bytes]
 
 
 def _unpack_row(data: Unpacker) -> _Row:
-    data.row(4)
-    return data.scalar(str), data.scalar(int), data.optional(bytes), data.scalar(bytes)
+    data.row(6)
+    return (
+        data.scalar(str),
+        data.scalar(int),
+        data.optional(int),
+        data.scalar(bytes),
+        data.scalar(int),
+        data.scalar(bytes),
+    )
 
 
-def _decode_file(row: _Row, config: StoreConfig) -> FileEntry:
-    """Check that size, header and chunk IDs of a file row agree, and return its entry."""
-    path, size, raw_header, joined = row
-    if not 0 <= size < _MAX_SIZE:
-        raise ValueError(f"{path!r} claims {size} bytes")
-    header = None if raw_header is None else parse_header(raw_header, size - len(raw_header))
-    ids = split_ids(joined, DIGEST_SIZES[config.digest])
-    if len(ids) != count_chunks(size, header, config.chunk_size):
-        raise ValueError(f"{path!r} claims {size} bytes and lists {len(ids)} chunks")
-    return FileEntry(path, size, raw_header, header, ids)
+def _decode_row(row: _Row, config: StoreConfig) -> FileRow:
+    path, size, header_size, header, count, ids = row
+    split = partial(split_ids, digest_size=DIGEST_SIZES[config.digest])
+    return FileRow(path, size, header_size, split(header), count, split(ids))

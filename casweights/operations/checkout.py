@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from casweights.content.worktree_contents import WorktreeChunks
     from casweights.database import Database
     from casweights.database.reader import LocalFirstReader
-    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.format.file_entry import FileEntry
+    from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
 
 _SYNCS = 4  # drafts that are synced to the disk at the same time

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 from casweights.content.advice import advice
 from casweights.database.moves import encode_move
 from casweights.errors import ErrorCode, IntegrityError
-from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest, Snapshot
+from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.snapshot import StoredSnapshot
 from casweights.operations.encode import EncodedFiles, encode_files
 from casweights.results import CommitStats
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from casweights.content.files import SourceFile
     from casweights.database import Database
     from casweights.database.refs import Head
+    from casweights.format.file_entry import FileEntry
     from casweights.ids import SnapshotId
 
 
@@ -39,9 +40,10 @@ class Description:
     message: str
     metadata: dict[str, Any]
 
-    def manifest(self, config: StoreConfig, files: tuple[FileEntry, ...]) -> Manifest:
-        """Return the manifest of the version with this description and these files."""
+    def manifest(self, config: StoreConfig, files: tuple[FileEntry, ...], number: int) -> Manifest:
+        """Return the manifest of the version with this description, these files and number."""
         return Manifest(
+            number=number,
             parents=self.parents,
             time=self.time,
             author=self.author,
@@ -57,7 +59,7 @@ class Description:
         Raises:
             InvalidInputError: It cannot store the metadata or one of the texts.
         """
-        EncodedSnapshot.of(self.manifest(config, ()))
+        EncodedSnapshot.of(self.manifest(config, (), 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ class EncodedVersion:
             InvalidInputError: Two files have the same path, or the format cannot store the
                 description.
         """
-        return cls(*EncodedSnapshot.of(description.manifest(db.config, encoded.files)), encoded)
+        first = next(iter(description.parents), None)
+        number = 1 if first is None else db.snapshots.load(first).number + 1
+        manifest = description.manifest(db.config, encoded.files, number)
+        return cls(*EncodedSnapshot.of(manifest), encoded)
 
     @property
     def stats(self) -> CommitStats:
@@ -248,5 +253,7 @@ def repeated(db: Database, version: Snapshot, head: Head | None) -> Snapshot | N
     if head is None or not db.refs.is_doubted(head):
         return None
     existing = db.snapshots.load(head.snapshot)
-    same = EncodedSnapshot.of(replace(version, time=existing.time, parents=existing.parents))
+    same = EncodedSnapshot.of(
+        replace(version, number=existing.number, time=existing.time, parents=existing.parents)
+    )
     return existing if same.snapshot.id == existing.id else None

@@ -9,7 +9,8 @@ from casweights.content.selection import tensor_chunks
 from casweights.results import Change, ChangeKind, Diff
 
 if TYPE_CHECKING:
-    from casweights.format.manifest import FileEntry, Snapshot
+    from casweights.format.file_entry import FileEntry
+    from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
 
 

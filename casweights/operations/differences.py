@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from casweights.errors import IntegrityError
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
+from casweights.format.layout import BYTES
 from casweights.format.pack import EncodedFrame
 from casweights.system.buffers import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from casweights.config import Compression
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from casweights.database.known_chunks import KnownChunks
     from casweights.database.reader import ChunkReader, TrustedChunks
     from casweights.format.dtypes import DType
+    from casweights.format.file_entry import FileRow
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
@@ -61,6 +63,7 @@ class BaseChunks:
                 self._exact[(file.path, *place)] = chunk
                 if piece.tensor is not None:
                     self._named[place] = chunk
+            self._exact.update(_structure_places(file.row(version.config)))
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
         """Return the chunk at the same place of the same file, or else of the same tensor.
@@ -73,6 +76,21 @@ class BaseChunks:
         """
         place = _place(piece)
         return self._exact.get((path, *place)) or self._named.get(place)
+
+    def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
+        """Return the structure chunk of a file at one of its `structure_places`."""
+        return self._exact.get((path, *place))
+
+
+def structure_places(row: FileRow) -> Iterator[tuple[str, int]]:
+    """Yield the kind and number of a file's structure chunks, as `FileEntry.structure` does."""
+    for kind, chunks in (("header", row.header), ("page", row.pages)):
+        yield from ((kind, number) for number in range(len(chunks)))
+
+
+def _structure_places(row: FileRow) -> Iterator[tuple[tuple[object, ...], ChunkId]]:
+    for place, chunk in zip(structure_places(row), (*row.header, *row.pages), strict=True):
+        yield (row.path, *place), chunk
 
 
 def _place(piece: Piece) -> tuple[object, ...]:
@@ -91,6 +109,7 @@ class DifferenceEncoder:
         reader: Reads bases.
         index: Knows the chains of bases.
         trusted: Bases in memory, which need not be read or verified.
+        structure: The same for bases of structure chunks.
         compression: How whole chunks are stored.
     """
 
@@ -99,11 +118,13 @@ class DifferenceEncoder:
         reader: ChunkReader,
         index: KnownChunks,
         trusted: TrustedChunks,
+        structure: TrustedChunks,
         compression: Compression,
     ) -> None:
         self._reader = reader.with_local(trusted)
         self._index = index
         self._trusted = trusted
+        self._structure = structure
         self._compression = compression
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
@@ -152,6 +173,31 @@ class DifferenceEncoder:
         # base: without the step it would read a whole chunk.
         return [best, step]
 
+    def encode_structure(self, raw: memoryview, base: ChunkId | None) -> list[EncodedFrame]:
+        """Return the frames to store for a structure chunk.
+
+        Every reader of a version needs its structure chunks, so their chains must stay short for
+        any number of versions: the sizes of differences along a chain at least halve. Where the
+        difference from the parent's chunk is too large for that, an earlier chunk of the chain is
+        the base.
+
+        Args:
+            raw: The chunk's bytes.
+            base: The structure chunk at the same place of the parent.
+        """
+        whole = self._whole(raw, BYTES)
+        chain = None if base is None else self._index.chain(base)
+        if chain is None or chain.frames[0].frame.base is not None:
+            return [whole]
+        limit = len(whole.payload)
+        for location in reversed(chain.frames):
+            difference = self._difference(raw, BYTES, location, self._structure)
+            if difference is None or 2 * len(difference.payload) > limit:
+                break
+            if location.frame.base is None or 2 * len(difference.payload) <= location.frame.size:
+                return [difference]
+        return [whole]
+
     def _shorten(
         self, raw: memoryview, dtype: DType, chain: Chain, step: EncodedFrame, whole_size: int
     ) -> EncodedFrame | None:
@@ -198,12 +244,18 @@ class DifferenceEncoder:
         encoding, payload = encode(raw, dtype, self._compression)
         return EncodedFrame(encoding, payload, checksum(payload))
 
-    def _difference(self, raw: memoryview, dtype: DType, location: Location) -> EncodedFrame | None:
+    def _difference(
+        self,
+        raw: memoryview,
+        dtype: DType,
+        location: Location,
+        trusted: TrustedChunks | None = None,
+    ) -> EncodedFrame | None:
         """Return the difference from the chunk of a frame; None if it is unsuitable or damaged."""
         base = location.frame.chunk
         if location.frame.raw_size != len(raw):
             return None
-        old = self._trusted.get(base)
+        old = (trusted or self._trusted).get(base)
         if old is None:
             old = scratch(len(raw))
             try:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.content.files import file_runs
 from casweights.database.writer import PackWriter
+from casweights.errors import IntegrityError
 from casweights.events import Stage
+from casweights.format.file_entry import FileEntry, stored_chunks, structure_sizes
 from casweights.format.layout import BYTES, Piece, runs
-from casweights.format.manifest import FileEntry, Snapshot
 from casweights.format.snapshot import PackTable
-from casweights.operations.differences import BaseChunks, DifferenceEncoder
+from casweights.operations.differences import BaseChunks, DifferenceEncoder, structure_places
 from casweights.operations.relatives import nearest
 from casweights.system.buffers import Pool
 from casweights.system.threads import Once
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from casweights.content.files import SourceFile
     from casweights.database import Database
     from casweights.database.reader import TrustedChunks
+    from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame, SealedPack
     from casweights.ids import ChunkId
 
@@ -128,8 +130,10 @@ class EncodedFiles:
         if self.last is not None:
             db.store.put(self.last.name, self.last.parts)
             db.index.add(self.last.name, self.last.size, self.last.locations)
-        chunks = dict.fromkeys(chunk for file in self.files for chunk in file.chunks)
-        table = db.snapshots.placed(db.snapshots.pack_table(chunks))
+        rows = [file.row(db.config) for file in self.files]
+        structure = len(structure_sizes(rows, db.config))
+        chunks = stored_chunks(self.files, db.config)
+        table = db.snapshots.placed(db.snapshots.pack_table_of(chunks, structure))
         return replace(self, last=None, table=table)
 
 
@@ -137,14 +141,17 @@ def join(parts: Sequence[EncodedFiles]) -> EncodedFiles:
     """Combine the durable files of several processes into the files of one version."""
     files = sorted((file for part in parts for file in part.files), key=lambda file: file.path)
     tables = [part.table for part in parts if part.table is not None]
+    structure = dict.fromkeys(pack for table in tables for pack in table.packs[: table.structure])
+    packs = structure | dict.fromkeys(pack for table in tables for pack in table.packs)
     return EncodedFiles(
         files=tuple(files),
         last=None,
         written=Written(*map(sum, zip(*(part.written for part in parts), strict=True))),
         table=PackTable(
-            packs=list(dict.fromkeys(pack for table in tables for pack in table.packs)),
+            packs=list(packs),
             chunks={chunk: pack for table in tables for chunk, pack in table.chunks.items()},
             places={pack: place for table in tables for pack, place in table.places.items()},
+            structure=len(structure),
         ),
     )
 
@@ -200,17 +207,25 @@ def encode_files(
     """
     db.heed_findings()
     writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
-    bases = Once(lambda: _resembling(db, files, buffers) if base is None else BaseChunks(base))
-    encoder = DifferenceEncoder(db.reader, db.index, trusted or db.cache, compression)
+    bases = Once(lambda: _resembling(db, files, buffers) if base is None else _chunks_of(base))
+    encoder = DifferenceEncoder(
+        db.reader, db.index, trusted or db.cache, db.snapshots.structure, compression
+    )
     limit = None if db.store.capabilities.cheap_reads else _MAX_READ_PACKS
     work = _Encoding(db, files, buffers, bases, encoder, Once(partial(db.index.load, limit)))
     if db.store.capabilities.cheap_reads:
         work.load_other_packs()
     else:
         db.index.prepare_all()  # only the base's packs; others only if they may save much
-    entries, last = _write_files(work, writer)
-    written = Written(writer.raw_bytes, writer.stored_bytes, writer.chunks, writer.packs)
-    return EncodedFiles(entries, last, written)
+    return _write_files(work, writer)
+
+
+def _chunks_of(base: Snapshot) -> BaseChunks:
+    """Return the chunks of a version; none if its headers or lists of chunks are lost."""
+    try:
+        return BaseChunks(base)
+    except IntegrityError:  # a reader of that version gets the error
+        return BaseChunks()
 
 
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
@@ -219,7 +234,7 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
     return (
         nearest(
             (
-                BaseChunks(db.snapshots.load(version, with_locations=True))
+                _chunks_of(db.snapshots.load(version, with_locations=True))
                 for version in db.refs.tips()
             ),
             [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
@@ -230,24 +245,37 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
     )
 
 
-def _write_files(
-    work: _Encoding, writer: PackWriter
-) -> tuple[tuple[FileEntry, ...], SealedPack | None]:
-    """Write the chunks of all files; return the manifest's entries, and the unwritten pack."""
+def _write_files(work: _Encoding, writer: PackWriter) -> EncodedFiles:
+    """Write the chunks of all files, except those of an only pack, which is returned."""
     db, files = work.db, work.files
     db.reporter.started(Stage.COMMIT, sum(file.size for file in files))
     try:
         chunks = _write_chunks(work, writer)
+        written = Written(writer.raw_bytes, writer.stored_bytes, writer.chunks)
+        entries = tuple(
+            FileEntry(file.path, file.size, file.raw_header, file.header, tuple(ids))
+            for file, ids in zip(files, chunks, strict=True)
+        )
+        _write_structure(work, writer, entries)
         last = writer.last()
         _check_unchanged(work, chunks)
     finally:
         writer.close()
         db.reporter.finished(Stage.COMMIT)
-    entries = tuple(
-        FileEntry(file.path, file.size, file.raw_header, file.header, tuple(ids))
-        for file, ids in zip(files, chunks, strict=True)
-    )
-    return entries, last
+    return EncodedFiles(entries, last, written._replace(packs=writer.packs))
+
+
+def _write_structure(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]) -> None:
+    """Add the structure chunks that the store lacks to packs."""
+    for entry in entries:
+        places = structure_places(entry.row(work.db.config))
+        structure = entry.structure(work.db.config)
+        for place, (chunk, content) in zip(places, structure, strict=True):
+            if chunk not in work.db.index:
+                base = work.bases().find_structure(entry.path, place)
+                frames = work.encoder.encode_structure(memoryview(content), base)
+                writer.add(chunk, len(content), frames)
+            work.db.snapshots.structure.put(chunk, memoryview(content))
 
 
 def _check_unchanged(work: _Encoding, chunks: Sequence[Sequence[ChunkId]]) -> None:

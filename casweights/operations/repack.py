@@ -14,9 +14,10 @@ from casweights.database.writer import PackWriter
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
+from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame, Frame, Location
 from casweights.ids import PackId
-from casweights.operations.differences import BaseChunks, DifferenceEncoder
+from casweights.operations.differences import BaseChunks, DifferenceEncoder, structure_places
 from casweights.operations.relatives import nearest
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.database.packs import PackContents
     from casweights.errors import CasweightsError
-    from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import SealedPack
     from casweights.ids import ChunkId, SnapshotId
@@ -43,6 +43,7 @@ class _Job(NamedTuple):
     chunk: ChunkId
     piece: Piece
     base: ChunkId | None
+    is_structure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +142,8 @@ def _rewrite_all(
         The names of the old packs that are no longer needed.
     """
     plan = KnownChunks()
-    work = _Repack(
-        db, plan, DifferenceEncoder(db.reader, plan, db.cache, compression), writer, set()
-    )
+    encoder = DifferenceEncoder(db.reader, plan, db.cache, db.snapshots.structure, compression)
+    work = _Repack(db, plan, encoder, writer, set())
     try:
         _rewrite_versions(work)
         failed = _copy_others(work, old)
@@ -197,6 +197,13 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
         for chunk, piece in file.pieces(work.db.config.chunk_size):
             if chunk not in work.done:
                 jobs.setdefault(chunk, _Job(chunk, piece, bases.find(file.path, piece)))
+        row = file.row(work.db.config)
+        structure = row.structure(work.db.config)
+        for place, (chunk, size) in zip(structure_places(row), structure, strict=True):
+            if chunk not in work.done:
+                base = bases.find_structure(file.path, place)
+                job = _Job(chunk, Piece(0, size, BYTES), base, is_structure=True)
+                jobs.setdefault(chunk, job)
     for job, frames in work.db.workers.map(partial(_encode, work), jobs.values()):
         work.writer.add(job.chunk, job.piece.nbytes, frames)
         work.done.add(job.chunk)
@@ -238,6 +245,8 @@ def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
     # A new reader each time: an older one does not know what was added to the cache since.
     reader = work.db.reader.with_local(work.db.cache)
     reader.readinto(job.chunk, raw)
+    if job.is_structure:
+        return job, work.encoder.encode_structure(raw, job.base)
     frames = work.encoder.encode(raw, job.piece.dtype, job.base)
     work.db.cache.put(job.chunk, raw)
     return job, frames

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.database.packs import list_packs
+from casweights.errors import IntegrityError
 from casweights.format import names
 from casweights.format.codecs import Encoding
 from casweights.results import StoreStats, VersionStats
@@ -27,10 +29,17 @@ def stats(db: Database) -> StoreStats:
     db.index.load()
     packs = list(list_packs(db.store))
     snapshots = db.store.sizes(map(names.snapshot_name, db.snapshots.ids()))
-    frames = [location.frame for chunk in db.index for location in db.index.frames(chunk)]
+    structure: set[ChunkId] = set()
+    versions = tuple(_version_stats(db, structure))
+    frames = [
+        location.frame
+        for chunk in db.index
+        for location in db.index.frames(chunk)
+        if chunk not in structure
+    ]
     raw_sizes = {frame.chunk: frame.raw_size for frame in frames}
     return StoreStats(
-        versions=tuple(_version_stats(db)),
+        versions=versions,
         packs=len(packs),
         pack_bytes=sum(info.size for info in packs),
         snapshot_bytes=sum(snapshots.values()),
@@ -47,13 +56,17 @@ def _encoding_name(frame: Frame) -> str:
         return f"unknown ({frame.encoding})"
 
 
-def _version_stats(db: Database) -> Iterator[VersionStats]:
+def _version_stats(db: Database, structure: set[ChunkId]) -> Iterator[VersionStats]:
+    """Count each version; adds the chunks of headers and of lists of chunks to `structure`."""
     seen: set[ChunkId] = set()
     times = {snapshot_id: db.snapshots.load(snapshot_id).time for snapshot_id in db.snapshots.ids()}
     for snapshot_id in sorted(times, key=lambda i: (times[i], i)):
         # Loaded a second time: the manifests of all versions together may not fit in memory.
         version = db.snapshots.load(snapshot_id)
-        chunks = {chunk: piece.nbytes for chunk, piece in version.pieces()}
+        structure.update(version.structure())
+        chunks: dict[ChunkId, int] = {}
+        with suppress(IntegrityError):  # its list of chunks is lost, which `verify` reports
+            chunks = {chunk: piece.nbytes for chunk, piece in version.pieces()}
         new = chunks.keys() - seen
         seen |= new
         costs = [cost for chunk in chunks if (cost := db.index.cost(chunk)) is not None]

@@ -73,6 +73,7 @@ def transfer(
         StoreError: The target could not be written.
     """
     check_configs(source, target)
+    source.snapshots.read_also(target.snapshots)
     source.heed_findings()
     target.heed_findings()
     existing = set(target.snapshots.ids())
@@ -95,7 +96,7 @@ def transfer(
         if version in existing:
             continue
         table = table._replace(shallow=not existing.issuperset(parents))
-        target.snapshots.save_copy(stored._replace(table=table))
+        target.snapshots.save_copy(stored.with_table(table))
         snapshots, nbytes = snapshots + 1, nbytes + target.store.size(names.snapshot_name(version))
         existing.add(version)
     return TransferStats(
@@ -164,7 +165,7 @@ def _chunks_of(source: Database, target: Database, version: SnapshotId) -> Itera
     """
     for db in sorted((target, source), key=lambda db: not db.store.capabilities.cheap_reads):
         with suppress(NotFoundError, IntegrityError):
-            yield from db.snapshots.load(version).chunks()
+            yield from db.snapshots.load(version).stored_chunks()
             return
 
 
@@ -238,10 +239,10 @@ class _PackCopy:
             IntegrityError: The source cannot rebuild one of its chunks.
         """
         self._source.index.learn(table)
-        chunks = snapshot.chunks()
+        chunks = snapshot.stored_chunks()
         plan = _retry(self._source, lambda: self._bring(chunks))
         self._have |= plan.chunks
-        return self._table(plan, chunks, table)
+        return self._table(plan, chunks, len(snapshot.structure()), table)
 
     def _bring(self, chunks: Iterable[ChunkId]) -> _Plan:
         """Copy the packs of these chunks, and return the plan that named them."""
@@ -300,7 +301,9 @@ class _PackCopy:
             nbytes += size
         yield batch
 
-    def _table(self, plan: _Plan, chunks: Iterable[ChunkId], table: PackTable) -> PackTable:
+    def _table(
+        self, plan: _Plan, chunks: Iterable[ChunkId], structure: int, table: PackTable
+    ) -> PackTable:
         """Return the packs of a version's chunks in the target.
 
         A chain that is known in the source is also one of the target if the target contains all
@@ -308,9 +311,9 @@ class _PackCopy:
         """
         packs: dict[PackId, None] = {}
         own: dict[ChunkId, PackId] = {}
-        has_gaps = False
+        has_gaps, needed = False, 0
         seen: set[Node] = set()
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks, 1):
             chain = self._source.index.chain(chunk)
             found = [location.pack for location in chain.back(seen)] if chain else []
             if not found or not self._existing.issuperset(found):
@@ -320,10 +323,12 @@ class _PackCopy:
                 has_gaps = True
             own[chunk] = found[0]
             packs.update(dict.fromkeys(found))
+            if number == structure:
+                needed = len(packs)
         if has_gaps:
             packs.update(dict.fromkeys(plan.packs))
             packs.update(dict.fromkeys(pack for pack in table.packs if pack in self._existing))
-        return PackTable(list(packs), own)
+        return PackTable(list(packs), own, structure=None if has_gaps else needed)
 
 
 class _FrameCopy:
@@ -363,7 +368,7 @@ class _FrameCopy:
             IntegrityError: The source cannot rebuild one of its chunks.
         """
         self._source.index.learn(table)
-        chunks = [chunk for chunk in snapshot.chunks() if chunk not in self._target.index]
+        chunks = [chunk for chunk in snapshot.stored_chunks() if chunk not in self._target.index]
         self._source.index.prepare(chunks)
         writer = PackWriter(self._target)
         try:
@@ -376,7 +381,7 @@ class _FrameCopy:
             writer.close()
         self.copied += writer.packs
         self.nbytes += sum(self._target.store.sizes(writer.names).values())
-        return self._target.snapshots.pack_table(snapshot.chunks())
+        return self._target.snapshots.pack_table(snapshot)
 
     def _chain(self, chunk: ChunkId) -> Chain:
         """Return the cheapest chain to a chunk, without frames that turn out to be damaged."""

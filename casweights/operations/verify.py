@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.findings import summarize
 from casweights.database.snapshots import SnapshotStore
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from casweights.database import Database
-    from casweights.format.manifest import Snapshot
-    from casweights.format.snapshot import PackTable
+    from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import ChunkId, Suspect
 
 
+_STRUCTURE = "header or list of chunks", "headers and lists of chunks"
 _MAX_LOOKS = 4  # another look is needed only if a repack ended during the one before it
 
 
@@ -51,6 +51,13 @@ def verify(db: Database, *, quick: bool) -> Verification:
         if not (looks_left and look.lost and (look.gone or look.unlisted)):
             break
     return found
+
+
+class _Numbered(NamedTuple):
+    """A version's number, and its first parent if it has one."""
+
+    number: int
+    first: tuple[SnapshotId, ...]
 
 
 class _Look:
@@ -112,24 +119,28 @@ class _Look:
     ) -> set[SnapshotId]:
         """Check all snapshots; return the IDs of those that exist, sound or not."""
         # A new object: the database's own may remember snapshots that are damaged in the store.
-        stored = SnapshotStore(self._db.store, self._db.index, self._db.config)
+        db = self._db
+        snapshots = SnapshotStore(db.store, db.index, db.reader, db.config)
         found = self._snapshot_ids(listed)
+        numbered: dict[SnapshotId, _Numbered] = {}
         for snapshot_id in sorted(found):
             try:
-                snapshot, _, table = stored.load_stored(snapshot_id)
+                stored = snapshots.load_stored(snapshot_id)
             except UNSOUND as error:
                 if isinstance(error, NotFoundError) and not self._exists(snapshot_id):
                     found.discard(snapshot_id)
                 else:
                     self._problems.append(error)
                 continue
-            self._verify_chunks(snapshot, table, have)
+            numbered[snapshot_id] = _Numbered(stored.snapshot.number, stored.snapshot.parents[:1])
+            self._verify_chunks(stored, have)
             name = names.snapshot_name(snapshot_id)
             self._problems.extend(
                 _missing(f"{name}: its parent {parent} is not in the store")
-                for parent in stored.parents(snapshot)
+                for parent in snapshots.parents(stored.snapshot)
                 if parent not in found and not self._exists(parent)
             )
+        self._problems.extend(_misnumbered(numbered))
         return found
 
     def _snapshot_ids(self, listed: Sequence[ObjectInfo]) -> set[SnapshotId]:
@@ -141,14 +152,22 @@ class _Look:
                 self._problems.append(error)
         return found
 
-    def _verify_chunks(self, snapshot: Snapshot, table: PackTable, have: set[ChunkId]) -> None:
+    def _verify_chunks(self, stored: StoredSnapshot, have: set[ChunkId]) -> None:
         """Record which chunks of a snapshot no sound frame holds."""
-        lost = {chunk for chunk, _ in snapshot.pieces()} - have
+        snapshot = stored.snapshot
+        lost, one, many = snapshot.structure().keys() - have, *_STRUCTURE
+        try:
+            if not lost:
+                lost, one, many = stored.table.chunks.keys() - have, "chunk", "chunks"
+        except UNSOUND as error:
+            if self._exists(snapshot.id):
+                self._problems.append(error)
+            return
         if not lost or not self._exists(snapshot.id):  # deleted snapshots may lose their chunks
             return
         self.lost |= lost
-        self.unlisted |= {names.pack_name(pack) for pack in table.packs}
-        count = "its chunk" if len(lost) == 1 else f"{len(lost)} of its chunks, such as"
+        self.unlisted |= {names.pack_name(pack) for pack in stored.packs}
+        count = f"its {one}" if len(lost) == 1 else f"{len(lost)} of its {many}, such as"
         name = names.snapshot_name(snapshot.id)
         self._problems.append(_missing(f"{name}: no sound frame holds {count} {min(lost)}"))
 
@@ -169,6 +188,18 @@ class _Look:
 
     def _exists(self, snapshot_id: SnapshotId) -> bool:
         return self._db.store.exists(names.snapshot_name(snapshot_id))
+
+
+def _misnumbered(versions: Mapping[SnapshotId, _Numbered]) -> Iterator[CasweightsError]:
+    """Yield an error for each version whose number does not follow that of its first parent."""
+    for snapshot_id, (number, first) in versions.items():
+        if first and first[0] not in versions:
+            continue
+        before = versions[first[0]].number if first else 0
+        if number != before + 1:
+            why = f"that of its first parent is {before}" if first else "it has no parents"
+            message = f"{names.snapshot_name(snapshot_id)}: its number is {number}, but {why}"
+            yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
 
 
 def _list_packs(db: Database, unlisted: set[str]) -> list[ObjectInfo]:

@@ -81,8 +81,8 @@ class Replica:
         version, position = wanted
         if self.prepared is None or self.prepared.version.id != version:
             self.prepared = None  # free its memory before the next changes are fetched
-            snapshot = self._db.snapshots.load(version, with_locations=True)
-            self.prepared = self._fetcher.prepare(snapshot, position)
+            with self._db.snapshots.reading(version) as snapshot:
+                self.prepared = self._fetcher.prepare(snapshot, position)
         return self.prepared
 
     def check_holds(self, version: SnapshotId, ref: Ref) -> None:

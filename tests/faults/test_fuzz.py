@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from contextlib import suppress
@@ -18,9 +19,10 @@ from casweights.config import StoreConfig
 from casweights.format.codecs import decode
 from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import ObjectKind, prefix, seal, unseal
+from casweights.format.file_entry import FileEntry
 from casweights.format.file_paths import check_paths
 from casweights.format.hashing import blake3_256, checksum
-from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest, Snapshot
+from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
 from casweights.format.pack import parse_index as parse_pack_index
 from casweights.format.planes import decode_planes, encode_planes
@@ -31,10 +33,12 @@ from casweights.format.zstd import decompress_into
 from casweights.ids import ChunkId, PackId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 CHUNK = b"chunk" * 1000
 CHUNK_ID = ChunkId(blake3_256(CHUNK))
+HEADER = build_header([("t", DTYPES["U8"], (2, 3)), ("u", DTYPES["U8"], (5,))], {})
+PAGE = b"t" * 32 + b"u" * 32
 NAME = "packs/it"
 
 numbers = st.integers(-(2**63), 2**64 - 1) | st.sampled_from([0, 1, 2**31, 2**62, 2**63])
@@ -79,6 +83,7 @@ def parse(parser: Callable[..., object], *args: Any) -> None:
 
 
 MANIFEST: dict[str, Any] = {
+    "number": 2,
     "parents": [bytes(32)],
     "time": 1_700_000_000_000_000,
     "author": "author",
@@ -86,10 +91,14 @@ MANIFEST: dict[str, Any] = {
     "metadata": {"step": 1},
     "digest": "blake3",
     "chunk_size": 1 << 16,
-    "files": [["a/b", len(CHUNK), None, CHUNK_ID]],
+    "files": [
+        ["a/b", len(CHUNK), None, b"", 1, CHUNK_ID],
+        ["c", len(HEADER) + 11, len(HEADER), blake3_256(HEADER), 2, blake3_256(PAGE)],
+    ],
 }
+STRUCTURE = {blake3_256(content): content for content in (HEADER, PAGE)}
 FRAME = Frame(CHUNK_ID, len(CHUNK), 0, 8, len(CHUNK), checksum(CHUNK))
-TABLE: dict[str, Any] = {"packs": bytes(32), "pack": [0]}
+TABLE: dict[str, Any] = {"packs": bytes(32), "pack": [0, 0, 0, 0, 0], "structure": 1}
 INDEX: dict[str, Any] = {
     "digest_size": 32,
     "chunk": CHUNK_ID,
@@ -112,8 +121,34 @@ HONEST_ID = SnapshotId(blake3_256(HONEST_MANIFEST))
 HONEST_SNAPSHOT = snapshot_object(HONEST_MANIFEST, msgpack.packb(TABLE))
 
 
-def decode_manifest(encoded: bytes) -> Snapshot:
-    return Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)))
+def decode_manifest(encoded: bytes, header: bytes = HEADER, page: bytes = PAGE) -> Snapshot:
+    """Decode a manifest with all that its structure chunks say.
+
+    They come with the sizes that the manifest claims, as they do from a store.
+    """
+
+    def read(wanted: Mapping[ChunkId, int]) -> Mapping[ChunkId, bytes]:
+        contents = itertools.cycle((header, page))
+        return {
+            chunk: content.ljust(size, b"\0")[:size]
+            for (chunk, size), content in zip(wanted.items(), contents, strict=False)
+        }
+
+    snapshot = Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)), read)
+    for file in snapshot.files:
+        assert file.chunks is not None
+    return snapshot
+
+
+def decode_object(data: bytes) -> StoredSnapshot:
+    """Decode the honest snapshot's object with all of its pack table."""
+
+    def read(_: PackTable, wanted: Mapping[ChunkId, int]) -> Mapping[ChunkId, bytes]:
+        return {chunk: STRUCTURE[chunk] for chunk in wanted}
+
+    stored = decode_snapshot(data, HONEST_ID, NAME, read)
+    assert len(stored.table.chunks) == 5
+    return stored
 
 
 def parse_index(index: bytes) -> list[Frame]:
@@ -123,40 +158,51 @@ def parse_index(index: bytes) -> list[Frame]:
 
 def test_unedited_values_are_accepted() -> None:
     """Thus the tests below are refused only because of their edits."""
-    snapshot, _, table = decode_snapshot(HONEST_SNAPSHOT, HONEST_ID, NAME)
+    stored = decode_object(HONEST_SNAPSHOT)
+    snapshot, table = stored.snapshot, stored.table
     pack = PackId(bytes(32))
-    assert table == PackTable([pack], {CHUNK_ID: pack})
+    chunks = [ChunkId(c) for c in (*STRUCTURE, CHUNK_ID, b"t" * 32, b"u" * 32)]
+    assert table == PackTable([pack], dict.fromkeys(chunks, pack), structure=1)
     fields = {name: getattr(snapshot, name) for name in Manifest.__dataclass_fields__}
     rebuilt, encoded = EncodedSnapshot.of(Manifest(**fields))
     assert (rebuilt, encoded) == (snapshot, HONEST_MANIFEST)
-    assert snapshot.files == (FileEntry("a/b", len(CHUNK), None, None, (CHUNK_ID,)),)
-    assert snapshot.time == datetime.fromtimestamp(1_700_000_000, UTC)
-    assert decode_snapshot(
-        encode_snapshot(StoredSnapshot(rebuilt, encoded, table)), HONEST_ID, NAME
+    assert snapshot == decode_manifest(HONEST_MANIFEST)
+    assert snapshot.files == (
+        FileEntry("a/b", len(CHUNK), None, None, (CHUNK_ID,)),
+        FileEntry(
+            "c",
+            len(HEADER) + 11,
+            HEADER,
+            parse_header(HEADER, 11),
+            (ChunkId(b"t" * 32), ChunkId(b"u" * 32)),
+        ),
     )
+    assert snapshot.time == datetime.fromtimestamp(1_700_000_000, UTC)
+    again = decode_object(encode_snapshot(StoredSnapshot(rebuilt, encoded, table)))
+    assert (again.snapshot, again.table) == (snapshot, table)
     assert parse_index(msgpack.packb(INDEX)) == [FRAME]
     assert build_index([FRAME])[1][:-TRAILER_SIZE] == msgpack.packb(INDEX)
 
 
 @given(st.binary() | edited(HONEST_SNAPSHOT))
 def test_edited_snapshot_gives_a_value_or_a_named_error(data: bytes) -> None:
-    parse(decode_snapshot, data, HONEST_ID, NAME)
+    parse(decode_object, data)
 
 
 @given(edited(unseal(ObjectKind.SNAPSHOT, HONEST_SNAPSHOT, NAME)))
 def test_edited_snapshot_with_a_valid_checksum_gives_a_value_or_a_named_error(
     payload: bytes,
 ) -> None:
-    parse(decode_snapshot, seal(ObjectKind.SNAPSHOT, payload), HONEST_ID, NAME)
+    parse(decode_object, seal(ObjectKind.SNAPSHOT, payload))
 
 
 @given(st.binary() | edited(msgpack.packb(TABLE)) | with_some(TABLE, packable).map(msgpack.packb))
 def test_edited_pack_table_gives_a_value_or_a_named_error(table: bytes) -> None:
-    parse(decode_snapshot, snapshot_object(HONEST_MANIFEST, table), HONEST_ID, NAME)
+    parse(decode_object, snapshot_object(HONEST_MANIFEST, table))
 
 
 @given(packable.map(msgpack.packb) | with_some(MANIFEST, packable).map(msgpack.packb))
-@example(msgpack.packb({**MANIFEST, "files": [["a", 0, None, b""], ["A", 0, None, b""]]}))
+@example(msgpack.packb({**MANIFEST, "files": [[name, 0, None, b"", 0, b""] for name in "aA"]}))
 def test_manifest_with_other_values_gives_a_value_or_a_named_error(encoded: bytes) -> None:
     parse(decode_manifest, encoded)
 
@@ -166,7 +212,12 @@ def test_manifest_with_other_bytes_gives_a_value_or_a_named_error(encoded: bytes
     parse(decode_manifest, encoded)
 
 
-@given(st.lists(st.lists(packable, min_size=3, max_size=5) | packable, max_size=3))
+@given(st.binary() | edited(HEADER), st.binary() | edited(PAGE))
+def test_edited_structure_gives_a_value_or_a_named_error(header: bytes, page: bytes) -> None:
+    parse(decode_manifest, HONEST_MANIFEST, header, page)
+
+
+@given(st.lists(st.lists(packable, min_size=5, max_size=7) | packable, max_size=3))
 def test_file_rows_give_a_value_or_a_named_error(rows: list[Any]) -> None:
     parse(decode_manifest, msgpack.packb({**MANIFEST, "files": rows}))
 
@@ -203,7 +254,7 @@ def test_store_file_gives_a_value_or_a_named_error(data: bytes) -> None:
     parse(decode_store_file, data)
 
 
-STORE_FIELDS = {"format": 1, "store_id": "0" * 32, "digest": "blake3", "chunk_size": 1 << 16}
+STORE_FIELDS = {"format": 2, "store_id": "0" * 32, "digest": "blake3", "chunk_size": 1 << 16}
 
 
 @given(with_some(STORE_FIELDS, json_values))

@@ -16,7 +16,8 @@ from casweights.config import MiB
 from casweights.database import chains, frame_table
 from casweights.database.chains import MAX_LINKS
 from casweights.format.codecs import Encoding
-from casweights.format.manifest import EncodedSnapshot, FileEntry, Manifest
+from casweights.format.file_entry import FileEntry
+from casweights.format.manifest import EncodedSnapshot, Manifest
 from casweights.format.names import PACKS, pack_name, snapshot_name
 from casweights.format.snapshot import PackTable, StoredSnapshot, encode_snapshot
 from casweights.stores.memory import MemoryStore
@@ -326,6 +327,7 @@ def add_version_of(store: MemoryStore, raws: list[bytes], pack: PackId) -> Snaps
         FileEntry(f"{n:04}", len(raw), None, None, (chunk_id(raw),)) for n, raw in enumerate(raws)
     ]
     manifest = Manifest(
+        number=1,
         parents=(),
         time=datetime(2024, 1, 1, tzinfo=UTC),
         author="",

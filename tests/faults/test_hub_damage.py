@@ -177,7 +177,7 @@ def test_wrong_locators_in_a_snapshot_do_no_harm(
         for version in versions:
             stored = repo._db.snapshots.load_stored(version)
             places = {pack: misplaced(pack) for pack in stored.table.packs}
-            rewrite(hub, prefix, stored._replace(table=stored.table._replace(places=places)))
+            rewrite(hub, prefix, stored.with_table(stored.table._replace(places=places)))
     for _ in range(2):
         with opened(hub.url, prefix, tmp_path / "cache" if cached else None) as repo:
             for version, digests in versions.items():

@@ -10,7 +10,7 @@ import pytest
 import casweights
 from casweights import ErrorCode, UnsupportedError
 from casweights.format import names
-from casweights.format.envelope import PREFIX_SIZE
+from casweights.format.envelope import FORMAT_VERSION, PREFIX_SIZE
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256, checksum
 from casweights.format.pack import TRAILER_SIZE, index_span
 from casweights.stores.memory import MemoryStore
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from casweights import Repository
 
-NEWER = 2
+NEWER = FORMAT_VERSION + 1
 
 
 @pytest.fixture

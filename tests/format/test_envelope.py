@@ -24,8 +24,8 @@ def test_unseal_returns_the_sealed_payload(kind: ObjectKind) -> None:
 
 
 def test_seal_writes_the_specified_bytes() -> None:
-    assert prefix(ObjectKind.REF) == b"caswr\x01\0\0"
-    assert seal(ObjectKind.REF, b"x") == b"caswr\x01\0\0x" + checksum(b"caswr\x01\0\0x")
+    assert prefix(ObjectKind.REF) == b"caswr\x02\0\0"
+    assert seal(ObjectKind.REF, b"x") == b"caswr\x02\0\0x" + checksum(b"caswr\x02\0\0x")
 
 
 def test_an_object_of_another_kind_is_refused() -> None:

@@ -32,7 +32,7 @@ suspects = st.builds(
 
 def test_encode_writes_the_specified_bytes() -> None:
     expected = (
-        "6361737764010000"  # casw, d, version 1
+        "6361737764020000"  # casw, d, version 2
         "84a47061636bc420" + bytes(range(32)).hex() + "a66f6666736574cd03e8"
         "a3776879ae6269747320686176652061676564a474696d65cf00060a24181e4000"
     )

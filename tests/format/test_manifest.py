@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
@@ -13,17 +13,16 @@ import pytest
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
 from casweights.format import manifest as manifest_module
+from casweights.format.file_entry import FileEntry
 from casweights.format.hashing import blake3_256
-from casweights.format.manifest import (
-    EncodedSnapshot,
-    FileEntry,
-    Manifest,
-    Snapshot,
-    encode_manifest,
-)
-from casweights.format.safetensors import parse_header
+from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot, encode_manifest
+from casweights.format.safetensors import MAX_HEADER_SIZE, parse_header
 from casweights.ids import ChunkId, SnapshotId
 from casweights.testing.strategies import encode_header
+from tests.structure import reading
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 CHUNK = 64 * KiB
 
@@ -41,6 +40,7 @@ def tensor_file(path: str = "model.safetensors", nbytes: int = CHUNK + 1) -> Fil
 
 def manifest(**changes: Any) -> Manifest:
     original = Manifest(
+        number=5,
         parents=(SnapshotId(b"p" * 32),),
         time=datetime(2026, 8, 1, 12, 30, 0, 123_456, tzinfo=UTC),
         author="somebody",
@@ -58,7 +58,7 @@ def manifest(**changes: Any) -> Manifest:
 
 def roundtrip(original: Manifest) -> Snapshot:
     snapshot, encoded = EncodedSnapshot.of(original)
-    decoded = Snapshot.decode(encoded, snapshot.id)
+    decoded = Snapshot.decode(encoded, snapshot.id, reading(original))
     assert decoded == snapshot
     return decoded
 
@@ -79,6 +79,7 @@ def test_the_id_is_the_digest_of_the_bytes() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"number": 6},
         {"parents": ()},
         {"parents": (SnapshotId(b"q" * 32),)},
         {"time": datetime(2026, 8, 1, 12, 30, 0, 123_457, tzinfo=UTC)},
@@ -196,13 +197,30 @@ def forged(change: dict[str, Any], *, drop: str = "") -> tuple[bytes, SnapshotId
     return encoded, SnapshotId(blake3_256(encoded))
 
 
-HEADER = tensor_file().raw_header
+def never(wanted: Mapping[ChunkId, int]) -> Mapping[ChunkId, bytes]:
+    raise AssertionError(f"{len(wanted)} structure chunks are read")
+
+
+ID = b"c" * 32
+HEADER = tensor_file().raw_header or b""
 NO_TENSORS = encode_header({})
+EMPTY = [None, b"", 0, b""]  # the end of the row of an empty file
+MAX_IDS = (256 << 20) // 32  # in a manifest
+
+
+def page_ids(count: int) -> bytes:
+    return ID * -(-count // 4096)
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"number": 0},
+        {"number": -1},
+        {"number": 1 << 63},
+        {"number": True},
+        {"number": 1.0},
+        {"number": None},
         {"parents": [b"short"]},
         {"parents": [b"p" * 32] * 17},
         {"parents": None},
@@ -216,39 +234,139 @@ NO_TENSORS = encode_header({})
         {"digest": "xxh3-128"},  # then the IDs have the wrong length
         {"chunk_size": 1000},
         {"chunk_size": True},
-        {"chunk_size": CHUNK * 2},  # then there are too many chunks
         {"files": {}},
         {"files": [[]]},
-        {"files": [["a", 0, None, b""], ["a", 0, None, b""]]},
-        {"files": [["A", 0, None, b""], ["a", 0, None, b""]]},
-        {"files": [["../up", 0, None, b""]]},
-        {"files": [["/root", 0, None, b""]]},
-        {"files": [["a", 0, None, b""], ["a/b", 0, None, b""]]},
-        {"files": [[b"a", 0, None, b""]]},
-        {"files": [["a", -1, None, b""]]},
-        {"files": [["a", 1 << 63, None, b""]]},
-        {"files": [["a", 1 << 62, None, b""]]},
-        {"files": [["a", 5, None, b""]]},
-        {"files": [["a", 0, None, b"c" * 32]]},
-        {"files": [["a", 5, None, b"c" * 31]]},
-        {"files": [["a", 5, None, "c" * 32]]},
-        {"files": [["a", True, None, b"c" * 32]]},
-        {"files": [["a", 5, b"", b"c" * 32]]},
-        {"files": [["a", 5, b"no header", b"c" * 32]]},
-        {"files": [["a", 5, HEADER, b"c" * 32]]},
-        {"files": [["a", len(NO_TENSORS) + 1, NO_TENSORS, b"c" * 32]]},
+        {"files": [["a", 0, None, b""]]},  # the row of format 1
+        {"files": [["a", 0, *EMPTY], ["a", 0, *EMPTY]]},
+        {"files": [["A", 0, *EMPTY], ["a", 0, *EMPTY]]},
+        {"files": [["b", 0, *EMPTY], ["a", 0, *EMPTY]]},
+        {"files": [["../up", 0, *EMPTY]]},
+        {"files": [["/root", 0, *EMPTY]]},
+        {"files": [["a", 0, *EMPTY], ["a/b", 0, *EMPTY]]},
+        {"files": [[b"a", 0, *EMPTY]]},
+        {"files": [["a", -1, *EMPTY]]},
+        {"files": [["a", 1 << 63, *EMPTY]]},
+        {"files": [["a", 1 << 62, *EMPTY]]},
+        {"files": [["a", 5, *EMPTY]]},
+        {"files": [["a", 0, None, b"", 1, ID]]},
+        {"files": [["a", 0, None, b"", 0, ID]]},
+        {"files": [["a", 5, None, b"", 1, b""]]},
+        {"files": [["a", 5, None, b"", 1, ID * 2]]},
+        {"files": [["a", 5, None, b"", 2, ID]]},
+        {"files": [["a", 5, None, b"", -1, b""]]},
+        {"files": [["a", 5, None, b"", 1, b"c" * 31]]},
+        {"files": [["a", 5, None, b"", 1, "c" * 32]]},
+        {"files": [["a", 5, None, b"", True, ID]]},
+        {"files": [["a", 5, None, b"", None, ID]]},
+        {"files": [["a", 5, None, None, 1, ID]]},
+        {"files": [["a", 5, None, ID, 1, ID]]},  # pieces of a header that it does not have
+        {"files": [["a", True, None, b"", 1, ID]]},
+        {"files": [["a", 5, b"", b"", 1, ID]]},
+        {"files": [["a", 5, True, b"", 1, ID]]},
+        {"files": [["a", 9, 0, b"", 1, ID]]},
+        {"files": [["a", 9, 7, ID, 1, ID]]},
+        {"files": [["a", 9, -1, b"", 1, ID]]},
+        {"files": [["a", 9, 10, ID, 1, ID]]},  # longer than the file
+        {"files": [["a", 9, 8, b"", 1, ID]]},
+        {"files": [["a", 9, 8, ID * 2, 1, ID]]},
+        {"files": [["a", 9, 8, b"c" * 31, 1, ID]]},
+        {"files": [["a", 3 * CHUNK, CHUNK + 1, ID, 1, ID]]},  # two pieces
+        {"files": [["a", 1 << 40, MAX_HEADER_SIZE + 9, ID * 1526, 1, ID]]},
+        {"files": [["a", 4097 * CHUNK, None, b"", 4097, ID]]},  # two pages
+        {"files": [["a", 4096 * CHUNK, None, b"", 4096, ID * 2]]},
+        {"files": [["a", (1 << 63) - 1, None, b"", 1 << 47, ID * 2]]},
+        {"files": [["a", (MAX_IDS + 1) * CHUNK, None, b"", MAX_IDS + 1, page_ids(MAX_IDS + 1)]]},
+        # A structure chunk of two sizes:
+        {"files": [["a", CHUNK + 9, CHUNK + 9, ID * 2, 0, b""]]},
+        {"files": [["a", 4097 * CHUNK, None, b"", 4097, ID * 2]]},
+        {"files": [["a", 2 * CHUNK, 8, ID, 2, ID]]},
+        {"files": [["a", 9, 8, ID, 0, b""], ["b", 10, 9, ID, 0, b""]]},
         {"more": 1},
     ],
 )
 def test_forged_manifests_are_refused(change: dict[str, Any]) -> None:
+    """No structure chunk is read for that."""
     with pytest.raises(IntegrityError, match="is not valid"):
-        Snapshot.decode(*forged(change))
+        Snapshot.decode(*forged(change), never)
 
 
-@pytest.mark.parametrize("key", ["parents", "time", "files", "metadata", "digest"])
+@pytest.mark.parametrize(
+    ("row", "structure"),
+    [
+        (["a", 9, 9, ID, 0, b""], b"no header"),
+        (["a", len(HEADER), len(HEADER), ID, 0, b""], HEADER),  # there is no room for its tensor
+        (["a", len(HEADER) + CHUNK + 1, len(HEADER), ID, 1, ID], HEADER),  # of two chunks
+        (["a", len(HEADER) + CHUNK + 1, len(HEADER), ID, 0, b""], HEADER),
+        (["a", len(NO_TENSORS) + 1, len(NO_TENSORS), ID, 1, ID], NO_TENSORS),
+        (["a", len(NO_TENSORS), len(NO_TENSORS), ID, 1, ID], NO_TENSORS),
+        (["a", 2 * CHUNK - 1, None, b"", 2, ID], ID * 2),  # a chunk of two sizes
+        (["a", CHUNK, None, b"", 1, ID], b""),
+    ],
+)
+def test_files_that_do_not_match_their_structure_are_refused(
+    row: list[Any], structure: bytes
+) -> None:
+    """Other rows: what they claim is checked when the structure chunks are first read."""
+    rows = [row, ["b", 1, None, b"", 1, ID]]
+    snapshot = Snapshot.decode(
+        *forged({"files": rows}), lambda wanted: dict.fromkeys(wanted, structure)
+    )
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match=f"{snapshot.id} is not valid"):
+            _ = snapshot.files[1].chunks
+
+
+def test_a_chunk_size_that_gives_another_number_of_chunks_is_refused() -> None:
+    other = manifest(config=StoreConfig(chunk_size=2 * CHUNK))
+    snapshot = Snapshot.decode(*forged({"chunk_size": 2 * CHUNK}), reading(other))
+    with pytest.raises(IntegrityError, match=f"{snapshot.id} is not valid"):
+        _ = snapshot.files[0].header
+
+
+def test_structure_is_read_once_for_all_files_and_only_when_it_is_needed() -> None:
+    original, reads = manifest(), []
+    read = reading(original)
+
+    def counted(wanted: Mapping[ChunkId, int]) -> Mapping[ChunkId, bytes]:
+        reads.append(dict(wanted))
+        return read(wanted)
+
+    snapshot, encoded = EncodedSnapshot.of(original)
+    decoded = Snapshot.decode(encoded, snapshot.id, counted)
+    assert [(file.path, file.size) for file in decoded.files] == [
+        (file.path, file.size) for file in snapshot.files
+    ]
+    assert (decoded.structure(), decoded.size) == (snapshot.structure(), snapshot.size)
+    assert EncodedSnapshot.of(decoded)[1] == encoded
+    assert reads == []
+    assert decoded.files[2].chunks == (chunk(9),)
+    assert decoded.files[1].raw_header == HEADER
+    assert reads == [{**snapshot.structure()}]
+    assert list(reads[0].values()) == [len(HEADER), 64]
+
+
+def test_long_headers_and_lists_of_chunks_are_cut() -> None:
+    """The header lies on the chunk grid, and a page holds 4,096 IDs."""
+    table = {
+        f"w{n:05}": {"dtype": "U8", "shape": [1], "data_offsets": [n, n + 1]} for n in range(4097)
+    }
+    raw = encode_header(table, padding=0)
+    ids = tuple(ChunkId(blake3_256(n.to_bytes(2, "little"))) for n in range(4097))
+    file = FileEntry("a", len(raw) + 4097, raw, parse_header(raw, 4097), ids)
+    snapshot = roundtrip(manifest(files=(file,)))
+    header, tail = divmod(len(raw), CHUNK)
+    assert header > 1
+    assert list(snapshot.structure().values()) == [*[CHUNK] * header, tail, 4096 * 32, 32]
+    contents = [content for _, content in file.structure(snapshot.config)]
+    assert b"".join(contents[:-2]) == raw
+    assert b"".join(contents[-2:]) == b"".join(ids)
+    assert list(snapshot.structure()) == [blake3_256(content) for content in contents]
+
+
+@pytest.mark.parametrize("key", ["number", "parents", "time", "files", "metadata", "digest"])
 def test_manifests_with_missing_fields_are_refused(key: str) -> None:
     with pytest.raises(IntegrityError, match="is not valid"):
-        Snapshot.decode(*forged({}, drop=key))
+        Snapshot.decode(*forged({}, drop=key), never)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +375,10 @@ def test_manifests_with_missing_fields_are_refused(key: str) -> None:
 )
 def test_other_bytes_are_not_a_manifest(encoded: bytes) -> None:
     with pytest.raises(IntegrityError, match="is not valid"):
-        Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)))
+        Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)), never)
 
 
 def test_a_manifest_with_another_id_is_refused() -> None:
     encoded = EncodedSnapshot.of(manifest())[1]
     with pytest.raises(IntegrityError, match="do not match its ID"):
-        Snapshot.decode(encoded, SnapshotId(bytes(32)))
+        Snapshot.decode(encoded, SnapshotId(bytes(32)), never)

@@ -53,7 +53,8 @@ def spec() -> Callable[[bytes, bytes], dict[str, Any] | None]:
             found = reader.parse_header(len(text).to_bytes(8, "little") + text, "the header")
         except reader.FAILURES:
             return None
-        return sorted(found) if sum(found) == len(data) else None
+        sizes = sorted(tensor.size for tensor in found.values())
+        return sizes if sum(sizes) == len(data) else None
 
     return sizes
 

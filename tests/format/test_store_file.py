@@ -34,7 +34,7 @@ def test_the_file_is_readable_json() -> None:
     fields = json.loads(encode_store_file(CONFIG, STORE_ID))
     assert fields.pop("checksum")
     assert fields == {
-        "format": 1,
+        "format": 2,
         "store_id": STORE_ID,
         "digest": "xxh3-128",
         "chunk_size": MiB,
@@ -73,7 +73,7 @@ def test_invalid_values_are_refused(changes: dict[str, Any]) -> None:
         decode_store_file(sealed(**changes))
 
 
-@pytest.mark.parametrize("version", [2, 0, 99, "1", None])
+@pytest.mark.parametrize("version", [1, 3, 0, 99, "2", None])
 def test_another_format_version_is_unsupported(version: Any) -> None:
     with pytest.raises(UnsupportedError, match="format version"):
         decode_store_file(sealed(format=version))

@@ -24,6 +24,7 @@ from casweights.format.pack import pack_id, parse_index
 from casweights.format.snapshot import decode_snapshot
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.format.zstd import compress_object, decompress_object, most_content
+from tests.structure import no_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,7 @@ MAX_GROWTH = 12  # bytes of memory for each byte of a bomb
 METADATA = 80 * MAX_METADATA
 
 MANIFEST: dict[str, Any] = {
+    "number": 1,
     "parents": [],
     "time": 0,
     "author": "",
@@ -40,9 +42,9 @@ MANIFEST: dict[str, Any] = {
     "metadata": {},
     "digest": "blake3",
     "chunk_size": 65536,
-    "files": [["a", 0, None, b""]],
+    "files": [["a", 0, None, b"", 0, b""]],
 }
-TABLE: dict[str, Any] = {"packs": b"", "pack": [], "places": {}, "shallow": False}
+TABLE: dict[str, Any] = {"packs": b"", "pack": [], "places": {}, "shallow": False, "structure": 0}
 INDEX: dict[str, Any] = {
     "digest_size": 32,
     "chunk": b"",
@@ -70,8 +72,12 @@ BOMBS = {
     "short texts": array(BOMB // 3, b"\xa2ab" * (BOMB // 3)),
     "pairs": pairs(70_000, b"".join(b"\xa4%04x\x90" % (n % 65536) for n in range(70_000))),
     "row of arrays": array(1, array(BOMB, b"\x90" * BOMB)),
-    "array in a row": array(1, b"\x94" + array(BOMB, b"\x90" * BOMB) + b"\x00\xc0\xc4\x00"),
-    "array at the end of a row": array(1, b"\x94\xa1a\x00\xc0" + array(BOMB, b"\x90" * BOMB)),
+    "array in a row": array(
+        1, b"\x96" + array(BOMB, b"\x90" * BOMB) + b"\x00\xc0\xc4\x00\x00\xc4\x00"
+    ),
+    "array at the end of a row": array(
+        1, b"\x96\xa1a\x00\xc0\xc4\x00\x00" + array(BOMB, b"\x90" * BOMB)
+    ),
     "array in a map": pairs(1, b"\xa1a" + array(BOMB, b"\x90" * BOMB)),
     "wide and deep": b"\x91" * 60 + array(BOMB, b"\x90" * BOMB),
     "deep": b"\x91" * BOMB + b"\x90",
@@ -99,7 +105,7 @@ def refuse(decode: Callable[[], object], most: int) -> None:
 
 
 def decode_manifest(encoded: bytes) -> Snapshot:
-    return Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)))
+    return Snapshot.decode(encoded, SnapshotId(blake3_256(encoded)), no_structure)
 
 
 @pytest.mark.parametrize("key", [*MANIFEST, "unknown"])
@@ -124,7 +130,7 @@ def test_an_index_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> Non
 def test_a_pack_table_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
     manifest, table = msgpack.packb(MANIFEST), with_bomb(TABLE, key, bomb)
     data, snapshot = snapshot_object(manifest, table)
-    refuse(lambda: decode_snapshot(data, snapshot, "it"), MAX_GROWTH * len(table))
+    refuse(lambda: decode_snapshot(data, snapshot, "it", no_structure), MAX_GROWTH * len(table))
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
@@ -134,9 +140,9 @@ def test_unknown_keys_are_skipped_without_decoding(bomb: bytes) -> None:
     try:
         if bomb is BOMBS["deep"]:  # the decoder's own stack ends earlier
             with pytest.raises(IntegrityError):
-                decode_snapshot(data, snapshot, "it")
+                decode_snapshot(data, snapshot, "it", no_structure)
         else:
-            assert decode_snapshot(data, snapshot, "it").table.packs == []
+            assert decode_snapshot(data, snapshot, "it", no_structure).table.packs == []
         assert tracemalloc.get_traced_memory()[1] < MAX_GROWTH * len(bomb)
     finally:
         tracemalloc.stop()
@@ -160,7 +166,7 @@ def test_a_small_object_that_claims_much_content_is_refused(part: int, size: int
     parts[part] = msgpack.packb(field)
     data, snapshot = snapshot_object(parts[0], parts[1], zstandard.compress)
     del parts, field
-    refuse(lambda: decode_snapshot(data, snapshot, "it"), 16 << 20)
+    refuse(lambda: decode_snapshot(data, snapshot, "it", no_structure), 16 << 20)
 
 
 @pytest.mark.parametrize("size", [0, 1, (4 << 20) + 1, (1 << 17) * 40, (1 << 17) * 40 + 1])

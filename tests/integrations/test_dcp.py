@@ -96,6 +96,16 @@ EVERY_DTYPE = [
 ]
 
 
+def test_saves_are_numbered_from_their_parents(repo: Repository) -> None:
+    repo.commit({"n": 0})
+    second = CasweightsWriter(repo, "run", parent="main")
+    for number in (2, 3):
+        save(small_state(), second)
+        assert second.snapshot is not None
+        assert second.snapshot.number == number
+    assert repo.verify().problems == ()
+
+
 def test_every_dtype_and_shape_is_loaded_unchanged(repo: Repository) -> None:
     bits = torch.randint(0, 2, (6, 16), dtype=torch.uint8)
     state: dict[str, Any] = {str(dtype): bits.view(dtype) for dtype in EVERY_DTYPE}

@@ -49,6 +49,7 @@ def test_every_checkpoint_becomes_a_version(repo: Repository, tmp_path: Path) ->
     log = list(repo.log("run"))
     assert [version.message for version in log] == ["step 3", "step 2", "step 1"]
     assert [version.metadata["step"] for version in log] == [3, 2, 1]
+    assert [version.number for version in log] == [3, 2, 1]
     assert [version.metadata["epoch"] for version in log] == [0.375, 0.25, 0.125]
     assert all(version.metadata["loss"] > 0 for version in log)
     assert {(version.author, version.metadata["data"]) for version in log} == {("me", "v2")}

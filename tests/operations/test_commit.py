@@ -133,7 +133,7 @@ def test_opaque_files_share_chunks_with_tensors(
     assert sum(packs(objects)) < 8 * ROW + 1000
     objects.reset()
     repo.commit({"w": rows(8)})
-    assert packs(objects) == []
+    assert sum(packs(objects)) < 300  # its header
 
 
 def test_changing_one_tensor_of_a_thousand_stores_one(objects: CountingStore) -> None:

@@ -77,7 +77,7 @@ def test_all_parents_of_a_merge_are_pushed(repo: Repository, objects: CountingSt
         repo.commit(state, branch=b).id for state, b in zip(states, "abc", strict=False)
     )
     manifest = repo.snapshot(left)
-    merge, encoded = EncodedSnapshot.of(replace(manifest, parents=(left, right)))
+    merge, encoded = EncodedSnapshot.of(replace(manifest, number=2, parents=(left, right)))
     repo._db.snapshots.save(merge, encoded)
     repo.branch("merge", merge)
     target = MemoryStore()

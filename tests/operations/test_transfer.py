@@ -90,7 +90,7 @@ def test_a_push_of_one_more_version_writes_one_pack(
     target.reset()
     push_all(objects, target, "main")
     assert [name.split("/")[0] for name in written(target)] == ["packs", "snapshots", "refs"]
-    assert target.read_bytes(names.PACKS) == 0
+    assert target.read_bytes(names.PACKS) < 12_000  # the lists of chunks of a parent, no tensors
     check(target, versions | {version: fresh})
 
 

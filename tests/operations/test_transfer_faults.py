@@ -194,5 +194,5 @@ def test_a_source_without_packs_raises_our_error(
     """All packs of the source were deleted."""
     for name in names_of(objects, names.PACKS):
         objects.delete(name)
-    with pytest.raises(CasweightsError, match="cannot be rebuilt from"):
+    with pytest.raises(CasweightsError, match=r"cannot be rebuilt from|no pack contains"):
         send(objects, target)

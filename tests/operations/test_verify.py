@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,9 +13,11 @@ from casweights.config import KiB, StoreConfig
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import flip_bit
+from casweights.testing.trees import write_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from casweights import Repository
     from casweights.stores.base import ObjectInfo
@@ -41,7 +44,11 @@ def test_a_sound_store_has_no_problems(filled: Repository) -> None:
     for quick in (False, True):
         found = filled.verify(quick=quick)
         assert found.problems == ()
-        assert (found.snapshots, found.packs, found.frames) == (3, 2, 3 + 2 + 4 + 1)
+        assert (found.snapshots, found.packs, found.frames) == (
+            3,
+            3,
+            (3 + 2 + 4 + 1) + 3 * 2,  # and a header and a list of chunks for each version
+        )
         assert found.nbytes == filled.stats().pack_bytes
 
 
@@ -55,7 +62,7 @@ def test_an_empty_store_has_no_problems(repo: Repository) -> None:
 
 def test_stats_count_chunks_encodings_and_versions(filled: Repository) -> None:
     found = filled.stats()
-    assert (found.packs, found.chunks) == (2, 10)
+    assert (found.packs, found.chunks) == (3, 10)
     assert found.chunk_bytes == 9 * CHUNK + 4 * CHUNK - 3 * CHUNK
     assert found.encodings == {"raw": 9, "zstd": 1}
     assert [version.id for version in found.versions] == [
@@ -96,7 +103,7 @@ def test_missing_objects_are_reported(filled: Repository, objects: CountingStore
     lost = [problem for problem in problems if "no sound frame holds" in problem]
     assert len(lost) == 2
     assert all(problem.startswith("snapshots/") for problem in lost)
-    assert any("8 of its chunks" in problem for problem in lost)
+    assert all("2 of its headers and lists of chunks" in problem for problem in lost)
     assert {problem.code for problem in filled.verify().problems} == {ErrorCode.MISSING_CHUNK}
 
 
@@ -108,7 +115,7 @@ def test_foreign_objects_are_reported(filled: Repository, objects: CountingStore
     assert any("packs/not-a-pack" in problem for problem in problems)
 
 
-def test_a_damaged_frame_is_read_from_another_pack(objects: CountingStore) -> None:
+def test_a_damaged_frame_is_read_from_another_pack(objects: CountingStore, tmp_path: Path) -> None:
     """Two writers that did not see each other's packs have stored the same chunks."""
     config = StoreConfig(chunk_size=CHUNK)
     with (
@@ -116,7 +123,11 @@ def test_a_damaged_frame_is_read_from_another_pack(objects: CountingStore) -> No
         casweights.open(OldListing(objects)) as two,
     ):
         first = one.commit({"a": noise(3, 0)})
-        two.commit({"a": noise(3, 0), "b": noise(1, 1)}, branch="two")
+        write_tree({"more": noise(1, 1).numpy().tobytes()}, tmp_path)
+        one.checkout(first, tmp_path / "out")
+        shutil.move(tmp_path / "out" / "model.safetensors", tmp_path / "model.safetensors")
+        (tmp_path / "out").rmdir()
+        two.commit(tmp_path, branch="two")
     packs = [info.name for info in objects.list("packs/")]
     assert len(packs) == 2
     for name in packs:
@@ -150,7 +161,9 @@ def test_a_commit_stores_chunks_of_unreadable_packs_again(
     assert filled.verify().problems
     with casweights.open(objects) as repo:
         repo.commit({"a": noise(3, 0), "b": noise(2, 1)}, branch="repair")
-        repo.commit({"b": noise(4, 2), "zero": torch.zeros(CHUNK)}, branch="repair")
+        repo.commit({"a": noise(3, 0)}, branch="repair")
+        zero = torch.zeros(CHUNK)
+        repo.commit({"a": noise(3, 0), "b": noise(4, 2), "zero": zero}, branch="repair")
         assert all("may be truncated" in str(problem) for problem in repo.verify().problems)
         for ref in ("main", "main~1", "other", "v1", "repair"):
             repo.load(ref)

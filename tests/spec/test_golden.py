@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from casweights.content.trees import CARRIED
 from casweights.database.packs import list_packs, read_pack
 from casweights.format.safetensors import TREE_KEY
 from casweights.stores.local import LocalStore
+from tests.spec.forging import read_parts
 from tests.spec_states import describe_read
 
 if TYPE_CHECKING:
@@ -136,6 +138,57 @@ def test_store_is_sound_and_has_every_encoding(store: str) -> None:
 def test_store_has_packs_of_two_generations(store: str) -> None:
     objects = LocalStore(GOLDEN / store)
     assert {read_pack(objects, info).generation for info in list_packs(objects)} == {0, 1}
+
+
+@stores
+def test_store_has_headers_and_lists_of_several_structure_chunks(store: str) -> None:
+    with casweights.open(GOLDEN / store) as repository:
+        [row] = (file.row(repository.config) for file in repository.snapshot("wide").files)
+    assert min(len(row.header), len(row.pages)) > 1
+
+
+@stores
+def test_store_has_a_page_stored_as_a_difference(store: str) -> None:
+    chunks = importlib.import_module("tools.spec.chunks")
+    packs = [path.name for path in (GOLDEN / store / "packs").iterdir()]
+    frames = [frame for pack in packs for frame in chunks.read_index(GOLDEN / store, pack)]
+    differences = {frame.chunk for frame in frames if frame.base is not None}
+    with casweights.open(GOLDEN / store) as repository:
+        for version in [*repository.log("wide")][:-1]:  # the first has no page to differ from
+            assert differences & set(version.files[0].row(repository.config).pages)
+
+
+@stores
+@pytest.mark.parametrize("branch", ["states/all_kinds", "wide"])
+def test_pack_tables_say_where_chunks_are(store: str, branch: str, tmp_path: Path) -> None:
+    """The IDs are in the order of the page; structure chunks need only the first packs."""
+    reader, chunks = map(importlib.import_module, ("tools.spec.reader", "tools.spec.chunks"))
+    root, version = GOLDEN / store, STORES[store]["branches"][branch]
+    chunking = reader.read_config(root)
+    manifest, table = read_parts(root / "snapshots" / version)
+    structure = [
+        chunk for row in manifest["files"] for chunk in reader.parse_row(chunking, *row).structure
+    ]
+    files, _ = reader.read_snapshot(root, version, chunking)
+    listed = [*structure, *(chunk for file in files for chunk in file.chunks)]
+    packs = [pack.hex() for pack in reader.split(table["packs"], 32, "packs")]
+    indexes = [{frame.chunk for frame in chunks.read_index(root, pack)} for pack in packs]
+    for (chunk, _), pack in zip(dict.fromkeys(listed), table["pack"], strict=True):
+        assert chunk in indexes[pack]
+    (tmp_path / "packs").mkdir()
+    for pack in packs[: table["structure"]]:
+        shutil.copy(root / "packs" / pack, tmp_path / "packs")
+    read = chunks.ChunkReader(tmp_path, chunking.digest, []).read
+    assert all(len(read(*chunk)) == chunk[1] for chunk in structure)
+
+
+@stores
+def test_versions_are_numbered(store: str) -> None:
+    versions = STORES[store]["versions"]
+    for version in versions.values():
+        numbers = [versions[parent]["number"] for parent in version["parents"]]
+        assert version["number"] == 1 + (numbers[0] if numbers else 0)
+    assert max(version["number"] for version in versions.values()) > 2
 
 
 def test_same_input_still_has_the_same_ids(maker: ModuleType, tmp_path: Path) -> None:

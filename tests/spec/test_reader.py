@@ -18,6 +18,7 @@ import torch
 
 import casweights
 from casweights import StoreConfig
+from casweights.config import KiB
 from casweights.format.planes import encode_planes
 from tests.spec.readers import (
     CONTENT,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
     from casweights import Repository
     from casweights.config import Compression, DigestName
+
+
+COUNTS = {"no": 0, "ID": 1, "2": 2}  # of IDs, by the first word of an example on the page
 
 
 @pytest.mark.parametrize("compression", ["fast", "auto", "small"])
@@ -197,3 +201,17 @@ def test_the_example_on_the_page_is_a_valid_store_file(reader: ModuleType, tmp_p
     assert reader.read_config(tmp_path) == ("blake3", 4_194_304)
     with casweights.open(tmp_path) as repository:
         assert repository.config == StoreConfig(digest="blake3", chunk_size=4_194_304)
+
+
+def test_the_rows_on_the_page_are_valid(reader: ModuleType) -> None:
+    page = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r'^\|.*\| `\["\w", (\d+), (nil|\d+), <(.*?)>, (\d+), <(.*?)>\]` \|$', page, re.MULTILINE
+    )
+    assert len(rows) == 4
+    for size, header, header_ids, count, ids in rows:
+        header_size = None if header == "nil" else int(header)
+        digests = [bytes(32 * COUNTS[text.split()[0]]) for text in (header_ids, ids)]
+        row = ["a", int(size), header_size, digests[0], int(count), digests[1]]
+        assert reader.parse_row(reader.Chunking("blake3", 64 * KiB), *row).path == "a"
+        assert len([*reader.cut(int(size) - (header_size or 0), 64 * KiB)]) == int(count)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 import pytest
-import xxhash
-import zstandard
 from blake3 import blake3
 
 import casweights
 from casweights.config import KiB
+from tests.spec.forging import forge
 from tests.spec.readers import assert_both_read, assert_both_refuse, frames_end, the_object, tree
 
 if TYPE_CHECKING:
@@ -21,28 +20,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from casweights import Repository
-
-
-def read_parts(root: Path) -> list[dict[str, Any]]:
-    """Return the manifest and the pack table of the store's only version."""
-    data = the_object(root, "snapshots/*").read_bytes()
-    _, split, _, stored = struct.unpack_from("<4I", data, 8)
-    packed = (data[24 : 24 + split], data[24 + split : 24 + split + stored])
-    return [msgpack.unpackb(zstandard.decompress(p), strict_map_key=False) for p in packed]
-
-
-def forge(root: Path, part: int, changes: dict[str, Any]) -> str:
-    """Change fields of the manifest (part 0) or pack table (part 1); return the version's ID."""
-    path = the_object(root, "snapshots/*")
-    parts = read_parts(root)
-    parts[part] |= changes
-    encoded = [msgpack.packb(value) for value in parts]
-    packed = [zstandard.compress(value) for value in encoded]
-    sizes = [len(value) for pair in zip(encoded, packed, strict=True) for value in pair]
-    body = path.read_bytes()[:8] + struct.pack("<4I", *sizes) + b"".join(packed)
-    forged = path.with_name(blake3(encoded[0]).hexdigest())
-    forged.write_bytes(body + xxhash.xxh3_64_digest(body))
-    return forged.name
 
 
 def nested(levels: int) -> dict[str, Any]:
@@ -54,6 +31,10 @@ def nested(levels: int) -> dict[str, Any]:
     "changes",
     [
         {"more": 1},
+        {"number": 0},
+        {"number": 2**63},
+        {"number": True},
+        {"number": None},
         {"time": 253_402_300_800_000_000},
         {"metadata": nested(65)},
         {"metadata": {"a": b"bytes"}},
@@ -67,13 +48,14 @@ def nested(levels: int) -> dict[str, Any]:
 def test_forged_manifests_are_refused(
     reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    assert_both_refuse(reader, tmp_path, forge(tmp_path, 0, changes))
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, manifest=changes))
 
 
 @pytest.mark.usefixtures("store")
 @pytest.mark.parametrize(
     "changes",
     [
+        {"number": 2**63 - 1},
         {"time": 253_402_300_799_999_999},
         {"metadata": nested(64)},
         {"metadata": {"a": [0] * (131_072 - 2)}},
@@ -84,7 +66,7 @@ def test_forged_manifests_are_refused(
 def test_manifests_at_the_limits_are_read(tmp_path: Path, changes: dict[str, Any]) -> None:
     with casweights.open(tmp_path / "store") as repository:
         repository.checkout("main", tmp_path / "expected")
-    assert_both_read(tmp_path, forge(tmp_path, 0, changes), tree(tmp_path / "expected"))
+    assert_both_read(tmp_path, forge(tmp_path, manifest=changes), tree(tmp_path / "expected"))
 
 
 def test_files_out_of_order_are_refused(reader: ModuleType, tmp_path: Path) -> None:
@@ -93,14 +75,15 @@ def test_files_out_of_order_are_refused(reader: ModuleType, tmp_path: Path) -> N
         (tmp_path / "model" / name).write_bytes(b"")
     with casweights.open(tmp_path / "store", create=True) as repository:
         repository.commit(tmp_path / "model")
-    rows = [["a", 0, None, b""], ["b", 0, None, b""]]
+    rows = [[name, 0, None, b"", 0, b""] for name in "ab"]
     assert_both_read(tmp_path, "main", {"a": b"", "b": b""})
     shutil.rmtree(tmp_path / "by-reader")
     shutil.rmtree(tmp_path / "by-library")
-    assert_both_refuse(reader, tmp_path, forge(tmp_path, 0, {"files": rows[::-1]}))
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, manifest={"files": rows[::-1]}))
 
 
-ROWS = 5  # chunks: two of planes, one raw, and of the zeros one whole and a shorter one
+# Chunks: two of planes, one raw, of the zeros one whole and a shorter one, and a header and a page.
+ROWS = 7
 
 
 @pytest.mark.usefixtures("store")
@@ -110,16 +93,22 @@ ROWS = 5  # chunks: two of planes, one raw, and of the zeros one whole and a sho
         {"packs": bytes(32)},
         {"packs": bytes(64), "pack": [1] * ROWS},
         {"packs": bytes(range(256)) * 100, "pack": [799] * ROWS},
+        {"structure": 0},
+        {"places": {0: b"nowhere"}},
+        {"shallow": True},
         {"more": None},
     ],
-    ids=["another", "twice the same", "very many", "a key more"],
+    ids=[
+        *("another", "twice the same", "very many"),
+        *("no structure", "a place", "shallow", "a key more"),
+    ],
 )
 def test_wrong_pack_tables_are_corrected_by_indexes(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     with casweights.open(tmp_path / "store") as repository:
         repository.checkout("main", tmp_path / "expected")
-    assert_both_read(tmp_path, forge(tmp_path, 1, changes), tree(tmp_path / "expected"))
+    assert_both_read(tmp_path, forge(tmp_path, table=changes), tree(tmp_path / "expected"))
 
 
 def test_frames_of_other_chunks_are_not_used(store: Repository, tmp_path: Path) -> None:
@@ -136,7 +125,7 @@ def test_frames_of_other_chunks_are_not_used(store: Repository, tmp_path: Path) 
     pack = blake3(data[:8] + forged)
     end = struct.pack("<I4s", len(forged), b"cidx")
     name.with_name(pack.hexdigest()).write_bytes(data[: frames_end(data)] + forged + end)
-    version = forge(tmp_path, 1, {"packs": pack.digest(), "pack": [0] * ROWS})
+    version = forge(tmp_path, table={"packs": pack.digest(), "pack": [0] * ROWS})
     assert_both_read(tmp_path, version, tree(tmp_path / "expected"))
 
 
@@ -144,13 +133,20 @@ def test_frames_of_other_chunks_are_not_used(store: Repository, tmp_path: Path) 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pack": [0]},
-        {"pack": [0] * (ROWS + 1)},
+        {"pack": [0]},  # of two structure chunks
         {"pack": [1] * ROWS},
         {"pack": [-1] * ROWS},
         {"pack": [False] * ROWS},
         {"packs": b"short"},
         {"packs": None},
+        {"structure": -1},
+        {"structure": 2},
+        {"structure": True},
+        {"structure": "1"},
+        {"shallow": 1},
+        {"places": []},
+        {"places": {1: b""}},
+        {"places": {0: "text"}},
         {"more": bytes(5_000_000)},
     ],
     ids=lambda changes: f"{changes!s:.60}",
@@ -158,4 +154,4 @@ def test_frames_of_other_chunks_are_not_used(store: Repository, tmp_path: Path) 
 def test_malformed_pack_tables_are_refused(
     reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    assert_both_refuse(reader, tmp_path, forge(tmp_path, 1, changes))
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, table=changes))

@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,10 @@ def ints(values: Any, low: int, high: int, what: str) -> list[int]:
     return list(values)
 
 
+def is_text(value: object) -> bool:
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
 def split(joined: Any, size: int, what: str) -> list[bytes]:
     is_column = isinstance(joined, bytes) and len(joined) % size == 0
     need(is_column, f"{what}: not made of {size} bytes each")
@@ -84,7 +89,7 @@ def read_index(store: Path, pack: str) -> list[Frame]:
         start = file.seek(end - size)
         index = file.read(size)
     need(blake3(prefix + index).hexdigest() == pack, f"pack {pack} is damaged")
-    need(prefix[:6] == b"caswp\x01", f"pack {pack} has another format version")
+    need(prefix[:6] == b"caswp\x02", f"pack {pack} has another format version")
 
     fields, what = msgpack.unpackb(index, strict_map_key=False), f"pack {pack}"
     need(fields["digest_size"] in DIGEST_SIZES.values(), f"{what} has an unknown digest")

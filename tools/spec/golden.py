@@ -25,6 +25,7 @@ import casweights
 from casweights import Repository, Snapshot, StoreConfig
 
 CHUNK_SIZE = 65_536
+WIDE = 4_100  # tensors: their IDs need two pages of 4,096
 FIRST_TIME = datetime(2025, 1, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 
 
@@ -113,6 +114,23 @@ def train_model(folder: Path, share: float, seed: int) -> None:
                     if numbers.random() < share:
                         content[n] ^= 1
         shard.write_bytes(content)
+
+
+def write_wide(folder: Path) -> None:
+    """Write a file whose header and whose list of chunks have several structure chunks.
+
+    Neighbouring tensors are of different dtypes, so that each has a chunk of its own.
+    """
+    folder.mkdir()
+    tensors = {f"t{n}": ("IU"[n % 2] + "8", [1], bytes([n % 5])) for n in range(WIDE)}
+    write_safetensors(folder / "wide.safetensors", tensors, {})
+
+
+def change_wide(folder: Path, number: int) -> None:
+    """Change one tensor of the file, whose ID is in the first page."""
+    content = bytearray((folder / "wide.safetensors").read_bytes())
+    content[number - WIDE] = 100 + number
+    (folder / "wide.safetensors").write_bytes(content)
 
 
 def make_state() -> dict[str, Any]:
@@ -218,6 +236,11 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         store.checkout(version.id, folder)
         versions[str(version.id)] = describe_version(version, hash_files(folder))
         versions[str(version.id)]["state"] = describe(committed)
+    write_wide(work / "wide")
+    for number in range(3):
+        change_wide(work / "wide", number)
+        wide = store.commit(work / "wide", branch="wide", time=later)
+        versions[str(wide.id)] = describe_version(wide, hash_files(work / "wide"))
     store.branch("old", first.id)
     store.branch("old", second.id, force=True)
     store.tag("v1.0", first.id)
@@ -232,6 +255,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
 def describe_version(version: Snapshot, files: dict[str, str]) -> dict[str, Any]:
     """Return the expected properties of a version."""
     return {
+        "number": version.number,
         "parents": [str(parent) for parent in version.parents],
         "time": version.time.isoformat(),
         "author": version.author,

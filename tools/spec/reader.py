@@ -18,7 +18,7 @@ import shutil
 import struct
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,16 +36,18 @@ from tools.spec.chunks import (
     StoreError,
     decompress,
     ints,
+    is_text,
     need,
     split,
 )
+from tools.spec.header import MAX_HEADER, Tensor, parse_header
 
-MAX_MANIFEST = MAX_TABLE = 268_435_456
+FORMAT = 2
+PAGE_IDS = 4_096
+MAX_MANIFEST = MAX_TABLE = MAX_STRUCTURE = 268_435_456
 MAX_SNAPSHOT = 536_870_912
-MAX_HEADER = 100_000_000
 MAX_REF = 4_096
 MAX_CONFIG = 65_536
-MAX_SIZE = 2**64 - 1
 MAX_LEVELS = 64
 MAX_VALUES = 131_072
 MAX_EXPANSION, FREE_EXPANSION = 64, 4_194_304
@@ -54,20 +56,10 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
 REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
-FIELDS = ["dtype", "shape", "data_offsets"]
 MANIFEST_KEYS = {
-    *("parents", "time", "author", "message", "metadata"),
+    *("number", "parents", "time", "author", "message", "metadata"),
     *("digest", "chunk_size", "files"),
 }
-DTYPES_BY_BITS = {
-    4: "F4",
-    6: "F6_E2M3 F6_E3M2",
-    8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ",
-    16: "I16 U16 F16 BF16",
-    32: "I32 U32 F32",
-    64: "I64 U64 F64 C64",
-}
-BITS = {dtype: bits for bits, dtypes in DTYPES_BY_BITS.items() for dtype in dtypes.split()}
 
 
 class Chunking(NamedTuple):
@@ -75,14 +67,28 @@ class Chunking(NamedTuple):
     chunk_size: int
 
 
+Chunk = tuple[bytes, int]  # its ID and raw size
+
+
+class Row(NamedTuple):
+    """A file of a manifest; its header and its list of chunks are in structure chunks."""
+
+    path: str
+    size: int
+    header: list[Chunk] | None  # structure chunks
+    chunk_count: int
+    pages: list[Chunk]  # structure chunks; none if the file has at most one chunk
+    only_id: bytes  # the ID of the file's only chunk, if it has exactly one
+
+    @property
+    def structure(self) -> list[Chunk]:
+        return [*(self.header or []), *self.pages]
+
+
 class File(NamedTuple):
     path: str
     header: bytes
-    chunks: list[tuple[bytes, int]]  # chunk IDs and raw sizes, in file order
-
-
-def is_text(value: object) -> bool:
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    chunks: list[Chunk]  # in file order
 
 
 def read_object(store: Path, name: str, limit: int) -> bytes:
@@ -97,7 +103,7 @@ def unseal(store: Path, name: str, kind: bytes, limit: int) -> bytes:
     body, checksum = data[:-8], data[-8:]
     need(len(body) >= 8 and xxhash.xxh3_64_digest(body) == checksum, f"{name} is damaged")
     need(body[:5] == b"casw" + kind, f"{name} is of another kind")
-    need(body[5] == 1, f"{name} has format version {body[5]}")
+    need(body[5] == FORMAT, f"{name} has format version {body[5]}")
     return body[8:]
 
 
@@ -109,7 +115,7 @@ def read_config(store: Path) -> Chunking:
     is_intact = checksum == xxhash.xxh3_64_hexdigest(json.dumps(fields, indent=2).encode())
     text = json.dumps({**fields, "checksum": checksum}, indent=2)
     need(is_intact and text.encode() == data, f"{name} is damaged")
-    ints([fields["format"]], 1, 1, f"{name}: its format version")
+    ints([fields["format"]], FORMAT, FORMAT, f"{name}: its format version")
     keys = ["format", "store_id", "digest", "chunk_size"]
     need([*fields] in (keys, [*keys, "refs"]), f"{name} has wrong keys")
     need("refs" not in fields, f"{name}: branches and tags are in a repository on the Hub")
@@ -146,8 +152,8 @@ def read_ref(store: Path, log: str) -> str:
     return snapshot.hex()
 
 
-def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[File], list[bytes]]:
-    """Return the files of a version, and the packs that its pack table names."""
+def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[File], ChunkReader]:
+    """Return the files of a version, and a reader of their chunks."""
     name = f"snapshots/{snapshot}"
     payload = unseal(store, name, b"s", MAX_SNAPSHOT)
     manifest_size, manifest_stored, table_size, table_stored = struct.unpack_from("<4I", payload)
@@ -159,30 +165,44 @@ def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[
 
     manifest = decompress(payload[start:end], manifest_size, name)
     need(blake3(manifest).hexdigest() == snapshot, f"{name} contains another version")
-    files = parse_manifest(manifest, chunking)
+    rows = parse_manifest(manifest, chunking)
+    packs, table_rows = parse_pack_table(decompress(payload[end:], table_size, name))
+    structure = count_distinct(itertools.chain.from_iterable(row.structure for row in rows))
+    need(table_rows >= structure, f"{name}: {table_rows} rows for {structure} structure chunks")
+    chunks = ChunkReader(store, chunking.digest, packs)
+    files = [read_file(row, chunks, chunking) for row in rows]
+    count_distinct(itertools.chain.from_iterable(file.chunks for file in files))
+    return files, chunks
+
+
+def count_distinct(chunks: Iterable[Chunk]) -> int:
+    """Return the number of IDs, each of which must always have the same raw size."""
     raw_sizes: dict[bytes, int] = {}
-    for chunk, size in itertools.chain.from_iterable(file.chunks for file in files):
-        need(raw_sizes.setdefault(chunk, size) == size, f"{name}: a chunk with two sizes")
-    table = decompress(payload[end:], table_size, name)
-    return files, parse_pack_table(table, len(raw_sizes))
+    for chunk, size in chunks:
+        need(raw_sizes.setdefault(chunk, size) == size, f"chunk {chunk.hex()} has two sizes")
+    return len(raw_sizes)
 
 
-def parse_manifest(encoded: bytes, chunking: Chunking) -> list[File]:
+def parse_manifest(encoded: bytes, chunking: Chunking) -> list[Row]:
     fields = msgpack.unpackb(encoded)
     need(fields.keys() == MANIFEST_KEYS, "the manifest has wrong keys")
     parents, metadata = fields["parents"], fields["metadata"]
     is_list = isinstance(parents, list) and len(parents) <= 16
     is_ids = is_list and all(isinstance(p, bytes) and len(p) == 32 for p in parents)
     need(is_ids, "the manifest has malformed parents")
+    ints([fields["number"]], 1, MAX_INT, "the manifest's number")
     ints([fields["time"]], FIRST_TIME, LAST_TIME, "the manifest's time")
     need(is_text(fields["author"]) and is_text(fields["message"]), "the manifest lacks a text")
     need(isinstance(metadata, dict), "the manifest has malformed metadata")
     need(check_metadata(metadata) <= MAX_VALUES + 1, "the manifest has too much metadata")
     is_same = (fields["digest"], fields["chunk_size"]) == chunking
     need(is_same and type(fields["chunk_size"]) is int, "the manifest is not for this store")
-    files = [parse_row(chunking, *row) for row in fields["files"]]
-    check_paths([file.path for file in files])
-    return files
+    rows = [parse_row(chunking, *row) for row in fields["files"]]
+    check_paths([row.path for row in rows])
+    headers = sum(size for row in rows for _, size in row.header or [])
+    ids = sum(row.chunk_count for row in rows) * DIGEST_SIZES[chunking.digest]
+    need(headers + ids <= MAX_STRUCTURE, "the manifest has too many headers and chunks")
+    return rows
 
 
 def check_metadata(value: Any, levels: int = MAX_LEVELS) -> int:
@@ -200,18 +220,62 @@ def check_metadata(value: Any, levels: int = MAX_LEVELS) -> int:
     return count
 
 
-def parse_row(chunking: Chunking, path: Any, size: Any, header: Any, joined_ids: Any) -> File:
+def parse_row(
+    chunking: Chunking,
+    path: Any,
+    size: Any,
+    header_size: Any,
+    header_ids: Any,
+    count: Any,
+    listed: Any,
+) -> Row:
     need(is_text(path), "a file of the manifest has no path")
-    extents = ints([size], 0, MAX_INT, repr(path))
-    if header is not None:
-        extents = parse_header(header, f"the header of {path!r}")
-        need(len(header) + sum(extents) == size, f"the header of {path!r} is not for its size")
-    ids = split(joined_ids, DIGEST_SIZES[chunking.digest], repr(path))
-    grid = chunking.chunk_size
-    count = sum(-(-extent // grid) for extent in extents)
-    need(count == len(ids), f"{path!r} has {len(ids)} chunks instead of {count}")
-    sizes = (min(grid, extent - start) for extent in extents for start in range(0, extent, grid))
-    return File(path, header or b"", list(zip(ids, sizes, strict=True)))
+    what, digest_size = repr(path), DIGEST_SIZES[chunking.digest]
+    ints([size], 0, MAX_INT, what)
+    ints([count], 0, MAX_STRUCTURE // digest_size, what)
+    if header_size is not None:
+        ints([header_size], 8, min(8 + MAX_HEADER, size), f"the header of {what}")
+    header = pair(header_ids, digest_size, cut(header_size or 0, chunking.chunk_size), what)
+    if count > 1:
+        sizes = cut(count * digest_size, PAGE_IDS * digest_size)
+        pages, only_id = pair(listed, digest_size, sizes, what), b""
+    else:
+        need(len(split(listed, digest_size, what)) == count, f"{what} does not have {count} chunks")
+        pages, only_id = [], listed
+    return Row(path, size, None if header_size is None else header, count, pages, only_id)
+
+
+def cut(size: int, grid: int) -> Iterator[int]:
+    """Return the sizes of the pieces into which bytes are cut."""
+    return (min(grid, size - start) for start in range(0, size, grid))
+
+
+def cut_tensors(tensors: Mapping[str, Tensor], grid: int) -> Iterator[int]:
+    """Return the sizes of the chunks of a file's tensors, which are in the order of their bytes."""
+    return itertools.chain.from_iterable(cut(tensor.size, grid) for tensor in tensors.values())
+
+
+def pair(joined_ids: Any, digest_size: int, sizes: Iterator[int], what: str) -> list[Chunk]:
+    """Return chunks by their concatenated IDs and their sizes, of which there may be very many."""
+    ids = split(joined_ids, digest_size, what)
+    known = list(itertools.islice(sizes, len(ids) + 1))
+    need(len(known) == len(ids), f"{what} has a wrong number of chunks")
+    return list(zip(ids, known, strict=True))
+
+
+def read_file(row: Row, chunks: ChunkReader, chunking: Chunking) -> File:
+    """Read the header of a file and the list of its chunks."""
+    header = b"".join(chunks.read(*chunk) for chunk in row.header or [])
+    sizes = cut(row.size, chunking.chunk_size)
+    if row.header is not None:
+        tensors = parse_header(header, f"the header of {row.path!r}")
+        is_whole = len(header) + sum(tensor.size for tensor in tensors.values()) == row.size
+        need(is_whole, f"the header of {row.path!r} is not for its size")
+        sizes = cut_tensors(tensors, chunking.chunk_size)
+    joined_ids = row.only_id + b"".join(chunks.read(*page) for page in row.pages)
+    return File(
+        row.path, header, pair(joined_ids, DIGEST_SIZES[chunking.digest], sizes, repr(row.path))
+    )
 
 
 def check_paths(paths: Sequence[str]) -> None:
@@ -226,123 +290,21 @@ def check_paths(paths: Sequence[str]) -> None:
         need(folded.isdisjoint(folders), f"{path!r} lies inside a file")
 
 
-class Pairs(list[tuple[str, Any]]):
-    """The pairs of a JSON object, in which keys may repeat."""
-
-
-class Tensor(NamedTuple):
-    """A tensor in a header; begin and end count from the end of the header."""
-
-    dtype: str
-    shape: list[int]
-    begin: int
-    end: int
-
-
-def parse_header(header: bytes, what: str) -> list[int]:
-    """Return the sizes of the tensors of a safetensors file, in the order of their bytes."""
-    tensors, _ = parse_tensors(header, what)
-    position = 0
-    for tensor in tensors.values():
-        need(tensor.begin == position, f"{what} leaves holes or overlaps")
-        position = tensor.end
-    return [tensor.end - tensor.begin for tensor in tensors.values()]
-
-
-def parse_tensors(header: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file, in the order of their bytes, and its metadata."""
-    need(len(header) <= 8 + MAX_HEADER, f"{what} is too large")
-    need(header[:8] == (len(header) - 8).to_bytes(8, "little"), f"{what} has a wrong length")
-    entries = parse_json(header[8:], what)
-    need(isinstance(entries, Pairs), f"{what} is not an object")
-    metadata = [value for key, value in entries if key == "__metadata__"]
-    need(len(metadata) <= 1, f"{what}: metadata twice")
-    for value in metadata:
-        is_map = isinstance(value, Pairs) and all(isinstance(text, str) for _, text in value)
-        need(value is None or is_map, f"{what}: metadata")
-    fields = {
-        name: tensor_fields(entry, f"{what}: tensor {name!r}")
-        for name, entry in entries
-        if name != "__metadata__"
-    }
-    found = {
-        name: Tensor(dtype, shape, *tensor_span(dtype, shape, offsets, f"{what}: tensor {name!r}"))
-        for name, (dtype, shape, offsets) in fields.items()
-    }
-    tensors = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
-    return tensors, dict(metadata[0] or []) if metadata else {}
-
-
-def parse_json(text: bytes, what: str) -> Any:
-    bare = re.sub(rb'"(?:[^"\\]++|\\.)*+"?+', b"", text, flags=re.DOTALL)
-    brackets = bare.count(b"[") + bare.count(b"{")
-    need(brackets <= 1024 + len(text) // 12, f"{what} has too many brackets")
-    depths = itertools.accumulate((byte in b"[{") - (byte in b"]}") for byte in bare)
-    need(max(depths, default=0) <= 127, f"{what} is nested too deeply")
-    value = json.loads(
-        text.decode(), object_pairs_hook=Pairs, parse_int=to_int, parse_float=to_float
-    )
-    check_values(value, what)
-    return value
-
-
-def to_int(digits: str) -> int | float:
-    return to_float(digits) if digits == "-0" or len(digits) > 20 else int(digits)
-
-
-def to_float(digits: str) -> float:
-    need(abs(float(digits)) <= sys.float_info.max, "a number is out of range")
-    return float(digits)
-
-
-def check_values(value: Any, what: str) -> None:
-    """Refuse values that Python accepts although they are not valid JSON."""
-    if isinstance(value, list | tuple):  # `Pairs` are lists of tuples
-        for item in value:
-            check_values(item, what)
-    is_bad_text = isinstance(value, str) and not is_text(value)
-    is_constant = isinstance(value, float) and not abs(value) <= sys.float_info.max
-    need(not is_bad_text and not is_constant, f"{what} is not JSON")
-
-
-def tensor_fields(entry: Any, what: str) -> tuple[str, list[int], list[int]]:
-    if isinstance(entry, Pairs):
-        known = [(key, value) for key, value in entry if key in FIELDS]
-        need(len(known) == len(dict(known)), f"{what} has a field twice")
-        entry = [dict(known).get(key) for key in FIELDS]
-    need(isinstance(entry, list) and len(entry) == len(FIELDS), f"{what} is malformed")
-    dtype, shape, offsets = entry
-    if isinstance(dtype, Pairs) and len(dtype) == 1 and dtype[0][1] is None:
-        dtype = dtype[0][0]
-    need(isinstance(dtype, str) and dtype in BITS, f"{what} has an unknown dtype")
-    is_lists = type(shape) is list and type(offsets) is list and len(offsets) == 2
-    need(is_lists, f"{what} is malformed")
-    return dtype, ints(shape, 0, MAX_SIZE, what), ints(offsets, 0, MAX_SIZE, what)
-
-
-def tensor_span(dtype: str, shape: list[int], offsets: list[int], what: str) -> tuple[int, int]:
-    start, end = offsets
-    elements = 1
-    for n in shape:
-        elements *= n
-        need(elements <= MAX_SIZE, f"{what} is too large")
-    bits = elements * BITS[dtype]
-    need(bits <= MAX_SIZE and bits == (end - start) * 8, f"{what} has a wrong size")
-    return start, end
-
-
-def parse_pack_table(encoded: bytes, chunks: int) -> list[bytes]:
+def parse_pack_table(encoded: bytes) -> tuple[list[bytes], int]:
+    """Return the packs that a pack table names, and the number of its rows."""
     fields, what = msgpack.unpackb(encoded, strict_map_key=False), "the pack table"
     packs = split(fields["packs"], 32, what)
-    rows = ints(fields["pack"], 0, len(packs) - 1, what)
-    need(len(rows) == chunks, f"{what} has {len(rows)} rows for {chunks} chunks")
-    return packs
+    ints([fields.get("structure", 0)], 0, len(packs), what)
+    need(isinstance(fields.get("shallow", False), bool), f"{what}: malformed")
+    places = fields.get("places", {})
+    ints(list(places.keys()), 0, len(packs) - 1, what)
+    need(all(isinstance(place, bytes) for place in places.values()), f"{what}: malformed places")
+    return packs, len(ints(fields["pack"], 0, len(packs) - 1, what))
 
 
 def check_out(store: Path, ref: str, out_dir: Path) -> None:
     chunking = read_config(store)
-    files, packs = read_snapshot(store, find_snapshot(store, ref), chunking)
-    chunks = ChunkReader(store, chunking.digest, packs)
+    files, chunks = read_snapshot(store, find_snapshot(store, ref), chunking)
     out_dir.mkdir()
     try:
         for file in files:

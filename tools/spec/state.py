@@ -17,8 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.spec.chunks import FAILURES, ChunkReader, StoreError, need
-from tools.spec.reader import find_snapshot, is_text, parse_tensors, read_config, read_snapshot
+from tools.spec.chunks import FAILURES, StoreError, is_text, need
+from tools.spec.header import parse_tensors
+from tools.spec.reader import find_snapshot, read_config, read_snapshot
 
 STATE_FILE = "model.safetensors"
 TREE = "casweights.tree"
@@ -43,11 +44,10 @@ class Value(NamedTuple):
 def read_state(store: Path, ref: str) -> dict[Any, Any]:
     """Return the state dict of a version."""
     chunking = read_config(store)
-    files, packs = read_snapshot(store, find_snapshot(store, ref), chunking)
+    files, chunks = read_snapshot(store, find_snapshot(store, ref), chunking)
     need([file.path for file in files] == [STATE_FILE], "the version is not a state dict")
-    header, chunks = files[0].header, ChunkReader(store, chunking.digest, packs)
     data = b"".join(chunks.read(*chunk) for chunk in files[0].chunks)
-    return rebuild(header, data)
+    return rebuild(files[0].header, data)
 
 
 def rebuild(header: bytes, data: bytes) -> dict[Any, Any]:
