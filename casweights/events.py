@@ -24,6 +24,7 @@ class Stage(StrEnum):
     LOAD = "load"
     VERIFY = "verify"
     REPACK = "repack"
+    MAINTAIN = "maintain"
     TRANSFER = "transfer"
 
 

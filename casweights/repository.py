@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
 from casweights.content.arguments import check_compression, to_list, to_sources, to_utc
-from casweights.errors import ConflictError, ErrorCode, InvalidInputError, NotFoundError
+from casweights.errors import ErrorCode, InvalidInputError
 from casweights.ids import SnapshotId
 from casweights.system.closing import Closing
 from casweights.system.files import to_path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from casweights.operations.load import LazyTensor
     from casweights.results import (
         Diff,
+        MaintainStats,
         RepackStats,
         StoreInfo,
         StoreStats,
@@ -237,16 +238,11 @@ class Repository(Handle, Closing):
         Raises:
             NotFoundError: The version or the file does not exist.
         """
-        from casweights.database.hints import note_similar
+        from casweights.content.selection import find_file
         from casweights.database.reader import read_file
 
         snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
-        for file in snapshot.files:
-            if file.path == path:
-                return read_file(self._db.reader, file, self._db.config.chunk_size)
-        error = NotFoundError(ErrorCode.FILE_NOT_FOUND, f"the version has no file {path!r}")
-        note_similar(error, path, (file.path for file in snapshot.files))
-        raise error
+        return read_file(self._db.reader, find_file(snapshot, path), self._db.config.chunk_size)
 
     def snapshot(self, ref: Ref) -> Snapshot:
         """Return a version: its files, parents, message and metadata.
@@ -291,16 +287,7 @@ class Repository(Handle, Closing):
             NotFoundError: The version does not exist.
         """
         target = self.snapshot(at).id
-        head = self._db.refs.head(name, for_update=True)
-        if head is not None and head.snapshot == target and self._db.refs.is_doubted(head):
-            return target  # made by an earlier call that failed after it had written the move
-        if head is not None and not force:
-            raise ConflictError(
-                ErrorCode.ALREADY_EXISTS,
-                f"branch {name!r} exists already, at {head.snapshot}: move it with force, or "
-                "choose another name",
-            )
-        self._db.refs.advance(name, head, target)
+        self._db.refs.set_branch(name, target, force=force)
         self._db.refs.take_in(target)
         return target
 
@@ -377,9 +364,9 @@ class Repository(Handle, Closing):
         """Rewrite all packs to save space; no ID changes.
 
         Every chunk is encoded again as the smallest difference from the chunks that the store has
-        now. This pays after an import, or if similar versions were added later. Other writers and
-        readers can continue at the same time. If a version fits in the `cache_size` of the open
-        store, no chunk is rebuilt twice.
+        now. This pays after an import, or if similar versions were added later. Other clients can
+        read and write at the same time. If a version fits in `cache_size`, no chunk is rebuilt
+        twice.
 
         Args:
             compression: How to store chunks that have no base, as for `commit`.
@@ -391,6 +378,18 @@ class Repository(Handle, Closing):
         from casweights.operations.repack import repack
 
         return repack(self._db, compression=check_compression(compression))
+
+    def maintain(self) -> MaintainStats:
+        """Merge small packs, so that calls stay fast after many versions; no ID changes.
+
+        Packs are copied as they are, and other clients can read and write at the same time.
+
+        Raises:
+            StoreError: The store could not be read or written. Repeat the call to continue.
+        """
+        from casweights.operations.maintain import maintain
+
+        return maintain(self._db)
 
     def push(
         self,

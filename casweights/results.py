@@ -270,6 +270,21 @@ class RepackStats:
     unreadable: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaintainStats:
+    """The result of `maintain`.
+
+    Attributes:
+        packs: Number of packs after it.
+        old_packs: Number of packs before it.
+        copied_bytes: Number of stored bytes that it copied into larger packs.
+    """
+
+    packs: int
+    old_packs: int
+    copied_bytes: int
+
+
 class ChangeKind(StrEnum):
     """The kinds of differences between two versions."""
 

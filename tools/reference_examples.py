@@ -101,7 +101,7 @@ def reporter(model: torch.nn.Module) -> None:
     assert sizes.stored > 0
 
 
-@shows("StoreInfo", "StoreStats", "VersionStats", "Verification", "RepackStats")
+@shows("StoreInfo", "StoreStats", "VersionStats", "Verification", "RepackStats", "MaintainStats")
 def looking_after_a_store(model: torch.nn.Module) -> None:
     import casweights
 
@@ -110,7 +110,7 @@ def looking_after_a_store(model: torch.nn.Module) -> None:
         stats = store.stats()
         print(store.info().url, stats.pack_bytes, [v.stored_bytes for v in stats.versions])
         assert store.verify().problems == ()
-        print(store.repack().nbytes)
+        print(store.repack().nbytes, store.maintain().packs)
 
 
 @shows("Diff", "Change", "ChangeKind")

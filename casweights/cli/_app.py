@@ -30,6 +30,7 @@ VERBS = (
     "stats",
     "verify",
     "repack",
+    "maintain",
     "push",
     "pull",
 )

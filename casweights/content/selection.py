@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.content.source_tree import matches
+from casweights.database.hints import note_similar
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format.file_entry import FileEntry
 from casweights.format.safetensors import (
@@ -87,3 +88,17 @@ def part_of(file: FileEntry, names: Collection[str], chunk_size: int) -> FileEnt
     header = parse_header(raw_header, sum(info.nbytes for info, _ in chunks.values()))
     ids = tuple(chunk for info in header.tensors for chunk in chunks[info.name][1])
     return FileEntry(file.path, len(raw_header) + header.data_size, raw_header, header, ids)
+
+
+def find_file(manifest: Manifest, path: str) -> FileEntry:
+    """Return the file of a version with this path.
+
+    Raises:
+        NotFoundError: The version has no such file; notes on the error name similar ones.
+    """
+    for file in manifest.files:
+        if file.path == path:
+            return file
+    error = NotFoundError(ErrorCode.FILE_NOT_FOUND, f"the version has no file {path!r}")
+    note_similar(error, path, (file.path for file in manifest.files))
+    raise error

@@ -235,6 +235,16 @@ class ChunkIndex(KnownChunks):
             self._enough_packs = 2 * len(self._packs.read) + _SPARE_PACKS
             return True
 
+    def drop(self, packs: Collection[str]) -> None:
+        """Forget packs that were deleted, and the frames in them.
+
+        Args:
+            packs: Their names.
+        """
+        with self._lock:
+            self._packs.drop(packs)
+            self._table.retain(parse_id(PackId, names.PACKS, name) for name in self._packs.read)
+
     def contents(self) -> list[PackContents]:
         """Return the packs that were read, with all their frames, including damaged ones."""
         with self._lock:

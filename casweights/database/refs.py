@@ -288,6 +288,23 @@ class Refs:
             tag = threads.submit(self.tag, name)
             return self.head(name), tag.result()
 
+    def set_branch(self, branch: str, snapshot: SnapshotId, *, force: bool) -> None:
+        """Create a branch at a version, or with `force` move one there.
+
+        Raises:
+            ConflictError: The branch exists, or another writer moved it during the call.
+        """
+        head = self.head(branch, for_update=True)
+        if head is not None and head.snapshot == snapshot and self.is_doubted(head):
+            return  # made by an earlier call that failed after it had written the move
+        if head is not None and not force:
+            raise ConflictError(
+                ErrorCode.ALREADY_EXISTS,
+                f"branch {branch!r} exists already, at {head.snapshot}: move it with force, or "
+                "choose another name",
+            )
+        self.advance(branch, head, snapshot)
+
     def create_tag(
         self, tag: str, snapshot: SnapshotId, *, list_names: ListNames | None = None
     ) -> None:

@@ -17,6 +17,7 @@ _TITLES = {
     Stage.LOAD: "Loading",
     Stage.VERIFY: "Verifying",
     Stage.REPACK: "Repacking",
+    Stage.MAINTAIN: "Merging packs",
     Stage.TRANSFER: "Transferring",
 }
 

@@ -52,6 +52,12 @@ def test_repack_names_unreadable_packs_and_keeps_them(run: Run, store: Path) -> 
     assert (store / "packs" / name).exists()
 
 
+def test_maintain_reports_packs_before_and_after(run: Run, store: Path) -> None:
+    count = len(list((store / "packs").iterdir()))
+    line = run("maintain").stdout.strip()
+    assert line == f"{count} packs, previously {count} packs; 0 B copied"
+
+
 def test_repack_refuses_invalid_options(run: Run, store: Path) -> None:
     assert "--compression" in run("repack", "--compression", "tiny", status=2).stderr
     assert "--memory" in run("repack", "--memory", "-1", status=2).stderr

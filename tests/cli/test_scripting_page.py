@@ -13,6 +13,7 @@ import casweights
 from casweights.cli import _progress
 from casweights.cli._app import VERBS
 from casweights.cli._errors import MEANINGS, Exit
+from casweights.operations import maintain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,6 +84,7 @@ def test_long_commands_have_the_documented_fields(run_json: Json, store: Path) -
     check("`commit`", run_json("commit", "model")[-1])
     check("`checkout`", run_json("checkout", "main", "out")[-1])
     check("`repack`", run_json("repack")[-1])
+    check("`maintain`", run_json("maintain")[-1])
     check("`verify`", run_json("verify")[-1])
     check("`push`, `pull`", run_json("push", "there", "--create")[-1])
     check("`push`, `pull`", run_json("pull", "there")[-1])
@@ -108,6 +110,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "commit": ("model", "--branch", "other"),
     "checkout": ("main", "out"),
     "verify": (),
+    "maintain": (),
     "repack": (),
     "push": ("there", "--create"),
     "pull": ("there", "--store", "part", "--create"),
@@ -118,6 +121,9 @@ def test_progress_has_the_documented_fields_and_stages(
     run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_progress, "_INTERVAL", 0.0)
+    monkeypatch.setattr(maintain, "_RECENT_PACKS", 0)  # so that there is something to merge
+    monkeypatch.setattr(maintain, "_FAN_IN", 2)
+    monkeypatch.setattr(maintain, "_LEVELS", (1 << 30,))
     assert sorted(RUNS) == sorted(VERBS)
     section = PAGE.split("\n### Progress\n")[1].split("\n### ")[0]
     stages, reporting = set(), set()

@@ -1,0 +1,37 @@
+"""``casweights maintain``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casweights.cli._errors import Exit
+from casweights.cli._output import Span
+from casweights.cli._progress import Results
+from casweights.cli._text import count, size
+from casweights.cli._verb import verb
+
+if TYPE_CHECKING:
+    from casweights.cli._session import Session
+
+
+@verb("maintain", Exit.NO_STORE, Exit.PERMISSION, Exit.INTERRUPTED)
+def command(session: Session) -> None:
+    """Merge small packs, so that commands stay fast.
+
+    Run it from time to time on a store to which a training run publishes many versions. Packs are
+    copied as they are, so it is cheaper than `repack`, and saves no space. IDs do not change, and
+    commits and subscribers can continue at the same time.
+    """
+    with session.open(Results(session.out)) as repository:
+        done = repository.maintain()
+    session.out.summary(
+        {"packs": done.packs, "old_packs": done.old_packs, "copied_bytes": done.copied_bytes},
+        [
+            [
+                Span(
+                    f"{count(done.packs, 'pack')}, previously {count(done.old_packs, 'pack')}; "
+                    f"{size(done.copied_bytes)} copied"
+                )
+            ]
+        ],
+    )
