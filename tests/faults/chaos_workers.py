@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 import casweights
 from casweights import ConflictError, Publisher, SnapshotId, Subscriber
+from casweights.operations import maintain as merging
 from casweights.stores.local import LocalStore
 from casweights.sync.publisher import Compare
 from tests.faults.hub_driver import BUCKET, wrapped
@@ -260,10 +261,14 @@ def name_versions(worker: Worker) -> None:
 
 
 def repack(worker: Worker) -> None:
-    """Repack the store."""
+    """Repack the store, or merge its packs, also the newest ones."""
     compression: Compression = worker.chance.choice(["fast", "auto"])
+    merging._RECENT_PACKS, merging._FAN_IN = 0, 2
     with worker.journal.doing("repack"):
-        if worker.chance.random() < 0.2:
+        if worker.chance.random() < 0.5:
+            with worker.place.opened() as repo:
+                repo.maintain()
+        elif worker.chance.random() < 0.2:
             worker.run("repack", "--store", worker.place.url)
         else:
             with worker.place.opened() as repo:

@@ -153,6 +153,9 @@ def check_all(recording: Recording, folder: Path) -> None:
 @pytest.fixture
 def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
     monkeypatch.setattr("casweights.database.reflog._KEPT_MOVES", 2)
+    monkeypatch.setattr("casweights.operations.maintain._RECENT_PACKS", 1)
+    monkeypatch.setattr("casweights.operations.maintain._FAN_IN", 2)
+    monkeypatch.setattr("casweights.operations.maintain._LEVELS", (1 << 30,))
     (tmp_path / "disk").mkdir()
     recording = Recording(tmp_path / "disk")
     yield recording
@@ -173,6 +176,7 @@ def test_commands_with_a_handle_each_survive_a_crash(recording: Recording, tmp_p
     recording.use("branch again", lambda repo: repo.branch("other", "main~1"))
     recording.use("delete tag", lambda repo: repo.delete_tag("a"))
     recording.use("tag again", lambda repo: repo.tag("a", "main"))
+    recording.use("maintain", lambda repo: repo.maintain())
     recording.use("repack", lambda repo: repo.repack(compression="small"))
     recording.use("repack", lambda repo: repo.repack(compression="fast"))
     check_all(recording, tmp_path)
