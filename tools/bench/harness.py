@@ -94,6 +94,7 @@ def pair(
     target: float | None,
     note: str,
     prepare: Callable[[], object] = lambda: None,
+    prepare_reference: Callable[[], object] | None = None,
     rounds: int = 5,
 ) -> Result:
     """Time two functions alternately.
@@ -105,19 +106,31 @@ def pair(
         target: Upper limit of the ratio; None if the row has none.
         note: Explanation of the row, as in `Result`.
         prepare: Called before each timed call, untimed.
+        prepare_reference: Called before the reference in place of `prepare`.
         rounds: Number of pairs that count, after one more that warms up.
     """
     times: list[tuple[float, float]] = []
     for n in range(rounds + 1):
         print(f"  {what}: round {n} of {rounds}", end="\r", file=sys.stderr)
-        times.append((_time(ours, prepare), _time(reference, prepare)))
-    counted = times[1:]
+        times.append((_time(ours, prepare), _time(reference, prepare_reference or prepare)))
+    return paired(what, times[1:], "s", target=target, note=note)
+
+
+def paired(
+    what: str,
+    pairs: Sequence[tuple[float, float]],
+    unit: str,
+    *,
+    note: str,
+    target: float | None = None,
+) -> Result:
+    """Return a row of values that were measured in pairs: ours, then the reference's."""
     return Result(
         what=what,
-        ours=statistics.median(a for a, _ in counted),
-        reference=statistics.median(b for _, b in counted),
-        unit="s",
-        ratio=statistics.median(a / b for a, b in counted),
+        ours=statistics.median(a for a, _ in pairs),
+        reference=statistics.median(b for _, b in pairs),
+        unit=unit,
+        ratio=statistics.median(a / b for a, b in pairs),
         target=target,
         note=note,
     )

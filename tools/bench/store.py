@@ -40,10 +40,9 @@ HELP_LIMIT = 0.150  # seconds
 _HIDDEN, _INNER = 2048, 5632
 
 _PEAK = r"""
-import re, sys
+import sys
 import casweights.repository, casweights.operations.commit, casweights.operations.checkout
-def peak():  # of this program alone: getrusage includes the parent's size at the fork
-    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
+from tools.bench.memory import peak
 verb, store, model, out = sys.argv[1:]
 before = peak()
 with casweights.open(store, create=True) as s:

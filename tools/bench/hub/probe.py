@@ -22,15 +22,19 @@ class Line:
         name: Name in the report.
         latency: Seconds of a round trip.
         bandwidth: Bytes per second in each direction; None for no limit.
+        upload_grants: Whether the storage hands out grants for uploads, see `Conditions`.
     """
 
     name: str
     latency: float = 0.0
     bandwidth: float | None = None
+    upload_grants: bool = False
 
     @property
     def conditions(self) -> Conditions:
-        return Conditions(latency=self.latency, bandwidth=self.bandwidth)
+        return Conditions(
+            latency=self.latency, bandwidth=self.bandwidth, upload_grants=self.upload_grants
+        )
 
 
 UNSHAPED = Line(name="unshaped")

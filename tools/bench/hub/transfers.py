@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import casweights
 from casweights.config import RemoteOptions
+from tools.bench import memory
 from tools.bench.hub.plain import create_bucket, fetch, list_files, upload
 from tools.bench.hub.probe import Line, Probe
 
@@ -71,14 +71,9 @@ def download(probe: Probe, options: Options) -> Any:
 
 def peak(probe: Probe, options: Options) -> Any:
     """Run another job; return the peak memory of this process beyond that of its imports."""
-    before = _peak()
+    before = memory.peak()
     _MEASURED[options["measured"]](probe, options)
-    return _peak() - before
-
-
-def _peak() -> int:
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
+    return memory.peak() - before
 
 
 _MEASURED = {job.__name__: job for job in (push, push_files, checkout, download)}

@@ -7,28 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import casweights
-from casweights.config import KiB, RemoteOptions, StoreConfig
-from casweights.stores.base import Capabilities, ObjectInfo
-from casweights.stores.memory import MemoryStore
+from casweights.config import RemoteOptions
 from tools.bench.harness import Result
+from tools.bench.histories import CONFIG, SHARE, HistoryStore, small_model
 from tools.bench.hub.clients import fresh_hub, note_progress
-from tools.bench.hub.model import Model
 from tools.bench.hub.plain import create_bucket, upload
 from tools.bench.hub.probe import UNSHAPED, Probe, Spent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from casweights.system.buffers import Buffer
     from tools.bench.hub.jobs import Options
+    from tools.bench.hub.model import Model
     from tools.bench.hub.report import Report
 
 
 _BUCKET, _PREFIX = "me/weights", "run"
-_REFS = "refs/"
-_CONFIG = StoreConfig(chunk_size=64 * KiB)
-_SIZE, _HIDDEN = 400 * KiB, 128
-_SHARE = 0.01
 _RUN = 100  # versions of a training run; 10,000 versions of one run would take hours
 _NATIVE = 100  # the last versions, a whole run, which are committed to the bucket itself
 _FEW = 10
@@ -46,7 +40,7 @@ _OPERATIONS = {
 def row_versions(report: Report, work: Path, versions: int) -> None:
     """Add row 6: requests with few and with many versions."""
     counts = sorted({_FEW, min(100, versions), versions})
-    found = {count: _requests(work, count) for count in counts}
+    found = {count: count_requests(work, count) for count in counts}
     last = counts[-1]
     for name, what in _OPERATIONS.items():
         routes = "; ".join(
@@ -76,7 +70,7 @@ def _extremes(steps: Sequence[Spent]) -> str:
     return f" (of {len(totals)}: {totals[0]} to {totals[-1]})" if len(totals) > 1 else ""
 
 
-def _requests(work: Path, versions: int) -> dict[str, list[Spent]]:
+def count_requests(work: Path, versions: int) -> dict[str, list[Spent]]:
     """Return the costs of each operation; of several in a row, the median comes first."""
     with fresh_hub(work) as clients:
         note_progress(f"{versions:,} versions")
@@ -97,55 +91,23 @@ def _median_first(steps: list[Spent]) -> list[Spent]:
     return [median, *ordered]
 
 
-class _LikeBucket(MemoryStore):
-    """A store in memory with the object names of a store in a bucket.
-
-    It keeps a separate list of the few refs, because every commit lists them.
-    """
-
-    capabilities = Capabilities(exclusive_create=False, listing_lags=True, cheap_reads=False)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._refs: dict[str, int] = {}
-
-    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        if name.startswith(_REFS):
-            self._refs[name] = sum(map(len, parts))
-        return super().put(name, parts)
-
-    def delete(self, name: str) -> None:
-        self._refs.pop(name, None)
-        super().delete(name)
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        if not prefix.startswith(_REFS):
-            return super().list(prefix)
-        found = (ObjectInfo(name, size) for name, size in sorted(self._refs.items()))
-        return (info for info in found if info.name.startswith(prefix))
-
-    def objects(self) -> Iterator[tuple[bytes, str]]:
-        """Yield content and name of all objects, as arguments of an upload."""
-        return ((self.get(info.name), f"{_PREFIX}/{info.name}") for info in self.list())
-
-
 def build(_: Probe, options: Options) -> Any:
     """Make versions: most in memory, to be uploaded at once, and the last ones in the bucket."""
     versions, native = options["versions"], min(_NATIVE, options["versions"])
-    model = _model(0)
+    model = small_model(0)
     if versions > native:
-        memory = _LikeBucket()
+        memory = HistoryStore(exclusive=False)
         _commit_steps(
             model,
-            casweights.open(memory, create=True, config=_CONFIG, **_kept(model)),
+            casweights.open(memory, create=True, config=CONFIG, **_kept(model)),
             versions - native,
         )
         create_bucket(_BUCKET)
-        objects = memory.objects()
+        objects = ((data, f"{_PREFIX}/{name}") for name, data in memory.objects())
         while batch := list(islice(objects, _BATCH)):
             upload(_BUCKET, batch)
     store = casweights.open(
-        options["url"], create=True, config=_CONFIG, remote=_NO_CACHE, **_kept(model)
+        options["url"], create=True, config=CONFIG, remote=_NO_CACHE, **_kept(model)
     )
     _commit_steps(model, store, native)
     Path(options["state"]).write_bytes(model.flat.tobytes())
@@ -156,7 +118,7 @@ def _commit_steps(model: Model, store: casweights.Repository, count: int) -> Non
     with store:
         for n in range(count):
             if n % _RUN:
-                model.step(_SHARE)
+                model.step(SHARE)
             else:
                 model.make()
             store.commit(model.tensors())
@@ -170,7 +132,7 @@ def count_open(probe: Probe, options: Options) -> Any:
     replica = casweights.open(options["url"], remote=_NO_CACHE, **_kept(model))
     found: dict[str, list[Any]] = {"trainer": [], "replica": []}
     for n in range(1 + _STEPS):
-        model.step(_SHARE)
+        model.step(SHARE)
         written = probe.measure(lambda: trainer.commit(state))
         read = probe.measure(lambda: replica.load("heads/main"))
         if n:  # in the first round, neither has the previous version in memory
@@ -185,7 +147,7 @@ def count_open(probe: Probe, options: Options) -> Any:
 def commit(probe: Probe, options: Options) -> Any:
     """Commit the next version in a new process."""
     model = _read_model(options)
-    model.step(_SHARE)
+    model.step(SHARE)
 
     def run() -> None:
         with casweights.open(options["url"], remote=_NO_CACHE) as store:
@@ -194,13 +156,9 @@ def commit(probe: Probe, options: Options) -> Any:
     return probe.measure(run).to_json()
 
 
-def _model(seed: int) -> Model:
-    return Model(_SIZE, seed, _HIDDEN)
-
-
 def _read_model(options: Options) -> Model:
     data = Path(options["state"]).read_bytes()
-    model = _model(1 + data[0])  # a new seed, so that its steps are new
+    model = small_model(1 + data[0])  # a new seed, so that its steps are new
     model.flat.view("u1")[:] = memoryview(data)
     return model
 

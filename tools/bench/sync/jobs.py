@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +23,7 @@ from casweights.events import Reporter
 from casweights.stores.url import open_object_store
 from casweights.sync.publisher import Publisher
 from casweights.sync.subscriber import Subscriber
+from tools.bench import memory
 from tools.bench.hub.jobs import import_modules
 from tools.bench.hub.model import Model
 from tools.bench.hub.patch import Patches, apply_patch, write_v1, write_v3
@@ -155,15 +154,15 @@ class Trainer(Reporter):
 
     def peak(self, share: float) -> Any:
         """Return the peak memory, in addition to the model, of a first version and of steps."""
-        before = _memory("VmRSS")
-        _forget_peak()
+        before = memory.resident()
+        memory.forget_peak()
         self.begin()
-        first = _memory("VmHWM") - before
-        _forget_peak()
+        first = memory.peak() - before
+        memory.forget_peak()
         for _ in range(3):
             self.step(share)
             self.publish()
-        return {"first": first, "steps": _memory("VmHWM") - before, "model": self._model.nbytes}
+        return {"first": first, "steps": memory.peak() - before, "model": self._model.nbytes}
 
     def build(self, steps: int, share: float, target: str) -> Any:
         """Publish many steps to a directory and push them; return the first version's bytes."""
@@ -305,10 +304,10 @@ class Replica:
         return self._peak(lambda: self.sync(to))
 
     def _peak(self, function: Any) -> int:
-        before = _memory("VmRSS")
-        _forget_peak()
+        before = memory.resident()
+        memory.forget_peak()
         function()
-        return _memory("VmHWM") - before
+        return memory.peak() - before
 
     def _apply(self, snapshot: str) -> float:
         """Apply a version; return the seconds in which the replica may not generate."""
@@ -343,17 +342,6 @@ def _timeline(store: RecordingStore, start: float) -> Sequence[tuple[str, float,
     """Return name, begin (relative to `start`) and seconds of each call of a store."""
     calls = sorted(store.calls, key=lambda call: call.start)
     return [(call.text, call.start - start, call.end - call.start) for call in calls]
-
-
-def _memory(name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
-
-
-def _forget_peak() -> None:
-    """Reset the peak; if that is not permitted, the peak is that of the whole process."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 ROLES = {"trainer": Trainer, "replica": Replica}
