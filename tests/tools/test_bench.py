@@ -15,6 +15,7 @@ MODULES = {
     "chunk_size": "chunk_size",
     "encodings": "encodings.main",
     "hub": "hub.main",
+    "lifecycle": "lifecycle.main",
     "peers": "encodings.peers",
     "store": "store",
     "sync": "sync.main",

@@ -1,7 +1,7 @@
-"""Histories of a small model, made in memory and then written to a directory or a bucket.
+"""Make histories of a small model in memory, and write them to a directory or a bucket.
 
-The library itself makes them: what a commit writes does not depend on the kind of store, except for
-the names of moves. In memory a version takes about 10 ms, however many there are.
+The library itself makes the objects. What it writes does not depend on the kind of store, except
+for the names of moves. In memory, a version takes about 10 ms, at the first step and at the last.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 CONFIG = StoreConfig(chunk_size=64 * KiB)
-SHARE = 0.01  # of the elements, changed by a step
-_SIZE, _HIDDEN = 400 * KiB, 128  # eight tensors, which are a few chunks each
+SHARE = 0.01  # of the elements, which a step changes
+_SIZE, _HIDDEN = 400 * KiB, 128  # eight tensors of one or a few chunks
 _REFS = "refs/"
 
 
@@ -35,11 +35,11 @@ def small_model(seed: int) -> Model:
 class HistoryStore(MemoryStore):
     """Objects in memory, with the names that they have in a directory or in a bucket.
 
-    Refs have a list of their own, because every commit lists them, and there are few. Reads do not
-    count as cheap, because commits would list all packs then.
+    Refs have a separate list, because every commit lists them and there are few. The store does not
+    claim cheap reads, because commits would list all packs then.
 
     Args:
-        exclusive: Whether the store is like a directory, which creates objects exclusively.
+        exclusive: Whether the names are those of a directory, which creates objects exclusively.
     """
 
     def __init__(self, *, exclusive: bool) -> None:
@@ -77,11 +77,11 @@ class HistoryStore(MemoryStore):
 
 
 class Run(NamedTuple):
-    """A training run.
+    """A training run in memory.
 
     Attributes:
-        store: Its versions.
-        model: The model as it is after the last of them.
+        store: The store with its versions.
+        model: The model after the last step.
     """
 
     store: HistoryStore
@@ -89,7 +89,7 @@ class Run(NamedTuple):
 
 
 def publish_run(count: int) -> Run:
-    """Publish the steps of one training run: all of a branch, each made from the one before."""
+    """Publish the steps of a training run to one branch."""
     store, model = HistoryStore(exclusive=True), small_model(0)
     model.make()
     state = model.tensors()

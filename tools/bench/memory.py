@@ -1,4 +1,4 @@
-"""The memory of this process, as Linux counts it; 0 where no such count exists."""
+"""Count the memory of this process, as Linux reports it; 0 where it reports nothing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def resident() -> int:
 def peak() -> int:
     """Return the most bytes that the process had in memory so far.
 
-    `getrusage` also counts those of the parent at the time of the fork, this does not.
+    Unlike `getrusage`, this does not count the memory of the parent at the time of the fork.
     """
     return _status("VmHWM")
 
 
 def forget_peak() -> None:
-    """Count the peak anew; where that is not allowed, it is that of the whole process."""
+    """Restart the count of the peak; if Linux refuses, it covers the whole process."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

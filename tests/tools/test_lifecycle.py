@@ -1,0 +1,120 @@
+"""What the benchmark of many versions measures on, and how it counts bytes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import casweights
+from casweights import Publisher
+from casweights.database.packs import read_pack_index
+from casweights.format import names
+from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
+from tools.bench.histories import CONFIG, SHARE, publish_run, small_model
+from tools.bench.lifecycle import main
+from tools.bench.lifecycle.chunky import Chunky
+from tools.bench.lifecycle.indexes import add_synthetic
+from tools.bench.lifecycle.parts import parts_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casweights.stores.base import ObjectInfo
+
+VERSIONS, CHUNKS = 4, 10
+
+
+def test_history_from_memory_has_the_packs_of_a_run_in_a_directory(tmp_path: Path) -> None:
+    run = publish_run(VERSIONS)
+    run.store.write(tmp_path / "written")
+    model = small_model(0)
+    model.make()
+    casweights.open(tmp_path / "real", create=True, config=CONFIG).close()
+    with Publisher(tmp_path / "real") as publisher:
+        for n in range(VERSIONS):
+            model.step(SHARE)
+            publisher.publish(model.tensors(), step=n)
+    written, real = (
+        [info.name for info in LocalStore(tmp_path / name).list()] for name in ("written", "real")
+    )
+    assert _packs(written) == _packs(real)
+    assert _moves(written) == _moves(real)
+    assert len(written) == len(real)
+    with casweights.open(tmp_path / "written") as store:
+        assert not store.verify().problems
+        assert len(list(store.log())) == VERSIONS
+
+
+def _packs(listed: list[str]) -> list[str]:
+    return [name for name in listed if name.startswith(names.PACKS)]
+
+
+def _moves(listed: list[str]) -> list[str]:
+    return [name for name in listed if name.startswith(names.REFS)]
+
+
+def test_parts_of_a_step_are_all_bytes_that_it_added(tmp_path: Path) -> None:
+    model, path, store = Chunky(CHUNKS), tmp_path / "model.safetensors", MemoryStore()
+    model.write(path)
+    with casweights.open(store, create=True) as repository:
+        model.check(repository.commit(path))
+        before = {info.name: info.size for info in store.list()}
+        model.step()
+        model.write(path)
+        parts, known = parts_of(store, before, [repository.commit(path)])
+    assert parts.total == sum(i.size for i in store.list()) - sum(before.values())
+    assert known == {info.name for info in store.list()}
+    assert all(parts.items().values())
+
+
+def test_synthetic_version_has_the_objects_and_the_index_of_a_real_step(tmp_path: Path) -> None:
+    model, path, store = Chunky(CHUNKS), tmp_path / "model.safetensors", MemoryStore()
+    model.write(path)
+    with casweights.open(store, create=True) as repository:
+        known = {info.name for info in store.list()}
+        add_synthetic(repository.database, path, VERSIONS)
+        synthetic = _new_objects(store, known)
+        assert len(synthetic) == 3 * VERSIONS
+        repository.commit(path)
+        known = {info.name for info in store.list()}
+        model.step()
+        model.write(path)
+        real = repository.commit(path)
+        model.check(real)
+        assert repository.load("main").keys() == model.state.keys()
+        history = list(repository.log())
+        assert len(history) == VERSIONS + 2
+        assert [len(version.files[0].chunks) for version in history] == [CHUNKS] * len(history)
+    in_step = _new_objects(store, known)
+    assert [name.partition("/")[0] for name in sorted(in_step)] == ["packs", "refs", "snapshots"]
+    [real_index] = _index_bytes(store, in_step)
+    assert max(_index_bytes(store, synthetic)) == pytest.approx(real_index, rel=0.1)
+
+
+def _new_objects(store: MemoryStore, known: set[str]) -> dict[str, ObjectInfo]:
+    return {info.name: info for info in store.list() if info.name not in known}
+
+
+def _index_bytes(store: MemoryStore, infos: dict[str, ObjectInfo]) -> list[int]:
+    """Bytes of each pack without its frames."""
+    return [
+        infos[name].size - sum(at.frame.size for at in read_pack_index(store, infos[name]))
+        for name in _packs(list(infos))
+    ]
+
+
+def test_rows_are_printed_as_tables_and_as_a_line_of_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["lifecycle", "--smoke", "--only", "objects", "small"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert main.main() == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(main.TITLE)
+    rows = json.loads(printed.splitlines()[-1])["results"]
+    assert [row["what"][0] for row in rows] == ["4", "6"]
+    assert all(row["target"] for row in rows)

@@ -1,0 +1,111 @@
+"""Break the bytes of new versions down by purpose."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import astuple, dataclass, fields, replace
+from typing import TYPE_CHECKING, Self
+
+from casweights.database.packs import read_pack
+from casweights.format import names
+from casweights.format.envelope import ObjectKind, unseal
+from casweights.format.manifest import encode_manifest
+from casweights.format.zstd import compress_object
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from casweights import Snapshot
+    from casweights.ids import ChunkId
+    from casweights.stores.base import ObjectInfo, ObjectStore
+
+_SNAPSHOT_SIZES = struct.Struct("<4I")  # manifest: raw, stored; pack table: raw, stored
+_LEVEL = 3  # of zstd, in snapshot objects
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Bytes of objects by purpose; the sum is all of their bytes.
+
+    Attributes:
+        frames: Frames of the content.
+        index: The other bytes of packs: index, prefix, and trailer.
+        structure: Headers and lists of chunks, in manifests or in packs.
+        manifest: The other bytes of manifests, with the envelope of the object.
+        pack_table: Tables of the packs that contain the chunks.
+        move: Moves of the branch.
+    """
+
+    frames: int = 0
+    index: int = 0
+    structure: int = 0
+    manifest: int = 0
+    pack_table: int = 0
+    move: int = 0
+
+    def __add__(self, other: Self) -> Parts:
+        return Parts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(astuple(self))
+
+    def items(self) -> dict[str, int]:
+        """Return the bytes by the name of their purpose."""
+        return {field.name.replace("_", " "): getattr(self, field.name) for field in fields(self)}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{what} {nbytes:,}" for what, nbytes in self.items().items())
+
+
+def parts_of(
+    store: ObjectStore, known: Collection[str], versions: Sequence[Snapshot]
+) -> tuple[Parts, set[str]]:
+    """Break down the objects that versions added to a store.
+
+    Args:
+        store: The store.
+        known: Names of the objects that existed before.
+        versions: The new versions.
+
+    Returns:
+        The parts, and the names of all objects that exist now.
+
+    Raises:
+        AssertionError: The purpose of an object is unknown.
+    """
+    infos = list(store.list())
+    by_name = {names.snapshot_name(version.id): version for version in versions}
+    content = {chunk for version in versions for chunk in version.chunks()}
+    found = Parts()
+    for info in infos:
+        if info.name in known:
+            continue
+        if info.name.startswith(names.PACKS):
+            found += _parts_of_pack(store, info, content)
+        elif info.name in by_name:
+            found += _parts_of_snapshot(store.get(info.name), by_name[info.name])
+        elif info.name.startswith(names.REFS):
+            found += Parts(move=info.size)
+        else:
+            raise AssertionError(f"{info.name} is an object of unknown purpose")
+    return found, {info.name for info in infos}
+
+
+def _parts_of_pack(store: ObjectStore, info: ObjectInfo, content: set[ChunkId]) -> Parts:
+    frames = [location.frame for location in read_pack(store, info).locations]
+    own = sum(frame.size for frame in frames if frame.chunk in content)
+    structure = sum(frame.size for frame in frames) - own
+    return Parts(frames=own, structure=structure, index=info.size - own - structure)
+
+
+def _parts_of_snapshot(data: bytes, version: Snapshot) -> Parts:
+    """Count as headers and lists the bytes that the manifest would be smaller without them."""
+    payload = unseal(ObjectKind.SNAPSHOT, data, str(version.id))
+    _, manifest, _, table = _SNAPSHOT_SIZES.unpack_from(payload)
+    files = tuple(replace(file, raw_header=None, chunks=()) for file in version.files)
+    bare = len(compress_object(encode_manifest(replace(version, files=files)), _LEVEL))
+    return Parts(
+        structure=manifest - bare, manifest=len(data) - manifest - table + bare, pack_table=table
+    )
