@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +17,8 @@ import casweights
 from casweights.config import MiB
 from casweights.database.writer import PackWriter
 from casweights.format.codecs import Encoding
+from casweights.format.file_entry import FileEntry
 from casweights.format.hashing import checksum
-from casweights.format.manifest import FileEntry
 from casweights.format.pack import EncodedFrame
 from casweights.format.safetensors import parse_header
 from casweights.ids import ChunkId
@@ -170,12 +169,16 @@ def _add_version(
     """Write one version, and return the head of the branch and the row of the file."""
     header = before.header
     assert header
-    entry = replace(before, chunks=_random_ids(rng, len(header.tensors)))
+    chunks = _random_ids(rng, len(header.tensors))
+    entry = FileEntry(before.path, before.size, before.raw_header, header, chunks)
     writer = PackWriter(db)
     try:
         for n, chunk in enumerate(entry.chunks):
             base = before.chunks[n] if before.chunks and (number + n) % _CHAIN else None
             writer.add(chunk, header.tensors[n].nbytes, [_random_frame(rng, base)])
+        for chunk, content in entry.structure(db.config):
+            raw = EncodedFrame(Encoding.RAW, content, checksum(content))
+            writer.add(chunk, len(content), [raw] if chunk not in db.index else [])
         last = writer.last()
     finally:
         writer.close()

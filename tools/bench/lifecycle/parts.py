@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Self
 
 from casweights.database.packs import read_pack
 from casweights.format import names
 from casweights.format.envelope import ObjectKind, unseal
-from casweights.format.manifest import encode_manifest
-from casweights.format.zstd import compress_object
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectInfo, ObjectStore
 
 _SNAPSHOT_SIZES = struct.Struct("<4I")  # manifest: raw, stored; pack table: raw, stored
-_LEVEL = 3  # of zstd, in snapshot objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +27,8 @@ class Parts:
     Attributes:
         frames: Frames of the content.
         index: The other bytes of packs: index, prefix, and trailer.
-        structure: Headers and lists of chunks, in manifests or in packs.
-        manifest: The other bytes of manifests, with the envelope of the object.
+        structure: Frames of headers and of lists of chunks.
+        manifest: Manifests, with the envelope of the object.
         pack_table: Tables of the packs that contain the chunks.
         move: Moves of the branch.
     """
@@ -76,7 +73,7 @@ def parts_of(
         AssertionError: The purpose of an object is unknown.
     """
     infos = list(store.list())
-    by_name = {names.snapshot_name(version.id): version for version in versions}
+    by_name = {names.snapshot_name(version.id) for version in versions}
     content = {chunk for version in versions for chunk in version.chunks()}
     found = Parts()
     for info in infos:
@@ -85,7 +82,7 @@ def parts_of(
         if info.name.startswith(names.PACKS):
             found += _parts_of_pack(store, info, content)
         elif info.name in by_name:
-            found += _parts_of_snapshot(store.get(info.name), by_name[info.name])
+            found += _parts_of_snapshot(store.get(info.name), info.name)
         elif info.name.startswith(names.REFS):
             found += Parts(move=info.size)
         else:
@@ -100,12 +97,7 @@ def _parts_of_pack(store: ObjectStore, info: ObjectInfo, content: set[ChunkId]) 
     return Parts(frames=own, structure=structure, index=info.size - own - structure)
 
 
-def _parts_of_snapshot(data: bytes, version: Snapshot) -> Parts:
-    """Count as headers and lists the bytes that the manifest would be smaller without them."""
-    payload = unseal(ObjectKind.SNAPSHOT, data, str(version.id))
-    _, manifest, _, table = _SNAPSHOT_SIZES.unpack_from(payload)
-    files = tuple(replace(file, raw_header=None, chunks=()) for file in version.files)
-    bare = len(compress_object(encode_manifest(replace(version, files=files)), _LEVEL))
-    return Parts(
-        structure=manifest - bare, manifest=len(data) - manifest - table + bare, pack_table=table
-    )
+def _parts_of_snapshot(data: bytes, name: str) -> Parts:
+    payload = unseal(ObjectKind.SNAPSHOT, data, name)
+    *_, table = _SNAPSHOT_SIZES.unpack_from(payload)
+    return Parts(manifest=len(data) - table, pack_table=table)
