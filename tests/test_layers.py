@@ -58,7 +58,9 @@ SEEN: dict[tuple[str, str], set[str]] = {
 SHARED = {
     "operations.differences",
     "operations.encode",
+    "operations.encoded_files",
     "operations.frame_check",
+    "operations.looking",
     "operations.relatives",
     "operations.transfer",
 }

@@ -205,6 +205,13 @@ class ChainFinder:
             step = self._last_step(chunk)
             return None if step is None else Cost(step.nbytes, step.links)
 
+    def forget(self, kept: Container[ChunkId]) -> None:
+        """Forget what was found about other chunks than `kept`; it is found again if needed."""
+        with self._lock:
+            self._steps = {node: step for node, step in self._steps.items() if node.chunk in kept}
+            self._dead = {node for node in self._dead if node.chunk in kept}
+            self._best, self._by_size, self._after = {}, {}, None
+
     def _last_step(self, chunk: ChunkId) -> _Step | None:
         """Return the end of the cheapest chain to a chunk, from memory or by a search."""
         self._catch_up()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from casweights.ids import Suspect
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
@@ -28,7 +28,8 @@ class FrameTable:
 
     Attributes:
         version: A number that grows with every change that may open or close chains to known
-            chunks, except for exclusions.
+            chunks, except for exclusions and for chunks that are forgotten.
+        size: Number of frames that are known and not excluded.
         exclusions: All excluded frames, in the order of exclusion; only ever appended to, so that
             a `ChainFinder` can apply those that are new to it.
     """
@@ -40,11 +41,19 @@ class FrameTable:
         self._doubted: set[Suspect] = set()
         self._unknown_bases: set[ChunkId] = set()
         self.version = 0
+        self.size = 0
         self.exclusions: list[Location] = []
+
+    def __contains__(self, chunk: object) -> bool:
+        return chunk in self._known
 
     def __iter__(self) -> Iterator[ChunkId]:
         """Iterate over the chunks that have a known frame."""
         return iter(list(self._known))
+
+    def packs(self) -> set[PackId]:
+        """Return the packs of all frames that are not excluded."""
+        return {location.pack for found in self._known.values() for location in found}
 
     def locations(self) -> Iterator[Location]:
         """Yield all frames, including the excluded ones."""
@@ -97,6 +106,7 @@ class FrameTable:
             if base is not None and base not in self._known:
                 self._unknown_bases.add(base)
             self._known.setdefault(chunk, []).append(location)
+            self.size += 1
 
     def _has(self, location: Location) -> bool:
         """Whether a frame is known; if not, the caller adds it next."""
@@ -118,7 +128,9 @@ class FrameTable:
         self._excluded.update(locations)
         for chunk in {location.frame.chunk for location in locations}:
             known = self._known.get(chunk, [])
-            self._known[chunk] = [location for location in known if location not in self._excluded]
+            left = [location for location in known if location not in self._excluded]
+            self.size -= len(known) - len(left)
+            self._known[chunk] = left
             self._many.pop(chunk, None)
         self.exclusions += locations
 
@@ -130,7 +142,28 @@ class FrameTable:
         self._excluded, self._many = known._excluded, known._many
         self._unknown_bases = known._unknown_bases
         self._known = known._known  # one assignment, because other threads read without a lock
+        self.size = known.size
         self.version += 1
+
+    def forget(self, kept: Container[ChunkId], packs: Container[PackId]) -> set[PackId]:
+        """Forget all frames of other chunks than `kept`, except those in some packs.
+
+        Chains that lead through kept chunks alone stay as they are.
+
+        Returns:
+            The packs of the frames that were forgotten.
+        """
+        thinned: set[PackId] = set()
+        for chunk, found in list(self._known.items()):
+            if chunk in kept or any(location.pack in packs for location in found):
+                continue
+            thinned.update(location.pack for location in found)
+            self.size -= len(found)
+            del self._known[chunk]
+            self._many.pop(chunk, None)
+        bases = {location.frame.base for known in self._known.values() for location in known}
+        self._unknown_bases = {base for base in bases if base and base not in self._known}
+        return thinned
 
     def clear(self) -> None:
         """Forget all frames and exclusions. Frames in doubt are in doubt when added again."""
@@ -138,4 +171,5 @@ class FrameTable:
         self._many.clear()
         self._excluded.clear()
         self._unknown_bases.clear()
+        self.size = 0
         self.version += 1

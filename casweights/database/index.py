@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from itertools import islice
+import weakref
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from casweights.database.known_chunks import KnownChunks
@@ -11,20 +13,18 @@ from casweights.database.known_packs import KnownPacks, ReadPack
 from casweights.database.packs import PackContents, list_packs, try_read_pack
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
-from casweights.format.fields import parse_id
-from casweights.ids import PackId
 from casweights.stores.base import ObjectInfo
 from casweights.stores.optional import SupportsLocators
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from casweights.database.chains import Chain, ChainFinder, Node
+    from casweights.database.chains import Chain, ChainFinder
     from casweights.database.findings import Findings
     from casweights.format.pack import Location
     from casweights.format.snapshot import PackTable
-    from casweights.ids import ChunkId, Suspect
+    from casweights.ids import ChunkId, PackId, Suspect
     from casweights.stores.base import ObjectStore
 
 _READERS = 16  # threads that read indexes; they wait for the network, so more than the cores
@@ -34,7 +34,23 @@ _MAX_LISTINGS = 3  # a repack may delete packs between their listing and the rea
 # this many times the time that it took, if that is longer: a version may lack any number of them.
 _FRESH_SECONDS = 1.0
 _FRESH_FACTOR = 8
-_SPARE_PACKS = 256  # indexes that stay in memory although no chunk of the last version needs them
+_SPARE_FRAMES = 8192  # known but not needed before any are forgotten; about 5 MiB
+_PACKS_FOR_A_CALL = 64  # that `look` lists for each of its calls, on average
+_SPARE_SHARE = 1 / 4  # of the needed frames, in addition: forgetting looks at all of them
+
+
+class Hold:
+    """Keeps an index from forgetting packs, for as long as the hold is referenced.
+
+    It covers the packs that the index reads or is given after the hold was made. Writers need it
+    because no snapshot names the packs of a version that is being made.
+
+    Attributes:
+        since: When it was made, by the monotonic clock, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.since = time.monotonic()
 
 
 class ChunkIndex(KnownChunks):
@@ -49,10 +65,11 @@ class ChunkIndex(KnownChunks):
        missing until `learn` or `expect` is called, or the listing is more than a second old.
     4. `distrust` the frames that turn out to be damaged, and call `find_chain` again, which then
        returns another chain or None.
-    5. `retain` the chunks of the newest version, before the next one is read.
+    5. `retain` the chunks of the last versions, before the next one is read.
 
-    Callers that must know every chunk call `load` instead of steps 1 to 3. Writers call `add` for
-    each pack that they have written. `heed` and `reconsider` may be called at any time.
+    Callers that must know every chunk call `load` instead of steps 1 to 3. Writers take a `hold`
+    before they rely on a chunk, and call `add` for each pack that they have written. `heed` and
+    `reconsider` may be called at any time.
 
     Safe for use from several threads. One lock guards all changes. It is held while indexes are
     read, so that no index is read twice; look-ups of known chunks do not wait for it.
@@ -73,7 +90,10 @@ class ChunkIndex(KnownChunks):
         self._findings = findings
         self._packs = KnownPacks()
         self._packs_in_doubt: set[PackId] = set()
-        self._enough_packs = _SPARE_PACKS  # number of indexes at which `retain` forgets some
+        self._enough_frames = _SPARE_FRAMES
+        self._listed = 0  # packs, at the last listing
+        self._calls = 0  # of `look`, since then
+        self._holds: weakref.WeakSet[Hold] = weakref.WeakSet()
         self.expect()
 
     @property
@@ -89,7 +109,8 @@ class ChunkIndex(KnownChunks):
     def learn(self, table: PackTable) -> None:
         """Remember the packs that a snapshot names for its chunks and their bases."""
         self.expect()
-        self._packs.hint(table)
+        with self._lock:
+            self._packs.hint(table, self._table)
         if self._locators is not None:
             for pack, locator in table.places.items():
                 self._locators.use_locator(names.pack_name(pack), locator)
@@ -116,19 +137,57 @@ class ChunkIndex(KnownChunks):
         """Read the indexes of all packs that appeared since the last call; forget the lost ones.
 
         Args:
-            limit: The largest number of new packs to read; if more appeared, none is read.
+            limit: The largest number of new packs to read; if more appeared, none is read. With a
+                limit, packs whose frames were forgotten are not read again either.
             exact: Whether to forget every pack that the listing does not show. By default, packs
                 of the last minutes stay known where listings lag.
         """
         with self._lock:
             for _ in range(_MAX_LISTINGS):
                 listed = {info.name: info for info in list_packs(self._store)}
-                unread = [info for name, info in listed.items() if name not in self._packs.read]
+                known = self._packs.read.keys() | (() if limit is None else self._packs.thinned)
+                unread = [info for name, info in listed.items() if name not in known]
                 if (limit is not None and len(unread) > limit) or self._read(unread):
                     break
             # Drop packs after reading the new ones, so that a chunk that a repack moved to
             # another pack is known all the time.
             self._drop_lost(listed, exact=exact)
+            self._listed = len(listed)
+
+    def look(self, limit: int) -> None:
+        """Call `load`, but not at every call: rarely if the last listing showed many packs.
+
+        Args:
+            limit: As for `load`.
+        """
+        with self._lock:
+            self._calls += 1
+            if self._calls * _PACKS_FOR_A_CALL >= self._listed:
+                self.load(limit)
+                self._calls = 0
+
+    def recheck(self, packs: Iterable[PackId], limit: int | None = None) -> None:
+        """Look up packs; if some are gone, list all packs to find where their chunks are now.
+
+        Args:
+            packs: The packs to look up.
+            limit: As for `load`.
+        """
+        wanted = list(map(names.pack_name, packs))
+        gone = set(wanted) - self._store.present(wanted) if wanted else set()
+        if gone:
+            with self._lock:
+                self._packs.drop(gone)
+                self._table.retain(self._packs.with_frames())
+                self.load(limit)
+
+    def unproven(self, chunks: Iterable[ChunkId], hold: Hold) -> list[PackId]:
+        """Return the packs of these chunks' chains that nothing has shown to exist since a hold.
+
+        The index learned of them earlier or from a snapshot, and they may be gone by now.
+        """
+        fresh, packs = self._packs.since(hold.since), chain.from_iterable(self.packs(chunks, set()))
+        return [pack for pack in dict.fromkeys(packs) if pack not in fresh]
 
     def _read(self, packs: list[ObjectInfo]) -> bool:
         """Read the indexes of these packs; return False if any pack was deleted since its listing.
@@ -160,8 +219,7 @@ class ChunkIndex(KnownChunks):
         oldest = time.monotonic() - (_LISTING_LAG if lags else 0.0)
         lost = set(self._packs.lost(listed, oldest))
         if lost:
-            self._packs.drop(lost)
-            self._table.retain(parse_id(PackId, names.PACKS, name) for name in self._packs.read)
+            self.drop(lost)
 
     def add(
         self, pack_name: str, size: int, locations: Iterable[Location], generation: int = 0
@@ -215,25 +273,28 @@ class ChunkIndex(KnownChunks):
                 self._table.clear()
                 self._packs.forget_indexes()
 
-    def retain(self, chunks: Iterable[ChunkId]) -> bool:
-        """Forget the packs that these chunks do not need, if there are many of them.
+    def hold(self) -> Hold:
+        """Return a hold on all packs that are read or written from now on."""
+        with self._lock:
+            made = Hold()
+            self._holds.add(made)
+            return made
 
-        This bounds the memory of long-running publishers and subscribers. Forgotten packs are
-        read again once `learn` names them for another snapshot.
+    def retain(self, tables: Sequence[PackTable]) -> None:
+        """Forget the frames that these versions do not need, once there are many of them.
 
-        Returns:
-            Whether packs were forgotten; then earlier snapshots must be learned again.
+        This bounds the memory of long-running publishers and subscribers. Forgotten frames are
+        found again when a snapshot that needs them is learned.
         """
         with self._lock:
-            if len(self._packs.read) < self._enough_packs:
-                return False
-            chains = [chain for chunk in chunks if (chain := self._finder.chain(chunk))]
-            seen: set[Node] = set()
-            kept = {frame.pack for chain in chains for frame in chain.back(seen)}
-            self._table.retain(kept)
-            self._packs.retain(kept)
-            self._enough_packs = 2 * len(self._packs.read) + _SPARE_PACKS
-            return True
+            if self._table.size <= self._enough_frames:
+                return
+            begin = min((hold.since for hold in self._holds), default=math.inf)
+            chunks = dict.fromkeys(chunk for table in tables for chunk in table.chunks)
+            thinned = self._forget(chunks, self._packs.since(begin))
+            self._packs.thin(thinned, self._table.packs(), tables)
+            self._exhausted = -1, 0.0
+            self._enough_frames = int((1 + _SPARE_SHARE) * self._table.size) + _SPARE_FRAMES
 
     def drop(self, packs: Collection[str]) -> None:
         """Forget packs that were deleted, and the frames in them.
@@ -243,7 +304,7 @@ class ChunkIndex(KnownChunks):
         """
         with self._lock:
             self._packs.drop(packs)
-            self._table.retain(parse_id(PackId, names.PACKS, name) for name in self._packs.read)
+            self._table.retain(self._packs.with_frames())
 
     def contents(self) -> list[PackContents]:
         """Return the packs that were read, with all their frames, including damaged ones."""
@@ -251,7 +312,8 @@ class ChunkIndex(KnownChunks):
             read = sorted(self._packs.read.items())
             found: dict[str, list[Location]] = {name: [] for name, _ in read}
             for location in self._table.locations():
-                found[names.pack_name(location.pack)].append(location)
+                if (name := names.pack_name(location.pack)) in found:
+                    found[name].append(location)
             return [
                 PackContents(ObjectInfo(name, pack.size), pack.generation, found[name])
                 for name, pack in read
@@ -308,6 +370,7 @@ class ChunkIndex(KnownChunks):
         """
         with self._lock:
             pack = self._packs.pack_of(chunk)
+            self._packs.reread([] if pack is None else [pack])
             if pack is None or not self._packs.unread([pack]):
                 return
             others = (other for other in self._packs.hinted() if self._packs.unread([other]))
@@ -316,9 +379,10 @@ class ChunkIndex(KnownChunks):
             self._read_packs(list(packs))
 
     def _read_all_hinted(self, _: ChunkId) -> None:
-        """Read all hinted packs, unless all packs were read a moment ago."""
-        if not self._is_exhausted():
-            self._read_packs(self._packs.hinted())
+        with self._lock:
+            if not self._is_exhausted():
+                self._packs.reread(self._packs.hinted())
+                self._read_packs(self._packs.hinted())
 
     def _read_listed(self, _: ChunkId) -> None:
         """List the packs and read the new ones, unless that was done a moment ago."""

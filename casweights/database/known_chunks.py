@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from casweights.database.chains import ChainFinder
+from casweights.database.chains import ChainFinder, Node
 from casweights.database.frame_table import FrameTable
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
-    from casweights.database.chains import Chain, Cost, Node
+    from casweights.database.chains import Chain, Cost
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId, Suspect
 
@@ -38,6 +38,20 @@ class KnownChunks:
         """Count all frames of a chunk as missing, because many of them are damaged."""
         with self._lock:
             self._table.exclude(self._table.all_frames(chunk))
+
+    def _forget(self, needed: Iterable[ChunkId], packs: Container[PackId]) -> set[PackId]:
+        """Forget all chunks except those needed, those on their chains, and those in some packs.
+
+        Returns:
+            The packs of which frames were forgotten.
+        """
+        kept, seen = set(needed), set[Node]()
+        chains = [chain for chunk in kept if (chain := self._finder.chain(chunk))]
+        kept.update(location.frame.chunk for chain in chains for location in chain.back(seen))
+        thinned = self._table.forget(kept, packs)
+        for finder in (self._finder, self._last_resort):
+            finder.forget(kept)
+        return thinned
 
     def heed(self, suspects: set[Suspect]) -> None:
         """Put exactly these frames, and all frames of these packs, in doubt.

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.format import names
+from casweights.format.fields import parse_id
+from casweights.ids import PackId
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from casweights.errors import CasweightsError
     from casweights.format.snapshot import PackTable
-    from casweights.ids import ChunkId, PackId
+    from casweights.ids import ChunkId
+
+
+_MAX_THINNED = 4096  # packs of which no frame is known any more; about 1.5 MiB
 
 
 class ReadPack(NamedTuple):
@@ -35,15 +41,18 @@ class KnownPacks:
 
     - *hinted*: a snapshot names it. A repack may have moved its chunks to another pack since.
     - *read*: its frames are known.
+    - *thinned*: some of its frames were forgotten. It need not be read for a version whose chunks
+      are known.
     - *absent*: the store did not have it when it was last looked for.
     - *damaged*: its index cannot be read. A pack that is also read has damaged frames.
 
     Hinted packs in no other state are *unread*: only those are worth reading. `drop` and
-    `forget_indexes` make packs that were read or damaged unread again; `retain` also forgets
-    their hints.
+    `forget_indexes` make packs that were read or damaged unread again, and `reread` those that
+    were thinned.
 
     Attributes:
-        read: The packs whose frames are known, by name.
+        read: The packs whose frames are all known, by name.
+        thinned: The packs that were read and of which some frames were forgotten, by name.
         damaged: The reason why each damaged pack is damaged, by name.
         absent: Names of the absent packs.
     """
@@ -52,13 +61,28 @@ class KnownPacks:
         self._pack_of: dict[ChunkId, PackId] = {}
         self._hinted: dict[PackId, None] = {}
         self.read: dict[str, ReadPack] = {}
+        self.thinned: dict[str, ReadPack] = {}
         self.damaged: dict[str, CasweightsError] = {}
         self.absent: set[str] = set()
 
-    def hint(self, table: PackTable) -> None:
-        """Remember the packs that a snapshot names for its chunks and their bases."""
+    def hint(self, table: PackTable, known: Container[ChunkId]) -> None:
+        """Remember the packs that a snapshot names for its chunks and their bases.
+
+        Args:
+            table: The snapshot's pack table.
+            known: Chunks with known frames. If frames of other chunks were forgotten, all thinned
+                packs of the snapshot become unread.
+        """
         self._pack_of.update(table.chunks)
         self._hinted.update(dict.fromkeys(table.packs))
+        lacking = {pack for chunk, pack in table.chunks.items() if chunk not in known}
+        if not self.thinned.keys().isdisjoint(map(names.pack_name, lacking)):
+            self.reread(table.packs)
+
+    def reread(self, packs: Iterable[PackId]) -> None:
+        """Make thinned packs unread, because forgotten frames of them are needed."""
+        for pack in packs:
+            self.thinned.pop(names.pack_name(pack), None)
 
     def hinted(self) -> list[PackId]:
         """Return all hinted packs."""
@@ -73,8 +97,8 @@ class KnownPacks:
         return list(dict.fromkeys(p for chunk in chunks if (p := self._pack_of.get(chunk))))
 
     def unread(self, packs: Iterable[PackId]) -> list[str]:
-        """Return the names of the packs among these that are neither read, damaged nor absent."""
-        known = (self.read, self.damaged, self.absent)
+        """Return the names of the packs among these that are in none of the four states."""
+        known = (self.read, self.thinned, self.damaged, self.absent)
         return [name for name in map(names.pack_name, packs) if not any(name in k for k in known)]
 
     def unreadable(self) -> list[str]:
@@ -89,27 +113,58 @@ class KnownPacks:
             oldest: A time of the monotonic clock, in seconds. Packs that became known later are
                 left out, because they may be too new for the listing.
         """
-        for name, pack in self.read.items():
+        known = self.read | self.thinned
+        for name, pack in known.items():
             if name not in listed and pack.since <= oldest:
                 yield name
         for name in self.damaged:
-            if name not in listed and name not in self.read:
+            if name not in listed and name not in known:
                 yield name
 
     def drop(self, packs: Iterable[str]) -> None:
         """Forget that these packs were read or found damaged."""
         for name in packs:
             self.read.pop(name, None)
+            self.thinned.pop(name, None)
             self.damaged.pop(name, None)
 
-    def retain(self, packs: Collection[PackId]) -> None:
-        """Forget the hints and the indexes of all packs but these."""
-        self._hinted = {pack: None for pack in self._hinted if pack in packs}
-        self._pack_of = {chunk: pack for chunk, pack in self._pack_of.items() if pack in packs}
-        kept = {names.pack_name(pack) for pack in packs}
-        self.read = {name: pack for name, pack in self.read.items() if name in kept}
+    def with_frames(self) -> Iterator[PackId]:
+        """Yield all packs of which frames may be known."""
+        for name in (*self.read, *self.thinned):
+            yield parse_id(PackId, names.PACKS, name)
+
+    def since(self, begin: float) -> set[PackId]:
+        """Return the packs that were read or written here at this time or later."""
+        return {
+            parse_id(PackId, names.PACKS, name)
+            for name, pack in self.read.items()
+            if pack.since >= begin
+        }
+
+    def thin(
+        self, packs: Iterable[PackId], in_use: Iterable[PackId], tables: Iterable[PackTable]
+    ) -> None:
+        """Record that frames were forgotten.
+
+        Args:
+            packs: The packs of the forgotten frames.
+            in_use: The packs of which frames are still known.
+            tables: The snapshots whose hints are kept. Of the other packs that are not in use, only
+                the latest are remembered as thinned, so that they are not read again.
+        """
+        self._pack_of, self._hinted = {}, {}
+        for table in tables:
+            self._pack_of.update(table.chunks)
+            self._hinted.update(dict.fromkeys(table.packs))
+        for name in map(names.pack_name, packs):
+            if name in self.read:
+                self.thinned[name] = self.read.pop(name)
+        kept = set(map(names.pack_name, (*in_use, *self._hinted)))
+        kept.update(islice(reversed(self.thinned), _MAX_THINNED))
+        self.thinned = {name: pack for name, pack in self.thinned.items() if name in kept}
 
     def forget_indexes(self) -> None:
         """Forget which packs were read or found damaged, but keep the hints."""
         self.read.clear()
+        self.thinned.clear()
         self.damaged.clear()

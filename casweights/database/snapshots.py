@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, PackId
     from casweights.stores.base import ObjectStore, Parts
 
+_ID_DIGITS = 64  # hexadecimal digits of a whole ID
 MIN_PREFIX = 4  # hexadecimal digits of an ID that users must write at least
 _STRUCTURE_BYTES = 32 * MiB  # of structure chunks in memory: twice those of a very large model
+_LEARNED = 8  # versions that the index does not forget: the current ones of all users of a handle
 _RECENT = 16  # snapshots kept in memory: the head of a followed branch, and versions it builds on
 _MAX_OBJECT = 2 * MAX_MANIFEST_SIZE  # bytes: a manifest and a pack table, each of that size
 
@@ -64,7 +66,7 @@ class SnapshotStore:
         self._config = config
         self._lock = threading.Lock()
         self._index = index
-        self._learned: set[SnapshotId] = set()  # snapshots whose pack tables the index knows
+        self._learned: OrderedDict[SnapshotId, PackTable] = OrderedDict()
         self._shallow: set[SnapshotId] = set()  # snapshots whose parents may be missing here
         self._recent: OrderedDict[SnapshotId, StoredSnapshot] = OrderedDict()
 
@@ -85,7 +87,8 @@ class SnapshotStore:
             if snapshot_id not in self._learned:
                 with suppress(IntegrityError):  # a caller that uses its chunks gets the error
                     self._index.learn(stored.table)
-                    self._learned.add(snapshot_id)
+            with suppress(IntegrityError):
+                self._note_learned(stored)
         return stored.snapshot
 
     @contextmanager
@@ -106,6 +109,17 @@ class SnapshotStore:
                 self._index.learn(_own_part(stored.structure_table(), lacking))
                 fetch(small_packs(self._store, self._index, lacking))
             yield self.load(snapshot_id, with_locations=True)
+
+    def locate(self, snapshot_id: SnapshotId) -> None:
+        """Let the index learn the packs of a snapshot, and raise the errors of `load`.
+
+        Where reads are cheap, it also looks up whether the packs still exist.
+        """
+        if snapshot_id not in self._learned:
+            self.load(snapshot_id, with_locations=True)
+        table = self._learned.get(snapshot_id)
+        if table is not None and self._store.capabilities.cheap_reads:
+            self._index.recheck(table.packs)
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """Read a snapshot's object: the snapshot, its encoded manifest and its pack table.
@@ -200,7 +214,7 @@ class SnapshotStore:
             batch.put(name, self._content(stored))
             for parts in early:
                 batch.send(parts)
-        self._learned.add(snapshot.id)  # `pack_table` needed the index to know its chunks
+        self._note_learned(stored)  # the index has its chunks, also those just written
         self._keep(stored)
 
     def save_copy(self, stored: StoredSnapshot) -> None:
@@ -272,14 +286,18 @@ class SnapshotStore:
             )
         return [*([new] if new else ()), *(chain.back(seen) if chain else ())]
 
-    def retain(self, snapshot: Snapshot) -> None:
-        """Let the index forget packs that this version does not need.
+    def _note_learned(self, stored: StoredSnapshot) -> None:
+        with self._lock:
+            self._learned[stored.snapshot.id] = stored.table
+            self._learned.move_to_end(stored.snapshot.id)
+            if len(self._learned) > _LEARNED:
+                self._learned.popitem(last=False)
 
-        Where reads are cheap, nothing is forgotten, because each commit reads all indexes there.
-        """
-        reads_all = self._store.capabilities.cheap_reads
-        if not reads_all and self._index.retain(snapshot.stored_chunks()):
-            self._learned = {snapshot.id}
+    def retain(self) -> None:
+        """Let the index forget what no version needs that was learned or saved recently."""
+        with self._lock:
+            tables = list(self._learned.values())
+        self._index.retain(tables)
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """Yield the IDs of the snapshots in the store that begin with these hexadecimal digits."""
@@ -293,7 +311,11 @@ class SnapshotStore:
         Raises:
             NotFoundError: No ID begins with it, or more than one.
         """
-        found = list(self.ids(prefix))
+        if len(prefix) == _ID_DIGITS:  # one look-up, for any number of snapshots
+            whole = SnapshotId.from_hex(prefix)
+            found = [whole] if self._store.exists(names.snapshot_name(whole)) else []
+        else:
+            found = list(self.ids(prefix))
         if not found:
             raise _unknown(prefix)
         if len(found) > 1:

@@ -35,6 +35,8 @@ class PackWriter:
         database: The store to write to.
         generation: Generation of the packs: 0 for a commit; in a repack, one more than the highest
             generation of the packs that are replaced.
+        only_new: Whether to leave out chunks that the index contains when the pack is written,
+            because a pack with them was found after they were added.
 
     Attributes:
         packs: Number of packs that were sealed so far.
@@ -44,9 +46,10 @@ class PackWriter:
         names: Names of the packs that are in the store.
     """
 
-    def __init__(self, database: Database, generation: int = 0) -> None:
+    def __init__(self, database: Database, generation: int = 0, *, only_new: bool = False) -> None:
         self._db = database
         self._generation = generation
+        self._only_new = only_new
         self._puts = Background(database.store.capabilities.parallel_puts)
         self._added: set[ChunkId] = set()
         self._start_pack()
@@ -60,6 +63,10 @@ class PackWriter:
         self._frames: list[Frame] = []
         self._parts: list[Buffer] = [prefix(ObjectKind.PACK)]
         self._size = PREFIX_SIZE
+
+    def has(self, chunk: ChunkId) -> bool:
+        """Return whether a chunk was added."""
+        return chunk in self._added
 
     @property
     def chunks(self) -> int:
@@ -87,15 +94,36 @@ class PackWriter:
         full = self._size + size > PACK_TARGET or len(self._frames) == PACK_FRAMES
         if self._frames and full:
             self._flush()
-        self._frames.append(
-            Frame(chunk, raw_size, frame.encoding, self._size, size, frame.checksum, frame.base)
-        )
-        self._parts.append(frame.payload)
-        self._size += size
+        made = Frame(chunk, raw_size, frame.encoding, 0, size, frame.checksum, frame.base)
+        self._append(made, frame.payload)
         self.stored_bytes += size
 
+    def _append(self, frame: Frame, payload: Buffer) -> None:
+        """Append a frame to the open pack, with its new offset."""
+        self._frames.append(replace(frame, offset=self._size))
+        self._parts.append(payload)
+        self._size += frame.size
+
+    def _drop_known(self) -> None:
+        """Remove the chunks from the open pack that the index contains by now."""
+        index = self._db.index
+        known = {f.chunk: f.raw_size for f in self._frames if f.chunk in index}
+        if not (self._only_new and known):
+            return
+        frames, payloads = self._frames, self._parts[1:]
+        self._start_pack()
+        for frame, payload in zip(frames, payloads, strict=True):
+            if frame.chunk in known:
+                self.stored_bytes -= frame.size
+            else:
+                self._append(frame, payload)
+        self.raw_bytes -= sum(known.values())
+        self._added -= known.keys()
+
     def _flush(self) -> None:
-        """Write the open pack in the background, and begin another one."""
+        self._drop_known()
+        if not self._frames:
+            return
         self._puts.submit(partial(self._put, self._seal()))
 
     def _seal(self) -> SealedPack:
@@ -132,6 +160,7 @@ class PackWriter:
         if self.packs:
             self.finish()
             return None
+        self._drop_known()
         return self._seal() if self._frames else None
 
     def finish(self) -> None:

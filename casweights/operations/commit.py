@@ -14,7 +14,7 @@ from casweights.database.moves import encode_move
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.snapshot import StoredSnapshot
-from casweights.operations.encode import EncodedFiles, encode_files
+from casweights.operations.encode import encode_files
 from casweights.results import CommitStats
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from casweights.database.refs import Head
     from casweights.format.file_entry import FileEntry
     from casweights.ids import SnapshotId
+    from casweights.operations.encoded_files import EncodedFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +209,7 @@ def write_version(
     else:
         _save(db, version, move, assume_absent=assume_absent)
     moved = db.refs.advance(branch, head, version.snapshot.id, move)
+    db.snapshots.retain()
     _report(db, version.stats, moved)
     return moved
 

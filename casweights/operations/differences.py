@@ -8,6 +8,7 @@ the measurements.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from casweights.errors import IntegrityError
@@ -18,7 +19,7 @@ from casweights.format.pack import EncodedFrame
 from casweights.system.buffers import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from casweights.config import Compression
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from casweights.database.known_chunks import KnownChunks
     from casweights.database.reader import ChunkReader, TrustedChunks
     from casweights.format.dtypes import DType
-    from casweights.format.file_entry import FileRow
+    from casweights.format.file_entry import FileEntry, FileRow
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
@@ -50,20 +51,59 @@ class BaseChunks:
 
     Args:
         version: The version; None for no chunks at all.
+
+    Raises:
+        IntegrityError: The headers or the lists of chunks of the version are lost.
     """
 
     def __init__(self, version: Snapshot | None = None) -> None:
-        self._exact: dict[tuple[object, ...], ChunkId] = {}
-        self._named: dict[tuple[object, ...], ChunkId] = {}
-        if version is None:
-            return
-        for file in version.files:
-            for chunk, piece in file.pieces(version.config.chunk_size):
-                place = _place(piece)
-                self._exact[(file.path, *place)] = chunk
-                if piece.tensor is not None:
-                    self._named[place] = chunk
-            self._exact.update(_structure_places(file.row(version.config)))
+        self._version = version
+        for file in self._files:
+            _ = file.chunks  # read now, so that no later call fails
+
+    @property
+    def _files(self) -> Sequence[FileEntry]:
+        return () if self._version is None else self._version.files
+
+    def chunks(self) -> Collection[ChunkId]:
+        """Return all chunks of the version, structure chunks included."""
+        return self._chunks
+
+    @cached_property
+    def _chunks(self) -> dict[ChunkId, None]:
+        return {} if self._version is None else self._version.stored_chunks()
+
+    @cached_property
+    def _exact(self) -> dict[tuple[object, ...], ChunkId]:
+        return {(path, *_place(piece)): chunk for path, chunk, piece in self._pieces()}
+
+    @cached_property
+    def _named(self) -> dict[tuple[object, ...], ChunkId]:
+        named = (found for found in self._pieces() if found[2].tensor is not None)
+        return {_place(piece): chunk for _, chunk, piece in named}
+
+    @cached_property
+    def _wholes(self) -> set[str | None]:
+        """The paths of files and the names of tensors."""
+        tensors = {piece.tensor for _, _, piece in self._pieces()}
+        return tensors | {file.path for file in self._files}
+
+    @cached_property
+    def _structure(self) -> dict[tuple[object, ...], ChunkId]:
+        if self._version is None:
+            return {}
+        rows = [file.row(self._version.config) for file in self._files]
+        return {place: chunk for row in rows for place, chunk in _structure_places(row)}
+
+    def _pieces(self) -> Iterator[tuple[str, ChunkId, Piece]]:
+        if self._version is not None:
+            for file in self._version.files:
+                for chunk, piece in file.pieces(self._version.config.chunk_size):
+                    yield file.path, chunk, piece
+
+    def has_place(self, path: str, piece: Piece) -> bool:
+        """Return whether the version has this tensor or, for other bytes, this file."""
+        return (path if piece.tensor is None else piece.tensor) in self._wholes
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
         """Return the chunk at the same place of the same file, or else of the same tensor.
@@ -79,7 +119,7 @@ class BaseChunks:
 
     def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
         """Return the structure chunk of a file at one of its `structure_places`."""
-        return self._exact.get((path, *place))
+        return self._structure.get((path, *place))
 
 
 def structure_places(row: FileRow) -> Iterator[tuple[str, int]]:

@@ -11,16 +11,17 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.content.files import file_runs
 from casweights.database.writer import PackWriter
-from casweights.errors import IntegrityError
+from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage
-from casweights.format.file_entry import FileEntry, stored_chunks, structure_sizes
+from casweights.format.file_entry import FileEntry, stored_chunks
 from casweights.format.layout import BYTES, Piece, runs
-from casweights.format.snapshot import PackTable
 from casweights.operations.differences import BaseChunks, DifferenceEncoder, structure_places
+from casweights.operations.encoded_files import EncodedFiles, Written
+from casweights.operations.looking import PackSearch
 from casweights.operations.relatives import nearest
 from casweights.system.buffers import Pool
 from casweights.system.threads import Once
@@ -33,13 +34,12 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.database.reader import TrustedChunks
     from casweights.format.manifest import Snapshot
-    from casweights.format.pack import EncodedFrame, SealedPack
+    from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
 
 
+_MAX_ATTEMPTS = 3  # others may delete packs again and again
 _LOOKAHEAD = 16  # runs that are read before the first is encoded, while their bases are fetched
-_COSTLY_SHARE = 1 / 8  # of a chunk's raw size: if its frame is larger, other packs are searched
-_MAX_READ_PACKS = 512  # pack indexes to read in this search; more cost more than they save
 
 
 class _Run(NamedTuple):
@@ -73,89 +73,6 @@ class _Encoded(NamedTuple):
     frames: list[tuple[_ReadChunk, list[EncodedFrame]]]
 
 
-class Written(NamedTuple):
-    """Counts of what was written for some files.
-
-    Attributes:
-        new_bytes: Raw size in bytes of the chunks that the store lacked.
-        stored_bytes: Size in bytes of their frames.
-        new_chunks: Number of these chunks.
-        packs: Number of packs that hold them.
-    """
-
-    new_bytes: int = 0
-    stored_bytes: int = 0
-    new_chunks: int = 0
-    packs: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedFiles:
-    """Files whose chunks are in the store, or in one pack that is ready to be written.
-
-    After `encode_files`, the last pack is only in memory: `detached` copies the parts of it that
-    may change, and `durable` writes it. The result of `durable` may be pickled, and joined with
-    that of other processes.
-
-    Attributes:
-        files: The files, as a manifest lists them.
-        last: The pack that is not written yet; None if all are.
-        written: Counts of what was written, the last pack included.
-        table: The packs of the chunks of durable files, so that another process need not search
-            for them; None for files that are not durable.
-    """
-
-    files: tuple[FileEntry, ...]
-    last: SealedPack | None
-    written: Written
-    table: PackTable | None = None
-
-    def detached(self) -> Self:
-        """Return a copy that shares no memory with the files, which may change before the write.
-
-        The frame of a chunk that is stored raw is a view of the memory that the chunk was read
-        into.
-        """
-        if self.last is None:
-            return self
-        parts = [bytes(part) if isinstance(part, memoryview) else part for part in self.last.parts]
-        return replace(self, last=replace(self.last, parts=parts))
-
-    def durable(self, db: Database) -> Self:
-        """Write the last pack; return the files with their table.
-
-        Raises:
-            StoreError: The store could not be written.
-        """
-        if self.last is not None:
-            db.store.put(self.last.name, self.last.parts)
-            db.index.add(self.last.name, self.last.size, self.last.locations)
-        rows = [file.row(db.config) for file in self.files]
-        structure = len(structure_sizes(rows, db.config))
-        chunks = stored_chunks(self.files, db.config)
-        table = db.snapshots.placed(db.snapshots.pack_table_of(chunks, structure))
-        return replace(self, last=None, table=table)
-
-
-def join(parts: Sequence[EncodedFiles]) -> EncodedFiles:
-    """Combine the durable files of several processes into the files of one version."""
-    files = sorted((file for part in parts for file in part.files), key=lambda file: file.path)
-    tables = [part.table for part in parts if part.table is not None]
-    structure = dict.fromkeys(pack for table in tables for pack in table.packs[: table.structure])
-    packs = structure | dict.fromkeys(pack for table in tables for pack in table.packs)
-    return EncodedFiles(
-        files=tuple(files),
-        last=None,
-        written=Written(*map(sum, zip(*(part.written for part in parts), strict=True))),
-        table=PackTable(
-            packs=list(packs),
-            chunks={chunk: pack for table in tables for chunk, pack in table.chunks.items()},
-            places={pack: place for table in tables for pack, place in table.places.items()},
-            structure=len(structure),
-        ),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Encoding:
     """The parts of a running encoding.
@@ -166,7 +83,9 @@ class _Encoding:
         buffers: Memory for the chunks that are read.
         bases: The chunks that new ones are encoded as differences from, found at the first use.
         encoder: Encodes the new chunks.
-        load_other_packs: Loads the indexes of packs that are not known yet, once.
+        search: Loads the indexes of packs that are not known yet.
+        base: The parent of the new version; None if it has no parent.
+        foreign: Chunks of other versions that are bases of new frames.
         repeats: Set while the store contains what is read. Hashing live tensors in place then
             saves copying them. Never set with a cache in memory, which needs the copies.
     """
@@ -176,7 +95,9 @@ class _Encoding:
     buffers: Pool
     bases: Once[BaseChunks]
     encoder: DifferenceEncoder
-    load_other_packs: Once[None]
+    search: PackSearch
+    base: Snapshot | None
+    foreign: set[ChunkId] = field(default_factory=set)
     repeats: threading.Event = field(default_factory=threading.Event)
 
 
@@ -202,22 +123,52 @@ def encode_files(
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
+        IntegrityError: The store lost reused chunks at every attempt.
         StoreError: The store could not be written. Packs that were written stay, and repeating
             the command uses them.
     """
     db.heed_findings()
-    writer, buffers = PackWriter(db), Pool(db.config.chunk_size)
+    encode = partial(_encode, db, files, base, compression, trusted)
+    for _ in range(_MAX_ATTEMPTS):
+        if (encoded := encode()) is not None:
+            return encoded
+    raise IntegrityError(
+        ErrorCode.MISSING_CHUNK,
+        "the store lost chunks at every attempt to make a version of them: repeat the command, "
+        "which stores them again",
+    )
+
+
+def _encode(
+    db: Database,
+    files: Sequence[SourceFile],
+    base: Snapshot | None,
+    compression: Compression,
+    trusted: TrustedChunks | None,
+) -> EncodedFiles | None:
+    """Encode files once; None if the store lost a chunk at the same time that they reuse."""
+    hold = db.index.hold()
+    if base is not None:
+        db.snapshots.locate(base.id)
+    writer, buffers = PackWriter(db, only_new=True), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else _chunks_of(base))
     encoder = DifferenceEncoder(
         db.reader, db.index, trusted or db.cache, db.snapshots.structure, compression
     )
-    limit = None if db.store.capabilities.cheap_reads else _MAX_READ_PACKS
-    work = _Encoding(db, files, buffers, bases, encoder, Once(partial(db.index.load, limit)))
-    if db.store.capabilities.cheap_reads:
-        work.load_other_packs()
-    else:
-        db.index.prepare_all()  # only the base's packs; others only if they may save much
-    return _write_files(work, writer)
+    search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
+    work = _Encoding(db, files, buffers, bases, encoder, search, base)
+    db.index.prepare_all()  # only the base's packs; others only if they may save much
+    encoded = _write_files(work, writer)
+    if not search.are_there(_relied_on(work, writer, encoded.files), hold):
+        return None
+    return replace(encoded, hold=hold)
+
+
+def _relied_on(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]) -> list[ChunkId]:
+    """Return the chunks of a version that are neither in its base nor written for it."""
+    reached = work.bases().chunks() if work.base else ()
+    chunks = stored_chunks(entries, work.db.config).keys() | work.foreign
+    return [chunk for chunk in chunks if chunk not in reached and not writer.has(chunk)]
 
 
 def _chunks_of(base: Snapshot) -> BaseChunks:
@@ -231,7 +182,7 @@ def _chunks_of(base: Snapshot) -> BaseChunks:
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
     """Return the chunks of the branch or tag that the files resemble most, or no chunks."""
     by_path = {file.path: file for file in files}
-    return (
+    found = (
         nearest(
             (
                 _chunks_of(db.snapshots.load(version, with_locations=True))
@@ -243,6 +194,9 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
         )
         or BaseChunks()
     )
+    for chunk in found.chunks():
+        db.index.find_chain(chunk)  # reads the packs that the encoder goes by
+    return found
 
 
 def _write_files(work: _Encoding, writer: PackWriter) -> EncodedFiles:
@@ -406,15 +360,18 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
     if chunk in index:
         return []
     base = _base(work, file, piece)
-    if base is None:
-        work.load_other_packs()
+    if base is None and not work.bases().has_place(file.path, piece):
+        work.search.for_new_place()
         if chunk in index:
             return []
     frames = work.encoder.encode(raw, piece.dtype, base)
     # The smallest frame decides, since a cheap step may come along with a whole frame.
-    if min(len(frame.payload) for frame in frames) > _COSTLY_SHARE * piece.nbytes:
-        work.load_other_packs()
-    return [] if chunk in index else frames
+    work.search.for_costly(min(len(frame.payload) for frame in frames), piece.nbytes)
+    if chunk in index:
+        return []
+    if work.base is None:
+        work.foreign.update(frame.base for frame in frames if frame.base is not None)
+    return frames
 
 
 def _detached(frame: EncodedFrame, raw: memoryview) -> EncodedFrame:

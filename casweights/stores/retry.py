@@ -95,6 +95,10 @@ class RetryStore(WrapperStore):
         wanted = list(names)
         return self._retry(lambda: self.inner.sizes(wanted))
 
+    def present(self, names: Iterable[str]) -> set[str]:
+        wanted = list(names)
+        return self._retry(lambda: self.inner.present(wanted))
+
     def exists(self, name: str) -> bool:
         return self._retry(lambda: self.inner.exists(name))
 

@@ -20,7 +20,7 @@ _Ability = TypeVar("_Ability")
 # overrides the core method gets these defaults back, so that no call bypasses its override.
 _MADE_OF = {
     "put": ("batch", "copy_from"),
-    "size": ("exists", "sizes", "get", "read"),
+    "size": ("exists", "sizes", "present", "get", "read"),
     "readinto": ("get", "read"),
     "delete": ("delete_all",),
 }

@@ -187,6 +187,5 @@ class BranchWriter:
 
     def _advance(self, head: Head, version: Snapshot) -> None:
         """Record that a version is at the head of the branch."""
-        self._db.snapshots.retain(version)
         with self._lock:
             self._head, self._written, self._doubtful = head, version, None

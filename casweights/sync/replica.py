@@ -157,7 +157,7 @@ class Replica:
             raise
         seconds = time.monotonic() - begin
         self.version, self._torn = version, False
-        self._db.snapshots.retain(prepared.version)
+        self._db.snapshots.retain()
         return self._report(prepared, previous, changed, seconds)
 
     def _report(

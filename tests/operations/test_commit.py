@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from casweights import Repository
     from casweights.events import Stage
-    from casweights.operations.encode import EncodedFiles
+    from casweights.operations.encoded_files import EncodedFiles
     from casweights.results import CheckoutStats, CommitStats
     from casweights.testing import CountingStore
 

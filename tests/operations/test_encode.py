@@ -16,7 +16,8 @@ from casweights.errors import ConflictError, InvalidInputError
 from casweights.events import Reporter
 from casweights.format.names import pack_name
 from casweights.operations.commit import Description, commit_encoded
-from casweights.operations.encode import EncodedFiles, encode_files, join
+from casweights.operations.encode import encode_files
+from casweights.operations.encoded_files import EncodedFiles, join
 from casweights.stores.base import ObjectStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.states import assert_same_tensor

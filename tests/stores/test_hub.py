@@ -69,6 +69,17 @@ def test_a_batch_knows_locators_before_its_objects_are_visible(
     assert reader.get("packs/a") == data
 
 
+def test_what_is_remembered_of_an_object_does_not_prove_that_it_is_there(
+    again: Callable[[], HubStore],
+) -> None:
+    store = again()
+    store.put("packs/a", [b"a"])
+    store.put("packs/b", [b"b"])
+    again().delete("packs/a")
+    assert store.sizes(["packs/a", "packs/b"]).keys() >= {"packs/a"}
+    assert store.present(["packs/a", "packs/b"]) == {"packs/b"}
+
+
 def test_an_abandoned_batch_leaves_no_object_no_locator_and_no_thread(
     again: Callable[[], HubStore],
 ) -> None:

@@ -71,6 +71,7 @@ USES: list[Callable[[ObjectStore], object]] = [
     lambda store: store.read("there", 100),
     lambda store: store.size("there"),
     lambda store: store.sizes(["there"]),
+    lambda store: store.present(["there"]),
     lambda store: store.exists("there"),
     lambda store: list(store.list()),
     lambda store: store.readinto("there", 0, memoryview(bytearray(3))),

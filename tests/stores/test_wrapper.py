@@ -51,6 +51,7 @@ CALLS: dict[str, Callable[[ObjectStore], Any]] = {
     "copy_from": lambda store: store.copy_from(elsewhere(), ["new"]),
     "size": lambda store: store.size("there"),
     "sizes": lambda store: store.sizes(["there"]),
+    "present": lambda store: store.present(["there"]),
     "exists": lambda store: store.exists("there"),
     "readinto": lambda store: store.readinto("there", 0, memoryview(bytearray(3))),
     "get": lambda store: store.get("there"),

@@ -41,7 +41,7 @@ def known_frames(repo: casweights.Repository) -> int:
 def test_knowledge_of_old_versions_is_dropped_and_found_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(index, "_SPARE_PACKS", 8)
+    monkeypatch.setattr(index, "_SPARE_FRAMES", 8)
     objects = MemoryStore()
     casweights.open(objects, create=True, config=StoreConfig(chunk_size=CHUNK)).close()
     states = list(history(STEPS, 0.01, chunks=1))

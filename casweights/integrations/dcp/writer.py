@@ -24,7 +24,8 @@ from casweights.integrations._opening import LazyRepository
 from casweights.integrations.dcp.layout import LAYOUT_FILE, ShardRef, encode_layout
 from casweights.integrations.dcp.shards import BytesFile, ShardFile
 from casweights.operations.commit import Description, commit_encoded
-from casweights.operations.encode import EncodedFiles, encode_files, join
+from casweights.operations.encode import encode_files
+from casweights.operations.encoded_files import EncodedFiles, join
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -151,6 +151,9 @@ class HubStore(ObjectStore):
             if locator is not None
         }
 
+    def present(self, names: Iterable[str]) -> set[str]:
+        return set(self.folder.look_up([check_name(name) for name in names]))
+
     def exists(self, name: str) -> bool:
         return bool(self.folder.look_up([name]))
 

@@ -23,7 +23,7 @@ from casweights.format.pack import EncodedFrame
 from casweights.format.safetensors import parse_header
 from casweights.ids import ChunkId
 from casweights.operations.commit import Description, EncodedVersion, write_version
-from casweights.operations.encode import EncodedFiles, Written
+from casweights.operations.encoded_files import EncodedFiles, Written
 from tools.bench.harness import Result, measured, paired
 from tools.bench.histories import HistoryStore
 from tools.bench.hub.clients import note_progress
@@ -192,7 +192,7 @@ def _add_version(
     )
     version = EncodedVersion.of(db, EncodedFiles((entry,), last, written), description)
     moved = write_version(db, version, "main", head)
-    db.snapshots.retain(version.snapshot)
+    db.snapshots.retain()
     return moved, entry
 
 

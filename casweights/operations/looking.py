@@ -1,0 +1,82 @@
+"""The search of a commit for its chunks in packs that the base does not name."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+from casweights.config import KiB
+from casweights.system.threads import Once
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.database import Database
+    from casweights.database.index import Hold
+    from casweights.ids import ChunkId
+
+_COSTLY_SHARE = 1 / 8  # of a chunk's raw size: a larger frame may be worth a look
+_LEAST_AT_STAKE = 64 * KiB  # of costly frames: below, a listing costs more than it can save
+_MAX_READ_PACKS = 512  # behind a network; reading more costs more than it saves
+_BYTES_FOR_A_PACK = 16 * KiB  # of a commit, for each other pack that is read in a directory
+
+
+class PackSearch:
+    """Reads packs that no snapshot has named, where this may save more than it costs.
+
+    A look lists all packs of the store, so its cost grows with the number of versions:
+
+    * For a chunk at a place that the base does not have, and without a base, all packs are read,
+      because the chunk may be part of a variant in the store.
+    * For other chunks, the packs are listed only once costly chunks are large enough together. A
+      chunk is costly if its frame takes more than a share of its raw size; steps of training never
+      reach the limit. Then the number of packs that are read is limited by the commit's size.
+
+    It looks at most once for each of the two reasons. Safe for use from several threads.
+
+    Args:
+        db: The store.
+        nbytes: Number of bytes of the commit.
+        is_first: Whether the commit has no base.
+    """
+
+    def __init__(self, db: Database, nbytes: int, *, is_first: bool) -> None:
+        self._index = db.index
+        self._limit = None if db.store.capabilities.cheap_reads else _MAX_READ_PACKS
+        self._lock = threading.Lock()
+        self._at_stake = 0
+        self._least = 0 if is_first else _LEAST_AT_STAKE
+        paid = _MAX_READ_PACKS if self._limit else max(_MAX_READ_PACKS, nbytes // _BYTES_FOR_A_PACK)
+        self._everywhere = Once(partial(db.index.load, self._limit))
+        self._for_costly = self._everywhere if is_first else Once(partial(db.index.look, paid))
+
+    def for_new_place(self) -> None:
+        """Look for a chunk at a place that the base does not have."""
+        self._everywhere()
+
+    def for_costly(self, nbytes: int, raw_size: int) -> None:
+        """Look for a chunk at any other place, if it and earlier ones are costly.
+
+        Args:
+            nbytes: Number of bytes of its smallest frame.
+            raw_size: Number of bytes of the chunk.
+        """
+        if nbytes <= _COSTLY_SHARE * raw_size:
+            return
+        with self._lock:
+            self._at_stake += nbytes
+            is_due = self._at_stake >= self._least
+        if is_due:
+            self._for_costly()
+
+    def are_there(self, chunks: Sequence[ChunkId], hold: Hold) -> bool:
+        """Look up the packs that a version relies on; return whether all chunks still exist.
+
+        Args:
+            chunks: The chunks that are neither part of the base nor written for the version.
+            hold: A hold from before the first of them was searched.
+        """
+        packs = self._index.unproven(chunks, hold)
+        self._index.recheck(packs, self._limit)
+        return not packs or None not in self._index.having(chunks)
