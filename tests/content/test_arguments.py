@@ -87,6 +87,7 @@ COMMANDS = {
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no request is sent
+    monkeypatch.chdir(tmp_path)  # a checkout to `file://` makes a folder `file:` in it
     with casweights.open(tmp_path / "store", create=True, workers=1) as repository:
         repository.commit({"w": torch.ones(1)})
         yield repository
