@@ -257,10 +257,10 @@ class Repository(Handle, Closing):
         return self._db.snapshots.ancestry(self.resolve(ref))
 
     def diff(self, old: Ref, new: Ref) -> Diff:
-        """Compare two versions by file and by tensor; only their manifests are read."""
+        """Compare two versions by file and tensor; little more than their manifests is read."""
         from casweights.operations.diff import diff
 
-        return diff(self.snapshot(old), self.snapshot(new))
+        return diff(self._db, self.snapshot(old), self.snapshot(new))
 
     def resolve(self, ref: Ref) -> SnapshotId:
         """Return the ID of the version that a ref names.

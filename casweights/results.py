@@ -305,7 +305,7 @@ class Change:
         old: Type and shape or size in the old version, as ``"BF16 [4, 8]"`` or ``"120 bytes"``;
             None if the old version does not have it.
         new: The same in the new version; None if the new version does not have it.
-        nbytes: Bytes of its chunks that only the new version has.
+        nbytes: Bytes of it that lie in chunks that only the new version has.
     """
 
     kind: ChangeKind

@@ -34,7 +34,7 @@ _SIGNS = {
 def command(session: Session, old: str, new: str) -> None:
     """Compare two versions by file and by tensor.
 
-    Only the two manifests are read, so this is fast for versions of any size.
+    Little more than the two manifests is read, so this is fast for versions of any size.
 
     \b
     Example:

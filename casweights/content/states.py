@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,13 +22,13 @@ from casweights.content.trees import VALUE, Template, dump_values, is_value, joi
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.format import safetensors
 from casweights.format.safetensors import TREE_KEY
-from casweights.system.buffers import copy
+from casweights.system.buffers import copy, uninitialized
 from casweights.system.threads import Recent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from casweights.format.layout import Piece
+    from casweights.format.layout import Part, Piece
     from casweights.system.buffers import Pool
 
 STATE_FILE = "model.safetensors"
@@ -55,11 +54,6 @@ class TensorFile(SourceFile):
         self.size = len(raw_header) + header.data_size
         self._copy = Recent(self._make, RECENT)
 
-    @cached_property
-    def _starts(self) -> dict[str, int]:
-        data = len(self.raw_header)
-        return {info.name: data + info.start for info in self.header.tensors}
-
     @abstractmethod
     def _live(self, name: str) -> memoryview | None:
         """Return a tensor's own memory if it holds the tensor's bytes, otherwise None.
@@ -73,30 +67,54 @@ class TensorFile(SourceFile):
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         own = [self._live_piece(piece) for piece in run]
-        out = buffers.take(sum(len(live) for live in own if live is not None))
+        out = buffers.take(
+            sum(p.nbytes for p, live in zip(run, own, strict=True) if _is_copied(p, live))
+        )
         views = []
         for piece, live in zip(run, own, strict=True):
-            if live is None:
-                views.append(self._cut(self._copy(str(piece.tensor)), piece))
+            if not _is_copied(piece, live):
+                memory = self._copy(str(piece.name))
+                views.append(memory[piece.start : piece.start + piece.nbytes])
                 continue
             view, out = out[: piece.nbytes], out[piece.nbytes :]
-            copy(view, live)  # the caller hashes and encodes these bytes, which must not change
+            if live is None:
+                self._join(piece, view)
+            else:
+                copy(view, live)  # the caller hashes and encodes these bytes: they must not change
             views.append(view)
         return views
 
     def look(self, run: Sequence[Piece]) -> list[memoryview] | None:
         own = [self._live_piece(piece) for piece in run]
+        for number, piece in enumerate(run):
+            if own[number] is None and len(piece.tensors) > 1:
+                own[number] = view = uninitialized(piece.nbytes)
+                self._join(piece, view)
         found = [live for live in own if live is not None]
         return found if len(found) == len(run) else None
 
     def _live_piece(self, piece: Piece) -> memoryview | None:
-        live = self._live(str(piece.tensor))
-        return None if live is None else self._cut(live, piece)
+        """Return a piece's bytes in the memory of its only tensor; None if they are not there."""
+        if len(piece.tensors) > 1:
+            return None
+        live = self._live(str(piece.name))
+        return None if live is None else live[piece.start : piece.start + piece.nbytes]
 
-    def _cut(self, memory: memoryview, piece: Piece) -> memoryview:
-        """Cut a piece out of its tensor's bytes."""
-        start = piece.offset - self._starts[str(piece.tensor)]
-        return memory[start : start + piece.nbytes]
+    def _join(self, piece: Piece, out: memoryview) -> None:
+        """Copy the small tensors of a piece to `out`, end to end."""
+        for part in piece.parts():
+            copy(out[part.offset : part.offset + part.nbytes], self._part(part))
+
+    def _part(self, part: Part) -> memoryview:
+        """Return some bytes of a tensor, from its memory or from a copy."""
+        live = self._live(part.tensor.name)
+        memory = self._copy(part.tensor.name) if live is None else live
+        return memory[part.start : part.start + part.nbytes]
+
+
+def _is_copied(piece: Piece, live: memoryview | None) -> bool:
+    """Whether a piece is copied: it has several tensors, or memory that others may write to."""
+    return live is not None or len(piece.tensors) > 1
 
 
 class StateFile(TensorFile):

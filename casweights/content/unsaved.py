@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from contextlib import closing, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.content.selection import part_of, tensor_chunks
+from casweights.content.selection import CutChunks, part_of, whole_chunk
+from casweights.content.spans import stored_tensors
 from casweights.content.worktree_contents import Content, read_contents
 from casweights.errors import (
     ConflictError,
@@ -23,6 +24,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.format.fields import parse_id
+from casweights.format.layout import SMALL, file_pieces
 from casweights.ids import SnapshotId
 from casweights.system.threads import Workers
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from casweights.content.worktree import Worktree
     from casweights.database import Database
     from casweights.format.file_entry import FileEntry
+    from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
 
@@ -41,6 +44,13 @@ _LIKELY_GENERATIONS = 8  # generations of ancestors that are read before all oth
 _LIKELY_TIPS = 16  # branches and tags whose versions are read before all others
 _READERS = 8  # threads; reading snapshots is mostly waiting
 _MAX_NAMED_FILES = 10  # in an error message
+
+
+class _Mark(NamedTuple):
+    """What a part of a file and the whole file share: a tensor's name and its first chunk."""
+
+    name: str
+    chunk: ChunkId | None
 
 
 def require_saved(
@@ -61,22 +71,22 @@ def require_saved(
     lost = [path for path, content in held.items() if content is None]
     left: Contents = {path: [content] for path, content in held.items() if content is not None}
     with closing(Workers(_READERS)) as workers:
-        left = _without(left, _likely(db, workers, snapshot))
+        left = _without(db, left, _likely(db, workers, snapshot))
         if left:
             left = _with_other_layouts(db, tree, left)
             possible = _without_unknown_chunks(db, left)
             lost += left.keys() - possible.keys()
-            lost += _without(possible, _load(db, workers, _listed(db)))
+            lost += _without(db, possible, _load(db, workers, _listed(db)))
     if lost:
         raise _unsaved(tree, sorted(lost))
 
 
-def _without(left: Contents, versions: Iterable[Snapshot]) -> Contents:
+def _without(db: Database, left: Contents, versions: Iterable[Snapshot]) -> Contents:
     """Return the files that none of these versions contains; stop early if none are left."""
     wanted = _all_of(left)
     if wanted:
         for version in versions:
-            found = _found(version, wanted)
+            found = _found(db, version, wanted)
             if found:
                 left = {path: held for path, held in left.items() if found.isdisjoint(held)}
                 wanted = _all_of(left)
@@ -89,46 +99,72 @@ def _all_of(left: Contents) -> set[Content]:
     return {content for contents in left.values() for content in contents}
 
 
-def _found(version: Snapshot, wanted: set[Content]) -> set[Content]:
+def _found(db: Database, version: Snapshot, wanted: set[Content]) -> set[Content]:
     """Return the wanted contents that equal a file of the version or a part of one."""
     sizes = {content.size for content in wanted}
     files = (file for file in version.files if file.size in sizes)
     found = wanted.intersection(map(Content.of, files))
-    # Building all parts would be slow: only files that share the first chunk are tried.
-    parts = {content: first for content in wanted - found if (first := _first_chunk(content))}
-    if parts:
-        wholes = _by_chunk(version, set(parts.values()))
-        chunk_size = version.config.chunk_size
-        for content, first in parts.items():
-            if any(_is_part(content, file, chunk_size) for file in wholes.get(first, ())):
-                found.add(content)
+    # Building all parts would be slow: only files that share a tensor or a chunk are tried.
+    chunk_size = version.config.chunk_size
+    marks = {content: _mark(content, chunk_size) for content in wanted - found}
+    wholes = _by_mark(version, {mark for mark in marks.values() if mark is not None})
+    for content, mark in marks.items():
+        candidates = wholes.get(mark, ()) if mark is not None else ()
+        if any(_is_part(db, version, content, file) for file in candidates):
+            found.add(content)
     return found
 
 
-def _first_chunk(content: Content) -> tuple[str, ChunkId] | None:
-    """Return the name and first chunk of a file's first tensor that is not empty."""
+def _pieces(content: Content, chunk_size: int) -> Iterator[tuple[Piece, ChunkId]]:
+    pieces = file_pieces(content.size, content.header, chunk_size)
+    return zip(pieces, content.chunks, strict=True)
+
+
+def _is_shared(piece: Piece) -> bool:
+    """Whether a chunk has small tensors, so that a part of its file may have another one."""
+    return any(tensor.nbytes < SMALL for tensor in piece.tensors)
+
+
+def _mark(content: Content, chunk_size: int) -> _Mark | None:
+    """Return the name of a tensor that any whole file of this part has, and its first chunk.
+
+    A file with small tensors alone has no chunk in common with the whole one.
+    """
     tensors = content.header.tensors if content.header else ()
-    names = (info.name for info in tensors if info.nbytes)
-    return next(((name, content.chunks[0]) for name in names), None)
+    for piece, chunk in _pieces(content, chunk_size) if tensors else ():
+        if not _is_shared(piece):
+            return _Mark(str(piece.name), chunk)
+    return next((_Mark(info.name, None) for info in tensors if info.nbytes), None)
 
 
-def _by_chunk(
-    version: Snapshot, wanted: set[tuple[str, ChunkId]]
-) -> dict[tuple[str, ChunkId], list[FileEntry]]:
-    """Return the files with a tensor of a wanted name and first chunk, by these two."""
-    found: dict[tuple[str, ChunkId], list[FileEntry]] = {}
-    for file in version.files:
-        for info, chunks in tensor_chunks(file, version.config.chunk_size):
-            if chunks and (info.name, chunks[0]) in wanted:
-                found.setdefault((info.name, chunks[0]), []).append(file)
+def _by_mark(version: Snapshot, wanted: set[_Mark]) -> dict[_Mark, list[FileEntry]]:
+    """Return the files of a version by the wanted marks that they have."""
+    found: dict[_Mark, list[FileEntry]] = {}
+    for file in version.files if wanted else ():
+        for info, chunks, *_ in stored_tensors(file, version.config.chunk_size):
+            for mark in (_Mark(info.name, None), _Mark(info.name, next(iter(chunks), None))):
+                if mark in wanted and info.nbytes:
+                    found.setdefault(mark, []).append(file)
     return found
 
 
-def _is_part(content: Content, file: FileEntry, chunk_size: int) -> bool:
+def _is_part(db: Database, version: Snapshot, content: Content, file: FileEntry) -> bool:
     """Whether a checkout of the content's tensors from this file would write this content."""
     tensors = content.header.tensors if content.header else ()
-    part = part_of(file, {info.name for info in tensors}, chunk_size)
-    return part is not None and Content.of(part) == content
+    part = part_of(file, {info.name for info in tensors}, version.config.chunk_size)
+    if part is None or part.raw_header != content.raw_header or part.size != content.size:
+        return False
+    pairs = list(zip(part.chunks, content.chunks, strict=True))
+    known = [(whole_chunk(spans), chunk) for spans, chunk in pairs]
+    if any(whole is not None and whole != chunk for whole, chunk in known):
+        return False
+    cut = CutChunks(db)
+    try:  # small tensors that share chunks must be read
+        if any(whole is None for whole, _ in known):
+            db.snapshots.load(version.id, with_locations=True)
+        return all(cut.add(spans) == chunk for spans, chunk in pairs)
+    except IntegrityError:  # a damaged version does not have the content
+        return False
 
 
 def _likely(db: Database, workers: Workers, snapshot: Snapshot) -> Iterator[Snapshot]:
@@ -189,10 +225,16 @@ def _without_unknown_chunks(db: Database, left: Contents) -> Contents:
         return left
     db.index.load()
     possible = {
-        path: [content for content in contents if all(c in db.index for c in content.chunks)]
+        path: [content for content in contents if _may_be_stored(db, content)]
         for path, contents in left.items()
     }
     return {path: contents for path, contents in possible.items() if contents}
+
+
+def _may_be_stored(db: Database, content: Content) -> bool:
+    """Whether the store has the chunks, but for those that a checkout may have cut."""
+    pieces = _pieces(content, db.config.chunk_size)
+    return all(chunk in db.index for piece, chunk in pieces if not _is_shared(piece))
 
 
 def _unsaved(tree: Worktree, lost: list[str]) -> ConflictError:

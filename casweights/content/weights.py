@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.content.selection import tensor_chunks
 from casweights.content.shard_index import (
     index_problem,
     is_index,
@@ -20,6 +19,7 @@ from casweights.content.shard_index import (
     parse_index,
 )
 from casweights.content.source_tree import matches
+from casweights.content.spans import TensorContents, stored_tensors
 from casweights.database.reader import read_file
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.format.safetensors import SUFFIX
@@ -27,11 +27,11 @@ from casweights.format.safetensors import SUFFIX
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from casweights.content.spans import StoredTensor
     from casweights.database import Database
     from casweights.format.file_entry import FileEntry
     from casweights.format.manifest import Snapshot
     from casweights.format.safetensors import Header, TensorInfo
-    from casweights.ids import ChunkId
 
 # Names of files with weights in the order of preference: transformers, diffusers, Mistral, PEFT.
 _STEMS = ("model", "diffusion_pytorch_model", "consolidated", "adapter_model")
@@ -43,21 +43,16 @@ class Weight(NamedTuple):
 
     Attributes:
         file: The file of the version that contains it.
-        info: Its name, dtype and shape.
-        chunks: IDs of its chunks, in order.
+        stored: The tensor, and where its bytes are.
     """
 
     file: FileEntry
-    info: TensorInfo
-    chunks: tuple[ChunkId, ...]
+    stored: StoredTensor
 
-    def equals(self, other: Weight) -> bool:
-        """Whether both are the same tensor, bit for bit."""
-        return (self.info.dtype, self.info.shape, self.chunks) == (
-            other.info.dtype,
-            other.info.shape,
-            other.chunks,
-        )
+    @property
+    def info(self) -> TensorInfo:
+        """Its name, dtype and shape."""
+        return self.stored.info
 
 
 @dataclass(slots=True)
@@ -160,6 +155,10 @@ class Weights:
         """
         _Search(self, version).in_folder(folder, variant)
 
+    def contents(self, version: Snapshot) -> TensorContents:
+        """Return what compares the tensors of a version."""
+        return TensorContents(self._db, version.id)
+
     def index(self, version: Snapshot, file: FileEntry) -> dict[str, str]:
         """Read a shard index, and return the path of each tensor's shard.
 
@@ -190,6 +189,7 @@ class _Search:
         self._weights = weights
         self._version = version
         self._wanted = wanted
+        self._contents = weights.contents(version)
         self._files = {file.path: file for file in version.files}
         self._folders: dict[str, dict[str, FileEntry]] = {}
         for file in version.files:
@@ -277,7 +277,8 @@ class _Search:
             InvalidInputError: A weight of `other` is missing from `chosen` or differs there.
         """
         for name, weight in other.tensors.items():
-            if name not in chosen.tensors or not chosen.tensors[name].equals(weight):
+            here = chosen.tensors.get(name)
+            if here is None or not self._contents.same(here.stored, weight.stored):
                 raise self._ambiguous(name, [*(file.path for file in named), weight.file.path])
         return chosen
 
@@ -295,13 +296,13 @@ class _Search:
                     "it without `opaque`, or select other files with include",
                 )
             found.files[file.path] = file
-            for stored in tensor_chunks(file, self._version.config.chunk_size):
+            for stored in stored_tensors(file, self._version.config.chunk_size):
                 if self._wanted(stored.info.name):
-                    self._put(found, stored.info.name, Weight(file, *stored))
+                    self._put(found, stored.info.name, Weight(file, stored))
 
     def _put(self, found: WeightSet, name: str, weight: Weight) -> None:
         first = found.tensors.setdefault(name, weight)
-        if first is not weight and not first.equals(weight):
+        if first is not weight and not self._contents.same(first.stored, weight.stored):
             raise self._ambiguous(name, [first.file.path, weight.file.path])
 
     def _ambiguous(self, name: str, paths: list[str]) -> InvalidInputError:

@@ -1,18 +1,54 @@
-"""Positions of chunks: the fixed grid over tensors and files, and runs of neighbours."""
+"""Positions of chunks: the fixed grid over tensors and files, and runs of neighbours.
+
+A large tensor has chunks of its own. Small tensors share one with their neighbours: together they
+are a *bundle*.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import xxhash
 
 from casweights.format.dtypes import DTYPES, DType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from casweights.format.safetensors import Header
+    from casweights.format.safetensors import Header, TensorInfo
 
 BYTES = DTYPES["U8"]
+SMALL = 1 << 16  # bytes; tensors below it share a chunk, since an ID and a coder's start cost more
+_MEAN_BUNDLE = 64  # tensors; a new tensor changes the bundle it is in, and no other
+
+
+class Bundle(NamedTuple):
+    """Tensors that are cut together: one of any size, or small neighbours of one dtype.
+
+    Attributes:
+        tensors: The tensors, in file order.
+        nbytes: Their bytes.
+    """
+
+    tensors: tuple[TensorInfo, ...]
+    nbytes: int
+
+
+class Part(NamedTuple):
+    """Bytes of a tensor within a chunk.
+
+    Attributes:
+        tensor: The tensor.
+        start: Offset of the bytes in the tensor.
+        offset: Offset of the bytes in the chunk.
+        nbytes: Their number.
+    """
+
+    tensor: TensorInfo
+    start: int
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,32 +59,83 @@ class Piece:
         offset: Offset in the file, in bytes.
         nbytes: Raw bytes of the chunk.
         dtype: Element type of the bytes.
-        tensor: Name of the tensor that contains the chunk; None in a file of opaque bytes.
-        number: Number of the chunk in that tensor or file, from 0.
+        number: Number of the chunk in its tensor or file, from 0.
+        start: Offset of the chunk in its tensor or file, in bytes.
+        tensors: The tensor that contains the chunk, or the small tensors that the chunk contains;
+            empty in a file of opaque bytes.
     """
 
     offset: int
     nbytes: int
     dtype: DType
-    tensor: str | None = None
     number: int = 0
+    start: int = 0
+    tensors: tuple[TensorInfo, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def name(self) -> str | None:
+        """Name of the first tensor; None in a file of opaque bytes."""
+        return self.tensors[0].name if self.tensors else None
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the bytes of each tensor in the chunk, in order; nothing for opaque bytes."""
+        if len(self.tensors) == 1:
+            yield Part(self.tensors[0], self.start, 0, self.nbytes)
+            return
+        for tensor in self.tensors:
+            yield Part(tensor, 0, tensor.start - self.tensors[0].start, tensor.nbytes)
+
+
+def bundles(tensors: Iterable[TensorInfo], chunk_size: int) -> Iterator[Bundle]:
+    """Divide a file's tensors into those that are cut together; the empty ones are in none.
+
+    Args:
+        tensors: The tensors, in file order.
+        chunk_size: Bytes of a chunk. A bundle of several tensors never has more.
+    """
+    held: list[TensorInfo] = []
+    nbytes = 0
+    for tensor in tensors:
+        if not tensor.nbytes:
+            continue
+        if held and (
+            nbytes + tensor.nbytes > chunk_size
+            or tensor.nbytes >= SMALL
+            or held[0].nbytes >= SMALL
+            or tensor.dtype.code != held[0].dtype.code
+            or _begins_bundle(tensor.name)
+        ):
+            yield Bundle(tuple(held), nbytes)
+            held, nbytes = [], 0
+        held.append(tensor)
+        nbytes += tensor.nbytes
+    if held:
+        yield Bundle(tuple(held), nbytes)
+
+
+def _begins_bundle(name: str) -> bool:
+    """Whether a small tensor begins a bundle wherever it is, so that later bundles stay the same.
+
+    Without this, a new tensor would move the ends of all bundles behind it.
+    """
+    return xxhash.xxh3_64_intdigest(name.encode()) % _MEAN_BUNDLE == 0
 
 
 def grid(
-    offset: int, nbytes: int, dtype: DType, chunk_size: int, tensor: str | None = None
+    offset: int, nbytes: int, dtype: DType, chunk_size: int, tensors: tuple[TensorInfo, ...] = ()
 ) -> Iterator[Piece]:
-    """Cut a run of bytes into chunks of `chunk_size` bytes; the last one may be shorter.
+    """Cut consecutive bytes into chunks of `chunk_size` bytes; the last one may be shorter.
 
     Args:
-        offset: Offset of the run in the file.
-        nbytes: Bytes of the run.
-        dtype: Element type of the bytes.
+        offset: Offset of the bytes in the file.
+        nbytes: Their number.
+        dtype: Their element type.
         chunk_size: Bytes of a chunk.
-        tensor: Name of the tensor that the run is; None for opaque bytes.
+        tensors: The tensors that the bytes are; empty for opaque bytes.
     """
     for number, start in enumerate(range(0, nbytes, chunk_size)):
         size = min(chunk_size, nbytes - start)
-        yield Piece(offset + start, size, dtype, tensor, number)
+        yield Piece(offset + start, size, dtype, number, start, tensors)
 
 
 def file_pieces(size: int, header: Header | None, chunk_size: int) -> Iterator[Piece]:
@@ -63,13 +150,16 @@ def file_pieces(size: int, header: Header | None, chunk_size: int) -> Iterator[P
         yield from grid(0, size, BYTES, chunk_size)
         return
     data = size - header.data_size
-    for tensor in header.tensors:
-        yield from grid(data + tensor.start, tensor.nbytes, tensor.dtype, chunk_size, tensor.name)
+    for tensors, nbytes in bundles(header.tensors, chunk_size):
+        first = tensors[0]
+        yield from grid(data + first.start, nbytes, first.dtype, chunk_size, tensors)
 
 
 def count_chunks(size: int, header: Header | None, chunk_size: int) -> int:
     """Return the number of pieces that `file_pieces` yields, without creating them."""
-    sizes = [size] if header is None else [tensor.nbytes for tensor in header.tensors]
+    sizes = [size]
+    if header is not None:
+        sizes = [bundle.nbytes for bundle in bundles(header.tensors, chunk_size)]
     return sum(-(-nbytes // chunk_size) for nbytes in sizes)
 
 

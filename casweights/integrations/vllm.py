@@ -23,7 +23,7 @@ from casweights.errors import ErrorCode, InvalidInputError, NotFoundError, Stale
 from casweights.ids import SnapshotId
 from casweights.integrations._loaders import holds
 from casweights.opening import open_repository
-from casweights.operations.load import LazyTensor
+from casweights.operations.load import load_each
 from casweights.sync.subscriber import Subscriber
 
 try:
@@ -327,9 +327,9 @@ class CasweightsModelLoader(BaseModelLoader):  # type: ignore[misc]
         """
         with open_repository(self._url) as store:
             weights = Weights(store.database, self._include).of(self._find(store))
-            for name, plain in plain_names(weights.tensors).items():
-                weight = weights.tensors[name]
-                yield plain, LazyTensor(store.database, weight.info, weight.chunks).load()
+            plain = plain_names(weights.tensors)
+            stored = [weights.tensors[name].stored for name in plain]
+            yield from zip(plain.values(), load_each(store.database, stored), strict=True)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         """Load the version's weights into a model.

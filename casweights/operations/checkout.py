@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from casweights.content.selection import CutChunks
     from casweights.content.worktree_contents import WorktreeChunks
     from casweights.database import Database
     from casweights.database.reader import LocalFirstReader
@@ -99,7 +100,7 @@ def checkout(
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT, "a partial checkout cannot delete: leave out include or delete"
         )
-    files = select(snapshot, include)
+    files, cut = select(db, snapshot, include)
     total = sum(file.size for file in files)
     db.reporter.started(Stage.CHECKOUT, total)
     try:
@@ -117,7 +118,7 @@ def checkout(
             # the first change: unsaved files here, files that changed since in `check`.
             if not overwrite:
                 require_saved(db, snapshot, tree, held)
-            fetched = _write(db, tree, wanted, local, check)
+            fetched = _write(db, tree, wanted, (local, cut), check)
             deleted = sum(tree.remove(path, seen) for path, seen in others.items())
             tree.sync(db.workers)
     finally:
@@ -215,7 +216,7 @@ def _write(
     db: Database,
     tree: Worktree,
     targets: Sequence[_Target],
-    local: WorktreeChunks,
+    local: tuple[WorktreeChunks, CutChunks],
     check: Callable[[], None],
 ) -> int:
     """Write files; return the number of bytes that were read from the store.
@@ -224,7 +225,7 @@ def _write(
         db: The store.
         tree: The directory to write to.
         targets: The files.
-        local: Chunks that need not be read from the store.
+        local: Chunks that need not be read from the store, or are not there.
         check: Called when all drafts are complete, before the first file is replaced; it raises
             to stop the checkout.
     """
@@ -257,7 +258,10 @@ def _check_space(tree: Worktree, needed: int) -> None:
 
 
 def _write_drafts(
-    db: Database, drafts: Staging, placed: dict[str, _Target], local: WorktreeChunks
+    db: Database,
+    drafts: Staging,
+    placed: dict[str, _Target],
+    local: tuple[WorktreeChunks, CutChunks],
 ) -> int:
     """Write all drafts, and wait until they are synced to the disk.
 
@@ -265,7 +269,7 @@ def _write_drafts(
         The number of bytes that were read from the store.
     """
     fetched = 0
-    reader = db.reader.with_local(local, db.cache)
+    reader = db.reader.with_local(*local, db.cache)
     with reader.ahead() as announce, closing(Background(_SYNCS)) as syncing:
         missing = {draft: _start_draft(drafts, draft, t.file) for draft, t in placed.items()}
 
@@ -275,7 +279,8 @@ def _write_drafts(
 
         for draft in placed:  # those without chunks, which no job completes
             sync_if_complete(draft)
-        announce([chunk for target in placed.values() for chunk in target.file.chunks])
+        wanted = [chunk for target in placed.values() for chunk in target.file.chunks]
+        announce(local[1].sources(wanted))
         jobs = (job for draft, target in placed.items() for job in _jobs(db, target.file, draft))
         for job, nbytes in db.workers.map(partial(_write_run, reader, drafts), jobs):
             fetched += nbytes

@@ -1,14 +1,19 @@
-"""Diff: compare two versions by tensor and by file, using their manifests alone."""
+"""Diff: compare two versions by tensor and by file.
+
+Their manifests decide about nearly all tensors. Small tensors that share a chunk with others are
+read where that chunk has changed.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from casweights.content.selection import tensor_chunks
+from casweights.content.spans import StoredTensor, TensorContents, stored_tensors
 from casweights.results import Change, ChangeKind, Diff
 
 if TYPE_CHECKING:
+    from casweights.database import Database
     from casweights.format.file_entry import FileEntry
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
@@ -20,8 +25,8 @@ class _Item:
 
     Attributes:
         description: Its dtype and shape, or its size, for display.
-        sizes: Size in bytes of each of its chunks.
-        content: Equal for two items exactly if their contents are equal.
+        sizes: How many of its bytes are in each of its chunks.
+        content: The tensor; or else what is equal for two files exactly if their contents are.
     """
 
     description: str
@@ -29,21 +34,28 @@ class _Item:
     content: object
 
 
-def diff(old: Snapshot, new: Snapshot) -> Diff:
-    """Return the tensors and files that were added, removed or changed from `old` to `new`."""
+def diff(db: Database, old: Snapshot, new: Snapshot) -> Diff:
+    """Return the tensors and files that were added, removed or changed from `old` to `new`.
+
+    Raises:
+        IntegrityError: A chunk that must be read to compare small tensors is damaged or missing.
+        StoreError: The store could not be read.
+    """
     old_items, new_items = _items(old), _items(new)
     had = {chunk for item in old_items.values() for chunk in item.sizes}
     changes, unchanged = [], 0
     rewritten = _rewritten(old, new)
+    contents = TensorContents(db, old.id, new.id)
     for key in sorted(old_items.keys() | new_items.keys(), key=lambda k: (k[0], k[1] or "")):
         before, after = old_items.get(key), new_items.get(key)
-        if before and after and before.content == after.content and key not in rewritten:
+        if key not in rewritten and before and after and _same(contents, before, after):
             unchanged += 1
         else:
             changes.append(_change(key, before, after, had))
     fresh: dict[ChunkId, int] = {}
-    for item in new_items.values():
-        fresh.update((chunk, n) for chunk, n in item.sizes.items() if chunk not in had)
+    for file in new.files:
+        pieces = file.pieces(new.config.chunk_size)
+        fresh.update((chunk, piece.nbytes) for chunk, piece in pieces if chunk not in had)
     return Diff(
         old=old.id,
         new=new.id,
@@ -51,6 +63,13 @@ def diff(old: Snapshot, new: Snapshot) -> Diff:
         unchanged=unchanged,
         nbytes=sum(fresh.values()),
     )
+
+
+def _same(contents: TensorContents, before: _Item, after: _Item) -> bool:
+    one, other = before.content, after.content
+    if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
+        return contents.same(one, other)
+    return one == other
 
 
 def _rewritten(old: Snapshot, new: Snapshot) -> set[tuple[str, str | None]]:
@@ -92,14 +111,11 @@ def _items(snapshot: Snapshot) -> dict[tuple[str, str | None], _Item]:
     for file in snapshot.files:
         chunk_size = snapshot.config.chunk_size
         items[file.path, None] = _file_item(file, chunk_size)
-        for info, chunks in tensor_chunks(file, chunk_size):
-            left = info.nbytes
-            sizes = {}
-            for chunk in chunks:
-                sizes[chunk] = min(chunk_size, left)
-                left -= chunk_size
+        for stored in stored_tensors(file, chunk_size):
+            info = stored.info
+            sizes = {span.chunk: span.nbytes for span in stored.spans()}
             description = f"{info.dtype.code} {list(info.shape)}"
-            items[file.path, info.name] = _Item(description, sizes, (description, chunks))
+            items[file.path, info.name] = _Item(description, sizes, stored)
     return items
 
 

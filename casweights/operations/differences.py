@@ -79,13 +79,13 @@ class BaseChunks:
 
     @cached_property
     def _named(self) -> dict[tuple[object, ...], ChunkId]:
-        named = (found for found in self._pieces() if found[2].tensor is not None)
+        named = (found for found in self._pieces() if found[2].tensors)
         return {_place(piece): chunk for _, chunk, piece in named}
 
     @cached_property
-    def _wholes(self) -> set[str | None]:
+    def _wholes(self) -> set[str]:
         """The paths of files and the names of tensors."""
-        tensors = {piece.tensor for _, _, piece in self._pieces()}
+        tensors = {info.name for _, _, piece in self._pieces() for info in piece.tensors}
         return tensors | {file.path for file in self._files}
 
     @cached_property
@@ -103,10 +103,13 @@ class BaseChunks:
 
     def has_place(self, path: str, piece: Piece) -> bool:
         """Return whether the version has this tensor or, for other bytes, this file."""
-        return (path if piece.tensor is None else piece.tensor) in self._wholes
+        return (piece.tensors[0].name if piece.tensors else path) in self._wholes
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
         """Return the chunk at the same place of the same file, or else of the same tensor.
+
+        The place of a chunk of several small tensors is that of the first; the size tells nearly
+        always whether the others are the same.
 
         A tensor of the same name in another file counts, because shards of a model may be cut
         differently from one version to the next.
@@ -135,7 +138,7 @@ def _structure_places(row: FileRow) -> Iterator[tuple[tuple[object, ...], ChunkI
 
 def _place(piece: Piece) -> tuple[object, ...]:
     """Return a key that two chunks share if a difference between them may be small."""
-    return piece.tensor, piece.number, piece.nbytes, piece.dtype.code
+    return piece.name, piece.number, piece.nbytes, piece.dtype.code
 
 
 class DifferenceEncoder:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from casweights.content.selection import tensor_chunks
+from casweights.content.spans import TensorContents, reads_of, stored_tensors
 from casweights.content.torch_types import allocate
 from casweights.content.trees import rebuild
 from casweights.content.weights import Weight, Weights
@@ -15,23 +15,15 @@ from casweights.format.safetensors import TensorInfo
 from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     import torch
 
+    from casweights.content.spans import ChunkRead, Span, StoredTensor
     from casweights.database import Database
-    from casweights.database.reader import LocalFirstReader
     from casweights.format.manifest import Snapshot
-    from casweights.ids import ChunkId
 
 _MAX_NAMED_FILES = 5  # in an error message
-
-
-class _Read(NamedTuple):
-    """A chunk, and the memory to read it into."""
-
-    chunk: ChunkId
-    out: memoryview
 
 
 def load(db: Database, snapshot: Snapshot, *, include: Sequence[str] | None) -> dict[str, Any]:
@@ -50,38 +42,52 @@ def load(db: Database, snapshot: Snapshot, *, include: Sequence[str] | None) -> 
     """
     weights = Weights(db, include).of(snapshot)
     tensors: dict[str, torch.Tensor] = {}
-    reads: list[_Read] = []
+    wanted: list[tuple[Iterator[Span], memoryview]] = []
     for name, weight in weights.tensors.items():
         tensors[name], memory = allocate(weight.info)
-        reads.extend(_reads(weight.chunks, memory, db.config.chunk_size))
-    _read_all(db, reads)
+        wanted.append((weight.stored.spans(), memory))
+    _read_all(db, reads_of(wanted))
     headers = [file.header for file in weights.files.values() if file.header is not None]
     if include is None and len(headers) == 1:
         return rebuild(tensors, headers[0].metadata)
     return dict(tensors)
 
 
-def _reads(chunks: Sequence[ChunkId], memory: memoryview, chunk_size: int) -> Iterator[_Read]:
-    for n, chunk in enumerate(chunks):
-        yield _Read(chunk, memory[n * chunk_size : (n + 1) * chunk_size])
-
-
-def _read_all(db: Database, reads: Sequence[_Read]) -> None:
-    db.reporter.started(Stage.LOAD, sum(len(read.out) for read in reads))
+def _read_all(db: Database, reads: Sequence[ChunkRead]) -> None:
+    db.reporter.started(Stage.LOAD, sum(read.nbytes for read in reads))
     reader = db.reader.with_local(db.cache)
+
+    def perform(read: ChunkRead) -> int:
+        read.perform(db, reader)
+        return read.nbytes
+
     try:
         with reader.ahead() as announce:
             announce([read.chunk for read in reads])
-            for nbytes in db.workers.map(partial(_read, db, reader), reads):
+            for nbytes in db.workers.map(perform, reads):
                 db.reporter.advanced(Stage.LOAD, nbytes)
     finally:
         db.reporter.finished(Stage.LOAD)
 
 
-def _read(db: Database, reader: LocalFirstReader, read: _Read) -> int:
-    reader.readinto(read.chunk, read.out)
-    db.cache.put(read.chunk, read.out)
-    return len(read.out)
+def load_each(db: Database, wanted: Iterable[StoredTensor]) -> Iterator[torch.Tensor]:
+    """Yield tensors one by one; only neighbours that share a chunk are read together.
+
+    Raises:
+        IntegrityError: The store is damaged.
+        UnsupportedError: Torch cannot hold one of the tensors.
+    """
+    for _, group in groupby(wanted, key=lambda s: s.info if s.is_alone else s.chunks):
+        tensors = _load_together(db, list(group))
+        while tensors:  # none is kept here while the caller uses it, and drops it
+            yield tensors.pop(0)
+
+
+def _load_together(db: Database, wanted: Sequence[StoredTensor]) -> list[torch.Tensor]:
+    allocated = [allocate(stored.info) for stored in wanted]
+    spans = [stored.spans() for stored in wanted]
+    _read_all(db, reads_of(zip(spans, (memory for _, memory in allocated), strict=True)))
+    return [tensor for tensor, _ in allocated]
 
 
 class LazyTensor(Handle):
@@ -98,14 +104,14 @@ class LazyTensor(Handle):
         >>> rows = weight[1000:1100]  # reads the chunks of 100 rows
     """
 
-    def __init__(self, db: Database, info: TensorInfo, chunks: tuple[ChunkId, ...]) -> None:
+    def __init__(self, db: Database, stored: StoredTensor) -> None:
+        self._info = info = stored.info
+        self._stored = stored
         self.name = info.name
         self.dtype = info.dtype.code
         self.shape = info.shape
         self.nbytes = info.nbytes
         self._db = self._below = db
-        self._info = info
-        self._chunks = chunks
 
     def _how_to_reopen(self) -> str:
         return f"{self._db._how_to_reopen()}, and get the tensor from it again"
@@ -115,9 +121,7 @@ class LazyTensor(Handle):
 
     def load(self) -> torch.Tensor:
         """Read the whole tensor."""
-        tensor, memory = allocate(self._info)
-        _read_all(self._db, list(_reads(self._chunks, memory, self._db.config.chunk_size)))
-        return tensor
+        return self._read(self._info, 0)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         """Return the elements that the same index selects from the whole tensor.
@@ -141,24 +145,16 @@ class LazyTensor(Handle):
 
     def _rows(self, start: int, stop: int) -> torch.Tensor:
         """Read the rows from `start` to before `stop`, each of which is a whole number of bytes."""
-        info, chunk_size = self._info, self._db.config.chunk_size
+        info = self._info
         row_bytes = info.nbytes // max(1, self.shape[0])
-        first = start * row_bytes // chunk_size
-        last = -(-stop * row_bytes // chunk_size)
-        begin = first * chunk_size
-        span = min(last * chunk_size, info.nbytes) - begin
-        shape = (stop - start, *self.shape[1:])
-        nbytes = (stop - start) * row_bytes
-        tensor, memory = allocate(TensorInfo(info.name, info.dtype, shape, 0, nbytes))
-        # Chunks are verified as a whole, so the first and the last are read completely: straight
-        # into the tensor if the rows begin and end with chunks, else through a scratch buffer.
-        if span == len(memory):
-            _read_all(self._db, list(_reads(self._chunks[first:last], memory, chunk_size)))
-        else:
-            scratch = memoryview(bytearray(span))
-            _read_all(self._db, list(_reads(self._chunks[first:last], scratch, chunk_size)))
-            skip = start * row_bytes - begin
-            memory[:] = scratch[skip : skip + len(memory)]
+        shape, nbytes = (stop - start, *self.shape[1:]), (stop - start) * row_bytes
+        return self._read(TensorInfo(info.name, info.dtype, shape, 0, nbytes), start * row_bytes)
+
+    def _read(self, part: TensorInfo, start: int) -> torch.Tensor:
+        """Read a part of the tensor's bytes, from `start` on, as a tensor."""
+        tensor, memory = allocate(part)
+        spans = self._stored.spans(start, start + part.nbytes)
+        _read_all(self._db, reads_of([(spans, memory)]))
         return tensor
 
 
@@ -180,14 +176,15 @@ def find_tensor(db: Database, snapshot: Snapshot, name: str, file: str | None) -
     found = [weight] if weight is not None else _find_all(db, snapshot, name, file)
     if not found:
         raise NotFoundError(ErrorCode.TENSOR_NOT_FOUND, f"the version has no tensor {name!r}")
-    if not all(other.equals(found[0]) for other in found):
+    contents = TensorContents(db, snapshot.id)
+    if not all(contents.same(other.stored, found[0].stored) for other in found):
         paths = ", ".join(other.file.path for other in found[:_MAX_NAMED_FILES])
         raise NotFoundError(
             ErrorCode.AMBIGUOUS,
             f"{len(found)} files have a tensor {name!r}, and they differ: name the file, for "
             f"example one of {paths}",
         )
-    return LazyTensor(db, found[0].info, found[0].chunks)
+    return LazyTensor(db, found[0].stored)
 
 
 def _find_weight(db: Database, snapshot: Snapshot, name: str) -> Weight | None:
@@ -201,9 +198,9 @@ def _find_weight(db: Database, snapshot: Snapshot, name: str) -> Weight | None:
 
 def _find_all(db: Database, snapshot: Snapshot, name: str, file: str | None) -> list[Weight]:
     return [
-        Weight(entry, *stored)
+        Weight(entry, stored)
         for entry in snapshot.files
         if file in (None, entry.path)
-        for stored in tensor_chunks(entry, db.config.chunk_size)
+        for stored in stored_tensors(entry, db.config.chunk_size)
         if stored.info.name == name
     ]

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from casweights.ids import ChunkId
-    from casweights.sync.changes import ChunkRef, ElementChange
+    from casweights.content.spans import Span
+    from casweights.sync.changes import ElementChange
     from casweights.sync.fetch import Prepared
-    from casweights.sync.live import LiveTensor
-    from casweights.sync.target import Wanted
+    from casweights.sync.live_spans import LiveSpan
     from casweights.system.threads import Workers
 
 
@@ -28,7 +27,7 @@ class TornError(Exception):
 
 
 def apply(
-    prepared: Prepared, late: Iterator[tuple[Wanted, ElementChange | None]], workers: Workers
+    prepared: Prepared, late: Iterator[tuple[LiveSpan, ElementChange | None]], workers: Workers
 ) -> int:
     """Write the prepared changes, then the late ones.
 
@@ -46,18 +45,18 @@ def apply(
 
     Raises:
         TornError: Writing failed and could not be undone. After any other error the tensors are
-            unchanged. In both cases `LiveTensor.ids` says what each chunk holds.
+            unchanged. In both cases `LiveTensor.holds` says what each chunk has.
     """
-    made: list[tuple[Wanted, ElementChange | None, ChunkId | None]] = []
+    made: list[tuple[LiveSpan, ElementChange | None, Span | None]] = []
 
-    def make(item: tuple[Wanted, ElementChange | None]) -> None:
+    def make(item: tuple[LiveSpan, ElementChange | None]) -> None:
         wanted, change = item
-        before = wanted.chunk.tensor.ids[wanted.chunk.number]
-        _write(wanted.chunk, change, wanted.id)
+        before = wanted.chunk.tensor.holds[wanted.chunk.number]
+        _write(wanted, change, wanted.span)
         made.append((wanted, change, before))
 
     chunks = [wanted.chunk for wanted, change in prepared.changes if change]
-    chunks += [wanted.chunk for wanted in prepared.late]
+    chunks += [wanted.chunk for group in prepared.late for wanted in group]
     try:
         try:
             for _ in workers.map(make, prepared.changes):
@@ -82,26 +81,24 @@ def apply(
     return changed
 
 
-def _write(
-    chunk: ChunkRef[LiveTensor], change: ElementChange | None, holds: ChunkId | None
-) -> None:
-    """Make a change of a chunk, and set the chunk's ID to that of its new content, `holds`.
+def _write(wanted: LiveSpan, change: ElementChange | None, holds: Span | None) -> None:
+    """Make a change of a chunk, and record what the chunk holds then.
 
-    During the change the ID is None, so that a failure leaves the content marked as unknown.
+    During the change that is unknown, so that a failure leaves the content marked as unknown.
     """
     if change is not None:
-        chunk.tensor.ids[chunk.number] = None
-        chunk.tensor.exchange(chunk.number, change)
-    chunk.tensor.ids[chunk.number] = holds
+        wanted.hold(None)
+        wanted.chunk.tensor.exchange(wanted.chunk.number, change)
+    wanted.hold(holds)
 
 
 def _take_back(
-    made: list[tuple[Wanted, ElementChange | None, ChunkId | None]], error: BaseException
+    made: list[tuple[LiveSpan, ElementChange | None, Span | None]], error: BaseException
 ) -> None:
     """Undo changes, the last one first because tensors may share memory.
 
     Args:
-        made: Each chunk with its change, which now holds the former elements, and its former ID.
+        made: Each chunk with its change, which now holds the former elements, and what it held.
         error: The error that stopped the writing.
 
     Raises:
@@ -109,13 +106,13 @@ def _take_back(
     """
     try:
         for wanted, change, before in reversed(made):
-            _write(wanted.chunk, change, before)
+            _write(wanted, change, before)
     except BaseException as failure:
         raise TornError(failure) from error
 
 
-def _write_late(item: tuple[Wanted, ElementChange | None]) -> int:
+def _write_late(item: tuple[LiveSpan, ElementChange | None]) -> int:
     """Make a late change; return the number of elements written."""
     wanted, change = item
-    _write(wanted.chunk, change, wanted.id)
+    _write(wanted, change, wanted.span)
     return change.count if change else 0

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 from casweights.database.frames import read_frame
 from casweights.database.reader import STRIDE, ChunkReader
 from casweights.errors import IntegrityError
+from casweights.sync.live_spans import LiveChunks, covering, fetched_together
 from casweights.system.buffers import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from casweights.database import Database
     from casweights.database.chains import Chain
     from casweights.database.frames import Spent
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
-    from casweights.sync.changes import ChunkRef, ElementChange
-    from casweights.sync.live import LiveTensor
-    from casweights.sync.target import Fit, Target, Wanted
+    from casweights.sync.changes import ElementChange
+    from casweights.sync.live_spans import LiveSpan
+    from casweights.sync.target import Fit, Target
 
 
 @dataclass(slots=True)
@@ -35,7 +36,8 @@ class Prepared:
         fits: The wanted content of each tensor.
         changes: Changes of chunks, ready to be made; None for a chunk that already has the
             wanted bytes.
-        late: Chunks whose changes exceed the memory limit. They are fetched while writing.
+        late: Groups of chunks whose changes exceed the memory limit, each fetched as one chunk of
+            the store. They are fetched while writing.
         spent: Time and bytes spent on fetching so far.
     """
 
@@ -43,8 +45,8 @@ class Prepared:
     position: int | None
     fits: list[Fit]
     spent: Spent
-    changes: list[tuple[Wanted, ElementChange | None]] = field(default_factory=list)
-    late: list[Wanted] = field(default_factory=list)
+    changes: list[tuple[LiveSpan, ElementChange | None]] = field(default_factory=list)
+    late: list[list[LiveSpan]] = field(default_factory=list)
 
 
 class Fetcher:
@@ -75,13 +77,13 @@ class Fetcher:
             StoreError: The store could not be read.
         """
         fits = self._target.fit(version)
-        self._target.identify()
-        wanted = [wanted for fit in fits for wanted in fit.wanted()]
+        self._target.identify(fits)
+        wanted = fetched_together(wanted for fit in fits for wanted in fit.wanted())
         reader = self._make_reader()
         prepared = Prepared(version, position, fits, reader.spent)
         taken, nbytes = 0, 0
 
-        def affordable() -> Iterator[Wanted]:
+        def affordable() -> Iterator[list[LiveSpan]]:
             nonlocal taken
             for one in wanted:
                 if nbytes >= self._memory:
@@ -95,68 +97,73 @@ class Fetcher:
         prepared.late = wanted[taken:]
         return prepared
 
-    def stream(self, prepared: Prepared) -> Generator[tuple[Wanted, ElementChange | None]]:
+    def stream(self, prepared: Prepared) -> Generator[tuple[LiveSpan, ElementChange | None]]:
         """Fetch the late changes of a version, one at a time.
 
         Make each change before taking the next one, so that memory stays bounded.
         """
-        reader = self._make_reader()
-        reader.spent = prepared.spent
-        yield from self._changes(reader, iter(prepared.late), prepared.late)
+        if prepared.late:
+            reader = self._make_reader()
+            reader.spent = prepared.spent
+            yield from self._changes(reader, iter(prepared.late), prepared.late)
+
+    def differing(self, wanted: Sequence[LiveSpan]) -> list[LiveSpan]:
+        """Fetch the wanted bytes, and return the chunks that have others; the rest is known then.
+
+        Raises:
+            IntegrityError: The store is damaged.
+            StoreError: The store could not be read.
+        """
+        groups, wrong = fetched_together(wanted), []
+        for one, change in self._changes(self._make_reader(), iter(groups), groups):
+            if change is None:
+                one.hold(one.span)
+            else:
+                wrong.append(one)
+        return wrong
 
     def _changes(
-        self, reader: ChunkReader, taken: Iterator[Wanted], wanted: list[Wanted]
-    ) -> Iterator[tuple[Wanted, ElementChange | None]]:
+        self,
+        reader: ChunkReader,
+        taken: Iterator[list[LiveSpan]],
+        wanted: Sequence[list[LiveSpan]],
+    ) -> Iterator[tuple[LiveSpan, ElementChange | None]]:
         """Fetch chunks as changes of the target.
 
         Args:
             reader: Reads chunks, and counts the time and bytes spent.
-            taken: The chunks to fetch, taken one by one from `wanted` as memory permits.
-            wanted: All chunks that may be taken, announced to the store so that it reads ahead.
+            taken: The groups to fetch, taken one by one from `wanted` as memory permits.
+            wanted: All groups that may be taken, announced to the store so that it reads ahead.
 
         Yields:
-            Each chunk with its change, in order.
+            Each chunk of the target with its change, in order.
         """
-        local = reader.with_local(_LiveChunks(self._target.chunks()), self._db.cache)
+        local = reader.with_local(LiveChunks(self._target.chunks()), self._db.cache)
 
-        def fetch(one: Wanted) -> tuple[Wanted, ElementChange | None]:
-            live, number = one.chunk
-            out = self._buffers.take(live.size_of(number))
-            local.readinto(one.id, out)
+        def fetch(group: list[LiveSpan]) -> list[tuple[LiveSpan, ElementChange | None]]:
+            chunk, size, *_ = group[0].span
+            out = self._buffers.take(size)
+            local.readinto(chunk, out)
+            # Of a chunk that the target holds in part, it has no base for the next version. What
+            # the cache holds is trusted, so the chunk is checked even by a trusting reader.
+            if self._db.cache.is_used and not covering(group) and reader.is_right(chunk, out):
+                self._db.cache.put(chunk, out)
             begin = time.perf_counter()
-            change = live.find_change(number, out)
+            changes = [
+                (one, one.chunk.tensor.find_change(one.chunk.number, one.cut(out))) for one in group
+            ]
             reader.spent.add(decode=time.perf_counter() - begin)
-            return one, change
+            return changes
 
         try:
             with local.ahead() as announce:
-                announce([one.id for one in wanted])
-                yield from self._db.workers.map(fetch, taken)
+                announce([group[0].span.chunk for group in wanted])
+                for changes in self._db.workers.map(fetch, taken):
+                    yield from changes
         except IntegrityError:
             # Another writer may repair the damage: the next attempt reads the indexes again.
             self._db.index.reconsider()
             raise
-
-
-class _LiveChunks:
-    """The chunks of a target, as local chunks for a reader; see `LocalChunks`."""
-
-    def __init__(self, chunks: Mapping[ChunkId, ChunkRef[LiveTensor]]) -> None:
-        self._chunks = chunks
-
-    @property
-    def is_used(self) -> bool:
-        return bool(self._chunks)
-
-    def __contains__(self, chunk: object) -> bool:
-        return chunk in self._chunks
-
-    def readinto(self, chunk: ChunkId, out: memoryview) -> bool:
-        found = self._chunks.get(chunk)
-        if found is None or found.tensor.size_of(found.number) != len(out):
-            return False
-        found.tensor.readinto(found.number, out)
-        return found.tensor.ids[found.number] == chunk  # another thread may have written
 
 
 class _TrustingReader(ChunkReader):

@@ -8,6 +8,8 @@ from casweights.format.layout import file_pieces, runs
 from casweights.sync.changes import ChunkRef
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from casweights.format.layout import Piece
     from casweights.format.safetensors import Header
 
@@ -23,14 +25,16 @@ class FileGrid:
     Attributes:
         pieces: All pieces, in file order.
         runs: The same pieces, grouped as in `SourceFile.runs`.
-        numbers: The index in `pieces` for each chunk.
+        numbers: The index in `pieces` for each tensor's chunk; small tensors may share a piece.
     """
 
     def __init__(self, header: Header, size: int, chunk_size: int) -> None:
         self._tensors, self._size = header.tensors, size
         self.pieces = list(file_pieces(size, header, chunk_size))
         self.runs = list(runs(self.pieces, chunk_size))
-        self.numbers = {chunk_of(piece): number for number, piece in enumerate(self.pieces)}
+        self.numbers = {
+            ref: number for number, piece in enumerate(self.pieces) for ref, _ in refs_of(piece)
+        }
 
     def fits(self, header: Header, size: int) -> bool:
         """Whether another file, with this header and size, has the same pieces."""
@@ -38,6 +42,7 @@ class FileGrid:
         return header.tensors is self._tensors and size == self._size
 
 
-def chunk_of(piece: Piece) -> ChunkRef[str]:
-    """Return the tensor's chunk that a piece of a safetensors file holds."""
-    return ChunkRef(str(piece.tensor), piece.number)
+def refs_of(piece: Piece) -> Iterator[tuple[ChunkRef[str], slice]]:
+    """Yield the chunks of tensors that a piece of a file holds, and their places in it."""
+    for tensor, _, offset, nbytes in piece.parts():
+        yield ChunkRef(tensor.name, piece.number), slice(offset, offset + nbytes)

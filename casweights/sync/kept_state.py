@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from casweights.content.files import SourceFile
 from casweights.content.states import STATE_FILE
 from casweights.sync.changes import take_back
-from casweights.sync.file_grid import chunk_of
+from casweights.sync.file_grid import refs_of
 from casweights.system.buffers import copy, scratch
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class KeptState(SourceFile):
         self._mirror = mirror
         self._undo = scan.undo
         self._grid = mirror.grid(scan)
-        self._changed = sorted(self._grid.numbers[place] for place in scan.undo)
+        self._changed = sorted({self._grid.numbers[place] for place in scan.undo})
         files = mirror.version.files if mirror.version else ()
         self._ids = next((file.chunks for file in files if file.path == STATE_FILE), ())
         self._pieces = dict(zip(self._ids, self._grid.pieces, strict=False))
@@ -54,7 +54,7 @@ class KeptState(SourceFile):
 
     def chunk_ids(self, run: Sequence[Piece]) -> list[ChunkId | None]:
         # Chunks that did not change since the version before keep their IDs without being hashed.
-        first = self._grid.numbers[chunk_of(run[0])]
+        first = self._number(run[0])
         ids: list[ChunkId | None] = list(self._ids[first : first + len(run)])
         begin, end = (bisect_left(self._changed, n) for n in (first, first + len(run)))
         for number in self._changed[begin:end] if ids else ():
@@ -62,7 +62,11 @@ class KeptState(SourceFile):
         return ids or [None] * len(run)
 
     def base(self, piece: Piece) -> ChunkId | None:
-        return self._ids[self._grid.numbers[chunk_of(piece)]] if self._ids else None
+        return self._ids[self._number(piece)] if self._ids else None
+
+    def _number(self, piece: Piece) -> int:
+        ref, _ = next(refs_of(piece))
+        return self._grid.numbers[ref]
 
     def read(self, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
         return [self._mirror.chunk(piece) for piece in run]
@@ -93,5 +97,6 @@ class KeptState(SourceFile):
         if piece is None or piece.nbytes != len(out):
             return False
         copy(out, self._mirror.chunk(piece))
-        take_back(out, self._undo.get(chunk_of(piece), ()))
+        for ref, place in refs_of(piece):
+            take_back(out[place], self._undo.get(ref, ()))
         return True

@@ -8,12 +8,13 @@ import torch
 
 from casweights.content.torch_types import is_plain_memory, patterns, tensor_bytes
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.format.layout import SMALL
 from casweights.sync.changes import ElementChange, find_change
 from casweights.sync.devices import device_changes, device_exchange, flat_patterns
 from casweights.system.buffers import copy
 
 if TYPE_CHECKING:
-    from casweights.ids import ChunkId
+    from casweights.content.spans import Span
 
 
 class LiveTensor:
@@ -29,14 +30,14 @@ class LiveTensor:
         tensor: The tensor.
         nbytes: Bytes of the tensor.
         width: Bytes of an element.
-        ids: The ID of each chunk's content; None where the content is unknown.
+        holds: For each chunk, the bytes of a stored chunk that it has; None where unknown.
     """
 
     def __init__(self, tensor: torch.Tensor, chunk_size: int) -> None:
         self.tensor = tensor
         self.nbytes = tensor.nbytes
         self.width = tensor.element_size()
-        self.ids: list[ChunkId | None] = [None] * -(-tensor.nbytes // chunk_size)
+        self.holds: list[Span | None] = [None] * -(-tensor.nbytes // chunk_size)
         self._chunk_size = chunk_size
         self._count = _count_of(tensor)
         # Host memory is accessed as bytes, everything else through torch as integer patterns.
@@ -63,7 +64,7 @@ class LiveTensor:
 
     def forget(self) -> None:
         """Mark the content of all chunks as unknown, after other code wrote to the tensor."""
-        self.ids = [None] * len(self.ids)
+        self.holds = [None] * len(self.holds)
         self.recount()
 
     def size_of(self, number: int) -> int:
@@ -85,7 +86,8 @@ class LiveTensor:
 
     def find_change(self, number: int, wanted: memoryview) -> ElementChange | None:
         """Return the change that turns a chunk into the wanted bytes; None if they are equal."""
-        if self._memory is not None or self._patterns.dim() != 1:
+        # Starting the comparison on a device takes longer than copying a small tensor to the host.
+        if self._memory is not None or self._patterns.dim() != 1 or self.nbytes < SMALL:
             return find_change(self.chunk(number), wanted, self.width)
         start = number * self._chunk_size // self.width
         live = self._patterns[start : start + len(wanted) // self.width]

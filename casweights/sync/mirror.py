@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from casweights.sync.changes import ElementChange, find_change, take_back
-from casweights.sync.file_grid import FileGrid, chunk_of
+from casweights.sync.file_grid import FileGrid, refs_of
 from casweights.sync.state_copy import StateCopy
 
 if TYPE_CHECKING:
@@ -80,8 +80,12 @@ class Mirror:
         self.version: Snapshot | None = None
 
     def chunk(self, piece: Piece) -> memoryview:
-        """Return the bytes of a chunk, without a copy: the next scan changes them."""
-        return self._copy.chunk(chunk_of(piece))
+        """Return the bytes of a chunk.
+
+        They are not copied where they are in one tensor: the next scan changes them.
+        """
+        parts = [self._copy.chunk(ref) for ref, _ in refs_of(piece)]
+        return parts[0] if len(parts) == 1 else memoryview(bytearray().join(parts))
 
     def grid(self, scan: Scan) -> FileGrid:
         """Return the pieces of a scanned state's file; computed once for equal layouts."""

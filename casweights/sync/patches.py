@@ -48,7 +48,7 @@ def to_patches(prepared: Prepared, chunk_size: int) -> list[Patch]:
     for wanted, change in prepared.changes:
         if change is not None:
             changes.setdefault(id(wanted.chunk.tensor), []).append((wanted.chunk.number, change))
-    whole = {id(wanted.chunk.tensor) for wanted in prepared.late}
+    whole = {id(wanted.chunk.tensor) for group in prepared.late for wanted in group}
     whole |= {key for key, of in changes.items() if any(c.positions is None for _, c in of)}
     return [
         _sparse(fit.live, fit.name, changes[id(fit.live)], chunk_size)
@@ -67,7 +67,7 @@ def whole_tensors(prepared: Prepared, patched: set[str]) -> Iterator[Patch]:
         patched: Names of the tensors that already have a patch.
     """
     changed = {id(wanted.chunk.tensor) for wanted, change in prepared.changes if change}
-    changed |= {id(wanted.chunk.tensor) for wanted in prepared.late}
+    changed |= {id(wanted.chunk.tensor) for group in prepared.late for wanted in group}
     for fit in prepared.fits:
         if id(fit.live) in changed and fit.name not in patched:
             tensor = fit.live.tensor

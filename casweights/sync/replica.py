@@ -111,18 +111,24 @@ class Replica:
     def verify(self) -> None:
         """Hash all tensors that are part of the version, and compare them with it.
 
+        Small tensors in a chunk that the target has only in part are compared with the store.
+
         Raises:
             StaleError: The tensors differ from the version, or the version is unknown.
+            IntegrityError: The store is damaged.
+            StoreError: The store could not be read.
         """
         version = self.version
         self._target.bind()
         for live in self._target.tensors:
             live.forget()
-        self._target.identify()
         self.prepared = None
         if version is None:
             raise self._stale(" to compare with: sync it first")
-        fits = self._target.fit(self._db.snapshots.load(version))
+        fits = self._target.fit(self._db.snapshots.load(version, with_locations=True))
+        self._target.identify(fits)
+        unknown = [one for fit in fits for one in fit.wanted() if one.is_unknown]
+        self._fetcher.differing(unknown)
         wrong = [fit.name for fit in fits if any(True for _ in fit.wanted())]
         if wrong:
             self.version = None

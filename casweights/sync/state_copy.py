@@ -77,7 +77,7 @@ class StateCopy:
         self, info: TensorInfo, data: memoryview
     ) -> Iterator[tuple[ChunkRef[str], int, memoryview]]:
         """Yield the chunks of a tensor, each with the bytes of one element and its own content."""
-        for piece in grid(0, info.nbytes, info.dtype, self._chunk_size, info.name):
+        for piece in grid(0, info.nbytes, info.dtype, self._chunk_size):
             ref = ChunkRef(info.name, piece.number)
             yield ref, piece.dtype.width, data[piece.offset : piece.offset + piece.nbytes]
 

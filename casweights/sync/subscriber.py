@@ -111,7 +111,7 @@ class Subscriber(Handle, Closing):
             db.config.chunk_size,
             db.hasher,
             db.workers,
-            weights_of=weights.of,
+            weights=weights,
             key_map=key_map,
             strict=strict,
         )
@@ -232,9 +232,13 @@ class Subscriber(Handle, Closing):
     def verify(self) -> None:
         """Hash all tensors of the target that are part of its version, and compare them with it.
 
+        Small tensors are read from the store if the target lacks others that share their chunk.
+
         Raises:
             StaleError: The tensors differ from the version, or no version is known. The next sync
                 repairs them.
+            IntegrityError: The store is damaged.
+            StoreError: The store could not be read.
         """
         with self._lock:
             self._replica.verify()

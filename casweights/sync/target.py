@@ -12,14 +12,16 @@ from casweights.content.trees import carried_names, tied_names
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.sync.changes import ChunkRef
 from casweights.sync.live import LiveTensor, check_writable
+from casweights.sync.live_spans import LiveSpan, content, covering, held_chunks, own_spans
 from casweights.sync.models import named_tensors, state_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import torch
 
-    from casweights.content.weights import Weight, WeightSet
+    from casweights.content.spans import TensorContents
+    from casweights.content.weights import Weight, Weights
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
     from casweights.system.buffers import Buffer
@@ -30,31 +32,35 @@ KeyMap = Mapping[str, str] | Callable[[str], str]
 _MAX_LISTED = 5  # problems of each kind in an error message; more would hide the advice
 
 
-class Wanted(NamedTuple):
-    """A chunk of a live tensor, and the ID of its wanted content."""
-
-    chunk: ChunkRef[LiveTensor]
-    id: ChunkId
-
-
 class Fit(NamedTuple):
     """A live tensor and its wanted content.
 
     Attributes:
         live: The tensor.
         name: Its plain name in the version, see `plain_names`.
-        chunks: The IDs of the tensor's chunks in the version.
+        weight: The tensor of the version.
     """
 
     live: LiveTensor
     name: str
-    chunks: tuple[ChunkId, ...]
+    weight: Weight
 
-    def wanted(self) -> Iterator[Wanted]:
+    @property
+    def place(self) -> tuple[str, int]:
+        """The file, and the number of the tensor's first chunk in it."""
+        return self.weight.file.path, self.weight.stored.first
+
+    def spans(self) -> Iterator[LiveSpan]:
+        """Yield the tensor's chunks, each with its wanted content."""
+        for number, span in enumerate(self.weight.stored.spans()):
+            yield LiveSpan(ChunkRef(self.live, number), span)
+
+    def wanted(self) -> Iterator[LiveSpan]:
         """Yield the chunks that do not hold their wanted content."""
-        for number, (has, chunk) in enumerate(zip(self.live.ids, self.chunks, strict=True)):
-            if has != chunk:
-                yield Wanted(ChunkRef(self.live, number), chunk)
+        held = self.live.holds
+        for number, span in enumerate(self.weight.stored.spans()):
+            if held[number] != span:
+                yield LiveSpan(ChunkRef(self.live, number), span)
 
 
 class Target:
@@ -67,7 +73,7 @@ class Target:
         chunk_size: Bytes of a chunk.
         hasher: Returns the ID of a chunk's bytes.
         workers: Threads for hashing.
-        weights_of: Returns the weights of a version.
+        weights: Finds the weights of versions.
         key_map: Maps a name in the target to the name in the version.
         strict: Whether target and version must have the same tensors.
     """
@@ -78,14 +84,14 @@ class Target:
         hasher: Callable[[Buffer], ChunkId],
         workers: Workers,
         *,
-        weights_of: Callable[[Snapshot], WeightSet],
+        weights: Weights,
         key_map: KeyMap | None,
         strict: bool,
     ) -> None:
         self._chunk_size = chunk_size
         self._hasher = hasher
         self._workers = workers
-        self._weights_of = weights_of
+        self._weights = weights
         self._strict = strict
         self._key_map = _to_function(key_map)
         self._source: torch.nn.Module | Mapping[str, Any] | None = None
@@ -149,28 +155,37 @@ class Target:
             for live in untouched:
                 live.recount()
 
-    def identify(self) -> None:
-        """Hash the chunks whose content is unknown, and record their IDs."""
-        unknown = [
-            ChunkRef(live, number)
-            for live in self._live.values()
-            for number, chunk in enumerate(live.ids)
-            if chunk is None
-        ]
-        ids = self._workers.map(
-            lambda chunk: self._hasher(chunk.tensor.chunk(chunk.number)), unknown
-        )
-        for chunk, found in zip(unknown, ids, strict=True):
-            chunk.tensor.ids[chunk.number] = found
+    def identify(self, fits: Sequence[Fit]) -> None:
+        """Hash the chunks whose content is unknown, and record what they hold.
 
-    def chunks(self) -> dict[ChunkId, ChunkRef[LiveTensor]]:
-        """Return a chunk of the target for each known content, by ID."""
-        return {
-            found: ChunkRef(live, number)
-            for live in self._live.values()
-            for number, found in enumerate(live.ids)
-            if found is not None
-        }
+        Small tensors that share a chunk in the version are hashed together. If the target lacks
+        one of them, the content of the others stays unknown.
+
+        Args:
+            fits: The tensors that the version has.
+        """
+        unknown = {id(live) for live in self._live.values() if None in live.holds}
+        joint = [fit for fit in fits if not fit.weight.stored.is_alone] if unknown else []
+        places = {fit.place for fit in joint if id(fit.live) in unknown}
+        shared: dict[tuple[str, int], list[LiveSpan]] = {place: [] for place in places}
+        for fit in joint:
+            if fit.place in shared:
+                shared[fit.place] += fit.spans()
+        apart = unknown - {id(fit.live) for fit in joint}
+        self._hash([whole for group in shared.values() if (whole := covering(group))])
+        self._hash([[one] for live in self.tensors if id(live) in apart for one in own_spans(live)])
+
+    def _hash(self, groups: list[list[LiveSpan]]) -> None:
+        """Record what the live tensors hold, given spans that cover one chunk each."""
+        unknown = [group for group in groups if any(one.is_unknown for one in group)]
+        ids = self._workers.map(lambda group: self._hasher(content(group)), unknown)
+        for group, found in zip(unknown, ids, strict=True):
+            for one in group:
+                one.hold(one.span._replace(chunk=found))
+
+    def chunks(self) -> dict[ChunkId, list[LiveSpan]]:
+        """Return the known chunks of the target by ID, each as the spans that cover it."""
+        return held_chunks(self._live.values())
 
     def fit(self, version: Snapshot) -> list[Fit]:
         """Match the tensors of the target with those of a version.
@@ -183,7 +198,7 @@ class Target:
                 tensors. Or the version has several candidates for its weight files.
             NotFoundError: No weights match the included patterns.
         """
-        weights = self._weights_of(version)
+        weights, contents = self._weights.of(version), self._weights.contents(version)
         stored = weights.tensors
         ties: dict[str, str] = {}
         carried: set[str] = set()
@@ -201,10 +216,10 @@ class Target:
             if not known:
                 missing.append(self._names[key][0])
                 continue
-            problem = _difference(live.tensor, known, stored)
+            problem = _difference(live.tensor, known, stored, contents)
             if problem:
                 different.append(problem)
-            found.append(Fit(live, plain[known[0]], stored[known[0]].chunks))
+            found.append(Fit(live, plain[known[0]], stored[known[0]]))
         extra = [name for name in stored if name not in used and name not in carried]
         _check_fit(different, missing if self._strict else [], extra if self._strict else [])
         return found
@@ -236,7 +251,12 @@ class Target:
         return find
 
 
-def _difference(tensor: torch.Tensor, names: list[str], stored: Mapping[str, Weight]) -> str | None:
+def _difference(
+    tensor: torch.Tensor,
+    names: list[str],
+    stored: Mapping[str, Weight],
+    contents: TensorContents,
+) -> str | None:
     """Return why a tensor cannot hold the version's tensor of these names; None if it can."""
     here = code_of(tensor), element_shape(tensor)
     for name in names:
@@ -246,7 +266,7 @@ def _difference(tensor: torch.Tensor, names: list[str], stored: Mapping[str, Wei
                 f"{name!r} is {info.dtype.code} {list(info.shape)} in the version and {here[0]} "
                 f"{list(here[1])} in the target"
             )
-        if stored[name].chunks != stored[names[0]].chunks:
+        if not contents.same(stored[name].stored, stored[names[0]].stored):
             return (
                 f"{names[0]!r} and {name!r} are one tensor in the target, but differ in the version"
             )

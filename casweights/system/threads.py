@@ -15,10 +15,11 @@ from casweights.system.closing import Closing
 from casweights.system.handles import Handle, check_open
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
 T = TypeVar("T")
 R = TypeVar("R")
+K = TypeVar("K", bound="Hashable")
 
 _REOPEN = "open the store again"  # a pool is closed together with its store
 
@@ -165,28 +166,28 @@ class Once(Generic[R]):
             return self._results[0]
 
 
-class Recent(Generic[R]):
-    """Creates values by name, one at a time, and keeps the latest of them.
+class Recent(Generic[K, R]):
+    """Creates values by key, one at a time, and keeps the latest of them.
 
     Args:
-        make: Function that creates the value of a name.
+        make: Function that creates the value of a key.
         most: Maximum number of values to keep; the oldest is dropped first.
     """
 
-    def __init__(self, make: Callable[[str], R], most: int) -> None:
+    def __init__(self, make: Callable[[K], R], most: int) -> None:
         self._make = make
         self._most = most
         self._lock = threading.Lock()
-        self._kept: OrderedDict[str, R] = OrderedDict()
+        self._kept: OrderedDict[K, R] = OrderedDict()
 
-    def __call__(self, name: str) -> R:
-        """Return the value of a name, and create it if it is not kept."""
+    def __call__(self, key: K) -> R:
+        """Return the value of a key, and create it if it is not kept."""
         with self._lock:
-            if name not in self._kept:
+            if key not in self._kept:
                 if len(self._kept) >= self._most:
                     self._kept.popitem(last=False)
-                self._kept[name] = self._make(name)
-            return self._kept[name]
+                self._kept[key] = self._make(key)
+            return self._kept[key]
 
 
 class Background(Handle):

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 CHUNK = b"chunk" * 1000
 CHUNK_ID = ChunkId(blake3_256(CHUNK))
-HEADER = build_header([("t", DTYPES["U8"], (2, 3)), ("u", DTYPES["U8"], (5,))], {})
+HEADER = build_header([("t", DTYPES["U8"], (2, 3)), ("u", DTYPES["I8"], (5,))], {})
 PAGE = b"t" * 32 + b"u" * 32
 NAME = "packs/it"
 

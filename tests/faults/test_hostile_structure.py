@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import msgpack
 import pytest
+from xxhash import xxh3_64_intdigest
 
 import casweights
 import casweights.content.states  # torch's own memory is not what is measured here
@@ -36,7 +38,9 @@ if TYPE_CHECKING:
     from casweights import Repository
     from casweights.stores.base import ObjectStore
 
-TENSORS = [(f"{n:0800}", DTYPES["U8"], (5,)) for n in range(200)]
+# Each of these names begins a bundle, so that each tensor has a chunk.
+NAMES = (f"{n:0800}" for n in count() if xxh3_64_intdigest(f"{n:0800}".encode()) % 64 == 0)
+TENSORS = [(name, DTYPES["U8"], (5,)) for name in islice(NAMES, 200)]
 HEADER = build_header(TENSORS, {})  # over three chunks
 DATA = [n.to_bytes(5, "little") for n in range(len(TENSORS))]
 FILE = FileEntry(

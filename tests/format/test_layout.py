@@ -1,23 +1,28 @@
-"""The grid of chunks, and runs of adjacent chunks."""
+"""The grid of chunks, bundles of small tensors, and runs of adjacent chunks."""
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import hypothesis
+import pytest
+import xxhash
 from hypothesis import strategies as st
 
 from casweights.config import KiB
 from casweights.format.dtypes import DTYPES
 from casweights.format.layout import (
     BYTES,
+    SMALL,
     Piece,
+    bundles,
     count_chunks,
     file_pieces,
     grid,
     runs,
 )
-from casweights.format.safetensors import parse_header
+from casweights.format.safetensors import TensorInfo, build_header, parse_header
 from casweights.testing.strategies import encode_header, safetensors_files
 
 SIZE = 64 * KiB
@@ -66,6 +71,128 @@ def test_pieces_cover_the_data_without_gaps(file: bytes) -> None:
         assert 0 < piece.nbytes <= SIZE
         end += piece.nbytes
     assert end == len(file)
+
+
+def end_to_end(rows: list[tuple[str, str, int]]) -> list[TensorInfo]:
+    """Tensors with these names, dtypes and bytes, one after the other in a file."""
+    tensors, start = [], 0
+    for name, code, nbytes in rows:
+        tensors.append(TensorInfo(name, DTYPES[code], (nbytes,), start, nbytes))
+        start += nbytes
+    return tensors
+
+
+def names(tensors: list[TensorInfo], chunk_size: int = SIZE) -> list[str]:
+    return ["".join(one.name for one in bundle.tensors) for bundle in bundles(tensors, chunk_size)]
+
+
+def begins(name: str) -> bool:
+    return xxhash.xxh3_64_intdigest(name.encode()) % 64 == 0
+
+
+FENCE = next(name for name in map(chr, range(0x4E00, 0x9FFF)) if begins(name))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("a", "U8", 1), ("b", "U8", 2), ("c", "U8", 3)], ["abc"]),
+        ([("a", "U8", 1), ("b", "I8", 2), ("c", "I8", 3)], ["a", "bc"]),
+        ([("a", "U8", 1), ("b", "I8", 0), ("c", "U8", 3)], ["ac"]),
+        ([("a", "U8", 0), (FENCE, "U8", 0), ("c", "U8", 0)], []),
+        ([("a", "U8", SMALL - 1), ("b", "U8", 1), ("c", "U8", 1)], ["ab", "c"]),
+        ([("a", "U8", SMALL), ("b", "U8", 1), ("c", "U8", 1)], ["a", "bc"]),
+        ([("a", "U8", 1), ("b", "U8", SMALL), ("c", "U8", 1)], ["a", "b", "c"]),
+        ([("a", "U8", 1), ("b", "U8", 3 * SIZE), ("c", "U8", 1)], ["a", "b", "c"]),
+        ([("a", "F4", 1), ("b", "F4", 5), ("c", "F6_E2M3", 3)], ["ab", "c"]),
+        ([("a", "U8", 1), (FENCE, "U8", 1), ("c", "U8", 1)], ["a", f"{FENCE}c"]),
+        ([(FENCE, "U8", 1), ("b", "U8", 1), (FENCE, "U8", 0), ("c", "U8", 1)], [f"{FENCE}bc"]),
+    ],
+)
+def test_small_neighbours_of_one_dtype_share_a_chunk(
+    rows: list[tuple[str, str, int]], expected: list[str]
+) -> None:
+    assert not any(map(begins, "abc"))
+    assert names(end_to_end(rows)) == expected
+
+
+def test_a_large_tensor_shares_no_chunk_even_if_there_is_room() -> None:
+    rows = [("a", "U8", SMALL), ("b", "U8", 1), ("c", "U8", SMALL), ("b", "U8", SMALL - 1)]
+    assert names(end_to_end(rows), 4 * SIZE) == ["a", "b", "c", "b"]
+    assert names(end_to_end(3 * rows[-1:]), 4 * SIZE) == ["bbb"]
+
+
+ROWS = st.tuples(
+    st.text(max_size=3),
+    st.sampled_from(["U8", "BF16", "F4"]),
+    st.sampled_from([0, 1, 8, 300, SMALL // 2, SMALL - 1, SMALL, SMALL + 1, 3 * SIZE]),
+)
+
+
+@hypothesis.given(rows=st.lists(ROWS, max_size=40), size=st.sampled_from([SIZE, 2 * SIZE]))
+def test_bundles_are_as_long_as_the_rule_allows(
+    rows: list[tuple[str, str, int]], size: int
+) -> None:
+    tensors = end_to_end(rows)
+    found = list(bundles(tensors, size))
+    assert [t for bundle in found for t in bundle.tensors] == [t for t in tensors if t.nbytes]
+    for bundle in found:
+        assert bundle.nbytes == sum(tensor.nbytes for tensor in bundle.tensors)
+        if len(bundle.tensors) > 1:
+            assert bundle.nbytes <= size
+            assert all(tensor.nbytes < 65_536 for tensor in bundle.tensors)
+            assert len({tensor.dtype for tensor in bundle.tensors}) == 1
+            assert not any(begins(tensor.name) for tensor in bundle.tensors[1:])
+    for left, right in pairwise(found):
+        last, first = left.tensors[-1], right.tensors[0]
+        assert (
+            max(last.nbytes, first.nbytes) >= 65_536
+            or last.dtype != first.dtype
+            or left.nbytes + first.nbytes > size
+            or begins(first.name)
+        )
+
+
+@hypothesis.given(rows=st.lists(ROWS, max_size=40), size=st.sampled_from([SIZE, 2 * SIZE]))
+def test_parts_of_pieces_cover_every_byte_of_every_tensor_once(
+    rows: list[tuple[str, str, int]], size: int
+) -> None:
+    named = [
+        (f"{n}.{name}", DTYPES[code], (nbytes,)) for n, (name, code, nbytes) in enumerate(rows)
+    ]
+    shapes = [(name, dtype, (n * 8 // dtype.bits,)) for name, dtype, (n,) in named]
+    hypothesis.assume(all(n * 8 % dtype.bits == 0 for _, dtype, (n,) in named))
+    total = sum(n for _, _, (n,) in named)
+    raw = build_header(shapes, {})
+    header = parse_header(raw, total)
+    end = len(raw)
+    read: dict[str, int] = {}
+    for piece in file_pieces(len(raw) + total, header, size):
+        assert piece.offset == end
+        at = 0
+        for tensor, start, offset, nbytes in piece.parts():
+            assert (offset, start) == (at, read.get(tensor.name, 0))
+            assert len(raw) + tensor.start + start == piece.offset + offset
+            read[tensor.name] = start + nbytes
+            at += nbytes
+        assert at == piece.nbytes
+        end += piece.nbytes
+    assert end == len(raw) + total
+    assert read == {tensor.name: tensor.nbytes for tensor in header.tensors if tensor.nbytes}
+
+
+def test_one_more_tensor_among_many_changes_at_most_two_chunks() -> None:
+    def chunks(count: list[int]) -> set[tuple[str, ...]]:
+        tensors = end_to_end([(f"experts.{n:06}.scale", "F32", 64) for n in count])
+        return {tuple(t.name for t in bundle.tensors) for bundle in bundles(tensors, SIZE)}
+
+    numbers = list(range(0, 40_000, 2))
+    before = chunks(numbers)
+    assert 250 < len(before) < 400
+    for place in random.Random(1).sample(range(20_000), 40):
+        after = chunks(sorted([*numbers, 2 * place + 1]))
+        assert len(after - before) <= 2
+        assert len(before - after) == 1
 
 
 @hypothesis.given(

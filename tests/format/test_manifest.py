@@ -348,7 +348,8 @@ def test_structure_is_read_once_for_all_files_and_only_when_it_is_needed() -> No
 def test_long_headers_and_lists_of_chunks_are_cut() -> None:
     """The header lies on the chunk grid, and a page holds 4,096 IDs."""
     table = {
-        f"w{n:05}": {"dtype": "U8", "shape": [1], "data_offsets": [n, n + 1]} for n in range(4097)
+        f"w{n:05}": {"dtype": ("U8", "I8")[n % 2], "shape": [1], "data_offsets": [n, n + 1]}
+        for n in range(4097)  # of changing dtypes, so that each has a chunk
     }
     raw = encode_header(table, padding=0)
     ids = tuple(ChunkId(blake3_256(n.to_bytes(2, "little"))) for n in range(4097))

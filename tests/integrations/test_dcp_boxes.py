@@ -14,7 +14,7 @@ from casweights.config import KiB, StoreConfig
 from casweights.errors import ConflictError
 from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.testing.states import assert_same_tensor
-from tests.integrations.dcp_verbs import save
+from tests.integrations.dcp_verbs import load, save
 
 if TYPE_CHECKING:
     import io
@@ -110,3 +110,29 @@ def test_a_ref_that_moved_between_the_ranks_is_a_conflict(repo: Repository) -> N
     (plan,) = first.prepare_global_plan([LoadPlan([item("w", (0,), (3,))])])
     with pytest.raises(ConflictError, match="moved"):
         second.read_data(plan, Boxes(3))
+
+
+def test_small_tensors_in_one_chunk_are_read_together_in_any_order(objects: CountingStore) -> None:
+    state = {f"layers.{n:02}.norm": torch.randn(4, 6) for n in range(40)}
+    state["big"] = torch.randn(300, 80)
+    with casweights.open(objects, create=True) as repo:
+        save(state, CasweightsWriter(repo))
+        for names in (sorted(state), ["layers.07.norm", "big", "layers.06.norm"]):
+            loaded = {name: torch.zeros_like(state[name]) for name in names}
+            objects.reset()
+            load(loaded, CasweightsReader(repo))
+            for name in names:
+                assert_same_tensor(loaded[name], state[name])
+            assert objects.read_bytes("packs/") < sum(tensor.nbytes for tensor in state.values())
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(2, 4), slice(3, 3), slice(0, 4)])
+def test_a_box_of_a_small_tensor_is_cut_from_its_chunk(repo: Repository, rows: slice) -> None:
+    state = {f"layers.{n:02}.norm": torch.randn(4, 6) for n in range(40)}
+    save(state, CasweightsWriter(repo))
+    reader, planner = CasweightsReader(repo), Boxes(rows.stop - rows.start, 6)
+    reader.read_metadata()
+    wanted = item("layers.07.norm", (rows.start, 0), (rows.stop - rows.start, 6))
+    (plan,) = reader.prepare_global_plan([LoadPlan([wanted])])
+    reader.read_data(plan, planner).wait()
+    assert_same_tensor(planner.box, state["layers.07.norm"][rows].contiguous())

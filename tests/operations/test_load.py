@@ -42,11 +42,11 @@ def test_sharded_models_load_as_one(repo: Repository, tmp_path: Path) -> None:
     )
 
 
-def test_load_reads_each_byte_once(repo: Repository, objects: CountingStore) -> None:
+def test_load_reads_each_chunk_once(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"w": ROWS, "v": ROWS[:9]}, compression="fast")
     objects.reset()
     repo.load("main")
-    assert objects.read_bytes("packs/") == ROWS.nbytes + 9 * 16 * KiB
+    assert objects.read_bytes("packs/") == ROWS.nbytes + 16 * KiB  # the last row is a short chunk
     objects.reset()
     repo.load("main", include=["v"])
     assert objects.read_bytes("packs/") == 9 * 16 * KiB

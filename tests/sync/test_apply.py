@@ -398,7 +398,7 @@ def test_a_base_that_changes_while_it_is_read_is_not_used(
     def race(tensor: LiveTensor, number: int, out: memoryview) -> None:
         readinto(tensor, number, out)
         out[:10] = bytes(10)
-        tensor.ids[number] = None
+        tensor.holds[number] = None
 
     with Subscriber(repo, verify="patch") as subscriber:
         monkeypatch.setattr(LiveTensor, "readinto", race)

@@ -13,9 +13,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from casweights import Publisher
+import casweights
+from casweights import Publisher, Subscriber
 from casweights.stores.memory import MemoryStore
 from casweights.sync import state_copy, tensor_groups
+from casweights.testing import CountingStore
 from casweights.testing.states import assert_same_state
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes
 from tests.sync.states import State, copied, open_store
@@ -23,7 +25,9 @@ from tests.sync.states import State, copied, open_store
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_WORK = 80  # calls for a tensor that has not changed, on the caller's thread and in the background
+# Calls for a tensor that has not changed, on the caller's thread and in the background.
+_WORK, _REPLICA_WORK = 80, 100
+_MAX_STEP = 4096  # stored bytes of a step that changes three of 20,000 tensors
 
 
 class Calls:
@@ -108,6 +112,44 @@ def test_an_unchanged_tensor_needs_few_calls(
                 publisher.wait()
             used.append(calls.counts.total())
     assert (used[1] - used[0]) / 200 < _WORK
+
+
+def test_an_unchanged_tensor_of_a_replica_needs_few_calls(calls: Calls) -> None:
+    used = []
+    for count in (100, 300):
+        state = scales(count)
+        live = copied(state)
+        with open_store(MemoryStore()) as store, Subscriber(store) as subscriber:
+            for step in range(3):
+                advance(state, step)
+                store.commit(state)
+                calls.counts.clear()
+                subscriber.sync(live)
+        used.append(calls.counts.total())
+        assert_same_state(live, state)
+    assert (used[1] - used[0]) / 200 < _REPLICA_WORK
+
+
+def test_a_step_that_changes_three_of_many_tensors_is_a_few_bytes() -> None:
+    state = scales(20_000)
+    objects = CountingStore(MemoryStore())
+    with casweights.open(objects, create=True, workers=2) as store:
+        live = copied(state)
+        with Publisher(store) as publisher, Subscriber(store) as subscriber:
+            publisher.publish(state)
+            publisher.wait()
+            subscriber.sync(live)
+            for step in range(2):
+                objects.reset()
+                for n in (5, 9_000, 17_000):
+                    state[f"experts.{n}.scale"][step] += 1
+                publisher.publish(state)
+                publisher.wait()
+                assert sum(nbytes for _, nbytes in objects.writes) < _MAX_STEP
+                stats = subscriber.sync()
+                assert stats.changed_elements == 3
+                assert stats.fetched_bytes < 200
+        assert_same_state(live, state)
 
 
 def pretend_device(monkeypatch: pytest.MonkeyPatch, *, on_host: bool) -> None:

@@ -60,8 +60,8 @@ class Kept:
         hasher, pool = self.store.database.hasher, Pool(CHUNK)
         for piece in file.pieces(CHUNK):
             (now,) = kept.read([piece], pool)
-            start = piece.number * CHUNK
-            name = str(piece.tensor)
+            start = piece.start
+            name = str(piece.name)
             assert now == tensor_bits(self.state[name])[start : start + CHUNK]
             before = tensor_bits(self.version[name])[start : start + CHUNK]
             chunk = hasher(before)

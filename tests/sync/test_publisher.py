@@ -244,7 +244,7 @@ def test_unchanged_chunks_are_neither_read_nor_hashed_nor_stored(
     original = KeptState.read
 
     def reading(self: Any, run: Sequence[Piece], buffers: Pool) -> list[memoryview]:
-        read.extend((piece.tensor, piece.number) for piece in run)
+        read.extend((piece.name, piece.number) for piece in run)
         return original(self, run, buffers)
 
     monkeypatch.setattr(KeptState, "read", reading)

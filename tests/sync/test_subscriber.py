@@ -18,7 +18,7 @@ from casweights import (
     Subscriber,
 )
 from casweights.config import StoreConfig
-from casweights.content.selection import tensor_chunks
+from casweights.content.spans import stored_tensors
 from casweights.stores.memory import MemoryStore
 from casweights.sync.live import LiveTensor
 from casweights.testing import CountingStore
@@ -52,8 +52,8 @@ def cheapest(repo: Repository, old: SnapshotId | None, new: SnapshotId) -> int:
         version: {
             chunk
             for file in repo.snapshot(version).files
-            for _, ids in tensor_chunks(file, CHUNK)
-            for chunk in ids
+            for stored in stored_tensors(file, CHUNK)
+            for chunk in stored.chunks
         }
         for version in (old, new)
         if version is not None

@@ -252,7 +252,7 @@ def test_a_chunk_of_a_view_is_read_without_the_rest(monkeypatch: pytest.MonkeyPa
     tensor = torch.zeros(ELEMENTS, 64, dtype=torch.bfloat16)[:, ::2]
     live = LiveTensor(tensor, CHUNK)
     monkeypatch.setattr(torch.Tensor, "reshape", note)
-    assert len(live.ids) == 32
+    assert len(live.holds) == 32
     for number in range(32):
         live.chunk(number)
     assert sum(copied) < 2 * tensor.numel()

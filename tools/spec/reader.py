@@ -47,6 +47,7 @@ PAGE_IDS = 4_096
 MAX_MANIFEST = MAX_TABLE = MAX_STRUCTURE = 268_435_456
 MAX_SNAPSHOT = 536_870_912
 MAX_REF = 4_096
+SMALL = 65_536  # bytes: smaller tensors share chunks
 MAX_CONFIG = 65_536
 MAX_LEVELS = 64
 MAX_VALUES = 131_072
@@ -252,7 +253,25 @@ def cut(size: int, grid: int) -> Iterator[int]:
 
 def cut_tensors(tensors: Mapping[str, Tensor], grid: int) -> Iterator[int]:
     """Return the sizes of the chunks of a file's tensors, which are in the order of their bytes."""
-    return itertools.chain.from_iterable(cut(tensor.size, grid) for tensor in tensors.values())
+    return itertools.chain.from_iterable(cut(size, grid) for size in bundle_sizes(tensors, grid))
+
+
+def bundle_sizes(tensors: Mapping[str, Tensor], grid: int) -> Iterator[int]:
+    """Return the sizes of the bundles of a file's tensors."""
+    size, dtype = 0, None  # of the bundle of small tensors that is not complete yet
+    for name, tensor in tensors.items():
+        if not tensor.size:
+            continue
+        small = tensor.size < SMALL
+        begins = xxhash.xxh3_64_intdigest(name.encode()) % 64 == 0
+        if small and tensor.dtype == dtype and size + tensor.size <= grid and not begins:
+            size += tensor.size
+            continue
+        if size:
+            yield size
+        size, dtype = tensor.size, tensor.dtype if small else None
+    if size:
+        yield size
 
 
 def pair(joined_ids: Any, digest_size: int, sizes: Iterator[int], what: str) -> list[Chunk]:

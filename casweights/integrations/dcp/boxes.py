@@ -5,20 +5,19 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.content.spans import reads_of
 from casweights.content.torch_types import allocate
 from casweights.events import Stage
 from casweights.format.safetensors import TensorInfo
-from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     import torch
 
-    from casweights.content.selection import StoredTensor
+    from casweights.content.spans import ChunkRead, StoredTensor
     from casweights.database import Database
     from casweights.database.reader import LocalFirstReader
-    from casweights.ids import ChunkId
 
 
 class Box(NamedTuple):
@@ -64,27 +63,6 @@ class _Rows(NamedTuple):
         shape = (count, *info.shape[1:])
         return cls(first.start * row, first.stop * row, shape, (slice(0, count), *rest))
 
-    def chunks(self, stored: StoredTensor, size: int) -> range:
-        """Return the numbers of the chunks that contain the rows, for a chunk size in bytes."""
-        last = -(-self.stop // size) if self.stop > self.start else 0
-        return range(min(self.start // size, last), min(last, len(stored.chunks)))
-
-
-class _Read(NamedTuple):
-    """A chunk to read, and the memory for the part of it that belongs to the rows.
-
-    Attributes:
-        chunk: The chunk's ID.
-        nbytes: Bytes of the whole chunk.
-        skip: Offset of the part in the chunk.
-        out: The memory for the part.
-    """
-
-    chunk: ChunkId
-    nbytes: int
-    skip: int
-    out: memoryview
-
 
 class _Filled(NamedTuple):
     """A box whose chunks have all been handed to the workers."""
@@ -94,45 +72,57 @@ class _Filled(NamedTuple):
 
 
 def read_boxes(db: Database, boxes: Sequence[Box]) -> None:
-    """Read boxes one after another, with their chunks on all threads.
+    """Read boxes, with their chunks on all threads.
+
+    Boxes of small tensors that share a chunk are read together, the others one after another.
 
     Raises:
         IntegrityError: The store is damaged.
         UnsupportedError: Torch cannot hold one of the tensors.
     """
-    size = db.config.chunk_size
-    rows = [_Rows.of(box) for box in boxes]
+    groups: dict[Hashable, list[Box]] = {}
+    for number, box in enumerate(boxes):
+        key = number if box.stored.is_alone else box.stored.chunks
+        groups.setdefault(key, []).append(box)
+    together = [[(box, _Rows.of(box)) for box in group] for group in groups.values()]
+    rows = [pair for group in together for pair in group]
     wanted = [
-        box.stored.chunks[number]
-        for box, span in zip(boxes, rows, strict=True)
-        for number in span.chunks(box.stored, size)
+        chunk
+        for group in together
+        for chunk in dict.fromkeys(
+            span.chunk for box, part in group for span in box.stored.spans(part.start, part.stop)
+        )
     ]
     reader = db.reader.with_local(db.cache)
-    db.reporter.started(Stage.LOAD, sum(span.stop - span.start for span in rows))
+    db.reporter.started(Stage.LOAD, sum(part.stop - part.start for _, part in rows))
     try:
         with reader.ahead() as announce:
             announce(wanted)
-            _read_all(db, reader, boxes, rows)
+            _read_all(db, reader, together)
     finally:
         db.reporter.finished(Stage.LOAD)
 
 
 def _read_all(
-    db: Database, reader: LocalFirstReader, boxes: Sequence[Box], rows: Sequence[_Rows]
+    db: Database, reader: LocalFirstReader, groups: Sequence[Sequence[tuple[Box, _Rows]]]
 ) -> None:
     """Read the chunks of all boxes, and deliver each box once it is complete."""
-
-    def steps() -> Iterator[_Read | _Filled]:
-        for box, span in zip(boxes, rows, strict=True):
-            tensor, memory = allocate(_info(box, span))
-            yield from _reads(box.stored, span, memory, db.config.chunk_size)
-            yield _Filled(box, tensor[span.slices])
-
-    for done in db.workers.map(partial(_step, db, reader), steps()):
+    for done in db.workers.map(partial(_step, db, reader), _steps(groups)):
         if isinstance(done, _Filled):  # results come in order, so all its chunks are read
             done.box.deliver(done.part)
         else:
             db.reporter.advanced(Stage.LOAD, done)
+
+
+def _steps(groups: Sequence[Sequence[tuple[Box, _Rows]]]) -> Iterator[ChunkRead | _Filled]:
+    for group in groups:
+        allocated = [allocate(_info(box, rows)) for box, rows in group]
+        yield from reads_of(
+            (box.stored.spans(rows.start, rows.stop), memory)
+            for (box, rows), (_, memory) in zip(group, allocated, strict=True)
+        )
+        for (box, rows), (tensor, _) in zip(group, allocated, strict=True):
+            yield _Filled(box, tensor[rows.slices])
 
 
 def _info(box: Box, span: _Rows) -> TensorInfo:
@@ -141,23 +131,9 @@ def _info(box: Box, span: _Rows) -> TensorInfo:
     return TensorInfo(info.name, info.dtype, span.shape, 0, span.stop - span.start)
 
 
-def _reads(stored: StoredTensor, span: _Rows, memory: memoryview, size: int) -> Iterator[_Read]:
-    """Yield the reads that fill `memory` with the rows of a tensor."""
-    for number in span.chunks(stored, size):
-        begin = number * size
-        nbytes = min(size, stored.info.nbytes - begin)
-        start, stop = max(begin, span.start), min(begin + nbytes, span.stop)
-        out = memory[start - span.start : stop - span.start]
-        yield _Read(stored.chunks[number], nbytes, start - begin, out)
-
-
-def _step(db: Database, reader: LocalFirstReader, step: _Read | _Filled) -> int | _Filled:
+def _step(db: Database, reader: LocalFirstReader, step: ChunkRead | _Filled) -> int | _Filled:
     """Perform a read and return its number of bytes; pass a filled box through."""
     if isinstance(step, _Filled):
         return step
-    whole = step.out if len(step.out) == step.nbytes else uninitialized(step.nbytes)
-    reader.readinto(step.chunk, whole)
-    db.cache.put(step.chunk, whole)
-    if whole is not step.out:
-        step.out[:] = whole[step.skip : step.skip + len(step.out)]
-    return len(step.out)
+    step.perform(db, reader)
+    return step.nbytes

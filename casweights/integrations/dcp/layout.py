@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from casweights.content.selection import StoredTensor, tensor_chunks
+from casweights.content.spans import StoredTensor, stored_tensors
 from casweights.content.torch_types import allocate
 from casweights.errors import (
     ErrorCode,
@@ -136,7 +136,7 @@ class Layout:
         self._tensors = {
             ShardRef(file.path, stored.info.name): stored
             for file in snapshot.files
-            for stored in tensor_chunks(file, snapshot.config.chunk_size)
+            for stored in stored_tensors(file, snapshot.config.chunk_size)
         }
         try:
             self.metadata = self._decode(encoded)

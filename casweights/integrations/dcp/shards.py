@@ -52,6 +52,7 @@ class ShardFile(TensorFile):
     def __init__(self, path: str, items: Sequence[WriteItem], planner: SavePlanner) -> None:
         self.path = path
         self.items = _named(items)
+        self._tensor: Recent[str, torch.Tensor]
         self._tensor = Recent(lambda name: _shard(planner, self.items[name]), RECENT)
         self._blobs = {
             name: _blob(planner, item)
