@@ -26,16 +26,23 @@ def prefix(kind: ObjectKind) -> bytes:
     return _MAGIC + kind.value + bytes((FORMAT_VERSION, 0, 0))
 
 
-def check_version(version: int, name: str) -> None:
+def check_version(version: object, name: str) -> None:
     """Refuse an object that another version of the format describes.
 
     Args:
-        version: Format version of the object.
+        version: Format version of the object; anything, if a store file claims it.
         name: Its name in the store, for error messages.
 
     Raises:
         UnsupportedError: `version` is not `FORMAT_VERSION`.
     """
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"{name} has format version {version}, which this casweights no longer reads (it reads "
+            f"version {FORMAT_VERSION}): check the versions out with the casweights that wrote "
+            "them, and commit them to a new store",
+        )
     if version != FORMAT_VERSION:
         raise UnsupportedError(
             ErrorCode.NEWER_FORMAT,

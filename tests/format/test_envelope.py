@@ -50,6 +50,13 @@ def test_every_truncation_is_found() -> None:
             unseal(ObjectKind.REF, data[:n], "name")
 
 
+def test_an_older_version_is_unsupported_and_says_what_to_do() -> None:
+    body = b"caswr" + bytes((FORMAT_VERSION - 1, 0, 0)) + PAYLOAD
+    with pytest.raises(UnsupportedError, match="commit them to a new store") as caught:
+        unseal(ObjectKind.REF, body + checksum(body), "name")
+    assert caught.value.code is ErrorCode.UNSUPPORTED
+
+
 def test_a_newer_version_is_unsupported_and_not_damaged() -> None:
     """The object is intact, so the error must not call it damaged."""
     body = b"caswr" + bytes((FORMAT_VERSION + 1, 0, 0)) + PAYLOAD
