@@ -158,6 +158,8 @@ def _encode(
     search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
     work = _Encoding(db, files, buffers, bases, encoder, search, base)
     db.index.prepare_all()  # only the base's packs; others only if they may save much
+    if base is None and db.store.capabilities.cheap_reads:
+        search.for_new_place()  # before the search for a relative, which reads versions
     encoded = _write_files(work, writer)
     if not search.are_there(_relied_on(work, writer, encoded.files), hold):
         return None
