@@ -84,10 +84,9 @@ class SnapshotStore:
         stored = self._recent.get(snapshot_id) or self.load_stored(snapshot_id)
         if with_locations:
             self._index.expect()
-            if snapshot_id not in self._learned:
-                with suppress(IntegrityError):  # a caller that uses its chunks gets the error
+            with suppress(IntegrityError):  # a caller that uses its chunks gets the error
+                if snapshot_id not in self._learned:
                     self._index.learn(stored.table)
-            with suppress(IntegrityError):
                 self._note_learned(stored)
         return stored.snapshot
 
@@ -175,9 +174,15 @@ class SnapshotStore:
                 self.structure.put(chunk, memoryview(found[chunk]))
         return found
 
-    def read_also(self, other: SnapshotStore) -> None:
-        """Use the structure chunks that another store's snapshots have in memory, too."""
-        self._local.append(other.structure)
+    @contextmanager
+    def sharing(self, other: SnapshotStore) -> Iterator[None]:
+        """Use the structure chunks that another store has in memory, in the ``with`` block."""
+        before = self._local
+        self._local = [*before, other.structure]
+        try:
+            yield
+        finally:
+            self._local = before
 
     def _keep(self, stored: StoredSnapshot) -> None:
         with self._lock:

@@ -73,7 +73,13 @@ def transfer(
         StoreError: The target could not be written.
     """
     check_configs(source, target)
-    source.snapshots.read_also(target.snapshots)
+    with source.snapshots.sharing(target.snapshots):
+        return _transfer(source, target, tips, history=history)
+
+
+def _transfer(
+    source: Database, target: Database, tips: Sequence[SnapshotId], *, history: bool
+) -> TransferStats:
     source.heed_findings()
     target.heed_findings()
     existing = set(target.snapshots.ids())
