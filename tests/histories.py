@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+import casweights
 from casweights.config import KiB
+from casweights.format import names
+from casweights.testing.states import assert_same_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from casweights.ids import SnapshotId
+    from casweights.stores.base import ObjectStore
 
 CHUNK = 64 * KiB
 ELEMENTS = CHUNK // 2  # of a chunk, in bf16
@@ -40,3 +46,16 @@ def history(versions: int, density: float, chunks: int = 2, seed: int = 0) -> It
     for n in range(versions):
         yield {"w": tensor}
         tensor = step(tensor, density, seed + n + 1)
+
+
+def pack_names(store: ObjectStore) -> set[str]:
+    """Return the names of all packs of a store."""
+    return {info.name for info in store.list(names.PACKS)}
+
+
+def check_versions(store: ObjectStore, versions: Mapping[SnapshotId, State]) -> None:
+    """Check that a store is sound and that its versions are these states."""
+    with casweights.open(store) as repo:
+        assert repo.verify().problems == ()
+        for version, state in versions.items():
+            assert_same_state(repo.load(version), state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import tracemalloc
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from casweights.format.planes import encode_planes
 from casweights.ids import ChunkId, PackId
 from casweights.stores.local import LocalStore
 from tests import forged_chains
+from tests.forged_manifests import bounded_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,17 +44,6 @@ def objects(tmp_path: Path) -> LocalStore:
         (tmp_path / "honest.bin").write_bytes(b"honest")
         store.commit(tmp_path / "honest.bin")
     return LocalStore(tmp_path / "store")
-
-
-@contextmanager
-def bounded_memory(limit: int = 16 * MiB) -> Iterator[None]:
-    tracemalloc.start()
-    try:
-        yield
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < limit
 
 
 def frame_of(payload: bytes, encoding: int) -> Frame:
@@ -171,7 +160,7 @@ def test_frame_with_a_base_that_its_encoding_does_not_use_is_refused(
 
 def assert_refused(root: Path, objects: LocalStore, frame: Frame, payload: bytes) -> None:
     forged, pack = add_version(objects, frame, payload)
-    with casweights.open(objects.root) as store, bounded_memory():
+    with casweights.open(objects.root) as store, bounded_memory(16 * MiB):
         with pytest.raises(IntegrityError, match=pack):
             store.checkout(forged, root / "out")
         with pytest.raises(IntegrityError, match=pack):
@@ -273,7 +262,7 @@ def test_bytes_that_are_not_a_pack_are_refused(
 def assert_pack_is_named_and_passed_over(root: Path, objects: LocalStore, name: str) -> None:
     """Check that `verify` reports one problem, the valid version is read, and commits work."""
     (root / "chunk.bin").write_bytes(CHUNK)
-    with casweights.open(objects.root) as store, bounded_memory():
+    with casweights.open(objects.root) as store, bounded_memory(16 * MiB):
         assert [name in str(problem) for problem in store.verify().problems] == [True]
         store.checkout("main", root / "out")
         store.checkout(store.commit(root / "chunk.bin"), root / "out")
@@ -312,10 +301,10 @@ def test_snapshot_branch_and_tag_of_64_gib_are_not_read_into_memory(objects: Loc
         content = path.read_bytes()
         with path.open("r+b") as file:
             file.truncate(SPARSE)
-        with casweights.open(objects.root) as store, bounded_memory():
+        with casweights.open(objects.root) as store, bounded_memory(16 * MiB):
             assert any(name in str(problem) for problem in store.verify().problems)
         path.write_bytes(content)
     with (objects.root / "casweights.json").open("r+b") as file:
         file.truncate(SPARSE)
-    with bounded_memory(), pytest.raises(IntegrityError, match=r"casweights\.json"):
+    with bounded_memory(16 * MiB), pytest.raises(IntegrityError, match=r"casweights\.json"):
         casweights.open(objects.root)

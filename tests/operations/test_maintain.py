@@ -10,11 +10,10 @@ import torch
 import casweights
 from casweights.config import StoreConfig
 from casweights.errors import StoreError
-from casweights.format import names
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
-from tests.histories import CHUNK
+from tests.histories import CHUNK, check_versions, pack_names
 
 if TYPE_CHECKING:
     from casweights import Repository, SnapshotId
@@ -46,17 +45,6 @@ def store(history: tuple[MemoryStore, Versions]) -> ObjectStore:
     return copy
 
 
-def pack_names(store: ObjectStore) -> set[str]:
-    return {info.name for info in store.list(names.PACKS)}
-
-
-def check(store: ObjectStore, versions: Versions) -> None:
-    with casweights.open(store) as repo:
-        assert repo.verify().problems == ()
-        for version, state in versions.items():
-            assert_same_state(repo.load(version), state)
-
-
 def test_old_small_packs_become_one(
     store: ObjectStore, history: tuple[MemoryStore, Versions]
 ) -> None:
@@ -66,7 +54,7 @@ def test_old_small_packs_become_one(
     assert (stats.old_packs, stats.packs) == (RECENT + 40, RECENT + 1)
     assert len(pack_names(store)) == RECENT + 1
     assert len(pack_names(store) & before) == RECENT
-    check(store, history[1])
+    check_versions(store, history[1])
 
 
 def test_maintaining_twice_does_nothing_the_second_time(store: ObjectStore) -> None:
@@ -97,7 +85,7 @@ def test_a_handle_goes_on_after_its_own_maintenance_and_that_of_others(
         for n, repo in enumerate((one, two)):
             newest["w"][n] += 1
             versions[repo.commit(newest).id] = {"w": newest["w"].clone()}
-    check(store, history[1] | versions)
+    check_versions(store, history[1] | versions)
 
 
 def test_a_damaged_pack_stays_as_it_is(store: ObjectStore) -> None:
@@ -120,11 +108,11 @@ def test_maintenance_that_breaks_off_loses_nothing_and_can_be_repeated(
     faulty = FaultyStore(store, [Fault(call=1, method=operation)])
     with casweights.open(faulty) as repo, pytest.raises(StoreError):
         repo.maintain()
-    check(store, history[1])
+    check_versions(store, history[1])
     with casweights.open(store) as repo:
         repo.maintain()
     assert len(pack_names(store)) == RECENT + 1
-    check(store, history[1])
+    check_versions(store, history[1])
 
 
 def test_two_maintenances_at_once_lose_nothing(
@@ -140,4 +128,4 @@ def test_two_maintenances_at_once_lose_nothing(
 
     with casweights.open(Late(store, [])) as repo:
         repo.maintain()
-    check(store, history[1])
+    check_versions(store, history[1])

@@ -24,7 +24,7 @@ from casweights.format.pack import Location
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
-from tests.histories import CHUNK, State, history, step, weights
+from tests.histories import CHUNK, State, check_versions, history, pack_names, step, weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,17 +36,6 @@ if TYPE_CHECKING:
 CONFIG = StoreConfig(chunk_size=CHUNK)
 
 Versions = dict["SnapshotId", State]
-
-
-def pack_names(store: ObjectStore) -> set[str]:
-    return {info.name for info in store.list(names.PACKS)}
-
-
-def check(store: ObjectStore, versions: Versions) -> None:
-    with casweights.open(store) as repo:
-        assert repo.verify().problems == ()
-        for version, state in versions.items():
-            assert_same_state(repo.load(version), state)
 
 
 @pytest.fixture
@@ -66,7 +55,7 @@ def test_a_repack_changes_no_version(
     before = {info.name for info in objects.list()} - pack_names(objects)
     repo.repack()
     assert {info.name for info in objects.list()} - pack_names(objects) == before
-    check(objects, versions)
+    check_versions(objects, versions)
     for version, state in versions.items():
         assert_same_state(repo.load(version), state)
 
@@ -85,7 +74,7 @@ def test_a_repack_stores_unrelated_versions_as_differences(objects: CountingStor
         assert (done.old_packs, done.packs) == (6, 1)
         assert done.nbytes < done.old_bytes / 3
         assert done.nbytes == repo.stats().pack_bytes
-    check(objects, found)
+    check_versions(objects, found)
 
 
 def test_repeating_a_repack_changes_nothing(
@@ -105,7 +94,7 @@ def test_a_repack_applies_the_compression(
     assert fast.encodings["raw"] > 0
     repo.repack(compression="small")
     assert repo.stats().pack_bytes < fast.pack_bytes
-    check(objects, versions)
+    check_versions(objects, versions)
     with pytest.raises(InvalidInputError, match="compression"):
         repo.repack(compression="tiny")  # type: ignore[arg-type]
 
@@ -174,7 +163,7 @@ def test_a_failure_at_any_step_loses_nothing(
             failed = False
         except CasweightsError:
             pass
-        check(store, versions)
+        check_versions(store, versions)
         if not failed:
             break
     assert calls > 1
@@ -198,7 +187,7 @@ def test_a_commit_during_a_repack_loses_nothing(
     with casweights.open(store) as other:
         version = other.commit(fresh, branch="bFalse")
     assert repacked
-    check(objects, versions | {version.id: fresh})
+    check_versions(objects, versions | {version.id: fresh})
 
 
 def test_chunks_in_no_version_are_kept(repo: Repository, objects: CountingStore) -> None:
@@ -346,7 +335,7 @@ def test_only_packs_of_lower_generations_are_deleted(
             assert {read_pack(objects, info).generation for info in objects.list(names.PACKS)} == {
                 generation
             }
-    check(objects, versions)
+    check_versions(objects, versions)
 
 
 def test_an_unreadable_pack_is_kept_and_reported(repo: Repository, objects: CountingStore) -> None:

@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from tools.bench.encodings.entropy import bounds
-from tools.bench.harness import Result, compared, measured
+from tools.bench.harness import compared, measured, paired
 from tools.bench.hub.clients import note_progress
 from tools.bench.hub.model import MiB, Model
 from tools.bench.hub.probe import UNSHAPED, Line, Spent
@@ -127,7 +127,7 @@ class Rows:
             ("pause", pauses, _PAUSES),
         ):
             report.add(
-                _ratio(
+                paired(
                     f"{what}, {line.name}",
                     pairs,
                     "s",
@@ -179,10 +179,10 @@ class Rows:
         for name, found, target in (("v3", steps, 1 / 4), ("v1", first, 1 / 6)):
             pairs = [(step.ours.nbytes / MB, step.patch.nbytes / MB) for step in found]
             report.add(
-                _ratio(f"bytes of a step, against {name}", pairs, "MB", target=target, note=note)
+                paired(f"bytes of a step, against {name}", pairs, "MB", target=target, note=note)
             )
             sizes = [(step.ours.nbytes / MB, 2 * step.patch_size / MB) for step in found]
-            report.add(_ratio(f"the same, against {name} as files", sizes, "MB", note=_FILES))
+            report.add(paired(f"the same, against {name} as files", sizes, "MB", note=_FILES))
         ours = statistics.median(step.ours.nbytes for step in steps) / 2
         report.add(
             compared(
@@ -196,7 +196,7 @@ class Rows:
 
     def _blocked(self, report: Report, steps: Sequence[Step], hashing: float) -> None:
         report.add(
-            _ratio(
+            paired(
                 "time blocked in publish()",
                 [(step.blocked, step.copy) for step in steps],
                 "s",
@@ -213,26 +213,6 @@ def _up(steps: Sequence[Step]) -> str:
     down = statistics.median(way.down.received for way in ways) / MB
     back = statistics.median(way.up.received + way.down.sent for way in ways) / MB
     return f"{up:.3f} MB, down: {down:.3f} MB, opposite direction: {back:.3f} MB"
-
-
-def _ratio(
-    what: str,
-    pairs: Sequence[tuple[float, float]],
-    unit: str,
-    *,
-    note: str,
-    target: float | None = None,
-) -> Result:
-    """Return a row with the medians of pairs and the median of their ratios."""
-    return Result(
-        what=what,
-        ours=statistics.median(a for a, _ in pairs),
-        reference=statistics.median(b for _, b in pairs),
-        unit=unit,
-        ratio=statistics.median(a / b for a, b in pairs),
-        target=target,
-        note=note,
-    )
 
 
 def _entropy(size: int) -> float:
