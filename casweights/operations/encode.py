@@ -356,7 +356,7 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
     """Return the frames to store for a chunk; an empty list if the store contains it.
 
     The index may not know all packs yet. It loads the others before a chunk is stored that has no
-    base or a large frame: a copy elsewhere may save these bytes.
+    base or a large frame, and before a pack is full: copies elsewhere may save these bytes.
     """
     index, (chunk, piece, raw) = work.db.index, read
     if chunk in index:
@@ -367,8 +367,7 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
         if chunk in index:
             return []
     frames = work.encoder.encode(raw, piece.dtype, base)
-    # The smallest frame decides, since a cheap step may come along with a whole frame.
-    work.search.for_costly(min(len(frame.payload) for frame in frames), piece.nbytes)
+    work.search.for_frames(frames, piece.nbytes)
     if chunk in index:
         return []
     if work.base is None:

@@ -6,7 +6,7 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
-from casweights.config import KiB
+from casweights.config import PACK_TARGET, KiB
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.database.index import Hold
+    from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
 
 _COSTLY_SHARE = 1 / 8  # of a chunk's raw size: a larger frame may be worth a look
@@ -29,9 +30,10 @@ class PackSearch:
 
     * For a chunk at a place that the base does not have, and without a base, all packs are read,
       because the chunk may be part of a variant in the store.
-    * For other chunks, the packs are listed only once costly chunks are large enough together. A
-      chunk is costly if its frame takes more than a share of its raw size; steps of training never
-      reach the limit. Then the number of packs that are read is limited by the commit's size.
+    * For other chunks, the packs are listed only once their frames fill a pack, or costly chunks
+      are large enough together. A chunk is costly if its frame takes more than a share of its raw
+      size; steps of training never reach that limit. Then the number of packs that are read is
+      limited by the commit's size.
 
     It looks at most once for each of the two reasons. Safe for use from several threads.
 
@@ -45,30 +47,36 @@ class PackSearch:
         self._index = db.index
         self._limit = None if db.store.capabilities.cheap_reads else _MAX_READ_PACKS
         self._lock = threading.Lock()
-        self._at_stake = 0
+        self._at_stake = 0  # bytes of costly frames
+        self._nbytes = 0  # of all frames
         self._least = 0 if is_first else _LEAST_AT_STAKE
         paid = _MAX_READ_PACKS if self._limit else max(_MAX_READ_PACKS, nbytes // _BYTES_FOR_A_PACK)
         self._everywhere = Once(partial(db.index.load, self._limit))
-        self._for_costly = self._everywhere if is_first else Once(partial(db.index.look, paid))
+        self._for_known_place = self._everywhere if is_first else Once(partial(db.index.look, paid))
 
     def for_new_place(self) -> None:
         """Look for a chunk at a place that the base does not have."""
         self._everywhere()
 
-    def for_costly(self, nbytes: int, raw_size: int) -> None:
-        """Look for a chunk at any other place, if it and earlier ones are costly.
+    def for_frames(self, frames: Sequence[EncodedFrame], raw_size: int) -> None:
+        """Look for a chunk at any other place, if it and earlier ones are worth it.
+
+        A commit whose frames fill a pack looks before it writes that pack.
 
         Args:
-            nbytes: Number of bytes of its smallest frame.
+            frames: The frames to store for the chunk if the store lacks it.
             raw_size: Number of bytes of the chunk.
         """
-        if nbytes <= _COSTLY_SHARE * raw_size:
-            return
+        sizes = [len(frame.payload) for frame in frames]
+        # The smallest frame decides, since a cheap step may come along with a whole frame.
+        is_costly = min(sizes) > _COSTLY_SHARE * raw_size
         with self._lock:
-            self._at_stake += nbytes
-            is_due = self._at_stake >= self._least
+            self._nbytes += sum(sizes)
+            self._at_stake += min(sizes) if is_costly else 0
+            is_due = is_costly and self._at_stake >= self._least
+            is_due |= self._nbytes >= PACK_TARGET
         if is_due:
-            self._for_costly()
+            self._for_known_place()
 
     def are_there(self, chunks: Sequence[ChunkId], hold: Hold) -> bool:
         """Look up the packs that a version relies on; return whether all chunks still exist.
