@@ -6,7 +6,8 @@ STORE is a directory, or the URL of a Hub, "#", and the folder in its bucket. WH
 
 * "run": a trainer and NUMBER replicas work up to the goal that FOLDER names;
 * "random": a trainer and a replica are killed and restarted until there were NUMBER kills;
-* WHO "at" MOMENT, such as "trainer at before call": one is killed at each of these moments.
+* WHO "at" MOMENT, such as "trainer at before call": one is killed at each of these moments. A
+  "skipper" is a trainer that skips a step, which its successor publishes.
 
 The tensors of a step are a function of its number (`sync_states`), so that the driver can check
 every version. It prints its counts as JSON; a broken promise ends it with a traceback.
@@ -33,7 +34,6 @@ import torch
 import casweights
 from casweights import ConflictError, Publisher, Subscriber
 from casweights.config import KiB
-from casweights.database.packs import read_pack_index
 from casweights.stores.local import LocalStore
 from casweights.sync.live import LiveTensor
 from casweights.sync.publisher import Compare, Policy
@@ -51,6 +51,7 @@ from tests.faults.sync_states import (
     step_of,
     write_state,
 )
+from tests.faults.sync_uploads import check_uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -129,6 +130,17 @@ def train(
         run.note("claimed", publisher.version)
 
 
+def skip(run: Run, store: ObjectStore) -> None:
+    """Publish the goal right after the head, as a trainer does that may skip steps."""
+    with casweights.open(store, workers=2) as repo, Publisher(repo) as publisher:
+        head, goal = publisher.wait(), run.goal
+        assert head is not None
+        skipped = [*range(step_of(head) + 1, goal)]
+        publisher.publish(state(goal), step=goal, metadata={"skipped": skipped})
+        publisher.wait()
+        run.note("claimed", publisher.version)
+
+
 def train_again_after_conflicts(run: Run) -> None:
     while True:
         try:
@@ -172,17 +184,6 @@ def is_done(run: Run, repo: Repository, replica: Subscriber) -> bool:
     return replica.version is not None and step_of(repo.snapshot(replica.version)) >= run.goal
 
 
-def repeated_frames(repo: Repository) -> set[tuple[Any, Any]]:
-    """Return the chunks that are stored twice with the same base, or twice without one."""
-    store = repo.database.store
-    found = Counter(
-        (location.frame.chunk, location.frame.base)
-        for info in store.list("packs/")
-        for location in read_pack_index(store, info)
-    )
-    return {key for key, times in found.items() if times > 1}
-
-
 def check(run: Run, known: Mapping[str, int], *, rewritten: bool = False) -> dict[str, int]:
     """Check the promises that must hold at any time; return the steps of all versions by ID.
 
@@ -222,11 +223,11 @@ def check(run: Run, known: Mapping[str, int], *, rewritten: bool = False) -> dic
 
 
 def check_store(run: Run) -> None:
-    """Check at the end that every frame is sound, none is stored twice, and versions match."""
+    """Check at the end that frames are sound, none was uploaded twice, and versions match."""
     with casweights.open(run.objects(), workers=2) as repo:
         found = repo.verify()
         assert found.problems == (), found.problems
-        assert not repeated_frames(repo), "a chunk was uploaded twice"
+        check_uploads(repo)
     check(run, {})
 
 
@@ -311,6 +312,7 @@ def die_at_exchange(number: int) -> None:
 
 def kill_at_every_step(folder: Path, who: str, moment: str) -> Counter[str]:
     """Kill a trainer between steps 0 and 2, or a new replica, at each moment of a kind."""
+    works = {"trainer": train, "skipper": skip, "replica": follow}
     template = Run(folder / "template", str(folder / "template" / "store"))
     template.goal = 0
     expect(2)
@@ -319,8 +321,8 @@ def kill_at_every_step(folder: Path, who: str, moment: str) -> Counter[str]:
     for number in count(1):
         shutil.copytree(template.folder, folder / f"{number}")
         run = Run(folder / f"{number}", str(folder / f"{number}" / "store"))
-        run.goal = 2 if who == "trainer" else 0
-        work = partial(train if who == "trainer" else follow, run)
+        run.goal = 0 if who == "replica" else 2
+        work = partial(works[who], run)
         end = end_of(fork(partial(_work_to_death, run, work, moment, number)))
         result_of(folder / "answer", partial(_finish_with_others, run))
         shutil.rmtree(run.folder)

@@ -48,6 +48,17 @@ def test_a_trainer_killed_at_any_step_loses_no_durable_version(tmp_path: Path, m
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before call", "after call"])
+def test_a_step_that_a_killed_trainer_made_from_another_parent_is_published(
+    tmp_path: Path, moment: str
+) -> None:
+    """Only frames that are the same with either parent are uploaded again."""
+    ends = drive(f"skipper at {moment}", tmp_path, "")
+    assert ends["killed"] >= 15
+    assert ends["finished"] == 1, "with no step left to be killed at"
+
+
+@pytest.mark.slow
 def test_a_replica_killed_at_any_write_can_start_again(tmp_path: Path) -> None:
     ends = drive("replica at exchange", tmp_path, "")
     assert ends["killed"] >= 10
