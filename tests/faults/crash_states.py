@@ -7,9 +7,11 @@ assume anything else.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -175,13 +177,30 @@ class Disk:
     _os_replace = _os_rename
 
     def states(self, chance: random.Random) -> Iterator[Tree]:
-        """Yield the states that a crash at this moment may leave: all, or extremes and samples."""
-        number = len(list(_pending(self.top)))
+        """Yield the states that a crash at this moment may leave: all, or extremes and samples.
+
+        The disk may change in between: a store that is collected deletes its drafts.
+        """
+        with self._lock, _no_collection():
+            top = deepcopy(self.top)
+        number = len(list(_pending(top)))
         for kept in _choices(number, chance):
             for torn in (False, True):
                 tree: Tree = {}
-                _survive(self.top, "", iter(kept), tree, torn=torn)
+                _survive(top, "", iter(kept), tree, torn=torn)
                 yield tree
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep finalizers of collected objects from running in the ``with`` block."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _pending(folder: Folder) -> Iterator[tuple[str, File | Folder | None]]:

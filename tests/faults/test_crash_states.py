@@ -254,3 +254,15 @@ def test_the_model_of_a_disk_loses_unsynced_changes(tmp_path: Path) -> None:
         {"folder": None, "folder/file": b""},
     ]
     assert {tree.get("folder/file") for tree in disk.states(random.Random(0))} == {None, b"bytes"}
+
+
+def test_the_model_of_a_disk_may_change_while_its_states_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    disk = Disk(tmp_path / "disk", lambda: None)
+    with disk.recording():
+        os.mkdir(tmp_path / "disk" / "a")
+        states = disk.states(random.Random(0))
+        seen = [next(states)]
+        os.mkdir(tmp_path / "disk" / "b")
+        seen += states
+    assert seen == [{}, {}, {"a": None}, {"a": None}]
