@@ -57,6 +57,15 @@ class PackId(Digest):
     __slots__ = ()
 
 
+class CarriedPackId(PackId):
+    """ID of the pack inside a snapshot object: the bytes of the snapshot's ID.
+
+    It equals a `PackId` of the same bytes, as one that a finding's name contains.
+    """
+
+    __slots__ = ()
+
+
 class Suspect(NamedTuple):
     """The place of damage in a store.
 

@@ -202,9 +202,9 @@ class StoreStats:
 
     Attributes:
         versions: The share of each version, oldest first.
-        packs: Number of packs.
-        pack_bytes: Size of the packs, in bytes.
-        snapshot_bytes: Size of the snapshot objects, in bytes.
+        packs: Number of packs, those that snapshot objects carry included.
+        pack_bytes: Size of the packs in bytes: of the carried ones, the frames alone.
+        snapshot_bytes: Size of the snapshot objects in bytes, without the frames that they carry.
         chunks: Number of distinct chunks.
         chunk_bytes: Bytes of the distinct chunks, before encoding.
         encodings: Number of frames, by the name of their encoding.
@@ -231,9 +231,9 @@ class Verification:
     Attributes:
         problems: One error per problem; empty if the store is sound.
         snapshots: Number of versions checked.
-        packs: Number of packs checked.
+        packs: Number of packs checked, those that snapshot objects carry included.
         frames: Number of frames checked.
-        nbytes: Size of the packs checked, in bytes.
+        nbytes: Size of the packs and snapshot objects checked, in bytes.
         damaged: Number of damaged frames and packs. A later commit of their content stores it
             again.
         noted: URL of the place that records the damage for later commits: the store, or the notes

@@ -15,6 +15,7 @@ from casweights.config import KiB, StoreConfig
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from tests.disks import wait_for_no_disk
+from tests.large_versions import packs_apart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,3 +67,10 @@ def repo(objects: CountingStore) -> Iterator[Repository]:
     config = StoreConfig(chunk_size=64 * KiB)
     with casweights.open(objects, create=True, config=config, workers=2) as repository:
         yield repository
+
+
+@pytest.fixture(name="packs_apart")
+def _packs_apart() -> Iterator[None]:
+    """Commits of the test write packs and bare snapshots."""
+    with packs_apart():
+        yield

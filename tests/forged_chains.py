@@ -15,7 +15,8 @@ from casweights.format.hashing import blake3_256, checksum
 from casweights.format.manifest import EncodedSnapshot, Manifest
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
-from casweights.format.snapshot import PackTable, StoredSnapshot, encode_snapshot
+from casweights.format.pack_table import PackTable
+from casweights.format.snapshot import StoredSnapshot, encode_snapshot
 from casweights.ids import ChunkId
 from casweights.kernels import dense_encode, sparse_encode
 from casweights.kernels.kinds import ElementKind
@@ -94,9 +95,7 @@ def add_version(store: ObjectStore, raw: bytes, packs: Sequence[PackId]) -> Snap
     )
     snapshot, encoded = EncodedSnapshot.of(manifest)
     table = PackTable(list(packs), {chunk_id(raw): packs[0]})
-    store.put(
-        snapshot_name(snapshot.id), [encode_snapshot(StoredSnapshot(snapshot, encoded, table))]
-    )
+    store.put(snapshot_name(snapshot.id), encode_snapshot(StoredSnapshot(snapshot, encoded, table)))
     return snapshot.id
 
 

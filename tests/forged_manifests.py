@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import tracemalloc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,17 +14,18 @@ import casweights
 import casweights.content.states  # torch's own memory is not what is measured here
 from casweights import ErrorCode, IntegrityError, SnapshotId
 from casweights.config import MiB, StoreConfig
-from casweights.format.envelope import ObjectKind, seal, unseal
 from casweights.format.hashing import blake3_256
 from casweights.format.names import snapshot_name
+from casweights.format.pack import TRAILER_SIZE
+from casweights.format.snapshot import end_span
 from casweights.stores.local import LocalStore
 from tests import forged_chains
+from tests.structure import sealed_snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
     from pathlib import Path
 
-SIZES = struct.Struct("<4I")
 WEIGHTS = b"weights that must never leave the store" * 10
 LARGE_CHUNKS = StoreConfig(chunk_size=64 * MiB)
 
@@ -42,11 +42,12 @@ class Forger:
         with casweights.open(root / "store", create=True, config=LARGE_CHUNKS) as store:
             self.honest = store.commit(model).id
         self.objects = LocalStore(root / "store")
-        payload = unseal(ObjectKind.SNAPSHOT, self.objects.get(snapshot_name(self.honest)), "it")
-        _, split, _, _ = SIZES.unpack_from(payload)
-        body = payload[SIZES.size :]
-        self.manifest = msgpack.unpackb(zstandard.decompress(body[:split]))
-        self.table = msgpack.unpackb(zstandard.decompress(body[split:]), strict_map_key=False)
+        data = self.objects.get(snapshot_name(self.honest))
+        start, stop = end_span(data[-TRAILER_SIZE:], len(data), "it")
+        index = msgpack.unpackb(data[start:stop])
+        self.manifest = msgpack.unpackb(zstandard.decompress(index["manifest"]))
+        own = msgpack.unpackb(zstandard.decompress(index["table"]), strict_map_key=False)
+        self.table = {**own, "packs": self.honest, "carried": [0]}  # forged versions are bare
 
     def add(self, manifest: Any = None, table: Any = None) -> SnapshotId:
         """Store any values as manifest and pack table; bytes count as already encoded."""
@@ -54,15 +55,14 @@ class Forger:
             value if isinstance(value, bytes) else msgpack.packb(value)
             for value in (manifest or self.manifest, table or self.table)
         ]
-        packed = [zstandard.compress(part) for part in encoded]
-        sizes = [len(part) for pair in zip(encoded, packed, strict=True) for part in pair]
-        return self.add_payload(encoded[0], SIZES.pack(*sizes) + b"".join(packed))
+        return self.add_object(encoded[0], sealed_snapshot(encoded[0], encoded[1]))
 
-    def add_payload(self, manifest: bytes, payload: bytes) -> SnapshotId:
+    def add_object(self, manifest: bytes, data: bytes) -> SnapshotId:
+        """Store an object under the ID of a manifest."""
         snapshot_id = SnapshotId(blake3_256(manifest))
         name = snapshot_name(snapshot_id)
         self.objects.delete(name)
-        self.objects.put(name, [seal(ObjectKind.SNAPSHOT, payload)])
+        self.objects.put(name, [data])
         return snapshot_id
 
     def renamed(self, *paths: Any) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
+import msgpack
 import zstandard
 
-from casweights.format.envelope import ObjectKind, seal
+from casweights.format.envelope import ObjectKind, prefix
+from casweights.format.hashing import checksum
+from casweights.format.pack import trailer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from casweights.format.file_entry import ReadStructure
     from casweights.format.manifest import Manifest
-    from casweights.format.snapshot import PackTable, ReadChunks
+    from casweights.format.pack_table import PackTable
+    from casweights.format.snapshot import ReadChunks
     from casweights.ids import ChunkId
 
 
@@ -41,8 +44,16 @@ def no_structure(*wanted: Mapping[ChunkId, int] | PackTable) -> Mapping[ChunkId,
     return {}
 
 
-def sealed_snapshot(manifest: bytes, table: bytes) -> bytes:
-    """Return the object of a manifest and a pack table, both encoded, of any content."""
-    packed = [zstandard.compress(part) for part in (manifest, table)]
-    sizes = struct.pack("<4I", len(manifest), len(packed[0]), len(table), len(packed[1]))
-    return seal(ObjectKind.SNAPSHOT, sizes + b"".join(packed))
+def sealed_snapshot(
+    manifest: bytes, table: bytes, compress: Callable[[bytes], bytes] = zstandard.compress
+) -> bytes:
+    """Return the bare object of a manifest and a pack table, both encoded, of any content."""
+    sizes = {"manifest_size": len(manifest), "table_size": len(table)}
+    packed = {"manifest": compress(manifest), "table": compress(table)}
+    return snapshot_object(msgpack.packb(packed | sizes))
+
+
+def snapshot_object(index: bytes, frames: bytes = b"") -> bytes:
+    """Return a snapshot object with any bytes as its index and frames."""
+    first_bytes = prefix(ObjectKind.SNAPSHOT)
+    return first_bytes + frames + index + checksum(first_bytes + index) + trailer(index)

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from casweights.ids import ChunkId, PackId, SnapshotId
+from casweights.ids import CarriedPackId, ChunkId, PackId, SnapshotId
 
 
 def test_ids_print_as_hexadecimal() -> None:
@@ -22,12 +22,19 @@ def test_ids_are_bytes() -> None:
     assert len({chunk, ChunkId(b"c" * 16), ChunkId(b"d" * 32)}) == 2
 
 
-@pytest.mark.parametrize("kind", [ChunkId, PackId, SnapshotId])
+@pytest.mark.parametrize("kind", [ChunkId, PackId, CarriedPackId, SnapshotId])
 def test_ids_pickle_with_their_type(kind: type[ChunkId | PackId | SnapshotId]) -> None:
     value = kind(b"x" * 32)
     copy = pickle.loads(pickle.dumps(value))
     assert copy == value
     assert type(copy) is kind
+
+
+def test_the_pack_in_a_snapshot_equals_a_pack_id_of_its_bytes() -> None:
+    """A finding names a pack by its ID alone."""
+    carried, plain = CarriedPackId(b"x" * 32), PackId(b"x" * 32)
+    assert carried == plain
+    assert len({carried, plain}) == 1
 
 
 @pytest.mark.parametrize("size", [0, 15, 17, 31, 33, 64])

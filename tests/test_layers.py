@@ -61,6 +61,7 @@ SHARED = {
     "operations.encoded_files",
     "operations.frame_check",
     "operations.looking",
+    "operations.pack_copy",
     "operations.relatives",
     "operations.transfer",
 }

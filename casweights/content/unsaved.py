@@ -23,7 +23,6 @@ from casweights.errors import (
     UnsupportedError,
 )
 from casweights.format import names
-from casweights.format.fields import parse_id
 from casweights.format.layout import SMALL, file_pieces
 from casweights.ids import SnapshotId
 from casweights.system.threads import Workers
@@ -189,7 +188,7 @@ def _tips(db: Database) -> list[SnapshotId]:
 def _listed(db: Database) -> Iterator[SnapshotId]:
     for info in db.store.list(names.SNAPSHOTS):
         with suppress(IntegrityError):  # the object's name is not a snapshot's name
-            yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
+            yield names.parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
 
 def _load(db: Database, workers: Workers, versions: Iterable[SnapshotId]) -> Iterator[Snapshot]:

@@ -21,7 +21,7 @@ from casweights.format.finding import (
     finding_name,
     parse_finding_name,
 )
-from casweights.ids import Suspect
+from casweights.ids import CarriedPackId, PackId, Suspect
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -106,8 +106,9 @@ class Findings:
     def answer_gone(self) -> None:
         """Remove findings about packs that no longer exist."""
         suspects = self.load()
-        packs = self._store.sizes({names.pack_name(s.pack) for s in suspects}) if suspects else {}
-        self.answer([s for s in suspects if names.pack_name(s.pack) not in packs])
+        homes = {s: {names.pack_name(PackId(s.pack)), _carrier(s)} for s in suspects}
+        found = self._store.sizes(set().union(*homes.values())) if homes else {}
+        self.answer([s for s, places in homes.items() if places.isdisjoint(found)])
 
     def problems(self) -> Iterator[CasweightsError]:
         """Yield an error for each finding in the store that is itself damaged or misnamed."""
@@ -118,6 +119,11 @@ class Findings:
                 continue
             except CasweightsError as error:
                 yield error
+
+
+def _carrier(suspect: Suspect) -> str:
+    """Return the name of the snapshot's object that may carry the pack: a finding has its ID."""
+    return names.pack_name(CarriedPackId(suspect.pack))
 
 
 def _listed(store: ObjectStore, folder: str) -> Iterator[Suspect]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from casweights.database.chains import Chain, ChainFinder
     from casweights.database.findings import Findings
     from casweights.format.pack import Location
-    from casweights.format.snapshot import PackTable
+    from casweights.format.pack_table import PackTable
     from casweights.ids import ChunkId, PackId, Suspect
     from casweights.stores.base import ObjectStore
 

@@ -6,15 +6,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.format import names
-from casweights.format.fields import parse_id
-from casweights.ids import PackId
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
 
     from casweights.errors import CasweightsError
-    from casweights.format.snapshot import PackTable
-    from casweights.ids import ChunkId
+    from casweights.format.pack_table import PackTable
+    from casweights.ids import ChunkId, PackId
 
 
 _MAX_THINNED = 4096  # packs of which no frame is known any more; about 1.5 MiB
@@ -131,15 +129,11 @@ class KnownPacks:
     def with_frames(self) -> Iterator[PackId]:
         """Yield all packs of which frames may be known."""
         for name in (*self.read, *self.thinned):
-            yield parse_id(PackId, names.PACKS, name)
+            yield names.pack_of(name)
 
     def since(self, begin: float) -> set[PackId]:
         """Return the packs that were read or written here at this time or later."""
-        return {
-            parse_id(PackId, names.PACKS, name)
-            for name, pack in self.read.items()
-            if pack.since >= begin
-        }
+        return {names.pack_of(name) for name, pack in self.read.items() if pack.since >= begin}
 
     def thin(
         self, packs: Iterable[PackId], in_use: Iterable[PackId], tables: Iterable[PackTable]
@@ -156,10 +150,12 @@ class KnownPacks:
         for table in tables:
             self._pack_of.update(table.chunks)
             self._hinted.update(dict.fromkeys(table.packs))
-        for name in map(names.pack_name, packs):
+        used = set(map(names.pack_name, in_use))
+        # Those without any frame include the objects of snapshots that carry none.
+        for name in {*map(names.pack_name, packs), *(self.read.keys() - used)}:
             if name in self.read:
                 self.thinned[name] = self.read.pop(name)
-        kept = set(map(names.pack_name, (*in_use, *self._hinted)))
+        kept = used.union(map(names.pack_name, self._hinted))
         kept.update(islice(reversed(self.thinned), _MAX_THINNED))
         self.thinned = {name: pack for name, pack in self.thinned.items() if name in kept}
 

@@ -1,14 +1,13 @@
-"""Lists the packs of a store and reads their indexes."""
+"""Lists the packs of a store and reads their indexes, also those that snapshots carry."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.config import KiB
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, corrupt, prefix
-from casweights.format.fields import parse_id
 from casweights.format.pack import (
     TRAILER_SIZE,
     Location,
@@ -17,13 +16,17 @@ from casweights.format.pack import (
     parse_generation,
     parse_index,
 )
-from casweights.ids import PackId
+from casweights.format.snapshot import SnapshotEnd, end_span, parse_end
+from casweights.ids import CarriedPackId
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casweights.errors import CasweightsError
+    from casweights.format.pack import Frame
+    from casweights.format.snapshot import SnapshotIndex
+    from casweights.ids import PackId
     from casweights.stores.base import ObjectStore
 
 _TAIL_BYTES = 8 * KiB  # first read, from the end of a pack: covers most indexes in one request
@@ -43,15 +46,24 @@ class PackContents(NamedTuple):
     locations: list[Location]
 
 
-def list_packs(store: ObjectStore) -> Iterator[ObjectInfo]:
-    """Return the packs of a store; objects in their folder with other names are left out."""
-    return (info for info in store.list(names.PACKS) if _is_pack(info.name))
+def list_packs(store: ObjectStore, *, carried: bool = True) -> Iterator[ObjectInfo]:
+    """Return the objects that may hold frames: packs, and the objects of snapshots.
+
+    Objects in their folders with other names are left out. Snapshots come first, because chunks
+    move from them to packs, and a chunk that moves in between is then listed twice.
+
+    Args:
+        store: The store.
+        carried: Whether to list snapshots, too.
+    """
+    folders = (names.SNAPSHOTS, names.PACKS) if carried else (names.PACKS,)
+    return (info for folder in folders for info in store.list(folder) if _is_pack(info.name))
 
 
 def _is_pack(name: str) -> bool:
-    """Whether an object has the name of a pack."""
+    """Whether an object has the name of a pack, or of a snapshot."""
     try:
-        parse_id(PackId, names.PACKS, name)
+        names.pack_of(name)
     except IntegrityError:
         return False
     return True
@@ -63,12 +75,15 @@ def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
 
 
 def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -> PackContents:
-    """Read the index of a pack and check it against the pack's name.
+    """Read which frames a pack, or the object of a snapshot, contains.
+
+    The index of a pack is checked against the pack's name. That of a snapshot's object is checked
+    against its checksum, and its manifest is not looked at.
 
     Args:
         store: The store that contains the pack.
-        info: The pack's name and size.
-        trusting: Whether to save a read by not checking the pack's first bytes, on which no frame
+        info: The object's name and size.
+        trusting: Whether to save a read by not checking the object's first bytes, on which no frame
             depends.
 
     Raises:
@@ -76,14 +91,50 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
         IntegrityError: The pack is damaged, or its content does not match its name.
         UnsupportedError: A newer casweights wrote the pack.
     """
-    pack = parse_id(PackId, names.PACKS, info.name)
-    start, index, begin = _read_index(store, info)
-    first_bytes = prefix(ObjectKind.PACK)
-    if not trusting or pack_id(first_bytes, index) != pack:
-        first_bytes = begin or store.get(info.name, 0, PREFIX_SIZE)
-    frames = parse_index(first_bytes, index, start, pack, info.name)
-    generation = parse_generation(index, info.name)
+    pack = names.pack_of(info.name)
+    if isinstance(pack, CarriedPackId):
+        frames, generation = read_snapshot_index(store, info, trusting=trusting).frames, 0
+    else:
+        frames, generation = _read_pack_index(store, info, pack, trusting=trusting)
     return PackContents(info, generation, [Location(pack, frame) for frame in frames])
+
+
+def _read_pack_index(
+    store: ObjectStore, info: ObjectInfo, pack: PackId, *, trusting: bool
+) -> tuple[list[Frame], int]:
+    """Return the frames and the generation of a pack; raise the errors of `read_pack`."""
+    tail = _Tail.read(store, info)
+    start, stop = index_span(tail.last_bytes, info.size, info.name)
+    index, first_bytes = tail.get(start, stop), prefix(ObjectKind.PACK)
+    if not trusting or pack_id(first_bytes, index) != pack:
+        first_bytes = tail.get(0, PREFIX_SIZE)
+    frames = parse_index(first_bytes, index, start, pack, info.name)
+    return frames, parse_generation(index, info.name)
+
+
+def read_snapshot_index(
+    store: ObjectStore, info: ObjectInfo, tail: bytes | None = None, *, trusting: bool = False
+) -> SnapshotIndex:
+    """Read the index of a snapshot's object.
+
+    Args:
+        store: The store that contains the object.
+        info: The object's name and size.
+        tail: The object's end, if it was read.
+        trusting: As for `read_pack`.
+
+    Raises:
+        NotFoundError: The object is gone.
+        IntegrityError: The object is damaged.
+        UnsupportedError: A newer casweights wrote it.
+    """
+    end = _Tail.read(store, info) if tail is None else _Tail(store, info, tail)
+    start, stop = end_span(end.last_bytes, info.size, info.name)
+    found = SnapshotEnd(start, end.get(start, stop), end.get(stop, info.size - TRAILER_SIZE))
+    first_bytes = prefix(ObjectKind.SNAPSHOT)
+    if not trusting or not found.fits(first_bytes):
+        first_bytes = end.get(0, PREFIX_SIZE)
+    return parse_end(first_bytes, found, info.name)
 
 
 def try_read_pack(store: ObjectStore, info: ObjectInfo) -> PackContents | CasweightsError:
@@ -108,20 +159,29 @@ def try_read_pack(store: ObjectStore, info: ObjectInfo) -> PackContents | Caswei
         return error
 
 
-def _read_index(store: ObjectStore, info: ObjectInfo) -> tuple[int, bytes, bytes]:
-    """Read the index of a pack.
+class _Tail(NamedTuple):
+    """The end of an object, which was read, and access to the rest of it."""
 
-    Returns:
-        The offset of the index, the index, and the pack's first bytes if the same read returned
-        them, otherwise no bytes.
-    """
-    if info.size < PREFIX_SIZE + TRAILER_SIZE:
-        raise corrupt(info.name, "it is too short for a pack")
-    tail_start = max(0, info.size - _TAIL_BYTES)
-    tail = store.get(info.name, tail_start, info.size - tail_start)
-    start, stop = index_span(tail[-TRAILER_SIZE:], info.size, info.name)
-    if start >= tail_start:
-        index = tail[start - tail_start : stop - tail_start]
-    else:
-        index = store.get(info.name, start, stop - start)
-    return start, index, b"" if tail_start else tail[:PREFIX_SIZE]
+    store: ObjectStore
+    info: ObjectInfo
+    data: bytes
+
+    @classmethod
+    def read(cls, store: ObjectStore, info: ObjectInfo) -> Self:
+        """Read the end of an object."""
+        start = max(0, info.size - _TAIL_BYTES)
+        return cls(store, info, store.get(info.name, start, info.size - start))
+
+    @property
+    def last_bytes(self) -> bytes:
+        """The object's trailer; raises `IntegrityError` if the object is too short for one."""
+        if self.info.size < PREFIX_SIZE + TRAILER_SIZE:
+            raise corrupt(self.info.name, "it is too short")
+        return self.data[-TRAILER_SIZE:]
+
+    def get(self, start: int, stop: int) -> bytes:
+        """Return a range of the object, which is read if it begins before the end."""
+        before = self.info.size - len(self.data)
+        if start < before:
+            return self.store.get(self.info.name, start, stop - start)
+        return self.data[start - before : stop - before]

@@ -24,7 +24,7 @@ _SMALL_PACK_BYTES = 8 * MiB  # the pack of one training step is smaller: readers
 _MAX_SMALL_PACKS = 8  # fetched whole for one call; more of them hold much that is not needed
 _TINY_PACK_BYTES = 128 * KiB  # up to here, reading the index alone is no faster
 _MAX_TINY_PACKS = 256  # fetched whole for one call: 32 MiB at most
-_END_BYTES = 256 * KiB  # of a pack: its index, after the headers and lists of chunks of a version
+END_BYTES = 256 * KiB  # of a pack: its index, after the headers and lists of chunks of a version
 _MAX_ENDS = 64  # fetched for one call, 16 MiB at most; a chain of structure chunks has fewer packs
 _BLOCK_BYTES = 512 * KiB  # a small pack is fetched in blocks of this size, aligned to its start
 
@@ -70,7 +70,7 @@ def pack_ends(store: ObjectStore, index: ChunkIndex, packs: Iterable[PackId]) ->
     if not 0 < len(unread) <= _MAX_ENDS:
         return []
     sizes = store.sizes(unread)
-    return [[(name, max(0, size - _END_BYTES), size)] * 2 for name, size in sizes.items()]
+    return [[(name, max(0, size - END_BYTES), size)] * 2 for name, size in sizes.items()]
 
 
 def around(index: ChunkIndex, location: Location) -> Range:

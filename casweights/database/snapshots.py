@@ -5,23 +5,25 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.config import MiB
 from casweights.database.cache import ChunkCache
-from casweights.database.read_plan import pack_ends, small_packs
+from casweights.database.packs import PackContents, read_snapshot_index
+from casweights.database.read_plan import END_BYTES, pack_ends, small_packs
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
-from casweights.format.fields import parse_id
 from casweights.format.file_entry import PAGE_IDS
-from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot
+from casweights.format.pack_table import PackTable
 from casweights.format.snapshot import (
-    PackTable,
     StoredSnapshot,
-    decode_snapshot,
+    carried_locations,
     encode_snapshot,
+    parse_snapshot,
 )
 from casweights.ids import SnapshotId
+from casweights.stores.base import ObjectInfo
 from casweights.stores.optional import SupportsLocators, ahead
 
 if TYPE_CHECKING:
@@ -31,16 +33,17 @@ if TYPE_CHECKING:
     from casweights.database.chains import Node
     from casweights.database.index import ChunkIndex
     from casweights.database.reader import ChunkReader
-    from casweights.format.pack import Location, SealedPack
+    from casweights.format.manifest import Snapshot
+    from casweights.format.pack import Location, OpenPack
     from casweights.ids import ChunkId, PackId
     from casweights.stores.base import ObjectStore, Parts
+    from casweights.system.buffers import Buffer
 
 _ID_DIGITS = 64  # hexadecimal digits of a whole ID
 MIN_PREFIX = 4  # hexadecimal digits of an ID that users must write at least
 _STRUCTURE_BYTES = 32 * MiB  # of structure chunks in memory: twice those of a very large model
 _LEARNED = 8  # versions that the index does not forget: the current ones of all users of a handle
 _RECENT = 16  # snapshots kept in memory: the head of a followed branch, and versions it builds on
-_MAX_OBJECT = 2 * MAX_MANIFEST_SIZE  # bytes: a manifest and a pack table, each of that size
 
 
 class SnapshotStore:
@@ -48,8 +51,9 @@ class SnapshotStore:
 
     To read the chunks of a snapshot, call `load` with `with_locations` first, so that the index
     learns where they are. To write a snapshot, write all packs with its chunks first, and then
-    call `save`, which can write the last pack together with the snapshot. After each version, call
-    `retain` to bound the memory of the index.
+    call `save`, which writes the last frames in the snapshot's own object. (Or call `encode`, write
+    the object, and call `saved`.) After each version, call `retain` to bound the memory of the
+    index.
 
     Attributes:
         structure: Structure chunks that were read or written recently. Most of them are also part
@@ -86,7 +90,7 @@ class SnapshotStore:
             self._index.expect()
             with suppress(IntegrityError):  # a caller that uses its chunks gets the error
                 if snapshot_id not in self._learned:
-                    self._index.learn(stored.table)
+                    self._learn(stored.table, _contents(stored))
                 self._note_learned(stored)
         return stored.snapshot
 
@@ -105,7 +109,8 @@ class SnapshotStore:
         with ahead(self._store) as fetch:
             if snapshot_id not in self._learned:
                 lacking = self._reader.with_local(*self._local).lacking(stored.snapshot.structure())
-                self._index.learn(_own_part(stored.structure_table(), lacking))
+                part = _own_part(stored.structure_table(), lacking)
+                self._learn(part, _contents(stored))
                 fetch(small_packs(self._store, self._index, lacking))
             yield self.load(snapshot_id, with_locations=True)
 
@@ -149,11 +154,25 @@ class SnapshotStore:
         return stored
 
     def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
-        data = self._store.read(name, _MAX_OBJECT)
-        return decode_snapshot(data, snapshot_id, name, self._read_structure)
+        """Read the end of a snapshot's object, over a network with structure chunks before it."""
+        tail, size = self._store.read_end(name, END_BYTES)
+        trusting = not self._store.capabilities.cheap_reads
+        info = ObjectInfo(name, size)
+        index = read_snapshot_index(self._store, info, tail, trusting=trusting)
+        contents = PackContents(info, 0, carried_locations(snapshot_id, index.frames))
+        read = partial(self._read_structure, contents)
+        stored = parse_snapshot(index, snapshot_id, name, read)
+        stored.nbytes = size
+        return stored
+
+    def _learn(self, table: PackTable, contents: PackContents) -> None:
+        """Let the index learn a snapshot's packs; it knows the one that the snapshot carries."""
+        self._index.learn(table)
+        if contents.locations and self._index.unread([contents.locations[0].pack]):
+            self._index.add(contents.info.name, contents.info.size, contents.locations)
 
     def _read_structure(
-        self, table: PackTable, wanted: Mapping[ChunkId, int]
+        self, contents: PackContents, table: PackTable, wanted: Mapping[ChunkId, int]
     ) -> Mapping[ChunkId, bytes]:
         """Read structure chunks and check them against their IDs."""
         if not wanted:
@@ -163,7 +182,7 @@ class SnapshotStore:
         with ahead(self._store) as fetch, reader.ahead() as announce:
             # The bases of lists of chunks are often local, and then their packs are not read.
             for part in (_own_part(table, lacking), table):
-                self._index.learn(part)
+                self._learn(part, contents)
                 fetch(pack_ends(self._store, self._index, part.packs))
                 self._index.prepare_packs(part.packs)
                 if reader.reaches(lacking):
@@ -190,11 +209,41 @@ class SnapshotStore:
             if len(self._recent) > _RECENT:
                 self._recent.popitem(last=False)
 
+    def encode(
+        self, snapshot: Snapshot, manifest: bytes, last: OpenPack | None = None
+    ) -> tuple[StoredSnapshot, Parts]:
+        """Return a new version with the content of its object, which carries the last frames.
+
+        The caller makes the object durable, and then calls `saved`.
+
+        Args:
+            snapshot: The snapshot. All its chunks must be in the index or in `last`.
+            manifest: Its encoded manifest, from `EncodedSnapshot.of`.
+            last: Frames that are in no object yet, if any.
+
+        Raises:
+            IntegrityError: A chunk or one of its bases is missing.
+        """
+        table = self.placed(self.pack_table(snapshot, last))
+        frames = () if last is None else last.frames
+        stored = StoredSnapshot(snapshot, manifest, table, frames)
+        parts = encode_snapshot(stored, () if last is None else last.payloads)
+        stored.nbytes = sum(map(len, parts))
+        return stored, parts
+
+    def saved(self, stored: StoredSnapshot) -> None:
+        """Remember a version whose object is now in the store."""
+        contents = _contents(stored)
+        if stored.frames:
+            self._index.add(contents.info.name, contents.info.size, contents.locations)
+        self._note_learned(stored)  # the index has its chunks, also those just written
+        self._keep(stored)
+
     def save(
         self,
         snapshot: Snapshot,
-        encoded: bytes,
-        last: SealedPack | None = None,
+        manifest: bytes,
+        last: OpenPack | None = None,
         *,
         early: Sequence[Parts] = (),
         assume_absent: bool = False,
@@ -203,32 +252,30 @@ class SnapshotStore:
 
         Args:
             snapshot: The snapshot.
-            encoded: Its encoded manifest, from `EncodedSnapshot.of`.
-            last: A pack that is not written yet, to be written in one batch with the snapshot.
+            manifest: Its encoded manifest, from `EncodedSnapshot.of`.
+            last: Frames that are in no object yet; the snapshot's object carries them.
             early: Contents of objects that the caller will put next, whose bytes can be sent to
                 the store with this batch, see `Batch.send`.
-            assume_absent: Whether the caller guarantees that the store contains neither the
-                snapshot nor the pack, see `ObjectStore.batch`.
+            assume_absent: Whether the caller guarantees that the store does not contain the
+                snapshot, see `ObjectStore.batch`.
         """
-        stored = StoredSnapshot(snapshot, encoded, self.pack_table(snapshot, last))
-        name, packs = names.snapshot_name(snapshot.id), [] if last is None else [last]
-        objects = [*(pack.name for pack in packs), name]
-        with self._store.batch(objects, assume_absent=assume_absent) as batch:
-            for pack in packs:
-                batch.put(pack.name, pack.parts)
-            batch.put(name, self._content(stored))
-            for parts in early:
-                batch.send(parts)
-        self._note_learned(stored)  # the index has its chunks, also those just written
-        self._keep(stored)
+        stored, parts = self.encode(snapshot, manifest, last)
+        name = names.snapshot_name(snapshot.id)
+        with self._store.batch([name], assume_absent=assume_absent) as batch:
+            batch.put(name, parts)
+            for content in early:
+                batch.send(content)
+        self.saved(stored)
 
-    def save_copy(self, stored: StoredSnapshot) -> None:
-        """Write a snapshot from another store, with this store's locators of its packs."""
-        self._store.put(names.snapshot_name(stored.snapshot.id), self._content(stored))
+    def save_copy(self, stored: StoredSnapshot, payloads: Sequence[Buffer] = ()) -> None:
+        """Write a snapshot from another store, with this store's locators of its packs.
 
-    def _content(self, stored: StoredSnapshot) -> Parts:
-        """Return the content of a snapshot's object in this store."""
-        return [encode_snapshot(stored.with_table(self.placed(stored.table)))]
+        Args:
+            stored: The snapshot, with the table for this store.
+            payloads: The stored bytes of the frames that it carries.
+        """
+        placed = stored.with_table(self.placed(stored.table))
+        self._store.put(names.snapshot_name(stored.snapshot.id), encode_snapshot(placed, payloads))
 
     def placed(self, table: PackTable) -> PackTable:
         """Return a pack table with the locators that this store knows of its packs."""
@@ -239,28 +286,29 @@ class SnapshotStore:
         places = {pack: locator for pack, locator in found.items() if locator is not None}
         return table._replace(places=places)
 
-    def pack_table(self, version: Snapshot, last: SealedPack | None = None) -> PackTable:
+    def pack_table(self, version: Snapshot, last: OpenPack | None = None) -> PackTable:
         """Return the pack table of a version, with all packs that its chains need.
 
         Args:
             version: The version. Its chunks must be in the index or in `last`.
-            last: A pack that will be written together with the table.
+            last: Frames that the version's object will carry, if any.
 
         Raises:
             IntegrityError: A chunk or one of its bases is missing.
         """
-        return self.pack_table_of(version.stored_chunks(), len(version.structure()), last)
+        carried = [] if last is None else carried_locations(version.id, last.frames)
+        return self.pack_table_of(version.stored_chunks(), len(version.structure()), carried)
 
     def pack_table_of(
-        self, wanted: Iterable[ChunkId], structure: int, last: SealedPack | None = None
+        self, wanted: Iterable[ChunkId], structure: int, carried: Sequence[Location] = ()
     ) -> PackTable:
         """Return the same for distinct chunks, of which the first `structure` are structure."""
-        packs: dict[PackId, None] = {}
+        packs: dict[PackId, None] = dict.fromkeys(at.pack for at in carried[:1])
         chunks: dict[ChunkId, PackId] = {}
         needed = 0
         seen: set[Node] = set()
         # Reversed, so that the first of several frames of one chunk is used.
-        new = {} if last is None else {at.frame.chunk: at for at in last.locations[::-1]}
+        new = {at.frame.chunk: at for at in carried[::-1]}
         found = iter(self._index.packs([chunk for chunk in wanted if chunk not in new], seen))
         for number, chunk in enumerate(wanted, 1):
             known = () if chunk in new else next(found)
@@ -278,7 +326,7 @@ class SnapshotStore:
 
         Args:
             chunk: The chunk.
-            new: Its own frame if that is in a pack that is not written yet, otherwise None.
+            new: Its own frame if that is not in the index yet, otherwise None.
             seen: Limits the walk to frames that no earlier chain had, as in `Chain.back`.
         """
         base = chunk if new is None else new.frame.base
@@ -308,7 +356,7 @@ class SnapshotStore:
         """Yield the IDs of the snapshots in the store that begin with these hexadecimal digits."""
         for info in self._store.list(names.SNAPSHOTS + prefix):
             with suppress(IntegrityError):
-                yield parse_id(SnapshotId, names.SNAPSHOTS, info.name)
+                yield names.parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
     def find(self, prefix: str) -> SnapshotId:
         """Return the only ID in the store that begins with `prefix`.
@@ -358,6 +406,12 @@ def _list_ids(ids: Sequence[SnapshotId], common: int) -> str:
     """Some of these IDs, cut to a few more digits than the first `common`, which they share."""
     shown = [str(snapshot)[: max(12, common + 8)] for snapshot in ids[:5]]
     return ", ".join(shown) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+
+def _contents(stored: StoredSnapshot) -> PackContents:
+    """Return the content of a snapshot's object as that of a pack."""
+    info = ObjectInfo(names.snapshot_name(stored.snapshot.id), stored.nbytes)
+    return PackContents(info, 0, stored.locations)
 
 
 def _own_part(table: PackTable, chunks: Iterable[ChunkId]) -> PackTable:

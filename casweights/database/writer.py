@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.config import PACK_FRAMES, PACK_TARGET
-from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
-from casweights.format.pack import EncodedFrame, Frame, SealedPack, build_index
+from casweights.format.envelope import PREFIX_SIZE
+from casweights.format.pack import EncodedFrame, Frame, OpenPack, SealedPack
 from casweights.system.threads import Background
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ class PackWriter:
 
     1. `add` each chunk. A full pack is written by a thread of the writer, and its chunks enter the
        index once it is durable. `add` waits while too many packs are being written.
-    2. Either `finish`, after which all packs are durable. Or `last`, which returns the only pack
-       if all frames fit in one; the caller writes it together with a snapshot, and then calls
-       `written`.
+    2. Either `finish`, after which all packs are durable. Or `last`, which returns the frames if
+       all of them fit in one pack: a snapshot's object carries them, or `seal` makes a pack.
     3. `close`, always.
 
     If writing a pack fails, a later call raises the error, `finish` at the latest.
@@ -61,7 +60,7 @@ class PackWriter:
     def _start_pack(self) -> None:
         """Begin an empty pack."""
         self._frames: list[Frame] = []
-        self._parts: list[Buffer] = [prefix(ObjectKind.PACK)]
+        self._payloads: list[Buffer] = []
         self._size = PREFIX_SIZE
 
     def has(self, chunk: ChunkId) -> bool:
@@ -101,7 +100,7 @@ class PackWriter:
     def _append(self, frame: Frame, payload: Buffer) -> None:
         """Append a frame to the open pack, with its new offset."""
         self._frames.append(replace(frame, offset=self._size))
-        self._parts.append(payload)
+        self._payloads.append(payload)
         self._size += frame.size
 
     def _drop_known(self) -> None:
@@ -110,7 +109,7 @@ class PackWriter:
         known = {f.chunk: f.raw_size for f in self._frames if f.chunk in index}
         if not (self._only_new and known):
             return
-        frames, payloads = self._frames, self._parts[1:]
+        frames, payloads = self._frames, self._payloads
         self._start_pack()
         for frame, payload in zip(frames, payloads, strict=True):
             if frame.chunk in known:
@@ -124,35 +123,23 @@ class PackWriter:
         self._drop_known()
         if not self._frames:
             return
-        self._puts.submit(partial(self._put, self._seal()))
+        self._puts.submit(partial(self._put, seal(self._db, self._take(), self._generation)))
 
-    def _seal(self) -> SealedPack:
-        """Complete the open pack with its index, and begin another one."""
-        frames, parts = self._frames, self._parts
-        pack, ending = build_index(frames, self._generation)
-        while self._db.index.is_damaged(pack):
-            # A pack of this name exists and is damaged, and a store never replaces an object. A
-            # frame that is listed a second time gives this pack another ID.
-            last = frames[-1]
-            frames.append(replace(frames[0], offset=last.offset + last.size))
-            parts.append(parts[1])
-            pack, ending = build_index(frames, self._generation)
+    def _take(self) -> OpenPack:
+        """Return the frames of the open pack, and begin another one."""
+        taken = OpenPack(self._frames, self._payloads)
         self._start_pack()
         self.packs += 1
-        return SealedPack(pack, frames, [*parts, ending])
+        return taken
 
     def _put(self, pack: SealedPack) -> None:
         """Write a pack and add it to the index; runs on a thread of the writer."""
         self._db.store.put(pack.name, pack.parts)
-        self.written(pack)
-
-    def written(self, pack: SealedPack) -> None:
-        """Add a pack that is now in the store to the index."""
         self._db.index.add(pack.name, pack.size, pack.locations, self._generation)
         self.names.add(pack.name)
 
-    def last(self) -> SealedPack | None:
-        """Return the only pack, which the caller writes together with a snapshot.
+    def last(self) -> OpenPack | None:
+        """Return all frames, for one object that the caller writes.
 
         If there is more than one pack, this writes all of them like `finish`, and returns None. It
         also returns None if no chunk was added.
@@ -161,7 +148,7 @@ class PackWriter:
             self.finish()
             return None
         self._drop_known()
-        return self._seal() if self._frames else None
+        return self._take() if self._frames else None
 
     def finish(self) -> None:
         """Write the open pack, and wait until all packs are durable."""
@@ -172,3 +159,16 @@ class PackWriter:
     def close(self) -> None:
         """Stop the threads. Packs that are not written yet may be left out."""
         self._puts.close()
+
+
+def seal(db: Database, frames: OpenPack, generation: int = 0) -> SealedPack:
+    """Return a pack of these frames that has another name than all damaged packs.
+
+    A store never replaces an object. A frame that is listed a second time gives the pack another
+    ID.
+    """
+    pack = frames.seal(generation)
+    while db.index.is_damaged(pack.pack):
+        frames = frames.repeated()
+        pack = frames.seal(generation)
+    return pack

@@ -73,10 +73,19 @@ def unseal(kind: ObjectKind, data: bytes, name: str) -> bytes:
     body, stored = data[:-CHECKSUM_SIZE], data[-CHECKSUM_SIZE:]
     if len(body) < PREFIX_SIZE or checksum(body) != stored:
         raise corrupt(name, "its checksum does not match")
-    if body[:5] != _MAGIC + kind.value:
-        raise corrupt(name, "it is an object of another kind")
+    check_kind(kind, body, name)
     check_version(body[5], name)
     return body[PREFIX_SIZE:]
+
+
+def check_kind(kind: ObjectKind, data: bytes, name: str) -> None:
+    """Refuse an object whose first bytes are those of another kind.
+
+    Raises:
+        IntegrityError: `data` does not begin with the magic and the kind.
+    """
+    if data[:5] != _MAGIC + kind.value:
+        raise corrupt(name, "it is an object of another kind")
 
 
 def corrupt(name: str, why: str) -> IntegrityError:

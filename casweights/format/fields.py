@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
-from casweights.format.envelope import corrupt
-from casweights.ids import ChunkId, Digest
-
-D = TypeVar("D", bound=Digest)
+from casweights.ids import ChunkId
 
 
 def expect(value: Any, kind: type) -> Any:
@@ -36,21 +32,3 @@ def split_ids(joined: Any, digest_size: int) -> tuple[ChunkId, ...]:
     if digest_size not in ChunkId.sizes or len(expect(joined, bytes)) % digest_size:
         raise ValueError(f"{len(joined)} bytes are not a list of digests of {digest_size} bytes")
     return tuple(ChunkId(joined[n : n + digest_size]) for n in range(0, len(joined), digest_size))
-
-
-def parse_id(kind: type[D], folder: str, name: str) -> D:
-    """Parse the ID in the name of a pack or snapshot.
-
-    Args:
-        kind: Type of the ID.
-        folder: The folder that `name` begins with, such as ``packs/``.
-        name: Name of the object.
-
-    Raises:
-        IntegrityError: The rest of the name is not an ID in lowercase hexadecimal.
-    """
-    with suppress(ValueError):
-        found = kind.from_hex(name.removeprefix(folder))
-        if folder + found.hex() == name:  # `from_hex` also accepts capitals
-            return found
-    raise corrupt(name, f"its name is not a {folder.removesuffix('s/')} ID")

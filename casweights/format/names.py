@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
-from casweights.errors import ErrorCode, InvalidInputError
+from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
 from casweights.format.portable import part_problem
+from casweights.ids import CarriedPackId, Digest, PackId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from casweights.ids import PackId, SnapshotId
+    from casweights.ids import SnapshotId
 
+
+D = TypeVar("D", bound=Digest)
 
 CONFIG = "casweights.json"
 PACKS = "packs/"
@@ -30,13 +34,45 @@ _REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
 
 
 def pack_name(pack: PackId) -> str:
-    """Return the object name of a pack."""
-    return f"{PACKS}{pack}"
+    """Return the name of the object that holds a pack's frames."""
+    return f"{SNAPSHOTS if isinstance(pack, CarriedPackId) else PACKS}{pack}"
+
+
+def pack_of(name: str) -> PackId:
+    """Return the pack in a pack object, or in a snapshot object: the inverse of `pack_name`.
+
+    Raises:
+        IntegrityError: The object has another name.
+    """
+    if name.startswith(SNAPSHOTS):
+        return parse_id(CarriedPackId, SNAPSHOTS, name)
+    return parse_id(PackId, PACKS, name)
 
 
 def snapshot_name(snapshot: SnapshotId) -> str:
     """Return the object name of a snapshot."""
     return f"{SNAPSHOTS}{snapshot}"
+
+
+def parse_id(kind: type[D], folder: str, name: str) -> D:
+    """Parse the ID in the name of a pack or snapshot.
+
+    Args:
+        kind: Type of the ID.
+        folder: The folder that `name` begins with, such as ``packs/``.
+        name: Name of the object.
+
+    Raises:
+        IntegrityError: The rest of the name is not an ID in lowercase hexadecimal.
+    """
+    with suppress(ValueError):
+        found = kind.from_hex(name.removeprefix(folder))
+        if folder + found.hex() == name:  # `from_hex` also accepts capitals
+            return found
+    kind_of_id = folder.removesuffix("s/")
+    raise IntegrityError(
+        ErrorCode.CORRUPT_OBJECT, f"{name} is damaged: its name is not a {kind_of_id} ID"
+    )
 
 
 def move_name(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,30 @@ class Location:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenPack:
+    """Frames with the offsets that they have in any object, a pack or that of a snapshot.
+
+    Attributes:
+        frames: The frames, in order; at least one.
+        payloads: The stored bytes of each.
+    """
+
+    frames: Sequence[Frame]
+    payloads: Sequence[Buffer]
+
+    def seal(self, generation: int = 0) -> SealedPack:
+        """Return the pack that contains these frames, see `build_index`."""
+        pack, ending = build_index(self.frames, generation)
+        return SealedPack(pack, self.frames, [prefix(ObjectKind.PACK), *self.payloads, ending])
+
+    def repeated(self) -> OpenPack:
+        """Return the same frames, the first of them a second time at the end."""
+        last = self.frames[-1]
+        again = replace(self.frames[0], offset=last.offset + last.size)
+        return OpenPack([*self.frames, again], [*self.payloads, self.payloads[0]])
+
+
+@dataclass(frozen=True, slots=True)
 class SealedPack:
     """A complete pack that is not written yet.
 
@@ -170,7 +194,13 @@ def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, b
     Returns:
         The pack's ID, and its index and trailer, concatenated.
     """
-    index: bytes = msgpack.packb(
+    index = encode_frames(frames, generation)
+    return pack_id(prefix(ObjectKind.PACK), index), index + trailer(index)
+
+
+def encode_frames(frames: Sequence[Frame], generation: int = 0) -> bytes:
+    """Return the columns of an index, for at least one frame."""
+    columns: bytes = msgpack.packb(
         {
             "digest_size": len(frames[0].chunk),
             "chunk": b"".join(frame.chunk for frame in frames),
@@ -182,8 +212,12 @@ def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, b
         }
         | ({"generation": generation} if generation else {})
     )
-    trailer = len(index).to_bytes(TRAILER_SIZE - len(_TRAILER_MAGIC), "little") + _TRAILER_MAGIC
-    return pack_id(prefix(ObjectKind.PACK), index), index + trailer
+    return columns
+
+
+def trailer(index: bytes) -> bytes:
+    """Return the last bytes of an object that ends with this index."""
+    return len(index).to_bytes(TRAILER_SIZE - len(_TRAILER_MAGIC), "little") + _TRAILER_MAGIC
 
 
 def pack_id(first_bytes: bytes, index: bytes) -> PackId:
@@ -191,22 +225,31 @@ def pack_id(first_bytes: bytes, index: bytes) -> PackId:
     return PackId(blake3_256(first_bytes + index))
 
 
-def index_span(trailer: bytes, pack_size: int, name: str) -> tuple[int, int]:
-    """Return the start and end offset of a pack's index.
+def index_span(
+    last_bytes: bytes,
+    object_size: int,
+    name: str,
+    *,
+    checksum_size: int = 0,
+    limit: int = MAX_INDEX_SIZE,
+) -> tuple[int, int]:
+    """Return the start and end offset of the index of a pack or snapshot object.
 
     Args:
-        trailer: The last `TRAILER_SIZE` bytes of the pack.
-        pack_size: Bytes of the pack.
+        last_bytes: The last `TRAILER_SIZE` bytes of the object.
+        object_size: Bytes of the object.
         name: Its name in the store, for error messages.
+        checksum_size: Bytes between the index and the trailer.
+        limit: Bytes that the index has at most.
 
     Raises:
-        IntegrityError: `trailer` is not the end of a pack.
+        IntegrityError: `last_bytes` are not the end of such an object.
     """
-    stop = pack_size - TRAILER_SIZE
-    size = int.from_bytes(trailer[: -len(_TRAILER_MAGIC)], "little")
-    if len(trailer) != TRAILER_SIZE or not trailer.endswith(_TRAILER_MAGIC):
-        raise corrupt(name, "it does not end like a pack; it may be truncated")
-    if not 0 < size <= min(stop - PREFIX_SIZE, MAX_INDEX_SIZE):
+    stop = object_size - TRAILER_SIZE - checksum_size
+    size = int.from_bytes(last_bytes[: -len(_TRAILER_MAGIC)], "little")
+    if len(last_bytes) != TRAILER_SIZE or not last_bytes.endswith(_TRAILER_MAGIC):
+        raise corrupt(name, "it does not end with an index; it may be truncated")
+    if not 0 < size <= min(stop - PREFIX_SIZE, limit):
         raise corrupt(name, f"its index claims {size} bytes")
     return stop - size, stop
 
@@ -231,7 +274,7 @@ def parse_index(
         raise corrupt(name, "its index does not match its ID")
     check_version(first_bytes[5], name)
     try:
-        frames, end = _parse_frames(index)
+        frames, end = parse_frames(index)
     except MALFORMED as error:
         raise corrupt(name, str(error)) from error
     if end != index_start:
@@ -258,8 +301,11 @@ def parse_generation(index: bytes, name: str) -> int:
     return generation
 
 
-def _parse_frames(index: bytes) -> tuple[list[Frame], int]:
-    """Return the frames that an index lists, and the offset at which the last one ends."""
+def parse_frames(index: bytes) -> tuple[list[Frame], int]:
+    """Return the frames that an index lists, and the offset at which the last one ends.
+
+    Raises one of `MALFORMED` if the columns do not fit each other.
+    """
     table = _unpack_columns(index)
     chunks = split_ids(table["chunk"], table["digest_size"])
     starts = list(accumulate(table["size"], initial=PREFIX_SIZE))

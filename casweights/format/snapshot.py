@@ -1,85 +1,53 @@
-"""Snapshot objects: a manifest, and a table of the packs that contained its chunks.
+"""Snapshot objects: a manifest, the table of its packs, and perhaps frames.
 
-The snapshot's ID commits to the manifest. The pack table is not part of the identity: it saves
-readers from searching all packs, and if it is out of date, they search them.
+The snapshot's ID commits to the manifest. A snapshot object that carries frames is a pack as well;
+one without frames is *bare*. To read the manifest, the object's end is enough, from the index on.
 """
 
 from __future__ import annotations
 
-import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
 from casweights.errors import IntegrityError
-from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
+from casweights.format.envelope import (
+    PREFIX_SIZE,
+    ObjectKind,
+    check_kind,
+    check_version,
+    corrupt,
+    prefix,
+)
+from casweights.format.hashing import CHECKSUM_SIZE, checksum
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
 from casweights.format.names import snapshot_name
+from casweights.format.pack import (
+    MAX_INDEX_SIZE,
+    TRAILER_SIZE,
+    Frame,
+    Location,
+    encode_frames,
+    index_span,
+    parse_frames,
+    trailer,
+)
+from casweights.format.pack_table import PackNumbers, PackTable, decode_table, encode_table
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.format.zstd import compress_object, decompress_object, most_content
-from casweights.ids import ChunkId, PackId, SnapshotId
+from casweights.ids import CarriedPackId, ChunkId, SnapshotId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from casweights.system.buffers import Buffer
 
     ReadChunks = Callable[["PackTable", Mapping[ChunkId, int]], Mapping[ChunkId, bytes]]
 
-_SIZES = struct.Struct("<4I")  # manifest: raw, stored; pack table: raw, stored
 _LEVEL = 3  # zstd level: higher levels do not make digests smaller
-
-
-class PackTable(NamedTuple):
-    """The packs that contained a version when it was written.
-
-    Attributes:
-        packs: All of these packs: those of the chunks' own frames, and those of the frames that
-            these build on.
-        chunks: The pack of each chunk's own frame.
-        places: Locators of packs, in stores that implement `SupportsLocators`.
-        shallow: Whether the version was copied without its history, so that parents may be missing.
-        structure: How many of `packs`, from the first, the version's structure chunks need; None if
-            that may be any of them.
-    """
-
-    packs: list[PackId]
-    chunks: dict[ChunkId, PackId]
-    places: dict[PackId, bytes] = {}  # noqa: RUF012  never changed
-    shallow: bool = False
-    structure: int | None = None
-
-
-class PackNumbers(NamedTuple):
-    """A pack table as it is stored: by the order of the chunks in the version, without their IDs.
-
-    Attributes:
-        packs: As in `PackTable`.
-        numbers: For each of `Manifest.stored_chunks`, the number of its pack in `packs`.
-        places: As in `PackTable`.
-        shallow: As in `PackTable`.
-        structure: As in `PackTable`.
-    """
-
-    packs: list[PackId]
-    numbers: list[int]
-    places: dict[PackId, bytes]
-    shallow: bool
-    structure: int | None
-
-    def of(self, chunks: Iterable[ChunkId]) -> PackTable:
-        """Return the table, given all chunks of the version, as from `Manifest.stored_chunks`.
-
-        Raises:
-            ValueError: The number of chunks is not that of the table.
-        """
-        packs = {c: self.packs[n] for c, n in zip(chunks, self.numbers, strict=True)}
-        return PackTable(self.packs, packs, self.places, self.shallow, self.structure)
-
-    def of_structure(self, chunks: Iterable[ChunkId]) -> PackTable:
-        """Return the part of the table for structure chunks, given all of these in order."""
-        own = {c: self.packs[n] for c, n in zip(chunks, self.numbers, strict=False)}
-        packs = list(dict.fromkeys([*self.packs[: self.structure], *own.values()]))
-        places = {pack: self.places[pack] for pack in packs if pack in self.places}
-        return PackTable(packs, own, places)
+_MAX_END_SIZE = 2 * MAX_MANIFEST_SIZE  # bytes of the index: manifest and pack table of that size
+ENDING_SIZE = CHECKSUM_SIZE + TRAILER_SIZE  # bytes after the index
 
 
 class StoredSnapshot:
@@ -89,19 +57,28 @@ class StoredSnapshot:
         snapshot: The snapshot.
         encoded_manifest: The bytes of its manifest, to which its ID commits.
         table: The packs that contained its chunks when it was written.
+        frames: The frames that the object carries, in order.
 
     Attributes:
         snapshot: The snapshot.
         encoded_manifest: The bytes of its manifest.
+        frames: The frames that the object carries; none if it is bare.
+        nbytes: Bytes of the object; 0 if it is not made yet.
         packs: The packs of `table`, which is not needed to know them.
         shallow: Whether the version was copied without its history.
     """
 
     def __init__(
-        self, snapshot: Snapshot, encoded_manifest: bytes, table: PackTable | PackNumbers
+        self,
+        snapshot: Snapshot,
+        encoded_manifest: bytes,
+        table: PackTable | PackNumbers,
+        frames: Sequence[Frame] = (),
     ) -> None:
         self.snapshot = snapshot
         self.encoded_manifest = encoded_manifest
+        self.frames = frames
+        self.nbytes = 0
         self.packs = table.packs
         self.shallow = table.shallow
         self._table = table
@@ -125,9 +102,29 @@ class StoredSnapshot:
             return self._table.of_structure(structure)
         return self._table._replace(chunks={c: self._table.chunks[c] for c in structure})
 
+    @property
+    def carried(self) -> CarriedPackId | None:
+        """The pack of the frames that the object carries; None if it is bare."""
+        return CarriedPackId(self.snapshot.id) if self.frames else None
+
+    @property
+    def locations(self) -> list[Location]:
+        """The locations of the frames that the object carries."""
+        return carried_locations(self.snapshot.id, self.frames)
+
     def with_table(self, table: PackTable) -> StoredSnapshot:
-        """Return the same version with its chunks in other packs."""
+        """Return the same version, with the same frames, and its chunks in other packs."""
+        return StoredSnapshot(self.snapshot, self.encoded_manifest, table, self.frames)
+
+    def bare(self, table: PackTable) -> StoredSnapshot:
+        """Return the same version without frames, all its chunks being in other objects."""
         return StoredSnapshot(self.snapshot, self.encoded_manifest, table)
+
+
+def carried_locations(snapshot_id: SnapshotId, frames: Iterable[Frame]) -> list[Location]:
+    """Return the locations of frames that the object of a snapshot carries."""
+    pack = CarriedPackId(snapshot_id)
+    return [Location(pack, frame) for frame in frames]
 
 
 def _resolve(numbers: PackNumbers, snapshot: Snapshot) -> PackTable:
@@ -138,59 +135,139 @@ def _resolve(numbers: PackNumbers, snapshot: Snapshot) -> PackTable:
         raise corrupt(name, f"its pack table is not valid: {error}") from error
 
 
-def encode_snapshot(stored: StoredSnapshot) -> bytes:
-    """Return the object that contains a snapshot."""
-    snapshot, encoded_manifest, table = stored.snapshot, stored.encoded_manifest, stored.table
-    numbers = {pack: n for n, pack in enumerate(table.packs)}
-    fields: dict[str, Any] = {
-        "packs": b"".join(table.packs),
-        "pack": [numbers[table.chunks[chunk]] for chunk in snapshot.stored_chunks()],
-    }
-    if table.places:
-        fields["places"] = {numbers[pack]: place for pack, place in table.places.items()}
-    if table.shallow:
-        fields["shallow"] = True
-    if table.structure is not None:
-        fields["structure"] = table.structure
-    encoded_table: bytes = msgpack.packb(fields)
-    parts = [encoded_manifest, check_size(encoded_table, "pack table")]
-    packed = [compress_object(part, _LEVEL) for part in parts]
-    sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
-    return seal(ObjectKind.SNAPSHOT, _SIZES.pack(*sizes) + b"".join(packed))
-
-
-def decode_snapshot(
-    data: bytes, snapshot_id: SnapshotId, name: str, read: ReadChunks
-) -> StoredSnapshot:
-    """Parse a snapshot object and check it against its ID.
+def encode_snapshot(stored: StoredSnapshot, payloads: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Return the object that contains a snapshot, in parts.
 
     Args:
-        data: The object.
+        stored: The snapshot.
+        payloads: The stored bytes of its frames, in order.
+    """
+    chunks = stored.snapshot.stored_chunks()
+    table = check_size(encode_table(stored.table, chunks, stored.carried), "pack table")
+    fields: dict[str, Any] = {
+        "manifest": compress_object(stored.encoded_manifest, _LEVEL),
+        "manifest_size": len(stored.encoded_manifest),
+        "table": compress_object(table, _LEVEL),
+        "table_size": len(table),
+    }
+    if stored.frames:
+        fields = {"frames": encode_frames(stored.frames), **fields}
+    first_bytes, index = prefix(ObjectKind.SNAPSHOT), msgpack.packb(fields)
+    return [first_bytes, *payloads, index + checksum(first_bytes + index) + trailer(index)]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotEnd:
+    """The end of a snapshot object, of which nothing is checked yet.
+
+    Attributes:
+        start: Offset of the index in the object.
+        index: The index.
+        checksum: The checksum of the object's first bytes and its index.
+    """
+
+    start: int
+    index: bytes
+    checksum: bytes
+
+    def fits(self, first_bytes: bytes) -> bool:
+        """Whether the object's first `PREFIX_SIZE` bytes are these, and the index is intact."""
+        return checksum(first_bytes + self.index) == self.checksum
+
+
+def end_span(last_bytes: bytes, object_size: int, name: str) -> tuple[int, int]:
+    """Return the start and end offset of a snapshot object's index, see `pack.index_span`."""
+    return index_span(
+        last_bytes, object_size, name, checksum_size=CHECKSUM_SIZE, limit=_MAX_END_SIZE
+    )
+
+
+class SnapshotIndex(NamedTuple):
+    """The index of a snapshot object, see `parse_end`; manifest and table are compressed.
+
+    Attributes:
+        manifest: The manifest.
+        manifest_size: Its bytes before compression, as the index claims.
+        table: The pack table.
+        table_size: Its bytes before compression, as the index claims.
+        frames: The frames that the object carries.
+    """
+
+    manifest: bytes
+    manifest_size: int
+    table: bytes
+    table_size: int
+    frames: list[Frame]
+
+
+def parse_end(first_bytes: bytes, end: SnapshotEnd, name: str) -> SnapshotIndex:
+    """Check the end of a snapshot object, and return its index.
+
+    Args:
+        first_bytes: The object's first `PREFIX_SIZE` bytes.
+        end: Its end.
+        name: Its name in the store, for error messages.
+
+    Raises:
+        IntegrityError: The object is damaged.
+        UnsupportedError: A newer casweights wrote it.
+    """
+    # The checksum comes first: a damaged version byte must not look like a newer format.
+    if not end.fits(first_bytes):
+        raise corrupt(name, "its checksum does not match")
+    check_kind(ObjectKind.SNAPSHOT, first_bytes, name)
+    check_version(first_bytes[5], name)
+    try:
+        index, frames_end = _unpack_index(end.index)
+    except MALFORMED as error:
+        raise corrupt(name, f"its index is not valid: {error}") from error
+    if frames_end != end.start:
+        raise corrupt(name, "its frames do not end where its index begins")
+    return index
+
+
+def _unpack_index(encoded: bytes) -> tuple[SnapshotIndex, int]:
+    """Return the content of an index, and the offset at which the last frame ends."""
+    data = Unpacker(encoded)
+    readers: dict[str, Callable[[], Any]] = {
+        "frames": lambda: data.scalar(bytes),
+        "manifest": lambda: data.scalar(bytes),
+        "manifest_size": lambda: data.scalar(int),
+        "table": lambda: data.scalar(bytes),
+        "table_size": lambda: data.scalar(int),
+    }
+    fields = data.fields(readers, optional={"frames"})
+    data.finish()
+    frames: list[Frame] = []
+    end = PREFIX_SIZE
+    if (columns := fields.pop("frames", None)) is not None:
+        if len(columns) > MAX_INDEX_SIZE:
+            raise ValueError(f"its frames take {len(columns)} bytes")
+        frames, end = parse_frames(columns)
+        if not frames:
+            raise ValueError("it lists no frames")
+    return SnapshotIndex(**fields, frames=frames), end
+
+
+def parse_snapshot(
+    index: SnapshotIndex, snapshot_id: SnapshotId, name: str, read: ReadChunks
+) -> StoredSnapshot:
+    """Decode the index of a snapshot object and check it against the snapshot's ID.
+
+    Args:
+        index: The index, from `parse_end`.
         snapshot_id: The ID that the snapshot must have.
         name: The object's name in the store, for error messages.
         read: Returns checked structure chunks, given their packs and the size of each. Called when
             a file's header or chunks are first used.
 
     Raises:
-        IntegrityError: The object is damaged or is not this snapshot.
-        UnsupportedError: A newer casweights wrote it.
+        IntegrityError: The object is not this snapshot.
     """
-    payload = unseal(ObjectKind.SNAPSHOT, data, name)
-    if len(payload) < _SIZES.size:
-        raise corrupt(name, "it is too short")
-    manifest_raw, manifest_size, table_raw, table_size = _SIZES.unpack_from(payload)
-    body = memoryview(payload)[_SIZES.size :]
-    if len(body) != manifest_size + table_size:
-        raise corrupt(name, "its sizes do not add up")
-    parts = body[:manifest_size], body[manifest_size:]
-    for what, raw, stored in (
-        (f"the manifest of snapshot {snapshot_id}", manifest_raw, manifest_size),
-        ("its pack table", table_raw, table_size),
-    ):
-        if raw > min(MAX_MANIFEST_SIZE, most_content(stored)):
-            raise corrupt(name, f"{what} is not valid: it claims {raw} bytes in {stored}")
-    manifest = _decompress(parts[0], manifest_raw, name)
-    encoded_table = _decompress(parts[1], table_raw, name)
+    manifest = _decompress(
+        index.manifest, index.manifest_size, f"the manifest of snapshot {snapshot_id}", name
+    )
+    encoded_table = _decompress(index.table, index.table_size, "its pack table", name)
 
     def structure(wanted: Mapping[ChunkId, int]) -> Mapping[ChunkId, bytes]:
         try:
@@ -201,39 +278,26 @@ def decode_snapshot(
 
     snapshot = Snapshot.decode(manifest, snapshot_id, structure)
     try:
-        numbers = _decode_table(encoded_table)
+        numbers = decode_table(encoded_table, CarriedPackId(snapshot_id) if index.frames else None)
         if len(numbers.numbers) < len(snapshot.structure()):
             raise ValueError("it lists fewer packs than the version has headers and pages")
     except MALFORMED as error:
         raise corrupt(name, f"its pack table is not valid: {error}") from error
-    return StoredSnapshot(snapshot, manifest, numbers)
+    return StoredSnapshot(snapshot, manifest, numbers, index.frames)
 
 
-def _decode_table(encoded: bytes) -> PackNumbers:
-    data = Unpacker(encoded)
-    readers: dict[str, Callable[[], Any]] = {
-        "packs": lambda: data.scalar(bytes),
-        "pack": data.ints,
-        "places": lambda: {data.scalar(int): data.scalar(bytes) for _ in data.pairs(len(encoded))},
-        "shallow": lambda: data.scalar(bool),
-        "structure": lambda: data.scalar(int),
-    }
-    table = data.fields(readers, optional={"places", "shallow", "structure"})
-    data.finish()
-    joined, numbers, places = table["packs"], table["pack"], table.get("places", {})
-    if min([*numbers, *places], default=0) < 0:
-        raise ValueError("it has a negative pack number")
-    packs = [PackId(joined[n : n + 32]) for n in range(0, len(joined), 32)]
-    if max([*numbers, *places], default=-1) >= len(packs):
-        raise ValueError("it has a number without a pack")
-    structure = table.get("structure")
-    if structure is not None and not 0 <= structure <= len(packs):
-        raise ValueError(f"it has {structure} packs of structure chunks among {len(packs)}")
-    placed = {packs[n]: place for n, place in places.items()}
-    return PackNumbers(packs, numbers, placed, table.get("shallow", False), structure)
+def decode_snapshot(
+    data: bytes, snapshot_id: SnapshotId, name: str, read: ReadChunks
+) -> StoredSnapshot:
+    """Parse a whole snapshot object; raise the errors of `parse_end` and `parse_snapshot`."""
+    start, stop = end_span(data[-TRAILER_SIZE:], len(data), name)
+    end = SnapshotEnd(start, data[start:stop], data[stop:-TRAILER_SIZE])
+    return parse_snapshot(parse_end(data[:PREFIX_SIZE], end, name), snapshot_id, name, read)
 
 
-def _decompress(data: memoryview, raw_size: int, name: str) -> bytes:
+def _decompress(data: bytes, raw_size: int, what: str, name: str) -> bytes:
+    if not 0 <= raw_size <= min(MAX_MANIFEST_SIZE, most_content(len(data))):
+        raise corrupt(name, f"{what} is not valid: it claims {raw_size} bytes in {len(data)}")
     try:
         return decompress_object(data, raw_size)
     except ValueError as error:

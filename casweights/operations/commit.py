@@ -215,18 +215,19 @@ def write_version(
 
 
 def _save(db: Database, version: EncodedVersion, move: bytes, *, assume_absent: bool) -> None:
-    """Make the last pack and the snapshot durable.
+    """Make the snapshot durable, with the frames that it carries.
 
     A store that uploads before it publishes may upload the branch's move at the same time.
     """
-    last = version.encoded.last
     # Where refs are in another store, uploading the move to this one would be useless.
     early = [[move]] if db.config.refs is None else []
     db.snapshots.save(
-        version.snapshot, version.manifest, last, early=early, assume_absent=assume_absent
+        version.snapshot,
+        version.manifest,
+        version.encoded.last,
+        early=early,
+        assume_absent=assume_absent,
     )
-    if last is not None:
-        db.index.add(last.name, last.size, last.locations)
 
 
 def _report(db: Database, stats: CommitStats, moved: Head) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from casweights.database.writer import seal
 from casweights.format.file_entry import FileEntry, stored_chunks, structure_sizes
-from casweights.format.snapshot import PackTable
+from casweights.format.pack_table import PackTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casweights.database import Database
     from casweights.database.index import Hold
-    from casweights.format.pack import SealedPack
+    from casweights.format.pack import OpenPack
 
 
 class Written(NamedTuple):
@@ -34,23 +35,23 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EncodedFiles:
-    """Files whose chunks are in the store, or in one pack that is ready to be written.
+    """Files whose chunks are in the store, or ready to be written in one object.
 
-    After `encode_files`, the last pack is only in memory: `detached` copies the parts of it that
-    may change, and `durable` writes it. The result of `durable` may be pickled, and joined with
-    that of other processes.
+    After `encode_files`, the last frames are only in memory: `detached` copies those that may
+    change, and `durable` writes them as a pack. The result of `durable` may be pickled, and joined
+    with that of other processes.
 
     Attributes:
         files: The files, as a manifest lists them.
-        last: The pack that is not written yet; None if all are.
-        written: Counts of what was written, the last pack included.
+        last: The frames that are not written yet; None if all are.
+        written: Counts of what was written, the last frames included as a pack.
         table: The packs of the chunks of durable files, so that another process need not search
             for them; None for files that are not durable.
         hold: Keeps the index from forgetting the new packs before a snapshot names them.
     """
 
     files: tuple[FileEntry, ...]
-    last: SealedPack | None
+    last: OpenPack | None
     written: Written
     table: PackTable | None = None
     hold: Hold | None = None
@@ -63,18 +64,19 @@ class EncodedFiles:
         """
         if self.last is None:
             return self
-        parts = [bytes(part) if isinstance(part, memoryview) else part for part in self.last.parts]
-        return replace(self, last=replace(self.last, parts=parts))
+        payloads = [bytes(p) if isinstance(p, memoryview) else p for p in self.last.payloads]
+        return replace(self, last=replace(self.last, payloads=payloads))
 
     def durable(self, db: Database) -> Self:
-        """Write the last pack; return the files with their table.
+        """Write the last frames as a pack; return the files with their table.
 
         Raises:
             StoreError: The store could not be written.
         """
         if self.last is not None:
-            db.store.put(self.last.name, self.last.parts)
-            db.index.add(self.last.name, self.last.size, self.last.locations)
+            pack = seal(db, self.last)
+            db.store.put(pack.name, pack.parts)
+            db.index.add(pack.name, pack.size, pack.locations)
         rows = [file.row(db.config) for file in self.files]
         structure = len(structure_sizes(rows, db.config))
         chunks = stored_chunks(self.files, db.config)

@@ -19,8 +19,7 @@ from casweights.errors import (
 )
 from casweights.events import Stage
 from casweights.format import names
-from casweights.format.fields import parse_id
-from casweights.ids import PackId, Suspect
+from casweights.ids import Suspect
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ class FrameCheck:
     Attributes:
         problems: One error for each damaged frame or pack.
         gone: Names of packs that were deleted since they were listed.
+        unreadable: Names of packs, and of snapshots' objects, whose index is damaged.
+        packs: Number of packs, those that snapshots carry included.
         frames: Number of frames found.
         sound: Chunks that have a sound frame.
         stranded: Frames whose base has no sound frame.
@@ -74,6 +75,8 @@ class FrameCheck:
         self._by_base: dict[ChunkId | None, list[Location]] = {}  # whole frames at None
         self.problems: list[CasweightsError] = []
         self.gone: set[str] = set()
+        self.unreadable: set[str] = set()
+        self.packs = 0
         self.frames = 0
         self.sound: set[ChunkId] = set()
         self.stranded: list[Location] = []
@@ -87,8 +90,10 @@ class FrameCheck:
                 self.gone.add(info.name)
             elif isinstance(found, CasweightsError):
                 self.problems.append(found)
+                self.unreadable.add(info.name)
             else:
                 locations = found
+            self.packs += bool(locations) or not _is_snapshot(info)
             for location in locations:
                 self._by_base.setdefault(location.frame.base, []).append(location)
             self.frames += len(locations)
@@ -193,10 +198,15 @@ def _try_index(
     try:
         return info, read_pack_index(db.store, info)
     except UNSOUND as error:
-        if isinstance(error, IntegrityError):
+        # Every reader of a snapshot sees that its end is damaged, and the end may list no frames.
+        if isinstance(error, IntegrityError) and not _is_snapshot(info):
             with suppress(IntegrityError):  # the object's name is not a pack's name
-                error.suspect = Suspect(parse_id(PackId, names.PACKS, info.name), None)
+                error.suspect = Suspect(names.pack_of(info.name), None)
         return info, error
+
+
+def _is_snapshot(info: ObjectInfo) -> bool:
+    return info.name.startswith(names.SNAPSHOTS)
 
 
 def _try_payload(db: Database, location: Location) -> tuple[Location, CasweightsError | None]:

@@ -58,8 +58,12 @@ def maintain(db: Database) -> MaintainStats:
 
 
 def _by_age(db: Database) -> list[ObjectInfo]:
-    """Return all packs, the oldest first, so that frames of one time are next to each other."""
-    return sorted(list_packs(db.store), key=lambda info: (info.created, info.name))
+    """Return all packs, the oldest first, so that frames of one time are next to each other.
+
+    Those that snapshots carry are left out: the snapshots need their objects.
+    """
+    packs = list_packs(db.store, carried=False)
+    return sorted(packs, key=lambda info: (info.created, info.name))
 
 
 def _merge(db: Database, level: Sequence[ObjectInfo]) -> int:

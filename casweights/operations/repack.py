@@ -66,7 +66,9 @@ class _Repack:
 
 
 def repack(db: Database, *, compression: Compression) -> RepackStats:
-    """Store all chunks again, in new packs, and delete the packs that these replace.
+    """Store the chunks of all packs again, in new packs, and delete the packs that these replace.
+
+    Frames that snapshots carry stay where they are, and new frames may build on them.
 
     A pack is deleted only if it was read before the rewrite and each of its frames has a durable
     replacement in a pack of a higher generation: its chunk can be rebuilt from the new packs, or
@@ -84,14 +86,14 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
         StoreError: The store could not be written.
     """
     db.index.load()
-    old = db.index.contents()
+    old = [pack for pack in db.index.contents() if pack.info.name.startswith(names.PACKS)]
     if not _is_settled(db, old, compression):
         generation = 1 + max((pack.generation for pack in old), default=0)
         replaced = _rewrite_all(db, old, PackWriter(db, generation), compression)
         db.store.delete_all(replaced)
         db.index.load()
     db.findings.answer_gone()
-    now = list(list_packs(db.store))
+    now = list(list_packs(db.store, carried=False))
     return RepackStats(
         packs=len(now),
         old_packs=len(old),
@@ -144,6 +146,7 @@ def _rewrite_all(
     plan = KnownChunks()
     encoder = DifferenceEncoder(db.reader, plan, db.cache, db.snapshots.structure, compression)
     work = _Repack(db, plan, encoder, writer, set())
+    _keep_carried(work, old)
     try:
         _rewrite_versions(work)
         failed = _copy_others(work, old)
@@ -153,6 +156,22 @@ def _rewrite_all(
     kept = {names.pack_name(loc.pack) for loc in failed if loc.frame.chunk not in plan}
     # An old pack may be identical to a new one, and must not be deleted then.
     return [pack.info.name for pack in old if pack.info.name not in kept | writer.names]
+
+
+def _keep_carried(work: _Repack, old: Sequence[PackContents]) -> None:
+    """Treat frames that snapshots carry as if they were new, so that they are not stored again.
+
+    The chunks of old packs are stored again in any case: a carried frame may be damaged, and the
+    old pack is deleted.
+    """
+    index = work.db.index
+    again = {location.frame.chunk for pack in old for location in pack.locations}
+    for pack in index.contents():
+        if pack.info.name.startswith(names.SNAPSHOTS):
+            kept = [at for at in pack.locations if at.frame.chunk not in again]
+            frames = [at for at in kept if not index.doubts(at)]
+            work.plan.add_frames(frames)
+            work.done.update(at.frame.chunk for at in frames)
 
 
 def _rewrite_versions(work: _Repack) -> None:

@@ -27,8 +27,9 @@ def stats(db: Database) -> StoreStats:
         IntegrityError: A snapshot is damaged.
     """
     db.index.load()
-    packs = list(list_packs(db.store))
+    packs = list(list_packs(db.store, carried=False))
     snapshots = db.store.sizes(map(names.snapshot_name, db.snapshots.ids()))
+    carried = _carried_bytes(db)
     structure: set[ChunkId] = set()
     versions = tuple(_version_stats(db, structure))
     frames = [
@@ -40,13 +41,20 @@ def stats(db: Database) -> StoreStats:
     raw_sizes = {frame.chunk: frame.raw_size for frame in frames}
     return StoreStats(
         versions=versions,
-        packs=len(packs),
-        pack_bytes=sum(info.size for info in packs),
-        snapshot_bytes=sum(snapshots.values()),
+        packs=len(packs) + len(carried),
+        pack_bytes=sum(info.size for info in packs) + sum(carried),
+        snapshot_bytes=sum(snapshots.values()) - sum(carried),
         chunks=len(raw_sizes),
         chunk_bytes=sum(raw_sizes.values()),
         encodings=dict(Counter(_encoding_name(frame) for frame in frames)),
     )
+
+
+def _carried_bytes(db: Database) -> list[int]:
+    """Return the bytes of all frames in each snapshot's object that carries some."""
+    packs = (p for p in db.index.contents() if p.info.name.startswith(names.SNAPSHOTS))
+    sizes = (sum(location.frame.size for location in pack.locations) for pack in packs)
+    return [size for size in sizes if size]
 
 
 def _encoding_name(frame: Frame) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.findings import summarize
@@ -9,7 +10,6 @@ from casweights.database.snapshots import SnapshotStore
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
-from casweights.format.fields import parse_id
 from casweights.ids import SnapshotId, Suspect
 from casweights.operations.frame_check import UNSOUND, FrameCheck
 from casweights.results import Verification
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.format.snapshot import StoredSnapshot
-    from casweights.ids import ChunkId, Suspect
+    from casweights.ids import ChunkId, PackId, Suspect
 
 
 _STRUCTURE = "header or list of chunks", "headers and lists of chunks"
@@ -75,6 +75,7 @@ class _Look:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._problems: list[CasweightsError] = []  # of versions and refs, not of frames
+        self._unreadable: set[str] = set()
         self.gone: set[str] = set()
         self.lost: set[ChunkId] = set()
         self.unlisted: set[str] = set()
@@ -90,7 +91,7 @@ class _Look:
         known = db.findings.load()
         refs = db.refs.objects()
         snapshots = list(db.store.list(names.SNAPSHOTS))
-        packs = _list_packs(db, unlisted)
+        packs = [*snapshots, *_list_packs(db, unlisted)]
         frames = _check_frames(db, packs, quick=quick)
         self.gone = frames.gone
         damaged = _damaged(frames)
@@ -100,6 +101,7 @@ class _Look:
             checked = {info.name for info in packs} - self.gone
             _answer(db, known - untested, damaged, checked)
         db.findings.answer_gone()
+        self._unreadable = frames.unreadable
         found = self._verify_snapshots(snapshots, frames.sound)
         self.unlisted = set(db.store.sizes(self.unlisted - {info.name for info in packs}))
         self._verify_refs(refs, found)
@@ -107,7 +109,7 @@ class _Look:
         return Verification(
             problems=(*problems, *db.findings.problems(), *_odd_names(db)),
             snapshots=len(found),
-            packs=len(packs),
+            packs=frames.packs,
             frames=frames.frames,
             nbytes=sum(info.size for info in packs),
             damaged=len(damaged),
@@ -127,9 +129,10 @@ class _Look:
             try:
                 stored = snapshots.load_stored(snapshot_id)
             except UNSOUND as error:
+                name = names.snapshot_name(snapshot_id)
                 if isinstance(error, NotFoundError) and not self._exists(snapshot_id):
                     found.discard(snapshot_id)
-                else:
+                elif name not in self._unreadable:  # otherwise it is among the frames' problems
                     self._problems.append(error)
                 continue
             numbered[snapshot_id] = _Numbered(stored.snapshot.number, stored.snapshot.parents[:1])
@@ -147,7 +150,7 @@ class _Look:
         found: set[SnapshotId] = set()
         for info in listed:
             try:
-                found.add(parse_id(SnapshotId, names.SNAPSHOTS, info.name))
+                found.add(names.parse_id(SnapshotId, names.SNAPSHOTS, info.name))
             except IntegrityError as error:
                 self._problems.append(error)
         return found
@@ -247,8 +250,18 @@ def _answer(
             return suspect.pack in bad_packs
         return suspect in damaged or suspect.pack in wholly_bad
 
-    refuted = [s for s in known if names.pack_name(s.pack) in checked and not is_true(s)]
+    packs = _packs(checked)  # a finding does not say whether a snapshot carries the pack
+    refuted = [s for s in known if s.pack in packs and not is_true(s)]
     db.findings.answer(refuted)
+
+
+def _packs(objects: Iterable[str]) -> set[PackId]:
+    """Return the packs in these objects; those with other names are left out."""
+    packs: set[PackId] = set()
+    for name in objects:
+        with suppress(IntegrityError):
+            packs.add(names.pack_of(name))
+    return packs
 
 
 def _odd_names(db: Database) -> Iterator[CasweightsError]:

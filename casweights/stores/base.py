@@ -313,6 +313,20 @@ class ObjectStore(ABC):
         """
         return self.get(name, 0, check_size(name, self.size(name), limit))
 
+    def read_end(self, name: str, most: int) -> tuple[bytes, int]:
+        """Return the end of an object, and the number of bytes of the whole object.
+
+        Args:
+            name: Name of the object.
+            most: Bytes to return, at least 1; all of an object that has fewer.
+
+        Raises:
+            NotFoundError: The object does not exist.
+        """
+        size = self.size(name)
+        start = max(0, size - most)
+        return self.get(name, start, size - start), size
+
     def forget(self, name: str) -> bool:
         """Drop all cached data of an object: its locator and copies of its bytes.
 

@@ -59,20 +59,32 @@ class CachedStore(WrapperStore):
         if not _is_cached(name):
             return self.inner.get(name, start, size)
         if size is None:
-            whole = self._cache.whole_size(name)
-            size = (self.inner.size(name) if whole is None else whole) - start
+            known = self._cache.size(name)
+            size = (self.inner.size(name) if known is None else known) - start
         return ObjectStore.get(self, name, start, size)
 
     def read(self, name: str, limit: int) -> bytes:
         if not _is_cached(name):
             return self.inner.read(name, limit)
         with self._turn(name, 0, -1):
-            size = self._cache.whole_size(name)
+            size = self._cache.size(name)
             if size is not None and size <= limit:
                 return self.get(name, 0, size)
             data = self.inner.read(name, limit)
-            self._cache.keep(name, 0, [data], whole=True)
+            self._cache.keep(name, 0, [data], to_end=True)
         return data
+
+    def read_end(self, name: str, most: int) -> tuple[bytes, int]:
+        if not _is_cached(name):
+            return self.inner.read_end(name, most)
+        with self._turn(name, -most, most):
+            size = self._cache.size(name)
+            if size is not None:
+                start = max(0, size - most)
+                return self.get(name, start, size - start), size
+            data, size = self.inner.read_end(name, most)
+            self._cache.keep(name, size - len(data), [data], to_end=True)
+        return data, size
 
     def put(self, name: str, parts: Parts) -> bool:
         created = self.inner.put(name, parts)
@@ -109,7 +121,7 @@ class CachedStore(WrapperStore):
     def _keep_written(self, name: str, parts: Parts) -> None:
         """Cache a written object: its writer probably needs it as the base of the next version."""
         if _is_cached(name) and sum(map(len, parts)) <= MAX_WRITTEN:
-            self._cache.keep(name, 0, parts, whole=True)
+            self._cache.keep(name, 0, parts, to_end=True)
 
     @contextmanager
     def _turn(self, name: str, start: int, size: int) -> Iterator[None]:

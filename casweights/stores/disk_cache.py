@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 PAUSE = 60.0  # seconds without writing after an error
 _TOUCH = 60.0  # seconds; a file's time of use is updated at most once in this interval
-_EXTENT = re.compile(r"(\d{1,20})-(\d{1,20})(\.whole)?")
+_EXTENT = re.compile(r"(\d{1,20})-(\d{1,20})(\.end)?")
 
 
 class _Extent(NamedTuple):
-    """A range of an object's bytes; `whole` if the range is known to be the whole object."""
+    """A range of an object's bytes; `to_end` if the object is known to end with it."""
 
     start: int
     stop: int
-    whole: bool = False
+    to_end: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
@@ -47,7 +47,7 @@ class _Extent(NamedTuple):
         return None if match is None else cls(int(match[1]), int(match[2]), bool(match[3]))
 
     def __str__(self) -> str:
-        return f"{self.start}-{self.stop}{'.whole' if self.whole else ''}"
+        return f"{self.start}-{self.stop}{'.end' if self.to_end else ''}"
 
     def covers(self, start: int, stop: int) -> bool:
         return self.start <= start and stop <= self.stop
@@ -93,21 +93,21 @@ class DiskCache:
                         return True
         return False
 
-    def whole_size(self, name: str) -> int | None:
-        """Return the size in bytes of an object that is cached as a whole; None for others."""
+    def size(self, name: str) -> int | None:
+        """Return the size in bytes of an object whose end is cached; None for others."""
         if name in self._spoilt:
             return None
         extents = _list_extents(self._object_folder(name))
-        return next((extent.stop for extent in extents if extent.whole), None)
+        return next((extent.stop for extent in extents if extent.to_end), None)
 
-    def keep(self, name: str, start: int, parts: Parts, *, whole: bool = False) -> None:
+    def keep(self, name: str, start: int, parts: Parts, *, to_end: bool = False) -> None:
         """Store an extent, if there is room for it. Errors of the disk are ignored.
 
         Args:
             name: Name of the object.
             start: Offset of the extent in the object.
             parts: The extent's bytes.
-            whole: The extent is the whole object.
+            to_end: The object ends with the extent.
         """
         size = sum(map(len, parts))
         if not 0 < size <= self._largest or time.monotonic() < self._resume:
@@ -115,7 +115,7 @@ class DiskCache:
         try:
             with self._space.reserve(size) as fits:
                 if fits:
-                    self._write(name, _Extent(start, start + size, whole), parts)
+                    self._write(name, _Extent(start, start + size, to_end), parts)
         except OSError:
             self._pause()
 
@@ -140,7 +140,7 @@ class DiskCache:
             os.close(descriptor)
         _rename(draft, folder / str(extent))
         for other in _list_extents(folder):
-            if extent.covers(other.start, other.stop) and not (other == extent or other.whole):
+            if extent.covers(other.start, other.stop) and not (other == extent or other.to_end):
                 _remove(folder / str(other))
 
     def _draft_path(self) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _CELL = 8 * MiB  # bytes; no piece crosses a multiple of this, so pieces are the same every time
 _MIN_CELL = MiB // 2  # bytes; below this, a round trip takes longer than the transfer
 _GAP = MiB // 4  # bytes; ranges at most this far apart are fetched in one request
+_MAX_END = MiB // 4  # bytes; a longer end of an object is not kept
+_MAX_ENDS = 16  # kept: those of the snapshots that are read at about the same time
 _THREADS = 16  # concurrent fetches: enough to hide round trips of about 100 ms
 
 
@@ -60,6 +62,9 @@ class ReadaheadStore(Handle, WrapperStore):
     themselves. A failed fetch raises nothing: the reader repeats it and gets the
     error. One lock guards all fields, and no thread holds it during a fetch.
 
+    The ends of objects that `read_end` returned last are kept, too. They answer reads inside of
+    ``with`` blocks of `ahead`: the reader of a snapshot needs other parts of its end soon after.
+
     Args:
         inner: The store to read from.
         window: Maximum bytes in memory that were fetched and not read yet. One span may exceed it.
@@ -74,6 +79,8 @@ class ReadaheadStore(Handle, WrapperStore):
         self._waiting: deque[_Span] = deque()
         self._started: dict[_Span, None] = {}  # the least recently used first
         self._held = 0
+        self._blocks = 0  # of `ahead` that have not ended
+        self._ends: OrderedDict[str, tuple[int, bytes]] = OrderedDict()  # offset and bytes
 
     @contextmanager
     def ahead(self) -> Iterator[Announce]:
@@ -83,10 +90,13 @@ class ReadaheadStore(Handle, WrapperStore):
         def announce(groups: Iterable[Sequence[Range]]) -> None:
             announced.extend(self._announce(list(groups)))
 
+        with self._lock:
+            self._blocks += 1
         try:
             yield announce
         finally:
             with self._lock:
+                self._blocks -= 1
                 for span in announced:
                     self._drop(span)
 
@@ -101,6 +111,8 @@ class ReadaheadStore(Handle, WrapperStore):
             by_cell: dict[_Cell, list[tuple[int, int]]] = {}
             for name, start, stop in (wanted for group in groups for wanted in group):
                 known = self._find(name, start, stop)
+                if self._end(name, start, stop) is not None:
+                    continue
                 if known is not None:
                     known.needed += stop - start
                 else:
@@ -140,6 +152,13 @@ class ReadaheadStore(Handle, WrapperStore):
                 return span
         return None
 
+    def _end(self, name: str, start: int, stop: int) -> memoryview | None:
+        """Return a range of an object's end that may be used. The caller holds the lock."""
+        offset, data = self._ends.get(name, (0, b""))
+        if not self._blocks or not offset <= start <= stop <= offset + len(data):
+            return None
+        return memoryview(data)[start - offset : stop - offset]
+
     def _drop(self, span: _Span) -> None:
         """Remove a span, and free its part of the window. The caller holds the lock."""
         span.needed = 0
@@ -158,9 +177,10 @@ class ReadaheadStore(Handle, WrapperStore):
     def _take(self, name: str, start: int, stop: int) -> memoryview | None:
         """Return an announced range; None if it was not announced, or could not be fetched."""
         with self._lock:
+            end = self._end(name, start, stop)
             span = self._find(name, start, stop)
-            if span is None:
-                return None
+            if end is not None or span is None:
+                return end
             if span.fetched is None:  # it is needed before its turn
                 self._start(span)
             self._started[span] = self._started.pop(span)
@@ -195,6 +215,16 @@ class ReadaheadStore(Handle, WrapperStore):
     def read(self, name: str, limit: int) -> bytes:
         return self.inner.read(name, limit)
 
+    def read_end(self, name: str, most: int) -> tuple[bytes, int]:
+        data, size = self.inner.read_end(name, most)
+        with self._lock:
+            self._ends.pop(name, None)
+            if len(data) <= _MAX_END:
+                self._ends[name] = size - len(data), data
+            if len(self._ends) > _MAX_ENDS:
+                self._ends.popitem(last=False)
+        return data, size
+
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         found = self._take(name, start, start + len(out))
         if found is None:
@@ -207,7 +237,8 @@ class ReadaheadStore(Handle, WrapperStore):
             spans = list(self._spans.get(name, ()))
             for span in spans:
                 self._drop(span)
-        return self.inner.forget(name) or bool(spans)
+            end = self._ends.pop(name, None)
+        return self.inner.forget(name) or bool(spans) or end is not None
 
 
 def _merged(name: str, ranges: list[tuple[int, int]]) -> Iterator[_Span]:

@@ -105,6 +105,9 @@ class RetryStore(WrapperStore):
     def read(self, name: str, limit: int) -> bytes:
         return self._retry(lambda: self.inner.read(name, limit))
 
+    def read_end(self, name: str, most: int) -> tuple[bytes, int]:
+        return self._retry(lambda: self.inner.read_end(name, most))
+
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         return self._retry(lambda: self.inner.get(name, start, size))
 

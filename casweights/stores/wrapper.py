@@ -20,8 +20,8 @@ _Ability = TypeVar("_Ability")
 # overrides the core method gets these defaults back, so that no call bypasses its override.
 _MADE_OF = {
     "put": ("batch", "copy_from"),
-    "size": ("exists", "sizes", "present", "get", "read"),
-    "readinto": ("get", "read"),
+    "size": ("exists", "sizes", "present", "get", "read", "read_end"),
+    "readinto": ("get", "read", "read_end"),
     "delete": ("delete_all",),
 }
 

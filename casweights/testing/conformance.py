@@ -356,5 +356,17 @@ class StoreTests(AbilityTests):
         with pytest.raises(NotFoundError):
             store.read("nothing", 10)
 
+    @pytest.mark.parametrize("most", [1, 4, 9, 10, 11, 1000])
+    def test_read_end_returns_the_last_bytes_and_the_size(
+        self, store: ObjectStore, again: Callable[[], ObjectStore], most: int
+    ) -> None:
+        store.put("name", [b"0123456789"])
+        store.put("blank", [])
+        for client in (store, again(), again()):
+            assert client.read_end("name", most) == (b"0123456789"[max(0, 10 - most) :], 10)
+            assert client.read_end("blank", most) == (b"", 0)
+            with pytest.raises(NotFoundError):
+                client.read_end("nothing", most)
+
     def test_a_store_has_a_url(self, store: ObjectStore) -> None:
         assert store.url

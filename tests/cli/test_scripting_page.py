@@ -88,7 +88,7 @@ def test_long_commands_have_the_documented_fields(run_json: Json, store: Path) -
     check("`verify`", run_json("verify")[-1])
     check("`push`, `pull`", run_json("push", "there", "--create")[-1])
     check("`push`, `pull`", run_json("pull", "there")[-1])
-    next((store / "packs").iterdir()).unlink()
+    min((store / "snapshots").iterdir()).unlink()
     *problems, summary = run_json("verify", status=13)
     check("`verify`", summary)
     for problem in problems:
@@ -117,6 +117,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_progress_has_the_documented_fields_and_stages(
     run: Run, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ from tests.histories import CHUNK, weights
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 
 def test_reading_a_damaged_frame_records_a_finding() -> None:
     objects = MemoryStore()

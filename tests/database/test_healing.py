@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
     from tests.histories import State
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 
 def commit_on_top(objects: ObjectStore, intact: ObjectStore, state: State) -> None:
     with casweights.open(objects) as repo:

@@ -12,7 +12,7 @@ from casweights.database.chains import ChainFinder
 from casweights.database.frame_table import FrameTable
 from casweights.database.index import ChunkIndex
 from casweights.errors import ErrorCode, NotFoundError
-from casweights.format.snapshot import PackTable
+from casweights.format.pack_table import PackTable
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.counting import CountingStore
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectInfo
+
+pytestmark = pytest.mark.usefixtures("packs_apart")
 
 
 class Listed(WrapperStore):

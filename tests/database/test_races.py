@@ -31,6 +31,8 @@ WRITERS, COMMITS = 4, 8
 WRITER = """
 import sys, casweights
 from pathlib import Path
+
+pytestmark = pytest.mark.usefixtures("packs_apart")
 store, source, writer, commits = sys.argv[1:]
 with casweights.open(store) as repo:
     for n in range(int(commits)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import struct
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,19 +17,26 @@ from casweights import CasweightsError, InvalidInputError, SnapshotId
 from casweights.config import StoreConfig
 from casweights.format.codecs import decode
 from casweights.format.dtypes import DTYPES
-from casweights.format.envelope import ObjectKind, prefix, seal, unseal
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal, unseal
 from casweights.format.file_entry import FileEntry
 from casweights.format.file_paths import check_paths
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
 from casweights.format.pack import parse_index as parse_pack_index
+from casweights.format.pack_table import PackTable
 from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.safetensors import build_header, header_size, parse_header
-from casweights.format.snapshot import PackTable, StoredSnapshot, decode_snapshot, encode_snapshot
+from casweights.format.snapshot import (
+    StoredSnapshot,
+    decode_snapshot,
+    encode_snapshot,
+    end_span,
+)
 from casweights.format.store_file import decode_store_file, encode_store_file
 from casweights.format.zstd import decompress_into
 from casweights.ids import ChunkId, PackId
+from tests.structure import sealed_snapshot, snapshot_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -110,15 +116,17 @@ INDEX: dict[str, Any] = {
 }
 
 
-def snapshot_object(manifest: bytes, table: bytes) -> bytes:
-    packed = [zstandard.compress(manifest), zstandard.compress(table)]
-    sizes = struct.pack("<4I", len(manifest), len(packed[0]), len(table), len(packed[1]))
-    return seal(ObjectKind.SNAPSHOT, sizes + b"".join(packed))
-
-
 HONEST_MANIFEST = msgpack.packb(MANIFEST)
 HONEST_ID = SnapshotId(blake3_256(HONEST_MANIFEST))
-HONEST_SNAPSHOT = snapshot_object(HONEST_MANIFEST, msgpack.packb(TABLE))
+HONEST_SNAPSHOT = sealed_snapshot(HONEST_MANIFEST, msgpack.packb(TABLE))
+SNAPSHOT: dict[str, Any] = {
+    "frames": msgpack.packb(INDEX),
+    "manifest": zstandard.compress(HONEST_MANIFEST),
+    "manifest_size": len(HONEST_MANIFEST),
+    "table": zstandard.compress(msgpack.packb({**TABLE, "packs": b""})),
+    "table_size": len(msgpack.packb({**TABLE, "packs": b""})),
+}
+CARRYING_SNAPSHOT = snapshot_object(msgpack.packb(SNAPSHOT), CHUNK)
 
 
 def decode_manifest(encoded: bytes, header: bytes = HEADER, page: bytes = PAGE) -> Snapshot:
@@ -178,7 +186,7 @@ def test_unedited_values_are_accepted() -> None:
         ),
     )
     assert snapshot.time == datetime.fromtimestamp(1_700_000_000, UTC)
-    again = decode_object(encode_snapshot(StoredSnapshot(rebuilt, encoded, table)))
+    again = decode_object(b"".join(encode_snapshot(StoredSnapshot(rebuilt, encoded, table))))
     assert (again.snapshot, again.table) == (snapshot, table)
     assert parse_index(msgpack.packb(INDEX)) == [FRAME]
     assert build_index([FRAME])[1][:-TRAILER_SIZE] == msgpack.packb(INDEX)
@@ -189,11 +197,26 @@ def test_edited_snapshot_gives_a_value_or_a_named_error(data: bytes) -> None:
     parse(decode_object, data)
 
 
-@given(edited(unseal(ObjectKind.SNAPSHOT, HONEST_SNAPSHOT, NAME)))
+@given(st.data())
 def test_edited_snapshot_with_a_valid_checksum_gives_a_value_or_a_named_error(
-    payload: bytes,
+    data: st.DataObject,
 ) -> None:
-    parse(decode_object, seal(ObjectKind.SNAPSHOT, payload))
+    """Bare or not: the frames may be missing, or not those that the index lists."""
+    honest = data.draw(st.sampled_from([HONEST_SNAPSHOT, CARRYING_SNAPSHOT]))
+    start, stop = end_span(honest[-TRAILER_SIZE:], len(honest), NAME)
+    frames = data.draw(st.sampled_from([honest[PREFIX_SIZE:start], b"", b"f" * 12]))
+    index = data.draw(edited(honest[start:stop]) | with_some(SNAPSHOT, packable).map(msgpack.packb))
+    parse(decode_object, snapshot_object(index, frames))
+
+
+@given(edited(CARRYING_SNAPSHOT))
+def test_edited_snapshot_with_frames_gives_a_value_or_a_named_error(data: bytes) -> None:
+    parse(decode_object, data)
+
+
+def test_the_snapshot_that_is_edited_carries_a_frame() -> None:
+    stored = decode_object(CARRYING_SNAPSHOT)
+    assert (stored.snapshot, stored.frames) == (decode_manifest(HONEST_MANIFEST), [FRAME])
 
 
 @given(st.binary() | edited(msgpack.packb(TABLE)) | with_some(TABLE, packable).map(msgpack.packb))

@@ -19,7 +19,8 @@ from casweights.format.codecs import Encoding
 from casweights.format.file_entry import FileEntry
 from casweights.format.manifest import EncodedSnapshot, Manifest
 from casweights.format.names import PACKS, pack_name, snapshot_name
-from casweights.format.snapshot import PackTable, StoredSnapshot, encode_snapshot
+from casweights.format.pack_table import PackTable
+from casweights.format.snapshot import StoredSnapshot, encode_snapshot
 from casweights.stores.memory import MemoryStore
 from casweights.testing.counting import CountingStore
 from casweights.testing.faults import flip_bit
@@ -338,7 +339,5 @@ def add_version_of(store: MemoryStore, raws: list[bytes], pack: PackId) -> Snaps
     )
     snapshot, encoded = EncodedSnapshot.of(manifest)
     table = PackTable([pack], dict.fromkeys(map(chunk_id, raws), pack))
-    store.put(
-        snapshot_name(snapshot.id), [encode_snapshot(StoredSnapshot(snapshot, encoded, table))]
-    )
+    store.put(snapshot_name(snapshot.id), encode_snapshot(StoredSnapshot(snapshot, encoded, table)))
     return snapshot.id

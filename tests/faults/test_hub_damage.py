@@ -189,7 +189,7 @@ def test_wrong_locators_in_a_snapshot_do_no_harm(
 
 
 def rewrite(hub: LocalHub, prefix: str, stored: StoredSnapshot) -> None:
-    data = encode_snapshot(stored)
+    data = b"".join(encode_snapshot(stored))
     replace_object(hub, prefix, names.snapshot_name(stored.snapshot.id), data)
 
 

@@ -13,6 +13,7 @@ from casweights.format import names
 from casweights.format.envelope import FORMAT_VERSION, PREFIX_SIZE
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256, checksum
 from casweights.format.pack import TRAILER_SIZE, index_span
+from casweights.format.snapshot import end_span
 from casweights.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ def replace(store: MemoryStore, name: str, data: bytes, new_name: str | None = N
 
 def newer_prefix(data: bytes) -> bytes:
     return data[:5] + bytes((NEWER,)) + data[6:]
+
+
+def make_snapshot_newer(store: MemoryStore, name: str) -> None:
+    data = newer_prefix(store.get(name))
+    start, stop = end_span(data[-TRAILER_SIZE:], len(data), name)
+    total = checksum(data[:PREFIX_SIZE] + data[start:stop])
+    replace(store, name, data[:stop] + total + data[-TRAILER_SIZE:])
 
 
 def make_newer(store: MemoryStore, name: str) -> None:
@@ -85,7 +93,7 @@ def test_newer_store_is_refused_as_newer(store: MemoryStore) -> None:
 
 def test_newer_snapshot_is_refused_as_newer(store: MemoryStore, tmp_path: Path) -> None:
     (name,) = (info.name for info in store.list(names.SNAPSHOTS))
-    make_newer(store, name)
+    make_snapshot_newer(store, name)
     with casweights.open(store) as repo:
         assert_newer(name, lambda: repo.checkout("main", tmp_path / "out"))
         assert_newer(name, lambda: repo.snapshot("v1"))
@@ -96,6 +104,7 @@ def test_newer_snapshot_is_refused_as_newer(store: MemoryStore, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_newer_pack_is_refused_as_newer(store: MemoryStore, tmp_path: Path) -> None:
     name = make_pack_newer(store)
     with casweights.open(store) as repo:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from casweights.errors import ErrorCode, InvalidInputError
+from casweights.errors import ErrorCode, IntegrityError, InvalidInputError
 from casweights.format import names
-from casweights.ids import PackId, SnapshotId
+from casweights.ids import CarriedPackId, PackId, SnapshotId
 from casweights.stores.base import check_name
 
 GOOD = ["main", "v1", "feature/lora-r8", "2026.08.01", "a+b=c", "_x", "x" * 200, "a/b/c/d", "ref"]
@@ -53,9 +53,23 @@ def test_invalid_ref_names_are_refused(name: str) -> None:
 
 def test_objects_have_the_specified_names() -> None:
     assert names.pack_name(PackId(b"\x01" * 32)) == "packs/" + "01" * 32
+    assert names.pack_name(CarriedPackId(b"\x01" * 32)) == "snapshots/" + "01" * 32
     assert names.snapshot_name(SnapshotId(b"\xfe" * 32)) == "snapshots/" + "fe" * 32
     assert names.move_name(names.HEADS, "a/b", 7) == "refs/heads/a/b/000000000007.ref"
     assert names.move_name(names.TAGS, "v1", 1) == "refs/tags/v1/000000000001.ref"
+
+
+@pytest.mark.parametrize("pack", [PackId(b"\xfa" * 32), CarriedPackId(b"\xfa" * 32)])
+def test_the_pack_of_an_object_follows_from_its_name(pack: PackId) -> None:
+    found = names.pack_of(names.pack_name(pack))
+    assert (found, type(found)) == (pack, type(pack))
+
+
+@pytest.mark.parametrize("folder", [names.PACKS, names.SNAPSHOTS])
+@pytest.mark.parametrize("rest", ["", "fa", "FA" * 32, "fa" * 33, f"{'fa' * 32}/a", "xx" * 32])
+def test_other_names_have_no_pack(folder: str, rest: str) -> None:
+    with pytest.raises(IntegrityError, match=r"its name is not a (pack|snapshot) ID"):
+        names.pack_of(folder + rest)
 
 
 def test_names_of_moves_sort_by_position() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casweights import IntegrityError, InvalidInputError, SnapshotId
-from casweights.format.envelope import ObjectKind, prefix, seal
+from casweights.format.envelope import ObjectKind, prefix
 from casweights.format.hashing import blake3_256
 from casweights.format.manifest import (
     MAX_METADATA,
@@ -24,7 +24,7 @@ from casweights.format.pack import pack_id, parse_index
 from casweights.format.snapshot import decode_snapshot
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.format.zstd import compress_object, decompress_object, most_content
-from tests.structure import no_structure
+from tests.structure import no_structure, sealed_snapshot, snapshot_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,13 +129,13 @@ def test_an_index_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> Non
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_a_pack_table_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
     manifest, table = msgpack.packb(MANIFEST), with_bomb(TABLE, key, bomb)
-    data, snapshot = snapshot_object(manifest, table)
+    data, snapshot = snapshot_of(manifest, table)
     refuse(lambda: decode_snapshot(data, snapshot, "it", no_structure), MAX_GROWTH * len(table))
 
 
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_unknown_keys_are_skipped_without_decoding(bomb: bytes) -> None:
-    data, snapshot = snapshot_object(msgpack.packb(MANIFEST), with_bomb(TABLE, "later", bomb))
+    data, snapshot = snapshot_of(msgpack.packb(MANIFEST), with_bomb(TABLE, "later", bomb))
     tracemalloc.start()
     try:
         if bomb is BOMBS["deep"]:  # the decoder's own stack ends earlier
@@ -148,13 +148,30 @@ def test_unknown_keys_are_skipped_without_decoding(bomb: bytes) -> None:
         tracemalloc.stop()
 
 
-def snapshot_object(
+def snapshot_of(
     manifest: bytes, table: bytes, compress: Callable[[bytes], bytes] | None = None
 ) -> tuple[bytes, SnapshotId]:
-    packed = [(compress or (lambda part: compress_object(part, 3)))(p) for p in (manifest, table)]
-    sizes = [len(manifest), len(packed[0]), len(table), len(packed[1])]
-    joined = b"".join(n.to_bytes(4, "little") for n in sizes) + b"".join(packed)
-    return seal(ObjectKind.SNAPSHOT, joined), SnapshotId(blake3_256(manifest))
+    data = sealed_snapshot(manifest, table, compress or (lambda part: compress_object(part, 3)))
+    return data, SnapshotId(blake3_256(manifest))
+
+
+@pytest.mark.parametrize("key", ["frames", "manifest", "manifest_size", "table", "table_size"])
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_the_index_of_a_snapshot_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
+    manifest = msgpack.packb(MANIFEST)
+    fields = {"frames": b"", "manifest": b"", "manifest_size": 0, "table": b"", "table_size": 0}
+    index = with_bomb(fields, key, bomb)
+    data, snapshot = snapshot_object(index), SnapshotId(blake3_256(manifest))
+    refuse(lambda: decode_snapshot(data, snapshot, "it", no_structure), MAX_GROWTH * len(index))
+
+
+@pytest.mark.parametrize("key", INDEX)
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
+def test_carried_frames_are_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
+    columns = with_bomb(INDEX, key, bomb)
+    fields = {"frames": columns, "manifest": b"", "manifest_size": 0, "table": b"", "table_size": 0}
+    data, snapshot = snapshot_object(msgpack.packb(fields)), SnapshotId(bytes(32))
+    refuse(lambda: decode_snapshot(data, snapshot, "it", no_structure), MAX_GROWTH * len(columns))
 
 
 @pytest.mark.parametrize("part", [0, 1])
@@ -164,7 +181,7 @@ def test_a_small_object_that_claims_much_content_is_refused(part: int, size: int
     parts = [msgpack.packb(MANIFEST), msgpack.packb(TABLE)]
     field = [{**MANIFEST, "message": " " * size}, {**TABLE, "later": bytes(size)}][part]
     parts[part] = msgpack.packb(field)
-    data, snapshot = snapshot_object(parts[0], parts[1], zstandard.compress)
+    data, snapshot = snapshot_of(parts[0], parts[1], zstandard.compress)
     del parts, field
     refuse(lambda: decode_snapshot(data, snapshot, "it", no_structure), 16 << 20)
 

@@ -65,6 +65,7 @@ def test_equal_files_are_left_alone(repo: Repository, objects: CountingStore, mo
     assert objects.read_bytes("packs/") == 0
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_only_chunks_that_differ_are_read(
     repo: Repository, objects: CountingStore, model: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_only_chunks_that_differ_are_read(
     assert touched == {str(model / "weights/optimizer.pt")}
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize(
     "length", [0, 1, CHUNK, CHUNK + 1, 5 * CHUNK - 1, 5 * CHUNK + 1, 9 * CHUNK]
 )
@@ -112,6 +114,7 @@ def test_a_new_header_over_the_same_tensors_fetches_nothing(
     assert objects.read_bytes("packs/") == 0
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_an_update_fetches_only_the_changed_tensor(
     repo: Repository, objects: CountingStore, tmp_path: Path
 ) -> None:
@@ -127,6 +130,7 @@ def test_an_update_fetches_only_the_changed_tensor(
     assert safetensors.torch.load_file(tmp_path / "model.safetensors")["layers.3"][0] == 3
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_tensors_that_moved_inside_the_file_are_not_fetched(
     repo: Repository, objects: CountingStore, tmp_path: Path
 ) -> None:
@@ -355,6 +359,7 @@ def test_drafts_of_a_killed_checkout_are_removed(
     assert found == {"config.json", "empty", "weights"}
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_damaged_chunk_touches_no_file(
     repo: Repository, objects: CountingStore, model: Path
 ) -> None:

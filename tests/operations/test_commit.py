@@ -12,6 +12,7 @@ import casweights
 import casweights.operations.commit
 from casweights.config import KiB, StoreConfig
 from casweights.content.states import StateFile
+from casweights.database.packs import read_pack
 from casweights.errors import (
     ErrorCode,
     IntegrityError,
@@ -20,6 +21,7 @@ from casweights.errors import (
 )
 from casweights.operations.commit import Description, EncodedVersion, write_version
 from casweights.operations.encode import encode_files
+from casweights.stores.base import ObjectInfo
 from casweights.stores.memory import MemoryStore
 from casweights.testing.trees import write_tree
 
@@ -44,17 +46,19 @@ def rows(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def packs(objects: CountingStore) -> list[int]:
-    """Return the sizes in bytes of the packs written since `objects.reset()`."""
-    return [nbytes for name, nbytes in objects.writes if name.startswith("packs/")]
+    """Return the bytes of frames in each object with frames written since `objects.reset()`."""
+    made = [ObjectInfo(*write) for write in objects.writes if not write[0].startswith("refs/")]
+    found = (read_pack(objects, info).locations for info in made)
+    return [sum(at.frame.size for at in locations) for locations in found if locations]
 
 
-def test_a_commit_writes_one_pack_one_snapshot_and_one_move(
+def test_a_commit_writes_one_snapshot_with_its_frames_and_one_move(
     repo: Repository, objects: CountingStore
 ) -> None:
     objects.reset()
     repo.commit({"w": rows(8)})
     kinds = [name.split("/")[0] for name, _ in objects.writes]
-    assert kinds == ["packs", "snapshots", "refs"]
+    assert kinds == ["snapshots", "refs"]
     assert 8 * ROW < packs(objects)[0] < 8 * ROW + 1000
 
 
@@ -144,7 +148,7 @@ def test_changing_one_tensor_of_a_thousand_stores_one(objects: CountingStore) ->
         objects.reset()
         repo.commit(state)
     kinds = [name.split("/")[0] for name, _ in objects.writes]
-    assert kinds == ["packs", "snapshots", "refs"]
+    assert kinds == ["snapshots", "refs"]
     assert 4 * ROW < packs(objects)[0] < 4 * ROW + 500
 
 

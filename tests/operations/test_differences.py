@@ -185,6 +185,7 @@ def test_a_variant_without_a_parent_finds_its_base(repo: Repository) -> None:
     assert variant.parents == ()
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_commit_succeeds_if_the_base_is_damaged(repo: Repository, objects: CountingStore) -> None:
     first, second = history(2, 0.01)
     repo.commit(first)

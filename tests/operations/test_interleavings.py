@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     Versions = dict[SnapshotId, State]
     Operation = Callable[[ObjectStore], Versions]
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 CONFIG = StoreConfig(chunk_size=CHUNK)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)  # a fixed time, so that equal versions have equal IDs
 

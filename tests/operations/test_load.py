@@ -42,6 +42,7 @@ def test_sharded_models_load_as_one(repo: Repository, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_load_reads_each_chunk_once(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"w": ROWS, "v": ROWS[:9]}, compression="fast")
     objects.reset()
@@ -52,6 +53,7 @@ def test_load_reads_each_chunk_once(repo: Repository, objects: CountingStore) ->
     assert objects.read_bytes("packs/") == 9 * 16 * KiB
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize(
     ("index", "chunks"),
     [

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
     from tests.histories import State
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 CONFIG = StoreConfig(chunk_size=CHUNK)
 
 

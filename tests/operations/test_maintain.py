@@ -14,11 +14,14 @@ from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
 from tests.histories import CHUNK, check_versions, pack_names
+from tests.large_versions import packs_apart
 
 if TYPE_CHECKING:
     from casweights import Repository, SnapshotId
     from casweights.stores.base import ObjectStore
     from casweights.testing import CountingStore
+
+pytestmark = pytest.mark.usefixtures("packs_apart")
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
 RECENT = 100  # packs that maintenance leaves alone
@@ -30,7 +33,7 @@ Versions = dict["SnapshotId", dict[str, torch.Tensor]]
 def history() -> tuple[MemoryStore, Versions]:
     """A store with one small pack for each of many versions."""
     store, state, versions = MemoryStore(), {"w": torch.arange(64.0)}, {}
-    with casweights.open(store, create=True, config=CONFIG) as repo:
+    with packs_apart(), casweights.open(store, create=True, config=CONFIG) as repo:
         for n in range(RECENT + 40):
             state["w"][n % 64] += 1
             versions[repo.commit(state).id] = {"w": state["w"].clone()}

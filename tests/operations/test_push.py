@@ -61,6 +61,7 @@ def test_refs_can_be_given_as_names_or_with_prefixes(
             push_all(objects, target, name)
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_push_of_a_tag_copies_only_its_history(
     objects: CountingStore, target: CountingStore, versions: Versions
 ) -> None:
@@ -254,7 +255,7 @@ def test_a_shallow_store_can_be_pushed_from(
         assert_same_state(repo.load(old), versions[old])
     objects.reset()
     push_all(target, objects)
-    assert [name.split("/")[0] for name in written(objects)] == ["packs", "snapshots", "refs"]
+    assert [name.split("/")[0] for name in written(objects)] == ["snapshots", "refs"]
     check(objects, versions | {new: fresh})
     send(objects, third)  # the rest
     check(third, versions | {new: fresh})

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
     from casweights.testing import CountingStore
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 CONFIG = StoreConfig(chunk_size=CHUNK)
 
 Versions = dict["SnapshotId", State]

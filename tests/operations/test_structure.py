@@ -214,6 +214,7 @@ def test_a_push_sends_no_structure_that_the_other_store_has(
         assert_same_state(there.load(again), state)
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_pull_downloads_only_the_change_of_a_list(objects: CountingStore) -> None:
     """The header, and the base of the list, are here."""
     target = CountingStore(MemoryStore())
@@ -260,6 +261,7 @@ def lose(objects: CountingStore, chunk: ChunkId) -> None:
             objects.delete(names.pack_name(location.pack))
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize("kind", [0, 1], ids=["header", "page"])
 @pytest.mark.parametrize("cheap", [False, True])
 def test_a_lost_structure_chunk_costs_only_its_version_and_is_healed(

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import ObjectStore
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 
 def test_packs_are_copied_in_batches_of_limited_number_and_size(
     monkeypatch: pytest.MonkeyPatch,
@@ -64,9 +66,9 @@ def test_packs_are_copied_in_batches_of_limited_number_and_size(
         commit(source, {"w": weights(9)})
     ((first, second, *rest),) = batches()
     assert len(rest) > 2
-    monkeypatch.setattr("casweights.operations.transfer._BATCH_PACKS", 2)
+    monkeypatch.setattr("casweights.operations.pack_copy._BATCH_PACKS", 2)
     assert batches()[:2] == [[first, second], rest[:2]]
-    monkeypatch.setattr("casweights.operations.transfer._BATCH_BYTES", 100_000)
+    monkeypatch.setattr("casweights.operations.pack_copy._BATCH_BYTES", 100_000)
     assert batches() == [[size] for size in (first, second, *rest)]
 
 

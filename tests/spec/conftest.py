@@ -26,10 +26,16 @@ def reader() -> ModuleType:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Repository]:
-    """A store in ``store`` with one version, whose pack has frames of every baseless encoding."""
+def carrying(tmp_path: Path) -> Iterator[Repository]:
+    """A store in ``store`` with one version, which has frames of every baseless encoding."""
     config = StoreConfig(**SMALL_CHUNKS)
     with casweights.open(tmp_path / "store", create=True, config=config) as repository:
         repository.commit(CONTENT)
         assert set(repository.stats().encodings) == {"raw", "zstd", "planes"}
         yield repository
+
+
+@pytest.fixture
+def store(packs_apart: None, carrying: Repository) -> Repository:
+    """The same with a pack of its own."""
+    return carrying

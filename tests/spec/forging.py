@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Any
 
 import msgpack
-import xxhash
 import zstandard
 from blake3 import blake3
 
+from casweights.format.snapshot import end_span
 from casweights.stores.local import LocalStore
 from tests.forged_chains import add_pack
 from tests.spec.readers import the_object
+from tests.structure import snapshot_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,28 +23,37 @@ if TYPE_CHECKING:
 Row = list[Any]
 
 
+def read_end(snapshot: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return the bytes of a snapshot object before its index, and the index."""
+    data = snapshot.read_bytes()
+    start, stop = end_span(data[-8:], len(data), snapshot.name)
+    return data[:start], msgpack.unpackb(data[start:stop])
+
+
 def read_parts(snapshot: Path) -> list[dict[str, Any]]:
     """Return the manifest and the pack table of a snapshot."""
-    data = snapshot.read_bytes()
-    _, split, _, stored = struct.unpack_from("<4I", data, 8)
-    packed = (data[24 : 24 + split], data[24 + split : 24 + split + stored])
+    _, index = read_end(snapshot)
+    packed = (index["manifest"], index["table"])
     return [msgpack.unpackb(zstandard.decompress(p), strict_map_key=False) for p in packed]
 
 
 def forge(
     root: Path, *, manifest: dict[str, Any] | None = None, table: dict[str, Any] | None = None
 ) -> str:
-    """Change fields of the manifest or pack table; return the new version's ID."""
+    """Change fields of the manifest or pack table; return the new version's ID.
+
+    The forged version has the frames of the original one, if that carries some.
+    """
     path = the_object(root, "snapshots/*")
     parts = [
         old | (new or {}) for old, new in zip(read_parts(path), (manifest, table), strict=True)
     ]
     encoded = [msgpack.packb(value) for value in parts]
-    packed = [zstandard.compress(value) for value in encoded]
-    sizes = [len(value) for pair in zip(encoded, packed, strict=True) for value in pair]
-    body = path.read_bytes()[:8] + struct.pack("<4I", *sizes) + b"".join(packed)
+    before, index = read_end(path)
+    for key, value in zip(("manifest", "table"), encoded, strict=True):
+        index |= {key: zstandard.compress(value), f"{key}_size": len(value)}
     forged = path.with_name(blake3(encoded[0]).hexdigest())
-    forged.write_bytes(body + xxhash.xxh3_64_digest(body))
+    forged.write_bytes(snapshot_object(msgpack.packb(index), before[8:]))
     return forged.name
 
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgpack
 import pytest
 
 import casweights
@@ -150,8 +151,8 @@ def test_store_has_headers_and_lists_of_several_structure_chunks(store: str) -> 
 @stores
 def test_store_has_a_page_stored_as_a_difference(store: str) -> None:
     chunks = importlib.import_module("tools.spec.chunks")
-    packs = [path.name for path in (GOLDEN / store / "packs").iterdir()]
-    frames = [frame for pack in packs for frame in chunks.read_index(GOLDEN / store, pack)]
+    names = [info.name for info in list_packs(LocalStore(GOLDEN / store))]
+    frames = [frame for name in names for frame in chunks.read_index(GOLDEN / store, name)]
     differences = {frame.chunk for frame in frames if frame.base is not None}
     with casweights.open(GOLDEN / store) as repository:
         for version in [*repository.log("wide")][:-1]:  # the first has no page to differ from
@@ -171,13 +172,15 @@ def test_pack_tables_say_where_chunks_are(store: str, branch: str, tmp_path: Pat
     ]
     files, _ = reader.read_snapshot(root, version, chunking)
     listed = [*structure, *(chunk for file in files for chunk in file.chunks)]
-    packs = [pack.hex() for pack in reader.split(table["packs"], 32, "packs")]
-    indexes = [{frame.chunk for frame in chunks.read_index(root, pack)} for pack in packs]
+    own = f"snapshots/{version}"
+    carries = [own] if chunks.read_index(root, own) else []
+    packs, _ = reader.parse_pack_table(msgpack.packb(table), carries)
+    indexes = [{frame.chunk for frame in chunks.read_index(root, name)} for name in packs]
     for (chunk, _), pack in zip(dict.fromkeys(listed), table["pack"], strict=True):
         assert chunk in indexes[pack]
-    (tmp_path / "packs").mkdir()
-    for pack in packs[: table["structure"]]:
-        shutil.copy(root / "packs" / pack, tmp_path / "packs")
+    for name in packs[: table["structure"]]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
     read = chunks.ChunkReader(tmp_path, chunking.digest, []).read
     assert all(len(read(*chunk)) == chunk[1] for chunk in structure)
 

@@ -104,6 +104,22 @@ def test_command_says_in_one_line_what_is_wrong(tmp_path: Path, kind: str) -> No
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("carrying")
+def test_damage_to_a_snapshot_with_frames_is_found(reader: ModuleType, tmp_path: Path) -> None:
+    path = the_object(tmp_path, "snapshots/*")
+    intact = path.read_bytes()
+    numbers = random.Random(6)
+    last = range(len(intact) - 24, len(intact))
+    for position in (*range(8), *last, *(numbers.randrange(len(intact)) for _ in range(60))):
+        damaged = bytearray(intact)
+        damaged[position] ^= 1 << numbers.randrange(8)
+        path.write_bytes(damaged)
+        assert_both_refuse(reader, tmp_path, "main")
+    for size in (0, 7, 15, 24, len(intact) // 2, len(intact) - 1):
+        path.write_bytes(intact[:size])
+        assert_both_refuse(reader, tmp_path, "main")
+
+
 def test_another_version_is_not_taken_for_the_one_asked_for(
     reader: ModuleType, store: Repository, tmp_path: Path
 ) -> None:

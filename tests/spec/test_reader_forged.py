@@ -155,3 +155,45 @@ def test_malformed_pack_tables_are_refused(
     reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     assert_both_refuse(reader, tmp_path, forge(tmp_path, table=changes))
+
+
+@pytest.mark.usefixtures("carrying")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pack": [1] * ROWS},
+        {"carried": [0]},
+        {"carried": [1]},
+        {"carried": [-1]},
+        {"carried": [False]},
+        {"carried": 0},
+        {"structure": 2},
+        {"places": {1: b""}},
+    ],
+    ids=lambda changes: f"{changes!s:.60}",
+)
+def test_malformed_tables_of_snapshots_with_frames_are_refused(
+    reader: ModuleType, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, table=changes))
+
+
+@pytest.mark.usefixtures("carrying")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"packs": bytes(32)},
+        {"packs": bytes(64), "carried": [2]},
+        {"packs": bytes(64), "carried": [1, 2, 1], "pack": [2] * ROWS},
+        {"structure": 0},
+        {"places": {0: b"a place"}},
+    ],
+    ids=lambda changes: f"{changes!s:.60}",
+)
+def test_wrong_tables_of_snapshots_with_frames_do_no_harm(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with casweights.open(tmp_path / "store") as repository:
+        repository.checkout("main", tmp_path / "expected")
+    assert_both_read(tmp_path, forge(tmp_path, table=changes), tree(tmp_path / "expected"))

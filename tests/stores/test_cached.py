@@ -161,6 +161,16 @@ def test_a_put_of_an_existing_object_does_not_cache_its_own_bytes(
     assert b"other bytes" not in [path.read_bytes() for path in extents(folder).values()]
 
 
+def test_an_end_is_read_once(store: CachedStore, objects: CountingStore) -> None:
+    assert store.read_end(PACK, 100) == (DATA[-100:], len(DATA))
+    objects.reset()
+    assert store.read_end(PACK, 100) == (DATA[-100:], len(DATA))
+    assert store.read_end(PACK, 60) == (DATA[-60:], len(DATA))
+    assert objects.reads == []
+    assert store.read_end(PACK, 200) == (DATA[-200:], len(DATA))
+    assert store.read(PACK, MiB) == DATA
+
+
 def test_large_writes_are_not_cached(
     store: CachedStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +178,7 @@ def test_large_writes_are_not_cached(
     store.put("packs/large", [bytes(500), bytes(501)])
     assert extents(folder) == {}
     store.put("packs/small", [bytes(500), bytes(500)])
-    assert list(extents(folder)) == ["0-1000.whole"]
+    assert list(extents(folder)) == ["0-1000.end"]
 
 
 def test_objects_that_a_batch_creates_are_cached(

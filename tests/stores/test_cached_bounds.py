@@ -43,7 +43,7 @@ def test_larger_extents_replace_smaller_ones(store: CachedStore, folder: Path) -
         store.get(PACK, start, size)
     assert set(extents(folder)) == {"0-10", "5-15", "8-5008"}
     store.read(PACK, MiB)
-    assert list(extents(folder)) == [f"0-{len(DATA)}.whole"]
+    assert list(extents(folder)) == [f"0-{len(DATA)}.end"]
 
 
 def test_the_least_recently_used_extents_are_evicted_first(

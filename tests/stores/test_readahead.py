@@ -181,6 +181,39 @@ def test_the_reader_repeats_a_failed_fetch(counting: CountingStore) -> None:
         assert store.get("a", 0, 10) == noise(20 * MiB, 1)[:10]
 
 
+def test_an_end_answers_reads_inside_of_a_block(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    end, size = store.read_end("b", 1000)
+    counting.reset()
+    with store.ahead() as announce:
+        announce([[("b", size - 900, size - 800), ("b", size - 2000, size - 1900)]])
+        assert store.get("b", size - 900, 100) == end[100:200]
+        store.get("b", size - 2000, 100)
+        assert counting.reads == [("b", 100)]
+        assert store.forget("b")
+        store.get("b", size - 900, 100)
+    assert len(counting.reads) == 2
+
+
+def test_an_end_is_not_used_outside_of_a_block(counting: CountingStore) -> None:
+    """So a verification does not check a copy."""
+    store = ReadaheadStore(counting, window=128 * MiB)
+    _, size = store.read_end("b", 1000)
+    counting.reset()
+    store.get("b", size - 900, 100)
+    assert counting.reads == [("b", 100)]
+
+
+def test_few_short_ends_are_kept(counting: CountingStore) -> None:
+    store = ReadaheadStore(counting, window=128 * MiB)
+    store.read_end("b", 300 * KiB)
+    assert not store._ends
+    for n in range(20):
+        counting.put(f"o{n}", [b"content"])
+        store.read_end(f"o{n}", 5)
+    assert list(store._ends) == [f"o{n}" for n in range(4, 20)]
+
+
 def test_forget_drops_what_was_fetched(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
     with store.ahead() as announce:

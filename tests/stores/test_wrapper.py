@@ -56,6 +56,7 @@ CALLS: dict[str, Callable[[ObjectStore], Any]] = {
     "readinto": lambda store: store.readinto("there", 0, memoryview(bytearray(3))),
     "get": lambda store: store.get("there"),
     "read": lambda store: store.read("there", 100),
+    "read_end": lambda store: store.read_end("there", 100),
     "list": lambda store: list(store.list()),
     "delete": lambda store: store.delete("there"),
     "delete_all": lambda store: store.delete_all(["there"]),
@@ -69,6 +70,7 @@ INSTEAD = {
     ("counting", "copy_from"): "put",
     ("counting", "get"): "size",
     ("counting", "read"): "size",
+    ("counting", "read_end"): "size",
 }
 
 

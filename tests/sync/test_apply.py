@@ -304,6 +304,7 @@ def is_refused(
     return True
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize("verify", ["full", "patch"])
 @pytest.mark.parametrize("late", [False, True])
 def test_a_sync_with_missing_objects_leaves_the_target_unchanged(
@@ -333,6 +334,7 @@ def test_a_sync_with_missing_objects_leaves_the_target_unchanged(
             assert subscriber.version == versions[0]
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_prefetched_version_is_applied_after_its_pack_was_deleted(
     calls: FaultyStore, repo: Repository, states: list[State]
 ) -> None:

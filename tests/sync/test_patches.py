@@ -169,6 +169,7 @@ def test_patches_of_parameters_have_no_gradients(repo: Repository) -> None:
     assert tensor_bits(patch.values) == tensor_bits(states[1]["w"])
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_failures_of_patches_leave_the_target_unchanged(
     repo: Repository, objects: CountingStore
 ) -> None:

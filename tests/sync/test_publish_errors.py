@@ -33,8 +33,6 @@ compared = pytest.mark.parametrize("compare", ["host", "cache"])
 
 # The call at which a version fails, and whether the version is the head nevertheless.
 FAILURES = {
-    "pack": ("put", "packs/", False, False),
-    "pack, answer lost": ("put", "packs/", True, False),
     "snapshot": ("put", "snapshots/", False, False),
     "snapshot, answer lost": ("put", "snapshots/", True, False),
     "ref": ("put", "refs/", False, False),
@@ -145,7 +143,7 @@ def test_failures_in_a_row_are_raised_one_by_one(compare: Compare) -> None:
     run.publish(0)
     run.publisher.wait()
     for step in range(1, 6):
-        run.objects.fail("put", ["packs/", "refs/", "snapshots/"][step % 3])
+        run.objects.fail("put", ["refs/", "snapshots/"][step % 2])
         run.publish(step)
         run.failed(run.publisher.wait)
     run.publish(6)
@@ -347,7 +345,7 @@ def test_a_reporter_that_fails_loses_no_version() -> None:
 
 def test_errors_do_not_keep_copies_of_the_model() -> None:
     run = Run()
-    run.objects.fail("put", "packs/")
+    run.objects.fail("put", "snapshots/")
     run.publish(0)
     run.failed(run.publisher.wait)
     assert run.publisher._handoff.mirror is not None

@@ -16,6 +16,7 @@ from blake3 import blake3
 from tools.spec.differences import decode_dense, decode_sparse
 
 MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
+MAX_END = 536_870_912  # bytes of the index of a snapshot object
 MAX_INT = 2**63 - 1
 MAX_OFFSET = 2**62 - 1
 MAX_FRAMES = 4_096
@@ -29,7 +30,7 @@ DIGEST_SIZES = {"blake3": 32, "xxh3-128": 16}
 class Frame(NamedTuple):
     chunk: bytes
     raw_size: int
-    pack: bytes
+    name: str  # of the object that contains it
     offset: int
     size: int
     encoding: int
@@ -79,19 +80,55 @@ def decompress(data: bytes, size: int, what: str) -> bytes:
     return content
 
 
-def read_index(store: Path, pack: str) -> list[Frame]:
-    """Return the frames that the index of a pack lists."""
-    with (store / "packs" / pack).open("rb") as file:
+class End(NamedTuple):
+    """The end of a pack or of a snapshot object."""
+
+    prefix: bytes  # the first bytes of the object
+    start: int  # offset of the index
+    content: bytes  # the index
+    rest: bytes  # the bytes between the index and the trailer
+
+
+def read_end(store: Path, name: str, rest: int, limit: int) -> End:
+    """Return the end of an object that has `rest` bytes between its index and its trailer."""
+    with (store / name).open("rb") as file:
         prefix = file.read(8)
         end = file.seek(-8, 2)
         size, magic = struct.unpack("<I4s", file.read(8))
-        need(magic == b"cidx" and size <= min(MAX_INDEX, end - 8), f"pack {pack} is damaged")
-        start = file.seek(end - size)
-        index = file.read(size)
-    need(blake3(prefix + index).hexdigest() == pack, f"pack {pack} is damaged")
-    need(prefix[:6] == b"caswp\x02", f"pack {pack} has another format version")
+        need(magic == b"cidx" and size <= min(limit, end - rest - 8), f"{name} is damaged")
+        start = file.seek(end - rest - size)
+        return End(prefix, start, file.read(size), file.read(rest))
 
-    fields, what = msgpack.unpackb(index, strict_map_key=False), f"pack {pack}"
+
+def read_snapshot_end(store: Path, name: str) -> tuple[dict[str, Any], list[Frame]]:
+    """Return the fields of a snapshot object's index, and the frames that the object carries."""
+    end = read_end(store, name, 8, MAX_END)
+    need(xxhash.xxh3_64_digest(end.prefix + end.content) == end.rest, f"{name} is damaged")
+    need(end.prefix[:5] == b"casws", f"{name} is of another kind")
+    need(end.prefix[5] == 2, f"{name} has format version {end.prefix[5]}")
+    fields = msgpack.unpackb(end.content)
+    if "frames" not in fields:
+        need(end.start == 8, f"{name} has bytes that are no frames")
+        return fields, []
+    need(len(fields["frames"]) <= MAX_INDEX, f"{name}: too many frames")
+    frames = parse_columns(fields["frames"], name, end.start)
+    need(bool(frames), f"{name} lists no frames")
+    return fields, frames
+
+
+def read_index(store: Path, name: str) -> list[Frame]:
+    """Return the frames that a pack or a snapshot object lists."""
+    if name.startswith("snapshots/"):
+        return read_snapshot_end(store, name)[1]
+    end = read_end(store, name, 0, MAX_INDEX)
+    need(f"packs/{blake3(end.prefix + end.content).hexdigest()}" == name, f"{name} is damaged")
+    need(end.prefix[:6] == b"caswp\x02", f"{name} has another format version")
+    return parse_columns(end.content, name, end.start)
+
+
+def parse_columns(index: bytes, what: str, start: int) -> list[Frame]:
+    """Return the frames that columns describe; the last one must end at `start`."""
+    fields = msgpack.unpackb(index, strict_map_key=False)
     need(fields["digest_size"] in DIGEST_SIZES.values(), f"{what} has an unknown digest")
     chunks = split(fields["chunk"], fields["digest_size"], what)
     raw_sizes = ints(fields["raw_size"], 0, MAX_CHUNK, what)
@@ -107,8 +144,8 @@ def read_index(store: Path, pack: str) -> list[Frame]:
     is_ids = all(type(chunk) is bytes and len(chunk) in (16, 32) for chunk in base.values())
     need(is_ids, f"{what}: malformed bases")
     bases = [base.get(row) for row in range(len(chunks))]
-    packs = [bytes.fromhex(pack)] * len(chunks)
-    columns = (chunks, raw_sizes, packs, offsets, sizes, encodings, checksums, bases)
+    names = [what] * len(chunks)
+    columns = (chunks, raw_sizes, names, offsets, sizes, encodings, checksums, bases)
     return [Frame(*row) for row in zip(*columns, strict=True)]
 
 
@@ -158,35 +195,40 @@ def join_planes(planes: list[bytes]) -> bytes:
 
 
 class ChunkReader:
-    """Reads chunks by chains of frames, first from the packs of the table, then from all packs."""
+    """Reads chunks by chains of frames, first from the objects of the table, then from all."""
 
-    def __init__(self, store: Path, digest: str, packs: list[bytes]) -> None:
+    def __init__(self, store: Path, digest: str, names: list[str]) -> None:
         self._store = store
         self._digest = DIGESTS[digest]
         self._frames: dict[bytes, list[Frame]] = {}
         self._indexed: set[str] = set()
-        self._read_indexes([pack.hex() for pack in packs])
+        self._read_indexes(names)
 
-    def _read_indexes(self, packs: list[str]) -> bool:
-        """Record all frames of these packs; return whether any pack is new."""
-        new = [pack for pack in packs if pack not in self._indexed]
+    def _read_indexes(self, names: list[str]) -> bool:
+        """Record all frames of these objects; return whether any object is new."""
+        new = [name for name in names if name not in self._indexed]
         self._indexed.update(new)
-        for pack in new:
+        for name in new:
             try:
-                frames = read_index(self._store, pack)
+                frames = read_index(self._store, name)
             except FAILURES:
-                continue  # another pack may contain the same chunks
+                continue  # another object may contain the same chunks
             for frame in frames:
                 self._frames.setdefault(frame.chunk, []).append(frame)
         return bool(new)
+
+    def _everything(self) -> list[str]:
+        """Return the names of all packs and snapshot objects."""
+        folders = ("packs", "snapshots")
+        found = [path for folder in folders for path in (self._store / folder).glob("[0-9a-f]*")]
+        return sorted(f"{path.parent.name}/{path.name}" for path in found)
 
     def read(self, chunk: bytes, raw_size: int) -> bytes:
         problem: object = "no pack contains it, or a base that it needs"
         while True:
             chain = self._find_chain(chunk, raw_size)
             if not chain:
-                everything = sorted((self._store / "packs").glob("[0-9a-f]*"))
-                if self._read_indexes([path.name for path in everything]):
+                if self._read_indexes(self._everything()):
                     continue
                 raise StoreError(f"chunk {chunk.hex()}: {problem}")
             raw = None
@@ -227,7 +269,7 @@ class ChunkReader:
         return chain
 
     def _read_frame(self, frame: Frame, base: bytes | None) -> bytes:
-        with (self._store / "packs" / frame.pack.hex()).open("rb") as file:
+        with (self._store / frame.name).open("rb") as file:
             file.seek(frame.offset)
             stored = file.read(frame.size)
         need(xxhash.xxh3_64_digest(stored) == frame.checksum, "it is damaged")

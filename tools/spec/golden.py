@@ -14,15 +14,19 @@ import shutil
 import struct
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
 import casweights
 from casweights import Repository, Snapshot, StoreConfig
+from casweights.database.writer import PackWriter
 
 CHUNK_SIZE = 65_536
 WIDE = 4_100  # tensors: their IDs need two pages of 4,096
@@ -207,9 +211,15 @@ def hash_files(folder: Path) -> dict[str, str]:
     }
 
 
-def make_store(store: Repository, work: Path) -> dict[str, Any]:
-    """Fill a store, and return its expected content."""
-    model, state = work / "model", make_state()
+@contextmanager
+def packs_apart() -> Iterator[None]:
+    """Let commits write packs and bare snapshots, as for versions that one pack cannot hold."""
+    with mock.patch.object(PackWriter, "last", PackWriter.finish):
+        yield
+
+
+def commit_models(store: Repository, model: Path, versions: dict[str, Any]) -> list[Snapshot]:
+    """Commit two versions of a model and three steps of training; return the two."""
     write_model(model)
     first = store.commit(
         model,
@@ -218,7 +228,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         metadata={"step": 1, "loss": 0.25, "tags": ["a", None, True], "nested": {"k\u00e9y": -1}},
         time=FIRST_TIME,
     )
-    versions = {str(first.id): describe_version(first, hash_files(model))}
+    versions[str(first.id)] = describe_version(first, hash_files(model))
     change_model(model)
     later = FIRST_TIME + timedelta(days=1)
     second = store.commit(model, message="second", compression="small", time=later)
@@ -227,7 +237,19 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         train_model(model, share, seed=5 + number)
         step = store.commit(model, branch="tuned", parent=None if number else second.id, time=later)
         versions[str(step.id)] = describe_version(step, hash_files(model))
-    store.repack()  # so that the store contains packs of two generations
+    return [first, second]
+
+
+def make_store(store: Repository, work: Path) -> dict[str, Any]:
+    """Fill a store, and return its expected content.
+
+    Some versions are in packs of two generations, and some in the objects of their snapshots.
+    """
+    versions: dict[str, Any] = {}
+    with packs_apart():
+        first, second = commit_models(store, work / "model", versions)
+        store.repack()
+    later, state = FIRST_TIME + timedelta(days=1), make_state()
     third = store.commit(state, branch="states/run_1", parent=first.id, time=later)
     odd = make_state_of_all_kinds()
     fourth = store.commit(odd, branch="states/all_kinds", time=later)

@@ -15,7 +15,6 @@ import itertools
 import json
 import re
 import shutil
-import struct
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from tools.spec.chunks import (
     ints,
     is_text,
     need,
+    read_snapshot_end,
     split,
 )
 from tools.spec.header import MAX_HEADER, Tensor, parse_header
@@ -45,7 +45,6 @@ from tools.spec.header import MAX_HEADER, Tensor, parse_header
 FORMAT = 2
 PAGE_IDS = 4_096
 MAX_MANIFEST = MAX_TABLE = MAX_STRUCTURE = 268_435_456
-MAX_SNAPSHOT = 536_870_912
 MAX_REF = 4_096
 SMALL = 65_536  # bytes: smaller tensors share chunks
 MAX_CONFIG = 65_536
@@ -156,24 +155,26 @@ def read_ref(store: Path, log: str) -> str:
 def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[File], ChunkReader]:
     """Return the files of a version, and a reader of their chunks."""
     name = f"snapshots/{snapshot}"
-    payload = unseal(store, name, b"s", MAX_SNAPSHOT)
-    manifest_size, manifest_stored, table_size, table_stored = struct.unpack_from("<4I", payload)
-    need(manifest_size <= MAX_MANIFEST and table_size <= MAX_TABLE, f"{name} is too large")
-    for size, stored in ((manifest_size, manifest_stored), (table_size, table_stored)):
-        need(size <= FREE_EXPANSION + MAX_EXPANSION * stored, f"{name} expands too much")
-    start, end = 16, 16 + manifest_stored
-    need(len(payload) == end + table_stored, f"{name}: its sizes do not add up")
-
-    manifest = decompress(payload[start:end], manifest_size, name)
+    need((store / name).is_file(), f"there is no {name}")
+    index, frames = read_snapshot_end(store, name)
+    manifest = expand(index["manifest"], index["manifest_size"], MAX_MANIFEST, name)
     need(blake3(manifest).hexdigest() == snapshot, f"{name} contains another version")
     rows = parse_manifest(manifest, chunking)
-    packs, table_rows = parse_pack_table(decompress(payload[end:], table_size, name))
+    table = expand(index["table"], index["table_size"], MAX_TABLE, name)
+    packs, table_rows = parse_pack_table(table, [name] if frames else [])
     structure = count_distinct(itertools.chain.from_iterable(row.structure for row in rows))
     need(table_rows >= structure, f"{name}: {table_rows} rows for {structure} structure chunks")
     chunks = ChunkReader(store, chunking.digest, packs)
     files = [read_file(row, chunks, chunking) for row in rows]
     count_distinct(itertools.chain.from_iterable(file.chunks for file in files))
     return files, chunks
+
+
+def expand(data: Any, size: Any, limit: int, name: str) -> bytes:
+    """Return a manifest or pack table, which must have `size` bytes."""
+    need(isinstance(data, bytes), f"{name}: malformed")
+    ints([size], 0, min(limit, FREE_EXPANSION + MAX_EXPANSION * len(data)), f"{name}: a size")
+    return decompress(data, size, name)
 
 
 def count_distinct(chunks: Iterable[Chunk]) -> int:
@@ -309,16 +310,23 @@ def check_paths(paths: Sequence[str]) -> None:
         need(folded.isdisjoint(folders), f"{path!r} lies inside a file")
 
 
-def parse_pack_table(encoded: bytes) -> tuple[list[bytes], int]:
-    """Return the packs that a pack table names, and the number of its rows."""
+def parse_pack_table(encoded: bytes, own: list[str]) -> tuple[list[str], int]:
+    """Return the names of the objects that a pack table lists, and the number of its rows.
+
+    The first is the snapshot's own object, `own`, if that carries frames.
+    """
     fields, what = msgpack.unpackb(encoded, strict_map_key=False), "the pack table"
-    packs = split(fields["packs"], 32, what)
-    ints([fields.get("structure", 0)], 0, len(packs), what)
+    listed = [pack.hex() for pack in split(fields["packs"], 32, what)]
+    count = len(own) + len(listed)
+    carried = set(ints(fields.get("carried", []), len(own), count - 1, what))
+    ints([fields.get("structure", 0)], 0, count, what)
     need(isinstance(fields.get("shallow", False), bool), f"{what}: malformed")
     places = fields.get("places", {})
-    ints(list(places.keys()), 0, len(packs) - 1, what)
+    ints(list(places.keys()), 0, count - 1, what)
     need(all(isinstance(place, bytes) for place in places.values()), f"{what}: malformed places")
-    return packs, len(ints(fields["pack"], 0, len(packs) - 1, what))
+    folders = ["snapshots" if n in carried else "packs" for n in range(len(own), count)]
+    names = [f"{folder}/{pack}" for folder, pack in zip(folders, listed, strict=True)]
+    return [*own, *names], len(ints(fields["pack"], 0, count - 1, what))
 
 
 def check_out(store: Path, ref: str, out_dir: Path) -> None:

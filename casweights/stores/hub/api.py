@@ -201,6 +201,23 @@ class HubApi:
         url = f"{self.endpoint}/buckets/{self.bucket}/resolve/{quote(path)}"
         return self.read_url(url, path, limit)
 
+    def read_end(self, path: str, most: int) -> tuple[bytes, XetLocator | int]:
+        """Return the last `most` bytes of a file, by its path and without a locator.
+
+        Returns:
+            The bytes, and the file's locator, or its size if the Hub does not state the locator.
+
+        Raises:
+            NotFoundError: The file does not exist.
+            IntegrityError: The file is larger, and the Hub sends all of it.
+        """
+        url = f"{self.endpoint}/buckets/{self.bucket}/resolve/{quote(path)}"
+        data, responses = self._read_url(url, path, most, {"Range": f"bytes=-{most}"})
+        stated = responses[-1].headers.get("Content-Range", "").rpartition("/")[2]
+        size = int(stated) if stated.isdecimal() else len(data)
+        hashes = [found for r in responses if (found := r.headers.get("X-Xet-Hash"))]
+        return data, XetLocator(hashes[0], size) if hashes else size
+
     def read_url(self, url: str, name: str, limit: int) -> bytes:
         """Return a whole file of the Hub by its URL; `name` stands for it in errors.
 
@@ -208,13 +225,21 @@ class HubApi:
             NotFoundError: The file does not exist.
             IntegrityError: The file is larger than `limit` bytes.
         """
+        return self._read_url(url, name, limit, {})[0]
+
+    def _read_url(
+        self, url: str, name: str, limit: int, extra: dict[str, str]
+    ) -> tuple[bytes, list[Any]]:
+        """Return the body of at most `limit` bytes, and the responses, the last one's body."""
         from huggingface_hub import get_session, hf_raise_for_status
 
-        headers = {**self.headers, "Accept-Encoding": "identity"}
+        headers = {**self.headers, "Accept-Encoding": "identity", **extra}
         with (
             hub_errors(self.where, name),
             get_session().stream("GET", url, headers=headers, timeout=self.timeout) as response,
         ):
+            if response.status_code == 416 and "Range" in extra:  # the file is empty
+                return b"", [*response.history, response]
             if response.status_code >= 400:
                 response.read()
                 hf_raise_for_status(response)
@@ -223,7 +248,7 @@ class HubApi:
             for block in response.iter_bytes():
                 data += block
                 check_size(name, len(data), limit)
-        return bytes(data)
+        return bytes(data), [*response.history, response]
 
     def grant(self, kind: str) -> Grant:
         """Return a grant to ``"read"`` or ``"write"``. The same one is returned until it ends."""

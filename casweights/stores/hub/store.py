@@ -164,6 +164,20 @@ class HubStore(ObjectStore):
             return self.api.read(path, limit)
         return self.get(name, 0, check_size(name, known.size, limit))
 
+    def read_end(self, name: str, most: int) -> tuple[bytes, int]:
+        known = self.folder.known.get(name)
+        if known is not None:
+            return super().read_end(name, most)
+        self._xet.expect_downloads()
+        try:
+            data, found = self.api.read_end(self.folder.path(name), most)
+        except IntegrityError:  # the server does not return ends
+            return super().read_end(name, most)
+        if isinstance(found, int):
+            return data, found
+        self.folder.known.confirm({name: found})
+        return data, found.size
+
     def readinto(self, name: str, start: int, out: memoryview) -> None:
         locator, claimed = self.folder.locate(name), self.folder.known.is_claimed(name)
         try:

@@ -12,7 +12,7 @@ from casweights.config import KiB, StoreConfig
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.names import HEADS, move_name, pack_name, snapshot_name
-from casweights.format.pack import Frame, build_index
+from casweights.format.pack import Frame, build_index, trailer
 from casweights.format.zstd import compress
 from casweights.ids import ChunkId, PackId, SnapshotId
 
@@ -103,12 +103,17 @@ class Forger:
             msgpack.packb(key) + (value if isinstance(value, bytes) else msgpack.packb(value))
             for key, value in manifest.items()
         )
-        parts = [encoded, msgpack.packb(table or EMPTY_TABLE)]
-        packed = [compress(part, 3) for part in parts]
-        sizes = [len(part) for pair in zip(parts, packed, strict=True) for part in pair]
-        joined = b"".join(size.to_bytes(4, "little") for size in sizes) + b"".join(packed)
-        snapshot = SnapshotId(blake3_256(encoded))
-        self.put(snapshot_name(snapshot), seal(ObjectKind.SNAPSHOT, joined))
+        packed_table = msgpack.packb(table or EMPTY_TABLE)
+        fields = {
+            "manifest": compress(encoded, 3),
+            "manifest_size": len(encoded),
+            "table": compress(packed_table, 3),
+            "table_size": len(packed_table),
+        }
+        snapshot, index = SnapshotId(blake3_256(encoded)), msgpack.packb(fields)
+        first_bytes = prefix(ObjectKind.SNAPSHOT)
+        ending = index + checksum(first_bytes + index) + trailer(index)
+        self.put(snapshot_name(snapshot), first_bytes + ending)
         if branch is not None:
             self.move(branch, snapshot)
         return snapshot
