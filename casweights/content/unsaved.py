@@ -23,7 +23,7 @@ from casweights.errors import (
     UnsupportedError,
 )
 from casweights.format import names
-from casweights.format.layout import SMALL, file_pieces
+from casweights.format.layout import file_pieces, is_small
 from casweights.ids import SnapshotId
 from casweights.system.threads import Workers
 
@@ -119,9 +119,9 @@ def _pieces(content: Content, chunk_size: int) -> Iterator[tuple[Piece, ChunkId]
     return zip(pieces, content.chunks, strict=True)
 
 
-def _is_shared(piece: Piece) -> bool:
+def _is_shared(piece: Piece, chunk_size: int) -> bool:
     """Whether a chunk has small tensors, so that a part of its file may have another one."""
-    return any(tensor.nbytes < SMALL for tensor in piece.tensors)
+    return any(is_small(tensor, chunk_size) for tensor in piece.tensors)
 
 
 def _mark(content: Content, chunk_size: int) -> _Mark | None:
@@ -131,7 +131,7 @@ def _mark(content: Content, chunk_size: int) -> _Mark | None:
     """
     tensors = content.header.tensors if content.header else ()
     for piece, chunk in _pieces(content, chunk_size) if tensors else ():
-        if not _is_shared(piece):
+        if not _is_shared(piece, chunk_size):
             return _Mark(str(piece.name), chunk)
     return next((_Mark(info.name, None) for info in tensors if info.nbytes), None)
 
@@ -232,8 +232,9 @@ def _without_unknown_chunks(db: Database, left: Contents) -> Contents:
 
 def _may_be_stored(db: Database, content: Content) -> bool:
     """Whether the store has the chunks, but for those that a checkout may have cut."""
-    pieces = _pieces(content, db.config.chunk_size)
-    return all(chunk in db.index for piece, chunk in pieces if not _is_shared(piece))
+    size = db.config.chunk_size
+    pieces = _pieces(content, size)
+    return all(chunk in db.index for piece, chunk in pieces if not _is_shared(piece, size))
 
 
 def _unsaved(tree: Worktree, lost: list[str]) -> ConflictError:

@@ -10,6 +10,8 @@ from casweights.format.elements import kind_of
 from casweights.format.zstd import compress, decompress_into
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casweights.config import Compression
     from casweights.format.dtypes import DType
     from casweights.system.buffers import Buffer
@@ -23,9 +25,10 @@ class Encoding(IntEnum):
     PLANES = 2
     DENSE = 3
     SPARSE = 4
+    PARTS = 5
 
 
-_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE)
+_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS)
 _SAMPLE = 64 * KiB  # bytes of a chunk on which encodings are compared
 _MAX_SHARE = 0.97  # of the raw bytes: a gain below 3 % does not repay the cost of decoding
 _FAST_MAX_SHARE = 0.5  # the same for `fast`
@@ -37,6 +40,7 @@ _FAST_LEVEL, _AUTO_LEVEL, _SMALL_LEVEL = 1, 3, 12
 _SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.3
 _RANDOM_CHANGE_BYTES = 2  # bytes that `sparse` needs for a change of random size, roughly
 _BLOCKS, _BLOCK = 64, 4096  # blocks, and elements in each, of the sample that estimates the share
+_MAX_PART_SHARE = 0.5  # of a part's bytes: above it, a part without a base may be smaller
 
 Encoded = tuple[Encoding, "Buffer"]
 
@@ -96,17 +100,35 @@ def _encode(encoding: Encoding, raw: memoryview, dtype: DType, level: int) -> En
     return encoding, compress(raw, level)
 
 
-def encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded | None:
+def encode_difference(
+    raw: Buffer, base: Buffer, dtype: DType, sizes: Sequence[int] = ()
+) -> Encoded | None:
     """Encode a chunk as its difference from another one.
 
     Args:
         raw: The chunk's bytes.
         base: The other chunk's bytes, of the same length.
         dtype: Element type of both.
+        sizes: Bytes of the tensors that share the chunk, in order. If they change differently, each
+            group of neighbours that change alike is encoded by itself.
 
     Returns:
-        The smaller result of `sparse` and `dense`; None if it is not smaller than the chunk.
+        The smallest difference found; None if it is not smaller than the chunk.
     """
+    parts = [len(raw)]
+    if len(sizes) > 1:
+        from casweights.format.parts import divide
+
+        parts = divide(raw, base, kind_of(dtype).width, sizes)
+    if len(parts) > 1:
+        best: Encoded = Encoding.PARTS, _encode_parts(raw, base, dtype, parts)
+    else:
+        best = _encode_difference(raw, base, dtype)
+    return best if len(best[1]) < len(raw) else None
+
+
+def _encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded:
+    """Return the smaller result of `sparse` and `dense`."""
     from casweights.kernels import dense_encode, sparse_encode
 
     kind = kind_of(dtype)
@@ -119,8 +141,21 @@ def encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded | None
         or len(found[0][1]) > _RANDOM_CHANGE_BYTES * share * len(raw) / kind.width + _BLOCK
     ):
         found.append((Encoding.DENSE, dense_encode(base, raw, kind)))
-    best = min(found, key=lambda item: len(item[1]))
-    return best if len(best[1]) < len(raw) else None
+    return min(found, key=lambda item: len(item[1]))
+
+
+def _encode_parts(raw: Buffer, base: Buffer, dtype: DType, sizes: Sequence[int]) -> bytes:
+    from casweights.format.parts import Part, join
+
+    parts, start = [], 0
+    for size in sizes:
+        new, old = (memoryview(data)[start : start + size] for data in (raw, base))
+        best = _encode_difference(new, old, dtype)
+        if len(best[1]) > _MAX_PART_SHARE * size:
+            best = min(best, encode(new, dtype, "auto"), key=lambda item: len(item[1]))
+        parts.append(Part(best[0], size, best[1]))
+        start += size
+    return join(parts)
 
 
 def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:
@@ -165,5 +200,18 @@ def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
         from casweights.kernels import dense_decode
 
         dense_decode(payload, out)
+    elif encoding == Encoding.PARTS:
+        _decode_parts(payload, out)
     else:
         raise ValueError(f"its encoding {encoding} is unknown: a newer casweights may know it")
+
+
+def _decode_parts(payload: Buffer, out: memoryview) -> None:
+    from casweights.format.parts import split
+
+    start = 0
+    for encoding, size, stored in split(payload, len(out)):
+        if encoding >= Encoding.PARTS:
+            raise ValueError(f"one of its parts has the encoding {encoding}")
+        decode(encoding, stored, out[start : start + size])
+        start += size

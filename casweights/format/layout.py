@@ -6,6 +6,7 @@ are a *bundle*.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     from casweights.format.safetensors import Header, TensorInfo
 
 BYTES = DTYPES["U8"]
-SMALL = 1 << 16  # bytes; tensors below it share a chunk, since an ID and a coder's start cost more
-_MEAN_BUNDLE = 64  # tensors; a new tensor changes the bundle it is in, and no other
+# Shares of a chunk. An ID, a checksum and a coder's start cost 100 bytes, at each step of training.
+_SMALL = 1 / 2  # tensors below it share a chunk, since two of them fit
+_FULL = 1 / 8  # a bundle of this size ends where its last block does
+_MEAN_BUNDLE = 64  # blocks; a new tensor changes the bundle it is in, and rarely another
+
+# A name to the end of its last part that is a number; names may contain line breaks.
+_NUMBERED = re.compile(r".*(?<![^.])([0-9]+)(?![^.])", re.DOTALL)
 
 
 class Bundle(NamedTuple):
@@ -73,6 +79,11 @@ class Piece:
     tensors: tuple[TensorInfo, ...] = field(default=(), compare=False, repr=False)
 
     @property
+    def sizes(self) -> list[int]:
+        """Bytes of each tensor in the chunk, if it has several of them."""
+        return [tensor.nbytes for tensor in self.tensors] if len(self.tensors) > 1 else []
+
+    @property
     def name(self) -> str | None:
         """Name of the first tensor; None in a file of opaque bytes."""
         return self.tensors[0].name if self.tensors else None
@@ -86,6 +97,11 @@ class Piece:
             yield Part(tensor, 0, tensor.start - self.tensors[0].start, tensor.nbytes)
 
 
+def is_small(tensor: TensorInfo, chunk_size: int) -> bool:
+    """Whether a tensor may share a chunk with its neighbours."""
+    return tensor.nbytes < _SMALL * chunk_size
+
+
 def bundles(tensors: Iterable[TensorInfo], chunk_size: int) -> Iterator[Bundle]:
     """Divide a file's tensors into those that are cut together; the empty ones are in none.
 
@@ -93,32 +109,34 @@ def bundles(tensors: Iterable[TensorInfo], chunk_size: int) -> Iterator[Bundle]:
         tensors: The tensors, in file order.
         chunk_size: Bytes of a chunk. A bundle of several tensors never has more.
     """
+    small, full, numbered = _SMALL * chunk_size, _FULL * chunk_size, _NUMBERED.match
     held: list[TensorInfo] = []
-    nbytes = 0
+    nbytes, code, block = 0, "", ""
     for tensor in tensors:
-        if not tensor.nbytes:
+        if not (size := tensor.nbytes):
             continue
-        if held and (
-            nbytes + tensor.nbytes > chunk_size
-            or tensor.nbytes >= SMALL
-            or held[0].nbytes >= SMALL
-            or tensor.dtype.code != held[0].dtype.code
-            or _begins_bundle(tensor.name)
-        ):
-            yield Bundle(tuple(held), nbytes)
+        last, ended = code, block
+        code = tensor.dtype.code if size < small else ""  # without a code, nothing joins it
+        block = mark = tensor.name
+        if code and (found := numbered(block)):  # the parts before the number are often renamed
+            block, mark = found[0], found[1]
+        joins = code and code == last and nbytes + size <= chunk_size
+        if not joins or (block != ended and (nbytes >= full or _divides(mark))):
+            if held:
+                yield Bundle(tuple(held), nbytes)
             held, nbytes = [], 0
         held.append(tensor)
-        nbytes += tensor.nbytes
+        nbytes += size
     if held:
         yield Bundle(tuple(held), nbytes)
 
 
-def _begins_bundle(name: str) -> bool:
-    """Whether a small tensor begins a bundle wherever it is, so that later bundles stay the same.
+def _divides(mark: str) -> bool:
+    """Whether a bundle ends before a block with this mark, wherever the bundle began.
 
     Without this, a new tensor would move the ends of all bundles behind it.
     """
-    return xxhash.xxh3_64_intdigest(name.encode()) % _MEAN_BUNDLE == 0
+    return xxhash.xxh3_64_intdigest(mark.encode()) % _MEAN_BUNDLE == 0
 
 
 def grid(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from casweights.errors import IntegrityError
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
-from casweights.format.layout import BYTES
+from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame
 from casweights.system.buffers import scratch
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from casweights.database.reader import ChunkReader, TrustedChunks
     from casweights.format.dtypes import DType
     from casweights.format.file_entry import FileEntry, FileRow
-    from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
@@ -177,7 +176,7 @@ class DifferenceEncoder:
         """
         return self._reader.ahead(with_neighbours=True)
 
-    def encode(self, raw: memoryview, dtype: DType, base: ChunkId | None) -> list[EncodedFrame]:
+    def encode(self, raw: memoryview, piece: Piece, base: ChunkId | None) -> list[EncodedFrame]:
         """Return the frames to store for a chunk.
 
         A chunk is stored whole where a difference would be too large, and where its base is
@@ -186,7 +185,7 @@ class DifferenceEncoder:
 
         Args:
             raw: The chunk's bytes.
-            dtype: Their element type.
+            piece: Its place: their element type, and the tensors that share the chunk.
             base: The chunk at the same place of a related version; None to store it whole.
 
         Returns:
@@ -199,17 +198,17 @@ class DifferenceEncoder:
         chain = None if base is None else self._index.chain(base)
         # Sizes below are compared with the whole frame at the chain's beginning.
         if chain is None or chain.frames[0].frame.base is not None:
-            return [self._whole(raw, dtype)]
-        step = self._difference(raw, dtype, chain.frames[-1])
+            return [self._whole(raw, piece.dtype)]
+        step = self._difference(raw, piece, chain.frames[-1])
         if step is None:
-            return [self._whole(raw, dtype)]
+            return [self._whole(raw, piece.dtype)]
         whole, whole_size = None, chain.frames[0].frame.size
         if len(step.payload) > _MAX_UNCOMPARED_SHARE * whole_size:
-            whole = self._whole(raw, dtype)
+            whole = self._whole(raw, piece.dtype)
             whole_size = len(whole.payload)
-        best = self._shorten(raw, dtype, chain, step, whole_size)
+        best = self._shorten(raw, piece, chain, step, whole_size)
         if best is None:
-            best = whole or self._whole(raw, dtype)
+            best = whole or self._whole(raw, piece.dtype)
         if best is step or len(step.payload) > _MAX_EXTRA_STEP_SHARE * whole_size:
             return [best]
         # A replica that follows the branch version by version holds `base`, but not the shortcut's
@@ -228,13 +227,13 @@ class DifferenceEncoder:
             raw: The chunk's bytes.
             base: The structure chunk at the same place of the parent.
         """
-        whole = self._whole(raw, BYTES)
+        whole, piece = self._whole(raw, BYTES), Piece(0, len(raw), BYTES)
         chain = None if base is None else self._index.chain(base)
         if chain is None or chain.frames[0].frame.base is not None:
             return [whole]
         limit = len(whole.payload)
         for location in reversed(chain.frames):
-            difference = self._difference(raw, BYTES, location, self._structure)
+            difference = self._difference(raw, piece, location, self._structure)
             if difference is None or 2 * len(difference.payload) > limit:
                 break
             if location.frame.base is None or 2 * len(difference.payload) <= location.frame.size:
@@ -242,7 +241,7 @@ class DifferenceEncoder:
         return [whole]
 
     def _shorten(
-        self, raw: memoryview, dtype: DType, chain: Chain, step: EncodedFrame, whole_size: int
+        self, raw: memoryview, piece: Piece, chain: Chain, step: EncodedFrame, whole_size: int
     ) -> EncodedFrame | None:
         """Return the step while the chain is cheap to read, then a shortcut.
 
@@ -257,7 +256,7 @@ class DifferenceEncoder:
         due = skipped_bytes >= _SHORTCUT_DUE_SHARE * whole_size or skipped >= _MAX_SKIPPED
         best, total = step, sum(sizes)
         if due and skipped >= _MIN_SKIPPED:
-            shortcut = self._difference(raw, dtype, chain.frames[behind])
+            shortcut = self._difference(raw, piece, chain.frames[behind])
             if (
                 shortcut is not None
                 and len(shortcut.payload) <= _MAX_SHORTCUT_SHARE * skipped_bytes
@@ -269,7 +268,7 @@ class DifferenceEncoder:
             _MAX_FROM_WHOLE_SHARE * whole_size + 2 * len(step.payload),
             _MAX_CHAIN_SHARE * whole_size,
         )
-        from_root = self._difference(raw, dtype, chain.frames[0])
+        from_root = self._difference(raw, piece, chain.frames[0])
         return from_root if from_root and len(from_root.payload) <= limit else None
 
     def _last_shortcut(self, chain: Chain) -> int:
@@ -290,7 +289,7 @@ class DifferenceEncoder:
     def _difference(
         self,
         raw: memoryview,
-        dtype: DType,
+        piece: Piece,
         location: Location,
         trusted: TrustedChunks | None = None,
     ) -> EncodedFrame | None:
@@ -305,7 +304,7 @@ class DifferenceEncoder:
                 self._reader.readinto(base, old)
             except IntegrityError:  # a damaged base must not stop a commit; its readers report it
                 return None
-        encoded = encode_difference(raw, old, dtype)
+        encoded = encode_difference(raw, old, piece.dtype, piece.sizes)
         if encoded is None:
             return None
         encoding, payload = encoded

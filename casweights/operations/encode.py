@@ -366,7 +366,7 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
         work.search.for_new_place()
         if chunk in index:
             return []
-    frames = work.encoder.encode(raw, piece.dtype, base)
+    frames = work.encoder.encode(raw, piece, base)
     work.search.for_frames(frames, piece.nbytes)
     if chunk in index:
         return []

@@ -266,7 +266,7 @@ def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
     reader.readinto(job.chunk, raw)
     if job.is_structure:
         return job, work.encoder.encode_structure(raw, job.base)
-    frames = work.encoder.encode(raw, job.piece.dtype, job.base)
+    frames = work.encoder.encode(raw, job.piece, job.base)
     work.db.cache.put(job.chunk, raw)
     return job, frames
 

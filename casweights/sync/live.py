@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from casweights.config import KiB
 from casweights.content.torch_types import is_plain_memory, patterns, tensor_bytes
 from casweights.errors import ErrorCode, InvalidInputError
-from casweights.format.layout import SMALL
 from casweights.sync.changes import ElementChange, find_change
 from casweights.sync.devices import device_changes, device_exchange, flat_patterns
 from casweights.system.buffers import copy
 
 if TYPE_CHECKING:
     from casweights.content.spans import Span
+
+# Bytes; starting a comparison on a device takes longer than copying a smaller tensor to the host.
+_COMPARED_ON_DEVICE = 64 * KiB
 
 
 class LiveTensor:
@@ -86,8 +89,8 @@ class LiveTensor:
 
     def find_change(self, number: int, wanted: memoryview) -> ElementChange | None:
         """Return the change that turns a chunk into the wanted bytes; None if they are equal."""
-        # Starting the comparison on a device takes longer than copying a small tensor to the host.
-        if self._memory is not None or self._patterns.dim() != 1 or self.nbytes < SMALL:
+        on_device = self._memory is None and self.nbytes >= _COMPARED_ON_DEVICE
+        if not on_device or self._patterns.dim() != 1:
             return find_change(self.chunk(number), wanted, self.width)
         start = number * self._chunk_size // self.width
         live = self._patterns[start : start + len(wanted) // self.width]

@@ -10,6 +10,7 @@ import pytest
 
 import casweights
 from casweights import ErrorCode, InvalidInputError
+from casweights.config import KiB
 from casweights.events import Reporter
 from casweights.stores.memory import MemoryStore
 from casweights.testing.counting import CountingStore
@@ -17,6 +18,7 @@ from casweights.testing.counting import CountingStore
 if TYPE_CHECKING:
     from pathlib import Path
 
+LARGE = 2 * KiB  # of KiB: a tensor that shares no chunk with a small one
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 9\n"
 
 
@@ -48,17 +50,17 @@ def test_safetensors_files_of_any_name_are_stored_as_tensors(
 ) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / name).write_bytes(weights(400, padding=padding))
+    (folder / name).write_bytes(weights(LARGE, padding=padding))
     with casweights.open(MemoryStore(), create=True) as store:
         header = store.commit(folder).files[0].header
         assert header is not None
         assert [tensor.name for tensor in header.tensors] == ["w"]
         before = store.stats().pack_bytes
-        (folder / name).write_bytes(weights(400, more=True))
+        (folder / name).write_bytes(weights(LARGE, more=True))
         store.commit(folder)
         assert store.stats().pack_bytes - before < 10_000
         store.checkout("main", tmp_path / "out")
-        assert (tmp_path / "out" / name).read_bytes() == weights(400, more=True)
+        assert (tmp_path / "out" / name).read_bytes() == weights(LARGE, more=True)
         assert store.commit(folder, opaque=[name]).files[0].header is None
 
 
@@ -86,10 +88,10 @@ def test_invalid_safetensors_files_of_other_names_are_stored_as_plain_bytes(
 
 def test_a_checkout_reuses_the_tensors_of_a_file_with_another_name(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    (tmp_path / "one/m.safetensors").write_bytes(weights(400, more=True))
+    (tmp_path / "one/m.safetensors").write_bytes(weights(LARGE, more=True))
     out = tmp_path / "out"
     out.mkdir()
-    (out / "m.sft").write_bytes(weights(400))
+    (out / "m.sft").write_bytes(weights(LARGE))
     counting = CountingStore(MemoryStore())
     with casweights.open(counting, create=True) as store:
         store.commit(out)
@@ -97,7 +99,7 @@ def test_a_checkout_reuses_the_tensors_of_a_file_with_another_name(tmp_path: Pat
         counting.reset()
         store.checkout("main", out, delete=True)
     assert counting.read_bytes("packs/") < 10_000
-    assert (out / "m.safetensors").read_bytes() == weights(400, more=True)
+    assert (out / "m.safetensors").read_bytes() == weights(LARGE, more=True)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tokenizer.model", "model.sft", "x/README"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from casweights import CasweightsError, InvalidInputError, SnapshotId
 from casweights.config import StoreConfig
-from casweights.format.codecs import decode
+from casweights.format.codecs import Encoding, decode
 from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal, unseal
 from casweights.format.file_entry import FileEntry
@@ -25,6 +25,7 @@ from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
 from casweights.format.pack import parse_index as parse_pack_index
 from casweights.format.pack_table import PackTable
+from casweights.format.parts import Part, join
 from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.safetensors import build_header, header_size, parse_header
 from casweights.format.snapshot import (
@@ -362,3 +363,13 @@ def test_any_encoding_gives_a_value_or_a_named_error(
 ) -> None:
     with suppress(ValueError):
         decode(encoding, payload, memoryview(bytearray(size)))
+
+
+PARTS = join([Part(encoding, 2, b"\0\x01\0\0") for encoding in (4, 4, 0, 1)])
+
+
+@given(edited(PARTS), st.just(8) | sizes)
+@example(b"\xff" + 255 * b"\0\0\0", 0)
+def test_parts_give_a_value_or_a_named_error(payload: bytes, size: int) -> None:
+    with suppress(ValueError):
+        decode(Encoding.PARTS, payload, memoryview(bytearray(size)))

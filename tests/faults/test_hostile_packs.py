@@ -21,6 +21,7 @@ from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
+from casweights.format.parts import Part, join
 from casweights.format.planes import encode_planes
 from casweights.ids import ChunkId, PackId
 from casweights.stores.local import LocalStore
@@ -112,7 +113,13 @@ HOSTILE_FRAMES: dict[str, tuple[int, bytes]] = {
     "plane that is a bomb": (Encoding.PLANES, planes(1, (1, BOMB))),
     "plane that hides a bomb": (Encoding.PLANES, planes(1, (1, declaring(BOMB, len(CHUNK))))),
     "planes with extra bytes": (Encoding.PLANES, encode_planes(CHUNK, 1) + b"more"),
-    "encoding of the future": (5, CHUNK),
+    "parts that are missing": (Encoding.PARTS, b"\xff"),
+    "part that is a bomb": (
+        Encoding.PARTS,
+        join([Part(1, len(HALF), BOMB), Part(1, len(HALF), b"")]),
+    ),
+    "parts in parts": (Encoding.PARTS, join(2 * [Part(Encoding.PARTS, len(HALF), b"")])),
+    "encoding of the future": (6, CHUNK),
     "unknown encoding": (255, CHUNK),
 }
 

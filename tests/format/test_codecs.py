@@ -145,8 +145,9 @@ def test_differences_not_smaller_than_the_chunk_are_dropped(dtype: DType) -> Non
     assert encode_difference(b"", b"", dtype) is None
 
 
-def test_only_dense_and_sparse_need_a_base() -> None:
-    assert [e for e in Encoding if is_difference(e)] == [Encoding.DENSE, Encoding.SPARSE]
+def test_only_differences_need_a_base() -> None:
+    differences = [Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS]
+    assert [e for e in Encoding if is_difference(e)] == differences
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,8 @@ def test_only_dense_and_sparse_need_a_base() -> None:
         (3, b"\0", 3, "number of classes"),
         (4, b"abc", 3, "kind of elements is unknown"),
         (4, b"\0", 3, "number of classes"),
-        (5, b"abc", 3, "encoding 5 is unknown"),
+        (5, b"abc", 3, "too large"),
+        (6, b"abc", 3, "encoding 6 is unknown"),
         (255, b"", 0, "encoding 255 is unknown"),
     ],
 )

@@ -14,7 +14,6 @@ from casweights.config import KiB
 from casweights.format.dtypes import DTYPES
 from casweights.format.layout import (
     BYTES,
-    SMALL,
     Piece,
     bundles,
     count_chunks,
@@ -26,6 +25,8 @@ from casweights.format.safetensors import TensorInfo, build_header, parse_header
 from casweights.testing.strategies import encode_header, safetensors_files
 
 SIZE = 64 * KiB
+SMALL = SIZE // 2  # the first size that is not small
+FULL = SIZE // 8
 
 
 def spans(pieces: list[Piece]) -> list[tuple[int, int]]:
@@ -91,6 +92,7 @@ def begins(name: str) -> bool:
 
 
 FENCE = next(name for name in map(chr, range(0x4E00, 0x9FFF)) if begins(name))
+NUMBER = next(str(n) for n in range(1000) if begins(str(n)))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,10 @@ FENCE = next(name for name in map(chr, range(0x4E00, 0x9FFF)) if begins(name))
         ([("a", "U8", 1), ("b", "I8", 2), ("c", "I8", 3)], ["a", "bc"]),
         ([("a", "U8", 1), ("b", "I8", 0), ("c", "U8", 3)], ["ac"]),
         ([("a", "U8", 0), (FENCE, "U8", 0), ("c", "U8", 0)], []),
-        ([("a", "U8", SMALL - 1), ("b", "U8", 1), ("c", "U8", 1)], ["ab", "c"]),
+        ([("a", "U8", SMALL - 1), ("b", "U8", 1), ("c", "U8", 1)], ["a", "bc"]),
+        ([("a", "U8", FULL - 1), ("b", "U8", 1), ("c", "U8", 1)], ["ab", "c"]),
+        ([("a", "U8", FULL), ("b", "U8", 1), ("c", "U8", 1)], ["a", "bc"]),
+        ([("a", "U8", 1), ("b", "U8", SMALL - 1), ("c", "U8", SMALL - 1)], ["ab", "c"]),
         ([("a", "U8", SMALL), ("b", "U8", 1), ("c", "U8", 1)], ["a", "bc"]),
         ([("a", "U8", 1), ("b", "U8", SMALL), ("c", "U8", 1)], ["a", "b", "c"]),
         ([("a", "U8", 1), ("b", "U8", 3 * SIZE), ("c", "U8", 1)], ["a", "b", "c"]),
@@ -118,14 +123,58 @@ def test_small_neighbours_of_one_dtype_share_a_chunk(
 
 def test_a_large_tensor_shares_no_chunk_even_if_there_is_room() -> None:
     rows = [("a", "U8", SMALL), ("b", "U8", 1), ("c", "U8", SMALL), ("b", "U8", SMALL - 1)]
-    assert names(end_to_end(rows), 4 * SIZE) == ["a", "b", "c", "b"]
-    assert names(end_to_end(3 * rows[-1:]), 4 * SIZE) == ["bbb"]
+    assert names(end_to_end(rows)) == ["a", "b", "c", "b"]
+    assert names(end_to_end(rows), 2 * SIZE) == ["a", "bc", "b"]
+    assert names(end_to_end(5 * rows[-1:])) == ["bb", "bb", "b"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        # A block ends at a tensor of another block once the bundle is full.
+        (["h.3.a", "h.3.b", "h.3.c", "h.4.a"], ["h.3.a h.3.b h.3.c", "h.4.a"]),
+        (["h.3.0.a", "h.3.0.b", "h.3.1.a"], ["h.3.0.a h.3.0.b", "h.3.1.a"]),
+        (["h.3.0", "h.3.1", "h.3.2"], ["h.3.0", "h.3.1", "h.3.2"]),
+        (["h.3", "h.3.w", "h.3x"], ["h.3 h.3.w", "h.3x"]),
+        (["3.a", "3.b\nc", "4.a"], ["3.a 3.b\nc", "4.a"]),
+        (["a.3.x", "b.3.x"], ["a.3.x", "b.3.x"]),
+        # None of these has a part that is a number.
+        (["h3.a", "h3.b", "h-4.a", "", ".", "٣.a", "٣.b"], None),
+    ],
+)
+def test_a_full_bundle_ends_where_a_block_does(rows: list[str], expected: list[str] | None) -> None:
+    found = bundles(end_to_end([(name, "U8", FULL) for name in rows]), SIZE)
+    assert [" ".join(one.name for one in bundle.tensors) for bundle in found] == (expected or rows)
+
+
+def test_some_marks_end_a_bundle_that_is_not_full() -> None:
+    rows = ["1.a", "1.b", "2.a", f"{NUMBER}.a", f"{NUMBER}.b", "1.c", f"h.{NUMBER}.a", "9.a"]
+    assert not any(map(begins, "129"))
+    found = names(end_to_end([(f"{name} ", "U8", 1) for name in rows]))
+    assert found == [
+        "1.a 1.b 2.a ",
+        f"{NUMBER}.a {NUMBER}.b 1.c ",
+        f"h.{NUMBER}.a 9.a ",
+    ]
+
+
+def test_a_prefix_of_all_names_changes_no_bundle() -> None:
+    rows = [
+        (f"layers.{layer}.{part}", "BF16", nbytes)
+        for layer in range(40)
+        for part, nbytes in (("norm", 64), ("q", SMALL - 64), ("k", 512), ("mlp", SMALL - 700))
+    ]
+    before = names(end_to_end(rows))
+    after = names(end_to_end([(f"module.{name}", code, size) for name, code, size in rows]))
+    assert [bundle.replace("module.", "") for bundle in after] == before
+    assert len(before) == 40
+
+
+NAMES = st.text(max_size=3) | st.from_regex(r"([a-c]\.)?[0-9]{1,2}(\.[a-c])?", fullmatch=True)
 ROWS = st.tuples(
-    st.text(max_size=3),
+    NAMES,
     st.sampled_from(["U8", "BF16", "F4"]),
-    st.sampled_from([0, 1, 8, 300, SMALL // 2, SMALL - 1, SMALL, SMALL + 1, 3 * SIZE]),
+    st.sampled_from([0, 1, 8, 300, FULL - 1, FULL, SMALL - 1, SMALL, SMALL + 1, SIZE, 3 * SIZE]),
 )
 
 
@@ -140,17 +189,34 @@ def test_bundles_are_as_long_as_the_rule_allows(
         assert bundle.nbytes == sum(tensor.nbytes for tensor in bundle.tensors)
         if len(bundle.tensors) > 1:
             assert bundle.nbytes <= size
-            assert all(tensor.nbytes < 65_536 for tensor in bundle.tensors)
+            assert all(tensor.nbytes < size / 2 for tensor in bundle.tensors)
             assert len({tensor.dtype for tensor in bundle.tensors}) == 1
-            assert not any(begins(tensor.name) for tensor in bundle.tensors[1:])
-    for left, right in pairwise(found):
-        last, first = left.tensors[-1], right.tensors[0]
+        held = 0
+        for left, right in pairwise(bundle.tensors):
+            held += left.nbytes
+            assert not (is_end(left.name, right.name, is_full=held >= size / 8))
+    for before, after in pairwise(found):
+        left, right = before.tensors[-1], after.tensors[0]
         assert (
-            max(last.nbytes, first.nbytes) >= 65_536
-            or last.dtype != first.dtype
-            or left.nbytes + first.nbytes > size
-            or begins(first.name)
+            max(left.nbytes, right.nbytes) >= size / 2
+            or left.dtype != right.dtype
+            or before.nbytes + right.nbytes > size
+            or is_end(left.name, right.name, is_full=before.nbytes >= size / 8)
         )
+
+
+def is_end(left: str, right: str, *, is_full: bool) -> bool:
+    block, mark = block_of(right)
+    return block != block_of(left)[0] and (is_full or begins(mark))
+
+
+def block_of(name: str) -> tuple[str, str]:
+    """Return a name's block and mark, found in another way than the library's."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if parts[end - 1] and set(parts[end - 1]) <= set("0123456789"):
+            return ".".join(parts[:end]), parts[end - 1]
+    return name, name
 
 
 @hypothesis.given(rows=st.lists(ROWS, max_size=40), size=st.sampled_from([SIZE, 2 * SIZE]))
@@ -184,11 +250,11 @@ def test_parts_of_pieces_cover_every_byte_of_every_tensor_once(
 def test_one_more_tensor_among_many_changes_at_most_two_chunks() -> None:
     def chunks(count: list[int]) -> set[tuple[str, ...]]:
         tensors = end_to_end([(f"experts.{n:06}.scale", "F32", 64) for n in count])
-        return {tuple(t.name for t in bundle.tensors) for bundle in bundles(tensors, SIZE)}
+        return {tuple(t.name for t in one.tensors) for one in bundles(tensors, 64 * SIZE)}
 
     numbers = list(range(0, 40_000, 2))
     before = chunks(numbers)
-    assert 250 < len(before) < 400
+    assert 200 < len(before) < 400
     for place in random.Random(1).sample(range(20_000), 40):
         after = chunks(sorted([*numbers, 2 * place + 1]))
         assert len(after - before) <= 2

@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 import casweights
 from casweights import IntegrityError, StoreConfig
 from casweights.database.chains import MAX_LINKS
+from casweights.format.codecs import Encoding, decode
 from casweights.format.names import pack_name
+from casweights.format.parts import Part, join
+from casweights.format.planes import encode_planes
+from casweights.format.zstd import compress
 from casweights.kernels import (
     dense_decode,
     dense_encode,
@@ -131,6 +135,62 @@ def test_reader_and_kernels_refuse_the_same_payloads(
         payload = payload[:at] + inserted + payload[at + removed :]
     by_reader = getattr(importlib.import_module("tools.spec.differences"), f"decode_{encoding}")
     assert attempt(by_reader, payload, base) == attempt(by_kernel, payload, base)
+
+
+def in_parts(first: int, second: int) -> tuple[bytes, bytes, bytes]:
+    """Return a difference in three parts with these encodings and 0, its base, and its chunk."""
+    nbytes, kind = 80, ElementKind.BFLOAT_16
+    base, new = pair(kind, 3 * nbytes // 2, 0.3, 9)
+    codes = Encoding(first), Encoding(second), Encoding.RAW
+    own = [slice(nbytes * n, nbytes * (n + 1)) for n in range(3)]
+    stored = [stored_as(code, base[s], new[s], kind) for code, s in zip(codes, own, strict=True)]
+    parts = [Part(code, nbytes, payload) for code, payload in zip(codes, stored, strict=True)]
+    return join(parts), base, new
+
+
+def stored_as(encoding: Encoding, base: bytes, new: bytes, kind: ElementKind) -> bytes:
+    if encoding is Encoding.DENSE:
+        return dense_encode(base, new, kind)
+    if encoding is Encoding.SPARSE:
+        return sparse_encode(base, new, kind)
+    if encoding is Encoding.PLANES:
+        return encode_planes(new, kind.width)
+    return compress(new, 1) if encoding is Encoding.ZSTD else new
+
+
+def decode_parts(payload: bytes, base: bytes) -> bytes:
+    out = bytearray(base)
+    decode(Encoding.PARTS, payload, memoryview(out))
+    return bytes(out)
+
+
+@pytest.mark.parametrize("first", range(5))
+@pytest.mark.parametrize("second", range(5))
+def test_both_decode_parts_of_every_encoding(first: int, second: int) -> None:
+    chunks = importlib.import_module("tools.spec.chunks")
+    payload, base, new = in_parts(first, second)
+    assert decode_parts(payload, base) == new
+    assert chunks.decode(payload, Encoding.PARTS, len(base), base) == new
+
+
+@given(
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2), st.binary(max_size=2)), max_size=3),
+)
+def test_both_refuse_the_same_parts(
+    first: int, second: int, edits: list[tuple[int, int, bytes]]
+) -> None:
+    """The payloads are valid ones with bytes replaced, inserted and removed."""
+    chunks = importlib.import_module("tools.spec.chunks")
+    payload, base, _ = in_parts(first, second)
+    for at, removed, inserted in edits:
+        payload = payload[:at] + inserted + payload[at + removed :]
+    try:
+        by_reader = chunks.decode_parts(payload, base)
+    except chunks.FAILURES:
+        by_reader = None
+    assert by_reader == attempt(decode_parts, payload, base)
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_store_is_sound_and_has_every_encoding(store: str) -> None:
     with casweights.open(GOLDEN / store) as repository:
         assert repository.verify().problems == ()
         stats = repository.stats()
-        assert set(stats.encodings) == {"raw", "zstd", "planes", "dense", "sparse"}
+        assert set(stats.encodings) == {"raw", "zstd", "planes", "dense", "sparse", "parts"}
         assert max(version.longest_chain for version in stats.versions) > 2
 
 

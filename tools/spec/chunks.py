@@ -13,7 +13,7 @@ import xxhash
 import zstandard
 from blake3 import blake3
 
-from tools.spec.differences import decode_dense, decode_sparse
+from tools.spec.differences import Bytes, decode_dense, decode_sparse
 
 MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
 MAX_END = 536_870_912  # bytes of the index of a snapshot object
@@ -150,15 +150,31 @@ def parse_columns(index: bytes, what: str, start: int) -> list[Frame]:
 
 
 def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> bytes:
-    need(encoding in (0, 1, 2, 3, 4), f"unknown encoding {encoding}")
+    need(encoding in (0, 1, 2, 3, 4, 5), f"unknown encoding {encoding}")
     need((encoding >= 3) == (base is not None), "a base that is missing or not allowed")
     if base is not None:
-        return decode_dense(stored, base) if encoding == 3 else decode_sparse(stored, base)
+        by_code = {3: decode_dense, 4: decode_sparse, 5: decode_parts}
+        return by_code[encoding](stored, base)
     if encoding == 0:
         return stored
     if encoding == 1:
         return decompress(stored, raw_size, "a frame")
     return join_planes(split_planes(stored, raw_size))
+
+
+def decode_parts(stored: bytes, base: bytes) -> bytes:
+    payload, decoded, at = Bytes(stored), [], 0
+    heads = [(payload.byte(), payload.varint(), payload.varint()) for _ in range(payload.byte())]
+    need(len(heads) >= 2, "a difference of less than two parts")
+    need(sum(raw_size for _, raw_size, _ in heads) == len(base), "parts of a wrong size")
+    for encoding, raw_size, size in heads:
+        need(encoding < 5 and raw_size > 0, "a malformed part")
+        part = base[at : at + raw_size] if encoding >= 3 else None
+        decoded.append(decode(payload.take(size), encoding, raw_size, part))
+        need(len(decoded[-1]) == raw_size, "a part of a wrong size")
+        at += raw_size
+    need(payload.left == 0, "a payload that is longer than its parts")
+    return b"".join(decoded)
 
 
 def split_planes(stored: bytes, raw_size: int) -> list[bytes]:

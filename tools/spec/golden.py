@@ -86,6 +86,8 @@ def write_model(folder: Path) -> None:
         {
             "head.weight": ("F8_E4M3", [20, 100], fp8(2_000, seed=3)),
             "head.tied": ("BF16", [320, 110], bf16(35_200, seed=2)),
+            "head.1.frozen": ("BF16", [100, 60], bf16(6_000, seed=8)),
+            "head.1.weight": ("BF16", [100, 60], bf16(6_000, seed=9)),
             "head.index": ("I64", [2_000], struct.pack("<2000q", *range(2_000))),
             "head.mask": ("BOOL", [9], bytes([1, 0, 0, 1, 1, 0, 1, 0, 1])),
         },

@@ -46,7 +46,6 @@ FORMAT = 2
 PAGE_IDS = 4_096
 MAX_MANIFEST = MAX_TABLE = MAX_STRUCTURE = 268_435_456
 MAX_REF = 4_096
-SMALL = 65_536  # bytes: smaller tensors share chunks
 MAX_CONFIG = 65_536
 MAX_LEVELS = 64
 MAX_VALUES = 131_072
@@ -54,6 +53,7 @@ MAX_EXPANSION, FREE_EXPANSION = 64, 4_194_304
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
+NUMBERED = re.compile(r".*(?<![^.])([0-9]+)(?![^.])", re.DOTALL)
 REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
 MANIFEST_KEYS = {
@@ -259,13 +259,14 @@ def cut_tensors(tensors: Mapping[str, Tensor], grid: int) -> Iterator[int]:
 
 def bundle_sizes(tensors: Mapping[str, Tensor], grid: int) -> Iterator[int]:
     """Return the sizes of the bundles of a file's tensors."""
-    size, dtype = 0, None  # of the bundle of small tensors that is not complete yet
+    size, dtype, block = 0, None, ""  # of the bundle of small tensors that is not complete yet
     for name, tensor in tensors.items():
         if not tensor.size:
             continue
-        small = tensor.size < SMALL
-        begins = xxhash.xxh3_64_intdigest(name.encode()) % 64 == 0
-        if small and tensor.dtype == dtype and size + tensor.size <= grid and not begins:
+        small, before, (block, mark) = 2 * tensor.size < grid, block, block_of(name)
+        begins = xxhash.xxh3_64_intdigest(mark.encode()) % 64 == 0 or 8 * size >= grid
+        fits = small and tensor.dtype == dtype and size + tensor.size <= grid
+        if fits and (block == before or not begins):
             size += tensor.size
             continue
         if size:
@@ -273,6 +274,12 @@ def bundle_sizes(tensors: Mapping[str, Tensor], grid: int) -> Iterator[int]:
         size, dtype = tensor.size, tensor.dtype if small else None
     if size:
         yield size
+
+
+def block_of(name: str) -> tuple[str, str]:
+    """Return the block of a tensor, and its mark."""
+    numbered = NUMBERED.match(name)
+    return (numbered[0], numbered[1]) if numbered else (name, name)
 
 
 def pair(joined_ids: Any, digest_size: int, sizes: Iterator[int], what: str) -> list[Chunk]:
