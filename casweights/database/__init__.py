@@ -14,6 +14,7 @@ from casweights.database.index import ChunkIndex
 from casweights.database.reader import ChunkReader
 from casweights.database.refs import Refs
 from casweights.database.snapshots import SnapshotStore
+from casweights.database.version_names import VersionNames
 from casweights.errors import ErrorCode, NotFoundError, UnsupportedError
 from casweights.format import names
 from casweights.format.hashing import chunk_hasher
@@ -52,7 +53,7 @@ class Database(Handle):
         NotFoundError: `store` contains no casweights store.
 
     Attributes:
-        store: The objects.
+        store: The objects; every version has the name ``snapshots/<ID>``.
         config: The digest, the chunk size, and where the refs are.
         store_id: Hexadecimal digits that distinguish this store from all others.
         hasher: Computes the ID of a chunk from its bytes.
@@ -86,8 +87,8 @@ class Database(Handle):
                 f"there is no casweights store at {store.url}: make one with `casweights init` or "
                 "`casweights.open(url, create=True)`",
             ) from None
-        self.store = store
         self.config, self.store_id = decode_store_file(store_file)
+        store = self.store = VersionNames(store, has_refs=self.config.refs is None)
         self.hasher = chunk_hasher(self.config.digest)
         self.workers = Workers(workers)
         self.findings = Findings(store, notes, self.store_id)

@@ -3,31 +3,35 @@
 The *line* of a ref consists of the moves from its first version to its head. Other moves are off
 the line, because another writer moved the ref at the same moment. Several moves can have the same
 position only where the store does not create objects exclusively; docs/design/016 has the rules.
+There, the object of a *whole* move is the version itself.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgpack
 
+from casweights.errors import IntegrityError
 from casweights.format import names
 from casweights.format.envelope import ObjectKind, corrupt, seal
 from casweights.ids import SnapshotId
+from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from casweights.stores.base import ObjectInfo
+    from casweights.stores.base import Parts
 
 _MOVE = re.compile(
     rf"(?P<ref>.+)/(?P<position>[0-9]{{{names.POSITION_DIGITS}}})"
     r"(-(?P<snapshot>[0-9a-f]{64})(-(?P<before>[0-9a-f]{64}))?"
-    rf"(-[0-9a-f]{{{names.WRITER_DIGITS}}})?)?{re.escape(names.REF_SUFFIX)}"
+    rf"(-[0-9a-f]{{{names.WRITER_DIGITS}}})?)?(?P<suffix>\.ref|\.step)"
 )
 
 
@@ -52,6 +56,23 @@ class Move:
     snapshot: SnapshotId | None
     before: SnapshotId | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the move's object is the version itself."""
+        return self.name.endswith(names.STEP_SUFFIX)
+
+
+class Version(NamedTuple):
+    """The object of a version, for a whole move.
+
+    Attributes:
+        parts: Its bytes.
+        assume_store: Whether to save the request that checks whether the store still exists.
+    """
+
+    parts: Parts
+    assume_store: bool = False
+
 
 def parse_move(info: ObjectInfo, kind: str) -> Move:
     """Return the move that an object's name and creation time describe.
@@ -64,13 +85,29 @@ def parse_move(info: ObjectInfo, kind: str) -> Move:
         IntegrityError: No move has such a name.
     """
     match = _MOVE.fullmatch(info.name, len(kind))
-    if match is None or not names.is_ref_name(match["ref"]):
+    if match is None or not names.is_ref_name(match["ref"]) or _is_odd(match, kind):
         raise corrupt(info.name, "no move of a branch or tag has such a name")
     snapshot, before = (
         None if digits is None else SnapshotId.from_hex(digits)
         for digits in (match["snapshot"], match["before"])
     )
     return Move(info.name, match["ref"], int(match["position"]), info.created, snapshot, before)
+
+
+def _is_odd(match: re.Match[str], kind: str) -> bool:
+    """Whether a name says that a move is whole, but has no version, or is that of a tag."""
+    return match["suffix"] == names.STEP_SUFFIX and (
+        match["snapshot"] is None or kind != names.HEADS
+    )
+
+
+def version_in(name: str) -> SnapshotId | None:
+    """Return the version that an object is if it is a whole move; None for all other objects."""
+    if not (name.startswith(names.HEADS) and name.endswith(names.STEP_SUFFIX)):
+        return None
+    with suppress(IntegrityError):
+        return parse_move(ObjectInfo(name, 0), names.HEADS).snapshot
+    return None
 
 
 def encode_move(snapshot: SnapshotId) -> bytes:

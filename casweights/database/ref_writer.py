@@ -10,7 +10,7 @@ from casweights.errors import ErrorCode, NotFoundError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from casweights.database.moves import Move
+    from casweights.database.moves import Move, Version
     from casweights.database.reflog import RefLog
     from casweights.ids import SnapshotId
     from casweights.stores.base import ObjectStore
@@ -67,7 +67,7 @@ class RefWriter:
         after: int,
         before: SnapshotId | None,
         snapshot: SnapshotId,
-        move: bytes | None = None,
+        version: Version | None = None,
     ) -> tuple[bool, list[Move]]:
         """Move a ref to the position after `after`, where it must be at version `before`.
 
@@ -76,7 +76,7 @@ class RefWriter:
             after: Its position; 0 for a new one.
             before: The version at that position; None for a new one.
             snapshot: The version to move it to.
-            move: The result of `encode_move` for that version, if the caller has it already.
+            version: The object of that version, if the move is to be whole.
 
         Returns:
             Whether it moved, and the moves of the ref that were listed, as in `RefLog.append`.
@@ -86,7 +86,7 @@ class RefWriter:
                 the ref has moved.
         """
         try:
-            made = self._log.append(ref, after, before, snapshot, move)
+            made = self._log.append(ref, after, before, snapshot, version)
         except BaseException as error:
             self._doubts[ref] = snapshot
             if not isinstance(error, Exception):  # KeyboardInterrupt and the like end it at once

@@ -6,6 +6,10 @@ one before it, so that two moves at one position do not overwrite each other. Th
 moved the ref only once a listing shows its move alone at its position, or earlier than all others
 by more than the store's clocks may differ. Until then, readers use the earliest of several moves.
 docs/design/016 has the reasoning.
+
+There a move can also be *whole*: its object is the version itself, so that one put adds the version
+and moves the branch. The store given to `RefLog` is then a `VersionNames`, which keeps the version
+when the move is removed.
 """
 
 from __future__ import annotations
@@ -39,10 +43,12 @@ from casweights.format import names
 from casweights.format.envelope import ObjectKind, corrupt, unseal
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
+from casweights.stores.optional import SupportsCopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from casweights.database.moves import Version
     from casweights.stores.base import ObjectInfo, ObjectStore
 
 _MAX_REF = 4096  # bytes of a move's object; honest ones have about 100
@@ -88,6 +94,15 @@ class RefLog:
         self._withdrawn: set[str] = set()  # names of moves that listings may still show
 
     @property
+    def takes_versions(self) -> bool:
+        """Whether writers make whole moves.
+
+        With exclusive create, the name of a move cannot have the version's ID. And where copies
+        move the bytes, it costs too much to keep versions whose moves are removed.
+        """
+        return not self._exclusive and self._store.ability(SupportsCopy) is not None
+
+    @property
     def _exclusive(self) -> bool:
         """Whether each position can have only one move."""
         return self._store.probe().exclusive_create
@@ -119,12 +134,14 @@ class RefLog:
                     yield move if self._has_clock else replace(move, created=0)
 
     def target(self, move: Move) -> SnapshotId:
-        """Return the version that a move's object names.
+        """Return the version that a move's object names, or that a whole move is.
 
         Raises:
             NotFoundError: The object is gone.
             IntegrityError: The object is damaged, or contradicts its name.
         """
+        if move.is_whole and move.snapshot is not None:
+            return move.snapshot
         payload = unseal(ObjectKind.REF, self._store.read(move.name, _MAX_REF), move.name)
         try:
             data = Unpacker(payload)
@@ -179,7 +196,7 @@ class RefLog:
         after: int,
         before: SnapshotId | None,
         snapshot: SnapshotId,
-        move: bytes | None = None,
+        version: Version | None = None,
     ) -> tuple[bool, list[Move]]:
         """Move a ref to the position after `after`, where it must be at version `before`.
 
@@ -188,7 +205,8 @@ class RefLog:
             after: Its position; 0 for a new one.
             before: The version at that position; None for a new one.
             snapshot: The version to move it to.
-            move: The result of `encode_move` for that version, if the caller has it already.
+            version: The object of that version, if the move is to be whole; only where
+                `takes_versions`, and not for tags.
 
         Returns:
             Whether it moved, and the moves of the ref. It did not move if another writer was
@@ -200,17 +218,20 @@ class RefLog:
                 the ref has moved.
         """
         writer = secrets.token_hex(names.WRITER_DIGITS // 2)
-        what = () if self._exclusive else (snapshot, before, writer)
-        name = names.move_name(self.kind, ref, after + 1, *what)
-        content = [move or encode_move(snapshot)]
-        unique = not self._exclusive  # the random digits make the name this writer's own
+        position, suffix = after + 1, names.REF_SUFFIX if version is None else names.STEP_SUFFIX
+        name = names.move_name(self.kind, ref, position, snapshot, before, writer, suffix)
+        if self._exclusive:
+            name = names.move_name(self.kind, ref, position)
+        content = [encode_move(snapshot)] if version is None else version.parts
+        # The random digits make the name this writer's own.
+        unique = not self._exclusive and (version is None or version.assume_store)
         [created] = self._store.put_all([(name, content)], assume_absent=unique)
         if self._exclusive and not created:
             return False, []
         won, moves = self._outcome(ref, name, after, before)
         if not won:
             with suppress(CasweightsError):  # off the line, a move that stays has no effect
-                self._store.delete(name)
+                self._store.delete(name)  # a version that is the move stays in the store
                 self._withdrawn.add(name)
             return False, [other for other in moves if other.name != name]
         if len(moves) >= 2 * _KEPT_MOVES and len(line(moves)) >= 2 * _KEPT_MOVES:

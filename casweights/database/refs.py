@@ -17,7 +17,7 @@ from casweights.system.threads import Threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from casweights.database.moves import Move
+    from casweights.database.moves import Move, Version
     from casweights.ids import SnapshotId
     from casweights.stores.base import ObjectInfo, ObjectStore
 
@@ -140,12 +140,17 @@ class Refs:
         snapshot = log.snapshot(last)
         return None if snapshot is None else Head(branch, last.position, snapshot)
 
+    @property
+    def takes_versions(self) -> bool:
+        """Whether `advance` can add a version to the store and move the branch by one object."""
+        return self._heads.takes_versions
+
     def advance(
         self,
         branch: str,
         expected: Head | None,
         snapshot: SnapshotId,
-        move: bytes | None = None,
+        version: Version | None = None,
     ) -> Head:
         """Move a branch if its head is still the expected one.
 
@@ -153,7 +158,8 @@ class Refs:
             branch: The branch.
             expected: The head that the caller saw; None for a new branch.
             snapshot: The version to move it to.
-            move: The result of `encode_move` for that version, if the caller has it already.
+            version: The object of that version, which then need not be in the store; only where
+                `takes_versions`.
 
         Returns:
             The new head.
@@ -172,7 +178,7 @@ class Refs:
             where = names.move_name(names.HEADS, branch, position)
             raise corrupt(where, "its position is the last one that a name can have")
         before = expected.snapshot if expected else None
-        moved, moves = self._head_writer.append(branch, position, before, snapshot, move)
+        moved, moves = self._head_writer.append(branch, position, before, snapshot, version)
         if not moved:
             message = (
                 f"branch {branch!r} was moved by another writer at the same time. Your version is "

@@ -27,9 +27,11 @@ HEADS = f"{REFS}heads/"
 TAGS = f"{REFS}tags/"
 
 REF_SUFFIX = ".ref"
+STEP_SUFFIX = ".step"  # of a move whose object is the version itself
 POSITION_DIGITS = 12  # a fixed number, so that names sort as positions do
 WRITER_DIGITS = 16  # hexadecimal, random: enough that two writers never draw the same
 MAX_REF_NAME = 200  # characters: leaves room for the rest of a move's name
+_SUFFIXES = (REF_SUFFIX, STEP_SUFFIX)
 _REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
 
 
@@ -82,6 +84,7 @@ def move_name(
     snapshot: SnapshotId | None = None,
     before: SnapshotId | None = None,
     writer: str = "",
+    suffix: str = REF_SUFFIX,
 ) -> str:
     """Return the object name of a move of a ref.
 
@@ -95,15 +98,16 @@ def move_name(
         snapshot: The version that the ref moves to.
         before: The version that the ref moves from; None for the first move.
         writer: `WRITER_DIGITS` random hexadecimal digits that distinguish this writer's move.
+        suffix: `REF_SUFFIX` or `STEP_SUFFIX`.
     """
     rest = "".join(f"-{part}" for part in (snapshot, before, writer) if part)
-    return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{rest}{REF_SUFFIX}"
+    return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{rest}{suffix}"
 
 
 def is_ref_name(name: str) -> bool:
     """Return whether a branch or tag can have this name."""
     return len(name) <= MAX_REF_NAME and all(
-        _REF_PART.fullmatch(part) and not part.endswith(REF_SUFFIX) for part in name.split("/")
+        _REF_PART.fullmatch(part) and not part.endswith(_SUFFIXES) for part in name.split("/")
     )
 
 
@@ -111,16 +115,16 @@ def check_ref_name(name: str) -> str:
     """Return `name` if a branch or tag can have it.
 
     Raises:
-        InvalidInputError: `name` is too long, has a part that ends in ``.ref``, or has parts that
-            are empty, do not begin with a letter, digit or underscore, or contain characters other
-            than ASCII letters, digits and ``._+=-``.
+        InvalidInputError: `name` is too long, has a part that ends in ``.ref`` or ``.step``, or has
+            parts that are empty, do not begin with a letter, digit or underscore, or contain
+            characters other than ASCII letters, digits and ``._+=-``.
     """
     if not is_ref_name(name):
         raise InvalidInputError(
             ErrorCode.BAD_NAME,
             f"{name!r} is not a valid name for a branch or tag: use letters, digits and . _ + = - "
             "in parts separated by /, beginning with a letter or digit, not ending in "
-            f"{REF_SUFFIX}",
+            f"{REF_SUFFIX} or {STEP_SUFFIX}",
         )
     return name
 
@@ -146,8 +150,9 @@ class RefNames:
         """
         for part in check_ref_name(name).split("/"):
             problem = part_problem(part)
-            if part.lower().endswith(REF_SUFFIX):
-                problem = f"ends in {REF_SUFFIX}"
+            for suffix in _SUFFIXES:
+                if part.lower().endswith(suffix):
+                    problem = f"ends in {suffix}"
             if problem:
                 raise _bad_new(name, f"some systems cannot hold it: {part!r} {problem}")
         for folder in _folders(name):

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from casweights.content.advice import advice
-from casweights.database.moves import encode_move
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.snapshot import StoredSnapshot
@@ -202,31 +201,21 @@ def write_version(
         StoreError: The store could not be written.
         ConflictError: Another writer moved the branch in between; the version is kept.
     """
-    move = encode_move(version.snapshot.id)
     if (table := version.encoded.table) is not None:
         db.index.learn(table)
         db.snapshots.save_copy(StoredSnapshot(version.snapshot, version.manifest, table))
     else:
-        _save(db, version, move, assume_absent=assume_absent)
-    moved = db.refs.advance(branch, head, version.snapshot.id, move)
+        _save(db, version, assume_absent=assume_absent)
+    moved = db.refs.advance(branch, head, version.snapshot.id)
     db.snapshots.retain()
     _report(db, version.stats, moved)
     return moved
 
 
-def _save(db: Database, version: EncodedVersion, move: bytes, *, assume_absent: bool) -> None:
-    """Make the snapshot durable, with the frames that it carries.
-
-    A store that uploads before it publishes may upload the branch's move at the same time.
-    """
-    # Where refs are in another store, uploading the move to this one would be useless.
-    early = [[move]] if db.config.refs is None else []
+def _save(db: Database, version: EncodedVersion, *, assume_absent: bool) -> None:
+    """Make the snapshot durable, with the frames that it carries."""
     db.snapshots.save(
-        version.snapshot,
-        version.manifest,
-        version.encoded.last,
-        early=early,
-        assume_absent=assume_absent,
+        version.snapshot, version.manifest, version.encoded.last, assume_absent=assume_absent
     )
 
 

@@ -11,12 +11,13 @@ import re
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Self, TypeVar, final
 
 from casweights.errors import ErrorCode, IntegrityError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from casweights.system.buffers import Buffer
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _PART = r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]{0,254}"  # file systems allow 255 bytes
 _NAME = re.compile(rf"{_PART}(/{_PART})*")
 _MAX_NAME = 512  # characters; leaves room for the store's own folder in any system's path limit
+
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 
 _Ability = TypeVar("_Ability")
 
@@ -252,15 +255,22 @@ class ObjectStore(ABC):
                 batch.put(name, parts)
         return [name in batch.created for name, _ in objects]
 
-    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
+    def copy_from(
+        self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+    ) -> None:
         """Copy objects from another store, in this order. Objects that exist here are left as is.
+
+        Args:
+            source: The store to copy from; this one, to copy objects to other names.
+            names: The objects to create.
+            called: The names in `source` of those objects that have another name there.
 
         Raises:
             NotFoundError: An object does not exist in `source`.
             StoreError: An object could not be read or written.
         """
         for name in names:
-            self.put(name, [source.get(name)])
+            self.put(name, [source.get(called.get(name, name))])
 
     def delete_all(self, names: Sequence[str]) -> None:
         """Delete several objects, in this order, in as few calls as the store allows.

@@ -10,12 +10,12 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from casweights.stores.base import ObjectStore
+from casweights.stores.base import NO_NAMES, ObjectStore
 from casweights.stores.disk_cache import DiskCache
 from casweights.stores.wrapper import WrapperBatch, WrapperStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from casweights.stores.base import Batch, Parts
@@ -97,8 +97,10 @@ class CachedStore(WrapperStore):
             self.inner.batch(names, assume_absent=assume_absent), self._keep_written
         )
 
-    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        self.inner.copy_from(source, names)
+    def copy_from(
+        self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+    ) -> None:
+        self.inner.copy_from(source, names, called)
 
     def delete(self, name: str) -> None:
         self._cache.drop(name)

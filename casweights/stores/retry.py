@@ -9,11 +9,12 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from casweights.errors import ErrorCode, StoreError
+from casweights.stores.base import NO_NAMES
 from casweights.stores.optional import SupportsRefStore
 from casweights.stores.wrapper import ReplayedBatch, WrapperStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casweights.stores.base import Batch, ObjectInfo, ObjectStore
     from casweights.system.buffers import Buffer
@@ -85,8 +86,10 @@ class RetryStore(WrapperStore):
             partial(self._retry, begin=time.monotonic()),
         )
 
-    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        self._retry(lambda: self.inner.copy_from(source, names))
+    def copy_from(
+        self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+    ) -> None:
+        self._retry(lambda: self.inner.copy_from(source, names, called))
 
     def size(self, name: str) -> int:
         return self._retry(lambda: self.inner.size(name))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.database.refs import Head, Refs
+from casweights.database.refs import Head
 from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreError
 from casweights.format import names
 from tests.racing import (
@@ -28,7 +28,9 @@ from tests.racing import (
     Writer,
     branch,
     drawn_order,
+    each_kind,
     in_every_order,
+    refs_in,
     run,
     version,
 )
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 
     from casweights.ids import SnapshotId
     from tests.racing import Choose, Client, Work
+
+
+pytestmark = pytest.mark.usefixtures(each_kind.__name__)
 
 
 @pytest.fixture
@@ -109,7 +114,7 @@ class TestOneWinner:
 
             def move(client: Client) -> None:
                 try:
-                    heads.append(Refs(client).advance("main", seen, snapshot))
+                    heads.append(refs_in(client).advance("main", seen, snapshot))
                 except ConflictError as error:
                     assert error.snapshot == snapshot  # noqa: PT017  not every order raises it
 
@@ -139,7 +144,7 @@ class TestObjectsThatLagOnTheirOwn:
         assert head is not None
         assert head.snapshot in known
         assert {main.head() for _ in range(3)} == {head}
-        assert Refs(main.world).branches() == {"main": head.snapshot}
+        assert refs_in(main.world).branches() == {"main": head.snapshot}
         main.check_end()
 
     def test_two_writers_may_both_succeed(self) -> None:
@@ -174,7 +179,7 @@ class TestTags:
         def writer(target: SnapshotId) -> Work:
             def work(client: Client) -> None:
                 try:
-                    Refs(client).create_tag("v1", target)
+                    refs_in(client).create_tag("v1", target)
                 except ConflictError as error:
                     assert error.code is ErrorCode.ALREADY_EXISTS  # noqa: PT017
                 else:
@@ -184,8 +189,8 @@ class TestTags:
 
         run(world, [writer(target) for target in targets], choose)
         world.lags = (0,)
-        assert Refs(world).tags() == {"v1": made[0]}
-        assert Refs(world).tag("v1") == made[0]
+        assert refs_in(world).tags() == {"v1": made[0]}
+        assert refs_in(world).tag("v1") == made[0]
         assert len(list(world.list(names.TAGS))) <= len(made)  # each may have put an object
         assert set(made) == {made[0]}
         return made
@@ -222,7 +227,7 @@ class TestTags:
         targets = [version(world), version(world)]
 
         def writer(target: SnapshotId) -> Writer:
-            return Writer(world, lambda client: Refs(client).create_tag("v1", target))
+            return Writer(world, lambda client: refs_in(client).create_tag("v1", target))
 
         first, late = map(writer, targets)
         late.step()  # lists no tag yet
@@ -235,7 +240,7 @@ class TestTags:
         assert not late.at_work
         assert isinstance(late.error, ConflictError)
         world.lags = (0,)
-        assert Refs(world).tags() == {"v1": targets[0]}
+        assert refs_in(world).tags() == {"v1": targets[0]}
 
     @EXCLUSIVE
     def test_creating_a_tag_during_its_deletion_succeeds_or_conflicts(
@@ -247,22 +252,22 @@ class TestTags:
         def race(choose: Choose) -> None:
             world = World(exclusive=exclusive)
             theirs, ours = version(world), version(world)
-            Refs(world).create_tag("v1", theirs)
+            refs_in(world).create_tag("v1", theirs)
             results = []
 
             def delete(client: Client) -> None:
-                Refs(client).delete_tag("v1")
+                refs_in(client).delete_tag("v1")
                 results.append("deleted")
 
             def create(client: Client) -> None:
                 try:
-                    Refs(client).create_tag("v1", ours)
+                    refs_in(client).create_tag("v1", ours)
                     results.append("made")
                 except ConflictError:
                     results.append("conflict")
 
             run(world, [delete, create], choose)
-            assert Refs(world).tag("v1") == (ours if "made" in results else None)
+            assert refs_in(world).tag("v1") == (ours if "made" in results else None)
             ends.add(tuple(results))
 
         in_every_order(race)
@@ -289,7 +294,7 @@ class TestDeletion:
         again: list[Head | None] = [None]
 
         def delete(client: Client) -> None:
-            Refs(client).delete_branch("main")
+            refs_in(client).delete_branch("main")
             for _ in range(moves):
                 if (head := main.move(client, again[-1])) is None:
                     return
@@ -337,12 +342,12 @@ class TestDeletion:
             assert before is not None
 
             def read(client: Client) -> None:
-                head, heads = Refs(client).head("main"), Refs(client).branches()
+                head, heads = refs_in(client).head("main"), refs_in(client).branches()
                 assert head in (None, before)
                 assert heads in ({}, {"main": before.snapshot})
                 ends.add((head is None, heads == {}))
 
-            run(main.world, [lambda client: Refs(client).delete_branch("main"), read], choose)
+            run(main.world, [lambda client: refs_in(client).delete_branch("main"), read], choose)
 
         in_every_order(race)
         assert ends == {(False, False), (False, True), (True, True)}
@@ -354,7 +359,7 @@ class TestDeletion:
 
             def delete(client: Client) -> None:
                 with suppress(NotFoundError):
-                    Refs(client).delete_branch("main")
+                    refs_in(client).delete_branch("main")
 
             run(main.world, [delete, delete], choose)
             assert main.head() is None
@@ -412,13 +417,14 @@ class TestPruning:
         """The late writer puts its move before the pruning, and lists moves after some of it."""
         long = branch(exclusive=exclusive, moves=199)
         heads = self.heads(long)
-        for steps in (1, 2, 3, 4, 5, 6, 50, 98, 99, 100, 101, 102):
+        for steps in (1, 2, 3, 4, 5, 6, 50, 98, 99, 100, 101, 102, 103, 150, 199, 200, 201, 202):
             main = long.copy()
             pruner = Writer(main.world, partial(main.move, seen=heads[199]))
             late = Writer(main.world, partial(main.move, seen=heads.get(position)))
             late.step()
             for _ in range(steps):
-                pruner.step()
+                if pruner.at_work:
+                    pruner.step()
             for writer in (late, pruner):
                 while writer.at_work:
                     writer.step()

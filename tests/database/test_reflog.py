@@ -79,7 +79,7 @@ def move(position: int, created: int = 0, snapshot: SnapshotId | None = None) ->
 
 
 PARTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,20}", fullmatch=True).filter(
-    lambda part: not part.endswith(names.REF_SUFFIX)
+    lambda part: not part.endswith((names.REF_SUFFIX, names.STEP_SUFFIX))
 )
 
 
@@ -118,6 +118,10 @@ def test_the_name_of_a_move_is_parsed_into_its_parts(
         f"main/000000000001-{A}-{A}-{A}.ref",
         f"main/000000000001-{A}-0123456789abcde.ref",
         "main/000000000001-0123456789abcdef.ref",
+        "main/000000000001.step",  # without a version
+        f"main/000000000001-{A}.step.ref",
+        f"main/000000000001-{A}.steps",
+        f"a.step/000000000001-{A}.step",
         f"main/{chr(0x661) * 12}.ref",  # digits, but not ASCII ones
     ],
 )

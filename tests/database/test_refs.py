@@ -213,7 +213,7 @@ def test_a_name_of_a_branch_and_a_tag_is_ambiguous_if_they_differ(
     assert repo.resolve("tags/both~1") == history[2].id
 
 
-@pytest.mark.parametrize("name", ["", "a b", "-a", ".a", "a/", "a~1", "x" * 201, "a.ref"])
+@pytest.mark.parametrize("name", ["", "a b", "-a", ".a", "a/", "a~1", "x" * 201, "a.ref", "a.step"])
 def test_invalid_names_are_refused(repo: Repository, history: list[Snapshot], name: str) -> None:
     uses: list[Callable[[], object]] = [
         lambda: repo.branch(name, "main"),

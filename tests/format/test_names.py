@@ -32,6 +32,7 @@ BAD = [
     "a\\b",
     "ümlaut",
     "main.ref",
+    "main.step",
     "a.ref/b",
     "x" * 201,
 ]
@@ -57,6 +58,7 @@ def test_objects_have_the_specified_names() -> None:
     assert names.snapshot_name(SnapshotId(b"\xfe" * 32)) == "snapshots/" + "fe" * 32
     assert names.move_name(names.HEADS, "a/b", 7) == "refs/heads/a/b/000000000007.ref"
     assert names.move_name(names.TAGS, "v1", 1) == "refs/tags/v1/000000000001.ref"
+    assert names.move_name(names.HEADS, "a", 7, suffix=names.STEP_SUFFIX).endswith("7.step")
 
 
 @pytest.mark.parametrize("pack", [PackId(b"\xfa" * 32), CarriedPackId(b"\xfa" * 32)])

@@ -15,6 +15,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.operations.push import push
+from casweights.stores.base import NO_NAMES
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
@@ -33,7 +34,7 @@ from tests.operations.transfers import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from casweights.stores.base import ObjectStore
 
@@ -48,9 +49,11 @@ def test_packs_are_copied_in_batches_of_limited_number_and_size(
     class Batches(CountingStore):
         calls: list[list[int]]
 
-        def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
+        def copy_from(
+            self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+        ) -> None:
             self.calls.append([source.size(name) for name in names])
-            super().copy_from(source, names)
+            super().copy_from(source, names, called)
 
     def batches() -> list[list[int]]:
         store = Batches(MemoryStore())

@@ -10,6 +10,7 @@ import pytest
 from casweights.config import KiB, MiB
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.stores import cached
+from casweights.stores.base import NO_NAMES
 from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.optional import SupportsRefStore
@@ -18,7 +19,7 @@ from casweights.testing import CountingStore, StoreTests
 from tests.stores.cached_folders import DATA, PACK, extents, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from casweights.stores.base import Batch, ObjectStore
@@ -214,9 +215,11 @@ class BatchStore(WrapperStore):
         self.batches.append("sizes")
         return self.inner.sizes(names)
 
-    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
+    def copy_from(
+        self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+    ) -> None:
         self.batches.append("copy_from")
-        self.inner.copy_from(source, names)
+        self.inner.copy_from(source, names, called)
 
 
 def test_a_call_for_many_objects_stays_one_call(folder: Path, objects: CountingStore) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from casweights.errors import IntegrityError, NotFoundError, StoreError
 from casweights.stores.base import (
+    NO_NAMES,
     Capabilities,
     ObjectInfo,
     ObjectStore,
@@ -21,7 +22,7 @@ from casweights.stores.hub.uploads import Uploads
 from casweights.stores.hub.xet import XetStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from casweights.stores.base import Batch
@@ -90,17 +91,20 @@ class HubStore(ObjectStore):
     def batch(self, names: Sequence[str], *, assume_absent: bool = False) -> Batch:
         return self._uploads.batch(names, assume_absent=assume_absent)
 
-    def copy_from(self, source: ObjectStore, names: Sequence[str]) -> None:
-        there = self.folder.look_up_to_write(names)
-        wanted = [name for name in dict.fromkeys(names) if name not in there]
-        bucket = source.ability(HubStore)
+    def copy_from(
+        self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+    ) -> None:
+        bucket, olds = source.ability(HubStore), {name: called.get(name, name) for name in names}
+        there = self.folder.look_up_to_write([*olds, *(olds.values() if bucket is self else ())])
+        wanted = {name: old for name, old in olds.items() if name not in there}
         if bucket is not None and bucket.api.endpoint == self.api.endpoint:
-            self._copy_lines(bucket, dict(zip(wanted, wanted, strict=True)))
+            found = there if bucket is self else bucket.folder.look_up(list(wanted.values()))
+            self._copy_lines(bucket, wanted, found)
             return
         group: list[tuple[str, list[Buffer]]] = []
         size = 0
-        for name in wanted:
-            data = source.get(name)  # through its wrappers, which retry and cache
+        for name, old in wanted.items():
+            data = source.get(old)  # through its wrappers, which retry and cache
             if size + len(data) > _GROUP and group:
                 self.put_all(group)
                 group, size = [], 0
@@ -115,18 +119,20 @@ class HubStore(ObjectStore):
         if name not in there:
             raise missing(name)
         if new_name not in there:
-            self._copy_lines(self, {new_name: name})
+            self._copy_lines(self, {new_name: name}, there)
         return new_name not in there
 
-    def _copy_lines(self, source: HubStore, names: dict[str, str]) -> None:
+    def _copy_lines(
+        self, source: HubStore, names: dict[str, str], found: dict[str, XetLocator]
+    ) -> None:
         """Copy objects within the Hub, from another bucket or this one.
 
         Args:
             source: Store of the bucket to copy from.
             names: Names of the objects in `source`, by their new names here.
+            found: Locators of the objects in `source`.
         """
         olds, bucket = list(names.values()), source.api.bucket
-        found = source.folder.look_up(olds)
         _check_all_there(olds, found)
         lines = {
             new: copy_line(self.folder.path(new), found[old], bucket) for new, old in names.items()
