@@ -25,10 +25,12 @@ import casweights
 from casweights import Repository, SnapshotId
 from casweights.config import KiB, StoreConfig
 from casweights.errors import ConflictError, InvalidInputError, NotFoundError
+from casweights.stores.base import Capabilities
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.testing.states import assert_same_state
 from casweights.testing.trees import read_tree, resolve_links, write_tree
+from casweights.testing.versatile import VersatileStore
 
 if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
@@ -258,7 +260,20 @@ class InDirectory(RepositoryMachine):
         return LocalStore(self.folder / "store")
 
 
+class Bucket(VersatileStore):
+    """A store in which moves of branches are versions."""
+
+    capabilities = Capabilities(clock_skew=0.0)
+
+
+class InBucket(RepositoryMachine):
+    def make_objects(self) -> ObjectStore:
+        return Bucket()
+
+
 InMemory.TestCase.settings = hypothesis.settings(max_examples=40, stateful_step_count=40)
 InDirectory.TestCase.settings = hypothesis.settings(max_examples=8, stateful_step_count=30)
+InBucket.TestCase.settings = InMemory.TestCase.settings
 TestInMemory = InMemory.TestCase
 TestInDirectory = InDirectory.TestCase
+TestInBucket = InBucket.TestCase

@@ -224,12 +224,9 @@ class SnapshotStore:
         Raises:
             IntegrityError: A chunk or one of its bases is missing.
         """
-        table = self.placed(self.pack_table(snapshot, last))
-        frames = () if last is None else last.frames
-        stored = StoredSnapshot(snapshot, manifest, table, frames)
-        parts = encode_snapshot(stored, () if last is None else last.payloads)
-        stored.nbytes = sum(map(len, parts))
-        return stored, parts
+        frames, payloads = ((), ()) if last is None else (last.frames, last.payloads)
+        stored = StoredSnapshot(snapshot, manifest, self.pack_table(snapshot, last), frames)
+        return self.encode_copy(stored, payloads)
 
     def saved(self, stored: StoredSnapshot) -> None:
         """Remember a version whose object is now in the store."""
@@ -239,32 +236,17 @@ class SnapshotStore:
         self._note_learned(stored)  # the index has its chunks, also those just written
         self._keep(stored)
 
-    def save(
-        self,
-        snapshot: Snapshot,
-        manifest: bytes,
-        last: OpenPack | None = None,
-        *,
-        early: Sequence[Parts] = (),
-        assume_absent: bool = False,
-    ) -> None:
-        """Write a snapshot. All its chunks must be in the index or in `last`.
+    def save(self, stored: StoredSnapshot, parts: Parts, *, assume_absent: bool = False) -> None:
+        """Write a new version, as `encode` returned it, under its own name.
 
         Args:
-            snapshot: The snapshot.
-            manifest: Its encoded manifest, from `EncodedSnapshot.of`.
-            last: Frames that are in no object yet; the snapshot's object carries them.
-            early: Contents of objects that the caller will put next, whose bytes can be sent to
-                the store with this batch, see `Batch.send`.
+            stored: The version.
+            parts: The content of its object.
             assume_absent: Whether the caller guarantees that the store does not contain the
-                snapshot, see `ObjectStore.batch`.
+                version, see `ObjectStore.batch`.
         """
-        stored, parts = self.encode(snapshot, manifest, last)
-        name = names.snapshot_name(snapshot.id)
-        with self._store.batch([name], assume_absent=assume_absent) as batch:
-            batch.put(name, parts)
-            for content in early:
-                batch.send(content)
+        name = names.snapshot_name(stored.snapshot.id)
+        self._store.put_all([(name, parts)], assume_absent=assume_absent)
         self.saved(stored)
 
     def save_copy(self, stored: StoredSnapshot, payloads: Sequence[Buffer] = ()) -> None:
@@ -274,8 +256,22 @@ class SnapshotStore:
             stored: The snapshot, with the table for this store.
             payloads: The stored bytes of the frames that it carries.
         """
+        _, parts = self.encode_copy(stored, payloads)
+        self._store.put(names.snapshot_name(stored.snapshot.id), parts)
+
+    def encode_copy(
+        self, stored: StoredSnapshot, payloads: Sequence[Buffer] = ()
+    ) -> tuple[StoredSnapshot, Parts]:
+        """Return a version, with its table for this store, and the content of its object.
+
+        Args:
+            stored: The snapshot, with the table for this store except for locators.
+            payloads: The stored bytes of the frames that it carries.
+        """
         placed = stored.with_table(self.placed(stored.table))
-        self._store.put(names.snapshot_name(stored.snapshot.id), encode_snapshot(placed, payloads))
+        parts = encode_snapshot(placed, payloads)
+        placed.nbytes = sum(map(len, parts))
+        return placed, parts
 
     def placed(self, table: PackTable) -> PackTable:
         """Return a pack table with the locators that this store knows of its packs."""

@@ -121,6 +121,9 @@ class VersionNames(WrapperStore):
     def read(self, name: str, limit: int) -> bytes:
         return self._find(name, lambda at: self.inner.read(at, limit))
 
+    def read_end(self, name: str, most: int) -> tuple[bytes, int]:
+        return self._find(name, lambda at: self.inner.read_end(at, most))
+
     def exists(self, name: str) -> bool:
         if not self._is_version(name):
             return self.inner.exists(name)

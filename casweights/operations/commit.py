@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from casweights.content.advice import advice
-from casweights.errors import ErrorCode, IntegrityError
+from casweights.database.moves import Version
+from casweights.errors import ConflictError, ErrorCode, IntegrityError
 from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.snapshot import StoredSnapshot
 from casweights.operations.encode import encode_files
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from casweights.format.file_entry import FileEntry
     from casweights.ids import SnapshotId
     from casweights.operations.encoded_files import EncodedFiles
+    from casweights.stores.base import Parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,22 +203,38 @@ def write_version(
         StoreError: The store could not be written.
         ConflictError: Another writer moved the branch in between; the version is kept.
     """
-    if (table := version.encoded.table) is not None:
-        db.index.learn(table)
-        db.snapshots.save_copy(StoredSnapshot(version.snapshot, version.manifest, table))
+    stored, parts = _encode(db, version)
+    if db.refs.takes_versions:
+        content = Version(parts, assume_store=assume_absent)
+        moved = _move_by(db, stored, content, branch, head)
     else:
-        _save(db, version, assume_absent=assume_absent)
-    moved = db.refs.advance(branch, head, version.snapshot.id)
+        db.snapshots.save(stored, parts, assume_absent=assume_absent)
+        moved = db.refs.advance(branch, head, version.snapshot.id)
     db.snapshots.retain()
     _report(db, version.stats, moved)
     return moved
 
 
-def _save(db: Database, version: EncodedVersion, *, assume_absent: bool) -> None:
-    """Make the snapshot durable, with the frames that it carries."""
-    db.snapshots.save(
-        version.snapshot, version.manifest, version.encoded.last, assume_absent=assume_absent
-    )
+def _encode(db: Database, version: EncodedVersion) -> tuple[StoredSnapshot, Parts]:
+    """Return a version with the content of its object."""
+    table = version.encoded.table
+    if table is None:
+        return db.snapshots.encode(version.snapshot, version.manifest, version.encoded.last)
+    db.index.learn(table)
+    return db.snapshots.encode_copy(StoredSnapshot(version.snapshot, version.manifest, table))
+
+
+def _move_by(
+    db: Database, stored: StoredSnapshot, content: Version, branch: str, head: Head | None
+) -> Head:
+    """Add a version to the store and move a branch to it, by one object."""
+    try:
+        moved = db.refs.advance(branch, head, stored.snapshot.id, content)
+    except ConflictError:
+        db.snapshots.saved(stored)  # a repetition finds the frames
+        raise
+    db.snapshots.saved(stored)
+    return moved
 
 
 def _report(db: Database, stats: CommitStats, moved: Head) -> None:

@@ -104,12 +104,6 @@ class Batch(ABC):
             StoreError: The object could not be written.
         """
 
-    def send(self, parts: Parts) -> None:  # noqa: B027  most stores have nothing to gain by it
-        """Upload bytes early that the caller will put after this batch, under a name yet unknown.
-
-        Stores that gain nothing from this ignore the call.
-        """
-
     @abstractmethod
     def finish(self) -> None:
         """Make all objects visible. A ``with`` block calls this at its end."""

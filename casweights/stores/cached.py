@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from casweights.stores.base import Batch, Parts
 
 CACHED_PREFIXES = ("packs/", "snapshots/")  # their names are derived from their content
+CACHED_SUFFIX = ".step"  # of moves that are versions: a writer never draws one name twice
 MAX_WRITTEN = 80 << 20  # bytes; larger written objects are not cached, but packs stay below this
 
 
@@ -162,4 +163,4 @@ class _CachedBatch(WrapperBatch):
 
 
 def _is_cached(name: str) -> bool:
-    return name.startswith(CACHED_PREFIXES)
+    return name.startswith(CACHED_PREFIXES) or name.endswith(CACHED_SUFFIX)

@@ -120,9 +120,6 @@ class WrapperBatch(Batch):
     def put(self, name: str, parts: Parts) -> None:
         self.inner.put(name, parts)
 
-    def send(self, parts: Parts) -> None:
-        self.inner.send(parts)
-
     def finish(self) -> None:
         self.inner.finish()
         self.created = self.inner.created
@@ -151,9 +148,6 @@ class ReplayedBatch(Batch):
 
     def put(self, name: str, parts: Parts) -> None:
         self._add(lambda batch: batch.put(name, parts))
-
-    def send(self, parts: Parts) -> None:
-        self._add(lambda batch: batch.send(parts))
 
     def finish(self) -> None:
         self._add(lambda batch: batch.finish())

@@ -21,6 +21,7 @@ from casweights.errors import ConflictError, ErrorCode
 from casweights.format import names
 from casweights.stores.base import Capabilities, ObjectInfo
 from casweights.stores.memory import MemoryStore
+from casweights.testing.versatile import VersatileStore
 from tests import racing
 from tests.racing import (
     NO_LAG,
@@ -343,12 +344,16 @@ class Bucket(MemoryStore):
         return head.snapshot
 
 
+class CopyingBucket(Bucket, VersatileStore):
+    """The same, in which moves are versions."""
+
+
 class TestCallers:
     """The errors that users of a repository get when their version was displaced."""
 
     @pytest.fixture
     def bucket(self) -> Bucket:
-        return Bucket()
+        return CopyingBucket() if racing.WHOLE else Bucket()
 
     @pytest.fixture
     def repo(self, bucket: Bucket) -> Iterator[Repository]:
@@ -393,3 +398,28 @@ class TestCallers:
         with pytest.raises(ConflictError):
             publisher.close()
         assert repo.displaced() == {"main": (displaced,)}
+
+    def test_a_version_that_replicas_were_told_of_stays_readable(
+        self, bucket: Bucket, repo: Repository
+    ) -> None:
+        publisher = casweights.Publisher(repo, "main")
+        publisher.publish({"w": torch.zeros(3)})
+        publisher.wait()
+        live = {"w": torch.ones(3)}
+        with casweights.Subscriber(bucket, "main") as replica:
+            told = replica.sync(live).snapshot
+        displaced = bucket.displace(repo)
+        assert told == displaced
+        publisher.publish({"w": torch.ones(3)})
+        with pytest.raises(ConflictError):  # every later call raises it, too
+            publisher.wait()
+        with pytest.raises(ConflictError):
+            publisher.wait()
+        with pytest.raises(ConflictError):
+            publisher.close()
+        for drop in (False, True):
+            with casweights.open(bucket) as fresh:
+                if drop:
+                    fresh.drop_displaced("main", displaced)
+                assert torch.equal(fresh.load(displaced)["w"], live["w"])
+                assert fresh.verify().problems == ()

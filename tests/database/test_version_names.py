@@ -9,66 +9,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from casweights.database.moves import Version, parse_move, version_in
-from casweights.database.reflog import RefLog
-from casweights.database.refs import Head, Refs
+from casweights.config import StoreConfig
+from casweights.database.moves import version_in
 from casweights.database.version_names import VersionNames
-from casweights.errors import ConflictError, NotFoundError, StoreError
+from casweights.errors import NotFoundError, StoreError
 from casweights.format import names
 from casweights.ids import SnapshotId
-from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
+from casweights.stores.base import ObjectInfo, ObjectStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.optional import SupportsCopy, SupportsLocators, ahead
 from casweights.stores.readahead import ReadaheadStore
 from casweights.stores.wrapper import WrapperStore
-from casweights.testing.conformance import StoreTests
+from casweights.testing import StoreTests
 from casweights.testing.faults import Fault, FaultyStore
 from casweights.testing.versatile import VersatileStore
+from tests.copying_bucket import Bucket
+from tests.histories import CHUNK
 from tests.racing import Time
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-    from casweights.system.buffers import Buffer
 
 A, B, C, D = (SnapshotId(bytes([digit]) * 32) for digit in (0xAA, 0xBB, 0xCC, 0xDD))
+CONFIG = StoreConfig(chunk_size=CHUNK)
 NAME = names.snapshot_name(A)
-
-
-class Bucket(VersatileStore):
-    """A store without exclusive create, which copies objects.
-
-    Attributes:
-        calls: The calls that changed or listed it.
-        hidden: Names of objects that listings leave out.
-    """
-
-    capabilities = Capabilities(exclusive_create=False, clock_skew=0.0)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-        self.hidden: set[str] = set()
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        self.calls.append(f"list {prefix}")
-        return (info for info in super().list(prefix) if info.name not in self.hidden)
-
-    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        self.calls.append(f"put {name}")
-        return super().put(name, parts)
-
-    def copy_from(self, source: ObjectStore, names: Sequence[str], called: object = None) -> None:
-        self.calls.append(f"copy {len(names)}")
-        super().copy_from(source, names, called)  # type: ignore[arg-type]
-
-    def delete_all(self, names: Sequence[str]) -> None:
-        self.calls.append(f"delete {len(names)}")
-        super().delete_all(names)
-
-    def delete(self, name: str) -> None:
-        self.calls.append(f"delete {name}")
-        super().delete(name)
 
 
 def whole_move(snapshot: SnapshotId = A, position: int = 1, writer: str = "0" * 16) -> str:
@@ -93,6 +58,7 @@ READS: dict[str, Callable[[ObjectStore], object]] = {
     "size": lambda store: store.size(NAME) == 11,
     "get": lambda store: store.get(NAME, 4, 7) == b"version",
     "read": lambda store: store.read(NAME, 100) == b"the version",
+    "read_end": lambda store: store.read_end(NAME, 7) == (b"version", 11),
     "exists": lambda store: store.exists(NAME),
     "sizes": lambda store: store.sizes([NAME, "packs/other"]) == {NAME: 11, "packs/other": 6},
     "present": lambda store: (
@@ -376,98 +342,3 @@ class TestConformance(StoreTests):
     @pytest.fixture
     def store(self) -> VersionNames:
         return VersionNames(VersatileStore())
-
-
-class TestLogs:
-    """Moves of branches that are versions."""
-
-    @pytest.fixture(autouse=True)
-    def no_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("casweights.database.reflog.time", Time())
-
-    @pytest.fixture
-    def bucket(self) -> Bucket:
-        return Bucket()
-
-    def advance(self, refs: Refs, head: Head | None, snapshot: SnapshotId) -> Head:
-        return refs.advance("main", head, snapshot, Version([b"object of ", bytes(snapshot)]))
-
-    def check_kept(self, bucket: Bucket, *snapshots: SnapshotId) -> None:
-        for snapshot in snapshots:
-            stored = VersionNames(bucket).get(names.snapshot_name(snapshot))
-            assert stored == b"object of " + bytes(snapshot)
-
-    def test_only_stores_that_copy_and_have_no_exclusive_create_take_versions(self) -> None:
-        plain = MemoryStore()
-        plain.capabilities = Capabilities(exclusive_create=False)
-        for store, takes in ((Bucket(), True), (VersatileStore(), False), (plain, False)):
-            assert Refs(VersionNames(store)).takes_versions is takes
-
-    def test_one_put_adds_the_version_and_moves_the_branch(
-        self, bucket: Bucket, store: VersionNames
-    ) -> None:
-        refs = Refs(store)
-        self.advance(refs, None, A)
-        puts = [call.split()[1] for call in bucket.calls if call.startswith("put")]
-        [info] = bucket.list()
-        assert puts == [info.name]
-        move = parse_move(info, names.HEADS)
-        assert (move.is_whole, move.snapshot, move.position) == (True, A, 1)
-        assert Refs(VersionNames(bucket)).head("main") == Head("main", 1, A)
-        assert Refs(VersionNames(bucket)).target(info) == A
-        self.check_kept(bucket, A)
-
-    def test_a_version_that_lost_the_race_stays(self, bucket: Bucket, store: VersionNames) -> None:
-        first = self.advance(Refs(store), None, A)
-        rival = Refs(VersionNames(bucket))
-        self.advance(Refs(store), first, B)
-        with pytest.raises(ConflictError) as caught:
-            self.advance(rival, first, C)
-        assert caught.value.snapshot == C
-        assert Refs(store).displaced() == {}
-        assert bucket.get(names.snapshot_name(C))
-        self.check_kept(bucket, A, B, C)
-
-    def test_versions_of_removed_moves_stay(self, bucket: Bucket, store: VersionNames) -> None:
-        refs, head = Refs(store), None
-        versions = [SnapshotId(b"%032d" % number) for number in range(250)]
-        for snapshot in versions:
-            head = self.advance(refs, head, snapshot)
-        assert len(RefLog(store, names.HEADS).moves("main")) == 150
-        assert len(list(bucket.list(names.SNAPSHOTS))) == 100
-        self.check_kept(bucket, *versions)
-        assert len(list(store.list(names.SNAPSHOTS))) == 250
-
-    def test_versions_of_a_deleted_branch_stay(self, bucket: Bucket, store: VersionNames) -> None:
-        refs, head = Refs(store), None
-        for snapshot in (A, B, C):
-            head = self.advance(refs, head, snapshot)
-        refs.delete_branch("main")
-        assert not list(bucket.list(names.HEADS))
-        self.check_kept(bucket, A, B, C)
-
-    def test_a_dropped_version_stays(self, bucket: Bucket, store: VersionNames) -> None:
-        refs = Refs(store)
-        first = self.advance(refs, None, A)
-        off = names.move_name(names.HEADS, "main", 2, C, A, "f" * 16, names.STEP_SUFFIX)
-        self.advance(refs, first, B)
-        bucket.put(off, [b"object of ", bytes(C)])
-        assert [each.snapshot for each in refs.displaced()["main"]] == [C]
-        assert refs.drop_displaced(C)
-        assert refs.displaced() == {}
-        self.check_kept(bucket, A, B, C)
-
-    @pytest.mark.parametrize("after", [False, True], ids=["lost", "unanswered"])
-    def test_the_outcome_of_a_failed_put_is_found_out(self, bucket: Bucket, after: bool) -> None:
-        faulty = FaultyStore(bucket)
-        refs = Refs(VersionNames(faulty))
-        head = self.advance(refs, None, A)
-        faulty.unused.append(Fault(call=len(faulty.calls) + 1, after=after))
-        if after:
-            head = self.advance(refs, head, B)
-        else:
-            with pytest.raises(StoreError):
-                self.advance(refs, head, B)
-            head = self.advance(refs, refs.head("main", for_update=True), B)
-        assert head == Refs(VersionNames(bucket)).head("main") == Head("main", 2, B)
-        self.check_kept(bucket, A, B)

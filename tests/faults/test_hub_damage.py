@@ -58,36 +58,52 @@ def a_store(hub: LocalHub, prefix: str, model: Model) -> dict[SnapshotId, Digest
     return versions
 
 
-@pytest.mark.parametrize("kind", [names.CONFIG, "packs/", "snapshots/", "refs/heads/"])
+def objects_of(hub: LocalHub, prefix: str, kind: str) -> dict[str, int]:
+    """Return the sizes of the objects of one kind, by name.
+
+    Versions are moves of a branch, unless the kind is that of versions or of moves alone: these
+    are made first.
+    """
+    if kind in ("snapshots/", "refs/heads/"):
+        with opened(hub.url, prefix) as repo:
+            tip = repo.branches()["main"]
+            repo.delete_branch("main")
+            repo.branch("main", tip)
+    return {name: size for name, size in sizes(hub.url, prefix).items() if kind in name}
+
+
+@pytest.mark.parametrize(
+    "kind", [names.CONFIG, "packs/", "snapshots/", names.STEP_SUFFIX, "refs/heads/"]
+)
 @pytest.mark.parametrize("change", ["flip", "replace"])
 def test_a_tampered_object_is_reported(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str, change: str
 ) -> None:
     versions = a_store(hub, prefix, model)
-    for name, size in sizes(hub.url, prefix).items():
-        if name.startswith(kind):
-            if change == "flip":
-                hub.corrupt_object(BUCKET, f"{prefix}/{name}", size // 2)
-            else:
-                replace_object(hub, prefix, name, bytes(size))
+    for name, size in objects_of(hub, prefix, kind).items():
+        if change == "flip":
+            hub.corrupt_object(BUCKET, f"{prefix}/{name}", size // 2)
+        else:
+            replace_object(hub, prefix, name, bytes(size))
+    said = kind.replace(names.STEP_SUFFIX, "snapshots/")  # a version is named by its ID
     errors: list[CasweightsError] = []
     try:
         with opened(hub.url, prefix) as repo:
-            assert any(kind in str(problem) for problem in repo.verify().problems)
+            assert any(said in str(problem) for problem in repo.verify().problems)
             for version, digests in versions.items():
                 if kind == "refs/heads/":  # a reader that knows the ID needs no ref
                     repo.checkout(version, tmp_path / "out", delete=True)
                     assert look(tmp_path / "out") == digests
                 else:
-                    with pytest.raises(IntegrityError, match=kind):
+                    with pytest.raises(IntegrityError, match=said):
                         repo.checkout(version, tmp_path / "out", delete=True)
                     assert look(tmp_path / "out") == {}
             list(repo.log())
     except CasweightsError as error:
         errors.append(error)
-    if kind in (names.CONFIG, "snapshots/"):
+    if said in (names.CONFIG, "snapshots/"):
         assert isinstance(errors[0], IntegrityError)
-        assert kind in str(errors[0])
+        assert said in str(errors[0])
     else:
         assert not errors
 
@@ -116,16 +132,17 @@ def replace_object(hub: LocalHub, prefix: str, name: str, data: bytes) -> None:
     [
         "packs/",
         "snapshots/",
+        names.STEP_SUFFIX,
     ],
 )
 def test_damage_in_the_disk_cache_is_bypassed(
     hub: LocalHub, prefix: str, model: Model, tmp_path: Path, kind: str
 ) -> None:
     versions = a_store(hub, prefix, model)
+    hashes = set(map(cache_folder, objects_of(hub, prefix, kind)))
     cache = tmp_path / "cache"
     with opened(hub.url, prefix, cache) as repo:
         check_sound(repo, versions, tmp_path / "out")
-    hashes = {cache_folder(name) for name in sizes(hub.url, prefix) if name.startswith(kind)}
     extents = [path for path in cache.rglob("*-*") if path.is_file()]
     chosen = [path for path in extents if path.parent.name in hashes]
     assert chosen

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
-KINDS = ("directory", "bucket", "git")
+KINDS = ("directory", "bucket", "copying bucket", "git")
 
 
 class Bucket(MemoryStore):
@@ -69,6 +69,14 @@ class Store(FaultyStore):
         return [Fault(call=0, action=vanish)] if is_over else due
 
 
+class Copying(Store):
+    """A store with faults that copies objects, so that moves of branches are versions."""
+
+    def copy(self, name: str, new_name: str) -> bool:
+        with self._call("copy", new_name):
+            return self._inner.put(new_name, [self._inner.get(name)])
+
+
 def vanish() -> None:
     raise StoreError(ErrorCode.UNREACHABLE, "the network is gone")
 
@@ -78,7 +86,8 @@ class Place:
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.folder = folder
-        self.objects = Store(MemoryStore() if kind == "directory" else Bucket(), MemoryStore())
+        inner = MemoryStore() if kind == "directory" else Bucket()
+        self.objects = (Copying if kind == "copying bucket" else Store)(inner, MemoryStore())
         self.repo = make(self.objects, refs="datasets/me/refs" if kind == "git" else None)
         self.repo.branch("old", "main~1")
         self.repo.tag("v1", "main~1")

@@ -146,18 +146,31 @@ class Other:
 
 
 class World(MemoryStore):
-    """A store that is cheap to copy."""
+    """A store that is cheap to copy.
 
-    def __init__(self, *, remote: bool) -> None:
+    Attributes:
+        kind: "directory", "remote" with lagging listings, or "bucket", where moves of branches are
+            versions.
+    """
+
+    def __init__(self, kind: str = "directory") -> None:
         super().__init__()
+        self.kind = kind
         self.capabilities = Capabilities(
-            exclusive_create=True, listing_lags=remote, cheap_reads=not remote
+            exclusive_create=kind != "bucket",
+            listing_lags=kind != "directory",
+            cheap_reads=kind == "directory",
+            clock_skew=0.0 if kind == "bucket" else None,
         )
 
-    def copy(self) -> World:
-        other = World(remote=self.capabilities.listing_lags)
-        other._objects = dict(self._objects)
+    def clone(self) -> World:
+        other = World(self.kind)
+        other._objects, other._created = dict(self._objects), dict(self._created)
         return other
+
+    def copy(self, name: str, new_name: str) -> bool:
+        """Copy an object, as `SupportsCopy.copy` does."""
+        return self.put(new_name, [self.get(name)])
 
 
 class Beginning(NamedTuple):
@@ -186,9 +199,9 @@ def open_store(store: ObjectStore, *, create: bool = False) -> Repository:
 
 
 @cache
-def beginning(*, remote: bool) -> Beginning:
+def beginning(kind: str) -> Beginning:
     """Create a store with two branches, and with chunks that no version contains."""
-    store = World(remote=remote)
+    store = World(kind)
     with open_store(store, create=True) as repo:
         versions = {repo.commit(state).id: state for state in (MAIN, LATER)}
         versions[repo.commit(SIDE, branch="side").id] = SIDE
@@ -248,7 +261,7 @@ def verify(store: ObjectStore) -> Versions:
 
 
 def push_from(store: ObjectStore) -> Versions:
-    target = World(remote=False)
+    target = World()
     with open_store(store) as repo, open_store(target, create=True) as other:
         repo.push(other, ["main"])
         assert_same_state(other.load("main~0"), repo.load(other.resolve("main")))
@@ -257,9 +270,11 @@ def push_from(store: ObjectStore) -> Versions:
 
 
 def shallow_push_from(store: ObjectStore) -> Versions:
-    target = World(remote=False)
+    target = World()
     with open_store(store) as repo, open_store(target, create=True) as other:
-        version = next(iter(beginning(remote=store.capabilities.listing_lags).versions))
+        world = store.ability(World)
+        assert world is not None
+        version = next(iter(beginning(world.kind).versions))
         repo.push(other, [str(version)], history=False)
         assert_same_state(other.load(version), MAIN)
         assert other.verify().problems == ()
@@ -269,8 +284,8 @@ def shallow_push_from(store: ObjectStore) -> Versions:
 @cache
 def elsewhere() -> tuple[World, SnapshotId]:
     """Create a store with the branch ``main`` and one more version."""
-    other = World(remote=False)
-    original = beginning(remote=False).store
+    other = World()
+    original = beginning("directory").store
     with open_store(original) as repo, open_store(other, create=True) as target:
         repo.push(target, ["main"])
         return other, target.commit(NEW).id
@@ -287,7 +302,7 @@ def check(store: World, versions: Versions) -> None:
     """Check that all versions can be read before a repack, after one, and from a copy."""
     with open_store(store) as repo:
         assert repo.verify().problems == ()
-    target = World(remote=False)
+    target = World()
     with open_store(store) as repo, open_store(target, create=True) as other:
         for version, state in versions.items():
             assert_same_state(repo.load(version), state)
@@ -300,10 +315,10 @@ def check(store: World, versions: Versions) -> None:
             assert_same_state(repo.load(version), state)
 
 
-def interleave(first: Operation, second: Operation, *, remote: bool, call: int, write: int) -> bool:
+def interleave(first: Operation, second: Operation, *, kind: str, call: int, write: int) -> bool:
     """Begin `second` before a call of `first`; return whether this call and write exist."""
-    original, versions, _ = beginning(remote=remote)
-    store, other = original.copy(), None
+    original, versions, _ = beginning(kind)
+    store, other = original.clone(), None
 
     def interrupt(number: int) -> None:
         nonlocal other
@@ -317,14 +332,14 @@ def interleave(first: Operation, second: Operation, *, remote: bool, call: int, 
     was_stopped = other.writes == write
     other.finish()
     versions = versions | done | other.versions
-    end = remote, frozenset(info.name for info in store.list()), frozenset(versions)
+    end = kind, frozenset(info.name for info in store.list()), frozenset(versions)
     if end not in checked:
         check(store, versions)
         checked.add(end)
     return was_stopped
 
 
-checked: set[tuple[bool, frozenset[str], frozenset[SnapshotId]]] = set()
+checked: set[tuple[str, frozenset[str], frozenset[SnapshotId]]] = set()
 
 
 PAIRS: list[tuple[Operation, Operation]] = [
@@ -345,14 +360,14 @@ PAIRS: list[tuple[Operation, Operation]] = [
 ]
 
 
-def every_interleaving(first: Operation, second: Operation, *, remote: bool, stride: int) -> int:
+def every_interleaving(first: Operation, second: Operation, *, kind: str, stride: int) -> int:
     """Interleave two operations at every call, or every `stride` calls; return how many ways."""
     ways = 0
     for call in count(1, stride):
         before = ways
         for write in count(1):
             ways += 1
-            if not interleave(first, second, remote=remote, call=call, write=write):
+            if not interleave(first, second, kind=kind, call=call, write=write):
                 break
         if ways == before + 1:  # the call does not exist, or the second operation writes nothing
             return ways
@@ -362,13 +377,19 @@ def every_interleaving(first: Operation, second: Operation, *, remote: bool, str
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
 def test_two_operations_lose_nothing_in_a_directory(first: Operation, second: Operation) -> None:
     stride = 13 if second is repack_by_turns else 1 if (first, second) == PAIRS[0] else 3
-    assert every_interleaving(first, second, remote=False, stride=stride) > 2
+    assert every_interleaving(first, second, kind="directory", stride=stride) > 2
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
 def test_two_operations_lose_nothing_in_a_remote_store(first: Operation, second: Operation) -> None:
     stride = 17 if second is repack_by_turns else 7
-    assert every_interleaving(first, second, remote=True, stride=stride) > 2
+    assert every_interleaving(first, second, kind="remote", stride=stride) > 2
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
+def test_two_operations_lose_nothing_in_a_bucket(first: Operation, second: Operation) -> None:
+    stride = 29 if second is repack_by_turns else 13
+    assert every_interleaving(first, second, kind="bucket", stride=stride) > 2
 
 
 def repack_and_commit(call: int) -> bool:
@@ -377,8 +398,8 @@ def repack_and_commit(call: int) -> bool:
     The commit may have to wait until the repack has read the packs, so the repack does not wait
     for the commit to end.
     """
-    original, versions, _ = beginning(remote=False)
-    store = original.copy()
+    original, versions, _ = beginning("directory")
+    store = original.clone()
     watched = Watched(store, one_by_one=False)
     with ThreadPoolExecutor(1) as pool, open_store(watched) as repo:
         repo.stats()  # reads the index, so that the commit need not
@@ -418,12 +439,12 @@ def verify_during_repack(store: World, call: int) -> tuple[list[str], bool]:
 
 def test_verify_during_a_repack_reports_all_damage_and_nothing_else() -> None:
     """The repack keeps the pack with a damaged frame, and replaces all others."""
-    original, _, loose = beginning(remote=False)
-    damaged = original.copy()
+    original, _, loose = beginning("directory")
+    damaged = original.clone()
     flip_bit(damaged, loose, 100)
     damaged.put(names.move_name(names.TAGS, "lost", 1), [encode_move(SnapshotId(bytes(32)))])
     for call in count(1):
-        problems, repacked = verify_during_repack(damaged.copy(), call)
+        problems, repacked = verify_during_repack(damaged.clone(), call)
         assert [loose in problems[0], "tags/lost" in problems[-1], len(problems)] == [True, True, 2]
         if not repacked:
             break

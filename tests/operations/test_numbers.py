@@ -41,7 +41,7 @@ def merge(repo: Repository, *parents: SnapshotId) -> Snapshot:
 def forge(repo: Repository, version: Snapshot, number: int) -> SnapshotId:
     """Store a copy of a version with another number."""
     forged, encoded = EncodedSnapshot.of(replace(version, number=number))
-    repo._db.snapshots.save(forged, encoded)
+    repo._db.snapshots.save(*repo._db.snapshots.encode(forged, encoded))
     return forged.id
 
 

@@ -79,7 +79,7 @@ def test_all_parents_of_a_merge_are_pushed(repo: Repository, objects: CountingSt
     )
     manifest = repo.snapshot(left)
     merge, encoded = EncodedSnapshot.of(replace(manifest, number=2, parents=(left, right)))
-    repo._db.snapshots.save(merge, encoded)
+    repo._db.snapshots.save(*repo._db.snapshots.encode(merge, encoded))
     repo.branch("merge", merge)
     target = MemoryStore()
     create(target)

@@ -184,7 +184,7 @@ def test_a_difference_is_copied_if_the_target_has_its_base(objects: CountingStor
         repo._db.index.load()
         parent = repo._db.snapshots.load(versions[1])
         child, encoded = EncodedSnapshot.of(replace(parent, parents=(versions[0],)))
-        repo._db.snapshots.save(child, encoded)
+        repo._db.snapshots.save(*repo._db.snapshots.encode(child, encoded))
     target = MemoryStore()
     create(target)
     send(objects, target, lambda here, there: transfer(here, there, [child.id]))

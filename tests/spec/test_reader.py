@@ -20,6 +20,9 @@ import casweights
 from casweights import StoreConfig
 from casweights.config import KiB
 from casweights.format.planes import encode_planes
+from casweights.stores.base import Capabilities
+from casweights.stores.local import LocalStore
+from casweights.testing.versatile import VersatileStore
 from tests.spec.readers import (
     CONTENT,
     ROOT,
@@ -59,6 +62,28 @@ def test_reads_what_the_library_reads(
             assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
             assert tree(tmp_path / f"reader-{n}") == tree(tmp_path / f"library-{n}")
     assert tree(tmp_path / "reader-1") == tree(tmp_path / "model")
+
+
+class Bucket(VersatileStore):
+    """A store in which moves of branches are versions."""
+
+    capabilities = Capabilities(clock_skew=0.0)
+
+
+def test_a_directory_that_a_bucket_was_copied_to_is_read(tmp_path: Path) -> None:
+    bucket, copy = Bucket(), LocalStore(tmp_path / "store")
+    with casweights.open(bucket, create=True, config=StoreConfig(chunk_size=64 * KiB)) as repo:
+        versions = [repo.commit({"w": CONTENT["raw"], "n": n}).id for n in range(3)]
+        repo.branch("side", versions[0])
+    assert not [info for info in bucket.list() if info.name.startswith(("packs", "snapshots"))]
+    copy.create()
+    copy.copy_from(bucket, [info.name for info in bucket.list()])
+    with casweights.open(copy) as repo:
+        for n, ref in enumerate(["main", "side", *map(str, versions)]):
+            repo.checkout(ref, tmp_path / f"library-{n}")
+            result = read(tmp_path / "store", ref, tmp_path / f"reader-{n}")
+            assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+            assert tree(tmp_path / f"reader-{n}") == tree(tmp_path / f"library-{n}")
 
 
 @pytest.mark.usefixtures("store")

@@ -131,7 +131,6 @@ def test_a_batch_that_fails_at_its_end_is_repeated_as_a_whole(clock: Clock, late
     inner = Batches(failing=2, late=late)
     with RetryStore(inner, sleep=clock.sleep).batch(["a", "b"], assume_absent=True) as batch:
         batch.put("a", [b"1"])
-        batch.send([b"early"])
         batch.put("b", [b"2"])
     assert [inner.get(name) for name in "ab"] == [b"1", b"2"]
     assert inner.begun == [True, False, False], "a failed attempt may have created objects"

@@ -16,6 +16,7 @@ from blake3 import blake3
 from tools.spec.differences import Bytes, decode_dense, decode_sparse
 
 MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
+WHOLE_MOVE = re.compile(r"[0-9]{12}-([0-9a-f]{64})(-[0-9a-f]{64})?(-[0-9a-f]{16})?\.step")
 MAX_END = 536_870_912  # bytes of the index of a snapshot object
 MAX_INT = 2**63 - 1
 MAX_OFFSET = 2**62 - 1
@@ -80,6 +81,23 @@ def decompress(data: bytes, size: int, what: str) -> bytes:
     return content
 
 
+def whole_moves(store: Path) -> dict[str, Path]:
+    """Return the moves that are versions, by the name that their version has as an object."""
+    found: dict[str, Path] = {}
+    for path in sorted((store / "refs" / "heads").rglob("*.step")):
+        if match := WHOLE_MOVE.fullmatch(path.name):
+            found.setdefault(f"snapshots/{match[1]}", path)
+    return found
+
+
+def place(store: Path, name: str) -> Path:
+    """Return the file of an object; the object of a version may be a move of a branch."""
+    path = store / name
+    if name.startswith("snapshots/") and not path.is_file():
+        return whole_moves(store).get(name, path)
+    return path
+
+
 class End(NamedTuple):
     """The end of a pack or of a snapshot object."""
 
@@ -91,7 +109,7 @@ class End(NamedTuple):
 
 def read_end(store: Path, name: str, rest: int, limit: int) -> End:
     """Return the end of an object that has `rest` bytes between its index and its trailer."""
-    with (store / name).open("rb") as file:
+    with place(store, name).open("rb") as file:
         prefix = file.read(8)
         end = file.seek(-8, 2)
         size, magic = struct.unpack("<I4s", file.read(8))
@@ -237,7 +255,7 @@ class ChunkReader:
         """Return the names of all packs and snapshot objects."""
         folders = ("packs", "snapshots")
         found = [path for folder in folders for path in (self._store / folder).glob("[0-9a-f]*")]
-        return sorted(f"{path.parent.name}/{path.name}" for path in found)
+        return sorted({*whole_moves(self._store), *(f"{p.parent.name}/{p.name}" for p in found)})
 
     def read(self, chunk: bytes, raw_size: int) -> bytes:
         problem: object = "no pack contains it, or a base that it needs"
@@ -285,7 +303,7 @@ class ChunkReader:
         return chain
 
     def _read_frame(self, frame: Frame, base: bytes | None) -> bytes:
-        with (self._store / frame.name).open("rb") as file:
+        with place(self._store, frame.name).open("rb") as file:
             file.seek(frame.offset)
             stored = file.read(frame.size)
         need(xxhash.xxh3_64_digest(stored) == frame.checksum, "it is damaged")

@@ -31,12 +31,14 @@ from tools.spec.chunks import (
     FAILURES,
     MAX_CHUNK,
     MAX_INT,
+    WHOLE_MOVE,
     ChunkReader,
     StoreError,
     decompress,
     ints,
     is_text,
     need,
+    place,
     read_snapshot_end,
     split,
 )
@@ -54,7 +56,7 @@ FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
 NUMBERED = re.compile(r".*(?<![^.])([0-9]+)(?![^.])", re.DOTALL)
-REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)")
+REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)(?<!\.step)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
 MANIFEST_KEYS = {
     *("number", "parents", "time", "author", "message", "metadata"),
@@ -140,12 +142,17 @@ def find_snapshot(store: Path, ref: str) -> str:
 
 def read_ref(store: Path, log: str) -> str:
     """Return the version, in hex, to which a log's last move leads; empty without a log."""
-    moves = [path.name for path in (store / log).glob("*.ref") if MOVE.fullmatch(path.name)]
+    kinds = (MOVE, WHOLE_MOVE) if log.startswith("refs/heads/") else (MOVE,)
+    listed = [path.name for path in (store / log).glob("*")]
+    moves = [name for name in listed if any(kind.fullmatch(name) for kind in kinds)]
     if not moves:
         return ""
     # Names with an ID come from a copied bucket; a directory does not record which was first.
     last = max(name[:12] for name in moves)
-    name = f"{log}/{min(move for move in moves if move.startswith(last))}"
+    move = min(move for move in moves if move.startswith(last))
+    if whole := WHOLE_MOVE.fullmatch(move):
+        return whole[1]
+    name = f"{log}/{move}"
     fields = msgpack.unpackb(unseal(store, name, b"r", MAX_REF))
     ints([fields["time"]], -MAX_INT, MAX_INT, name)
     [snapshot] = split(fields["snapshot"], 32, name)
@@ -155,7 +162,7 @@ def read_ref(store: Path, log: str) -> str:
 def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[File], ChunkReader]:
     """Return the files of a version, and a reader of their chunks."""
     name = f"snapshots/{snapshot}"
-    need((store / name).is_file(), f"there is no {name}")
+    need(place(store, name).is_file(), f"there is no {name}")
     index, frames = read_snapshot_end(store, name)
     manifest = expand(index["manifest"], index["manifest_size"], MAX_MANIFEST, name)
     need(blake3(manifest).hexdigest() == snapshot, f"{name} contains another version")

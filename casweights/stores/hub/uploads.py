@@ -143,14 +143,11 @@ class _Attempt(Batch):
         if there is None:
             if name not in self._unnamed:
                 self._ours[name] = content
-                self._unnamed[name] = locator = self._send(content, named=True)
+                self._unnamed[name] = locator = self._send(content)
                 self._folder.known.confirm({name: locator})
         # An earlier attempt named the object, but its answer was lost.
         elif there == self._uploads.find(content):
             self._ours[name] = content
-
-    def send(self, parts: Parts) -> None:
-        self._send(_Content(parts), named=False)
 
     def _look_up(self) -> Mapping[str, XetLocator]:
         """Return the locators of the batch's names that exist; sends a request only once.
@@ -164,16 +161,11 @@ class _Attempt(Batch):
                 self._there = self._folder.look_up_to_write(list(self._names))
         return self._there
 
-    def _send(self, content: _Content, *, named: bool) -> XetLocator:
-        """Upload bytes, unless they are durable or already sent, and return their locator.
-
-        Args:
-            content: The bytes.
-            named: This attempt will name them at its end.
-        """
+    def _send(self, content: _Content) -> XetLocator:
+        """Upload bytes, unless they are durable or already sent, and return their locator."""
         durable = self._uploads.find(content)
         if durable is not None:
-            self.counts_on_earlier |= named
+            self.counts_on_earlier = True
             return durable
         if not any(map(len, content.parts)):
             return EMPTY
