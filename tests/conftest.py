@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -73,4 +74,11 @@ def repo(objects: CountingStore) -> Iterator[Repository]:
 def _packs_apart() -> Iterator[None]:
     """Commits of the test write packs and bare snapshots."""
     with packs_apart():
+        yield
+
+
+@pytest.fixture(params=["carried", "apart"])
+def both_forms(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test runs twice: with snapshots that carry frames, and with packs and bare snapshots."""
+    with packs_apart() if request.param == "apart" else nullcontext():
         yield

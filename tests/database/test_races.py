@@ -31,8 +31,6 @@ WRITERS, COMMITS = 4, 8
 WRITER = """
 import sys, casweights
 from pathlib import Path
-
-pytestmark = pytest.mark.usefixtures("packs_apart")
 store, source, writer, commits = sys.argv[1:]
 with casweights.open(store) as repo:
     for n in range(int(commits)):
@@ -62,7 +60,8 @@ class Meeting(WrapperStore):
         return super().put(name, parts)
 
 
-@pytest.mark.parametrize("prefix", ["packs/", "snapshots/", "refs/"])
+@pytest.mark.usefixtures("both_forms")
+@pytest.mark.parametrize("prefix", ["", "snapshots/", "refs/"])
 def test_the_slower_of_two_writers_gets_a_conflict_and_its_version_is_stored(
     repo: Repository, objects: CountingStore, prefix: str
 ) -> None:
@@ -82,6 +81,7 @@ def test_the_slower_of_two_writers_gets_a_conflict_and_its_version_is_stored(
         objects.reset()
         again = late.commit(state)
         assert not any(name.startswith("packs/") for name, _ in objects.writes)
+        assert not repo.database.snapshots.load_stored(again.id).frames
     assert [version.id for version in repo.log()] == [again.id, theirs[0], base.id]
 
 
@@ -94,11 +94,12 @@ def test_creating_a_branch_that_another_writer_just_created_is_a_conflict(
     assert repo.load("new") == {"n": 1}
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_committing_to_a_branch_that_was_deleted_during_the_commit_is_a_conflict(
     repo: Repository, objects: CountingStore
 ) -> None:
     repo.commit({"n": 1})
-    meeting = Meeting(objects, "packs/", lambda: repo.delete_branch("main"))
+    meeting = Meeting(objects, "", lambda: repo.delete_branch("main"))
     with casweights.open(meeting) as late, pytest.raises(ConflictError):
         late.commit({"w": torch.ones(1)})
     assert repo.branches() == {}
@@ -140,6 +141,7 @@ def check(repo: Repository, done: list[SnapshotId], lost: list[SnapshotId]) -> N
     assert not repo.verify().problems
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_threads_with_an_open_store_each_lose_no_version(tmp_path: Path) -> None:
     done: list[SnapshotId] = []
     lost: list[SnapshotId | None] = []
@@ -167,6 +169,7 @@ def test_threads_with_an_open_store_each_lose_no_version(tmp_path: Path) -> None
     assert None not in lost
 
 
+@pytest.mark.usefixtures("both_forms")
 def test_threads_that_share_an_open_store_commit_and_load_correctly() -> None:
     """The states have several runs of chunks, so that the threads compete for workers."""
     config = StoreConfig(chunk_size=64 * KiB)

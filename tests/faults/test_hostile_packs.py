@@ -287,6 +287,7 @@ def test_pack_of_64_gib_is_not_read_into_memory(
     """A hole in the file replaces the frame: as large as declared, far larger than its chunk."""
     index = msgpack.packb(index_of(size=[frame_size]))
     name = pack_name(PackId(blake3_256(prefix(ObjectKind.PACK) + index)))
+    (objects.root / name).parent.mkdir()
     with (objects.root / name).open("wb") as file:
         file.write(prefix(ObjectKind.PACK))
         file.seek(frame_size, 1)
