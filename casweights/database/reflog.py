@@ -43,13 +43,14 @@ from casweights.format import names
 from casweights.format.envelope import ObjectKind, corrupt, unseal
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
+from casweights.stores.base import ObjectInfo
 from casweights.stores.optional import SupportsCopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.database.moves import Version
-    from casweights.stores.base import ObjectInfo, ObjectStore
+    from casweights.stores.base import ObjectStore
 
 _MAX_REF = 4096  # bytes of a move's object; honest ones have about 100
 _KEPT_MOVES = 100  # per ref; at twice the number the older half is removed, to bound listings
@@ -113,17 +114,44 @@ class RefLog:
         Args:
             infos: A listing that contains all moves of this kind; None to list the store.
         """
-        listed = self._store.list(self.kind) if infos is None else infos
+        listed = self._listed(self.kind) if infos is None else infos
         found: dict[str, list[Move]] = {}
         for move in self._moves(listed):
             found.setdefault(move.ref, []).append(move)
         return dict(sorted(found.items()))
 
-    def moves(self, ref: str) -> list[Move]:
-        """Return the moves of one ref that a listing shows, except those that `append` withdrew."""
-        listed = self._store.list(f"{self.kind}{ref}/")
-        moves = self._moves(listed)
-        return [move for move in moves if move.ref == ref and move.name not in self._withdrawn]
+    def moves(self, ref: str, since: int = 0) -> list[Move]:
+        """Return the moves of one ref that a listing shows, except those that `append` withdrew.
+
+        Args:
+            ref: The branch or tag.
+            since: Moves to lower positions are left out. Only what is returned takes time.
+        """
+        begin = f"{self.kind}{ref}/"
+        lowest = f"{begin}{since:0{names.POSITION_DIGITS}}"
+        listed = self._listed(begin)
+        return list(self._of(ref, (info for info in listed if info.name >= lowest)))
+
+    def newest(self, ref: str) -> list[Move]:
+        """Return those of the `moves` of a ref that have the two highest positions."""
+        found: list[Move] = []
+        # Names sort as positions do, and most of them need not be parsed.
+        for move in self._of(ref, self._listed(f"{self.kind}{ref}/", backwards=True)):
+            if len({move.position, *(other.position for other in found)}) > 2:
+                break
+            found.append(move)
+        return found[::-1]
+
+    def _of(self, ref: str, infos: Iterable[ObjectInfo]) -> Iterator[Move]:
+        moves = self._moves(infos)
+        return (move for move in moves if move.ref == ref and move.name not in self._withdrawn)
+
+    def _listed(self, prefix: str, *, backwards: bool = False) -> Iterable[ObjectInfo]:
+        """List objects by name; without sizes and times if the store's times say nothing."""
+        order = -1 if backwards else 1
+        if self._has_clock:
+            return list(self._store.list(prefix))[::order]
+        return (ObjectInfo(name, 0) for name in list(self._store.list_names(prefix))[::order])
 
     def _moves(self, infos: Iterable[ObjectInfo]) -> Iterator[Move]:
         """Yield the moves among some objects. Other objects are skipped; `verify` reports them."""
@@ -175,15 +203,18 @@ class RefLog:
     def settled(self, ref: str) -> list[Move]:
         """Return the moves of a ref once no two writers compete for its newest position.
 
-        Also waits while the newest move may be withdrawn because its base is gone. Because a writer
-        may have died, the wait ends after 6 seconds, or later if listings are slow, and the moves
-        are returned as they are.
+        Where each position has one move, only the `newest` ones are returned, at once. Elsewhere
+        this also waits while the newest move may be withdrawn because its base is gone. Because a
+        writer may have died, the wait ends after 6 seconds, or later if listings are slow, and the
+        moves are returned as they are.
         """
+        if self._exclusive:
+            return self.newest(ref)
         begin, slowest, pauses = time.monotonic(), 0.0, _pauses()
         while True:
             start = time.monotonic()
             moves = self.moves(ref)
-            if self._exclusive or not moves or not self._is_contested(moves, latest(moves)):
+            if not moves or not self._is_contested(moves, latest(moves)):
                 return moves
             slowest = max(slowest, time.monotonic() - start)
             if time.monotonic() - begin > _settling(slowest):
@@ -209,9 +240,10 @@ class RefLog:
                 `takes_versions`, and not for tags.
 
         Returns:
-            Whether it moved, and the moves of the ref. It did not move if another writer was
-            first, or if `after` is no longer on the ref's line, see `moves.line`. The list of moves
-            is empty if none had to be listed.
+            Whether it moved, and the moves of the ref, where each position has one move only those
+            since `after`. It did not move if another writer was first, or if `after` is no longer
+            on the ref's line, see `moves.line`. The list of moves is empty if none had to be
+            listed.
 
         Raises:
             StoreError: The store failed, or does not list the new move. It is unknown then whether
@@ -236,7 +268,7 @@ class RefLog:
             return False, [other for other in moves if other.name != name]
         if len(moves) >= 2 * _KEPT_MOVES and len(line(moves)) >= 2 * _KEPT_MOVES:
             old = [move for move in moves if move.position <= after + 1 - _KEPT_MOVES]
-            with suppress(CasweightsError):  # the next move tries again
+            with suppress(CasweightsError):  # a later move tries again
                 self.remove(set(old) - set(off_line(moves)))
         return True, moves
 
@@ -324,7 +356,9 @@ class RefLog:
         """
         deadline, pauses = time.monotonic() + _LISTING_SECONDS, _pauses()
         while True:
-            moves = self.moves(ref)
+            # Where no rival can be at any position, older moves are only listed to remove them.
+            is_due = not self._exclusive or (after + 1) % _KEPT_MOVES == 0
+            moves = self.moves(ref, 0 if is_due else after)
             if any(move.name == name for move in moves):
                 return moves
             if time.monotonic() > deadline:

@@ -129,7 +129,7 @@ class Refs:
                 be used or is too similar to another one.
         """
         log, name = self._heads, names.check_ref_name(branch)
-        moves = log.settled(name) if for_update else log.moves(name)
+        moves = log.settled(name) if for_update else log.newest(name)
         if for_update and (snapshot := self._own_moves.pop_displaced(branch, moves)) is not None:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
         if not moves:
@@ -280,7 +280,7 @@ class Refs:
 
     def tag(self, tag: str) -> SnapshotId | None:
         """Return the version of a tag, or None if the tag does not exist."""
-        moves = self._tags.moves(names.check_ref_name(tag))
+        moves = self._tags.newest(names.check_ref_name(tag))
         return self._tags.snapshot(latest(moves)) if moves else None
 
     def head_and_tag(self, name: str) -> tuple[Head | None, SnapshotId | None]:

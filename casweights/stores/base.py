@@ -249,6 +249,10 @@ class ObjectStore(ABC):
                 batch.put(name, parts)
         return [name in batch.created for name, _ in objects]
 
+    def list_names(self, prefix: str = "") -> Iterator[str]:
+        """Return the names of the objects that `list` returns. Some stores find them faster."""
+        return (info.name for info in self.list(prefix))
+
     def copy_from(
         self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
     ) -> None:

@@ -21,7 +21,7 @@ from casweights.stores.base import (
 )
 from casweights.stores.naming import exclusive_call
 from casweights.stores.root import MAX_CLAIM, SHARED, Root
-from casweights.stores.walk import Stray, walk
+from casweights.stores.walk import Stray, walk, walk_names
 from casweights.system.files import (
     allow_group,
     fsync_folder,
@@ -151,6 +151,14 @@ class LocalStore(ObjectStore):
         if found:
             self._notice(prefix)
         return iter(sorted(found, key=lambda info: info.name))
+
+    def list_names(self, prefix: str = "") -> Iterator[str]:
+        found = sorted(walk_names(self.root, prefix))
+        with storage_errors(f"cannot list {prefix or 'the store'}"):
+            self._check()
+        if found:
+            self._notice(prefix)
+        return iter(found)
 
     def strays(self) -> dict[str, str]:
         """Return name and description of everything in the directory that is not an object."""

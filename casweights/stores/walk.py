@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -44,16 +45,48 @@ def walk(root: Path, prefix: str = "") -> Iterator[ObjectInfo | Stray]:
             return
         for parent, folders, files in os.walk(top, onerror=unreadable.append):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            for path in (Path(parent, name) for name in files if not name.startswith(".")):
-                name = _name(root, path)
-                if name.startswith(prefix) and (item := _item(name, path, top)) is not None:
+            folder = _folder(root, parent)
+            for file in files:
+                name = folder + _printable(file)
+                if file.startswith(".") or not name.startswith(prefix):
+                    continue
+                item = _item(name, os.path.join(parent, file), top)
+                if item is not None:
                     yield item
         for failure in unreadable:
             if isinstance(failure, FileNotFoundError | NotADirectoryError):
                 continue
             if failure.filename == str(top):
                 raise failure
-            yield Stray(_name(root, Path(failure.filename)), f"a folder: {failure.strerror}")
+            name = _folder(root, failure.filename).removesuffix("/")
+            yield Stray(name, f"a folder: {failure.strerror}")
+
+
+def walk_names(root: Path, prefix: str) -> Iterator[str]:
+    """Yield the names of the objects that `walk` yields, without a look at each of them.
+
+    Raises:
+        StoreError: The folder that the prefix names cannot be read.
+    """
+    above = prefix.rpartition("/")[0]
+    with storage_errors(f"cannot list {prefix or 'the store'}"):
+        if not above or _has_folder(root, check_name(above)):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                yield from _names(os.path.join(root, above), above and f"{above}/", prefix)
+
+
+def _names(path: str, folder: str, prefix: str) -> Iterator[str]:
+    """Yield the names of the objects below a folder, whose own name ends in a slash."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            name = folder + _printable(entry.name)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):  # for `walk`, such a folder is a stray
+                    yield from _names(entry.path, f"{name}/", prefix)
+            elif name.startswith(prefix) and entry.is_file():
+                yield name
 
 
 def _has_folder(root: Path, name: str) -> bool:
@@ -72,21 +105,27 @@ def _has_folder(root: Path, name: str) -> bool:
     return True
 
 
-def _name(root: Path, path: Path) -> str:
-    """Return the name of a path below the root, as printable text."""
-    return os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
+def _folder(root: Path, path: str) -> str:
+    """Return what the names in a folder below the root begin with."""
+    below = Path(path).relative_to(root)
+    return _printable(f"{below.as_posix()}/") if below.parts else ""
 
 
-def _item(name: str, path: Path, top: Path) -> ObjectInfo | Stray | None:
+def _printable(name: str) -> str:
+    """Return a part of a path as printable text."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _item(name: str, path: str, top: Path) -> ObjectInfo | Stray | None:
     """Return the object or stray at a path; None if it was deleted after the listing."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except OSError as error:
-        if path.is_symlink():
+        if os.path.islink(path):
             return Stray(name, f"a link: {error.strerror}")
         if isinstance(error, FileNotFoundError):
             return None
-        if isinstance(error, PermissionError) and path.parent != top:
+        if isinstance(error, PermissionError) and Path(path).parent != top:
             return Stray(name, f"a file: {error.strerror}")
         raise
     if stat.S_ISREG(status.st_mode):

@@ -22,6 +22,7 @@ _MADE_OF = {
     "put": ("batch", "copy_from"),
     "size": ("exists", "sizes", "present", "get", "read", "read_end"),
     "readinto": ("get", "read", "read_end"),
+    "list": ("list_names",),
     "delete": ("delete_all",),
 }
 
@@ -29,8 +30,8 @@ _MADE_OF = {
 class WrapperStore(ObjectStore):
     """Forwards every call to another store; subclasses override what they change.
 
-    A subclass that overrides `put`, `size`, `readinto` or `delete` also gets the defaults of
-    `ObjectStore` that call them, unless it overrides those, too. `ability` returns the wrapper
+    A subclass that overrides `put`, `size`, `readinto`, `list` or `delete` also gets the defaults
+    of `ObjectStore` that call them, unless it overrides those, too. `ability` returns the wrapper
     if it has the ability itself, and otherwise asks the inner store.
 
     Args:

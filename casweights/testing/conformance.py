@@ -219,6 +219,7 @@ class StoreTests(AbilityTests):
         for name in ("a/b", "a/c", "ab/d", "a/bc/d"):
             store.put(name, [b"x"])
         assert [info.name for info in store.list(prefix)] == expected
+        assert list(store.list_names(prefix)) == expected
 
     def test_an_empty_store_lists_nothing(self, store: ObjectStore) -> None:
         assert list(store.list()) == []

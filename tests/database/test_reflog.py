@@ -362,3 +362,40 @@ def test_times_order_moves_only_where_a_store_has_a_clock(clock_skew: float | No
         put_move(store, 1, snapshot, named=True, says=snapshot)
     head = latest(RefLog(store, names.HEADS).moves("main"))
     assert head.snapshot == (A if clock_skew is None else B)
+
+
+def test_a_long_log_costs_no_more_to_parse_than_a_short_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where each position has one move, only the moves at the end of the log are looked at."""
+    parsed: list[str] = []
+
+    def parse(info: ObjectInfo, kind: str) -> Move:
+        parsed.append(info.name)
+        return parse_move(info, kind)
+
+    store = MemoryStore()
+    refs = Refs(store)
+    monkeypatch.setattr("casweights.database.reflog.parse_move", parse)
+    costs = []
+    for number in range(199):
+        parsed.clear()
+        head = refs.head("main", for_update=True)
+        assert head == refs.head("main")
+        refs.advance("main", head, SnapshotId(b"%032d" % number))
+        costs.append(len(parsed))
+    assert max(costs[5:99]) == max(costs[100:]) <= 8
+    assert (
+        RefLog(store, names.HEADS).moves("main", 190)
+        == RefLog(store, names.HEADS).moves("main")[-10:]
+    )
+
+
+def test_the_newest_moves_are_those_at_the_two_highest_positions() -> None:
+    store = Bucket()
+    for position, snapshot in ((1, A), (2, B), (2, C), (4, D), (4, A)):
+        put_move(store, position, snapshot, named=True, says=snapshot)
+    store.put(names.move_name(names.HEADS, "main/below", 9, A), [b"of another branch"])
+    found = RefLog(store, names.HEADS).newest("main")
+    assert [move.position for move in found] == [2, 2, 4, 4]
+    assert RefLog(store, names.HEADS).newest("other") == []

@@ -87,3 +87,23 @@ def test_objects_have_the_times_of_their_files(tmp_path: Path) -> None:
     store.put("name", [b"data"])
     os.utime(tmp_path / "store" / "name", (7, 7))
     assert [info.created for info in store.list()] == [7_000_000]
+
+
+def test_names_are_those_of_the_listing_without_a_look_at_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path)
+    for name in ("a/b", "a/c/d", "e"):
+        store.put(name, [b"x"])
+    (tmp_path / "a" / ".draft").write_bytes(b"x")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "e")
+    (tmp_path / "a" / "broken").symlink_to(tmp_path / "nothing")
+    (tmp_path / "a" / "folder").symlink_to(tmp_path / "a" / "c")
+    os.mkfifo(tmp_path / "a" / "pipe")
+    listed = [info.name for info in store.list()]
+    assert listed == ["a/b", "a/c/d", "a/link", "e"]
+    monkeypatch.setattr("casweights.stores.walk._item", None)
+    assert list(store.list_names()) == listed
+    assert list(store.list_names("a/")) == listed[:3]
+    assert list(store.list_names("a/b")) == ["a/b"]
+    assert list(store.list_names("e/")) == list(store.list_names("no/thing")) == []

@@ -60,6 +60,7 @@ CALLS: dict[str, Callable[[ObjectStore], Any]] = {
     "read": lambda store: store.read("there", 100),
     "read_end": lambda store: store.read_end("there", 100),
     "list": lambda store: list(store.list()),
+    "list_names": lambda store: list(store.list_names()),
     "delete": lambda store: store.delete("there"),
     "delete_all": lambda store: store.delete_all(["there"]),
     "forget": lambda store: store.forget("there"),
@@ -67,6 +68,7 @@ CALLS: dict[str, Callable[[ObjectStore], Any]] = {
 # Methods that arrive instead: `put_all` calls `batch`, and the counting store handles each object.
 INSTEAD = {
     "put_all": "batch",
+    ("retry", "list_names"): "list",
     ("counting", "batch"): "put",
     ("counting", "put_all"): "put",
     ("counting", "copy_from"): "put",
