@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
@@ -132,7 +133,6 @@ class Repository(Handle, Closing):
                 f"branch {branch!r} exists, so its head is the parent: leave out `parent`",
             )
         first = head.snapshot if head else None if parent is None else self.resolve(parent)
-        before = self._db.snapshots.load(first, with_locations=True) if first else None
         description = Description(
             parents=(first,) if first else (),
             time=to_utc(time),
@@ -140,15 +140,16 @@ class Repository(Handle, Closing):
             message=message,
             metadata=dict(metadata or {}),
         )
-        return commit(
-            self._db,
-            to_sources(source, exclude, opaque, extra_state),
-            description,
-            branch=branch,
-            head=head,
-            base=before,
-            compression=compression,
-        )
+        with self._db.snapshots.reading(first) if first else nullcontext() as base:
+            return commit(
+                self._db,
+                to_sources(source, exclude, opaque, extra_state),
+                description,
+                branch=branch,
+                head=head,
+                base=base,
+                compression=compression,
+            )
 
     def checkout(
         self,

@@ -321,12 +321,17 @@ class ChunkIndex(KnownChunks):
 
     def pack_size(self, pack: PackId) -> int:
         """Return the number of bytes of a pack that was read; 0 for other packs."""
-        read = self._packs.read.get(names.pack_name(pack))
+        name = names.pack_name(pack)
+        read = self._packs.read.get(name) or self._packs.thinned.get(name)
         return 0 if read is None else read.size
 
     def unread(self, packs: Iterable[PackId]) -> list[str]:
         """Return the names of the packs among these whose indexes are worth reading."""
         return self._packs.unread(packs)
+
+    def unread_hinted(self) -> list[str]:
+        """Return the names of all hinted packs that are unread."""
+        return self._packs.unread(self._packs.hinted())
 
     def unread_packs(self, chunks: Iterable[ChunkId]) -> tuple[list[str], list[str]]:
         """Return the names of the hinted packs that are unread.

@@ -58,6 +58,20 @@ def small_packs(
     return [[(name, 0, sizes[name])] * 2 for name in chosen]
 
 
+def tiny_packs(store: ObjectStore, index: ChunkIndex) -> list[list[Range]]:
+    """Return up to 256 hinted and unread packs of at most 128 KiB.
+
+    For callers that read the indexes of all hinted packs, and then perhaps their frames.
+
+    Returns:
+        Groups of ranges as those of `small_packs`.
+    """
+    unread = index.unread_hinted() if store.ability(SupportsReadahead) else []
+    sizes = store.sizes(unread) if unread else {}
+    tiny = [(name, 0, size) for name, size in sizes.items() if size <= _TINY_PACK_BYTES]
+    return [[whole] * 2 for whole in tiny[:_MAX_TINY_PACKS]]
+
+
 def pack_ends(store: ObjectStore, index: ChunkIndex, packs: Iterable[PackId]) -> list[list[Range]]:
     """Return the ends of the unread ones among these packs.
 

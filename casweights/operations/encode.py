@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.content.files import file_runs
+from casweights.database.read_plan import tiny_packs
 from casweights.database.writer import PackWriter
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage
@@ -23,6 +24,7 @@ from casweights.operations.differences import BaseChunks, DifferenceEncoder, str
 from casweights.operations.encoded_files import EncodedFiles, Written
 from casweights.operations.looking import PackSearch
 from casweights.operations.relatives import nearest
+from casweights.stores.optional import ahead
 from casweights.system.buffers import Pool
 from casweights.system.threads import Once
 
@@ -157,10 +159,12 @@ def _encode(
     )
     search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
     work = _Encoding(db, files, buffers, bases, encoder, search, base)
-    db.index.prepare_all()  # only the base's packs; others only if they may save much
-    if base is None and db.store.capabilities.cheap_reads:
-        search.for_new_place()  # before the search for a relative, which reads versions
-    encoded = _write_files(work, writer)
+    with ahead(db.store) as fetch:
+        fetch(tiny_packs(db.store, db.index))
+        db.index.prepare_all()  # only the base's packs; others only if they may save much
+        if base is None and db.store.capabilities.cheap_reads:
+            search.for_new_place()  # before the search for a relative, which reads versions
+        encoded = _write_files(work, writer)
     if not search.are_there(_relied_on(work, writer, encoded.files), hold):
         return None
     return replace(encoded, hold=hold)
