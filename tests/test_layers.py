@@ -63,6 +63,7 @@ SHARED = {
     "operations.looking",
     "operations.pack_copy",
     "operations.relatives",
+    "operations.shortcuts",
     "operations.transfer",
 }
 

@@ -9,7 +9,7 @@ the measurements.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import IntegrityError
 from casweights.format.codecs import encode, encode_difference
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from casweights.format.file_entry import FileEntry, FileRow
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
-    from casweights.ids import ChunkId
+    from casweights.ids import ChunkId, PackId
+    from casweights.operations.shortcuts import Schedule
 
 # Sizes of differences, as shares of a whole chunk's stored size; docs/design/005 has the
 # measurements behind them.
 _MAX_CHAIN_SHARE = 1 / 2  # all differences of a chain together, if it has several
+_ROUND_CHAIN_SHARE = 1 / 5  # the same in versions where many chains end together
 _MAX_DIRECT_SHARE = 0.9  # the only difference of a chain: a larger one is not worth decoding
 _SHORTCUT_DUE_SHARE = 1 / 3  # the differences since the last shortcut that make the next one due
 _MAX_FROM_WHOLE_SHARE = 1 / 4  # a difference from the chain's whole chunk, in addition to two steps
@@ -43,6 +45,19 @@ _MAX_UNCOMPARED_SHARE = 1 / 8  # a difference that is used without encoding the 
 
 _MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # number of differences that a shortcut replaces
 _MAX_SHORTCUT_SHARE = 3 / 4  # of the bytes that a shortcut replaces; larger ones gain too little
+_MAX_SCHEDULED_SHARE = 1  # the same where a shortcut is to save packs
+
+
+class _Due(NamedTuple):
+    """A shortcut that may be worth storing.
+
+    Attributes:
+        base: The position of its base in the chain.
+        share: Its largest size, as a share of the bytes that it replaces.
+    """
+
+    base: int
+    share: float
 
 
 class BaseChunks:
@@ -144,8 +159,9 @@ class DifferenceEncoder:
     """Encodes chunks so that their chains stay cheap to read.
 
     A *step* is the difference from the base that the caller names; the chain of the base ends with
-    it. A *shortcut* is the difference from an earlier chunk of that chain: it replaces at least 8
-    steps for readers that start from nothing. `encode` may run on several threads at once.
+    it. A *shortcut* is the difference from an earlier chunk of that chain: it replaces steps, and
+    earlier shortcuts, for readers that start from nothing. `encode` may run on several threads at
+    once.
 
     Args:
         reader: Reads bases.
@@ -153,6 +169,8 @@ class DifferenceEncoder:
         trusted: Bases in memory, which need not be read or verified.
         structure: The same for bases of structure chunks.
         compression: How whole chunks are stored.
+        schedule: Shortcuts in addition to those that bytes call for; None if all versions lie in
+            the same packs.
     """
 
     def __init__(
@@ -162,12 +180,14 @@ class DifferenceEncoder:
         trusted: TrustedChunks,
         structure: TrustedChunks,
         compression: Compression,
+        schedule: Schedule | None = None,
     ) -> None:
         self._reader = reader.with_local(trusted)
         self._index = index
         self._trusted = trusted
         self._structure = structure
         self._compression = compression
+        self._schedule = schedule
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
         """Return a context manager whose function fetches the bases that will be read soon.
@@ -251,32 +271,61 @@ class DifferenceEncoder:
         sizes = [location.frame.size for location in chain.frames[1:]] + [len(step.payload)]
         if len(sizes) == 1:
             return step if sizes[0] <= _MAX_DIRECT_SHARE * whole_size else None
-        behind = self._last_shortcut(chain)
-        skipped, skipped_bytes = len(sizes) - behind, sum(sizes[behind:])
-        due = skipped_bytes >= _SHORTCUT_DUE_SHARE * whole_size or skipped >= _MAX_SKIPPED
         best, total = step, sum(sizes)
-        if due and skipped >= _MIN_SKIPPED:
+        due = self._due(chain, sizes, whole_size)
+        if due is not None:
+            behind, limit = due.base, due.share * sum(sizes[due.base :])
             shortcut = self._difference(raw, piece, chain.frames[behind])
-            if (
-                shortcut is not None
-                and len(shortcut.payload) <= _MAX_SHORTCUT_SHARE * skipped_bytes
-            ):
+            if shortcut is not None and len(shortcut.payload) <= limit:
                 best, total = shortcut, sum(sizes[:behind]) + len(shortcut.payload)
-        if total <= _MAX_CHAIN_SHARE * whole_size:
+        most = self._chain_share(chain) * whole_size
+        if total <= most:
             return best
-        limit = min(
-            _MAX_FROM_WHOLE_SHARE * whole_size + 2 * len(step.payload),
-            _MAX_CHAIN_SHARE * whole_size,
-        )
+        limit = min(_MAX_FROM_WHOLE_SHARE * whole_size + 2 * len(step.payload), most)
         from_root = self._difference(raw, piece, chain.frames[0])
         return from_root if from_root and len(from_root.payload) <= limit else None
 
-    def _last_shortcut(self, chain: Chain) -> int:
+    def _due(self, chain: Chain, sizes: Sequence[int], whole_size: int) -> _Due | None:
+        """Return the shortcut that is due; None if none is.
+
+        Args:
+            chain: The chain of the base.
+            sizes: Bytes of the differences of the chain, and of the new step.
+            whole_size: Bytes of the whole chunk.
+        """
+        behind = self._last_shortcut(chain)
+        skipped, skipped_bytes = len(sizes) - behind, sum(sizes[behind:])
+        is_costly = skipped_bytes >= _SHORTCUT_DUE_SHARE * whole_size
+        if (is_costly and skipped >= _MIN_SKIPPED) or skipped >= _MAX_SKIPPED:
+            return _Due(behind, _MAX_SHORTCUT_SHARE)
+        if self._schedule is None:
+            return None
+        passed = self._schedule.passed(self._step_packs(chain, behind))
+        for _ in range(passed or 0):
+            behind = self._last_shortcut(chain, behind)
+        return None if passed is None else _Due(behind, _MAX_SCHEDULED_SHARE)
+
+    def _chain_share(self, chain: Chain) -> float:
+        """Return the largest share of a whole chunk for all differences of a chain."""
+        packs = self._step_packs(chain, self._last_shortcut(chain))
+        is_round = self._schedule is not None and self._schedule.is_round(packs)
+        return _ROUND_CHAIN_SHARE if is_round else _MAX_CHAIN_SHARE
+
+    @staticmethod
+    def _step_packs(chain: Chain, behind: int) -> list[PackId]:
+        """Return the packs of the frames after a position in a chain."""
+        return [step.pack for step in chain.frames[behind + 1 :]]
+
+    def _last_shortcut(self, chain: Chain, before: int | None = None) -> int:
         """Return the position in a chain of the last chunk with a shortcut, or 0 without any.
+
+        Args:
+            chain: The chain.
+            before: Only earlier positions count.
 
         Only shortcuts that were stored along with their step count: their chunks have two frames.
         """
-        for n in range(len(chain.frames) - 1, 0, -1):
+        for n in range((len(chain.frames) if before is None else before) - 1, 0, -1):
             if len(self._index.frames(chain.frames[n].frame.chunk)) > 1:
                 return n
         return 0

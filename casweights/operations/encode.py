@@ -24,6 +24,7 @@ from casweights.operations.differences import BaseChunks, DifferenceEncoder, str
 from casweights.operations.encoded_files import EncodedFiles, Written
 from casweights.operations.looking import PackSearch
 from casweights.operations.relatives import nearest
+from casweights.operations.shortcuts import Schedule
 from casweights.stores.optional import ahead
 from casweights.system.buffers import Pool
 from casweights.system.threads import Once
@@ -154,8 +155,9 @@ def _encode(
         db.snapshots.locate(base.id)
     writer, buffers = PackWriter(db, only_new=True), Pool(db.config.chunk_size)
     bases = Once(lambda: _resembling(db, files, buffers) if base is None else _chunks_of(base))
+    schedule = Schedule(1 if base is None else base.number + 1, db.index.pack_size)
     encoder = DifferenceEncoder(
-        db.reader, db.index, trusted or db.cache, db.snapshots.structure, compression
+        db.reader, db.index, trusted or db.cache, db.snapshots.structure, compression, schedule
     )
     search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
     work = _Encoding(db, files, buffers, bases, encoder, search, base)
