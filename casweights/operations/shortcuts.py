@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Versions between shortcuts: as many as their packs have times this many bytes, rounded up to a
 # power of two. A shortcut costs about half of the bytes between it and the one before.
 _BYTES_FOR_A_VERSION = 2 * KiB
-_LEAST, _MOST = 4, 32  # versions between shortcuts; beyond, chains are limited by bytes alone
+_LEAST, _MOST = 4, 8  # versions between shortcuts; beyond, chains are limited by bytes alone
 _RADIX = 4  # every fourth shortcut of a level is one of the next level
 _ROUND = _RADIX**3  # shortcuts between two versions at which chains preferably end
 
