@@ -66,12 +66,18 @@ class CarriedPackId(PackId):
     __slots__ = ()
 
 
+class SegmentId(Digest):
+    """BLAKE3 digest of a segment's index."""
+
+    __slots__ = ()
+
+
 class Suspect(NamedTuple):
     """The place of damage in a store.
 
     Attributes:
-        pack: The pack.
-        offset: Offset of the damaged frame in bytes; None if the whole pack is damaged.
+        pack: The pack, or a segment under the ID that a pack would have.
+        offset: Offset of the damaged frame in bytes; None if the whole object is damaged.
     """
 
     pack: PackId

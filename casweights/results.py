@@ -205,6 +205,10 @@ class StoreStats:
         packs: Number of packs, those that snapshot objects carry included.
         pack_bytes: Size of the packs in bytes: of the carried ones, the frames alone.
         snapshot_bytes: Size of the snapshot objects in bytes, without the frames that they carry.
+        segments: Number of segments.
+        segment_bytes: Size of the segments, in bytes.
+        segment_rewrites: How often a row of a segment was written again, for the row with the most.
+        pack_rewrites: The same for the frames of packs.
         chunks: Number of distinct chunks.
         chunk_bytes: Bytes of the distinct chunks, before encoding.
         encodings: Number of frames, by the name of their encoding.
@@ -214,6 +218,10 @@ class StoreStats:
     packs: int
     pack_bytes: int
     snapshot_bytes: int
+    segments: int
+    segment_bytes: int
+    segment_rewrites: int
+    pack_rewrites: int
     chunks: int
     chunk_bytes: int
     encodings: dict[str, int]
@@ -278,11 +286,15 @@ class MaintainStats:
         packs: Number of packs after it.
         old_packs: Number of packs before it.
         copied_bytes: Number of stored bytes that it copied into larger packs.
+        segments: Number of segments after it.
+        segment_bytes: Size of the segments that it wrote, in bytes.
     """
 
     packs: int
     old_packs: int
     copied_bytes: int
+    segments: int
+    segment_bytes: int
 
 
 class ChangeKind(StrEnum):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @verb("maintain", Exit.NO_STORE, Exit.PERMISSION, Exit.INTERRUPTED)
 def command(session: Session) -> None:
-    """Merge small packs, so that commands stay fast.
+    """Merge small packs and index the others, so that commands stay fast.
 
     Run it from time to time on a store to which a training run publishes many versions. Packs are
     copied as they are, so it is cheaper than `repack`, and saves no space. IDs do not change, and
@@ -25,12 +25,19 @@ def command(session: Session) -> None:
     with session.open(Results(session.out)) as repository:
         done = repository.maintain()
     session.out.summary(
-        {"packs": done.packs, "old_packs": done.old_packs, "copied_bytes": done.copied_bytes},
+        {
+            "packs": done.packs,
+            "old_packs": done.old_packs,
+            "copied_bytes": done.copied_bytes,
+            "segments": done.segments,
+            "segment_bytes": done.segment_bytes,
+        },
         [
             [
                 Span(
                     f"{count(done.packs, 'pack')}, previously {count(done.old_packs, 'pack')}; "
-                    f"{size(done.copied_bytes)} copied"
+                    f"{size(done.copied_bytes)} copied. {count(done.segments, 'segment')}; "
+                    f"{size(done.segment_bytes)} written"
                 )
             ]
         ],

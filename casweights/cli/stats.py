@@ -59,10 +59,14 @@ def _data(stats: StoreStats) -> dict[str, Any]:
     return {
         "versions": len(stats.versions),
         "version_bytes": stats.version_bytes,
-        "stored_bytes": stats.pack_bytes + stats.snapshot_bytes,
+        "stored_bytes": stats.pack_bytes + stats.snapshot_bytes + stats.segment_bytes,
         "packs": stats.packs,
         "pack_bytes": stats.pack_bytes,
         "snapshot_bytes": stats.snapshot_bytes,
+        "segments": stats.segments,
+        "segment_bytes": stats.segment_bytes,
+        "segment_rewrites": stats.segment_rewrites,
+        "pack_rewrites": stats.pack_rewrites,
         "chunks": stats.chunks,
         "chunk_bytes": stats.chunk_bytes,
         "encodings": stats.encodings,
@@ -83,9 +87,18 @@ def _lines(data: Row) -> Iterator[Line]:
             ("stored", f"{size(stored)} in {count(data['packs'], 'pack')}{_share(stored, plain)}"),
             ("chunks", f"{data['chunks']:,}, {size(data['chunk_bytes'])} before encoding"),
             ("encodings", ", ".join(encodings)),
+            ("segments", _segments(data)),
+            ("rewrites", f"{data['pack_rewrites']} of packs" if data["pack_rewrites"] else ""),
             ("chains", f"up to {count(longest, 'frame')}" if longest else ""),
         ]
     )
+
+
+def _segments(data: Row) -> str:
+    if not data["segments"]:
+        return ""
+    rewrites = count(data["segment_rewrites"], "rewrite")
+    return f"{data['segments']:,}, {size(data['segment_bytes'])}, up to {rewrites}"
 
 
 def _share(stored: int, plain: int) -> str:

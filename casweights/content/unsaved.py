@@ -220,9 +220,14 @@ def _with_other_layouts(db: Database, tree: Worktree, left: Contents) -> Content
 
 def _without_unknown_chunks(db: Database, left: Contents) -> Contents:
     """Drop contents with chunks that the store lacks: no version can contain these."""
-    if not db.store.capabilities.cheap_reads:  # reading the indexes of all packs costs too much
+    if not db.store.capabilities.cheap_reads:  # a search costs too much
         return left
-    db.index.load()
+    db.index.search(
+        chunk
+        for contents in left.values()
+        for content in contents
+        for _, chunk in _pieces(content, db.config.chunk_size)
+    )
     possible = {
         path: [content for content in contents if _may_be_stored(db, content)]
         for path, contents in left.items()

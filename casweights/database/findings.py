@@ -21,7 +21,7 @@ from casweights.format.finding import (
     finding_name,
     parse_finding_name,
 )
-from casweights.ids import CarriedPackId, PackId, Suspect
+from casweights.ids import CarriedPackId, PackId, SegmentId, Suspect
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -104,11 +104,10 @@ class Findings:
                 self._notes.delete_all([self._folder + name for name in doomed])
 
     def answer_gone(self) -> None:
-        """Remove findings about packs that no longer exist."""
-        suspects = self.load()
-        homes = {s: {names.pack_name(PackId(s.pack)), _carrier(s)} for s in suspects}
-        found = self._store.sizes(set().union(*homes.values())) if homes else {}
-        self.answer([s for s, places in homes.items() if places.isdisjoint(found)])
+        """Remove findings about packs and segments that no longer exist."""
+        objects = {suspect: _possible_names(suspect) for suspect in self.load()}
+        found = self._store.sizes(set().union(*objects.values())) if objects else {}
+        self.answer([s for s, possible in objects.items() if possible.isdisjoint(found)])
 
     def problems(self) -> Iterator[CasweightsError]:
         """Yield an error for each finding in the store that is itself damaged or misnamed."""
@@ -121,9 +120,11 @@ class Findings:
                 yield error
 
 
-def _carrier(suspect: Suspect) -> str:
-    """Return the name of the snapshot's object that may carry the pack: a finding has its ID."""
-    return names.pack_name(CarriedPackId(suspect.pack))
+def _possible_names(suspect: Suspect) -> set[str]:
+    """Return the names that the object of a finding may have: the finding has only its ID."""
+    found = suspect.pack
+    carried = names.pack_name(CarriedPackId(found))
+    return {names.pack_name(PackId(found)), carried, names.segment_name(SegmentId(found))}
 
 
 def _listed(store: ObjectStore, folder: str) -> Iterator[Suspect]:

@@ -73,6 +73,10 @@ class FrameTable:
         """Return the frames of a chunk that are not excluded, including those in doubt."""
         return self._known.get(chunk, ())
 
+    def has_frame(self, chunk: ChunkId, pack: PackId) -> bool:
+        """Return whether a frame of a chunk in this pack is known."""
+        return any(location.pack == pack for location in self.all_frames(chunk))
+
     def doubt(self, suspects: Collection[Suspect]) -> None:
         """Put exactly these frames, and all frames of these packs, in doubt, and no others."""
         if self._doubted != suspects:

@@ -90,6 +90,12 @@ class KnownPacks:
         """Return the hinted pack of a chunk, or None if no snapshot named one."""
         return self._pack_of.get(chunk)
 
+    def chunks_of(self, chunk: ChunkId) -> Iterator[ChunkId]:
+        """Yield the chunks that were in the same pack as this one, according to snapshots."""
+        pack = self._pack_of.get(chunk)
+        if pack is not None:
+            yield from (other for other, own in self._pack_of.items() if own == pack)
+
     def packs_of(self, chunks: Iterable[ChunkId]) -> list[PackId]:
         """Return the hinted packs of these chunks, each once."""
         return list(dict.fromkeys(p for chunk in chunks if (p := self._pack_of.get(chunk))))
@@ -133,7 +139,8 @@ class KnownPacks:
 
     def since(self, begin: float) -> set[PackId]:
         """Return the packs that were read or written here at this time or later."""
-        return {names.pack_of(name) for name, pack in self.read.items() if pack.since >= begin}
+        known = (*self.read.items(), *self.thinned.items())
+        return {names.pack_of(name) for name, pack in known if pack.since >= begin}
 
     def thin(
         self, packs: Iterable[PackId], in_use: Iterable[PackId], tables: Iterable[PackTable]

@@ -117,13 +117,16 @@ class SnapshotStore:
     def locate(self, snapshot_id: SnapshotId) -> None:
         """Let the index learn the packs of a snapshot, and raise the errors of `load`.
 
-        Where reads are cheap, it also looks up whether the packs still exist.
+        Where reads are cheap, it also looks up whether the packs still exist, and searches the
+        chunks of those that are gone.
         """
         if snapshot_id not in self._learned:
             self.load(snapshot_id, with_locations=True)
         table = self._learned.get(snapshot_id)
-        if table is not None and self._store.capabilities.cheap_reads:
-            self._index.recheck(table.packs)
+        is_cheap = self._store.capabilities.cheap_reads
+        if table is not None and is_cheap and self._index.recheck(table.packs):
+            self._index.prepare_all()
+            self._index.look_up(table.chunks)
 
     def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """Read a snapshot's object: the snapshot, its encoded manifest and its pack table.

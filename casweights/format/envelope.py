@@ -19,6 +19,7 @@ class ObjectKind(Enum):
     SNAPSHOT = b"s"
     REF = b"r"
     FINDING = b"d"
+    SEGMENT = b"i"
 
 
 def prefix(kind: ObjectKind) -> bytes:

@@ -13,7 +13,7 @@ from casweights.ids import CarriedPackId, Digest, PackId
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from casweights.ids import SnapshotId
+    from casweights.ids import SegmentId, SnapshotId
 
 
 D = TypeVar("D", bound=Digest)
@@ -21,6 +21,7 @@ D = TypeVar("D", bound=Digest)
 CONFIG = "casweights.json"
 PACKS = "packs/"
 SNAPSHOTS = "snapshots/"
+SEGMENTS = "segments/"
 DAMAGED = "damaged/"
 REFS = "refs/"
 HEADS = f"{REFS}heads/"
@@ -75,6 +76,11 @@ def parse_id(kind: type[D], folder: str, name: str) -> D:
     raise IntegrityError(
         ErrorCode.CORRUPT_OBJECT, f"{name} is damaged: its name is not a {kind_of_id} ID"
     )
+
+
+def segment_name(segment: SegmentId) -> str:
+    """Return the object name of a segment."""
+    return f"{SEGMENTS}{segment}"
 
 
 def move_name(

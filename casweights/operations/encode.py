@@ -344,8 +344,11 @@ def _hash_run(work: _Encoding, job: tuple[int, list[Piece]]) -> _Run:
 
 def _encode_run(work: _Encoding, run: _Run) -> _Encoded:
     encoded = []
+    file = work.files[run.number]
+    if new := [read.chunk for read in run.read if _is_new(work, file, read)]:
+        work.search.for_new_place(new)
     for read in run.read:
-        frames = _frames(work, work.files[run.number], read)
+        frames = _frames(work, file, read)
         if len(run.read) > 1:  # otherwise a small raw chunk would keep its whole run's buffer
             frames = [_detached(frame, read.view) for frame in frames]
         work.db.cache.put(read.chunk, read.view)
@@ -358,22 +361,26 @@ def _base(work: _Encoding, file: SourceFile, piece: Piece) -> ChunkId | None:
     return file.base(piece) or work.bases().find(file.path, piece)
 
 
+def _is_new(work: _Encoding, file: SourceFile, read: _ReadChunk) -> bool:
+    """Whether a chunk is unknown and at a place that the base does not have."""
+    if read.chunk in work.db.index or _base(work, file, read.piece) is not None:
+        return False
+    return not work.bases().has_place(file.path, read.piece)
+
+
 def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[EncodedFrame]:
     """Return the frames to store for a chunk; an empty list if the store contains it.
 
-    The index may not know all packs yet. It loads the others before a chunk is stored that has no
-    base or a large frame, and before a pack is full: copies elsewhere may save these bytes.
+    The index may not know all packs yet. The others are searched before a chunk is stored that has
+    a large frame, and before a pack is full: copies elsewhere may save these bytes.
     """
     index, (chunk, piece, raw) = work.db.index, read
     if chunk in index:
         return []
     base = _base(work, file, piece)
-    if base is None and not work.bases().has_place(file.path, piece):
-        work.search.for_new_place()
-        if chunk in index:
-            return []
     frames = work.encoder.encode(raw, piece, base)
-    work.search.for_frames(frames, piece.nbytes)
+    if base is not None or work.bases().has_place(file.path, piece):
+        work.search.for_frames(chunk, frames, piece.nbytes)
     if chunk in index:
         return []
     if work.base is None:

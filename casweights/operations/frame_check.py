@@ -19,7 +19,8 @@ from casweights.errors import (
 )
 from casweights.events import Stage
 from casweights.format import names
-from casweights.ids import Suspect
+from casweights.format.segment import KEY_SIZE
+from casweights.ids import CarriedPackId, Suspect
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.format.pack import Location
-    from casweights.ids import ChunkId
+    from casweights.ids import ChunkId, PackId
     from casweights.stores.base import ObjectInfo
 
 UNSOUND = (IntegrityError, InvalidInputError, NotFoundError, UnsupportedError)
@@ -99,6 +100,19 @@ class FrameCheck:
             self.frames += len(locations)
             index_bytes = info.size - sum(location.frame.size for location in locations)
             db.reporter.advanced(Stage.VERIFY, index_bytes)
+
+    def keys(self) -> dict[PackId, set[bytes]]:
+        """Return the beginnings of the chunk IDs of each pack whose index is readable.
+
+        Those that snapshots carry are left out: the object of a snapshot may get other frames.
+        """
+        found: dict[PackId, set[bytes]] = {}
+        every = (location for frames in self._by_base.values() for location in frames)
+        for location in every:
+            if isinstance(location.pack, CarriedPackId):
+                continue
+            found.setdefault(location.pack, set()).add(location.frame.chunk[:KEY_SIZE])
+        return found
 
     def check(self) -> None:
         """Check all frames that `read_indexes` found, each difference after its base."""

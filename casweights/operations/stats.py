@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.database.packs import list_packs
+from casweights.database.segments import Segment, list_segments, open_segments
 from casweights.errors import IntegrityError
 from casweights.format import names
 from casweights.format.codecs import Encoding
@@ -30,6 +31,8 @@ def stats(db: Database) -> StoreStats:
     packs = list(list_packs(db.store, carried=False))
     snapshots = db.store.sizes(map(names.snapshot_name, db.snapshots.ids()))
     carried = _carried_bytes(db)
+    found = open_segments(db.store, list_segments(db.store))
+    segments = [segment for _, segment in found if isinstance(segment, Segment)]
     structure: set[ChunkId] = set()
     versions = tuple(_version_stats(db, structure))
     frames = [
@@ -44,6 +47,10 @@ def stats(db: Database) -> StoreStats:
         packs=len(packs) + len(carried),
         pack_bytes=sum(info.size for info in packs) + sum(carried),
         snapshot_bytes=sum(snapshots.values()) - sum(carried),
+        segments=len(segments),
+        segment_bytes=sum(segment.info.size for segment in segments),
+        segment_rewrites=max((segment.index.generation for segment in segments), default=0),
+        pack_rewrites=max((pack.generation for pack in db.index.contents()), default=0),
         chunks=len(raw_sizes),
         chunk_bytes=sum(raw_sizes.values()),
         encodings=dict(Counter(_encoding_name(frame) for frame in frames)),

@@ -6,11 +6,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.findings import summarize
+from casweights.database.segment_check import check_segment
+from casweights.database.segments import list_segments
 from casweights.database.snapshots import SnapshotStore
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
-from casweights.ids import SnapshotId, Suspect
+from casweights.ids import PackId, SegmentId, SnapshotId, Suspect
 from casweights.operations.frame_check import UNSOUND, FrameCheck
 from casweights.results import Verification
 from casweights.stores.base import ObjectInfo
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.format.snapshot import StoredSnapshot
-    from casweights.ids import ChunkId, PackId, Suspect
+    from casweights.ids import ChunkId
 
 
 _STRUCTURE = "header or list of chunks", "headers and lists of chunks"
@@ -95,17 +97,21 @@ class _Look:
         frames = _check_frames(db, packs, quick=quick)
         self.gone = frames.gone
         damaged = _damaged(frames)
-        noted = _note(db, damaged)
+        segments = _check_segments(db, frames)
+        bad = {s: str(why) for s, why in segments.items() if isinstance(why, IntegrityError)}
+        noted = _note(db, damaged | bad)
         if not quick:
             untested = {location.suspect for location in frames.stranded}
             checked = {info.name for info in packs} - self.gone
-            _answer(db, known - untested, damaged, checked)
+            checked |= {names.pack_name(suspect.pack) for suspect in segments}
+            _answer(db, known - untested, damaged | bad, checked)
         db.findings.answer_gone()
         self._unreadable = frames.unreadable
         found = self._verify_snapshots(snapshots, frames.sound)
         self.unlisted = set(db.store.sizes(self.unlisted - {info.name for info in packs}))
         self._verify_refs(refs, found)
-        problems = [*frames.problems, *frames.blame(self.lost), *self._problems]
+        wrong = [why for why in segments.values() if why is not None]
+        problems = [*frames.problems, *frames.blame(self.lost), *self._problems, *wrong]
         return Verification(
             problems=(*problems, *db.findings.problems(), *_odd_names(db)),
             snapshots=len(found),
@@ -222,6 +228,18 @@ def _check_frames(db: Database, packs: Sequence[ObjectInfo], *, quick: bool) -> 
     return frames
 
 
+def _check_segments(db: Database, frames: FrameCheck) -> dict[Suspect, CasweightsError | None]:
+    """Check all segments against the packs; return what is wrong with each, by its finding."""
+    keys = frames.keys()
+    found: dict[Suspect, CasweightsError | None] = {}
+    for info in list_segments(db.store):
+        why = check_segment(db.store, info, keys)
+        if not isinstance(why, NotFoundError):
+            segment = names.parse_id(SegmentId, names.SEGMENTS, info.name)
+            found[Suspect(PackId(segment), None)] = why
+    return found
+
+
 def _damaged(frames: FrameCheck) -> dict[Suspect, str]:
     """Return the damaged frames and packs, each with the error's message."""
     return {
@@ -267,8 +285,9 @@ def _packs(objects: Iterable[str]) -> set[PackId]:
 def _odd_names(db: Database) -> Iterator[CasweightsError]:
     """Yield an error for each object that casweights does not write."""
     folders = (names.PACKS, names.SNAPSHOTS, names.HEADS, names.TAGS, names.DAMAGED)
+    known = {names.CONFIG, *(info.name for info in list_segments(db.store))}
     for info in db.store.list():
-        if info.name != names.CONFIG and not info.name.startswith(folders):
+        if info.name not in known and not info.name.startswith(folders):
             message = f"{info.name} is not an object of a casweights store"
             yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
     able = db.store.ability(SupportsStrays)

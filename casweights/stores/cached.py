@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from casweights.stores.base import Batch, Parts
 
-CACHED_PREFIXES = ("packs/", "snapshots/")  # their names are derived from their content
+# Their names are derived from their content.
+CACHED_PREFIXES = ("packs/", "snapshots/", "segments/")
 CACHED_SUFFIX = ".step"  # of moves that are versions: a writer never draws one name twice
 MAX_WRITTEN = 80 << 20  # bytes; larger written objects are not cached, but packs stay below this
 
@@ -28,8 +29,8 @@ MAX_WRITTEN = 80 << 20  # bytes; larger written objects are not cached, but pack
 class CachedStore(WrapperStore):
     """Another store, with a disk cache of the bytes read from it recently.
 
-    Only reads of packs and snapshots, which never change, are answered from the cache. Such a read
-    does not check that the object still exists. All other calls go to the inner store.
+    Only reads of packs, snapshots and segments, which never change, are answered from the cache.
+    Such a read does not check that the object still exists. All other calls go to the inner store.
 
     Args:
         inner: The store to cache.

@@ -11,13 +11,16 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import blake3
 import msgpack
 import pytest
+import xxhash
 
 import casweights
 from casweights.content.states import StateFile
@@ -139,6 +142,40 @@ def test_store_is_sound_and_has_every_encoding(store: str) -> None:
 def test_store_has_packs_of_two_generations(store: str) -> None:
     objects = LocalStore(GOLDEN / store)
     assert {read_pack(objects, info).generation for info in list_packs(objects)} == {0, 1}
+
+
+@stores
+def test_store_has_a_segment_as_the_page_says(store: str) -> None:
+    """The expected rows are those that the independent reader finds in the packs."""
+    chunks = importlib.import_module("tools.spec.chunks")
+    [path] = (GOLDEN / store / "segments").iterdir()
+    data = path.read_bytes()
+    size, magic = struct.unpack("<I4s", data[-8:])
+    index = data[-8 - size : -8]
+    assert (data[:8], magic) == (b"caswi\2\0\0", b"cidx")
+    assert blake3.blake3(data[:8] + index).hexdigest() == path.name
+    rows, packs, bits, generation = struct.unpack("<4I", index[-16:])
+    assert generation == 0
+    covered = list(struct.iter_unpack("<32sBI", index[8 << bits : -16]))
+    assert len(covered) == packs
+    assert {kind for _, kind, _ in covered} == {0, 1}
+    expected = []
+    for number, (pack, kind, own) in enumerate(covered):
+        name = f"{('packs', 'snapshots')[kind]}/{pack.hex()}"
+        keys = {frame.chunk[:16] for frame in chunks.read_index(GOLDEN / store, name)}
+        assert len(keys) == own
+        expected += [key + struct.pack("<I", number) for key in keys]
+    content = data[8 : -8 - size]
+    assert content == b"".join(sorted(expected))
+    assert rows == len(expected)
+    start = 0
+    for bucket, (end, check) in enumerate(struct.iter_unpack("<I4s", index[: 8 << bits])):
+        own_rows = content[20 * start : 20 * end]
+        assert xxhash.xxh3_64_digest(own_rows)[:4] == check
+        leading = {int.from_bytes(own_rows[n : n + 2], "big") for n in range(0, len(own_rows), 20)}
+        assert {number >> 16 - bits for number in leading} <= {bucket}
+        start = end
+    assert start == rows
 
 
 @stores

@@ -17,8 +17,8 @@ from casweights.stores.memory import MemoryStore
 from tools.bench.histories import CONFIG, SHARE, publish_run, small_model
 from tools.bench.lifecycle import main
 from tools.bench.lifecycle.chunky import Chunky
-from tools.bench.lifecycle.indexes import add_synthetic
 from tools.bench.lifecycle.parts import parts_of
+from tools.bench.lifecycle.synthetic import add_synthetic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -245,7 +245,8 @@ def commit_models(store: Repository, model: Path, versions: dict[str, Any]) -> l
 def make_store(store: Repository, work: Path) -> dict[str, Any]:
     """Fill a store, and return its expected content.
 
-    Some versions are in packs of two generations, and some in the objects of their snapshots.
+    Some versions are in packs of two generations, and some in the objects of their snapshots. A
+    segment covers all of them.
     """
     versions: dict[str, Any] = {}
     with packs_apart():
@@ -269,6 +270,8 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     store.branch("old", second.id, force=True)
     store.tag("v1.0", first.id)
     store.tag("release/2", second.id)
+    with mock.patch("casweights.operations.maintain._RECENT_PACKS", 0):
+        store.maintain()  # writes a segment, and merges nothing
     return {
         "branches": {name: str(target) for name, target in store.branches().items()},
         "tags": {name: str(target) for name, target in store.tags().items()},

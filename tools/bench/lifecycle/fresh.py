@@ -1,6 +1,7 @@
 """Commit or check out once in a fresh process, and print the costs as JSON.
 
-Usage: python -m tools.bench.lifecycle.fresh commit|checkout STORE PATH
+Usage: python -m tools.bench.lifecycle.fresh commit|checkout STORE PATH VERSION
+The version is a branch for `commit`, and for `checkout` anything that names one.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    verb, directory, path = arguments
+    verb, directory, path, version = arguments
     import_modules()
     objects = CountingStore(LocalStore(Path(directory)))
     before, start = memory.peak(), time.perf_counter()
     with casweights.open(objects) as store:
         if verb == "commit":
-            store.commit(path)
+            store.commit(path, branch=version)
         else:
-            store.checkout("main", path)
+            store.checkout(version, path)
     seconds, peak = time.perf_counter() - start, memory.peak() - before
     read: Counter[str] = Counter()
     for name, nbytes in objects.reads:

@@ -1,4 +1,8 @@
-"""Measure what fresh processes read and need in stores with many versions of many chunks."""
+"""Measure what fresh processes read and need in stores with many versions of many chunks.
+
+The store has some real versions, many synthetic ones, and some real ones again. `maintain` runs
+after the synthetic ones and at the end, as it does in long runs.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +11,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 import casweights
 from casweights.config import MiB
-from casweights.database.writer import PackWriter
-from casweights.format.codecs import Encoding
-from casweights.format.file_entry import FileEntry
-from casweights.format.hashing import checksum
-from casweights.format.pack import EncodedFrame
-from casweights.format.safetensors import parse_header
-from casweights.ids import ChunkId
-from casweights.operations.commit import Description, EncodedVersion, write_version
-from casweights.operations.encoded_files import EncodedFiles, Written
 from tools.bench.harness import Result, measured, paired
-from tools.bench.histories import HistoryStore
 from tools.bench.hub.clients import note_progress
-from tools.bench.lifecycle.chunky import ELEMENTS, Chunky
+from tools.bench.lifecycle.chunky import Chunky
+from tools.bench.lifecycle.synthetic import add_synthetic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from casweights.database import Database
-    from casweights.database.refs import Head
+    from casweights.results import MaintainStats
+    from casweights.system.buffers import Buffer
 
 CHUNKS = 1000
 READ, MEMORY, TIME = 16, 256, 1.5  # MiB, MiB, and times that of few versions
-_PAYLOAD = 24  # bytes of a difference: a step changes few elements of a chunk
-_CHAIN = 16  # longest chain; those of real runs have up to 64 frames
 _FRESH = "tools.bench.lifecycle.fresh"
-_PROGRESS = 100  # versions
 
 
 class _Spent(NamedTuple):
@@ -58,13 +47,16 @@ class _Spent(NamedTuple):
 
 
 class _Side:
-    """A directory with synthetic versions, and real ones after them.
+    """A directory with real versions, synthetic ones, and real ones again.
 
     Args:
         folder: The folder to work in; made here.
         synthetic: Number of synthetic versions.
-        real: Number of real versions.
+        real: Number of real versions, half of them before the synthetic ones.
         chunks: Number of chunks of each version.
+
+    Attributes:
+        maintained: What `maintain` did.
     """
 
     def __init__(self, folder: Path, synthetic: int, real: int, chunks: int) -> None:
@@ -72,36 +64,74 @@ class _Side:
         self._store, self._out = folder / "store", folder / "out"
         self._file = folder / "model.safetensors"
         self._model = Chunky(chunks)
-        self._model.write(self._file)
-        store = HistoryStore(exclusive=True)
-        with casweights.open(store, create=True) as repository:
-            add_synthetic(repository.database, self._file, synthetic)
-            for _ in range(real):
-                self._step()
-                self._model.check(repository.commit(self._file))
-        store.write(self._store)
+        self._branches = 0
+        with casweights.open(self._store, create=True) as repository:
+            for _ in range(real // 2):
+                self._commit(repository)
+            self._first = str(next(iter(repository.log())).id)
+            self._first_bytes = self._file.read_bytes()
+            head = repository.database.refs.head("main")
+            add_synthetic(repository.database, self._file, synthetic, head, self._put)
+        with casweights.open(self._store) as repository:
+            note_progress("maintain")
+            self.maintained: MaintainStats = repository.maintain()
+        with casweights.open(self._store) as repository:
+            for _ in range(real - real // 2):
+                self._commit(repository)
+            repository.maintain()
+
+    def _commit(self, repository: casweights.Repository) -> None:
+        self._step()
+        self._model.check(repository.commit(self._file))
+
+    def _put(self, name: str, parts: Sequence[Buffer]) -> None:
+        """Write an object without syncing it."""
+        path = self._store / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join(parts))
 
     def commit(self) -> _Spent:
         """Commit the next version in a fresh process."""
         self._step()
-        return self._fresh("commit", self._file)
+        return self._fresh("commit", self._file, "main")
+
+    def branch(self) -> _Spent:
+        """Commit the next version to a new branch in a fresh process."""
+        self._step()
+        self._branches += 1
+        return self._fresh("commit", self._file, f"branch_{self._branches}")
 
     def checkout(self) -> _Spent:
-        """Check out the newest version in a fresh process, and compare the files."""
+        """Check out the newest version of the branch in a fresh process, and compare the files."""
+        return self._check_out("main", self._file.read_bytes())
+
+    def old(self) -> _Spent:
+        """Check out an old version in a fresh process, and compare the files."""
+        return self._check_out(self._first, self._first_bytes)
+
+    def _check_out(self, version: str, expected: bytes) -> _Spent:
         shutil.rmtree(self._out, ignore_errors=True)
-        spent = self._fresh("checkout", self._out)
-        if (self._out / self._file.name).read_bytes() != self._file.read_bytes():
-            raise AssertionError("the newest version did not come back")
+        spent = self._fresh("checkout", self._out, version)
+        if (self._out / self._file.name).read_bytes() != expected:
+            raise AssertionError("the version did not come back")
         return spent
 
     def _step(self) -> None:
         self._model.step()
         self._model.write(self._file)
 
-    def _fresh(self, verb: str, path: Path) -> _Spent:
-        command = [sys.executable, "-m", _FRESH, verb, str(self._store), str(path)]
+    def _fresh(self, verb: str, path: Path, version: str) -> _Spent:
+        command = [sys.executable, "-m", _FRESH, verb, str(self._store), str(path), version]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         return _Spent(**json.loads(done.stdout))
+
+
+_WHAT: dict[str, tuple[str, Callable[[_Side], _Spent]]] = {
+    "commit": ("commit", _Side.commit),
+    "checkout": ("checkout", _Side.checkout),
+    "old": ("checkout of an old version", _Side.old),
+    "branch": ("first commit of a branch", _Side.branch),
+}
 
 
 def row_indexes(
@@ -111,13 +141,20 @@ def row_indexes(
     with tempfile.TemporaryDirectory(dir=work) as folder:
         many = _Side(Path(folder) / "many", count - few, few, chunks)
         reference = _Side(Path(folder) / "few", 0, few, chunks)
-        commits = [(many.commit(), reference.commit()) for _ in range(rounds)]
-        checkouts = [(many.checkout(), reference.checkout()) for _ in range(rounds)]
-    what = f"{count:,} versions of {chunks:,} chunks"
-    return [
-        *_rows(f"3 {what}, commit", commits, few),
-        *_rows(f"3 {what}, checkout", checkouts, few),
-    ]
+        done = many.maintained
+        results = [
+            measured(
+                f"3 {count:,} versions of {chunks:,} chunks: segments",
+                done.segment_bytes / MiB,
+                "MiB",
+                note=f"written by the first `maintain`; {done.segments} are left. It left "
+                f"{done.packs} of {done.old_packs:,} packs and copied {done.copied_bytes:,} bytes",
+            )
+        ]
+        for what, run in _WHAT.values():
+            pairs = [(run(many), run(reference)) for _ in range(rounds)]
+            results += _rows(f"3 {count:,} versions of {chunks:,} chunks, {what}", pairs, few)
+    return results
 
 
 def _rows(what: str, pairs: Sequence[tuple[_Spent, _Spent]], few: int) -> list[Result]:
@@ -139,71 +176,3 @@ def _rows(what: str, pairs: Sequence[tuple[_Spent, _Spent]], few: int) -> list[R
             note=f"a fresh process, without imports; reference: {few} versions",
         ),
     ]
-
-
-def add_synthetic(db: Database, file: Path, count: int) -> None:
-    """Write versions of a file whose chunk IDs and frames are random bytes.
-
-    The library writes the same objects for a run that changes every chunk at each step; only
-    hashing and encoding are left out. Nothing can decode these versions. Their file has another
-    name, so that real versions after them do not use its chunks as bases.
-    """
-    rng, head, entry = np.random.default_rng(0), None, _empty_entry(file)
-    for number in range(count):
-        head, entry = _add_version(db, head, entry, number, rng)
-        if number % _PROGRESS == _PROGRESS - 1:
-            note_progress(f"synthetic versions: {number + 1} of {count}")
-
-
-def _empty_entry(file: Path) -> FileEntry:
-    """Return a row with the size and the header of a file, and no chunks."""
-    data = file.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = parse_header(data[:start], len(data) - start)
-    return FileEntry("synthetic.safetensors", len(data), data[:start], header, ())
-
-
-def _add_version(
-    db: Database, head: Head | None, before: FileEntry, number: int, rng: np.random.Generator
-) -> tuple[Head, FileEntry]:
-    """Write one version, and return the head of the branch and the row of the file."""
-    header = before.header
-    assert header
-    chunks = _random_ids(rng, len(header.tensors))
-    entry = FileEntry(before.path, before.size, before.raw_header, header, chunks)
-    writer = PackWriter(db)
-    try:
-        for n, chunk in enumerate(entry.chunks):
-            base = before.chunks[n] if before.chunks and (number + n) % _CHAIN else None
-            writer.add(chunk, header.tensors[n].nbytes, [_random_frame(rng, base)])
-        for chunk, content in entry.structure(db.config):
-            raw = EncodedFrame(Encoding.RAW, content, checksum(content))
-            writer.add(chunk, len(content), [raw] if chunk not in db.index else [])
-        last = writer.last()
-    finally:
-        writer.close()
-    written = Written(writer.raw_bytes, writer.stored_bytes, writer.chunks, writer.packs)
-    description = Description(
-        parents=(head.snapshot,) if head else (),
-        time=datetime.now(UTC),
-        author="",
-        message="",
-        metadata={"step": number},
-    )
-    version = EncodedVersion.of(db, EncodedFiles((entry,), last, written), description)
-    moved = write_version(db, version, "main", head)
-    db.snapshots.retain()
-    return moved, entry
-
-
-def _random_ids(rng: np.random.Generator, count: int) -> tuple[ChunkId, ...]:
-    data = rng.bytes(32 * count)
-    return tuple(ChunkId(data[n : n + 32]) for n in range(0, len(data), 32))
-
-
-def _random_frame(rng: np.random.Generator, base: ChunkId | None) -> EncodedFrame:
-    if base is None:
-        payload = rng.bytes(2 * ELEMENTS)
-        return EncodedFrame(Encoding.RAW, payload, checksum(payload))
-    payload = rng.bytes(_PAYLOAD)
-    return EncodedFrame(Encoding.SPARSE, payload, checksum(payload), base)

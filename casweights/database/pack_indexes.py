@@ -1,0 +1,321 @@
+"""The frames that the indexes of packs list, and how a store is searched for chunks."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from casweights.database.known_chunks import KnownChunks
+from casweights.database.known_packs import KnownPacks, ReadPack
+from casweights.database.packs import PackContents, list_packs, try_read_pack
+from casweights.database.segments import Segments
+from casweights.errors import CasweightsError, IntegrityError, NotFoundError
+from casweights.format import names
+from casweights.format.envelope import corrupt
+from casweights.ids import PackId, SegmentId, Suspect
+from casweights.stores.base import ObjectInfo
+from casweights.system.threads import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+
+    from casweights.database.findings import Findings
+    from casweights.format.pack import Location
+    from casweights.ids import ChunkId
+    from casweights.stores.base import ObjectStore
+
+_READERS = 16  # threads that read indexes; they wait for the network, so more than the cores
+_LISTING_LAG = 300.0  # seconds after which a listing over a network shows a new pack for sure
+_MAX_LISTINGS = 3  # a repack may delete packs between their listing and the read of their indexes
+_WHOLE_FRAMES = 8192  # of a pack, about 5 MiB: larger ones are kept in part by a search
+
+
+class PackIndexes(KnownChunks):
+    """The chunks in the packs whose indexes were read. `ChunkIndex` says how to use it.
+
+    Args:
+        store: The store that contains the packs.
+        findings: Receives what turns out to be damaged; None to record none.
+    """
+
+    def __init__(self, store: ObjectStore, findings: Findings | None = None) -> None:
+        super().__init__()
+        self._store = store
+        self._findings = findings
+        self._packs = KnownPacks()
+        self._packs_in_doubt: set[PackId] = set()
+        self._segments = Segments(store)
+        self._listed: dict[str, ObjectInfo] = {}  # packs, at the last listing
+
+    @property
+    def damaged(self) -> Mapping[str, CasweightsError]:
+        """The packs whose index cannot be read or that have a damaged frame, with the reason."""
+        return self._packs.damaged
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """Names of the packs whose index cannot be read, so that their frames are unknown."""
+        return tuple(self._packs.unreadable())
+
+    @property
+    def ignored_segments(self) -> Mapping[str, CasweightsError]:
+        """The segments that are not used, by name, with the reason."""
+        return self._segments.ignored
+
+    def load(self, *, exact: bool = False) -> None:
+        """Read the indexes of all packs that are not known; forget those that are gone.
+
+        Args:
+            exact: Whether to forget every pack that the listing does not show. By default, packs
+                of the last minutes stay known where listings lag.
+        """
+        with self._lock:
+            for _ in range(_MAX_LISTINGS):
+                self._list()
+                if self._read_rest():
+                    break
+            # Drop packs after reading the new ones, so that a chunk that a repack moved to
+            # another pack is known all the time.
+            self._drop_lost(exact=exact)
+
+    def survey(self, limit: int | None = None) -> None:
+        """Read the indexes of the new packs that no segment covers; forget the packs that are gone.
+
+        `look_up` finds chunks in the other packs.
+
+        Args:
+            limit: The largest number of new packs to read; if more appeared, none is read. With a
+                limit, packs whose frames were forgotten are not read again either.
+        """
+        with self._lock:
+            for _ in range(_MAX_LISTINGS):
+                self._list()
+                self._segments.refresh()
+                self._segments.ignore(self._doubted_segments())
+                if self._read_uncovered(limit):
+                    break
+            self._drop_lost(exact=False)
+
+    def look_up(self, chunks: Iterable[ChunkId]) -> bool:
+        """Read what leads to these chunks in packs that a segment covered at the last `survey`.
+
+        Of large packs, only the frames that the chunks need are kept in memory. Afterwards the
+        chunks are known that `load` would find, unless a segment is wrong or packs were deleted.
+
+        Returns:
+            Whether none of these packs was deleted since then.
+        """
+        complete = True
+        with self._lock:
+            goal: list[ChunkId] = list(chunks)
+            searched: set[ChunkId] = set()
+            while wanted := self._lacking(goal) - searched:
+                searched |= wanted
+                complete &= self._read_covered(wanted)
+        return complete
+
+    def search(self, chunks: Iterable[ChunkId], limit: int | None = None) -> None:
+        """`survey` the packs, and `look_up` chunks."""
+        with self._lock:
+            self.survey(limit)
+            self.look_up(chunks)
+
+    def _load_rest(self) -> None:
+        """Do what `load` does, by the last listing while none of its packs is gone."""
+        if not self._read_rest():
+            self.load()
+
+    def _list(self) -> None:
+        self._listed = {info.name: info for info in list_packs(self._store)}
+
+    def _read_rest(self) -> bool:
+        """Read all listed packs that are not known; return whether none of them was gone."""
+        return self._read([i for name, i in self._listed.items() if name not in self._packs.read])
+
+    def _read_uncovered(self, limit: int | None) -> bool:
+        """Read the packs that are not known and that no segment covers, at most `limit`.
+
+        Returns:
+            Whether none of them was gone.
+        """
+        known = self._packs.read.keys() | (() if limit is None else self._packs.thinned)
+        unread = [
+            info
+            for name, info in self._listed.items()
+            if name not in known and not self._segments.covers(names.pack_of(name))
+        ]
+        return (limit is not None and len(unread) > limit) or self._read(unread)
+
+    def _lacking(self, chunks: Sequence[ChunkId]) -> set[ChunkId]:
+        """Return those of these chunks that cannot be rebuilt, and those that they build on."""
+        found: set[ChunkId] = set()
+        todo = list(chunks)
+        while todo:
+            having = self.having(todo)
+            new = {c for c, known in zip(todo, having, strict=True) if known is None} - found
+            found |= new
+            todo = [
+                location.frame.base
+                for chunk in new
+                for location in self._table.all_frames(chunk)
+                if location.frame.base is not None
+            ]
+        return found
+
+    def _read_covered(self, wanted: set[ChunkId]) -> bool:
+        """Read the listed packs that contain these chunks according to the segments.
+
+        Returns:
+            Whether none of them was gone.
+        """
+        before = self._segments.version
+        packs, damaged = self._segments.find(wanted)
+        self._note({_suspect(name): why for name, why in damaged.items()})
+        if self._segments.version != before:
+            self._read_uncovered(None)
+        unread = [
+            self._listed[name]
+            for pack, chunks in packs.items()
+            if (name := names.pack_name(pack)) in self._listed
+            and name not in self._packs.read
+            and name not in self._packs.damaged
+            and not all(self._table.has_frame(chunk, pack) for chunk in chunks)
+        ]
+        return self._read(unread, wanted)
+
+    def _doubted_segments(self) -> dict[str, CasweightsError]:
+        """Return the listed segments that a finding is about, with the reason not to use them."""
+        found: dict[str, CasweightsError] = {}
+        for index in self._segments.indexes:
+            if PackId(index.segment) in self._packs_in_doubt:
+                found[index.name] = corrupt(index.name, "a finding says so")
+        return found
+
+    def _note(self, damage: Mapping[Suspect, CasweightsError]) -> None:
+        """Keep findings about what is damaged, for other users of the store."""
+        bad = {s: str(why) for s, why in damage.items() if isinstance(why, IntegrityError)}
+        if bad and self._findings is not None:
+            self._findings.note(bad)
+
+    def _read(self, packs: Sequence[ObjectInfo], wanted: Container[ChunkId] | None = None) -> bool:
+        """Read the indexes of these packs. The caller holds the lock.
+
+        Args:
+            packs: The packs.
+            wanted: Of large packs, keep only the frames that these chunks need; None keeps all.
+
+        Returns:
+            Whether none of the packs was deleted since its listing.
+        """
+        complete = True
+        if not packs:
+            return complete
+
+        def read(info: ObjectInfo) -> PackContents | CasweightsError:
+            return try_read_pack(self._store, info)
+
+        # Threads of its own, because callers run on the database's workers, and would wait for
+        # threads that are all in use.
+        with Workers(_READERS) as workers:
+            for info, result in zip(packs, workers.map(read, packs), strict=True):
+                if isinstance(result, NotFoundError):
+                    complete = False
+                elif isinstance(result, CasweightsError):
+                    self._packs.damaged[info.name] = result
+                elif wanted is None or len(result.locations) <= _WHOLE_FRAMES:
+                    self.add(info.name, info.size, result.locations, result.generation)
+                else:
+                    self._add_needed(result, wanted)
+        return complete
+
+    def _drop_lost(self, *, exact: bool) -> None:
+        """Forget the known packs that the last listing does not show, and their frames."""
+        lags = self._store.capabilities.listing_lags and not exact
+        oldest = time.monotonic() - (_LISTING_LAG if lags else 0.0)
+        lost = set(self._packs.lost(self._listed, oldest))
+        if lost:
+            self.drop(lost)
+
+    def add(
+        self, pack_name: str, size: int, locations: Iterable[Location], generation: int = 0
+    ) -> None:
+        """Add a pack whose content is known, so that its index is not read.
+
+        Args:
+            pack_name: The pack's name.
+            size: Number of bytes of the pack.
+            locations: All frames of the pack.
+            generation: The pack's generation.
+        """
+        with self._lock:
+            self._table.add(locations)
+            self._packs.read[pack_name] = ReadPack(size, generation, time.monotonic())
+            self._packs.damaged.pop(pack_name, None)
+
+    def _add_needed(self, pack: PackContents, wanted: Container[ChunkId]) -> None:
+        """Add those frames of a pack that some chunks need; count the others as forgotten.
+
+        Args:
+            pack: The pack.
+            wanted: The chunks.
+        """
+        by_chunk: dict[ChunkId, list[Location]] = {}
+        for location in pack.locations:
+            by_chunk.setdefault(location.frame.chunk, []).append(location)
+        todo = [chunk for chunk in by_chunk if chunk in wanted]
+        while todo:
+            needed = by_chunk.pop(todo.pop(), [])
+            self._table.add(needed)
+            todo += [at.frame.base for at in needed if at.frame.base is not None]
+        self._add_thinned(pack.info, pack.generation)
+
+    def add_moved(self, info: ObjectInfo, locations: Iterable[Location], generation: int) -> None:
+        """Add those frames of a new pack whose chunks are known.
+
+        Args:
+            info: The pack's name and size.
+            locations: All frames of the pack.
+            generation: The pack's generation.
+        """
+        with self._lock:
+            self._table.add(at for at in locations if at.frame.chunk in self._table)
+            self._add_thinned(info, generation)
+
+    def _add_thinned(self, info: ObjectInfo, generation: int) -> None:
+        """Record that some frames of a pack are known."""
+        made = ReadPack(info.size, generation, time.monotonic())
+        self._packs.thinned[info.name] = made
+
+    def drop(self, packs: Collection[str]) -> None:
+        """Forget packs that were deleted, and the frames in them.
+
+        Args:
+            packs: Their names.
+        """
+        with self._lock:
+            self._packs.drop(packs)
+            self._table.retain(self._packs.with_frames())
+
+    def contents(self) -> list[PackContents]:
+        """Return the packs that were read, with all their frames, including damaged ones."""
+        with self._lock:
+            read = sorted(self._packs.read.items())
+            found: dict[str, list[Location]] = {name: [] for name, _ in read}
+            for location in self._table.locations():
+                if (name := names.pack_name(location.pack)) in found:
+                    found[name].append(location)
+            return [
+                PackContents(ObjectInfo(name, pack.size), pack.generation, found[name])
+                for name, pack in read
+            ]
+
+    def pack_size(self, pack: PackId) -> int:
+        """Return the number of bytes of a pack that was read; 0 for other packs."""
+        name = names.pack_name(pack)
+        read = self._packs.read.get(name) or self._packs.thinned.get(name)
+        return 0 if read is None else read.size
+
+
+def _suspect(segment: str) -> Suspect:
+    """Return what a finding about a segment of this name is about."""
+    return Suspect(PackId(names.parse_id(SegmentId, names.SEGMENTS, segment)), None)
