@@ -72,6 +72,12 @@ class SegmentId(Digest):
     __slots__ = ()
 
 
+class ArchiveId(Digest):
+    """BLAKE3 digest of the whole content of an archive of versions."""
+
+    __slots__ = ()
+
+
 class Suspect(NamedTuple):
     """The place of damage in a store.
 

@@ -381,9 +381,9 @@ class Repository(Handle, Closing):
         return repack(self._db, compression=check_compression(compression))
 
     def maintain(self) -> MaintainStats:
-        """Merge small packs, so that calls stay fast after many versions; no ID changes.
+        """Merge small objects, so that calls stay fast after many versions; no ID changes.
 
-        Packs are copied as they are, and other clients can read and write at the same time.
+        Other clients can read and write at the same time.
 
         Raises:
             StoreError: The store could not be read or written. Repeat the call to continue.

@@ -204,7 +204,8 @@ class StoreStats:
         versions: The share of each version, oldest first.
         packs: Number of packs, those that snapshot objects carry included.
         pack_bytes: Size of the packs in bytes: of the carried ones, the frames alone.
-        snapshot_bytes: Size of the snapshot objects in bytes, without the frames that they carry.
+        snapshot_bytes: Size of the snapshot objects and archives in bytes, without the frames that
+            the objects carry.
         segments: Number of segments.
         segment_bytes: Size of the segments, in bytes.
         segment_rewrites: How often a row of a segment was written again, for the row with the most.
@@ -212,6 +213,7 @@ class StoreStats:
         chunks: Number of distinct chunks.
         chunk_bytes: Bytes of the distinct chunks, before encoding.
         encodings: Number of frames, by the name of their encoding.
+        archives: Number of archives, which hold old versions.
     """
 
     versions: tuple[VersionStats, ...]
@@ -225,6 +227,7 @@ class StoreStats:
     chunks: int
     chunk_bytes: int
     encodings: dict[str, int]
+    archives: int = 0
 
     @property
     def version_bytes(self) -> int:
@@ -242,6 +245,7 @@ class Verification:
         packs: Number of packs checked, those that snapshot objects carry included.
         frames: Number of frames checked.
         nbytes: Size of the packs and snapshot objects checked, in bytes.
+        archives: Number of archives checked.
         damaged: Number of damaged frames and packs. A later commit of their content stores it
             again.
         noted: URL of the place that records the damage for later commits: the store, or the notes
@@ -254,6 +258,7 @@ class Verification:
     packs: int
     frames: int
     nbytes: int
+    archives: int = 0
     damaged: int = 0
     noted: str | None = None
 
@@ -285,7 +290,9 @@ class MaintainStats:
     Attributes:
         packs: Number of packs after it.
         old_packs: Number of packs before it.
-        copied_bytes: Number of stored bytes that it copied into larger packs.
+        copied_bytes: Number of stored bytes that it copied into larger packs and archives.
+        archived: Number of versions that it moved into archives.
+        archives: Number of archives after it.
         segments: Number of segments after it.
         segment_bytes: Size of the segments that it wrote, in bytes.
     """
@@ -293,6 +300,8 @@ class MaintainStats:
     packs: int
     old_packs: int
     copied_bytes: int
+    archived: int
+    archives: int
     segments: int
     segment_bytes: int
 

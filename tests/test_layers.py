@@ -56,12 +56,15 @@ SEEN: dict[tuple[str, str], set[str]] = {
 }
 # The modules that several operations share. Operations import no others of their room.
 SHARED = {
+    "operations.archive_check",
+    "operations.archiving",
     "operations.differences",
     "operations.encode",
     "operations.encoded_files",
     "operations.frame_check",
     "operations.looking",
     "operations.pack_copy",
+    "operations.merging",
     "operations.relatives",
     "operations.shortcuts",
     "operations.transfer",

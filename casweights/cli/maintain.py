@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @verb("maintain", Exit.NO_STORE, Exit.PERMISSION, Exit.INTERRUPTED)
 def command(session: Session) -> None:
-    """Merge small packs and index the others, so that commands stay fast.
+    """Merge small objects and index packs, so that commands stay fast.
 
-    Run it from time to time on a store to which a training run publishes many versions. Packs are
-    copied as they are, so it is cheaper than `repack`, and saves no space. IDs do not change, and
+    Run it from time to time on a store to which a training run publishes many versions. Versions
+    behind the last 64 of every branch move into archives, and small packs are merged. Content is
+    copied as it is, so it is cheaper than `repack`, and saves no space. IDs do not change, and
     commits and subscribers can continue at the same time.
     """
     with session.open(Results(session.out)) as repository:
@@ -31,12 +32,15 @@ def command(session: Session) -> None:
             "copied_bytes": done.copied_bytes,
             "segments": done.segments,
             "segment_bytes": done.segment_bytes,
+            "archived": done.archived,
+            "archives": done.archives,
         },
         [
             [
                 Span(
                     f"{count(done.packs, 'pack')}, previously {count(done.old_packs, 'pack')}; "
-                    f"{size(done.copied_bytes)} copied. {count(done.segments, 'segment')}; "
+                    f"{size(done.copied_bytes)} copied; {count(done.archived, 'version')} moved "
+                    f"into {count(done.archives, 'archive')}. {count(done.segments, 'segment')}; "
                     f"{size(done.segment_bytes)} written"
                 )
             ]

@@ -63,6 +63,7 @@ def _data(stats: StoreStats) -> dict[str, Any]:
         "packs": stats.packs,
         "pack_bytes": stats.pack_bytes,
         "snapshot_bytes": stats.snapshot_bytes,
+        "archives": stats.archives,
         "segments": stats.segments,
         "segment_bytes": stats.segment_bytes,
         "segment_rewrites": stats.segment_rewrites,

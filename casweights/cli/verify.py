@@ -40,6 +40,7 @@ def command(session: Session, quick: bool) -> Exit:
             "packs": found.packs,
             "frames": found.frames,
             "checked_bytes": found.nbytes,
+            "archives": found.archives,
             "damaged": found.damaged,
             "noted": found.noted,
         },

@@ -22,7 +22,6 @@ from casweights.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from casweights.format import names
 from casweights.format.layout import file_pieces, is_small
 from casweights.ids import SnapshotId
 from casweights.system.threads import Workers
@@ -75,7 +74,7 @@ def require_saved(
             left = _with_other_layouts(db, tree, left)
             possible = _without_unknown_chunks(db, left)
             lost += left.keys() - possible.keys()
-            lost += _without(db, possible, _load(db, workers, _listed(db)))
+            lost += _without(db, possible, _load(db, workers, db.snapshots.ids()))
     if lost:
         raise _unsaved(tree, sorted(lost))
 
@@ -183,12 +182,6 @@ def _tips(db: Database) -> list[SnapshotId]:
     with suppress(IntegrityError):  # a damaged branch must not prevent a checkout
         return db.refs.tips()[:_LIKELY_TIPS]
     return []
-
-
-def _listed(db: Database) -> Iterator[SnapshotId]:
-    for info in db.store.list(names.SNAPSHOTS):
-        with suppress(IntegrityError):  # the object's name is not a snapshot's name
-            yield names.parse_id(SnapshotId, names.SNAPSHOTS, info.name)
 
 
 def _load(db: Database, workers: Workers, versions: Iterable[SnapshotId]) -> Iterator[Snapshot]:

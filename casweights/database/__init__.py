@@ -53,7 +53,8 @@ class Database(Handle):
         NotFoundError: `store` contains no casweights store.
 
     Attributes:
-        store: The objects; every version has the name ``snapshots/<ID>``.
+        objects: The objects under their own names.
+        store: The same; every version has the name ``snapshots/<ID>``, also a whole move.
         config: The digest, the chunk size, and where the refs are.
         store_id: Hexadecimal digits that distinguish this store from all others.
         hasher: Computes the ID of a chunk from its bytes.
@@ -88,6 +89,7 @@ class Database(Handle):
                 "`casweights.open(url, create=True)`",
             ) from None
         self.config, self.store_id = decode_store_file(store_file)
+        self.objects = store
         store = self.store = VersionNames(store, has_refs=self.config.refs is None)
         self.hasher = chunk_hasher(self.config.digest)
         self.workers = Workers(workers)

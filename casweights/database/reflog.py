@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 _MAX_REF = 4096  # bytes of a move's object; honest ones have about 100
 _KEPT_MOVES = 100  # per ref; at twice the number the older half is removed, to bound listings
+LEAST_MOVES = 64  # per branch, that maintenance leaves
 _LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
 _FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between listings while waiting for other writers
 _YIELD_SECONDS = 2.0  # time after which a writer withdraws its move if a rival's move stays
@@ -267,9 +268,8 @@ class RefLog:
                 self._withdrawn.add(name)
             return False, [other for other in moves if other.name != name]
         if len(moves) >= 2 * _KEPT_MOVES and len(line(moves)) >= 2 * _KEPT_MOVES:
-            old = [move for move in moves if move.position <= after + 1 - _KEPT_MOVES]
             with suppress(CasweightsError):  # a later move tries again
-                self.remove(set(old) - set(off_line(moves)))
+                self.trim(moves, _KEPT_MOVES)
         return True, moves
 
     def _outcome(
@@ -317,10 +317,10 @@ class RefLog:
             return False
         if own.created - earliest.created > self._skew:
             return False
-        # In a branch of this length the first moves were removed, or are about to be, so that a
-        # writer that looked before the branch existed can create position 1 again.
+        # In a longer branch the first moves may have been removed, so that a writer that looked
+        # before the branch existed can create position 1 again.
         if after == 0:
-            return max(taken) < 2 * _KEPT_MOVES
+            return max(taken) <= LEAST_MOVES
         return base is not None and self.snapshot(base) == before
 
     def _is_contested(self, moves: Sequence[Move], newest: Move) -> bool:
@@ -370,6 +370,13 @@ class RefLog:
                     "written, so it is unknown whether the ref has moved: look at the ref later",
                 )
             time.sleep(next(pauses))
+
+    def trim(self, moves: Sequence[Move], kept: int) -> None:
+        """Remove the moves on a ref's line that are below its last `kept` positions."""
+        newest = latest(moves).position
+        old = {move for move in moves if move.position <= newest - kept}
+        if old := old - set(off_line(moves)):
+            self.remove(old)
 
     def remove(self, moves: Iterable[Move]) -> None:
         """Delete moves, the newest one last, so that the ref has the same head until the end."""

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 
 from casweights.database.moves import latest, off_line, parse_move
 from casweights.database.ref_writer import RefWriter
-from casweights.database.reflog import RefLog
-from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreError
+from casweights.database.reflog import LEAST_MOVES, RefLog
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    IntegrityError,
+    NotFoundError,
+    StoreError,
+)
 from casweights.format import names
 from casweights.format.envelope import corrupt
-from casweights.system.threads import Threads
+from casweights.system.threads import Threads, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +28,8 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectInfo, ObjectStore
 
     ListNames = Callable[[], names.RefNames]
+
+_READERS = 16  # threads that wait for the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +235,22 @@ class Refs:
         ]
         log.remove(dropped)
         return bool(dropped)
+
+    def trim(self, kept: int) -> None:
+        """Shorten the logs of branches to their last `kept` moves, at least `LEAST_MOVES`."""
+        for moves in self._heads.all().values():
+            self._heads.trim(moves, max(kept, LEAST_MOVES))
+
+    def logged(self) -> set[SnapshotId]:
+        """Return the versions that the logs of branches name. Damaged moves are left out."""
+        moves = [move for moves in self._heads.all().values() for move in moves]
+        with Workers(_READERS) as workers:
+            return {found for found in workers.map(self._logged, moves) if found is not None}
+
+    def _logged(self, move: Move) -> SnapshotId | None:
+        with suppress(IntegrityError):
+            return self._heads.snapshot(move)
+        return None
 
     def take_in(self, snapshot: SnapshotId) -> None:
         """Forget that a version was displaced, because a branch or tag names it now.

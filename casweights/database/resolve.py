@@ -9,10 +9,12 @@ from casweights.database.hints import note_similar_refs
 from casweights.database.refs import no_ref
 from casweights.database.snapshots import MIN_PREFIX
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casweights.database import Database
-    from casweights.ids import SnapshotId
 
 
 def resolve(db: Database, ref: str) -> SnapshotId:
@@ -64,7 +66,7 @@ def is_full_id(name: str) -> bool:
 def _resolve_name(db: Database, name: str) -> SnapshotId:
     """Return the ID of the version that a text without ``~`` names."""
     if is_full_id(name):
-        return db.snapshots.find(name.lower())
+        return _find(db, name.lower())
     if name.startswith("tags/"):
         branch, tag = None, db.refs.tag(name.removeprefix("tags/"))
     elif name.startswith("heads/"):
@@ -82,7 +84,31 @@ def _resolve_name(db: Database, name: str) -> SnapshotId:
         return tag
     digits = name.lower()
     if MIN_PREFIX <= len(digits) <= 64 and not set(digits) - set("0123456789abcdef"):
-        return db.snapshots.find(digits)
+        return _find(db, digits)
     error = no_ref("branch, tag or snapshot", name)
     note_similar_refs(error, db, name)
     raise error
+
+
+def _find(db: Database, digits: str) -> SnapshotId:
+    """Return the only version whose ID begins with these hexadecimal digits."""
+    if is_full_id(digits):  # one look-up, for any number of versions
+        whole = SnapshotId.from_hex(digits)
+        found = [whole] if db.snapshots.exists(whole) else []
+    else:
+        found = list(db.snapshots.ids(digits))
+    if not found:
+        message = f"the store has no snapshot {digits}"
+        raise NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
+    if len(found) > 1:
+        message = f"{len(found)} snapshots begin with {digits}: give more digits"
+        error = NotFoundError(ErrorCode.AMBIGUOUS, message)
+        error.add_note(f"they are {_list_ids(found, len(digits))}")
+        raise error
+    return found[0]
+
+
+def _list_ids(ids: Sequence[SnapshotId], common: int) -> str:
+    """Some of these IDs, cut to a few more digits than the first `common`, which they share."""
+    shown = [str(snapshot)[: max(12, common + 8)] for snapshot in ids[:5]]
+    return ", ".join(shown) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")

@@ -107,7 +107,8 @@ class SegmentWriter:
                 self._segments.append(found)
             elif not isinstance(found, NotFoundError | UnsupportedError):
                 damaged.append(info.name)
-        self._store.delete_all(damaged)
+        if damaged:
+            self._store.delete_all(damaged)
         self.damaged.update(names.parse_id(SegmentId, names.SEGMENTS, name) for name in damaged)
 
     def _delete(self, segments: Sequence[Segment]) -> None:

@@ -9,16 +9,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.config import MiB
+from casweights.database.archives import Archives
 from casweights.database.cache import ChunkCache
 from casweights.database.packs import PackContents, read_snapshot_index
 from casweights.database.read_plan import END_BYTES, pack_ends, small_packs
-from casweights.errors import ErrorCode, IntegrityError, NotFoundError
+from casweights.errors import ErrorCode, IntegrityError
 from casweights.format import names
+from casweights.format.envelope import corrupt
 from casweights.format.file_entry import PAGE_IDS
 from casweights.format.pack_table import PackTable
 from casweights.format.snapshot import (
     StoredSnapshot,
     carried_locations,
+    decode_snapshot,
     encode_snapshot,
     parse_snapshot,
 )
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore, Parts
     from casweights.system.buffers import Buffer
 
-_ID_DIGITS = 64  # hexadecimal digits of a whole ID
 MIN_PREFIX = 4  # hexadecimal digits of an ID that users must write at least
 _STRUCTURE_BYTES = 32 * MiB  # of structure chunks in memory: twice those of a very large model
 _LEARNED = 8  # versions that the index does not forget: the current ones of all users of a handle
@@ -49,6 +51,7 @@ _RECENT = 16  # snapshots kept in memory: the head of a followed branch, and ver
 class SnapshotStore:
     """Snapshots by ID; the last few stay in memory. Safe for use from several threads.
 
+    Old snapshots may be in an archive instead of an object of their own; callers see no difference.
     To read the chunks of a snapshot, call `load` with `with_locations` first, so that the index
     learns where they are. To write a snapshot, write all packs with its chunks first, and then
     call `save`, which writes the last frames in the snapshot's own object. (Or call `encode`, write
@@ -56,6 +59,7 @@ class SnapshotStore:
     index.
 
     Attributes:
+        archives: Where old versions are that have no object of their own.
         structure: Structure chunks that were read or written recently. Most of them are also part
             of the next version, or bases of its structure chunks.
     """
@@ -64,6 +68,7 @@ class SnapshotStore:
         self, store: ObjectStore, index: ChunkIndex, reader: ChunkReader, config: StoreConfig
     ) -> None:
         self._store = store
+        self.archives = Archives(store)
         self._reader = reader
         self.structure = ChunkCache(_STRUCTURE_BYTES, PAGE_IDS * 32)
         self._local = [self.structure]
@@ -136,16 +141,18 @@ class SnapshotStore:
             IntegrityError: The object is damaged, contains another snapshot, or was made with
                 another digest or chunk size than the store's.
         """
-        name = names.snapshot_name(snapshot_id)
-        try:
-            stored = self._read(snapshot_id, name)
-        except NotFoundError:
-            raise _unknown(str(snapshot_id)) from None
-        except IntegrityError:
-            if not self._store.forget(name):
-                raise
-            stored = self._read(snapshot_id, name)  # the damaged bytes came from a cache
+        own = partial(self._read_own, snapshot_id)
+        parse = partial(self._parse_archived, snapshot_id)
+        return self._checked(self.archives.load(snapshot_id, own, parse))
+
+    def load_own(self, snapshot_id: SnapshotId) -> StoredSnapshot:
+        """Do the same, but look into no archive."""
+        return self._checked(self._read_own(snapshot_id))
+
+    def _checked(self, stored: StoredSnapshot) -> StoredSnapshot:
+        """Check that a version belongs to this store, and remember it."""
         if stored.snapshot.config != self._config:
+            name = names.snapshot_name(stored.snapshot.id)
             raise IntegrityError(
                 ErrorCode.CORRUPT_OBJECT,
                 f"{name} does not belong here: it was made with {stored.snapshot.config}, but the "
@@ -153,8 +160,17 @@ class SnapshotStore:
             )
         self._keep(stored)
         if stored.shallow:
-            self._shallow.add(snapshot_id)
+            self._shallow.add(stored.snapshot.id)
         return stored
+
+    def _read_own(self, snapshot_id: SnapshotId) -> StoredSnapshot:
+        name = names.snapshot_name(snapshot_id)
+        try:
+            return self._read(snapshot_id, name)
+        except IntegrityError:
+            if not self._store.forget(name):
+                raise
+        return self._read(snapshot_id, name)  # the damaged bytes came from a cache
 
     def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
         """Read the end of a snapshot's object, over a network with structure chunks before it."""
@@ -166,6 +182,15 @@ class SnapshotStore:
         read = partial(self._read_structure, contents)
         stored = parse_snapshot(index, snapshot_id, name, read)
         stored.nbytes = size
+        return stored
+
+    def _parse_archived(self, snapshot_id: SnapshotId, data: bytes, name: str) -> StoredSnapshot:
+        """Parse a snapshot's object that an archive contains."""
+        read = partial(self._read_structure, PackContents(ObjectInfo(name, len(data)), 0, []))
+        stored = decode_snapshot(data, snapshot_id, name, read)
+        if stored.frames:
+            raise corrupt(name, "it carries frames")
+        stored.nbytes = len(data)
         return stored
 
     def _learn(self, table: PackTable, contents: PackContents) -> None:
@@ -353,30 +378,17 @@ class SnapshotStore:
 
     def ids(self, prefix: str = "") -> Iterator[SnapshotId]:
         """Yield the IDs of the snapshots in the store that begin with these hexadecimal digits."""
+        # Objects first: a version moves from an object of its own to an archive, and never back.
+        own: set[SnapshotId] = set()
         for info in self._store.list(names.SNAPSHOTS + prefix):
             with suppress(IntegrityError):
-                yield names.parse_id(SnapshotId, names.SNAPSHOTS, info.name)
+                own.add(found := names.parse_id(SnapshotId, names.SNAPSHOTS, info.name))
+                yield found
+        yield from (found for found in self.archives.ids(prefix) if found not in own)
 
-    def find(self, prefix: str) -> SnapshotId:
-        """Return the only ID in the store that begins with `prefix`.
-
-        Raises:
-            NotFoundError: No ID begins with it, or more than one.
-        """
-        if len(prefix) == _ID_DIGITS:  # one look-up, for any number of snapshots
-            whole = SnapshotId.from_hex(prefix)
-            found = [whole] if self._store.exists(names.snapshot_name(whole)) else []
-        else:
-            found = list(self.ids(prefix))
-        if not found:
-            raise _unknown(prefix)
-        if len(found) > 1:
-            error = NotFoundError(
-                ErrorCode.AMBIGUOUS, f"{len(found)} snapshots begin with {prefix}: give more digits"
-            )
-            error.add_note(f"they are {_list_ids(found, len(prefix))}")
-            raise error
-        return found[0]
+    def exists(self, snapshot_id: SnapshotId) -> bool:
+        """Return whether the store contains a snapshot, damaged or not."""
+        return bool(self.archives.present([snapshot_id]))
 
     def ancestry(self, start: SnapshotId) -> Iterator[Snapshot]:
         """Yield a snapshot, its first parent, that one's first parent, and so on."""
@@ -396,15 +408,8 @@ class SnapshotStore:
         """
         if snapshot.id not in self._shallow:
             return snapshot.parents
-        objects = {parent: names.snapshot_name(parent) for parent in snapshot.parents}
-        present = self._store.sizes(objects.values())
-        return [parent for parent, name in objects.items() if name in present]
-
-
-def _list_ids(ids: Sequence[SnapshotId], common: int) -> str:
-    """Some of these IDs, cut to a few more digits than the first `common`, which they share."""
-    shown = [str(snapshot)[: max(12, common + 8)] for snapshot in ids[:5]]
-    return ", ".join(shown) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        present = self.archives.present(snapshot.parents)
+        return [parent for parent in snapshot.parents if parent in present]
 
 
 def _contents(stored: StoredSnapshot) -> PackContents:
@@ -417,8 +422,3 @@ def _own_part(table: PackTable, chunks: Iterable[ChunkId]) -> PackTable:
     """Return the part of a table that names the packs of these chunks' own frames."""
     own = {chunk: table.chunks[chunk] for chunk in chunks}
     return table._replace(packs=list(dict.fromkeys(own.values())), chunks=own)
-
-
-def _unknown(text: str) -> NotFoundError:
-    """Return the error for an ID, or first digits of one, that the store does not contain."""
-    return NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, f"the store has no snapshot {text}")

@@ -43,6 +43,7 @@ class PackWriter:
         raw_bytes: Number of bytes of these chunks.
         stored_bytes: Number of bytes of their frames.
         names: Names of the packs that are in the store.
+        existed: Those that the store contained before, perhaps damaged.
     """
 
     def __init__(self, database: Database, generation: int = 0, *, only_new: bool = False) -> None:
@@ -56,6 +57,7 @@ class PackWriter:
         self.raw_bytes = 0
         self.stored_bytes = 0
         self.names: set[str] = set()
+        self.existed: set[str] = set()
 
     def _start_pack(self) -> None:
         """Begin an empty pack."""
@@ -134,7 +136,8 @@ class PackWriter:
 
     def _put(self, pack: SealedPack) -> None:
         """Write a pack and add it to the index; runs on a thread of the writer."""
-        self._db.store.put(pack.name, pack.parts)
+        if not self._db.store.put(pack.name, pack.parts):
+            self.existed.add(pack.name)
         self._db.index.add(pack.name, pack.size, pack.locations, self._generation)
         self.names.add(pack.name)
 

@@ -20,6 +20,7 @@ class ObjectKind(Enum):
     REF = b"r"
     FINDING = b"d"
     SEGMENT = b"i"
+    ARCHIVE = b"v"
 
 
 def prefix(kind: ObjectKind) -> bytes:

@@ -13,7 +13,7 @@ from casweights.ids import CarriedPackId, Digest, PackId
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from casweights.ids import SegmentId, SnapshotId
+    from casweights.ids import ArchiveId, SegmentId, SnapshotId
 
 
 D = TypeVar("D", bound=Digest)
@@ -22,6 +22,7 @@ CONFIG = "casweights.json"
 PACKS = "packs/"
 SNAPSHOTS = "snapshots/"
 SEGMENTS = "segments/"
+ARCHIVES = "versions/"
 DAMAGED = "damaged/"
 REFS = "refs/"
 HEADS = f"{REFS}heads/"
@@ -55,6 +56,11 @@ def pack_of(name: str) -> PackId:
 def snapshot_name(snapshot: SnapshotId) -> str:
     """Return the object name of a snapshot."""
     return f"{SNAPSHOTS}{snapshot}"
+
+
+def archive_name(archive: ArchiveId) -> str:
+    """Return the object name of an archive of versions."""
+    return f"{ARCHIVES}{archive}"
 
 
 def parse_id(kind: type[D], folder: str, name: str) -> D:

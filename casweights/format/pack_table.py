@@ -14,7 +14,7 @@ from casweights.format.unpack import Unpacker
 from casweights.ids import CarriedPackId, ChunkId, PackId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 _ID = 32  # bytes
 _OPTIONAL = frozenset({"carried", "places", "shallow", "structure"})
@@ -66,6 +66,18 @@ class PackNumbers(NamedTuple):
         packs = {c: self.packs[n] for c, n in zip(chunks, self.numbers, strict=True)}
         return PackTable(self.packs, packs, self.places, self.shallow, self.structure)
 
+    def merged(self, into: Mapping[PackId, PackId]) -> PackNumbers:
+        """Return the table after packs were merged, without locators.
+
+        Args:
+            into: For each pack that was merged, the pack that has its frames now.
+        """
+        now = [into.get(pack, pack) for pack in self.packs]
+        number = {pack: n for n, pack in enumerate(dict.fromkeys(now))}
+        structure = None if self.structure is None else len(set(now[: self.structure]))
+        numbers = [number[now[n]] for n in self.numbers]
+        return PackNumbers(list(number), numbers, {}, self.shallow, structure)
+
     def of_structure(self, chunks: Iterable[ChunkId]) -> PackTable:
         """Return the part of the table for structure chunks, given all of these in order."""
         own = {c: self.packs[n] for c, n in zip(chunks, self.numbers, strict=False)}
@@ -82,12 +94,20 @@ def encode_table(table: PackTable, chunks: Iterable[ChunkId], own: CarriedPackId
         chunks: The version's chunks, as from `Manifest.stored_chunks`.
         own: The pack that the version's object carries; None if it carries no frames.
     """
+    number = {pack: n for n, pack in enumerate(table.packs)}
+    numbers = [number[table.chunks[chunk]] for chunk in chunks]
+    return encode_numbers(PackNumbers(table.packs, numbers, *table[2:]), own)
+
+
+def encode_numbers(table: PackNumbers, own: CarriedPackId | None) -> bytes:
+    """Encode a pack table, as `encode_table` does."""
     mine = [] if own is None else [own]
     others = [pack for pack in table.packs if pack != own]
     numbers: dict[PackId, int] = {pack: n for n, pack in enumerate((*mine, *others))}
+    encoded_number = [numbers[pack] for pack in table.packs]
     fields: dict[str, Any] = {
         "packs": b"".join(others),
-        "pack": [numbers[table.chunks[chunk]] for chunk in chunks],
+        "pack": [encoded_number[n] for n in table.numbers],
     }
     if carried := [numbers[pack] for pack in others if isinstance(pack, CarriedPackId)]:
         fields["carried"] = carried

@@ -33,10 +33,16 @@ from casweights.format.pack import (
     parse_frames,
     trailer,
 )
-from casweights.format.pack_table import PackNumbers, PackTable, decode_table, encode_table
+from casweights.format.pack_table import (
+    PackNumbers,
+    PackTable,
+    decode_table,
+    encode_numbers,
+    encode_table,
+)
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.format.zstd import compress_object, decompress_object, most_content
-from casweights.ids import CarriedPackId, ChunkId, SnapshotId
+from casweights.ids import CarriedPackId, ChunkId, PackId, SnapshotId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -116,6 +122,21 @@ class StoredSnapshot:
         """Return the same version, with the same frames, and its chunks in other packs."""
         return StoredSnapshot(self.snapshot, self.encoded_manifest, table, self.frames)
 
+    def archived(self, into: Mapping[PackId, PackId]) -> StoredSnapshot:
+        """Return the same version without frames, after packs were merged. Reads no chunk.
+
+        Args:
+            into: For each pack that was merged, the pack that has its frames now.
+        """
+        numbers = decode_table(self.encode_table(), self.carried)
+        return StoredSnapshot(self.snapshot, self.encoded_manifest, numbers.merged(into))
+
+    def encode_table(self) -> bytes:
+        """Return the encoded pack table. Reads no chunk of a version that was just read."""
+        if isinstance(self._table, PackNumbers):
+            return encode_numbers(self._table, self.carried)
+        return encode_table(self._table, self.snapshot.stored_chunks(), self.carried)
+
     def bare(self, table: PackTable) -> StoredSnapshot:
         """Return the same version without frames, all its chunks being in other objects."""
         return StoredSnapshot(self.snapshot, self.encoded_manifest, table)
@@ -142,8 +163,7 @@ def encode_snapshot(stored: StoredSnapshot, payloads: Sequence[Buffer] = ()) -> 
         stored: The snapshot.
         payloads: The stored bytes of its frames, in order.
     """
-    chunks = stored.snapshot.stored_chunks()
-    table = check_size(encode_table(stored.table, chunks, stored.carried), "pack table")
+    table = check_size(stored.encode_table(), "pack table")
     fields: dict[str, Any] = {
         "manifest": compress_object(stored.encoded_manifest, _LEVEL),
         "manifest_size": len(stored.encoded_manifest),

@@ -1,4 +1,6 @@
-"""Maintenance: merge small packs, so that a long history consists of few objects.
+"""Maintenance: merge small objects, so that a long history consists of few.
+
+Old moves leave the logs of branches, and old versions move into archives, see `archiving`.
 
 Packs are merged by size, as in a log-structured merge tree: eight packs of one level become one of
 the next, so each byte is copied a number of times that grows with the logarithm of the history. No
@@ -20,6 +22,7 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.hashing import checksum
 from casweights.format.pack import EncodedFrame
+from casweights.operations.archiving import RECENT_VERSIONS, archive_old, merge_archives
 from casweights.results import MaintainStats
 from casweights.stores.base import ObjectInfo
 
@@ -34,11 +37,13 @@ if TYPE_CHECKING:
 _FAN_IN = 8  # packs of one level that are merged; a lower number copies bytes more often
 _LEVELS = (64 * KiB, 512 * KiB, 4 * MiB, 32 * MiB)  # bytes: the upper ends; larger packs stay
 _MANY_FRAMES = PACK_FRAMES // 2  # packs with more stay, as two of them may not fit into one
-_RECENT_PACKS = 100  # the newest ones stay: subscribers may be about to read them
+_RECENT_PACKS = 16  # the newest ones stay: subscribers may be about to read them
 
 
 def maintain(db: Database) -> MaintainStats:
-    """Merge small packs, and write segments, by which chunks are found in the packs that are left.
+    """Move old versions into archives, merge small objects, and write segments.
+
+    By segments, chunks are found in the packs that are left without reading all their indexes.
 
     A pack is deleted only after all its frames are durable in a pack of a higher generation, so
     commits, transfers, repacks and other maintenance may run at the same time; docs/design/011 has
@@ -50,15 +55,18 @@ def maintain(db: Database) -> MaintainStats:
     Raises:
         StoreError: The store could not be read or written. Repeat the call to continue.
     """
+    before = len(_by_age(db))
+    db.refs.trim(RECENT_VERSIONS)
+    archived, copied = archive_old(db), merge_archives(db)
     old = _by_age(db)
-    recent = _newest(old)
     segments = _open_segments(db)
+    recent = _newest(old)
     full = {
         names.pack_name(pack)
         for pack, rows in segments.covered_packs.items()
         if rows > _MANY_FRAMES
     }
-    packs, copied = old, 0
+    packs = old
     for low, high in pairwise((0, *_LEVELS)):
         stay = recent | full
         level = [p for p in packs if p.name not in stay and low <= p.size < high]
@@ -68,8 +76,10 @@ def maintain(db: Database) -> MaintainStats:
     kept = _keep_segments(db, segments, recent)
     return MaintainStats(
         packs=len(packs),
-        old_packs=len(old),
+        old_packs=before,
         copied_bytes=copied,
+        archived=archived,
+        archives=len(list(db.snapshots.archives.infos())),
         segments=kept.segments,
         segment_bytes=kept.written_bytes,
     )

@@ -119,6 +119,13 @@ class PackCopy:
             return self._target.snapshots.pack_table_of(chunks, structure, stored.locations)
         return self._table(plan, chunks, structure, stored.table)
 
+    def forget(self, stored: StoredSnapshot) -> None:
+        """Forget a version that was brought, because its object is gone and was not copied."""
+        if stored.carried is not None:
+            self._existing.discard(stored.carried)
+            self._have.difference_update(frame.chunk for frame in stored.frames)
+            self._source.index.load(exact=True)
+
     def _bring(self, chunks: Iterable[ChunkId]) -> _Plan:
         """Copy the packs of these chunks, and return the plan that named them.
 
@@ -306,6 +313,9 @@ class FrameCopy:
     def save(self, stored: StoredSnapshot, table: PackTable) -> None:
         """Write a version without frames to the target."""
         self._target.snapshots.save_copy(stored.bare(table))
+
+    def forget(self, stored: StoredSnapshot) -> None:
+        """Do nothing: what `bring` copied is in the target."""
 
     def _chain(self, chunk: ChunkId) -> Chain:
         """Return the cheapest chain to a chunk, without frames that turn out to be damaged."""

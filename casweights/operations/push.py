@@ -14,7 +14,6 @@ from casweights.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from casweights.format import names
 from casweights.operations.transfer import check_configs, transfer
 from casweights.system.threads import Once
 
@@ -199,7 +198,7 @@ def _find_move(
         return _Move(tip, head, due=head is None)
     if force or head.snapshot in _ancestry(source, tip):
         return _Move(tip, head)
-    if target.store.exists(names.snapshot_name(tip)) and tip in _ancestry(target, head.snapshot):
+    if target.snapshots.exists(tip) and tip in _ancestry(target, head.snapshot):
         return _Move(tip, head, due=False)
     raise ConflictError(
         ErrorCode.REF_MOVED,

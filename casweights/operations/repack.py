@@ -17,6 +17,7 @@ from casweights.format import names
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame, Frame, Location
 from casweights.ids import PackId
+from casweights.operations.archiving import archive_carrying, replace_damaged_archives
 from casweights.operations.differences import BaseChunks, DifferenceEncoder, structure_places
 from casweights.operations.relatives import nearest
 from casweights.results import RepackStats
@@ -85,6 +86,8 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
         IntegrityError: A version cannot be rebuilt; no pack was deleted.
         StoreError: The store could not be written.
     """
+    archive_carrying(db)
+    replace_damaged_archives(db)
     db.index.load()
     old = [pack for pack in db.index.contents() if pack.info.name.startswith(names.PACKS)]
     if not _is_settled(db, old, compression):

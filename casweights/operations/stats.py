@@ -29,7 +29,8 @@ def stats(db: Database) -> StoreStats:
     """
     db.index.load()
     packs = list(list_packs(db.store, carried=False))
-    snapshots = db.store.sizes(map(names.snapshot_name, db.snapshots.ids()))
+    snapshots = list(db.store.list(names.SNAPSHOTS))
+    archives = list(db.snapshots.archives.infos())
     carried = _carried_bytes(db)
     found = open_segments(db.store, list_segments(db.store))
     segments = [segment for _, segment in found if isinstance(segment, Segment)]
@@ -46,7 +47,7 @@ def stats(db: Database) -> StoreStats:
         versions=versions,
         packs=len(packs) + len(carried),
         pack_bytes=sum(info.size for info in packs) + sum(carried),
-        snapshot_bytes=sum(snapshots.values()) - sum(carried),
+        snapshot_bytes=sum(info.size for info in (*snapshots, *archives)) - sum(carried),
         segments=len(segments),
         segment_bytes=sum(segment.info.size for segment in segments),
         segment_rewrites=max((segment.index.generation for segment in segments), default=0),
@@ -54,6 +55,7 @@ def stats(db: Database) -> StoreStats:
         chunks=len(raw_sizes),
         chunk_bytes=sum(raw_sizes.values()),
         encodings=dict(Counter(_encoding_name(frame) for frame in frames)),
+        archives=len(archives),
     )
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
 
+_MAX_ATTEMPTS = 3  # to read a version, which maintenance of the source may move in between
+
 
 def transfer(
     source: Database, target: Database, tips: Sequence[SnapshotId], *, history: bool = True
@@ -66,6 +68,7 @@ def _transfer(
     source.heed_findings()
     target.heed_findings()
     existing = set(target.snapshots.ids())
+    existing.difference_update([tip for tip in tips if _is_unreadable(target, tip)])
     # If some of the target's frames are reported as damaged, even versions that it contains are
     # copied again, so that it gets sound frames for them.
     sound = set() if target.index.has_suspects else existing
@@ -80,16 +83,52 @@ def _transfer(
         packs = FrameCopy(source, target)
     snapshots = nbytes = 0
     for version, parents in missing.items():
-        stored = source.snapshots.load_stored(version)
-        table = packs.bring(stored)
-        if version in existing:
-            continue
-        packs.save(stored, table._replace(shallow=not existing.issuperset(parents)))
-        snapshots, nbytes = snapshots + 1, nbytes + target.store.size(names.snapshot_name(version))
-        existing.add(version)
+        is_new, shallow = version not in existing, not existing.issuperset(parents)
+        _bring(source, packs, version, is_new=is_new, shallow=shallow)
+        if is_new:
+            existing.add(version)
+            snapshots, name = snapshots + 1, names.snapshot_name(version)
+            nbytes += target.store.sizes([name]).get(name, 0)  # it may be in an archive by now
     return TransferStats(
         snapshots=snapshots, packs=packs.copied, nbytes=nbytes + packs.nbytes, refs={}
     )
+
+
+def _bring(
+    source: Database,
+    packs: PackCopy | FrameCopy,
+    version: SnapshotId,
+    *,
+    is_new: bool,
+    shallow: bool,
+) -> None:
+    """Copy the frames of a version, and the version itself if the target lacks it."""
+    for attempts_left in reversed(range(_MAX_ATTEMPTS)):
+        stored = source.snapshots.load_stored(version)
+        try:
+            table = packs.bring(stored)
+            if is_new:
+                packs.save(stored, table._replace(shallow=shallow))
+        except NotFoundError:  # it moved to an archive, and its frames to a pack
+            if not attempts_left:
+                raise
+            packs.forget(stored)
+        else:
+            return
+
+
+def _is_unreadable(target: Database, tip: SnapshotId) -> bool:
+    """Whether the target's only copy of a version is damaged and in an archive.
+
+    Then a copy of it can be put next to the archive.
+    """
+    if not target.snapshots.archives.known(tip):
+        return False
+    try:
+        target.snapshots.load_stored(tip)
+    except IntegrityError:
+        return True
+    return False
 
 
 def check_configs(source: Database, target: Database) -> None:

@@ -13,6 +13,7 @@ from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFou
 from casweights.events import Stage
 from casweights.format import names
 from casweights.ids import PackId, SegmentId, SnapshotId, Suspect
+from casweights.operations.archive_check import check_archives
 from casweights.operations.frame_check import UNSOUND, FrameCheck
 from casweights.results import Verification
 from casweights.stores.base import ObjectInfo
@@ -65,8 +66,8 @@ class _Numbered(NamedTuple):
 class _Look:
     """One look at all objects of the store; `verify` is called once.
 
-    Refs are listed first, then snapshots, then packs. Writers write in the opposite order, so a
-    commit that runs at the same time is seen completely or not at all.
+    Refs are listed first, then snapshots, archives, and packs. Writers write in the opposite order,
+    so a commit or a maintenance that runs at the same time is seen completely or not at all.
 
     Attributes:
         gone: Names of packs that were deleted since they were listed.
@@ -93,6 +94,7 @@ class _Look:
         known = db.findings.load()
         refs = db.refs.objects()
         snapshots = list(db.store.list(names.SNAPSHOTS))
+        archives = list(db.store.list(names.ARCHIVES))
         packs = [*snapshots, *_list_packs(db, unlisted)]
         frames = _check_frames(db, packs, quick=quick)
         self.gone = frames.gone
@@ -107,6 +109,7 @@ class _Look:
             _answer(db, known - untested, damaged | bad, checked)
         db.findings.answer_gone()
         self._unreadable = frames.unreadable
+        self._problems.extend(check_archives(db, archives))
         found = self._verify_snapshots(snapshots, frames.sound)
         self.unlisted = set(db.store.sizes(self.unlisted - {info.name for info in packs}))
         self._verify_refs(refs, found)
@@ -118,6 +121,7 @@ class _Look:
             packs=frames.packs,
             frames=frames.frames,
             nbytes=sum(info.size for info in packs),
+            archives=len(archives),
             damaged=len(damaged),
             noted=noted,
         )
@@ -129,11 +133,13 @@ class _Look:
         # A new object: the database's own may remember snapshots that are damaged in the store.
         db = self._db
         snapshots = SnapshotStore(db.store, db.index, db.reader, db.config)
-        found = self._snapshot_ids(listed)
+        own = self._snapshot_ids(listed)
+        archived = [snapshot for snapshot in snapshots.archives.ids() if snapshot not in own]
+        found = own.union(archived)
         numbered: dict[SnapshotId, _Numbered] = {}
-        for snapshot_id in sorted(found):
+        for snapshot_id in (*sorted(own), *archived):
             try:
-                stored = snapshots.load_stored(snapshot_id)
+                stored = _load(snapshots, snapshot_id, is_own=snapshot_id in own)
             except UNSOUND as error:
                 name = names.snapshot_name(snapshot_id)
                 if isinstance(error, NotFoundError) and not self._exists(snapshot_id):
@@ -196,7 +202,15 @@ class _Look:
                 )
 
     def _exists(self, snapshot_id: SnapshotId) -> bool:
-        return self._db.store.exists(names.snapshot_name(snapshot_id))
+        return self._db.snapshots.exists(snapshot_id)
+
+
+def _load(snapshots: SnapshotStore, snapshot_id: SnapshotId, *, is_own: bool) -> StoredSnapshot:
+    """Read a version; one with an object of its own from there, to check that object."""
+    if is_own:
+        with suppress(NotFoundError):  # moved to an archive since
+            return snapshots.load_own(snapshot_id)
+    return snapshots.load_stored(snapshot_id)
 
 
 def _misnumbered(versions: Mapping[SnapshotId, _Numbered]) -> Iterator[CasweightsError]:
@@ -284,7 +298,10 @@ def _packs(objects: Iterable[str]) -> set[PackId]:
 
 def _odd_names(db: Database) -> Iterator[CasweightsError]:
     """Yield an error for each object that casweights does not write."""
-    folders = (names.PACKS, names.SNAPSHOTS, names.HEADS, names.TAGS, names.DAMAGED)
+    folders = (
+        *(names.PACKS, names.SNAPSHOTS, names.ARCHIVES),
+        *(names.HEADS, names.TAGS, names.DAMAGED),
+    )
     known = {names.CONFIG, *(info.name for info in list_segments(db.store))}
     for info in db.store.list():
         if info.name not in known and not info.name.startswith(folders):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from casweights.stores.base import Batch, Parts
 
 # Their names are derived from their content.
-CACHED_PREFIXES = ("packs/", "snapshots/", "segments/")
+CACHED_PREFIXES = ("packs/", "snapshots/", "segments/", "versions/")
 CACHED_SUFFIX = ".step"  # of moves that are versions: a writer never draws one name twice
 MAX_WRITTEN = 80 << 20  # bytes; larger written objects are not cached, but packs stay below this
 
@@ -29,7 +29,8 @@ MAX_WRITTEN = 80 << 20  # bytes; larger written objects are not cached, but pack
 class CachedStore(WrapperStore):
     """Another store, with a disk cache of the bytes read from it recently.
 
-    Only reads of packs, snapshots and segments, which never change, are answered from the cache.
+    Only reads of packs, snapshots, segments and archives, which never change, are answered from the
+    cache.
     Such a read does not check that the object still exists. All other calls go to the inner store.
 
     Args:

@@ -55,7 +55,9 @@ def test_repack_names_unreadable_packs_and_keeps_them(run: Run, store: Path) -> 
 def test_maintain_reports_packs_before_and_after(run: Run, store: Path) -> None:
     count = len(list((store / "packs").iterdir()))
     line = run("maintain").stdout.strip()
-    assert line == f"{count} packs, previously {count} packs; 0 B copied"
+    assert line == (
+        f"{count} packs, previously {count} packs; 0 B copied; 0 versions moved into 0 archives"
+    )
 
 
 def test_repack_refuses_invalid_options(run: Run, store: Path) -> None:

@@ -56,6 +56,7 @@ def test_verify_of_a_sound_store_finds_no_problems(
             "packs": 2,
             "frames": 13,  # of 10 chunks, a header, and two lists of chunks
             "checked_bytes": packs,
+            "archives": 0,
             "damaged": 0,
             "noted": None,
         }

@@ -64,7 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return made
 
 
-ONE_LISTING = {names.PACKS: 1, names.SNAPSHOTS: 1}  # of all objects that may hold frames
+ONE_LISTING = {names.PACKS: 1, names.SNAPSHOTS: 1, names.SEGMENTS: 1}
 MISSING = [chunk_id(chunk(number)) for number in range(1000, 1200)]
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.database.moves import Move, latest, parse_move
-from casweights.database.reflog import RefLog
+from casweights.database.moves import Move, encode_move, latest, parse_move
+from casweights.database.reflog import LEAST_MOVES, RefLog
 from casweights.database.refs import Head, Refs
 from casweights.errors import ConflictError, ErrorCode, IntegrityError, StoreError
 from casweights.format import names
@@ -399,3 +399,44 @@ def test_the_newest_moves_are_those_at_the_two_highest_positions() -> None:
     found = RefLog(store, names.HEADS).newest("main")
     assert [move.position for move in found] == [2, 2, 4, 4]
     assert RefLog(store, names.HEADS).newest("other") == []
+
+
+@EXCLUSIVE
+def test_a_late_first_move_does_not_count_after_the_first_moves_were_removed(
+    exclusive: bool,
+) -> None:
+    """Its writer saw no branch, and position 1 is free again, just below the other moves."""
+    refs = Refs(Bucket(exclusive=exclusive))
+    head = None
+    for n in range(LEAST_MOVES + 1):
+        head = refs.advance("main", head, (A, B)[n % 2])
+    refs.trim(0)
+    with pytest.raises(ConflictError):
+        refs.advance("main", None, C)
+    assert refs.head("main") == head
+
+
+@EXCLUSIVE
+def test_maintenance_leaves_the_last_moves_and_displaced_ones(exclusive: bool) -> None:
+    store = Bucket(exclusive=exclusive)
+    refs, head = Refs(store), None
+    for n in range(LEAST_MOVES + 9):
+        head = refs.advance("main", head, (A, B)[n % 2])
+    refs.set_branch("short", C, force=False)
+    if not exclusive:
+        store.put(names.move_name(names.HEADS, "main", 3, D, C, "0" * 16), [encode_move(D)])
+    refs.trim(0)
+    left = len(list(store.list(f"{names.HEADS}main/")))
+    assert left == LEAST_MOVES + (not exclusive)
+    assert refs.head("main") == head
+    assert refs.logged() == ({A, B, C} if exclusive else {A, B, C, D})
+    if not exclusive:
+        assert [found.snapshot for found in refs.displaced()["main"]] == [D]
+
+
+def test_damaged_moves_name_no_version() -> None:
+    store = Bucket(exclusive=True)
+    refs = Refs(store)
+    refs.advance("main", None, A)
+    store.put(names.move_name(names.HEADS, "other", 1), [b"damaged"])
+    assert refs.logged() == {A}

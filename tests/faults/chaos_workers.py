@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 
 import casweights
 from casweights import ConflictError, Publisher, SnapshotId, Subscriber
-from casweights.operations import maintain as merging
+from casweights.database import reflog, refs
+from casweights.operations import maintain, merging
 from casweights.stores.local import LocalStore
 from casweights.sync.publisher import Compare
 from tests.faults.hub_driver import BUCKET, wrapped
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 PREFIX = "chaos"  # folder of the store in the bucket
 STEPS = 60  # number of different states of the model
 MAIN, LIVE = "main", "live"
+_RECENT = 5  # versions of a branch that maintenance leaves alone
+reflog.LEAST_MOVES = refs.LEAST_MOVES = _RECENT  # type: ignore[attr-defined]
 CONFLICT = 11  # exit status of a command that lost the race for a branch
 
 
@@ -261,9 +264,10 @@ def name_versions(worker: Worker) -> None:
 
 
 def repack(worker: Worker) -> None:
-    """Repack the store, or merge its packs, also the newest ones."""
+    """Repack the store, or merge its objects, also rather new ones."""
     compression: Compression = worker.chance.choice(["fast", "auto"])
-    merging._RECENT_PACKS, merging._FAN_IN = 0, 2
+    maintain._RECENT_PACKS, maintain._FAN_IN, merging.FAN_IN = 0, 2, 2
+    maintain.RECENT_VERSIONS = _RECENT  # type: ignore[attr-defined]
     with worker.journal.doing("repack"):
         if worker.chance.random() < 0.5:
             with worker.place.opened() as repo:

@@ -29,6 +29,8 @@ import numpy as np
 import casweights
 import casweights.database.writer
 import casweights.operations.checkout
+import casweights.operations.maintain
+import casweights.operations.merging
 import casweights.operations.repack
 from casweights.config import KiB, StoreConfig
 from casweights.database.packs import read_pack_index
@@ -169,8 +171,18 @@ def checkout(store: ObjectStore | Path, version: SnapshotId, target: Path) -> No
         repo.checkout(version, target, delete=True)
 
 
+def limit_versions() -> None:
+    """Make maintenance move all versions into archives but the last one of a branch."""
+    vars(casweights.operations.maintain)["RECENT_VERSIONS"] = 1
+    vars(casweights.operations.merging)["FAN_IN"] = 1
+    vars(casweights.database.refs)["LEAST_MOVES"] = 1
+    vars(casweights.database.reflog)["LEAST_MOVES"] = 1
+
+
 def repack(store: ObjectStore | Path) -> None:
+    """Maintain a store, and then repack it."""
     with casweights.open(store) as repo:
+        repo.maintain()
         repo.repack(compression="small")  # another compression, so that every pack is replaced
 
 
@@ -311,8 +323,12 @@ def die_at(moment: str, number: int, root: Path, action: Callable[[ObjectStore],
 
 
 def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
-    """Kill a commit, a checkout and a repack at each operation on the store or file system."""
+    """Kill a commit, a checkout and a repack at each operation on the store or file system.
+
+    Maintenance before the repack is killed as well.
+    """
     limit_packs(256 * KiB)
+    limit_versions()
     chance = random.Random(seed)
     model = Model(folder / "model", shards=2, tensors=8, nbytes=64 * KiB, seed=seed)
     ends: Counter[str] = Counter()

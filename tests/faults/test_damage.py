@@ -20,6 +20,7 @@ from casweights.format.pack import TRAILER_SIZE, index_span, parse_index
 from casweights.format.safetensors import build_header
 from casweights.format.snapshot import end_span
 from casweights.ids import PackId
+from casweights.operations.archiving import archive
 from casweights.stores.memory import MemoryStore
 from tests.large_versions import packs_apart
 
@@ -102,6 +103,9 @@ def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 )
             versions[snapshot.id] = model(seed)
         repo.tag("v1", "main~1")
+        latest = names.snapshot_name(snapshot.id)
+        old = [info for info in store.list(names.SNAPSHOTS) if info.name != latest]
+        archive(repo.database, old)
         assert set(repo.stats().encodings) == {"raw", "zstd", "planes"}
         assert repo.verify().problems == ()
         return Sample(contents(store), versions, repo.resolve("main"), repo.resolve("main~1"))
@@ -141,7 +145,9 @@ def problems(objects: Objects, *, quick: bool) -> tuple[CasweightsError, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prefix", [names.CONFIG, names.PACKS, names.SNAPSHOTS, "refs/"])
+@pytest.mark.parametrize(
+    "prefix", [names.CONFIG, names.PACKS, names.SNAPSHOTS, names.ARCHIVES, "refs/"]
+)
 def test_verify_names_every_damaged_object(sample: Sample, prefix: str) -> None:
     kind = [name for name in sample.objects if name.startswith(prefix)]
     assert kind

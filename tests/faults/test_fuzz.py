@@ -6,6 +6,7 @@ import itertools
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from casweights import CasweightsError, InvalidInputError, SnapshotId
 from casweights.config import StoreConfig
+from casweights.format.archive import ENDING_SIZE, ROW_SIZE, build_archive, parse_archive
 from casweights.format.codecs import Encoding, decode
 from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal, unseal
@@ -191,6 +193,27 @@ def test_unedited_values_are_accepted() -> None:
     assert (again.snapshot, again.table) == (snapshot, table)
     assert parse_index(msgpack.packb(INDEX)) == [FRAME]
     assert build_index([FRAME])[1][:-TRAILER_SIZE] == msgpack.packb(INDEX)
+
+
+ARCHIVE = b"".join(
+    build_archive({HONEST_ID: HONEST_SNAPSHOT, SnapshotId(b"o" * 32): b"o"}, 1).parts
+)
+
+
+@given(st.binary() | edited(ARCHIVE))
+def test_edited_archive_gives_a_value_or_a_named_error(data: bytes) -> None:
+    parse(partial(parse_archive, name=NAME), data)
+
+
+@given(edited(ARCHIVE[-ENDING_SIZE - 2 * ROW_SIZE : -ENDING_SIZE]), st.integers(0, 2**32 - 1))
+def test_edited_rows_with_a_valid_checksum_give_a_value_or_a_named_error(
+    rows: bytes, count: int
+) -> None:
+    first_bytes, generation = prefix(ObjectKind.ARCHIVE), bytes(4)
+    for claimed in (count, len(rows) // ROW_SIZE):
+        ending = generation + checksum(first_bytes + rows + generation)
+        data = first_bytes + HONEST_SNAPSHOT + rows + ending + claimed.to_bytes(4, "little")
+        parse(partial(parse_archive, name=NAME), data + b"cver")
 
 
 @given(st.binary() | edited(HONEST_SNAPSHOT))

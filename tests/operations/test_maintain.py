@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
     from casweights.testing import CountingStore
 
-pytestmark = pytest.mark.usefixtures("packs_apart")
-
 CONFIG = StoreConfig(chunk_size=CHUNK)
-RECENT = 100  # packs that maintenance leaves alone
+RECENT = 16  # packs that maintenance leaves alone
 
 Versions = dict["SnapshotId", dict[str, torch.Tensor]]
 

@@ -6,7 +6,7 @@ import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgpack
 import xxhash
@@ -107,20 +107,19 @@ class End(NamedTuple):
     rest: bytes  # the bytes between the index and the trailer
 
 
-def read_end(store: Path, name: str, rest: int, limit: int) -> End:
+def read_end(file: BinaryIO, name: str, rest: int, limit: int) -> End:
     """Return the end of an object that has `rest` bytes between its index and its trailer."""
-    with place(store, name).open("rb") as file:
-        prefix = file.read(8)
-        end = file.seek(-8, 2)
-        size, magic = struct.unpack("<I4s", file.read(8))
-        need(magic == b"cidx" and size <= min(limit, end - rest - 8), f"{name} is damaged")
-        start = file.seek(end - rest - size)
-        return End(prefix, start, file.read(size), file.read(rest))
+    prefix = file.read(8)
+    end = file.seek(-8, 2)
+    size, magic = struct.unpack("<I4s", file.read(8))
+    need(magic == b"cidx" and size <= min(limit, end - rest - 8), f"{name} is damaged")
+    start = file.seek(end - rest - size)
+    return End(prefix, start, file.read(size), file.read(rest))
 
 
-def read_snapshot_end(store: Path, name: str) -> tuple[dict[str, Any], list[Frame]]:
+def read_snapshot_end(file: BinaryIO, name: str) -> tuple[dict[str, Any], list[Frame]]:
     """Return the fields of a snapshot object's index, and the frames that the object carries."""
-    end = read_end(store, name, 8, MAX_END)
+    end = read_end(file, name, 8, MAX_END)
     need(xxhash.xxh3_64_digest(end.prefix + end.content) == end.rest, f"{name} is damaged")
     need(end.prefix[:5] == b"casws", f"{name} is of another kind")
     need(end.prefix[5] == 2, f"{name} has format version {end.prefix[5]}")
@@ -136,9 +135,10 @@ def read_snapshot_end(store: Path, name: str) -> tuple[dict[str, Any], list[Fram
 
 def read_index(store: Path, name: str) -> list[Frame]:
     """Return the frames that a pack or a snapshot object lists."""
-    if name.startswith("snapshots/"):
-        return read_snapshot_end(store, name)[1]
-    end = read_end(store, name, 0, MAX_INDEX)
+    with (store / name).open("rb") as file:
+        if name.startswith("snapshots/"):
+            return read_snapshot_end(file, name)[1]
+        end = read_end(file, name, 0, MAX_INDEX)
     need(f"packs/{blake3(end.prefix + end.content).hexdigest()}" == name, f"{name} is damaged")
     need(end.prefix[:6] == b"caswp\x02", f"{name} has another format version")
     return parse_columns(end.content, name, end.start)

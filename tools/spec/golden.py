@@ -14,7 +14,7 @@ import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,8 +25,10 @@ import numpy as np
 import torch
 
 import casweights
-from casweights import Repository, Snapshot, StoreConfig
+from casweights import Repository, Snapshot, SnapshotId, StoreConfig
 from casweights.database.writer import PackWriter
+from casweights.format.names import SNAPSHOTS, snapshot_name
+from casweights.operations.archiving import archive
 
 CHUNK_SIZE = 65_536
 WIDE = 4_100  # tensors: their IDs need two pages of 4,096
@@ -245,8 +247,8 @@ def commit_models(store: Repository, model: Path, versions: dict[str, Any]) -> l
 def make_store(store: Repository, work: Path) -> dict[str, Any]:
     """Fill a store, and return its expected content.
 
-    Some versions are in packs of two generations, and some in the objects of their snapshots. A
-    segment covers all of them.
+    Some versions are in packs of two generations, some in the objects of their snapshots, and some
+    in an archive. A segment covers all of the packs.
     """
     versions: dict[str, Any] = {}
     with packs_apart():
@@ -266,6 +268,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         change_wide(work / "wide", number)
         wide = store.commit(work / "wide", branch="wide", time=later)
         versions[str(wide.id)] = describe_version(wide, hash_files(work / "wide"))
+    archive_versions(store, [store.resolve("tuned~1"), third.id])
     store.branch("old", first.id)
     store.branch("old", second.id, force=True)
     store.tag("v1.0", first.id)
@@ -277,6 +280,12 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         "tags": {name: str(target) for name, target in store.tags().items()},
         "versions": versions,
     }
+
+
+def archive_versions(store: Repository, versions: Sequence[SnapshotId]) -> None:
+    """Move some versions into an archive, as maintenance does once they are old."""
+    moved, database = set(map(snapshot_name, versions)), store.database
+    archive(database, [info for info in database.store.list(SNAPSHOTS) if info.name in moved])
 
 
 def describe_version(version: Snapshot, files: dict[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ with a line on stderr that gives the reason.
 """
 
 import argparse
+import io
 import itertools
 import json
 import re
@@ -25,6 +26,7 @@ import msgpack
 import xxhash
 from blake3 import blake3
 
+from tools.spec.archives import find_archived
 from tools.spec.chunks import (
     DIGEST_SIZES,
     DIGESTS,
@@ -33,6 +35,7 @@ from tools.spec.chunks import (
     MAX_INT,
     WHOLE_MOVE,
     ChunkReader,
+    Frame,
     StoreError,
     decompress,
     ints,
@@ -161,9 +164,7 @@ def read_ref(store: Path, log: str) -> str:
 
 def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[File], ChunkReader]:
     """Return the files of a version, and a reader of their chunks."""
-    name = f"snapshots/{snapshot}"
-    need(place(store, name).is_file(), f"there is no {name}")
-    index, frames = read_snapshot_end(store, name)
+    name, index, frames = read_version(store, snapshot)
     manifest = expand(index["manifest"], index["manifest_size"], MAX_MANIFEST, name)
     need(blake3(manifest).hexdigest() == snapshot, f"{name} contains another version")
     rows = parse_manifest(manifest, chunking)
@@ -175,6 +176,19 @@ def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[
     files = [read_file(row, chunks, chunking) for row in rows]
     count_distinct(itertools.chain.from_iterable(file.chunks for file in files))
     return files, chunks
+
+
+def read_version(store: Path, snapshot: str) -> tuple[str, dict[str, Any], list[Frame]]:
+    """Return the name, index and frames of the object of a version, its own or an archived one."""
+    name = f"snapshots/{snapshot}"
+    path = place(store, name)
+    if path.is_file():
+        with path.open("rb") as file:
+            return name, *read_snapshot_end(file, name)
+    name, data = find_archived(store, snapshot)
+    index, frames = read_snapshot_end(io.BytesIO(data), name)
+    need(not frames, f"{name} carries frames")
+    return name, index, frames
 
 
 def expand(data: Any, size: Any, limit: int, name: str) -> bytes:
