@@ -16,8 +16,8 @@ from casweights.format.pack import (
     parse_generation,
     parse_index,
 )
-from casweights.format.snapshot import SnapshotEnd, end_span, parse_end
-from casweights.ids import CarriedPackId
+from casweights.format.snapshot import SnapshotEnd, check_manifest, end_span, parse_end
+from casweights.ids import CarriedPackId, SnapshotId
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
     """Read which frames a pack, or the object of a snapshot, contains.
 
     The index of a pack is checked against the pack's name. That of a snapshot's object is checked
-    against its checksum, and its manifest is not looked at.
+    against its checksum, and the manifest against the name.
 
     Args:
         store: The store that contains the pack.
@@ -93,7 +93,9 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
     """
     pack = names.pack_of(info.name)
     if isinstance(pack, CarriedPackId):
-        frames, generation = read_snapshot_index(store, info, trusting=trusting).frames, 0
+        index = read_snapshot_index(store, info, trusting=trusting)
+        check_manifest(index, SnapshotId(pack), info.name)
+        frames, generation = index.frames, 0
     else:
         frames, generation = _read_pack_index(store, info, pack, trusting=trusting)
     return PackContents(info, generation, [Location(pack, frame) for frame in frames])

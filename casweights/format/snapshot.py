@@ -20,7 +20,7 @@ from casweights.format.envelope import (
     corrupt,
     prefix,
 )
-from casweights.format.hashing import CHECKSUM_SIZE, checksum
+from casweights.format.hashing import CHECKSUM_SIZE, blake3_256, checksum
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
 from casweights.format.names import snapshot_name
 from casweights.format.pack import (
@@ -284,9 +284,7 @@ def parse_snapshot(
     Raises:
         IntegrityError: The object is not this snapshot.
     """
-    manifest = _decompress(
-        index.manifest, index.manifest_size, f"the manifest of snapshot {snapshot_id}", name
-    )
+    manifest = _manifest(index, snapshot_id, name)
     encoded_table = _decompress(index.table, index.table_size, "its pack table", name)
 
     def structure(wanted: Mapping[ChunkId, int]) -> Mapping[ChunkId, bytes]:
@@ -313,6 +311,21 @@ def decode_snapshot(
     start, stop = end_span(data[-TRAILER_SIZE:], len(data), name)
     end = SnapshotEnd(start, data[start:stop], data[stop:-TRAILER_SIZE])
     return parse_snapshot(parse_end(data[:PREFIX_SIZE], end, name), snapshot_id, name, read)
+
+
+def check_manifest(index: SnapshotIndex, snapshot_id: SnapshotId, name: str) -> None:
+    """Check that an object is the snapshot with this ID, without decoding its manifest.
+
+    Raises:
+        IntegrityError: It is not.
+    """
+    if blake3_256(_manifest(index, snapshot_id, name)) != snapshot_id:
+        raise corrupt(name, "its manifest does not match its ID")
+
+
+def _manifest(index: SnapshotIndex, snapshot_id: SnapshotId, name: str) -> bytes:
+    what = f"the manifest of snapshot {snapshot_id}"
+    return _decompress(index.manifest, index.manifest_size, what, name)
 
 
 def _decompress(data: bytes, raw_size: int, what: str, name: str) -> bytes:

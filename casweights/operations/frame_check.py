@@ -212,8 +212,8 @@ def _try_index(
     try:
         return info, read_pack_index(db.store, info)
     except UNSOUND as error:
-        # Every reader of a snapshot sees that its end is damaged, and the end may list no frames.
-        if isinstance(error, IntegrityError) and not _is_snapshot(info):
+        # A snapshot counts, too: writers may have read its end when it was sound.
+        if isinstance(error, IntegrityError):
             with suppress(IntegrityError):  # the object's name is not a pack's name
                 error.suspect = Suspect(names.pack_of(info.name), None)
         return info, error
