@@ -28,6 +28,7 @@ from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import flip_bit
 from casweights.testing.states import assert_same_state
 from tests.histories import CHUNK, State, step, weights
+from tests.large_versions import packs_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,10 +40,18 @@ if TYPE_CHECKING:
     Versions = dict[SnapshotId, State]
     Operation = Callable[[ObjectStore], Versions]
 
-pytestmark = pytest.mark.usefixtures("packs_apart")
-
 CONFIG = StoreConfig(chunk_size=CHUNK)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)  # a fixed time, so that equal versions have equal IDs
+
+
+@pytest.fixture(scope="module", params=["carried", "apart"], autouse=True)
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All tests run twice: with snapshots that carry frames, and with packs and bare snapshots."""
+    for cached in (beginning, elsewhere):
+        cached.cache_clear()
+    checked.clear()
+    with packs_apart() if request.param == "apart" else nullcontext():
+        yield
 
 
 class Watched(WrapperStore):
@@ -206,7 +215,8 @@ def beginning(kind: str) -> Beginning:
         versions = {repo.commit(state).id: state for state in (MAIN, LATER)}
         versions[repo.commit(SIDE, branch="side").id] = SIDE
         before = set(store.list(names.PACKS))
-        unfinished = repo.commit({"w": LOOSE}, branch="unfinished").id
+        with packs_apart():
+            unfinished = repo.commit({"w": LOOSE}, branch="unfinished").id
         repo.delete_branch("unfinished")
         store.delete(names.snapshot_name(unfinished))
     (loose,) = set(store.list(names.PACKS)) - before
