@@ -45,7 +45,7 @@ def test_tensors_may_change_while_their_version_is_written(
         open_store(objects) as store,
         Publisher(store, compare=compare, compression=compression) as run,
     ):
-        objects.hold("packs/")
+        objects.hold("snapshots/")
         states[0] = copied(state)
         run.publish(state, step=0)
         objects.reached()
@@ -62,7 +62,7 @@ def test_tensors_may_change_while_their_version_is_written(
 def test_metadata_is_copied_when_publish_is_called() -> None:
     objects, tags = Trouble(), ["a"]
     with open_store(objects) as store, Publisher(store) as run:
-        objects.hold("packs/")
+        objects.hold("snapshots/")
         run.publish({"w": noise(CHUNK)}, step=0)
         objects.reached()
         run.publish({"w": noise(CHUNK, 1)}, step=1, metadata={"tags": tags})
@@ -89,7 +89,7 @@ def test_a_change_of_layout_waits_for_versions_in_progress(policy: Policy) -> No
             if step == 6:
                 state["b"] = state["b"].half()
             states[step] = copied(state)
-            objects.hold("packs/")
+            objects.hold("snapshots/")
             done = pool.submit(run.publish, state, step=step)
             if step % 2:  # waits for the writer; otherwise layouts change while nothing is delayed
                 objects.reached()

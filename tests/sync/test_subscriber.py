@@ -24,6 +24,7 @@ from casweights.sync.live import LiveTensor
 from casweights.testing import CountingStore
 from casweights.testing.faults import FaultyStore
 from tests.histories import CHUNK, ELEMENTS, history, step, weights
+from tests.large_versions import packs_apart
 from tests.sync.models import Recorder, bits, commit_all, flip, places, replica
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ CONFIG = StoreConfig(chunk_size=CHUNK)
 def whole_size(state: State) -> int:
     """The stored bytes of a state in a store of its own."""
     objects = CountingStore(MemoryStore())
-    with casweights.open(objects, create=True, config=CONFIG, workers=2) as repo:
+    with packs_apart(), casweights.open(objects, create=True, config=CONFIG, workers=2) as repo:
         repo.commit(state)
     return sum(nbytes for name, nbytes in objects.writes if name.startswith("packs/"))
 
@@ -94,6 +95,7 @@ def test_a_replica_follows_a_run_step_by_step(repo: Repository) -> None:
     ]
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_fetched_bytes_count_the_bytes_read(repo: Repository, objects: CountingStore) -> None:
     versions = commit_all(repo, list(history(8, 0.01, chunks=3)))
     live = {"w": weights(3, seed=5)}
@@ -246,6 +248,7 @@ def test_a_sync_to_another_version_drops_the_prefetched_one(repo: Repository) ->
         assert bits(live) == bits(states[3])
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize("memory", [0, 1, 3000, 1 << 20])
 def test_changes_beyond_the_memory_limit_are_fetched_late(
     repo: Repository, objects: CountingStore, memory: int
