@@ -39,9 +39,9 @@ class CountingStore(WrapperStore):
         self.reads: list[tuple[str, int]] = []
         self.writes: list[tuple[str, int]] = []
 
-    def read_bytes(self, prefix: str) -> int:
-        """Number of bytes read from objects whose names begin with `prefix`."""
-        return sum(nbytes for name, nbytes in self.reads if name.startswith(prefix))
+    def read_bytes(self, *prefixes: str) -> int:
+        """Number of bytes read from objects whose names begin with one of these prefixes."""
+        return sum(nbytes for name, nbytes in self.reads if name.startswith(prefixes))
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         created = super().put(name, parts)

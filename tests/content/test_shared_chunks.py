@@ -68,7 +68,7 @@ def test_neighbours_share_a_chunk_and_load_as_they_were(
     assert chunks_of(repo, "n007x") == ()
     objects.reset()
     assert_same_state(repo.load("main"), state)
-    whole = objects.read_bytes("packs/")
+    whole = objects.read_bytes("packs/", "snapshots/")
     assert whole < sum(tensor.nbytes for tensor in state.values()) + 100
 
 
@@ -83,7 +83,10 @@ def test_tensors_that_share_a_chunk_are_read_together(
     loaded = list(load_each(repo.database, stored))
     for one, tensor in zip(stored, loaded, strict=True):
         assert torch.equal(tensor, state[one.info.name])
-    assert objects.read_bytes("packs/") < sum(tensor.nbytes for tensor in state.values()) + 100
+    assert (
+        objects.read_bytes("packs/", "snapshots/")
+        < sum(tensor.nbytes for tensor in state.values()) + 100
+    )
 
 
 @pytest.mark.parametrize("name", ["n000", "n001", "n039", "n007x", "n020x"])
@@ -119,6 +122,7 @@ def test_only_the_member_that_changed_differs(repo: Repository) -> None:
     assert diff.unchanged == COUNT + 1  # with the file's metadata, without two of the tensors
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_diff_of_damaged_chunks_is_refused(repo: Repository, objects: CountingStore) -> None:
     state = small()
     repo.commit(state)
@@ -181,6 +185,7 @@ def test_a_part_of_the_members_that_is_there_already_is_kept(
     assert path.stat().st_ino == before.st_ino
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_part_of_a_damaged_chunk_is_refused(
     repo: Repository, objects: CountingStore, tmp_path: Path
 ) -> None:

@@ -93,7 +93,7 @@ def test_a_trainer_with_a_cache_reads_no_pack() -> None:
     with casweights.open(objects, create=True, config=CONFIG, cache_size=2 * CHUNK) as repo:
         for state in history(10, 0.01):
             repo.commit(state)
-        assert objects.read_bytes("packs/") == objects.read_bytes("snapshots/") == 0
+        assert objects.read_bytes("packs/", "snapshots/") == 0
         assert repo.stats().encodings == {"planes": 2, "sparse": 18}
 
 

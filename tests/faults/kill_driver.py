@@ -33,7 +33,7 @@ import casweights.operations.maintain
 import casweights.operations.merging
 import casweights.operations.repack
 from casweights.config import KiB, StoreConfig
-from casweights.database.packs import read_pack_index
+from casweights.database.packs import list_packs, read_pack_index
 from casweights.format.dtypes import DTYPES
 from casweights.format.hashing import blake3_256
 from casweights.format.safetensors import build_header
@@ -155,7 +155,7 @@ def repeated_frames(root: Path) -> set[tuple[ChunkId, ChunkId | None]]:
     store = LocalStore(root)
     found = Counter(
         (location.frame.chunk, location.frame.base)
-        for info in store.list("packs/")
+        for info in list_packs(store)
         for location in read_pack_index(store, info)
     )
     return {key for key, times in found.items() if times > 1}

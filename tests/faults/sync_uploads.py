@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB
 from casweights.content.torch_types import patterns
-from casweights.database.packs import read_pack_index
+from casweights.database.packs import list_packs, read_pack_index
 from tests.faults.sync_states import CONFIG, MODEL, state, step_of
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def check_uploads(repo: Repository) -> None:
 def _frames(repo: Repository) -> dict[tuple[ChunkId, ChunkId | None], list[Location]]:
     """Return all frames in the store by their chunk and base."""
     store, found = repo.database.store, defaultdict(list)
-    for info in store.list("packs/"):
+    for info in list_packs(store):
         for location in read_pack_index(store, info):
             found[location.frame.chunk, location.frame.base].append(location)
     return found

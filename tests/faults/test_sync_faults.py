@@ -31,7 +31,7 @@ from tests.faults.sync_states import CONFIG, blank, digest, digest_of, state, st
 from tests.faults.test_full_disk import largest_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from typing import Any, Literal, NoReturn
 
@@ -90,6 +90,11 @@ def publish_new(store: ObjectStore, step: int) -> tuple[SnapshotId, list[ObjectI
     return version, [info for info in store.list() if info.name not in before]
 
 
+def with_frames(news: Iterable[ObjectInfo]) -> list[ObjectInfo]:
+    """Return those of a version's new objects that have its frames."""
+    return [info for info in news if info.name.startswith(("packs/", "snapshots/"))]
+
+
 @pytest.mark.parametrize("verify", ["full", "patch"])
 def test_a_damaged_frame_leaves_the_replica_at_its_version(
     objects: ObjectStore, verify: Literal["full", "patch"]
@@ -97,14 +102,14 @@ def test_a_damaged_frame_leaves_the_replica_at_its_version(
     """No tensor is written, whichever frame is damaged; after the repair, the sync succeeds."""
     (first,) = publish(objects, 0)
     second, news = publish_new(objects, 1)
-    (pack,) = [info for info in news if info.name.startswith("packs/")]
+    (pack,) = with_frames(news)
     frames = [location.frame for location in read_pack_index(objects, pack)]
     assert len(frames) >= 8
     for frame in frames:
         with replica_of(objects, to=first, verify=verify) as replica:
             flip_bit(objects, pack.name, frame.offset + frame.size // 2)
             for action in (replica.subscriber.sync, replica.subscriber.prefetch):
-                with pytest.raises(IntegrityError, match=f"packs/.*{frame.chunk}"):
+                with pytest.raises(IntegrityError, match=f"{pack.name}.*{frame.chunk}"):
                     action()
                 assert replica.holds(0, first)
             flip_bit(objects, pack.name, frame.offset + frame.size // 2)
@@ -119,7 +124,7 @@ def test_a_new_replica_writes_nothing_if_any_frame_is_damaged(
 ) -> None:
     """The replica has no version before and none after, whichever frame is damaged."""
     _, news = publish_new(objects, 0)
-    (pack,) = [info for info in news if info.name.startswith("packs/")]
+    (pack,) = with_frames(news)
     for frame in [location.frame for location in read_pack_index(objects, pack)]:
         flip_bit(objects, pack.name, frame.offset + frame.size // 2)
         weights = blank()
@@ -127,7 +132,7 @@ def test_a_new_replica_writes_nothing_if_any_frame_is_damaged(
             casweights.open(objects, workers=2) as repo,
             Subscriber(repo, verify=verify) as subscriber,
         ):
-            with pytest.raises(IntegrityError, match=f"packs/.*{frame.chunk}"):
+            with pytest.raises(IntegrityError, match=f"{pack.name}.*{frame.chunk}"):
                 subscriber.sync(weights)
             assert subscriber.version is None
             assert digest(weights) == digest(blank())
@@ -137,7 +142,7 @@ def test_a_new_replica_writes_nothing_if_any_frame_is_damaged(
 def test_a_replica_continues_once_a_pack_is_repaired(objects: ObjectStore) -> None:
     (first,) = publish(objects, 0)
     second, news = publish_new(objects, 1)
-    (pack,) = [info for info in news if info.name.startswith("packs/")]
+    (pack,) = with_frames(news)
     with replica_of(objects, to=first) as replica:
         flip_bit(objects, pack.name, 8)
         with pytest.raises(IntegrityError):
@@ -147,6 +152,7 @@ def test_a_replica_continues_once_a_pack_is_repaired(objects: ObjectStore) -> No
         assert replica.holds(1, second)
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize("kind", ["packs/", "snapshots/"])
 def test_a_damaged_index_or_snapshot_leaves_the_replica_at_its_version(
     objects: ObjectStore, kind: str
@@ -330,7 +336,7 @@ def test_stale_corrupt_and_unreachable_have_different_codes(objects: ObjectStore
     faulty = FaultyStore(objects)
     with replica_of(faulty) as replica:
         second, news = publish_new(objects, 1)
-        (pack,) = [info for info in news if info.name.startswith("packs/")]
+        (pack,) = with_frames(news)
         with pytest.raises(StaleError) as stale:
             replica.subscriber.sync(expect=second)
         assert replica.holds(0, first)

@@ -172,6 +172,7 @@ def test_copying_an_object_that_is_deleted_after_the_look_up_raises_not_found(
     assert list(target.list()) == []
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_an_open_reader_loads_all_versions_after_a_repack_whose_old_packs_are_freed(
     client: Callable[[], HubStore],
 ) -> None:
@@ -189,6 +190,7 @@ def test_an_open_reader_loads_all_versions_after_a_repack_whose_old_packs_are_fr
         assert writer.verify().problems == ()
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_push_succeeds_after_a_repack_has_freed_the_packs(
     hub: LocalHub, client: Callable[[], HubStore]
 ) -> None:
@@ -208,6 +210,7 @@ def test_a_push_succeeds_after_a_repack_has_freed_the_packs(
                 assert_same_state(copy.load(version), state)
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_loading_from_a_store_without_packs_raises_a_named_error(
     hub: LocalHub, client: Callable[[], HubStore]
 ) -> None:

@@ -378,6 +378,7 @@ def test_missing_versions_and_versions_of_other_kinds_are_refused(repo: Reposito
         load({"w": torch.ones(3)}, CasweightsReader(repo, "nowhere"))
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_damaged_pack_is_an_integrity_error(objects: CountingStore) -> None:
     with casweights.open(objects, create=True) as repo:
         save({"w": torch.randn(100, 100)}, CasweightsWriter(repo))

@@ -196,6 +196,7 @@ def test_updates_may_go_back_or_repeat_a_version(
     assert worker.whole == 1
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_damaged_store_changes_no_weight(
     worker: Worker, path: str, local_repo: Repository, tmp_path: Path
 ) -> None:

@@ -62,7 +62,7 @@ def test_equal_files_are_left_alone(repo: Repository, objects: CountingStore, mo
     objects.reset()
     repo.checkout("main", model)
     assert state_of(model) == before
-    assert objects.read_bytes("packs/") == 0
+    assert objects.read_bytes("packs/", "snapshots/") == 0
 
 
 @pytest.mark.usefixtures("packs_apart")
@@ -293,7 +293,7 @@ def test_include_selects_tensors_by_name(
     part = (tmp_path / "out/m.safetensors").read_bytes()
     chosen = {name: state[name] for name in ("model.layers.1.w", "model.layers.10.w")}
     assert part == safetensors.torch.save(chosen, {"format": "pt"})
-    assert objects.read_bytes("packs/") <= 2 * CHUNK
+    assert objects.read_bytes("packs/", "snapshots/") <= 2 * CHUNK
 
 
 def test_a_part_of_a_nested_state_has_no_tree(repo: Repository, tmp_path: Path) -> None:

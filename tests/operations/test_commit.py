@@ -93,7 +93,7 @@ def test_a_commit_does_not_read_packs_it_wrote(repo: Repository, objects: Counti
     repo.commit({"w": rows(8)})
     objects.reset()
     repo.commit({"v": rows(8, seed=1)})  # another name, so the first tensor is not its base
-    assert objects.read_bytes("packs/") == 0
+    assert objects.read_bytes("packs/", "snapshots/") == 0
 
 
 def test_a_tensor_that_moves_to_another_file_is_not_stored_again(
@@ -352,6 +352,7 @@ def test_a_version_is_written_although_the_index_forgot_its_chunks(repo: Reposit
     assert repo.load("main")["w"].equal(rows(8))
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_commit_stores_lost_chunks_again(
     repo: Repository, objects: CountingStore, after_encoding: list[Callable[[], object]]
 ) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from casweights import Repository
     from casweights.stores.base import ObjectStore
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 CONFIG = StoreConfig(chunk_size=64 * KiB)
 
 

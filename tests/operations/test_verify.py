@@ -188,6 +188,7 @@ def test_a_commit_stores_chunks_of_damaged_frames_again(objects: CountingStore) 
         assert (repo.load("main~1")["a"] == noise(3, 7)).all()
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_a_commit_does_not_rely_on_deleted_packs(
     filled: Repository, objects: CountingStore
 ) -> None:
