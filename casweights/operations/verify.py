@@ -133,7 +133,7 @@ class _Look:
         # A new object: the database's own may remember snapshots that are damaged in the store.
         db = self._db
         snapshots = SnapshotStore(db.store, db.index, db.reader, db.config)
-        own = self._snapshot_ids(listed)
+        own = _snapshot_ids(listed)
         archived = [snapshot for snapshot in snapshots.archives.ids() if snapshot not in own]
         found = own.union(archived)
         numbered: dict[SnapshotId, _Numbered] = {}
@@ -156,15 +156,6 @@ class _Look:
                 if parent not in found and not self._exists(parent)
             )
         self._problems.extend(_misnumbered(numbered))
-        return found
-
-    def _snapshot_ids(self, listed: Sequence[ObjectInfo]) -> set[SnapshotId]:
-        found: set[SnapshotId] = set()
-        for info in listed:
-            try:
-                found.add(names.parse_id(SnapshotId, names.SNAPSHOTS, info.name))
-            except IntegrityError as error:
-                self._problems.append(error)
         return found
 
     def _verify_chunks(self, stored: StoredSnapshot, have: set[ChunkId]) -> None:
@@ -211,6 +202,15 @@ def _load(snapshots: SnapshotStore, snapshot_id: SnapshotId, *, is_own: bool) ->
         with suppress(NotFoundError):  # moved to an archive since
             return snapshots.load_own(snapshot_id)
     return snapshots.load_stored(snapshot_id)
+
+
+def _snapshot_ids(listed: Sequence[ObjectInfo]) -> set[SnapshotId]:
+    """Return the IDs of these objects; the check of the frames reports other names."""
+    found: set[SnapshotId] = set()
+    for info in listed:
+        with suppress(IntegrityError):
+            found.add(names.parse_id(SnapshotId, names.SNAPSHOTS, info.name))
+    return found
 
 
 def _misnumbered(versions: Mapping[SnapshotId, _Numbered]) -> Iterator[CasweightsError]:
