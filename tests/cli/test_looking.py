@@ -220,6 +220,7 @@ def test_diff_quiet_lists_the_files_that_differ(run: Run, store: Path) -> None:
     assert run("diff", "v1", "v1", "-q").stdout == ""
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_stats_compare_the_store_with_plain_copies(run: Run, run_json: Json, store: Path) -> None:
     stats = run_json("stats")
     assert (stats["versions"], stats["packs"], stats["chunks"]) == (2, 2, 10)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.cli.test_verify import damage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.cli.conftest import Json, Run
+
+pytestmark = pytest.mark.usefixtures("packs_apart")
 
 
 def pack_bytes(store: Path) -> int:

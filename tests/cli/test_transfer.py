@@ -27,6 +27,7 @@ def stored_bytes(store: str) -> int:
     )
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_push_copies_all_names_and_versions(run: Run, run_json: Json, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
     (summary,) = run_json("push", BACKUP, "--create")
@@ -48,6 +49,7 @@ def test_push_copies_all_names_and_versions(run: Run, run_json: Json, store: Pat
     assert read_tree(Path("model")) == read_tree(Path("out"))
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_push_prints_the_names_and_the_size_for_people(run: Run, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
     first = run("push", BACKUP, "v1", "--create").stdout.splitlines()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
     from tests.cli.conftest import Json, Run
 
+pytestmark = pytest.mark.usefixtures("both_forms")
+
 
 def damage(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
@@ -32,10 +34,15 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def with_frames(store: Path) -> list[Path]:
+    """Return the files that may contain frames."""
+    return [*store.glob("packs/*"), *store.glob("snapshots/*")]
+
+
 @pytest.fixture
 def damaged(store: Path) -> Path:
-    """A store with a flipped bit in the first frame of its larger pack."""
-    damage(max((store / "packs").iterdir(), key=lambda path: path.stat().st_size), 100)
+    """A store with a flipped bit in the first frame of its largest object."""
+    damage(max(with_frames(store), key=lambda path: path.stat().st_size), 100)
     return store
 
 
@@ -46,7 +53,7 @@ def test_verify_of_a_sound_store_finds_no_problems(
     text = run("verify", *options).stdout
     assert text.startswith("no problems in 2 versions, 2 packs, 13 frames, ")
     assert run("verify", "-q", *options).stdout == ""
-    packs = sum(path.stat().st_size for path in (store / "packs").iterdir())
+    checked = sum(path.stat().st_size for path in with_frames(store))
     assert run_json("verify", *options) == [
         {
             "message_type": "summary",
@@ -55,7 +62,7 @@ def test_verify_of_a_sound_store_finds_no_problems(
             "versions": 2,
             "packs": 2,
             "frames": 13,  # of 10 chunks, a header, and two lists of chunks
-            "checked_bytes": packs,
+            "checked_bytes": checked,
             "archives": 0,
             "damaged": 0,
             "noted": None,
@@ -108,6 +115,7 @@ def test_damage_of_a_read_only_store_is_noted_on_this_machine(
     assert not (damaged / "damaged").exists()
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_quick_does_not_find_a_forged_frame(run: Run, store: Path) -> None:
     """Only decoding finds a frame that was forged together with its checksum."""
     forge(max((store / "packs").iterdir(), key=lambda path: path.stat().st_size))
@@ -144,7 +152,7 @@ def test_checkout_and_cat_of_damaged_content_exit_with_13(run: Run, damaged: Pat
 @pytest.mark.parametrize("verb", ["log", "show", "ls", "stats", "tag"])
 def test_a_damaged_snapshot_exits_with_13(run: Run, store: Path, verb: str) -> None:
     snapshot = run("show", "v1", "-q").stdout.strip()
-    damage(store / "snapshots" / snapshot, 30)
+    damage(store / "snapshots" / snapshot, -30)
     run(verb, *(["v1"] if verb in ("log", "show", "ls") else []), status=13)
 
 

@@ -78,6 +78,7 @@ def test_verify_of_a_sound_store_reports_no_problem(store: Path) -> None:
     assert (status, "no problems" in text) == (0, True)
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", ["flip", "cut"])
 def test_verify_names_the_damaged_object(store: Path, kind: str, change: str) -> None:
@@ -96,6 +97,7 @@ def test_verify_names_the_damaged_object(store: Path, kind: str, change: str) ->
     assert any(name in message for message in messages)
 
 
+@pytest.mark.usefixtures("packs_apart")
 @pytest.mark.parametrize("kind", KINDS[:4])
 def test_checkout_from_a_damaged_store_fails_and_writes_nothing(
     store: Path, tmp_path: Path, kind: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import shutil
 import subprocess
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -145,7 +146,7 @@ def test_commit_on_a_full_disk_can_be_repeated(tmp_path: Path, disk: Callable[[s
     assert {path: path.stat().st_ino for path in arrived} == arrived
 
 
-@pytest.mark.parametrize("inodes", range(2, 13))
+@pytest.mark.parametrize("inodes", range(2, 11))
 def test_commit_on_a_disk_without_inodes_can_be_repeated(
     tmp_path: Path, disk: Callable[[str], Path], inodes: int
 ) -> None:
@@ -292,10 +293,11 @@ def test_a_commit_can_be_repeated_after_any_put_fails(tmp_path: Path, after: boo
 @pytest.mark.parametrize("method", ["get", "readinto", "list", "size"])
 def test_commit_and_checkout_report_any_read_that_fails(tmp_path: Path, method: str) -> None:
     model = write_model(tmp_path / "model", 2)
-    root = tmp_path / "store"
-    with casweights.open(root, create=True) as repo:
+    with casweights.open(tmp_path / "store", create=True) as repo:
         repo.commit(model)
     for number in range(1, 100):
+        # A copy, because a commit of a new branch reads the ends of all versions.
+        root = shutil.copytree(tmp_path / "store", tmp_path / f"{number}")
         store = FaultyStore(LocalStore(root), [Fault(method=method, call=number)])
         try:
             with casweights.open(store) as repo:
@@ -308,5 +310,5 @@ def test_commit_and_checkout_report_any_read_that_fails(tmp_path: Path, method: 
         if store.unused:
             break
         assert method == "list", "the error was swallowed"  # a listing after a move is optional
-    assert 1 < number < 100
+    assert 1 < number < 99
     assert read_files(tmp_path / "out") == read_files(model)

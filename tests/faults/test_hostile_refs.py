@@ -155,6 +155,7 @@ def test_stray_object_is_reported_and_hides_no_other_damage(
     assert [str(problem).split()[0] for problem in others] == [SIDE, TAG]
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_pack_under_a_name_in_capitals_is_reported(store: LocalStore) -> None:
     (name,) = (info.name for info in store.list(names.PACKS))
     stray = names.PACKS + name.removeprefix(names.PACKS).upper()

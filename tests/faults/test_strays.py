@@ -19,6 +19,8 @@ from casweights.stores.local import LocalStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+pytestmark = pytest.mark.usefixtures("packs_apart")
+
 PLACES = [
     "odd",
     "refs/odd",
