@@ -189,8 +189,10 @@ def damage(model: torch.nn.Module) -> None:
             except casweights.StaleError as error:
                 assert error.code == "stale"  # the model was not synced to `version` before
 
-        for pack in Path("./store/packs").iterdir():
-            pack.write_bytes(b"damaged")
+        for path in Path("./store/snapshots").iterdir():
+            data = bytearray(path.read_bytes())
+            data[100] ^= 1  # a byte of the first frame
+            path.write_bytes(data)
     with casweights.open("./store") as store:
         try:
             store.load(version)

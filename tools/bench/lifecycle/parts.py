@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import astuple, dataclass, fields
 from typing import TYPE_CHECKING, Self
 
-from casweights.database.packs import read_pack
+from casweights.database.packs import read_pack, read_snapshot_index
 from casweights.format import names
-from casweights.format.envelope import ObjectKind, unseal
+from casweights.format.pack import encode_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from casweights import Snapshot
+    from casweights.format.pack import Frame
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectInfo, ObjectStore
-
-_SNAPSHOT_SIZES = struct.Struct("<4I")  # manifest: raw, stored; pack table: raw, stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +24,8 @@ class Parts:
 
     Attributes:
         frames: Frames of the content.
-        index: The other bytes of packs: index, prefix, and trailer.
+        index: The other bytes of packs: index, prefix, and trailer. Of snapshots, the columns of
+            the frames that they carry.
         structure: Frames of headers and of lists of chunks.
         manifest: Manifests, with the envelope of the object.
         pack_table: Tables of the packs that contain the chunks.
@@ -82,7 +81,7 @@ def parts_of(
         if info.name.startswith(names.PACKS):
             found += _parts_of_pack(store, info, content)
         elif info.name in by_name:
-            found += _parts_of_snapshot(store.get(info.name), info.name)
+            found += _parts_of_snapshot(store, info, content)
         elif info.name.startswith(names.REFS):
             found += Parts(move=info.size)
         else:
@@ -91,13 +90,21 @@ def parts_of(
 
 
 def _parts_of_pack(store: ObjectStore, info: ObjectInfo, content: set[ChunkId]) -> Parts:
-    frames = [location.frame for location in read_pack(store, info).locations]
-    own = sum(frame.size for frame in frames if frame.chunk in content)
-    structure = sum(frame.size for frame in frames) - own
-    return Parts(frames=own, structure=structure, index=info.size - own - structure)
+    found = _parts_of_frames((at.frame for at in read_pack(store, info).locations), content)
+    return found + Parts(index=info.size - found.total)
 
 
-def _parts_of_snapshot(data: bytes, name: str) -> Parts:
-    payload = unseal(ObjectKind.SNAPSHOT, data, name)
-    *_, table = _SNAPSHOT_SIZES.unpack_from(payload)
-    return Parts(manifest=len(data) - table, pack_table=table)
+def _parts_of_snapshot(store: ObjectStore, info: ObjectInfo, content: set[ChunkId]) -> Parts:
+    index = read_snapshot_index(store, info)
+    found = _parts_of_frames(index.frames, content)
+    columns = len(encode_frames(index.frames)) if index.frames else 0
+    found += Parts(index=columns, pack_table=len(index.table))
+    return found + Parts(manifest=info.size - found.total)
+
+
+def _parts_of_frames(frames: Iterable[Frame], content: set[ChunkId]) -> Parts:
+    found = Parts()
+    for frame in frames:
+        is_own = frame.chunk in content
+        found += Parts(frames=frame.size) if is_own else Parts(structure=frame.size)
+    return found
