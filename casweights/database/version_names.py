@@ -163,7 +163,8 @@ class VersionNames(WrapperStore):
         if any(map(self._is_version, names)):
             self._listed_moves()
         doomed = [at for name in names for at in (*self._moves_of(name), name)]
-        self.inner.delete_all(doomed)
+        if doomed:
+            self.inner.delete_all(doomed)
         for name in doomed:
             self._known.forget(name)
 

@@ -156,7 +156,7 @@ def test_versions_of_tensors_that_change_between_hash_and_write_can_be_read(
         return found
 
     db.hasher = disturbing
-    store = db.store
+    store = db.objects
     assert isinstance(store, Watched)
     store.watcher = disturb
     for _ in range(3):  # whole chunks, and differences
