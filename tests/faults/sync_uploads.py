@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.config import KiB
 from casweights.content.torch_types import patterns
 from casweights.database.packs import list_packs, read_pack_index
-from casweights.ids import CarriedPackId
+from casweights.ids import CarriedPackId, SnapshotId
 from tests.faults.sync_states import CONFIG, MODEL, state, step_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Made(NamedTuple):
     Attributes:
         steps: Its step, together with each step that a frame of the moving tensor has as its base:
             the parent, and an earlier one if the chain was shortened.
-        is_published: Whether this step with this parent is part of the branch.
+        is_published: Whether this step with this parent is part of the branch. For frames that a
+            snapshot carries: whether that snapshot is.
     """
 
     steps: frozenset[tuple[int, int | None]]
@@ -87,9 +88,14 @@ def _made(
             made = steps[location.pack]
             if chunk in step_with:
                 made.add((step_with[chunk], None if base is None else step_with[base]))
-    return {
-        pack: Made(frozenset(made), not published.isdisjoint(made)) for pack, made in steps.items()
-    }
+    versions = {version.id for version in repo.log()}
+
+    def is_published(pack: PackId) -> bool:
+        if isinstance(pack, CarriedPackId):
+            return SnapshotId(pack) in versions
+        return not published.isdisjoint(steps[pack])
+
+    return {pack: Made(frozenset(made), is_published(pack)) for pack, made in steps.items()}
 
 
 def _moving_chunk(repo: Repository, step: int) -> ChunkId:

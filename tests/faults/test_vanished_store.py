@@ -19,6 +19,7 @@ from casweights.system.staging import PREFIX
 from casweights.testing.faults import Fault, FaultyStore
 from casweights.testing.hub import LocalHub
 from tests.histories import weights
+from tests.large_versions import packs_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,8 +141,10 @@ def _bytes(path: Path) -> bytes:
 
 
 def write_history(repo: Repository) -> None:
-    for seed in (0, 1):
-        repo.commit(state(seed))
+    """Write a few objects of each kind."""
+    with packs_apart():
+        for seed in (0, 1):
+            repo.commit(state(seed))
     repo.branch("other", "main")
     repo.tag("old", "main")
 
