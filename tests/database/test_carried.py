@@ -17,6 +17,7 @@ from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import flip_bit
 from casweights.testing.states import assert_same_state
+from tests.findings import replace
 from tests.histories import check_versions, history, pack_names, step, weights
 from tests.large_versions import packs_apart
 
@@ -227,3 +228,18 @@ def test_a_push_takes_what_it_needs_from_snapshots_that_are_not_pushed(
     with casweights.open(target) as repo:
         table = repo.database.snapshots.load_stored(variant).table
         assert set(map(names.pack_name, table.packs)) <= {info.name for info in target.list()}
+
+
+@pytest.mark.parametrize("branch", ["main", "again"])
+def test_a_writer_that_knows_a_snapshot_stores_again_what_it_carried_once_it_is_damaged(
+    branch: str,
+) -> None:
+    objects, state = MemoryStore(), {"w": weights(2, seed=1)}
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        name = names.snapshot_name(repo.commit(state).id)
+        replace(objects, name, objects.get(name)[:-1])
+        with casweights.open(objects) as other:
+            assert other.verify().noted
+        again = repo.commit(state, branch=branch).id
+    with casweights.open(objects) as fresh:
+        assert_same_state(fresh.load(again), state)
