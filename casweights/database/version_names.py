@@ -153,6 +153,14 @@ class VersionNames(WrapperStore):
             found.setdefault(info.name, info)
         return iter(sorted(found.values(), key=lambda info: info.name))
 
+    def list_names(self, prefix: str = "") -> Iterator[str]:
+        if self._is_version(prefix):
+            return (info.name for info in self.list(prefix))
+        found = list(self.inner.list_names(prefix))
+        if self._lists_moves(prefix):
+            self._known.learn_listing(prefix, found)
+        return iter(found)
+
     def delete(self, name: str) -> None:
         self.delete_all([name])
 
@@ -241,9 +249,13 @@ class VersionNames(WrapperStore):
     def _listed(self, prefix: str) -> Sequence[ObjectInfo]:
         """List objects, and learn the moves among them."""
         infos = list(self.inner.list(prefix))
-        if self._has_refs and (prefix.startswith(names.HEADS) or names.HEADS.startswith(prefix)):
+        if self._lists_moves(prefix):
             self._known.learn_listing(prefix, (info.name for info in infos))
         return infos
+
+    def _lists_moves(self, prefix: str) -> bool:
+        heads = names.HEADS
+        return self._has_refs and (prefix.startswith(heads) or heads.startswith(prefix))
 
     def _listed_moves(self) -> None:
         """Learn all moves that the store lists."""

@@ -60,7 +60,8 @@ def test_maintain_reports_packs_before_and_after(run: Run, store: Path) -> None:
     count = len(list((store / "packs").iterdir()))
     line = run("maintain").stdout.strip()
     assert line == (
-        f"{count} packs, previously {count} packs; 0 B copied; 0 versions moved into 0 archives"
+        f"{count} packs, previously {count} packs; 0 B copied; 0 versions moved into 0 archives. "
+        "0 segments; 0 B written"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import casweights
 from casweights import Publisher
-from casweights.database.packs import list_packs, read_pack_index, read_snapshot_index
+from casweights.database.packs import list_packs, read_pack_index
 from casweights.format import names
 from casweights.format.pack import encode_frames
 from casweights.stores.local import LocalStore
@@ -73,6 +73,7 @@ def test_parts_of_a_step_are_all_bytes_that_it_added(tmp_path: Path) -> None:
     assert all(parts.items().values())
 
 
+@pytest.mark.usefixtures("packs_apart")
 def test_synthetic_version_has_the_objects_and_the_index_of_a_real_step(tmp_path: Path) -> None:
     model, path, store = Chunky(CHUNKS), tmp_path / "model.safetensors", MemoryStore()
     model.write(path)
@@ -80,7 +81,7 @@ def test_synthetic_version_has_the_objects_and_the_index_of_a_real_step(tmp_path
         known = {info.name for info in store.list()}
         add_synthetic(repository.database, path, VERSIONS)
         synthetic = _new_objects(store, known)
-        assert len(synthetic) == 2 * VERSIONS
+        assert len(synthetic) == 3 * VERSIONS
         repository.commit(path)
         known = {info.name for info in store.list()}
         model.step()
@@ -92,7 +93,7 @@ def test_synthetic_version_has_the_objects_and_the_index_of_a_real_step(tmp_path
         assert len(history) == VERSIONS + 2
         assert [len(version.files[0].chunks) for version in history] == [CHUNKS] * len(history)
     in_step = _new_objects(store, known)
-    assert [name.partition("/")[0] for name in sorted(in_step)] == ["refs", "snapshots"]
+    assert [name.partition("/")[0] for name in sorted(in_step)] == ["packs", "refs", "snapshots"]
     [real_index] = _index_bytes(store, in_step)
     assert max(_index_bytes(store, synthetic)) == pytest.approx(real_index, rel=0.1)
 
@@ -103,8 +104,9 @@ def _new_objects(store: MemoryStore, known: set[str]) -> dict[str, ObjectInfo]:
 
 def _index_bytes(store: MemoryStore, infos: dict[str, ObjectInfo]) -> list[int]:
     """Bytes of the columns of each version's frames."""
-    objects = [info for name, info in infos.items() if name.startswith(names.SNAPSHOTS)]
-    return [len(encode_frames(read_snapshot_index(store, info).frames)) for info in objects]
+    objects = [info for name, info in infos.items() if name.startswith(names.PACKS)]
+    read = [[at.frame for at in read_pack_index(store, info)] for info in objects]
+    return [len(encode_frames(frames)) for frames in read]
 
 
 def test_rows_are_printed_as_tables_and_as_a_line_of_json(
@@ -116,5 +118,5 @@ def test_rows_are_printed_as_tables_and_as_a_line_of_json(
     printed = capsys.readouterr().out
     assert printed.startswith(main.TITLE)
     rows = json.loads(printed.splitlines()[-1])["results"]
-    assert [row["what"][0] for row in rows] == ["4", "6"]
+    assert [row["what"][0] for row in rows] == ["4", "4", "6"]
     assert all(row["target"] for row in rows)

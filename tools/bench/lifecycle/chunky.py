@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from casweights import Snapshot
 
 ELEMENTS = 512  # of a tensor, in bf16
-_APART = 64  # a tensor shares no chunk with the one before it if this divides its name's hash
+_APART = 64  # a layer shares no chunk with the one before it if this divides its number's hash
 
 
 class Chunky:
@@ -68,5 +68,6 @@ class Chunky:
 
 
 def _names() -> Iterator[str]:
-    names = (f"layer.{n}" for n in count())
-    return (name for name in names if xxhash.xxh3_64_intdigest(name.encode()) % _APART == 0)
+    return (
+        f"layer.{n}" for n in count() if xxhash.xxh3_64_intdigest(str(n).encode()) % _APART == 0
+    )
