@@ -116,6 +116,7 @@ class PackCopy:
         plan = _retry(self._source, lambda: self._bring(chunks))
         self._have |= plan.chunks
         if plan.foreign(self._existing):
+            self._target.index.expect()  # versions were copied whose frames it does not know
             return self._target.snapshots.pack_table_of(chunks, structure, stored.locations)
         return self._table(plan, chunks, structure, stored.table)
 

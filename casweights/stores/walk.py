@@ -85,8 +85,10 @@ def _names(path: str, folder: str, prefix: str) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):  # for `walk`, such a folder is a stray
                     yield from _names(entry.path, f"{name}/", prefix)
-            elif name.startswith(prefix) and entry.is_file():
-                yield name
+            elif name.startswith(prefix):
+                with suppress(OSError):  # a link that leads nowhere, for `walk` a stray, too
+                    if entry.is_file():
+                        yield name
 
 
 def _has_folder(root: Path, name: str) -> bool:

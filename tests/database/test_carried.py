@@ -243,3 +243,20 @@ def test_a_writer_that_knows_a_snapshot_stores_again_what_it_carried_once_it_is_
         again = repo.commit(state, branch=branch).id
     with casweights.open(objects) as fresh:
         assert_same_state(fresh.load(again), state)
+
+
+def test_a_push_finds_frames_of_the_versions_that_it_has_just_copied(
+    objects: CountingStore,
+) -> None:
+    """Each version needs a frame of another branch's version, which is not pushed, and its own."""
+    target = MemoryStore()
+    shared, own = weights(1, seed=1), weights(1, seed=2)
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        for number in range(6):
+            shared, own = step(shared, 0.01, seed=number), step(own, 0.01, seed=number)
+            repo.commit({"a": shared}, branch="other")
+            repo.commit({"a": shared, "b": own})
+        with casweights.open(target, create=True, config=CONFIG) as there:
+            repo.push(there, "main")
+            assert_same_state(there.load("main"), {"a": shared, "b": own})
+            assert there.verify().problems == ()

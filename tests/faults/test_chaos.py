@@ -127,8 +127,8 @@ def test_the_oracle_reports_refs_that_returned_moved_or_vanished(quiet: Quiet) -
 
 def test_the_oracle_reports_damage_and_tracebacks(quiet: Quiet) -> None:
     quiet.commit()
-    [pack] = (quiet.place.folder / "store/packs").iterdir()
-    pack.write_bytes(pack.read_bytes()[:-20])
+    [version] = (quiet.place.folder / "store/snapshots").iterdir()
+    version.write_bytes(version.read_bytes()[:-20])
     (quiet.place.folder / "x.stderr").write_text("casweights: this is a bug of casweights: ...")
     found = quiet.problems()
     assert "verify:" in found
