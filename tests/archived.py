@@ -11,12 +11,13 @@ import casweights
 from casweights.config import StoreConfig
 from casweights.format import names
 from casweights.ids import SnapshotId
-from casweights.operations import merging
+from casweights.operations import archiving, merging
 from casweights.operations.archiving import RECENT_VERSIONS
 from casweights.stores.memory import MemoryStore
 from tests.histories import CHUNK
 
 if TYPE_CHECKING:
+    from casweights import Repository
     from casweights.stores.base import ObjectStore
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
@@ -73,6 +74,11 @@ def archives(store: ObjectStore) -> set[str]:
 def maintain(store: ObjectStore) -> casweights.results.MaintainStats:
     with casweights.open(store) as repo:
         return repo.maintain()
+
+
+def merge_archives(repo: Repository) -> None:
+    for _ in archiving.merge_archives(repo.database, merging.Budget()):
+        pass
 
 
 def keep_few(monkeypatch: pytest.MonkeyPatch, fan_in: int = 2) -> None:

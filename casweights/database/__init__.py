@@ -16,6 +16,7 @@ from casweights.database.refs import Refs
 from casweights.database.snapshots import SnapshotStore
 from casweights.database.version_names import VersionNames
 from casweights.errors import ErrorCode, NotFoundError, UnsupportedError
+from casweights.events import Reporter
 from casweights.format import names
 from casweights.format.hashing import chunk_hasher
 from casweights.format.store_file import (
@@ -30,7 +31,7 @@ from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
     from casweights.config import StoreConfig
-    from casweights.events import Reporter
+    from casweights.database.merged import Merged
     from casweights.stores.base import ObjectStore
 
 
@@ -43,11 +44,12 @@ class Database(Handle):
     in which every branch and tag can be read.
 
     Args:
-        store: The objects.
+        store: The objects, or the `store` of an open handle, which shares what it has learnt.
         workers: Number of threads for encoding and decoding.
         cache_size: Bytes of chunks to keep in memory; 0 keeps none.
         reporter: Receives progress, results and warnings.
         notes: A store on this machine for findings that `store` cannot be given; None for none.
+        identity: Configuration and ID of the store, if it is open already; None to read them.
 
     Raises:
         NotFoundError: `store` contains no casweights store.
@@ -76,21 +78,14 @@ class Database(Handle):
         cache_size: int,
         reporter: Reporter,
         notes: ObjectStore | None = None,
+        identity: tuple[StoreConfig, str] | None = None,
     ) -> None:
-        try:
-            store.require(names.CONFIG)
-            store_file = store.read(names.CONFIG, MAX_STORE_FILE)
-        except NotFoundError as error:
-            if error.code is ErrorCode.STORE_NOT_FOUND:  # the folder or bucket does not exist
-                raise
-            raise NotFoundError(
-                ErrorCode.STORE_NOT_FOUND,
-                f"there is no casweights store at {store.url}: make one with `casweights init` or "
-                "`casweights.open(url, create=True)`",
-            ) from None
-        self.config, self.store_id = decode_store_file(store_file)
-        self.objects = store
-        store = self.store = VersionNames(store, has_refs=self.config.refs is None)
+        self.config, self.store_id = identity or _identify(store)
+        if isinstance(store, VersionNames):
+            self.objects, self.store = store.inner, store
+        else:
+            self.objects, self.store = store, VersionNames(store, has_refs=self.config.refs is None)
+        store = self.store
         self.hasher = chunk_hasher(self.config.digest)
         self.workers = Workers(workers)
         self.findings = Findings(store, notes, self.store_id)
@@ -128,9 +123,51 @@ class Database(Handle):
             self.index.heed(self.findings.load())
             self._heeded = True
 
+    def apart(self) -> Database:
+        """Return another handle of the same open store, with one thread and memory of its own.
+
+        What is done with it neither evicts what this handle remembers nor takes its threads, and
+        is not reported. The caller closes it.
+        """
+        return Database(
+            self.store,
+            workers=1,
+            cache_size=0,
+            reporter=Reporter(),
+            identity=(self.config, self.store_id),
+        )
+
+    def learn_merged(self, merged: Merged) -> None:
+        """Learn that packs were merged, before they are deleted.
+
+        Versions that are made from now on name the new packs. A handle that does not learn it finds
+        the old packs gone, and lists all packs.
+        """
+        self.index.replace(merged)
+        self.snapshots.replace(merged)
+
     def close(self) -> None:
         """Stop the worker threads."""
         self.workers.close()
+
+
+def _identify(store: ObjectStore) -> tuple[StoreConfig, str]:
+    """Return the configuration and ID of a store, which from now on must stay there.
+
+    Raises:
+        NotFoundError: There is no store.
+    """
+    try:
+        store.require(names.CONFIG)
+        return decode_store_file(store.read(names.CONFIG, MAX_STORE_FILE))
+    except NotFoundError as error:
+        if error.code is ErrorCode.STORE_NOT_FOUND:  # the folder or bucket does not exist
+            raise
+        raise NotFoundError(
+            ErrorCode.STORE_NOT_FOUND,
+            f"there is no casweights store at {store.url}: make one with `casweights init` or "
+            "`casweights.open(url, create=True)`",
+        ) from None
 
 
 def create_store(store: ObjectStore, config: StoreConfig) -> bool:

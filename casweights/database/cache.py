@@ -40,6 +40,11 @@ class ChunkCache:
         """Whether the cache can hold anything."""
         return self._capacity > 0
 
+    def grow(self, capacity: int) -> None:
+        """Let the cache hold this many bytes, if it holds less."""
+        with self._lock:
+            self._capacity = max(self._capacity, capacity)
+
     def __contains__(self, chunk: object) -> bool:
         return chunk in self._chunks
 

@@ -126,6 +126,33 @@ class FrameTable:
         many.add(location)
         return False
 
+    def move(self, locations: Iterable[Location], gone: Container[PackId]) -> bool:
+        """Put frames in the place of those that chunks have in packs that are gone.
+
+        Args:
+            locations: Frames, among them a copy of each frame in a pack that is gone. Those of
+                chunks without a known frame are left out.
+            gone: The packs.
+
+        Returns:
+            Whether none was left out.
+        """
+        complete = True
+        for location in locations:
+            chunk, base = location.frame.chunk, location.frame.base
+            known = self._known.get(chunk)
+            if known is None:
+                complete = False
+                continue
+            left = [at for at in known if at.pack not in gone and at != location]
+            self._known[chunk] = [*left, location]
+            self._many.pop(chunk, None)
+            self.size += 1 + len(left) - len(known)
+            if base is not None and base not in self._known:
+                self._unknown_bases.add(base)
+        self.version += 1
+        return complete
+
     def exclude(self, locations: Iterable[Location]) -> None:
         """Count frames as missing. The time grows with the number of frames of their chunks."""
         locations = list(locations)

@@ -10,6 +10,7 @@ from casweights.format import names
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator
 
+    from casweights.database.merged import Merged
     from casweights.errors import CasweightsError
     from casweights.format.pack_table import PackTable
     from casweights.ids import ChunkId, PackId
@@ -165,6 +166,12 @@ class KnownPacks:
         kept = used.union(map(names.pack_name, self._hinted))
         kept.update(islice(reversed(self.thinned), _MAX_THINNED))
         self.thinned = {name: pack for name, pack in self.thinned.items() if name in kept}
+
+    def replace(self, merged: Merged) -> None:
+        """Forget packs that were merged, and hint at the new ones in their place."""
+        self.drop(merged.old)
+        self._pack_of = {c: merged.place(c, pack) for c, pack in self._pack_of.items()}
+        self._hinted = dict.fromkeys(merged.replaced(list(self._hinted)))
 
     def forget_indexes(self) -> None:
         """Forget which packs were read or found damaged, but keep the hints."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 
     from casweights.database.findings import Findings
+    from casweights.database.merged import Merged
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore
@@ -267,24 +268,20 @@ class PackIndexes(KnownChunks):
             needed = by_chunk.pop(todo.pop(), [])
             self._table.add(needed)
             todo += [at.frame.base for at in needed if at.frame.base is not None]
-        self._add_thinned(pack.info, pack.generation)
+        made = ReadPack(pack.info.size, pack.generation, time.monotonic())
+        self._packs.thinned[pack.info.name] = made
 
-    def add_moved(self, info: ObjectInfo, locations: Iterable[Location], generation: int) -> None:
-        """Add those frames of a new pack whose chunks are known.
+    def replace(self, merged: Merged) -> None:
+        """Note that packs were merged, which saves finding it out by a listing.
 
-        Args:
-            info: The pack's name and size.
-            locations: All frames of the pack.
-            generation: The pack's generation.
+        Of the new packs, only the frames of known chunks are remembered.
         """
         with self._lock:
-            self._table.add(at for at in locations if at.frame.chunk in self._table)
-            self._add_thinned(info, generation)
-
-    def _add_thinned(self, info: ObjectInfo, generation: int) -> None:
-        """Record that some frames of a pack are known."""
-        made = ReadPack(info.size, generation, time.monotonic())
-        self._packs.thinned[info.name] = made
+            for pack in merged.new:
+                complete = self._table.move(pack.locations, merged.gone)
+                known = self._packs.read if complete else self._packs.thinned
+                known[pack.info.name] = ReadPack(pack.info.size, pack.generation, time.monotonic())
+            self._packs.replace(merged)
 
     def drop(self, packs: Collection[str]) -> None:
         """Forget packs that were deleted, and the frames in them.

@@ -21,7 +21,7 @@ from casweights.format.envelope import corrupt
 from casweights.system.threads import Threads, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casweights.database.moves import Move, Version
     from casweights.ids import SnapshotId
@@ -236,10 +236,14 @@ class Refs:
         log.remove(dropped)
         return bool(dropped)
 
-    def trim(self, kept: int) -> None:
-        """Shorten the logs of branches to their last `kept` moves, at least `LEAST_MOVES`."""
+    def trim(self, kept: int) -> Iterator[None]:
+        """Shorten the logs of branches to their last `kept` moves, at least `LEAST_MOVES`.
+
+        Yields after each log.
+        """
         for moves in self._heads.all().values():
             self._heads.trim(moves, max(kept, LEAST_MOVES))
+            yield
 
     def logged(self) -> set[SnapshotId]:
         """Return the versions that the logs of branches name. Damaged moves are left out."""

@@ -17,7 +17,7 @@ from casweights.format import names
 from casweights.format.segment import (
     MAX_PACKS,
     MAX_ROWS,
-    build_segment,
+    SegmentBuilder,
     fanout_bits,
     make_row,
     renumbered,
@@ -27,7 +27,7 @@ from casweights.ids import SegmentId
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
     from casweights.format.segment import Rows
     from casweights.ids import PackId
@@ -41,7 +41,7 @@ _SLICE_ROWS = 1 << 18  # about; those that a merge sorts at once
 
 
 class KeptSegments(NamedTuple):
-    """The result of `SegmentWriter.run`.
+    """The result of `SegmentWriter.slices`.
 
     Attributes:
         segments: Number of segments after it.
@@ -53,7 +53,7 @@ class KeptSegments(NamedTuple):
 
 
 class SegmentWriter:
-    """One maintenance of the segments of a store; `run` is called once.
+    """One maintenance of the segments of a store, in slices; `slices` is called once.
 
     A new segment is durable before those that it replaces are deleted. Segments are never proof,
     so whatever others do at the same time, and wherever this stops, it can only cost time.
@@ -76,12 +76,17 @@ class SegmentWriter:
         self.damaged: set[bytes] = set()
         self._open(doubted)
 
-    def run(self, packs: Mapping[PackId, ObjectInfo], old: Iterable[PackId]) -> KeptSegments:
+    def slices(
+        self, packs: Mapping[PackId, ObjectInfo], old: Iterable[PackId]
+    ) -> Generator[None, None, KeptSegments]:
         """Cover packs, and merge segments.
 
         Args:
             packs: All packs of the store.
             old: Those to cover.
+
+        Returns:
+            What the store has then.
 
         Raises:
             StoreError: The store could not be read or written. Repeat the call to continue.
@@ -89,10 +94,11 @@ class SegmentWriter:
         self._packs = packs
         wanted = list(old)
         self._delete(self._idle())
-        self._cover(wanted)
-        while damaged := self._merge_all():
+        yield
+        yield from self._cover(wanted)
+        while damaged := (yield from self._merge_all()):
             self._delete([damaged])
-            self._cover(wanted)
+            yield from self._cover(wanted)
         return KeptSegments(len(self._segments), self._written)
 
     @property
@@ -113,7 +119,8 @@ class SegmentWriter:
 
     def _delete(self, segments: Sequence[Segment]) -> None:
         self._segments = [segment for segment in self._segments if segment not in segments]
-        self._store.delete_all([segment.info.name for segment in segments])
+        if segments:
+            self._store.delete_all([segment.info.name for segment in segments])
 
     def _live_rows(self, segment: Segment) -> int:
         """Return the number of rows of packs that still exist."""
@@ -132,35 +139,42 @@ class SegmentWriter:
             covered |= live
         return idle
 
-    def _cover(self, packs: Sequence[PackId]) -> None:
+    def _cover(self, packs: Sequence[PackId]) -> Iterator[None]:
         """Write segments for those of these packs that are not covered."""
         covered = self.covered_packs
         infos = [self._packs[pack] for pack in packs if pack in self._packs and pack not in covered]
         rows: set[bytes] = set()
         numbers: dict[PackId, int] = {}
-        for contents in self._workers.map(partial(try_read_pack, self._store), infos):
+        for contents in self._workers.map_asked(partial(try_read_pack, self._store), infos):
+            yield
             if isinstance(contents, CasweightsError):
                 continue
             number = len(numbers)
             numbers[names.pack_of(contents.info.name)] = number
             rows.update(make_row(location.frame.chunk, number) for location in contents.locations)
             if len(rows) > _FIRST_ROWS or len(numbers) == MAX_PACKS:
-                self._put([sorted(rows)], list(numbers), fanout_bits(len(rows)), 0)
+                yield from self._put_rows(rows, list(numbers))
                 rows, numbers = set(), {}
         if numbers:
-            self._put([sorted(rows)], list(numbers), fanout_bits(len(rows)), 0)
+            yield from self._put_rows(rows, list(numbers))
 
-    def _put(
-        self, parts: Iterable[Rows], packs: Sequence[PackId], bits: int, generation: int
-    ) -> None:
+    def _put_rows(self, rows: Collection[bytes], packs: Sequence[PackId]) -> Iterator[None]:
+        """Make a first segment of some packs."""
+        bits = fanout_bits(len(rows))
+        yield from self._put([sorted(rows)], SegmentBuilder(packs, bits, 0))
+
+    def _put(self, parts: Iterable[Rows], builder: SegmentBuilder) -> Iterator[None]:
         """Make a segment durable, and open it."""
-        index, content = build_segment(parts, packs, bits, generation)
+        for rows in parts:
+            builder.add(rows)
+            yield
+        index, content = builder.finish()
         self._store.put(index.name, content)
         size = sum(map(len, content))
         self._written += size
         self._segments.append(Segment(self._store, ObjectInfo(index.name, size), index, content[0]))
 
-    def _merge_all(self) -> Segment | None:
+    def _merge_all(self) -> Generator[None, None, Segment | None]:
         """Merge the segments of each level that has many, and those with many rows of lost packs.
 
         Returns:
@@ -172,7 +186,7 @@ class SegmentWriter:
             for group in self._groups(members):
                 chosen = [s for s in group if not few or self._is_thin(s)]
                 if len(chosen) > 1 or any(map(self._is_thin, chosen)):
-                    damaged = self._merge(chosen)
+                    damaged = yield from self._merge(chosen)
                     if damaged is not None:
                         return damaged
         return None
@@ -200,7 +214,7 @@ class SegmentWriter:
         if group:
             yield group
 
-    def _merge(self, segments: Sequence[Segment]) -> Segment | None:
+    def _merge(self, segments: Sequence[Segment]) -> Generator[None, None, Segment | None]:
         """Replace segments by one; return a segment that is damaged, which leaves all in place."""
         every = (found.pack for segment in segments for found in segment.index.packs)
         packs = list(dict.fromkeys(pack for pack in every if pack in self._packs))
@@ -209,7 +223,9 @@ class SegmentWriter:
         sources = [_Source(segment, numbers) for segment in segments]
         generation = 1 + max(segment.index.generation for segment in segments)
         try:
-            self._put(_slices(sources, bits), packs, bits, generation)
+            builder = SegmentBuilder(packs, bits, generation)
+            yield from self._put(_slices(sources, bits), builder)
+            yield
         except _Damaged as damaged:
             return damaged.segment
         self._delete(segments)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from casweights.config import StoreConfig
     from casweights.database.chains import Node
     from casweights.database.index import ChunkIndex
+    from casweights.database.merged import Merged
     from casweights.database.reader import ChunkReader
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location, OpenPack
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 MIN_PREFIX = 4  # hexadecimal digits of an ID that users must write at least
 _STRUCTURE_BYTES = 32 * MiB  # of structure chunks in memory: twice those of a very large model
+_STRUCTURE_LEAST = 1 * MiB  # for small models
+_STRUCTURE_VERSIONS = 4  # of which a handle keeps the structure chunks: a few heads and parents
 _LEARNED = 8  # versions that the index does not forget: the current ones of all users of a handle
 _RECENT = 16  # snapshots kept in memory: the head of a followed branch, and versions it builds on
 
@@ -70,7 +73,7 @@ class SnapshotStore:
         self._store = store
         self.archives = Archives(store)
         self._reader = reader
-        self.structure = ChunkCache(_STRUCTURE_BYTES, PAGE_IDS * 32)
+        self.structure = ChunkCache(_STRUCTURE_LEAST, PAGE_IDS * 32)
         self._local = [self.structure]
         self._config = config
         self._lock = threading.Lock()
@@ -199,12 +202,17 @@ class SnapshotStore:
         if contents.locations and self._index.unread([contents.locations[0].pack]):
             self._index.add(contents.info.name, contents.info.size, contents.locations)
 
+    def make_room(self, structure: int) -> None:
+        """Let `structure` hold the chunks of a few versions that have this many bytes of them."""
+        self.structure.grow(min(_STRUCTURE_BYTES, _STRUCTURE_VERSIONS * structure))
+
     def _read_structure(
         self, contents: PackContents, table: PackTable, wanted: Mapping[ChunkId, int]
     ) -> Mapping[ChunkId, bytes]:
         """Read structure chunks and check them against their IDs."""
         if not wanted:
             return {}
+        self.make_room(sum(wanted.values()))
         reader, found = self._reader.with_local(*self._local), {}
         lacking = reader.lacking(wanted)
         with ahead(self._store) as fetch, reader.ahead() as announce:
@@ -369,6 +377,24 @@ class SnapshotStore:
             self._learned.move_to_end(stored.snapshot.id)
             if len(self._learned) > _LEARNED:
                 self._learned.popitem(last=False)
+
+    def replace(self, merged: Merged) -> None:
+        """Note that packs were merged, for the versions that the index does not forget."""
+        with self._lock:
+            for snapshot, table in self._learned.items():
+                if not merged.gone.isdisjoint(table.packs):
+                    self._learned[snapshot] = new = merged.table(table)
+                    self._replace_recent(snapshot, new, merged)
+            for snapshot, stored in list(self._recent.items()):
+                if stored.carried in merged.gone:  # the next reader finds it elsewhere
+                    del self._recent[snapshot]
+
+    def _replace_recent(self, snapshot: SnapshotId, table: PackTable, merged: Merged) -> None:
+        """Give a version in memory another table, and no frames if its object goes."""
+        stored = self._recent.get(snapshot)
+        if stored is not None:
+            is_gone = stored.carried in merged.gone
+            self._recent[snapshot] = stored.bare(table) if is_gone else stored.with_table(table)
 
     def retain(self) -> None:
         """Let the index forget what no version needs that was learned or saved recently."""

@@ -18,7 +18,7 @@ from casweights.format.pack import index_span, trailer
 from casweights.ids import CarriedPackId, PackId, SegmentId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from casweights.ids import ChunkId
 
@@ -156,36 +156,44 @@ def fanout_bits(rows: int) -> int:
     return min(_MAX_BITS, max(0, buckets - 1).bit_length())
 
 
-def build_segment(
-    parts: Iterable[Rows], packs: Sequence[PackId], bits: int, generation: int
-) -> tuple[SegmentIndex, list[bytes]]:
-    """Encode a segment.
+class SegmentBuilder:
+    """Encodes a segment: call `add` for all its rows, and then `finish`.
 
     Args:
-        parts: Its rows, divided by the first bits of their chunk IDs into a power of two of equal
-            ranges, which is at most the number of buckets. Each is in order, without repetitions.
         packs: The packs that it covers, in the order of their numbers.
         bits: Bits of the fanout.
         generation: 0, or one more than the highest of those that it replaces.
-
-    Returns:
-        Its index, and the bytes of the object, in parts.
     """
-    content, fanout = [prefix(ObjectKind.SEGMENT)], bytearray()
-    counts, total = [0] * len(packs), 0
-    for rows in parts:
-        content.append(b"".join(rows))
+
+    def __init__(self, packs: Sequence[PackId], bits: int, generation: int) -> None:
+        self._packs, self._bits, self._generation = packs, bits, generation
+        self._content, self._fanout = [prefix(ObjectKind.SEGMENT)], bytearray()
+        self._counts, self._total = [0] * len(packs), 0
+
+    def add(self, rows: Rows) -> None:
+        """Add the rows of the next range of chunk IDs.
+
+        Args:
+            rows: They are in order, without repetitions. The ranges are a power of two of equal
+                ones by the first bits of chunk IDs, at most as many as there are buckets.
+        """
+        self._content.append(b"".join(rows))
         for row in rows:
-            counts[_NUMBER.unpack_from(row, KEY_SIZE)[0]] += 1
-        _add_buckets(fanout, rows, total, bits)
-        total += len(rows)
-    _add_buckets(fanout, [], total, bits, last=True)
-    covered = tuple(map(CoveredPack, packs, counts))
-    table = b"".join(_PACK.pack(p, _KINDS.index(type(p)), rows) for p, rows in covered)
-    index = bytes(fanout) + table + _COUNTS.pack(total, len(packs), bits, generation)
-    content.append(index + trailer(index))
-    segment = segment_id(content[0], index)
-    return SegmentIndex(segment, covered, total, bits, generation, bytes(fanout)), content
+            self._counts[_NUMBER.unpack_from(row, KEY_SIZE)[0]] += 1
+        _add_buckets(self._fanout, rows, self._total, self._bits)
+        self._total += len(rows)
+
+    def finish(self) -> tuple[SegmentIndex, list[bytes]]:
+        """Return the segment's index, and the bytes of the object, in parts."""
+        bits, total, generation = self._bits, self._total, self._generation
+        _add_buckets(self._fanout, [], total, bits, last=True)
+        fanout, content = bytes(self._fanout), self._content
+        covered = tuple(map(CoveredPack, self._packs, self._counts))
+        table = b"".join(_PACK.pack(p, _KINDS.index(type(p)), rows) for p, rows in covered)
+        index = fanout + table + _COUNTS.pack(total, len(covered), bits, generation)
+        content.append(index + trailer(index))
+        segment = segment_id(content[0], index)
+        return SegmentIndex(segment, covered, total, bits, generation, fanout), content
 
 
 def _add_buckets(

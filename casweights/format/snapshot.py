@@ -120,7 +120,9 @@ class StoredSnapshot:
 
     def with_table(self, table: PackTable) -> StoredSnapshot:
         """Return the same version, with the same frames, and its chunks in other packs."""
-        return StoredSnapshot(self.snapshot, self.encoded_manifest, table, self.frames)
+        same = StoredSnapshot(self.snapshot, self.encoded_manifest, table, self.frames)
+        same.nbytes = self.nbytes
+        return same
 
     def archived(self, into: Mapping[PackId, PackId]) -> StoredSnapshot:
         """Return the same version without frames, after packs were merged. Reads no chunk.

@@ -10,33 +10,34 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.config import PACK_FRAMES, PACK_TARGET, MiB
+from casweights.config import PACK_TARGET, MiB
+from casweights.database.merged import Merged
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.archive import build_archive, is_intact, parse_archive
-from casweights.format.envelope import PREFIX_SIZE
 from casweights.format.names import parse_id
 from casweights.format.snapshot import decode_snapshot, encode_snapshot
 from casweights.ids import ArchiveId, SnapshotId
 from casweights.operations.archive_check import check_member, read_nothing
 from casweights.operations.merging import (
+    Budget,
+    Counted,
     FrameCopies,
     are_enough,
+    are_sound,
     by_age,
-    groups,
     merge_levels,
-    payloads,
 )
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from casweights.database import Database
+    from casweights.database.packs import PackContents
     from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import PackId
-    from casweights.operations.merging import Payloads
     from casweights.stores.base import ObjectInfo
 
 # Versions that keep an object of their own: their readers need no archive. A chunk is rebuilt from
@@ -44,19 +45,21 @@ if TYPE_CHECKING:
 RECENT_VERSIONS = 64
 _READERS = 16  # threads that wait for the network
 _READ_AHEAD = 64 * MiB  # bytes of objects in memory that were not looked at yet
+_SLICE_VERSIONS = 64  # of an archive that are checked in one slice: some milliseconds
 _MAX_OBJECT = 1 << 30  # bytes: carried frames, a manifest and a pack table
 
 
-def archive_old(db: Database) -> int:
-    """Move all versions into archives, except those that the log of a branch names.
+def old_versions(db: Database) -> list[ObjectInfo]:
+    """Return the objects of versions that belong into archives, oldest first; none if few do.
 
-    Returns:
-        The number of versions that were moved.
+    They are those of all versions, except for those that the log of a branch names.
     """
     listed = by_age(_snapshot_objects(db))  # before the moves, which are written later
+    if not are_enough(listed):
+        return []
     recent = set(map(names.snapshot_name, db.refs.logged()))
     old = [info for info in listed if info.name not in recent]
-    return len(archive(db, old)) if are_enough(old) else 0
+    return old if are_enough(old) else []
 
 
 def archive_carrying(db: Database) -> None:
@@ -77,9 +80,6 @@ def _snapshot_objects(db: Database) -> Iterable[ObjectInfo]:
 def archive(db: Database, infos: Sequence[ObjectInfo]) -> list[str]:
     """Move versions from objects of their own into archives, and the frames in them into packs.
 
-    The objects are deleted after everything in them is durable elsewhere. Those that are damaged
-    or gone are passed over.
-
     Args:
         db: The store.
         infos: The snapshot objects, oldest first.
@@ -87,29 +87,17 @@ def archive(db: Database, infos: Sequence[ObjectInfo]) -> list[str]:
     Returns:
         The names of the objects that were deleted.
     """
-    if not infos:
-        return []
-    work = _Archiving(db)
-    largest = max((info.size for info in infos), default=0)
-    threads = max(1, min(_READERS, _READ_AHEAD // (2 * largest + 1)))
-    db.reporter.started(Stage.MAINTAIN, sum(info.size for info in infos))
-    try:
-        with Workers(threads) as readers:
-            versions = readers.map(partial(_read, db), infos)
-            for info, version in zip(infos, versions, strict=True):
-                if version is not None:
-                    work.add(version)
-                db.reporter.advanced(Stage.MAINTAIN, info.size)
-        return work.finish()
-    finally:
-        db.reporter.finished(Stage.MAINTAIN)
+    work = Archiving(db, db.learn_merged)
+    for _ in work.slices(infos):
+        pass
+    return work.moved
 
 
 class _Version(NamedTuple):
-    """A version in memory, with the frames that its object carries."""
+    """A version in memory, with the bytes of its object."""
 
     stored: StoredSnapshot
-    frames: Payloads
+    data: memoryview
 
 
 def _read(db: Database, info: ObjectInfo) -> _Version | None:
@@ -120,69 +108,105 @@ def _read(db: Database, info: ObjectInfo) -> _Version | None:
         stored = decode_snapshot(data, snapshot, info.name, read_nothing)
     except (NotFoundError, IntegrityError):
         return None
-    frames = payloads(memoryview(data), stored.frames)
-    return None if frames is None else _Version(stored, frames)
+    view = memoryview(data)
+    return _Version(stored, view) if are_sound(view, stored.frames) else None
 
 
-class _Archiving:
-    """Moves versions into archives; call `add` for each, the oldest first, and then `finish`."""
+class Archiving:
+    """Moves versions into archives, and the frames in their objects into packs, in slices.
 
-    def __init__(self, db: Database) -> None:
+    The objects are deleted after everything in them is durable elsewhere. Those that are damaged
+    or gone are passed over. Iterate over `slices` once; `moved` grows with it.
+
+    Args:
+        db: The store.
+        merged: Called after the frames of objects were copied, and before these are deleted.
+
+    Attributes:
+        moved: Names of the objects that were deleted.
+    """
+
+    def __init__(self, db: Database, merged: Callable[[Merged], object]) -> None:
         self._db = db
-        self._group: list[_Version] = []  # versions whose frames fit in one pack
-        self._frames, self._frame_bytes = 0, PREFIX_SIZE  # of the group
+        self._merged = merged
+        self._group: list[StoredSnapshot] = []  # versions whose frames fit in one pack
+        self._copies = FrameCopies()  # of their frames
         self._into: dict[PackId, PackId] = {}
         self._bare: dict[SnapshotId, bytes] = {}  # versions whose frames are in packs
         self._bare_bytes = 0
-        self._moved: list[str] = []
+        self.moved: list[str] = []
 
-    def add(self, version: _Version) -> None:
+    def slices(self, infos: Sequence[ObjectInfo]) -> Iterator[None]:
+        """Move versions, and yield after each slice of work.
+
+        Args:
+            infos: The snapshot objects, oldest first.
+        """
+        if not infos:
+            return
+        reporter = self._db.reporter
+        reporter.started(Stage.MAINTAIN, sum(info.size for info in infos))
+        try:
+            with _readers(self._db, infos) as readers:
+                versions = readers.map_asked(partial(_read, self._db), infos)
+                for info, version in zip(infos, versions, strict=True):
+                    if version is not None:
+                        yield from self._add(version)
+                    reporter.advanced(Stage.MAINTAIN, info.size)
+                    yield
+            yield from self._write_frames()
+            yield from self._write_archive()
+        finally:
+            reporter.finished(Stage.MAINTAIN)
+
+    def _add(self, version: _Version) -> Iterator[None]:
         """Add a version; writes the earlier ones if there are many."""
-        frames, nbytes = len(version.frames), sum(frame.size for frame, _ in version.frames)
-        if self._frames + frames > PACK_FRAMES or self._frame_bytes + nbytes > PACK_TARGET:
-            self._write_frames()
-        self._group.append(version)
-        self._frames += frames
-        self._frame_bytes += nbytes
+        frames = version.stored.frames
+        if not self._copies.has_room(frames):
+            yield from self._write_frames()
+        if (yield from self._copies.add(frames, version.data)):
+            self._group.append(version.stored)
 
-    def _write_frames(self) -> None:
+    def _write_frames(self) -> Iterator[None]:
         """Write the frames of the group, which are durable then, and make its bare copies."""
         group, self._group = self._group, []
-        self._frames, self._frame_bytes = 0, PREFIX_SIZE
-        for version in self._copied(group):
-            content = b"".join(encode_snapshot(version.stored.archived(self._into)))
+        copies, self._copies = self._copies, FrameCopies()
+        if not copies.is_empty:
+            pack = yield from copies.write(self._db, 1)  # carried frames have generation 0
+            if pack is None:
+                return
+            self._note_copied(group, pack)
+        for stored in group:
+            content = b"".join(encode_snapshot(stored.archived(self._into)))
             if self._bare_bytes + len(content) > PACK_TARGET:
-                self._write_archive()
-            self._bare[version.stored.snapshot.id] = content
+                yield from self._write_archive()
+            self._bare[stored.snapshot.id] = content
             self._bare_bytes += len(content)
+            yield
 
-    def _copied(self, group: Sequence[_Version]) -> list[_Version]:
-        """Copy the frames of versions into a pack; return the versions that need theirs no more."""
-        copies = FrameCopies()
-        copied = [version for version in group if copies.add(version.frames)]
-        writer = copies.write(self._db, 1)  # the frames that snapshots carry have generation 0
-        if writer is None:
-            return []
-        if len(writer.names) == 1:
-            pack = names.pack_of(*writer.names)
-            carried = (version.stored.carried for version in copied)
-            self._into |= {old: pack for old in carried if old is not None}
-        return copied
+    def _note_copied(self, group: Sequence[StoredSnapshot], pack: PackContents) -> None:
+        """Note that a pack has the frames which the objects of a group carry."""
+        carried = [stored.carried for stored in group if stored.carried is not None]
+        self._into |= dict.fromkeys(carried, names.pack_of(pack.info.name))
+        self._merged(Merged(list(map(names.pack_name, carried)), [pack]))
 
-    def _write_archive(self) -> None:
+    def _write_archive(self) -> Iterator[None]:
         """Write an archive of the bare copies, and then delete the objects that they replace."""
         bare, self._bare, self._bare_bytes = self._bare, {}, 0
         if bare and write_archive(self._db, bare, 1):
+            yield
             replaced = list(map(names.snapshot_name, bare))
             self._db.objects.delete_all(replaced)
             self._db.index.drop(replaced)
-            self._moved += replaced
+            self.moved += replaced
+            yield
 
-    def finish(self) -> list[str]:
-        """Move the last versions; return the names of all objects that were deleted."""
-        self._write_frames()
-        self._write_archive()
-        return self._moved
+
+def _readers(db: Database, infos: Sequence[ObjectInfo]) -> Workers:
+    """Return threads that read objects, few if some are large; one if the store has one."""
+    largest = max(info.size for info in infos)
+    most = _READERS if db.workers.count > 1 else 1
+    return Workers(max(1, min(most, _READ_AHEAD // (2 * largest + 1))))
 
 
 def write_archive(db: Database, snapshots: Mapping[SnapshotId, bytes], generation: int) -> bool:
@@ -197,16 +221,21 @@ def write_archive(db: Database, snapshots: Mapping[SnapshotId, bytes], generatio
     return db.snapshots.archives.wait_until_listed(sealed.name)
 
 
-def merge_archives(db: Database) -> int:
-    """Merge small archives; return the number of bytes written."""
+def merge_archives(db: Database, budget: Budget) -> Counted:
+    """Merge small archives, in slices.
+
+    Args:
+        db: The store.
+        budget: What may be read.
+
+    Returns:
+        The number of bytes written.
+    """
     archives = db.snapshots.archives
-    written = merge_levels(lambda: list(archives.infos()), partial(_merge_level, db))
+    merge = partial(_merge, db, least=2)
+    written = yield from merge_levels(db, lambda: list(archives.infos()), merge, budget)
     archives.refresh()
     return written
-
-
-def _merge_level(db: Database, level: Sequence[ObjectInfo]) -> int:
-    return sum(_merge(db, group, least=2) for group in groups(level))
 
 
 def replace_damaged_archives(db: Database) -> None:
@@ -214,10 +243,11 @@ def replace_damaged_archives(db: Database) -> None:
     for info in db.snapshots.archives.infos():
         with suppress(NotFoundError):
             if not is_intact(db.store.get(info.name), _id_of(info)):
-                _merge(db, [info])
+                for _ in _merge(db, [info]):
+                    pass
 
 
-def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> int:
+def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> Counted:
     """Write the versions of some archives as one, and delete the archives.
 
     Archives that must stay are left out, and nothing happens if fewer than `least` are left.
@@ -228,13 +258,15 @@ def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> int:
     snapshots: dict[SnapshotId, bytes] = {}
     merged, generation = [], 1
     for info in group:
-        found = _read_archive(db, info)
+        found = yield from _read_archive(db, info)
         if found is not None:
             merged.append(info.name)
             generation = max(generation, 1 + found.generation)
             snapshots |= found.snapshots  # of two copies, the later one names newer packs
+        yield
     if len(merged) < least or (snapshots and not write_archive(db, snapshots, generation)):
         return 0
+    yield
     db.store.delete_all(merged)
     return sum(map(len, snapshots.values()))
 
@@ -246,8 +278,8 @@ class _Versions(NamedTuple):
     snapshots: dict[SnapshotId, bytes]
 
 
-def _read_archive(db: Database, info: ObjectInfo) -> _Versions | None:
-    """Read an archive; None if it is gone, or must stay for `verify` to report.
+def _read_archive(db: Database, info: ObjectInfo) -> Generator[None, None, _Versions | None]:
+    """Read an archive, in slices; None if it is gone, or must stay for `verify` to report.
 
     It must stay if a version in it is damaged that the store has nowhere else.
     """
@@ -256,11 +288,13 @@ def _read_archive(db: Database, info: ObjectInfo) -> _Versions | None:
         opened = parse_archive(db.store.get(info.name), info.name)
     except (NotFoundError, IntegrityError):
         return None
-    for snapshot, content in opened.snapshots.items():
+    for number, (snapshot, content) in enumerate(opened.snapshots.items(), 1):
         if _is_sound(bytes(content), snapshot):
             sound[snapshot] = bytes(content)
         elif not _is_elsewhere(db, snapshot, info.name):
             return None
+        if number % _SLICE_VERSIONS == 0:
+            yield
     return _Versions(opened.generation, sound)
 
 

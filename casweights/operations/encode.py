@@ -229,6 +229,9 @@ def _write_files(work: _Encoding, writer: PackWriter) -> EncodedFiles:
 
 def _write_structure(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]) -> None:
     """Add the structure chunks that the store lacks to packs."""
+    rows = (entry.row(work.db.config) for entry in entries)
+    sizes = (size for row in rows for _, size in row.structure(work.db.config))
+    work.db.snapshots.make_room(sum(sizes))
     for entry in entries:
         places = structure_places(entry.row(work.db.config))
         structure = entry.structure(work.db.config)

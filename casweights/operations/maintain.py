@@ -10,34 +10,37 @@ frame is decoded, and no ID changes. Segments then cover the packs.
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.config import PACK_FRAMES, PACK_TARGET, KiB, MiB
+from casweights.config import KiB
+from casweights.database.merged import Merged
 from casweights.database.packs import list_packs, try_read_pack
-from casweights.database.segment_writer import SegmentWriter
-from casweights.database.writer import PackWriter
+from casweights.database.segment_writer import KeptSegments, SegmentWriter
 from casweights.errors import CasweightsError, NotFoundError
-from casweights.events import Stage
 from casweights.format import names
-from casweights.format.hashing import checksum
-from casweights.format.pack import EncodedFrame
-from casweights.operations.archiving import RECENT_VERSIONS, archive_old, merge_archives
+from casweights.operations.archiving import RECENT_VERSIONS, Archiving, merge_archives, old_versions
+from casweights.operations.merging import (
+    MAX_FRAMES,
+    Budget,
+    FrameCopies,
+    are_sound,
+    by_age,
+    merge_levels,
+)
 from casweights.results import MaintainStats
-from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from casweights.database import Database
-    from casweights.database.segment_writer import KeptSegments
-    from casweights.format.pack import Frame, SealedPack
-    from casweights.ids import ChunkId
+    from casweights.format.pack import Frame
+    from casweights.ids import PackId
+    from casweights.operations.merging import Counted
+    from casweights.stores.base import ObjectInfo
 
-_FAN_IN = 8  # packs of one level that are merged; a lower number copies bytes more often
-_LEVELS = (64 * KiB, 512 * KiB, 4 * MiB, 32 * MiB)  # bytes: the upper ends; larger packs stay
-_MANY_FRAMES = PACK_FRAMES // 2  # packs with more stay, as two of them may not fit into one
+_FULL_FRAMES = MAX_FRAMES // 2  # packs with more are not merged again: they would fit nowhere
 _RECENT_PACKS = 16  # the newest ones stay: subscribers may be about to read them
+_INDEX_BYTES = 64 * KiB  # about: what is read of a pack to cover it by a segment
 
 
 def maintain(db: Database) -> MaintainStats:
@@ -55,59 +58,174 @@ def maintain(db: Database) -> MaintainStats:
     Raises:
         StoreError: The store could not be read or written. Repeat the call to continue.
     """
-    before = len(_by_age(db))
-    db.refs.trim(RECENT_VERSIONS)
-    archived, copied = archive_old(db), merge_archives(db)
-    old = _by_age(db)
-    segments = _open_segments(db)
-    recent = _newest(old)
-    full = {
-        names.pack_name(pack)
-        for pack, rows in segments.covered_packs.items()
-        if rows > _MANY_FRAMES
-    }
-    packs = old
-    for low, high in pairwise((0, *_LEVELS)):
-        stay = recent | full
-        level = [p for p in packs if p.name not in stay and low <= p.size < high]
-        if len(level) >= _FAN_IN:
-            copied += _merge(db, level, full)
-            packs = _by_age(db)
-    kept = _keep_segments(db, segments, recent)
-    return MaintainStats(
-        packs=len(packs),
-        old_packs=before,
-        copied_bytes=copied,
-        archived=archived,
-        archives=len(list(db.snapshots.archives.infos())),
-        segments=kept.segments,
-        segment_bytes=kept.written_bytes,
-    )
+    work = Maintenance(db, merged=db.learn_merged)
+    for _ in work.slices():
+        pass
+    return work.stats
 
 
-def _by_age(db: Database) -> list[ObjectInfo]:
+class Maintenance:
+    """Maintenance in slices, between which the caller may pause, or stop for good.
+
+    Between two slices the store is sound, and nothing is kept open but threads. So a caller that
+    stops closes the iterator and loses nothing but copies that were not durable yet.
+
+    The order of calls: iterate over `slices` once; `stats` is complete after it.
+
+    Args:
+        db: The store. With several workers, objects are read by them, and up to two for each also
+            between slices.
+        merged: Called before packs that were merged are deleted.
+        budget: Number of bytes of objects to read at most; None for no limit.
+        full: Names of packs that are known to have too many frames for merging, to which others
+            are added; None if none are known.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        *,
+        merged: Callable[[Merged], object],
+        budget: int | None = None,
+        full: set[str] | None = None,
+    ) -> None:
+        self._db = db
+        self._merged = merged
+        self._budget = Budget(budget)
+        self._full = set() if full is None else full
+        self._packs: dict[str, ObjectInfo] = {}
+        self._old_packs = self._copied = self._archived = self._archives = 0
+        self._segments = KeptSegments(0, 0)
+
+    @property
+    def stats(self) -> MaintainStats:
+        """What was done."""
+        return MaintainStats(
+            packs=len(self._packs),
+            old_packs=self._old_packs,
+            copied_bytes=self._copied,
+            archived=self._archived,
+            archives=self._archives,
+            segments=self._segments.segments,
+            segment_bytes=self._segments.written_bytes,
+        )
+
+    def slices(self) -> Generator[None, None, None]:
+        """Do all work that is due, and yield after each slice of it.
+
+        Raises:
+            StoreError: The store could not be read or written.
+        """
+        self._old_packs = len(_packs(self._db))
+        yield
+        yield from self._db.refs.trim(RECENT_VERSIONS)
+        yield from self._archive()
+        yield from self._merge_packs()
+
+    def _archive(self) -> Iterator[None]:
+        """Move old versions into archives, and merge archives."""
+        old = old_versions(self._db)
+        yield
+        chosen = [info for info in old if self._budget.takes(info.size)]
+        work = Archiving(self._db, self._merged)
+        yield from work.slices(chosen)
+        self._archived = len(work.moved)
+        self._copied += yield from merge_archives(self._db, self._budget)
+        self._archives = len(list(self._db.snapshots.archives.infos()))
+        yield
+
+    def _merge_packs(self) -> Iterator[None]:
+        """Merge packs, and write segments that cover those which are left."""
+        old = _packs(self._db)
+        self._packs = {info.name: info for info in old}
+        yield
+        segments = _open_segments(self._db)
+        self._full.update(
+            names.pack_name(pack)
+            for pack, rows in segments.covered_packs.items()
+            if rows > _FULL_FRAMES
+        )
+        yield
+        recent = _newest(old)
+        self._copied += yield from merge_levels(
+            self._db, partial(self._mergeable, recent), self._merge, self._budget
+        )
+        yield from self._keep_segments(segments, recent)
+
+    def _mergeable(self, recent: set[str]) -> list[ObjectInfo]:
+        stay = recent | self._full
+        return [info for name, info in self._packs.items() if name not in stay]
+
+    def _merge(self, group: Sequence[ObjectInfo]) -> Counted:
+        """Merge packs into one, or into several if they have too many frames for one."""
+        copied, merger = 0, _Merger()
+        for pack in self._db.workers.map_asked(partial(_read, self._db), group):
+            if pack is not None and not self._is_full(pack.info, len(pack.frames)):
+                if not merger.has_room(pack):
+                    copied += yield from self._write(merger)
+                    merger = _Merger()
+                yield from merger.add(pack)
+            yield
+        copied += yield from self._write(merger)
+        return copied
+
+    def _is_full(self, info: ObjectInfo, frames: int) -> bool:
+        """Return whether a pack has too many frames for merging, and remember that."""
+        if frames > _FULL_FRAMES:
+            self._full.add(info.name)
+        return frames > _FULL_FRAMES
+
+    def _write(self, merger: _Merger) -> Counted:
+        """Write the collected frames as one pack, and delete the packs that had them."""
+        if len(merger.packs) < 2:
+            return 0
+        new = yield from merger.copies.write(self._db, merger.generation)
+        if new is None:
+            return 0
+        gone = [name for name in merger.packs if name != new.info.name]
+        self._merged(Merged(gone, [new]))
+        yield
+        self._db.store.delete_all(gone)
+        for name in gone:
+            self._packs.pop(name, None)
+        self._packs[new.info.name] = new.info
+        self._is_full(new.info, len(new.locations))
+        yield
+        return sum(location.frame.size for location in new.locations)
+
+    def _keep_segments(self, segments: SegmentWriter, recent: set[str]) -> Iterator[None]:
+        """Cover all packs with segments, but for the recent ones; and merge segments."""
+        infos = by_age(list_packs(self._db.store))
+        snapshots = [info for info in infos if info.name.startswith(names.SNAPSHOTS)]
+        known = {names.pack_of(info.name): info for info in infos}
+        stay = recent | _newest(snapshots)
+        old = [pack for pack, info in known.items() if info.name not in stay]
+        yield
+        chosen = self._affordable(known, old, segments)
+        self._segments = yield from segments.slices(known, chosen)
+        self._db.findings.answer_gone()
+        yield
+
+    def _affordable(
+        self, known: dict[PackId, ObjectInfo], old: Sequence[PackId], segments: SegmentWriter
+    ) -> list[PackId]:
+        """Return those of these packs that are covered, or whose indexes may be read."""
+        covered = segments.covered_packs
+        sizes = {pack: min(known[pack].size, _INDEX_BYTES) for pack in old if pack not in covered}
+        return [pack for pack in old if self._budget.takes(sizes.get(pack, 0))]
+
+
+def _packs(db: Database) -> list[ObjectInfo]:
     """Return all packs, the oldest first, so that frames of one time are next to each other.
 
     Those that snapshots carry are left out: the snapshots need their objects.
     """
-    packs = list_packs(db.store, carried=False)
-    return sorted(packs, key=lambda info: (info.created, info.name))
+    return by_age(list_packs(db.store, carried=False))
 
 
 def _newest(infos: Sequence[ObjectInfo]) -> set[str]:
     """Return the names of those that stay as they are, given objects by age."""
     return {info.name for info in infos[max(0, len(infos) - _RECENT_PACKS) :]}
-
-
-def _keep_segments(db: Database, segments: SegmentWriter, recent: set[str]) -> KeptSegments:
-    """Cover all packs with segments, but for the recent ones; and merge segments."""
-    infos = sorted(list_packs(db.store), key=lambda info: info.created)
-    snapshots = [info for info in infos if info.name.startswith(names.SNAPSHOTS)]
-    stay = recent | _newest(snapshots)
-    known = {names.pack_of(info.name): info for info in infos}
-    kept = segments.run(known, [pack for pack, info in known.items() if info.name not in stay])
-    db.findings.answer_gone()
-    return kept
 
 
 def _open_segments(db: Database) -> SegmentWriter:
@@ -118,51 +236,13 @@ def _open_segments(db: Database) -> SegmentWriter:
     return writer
 
 
-def _merge(db: Database, level: Sequence[ObjectInfo], full: set[str]) -> int:
-    """Merge packs of one level, as many as fit into one; return the number of bytes copied.
-
-    Packs with many frames are added to `full`.
-    """
-    copied = 0
-    db.reporter.started(Stage.MAINTAIN, sum(info.size for info in level))
-    try:
-        for group in _groups(_read_all(db, level)):
-            full.update(pack.info.name for pack in group if len(pack.frames) > _MANY_FRAMES)
-            if len(group) > 1:
-                copied += _write(db, group, full)
-    finally:
-        db.reporter.finished(Stage.MAINTAIN)
-    return copied
-
-
-def _read_all(db: Database, level: Sequence[ObjectInfo]) -> Iterator[_Pack]:
-    """Yield the sound ones of these packs."""
-    for info, pack in zip(level, db.workers.map(partial(_read, db), level), strict=True):
-        db.reporter.advanced(Stage.MAINTAIN, info.size)
-        if pack is not None:
-            yield pack
-
-
-def _groups(packs: Iterable[_Pack]) -> Iterator[list[_Pack]]:
-    """Divide packs into consecutive groups of at most the size of one pack."""
-    group: list[_Pack] = []
-    size = frames = 0
-    for pack in packs:
-        size, frames = size + pack.info.size, frames + len(pack.frames)
-        if group and (size > PACK_TARGET or frames > PACK_FRAMES):
-            yield group
-            group, size, frames = [], pack.info.size, len(pack.frames)
-        group.append(pack)
-    if group:
-        yield group
-
-
 class _Pack(NamedTuple):
-    """A pack in memory, with the payload of each frame."""
+    """A pack in memory."""
 
     info: ObjectInfo
     generation: int
-    frames: list[tuple[Frame, memoryview]]
+    frames: Sequence[Frame]
+    data: memoryview
 
 
 def _read(db: Database, info: ObjectInfo) -> _Pack | None:
@@ -174,66 +254,30 @@ def _read(db: Database, info: ObjectInfo) -> _Pack | None:
         data = memoryview(db.store.get(info.name))
     except NotFoundError:  # other maintenance was faster
         return None
-    frames = [
-        (location.frame, data[location.frame.offset :][: location.frame.size])
-        for location in contents.locations
-    ]
-    if any(checksum(payload) != frame.checksum for frame, payload in frames):
-        return None
-    return _Pack(info, contents.generation, frames)
+    frames = [location.frame for location in contents.locations]
+    return _Pack(info, contents.generation, frames, data) if are_sound(data, frames) else None
 
 
-class _MergedPacks(PackWriter):
-    """A writer after which the index knows those frames whose chunks it knew before.
+class _Merger:
+    """Collects packs that become one: call `has_room` and `add` for each.
 
-    Args:
-        database: The store to write to.
-        generation: Generation of the packs.
-        full: Receives the names of packs with many frames.
+    Attributes:
+        packs: Names of the packs that were added.
+        copies: Their frames.
+        generation: The generation of the new pack: one higher than those of the others.
     """
 
-    def __init__(self, database: Database, generation: int, full: set[str]) -> None:
-        super().__init__(database, generation)
-        self._index = database.index
-        self._merged = generation
-        self._full = full
+    def __init__(self) -> None:
+        self.packs: list[str] = []
+        self.copies = FrameCopies()
+        self.generation = 1
 
-    def written(self, pack: SealedPack) -> None:
-        self._index.add_moved(ObjectInfo(pack.name, pack.size), pack.locations, self._merged)
-        self.names.add(pack.name)
-        if len(pack.frames) > _MANY_FRAMES:
-            self._full.add(pack.name)
+    def has_room(self, pack: _Pack) -> bool:
+        """Whether the frames of a pack are not too many."""
+        return self.copies.has_room(pack.frames)
 
-
-def _write(db: Database, packs: Sequence[_Pack], full: set[str]) -> int:
-    """Write the frames of some packs as one, and delete the packs; return the bytes copied."""
-    chunks: dict[ChunkId, tuple[int, list[EncodedFrame]]] = {}
-    copied = [pack for pack in packs if _add(chunks, pack)]
-    writer = _MergedPacks(db, 1 + max(pack.generation for pack in packs), full)
-    try:
-        for chunk, (raw_size, frames) in chunks.items():
-            writer.add(chunk, raw_size, frames)
-        writer.finish()
-    finally:
-        writer.close()
-    replaced = [pack.info.name for pack in copied if pack.info.name not in writer.names]
-    db.store.delete_all(replaced)
-    db.index.drop(replaced)
-    return writer.stored_bytes
-
-
-def _add(chunks: dict[ChunkId, tuple[int, list[EncodedFrame]]], pack: _Pack) -> bool:
-    """Add the frames of a pack, each once; False if only a forged store can have them."""
-    if any(chunks.get(f.chunk, (f.raw_size,))[0] != f.raw_size for f, _ in pack.frames):
-        return False
-    for frame, payload in pack.frames:
-        frames = chunks.setdefault(frame.chunk, (frame.raw_size, []))[1]
-        new = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
-        if not any(_is_same(new, other) for other in frames):
-            frames.append(new)
-    return True
-
-
-def _is_same(one: EncodedFrame, other: EncodedFrame) -> bool:
-    facts = [(f.encoding, f.base, f.checksum, len(f.payload)) for f in (one, other)]
-    return facts[0] == facts[1]
+    def add(self, pack: _Pack) -> Iterator[None]:
+        """Add a pack, in slices; a pack that only a forged store can have is left out."""
+        if (yield from self.copies.add(pack.frames, pack.data)):
+            self.packs.append(pack.info.name)
+            self.generation = max(self.generation, 1 + pack.generation)

@@ -2,32 +2,40 @@
 
 Objects are merged by size, as in a log-structured merge tree: eight of one level become one of the
 next, so each byte is copied a number of times that grows with the logarithm of the history.
+
+The work is done in slices, between which the caller may pause, or stop for good.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from casweights.config import PACK_TARGET, KiB, MiB
-from casweights.database.packs import try_read_pack
-from casweights.database.writer import PackWriter
+from casweights.database.packs import PackContents, try_read_pack
 from casweights.errors import CasweightsError
+from casweights.events import Stage
+from casweights.format import names
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.hashing import checksum
-from casweights.format.pack import EncodedFrame
+from casweights.format.pack import Frame, Location, build_index
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from casweights.database import Database
-    from casweights.format.pack import Frame
     from casweights.ids import ChunkId
-
-    Payloads = Sequence[tuple[Frame, memoryview]]
+    from casweights.system.buffers import Buffer
 
 FAN_IN = 8  # objects of one level that are merged; a lower number copies bytes more often
 LEVELS = (64 * KiB, 512 * KiB, 4 * MiB, 32 * MiB)  # bytes: the upper ends; larger objects stay
+MAX_FRAMES = 1 << 15  # of a merged pack: half a KiB of memory for each while it is made
+_SLICE_FRAMES = 512  # of one slice: a few milliseconds in which other threads get few turns
+
+Counted = Generator[None, None, int]  # slices of work, and a number of bytes
 
 
 def by_age(infos: Iterable[ObjectInfo]) -> list[ObjectInfo]:
@@ -40,27 +48,72 @@ def are_enough(infos: Sequence[ObjectInfo]) -> bool:
     return len(infos) >= FAN_IN
 
 
+class Budget:
+    """A number of bytes that may be read.
+
+    Args:
+        nbytes: The number; None for no limit.
+    """
+
+    def __init__(self, nbytes: int | None = None) -> None:
+        self._left = nbytes
+
+    def takes(self, nbytes: int) -> bool:
+        """Take bytes; return False, and take none, if it has less."""
+        if self._left is None:
+            return True
+        if nbytes > self._left:
+            return False
+        self._left -= nbytes
+        return True
+
+
 def merge_levels(
-    list_all: Callable[[], Iterable[ObjectInfo]], merge: Callable[[Sequence[ObjectInfo]], int]
-) -> int:
+    db: Database,
+    list_all: Callable[[], Iterable[ObjectInfo]],
+    merge: Callable[[Sequence[ObjectInfo]], Counted],
+    budget: Budget,
+) -> Counted:
     """Merge objects of each level with enough of them, from the smallest level up.
 
     Args:
+        db: The store.
         list_all: Lists the objects.
-        merge: Merges objects of one level, and returns a number.
+        merge: Merges some objects into one, and returns the number of bytes copied.
+        budget: What may be read.
 
     Returns:
-        The sum of these numbers.
+        The number of all bytes copied.
     """
     total = 0
     for low, high in pairwise((0, *LEVELS)):
         level = [info for info in by_age(list_all()) if low <= info.size < high]
+        yield
         if are_enough(level):
-            total += merge(level)
+            total += yield from _merge_level(db, level, merge, budget)
     return total
 
 
-def groups(level: Sequence[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
+def _merge_level(
+    db: Database,
+    level: Sequence[ObjectInfo],
+    merge: Callable[[Sequence[ObjectInfo]], Counted],
+    budget: Budget,
+) -> Counted:
+    total = 0
+    db.reporter.started(Stage.MAINTAIN, sum(info.size for info in level))
+    try:
+        for group in _groups(level):
+            size = sum(info.size for info in group)
+            if len(group) > 1 and budget.takes(size):
+                total += yield from merge(group)
+            db.reporter.advanced(Stage.MAINTAIN, size)
+    finally:
+        db.reporter.finished(Stage.MAINTAIN)
+    return total
+
+
+def _groups(level: Sequence[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
     """Divide objects into consecutive groups of at most the size of one pack."""
     group: list[ObjectInfo] = []
     size = 0
@@ -73,49 +126,93 @@ def groups(level: Sequence[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
     yield group
 
 
-def payloads(data: memoryview, frames: Sequence[Frame]) -> Payloads | None:
-    """Return the frames of an object with their payloads; None if one is damaged."""
-    found = [(frame, data[frame.offset :][: frame.size]) for frame in frames]
-    is_sound = all(checksum(payload) == frame.checksum for frame, payload in found)
-    return found if is_sound else None
+def are_sound(data: memoryview, frames: Iterable[Frame]) -> bool:
+    """Whether frames of an object with these bytes have the right checksums."""
+    return all(checksum(data[f.offset : f.offset + f.size]) == f.checksum for f in frames)
 
 
 class FrameCopies:
-    """Copies of frames, each once. `add` some, and then `write` them."""
+    """Collects the frames of objects for a new pack, each frame once.
+
+    The order of calls: `has_room` and `add` for each object, then `write`, once, if `is_empty` is
+    false.
+    """
 
     def __init__(self) -> None:
-        self._chunks: dict[ChunkId, tuple[int, list[EncodedFrame]]] = {}
+        self._frames: list[Frame] = []
+        self._of: dict[ChunkId, Frame | list[Frame]] = {}  # rarely more than one
+        self._parts: list[Buffer] = [prefix(ObjectKind.PACK)]
+        self._size = PREFIX_SIZE
 
-    def add(self, frames: Payloads) -> bool:
-        """Add the frames of an object; add none and return False if only a forger writes them."""
-        if any(self._chunks.get(f.chunk, (f.raw_size,))[0] != f.raw_size for f, _ in frames):
-            return False
-        for frame, payload in frames:
-            copies = self._chunks.setdefault(frame.chunk, (frame.raw_size, []))[1]
-            new = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
-            if not any(_is_same(new, other) for other in copies):
-                copies.append(new)
-        return True
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no frame."""
+        return not self._frames
 
-    def write(self, db: Database, generation: int) -> PackWriter | None:
-        """Write the frames into packs that are durable when this returns.
+    def has_room(self, frames: Sequence[Frame]) -> bool:
+        """Whether these frames are not too many; the first ones never are."""
+        size = self._size + sum(frame.size for frame in frames)
+        count = len(self._frames) + len(frames)
+        return self.is_empty or (count <= MAX_FRAMES and size <= PACK_TARGET)
+
+    def add(self, frames: Sequence[Frame], data: memoryview) -> Generator[None, None, bool]:
+        """Add the frames of an object, in slices.
+
+        Args:
+            frames: The frames.
+            data: The bytes of the object, which stay in memory.
 
         Returns:
-            The writer, with the packs' names; None if a pack exists already and is damaged, so that
-            nothing may be deleted.
+            Whether they were added; False if only a forged store can have them.
         """
-        writer = PackWriter(db, generation)
-        try:
-            for chunk, (raw_size, frames) in self._chunks.items():
-                writer.add(chunk, raw_size, frames)
-            writer.finish()
-        finally:
-            writer.close()
-        return writer if all(_is_sound(db, name) for name in writer.existed) else None
+        if any(known.raw_size != f.raw_size for f in frames for known in self._known(f)):
+            return False
+        start = stop = PREFIX_SIZE  # a run of frames to copy
+        for number, frame in enumerate(frames, 1):
+            if any(_is_same(frame, known) for known in self._known(frame)):
+                continue
+            if frame.offset != stop:
+                self._parts.append(data[start:stop])
+                start = frame.offset
+            stop = frame.offset + frame.size
+            self._append(replace(frame, offset=self._size))
+            if number % _SLICE_FRAMES == 0:
+                yield
+        if stop > start:
+            self._parts.append(data[start:stop])
+        return True
+
+    def _known(self, frame: Frame) -> Sequence[Frame]:
+        """Return the collected frames of a frame's chunk."""
+        known = self._of.get(frame.chunk, ())
+        return (known,) if isinstance(known, Frame) else known
+
+    def _append(self, frame: Frame) -> None:
+        known = self._known(frame)
+        self._of[frame.chunk] = [*known, frame] if known else frame
+        self._frames.append(frame)
+        self._size += frame.size
+
+    def write(self, db: Database, generation: int) -> Generator[None, None, PackContents | None]:
+        """Write the frames as one pack, which is durable at the end.
+
+        Returns:
+            The pack; None if a damaged one has its name, so that nothing may be deleted.
+        """
+        pack, ending = build_index(self._frames, generation)
+        parts, self._parts = [*self._parts, ending], []
+        info = ObjectInfo(names.pack_name(pack), self._size + len(ending))
+        yield
+        created = db.store.put(info.name, parts)
+        del parts
+        yield
+        if not created and not _is_sound(db, info.name):
+            return None
+        return PackContents(info, generation, [Location(pack, frame) for frame in self._frames])
 
 
-def _is_same(one: EncodedFrame, other: EncodedFrame) -> bool:
-    facts = [(f.encoding, f.base, f.checksum, len(f.payload)) for f in (one, other)]
+def _is_same(one: Frame, other: Frame) -> bool:
+    facts = [(f.encoding, f.base, f.checksum, f.size) for f in (one, other)]
     return facts[0] == facts[1]
 
 
@@ -126,5 +223,4 @@ def _is_sound(db: Database, name: str) -> bool:
     contents = try_read_pack(db.store, ObjectInfo(name, sizes.get(name, 0)))
     if isinstance(contents, CasweightsError):
         return False
-    frames = [location.frame for location in contents.locations]
-    return payloads(memoryview(db.store.get(name)), frames) is not None
+    return are_sound(memoryview(db.store.get(name)), (at.frame for at in contents.locations))

@@ -184,6 +184,17 @@ class Handoff:
         with self._state:
             return self._state.wait_for(self._is_idle, timeout)
 
+    def pause(self, timeout: float) -> None:
+        """Wait until no state is being captured, encoded or written, or until `close`.
+
+        Args:
+            timeout: Maximum number of seconds to wait.
+        """
+        with self._state:
+            self._state.wait_for(
+                lambda: self._closing or (self._is_idle() and not self._mirror_is_used), timeout
+            )
+
     def raise_failure(self) -> None:
         """Raise the oldest failure that no call has raised yet, if any."""
         with self._state:

@@ -21,6 +21,7 @@ from casweights.sync.handoff import Handoff
 from casweights.sync.mirror import Mirror
 from casweights.sync.models import cast_policy, plain_state
 from casweights.sync.steps import CapturedStep, EncodedStep, Label
+from casweights.sync.upkeep import Upkeep, interval
 from casweights.system.files import to_path
 from casweights.system.handles import Handle, check_open
 
@@ -62,7 +63,7 @@ class Publisher(Handle):
 
     A state passes through three parts. `Publisher` captures it on the caller's thread, `Handoff`
     decides when, and passes it to the writer's thread, and `BranchWriter` encodes and writes it
-    there. See `Handoff` for the states and locks::
+    there. See `Handoff` for the states and locks. `Upkeep` maintains the store in pauses::
 
         publish ── acquire ─▶ capture ─ put ─▶ [one step waits] ─▶ encode ─▶ write ─▶ durable
 
@@ -94,6 +95,9 @@ class Publisher(Handle):
         compression: How chunks without a base are stored, see `Repository.commit`.
         extra_state: Whether to publish the return values of ``get_extra_state`` of modules
             (``"keep"``) or to leave them out (``"drop"``).
+        maintain: Whether to maintain the store in the background, as `Repository.maintain` does
+            but in the pauses between versions; a number is that of versions from one round to the
+            next. Errors of it are reported as warnings.
         exit_timeout: Maximum number of seconds that the end of the program waits for versions to
             become durable.
         reporter: Receives `Reporter.published`; by default the reporter of the store.
@@ -121,6 +125,7 @@ class Publisher(Handle):
         author: str = "",
         compression: Compression = "auto",
         extra_state: ExtraState = "keep",
+        maintain: bool | int = True,
         exit_timeout: float = _EXIT_TIMEOUT,
         reporter: Reporter | None = None,
     ) -> None:
@@ -128,6 +133,7 @@ class Publisher(Handle):
         check_choice("policy", policy, get_args(Policy))
         check_choice("extra_state", extra_state, get_args(ExtraState))
         check_compression(compression)
+        every = interval(maintain)
         self.exit_timeout = _checked_timeout(exit_timeout)
         self._compare = compare
         self._cast = cast_policy(cast or {})
@@ -143,6 +149,7 @@ class Publisher(Handle):
         self._handoff = Handoff(
             replaces=policy == "skip-to-latest", check_open=partial(check_open, self)
         )
+        self._upkeep = Upkeep(self._db, every, self._handoff.pause)
         self._outline: Outline | None = None  # of the last state; saves parsing an equal one again
         self._thread = threading.Thread(
             target=self._handoff.serve, args=[self._write], name="casweights-publish", daemon=True
@@ -236,7 +243,15 @@ class Publisher(Handle):
                 self._handoff.release_mirror()
         begin = time.monotonic()
         self._writer.write(step)
-        self._reporter.published(step.stats(time.monotonic() - begin))
+        stats = step.stats(time.monotonic() - begin)
+        self._reporter.published(stats)
+        self._upkeep.stored(step.version.snapshot.number, stats.stored_bytes)
+        self._report_troubles()
+
+    def _report_troubles(self) -> None:
+        """Report the errors of maintenance, on a thread that reports other events, too."""
+        for trouble in self._upkeep.troubles():
+            self._reporter.warned(*trouble)
 
     def wait(self, timeout: float | None = None) -> Snapshot | None:
         """Wait until all published states are durable.
@@ -291,14 +306,21 @@ class Publisher(Handle):
     def close(self) -> None:
         """Wait until everything is durable, and end the writer's thread.
 
+        Maintenance ends where it is; the next one continues.
+
         Raises:
             CasweightsError: A version could not be made durable, see `publish`.
         """
+        self._upkeep.stop()
         self._handoff.close()
         self._thread.join()
+        self._upkeep.close()
         exits.unregister(self._pending)
         self._opened.close()
-        self._handoff.raise_all()
+        try:
+            self._report_troubles()
+        finally:
+            self._handoff.raise_all()
 
     def __enter__(self) -> Self:
         return self

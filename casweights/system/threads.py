@@ -139,6 +139,10 @@ class Workers(Handle, Closing):
                 future.cancel()
             wait(pending)
 
+    def map_asked(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Do the same, but with one thread only what is asked for, on the consumer's own."""
+        return self.map(function, items) if self.count > 1 else map(function, items)
+
     def close(self) -> None:
         """Finish the running tasks, and end the threads."""
         self._threads.close()

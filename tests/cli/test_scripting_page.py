@@ -13,7 +13,7 @@ import casweights
 from casweights.cli import _progress
 from casweights.cli._app import VERBS
 from casweights.cli._errors import MEANINGS, Exit
-from casweights.operations import maintain
+from casweights.operations import maintain, merging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -123,8 +123,8 @@ def test_progress_has_the_documented_fields_and_stages(
 ) -> None:
     monkeypatch.setattr(_progress, "_INTERVAL", 0.0)
     monkeypatch.setattr(maintain, "_RECENT_PACKS", 0)  # so that there is something to merge
-    monkeypatch.setattr(maintain, "_FAN_IN", 2)
-    monkeypatch.setattr(maintain, "_LEVELS", (1 << 30,))
+    monkeypatch.setattr(merging, "FAN_IN", 2)
+    monkeypatch.setattr(merging, "LEVELS", (1 << 30,))
     assert sorted(RUNS) == sorted(VERBS)
     section = PAGE.split("\n### Progress\n")[1].split("\n### ")[0]
     stages, reporting = set(), set()

@@ -14,7 +14,7 @@ from casweights.database.segments import list_segments, open_segments
 from casweights.errors import CasweightsError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE
-from casweights.format.segment import build_segment, make_row
+from casweights.format.segment import SegmentBuilder, make_row
 from casweights.ids import ChunkId, PackId
 from casweights.stores.memory import MemoryStore
 from casweights.system.threads import Workers
@@ -23,7 +23,7 @@ from casweights.testing.faults import flip_bit
 from tests.forged_chains import add_pack, chunk, chunk_id, create, difference, whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.stores.base import ObjectInfo, ObjectStore
 
@@ -59,8 +59,13 @@ def write(store: ObjectStore, packs: Sequence[PackId] | None = None) -> SegmentW
     every = pack_infos(store)
     with Workers(2) as workers:
         writer = SegmentWriter(store, workers, ())
-        writer.run(every, every if packs is None else packs)
+        run(writer, every, every if packs is None else packs)
     return writer
+
+
+def run(writer: SegmentWriter, packs: dict[PackId, ObjectInfo], old: Iterable[PackId]) -> None:
+    for _ in writer.slices(packs, old):
+        pass
 
 
 def pack_infos(store: ObjectStore) -> dict[PackId, ObjectInfo]:
@@ -77,7 +82,9 @@ def searched(store: ObjectStore, chunks: Sequence[ChunkId]) -> ChunkIndex:
 
 
 def put(store: ObjectStore, rows: list[bytes], packs: Sequence[PackId]) -> str:
-    index, content = build_segment([sorted(rows)], packs, 0, 0)
+    builder = SegmentBuilder(packs, 0, 0)
+    builder.add(sorted(rows))
+    index, content = builder.finish()
     store.put(index.name, content)
     return index.name
 
@@ -263,7 +270,7 @@ def test_each_row_is_written_again_as_often_as_the_levels_say(runs: int) -> None
             chunks.append(chunk_id(chunk(n)))
             every = pack_infos(store)
             before = {info.name for info in list_segments(store)}
-            SegmentWriter(store, workers, ()).run(every, every)
+            run(SegmentWriter(store, workers, ()), every, every)
             new = [s for s in opened(store) if s.info.name not in before]
             written += sum(segment.index.rows for segment in new)
     levels = len(f"{runs:o}")  # the logarithm of the number of runs, to the base 8

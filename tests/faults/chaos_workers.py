@@ -266,7 +266,7 @@ def name_versions(worker: Worker) -> None:
 def repack(worker: Worker) -> None:
     """Repack the store, or merge its objects, also rather new ones."""
     compression: Compression = worker.chance.choice(["fast", "auto"])
-    maintain._RECENT_PACKS, maintain._FAN_IN, merging.FAN_IN = 0, 2, 2
+    maintain._RECENT_PACKS, merging.FAN_IN = 0, 2
     maintain.RECENT_VERSIONS = _RECENT  # type: ignore[attr-defined]
     with worker.journal.doing("repack"):
         if worker.chance.random() < 0.5:

@@ -154,8 +154,6 @@ def check_all(recording: Recording, folder: Path) -> None:
 def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
     monkeypatch.setattr("casweights.database.reflog._KEPT_MOVES", 2)
     monkeypatch.setattr("casweights.operations.maintain._RECENT_PACKS", 1)
-    monkeypatch.setattr("casweights.operations.maintain._FAN_IN", 2)
-    monkeypatch.setattr("casweights.operations.maintain._LEVELS", (1 << 30,))
     monkeypatch.setattr("casweights.operations.merging.FAN_IN", 2)
     monkeypatch.setattr("casweights.operations.merging.LEVELS", (1 << 30,))
     monkeypatch.setattr("casweights.operations.maintain.RECENT_VERSIONS", 1)

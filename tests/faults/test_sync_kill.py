@@ -59,6 +59,22 @@ def test_a_step_that_a_killed_trainer_made_from_another_parent_is_published(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before call", "file change"])
+def test_a_trainer_killed_at_any_step_of_maintenance_loses_nothing(
+    tmp_path: Path, moment: str
+) -> None:
+    ends = drive(f"maintained trainer at {moment}", tmp_path, "")
+    assert ends["killed"] >= 25
+    assert ends["finished"] == 1, "with no step left to be killed at"
+
+
+@pytest.mark.slow
+def test_a_trainer_that_maintains_and_its_replica_killed_at_random_moments(tmp_path: Path) -> None:
+    ends = drive("maintained random", tmp_path / "run", str(tmp_path / "store"), KILLS // 4)
+    assert ends["trainer killed"] + ends["replica killed"] >= KILLS // 4
+
+
+@pytest.mark.slow
 def test_a_replica_killed_at_any_write_can_start_again(tmp_path: Path) -> None:
     ends = drive("replica at exchange", tmp_path, "")
     assert ends["killed"] >= 10

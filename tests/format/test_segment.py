@@ -14,8 +14,8 @@ from casweights.format.pack import TRAILER_SIZE
 from casweights.format.segment import (
     MAX_ROWS,
     ROW_SIZE,
+    SegmentBuilder,
     SegmentIndex,
-    build_segment,
     fanout_bits,
     make_row,
     parse_segment,
@@ -38,7 +38,14 @@ def build(chunks: list[ChunkId], bits: int | None = None, parts: int = 1) -> byt
     width = 256 // parts
     divided = [[row for row in rows if row[0] // width == n] for n in range(parts)]
     bits = fanout_bits(len(rows)) if bits is None else bits
-    _, content = build_segment(divided, PACKS, bits, 1)
+    return encode(divided, bits, 1)
+
+
+def encode(parts: list[list[bytes]], bits: int, generation: int) -> bytes:
+    builder = SegmentBuilder(PACKS, bits, generation)
+    for rows in parts:
+        builder.add(rows)
+    _, content = builder.finish()
     return b"".join(content)
 
 
@@ -81,8 +88,7 @@ def test_the_division_into_buckets_and_parts_changes_nothing_that_is_found(
 
 def test_a_chunk_in_several_packs_has_a_row_for_each() -> None:
     chunk = ids(1)[0]
-    _, content = build_segment([sorted(make_row(chunk, n) for n in (2, 0))], PACKS, 0, 0)
-    data = b"".join(content)
+    data = encode([sorted(make_row(chunk, n) for n in (2, 0))], 0, 0)
     assert find(data, chunk) == [PACKS[0], PACKS[2]]
     assert [pack.rows for pack in parse(data).packs] == [1, 0, 1]
 

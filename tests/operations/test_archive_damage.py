@@ -19,6 +19,7 @@ from tests.archived import (
     copy_of,
     history,
     maintain,
+    merge_archives,
     oldest,
     own,
     store,
@@ -68,7 +69,7 @@ def test_a_damaged_archive_is_not_merged(
             archiving.archive(repo.database, [info])
         damaged = min(archives(store))
         flip_bit(store, damaged, 30)
-        archiving.merge_archives(repo.database)
+        merge_archives(repo)
     assert damaged in archives(store)
     assert len(archives(store)) == 2
 

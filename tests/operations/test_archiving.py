@@ -14,7 +14,7 @@ from casweights import NotFoundError, Publisher, Subscriber
 from casweights.errors import ErrorCode, StoreError
 from casweights.format import names
 from casweights.operations import archiving, merging
-from casweights.operations.archiving import RECENT_VERSIONS, archive_old
+from casweights.operations.archiving import RECENT_VERSIONS, archive, old_versions
 from casweights.stores.hub.store import HubStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.retry import RetryStore
@@ -32,6 +32,7 @@ from tests.archived import (
     history,
     keep_few,
     maintain,
+    merge_archives,
     names_in,
     oldest,
     own,
@@ -100,7 +101,7 @@ def test_archives_are_merged_by_size(
         for info in objects[:9]:
             archiving.archive(repo.database, [info])
         assert len(archives(store)) == 9
-        archiving.merge_archives(repo.database)
+        merge_archives(repo)
         assert len(archives(store)) == 1
         for version, state in versions.items():
             assert_same_state(repo.load(version), state)
@@ -216,7 +217,7 @@ def test_a_version_that_is_made_during_maintenance_stays(
             return self.inner.list(prefix)
 
     with casweights.open(Busy(store)) as repo:
-        archive_old(repo.database)
+        archive(repo.database, old_versions(repo.database))
     assert names.snapshot_name(made[0]) in own(store)
 
 

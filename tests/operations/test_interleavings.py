@@ -7,35 +7,38 @@ So each of the two sees unfinished work of the other. This is repeated for all c
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
+from unittest.mock import patch
 
 import pytest
+import torch
 
 import casweights
+from casweights import Subscriber
 from casweights.config import StoreConfig
+from casweights.database import refs
 from casweights.database.moves import encode_move
 from casweights.format import names
 from casweights.ids import SnapshotId
+from casweights.operations import maintain, merging
+from casweights.operations.maintain import Maintenance
 from casweights.stores.base import Capabilities, ObjectStore
 from casweights.stores.memory import MemoryStore
-from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import flip_bit
 from casweights.testing.states import assert_same_state
 from tests.histories import CHUNK, State, step, weights
 from tests.large_versions import packs_apart
+from tests.operations.turns import Other, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from casweights import Repository, Snapshot
-    from casweights.stores.base import ObjectInfo
-    from casweights.system.buffers import Buffer
 
     Versions = dict[SnapshotId, State]
     Operation = Callable[[ObjectStore], Versions]
@@ -52,106 +55,6 @@ def form(request: pytest.FixtureRequest) -> Iterator[None]:
     checked.clear()
     with packs_apart() if request.param == "apart" else nullcontext():
         yield
-
-
-class Watched(WrapperStore):
-    """A store that calls functions before each call and after each write.
-
-    Args:
-        inner: The store that does the work.
-        before: Called with the number of the call, from 1.
-        after: Called with the number of the write, from 1.
-        one_by_one: Whether other threads wait until a call and its functions have returned.
-
-    Attributes:
-        before: The argument; may be replaced.
-    """
-
-    batch = ObjectStore.batch
-    copy_from = ObjectStore.copy_from
-    delete_all = ObjectStore.delete_all
-    sizes = ObjectStore.sizes
-    read = ObjectStore.read
-
-    def __init__(
-        self,
-        inner: ObjectStore,
-        before: Callable[[int], object] = lambda _: None,
-        after: Callable[[int], object] = lambda _: None,
-        *,
-        one_by_one: bool = True,
-    ) -> None:
-        super().__init__(inner)
-        self._calls, self._writes = count(1), count(1)
-        self.before, self._after = before, after
-        self._turn = threading.Lock() if one_by_one else nullcontext()
-
-    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        with self._call(writes=True):
-            return super().put(name, parts)
-
-    def delete(self, name: str) -> None:
-        with self._call(writes=True):
-            super().delete(name)
-
-    def size(self, name: str) -> int:
-        with self._call():
-            return super().size(name)
-
-    def readinto(self, name: str, start: int, out: memoryview) -> None:
-        with self._call():
-            super().readinto(name, start, out)
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        with self._call():
-            return super().list(prefix)
-
-    @contextmanager
-    def _call(self, *, writes: bool = False) -> Iterator[None]:
-        with self._turn:
-            self.before(next(self._calls))
-            yield
-            if writes:
-                self._after(next(self._writes))
-
-
-class Other:
-    """An operation on its own thread that pauses after one of its writes."""
-
-    def __init__(self, store: ObjectStore, operation: Operation, stop_after: int) -> None:
-        self.versions: Versions = {}
-        self.writes = 0
-        self._error: BaseException | None = None
-        self._paused, self._resumed = threading.Event(), threading.Event()
-        self._stop_after = stop_after
-        watched = Watched(store, after=self._stop)
-        self._thread = threading.Thread(target=self._run, args=(operation, watched), daemon=True)
-
-    def begin(self) -> None:
-        """Run up to the pause."""
-        self._thread.start()
-        assert self._paused.wait(30)
-
-    def finish(self) -> None:
-        """Run the rest."""
-        self._resumed.set()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-        if self._error is not None:
-            raise self._error
-
-    def _stop(self, write: int) -> None:
-        self.writes = write
-        if write == self._stop_after:
-            self._paused.set()
-            assert self._resumed.wait(30)
-
-    def _run(self, operation: Operation, store: ObjectStore) -> None:
-        try:
-            self.versions = operation(store)
-        except BaseException as error:  # the test's thread raises it
-            self._error = error
-        self._paused.set()
 
 
 class World(MemoryStore):
@@ -246,6 +149,57 @@ def repack_small(store: ObjectStore) -> Versions:
 def repack_fast(store: ObjectStore) -> Versions:
     with open_store(store) as repo:
         repo.repack(compression="fast")
+    return {}
+
+
+@contextmanager
+def merging_early() -> Iterator[None]:
+    """Let maintenance archive all versions that no branch names, and merge all packs."""
+    with (
+        patch.multiple(maintain, _RECENT_PACKS=0, RECENT_VERSIONS=1),
+        patch.multiple(merging, FAN_IN=2, LEVELS=(1 << 30,)),
+        patch.object(refs, "LEAST_MOVES", 1),
+    ):
+        yield
+
+
+def merge(store: ObjectStore) -> Versions:
+    """Maintain the store, as if all but the heads of its branches were old."""
+    with (
+        merging_early(),
+        open_store(store) as repo,
+    ):
+        repo.maintain()
+    return {}
+
+
+def merge_between_commits(store: ObjectStore) -> Versions:
+    """Merge packs in slices, between which another handle commits."""
+    with (
+        merging_early(),
+        open_store(store) as repo,
+        closing(repo.database.apart()) as apart,
+    ):
+        slices = Maintenance(apart, merged=repo.database.learn_merged).slices()
+        versions: Versions = {}
+        for n, _ in enumerate(slices):
+            if n in (2, 5):
+                state = {"w": step(LATER["w"], 0.02, 10 + n)}
+                versions[repo.commit(state, branch="run", time=NOW).id] = state
+        return versions
+
+
+def follow(store: ObjectStore) -> Versions:
+    """Bring live tensors from one version to the next and back."""
+    live = {"w": torch.zeros_like(MAIN["w"])}
+    world = store.ability(World)
+    assert world is not None
+    versions = beginning(world.kind).versions
+    first, second, _ = versions
+    with open_store(store) as repo, Subscriber(repo) as replica:
+        for version in (first, second, first):
+            replica.sync(live, to=str(version))
+            assert_same_state(live, versions[version])
     return {}
 
 
@@ -367,7 +321,22 @@ PAIRS: list[tuple[Operation, Operation]] = [
     (verify, delete_branch),
     (verify, commit),
     (delete_branch, repack_small),
+    (merge, commit_again),
+    (commit_again, merge),
+    (merge, repack_small),
+    (repack_small, merge),
+    (merge, push_into),
+    (push_from, merge),
+    (verify, merge),
+    (follow, merge),
+    (merge_between_commits, merge),
+    (merge_between_commits, repack_small),
 ]
+
+
+def is_long(first: Operation, second: Operation) -> bool:
+    """Whether two operations have very many interleavings."""
+    return first is merge_between_commits or second is repack_by_turns
 
 
 def every_interleaving(first: Operation, second: Operation, *, kind: str, stride: int) -> int:
@@ -386,19 +355,19 @@ def every_interleaving(first: Operation, second: Operation, *, kind: str, stride
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
 def test_two_operations_lose_nothing_in_a_directory(first: Operation, second: Operation) -> None:
-    stride = 13 if second is repack_by_turns else 1 if (first, second) == PAIRS[0] else 3
+    stride = 13 if is_long(first, second) else 1 if (first, second) == PAIRS[0] else 3
     assert every_interleaving(first, second, kind="directory", stride=stride) > 2
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
 def test_two_operations_lose_nothing_in_a_remote_store(first: Operation, second: Operation) -> None:
-    stride = 17 if second is repack_by_turns else 7
+    stride = 17 if is_long(first, second) else 7
     assert every_interleaving(first, second, kind="remote", stride=stride) > 2
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda operation: operation.__name__)
 def test_two_operations_lose_nothing_in_a_bucket(first: Operation, second: Operation) -> None:
-    stride = 29 if second is repack_by_turns else 13
+    stride = 29 if is_long(first, second) else 13
     assert every_interleaving(first, second, kind="bucket", stride=stride) > 2
 
 

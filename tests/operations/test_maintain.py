@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,17 +10,25 @@ import torch
 
 import casweights
 from casweights.config import StoreConfig
+from casweights.database import pack_indexes
+from casweights.database.packs import try_read_pack
 from casweights.errors import StoreError
+from casweights.operations import maintain as module
+from casweights.operations import merging
+from casweights.operations.maintain import Maintenance
 from casweights.stores.memory import MemoryStore
+from casweights.testing import CountingStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
+from tests.archived import archives, keep_few, own
 from tests.histories import CHUNK, check_versions, pack_names
 from tests.large_versions import packs_apart
 
 if TYPE_CHECKING:
     from casweights import Repository, SnapshotId
-    from casweights.stores.base import ObjectStore
-    from casweights.testing import CountingStore
+    from casweights.database.packs import PackContents
+    from casweights.errors import CasweightsError
+    from casweights.stores.base import ObjectInfo, ObjectStore
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
 RECENT = 16  # packs that maintenance leaves alone
@@ -130,3 +139,161 @@ def test_two_maintenances_at_once_lose_nothing(
     with casweights.open(Late(store, [])) as repo:
         repo.maintain()
     check_versions(store, history[1])
+
+
+@pytest.fixture
+def _merges_early(monkeypatch: pytest.MonkeyPatch, packs_apart: None) -> None:
+    monkeypatch.setattr(module, "_RECENT_PACKS", 2)
+    monkeypatch.setattr(merging, "FAN_IN", 2)
+    monkeypatch.setattr(merging, "LEVELS", (1 << 30,))
+
+
+@pytest.fixture(params=["carried", "apart"])
+def _all_is_old(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let maintenance archive all versions but the head, and merge all packs but two."""
+    keep_few(monkeypatch)
+    monkeypatch.setattr(module, "_RECENT_PACKS", 2)
+    monkeypatch.setattr(merging, "LEVELS", (1 << 30,))
+    if request.param == "apart":
+        request.getfixturevalue("packs_apart")
+
+
+def run_of(repo: Repository, versions: int) -> Versions:
+    """Commit some versions, of which each has a pack."""
+    made: Versions = {}
+    for n in range(versions):
+        state = {"w": torch.arange(64.0) + n}
+        made[repo.commit(state).id] = state
+    return made
+
+
+@pytest.mark.usefixtures("_all_is_old")
+def test_commits_of_the_same_handle_between_any_two_slices_find_everything() -> None:
+    for place in count():
+        store = MemoryStore()
+        with casweights.open(store, create=True, config=CONFIG) as repo:
+            made = run_of(repo, 6)
+            apart = repo.database.apart()
+            work = Maintenance(apart, merged=repo.database.learn_merged)
+            slices = work.slices()
+            done = len(list(islice(slices, place)))
+            made |= run_of(repo, 2)
+            for _ in slices:
+                pass
+            apart.close()
+            made |= run_of(repo, 2)
+            assert repo.verify().problems == ()
+        check_versions(store, made)
+        if done < place:
+            break
+    assert place > 6, "a slice for each pack, and some more"
+
+
+@pytest.mark.usefixtures("_all_is_old")
+def test_maintenance_can_stop_after_any_slice() -> None:
+    for place in count(1):
+        store = MemoryStore()
+        with casweights.open(store, create=True, config=CONFIG) as repo:
+            made = run_of(repo, 6)
+            slices = Maintenance(repo.database, merged=repo.database.learn_merged).slices()
+            done = len(list(islice(slices, place)))
+            slices.close()
+            check_versions(store, made)
+            made |= run_of(repo, 1)
+            repo.maintain()
+            assert len(pack_names(store)) <= 3
+            assert len(archives(store)) <= 2
+            assert len(own(store)) <= 2
+        check_versions(store, made)
+        if done < place:
+            break
+
+
+@pytest.mark.usefixtures("_merges_early")
+def test_a_handle_that_has_learnt_of_a_merge_reads_no_index_for_the_next_commit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, read = MemoryStore(), []
+
+    def note(store: ObjectStore, info: ObjectInfo) -> PackContents | CasweightsError:
+        read.append(info.name)
+        return try_read_pack(store, info)
+
+    monkeypatch.setattr(pack_indexes, "try_read_pack", note)
+    with casweights.open(store, create=True, config=CONFIG) as repo:
+        made = run_of(repo, 6)
+        repo.maintain()
+        made[repo.commit({"w": torch.arange(64.0) + 6}).id] = {"w": torch.arange(64.0) + 6}
+        assert read == []
+        chunks = [chunk for file in repo.snapshot("main").files for chunk in file.chunks]
+        assert repo.database.index.unread_packs(chunks) == ([], [])
+        assert_same_state(repo.load("main"), {"w": torch.arange(64.0) + 6})
+        assert read == [], "nor for the newest version"
+        check_versions(store, made)
+
+
+@pytest.mark.usefixtures("_merges_early")
+def test_a_budget_bounds_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    with casweights.open(store, create=True, config=CONFIG) as repo:
+        made = run_of(repo, 12)
+        sizes = {info.name: info.size for info in store.list("packs/")}
+        budget = sum(sizes.values()) // 2
+        monkeypatch.setattr(merging, "PACK_TARGET", budget // 2)  # of a group
+        for _ in Maintenance(repo.database, merged=lambda _: None, budget=budget).slices():
+            pass
+        read = sizes.keys() - pack_names(store)
+    assert budget // 4 < sum(sizes[name] for name in read) <= budget
+    check_versions(store, made)
+
+
+@pytest.mark.usefixtures("_merges_early")
+def test_packs_with_many_frames_are_not_merged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "MAX_FRAMES", 10)
+    monkeypatch.setattr(module, "_FULL_FRAMES", 5)
+    store = CountingStore(MemoryStore())
+    full: set[str] = set()
+    with casweights.open(store, create=True, config=CONFIG) as repo:
+        made = run_of(repo, 14)
+        for _ in range(3):
+            store.reset()
+            known = set(full)
+            for _ in Maintenance(repo.database, merged=lambda _: None, full=full).slices():
+                pass
+            assert known.isdisjoint(name for name, _ in store.reads)
+            assert known <= pack_names(store)
+        assert known
+    check_versions(store, made)
+
+
+@pytest.mark.usefixtures("_merges_early")
+def test_nothing_is_deleted_in_favour_of_a_damaged_pack_that_was_there_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    with casweights.open(store, create=True, config=CONFIG) as repo:
+        made = run_of(repo, 6)
+    before = pack_names(store)
+    faulty = FaultyStore(store, [Fault(call=1, method="put")])
+    with casweights.open(faulty) as repo, pytest.raises(StoreError):
+        repo.maintain()
+    (merged,) = (name for method, name in faulty.calls if method == "put")
+    store.put(merged, [b"cut short"])
+    monkeypatch.setattr(module, "_RECENT_PACKS", 3)  # the damaged pack is the newest one
+    with casweights.open(store) as repo:
+        repo.maintain()
+        assert pack_names(store) == before | {merged}
+        for version, state in made.items():
+            assert_same_state(repo.load(version), state)
+
+
+@pytest.mark.usefixtures("_merges_early")
+def test_packs_that_were_merged_are_not_looked_for_again() -> None:
+    store = MemoryStore()
+    with casweights.open(store, create=True, config=CONFIG) as repo:
+        run_of(repo, 6)
+    with casweights.open(store) as repo:
+        repo.load("main")  # learns from the version which packs it needs
+        repo.maintain()
+        chunks = [chunk for file in repo.snapshot("main").files for chunk in file.chunks]
+        assert repo.database.index.unread_packs(chunks) == ([], [])

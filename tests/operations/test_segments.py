@@ -17,6 +17,7 @@ from casweights.errors import ErrorCode, StoreError
 from casweights.format import names
 from casweights.ids import ChunkId
 from casweights.operations import maintain as maintain_module
+from casweights.operations import merging
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import flip_bit
@@ -38,7 +39,7 @@ Versions = dict["SnapshotId", dict[str, torch.Tensor]]
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Merge two of a kind, keep two recent packs, and read everything like large objects."""
-    monkeypatch.setattr(maintain_module, "_FAN_IN", 2)
+    monkeypatch.setattr(merging, "FAN_IN", 2)
     monkeypatch.setattr(maintain_module, "_RECENT_PACKS", 2)
     monkeypatch.setattr(segment_writer, "_FAN_IN", 2)
     monkeypatch.setattr(segments, "_SMALL_BYTES", 64)

@@ -108,6 +108,14 @@ class Listener(casweights.Reporter):
         self.stats.append(stats)
 
 
+def end_of_round() -> None:
+    """Wait until no maintenance runs."""
+    for thread in threading.enumerate():
+        if thread.name == "casweights-maintain":
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
 def open_store(objects: ObjectStore, **options: Any) -> Repository:
     """A repository over an object store, with the smallest chunks."""
     config = StoreConfig(chunk_size=CHUNK)

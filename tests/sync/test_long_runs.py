@@ -9,7 +9,7 @@ import torch
 import casweights
 from casweights import Publisher, Subscriber
 from casweights.config import StoreConfig
-from casweights.database import index
+from casweights.database import index, snapshots
 from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
@@ -65,3 +65,27 @@ def test_knowledge_of_old_versions_is_dropped_and_found_again(
         assert trainer.verify().problems == ()
     with casweights.open(objects) as repo:
         assert torch.equal(repo.load("main")["w"], states[7]["w"])
+
+
+def test_lists_of_chunks_of_old_versions_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "_STRUCTURE_LEAST", 64)  # bytes
+    objects = MemoryStore()
+    casweights.open(objects, create=True, config=StoreConfig(chunk_size=CHUNK)).close()
+    with (
+        casweights.open(objects) as trainer,
+        casweights.open(objects) as replica,
+        Publisher(trainer) as publisher,
+        Subscriber(replica) as subscriber,
+    ):
+        lists = []
+        for state in history(20, 0.01, chunks=3):
+            publisher.publish(state)
+            version = publisher.wait()
+            assert version is not None
+            lists.append(list(version.structure())[-1])
+            subscriber.sync({"w": torch.zeros_like(state["w"])})
+        for repo in (trainer, replica):
+            held = [
+                n for n, chunk in enumerate(lists) if chunk in repo.database.snapshots.structure
+            ]
+            assert 0 < len(held) <= 12, "a list has 96 bytes, and room is made for four versions"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tools.bench.harness import conclude, head, table
 from tools.bench.histories import publish_run
 from tools.bench.hub.clients import note_progress
-from tools.bench.lifecycle import growth, indexes, objects, requests, step_bytes, times
+from tools.bench.lifecycle import growth, indexes, objects, requests, step_bytes, times, upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ ROWS = {
     "small": "bytes of a step that changes three of very many small tensors",
     "trips": "round trips of a publish",
     "memory": "growth of a trainer and of a replica",
+    "upkeep": "publishes with maintenance in the background, relative to none",
 }
 _FEW = 10
 
@@ -91,6 +92,7 @@ class _Bench:
             ),
             "trips": lambda: requests.row_trips(work, self._fresh_rounds),
             "memory": self._memory,
+            "upkeep": self._upkeep,
         }
 
     @cached_property
@@ -116,6 +118,10 @@ class _Bench:
     def _memory(self) -> list[Result]:
         first = {"first": 2} if self._options.smoke else {}
         return growth.row_growth(self._work, self._options.steps, **self._small, **first)
+
+    def _upkeep(self) -> list[Result]:
+        few = {"steps": 2, "before": 1} if self._options.smoke else {}
+        return upkeep.row_upkeep(self._work, **few)
 
 
 def main() -> int:
