@@ -21,8 +21,8 @@ import torch
 import casweights
 from casweights import Subscriber
 from casweights.config import StoreConfig
-from casweights.database import refs
 from casweights.database.moves import encode_move
+from casweights.database.refs import Refs
 from casweights.format import names
 from casweights.ids import SnapshotId
 from casweights.operations import maintain, merging
@@ -154,13 +154,18 @@ def repack_fast(store: ObjectStore) -> Versions:
 
 @contextmanager
 def merging_early() -> Iterator[None]:
-    """Let maintenance archive all versions that no branch names, and merge all packs."""
+    """Let maintenance archive all versions that are no heads, and merge all packs."""
     with (
-        patch.multiple(maintain, _RECENT_PACKS=0, RECENT_VERSIONS=1),
+        patch.object(maintain, "_RECENT_PACKS", 0),
         patch.multiple(merging, FAN_IN=2, LEVELS=(1 << 30,)),
-        patch.object(refs, "LEAST_MOVES", 1),
+        patch.object(Refs, "logged", heads),
     ):
         yield
+
+
+def heads(refs: Refs) -> set[SnapshotId]:
+    """The heads alone: logs keep so many moves that none of these versions would be old."""
+    return set(refs.branches().values())
 
 
 def merge(store: ObjectStore) -> Versions:
