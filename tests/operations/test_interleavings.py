@@ -164,7 +164,7 @@ def merging_early() -> Iterator[None]:
 
 
 def heads(refs: Refs) -> set[SnapshotId]:
-    """The heads alone: logs keep so many moves that none of these versions would be old."""
+    """The heads alone: logs keep enough moves that none of these versions would be old."""
     return set(refs.branches().values())
 
 
