@@ -11,10 +11,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from casweights import kernels
+from casweights.database.packs import list_packs, read_pack
 from casweights.kernels import _compiled
+from casweights.stores.local import LocalStore
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from casweights.format.pack import Location
 
 
 def test_compiled_kernels_are_used() -> None:
@@ -49,7 +53,7 @@ def stepped(base: np.ndarray, share: float, rng: np.random.Generator) -> np.ndar
 
 
 def commit_twice(folder: Path, which: str) -> list[bytes]:
-    """Commit and check out two versions in another process, and return the packs that it wrote."""
+    """Commit and check out two versions in another process, and return the frames of each."""
     rng = np.random.default_rng(5)
     base = rng.normal(0, 0.02, 50_000).astype("<f2")
     for name, shares in (("before", (0, 0)), ("after", (0.01, 0.6))):
@@ -61,7 +65,17 @@ def commit_twice(folder: Path, which: str) -> list[bytes]:
     for name in ("before", "after"):
         written = (folder / name / "model.safetensors").read_bytes()
         assert (folder / f"{name} again" / "model.safetensors").read_bytes() == written
-    return sorted(path.read_bytes() for path in (folder / "store" / "packs").iterdir())
+    store = LocalStore(folder / "store")
+    found = [read_pack(store, info).locations for info in list_packs(store)]
+    return sorted(
+        b"".join(store.get(*_span(at)) + at.frame.chunk for at in locations) for locations in found
+    )
+
+
+def _span(location: Location) -> tuple[str, int, int]:
+    """Return the object, the offset and the size of a frame."""
+    name, start, stop = location.range
+    return name, start, stop - start
 
 
 def test_twins_write_the_same_packs_as_compiled_kernels(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ So each of the two sees unfinished work of the other. This is repeated for all c
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from itertools import count
@@ -152,9 +152,12 @@ def repack_fast(store: ObjectStore) -> Versions:
     return {}
 
 
-@contextmanager
+@pytest.fixture(scope="module", autouse=True)
 def merging_early() -> Iterator[None]:
-    """Let maintenance archive all versions that are no heads, and merge all packs."""
+    """Let maintenance archive all versions that are no heads, and merge all packs.
+
+    For all tests, because operations that patched at the same time would undo it out of order.
+    """
     with (
         patch.object(maintain, "_RECENT_PACKS", 0),
         patch.multiple(merging, FAN_IN=2, LEVELS=(1 << 30,)),
@@ -170,10 +173,7 @@ def heads(refs: Refs) -> set[SnapshotId]:
 
 def merge(store: ObjectStore) -> Versions:
     """Maintain the store, as if all but the heads of its branches were old."""
-    with (
-        merging_early(),
-        open_store(store) as repo,
-    ):
+    with open_store(store) as repo:
         repo.maintain()
     return {}
 
@@ -181,7 +181,6 @@ def merge(store: ObjectStore) -> Versions:
 def merge_between_commits(store: ObjectStore) -> Versions:
     """Merge packs in slices, between which another handle commits."""
     with (
-        merging_early(),
         open_store(store) as repo,
         closing(repo.database.apart()) as apart,
     ):

@@ -135,7 +135,7 @@ def read_snapshot_end(file: BinaryIO, name: str) -> tuple[dict[str, Any], list[F
 
 def read_index(store: Path, name: str) -> list[Frame]:
     """Return the frames that a pack or a snapshot object lists."""
-    with (store / name).open("rb") as file:
+    with place(store, name).open("rb") as file:
         if name.startswith("snapshots/"):
             return read_snapshot_end(file, name)[1]
         end = read_end(file, name, 0, MAX_INDEX)
