@@ -145,9 +145,7 @@ class PackCopy:
         writer = PackWriter(self._target)
         try:
             for location in locations:
-                frame, payload = location.frame, read_payload(self._source.store, location)
-                encoded = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
-                writer.add(frame.chunk, frame.raw_size, [encoded])
+                _add_copy(writer, self._source.store, location)
             writer.finish()
         finally:
             writer.close()
@@ -343,12 +341,17 @@ class FrameCopy:
                 announce([[location.range for location in locations] for locations in new])
                 for chain, locations in zip(chains, new, strict=True):
                     for location in locations:
-                        frame, payload = location.frame, read_payload(store, location)
-                        encoded = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
-                        writer.add(frame.chunk, frame.raw_size, [encoded])
+                        _add_copy(writer, store, location)
                     reporter.advanced(Stage.TRANSFER, chain.nbytes)
         finally:
             reporter.finished(Stage.TRANSFER)
+
+
+def _add_copy(writer: PackWriter, store: ObjectStore, location: Location) -> None:
+    """Add a frame of another store to the packs that are being written, as it is."""
+    frame, payload = location.frame, read_payload(store, location)
+    encoded = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
+    writer.add(frame.chunk, frame.raw_size, [encoded])
 
 
 def _same_places(table: PackTable, other: PackTable) -> bool:
