@@ -146,19 +146,20 @@ class LocalStore(ObjectStore):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         found = [item for item in walk(self.root, prefix) if isinstance(item, ObjectInfo)]
-        with storage_errors(f"cannot list {prefix or 'the store'}"):
-            self._check()
-        if found:
-            self._notice(prefix)
+        self._listed(prefix, any_found=bool(found))
         return iter(sorted(found, key=lambda info: info.name))
 
     def list_names(self, prefix: str = "") -> Iterator[str]:
         found = sorted(walk_names(self.root, prefix))
+        self._listed(prefix, any_found=bool(found))
+        return iter(found)
+
+    def _listed(self, prefix: str, *, any_found: bool) -> None:
+        """Check after a listing that the directory is still the one that was opened."""
         with storage_errors(f"cannot list {prefix or 'the store'}"):
             self._check()
-        if found:
+        if any_found:
             self._notice(prefix)
-        return iter(found)
 
     def strays(self) -> dict[str, str]:
         """Return name and description of everything in the directory that is not an object."""
