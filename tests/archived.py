@@ -9,10 +9,10 @@ import torch
 
 import casweights
 from casweights.config import StoreConfig
+from casweights.database.reflog import RECENT_MOVES
 from casweights.format import names
 from casweights.ids import SnapshotId
 from casweights.operations import archiving, merging
-from casweights.operations.archiving import RECENT_VERSIONS
 from casweights.stores.memory import MemoryStore
 from tests.histories import CHUNK
 
@@ -31,7 +31,7 @@ def history() -> tuple[MemoryStore, Versions]:
     """A store with many versions of one branch, and a tag at an old one."""
     store, state, versions = MemoryStore(), {"w": torch.arange(64.0)}, {}
     with casweights.open(store, create=True, config=CONFIG) as repo:
-        for n in range(RECENT_VERSIONS + OLD):
+        for n in range(RECENT_MOVES + OLD):
             state["w"][n % 64] += 1
             versions[repo.commit(state, message=f"step {n}").id] = {"w": state["w"].clone()}
         repo.tag("first", list(versions)[3])
@@ -83,6 +83,5 @@ def merge_archives(repo: Repository) -> None:
 
 def keep_few(monkeypatch: pytest.MonkeyPatch, fan_in: int = 2) -> None:
     """Let maintenance leave only the last version alone, and merge objects from `fan_in` on."""
-    monkeypatch.setattr("casweights.operations.maintain.RECENT_VERSIONS", 1)
-    monkeypatch.setattr("casweights.database.refs.LEAST_MOVES", 1)
+    monkeypatch.setattr("casweights.database.reflog.RECENT_MOVES", 1)
     monkeypatch.setattr(merging, "FAN_IN", fan_in)

@@ -54,7 +54,9 @@ if TYPE_CHECKING:
 
 _MAX_REF = 4096  # bytes of a move's object; honest ones have about 100
 _KEPT_MOVES = 100  # per ref; at twice the number the older half is removed, to bound listings
-LEAST_MOVES = 64  # per branch, that maintenance leaves
+# Moves per branch that maintenance leaves; the versions behind them go into archives. A chunk is
+# rebuilt from at most as many frames, most of which the newest versions carry then.
+RECENT_MOVES = 64
 _LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
 _FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between listings while waiting for other writers
 _YIELD_SECONDS = 2.0  # time after which a writer withdraws its move if a rival's move stays
@@ -320,7 +322,7 @@ class RefLog:
         # In a longer branch the first moves may have been removed, so that a writer that looked
         # before the branch existed can create position 1 again.
         if after == 0:
-            return max(taken) <= LEAST_MOVES
+            return max(taken) <= RECENT_MOVES
         return base is not None and self.snapshot(base) == before
 
     def _is_contested(self, moves: Sequence[Move], newest: Move) -> bool:

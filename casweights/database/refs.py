@@ -6,9 +6,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from casweights.database import reflog
 from casweights.database.moves import latest, off_line, parse_move
 from casweights.database.ref_writer import RefWriter
-from casweights.database.reflog import LEAST_MOVES, RefLog
+from casweights.database.reflog import RefLog
 from casweights.errors import (
     ConflictError,
     ErrorCode,
@@ -236,13 +237,13 @@ class Refs:
         log.remove(dropped)
         return bool(dropped)
 
-    def trim(self, kept: int) -> Iterator[None]:
-        """Shorten the logs of branches to their last `kept` moves, at least `LEAST_MOVES`.
+    def trim(self) -> Iterator[None]:
+        """Shorten the logs of branches to their last `reflog.RECENT_MOVES` moves.
 
         Yields after each log.
         """
         for moves in self._heads.all().values():
-            self._heads.trim(moves, max(kept, LEAST_MOVES))
+            self._heads.trim(moves, reflog.RECENT_MOVES)
             yield
 
     def logged(self) -> set[SnapshotId]:

@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from casweights.ids import PackId
     from casweights.stores.base import ObjectInfo
 
-# Versions that keep an object of their own: their readers need no archive. A chunk is rebuilt from
-# at most as many frames, most of which the newest versions carry then.
-RECENT_VERSIONS = 64
 _READERS = 16  # threads that wait for the network
 _READ_AHEAD = 64 * MiB  # bytes of objects in memory that were not looked at yet
 _SLICE_VERSIONS = 64  # of an archive that are checked in one slice: some milliseconds

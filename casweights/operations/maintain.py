@@ -18,7 +18,7 @@ from casweights.database.packs import list_packs, try_read_pack
 from casweights.database.segment_writer import KeptSegments, SegmentWriter
 from casweights.errors import CasweightsError, NotFoundError
 from casweights.format import names
-from casweights.operations.archiving import RECENT_VERSIONS, Archiving, merge_archives, old_versions
+from casweights.operations.archiving import Archiving, merge_archives, old_versions
 from casweights.operations.merging import (
     MAX_FRAMES,
     Budget,
@@ -118,7 +118,7 @@ class Maintenance:
         """
         self._old_packs = len(_packs(self._db))
         yield
-        yield from self._db.refs.trim(RECENT_VERSIONS)
+        yield from self._db.refs.trim()
         yield from self._archive()
         yield from self._merge_packs()
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from casweights.database.moves import Move, encode_move, latest, parse_move
-from casweights.database.reflog import LEAST_MOVES, RefLog
+from casweights.database.reflog import RECENT_MOVES, RefLog
 from casweights.database.refs import Head, Refs
 from casweights.errors import ConflictError, ErrorCode, IntegrityError, StoreError
 from casweights.format import names
@@ -408,9 +408,9 @@ def test_a_late_first_move_does_not_count_after_the_first_moves_were_removed(
     """Its writer saw no branch, and position 1 is free again, just below the other moves."""
     refs = Refs(Bucket(exclusive=exclusive))
     head = None
-    for n in range(LEAST_MOVES + 1):
+    for n in range(RECENT_MOVES + 1):
         head = refs.advance("main", head, (A, B)[n % 2])
-    assert list(refs.trim(0))
+    assert list(refs.trim())
     with pytest.raises(ConflictError):
         refs.advance("main", None, C)
     assert refs.head("main") == head
@@ -420,14 +420,14 @@ def test_a_late_first_move_does_not_count_after_the_first_moves_were_removed(
 def test_maintenance_leaves_the_last_moves_and_displaced_ones(exclusive: bool) -> None:
     store = Bucket(exclusive=exclusive)
     refs, head = Refs(store), None
-    for n in range(LEAST_MOVES + 9):
+    for n in range(RECENT_MOVES + 9):
         head = refs.advance("main", head, (A, B)[n % 2])
     refs.set_branch("short", C, force=False)
     if not exclusive:
         store.put(names.move_name(names.HEADS, "main", 3, D, C, "0" * 16), [encode_move(D)])
-    assert list(refs.trim(0))
+    assert list(refs.trim())
     left = len(list(store.list(f"{names.HEADS}main/")))
-    assert left == LEAST_MOVES + (not exclusive)
+    assert left == RECENT_MOVES + (not exclusive)
     assert refs.head("main") == head
     assert refs.logged() == ({A, B, C} if exclusive else {A, B, C, D})
     if not exclusive:

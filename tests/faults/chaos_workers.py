@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 
 import casweights
 from casweights import ConflictError, Publisher, SnapshotId, Subscriber
-from casweights.database import reflog, refs
+from casweights.database import reflog
 from casweights.operations import maintain, merging
 from casweights.stores.local import LocalStore
 from casweights.sync.publisher import Compare
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 PREFIX = "chaos"  # folder of the store in the bucket
 STEPS = 60  # number of different states of the model
 MAIN, LIVE = "main", "live"
-_RECENT = 5  # versions of a branch that maintenance leaves alone
-reflog.LEAST_MOVES = refs.LEAST_MOVES = _RECENT  # type: ignore[attr-defined]
 CONFLICT = 11  # exit status of a command that lost the race for a branch
 
 
@@ -267,7 +265,6 @@ def repack(worker: Worker) -> None:
     """Repack the store, or merge its objects, also rather new ones."""
     compression: Compression = worker.chance.choice(["fast", "auto"])
     maintain._RECENT_PACKS, merging.FAN_IN = 0, 2
-    maintain.RECENT_VERSIONS = _RECENT  # type: ignore[attr-defined]
     with worker.journal.doing("repack"):
         if worker.chance.random() < 0.5:
             with worker.place.opened() as repo:
@@ -319,6 +316,7 @@ ROLES: dict[str, Callable[[Worker], None]] = {
 
 def work(place: Place, role: str, number: int, seed: int) -> None:
     """Repeat the work of a role until the run is over."""
+    reflog.RECENT_MOVES = 5  # of each branch, so that maintenance has work
     worker = Worker(place, role, number, seed)
     while not place.is_over:
         ROLES[role](worker)

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 import casweights
+import casweights.database.reflog
 import casweights.database.writer
 import casweights.operations.checkout
 import casweights.operations.maintain
@@ -173,10 +174,8 @@ def checkout(store: ObjectStore | Path, version: SnapshotId, target: Path) -> No
 
 def limit_versions() -> None:
     """Make maintenance move all versions into archives but the last one of a branch."""
-    vars(casweights.operations.maintain)["RECENT_VERSIONS"] = 1
     vars(casweights.operations.merging)["FAN_IN"] = 1
-    vars(casweights.database.refs)["LEAST_MOVES"] = 1
-    vars(casweights.database.reflog)["LEAST_MOVES"] = 1
+    vars(casweights.database.reflog)["RECENT_MOVES"] = 1
 
 
 def repack(store: ObjectStore | Path) -> None:

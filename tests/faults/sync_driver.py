@@ -35,7 +35,7 @@ import torch
 import casweights
 from casweights import ConflictError, Publisher, Subscriber
 from casweights.config import KiB
-from casweights.database import refs
+from casweights.database import reflog
 from casweights.operations import maintain, merging
 from casweights.stores.local import LocalStore
 from casweights.sync.live import LiveTensor
@@ -246,8 +246,7 @@ def merge_early() -> None:
     """Let trainers archive all versions but the newest one, and merge all packs but two."""
     os.environ[MAINTAINED] = "yes"
     setattr(maintain, "_RECENT_PACKS", 1)  # noqa: B010  mypy refuses a plain assignment
-    setattr(maintain, "RECENT_VERSIONS", 1)  # noqa: B010
-    setattr(refs, "LEAST_MOVES", 1)  # noqa: B010
+    setattr(reflog, "RECENT_MOVES", 1)  # noqa: B010
     setattr(merging, "FAN_IN", 2)  # noqa: B010
     setattr(merging, "LEVELS", (1 << 30,))  # noqa: B010
 

@@ -156,8 +156,7 @@ def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recor
     monkeypatch.setattr("casweights.operations.maintain._RECENT_PACKS", 1)
     monkeypatch.setattr("casweights.operations.merging.FAN_IN", 2)
     monkeypatch.setattr("casweights.operations.merging.LEVELS", (1 << 30,))
-    monkeypatch.setattr("casweights.operations.maintain.RECENT_VERSIONS", 1)
-    monkeypatch.setattr("casweights.database.refs.LEAST_MOVES", 1)
+    monkeypatch.setattr("casweights.database.reflog.RECENT_MOVES", 1)
     (tmp_path / "disk").mkdir()
     recording = Recording(tmp_path / "disk")
     yield recording

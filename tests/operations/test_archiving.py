@@ -11,10 +11,11 @@ import torch
 
 import casweights
 from casweights import NotFoundError, Publisher, Subscriber
+from casweights.database.reflog import RECENT_MOVES
 from casweights.errors import ErrorCode, StoreError
 from casweights.format import names
 from casweights.operations import archiving, merging
-from casweights.operations.archiving import RECENT_VERSIONS, archive, old_versions
+from casweights.operations.archiving import archive, old_versions
 from casweights.stores.hub.store import HubStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.retry import RetryStore
@@ -53,7 +54,7 @@ __all__ = ["history", "store", "versions"]  # fixtures
 def test_old_versions_share_an_archive(store: MemoryStore, versions: Versions) -> None:
     stats = maintain(store)
     assert (stats.archived, stats.archives) == (OLD, 1)
-    newest = list(versions)[-RECENT_VERSIONS:]
+    newest = list(versions)[-RECENT_MOVES:]
     assert own(store) == {names.snapshot_name(version) for version in newest}
     assert len(archives(store)) == 1
     check_versions(store, versions)
@@ -61,7 +62,7 @@ def test_old_versions_share_an_archive(store: MemoryStore, versions: Versions) -
 
 def test_the_log_of_a_branch_is_shortened(store: MemoryStore) -> None:
     maintain(store)
-    assert len(names_in(store, names.HEADS)) == RECENT_VERSIONS
+    assert len(names_in(store, names.HEADS)) == RECENT_MOVES
 
 
 def test_all_look_ups_see_archived_versions(store: MemoryStore, versions: Versions) -> None:

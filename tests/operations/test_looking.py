@@ -145,7 +145,7 @@ def test_a_step_has_the_same_packs_whichever_process_publishes_it(
         {**state, "norm": torch.full([300], float(n))} for n, state in enumerate(history(80, 0.03))
     ]
     casweights.open(objects, create=True, config=CONFIG).close()
-    with casweights.open(objects) as repo, Publisher(repo) as publisher:
+    with casweights.open(objects) as repo, Publisher(repo, maintain=False) as publisher:
         for state in states:
             publisher.publish(state)
             publisher.wait()
