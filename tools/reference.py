@@ -217,7 +217,7 @@ def class_parts(name: Name, node: ast.ClassDef) -> Iterator[str]:
     yield attribute_table(docstrings.attributes(name.module, node), defaults(node))
     yield members(node)
     if name.label not in CALLED_BY_HOST | BRIEF:
-        for function in docstrings.public_functions(node):
+        for function in methods(name, node):
             if not docstrings.is_property(function) and ast.get_docstring(function):
                 title = f"{name.label}.{function.name}"
                 yield f"#### {title}"
@@ -227,6 +227,14 @@ def class_parts(name: Name, node: ast.ClassDef) -> Iterator[str]:
         yield "Example:\n\n" + code(
             without_prompts(textwrap.dedent(doc.bodies["Example"])), "python"
         )
+
+
+def methods(name: Name, node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
+    """The public methods of a class, and those of the class that it shares its page with."""
+    yield from docstrings.public_functions(node)
+    for base in docstrings.bases(name.module, node):
+        if base.name == "WholeStore":
+            yield from docstrings.public_functions(base)
 
 
 def described(doc: Doc) -> Iterator[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression, StoreConfig
+from casweights.config import DEFAULT_BRANCH, DEFAULT_EXCLUDE, Compression
 from casweights.content.arguments import check_compression, to_list, to_sources, to_utc
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.ids import SnapshotId
-from casweights.system.closing import Closing
+from casweights.repository.whole_store import WholeStore
 from casweights.system.files import to_path
-from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
     import os
@@ -19,23 +18,17 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from casweights.content.trees import ExtraState
-    from casweights.database import Database
     from casweights.format.manifest import Snapshot
     from casweights.operations.load import LazyTensor
     from casweights.results import (
         Diff,
-        MaintainStats,
-        RepackStats,
-        StoreInfo,
-        StoreStats,
         TransferStats,
-        Verification,
     )
 
     Ref = str | SnapshotId | Snapshot
 
 
-class Repository(Handle, Closing):
+class Repository(WholeStore):
     """An open store of model versions. Open one with `casweights.open`.
 
     A *ref* names a version: a branch, a tag, a snapshot ID, or a unique prefix of an ID of at least
@@ -51,32 +44,6 @@ class Repository(Handle, Closing):
         ...     store.tag("v1", snapshot)
         ...     rows = store.tensor("v1", "embed.weight")[0:128]
     """
-
-    usable_anywhere = frozenset({"url"})
-
-    def __init__(self, database: Database) -> None:
-        self._db = self._below = database
-
-    def __repr__(self) -> str:
-        return f"Repository({self.url!r})"
-
-    def _how_to_reopen(self) -> str:
-        return self._db._how_to_reopen()
-
-    @property
-    def database(self) -> Database:
-        """The internal parts of the store, for modules that build on them."""
-        return self._db
-
-    @property
-    def url(self) -> str:
-        """The URL or path that opens this store again."""
-        return self._db.store.url
-
-    @property
-    def config(self) -> StoreConfig:
-        """The settings that are fixed since the store was made."""
-        return self._db.config
 
     def commit(
         self,
@@ -344,54 +311,6 @@ class Repository(Handle, Closing):
         """
         self._db.refs.delete_tag(name)
 
-    def verify(self, *, quick: bool = False) -> Verification:
-        """Check every object; list damage in the result, and record it for later commits to repair.
-
-        Args:
-            quick: Whether to check only stored bytes against checksums, without decoding and
-                hashing chunks. This finds damage, but not every forgery.
-        """
-        from casweights.operations.verify import verify
-
-        return verify(self._db, quick=quick)
-
-    def stats(self) -> StoreStats:
-        """Measure the store: its versions, packs, chunks and encodings."""
-        from casweights.operations.stats import stats
-
-        return stats(self._db)
-
-    def repack(self, *, compression: Compression = "auto") -> RepackStats:
-        """Rewrite all packs to save space; no ID changes.
-
-        Every chunk is encoded again as the smallest difference from the chunks that the store has
-        now. This pays after an import, or if similar versions were added later. Other clients can
-        read and write at the same time. If a version fits in `cache_size`, no chunk is rebuilt
-        twice.
-
-        Args:
-            compression: How to store chunks that have no base, as for `commit`.
-
-        Raises:
-            IntegrityError: A version cannot be rebuilt; no pack was deleted.
-            StoreError: The store could not be written.
-        """
-        from casweights.operations.repack import repack
-
-        return repack(self._db, compression=check_compression(compression))
-
-    def maintain(self) -> MaintainStats:
-        """Merge small objects, so that calls stay fast after many versions; no ID changes.
-
-        Other clients can read and write at the same time.
-
-        Raises:
-            StoreError: The store could not be read or written. Repeat the call to continue.
-        """
-        from casweights.operations.maintain import maintain
-
-        return maintain(self._db)
-
     def push(
         self,
         target: Repository,
@@ -440,11 +359,3 @@ class Repository(Handle, Closing):
     ) -> TransferStats:
         """Fetch versions from another store, with the arguments and errors of its `push`."""
         return source.push(self, refs, history=history, unnamed=unnamed, force=force)
-
-    def info(self) -> StoreInfo:
-        """Return the store's settings, and its guarantees to several writers."""
-        return self._db.info()
-
-    def close(self) -> None:
-        """End the threads. The repository cannot be used afterwards."""
-        self._db.close()
