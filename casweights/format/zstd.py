@@ -101,10 +101,12 @@ def decompress_object(data: Buffer, raw_size: int) -> bytes:
             `most_content` first.
 
     Raises:
-        ValueError: The frame is not valid, or its content has another size.
+        ValueError: The frame is not valid, its content has another size, or its window is too large.
     """
     try:
-        if zstandard.frame_content_size(data) != raw_size:
+        declared = zstandard.get_frame_parameters(data)
+        # In one call, the zstd library does not look at the window of a frame whose size it knows.
+        if declared.content_size != raw_size or declared.window_size > MAX_CHUNK_SIZE:
             raise ValueError("its sizes do not add up")
         return _context("decompressor", _decompressor).decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import zstandard
 
-from casweights.format.zstd import compress, compress_entropy, decompress_into
+from casweights.config import MiB
+from casweights.format.zstd import (
+    compress,
+    compress_entropy,
+    decompress_into,
+    decompress_object,
+)
 
 TEXT = b"the weights of a model, over and over again. " * 1000
 
@@ -75,3 +81,20 @@ def test_the_decoder_works_after_a_failure() -> None:
     with pytest.raises(ValueError, match="truncated"):
         decompress(compress(TEXT, 3)[:50], len(TEXT))
     assert decompress(compress(TEXT, 3), len(TEXT)) == TEXT
+
+
+def repeated(mebibytes: int) -> bytes:
+    """Return a frame with a single segment, whose window is its content: zeros in RLE blocks."""
+    block = ((128 * 1024) << 3 | 1 << 1).to_bytes(3, "little") + b"\0"
+    last = ((128 * 1024) << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\0"
+    size = (mebibytes * MiB).to_bytes(4, "little")
+    return b"\x28\xb5\x2f\xfd\xa0" + size + block * (8 * mebibytes - 1) + last
+
+
+def test_windows_up_to_64_mib_are_read() -> None:
+    assert decompress_object(repeated(64), 64 * MiB) == bytes(64 * MiB)
+
+
+def test_larger_windows_are_refused_although_the_content_fits() -> None:
+    with pytest.raises(ValueError, match="its sizes do not add up"):
+        decompress_object(repeated(65), 65 * MiB)
