@@ -69,7 +69,9 @@ class _Repack:
 def repack(db: Database, *, compression: Compression) -> RepackStats:
     """Store the chunks of all packs again, in new packs, and delete the packs that these replace.
 
-    Frames that snapshots carry stay where they are, and new frames may build on them.
+    Versions whose objects carry frames move into archives first, and their frames into packs.
+    Objects that are damaged, or that others add at the same time, keep their frames, and new frames
+    may build on them.
 
     A pack is deleted only if it was read before the rewrite and each of its frames has a durable
     replacement in a pack of a higher generation: its chunk can be rebuilt from the new packs, or
