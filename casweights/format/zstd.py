@@ -101,7 +101,7 @@ def decompress_object(data: Buffer, raw_size: int) -> bytes:
             `most_content` first.
 
     Raises:
-        ValueError: The frame is not valid, its content has another size, or its window is too large.
+        ValueError: The frame is not valid, has a too large window, or its content another size.
     """
     try:
         declared = zstandard.get_frame_parameters(data)
