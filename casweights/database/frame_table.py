@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casweights.ids import Suspect
+from casweights.database.packs import PackLocations
+from casweights.ids import ChunkId, Suspect
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from casweights.format.pack import Location
-    from casweights.ids import ChunkId, PackId
+    from casweights.ids import PackId
 
 # Frames of one chunk up to which a search through the list is faster than a set. Honest stores
 # rarely have more; forged ones may have any number.
@@ -23,13 +25,15 @@ class FrameTable:
     *Excluded* frames were found damaged by this process and count as missing. Frames *in doubt*
     have a finding, and are used only where no other chain exists.
 
+    The frames of a pack that was read stay in the columns of its index until they are asked for:
+    a pack may have tens of thousands of frames, of which a version needs one.
+
     One thread at a time may change a table, under the lock of its owner. Other threads may read
     it at the same time, and see the state before or after each change.
 
     Attributes:
         version: A number that grows with every change that may open or close chains to known
             chunks, except for exclusions and for chunks that are forgotten.
-        size: Number of frames that are known and not excluded.
         exclusions: All excluded frames, in the order of exclusion; only ever appended to, so that
             a `ChainFinder` can apply those that are new to it.
     """
@@ -37,29 +41,39 @@ class FrameTable:
     def __init__(self) -> None:
         self._known: dict[ChunkId, list[Location]] = {}
         self._many: dict[ChunkId, set[Location]] = {}  # the same, for chunks with many frames
+        self._packs: dict[PackId, PackLocations] = {}  # packs with frames that are not in `_known`
+        self._in_pack: dict[bytes, PackLocations] = {}  # one of them for each chunk of such frames
         self._excluded: set[Location] = set()
         self._doubted: set[Suspect] = set()
         self._unknown_bases: set[ChunkId] = set()
+        self._made = 0  # frames in `_known`
         self.version = 0
-        self.size = 0
         self.exclusions: list[Location] = []
 
     def __contains__(self, chunk: object) -> bool:
-        return chunk in self._known
+        return chunk in self._known or chunk in self._in_pack
 
     def __iter__(self) -> Iterator[ChunkId]:
         """Iterate over the chunks that have a known frame."""
-        return iter(list(self._known))
+        return iter([*self._known, *map(ChunkId, self._in_pack.keys() - self._known.keys())])
+
+    @property
+    def size(self) -> int:
+        """Number of frames that are known and not excluded, about."""
+        return self._made + len(self._in_pack)
 
     def packs(self) -> set[PackId]:
         """Return the packs of all frames that are not excluded."""
-        return {location.pack for found in self._known.values() for location in found}
+        packs = {location.pack for found in self._known.values() for location in found}
+        return packs.union(self._packs)
 
     def locations(self) -> Iterator[Location]:
         """Yield all frames, including the excluded ones."""
         yield from (
             location for locations in list(self._known.values()) for location in list(locations)
         )
+        for pack in list(self._packs.values()):
+            yield from (at for at in pack if self._in_pack.get(at.frame.chunk) is pack)
         yield from list(self._excluded)
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
@@ -71,7 +85,10 @@ class FrameTable:
 
     def all_frames(self, chunk: ChunkId) -> Sequence[Location]:
         """Return the frames of a chunk that are not excluded, including those in doubt."""
-        return self._known.get(chunk, ())
+        known, pack = self._known.get(chunk, ()), self._in_pack.get(chunk)
+        if pack is None:
+            return known
+        return [*known, *pack.of(chunk)] if known else pack.of(chunk)
 
     def has_frame(self, chunk: ChunkId, pack: PackId) -> bool:
         """Return whether a frame of a chunk in this pack is known."""
@@ -94,28 +111,72 @@ class FrameTable:
 
     def add(self, locations: Iterable[Location]) -> None:
         """Add frames, except for those that are excluded or known."""
+        if isinstance(locations, PackLocations):
+            self._add_pack(locations)
+            return
         # The version stays the same for frames of chunks that this call added: finders have not
         # looked for chains to them. A commit adds many such frames, and finders keep their results.
         new: set[ChunkId] = set()
         for location in locations:
             chunk, base = location.frame.chunk, location.frame.base
-            if location in self._excluded or self._has(location):
+            if (self._excluded and location in self._excluded) or self._has(location):
                 continue
-            is_new = chunk not in self._known
+            is_new = chunk not in self
             if not (is_new or chunk in new) or chunk in self._unknown_bases:
                 self.version += 1
                 self._unknown_bases.discard(chunk)
             if is_new:
                 new.add(chunk)
-            if base is not None and base not in self._known:
+            if base is not None and base not in self:
                 self._unknown_bases.add(base)
             self._known.setdefault(chunk, []).append(location)
-            self.size += 1
+            self._made += 1
+
+    def _add_pack(self, pack: PackLocations) -> None:
+        """Add all frames of a pack, and make none that was not made before."""
+        if pack.pack in self._packs:
+            return
+        chunks = dict.fromkeys(pack.frames.chunks, pack)
+        for chunk in chunks.keys() & self._in_pack.keys():
+            self._take(ChunkId(chunk))
+        again = [ChunkId(chunk) for chunk in chunks.keys() & self._known.keys()]
+        self._packs[pack.pack] = pack
+        self._in_pack |= chunks
+        for chunk in again:
+            self._drop_copies(chunk, pack.pack)
+        self._exclude(at for at in self._excluded if at.pack == pack.pack)
+        self._note_bases(pack)
+        self._unknown_bases -= chunks.keys()
+        self.version += 1
+
+    def _drop_copies(self, chunk: ChunkId, pack: PackId) -> None:
+        """Forget the frames of a chunk in a pack of which all frames are known now."""
+        known = self._known[chunk]
+        self._known[chunk] = [location for location in known if location.pack != pack]
+        self._made -= len(known) - len(self._known[chunk])
+        self._many.pop(chunk, None)
+
+    def _note_bases(self, pack: PackLocations) -> None:
+        """Remember the bases that a pack's frames build on and of which no frame is known."""
+        bases = set(pack.frames.bases.values())
+        unknown = bases.difference(self._in_pack).difference(self._known)
+        self._unknown_bases.update(map(ChunkId, unknown))
+
+    def _take(self, chunk: ChunkId) -> None:
+        """Make the frames of a chunk that are only in the columns of a pack."""
+        pack = self._in_pack.get(chunk)
+        if pack is not None:
+            self._known[chunk] = [*self._known.get(chunk, ()), *pack.of(chunk)]
+            self._made += len(pack.of(chunk))
+            self._many.pop(chunk, None)
+            del self._in_pack[chunk]
 
     def _has(self, location: Location) -> bool:
         """Whether a frame is known; if not, the caller adds it next."""
         chunk = location.frame.chunk
-        known = self._known.get(chunk, ())
+        pack, known = self._in_pack.get(chunk), self._known.get(chunk, ())
+        if pack is not None and pack.pack == location.pack:
+            return True
         if len(known) < FEW_FRAMES:
             return location in known
         many = self._many.get(chunk)
@@ -140,16 +201,18 @@ class FrameTable:
         complete = True
         for location in locations:
             chunk, base = location.frame.chunk, location.frame.base
-            known = self._known.get(chunk)
-            if known is None:
+            if chunk not in self:
                 complete = False
                 continue
-            left = [at for at in known if at.pack not in gone and at != location]
-            self._known[chunk] = [*left, location]
+            known = self._known.get(chunk, ())
+            left = [at for at in known if at.pack not in gone]
+            new = left if self._has(location) else [*left, location]
+            self._known[chunk] = new
             self._many.pop(chunk, None)
-            self.size += 1 + len(left) - len(known)
-            if base is not None and base not in self._known:
+            self._made += len(new) - len(known)
+            if base is not None and base not in self:
                 self._unknown_bases.add(base)
+        self._drop_packs({pack for pack in self._packs if pack in gone})
         self.version += 1
         return complete
 
@@ -157,26 +220,42 @@ class FrameTable:
         """Count frames as missing. The time grows with the number of frames of their chunks."""
         locations = list(locations)
         self._excluded.update(locations)
+        self._exclude(locations)
+        self.exclusions += locations
+
+    def _exclude(self, locations: Iterable[Location]) -> None:
         for chunk in {location.frame.chunk for location in locations}:
+            self._take(chunk)
             known = self._known.get(chunk, [])
             left = [location for location in known if location not in self._excluded]
-            self.size -= len(known) - len(left)
+            self._made -= len(known) - len(left)
             self._known[chunk] = left
             self._many.pop(chunk, None)
-        self.exclusions += locations
 
     def retain(self, packs: Iterable[PackId]) -> None:
         """Forget the frames of all packs but these."""
         kept, known = set(packs), FrameTable()
         known._excluded = {location for location in self._excluded if location.pack in kept}
-        known.add(location for location in self.locations() if location.pack in kept)
+        known._packs, known._in_pack = self._packs, self._in_pack
+        known._drop_packs(self._packs.keys() - kept)
+        made = (location for found in self._known.values() for location in found)
+        known.add(location for location in made if location.pack in kept)
+        for pack in known._packs.values():
+            known._note_bases(pack)
         self._excluded, self._many = known._excluded, known._many
-        self._unknown_bases = known._unknown_bases
+        self._unknown_bases, self._made = known._unknown_bases, known._made
+        self._packs, self._in_pack = known._packs, known._in_pack
         self._known = known._known  # one assignment, because other threads read without a lock
-        self.size = known.size
         self.version += 1
 
-    def forget(self, kept: Container[ChunkId], packs: Container[PackId]) -> set[PackId]:
+    def _drop_packs(self, packs: AbstractSet[PackId]) -> set[PackId]:
+        """Forget the frames of these packs that were never made; return the packs that had some."""
+        self._packs = {pack: found for pack, found in self._packs.items() if pack not in packs}
+        old = self._in_pack
+        self._in_pack = {chunk: own for chunk, own in old.items() if own.pack not in packs}
+        return {own.pack for own in old.values()} & packs
+
+    def forget(self, kept: Collection[ChunkId], packs: Container[PackId]) -> set[PackId]:
         """Forget all frames of other chunks than `kept`, except those in some packs.
 
         Chains that lead through kept chunks alone stay as they are.
@@ -184,23 +263,31 @@ class FrameTable:
         Returns:
             The packs of the frames that were forgotten.
         """
-        thinned: set[PackId] = set()
+        gone = {pack for pack in self._packs if pack not in packs}
+        for chunk in kept:
+            own = self._in_pack.get(chunk)
+            if own is not None and own.pack in gone:
+                self._take(chunk)
+        thinned = self._drop_packs(gone)
         for chunk, found in list(self._known.items()):
             if chunk in kept or any(location.pack in packs for location in found):
                 continue
             thinned.update(location.pack for location in found)
-            self.size -= len(found)
+            self._made -= len(found)
             del self._known[chunk]
             self._many.pop(chunk, None)
         bases = {location.frame.base for known in self._known.values() for location in known}
-        self._unknown_bases = {base for base in bases if base and base not in self._known}
+        self._unknown_bases = {base for base in bases if base and base not in self}
+        for pack in self._packs.values():
+            self._note_bases(pack)
         return thinned
 
     def clear(self) -> None:
         """Forget all frames and exclusions. Frames in doubt are in doubt when added again."""
         self._known.clear()
+        self._packs, self._in_pack = {}, {}
         self._many.clear()
         self._excluded.clear()
         self._unknown_bases.clear()
-        self.size = 0
+        self._made = 0
         self.version += 1

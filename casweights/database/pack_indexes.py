@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.known_packs import KnownPacks, ReadPack
-from casweights.database.packs import PackContents, list_packs, try_read_pack
+from casweights.database.packs import PackContents, PackLocations, list_packs, try_read_pack
 from casweights.database.segments import Segments
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
@@ -17,7 +17,7 @@ from casweights.stores.base import ObjectInfo
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from casweights.database.findings import Findings
     from casweights.database.merged import Merged
@@ -198,7 +198,7 @@ class PackIndexes(KnownChunks):
         if bad and self._findings is not None:
             self._findings.note(bad)
 
-    def _read(self, packs: Sequence[ObjectInfo], wanted: Container[ChunkId] | None = None) -> bool:
+    def _read(self, packs: Sequence[ObjectInfo], wanted: Collection[ChunkId] | None = None) -> bool:
         """Read the indexes of these packs. The caller holds the lock.
 
         Args:
@@ -223,10 +223,8 @@ class PackIndexes(KnownChunks):
                     complete = False
                 elif isinstance(result, CasweightsError):
                     self._packs.damaged[info.name] = result
-                elif wanted is None or len(result.locations) <= _WHOLE_FRAMES:
-                    self.add(info.name, info.size, result.locations, result.generation)
                 else:
-                    self._add_needed(result, wanted)
+                    self._add_read(result, wanted)
         return complete
 
     def _drop_lost(self, *, exact: bool) -> None:
@@ -253,21 +251,31 @@ class PackIndexes(KnownChunks):
             self._packs.read[pack_name] = ReadPack(size, generation, time.monotonic())
             self._packs.damaged.pop(pack_name, None)
 
-    def _add_needed(self, pack: PackContents, wanted: Container[ChunkId]) -> None:
+    def _add_read(self, pack: PackContents, wanted: Collection[ChunkId] | None) -> None:
+        """Add a pack that was read; of a large one, only what the wanted chunks need, if any."""
+        found = pack.locations
+        if wanted is None or len(found) <= _WHOLE_FRAMES or not isinstance(found, PackLocations):
+            self.add(pack.info.name, pack.info.size, found, pack.generation)
+        else:
+            self._add_needed(pack, found, wanted)
+
+    def _add_needed(
+        self, pack: PackContents, locations: PackLocations, wanted: Collection[ChunkId]
+    ) -> None:
         """Add those frames of a pack that some chunks need; count the others as forgotten.
 
         Args:
             pack: The pack.
+            locations: Its frames.
             wanted: The chunks.
         """
-        by_chunk: dict[ChunkId, list[Location]] = {}
-        for location in pack.locations:
-            by_chunk.setdefault(location.frame.chunk, []).append(location)
-        todo = [chunk for chunk in by_chunk if chunk in wanted]
+        todo = set(wanted)
+        seen: set[ChunkId] = set()
         while todo:
-            needed = by_chunk.pop(todo.pop(), [])
-            self._table.add(needed)
-            todo += [at.frame.base for at in needed if at.frame.base is not None]
+            seen.add(chunk := todo.pop())
+            needed = locations.of(chunk)
+            self._table.add(list(needed))
+            todo |= {at.frame.base for at in needed if at.frame.base is not None} - seen
         made = ReadPack(pack.info.size, pack.generation, time.monotonic())
         self._packs.thinned[pack.info.name] = made
 

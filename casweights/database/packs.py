@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Self
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NamedTuple, Self, overload
 
 from casweights.config import KiB
 from casweights.errors import IntegrityError, NotFoundError
@@ -24,12 +26,72 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from casweights.errors import CasweightsError
-    from casweights.format.pack import Frame
+    from casweights.format.pack import FrameColumns
     from casweights.format.snapshot import SnapshotIndex
-    from casweights.ids import PackId
+    from casweights.ids import ChunkId, PackId
     from casweights.stores.base import ObjectStore
 
 _TAIL_BYTES = 8 * KiB  # first read, from the end of a pack: covers most indexes in one request
+
+
+class PackLocations(Sequence[Location]):
+    """The locations of the frames in a pack that was read; each is made when it is asked for.
+
+    Args:
+        pack: The pack.
+        frames: All its frames.
+
+    Attributes:
+        pack: The pack.
+        frames: All its frames.
+    """
+
+    def __init__(self, pack: PackId, frames: FrameColumns) -> None:
+        self.pack = pack
+        self.frames = frames
+        self._made: dict[bytes, list[Location]] = {}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @overload
+    def __getitem__(self, n: int) -> Location: ...
+    @overload
+    def __getitem__(self, n: slice) -> Sequence[Location]: ...
+    def __getitem__(self, n: int | slice) -> Location | Sequence[Location]:
+        if isinstance(n, slice):
+            return [Location(self.pack, frame) for frame in self.frames[n]]
+        return Location(self.pack, self.frames[n])
+
+    def __iter__(self) -> Iterator[Location]:
+        return map(partial(Location, self.pack), self.frames)
+
+    def of(self, chunk: ChunkId) -> list[Location]:
+        """Return the locations of a chunk, from memory if they were made before."""
+        made = self._made.get(chunk)
+        if made is None:
+            made = self._made[chunk] = [self[n] for n in self._numbers(chunk)]
+        return made
+
+    def _numbers(self, chunk: ChunkId) -> Sequence[int]:
+        """Return the numbers of a chunk's frames."""
+        if chunk in self._repeated:
+            return self._repeated[chunk]
+        return [self._last[chunk]] if chunk in self._last else []
+
+    @cached_property
+    def _last(self) -> dict[bytes, int]:
+        """The number of the last frame of each chunk."""
+        return dict(zip(self.frames.chunks, range(len(self)), strict=True))
+
+    @cached_property
+    def _repeated(self) -> dict[bytes, list[int]]:
+        """The numbers of all frames of chunks that have several; honest packs have few."""
+        found: dict[bytes, list[int]] = {}
+        if len(self._last) < len(self):
+            for n, chunk in enumerate(self.frames.chunks):
+                found.setdefault(chunk, []).append(n)
+        return found
 
 
 class PackContents(NamedTuple):
@@ -43,7 +105,7 @@ class PackContents(NamedTuple):
 
     info: ObjectInfo
     generation: int
-    locations: list[Location]
+    locations: Sequence[Location]
 
 
 def list_packs(store: ObjectStore, *, carried: bool = True) -> Iterator[ObjectInfo]:
@@ -69,7 +131,7 @@ def _is_pack(name: str) -> bool:
     return True
 
 
-def read_pack_index(store: ObjectStore, info: ObjectInfo) -> list[Location]:
+def read_pack_index(store: ObjectStore, info: ObjectInfo) -> Sequence[Location]:
     """Return the frames of a pack, read from its index; raise the errors of `read_pack`."""
     return read_pack(store, info).locations
 
@@ -98,12 +160,12 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
         frames, generation = index.frames, 0
     else:
         frames, generation = _read_pack_index(store, info, pack, trusting=trusting)
-    return PackContents(info, generation, [Location(pack, frame) for frame in frames])
+    return PackContents(info, generation, PackLocations(pack, frames))
 
 
 def _read_pack_index(
     store: ObjectStore, info: ObjectInfo, pack: PackId, *, trusting: bool
-) -> tuple[list[Frame], int]:
+) -> tuple[FrameColumns, int]:
     """Return the frames and the generation of a pack; raise the errors of `read_pack`."""
     tail = _Tail.read(store, info)
     start, stop = index_span(tail.last_bytes, info.size, info.name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from operator import gt
+from typing import TYPE_CHECKING, Any, overload
 
 import msgpack
 
@@ -16,14 +18,13 @@ from casweights.format.envelope import (
     corrupt,
     prefix,
 )
-from casweights.format.fields import split_ids
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
 from casweights.format.names import pack_name
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import ChunkId, PackId, Suspect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
     from casweights.system.buffers import Buffer
 
@@ -146,39 +147,93 @@ class SealedPack:
         return [Location(self.pack, frame) for frame in self.frames]
 
 
-def _frames_from_columns(
-    table: dict[str, Any],
-    chunks: Sequence[ChunkId],
-    raw_sizes: Sequence[int],
-    offsets: Sequence[int],
-) -> list[Frame]:
-    """Check the columns of an index against each other, and return one frame per row."""
-    sizes, encodings = table["size"], table["encoding"]
-    checksums, bases = table["checksum"], table["base"]
-    lengths = {len(chunks), len(raw_sizes), len(offsets), len(sizes), len(encodings)}
-    if lengths != {len(checksums) / CHECKSUM_SIZE}:
-        raise ValueError("its columns differ in length")
-    for column in (sizes, raw_sizes, offsets):
-        if not 0 <= min(column, default=0) <= max(column, default=0) < _MAX_OFFSET:
-            raise ValueError("it has a size or offset that is out of bounds")
-    if any(n > MAX_CHUNK_SIZE for n in raw_sizes):
-        raise ValueError("it has a chunk above the largest chunk size")
-    if any(size > raw_size for size, raw_size in zip(sizes, raw_sizes, strict=True)):
-        raise ValueError("it has a frame that is larger than its chunk")
-    if not all(0 <= n < len(chunks) for n in bases):
-        raise ValueError("it has a base for a frame that does not exist")
-    return [
-        Frame(
-            chunk=chunk,
-            raw_size=raw_sizes[n],
-            encoding=encodings[n],
-            offset=offsets[n],
-            size=sizes[n],
-            checksum=checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
-            base=ChunkId(bases[n]) if n in bases else None,
+class FrameColumns(Sequence[Frame]):
+    """The frames that an index lists, as columns. A frame is made when it is asked for.
+
+    A pack may have tens of thousands of frames, of which a version needs one.
+
+    Args:
+        table: The columns, each of the right type.
+
+    Raises:
+        ValueError: They do not fit each other.
+        TypeError: The same.
+
+    Attributes:
+        chunks: The ID of each frame's chunk, as plain bytes.
+        bases: The base of each frame that has one, by the frame's number, as plain bytes.
+        end: The offset at which the last frame ends.
+    """
+
+    def __init__(self, table: dict[str, Any]) -> None:
+        joined, size = table["chunk"], table["digest_size"]
+        if size not in ChunkId.sizes or len(joined) % size:
+            raise ValueError(f"{len(joined)} bytes are not a list of digests of {size} bytes")
+        self.chunks = [joined[n : n + size] for n in range(0, len(joined), size)]
+        self.bases: Mapping[int, bytes] = table["base"]
+        self._raw_sizes, self._sizes = table["raw_size"], table["size"]
+        self._encodings, self._checksums = table["encoding"], table["checksum"]
+        _check_columns(table, len(self.chunks))
+        *self._offsets, self.end = accumulate(self._sizes, initial=PREFIX_SIZE)
+        if self.end > _MAX_OFFSET:
+            raise ValueError("it has an offset that is out of bounds")
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    @overload
+    def __getitem__(self, n: int) -> Frame: ...
+    @overload
+    def __getitem__(self, n: slice) -> Sequence[Frame]: ...
+    def __getitem__(self, n: int | slice) -> Frame | Sequence[Frame]:
+        if isinstance(n, slice):
+            return [self[number] for number in range(len(self))[n]]
+        return self._frame(range(len(self))[n])
+
+    def __iter__(self) -> Iterator[Frame]:
+        return map(self._frame, range(len(self)))
+
+    def _frame(self, n: int) -> Frame:
+        return Frame(
+            chunk=ChunkId(self.chunks[n]),
+            raw_size=self._raw_sizes[n],
+            encoding=self._encodings[n],
+            offset=self._offsets[n],
+            size=self._sizes[n],
+            checksum=self._checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
+            base=ChunkId(self.bases[n]) if n in self.bases else None,
         )
-        for n, chunk in enumerate(chunks)
-    ]
+
+
+def _check_columns(table: dict[str, Any], count: int) -> None:
+    """Check the columns of an index of this many frames against each other."""
+    raw_sizes, sizes, bases = table["raw_size"], table["size"], table["base"]
+    lengths = {count, len(raw_sizes), len(sizes), len(table["encoding"])}
+    if lengths != {len(table["checksum"]) / CHECKSUM_SIZE}:
+        raise ValueError("its columns differ in length")
+    if min(sizes, default=0) < 0:
+        raise ValueError("it has a size that is out of bounds")
+    if max(raw_sizes, default=0) > MAX_CHUNK_SIZE:
+        raise ValueError("it has a chunk above the largest chunk size")
+    if any(map(gt, sizes, raw_sizes)):
+        raise ValueError("it has a frame that is larger than its chunk")
+    if bases and not 0 <= min(bases) <= max(bases) < count:
+        raise ValueError("it has a base for a frame that does not exist")
+    if not set(map(len, bases.values())) <= {*ChunkId.sizes}:
+        raise ValueError("it has a base that is not the ID of a chunk")
+
+
+NO_FRAMES = FrameColumns(
+    {
+        "digest_size": ChunkId.sizes[0],
+        "chunk": b"",
+        "raw_size": [],
+        "size": [],
+        "encoding": b"",
+        "checksum": b"",
+        "base": {},
+    }
+)
 
 
 def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, bytes]:
@@ -256,7 +311,7 @@ def index_span(
 
 def parse_index(
     first_bytes: bytes, index: bytes, index_start: int, pack: PackId, name: str
-) -> list[Frame]:
+) -> FrameColumns:
     """Parse the index of a pack and return its frames.
 
     Args:
@@ -274,10 +329,10 @@ def parse_index(
         raise corrupt(name, "its index does not match its ID")
     check_version(first_bytes[5], name)
     try:
-        frames, end = parse_frames(index)
+        frames = parse_frames(index)
     except MALFORMED as error:
         raise corrupt(name, str(error)) from error
-    if end != index_start:
+    if frames.end != index_start:
         raise corrupt(name, "its frames do not end where its index begins")
     return frames
 
@@ -301,20 +356,8 @@ def parse_generation(index: bytes, name: str) -> int:
     return generation
 
 
-def parse_frames(index: bytes) -> tuple[list[Frame], int]:
-    """Return the frames that an index lists, and the offset at which the last one ends.
-
-    Raises one of `MALFORMED` if the columns do not fit each other.
-    """
-    table = _unpack_columns(index)
-    chunks = split_ids(table["chunk"], table["digest_size"])
-    starts = list(accumulate(table["size"], initial=PREFIX_SIZE))
-    end = starts.pop()
-    return _frames_from_columns(table, chunks, table["raw_size"], starts), end
-
-
-def _unpack_columns(index: bytes) -> dict[str, Any]:
-    """Decode the columns of an index, and check the type of each."""
+def parse_frames(index: bytes) -> FrameColumns:
+    """Return the frames that an index lists; raise one of `MALFORMED` if it is not valid."""
     data = Unpacker(index)
     readers: dict[str, Callable[[], Any]] = {
         "digest_size": lambda: data.scalar(int),
@@ -323,8 +366,8 @@ def _unpack_columns(index: bytes) -> dict[str, Any]:
         "size": data.ints,
         "encoding": lambda: data.scalar(bytes),
         "checksum": lambda: data.scalar(bytes),
-        "base": lambda: {data.scalar(int): data.scalar(bytes) for _ in data.pairs(len(index))},
+        "base": lambda: data.by_number(len(index)),
     }
     table = data.fields(readers)
     data.finish()
-    return table
+    return FrameColumns(table)

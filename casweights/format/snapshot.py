@@ -25,8 +25,10 @@ from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
 from casweights.format.names import snapshot_name
 from casweights.format.pack import (
     MAX_INDEX_SIZE,
+    NO_FRAMES,
     TRAILER_SIZE,
     Frame,
+    FrameColumns,
     Location,
     encode_frames,
     index_span,
@@ -219,7 +221,7 @@ class SnapshotIndex(NamedTuple):
     manifest_size: int
     table: bytes
     table_size: int
-    frames: list[Frame]
+    frames: FrameColumns
 
 
 def parse_end(first_bytes: bytes, end: SnapshotEnd, name: str) -> SnapshotIndex:
@@ -240,16 +242,15 @@ def parse_end(first_bytes: bytes, end: SnapshotEnd, name: str) -> SnapshotIndex:
     check_kind(ObjectKind.SNAPSHOT, first_bytes, name)
     check_version(first_bytes[5], name)
     try:
-        index, frames_end = _unpack_index(end.index)
+        index = _unpack_index(end.index)
     except MALFORMED as error:
         raise corrupt(name, f"its index is not valid: {error}") from error
-    if frames_end != end.start:
+    if index.frames.end != end.start:
         raise corrupt(name, "its frames do not end where its index begins")
     return index
 
 
-def _unpack_index(encoded: bytes) -> tuple[SnapshotIndex, int]:
-    """Return the content of an index, and the offset at which the last frame ends."""
+def _unpack_index(encoded: bytes) -> SnapshotIndex:
     data = Unpacker(encoded)
     readers: dict[str, Callable[[], Any]] = {
         "frames": lambda: data.scalar(bytes),
@@ -260,15 +261,14 @@ def _unpack_index(encoded: bytes) -> tuple[SnapshotIndex, int]:
     }
     fields = data.fields(readers, optional={"frames"})
     data.finish()
-    frames: list[Frame] = []
-    end = PREFIX_SIZE
-    if (columns := fields.pop("frames", None)) is not None:
-        if len(columns) > MAX_INDEX_SIZE:
-            raise ValueError(f"its frames take {len(columns)} bytes")
-        frames, end = parse_frames(columns)
-        if not frames:
-            raise ValueError("it lists no frames")
-    return SnapshotIndex(**fields, frames=frames), end
+    if (columns := fields.pop("frames", None)) is None:
+        return SnapshotIndex(**fields, frames=NO_FRAMES)
+    if len(columns) > MAX_INDEX_SIZE:
+        raise ValueError(f"its frames take {len(columns)} bytes")
+    frames = parse_frames(columns)
+    if not frames:
+        raise ValueError("it lists no frames")
+    return SnapshotIndex(**fields, frames=frames)
 
 
 def parse_snapshot(

@@ -86,7 +86,7 @@ class FrameCheck:
         """Read the indexes of these packs, and remember the frames that they list."""
         db = self._db
         for info, found in db.workers.map(partial(_try_index, db), packs):
-            locations: list[Location] = []
+            locations: Sequence[Location] = []
             if isinstance(found, NotFoundError):
                 self.gone.add(info.name)
             elif isinstance(found, CasweightsError):
@@ -208,7 +208,7 @@ class FrameCheck:
 
 def _try_index(
     db: Database, info: ObjectInfo
-) -> tuple[ObjectInfo, list[Location] | CasweightsError]:
+) -> tuple[ObjectInfo, Sequence[Location] | CasweightsError]:
     try:
         return info, read_pack_index(db.store, info)
     except UNSOUND as error:

@@ -45,7 +45,7 @@ def frames(digest_size: int = 32) -> list[Frame]:
 def parse(data: bytes, pack: PackId) -> list[Frame]:
     """Parse the end of a pack and return its frames."""
     start, stop = index_span(data[-TRAILER_SIZE:], len(data), NAME)
-    return parse_index(data[:PREFIX_SIZE], data[start:stop], start, pack, NAME)
+    return list(parse_index(data[:PREFIX_SIZE], data[start:stop], start, pack, NAME))
 
 
 def build(made: list[Frame], generation: int = 0) -> tuple[PackId, bytes]:
