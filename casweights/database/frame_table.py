@@ -175,7 +175,7 @@ class FrameTable:
         """Whether a frame is known; if not, the caller adds it next."""
         chunk = location.frame.chunk
         pack, known = self._in_pack.get(chunk), self._known.get(chunk, ())
-        if pack is not None and pack.pack == location.pack:
+        if pack is not None and pack.pack == location.pack and location in pack.of(chunk):
             return True
         if len(known) < FEW_FRAMES:
             return location in known
