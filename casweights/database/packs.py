@@ -75,23 +75,30 @@ class PackLocations(Sequence[Location]):
 
     def _numbers(self, chunk: ChunkId) -> Sequence[int]:
         """Return the numbers of a chunk's frames."""
-        if chunk in self._repeated:
-            return self._repeated[chunk]
-        return [self._last[chunk]] if chunk in self._last else []
+        last, earlier = self._last_and_earlier
+        found: list[int] = []
+        number = last.get(chunk)
+        while number is not None:
+            found.append(number)
+            number = earlier.get(number)
+        return found[::-1]
 
     @cached_property
-    def _last(self) -> dict[bytes, int]:
-        """The number of the last frame of each chunk."""
-        return dict(zip(self.frames.chunks, range(len(self)), strict=True))
+    def _last_and_earlier(self) -> tuple[dict[bytes, int], dict[int, int]]:
+        """The number of each chunk's last frame, and by a frame's number that of the one before.
 
-    @cached_property
-    def _repeated(self) -> dict[bytes, list[int]]:
-        """The numbers of all frames of chunks that have several; honest packs have few."""
-        found: dict[bytes, list[int]] = {}
-        if len(self._last) < len(self):
-            for n, chunk in enumerate(self.frames.chunks):
-                found.setdefault(chunk, []).append(n)
-        return found
+        A list for each chunk would let Python look for garbage several times.
+        """
+        chunks = self.frames.chunks
+        last = dict(zip(chunks, range(len(chunks)), strict=True))
+        earlier: dict[int, int] = {}
+        if len(last) < len(chunks):
+            seen: dict[bytes, int] = {}
+            for number, chunk in enumerate(chunks):
+                if chunk in seen:
+                    earlier[number] = seen[chunk]
+                seen[chunk] = number
+        return last, earlier
 
 
 class PackContents(NamedTuple):

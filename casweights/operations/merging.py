@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 FAN_IN = 8  # objects of one level that are merged; a lower number copies bytes more often
 LEVELS = (64 * KiB, 512 * KiB, 4 * MiB, 32 * MiB)  # bytes: the upper ends; larger objects stay
-MAX_FRAMES = 1 << 15  # of a merged pack: half a KiB of memory for each while it is made
+MAX_FRAMES = 1 << 13  # of a merged pack: reading one of them reads the index, some 600 KiB then
 _SLICE_FRAMES = 512  # of one slice: a few milliseconds in which other threads get few turns
 
 Counted = Generator[None, None, int]  # slices of work, and a number of bytes
