@@ -143,16 +143,23 @@ class FrameTable:
         self._packs[pack.pack] = pack
         self._in_pack |= chunks
         for chunk in again:
-            self._drop_copies(chunk, pack.pack)
-        self._exclude(at for at in self._excluded if at.pack == pack.pack)
+            self._drop_copies(chunk, pack)
+        self._leave_out([at for at in self._excluded if at.pack == pack.pack], set(again))
         self._note_bases(pack)
         self._unknown_bases -= chunks.keys()
         self.version += 1
 
-    def _drop_copies(self, chunk: ChunkId, pack: PackId) -> None:
-        """Forget the frames of a chunk in a pack of which all frames are known now."""
-        known = self._known[chunk]
-        self._known[chunk] = [location for location in known if location.pack != pack]
+    def _leave_out(self, excluded: Sequence[Location], again: set[ChunkId]) -> None:
+        """Exclude frames of a new pack; forget their chunks if none is left and none was known."""
+        self._exclude(excluded)
+        for chunk in {location.frame.chunk for location in excluded} - again:
+            if not self._known[chunk]:
+                del self._known[chunk]
+
+    def _drop_copies(self, chunk: ChunkId, pack: PackLocations) -> None:
+        """Forget the frames of a chunk that the columns of a pack have, too."""
+        known, own = self._known[chunk], set(pack.of(chunk))
+        self._known[chunk] = [location for location in known if location not in own]
         self._made -= len(known) - len(self._known[chunk])
         self._many.pop(chunk, None)
 
@@ -174,9 +181,10 @@ class FrameTable:
     def _has(self, location: Location) -> bool:
         """Whether a frame is known; if not, the caller adds it next."""
         chunk = location.frame.chunk
-        pack, known = self._in_pack.get(chunk), self._known.get(chunk, ())
-        if pack is not None and pack.pack == location.pack and location in pack.of(chunk):
-            return True
+        pack = self._in_pack.get(chunk)
+        if pack is not None and pack.pack == location.pack:
+            self._take(chunk)
+        known = self._known.get(chunk, ())
         if len(known) < FEW_FRAMES:
             return location in known
         many = self._many.get(chunk)
@@ -204,7 +212,8 @@ class FrameTable:
             if chunk not in self:
                 complete = False
                 continue
-            known = self._known.get(chunk, ())
+            self._take(chunk)
+            known = self._known[chunk]
             left = [at for at in known if at.pack not in gone]
             new = left if self._has(location) else [*left, location]
             self._known[chunk] = new
@@ -263,6 +272,8 @@ class FrameTable:
         Returns:
             The packs of the frames that were forgotten.
         """
+        for chunk in self._in_pack.keys() & self._known.keys():
+            self._take(ChunkId(chunk))
         gone = {pack for pack in self._packs if pack not in packs}
         for chunk in kept:
             own = self._in_pack.get(chunk)
