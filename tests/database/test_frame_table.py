@@ -1,4 +1,4 @@
-"""Frames that a table makes when they are asked for, beside a table that has all of them."""
+"""Frames that a table makes when they are asked for, and a table with all of them at once."""
 
 from __future__ import annotations
 
