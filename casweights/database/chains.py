@@ -125,10 +125,11 @@ class _Candidate(NamedTuple):
     The order of the fields is the order of the queue: the cheapest candidate comes first.
     """
 
-    nbytes: int  # includes the known chain to `node`, if any: then it is the exact total
+    bound: int  # bytes that a chain with this end has at least, and exactly if it is complete
     links: int
     number: int  # unique, so that the queue never compares the fields that follow
     node: Node | None  # the base of its first frame; None if that frame is whole
+    nbytes: int  # of its frames
     trail: _Trail | None
 
 
@@ -281,13 +282,16 @@ class ChainFinder:
     def _search(self, wanted: Node) -> None:
         """Find the cheapest chain to a node and keep it in `_steps`, or add the node to `_dead`.
 
-        This is Dijkstra's algorithm, from the wanted chunk back along bases to the nearest whole
-        frame, chunk that the reader has, or known chain. The time does not depend on the length
-        of the history behind it.
+        This is the A* algorithm, from the wanted chunk back along bases to the nearest whole
+        frame, chunk that the reader has, or known chain. Each chain begins with a whole frame
+        unless the reader has a chunk, so the smallest one is a bound, and differences that add up
+        to more than those of the cheapest chain are not followed. The time does not depend on the
+        length of the history behind it.
         """
         is_cut = False
         numbers = count()
-        queue = [_Candidate(0, 0, next(numbers), wanted, None)]
+        rest = self._table.least_whole(wanted.raw_size) if self._have == () else 0
+        queue = [_Candidate(0, 0, next(numbers), wanted, 0, None)]
         done: set[Node] = set()
         while queue:
             nearest = heapq.heappop(queue)
@@ -302,7 +306,7 @@ class ChainFinder:
                 continue
             done.add(nearest.node)
             for location in self._of_size(nearest.node):
-                heapq.heappush(queue, self._back(nearest, location, next(numbers)))
+                heapq.heappush(queue, self._back(nearest, location, next(numbers), rest))
         # `have` can grow without a change of the table, so only finders without it may conclude
         # that no chain exists. Where the limit cut the search, `done` also contains nodes that
         # other chains reach within the limit.
@@ -334,14 +338,21 @@ class ChainFinder:
             layer = {node for base in layer for node in after.pop(base, ())} & out
         return out
 
-    def _back(self, nearest: _Candidate, location: Location, number: int) -> _Candidate:
-        """Return a candidate with one more frame at its beginning."""
+    def _back(self, nearest: _Candidate, location: Location, number: int, rest: int) -> _Candidate:
+        """Return a candidate with one more frame at its beginning.
+
+        Args:
+            nearest: The candidate.
+            location: The frame.
+            number: The number of the new one.
+            rest: Bytes that the chain to a chunk has at least.
+        """
         frame = location.frame
         base = None if frame.base is None else Node(frame.base, frame.raw_size)
-        before = self._known(base) or _NOTHING
-        nbytes = nearest.nbytes + frame.size + before.nbytes
-        links = nearest.links + 1 + before.links
-        return _Candidate(nbytes, links, number, base, _Trail(location, nearest.trail))
+        before, nbytes = self._known(base), nearest.nbytes + frame.size
+        bound = nbytes + (rest if before is None else before.nbytes)
+        links = nearest.links + 1 + (0 if before is None else before.links)
+        return _Candidate(bound, links, number, base, nbytes, _Trail(location, nearest.trail))
 
     def _known(self, node: Node | None) -> _Step | None:
         """Return the cheapest chain to a node if it is known or empty; None if it is unknown."""

@@ -46,6 +46,7 @@ class FrameTable:
         self._excluded: set[Location] = set()
         self._doubted: set[Suspect] = set()
         self._unknown_bases: set[ChunkId] = set()
+        self._least_whole: dict[int, int] = {}  # by raw size; frames that are forgotten count, too
         self._made = 0  # frames in `_known`
         self.version = 0
         self.exclusions: list[Location] = []
@@ -90,6 +91,14 @@ class FrameTable:
             return known
         return [*known, *pack.of(chunk)] if known else pack.of(chunk)
 
+    def least_whole(self, raw_size: int) -> int:
+        """Return a number of bytes that no known frame without a base of this raw size is below."""
+        return self._least_whole.get(raw_size, 0)
+
+    def _note_whole(self, raw_size: int, size: int) -> None:
+        """Note the size of a frame without a base, before the frame can be found."""
+        self._least_whole[raw_size] = min(size, self._least_whole.get(raw_size, size))
+
     def has_frame(self, chunk: ChunkId, pack: PackId) -> bool:
         """Return whether a frame of a chunk in this pack is known."""
         return any(location.pack == pack for location in self.all_frames(chunk))
@@ -127,7 +136,9 @@ class FrameTable:
                 self._unknown_bases.discard(chunk)
             if is_new:
                 new.add(chunk)
-            if base is not None and base not in self:
+            if base is None:
+                self._note_whole(location.frame.raw_size, location.frame.size)
+            elif base not in self:
                 self._unknown_bases.add(base)
             self._known.setdefault(chunk, []).append(location)
             self._made += 1
@@ -136,6 +147,8 @@ class FrameTable:
         """Add all frames of a pack, and make none that was not made before."""
         if pack.pack in self._packs:
             return
+        for raw_size, size in pack.frames.whole_sizes():
+            self._note_whole(raw_size, size)
         chunks = dict.fromkeys(pack.frames.chunks, pack)
         for chunk in chunks.keys() & self._in_pack.keys():
             self._take(ChunkId(chunk))
@@ -219,7 +232,9 @@ class FrameTable:
             self._known[chunk] = new
             self._many.pop(chunk, None)
             self._made += len(new) - len(known)
-            if base is not None and base not in self:
+            if base is None:
+                self._note_whole(location.frame.raw_size, location.frame.size)
+            elif base not in self:
                 self._unknown_bases.add(base)
         self._drop_packs({pack for pack in self._packs if pack in gone})
         self.version += 1
@@ -301,4 +316,5 @@ class FrameTable:
         self._excluded.clear()
         self._unknown_bases.clear()
         self._made = 0
+        self._least_whole.clear()
         self.version += 1

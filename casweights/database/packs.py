@@ -15,7 +15,6 @@ from casweights.format.pack import (
     Location,
     index_span,
     pack_id,
-    parse_generation,
     parse_index,
 )
 from casweights.format.snapshot import SnapshotEnd, check_manifest, end_span, parse_end
@@ -166,21 +165,21 @@ def read_pack(store: ObjectStore, info: ObjectInfo, *, trusting: bool = False) -
         check_manifest(index, SnapshotId(pack), info.name)
         frames, generation = index.frames, 0
     else:
-        frames, generation = _read_pack_index(store, info, pack, trusting=trusting)
+        frames = _read_pack_index(store, info, pack, trusting=trusting)
+        generation = frames.generation
     return PackContents(info, generation, PackLocations(pack, frames))
 
 
 def _read_pack_index(
     store: ObjectStore, info: ObjectInfo, pack: PackId, *, trusting: bool
-) -> tuple[FrameColumns, int]:
-    """Return the frames and the generation of a pack; raise the errors of `read_pack`."""
+) -> FrameColumns:
+    """Return the frames of a pack; raise the errors of `read_pack`."""
     tail = _Tail.read(store, info)
     start, stop = index_span(tail.last_bytes, info.size, info.name)
     index, first_bytes = tail.get(start, stop), prefix(ObjectKind.PACK)
     if not trusting or pack_id(first_bytes, index) != pack:
         first_bytes = tail.get(0, PREFIX_SIZE)
-    frames = parse_index(first_bytes, index, start, pack, info.name)
-    return frames, parse_generation(index, info.name)
+    return parse_index(first_bytes, index, start, pack, info.name)
 
 
 def read_snapshot_index(

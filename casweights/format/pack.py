@@ -163,6 +163,7 @@ class FrameColumns(Sequence[Frame]):
         chunks: The ID of each frame's chunk, as plain bytes.
         bases: The base of each frame that has one, by the frame's number, as plain bytes.
         end: The offset at which the last frame ends.
+        generation: The pack's generation: 0 for packs of a commit, more for merged packs.
     """
 
     def __init__(self, table: dict[str, Any]) -> None:
@@ -171,12 +172,18 @@ class FrameColumns(Sequence[Frame]):
             raise ValueError(f"{len(joined)} bytes are not a list of digests of {size} bytes")
         self.chunks = [joined[n : n + size] for n in range(0, len(joined), size)]
         self.bases: Mapping[int, bytes] = table["base"]
+        self.generation: int = table.get("generation", 0)
         self._raw_sizes, self._sizes = table["raw_size"], table["size"]
         self._encodings, self._checksums = table["encoding"], table["checksum"]
         _check_columns(table, len(self.chunks))
         *self._offsets, self.end = accumulate(self._sizes, initial=PREFIX_SIZE)
         if self.end > _MAX_OFFSET:
             raise ValueError("it has an offset that is out of bounds")
+
+    def whole_sizes(self) -> Iterator[tuple[int, int]]:
+        """Yield the raw size and the size of each frame without a base."""
+        for n in {*range(len(self))}.difference(self.bases):
+            yield self._raw_sizes[n], self._sizes[n]
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -215,6 +222,8 @@ def _check_columns(table: dict[str, Any], count: int) -> None:
         raise ValueError("it has a size that is out of bounds")
     if max(raw_sizes, default=0) > MAX_CHUNK_SIZE:
         raise ValueError("it has a chunk above the largest chunk size")
+    if table.get("generation", 0) < 0:
+        raise ValueError(f"its generation is {table['generation']}")
     if any(map(gt, sizes, raw_sizes)):
         raise ValueError("it has a frame that is larger than its chunk")
     if bases and not 0 <= min(bases) <= max(bases) < count:
@@ -329,7 +338,7 @@ def parse_index(
         raise corrupt(name, "its index does not match its ID")
     check_version(first_bytes[5], name)
     try:
-        frames = parse_frames(index)
+        frames = parse_frames(index, has_generation=True)
     except MALFORMED as error:
         raise corrupt(name, str(error)) from error
     if frames.end != index_start:
@@ -337,27 +346,16 @@ def parse_index(
     return frames
 
 
-def parse_generation(index: bytes, name: str) -> int:
-    """Return the generation of a pack.
+def parse_frames(index: bytes, *, has_generation: bool = False) -> FrameColumns:
+    """Return the frames that an index lists.
 
     Args:
-        index: An index that `parse_index` accepted.
-        name: Name of the pack in the store, for error messages.
+        index: The columns, as `encode_frames` returns them.
+        has_generation: Whether a generation counts; snapshots have none, and readers pass over it.
 
     Raises:
-        IntegrityError: The generation is not an integer of at least 0.
+        ValueError: The columns are not valid; also the other errors of `MALFORMED`.
     """
-    # Decoding an index again is expensive, and few indexes contain the key.
-    if b"generation" not in index:
-        return 0
-    generation = msgpack.unpackb(index, strict_map_key=False).get("generation", 0)
-    if type(generation) is not int or generation < 0:
-        raise corrupt(name, f"its generation is {generation!r}")
-    return generation
-
-
-def parse_frames(index: bytes) -> FrameColumns:
-    """Return the frames that an index lists; raise one of `MALFORMED` if it is not valid."""
     data = Unpacker(index)
     readers: dict[str, Callable[[], Any]] = {
         "digest_size": lambda: data.scalar(int),
@@ -368,6 +366,8 @@ def parse_frames(index: bytes) -> FrameColumns:
         "checksum": lambda: data.scalar(bytes),
         "base": lambda: data.by_number(len(index)),
     }
-    table = data.fields(readers)
+    if has_generation:
+        readers["generation"] = lambda: data.scalar(int)
+    table = data.fields(readers, optional={"generation"})
     data.finish()
     return FrameColumns(table)

@@ -117,6 +117,30 @@ def test_the_search_ignores_history_before_the_last_whole_chunks() -> None:
     assert table.looks <= 2 * 110
 
 
+def test_the_search_follows_no_more_differences_than_the_cheapest_chain_has() -> None:
+    """Every 20th step is also stored as the difference from the first."""
+    table = Watched()
+    table.add([Location(PACK, Frame(long_id(0), 100, 0, 0, 60, bytes(8)))])
+    for n in range(1, 1000):
+        frames = [Frame(long_id(n), 100, 0, 2 * n, 1, bytes(8), long_id(n - 1))]
+        if n % 20 == 0:
+            frames.append(Frame(long_id(n), 100, 0, 2 * n + 1, 5, bytes(8), long_id(0)))
+        table.add([Location(PACK, frame) for frame in frames])
+    chain = ChainFinder(table).chain(long_id(999))
+    assert chain is not None
+    assert chain.nbytes == 19 + 5 + 60
+    assert table.looks <= 2 * (19 + 5)
+
+
+def test_a_chain_from_a_chunk_that_the_reader_has_may_be_longer_and_cheaper() -> None:
+    table = FrameTable()
+    table.add([Location(PACK, Frame(long_id(3), 100, 0, 3, 60, bytes(8)))])
+    for n in range(1, 4):
+        table.add([Location(PACK, Frame(long_id(n), 100, 0, n - 1, 5, bytes(8), long_id(n - 1)))])
+    assert ChainFinder(table, {long_id(0)}).cost(long_id(3)) == Cost(15, 3)
+    assert ChainFinder(table).cost(long_id(3)) == Cost(60, 1)
+
+
 def test_each_further_step_of_a_chain_costs_a_constant_number_of_lookups() -> None:
     table = Watched()
     finder = ChainFinder(table)

@@ -109,6 +109,10 @@ class Tables:
                 known = self.lazy.has_frame(chunk, pack.pack)
                 assert known == self.eager.has_frame(chunk, pack.pack)
         assert set(self.lazy.locations()) == set(self.eager.locations())
+        for table in (self.lazy, self.eager):
+            used = (at.frame for chunk in CHUNKS for at in table.all_frames(chunk))
+            for frame in used:
+                assert frame.base is not None or frame.size >= table.least_whole(frame.raw_size)
 
 
 @settings(max_examples=300)
