@@ -105,3 +105,10 @@ def test_a_grant_that_is_unknown_or_unused_is_refused(
     unused = f"{hub.cas_url}/v1/xorb-commits/default/{'a' * 64}/grant/{'0' * 32}"
     headers = {"Authorization": f"Bearer {token}"}
     assert session.post(unused, headers=headers).status_code == 404
+
+
+def test_a_client_asks_once_for_the_registry_of_agents(client: Client, hub: LocalHub) -> None:
+    """Unless it is answered, each process asks again, which distorts counts of requests."""
+    answer = client.hub.utils.get_session().get(f"{hub.url}/api/agent-harnesses")
+    assert answer.json() == {"standardEnvVars": [], "harnesses": {}}
+    assert hub.counters().requests["registry"] == 1

@@ -61,6 +61,7 @@ class BucketRoutes:
         """The routes of the Hub's port that concern buckets."""
         return [
             Route("whoami", "GET", "/api/whoami-v2", self.whoami),
+            Route("registry", "GET", "/api/agent-harnesses", self.registry),
             Route("bucket_create", "POST", _API, self.create),
             Route("bucket_info", "GET", _API, self.info),
             Route("bucket_delete", "DELETE", _API, self.delete),
@@ -80,6 +81,10 @@ class BucketRoutes:
     def whoami(self, request: Request) -> Answer:
         """Describe the user who sends the request."""
         return json_answer({"type": "user", "name": self._access.user(request), "orgs": []})
+
+    def registry(self, _: Request) -> Answer:
+        """Return an empty registry of agents, which clients ask for once a day."""
+        return json_answer({"standardEnvVars": [], "harnesses": {}})
 
     def create(self, request: Request) -> Answer:
         """Create a bucket."""
