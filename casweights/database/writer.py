@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -101,7 +100,7 @@ class PackWriter:
 
     def _append(self, frame: Frame, payload: Buffer) -> None:
         """Append a frame to the open pack, with its new offset."""
-        self._frames.append(replace(frame, offset=self._size))
+        self._frames.append(frame.at(self._size))
         self._payloads.append(payload)
         self._size += frame.size
 

@@ -9,7 +9,6 @@ The work is done in slices, between which the caller may pause, or stop for good
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -175,7 +174,7 @@ class FrameCopies:
                 self._parts.append(data[start:stop])
                 start = frame.offset
             stop = frame.offset + frame.size
-            self._append(replace(frame, offset=self._size))
+            self._append(frame.at(self._size))
             if number % _SLICE_FRAMES == 0:
                 yield
         if stop > start:
