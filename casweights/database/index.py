@@ -86,6 +86,8 @@ class ChunkIndex(PackIndexes):
         self._locators = store.ability(SupportsLocators)
         self._enough_frames = _SPARE_FRAMES
         self._calls = 0  # of `look`, since the last survey
+        self._vanished = 0  # times that packs turned out to be gone
+        self._searched: set[PackId] = set()  # their chunks were searched since the last survey
         self._holds: weakref.WeakSet[Hold] = weakref.WeakSet()
         self.expect()
 
@@ -101,7 +103,7 @@ class ChunkIndex(PackIndexes):
     def expect(self) -> None:
         """Look for missing chunks again at the next call of `find_chain`: packs may be new."""
         self._exhausted = -1, 0.0  # `_changes` is never -1, so the next search reads packs
-        self._fresh = 0, 0.0  # exclusions at the last survey, and the time until which it is fresh
+        self._fresh = 0, 0.0  # value of `_vanished` at the last survey, and until when it is fresh
         self._packs.absent = set()
         self._others = 0  # number of other hinted packs to read together with the next one
 
@@ -167,6 +169,7 @@ class ChunkIndex(PackIndexes):
         """
         with self._lock:
             self._table.exclude(damage)
+            self._vanished += any(isinstance(why, NotFoundError) for why in damage.values())
         for location, why in damage.items():
             if not isinstance(why, NotFoundError):
                 self._packs.damaged[names.pack_name(location.pack)] = why
@@ -286,16 +289,26 @@ class ChunkIndex(PackIndexes):
         with self._lock:
             if self._is_exhausted():
                 return
-            wanted = [chunk, *islice(self._packs.chunks_of(chunk), _SEARCHED_TOGETHER)]
-            if not (self._is_fresh() and self.look_up(wanted)):
-                until = self._timed(self.survey)
-                self._fresh = len(self._table.exclusions), until
-                self.look_up(wanted)
+            if not (self._is_fresh() and self.look_up(self._together(chunk))):
+                self._fresh = self._vanished, self._timed(self.survey)
+                self._searched.clear()
+                self.look_up(self._together(chunk))
+
+    def _together(self, chunk: ChunkId) -> list[ChunkId]:
+        """Return the chunks to search with a missing one: others only once after each survey.
+
+        Where those were searched already, the chunk is missing because its frames are damaged.
+        """
+        pack = self._packs.pack_of(chunk)
+        if pack is None or pack in self._searched:
+            return [chunk]
+        self._searched.add(pack)
+        return [chunk, *islice(self._packs.chunks_of(chunk), _SEARCHED_TOGETHER)]
 
     def _is_fresh(self) -> bool:
-        """Whether the last survey was a moment ago, and no frame turned out to be bad since."""
-        exclusions, until = self._fresh
-        return exclusions == len(self._table.exclusions) and time.monotonic() < until
+        """Whether the last survey was a moment ago, and no pack turned out to be gone since."""
+        vanished, until = self._fresh
+        return vanished == self._vanished and time.monotonic() < until
 
     def _read_others(self, _: ChunkId) -> None:
         """Read all packs of the last listing that were not read yet."""

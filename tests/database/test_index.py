@@ -14,6 +14,7 @@ from casweights.database.frame_table import FrameTable
 from casweights.database.index import ChunkIndex
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format import names
+from casweights.format.envelope import corrupt
 from casweights.format.pack_table import PackTable
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
@@ -77,6 +78,30 @@ def test_many_missing_chunks_cost_one_listing(store: Listed) -> None:
         assert index.find_chain(missing) is None
     assert store.listings == ONE_LISTING
     assert store.asked <= len(gone)
+
+
+def test_many_damaged_chunks_cost_one_listing_and_a_look_at_each(
+    store: Listed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged store may have a bad frame in every chunk of a version."""
+    looks: list[int] = []
+    look_up = ChunkIndex.look_up
+
+    def counted(index: ChunkIndex, wanted: Iterable[ChunkId]) -> bool:
+        looks.append(len(goal := list(wanted)))
+        return look_up(index, goal)
+
+    monkeypatch.setattr(ChunkIndex, "look_up", counted)
+    chunks = [chunk(number) for number in range(200)]
+    pack = add_pack(store, [whole(raw) for raw in chunks])
+    index = ChunkIndex(store)
+    index.learn(PackTable([pack], dict.fromkeys(map(chunk_id, chunks), pack)))
+    store.listings.clear()
+    for each in map(chunk_id, chunks):
+        while found := index.find_chain(each):
+            index.distrust({found.frames[0]: corrupt(names.pack_name(pack), "a bit flipped")})
+    assert store.listings == ONE_LISTING
+    assert sum(looks) <= 4 * len(chunks)
 
 
 @pytest.mark.parametrize("because", ["expected", "distrusted", "late"])

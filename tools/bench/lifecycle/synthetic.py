@@ -62,7 +62,8 @@ def add_synthetic(
 ) -> Head | None:
     """Write versions of a file whose chunk IDs and frames are random bytes.
 
-    Their file has another name, so that real versions after them do not use its chunks as bases.
+    Their file and its tensors have other names, so that real versions after them do not use its
+    chunks as bases.
 
     Args:
         db: The store.
@@ -98,8 +99,9 @@ class _History:
     def __init__(self, config: StoreConfig, file: Path, put: Put) -> None:
         data = file.read_bytes()
         start = 8 + int.from_bytes(data[:8], "little")
-        header = parse_header(data[:start], len(data) - start)
-        self._entry = FileEntry("synthetic.safetensors", len(data), data[:start], header, ())
+        raw_header = data[:start].replace(b'"layer.', b'"block.')
+        header = parse_header(raw_header, len(data) - start)
+        self._entry = FileEntry("synthetic.safetensors", len(data), raw_header, header, ())
         self._sizes = [tensor.nbytes for tensor in header.tensors]
         self._config = config
         self._put = put
