@@ -295,6 +295,8 @@ class MaintainStats:
         archives: Number of archives after it.
         segments: Number of segments after it.
         segment_bytes: Size of the segments that it wrote, in bytes.
+        may_delete: Whether the store let it delete what it replaced. If not, old moves, packs and
+            versions stay as they are.
     """
 
     packs: int
@@ -304,6 +306,7 @@ class MaintainStats:
     archives: int
     segments: int
     segment_bytes: int
+    may_delete: bool
 
 
 class ChangeKind(StrEnum):

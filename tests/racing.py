@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import strategies as st
 
-from casweights.database.moves import Version, version_in
-from casweights.database.refs import Head, Refs
+from casweights.database.moves import Head, Version, version_in
+from casweights.database.refs import Refs
 from casweights.database.version_names import VersionNames
 from casweights.errors import ConflictError, ErrorCode, StoreError
 from casweights.format import names

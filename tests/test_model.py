@@ -67,6 +67,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.parents: dict[SnapshotId, SnapshotId | None] = {}
         self.branches: dict[str, SnapshotId] = {}
         self.tags: dict[str, SnapshotId] = {}
+        self.deleted: dict[str, SnapshotId] = {}  # the last version, until the name is used again
 
     def make_objects(self) -> ObjectStore:
         raise NotImplementedError
@@ -111,6 +112,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.contents[snapshot.id] = content
         self.parents[snapshot.id] = head
         self.branches[branch] = snapshot.id
+        self.deleted.pop(f"heads/{branch}", None)
         return snapshot.id
 
     def tick(self) -> datetime:
@@ -158,12 +160,13 @@ class RepositoryMachine(RuleBasedStateMachine):
         else:
             self.repos[handle].branch(name, at, force=force)
             self.branches[name] = at
+            self.deleted.pop(f"heads/{name}", None)
 
     @rule(handle=handles, name=names)
     def delete_branch(self, handle: int, name: str) -> None:
         if name in self.branches:
             self.repos[handle].delete_branch(name)
-            del self.branches[name]
+            self.deleted[f"heads/{name}"] = self.branches.pop(name)
         else:
             with pytest.raises(NotFoundError):
                 self.repos[handle].delete_branch(name)
@@ -176,15 +179,30 @@ class RepositoryMachine(RuleBasedStateMachine):
         else:
             self.repos[handle].tag(name, at)
             self.tags[name] = at
+            self.deleted.pop(f"tags/{name}", None)
 
     @rule(handle=handles, name=names)
     def delete_tag(self, handle: int, name: str) -> None:
         if name in self.tags:
             self.repos[handle].delete_tag(name)
-            del self.tags[name]
+            self.deleted[f"tags/{name}"] = self.tags.pop(name)
         else:
             with pytest.raises(NotFoundError):
                 self.repos[handle].delete_tag(name)
+
+    @rule(handle=handles, name=names, kind=st.sampled_from(["heads/", "tags/"]))
+    def undelete(self, handle: int, name: str, kind: str) -> None:
+        if f"{kind}{name}" in self.deleted:
+            refs = self.branches if kind == "heads/" else self.tags
+            refs[name] = self.deleted.pop(f"{kind}{name}")
+            assert self.repos[handle].undelete(f"{kind}{name}") == refs[name]
+        else:
+            with pytest.raises((NotFoundError, ConflictError)):
+                self.repos[handle].undelete(f"{kind}{name}")
+
+    @rule(handle=handles)
+    def maintain(self, handle: int) -> None:
+        assert self.repos[handle].maintain().may_delete
 
     @rule(
         handle=handles,
@@ -242,6 +260,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         for repo in self.repos:
             assert repo.branches() == self.branches
             assert repo.tags() == self.tags
+            assert repo.deleted() == self.deleted
 
     @invariant()
     def the_store_is_sound(self) -> None:

@@ -27,6 +27,7 @@ VERBS = (
     "cat",
     "tag",
     "branch",
+    "undelete",
     "stats",
     "verify",
     "repack",

@@ -36,6 +36,15 @@ def complete_tag(ctx: click.Context, _: click.Parameter, incomplete: str) -> lis
     return _complete(ctx, incomplete, lambda repository: repository.tags())
 
 
+def complete_deleted(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the deleted branches and tags that begin with the incomplete word."""
+    return _complete(
+        ctx,
+        incomplete,
+        lambda repository: {name.partition("/")[2] for name in repository.deleted()},
+    )
+
+
 def complete_path(_ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Let the shell complete files and folders."""
     # `click.Path` would also look the path up in the file system, which may refuse it.

@@ -52,6 +52,16 @@ def _row(repository: Repository, name: str, version: SnapshotId) -> dict[str, An
     return {"name": name, "id": snapshot.id, "time": snapshot.time, "message": snapshot.message}
 
 
+def list_deleted(out: Output, repository: Repository, kind: str) -> None:
+    """List the deleted refs of a kind, ``heads/`` or ``tags/``, with their last versions."""
+    found = {
+        name.removeprefix(kind): version
+        for name, version in repository.deleted().items()
+        if name.startswith(kind)
+    }
+    list_names(out, repository, found)
+
+
 def named(out: Output, kind: str, name: str, snapshot: SnapshotId) -> None:
     """Report that a branch or tag now names a version."""
     line = [Span(short(snapshot), "yellow"), Span(f"  is {kind} "), Span(name, "green")]

@@ -8,7 +8,7 @@ import click
 
 from casweights.cli._completion import complete_branch, complete_ref
 from casweights.cli._errors import Exit
-from casweights.cli._names import deleted, list_names, named
+from casweights.cli._names import deleted, list_deleted, list_names, named
 from casweights.cli._text import short
 from casweights.cli._verb import verb
 from casweights.cli._versions import displaced_hint
@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 @click.argument("ref", required=False, shell_complete=complete_ref)
 @click.option("--force", is_flag=True, help="Move the branch NAME if it exists.")
 @click.option("--delete", is_flag=True, help="Delete the branch NAME, but not its versions.")
+@click.option("--deleted", "gone", is_flag=True, help="List the branches that were deleted.")
 @click.option("--drop", is_flag=True, help="Stop listing REF as displaced from the branch NAME.")
 def command(
-    session: Session, name: str | None, ref: str | None, force: bool, delete: bool, drop: bool
+    session: Session,
+    name: str | None,
+    ref: str | None,
+    force: bool,
+    delete: bool,
+    gone: bool,
+    drop: bool,
 ) -> None:
     """List branches, or make or move one.
 
@@ -33,6 +40,8 @@ def command(
 
     In a bucket, another writer's move may displace a version from a branch. The list shows such a
     version until a branch or tag names it, or until --drop.
+
+    `casweights undelete` brings a deleted branch back.
 
     \b
     Examples:
@@ -47,8 +56,12 @@ def command(
         raise click.UsageError("--force needs a NAME")
     if drop and (name is None or ref is None or force):
         raise click.UsageError("--drop needs a NAME, a REF and nothing else")
+    if gone and (name is not None or delete):
+        raise click.UsageError("--deleted lists all deleted branches: leave out everything else")
     with session.open() as repository:
-        if name is None:
+        if gone:
+            list_deleted(session.out, repository, "heads/")
+        elif name is None:
             displaced = repository.displaced()
             list_names(session.out, repository, repository.branches(), displaced)
             displaced_hint(session.out, displaced)

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from casweights.cli._session import Session
 
 
+_REFUSED = (
+    "the store does not let you delete objects, so nothing was merged that replaces others: "
+    "somebody who may delete should run it, too"
+)
+
+
 @verb("maintain", Exit.NO_STORE, Exit.PERMISSION, Exit.INTERRUPTED)
 def command(session: Session) -> None:
     """Merge small objects and index packs, so that commands stay fast.
@@ -34,6 +40,7 @@ def command(session: Session) -> None:
             "segment_bytes": done.segment_bytes,
             "archived": done.archived,
             "archives": done.archives,
+            "may_delete": done.may_delete,
         },
         [
             [
@@ -43,6 +50,7 @@ def command(session: Session) -> None:
                     f"into {count(done.archives, 'archive')}. {count(done.segments, 'segment')}; "
                     f"{size(done.segment_bytes)} written"
                 )
-            ]
+            ],
+            *([] if done.may_delete else [[Span(_REFUSED, "yellow")]]),
         ],
     )

@@ -8,7 +8,7 @@ import click
 
 from casweights.cli._completion import complete_ref, complete_tag
 from casweights.cli._errors import Exit
-from casweights.cli._names import deleted, list_names, named
+from casweights.cli._names import deleted, list_deleted, list_names, named
 from casweights.cli._verb import verb
 from casweights.config import DEFAULT_BRANCH
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 @click.argument("name", required=False, shell_complete=complete_tag)
 @click.argument("ref", required=False, shell_complete=complete_ref)
 @click.option("--delete", is_flag=True, help="Delete the tag NAME, but not its version.")
-def command(session: Session, name: str | None, ref: str | None, delete: bool) -> None:
+@click.option("--deleted", "gone", is_flag=True, help="List the tags that were deleted.")
+def command(session: Session, name: str | None, ref: str | None, delete: bool, gone: bool) -> None:
     """List tags, or make one: a name for a version that never moves.
 
     Without NAME, list all tags. With NAME, make a tag at the version REF, by default main.
+    `casweights undelete` brings a deleted tag back.
 
     \b
     Examples:
@@ -34,8 +36,12 @@ def command(session: Session, name: str | None, ref: str | None, delete: bool) -
     """
     if delete and (name is None or ref is not None):
         raise click.UsageError("--delete needs a NAME and nothing else")
+    if gone and (name is not None or delete):
+        raise click.UsageError("--deleted lists all deleted tags: leave out everything else")
     with session.open() as repository:
-        if name is None:
+        if gone:
+            list_deleted(session.out, repository, "tags/")
+        elif name is None:
             list_names(session.out, repository, repository.tags())
         elif delete:
             repository.delete_tag(name)

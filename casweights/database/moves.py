@@ -4,6 +4,9 @@ The *line* of a ref consists of the moves from its first version to its head. Ot
 the line, because another writer moved the ref at the same moment. Several moves can have the same
 position only where the store does not create objects exclusively; docs/design/016 has the rules.
 There, the object of a *whole* move is the version itself.
+
+A ref is deleted by a move to `GONE`. Once that is the newest move for good, a *mark* at the same
+position can take the place of all moves of the ref; docs/design/031 has the reasoning.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import msgpack
 
 from casweights.errors import IntegrityError
 from casweights.format import names
-from casweights.format.envelope import ObjectKind, corrupt, seal
+from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
+from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import SnapshotId
 from casweights.stores.base import ObjectInfo
 
@@ -31,8 +35,10 @@ if TYPE_CHECKING:
 _MOVE = re.compile(
     rf"(?P<ref>.+)/(?P<position>[0-9]{{{names.POSITION_DIGITS}}})"
     r"(-(?P<snapshot>[0-9a-f]{64})(-(?P<before>[0-9a-f]{64}))?"
-    rf"(-[0-9a-f]{{{names.WRITER_DIGITS}}})?)?(?P<suffix>\.ref|\.step)"
+    rf"(?P<writer>-[0-9a-f]{{{names.WRITER_DIGITS}}})?)?(?P<suffix>\.ref|\.step|\.off)"
 )
+MAX_MOVE = 4096  # bytes of a move's object, unless it is whole; honest ones have about 100
+GONE = SnapshotId(bytes(32))  # where a move that deletes a ref leads: no version has this ID
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,8 @@ class Move:
         position: Number of the move, from 1.
         created: Time of its creation by the store's clock, in microseconds; 0 if the store has no
             clock that orders objects.
-        snapshot: The version that the ref moves to; None if only the object's content says so.
+        snapshot: The version that the ref moves to, or `GONE`; None if only the object's content
+            says so.
         before: The version that it moves from; None for a first move, or if the name does not say.
     """
 
@@ -60,6 +67,38 @@ class Move:
     def is_whole(self) -> bool:
         """Whether the move's object is the version itself."""
         return self.name.endswith(names.STEP_SUFFIX)
+
+    @property
+    def is_mark(self) -> bool:
+        """Whether the object stands for the whole log of a ref that was deleted."""
+        return self.name.endswith(names.OFF_SUFFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest move of a branch.
+
+    Attributes:
+        branch: The branch's name.
+        position: Number of the move, from 1.
+        snapshot: The version that the branch names.
+    """
+
+    branch: str
+    position: int
+    snapshot: SnapshotId
+
+
+class Content(NamedTuple):
+    """What the object of a move says.
+
+    Attributes:
+        snapshot: The version that the ref moves to, or `GONE`.
+        before: The version that the ref named before; only of a deletion.
+    """
+
+    snapshot: SnapshotId
+    before: SnapshotId | None
 
 
 class Version(NamedTuple):
@@ -85,20 +124,22 @@ def parse_move(info: ObjectInfo, kind: str) -> Move:
         IntegrityError: No move has such a name.
     """
     match = _MOVE.fullmatch(info.name, len(kind))
-    if match is None or not names.is_ref_name(match["ref"]) or _is_odd(match, kind):
-        raise corrupt(info.name, "no move of a branch or tag has such a name")
+    if match is None or not names.is_ref_name(match["ref"]):
+        raise _misnamed(info)
     snapshot, before = (
         None if digits is None else SnapshotId.from_hex(digits)
         for digits in (match["snapshot"], match["before"])
     )
-    return Move(info.name, match["ref"], int(match["position"]), info.created, snapshot, before)
+    move = Move(info.name, match["ref"], int(match["position"]), info.created, snapshot, before)
+    if move.is_whole and (snapshot in (None, GONE) or kind != names.HEADS):
+        raise _misnamed(info)
+    if move.is_mark and (snapshot != GONE or before in (None, GONE) or match["writer"]):
+        raise _misnamed(info)
+    return move
 
 
-def _is_odd(match: re.Match[str], kind: str) -> bool:
-    """Whether a name says that a move is whole, but has no version, or is that of a tag."""
-    return match["suffix"] == names.STEP_SUFFIX and (
-        match["snapshot"] is None or kind != names.HEADS
-    )
+def _misnamed(info: ObjectInfo) -> IntegrityError:
+    return corrupt(info.name, "no move of a branch or tag has such a name")
 
 
 def version_in(name: str) -> SnapshotId | None:
@@ -110,11 +151,49 @@ def version_in(name: str) -> SnapshotId | None:
     return None
 
 
-def encode_move(snapshot: SnapshotId) -> bytes:
-    """Return the content of an object for a move to a version at the present time."""
-    microseconds = int(datetime.now(UTC).timestamp() * 1e6)
-    payload: bytes = msgpack.packb({"snapshot": snapshot, "time": microseconds})
+def encode_move(snapshot: SnapshotId, before: SnapshotId | None = None) -> bytes:
+    """Return the content of an object for a move at the present time.
+
+    Args:
+        snapshot: The version that the ref moves to, or `GONE`.
+        before: The version that it moves from, which only a deletion records.
+    """
+    fields: dict[str, object] = {"snapshot": snapshot}
+    fields["time"] = int(datetime.now(UTC).timestamp() * 1e6)  # microseconds
+    if snapshot == GONE:
+        fields["before"] = before
+    payload: bytes = msgpack.packb(fields)
     return seal(ObjectKind.REF, payload)
+
+
+def decode_move(data: bytes, move: Move) -> Content:
+    """Return what the object of a move says, if that is no whole move.
+
+    Raises:
+        IntegrityError: The object is damaged, or contradicts its name.
+    """
+    payload = unseal(ObjectKind.REF, data, move.name)
+    try:
+        data_of = Unpacker(payload)
+        table = data_of.fields(
+            {
+                "time": lambda: data_of.scalar(int),
+                "snapshot": lambda: data_of.scalar(bytes),
+                "before": lambda: data_of.scalar(bytes),
+            },
+            optional={"before"},
+        )
+        data_of.finish()
+        snapshot, before = SnapshotId(table["snapshot"]), None
+        if snapshot == GONE:
+            before = SnapshotId(table["before"])
+    except MALFORMED as error:
+        raise corrupt(move.name, str(error)) from error
+    if move.snapshot not in (None, snapshot):
+        raise corrupt(move.name, f"it leads to {snapshot}, but its name says {move.snapshot}")
+    if before is not None and move.before not in (None, before):
+        raise corrupt(move.name, f"it comes from {before}, but its name says {move.before}")
+    return Content(snapshot, before)
 
 
 def latest(moves: Sequence[Move]) -> Move:
@@ -122,7 +201,7 @@ def latest(moves: Sequence[Move]) -> Move:
     return min(moves, key=removal_rank)
 
 
-def removal_rank(move: Move) -> tuple[int, int, str]:
+def removal_rank(move: Move) -> tuple[int, bool, int, str]:
     """Return a sort key that puts the newest move of a ref first.
 
     Moves are deleted in the reverse order, so that no other move becomes the newest one.
@@ -135,8 +214,8 @@ def line(moves: Iterable[Move]) -> dict[int, Move]:
 
     The line is followed from the highest position down. At each position it goes through the
     earliest of the moves to the version that the next move came from; a position without such a
-    move is left out. The line ends above the first position that has no moves at all: moves below
-    it are remains of a deletion.
+    move is left out. The line ends with a mark, or above the first position that has no moves at
+    all: moves below are remains of a deletion.
     """
     at: defaultdict[int, list[Move]] = defaultdict(list)
     for move in moves:
@@ -151,6 +230,8 @@ def line(moves: Iterable[Move]) -> dict[int, Move]:
         if candidates:
             move = candidates[0] if len(candidates) == 1 else min(candidates, key=_order)
             taken[position], before = move, move.before
+            if move.is_mark:
+                break
         position -= 1
     return taken
 
@@ -158,11 +239,18 @@ def line(moves: Iterable[Move]) -> dict[int, Move]:
 def off_line(moves: Sequence[Move]) -> list[Move]:
     """Return the moves off a ref's line to versions that the line does not pass, oldest first.
 
-    The writer of each is about to withdraw it, died before it could, or was displaced.
+    The writer of each is about to withdraw it, died before it could, or was displaced. Moves that a
+    mark stands for are left out, and deletions.
     """
     taken = line(moves).values()
     on_line, passed = {move.name for move in taken}, {move.snapshot for move in taken} - {None}
-    found = [move for move in moves if move.name not in on_line and move.snapshot not in passed]
+    passed.add(GONE)
+    marked = max((move.position for move in moves if move.is_mark), default=0)
+    found = [
+        move
+        for move in moves
+        if move.position > marked and move.name not in on_line and move.snapshot not in passed
+    ]
     return sorted(found, key=lambda move: (move.position, *_order(move)))
 
 
@@ -184,6 +272,9 @@ def is_same(one: Move, other: Move) -> bool:
     return one.snapshot is not None and steps[0] == steps[1]
 
 
-def _order(move: Move) -> tuple[int, str]:
-    """Return a sort key for moves at one position: by time, then by name, for all readers alike."""
-    return move.created, move.name
+def _order(move: Move) -> tuple[bool, int, str]:
+    """Return a sort key for moves at one position: by time, then by name, for all readers alike.
+
+    A mark comes first, because it was added only after its position was decided.
+    """
+    return not move.is_mark, move.created, move.name

@@ -1,4 +1,4 @@
-"""Moves and deletions of refs whose outcome is known even if a call to the store failed."""
+"""Moves of refs whose outcome is known even if a call to the store failed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from casweights.database.moves import encode_move, latest
 from casweights.errors import ErrorCode, NotFoundError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from casweights.database.moves import Move, Version
     from casweights.database.reflog import RefLog
     from casweights.ids import SnapshotId
@@ -26,7 +24,7 @@ class _Step(NamedTuple):
 
 
 class RefWriter:
-    """Moves and deletes the refs of one log, and determines what failed calls have done.
+    """Moves the refs of one log, and determines what failed calls have done.
 
     An error of the store does not say whether a move was made: the store may have failed after the
     move, or its answer was lost. So `append` reads the log again after an error, and returns
@@ -43,19 +41,22 @@ class RefWriter:
     def __init__(self, store: ObjectStore, log: RefLog) -> None:
         self._store = store
         self._log = log
-        # The version that each ref in doubt may have been moved to; None if it may be deleted.
-        self._doubts: dict[str, SnapshotId | None] = {}
+        self._doubts: dict[str, SnapshotId] = {}  # where each ref in doubt may have been moved to
 
     def doubt(self, ref: str, snapshot: SnapshotId) -> None:
         """Put a ref in doubt: its move to a version succeeded, but the caller gets an error."""
         self._doubts[ref] = snapshot
+
+    def settle(self, ref: str) -> None:
+        """End the doubt about a ref, because a repeated call has found its move."""
+        self._doubts.pop(ref, None)
 
     def is_doubted(self, ref: str, snapshot: SnapshotId | None = None) -> bool:
         """Whether the last change of a ref ended in an error.
 
         Args:
             ref: The branch or tag.
-            snapshot: Count only a move to this version; None for any move or deletion.
+            snapshot: Count only a move to this version; None for any move.
         """
         if snapshot is None:
             return ref in self._doubts
@@ -74,8 +75,8 @@ class RefWriter:
         Args:
             ref: The branch or tag.
             after: Its position; 0 for a new one.
-            before: The version at that position; None for a new one.
-            snapshot: The version to move it to.
+            before: The version at that position, or `GONE`; None for a new one.
+            snapshot: The version to move it to; `GONE` to delete it.
             version: The object of that version, if the move is to be whole.
 
         Returns:
@@ -131,24 +132,5 @@ class RefWriter:
         # The failed call may have made the object visible, but not durable. Putting the same
         # object again makes it so, and changes nothing.
         if self._store.probe().exclusive_create:
-            self._store.put(last.name, [encode_move(step.snapshot)])
+            self._store.put(last.name, [encode_move(step.snapshot, step.before)])
         return moves
-
-    def delete(self, ref: str) -> bool:
-        """Delete a ref.
-
-        Returns:
-            Whether it existed, or may have been deleted by an earlier call that ended in an error.
-        """
-        moves: Sequence[Move] = self._log.moves(ref)
-        if not moves:
-            return self._doubts.pop(ref, ref) is None
-        try:
-            self._log.remove(moves)
-        except BaseException as error:
-            self._doubts[ref] = None
-            if not isinstance(error, Exception) or self._log.moves(ref):
-                raise
-        else:
-            self._doubts.pop(ref, None)
-        return True

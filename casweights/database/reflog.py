@@ -20,8 +20,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from casweights.database.deleting import try_delete
 from casweights.database.moves import (
+    GONE,
+    MAX_MOVE,
     Move,
+    decode_move,
     encode_move,
     first,
     is_same,
@@ -40,19 +44,16 @@ from casweights.errors import (
     StoreError,
 )
 from casweights.format import names
-from casweights.format.envelope import ObjectKind, corrupt, unseal
-from casweights.format.unpack import MALFORMED, Unpacker
-from casweights.ids import SnapshotId
 from casweights.stores.base import ObjectInfo
 from casweights.stores.optional import SupportsCopy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.database.moves import Version
+    from casweights.database.moves import Content, Version
+    from casweights.ids import SnapshotId
     from casweights.stores.base import ObjectStore
 
-_MAX_REF = 4096  # bytes of a move's object; honest ones have about 100
 _KEPT_MOVES = 100  # per ref; at twice the number the older half is removed, to bound listings
 # Moves per branch that maintenance leaves; the versions behind them go into archives. A chunk is
 # rebuilt from at most as many frames, most of which the newest versions carry then.
@@ -96,6 +97,7 @@ class RefLog:
         self._has_clock = skew is not None
         self._skew = (skew or 0.0) * 1e6  # microseconds
         self._withdrawn: set[str] = set()  # names of moves that listings may still show
+        self._may_trim = True  # until the store refuses a deletion
 
     @property
     def takes_versions(self) -> bool:
@@ -167,31 +169,24 @@ class RefLog:
     def target(self, move: Move) -> SnapshotId:
         """Return the version that a move's object names, or that a whole move is.
 
+        The result is `GONE` for a deletion.
+
         Raises:
             NotFoundError: The object is gone.
             IntegrityError: The object is damaged, or contradicts its name.
         """
         if move.is_whole and move.snapshot is not None:
             return move.snapshot
-        payload = unseal(ObjectKind.REF, self._store.read(move.name, _MAX_REF), move.name)
-        try:
-            data = Unpacker(payload)
-            table = data.fields(
-                {"time": lambda: data.scalar(int), "snapshot": lambda: data.scalar(bytes)}
-            )
-            data.finish()
-            snapshot = SnapshotId(table["snapshot"])
-        except MALFORMED as error:
-            raise corrupt(move.name, str(error)) from error
-        if move.snapshot not in (None, snapshot):
-            raise corrupt(move.name, f"it leads to {snapshot}, but its name says {move.snapshot}")
-        return snapshot
+        return self._read(move).snapshot
+
+    def _read(self, move: Move) -> Content:
+        return decode_move(self._store.read(move.name, MAX_MOVE), move)
 
     def snapshot(self, move: Move) -> SnapshotId | None:
         """Return the version of a move from its name, or else from its object.
 
         Returns:
-            The version, or None if the object was removed since its listing.
+            The version, `GONE` for a deletion, or None if the object was removed since its listing.
 
         Raises:
             IntegrityError: The name has no version, and the object is damaged.
@@ -200,6 +195,24 @@ class RefLog:
             return move.snapshot
         try:
             return self.target(move)
+        except NotFoundError:
+            return None
+
+    def deleted(self, move: Move) -> SnapshotId | None:
+        """Return the version that a ref named before this move deleted it.
+
+        Returns:
+            The version, or None if the move is no deletion or was removed since its listing.
+
+        Raises:
+            IntegrityError: The name does not say so, and the object is damaged.
+        """
+        if move.snapshot not in (None, GONE):
+            return None
+        if move.snapshot == GONE and move.before is not None:
+            return move.before
+        try:
+            return self._read(move).before
         except NotFoundError:
             return None
 
@@ -217,7 +230,7 @@ class RefLog:
         while True:
             start = time.monotonic()
             moves = self.moves(ref)
-            if not moves or not self._is_contested(moves, latest(moves)):
+            if not moves or not self.is_contested(moves, latest(moves)):
                 return moves
             slowest = max(slowest, time.monotonic() - start)
             if time.monotonic() - begin > _settling(slowest):
@@ -237,8 +250,8 @@ class RefLog:
         Args:
             ref: The branch or tag.
             after: Its position; 0 for a new one.
-            before: The version at that position; None for a new one.
-            snapshot: The version to move it to.
+            before: The version at that position, or `GONE`; None for a new one.
+            snapshot: The version to move it to; `GONE` to delete it.
             version: The object of that version, if the move is to be whole; only where
                 `takes_versions`, and not for tags.
 
@@ -257,7 +270,7 @@ class RefLog:
         name = names.move_name(self.kind, ref, position, snapshot, before, writer, suffix)
         if self._exclusive:
             name = names.move_name(self.kind, ref, position)
-        content = [encode_move(snapshot)] if version is None else version.parts
+        content = [encode_move(snapshot, before)] if version is None else version.parts
         # The random digits make the name this writer's own.
         unique = not self._exclusive and (version is None or version.assume_store)
         [created] = self._store.put_all([(name, content)], assume_absent=unique)
@@ -269,9 +282,10 @@ class RefLog:
                 self._store.delete(name)  # a version that is the move stays in the store
                 self._withdrawn.add(name)
             return False, [other for other in moves if other.name != name]
-        if len(moves) >= 2 * _KEPT_MOVES and len(line(moves)) >= 2 * _KEPT_MOVES:
+        is_long = len(moves) >= 2 * _KEPT_MOVES and len(line(moves)) >= 2 * _KEPT_MOVES
+        if is_long and self._may_trim:
             with suppress(CasweightsError):  # a later move tries again
-                self.trim(moves, _KEPT_MOVES)
+                self._may_trim = self.trim(moves, _KEPT_MOVES)
         return True, moves
 
     def _outcome(
@@ -300,7 +314,7 @@ class RefLog:
             near = [move for move in moves if abs(move.position - after) <= 1]
             base, has_rivals = first(near, after), self._rivals(near, mine)
             is_on_first = base is None or base.snapshot in (None, before)
-            if not (has_rivals or (base and self._is_contested(near, base))):
+            if not (has_rivals or (base and self.is_contested(near, base))):
                 return is_on_first, moves
             if time.monotonic() - start > (patience if has_rivals else _settling(lag)):
                 return is_on_first and not has_rivals, moves
@@ -325,11 +339,13 @@ class RefLog:
             return max(taken) <= RECENT_MOVES
         return base is not None and self.snapshot(base) == before
 
-    def _is_contested(self, moves: Sequence[Move], newest: Move) -> bool:
+    def is_contested(self, moves: Sequence[Move], newest: Move) -> bool:
         """Whether the writer of a move may be about to withdraw it.
 
-        It may if the move has rivals, or if the move that it builds on is gone.
+        It may if the move has rivals, or if the move that it builds on is gone. A mark stays.
         """
+        if newest.is_mark:
+            return False
         return self._rivals(moves, newest) or (
             newest.before is not None
             and not any(
@@ -373,17 +389,24 @@ class RefLog:
                 )
             time.sleep(next(pauses))
 
-    def trim(self, moves: Sequence[Move], kept: int) -> None:
-        """Remove the moves on a ref's line that are below its last `kept` positions."""
+    def trim(self, moves: Sequence[Move], kept: int) -> bool:
+        """Remove the moves on a ref's line that are below its last `kept` positions.
+
+        Returns:
+            Whether the store allowed that.
+        """
         newest = latest(moves).position
         old = {move for move in moves if move.position <= newest - kept}
-        if old := old - set(off_line(moves)):
-            self.remove(old)
+        return self.remove(old - set(off_line(moves)))
 
-    def remove(self, moves: Iterable[Move]) -> None:
-        """Delete moves, the newest one last, so that the ref has the same head until the end."""
+    def remove(self, moves: Iterable[Move]) -> bool:
+        """Delete moves, the newest one last, so that the ref has the same head until the end.
+
+        Returns:
+            Whether the store allowed that.
+        """
         ordered = sorted(moves, key=removal_rank, reverse=True)
-        self._store.delete_all([move.name for move in ordered])
+        return not ordered or try_delete(self._store, [move.name for move in ordered])
 
 
 def _settling(lag: float) -> float:

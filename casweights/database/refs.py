@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.database import reflog
-from casweights.database.moves import latest, off_line, parse_move
+from casweights.database.moves import GONE, Head, latest, off_line, parse_move
+from casweights.database.own_moves import OwnMoves
+from casweights.database.ref_deletions import Deletions
 from casweights.database.ref_writer import RefWriter
 from casweights.database.reflog import RefLog
 from casweights.errors import (
     ConflictError,
     ErrorCode,
     IntegrityError,
-    NotFoundError,
     StoreError,
 )
 from casweights.format import names
@@ -34,21 +35,6 @@ _READERS = 16  # threads that wait for the network
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """The newest move of a branch.
-
-    Attributes:
-        branch: The branch's name.
-        position: Number of the move, from 1.
-        snapshot: The version that the branch names.
-    """
-
-    branch: str
-    position: int
-    snapshot: SnapshotId
-
-
-@dataclass(frozen=True, slots=True)
 class Displaced:
     """A version that a writer moved a branch to, and that is off the branch's line.
 
@@ -59,36 +45,6 @@ class Displaced:
 
     snapshot: SnapshotId
     before: SnapshotId | None
-
-
-class _OwnMoves:
-    """The last move of each branch by one `Refs`, and displaced moves that were not reported yet.
-
-    A move that was acknowledged may be displaced later. Its writer learns of that once, from an
-    error of the next call that moves the branch.
-    """
-
-    def __init__(self) -> None:
-        self._heads: dict[str, list[Head]] = {}  # by branch: unreported displaced ones, last one
-
-    def add(self, head: Head, moves: Sequence[Move]) -> None:
-        """Remember a move, and forget earlier ones except for displaced ones."""
-        self._heads[head.branch] = [*self._displaced(head.branch, moves), head]
-
-    def pop_displaced(self, branch: str, moves: Sequence[Move]) -> SnapshotId | None:
-        """Return a displaced version to report and forget it; None if no version is displaced."""
-        displaced = self._displaced(branch, moves)
-        if not displaced:
-            return None
-        self._heads[branch].remove(displaced[0])
-        return displaced[0].snapshot
-
-    def _displaced(self, branch: str, moves: Sequence[Move]) -> list[Head]:
-        """Return the own moves of a branch that are off the line."""
-        gone = {(move.position, move.snapshot) for move in off_line(moves)}
-        return [
-            head for head in self._heads.get(branch, ()) if (head.position, head.snapshot) in gone
-        ]
 
 
 class Refs:
@@ -106,8 +62,13 @@ class Refs:
     A call that raised `StoreError` may have moved the branch. Before a caller repeats it, it looks
     at the head: `is_doubted` says whether the failed call moved the branch there.
 
+    A branch that was deleted is no branch, and `head` returns None. The object remembers from step
+    1 where its log ends, so that step 2 continues there.
+
     Attributes:
         store: The store that contains the refs.
+        branch_deletions: The deletions of branches.
+        tag_deletions: The deletions of tags.
     """
 
     def __init__(self, store: ObjectStore) -> None:
@@ -116,7 +77,10 @@ class Refs:
         self._tags = RefLog(store, names.TAGS)
         self._head_writer = RefWriter(store, self._heads)
         self._tag_writer = RefWriter(store, self._tags)
-        self._own_moves = _OwnMoves()
+        self.branch_deletions = Deletions(store, self._heads, self._head_writer, "branch")
+        self.tag_deletions = Deletions(store, self._tags, self._tag_writer, "tag")
+        self._own_moves = OwnMoves()
+        self._ends: dict[str, int] = {}  # by deleted branch: the position of its last move
 
     def head(
         self, branch: str, *, for_update: bool = False, list_names: ListNames | None = None
@@ -141,13 +105,16 @@ class Refs:
         moves = log.settled(name) if for_update else log.newest(name)
         if for_update and (snapshot := self._own_moves.pop_displaced(branch, moves)) is not None:
             raise _conflict(snapshot, f"{_displaced(branch, snapshot)}. {_WAYS_BACK}")
+        self._ends.pop(name, None)
         if not moves:
             if for_update:
                 (list_names or self.branch_names)().add(branch)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
-        return None if snapshot is None else Head(branch, last.position, snapshot)
+        if for_update and snapshot == GONE:
+            self._ends[name] = last.position
+        return None if snapshot in (None, GONE) else Head(branch, last.position, snapshot)
 
     @property
     def takes_versions(self) -> bool:
@@ -165,7 +132,7 @@ class Refs:
 
         Args:
             branch: The branch.
-            expected: The head that the caller saw; None for a new branch.
+            expected: The head that the caller saw; None for a branch that did not exist.
             snapshot: The version to move it to.
             version: The object of that version, which then need not be in the store; only where
                 `takes_versions`.
@@ -182,17 +149,17 @@ class Refs:
                 unknown whether the branch has moved.
         """
         names.check_ref_name(branch)
-        position = expected.position if expected else 0
+        position = expected.position if expected else self._ends.pop(branch, 0)
         if position + 1 >= 10**names.POSITION_DIGITS:  # only a forged branch comes this far
             where = names.move_name(names.HEADS, branch, position)
             raise corrupt(where, "its position is the last one that a name can have")
-        before = expected.snapshot if expected else None
+        before = expected.snapshot if expected else GONE if position else None
         moved, moves = self._head_writer.append(branch, position, before, snapshot, version)
         if not moved:
             message = (
-                f"branch {branch!r} was moved by another writer at the same time. Your version is "
-                f"safe in the store as {snapshot}: repeat the command to put it on top of theirs "
-                "(nothing is uploaded twice)"
+                f"branch {branch!r} was moved or deleted by another writer at the same time. Your "
+                f"version is safe in the store as {snapshot}: repeat the command to put it on top "
+                "of theirs (nothing is uploaded twice)"
             )
             displaced = self._own_moves.pop_displaced(branch, moves)
             if displaced is not None:
@@ -234,23 +201,33 @@ class Refs:
             for move in off_line(moves)
             if log.snapshot(move) == snapshot
         ]
-        log.remove(dropped)
+        if not log.remove(dropped):
+            raise StoreError(
+                ErrorCode.NO_PERMISSION,
+                f"{self.store.url} does not let you delete the move to {snapshot}: make a branch "
+                "at the version, or ask somebody who may delete",
+            )
         return bool(dropped)
 
-    def trim(self) -> Iterator[None]:
-        """Shorten the logs of branches to their last `reflog.RECENT_MOVES` moves.
+    def trim(self) -> Iterator[bool]:
+        """Shorten the logs of refs: the last `reflog.RECENT_MOVES` moves of a branch stay.
 
-        Yields after each log.
+        Of a deleted branch or tag, a mark stays. Yields after each log whether the store allowed to
+        remove moves.
         """
         for moves in self._heads.all().values():
-            self._heads.trim(moves, reflog.RECENT_MOVES)
-            yield
+            is_trimmed = self._heads.trim(moves, reflog.RECENT_MOVES)
+            yield self.branch_deletions.mark(moves) and is_trimmed
+        for moves in self._tags.all().values():
+            if latest(moves).position > 1:  # a tag at its first move was never deleted
+                yield self.tag_deletions.mark(moves)
 
     def logged(self) -> set[SnapshotId]:
         """Return the versions that the logs of branches name. Damaged moves are left out."""
         moves = [move for moves in self._heads.all().values() for move in moves]
         with Workers(_READERS) as workers:
-            return {found for found in workers.map(self._logged, moves) if found is not None}
+            found = set(workers.map(self._logged, moves))
+        return {snapshot for snapshot in found if snapshot not in (None, GONE)}
 
     def _logged(self, move: Move) -> SnapshotId | None:
         with suppress(IntegrityError):
@@ -266,11 +243,11 @@ class Refs:
             self.drop_displaced(snapshot)
 
     def branch_names(self) -> names.RefNames:
-        """Return the names of all branches."""
+        """Return the names of all branches, deleted ones included: their logs are there."""
         return names.RefNames(self._heads.all())
 
     def tag_names(self) -> names.RefNames:
-        """Return the names of all tags."""
+        """Return the names of all tags, deleted ones included."""
         return names.RefNames(self._tags.all())
 
     def landed(self, branch: str, snapshot: SnapshotId) -> Head | None:
@@ -294,15 +271,6 @@ class Refs:
         """Return the version of each branch, by name."""
         return self._targets(self._heads)
 
-    def delete_branch(self, branch: str) -> None:
-        """Delete a branch. Its versions stay in the store.
-
-        Raises:
-            NotFoundError: There is no such branch.
-        """
-        if not self._head_writer.delete(names.check_ref_name(branch)):
-            raise no_ref("branch", branch)
-
     def tags(self) -> dict[str, SnapshotId]:
         """Return the version of each tag, by name."""
         return self._targets(self._tags)
@@ -310,7 +278,8 @@ class Refs:
     def tag(self, tag: str) -> SnapshotId | None:
         """Return the version of a tag, or None if the tag does not exist."""
         moves = self._tags.newest(names.check_ref_name(tag))
-        return self._tags.snapshot(latest(moves)) if moves else None
+        snapshot = self._tags.snapshot(latest(moves)) if moves else None
+        return None if snapshot == GONE else snapshot
 
     def head_and_tag(self, name: str) -> tuple[Head | None, SnapshotId | None]:
         """Return the head of the branch and the version of the tag of this name.
@@ -355,47 +324,45 @@ class Refs:
             ConflictError: A tag of this name points to another version.
             InvalidInputError: The name cannot be used or is too similar to that of another tag.
         """
-        existing = self._settled_tag(tag)
-        if existing is None:
-            (list_names or self.tag_names)().add(tag)
-            if self._tag_writer.append(tag, 0, None, snapshot)[0]:
+        position, existing = self._settled_tag(tag)
+        if existing in (None, GONE):
+            if existing is None:
+                (list_names or self.tag_names)().add(tag)
+            if self._tag_writer.append(tag, position, existing, snapshot)[0]:
                 return
-            # None if the tag was deleted since, or a listing does not show it yet.
-            existing = self._settled_tag(tag)
+            # None if a listing does not show the other tag yet.
+            _, existing = self._settled_tag(tag)
         if existing != snapshot:
+            other = "another version" if existing in (None, GONE) else existing
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
-                f"tag {tag!r} already points to {existing or 'another version'}, and tags do not "
-                "move: delete it first or choose another name",
+                f"tag {tag!r} already points to {other}, and tags do not move: delete it first or "
+                "choose another name",
             )
 
-    def _settled_tag(self, tag: str) -> SnapshotId | None:
-        """Return the version of a tag once no two writers compete for it; None without a tag."""
-        moves = self._tags.settled(names.check_ref_name(tag))
-        return self._tags.snapshot(latest(moves)) if moves else None
+    def _settled_tag(self, tag: str) -> tuple[int, SnapshotId | None]:
+        """Return the position and version of a tag once no two writers compete for it.
 
-    def delete_tag(self, tag: str) -> None:
-        """Delete a tag. Its version stays in the store.
-
-        Raises:
-            NotFoundError: There is no such tag.
+        The version is `GONE` for a deleted tag, and None without a tag; the position is then 0.
         """
-        if not self._tag_writer.delete(names.check_ref_name(tag)):
-            raise no_ref("tag", tag)
+        moves = self._tags.settled(names.check_ref_name(tag))
+        snapshot = self._tags.snapshot(latest(moves)) if moves else None
+        return (0, None) if snapshot is None else (latest(moves).position, snapshot)
 
     def objects(self) -> list[ObjectInfo]:
         """Return all objects in the folders of branches and tags, including misnamed ones."""
         return [*self.store.list(names.HEADS), *self.store.list(names.TAGS)]
 
-    def target(self, info: ObjectInfo) -> SnapshotId:
-        """Return the version that the object of a move points to.
+    def target(self, info: ObjectInfo) -> SnapshotId | None:
+        """Return the version that the object of a move points to; None for a deletion.
 
         Raises:
             IntegrityError: The object is damaged, or its name is not that of a move.
         """
         kind = names.HEADS if info.name.startswith(names.HEADS) else names.TAGS
         log = self._heads if kind == names.HEADS else self._tags
-        return log.target(parse_move(info, kind))
+        target = log.target(parse_move(info, kind))
+        return None if target == GONE else target
 
     def tips(self) -> list[SnapshotId]:
         """Return the versions of all branches and tags, each once, from a single listing."""
@@ -408,7 +375,7 @@ class Refs:
     ) -> dict[str, SnapshotId]:
         """Return the version of each ref of a log, by name."""
         found = {ref: log.snapshot(latest(moves)) for ref, moves in log.all(infos).items()}
-        return {ref: snapshot for ref, snapshot in found.items() if snapshot is not None}
+        return {ref: found_at for ref, found_at in found.items() if found_at not in (None, GONE)}
 
 
 _WAYS_BACK = (
@@ -430,8 +397,3 @@ def _conflict(snapshot: SnapshotId, message: str) -> ConflictError:
     error = ConflictError(ErrorCode.REF_MOVED, message)
     error.snapshot = snapshot
     return error
-
-
-def no_ref(kind: str, name: str) -> NotFoundError:
-    """Return the error for a branch or tag that does not exist."""
-    return NotFoundError(ErrorCode.REF_NOT_FOUND, f"the store has no {kind} {name!r}")

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from casweights.database.hints import note_similar_refs
-from casweights.database.refs import no_ref
+from casweights.database.ref_deletions import no_ref
 from casweights.database.snapshots import MIN_PREFIX
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.ids import SnapshotId

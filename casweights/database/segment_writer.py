@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.database.deleting import try_delete
 from casweights.database.packs import try_read_pack
 from casweights.database.segments import Segment, list_segments, open_segments
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError, UnsupportedError
@@ -114,13 +115,13 @@ class SegmentWriter:
             elif not isinstance(found, NotFoundError | UnsupportedError):
                 damaged.append(info.name)
         if damaged:
-            self._store.delete_all(damaged)
+            try_delete(self._store, damaged)
         self.damaged.update(names.parse_id(SegmentId, names.SEGMENTS, name) for name in damaged)
 
     def _delete(self, segments: Sequence[Segment]) -> None:
         self._segments = [segment for segment in self._segments if segment not in segments]
         if segments:
-            self._store.delete_all([segment.info.name for segment in segments])
+            try_delete(self._store, [segment.info.name for segment in segments])
 
     def _live_rows(self, segment: Segment) -> int:
         """Return the number of rows of packs that still exist."""

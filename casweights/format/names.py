@@ -30,10 +30,11 @@ TAGS = f"{REFS}tags/"
 
 REF_SUFFIX = ".ref"
 STEP_SUFFIX = ".step"  # of a move whose object is the version itself
+OFF_SUFFIX = ".off"  # of a mark, which stands for the whole log of a deleted ref
 POSITION_DIGITS = 12  # a fixed number, so that names sort as positions do
 WRITER_DIGITS = 16  # hexadecimal, random: enough that two writers never draw the same
 MAX_REF_NAME = 200  # characters: leaves room for the rest of a move's name
-_SUFFIXES = (REF_SUFFIX, STEP_SUFFIX)
+_SUFFIXES = (REF_SUFFIX, STEP_SUFFIX, OFF_SUFFIX)
 _REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*")
 
 
@@ -110,7 +111,7 @@ def move_name(
         snapshot: The version that the ref moves to.
         before: The version that the ref moves from; None for the first move.
         writer: `WRITER_DIGITS` random hexadecimal digits that distinguish this writer's move.
-        suffix: `REF_SUFFIX` or `STEP_SUFFIX`.
+        suffix: `REF_SUFFIX`, `STEP_SUFFIX` or `OFF_SUFFIX`.
     """
     rest = "".join(f"-{part}" for part in (snapshot, before, writer) if part)
     return f"{kind}{ref}/{position:0{POSITION_DIGITS}}{rest}{suffix}"
@@ -127,16 +128,16 @@ def check_ref_name(name: str) -> str:
     """Return `name` if a branch or tag can have it.
 
     Raises:
-        InvalidInputError: `name` is too long, has a part that ends in ``.ref`` or ``.step``, or has
-            parts that are empty, do not begin with a letter, digit or underscore, or contain
-            characters other than ASCII letters, digits and ``._+=-``.
+        InvalidInputError: `name` is too long, has a part that ends in ``.ref``, ``.step`` or
+            ``.off``, or has parts that are empty, do not begin with a letter, digit or underscore,
+            or contain characters other than ASCII letters, digits and ``._+=-``.
     """
     if not is_ref_name(name):
         raise InvalidInputError(
             ErrorCode.BAD_NAME,
             f"{name!r} is not a valid name for a branch or tag: use letters, digits and . _ + = - "
             "in parts separated by /, beginning with a letter or digit, not ending in "
-            f"{REF_SUFFIX} or {STEP_SUFFIX}",
+            f"{REF_SUFFIX}, {STEP_SUFFIX} or {OFF_SUFFIX}",
         )
     return name
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import PACK_TARGET, MiB
+from casweights.database.deleting import delete_replaced
 from casweights.database.merged import Merged
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
@@ -193,7 +194,7 @@ class Archiving:
         if bare and write_archive(self._db, bare, 1):
             yield
             replaced = list(map(names.snapshot_name, bare))
-            self._db.objects.delete_all(replaced)
+            delete_replaced(self._db.objects, replaced)
             self._db.index.drop(replaced)
             self.moved += replaced
             yield
@@ -264,7 +265,7 @@ def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> Counted
     if len(merged) < least or (snapshots and not write_archive(db, snapshots, generation)):
         return 0
     yield
-    db.store.delete_all(merged)
+    delete_replaced(db.store, merged)
     return sum(map(len, snapshots.values()))
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casweights.config import Compression, StoreConfig
     from casweights.content.files import SourceFile
     from casweights.database import Database
-    from casweights.database.refs import Head
+    from casweights.database.moves import Head
     from casweights.format.file_entry import FileEntry
     from casweights.ids import SnapshotId
     from casweights.operations.encoded_files import EncodedFiles

@@ -24,8 +24,10 @@ def displaced(db: Database) -> dict[str, tuple[SnapshotId, ...]]:
     """
     found = db.refs.displaced()
     heads = db.refs.branches() if found else {}
+    # A client that may not delete the moves cannot forget that these were displaced.
+    named = {*heads.values(), *(db.refs.tags().values() if found else ())}
     left = {
-        branch: _not_in(db, heads[branch], versions)
+        branch: _not_in(db, heads[branch], [v for v in versions if v.snapshot not in named])
         for branch, versions in found.items()
         if branch in heads
     }

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import KiB
+from casweights.database.deleting import DeletionRefusedError, delete_replaced
 from casweights.database.merged import Merged
 from casweights.database.packs import list_packs, try_read_pack
 from casweights.database.segment_writer import KeptSegments, SegmentWriter
@@ -51,6 +52,9 @@ def maintain(db: Database) -> MaintainStats:
     A pack is deleted only after all its frames are durable in a pack of a higher generation, so
     commits, transfers, repacks and other maintenance may run at the same time; docs/design/011 has
     the reasoning. Packs with damage stay as they are. Damaged segments are replaced.
+
+    A client that may not delete objects writes segments, and the marks of deleted branches and
+    tags. It stops with everything else once the store refuses a deletion.
 
     Args:
         db: The store.
@@ -96,6 +100,7 @@ class Maintenance:
         self._packs: dict[str, ObjectInfo] = {}
         self._old_packs = self._copied = self._archived = self._archives = 0
         self._segments = KeptSegments(0, 0)
+        self._may_delete = True  # until the store refuses a deletion
 
     @property
     def stats(self) -> MaintainStats:
@@ -108,6 +113,7 @@ class Maintenance:
             archives=self._archives,
             segments=self._segments.segments,
             segment_bytes=self._segments.written_bytes,
+            may_delete=self._may_delete,
         )
 
     def slices(self) -> Generator[None, None, None]:
@@ -118,9 +124,19 @@ class Maintenance:
         """
         self._old_packs = len(_packs(self._db))
         yield
-        yield from self._db.refs.trim()
-        yield from self._archive()
-        yield from self._merge_packs()
+        for is_allowed in self._db.refs.trim():
+            self._may_delete &= is_allowed
+            yield
+        yield from self._while_allowed(self._archive())
+        yield from self._merge_and_cover()
+
+    def _while_allowed(self, work: Iterator[None]) -> Iterator[None]:
+        """Do work that deletes what it replaces, until the store refuses a deletion."""
+        if self._may_delete:
+            try:
+                yield from work
+            except DeletionRefusedError:
+                self._may_delete = False
 
     def _archive(self) -> Iterator[None]:
         """Move old versions into archives, and merge archives."""
@@ -134,7 +150,7 @@ class Maintenance:
         self._archives = len(list(self._db.snapshots.archives.infos()))
         yield
 
-    def _merge_packs(self) -> Iterator[None]:
+    def _merge_and_cover(self) -> Iterator[None]:
         """Merge packs, and write segments that cover those which are left."""
         old = _packs(self._db)
         self._packs = {info.name: info for info in old}
@@ -147,10 +163,12 @@ class Maintenance:
         )
         yield
         recent = _newest(old)
-        self._copied += yield from merge_levels(
-            self._db, partial(self._mergeable, recent), self._merge, self._budget
-        )
+        yield from self._while_allowed(self._merge_packs(recent))
         yield from self._keep_segments(segments, recent)
+
+    def _merge_packs(self, recent: set[str]) -> Iterator[None]:
+        mergeable = partial(self._mergeable, recent)
+        self._copied += yield from merge_levels(self._db, mergeable, self._merge, self._budget)
 
     def _mergeable(self, recent: set[str]) -> list[ObjectInfo]:
         stay = recent | self._full
@@ -185,7 +203,7 @@ class Maintenance:
         gone = [name for name in merger.packs if name != new.info.name]
         self._merged(Merged(gone, [new]))
         yield
-        self._db.store.delete_all(gone)
+        delete_replaced(self._db.store, gone)
         for name in gone:
             self._packs.pop(name, None)
         self._packs[new.info.name] = new.info

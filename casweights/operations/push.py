@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.database import Database
-    from casweights.database.refs import Head
+    from casweights.database.moves import Head
     from casweights.format.names import RefNames
     from casweights.ids import SnapshotId
     from casweights.results import TransferStats

@@ -179,21 +179,38 @@ class _Look:
 
     def _verify_refs(self, listed: Sequence[ObjectInfo], snapshots: set[SnapshotId]) -> None:
         refs = self._db.refs
+        targets: dict[str, SnapshotId | None] = {}
         for info in listed:
             try:
-                target = refs.target(info)
+                targets[info.name] = refs.target(info)
             except UNSOUND as error:
                 if not isinstance(error, NotFoundError) or refs.store.exists(info.name):
                     self._problems.append(error)
-                continue
+        deleted = _deleted_logs(targets)
+        for name, target in targets.items():
+            if target is None or name.rpartition("/")[0] in deleted:
+                continue  # nothing needs the versions of a branch that was deleted
             if target not in snapshots and not self._exists(target):
-                ref = info.name.removesuffix(names.REF_SUFFIX)
+                ref = name.removesuffix(names.REF_SUFFIX)
                 self._problems.append(
                     _missing(f"{ref} points to {target}, which is not in the store")
                 )
 
     def _exists(self, snapshot_id: SnapshotId) -> bool:
         return self._db.snapshots.exists(snapshot_id)
+
+
+def _deleted_logs(targets: Mapping[str, SnapshotId | None]) -> set[str]:
+    """Return the logs whose newest move is a deletion, given where each move leads."""
+    newest: dict[str, str] = {}
+    deletions: set[tuple[str, str]] = set()
+    for name, target in targets.items():
+        log, _, move = name.rpartition("/")
+        position = move[: names.POSITION_DIGITS]
+        newest[log] = max(position, newest.get(log, ""))
+        if target is None:
+            deletions.add((log, position))
+    return {log for log, position in newest.items() if (log, position) in deletions}
 
 
 def _load(snapshots: SnapshotStore, snapshot_id: SnapshotId, *, is_own: bool) -> StoredSnapshot:

@@ -260,12 +260,16 @@ class Repository(WholeStore):
         return target
 
     def delete_branch(self, name: str) -> None:
-        """Delete a branch; its versions stay in the store, reachable by ID.
+        """Delete a branch; its versions stay in the store, and `undelete` brings it back.
+
+        A deletion is a move, which needs only the right to add objects. If somebody commits to the
+        branch at the same time, either the commit or the deletion succeeds.
 
         Raises:
             NotFoundError: The branch does not exist.
+            ConflictError: Another writer moved the branch during the call; it was not deleted.
         """
-        self._db.refs.delete_branch(name)
+        self._db.refs.branch_deletions.delete(name)
 
     def displaced(self) -> dict[str, tuple[SnapshotId, ...]]:
         """Return the versions that other writers' moves displaced, by branch.
@@ -304,12 +308,37 @@ class Repository(WholeStore):
         return target
 
     def delete_tag(self, name: str) -> None:
-        """Delete a tag; its version stays in the store, reachable by ID.
+        """Delete a tag; its version stays in the store, and `undelete` brings the tag back.
 
         Raises:
             NotFoundError: The tag does not exist.
+            ConflictError: Another writer deleted the tag or made it again during the call.
         """
-        self._db.refs.delete_tag(name)
+        self._db.refs.tag_deletions.delete(name)
+
+    def deleted(self) -> dict[str, SnapshotId]:
+        """Return the last versions of deleted branches and tags, as ``heads/x`` and ``tags/x``.
+
+        A name that is in use again is left out.
+        """
+        from casweights.operations.undelete import deleted
+
+        return deleted(self._db)
+
+    def undelete(self, name: str, as_name: str | None = None) -> SnapshotId:
+        """Let a deleted branch or tag name its last version again; return the version's ID.
+
+        Args:
+            name: The branch or tag; ``heads/x`` or ``tags/x`` if both were deleted.
+            as_name: Another name for it, needed where the name is in use again.
+
+        Raises:
+            NotFoundError: No such branch or tag was deleted, or both were.
+            ConflictError: The name is in use.
+        """
+        from casweights.operations.undelete import undelete
+
+        return undelete(self._db, name, as_name)
 
     def push(
         self,

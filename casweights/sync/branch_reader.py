@@ -13,7 +13,7 @@ from casweights.results import PollStats
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from casweights.database.refs import Head
+    from casweights.database.moves import Head
     from casweights.events import Reporter
     from casweights.repository import Ref, Repository
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from casweights.content.files import SourceFile
     from casweights.content.states import StateFile
     from casweights.database import Database
-    from casweights.database.refs import Head
+    from casweights.database.moves import Head
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.sync.mirror import Scan

@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import MiB
-from casweights.errors import CasweightsError, ErrorCode, InvalidInputError
+from casweights.errors import CasweightsError, ErrorCode, InvalidInputError, StoreError
 from casweights.operations.maintain import Maintenance
 
 if TYPE_CHECKING:
@@ -96,11 +96,15 @@ class Upkeep:
         try:
             with closing(self._db.apart()) as db:
                 merged, full = self._db.learn_merged, self._full
-                self._run(Maintenance(db, merged=merged, budget=budget, full=full))
+                work = Maintenance(db, merged=merged, budget=budget, full=full)
+                self._run(work)
         except Exception as error:  # a publisher never fails because of maintenance
             self._failed(error)
-        else:
+            return
+        if work.stats.may_delete:
             self._failures = 0
+        else:
+            self._failed(StoreError(ErrorCode.NO_PERMISSION, "you may not delete objects of it"))
 
     def _run(self, work: Maintenance) -> None:
         with closing(work.slices()) as slices:

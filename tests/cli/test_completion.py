@@ -41,6 +41,7 @@ def test_verbs_complete(run: Run) -> None:
         ("casweights commit model --branch ", ["main"]),
         ("casweights commit model --parent v2", ["v2"]),
         ("casweights tag --delete ", ["v1", "v2"]),
+        ("casweights undelete ", ["lost"]),
         ("casweights branch --delete ", ["main"]),
         ("casweights branch new v", ["v1", "v2"]),
         ("casweights --store nowhere log ", []),
@@ -50,6 +51,8 @@ def test_verbs_complete(run: Run) -> None:
 )
 def test_branches_and_tags_complete(run: Run, line: str, offered: list[str]) -> None:
     run("tag", "v2")
+    run("tag", "lost")
+    run("tag", "lost", "--delete")
     assert complete(run, line) == offered
 
 

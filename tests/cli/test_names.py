@@ -31,6 +31,40 @@ def test_names_can_be_made_listed_and_deleted(
     assert len(run("log", "-q").stdout.split()) == 2
 
 
+@pytest.mark.parametrize("kind", ["tag", "branch"])
+def test_deleted_names_are_listed_and_come_back(
+    run: Run, run_json: Json, store: Path, kind: str
+) -> None:
+    new, old = run("log", "-q").stdout.split()
+    run(kind, "here", "main~1")
+    assert run_json(kind, "--deleted") == []
+    run(kind, "here", "--delete")
+    [row] = run_json(kind, "--deleted")
+    assert (row["name"], row["id"], row["message"]) == ("here", old, "first")
+    assert run(kind, "--deleted", "-q").stdout == "here\n"
+    assert run_json({"tag": "branch", "branch": "tag"}[kind], "--deleted") == []
+    assert "here" not in run(kind, "-q").stdout.split()
+    assert run("undelete", "here").stdout == f"{old[:12]}  is here again\n"
+    assert run(kind, "--deleted", "-q").stdout == ""
+    run(kind, "here", "--delete")
+    run(kind, "here", "main")
+    error = run("undelete", "here", status=11).stderr
+    assert "in use again" in error
+    assert "--as NAME" in error
+    assert run("undelete", "here", "--as", "there", "-q").stdout == f"{old}\n"
+    names = {row["name"]: row["id"] for row in run_json(kind)}
+    assert names.items() >= {"here": new, "there": old}.items()
+
+
+def test_names_that_were_not_deleted_cannot_come_back(run: Run, store: Path) -> None:
+    run("branch", "mine")
+    run("branch", "mine", "--delete")
+    result = run("undelete", "mime", status=1)
+    assert "no deleted branch or tag 'mime'" in result.stderr
+    assert "did you mean mine?" in result.stderr
+    assert "no deleted" in run("undelete", "main", status=1).stderr
+
+
 def test_branches_are_listed_in_aligned_columns(run: Run, store: Path) -> None:
     run("branch", "a-longer-name", "v1")
     lines = run("branch").stdout.splitlines()
@@ -70,6 +104,11 @@ def test_invalid_names_are_refused(run: Run, store: Path, kind: str, name: str) 
     "args",
     [
         ("tag", "--delete"),
+        ("tag", "v1", "--deleted"),
+        ("branch", "--deleted", "--delete"),
+        ("branch", "main", "--deleted"),
+        ("branch", "--deleted", "--force"),
+        ("undelete",),
         ("tag", "v1", "main", "--delete"),
         ("branch", "--delete"),
         ("branch", "main", "v1", "--delete"),

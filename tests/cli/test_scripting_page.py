@@ -78,6 +78,8 @@ def test_tag_and_branch_have_the_documented_fields(run_json: Json, store: Path, 
     for row in run_json(kind):
         check(f"`{kind}`", row)
     check("`tag --delete`, `branch --delete`", run_json(kind, "new", "--delete"))
+    check("`tag --deleted`, `branch --deleted`", run_json(kind, "--deleted")[0])
+    check("`undelete`", run_json("undelete", "new"))
 
 
 def test_long_commands_have_the_documented_fields(run_json: Json, store: Path) -> None:
@@ -106,6 +108,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "cat": ("main", "config.json"),
     "tag": (),
     "branch": (),
+    "undelete": ("lost",),
     "stats": (),
     "commit": ("model", "--branch", "other"),
     "checkout": ("main", "out"),
@@ -126,6 +129,8 @@ def test_progress_has_the_documented_fields_and_stages(
     monkeypatch.setattr(merging, "FAN_IN", 2)
     monkeypatch.setattr(merging, "LEVELS", (1 << 30,))
     assert sorted(RUNS) == sorted(VERBS)
+    run("tag", "lost")
+    run("tag", "lost", "--delete")
     section = PAGE.split("\n### Progress\n")[1].split("\n### ")[0]
     stages, reporting = set(), set()
     for verb, args in RUNS.items():

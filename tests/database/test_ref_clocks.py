@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casweights import Repository
-    from casweights.database.refs import Head, Refs
+    from casweights.database.moves import Head
+    from casweights.database.refs import Refs
     from casweights.ids import SnapshotId
     from tests.racing import Choose
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,14 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.database.refs import Head
-from casweights.errors import ConflictError, ErrorCode, NotFoundError, StoreError
+from casweights.database.moves import Head
+from casweights.errors import ConflictError, ErrorCode
 from casweights.format import names
 from tests.racing import (
     CONSISTENT,
     EXCLUSIVE,
     MAX_LAG,
-    NO_LAG,
     OWN_LAGS,
     Branch,
     Time,
@@ -256,7 +254,7 @@ class TestTags:
             results = []
 
             def delete(client: Client) -> None:
-                refs_in(client).delete_tag("v1")
+                refs_in(client).tag_deletions.delete("v1")
                 results.append("deleted")
 
             def create(client: Client) -> None:
@@ -272,100 +270,6 @@ class TestTags:
 
         in_every_order(race)
         assert {("deleted", "made"), ("conflict", "deleted")} <= ends
-
-
-@pytest.mark.usefixtures("no_waiting")
-class TestDeletion:
-    """A branch is deleted, and perhaps created again, while a writer is about to move it."""
-
-    def race(self, main: Branch, moves: int, choose: Choose) -> tuple[bool, int]:
-        """Move a branch while it is deleted and created again.
-
-        Args:
-            main: The branch.
-            moves: Number of moves of the new branch.
-            choose: The scheduler.
-
-        Returns:
-            Whether the late move succeeded, and the number of moves of the new branch that did.
-        """
-        before = main.head()
-        late: list[Head | None] = []
-        again: list[Head | None] = [None]
-
-        def delete(client: Client) -> None:
-            refs_in(client).delete_branch("main")
-            for _ in range(moves):
-                if (head := main.move(client, again[-1])) is None:
-                    return
-                again.append(head)
-
-        def move(client: Client) -> None:
-            with suppress(StoreError):  # its move was deleted before it was listed
-                late.append(main.move(client, before))
-
-        run(main.world, [move, delete], choose)
-        # If both succeeded, either may be the head: nothing protects a writer from a deletion.
-        heads = {head for head in (again[-1], *late) if head is not None}
-        assert main.head() in (heads if again[-1] is not None else {None, *heads})
-        main.check_end()
-        return late not in ([], [None]), len(again) - 1
-
-    @EXCLUSIVE
-    @pytest.mark.parametrize("moves", [0, 1])
-    def test_the_head_is_a_successful_move_in_every_order(
-        self, exclusive: bool, moves: int
-    ) -> None:
-        ends = set()
-
-        def race(choose: Choose) -> None:
-            ends.add(self.race(branch(exclusive=exclusive, moves=2), moves, choose))
-
-        in_every_order(race)
-        assert {(True, moves), (False, moves)} <= ends
-
-    @given(data=st.data(), length=st.integers(1, 3), moves=st.integers(1, 4))
-    def test_the_head_is_a_successful_move_in_random_orders(
-        self, data: st.DataObject, length: int, moves: int
-    ) -> None:
-        """Without exclusive create only: with it, moves of the two branches share names."""
-        main = branch(exclusive=False, moves=length)
-        self.race(main, moves, drawn_order(data, main.world, NO_LAG))
-
-    @EXCLUSIVE
-    def test_readers_see_the_old_head_or_no_branch_during_a_deletion(self, exclusive: bool) -> None:
-        ends = set()
-
-        def race(choose: Choose) -> None:
-            main = branch(exclusive=exclusive, moves=2)
-            before = main.head()
-            assert before is not None
-
-            def read(client: Client) -> None:
-                head, heads = refs_in(client).head("main"), refs_in(client).branches()
-                assert head in (None, before)
-                assert heads in ({}, {"main": before.snapshot})
-                ends.add((head is None, heads == {}))
-
-            run(main.world, [lambda client: refs_in(client).delete_branch("main"), read], choose)
-
-        in_every_order(race)
-        assert ends == {(False, False), (False, True), (True, True)}
-
-    @EXCLUSIVE
-    def test_deleting_a_branch_twice_at_once_deletes_it(self, exclusive: bool) -> None:
-        def race(choose: Choose) -> None:
-            main = branch(exclusive=exclusive, moves=2)
-
-            def delete(client: Client) -> None:
-                with suppress(NotFoundError):
-                    refs_in(client).delete_branch("main")
-
-            run(main.world, [delete, delete], choose)
-            assert main.head() is None
-            main.check_end()
-
-        in_every_order(race)
 
 
 @pytest.mark.usefixtures("no_waiting")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.database.moves import Move, encode_move, latest, parse_move
+from casweights.database.moves import GONE, Head, Move, encode_move, latest, parse_move
 from casweights.database.reflog import RECENT_MOVES, RefLog
-from casweights.database.refs import Head, Refs
+from casweights.database.refs import Refs
 from casweights.errors import ConflictError, ErrorCode, IntegrityError, StoreError
 from casweights.format import names
 from casweights.format.envelope import ObjectKind, seal
@@ -20,7 +20,6 @@ from casweights.ids import SnapshotId
 from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
-from casweights.testing.faults import Fault, FaultyStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -78,6 +77,12 @@ def move(position: int, created: int = 0, snapshot: SnapshotId | None = None) ->
     return parse_move(ObjectInfo(name, 100, created), names.HEADS)
 
 
+def mark(position: int, created: int = 0) -> Move:
+    """Return a mark of ``main`` as a listing shows it."""
+    name = names.move_name(names.HEADS, "main", position, GONE, A, suffix=names.OFF_SUFFIX)
+    return parse_move(ObjectInfo(name, 100, created), names.HEADS)
+
+
 PARTS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+=-]{0,20}", fullmatch=True).filter(
     lambda part: not part.endswith((names.REF_SUFFIX, names.STEP_SUFFIX))
 )
@@ -121,6 +126,11 @@ def test_the_name_of_a_move_is_parsed_into_its_parts(
         "main/000000000001.step",  # without a version
         f"main/000000000001-{A}.step.ref",
         f"main/000000000001-{A}.steps",
+        f"main/000000000001-{GONE}.step",
+        f"main/000000000001-{A}-{B}.off",
+        f"main/000000000001-{GONE}.off",
+        f"main/000000000001-{GONE}-{GONE}.off",
+        f"main/000000000001-{GONE}-{A}-0123456789abcdef.off",
         f"a.step/000000000001-{A}.step",
         f"main/{chr(0x661) * 12}.ref",  # digits, but not ASCII ones
     ],
@@ -141,6 +151,7 @@ def test_names_that_no_move_can_have_are_refused(rest: str) -> None:
         [move(2, 0), move(2, 5, A), move(1, 0)],  # no time counts as the earliest time
         [move(2, 0, A), move(2, 0)],
         [move(1)],
+        [mark(2, 9), move(2, 5), move(2, 6, B)],  # a mark wins against moves with earlier times
     ],
 )
 def test_the_latest_move_does_not_depend_on_the_order_of_listing(moves: list[Move]) -> None:
@@ -196,7 +207,7 @@ class TestBothKindsOfNames:
             refs.advance(ref, None, snapshot)
         assert refs.branches() == {"a": A, "a/b": B, "a-b": C}
         assert [move.ref for move in RefLog(store, names.HEADS).moves("a")] == ["a"]
-        refs.delete_branch("a")
+        refs.branch_deletions.delete("a")
         assert refs.branches() == {"a/b": B, "a-b": C}
 
 
@@ -224,25 +235,6 @@ def test_a_move_removed_after_its_listing_has_a_version_only_in_its_name(exclusi
     assert log.snapshot(move) == A
     store.delete(move.name)
     assert log.snapshot(move) == (None if exclusive else A)
-
-
-@EXCLUSIVE
-def test_a_deletion_that_fails_leaves_the_head_as_it_was(exclusive: bool) -> None:
-    """The head's move is deleted last, so the branch keeps its head until then."""
-    store = Bucket(exclusive=exclusive)
-    refs, head = Refs(store), None
-    for number in range(5):
-        head = refs.advance("main", head, SnapshotId(bytes([9 - number]) * 32))
-    for call in range(1, 6):
-        faulty = FaultyStore(store, [Fault(method="delete", call=2 if call < 5 else 1)])
-        with pytest.raises(StoreError):
-            Refs(faulty).delete_branch("main")
-        assert faulty.unused == []
-        positions = [move.position for move in RefLog(store, names.HEADS).moves("main")]
-        assert positions == list(range(min(call + 1, 5), 6))
-        assert refs.head("main") == head
-    refs.delete_branch("main")
-    assert refs.head("main") is None
 
 
 @EXCLUSIVE

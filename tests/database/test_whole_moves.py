@@ -9,9 +9,9 @@ import pytest
 
 import casweights
 from casweights.config import StoreConfig
-from casweights.database.moves import Version, parse_move, version_in
+from casweights.database.moves import Head, Version, parse_move, version_in
 from casweights.database.reflog import RefLog
-from casweights.database.refs import Head, Refs
+from casweights.database.refs import Refs
 from casweights.database.version_names import VersionNames
 from casweights.errors import ConflictError, StoreError
 from casweights.format import names
@@ -106,8 +106,12 @@ class TestLogs:
         refs, head = Refs(store), None
         for snapshot in (A, B, C):
             head = self.advance(refs, head, snapshot)
-        refs.delete_branch("main")
-        assert not list(bucket.list(names.HEADS))
+        refs.branch_deletions.delete("main")
+        assert refs.branches() == {}
+        self.check_kept(bucket, A, B, C)
+        assert all(refs.trim())
+        [mark] = bucket.list_names(names.HEADS)
+        assert mark.endswith(names.OFF_SUFFIX)
         self.check_kept(bucket, A, B, C)
 
     def test_a_dropped_version_stays(self, bucket: Bucket, store: VersionNames) -> None:
@@ -212,6 +216,8 @@ class TestRepositories:
             repo.delete_branch("main")
             with casweights.open(target, create=True, config=CONFIG) as other:
                 repo.push(other)
+                assert other.branches() == {}
+            repo.maintain()
         for store in (bucket, target):
             assert self.steps(store) == []
             check_versions(store, versions)
@@ -232,7 +238,9 @@ class TestRepositories:
         check_versions(copy, versions)
         with casweights.open(copy) as repo:
             repo.delete_branch("main")
-        assert not list(copy.list(names.HEADS))
+            repo.maintain()
+        [mark] = copy.list_names(names.HEADS)
+        assert mark.endswith(names.OFF_SUFFIX)
         check_versions(copy, versions)
 
     def test_damage_in_a_move_is_reported_once(self, bucket: Bucket) -> None:

@@ -177,7 +177,11 @@ def test_commands_with_a_handle_each_survive_a_crash(recording: Recording, tmp_p
     recording.use("branch again", lambda repo: repo.branch("other", "main~1"))
     recording.use("delete tag", lambda repo: repo.delete_tag("a"))
     recording.use("tag again", lambda repo: repo.tag("a", "main"))
+    recording.use("delete branch", lambda repo: repo.delete_branch("other"))
+    recording.use("delete tag", lambda repo: repo.delete_tag("b/c"))
     recording.use("maintain", lambda repo: repo.maintain())
+    recording.use("undelete branch", lambda repo: repo.undelete("other"))
+    recording.use("undelete tag", lambda repo: repo.undelete("b/c"))
     recording.use("repack", lambda repo: repo.repack(compression="small"))
     recording.use("repack", lambda repo: repo.repack(compression="fast"))
     check_all(recording, tmp_path)
@@ -192,6 +196,8 @@ def test_commands_with_one_handle_survive_a_crash(recording: Recording, tmp_path
     recording.run("commit", lambda: repo.commit({"w": step(state, 0.01, 1)}, branch="y"))
     recording.run("delete branch", lambda: repo.delete_branch("y"))
     recording.run("delete tag", lambda: repo.delete_tag("x"))
+    recording.run("undelete branch", lambda: repo.undelete("y"))
+    recording.run("undelete tag", lambda: repo.undelete("tags/x"))
     recording.run("repack", lambda: repo.repack(compression="small"))
 
     def publish() -> None:

@@ -91,6 +91,10 @@ class Place:
         self.repo = make(self.objects, refs="datasets/me/refs" if kind == "git" else None)
         self.repo.branch("old", "main~1")
         self.repo.tag("v1", "main~1")
+        self.repo.branch("lost", "main~1")
+        self.repo.delete_branch("lost")
+        self.repo.tag("v0", "main~1")
+        self.repo.delete_tag("v0")
         self.source = make(MemoryStore())
         for branch, parent in (("old", "main~2"), ("next", "main")):
             self.source.commit({"n": branch}, branch=branch, parent=parent, time=WHEN)
@@ -163,6 +167,10 @@ VERBS = {
     "tag": lambda place: place.repo.tag("v3", "main"),
     "delete a branch": lambda place: place.repo.delete_branch("old"),
     "delete a tag": lambda place: place.repo.delete_tag("v1"),
+    "undelete a branch": lambda place: place.repo.undelete("lost"),
+    "undelete a tag": lambda place: place.repo.undelete("tags/v0"),
+    "undelete as": lambda place: place.repo.undelete("lost", "found"),
+    "maintain": lambda place: place.repo.maintain(),
     "push": lambda place: place.source.push(place.repo, ["next", "v2"]),
     "push with force": lambda place: place.source.push(place.repo, ["old"], force=True),
     "copy": copy,

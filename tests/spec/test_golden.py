@@ -126,7 +126,26 @@ def test_branches_and_tags_are_as_expected(store: str) -> None:
         history = [str(snapshot.id) for snapshot in repository.log("main")]
     assert branches == STORES[store]["branches"]
     assert tags == STORES[store]["tags"]
+    assert branches["recreated"] == tags["recreated"] == tags["v1.0"]
     assert history == [branches["main"], tags["v1.0"]]
+
+
+@stores
+def test_deleted_branches_and_tags_are_as_expected(store: str, tmp_path: Path) -> None:
+    with casweights.open(GOLDEN / store) as repository:
+        deleted = {name: str(target) for name, target in repository.deleted().items()}
+    assert deleted == STORES[store]["deleted"]
+    assert deleted.keys() == {f"{k}/{n}" for k in ("heads", "tags") for n in ("deleted", "trimmed")}
+    logs = {
+        name: [path.name for path in (GOLDEN / store / "refs" / name).iterdir()] for name in deleted
+    }
+    assert [len(logs[f"{kind}/trimmed"]) for kind in ("heads", "tags")] == [1, 1]
+    reader = importlib.import_module("tools.spec.reader")
+    for name in ("deleted", "trimmed"):
+        with pytest.raises(reader.StoreError, match="there is no branch or tag"):
+            reader.find_snapshot(GOLDEN / store, name)
+    again = reader.find_snapshot(GOLDEN / store, "recreated")
+    assert again == STORES[store]["branches"]["recreated"]
 
 
 @stores

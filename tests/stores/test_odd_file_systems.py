@@ -15,7 +15,7 @@ import pytest
 
 import casweights
 from casweights.database import reflog
-from casweights.database.refs import Head, Refs
+from casweights.database.refs import Refs
 from casweights.errors import ConflictError, ErrorCode, StoreError
 from casweights.format import names
 from casweights.ids import SnapshotId
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from casweights.database.moves import Head
     from casweights.stores.naming import Call
     from casweights.system.buffers import Buffer
 

@@ -273,13 +273,27 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     store.branch("old", second.id, force=True)
     store.tag("v1.0", first.id)
     store.tag("release/2", second.id)
+    make_deleted(store, "trimmed", first.id)
     with mock.patch("casweights.operations.maintain._RECENT_PACKS", 0):
         store.maintain()  # writes a segment, and merges nothing
+    make_deleted(store, "deleted", second.id)
+    make_deleted(store, "recreated", second.id)
+    store.branch("recreated", first.id)
+    store.tag("recreated", first.id)
     return {
         "branches": {name: str(target) for name, target in store.branches().items()},
         "tags": {name: str(target) for name, target in store.tags().items()},
+        "deleted": {name: str(target) for name, target in store.deleted().items()},
         "versions": versions,
     }
+
+
+def make_deleted(store: Repository, name: str, version: SnapshotId) -> None:
+    """Make a branch and a tag, and delete both."""
+    store.branch(name, version)
+    store.tag(name, version)
+    store.delete_branch(name)
+    store.delete_tag(name)
 
 
 def archive_versions(store: Repository, versions: Sequence[SnapshotId]) -> None:

@@ -58,6 +58,8 @@ MAX_EXPANSION, FREE_EXPANSION = 64, 4_194_304
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
 MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
+MARK = re.compile(r"[0-9]{12}-0{64}-(?!0{64})[0-9a-f]{64}\.off")
+GONE = bytes(32)  # where a move that deletes a branch or tag leads
 NUMBERED = re.compile(r".*(?<![^.])([0-9]+)(?![^.])", re.DOTALL)
 REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)(?<!\.step)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
@@ -144,21 +146,30 @@ def find_snapshot(store: Path, ref: str) -> str:
 
 
 def read_ref(store: Path, log: str) -> str:
-    """Return the version, in hex, to which a log's last move leads; empty without a log."""
-    kinds = (MOVE, WHOLE_MOVE) if log.startswith("refs/heads/") else (MOVE,)
+    """Return the version, in hex, to which a log's last move leads.
+
+    The result is empty without a log, and for a branch or tag that was deleted.
+    """
+    kinds = (MOVE, MARK, WHOLE_MOVE) if log.startswith("refs/heads/") else (MOVE, MARK)
     listed = [path.name for path in (store / log).glob("*")]
     moves = [name for name in listed if any(kind.fullmatch(name) for kind in kinds)]
     if not moves:
         return ""
     # Names with an ID come from a copied bucket; a directory does not record which was first.
     last = max(name[:12] for name in moves)
-    move = min(move for move in moves if move.startswith(last))
+    candidates = [move for move in moves if move.startswith(last)]
+    if any(MARK.fullmatch(move) for move in candidates):
+        return ""
+    move = min(candidates)
     if whole := WHOLE_MOVE.fullmatch(move):
         return whole[1]
     name = f"{log}/{move}"
     fields = msgpack.unpackb(unseal(store, name, b"r", MAX_REF))
     ints([fields["time"]], -MAX_INT, MAX_INT, name)
     [snapshot] = split(fields["snapshot"], 32, name)
+    if snapshot == GONE:
+        need(len(split(fields["before"], 32, name)) == 1, f"{name}: malformed")
+        return ""
     return snapshot.hex()
 
 

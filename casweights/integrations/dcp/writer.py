@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from casweights.content.files import SourceFile
     from casweights.database import Database
-    from casweights.database.refs import Head
+    from casweights.database.moves import Head
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.repository import Ref, Repository

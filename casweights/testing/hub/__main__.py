@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import signal
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from casweights.testing import hub
+
+if TYPE_CHECKING:
+    from casweights.testing.hub.access import Right
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TOKEN:RIGHT",
-        help="a token, and its right: read or write; may be repeated",
+        help="a token, and its right: read, add or write; may be repeated",
     )
     add(
         "--user",
@@ -62,13 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _token(text: str) -> tuple[str, Literal["read", "write"]]:
+def _token(text: str) -> tuple[str, Right]:
     token, _, right = text.rpartition(":")
     if right == "read":
         return token, "read"
+    if right == "add":
+        return token, "add"
     if right == "write":
         return token, "write"
-    raise argparse.ArgumentTypeError(f"a token must end in :read or :write, got {text!r}")
+    message = f"a token must end in :read, :add or :write, got {text!r}"
+    raise argparse.ArgumentTypeError(message)
 
 
 def _user(text: str) -> tuple[str, str]:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 OWN_NAMESPACE = "me"  # in a path it stands for the user who sends the request
 
-TokenTable = dict[str, Literal["read", "write"]]
+Right = Literal["read", "add", "write"]  # "add" is to write, but not to delete files
+TokenTable = dict[str, Right]
 
 
 class Access:
@@ -28,7 +29,7 @@ class Access:
 
     def __init__(
         self,
-        tokens: Mapping[str, Literal["read", "write"]] | None,
+        tokens: Mapping[str, Right] | None,
         users: Mapping[str, str] | None = None,
     ) -> None:
         self._tokens = None if tokens is None else dict(tokens)
@@ -69,17 +70,23 @@ class Access:
             # As the real Hub: not 403, which would reveal that it exists.
             raise Refusal(404, "Repository not found", "RepoNotFound")
 
-    def write(self, request: Request, namespace: str) -> None:
+    def write(self, request: Request, namespace: str, *, deletes: bool = True) -> None:
         """Check that a request may change something in a namespace.
 
+        Args:
+            request: The request.
+            namespace: The namespace.
+            deletes: Whether the change may delete files.
+
         Raises:
-            Refusal: The token is missing, unknown, for reading only, or another user's.
+            Refusal: The token is missing, unknown, for reading only, for adding only although the
+                change may delete files, or another user's.
         """
         if self._tokens is not None:
             right = self._tokens.get(request.token or "")
             if right is None:
                 raise Refusal(401, "Invalid username or password.")
-            if right != "write":
+            if right == "read" or (right == "add" and deletes):
                 raise Refusal(403, "Forbidden: you must use a token with write access")
         if not self._owns(request, namespace):
             raise Refusal(403, f"Forbidden: you have no rights in the namespace {namespace}")

@@ -168,8 +168,9 @@ class BucketRoutes:
 
     def batch(self, request: Request) -> Answer:
         """Add, copy and delete files."""
-        self._access.write(request, self._namespace(request))
         lines = request.lines()
+        deletes = any(line.get("type") == "deleteFile" for line in lines)
+        self._access.write(request, self._namespace(request), deletes=deletes)
         failures = self._buckets.batch(self._id(request), lines, self._weather.line_fails)
         value = {
             "success": not failures,
@@ -187,7 +188,7 @@ class BucketRoutes:
 
     def write_token(self, request: Request) -> Answer:
         """Issue a token for writing to the CAS."""
-        self._access.write(request, self._namespace(request))
+        self._access.write(request, self._namespace(request), deletes=False)
         self._buckets.find(self._id(request))
         return self._token("write")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 from casweights.testing.hub.access import Access
 from casweights.testing.hub.bucket_routes import BucketRoutes
@@ -29,6 +29,7 @@ from casweights.testing.hub.server import CONTROL, HOST, Server
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from casweights.testing.hub.access import Right
     from casweights.testing.hub.conditions import Counts
     from casweights.testing.hub.messages import Request
 
@@ -65,7 +66,7 @@ class LocalHub:
     def __init__(
         self,
         folder: str | Path | None = None,
-        tokens: Mapping[str, Literal["read", "write"]] | None = None,
+        tokens: Mapping[str, Right] | None = None,
         conditions: Conditions | None = None,
         *,
         port: int = 0,

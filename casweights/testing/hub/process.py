@@ -10,13 +10,15 @@ import time
 from http.client import HTTPConnection
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from casweights.testing.hub.conditions import Conditions, Counts
 from casweights.testing.hub.server import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from casweights.testing.hub.access import Right
 
 _START_SECONDS = 30.0  # for a busy machine; imports take about one
 
@@ -71,7 +73,7 @@ class LocalHubProcess:
     def __init__(
         self,
         folder: str | Path | None = None,
-        tokens: Mapping[str, Literal["read", "write"]] | None = None,
+        tokens: Mapping[str, Right] | None = None,
         conditions: Conditions | None = None,
         *,
         port: int = 0,

@@ -83,7 +83,7 @@ class RepoRoutes:
 
     def preupload(self, request: Request) -> Answer:
         """Tell the client to send all files within the commit, none by LFS."""
-        self._access.write(request, _namespace(request.args[1]))
+        self._access.write(request, _namespace(request.args[1]), deletes=False)
         repo = self._readable(request, request.args[0], request.args[1])
         commit = repo.at(request.args[2])
         files = [
@@ -99,12 +99,14 @@ class RepoRoutes:
 
     def commit(self, request: Request) -> Answer:
         """Add a commit."""
-        self._access.write(request, _namespace(request.args[1]))
+        lines = request.lines()
+        deletes = any(str(line.get("key")).startswith("deleted") for line in lines)
+        self._access.write(request, _namespace(request.args[1]), deletes=deletes)
         if request.query.get("create_pr", "").lower() in ("true", "1"):
             raise Refusal(400, "this Hub has no pull requests: commit without create_pr")
         kind = request.args[0].removesuffix("s")
         name, revision = request.args[1:3]
-        commit = self._repos.commit(kind, name, revision, request.lines())
+        commit = self._repos.commit(kind, name, revision, lines)
         url = f"{self._page(kind, name)}/commit/{commit.sha}"
         return json_answer({"success": True, "commitOid": commit.sha, "commitUrl": url})
 

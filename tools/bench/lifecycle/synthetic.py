@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from casweights import SnapshotId
     from casweights.config import StoreConfig
     from casweights.database import Database
-    from casweights.database.refs import Head
+    from casweights.database.moves import Head
     from casweights.ids import PackId
     from casweights.system.buffers import Buffer
 

@@ -1,0 +1,57 @@
+"""Marks: what takes the place of the moves of a branch or tag that was deleted."""
+
+from __future__ import annotations
+
+import pytest
+
+from casweights.database.moves import GONE, encode_move
+from casweights.database.reflog import RefLog
+from casweights.database.refs import Refs
+from casweights.errors import StoreError
+from casweights.format import names
+from casweights.ids import SnapshotId
+from casweights.stores.base import Capabilities
+from casweights.testing.faults import Fault, FaultyStore
+from tests.database.test_reflog import EXCLUSIVE, A, B, Bucket
+
+
+def test_a_deletion_that_its_writer_may_withdraw_gets_no_mark() -> None:
+    store = Bucket()
+    store.capabilities = Capabilities(clock_skew=30.0)
+    refs = Refs(store)
+    refs.advance("main", None, A)
+    rivals = [
+        names.move_name(names.HEADS, "main", 2, snapshot, A, digit * names.WRITER_DIGITS)
+        for digit, snapshot in (("0", GONE), ("1", B))
+    ]
+    store.put(rivals[0], [encode_move(GONE, A)])
+    store.put(rivals[1], [encode_move(B)])
+    before = list(store.list_names())
+    assert all(refs.trim())
+    assert list(store.list_names()) == before
+    store.delete(rivals[1])
+    assert all(refs.trim())
+    assert [name.endswith(names.OFF_SUFFIX) for name in store.list_names()] == [True]
+
+
+@EXCLUSIVE
+def test_trimming_a_deleted_branch_that_fails_leaves_it_deleted(exclusive: bool) -> None:
+    """The mark comes first, and the move that deleted the branch is removed last."""
+    store = Bucket(exclusive=exclusive)
+    refs, head = Refs(store), None
+    for number in range(5):
+        head = refs.advance("main", head, SnapshotId(bytes([9 - number]) * 32))
+    refs.branch_deletions.delete("main")
+    for call in range(1, 7):
+        faulty = FaultyStore(store, [Fault(method="delete", call=2 if call < 6 else 1)])
+        with pytest.raises(StoreError):
+            list(Refs(faulty).trim())
+        assert faulty.unused == []
+        positions = [move.position for move in RefLog(store, names.HEADS).moves("main")]
+        assert positions == [*range(min(call + 1, 6), 6), 6, 6]
+        assert refs.head("main") is None
+        assert refs.displaced() == {}
+    assert all(refs.trim())
+    [mark] = store.list_names(names.HEADS)
+    assert mark.endswith(names.OFF_SUFFIX)
+    assert refs.branch_deletions.all() == {"main": head.snapshot if head else None}
