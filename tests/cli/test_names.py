@@ -44,6 +44,9 @@ def test_deleted_names_are_listed_and_come_back(
     assert run(kind, "--deleted", "-q").stdout == "here\n"
     assert run_json({"tag": "branch", "branch": "tag"}[kind], "--deleted") == []
     assert "here" not in run(kind, "-q").stdout.split()
+    prefix = {"tag": "tags/", "branch": "heads/"}[kind]
+    for name in ("here", f"{prefix}here"):
+        assert f"`casweights undelete {name}` brings it back" in run("log", name, status=1).stderr
     assert run("undelete", "here").stdout == f"{old[:12]}  is here again\n"
     assert run(kind, "--deleted", "-q").stdout == ""
     run(kind, "here", "--delete")
