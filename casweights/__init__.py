@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from casweights.config import RemoteOptions, StoreConfig
+    from casweights.config import Keep, RemoteOptions, StoreConfig
     from casweights.errors import (
         CasweightsError,
         ClosedError,
@@ -46,6 +46,7 @@ _HOMES = {
     "ErrorCode": "errors",
     "IntegrityError": "errors",
     "InvalidInputError": "errors",
+    "Keep": "config",
     "LazyTensor": "operations.load",
     "NotFoundError": "errors",
     "RemoteOptions": "config",
@@ -71,6 +72,7 @@ __all__ = [
     "ErrorCode",
     "IntegrityError",
     "InvalidInputError",
+    "Keep",
     "LazyTensor",
     "NotFoundError",
     "Publisher",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal
 
 from casweights.errors import ErrorCode, InvalidInputError
@@ -14,6 +15,9 @@ DigestName = Literal["blake3", "xxh3-128"]
 Compression = Literal["auto", "fast", "small"]
 
 DEFAULT_BRANCH = "main"
+_ALL_DAYS = timedelta(days=3_652_059)  # of the calendar: years 1 to 9999
+# The rules of `Keep` that are whole numbers.
+KEEP_COUNTS = ("last", "every", "hourly", "daily", "weekly", "monthly", "yearly")
 # Patterns of files that a commit leaves out, the same as `hf upload`.
 DEFAULT_EXCLUDE = (".git", "*/.git", ".cache/huggingface", "*/.cache/huggingface")
 DEFAULT_CHUNK_SIZE = 4 * MiB  # measured in docs/design/001-chunk-size.md
@@ -104,4 +108,65 @@ class RemoteOptions:
         if self.stall <= 0:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT, f"stall must be more than 0, got {self.stall}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """The versions that a retention policy keeps of the branches whose names match a pattern.
+
+    A version stays if at least one rule keeps it. Heads of branches and versions with a tag always
+    stay. Hours, days and so on are those of UTC.
+
+    Attributes:
+        branches: Pattern of branches, as ``"run-*"``. Of several `Keep`, the first that matches a
+            branch counts; a branch that none matches keeps everything.
+        last: Number of newest versions to keep.
+        every: Keep versions whose number is divisible by this, such as every 50th.
+        within: Keep versions that are at most this much older than the newest one.
+        hourly: Keep the newest version of each hour, for this number of latest hours that have
+            versions.
+        daily: The same for days.
+        weekly: The same for weeks, which begin on Monday.
+        monthly: The same for months.
+        yearly: The same for years.
+        where: Keep versions whose metadata meet a condition, as ``"eval >= 0.7 and not draft"``.
+
+    Raises:
+        InvalidInputError: No rule is given, or a value is not positive.
+
+    Example:
+        >>> store.expire([Keep(branches="run-*", last=100, every=50), Keep(daily=30)])
+    """
+
+    branches: str = "*"
+    last: int | None = None
+    every: int | None = None
+    within: timedelta | None = None
+    hourly: int | None = None
+    daily: int | None = None
+    weekly: int | None = None
+    monthly: int | None = None
+    yearly: int | None = None
+    where: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in KEEP_COUNTS:
+            value = getattr(self, name)
+            if value is not None and not (type(value) is int and 1 <= value < 1 << 63):
+                raise InvalidInputError(
+                    ErrorCode.BAD_ARGUMENT,
+                    f"{name} must be a whole number of at least 1, got {value!r}",
+                )
+        if self.within is not None and not timedelta(0) < self.within <= _ALL_DAYS:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"within must be more than 0 and at most {_ALL_DAYS.days} days, got {self.within}",
+            )
+        rules = (self.within, self.where, *(getattr(self, name) for name in KEEP_COUNTS))
+        if all(rule is None for rule in rules):
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT,
+                f"a policy for branches {self.branches!r} must keep something: give at least one "
+                "rule, such as last=1",
             )

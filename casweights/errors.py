@@ -68,6 +68,7 @@ class ErrorCode(StrEnum):
     LFS_POINTER = "lfs-pointer"
     STORED_TWICE = "stored-twice"
     OFFLINE = "offline"
+    EXPIRED = "expired"
 
 
 class CasweightsError(Exception):

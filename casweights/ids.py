@@ -78,6 +78,12 @@ class ArchiveId(Digest):
     __slots__ = ()
 
 
+class RecordId(Digest):
+    """BLAKE3 digest of the whole content of a record of expired versions."""
+
+    __slots__ = ()
+
+
 class Suspect(NamedTuple):
     """The place of damage in a store.
 

@@ -7,7 +7,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from casweights.config import StoreConfig
+    from datetime import datetime
+
+    from casweights.config import Keep, StoreConfig
     from casweights.errors import CasweightsError
     from casweights.ids import SnapshotId
 
@@ -297,6 +299,7 @@ class MaintainStats:
         segment_bytes: Size of the segments that it wrote, in bytes.
         may_delete: Whether the store let it delete what it replaced. If not, old moves, packs and
             versions stay as they are.
+        expired: Number of versions that it recorded as expired, by the policy of the store.
     """
 
     packs: int
@@ -307,6 +310,80 @@ class MaintainStats:
     segments: int
     segment_bytes: int
     may_delete: bool
+    expired: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpiredVersion:
+    """A version that a policy let go, as it is recorded in the store.
+
+    Attributes:
+        id: ID of the version.
+        number: Its number.
+        parents: The versions that it was made from.
+        time: When it expired, in UTC.
+        policy: The rules that did not keep it, for people.
+    """
+
+    id: SnapshotId
+    number: int
+    parents: tuple[SnapshotId, ...]
+    time: datetime
+    policy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a policy decides about one version.
+
+    Attributes:
+        id: ID of the version.
+        number: Its number.
+        parents: The versions that it was made from.
+        time: Time of the version.
+        branches: The branches with a policy that have it in their history.
+        reasons: Why it stays; empty if it goes.
+        policy: The rules that do not keep it; empty if it stays.
+    """
+
+    id: SnapshotId
+    number: int
+    parents: tuple[SnapshotId, ...]
+    time: datetime
+    branches: tuple[str, ...]
+    reasons: tuple[str, ...]
+    policy: str = ""
+
+    @property
+    def stays(self) -> bool:
+        """Whether the version stays."""
+        return bool(self.reasons)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expiry:
+    """The result of `expire`.
+
+    Attributes:
+        verdicts: Each version of the branches that the policy is for, except for those that expired
+            before: branch by branch, newest first.
+        policy: The policy.
+        applied: Whether the store now records the versions that go; False for a dry run.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    policy: tuple[Keep, ...]
+    applied: bool
+
+    @property
+    def stay(self) -> int:
+        """Number of versions that stay."""
+        return sum(verdict.stays for verdict in self.verdicts)
+
+    @property
+    def go(self) -> int:
+        """Number of versions that go."""
+        return len(self.verdicts) - self.stay
 
 
 class ChangeKind(StrEnum):

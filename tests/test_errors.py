@@ -116,4 +116,5 @@ def test_codes_are_stable() -> None:
         "lfs-pointer",
         "stored-twice",
         "offline",
+        "expired",
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import casweights
+from casweights import Keep
 from casweights.config import StoreConfig
 from casweights.database.reflog import RefLog
 from casweights.errors import ConflictError, NotFoundError, UnsupportedError
@@ -113,6 +114,22 @@ def test_branches_and_tags_work_in_a_bucket(repo: Repository, again: Repository)
     again.delete_branch("side")
     assert repo.branches() == {"main": second.id}
     assert repo.tags() == {}
+    assert repo.verify().problems == ()
+
+
+def test_versions_of_a_bucket_expire(repo: Repository, again: Repository) -> None:
+    states = history(6)
+    ids = [repo.commit(state).id for state in states]
+    assert repo.expire(Keep(last=1, every=3), apply=True).go == 4
+    assert [version.number for version in again.log()] == [6, 3]
+    with pytest.raises(NotFoundError, match="'main~1' is version 5, which expired"):
+        again.resolve("main~1")
+    with casweights.open("memory://", create=True, config=CONFIG) as there:
+        assert again.push(there).snapshots == 2
+        assert_same_state(there.load(ids[2]), states[2])
+        assert there.verify().problems == ()
+    again.tag("back", str(ids[4]))
+    assert [version.number for version in repo.log()] == [6, 5, 3]
     assert repo.verify().problems == ()
 
 

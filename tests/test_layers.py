@@ -58,14 +58,17 @@ SEEN: dict[tuple[str, str], set[str]] = {
 SHARED = {
     "operations.archive_check",
     "operations.archiving",
+    "operations.conditions",
     "operations.differences",
     "operations.encode",
     "operations.encoded_files",
+    "operations.expire",
     "operations.frame_check",
     "operations.looking",
     "operations.pack_copy",
     "operations.merging",
     "operations.relatives",
+    "operations.retention",
     "operations.shortcuts",
     "operations.transfer",
 }

@@ -134,6 +134,7 @@ CODES = {
     "lfs-pointer": "a file is a pointer of git-lfs, without the content",
     "stored-twice": "a folder of the Hub's cache would store its files twice",
     "offline": "the Hub is needed, and `HF_HUB_OFFLINE` forbids to call it",
+    "expired": "a policy did not keep the version; the error names the nearest that stayed",
 }
 
 

@@ -113,6 +113,25 @@ def looking_after_a_store(model: torch.nn.Module) -> None:
         print(store.repack().nbytes, store.maintain().packs)
 
 
+@shows("Keep", "Expiry", "Verdict", "ExpiredVersion")
+def expiry(model: torch.nn.Module) -> None:
+    from datetime import timedelta
+
+    import casweights
+    from casweights import Keep
+
+    with casweights.open("./store", create=True) as store:
+        for step in range(10):
+            store.commit(model.state_dict(), metadata={"eval": step / 10})
+        policy = [Keep(last=2, every=4), Keep(branches="run-*", within=timedelta(days=7))]
+        for verdict in store.expire(policy).verdicts:  # a dry run
+            print(verdict.number, verdict.reasons or "goes")
+        print(store.expire(policy, apply=True).go, "versions expired")
+        for snapshot, expired in store.history("main"):
+            print(snapshot.id, "after", [version.number for version in expired])
+        store.set_policy(Keep(last=100, where="eval >= 0.7"))  # for `maintain`
+
+
 @shows("Diff", "Change", "ChangeKind")
 def diff(model: torch.nn.Module) -> None:
     import torch

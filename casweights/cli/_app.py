@@ -32,6 +32,7 @@ VERBS = (
     "verify",
     "repack",
     "maintain",
+    "expire",
     "push",
     "pull",
 )
@@ -43,7 +44,9 @@ _SYNONYMS = {
     "clone": "pull",
     "copy": "push",
     "fetch": "pull",
+    "forget": "expire",
     "history": "log",
+    "prune": "expire",
     "restore": "checkout",
     "switch": "checkout",
 }

@@ -71,6 +71,7 @@ _HINTS = {
     ErrorCode.FILE_NOT_FOUND: "`casweights ls REF` lists the files of a version",
     ErrorCode.CORRUPT_OBJECT: "`casweights verify` lists all damage",
     ErrorCode.UNSAVED_FILES: "`casweights commit` stores them; --force overwrites or deletes them",
+    ErrorCode.EXPIRED: "`casweights log REF` lists the versions that stayed",
     ErrorCode.MISSING_CHUNK: "`casweights verify` lists all damage",
 }
 

@@ -32,6 +32,7 @@ def transfer_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--force", is_flag=True, help="Also move branches that have diverged."),
         click.option("--shallow", is_flag=True, help="Leave out the history of the versions."),
         click.option("--all", "unnamed", is_flag=True, help="Also copy versions without a name."),
+        click.option("--with-expired", is_flag=True, help="Also copy versions that have expired."),
     ):
         command = option(command)
     return command
@@ -46,6 +47,7 @@ def move_versions(
     create: bool,
     shallow: bool,
     unnamed: bool,
+    with_expired: bool,
     force: bool,
 ) -> None:
     """Open two stores, copy versions from one to the other, and report the result.
@@ -58,6 +60,7 @@ def move_versions(
         create: Make the target if it does not exist.
         shallow: Leave out the history of the versions.
         unnamed: Also copy all versions without a branch or tag.
+        with_expired: Also copy versions that have expired in either store.
         force: Also move branches of the target that have diverged.
     """
     if unnamed and (refs or shallow):
@@ -70,7 +73,14 @@ def move_versions(
             # Two stores cannot share a repository for refs: the target keeps its own.
             open_or_create(target, replace(here.config, refs=None))
         there = stack.enter_context(_open_target(target, Results(out)))
-        stats = here.push(there, refs or None, history=not shallow, unnamed=unnamed, force=force)
+        stats = here.push(
+            there,
+            refs or None,
+            history=not shallow,
+            unnamed=unnamed,
+            with_expired=with_expired,
+            force=force,
+        )
         out.summary(_fields(here, there, stats), _lines(there, stats))
 
 

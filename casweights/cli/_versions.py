@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.repository import Repository
+    from casweights.results import ExpiredVersion
 
 
 class Names:
@@ -79,6 +80,29 @@ def version_line(row: Row) -> Line:
         *names_spans(row),
         Span(subject(row["message"])),
     ]
+
+
+def gap_row(expired: Sequence[ExpiredVersion]) -> dict[str, Any] | None:
+    """Return the fields of expired versions in a row, for programs; None without any."""
+    if not expired:
+        return None
+    return {
+        "versions": len(expired),
+        "first": expired[-1].number,
+        "last": expired[0].number,
+        "since": min(row.time for row in expired),
+        "until": max(row.time for row in expired),
+        "policies": list(dict.fromkeys(row.policy for row in expired)),
+    }
+
+
+def gap_lines(gap: Row | None) -> list[Line]:
+    """Return the line for expired versions in a row, from its fields; none without them."""
+    if gap is None:
+        return []
+    days = dict.fromkeys(moment(gap[key]).partition(" ")[0] for key in ("since", "until"))
+    text = f"… {count(gap['versions'], 'version')} expired {' to '.join(days)} by policy"
+    return [[Span(f"{text} ({'; '.join(gap['policies'])})", "bright_black")]]
 
 
 def names_spans(row: Row) -> list[Span]:

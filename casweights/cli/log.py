@@ -11,7 +11,14 @@ from casweights.cli._completion import complete_ref
 from casweights.cli._errors import Exit
 from casweights.cli._output import Mode
 from casweights.cli._verb import verb
-from casweights.cli._versions import Names, displaced_hint, version_line, version_row
+from casweights.cli._versions import (
+    Names,
+    displaced_hint,
+    gap_lines,
+    gap_row,
+    version_line,
+    version_row,
+)
 from casweights.config import DEFAULT_BRANCH
 
 if TYPE_CHECKING:
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.repository import Repository
+    from casweights.results import ExpiredVersion
 
 
 @verb("log", Exit.NO_STORE, Exit.INTEGRITY)
@@ -32,6 +40,8 @@ def command(session: Session, ref: str, limit: int | None) -> None:
 
     In all commands, REF is a branch, a tag, an ID or the first digits of an ID (at least 4). ~N
     after it means the Nth version before: main~2 is two versions before main. The default is main.
+
+    Versions that have expired are left out; a line says how many.
 
     Versions that were displaced from the branch REF by another writer are listed at the end.
 
@@ -46,8 +56,8 @@ def command(session: Session, ref: str, limit: int | None) -> None:
         displaced = {name: ids for name, ids in names.displaced.items() if name == branch}
         shown = {} if session.out.mode is Mode.QUIET else displaced  # history only
         session.out.listing(
-            _rows(repository, names, islice(repository.log(ref), limit), shown),
-            lambda row: [version_line(row)],
+            _rows(repository, names, islice(repository.history(ref), limit), shown),
+            lambda row: [version_line(row), *gap_lines(row["expired"])],
             essential="id",
         )
         displaced_hint(session.out, displaced)
@@ -56,13 +66,13 @@ def command(session: Session, ref: str, limit: int | None) -> None:
 def _rows(
     repository: Repository,
     names: Names,
-    log: Iterable[Snapshot],
+    history: Iterable[tuple[Snapshot, Sequence[ExpiredVersion]]],
     displaced: Mapping[str, Sequence[SnapshotId]],
 ) -> Iterator[Row]:
     """Yield the versions of a log, and then those that were displaced from it."""
-    for snapshot in log:
-        yield {**version_row(snapshot, names), "displaced": []}
+    for snapshot, expired in history:
+        yield {**version_row(snapshot, names), "displaced": [], "expired": gap_row(expired)}
     for branch, versions in displaced.items():
         for version in versions:
             row = version_row(repository.snapshot(version), names)
-            yield {**row, "displaced": [branch]}
+            yield {**row, "displaced": [branch], "expired": None}

@@ -27,7 +27,8 @@ def command(session: Session) -> None:
     Run it from time to time on a store to which a training run publishes many versions. Versions
     behind the last 64 of every branch move into archives, and small packs are merged. Content is
     copied as it is, so it is cheaper than `repack`, and saves no space. IDs do not change, and
-    commits and subscribers can continue at the same time.
+    commits and subscribers can continue at the same time. If the store has a policy (see `expire`),
+    it is applied first.
     """
     with session.open(Results(session.out)) as repository:
         done = repository.maintain()
@@ -41,6 +42,7 @@ def command(session: Session) -> None:
             "archived": done.archived,
             "archives": done.archives,
             "may_delete": done.may_delete,
+            "expired": done.expired,
         },
         [
             [
@@ -49,6 +51,7 @@ def command(session: Session) -> None:
                     f"{size(done.copied_bytes)} copied; {count(done.archived, 'version')} moved "
                     f"into {count(done.archives, 'archive')}. {count(done.segments, 'segment')}; "
                     f"{size(done.segment_bytes)} written"
+                    + (f". {count(done.expired, 'version')} expired" if done.expired else "")
                 )
             ],
             *([] if done.may_delete else [[Span(_REFUSED, "yellow")]]),

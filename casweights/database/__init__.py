@@ -9,8 +9,11 @@ import secrets
 from typing import TYPE_CHECKING
 
 from casweights.database.cache import ChunkCache
+from casweights.database.expired import ExpiredStore
 from casweights.database.findings import Findings
+from casweights.database.history import History
 from casweights.database.index import ChunkIndex
+from casweights.database.policies import Policies
 from casweights.database.reader import ChunkReader
 from casweights.database.refs import Refs
 from casweights.database.snapshots import SnapshotStore
@@ -67,6 +70,9 @@ class Database(Handle):
         cache: Chunks that stay in memory.
         snapshots: Reads and writes snapshots by ID.
         refs: Branches and tags.
+        expired: The records of expired versions.
+        history: Walks through the history of a version.
+        policies: The retention policy of the store.
         reporter: Receives progress, results and warnings.
     """
 
@@ -96,6 +102,9 @@ class Database(Handle):
         self.snapshots = SnapshotStore(store, self.index, self.reader, self.config)
         refs = self.config.refs
         self.refs = Refs(store if refs is None else _ref_store(store, refs, self.store_id))
+        self.expired = ExpiredStore(store)
+        self.history = History(self.snapshots, self.expired, self.refs)
+        self.policies = Policies(store)
         self.reporter = reporter
 
     def _how_to_reopen(self) -> str:

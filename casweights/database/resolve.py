@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from casweights.database.hints import note_similar_refs
+from casweights.database.history import removed
 from casweights.database.ref_deletions import no_ref
 from casweights.database.snapshots import MIN_PREFIX
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casweights.database import Database
+    from casweights.results import ExpiredVersion
 
 
 def resolve(db: Database, ref: str) -> SnapshotId:
@@ -23,12 +25,12 @@ def resolve(db: Database, ref: str) -> SnapshotId:
     Args:
         db: The store.
         ref: A branch, a tag, an ID or the first digits of one, and optionally ``~N`` for the Nth
-            version before it, along first parents. ``heads/NAME`` is a branch only, ``tags/NAME``
-            a tag only.
+            version before it, along first parents: the one whose number is N less. ``heads/NAME``
+            is a branch only, ``tags/NAME`` a tag only.
 
     Raises:
         InvalidInputError: The text after ``~`` is not a number, or the name is invalid.
-        NotFoundError: No such version exists, or more than one.
+        NotFoundError: No such version exists, or more than one, or it has expired.
     """
     name, tilde, count = ref.partition("~")
     if not re.fullmatch(r"[0-9]{0,9}", count):
@@ -39,12 +41,53 @@ def resolve(db: Database, ref: str) -> SnapshotId:
     found = _resolve_name(db, name)
     if steps == 0:
         return found
-    versions = 0
-    for snapshot in db.snapshots.ancestry(found):
-        if versions == steps:
-            return snapshot.id
-        versions += 1
-    raise _too_far_back(ref, name, versions)
+    return _before(db, ref, name, found, steps)
+
+
+def _before(db: Database, ref: str, name: str, found: SnapshotId, steps: int) -> SnapshotId:
+    """Return the version whose number is `steps` below that of `found`, in its history.
+
+    Raises:
+        NotFoundError: There is no such version, or it has expired.
+    """
+    walk = db.history.walk(found)
+    above, expired = next(walk)
+    first, last = above.number, above.number
+    while True:
+        wanted = [row for row in expired if row.number == first - steps]
+        last = min([last, *(row.number for row in expired)])
+        below = next(walk, None)
+        if wanted:
+            stayed = [above.number, *([below.snapshot.number] if below else ())]
+            raise _is_expired(ref, name, wanted[0], first, stayed)
+        if below is None:
+            raise _too_far_back(ref, name, first - last + 1)
+        above, expired = below
+        last = above.number
+        if last == first - steps:
+            return above.id
+
+
+def _is_expired(
+    ref: str, name: str, gone: ExpiredVersion, first: int, stayed: Sequence[int]
+) -> NotFoundError:
+    """The error for a ``~N`` that leads to an expired version.
+
+    Args:
+        ref: The ref as given.
+        name: The part before ``~``.
+        gone: The version.
+        first: Number of the version that `name` names.
+        stayed: Numbers of the versions next to `gone` that stayed.
+    """
+    nearest = min(stayed, key=lambda number: abs(number - gone.number))
+    error = NotFoundError(
+        ErrorCode.EXPIRED,
+        f"{ref!r} is version {gone.number}, which expired on {gone.time:%Y-%m-%d %H:%M} UTC "
+        f"({gone.policy}): the nearest version that stayed is '{name}~{first - nearest}'",
+    )
+    error.add_note(f"its ID is {gone.id}, and works as long as no collection has removed it")
+    return error
 
 
 def _too_far_back(ref: str, name: str, versions: int) -> NotFoundError:
@@ -98,6 +141,10 @@ def _find(db: Database, digits: str) -> SnapshotId:
     else:
         found = list(db.snapshots.ids(digits))
     if not found:
+        expired = db.expired.load()
+        for gone in sorted(expired.beginning_with(digits))[:1] if expired else ():
+            if (row := expired.find(gone)) is not None:
+                raise removed(row)
         message = f"the store has no snapshot {digits}"
         raise NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
     if len(found) > 1:

@@ -416,26 +416,20 @@ class SnapshotStore:
         """Return whether the store contains a snapshot, damaged or not."""
         return bool(self.archives.present([snapshot_id]))
 
-    def ancestry(self, start: SnapshotId) -> Iterator[Snapshot]:
-        """Yield a snapshot, its first parent, that one's first parent, and so on."""
-        seen: set[SnapshotId] = set()  # only a forged store could contain a circle of parents
-        current: SnapshotId | None = start
-        while current is not None and current not in seen:
-            seen.add(current)
-            snapshot = self.load(current)
-            yield snapshot
-            current = next(iter(self.parents(snapshot)), None)
-
     def parents(self, snapshot: Snapshot) -> Sequence[SnapshotId]:
         """Return the parents of a snapshot.
 
         If it was copied without its history, parents that this store does not contain are left
         out.
         """
-        if snapshot.id not in self._shallow:
+        if not self.is_shallow(snapshot.id):
             return snapshot.parents
         present = self.archives.present(snapshot.parents)
         return [parent for parent in snapshot.parents if parent in present]
+
+    def is_shallow(self, snapshot: SnapshotId) -> bool:
+        """Return whether a version that was loaded had been copied without its history."""
+        return snapshot in self._shallow
 
 
 def _contents(stored: StoredSnapshot) -> PackContents:

@@ -21,6 +21,8 @@ class ObjectKind(Enum):
     FINDING = b"d"
     SEGMENT = b"i"
     ARCHIVE = b"v"
+    EXPIRED = b"e"
+    POLICY = b"k"
 
 
 def prefix(kind: ObjectKind) -> bytes:

@@ -52,11 +52,11 @@ def _not_in(
     """Return the displaced versions that the history of `head` does not contain."""
     left = dict.fromkeys(each.snapshot for each in versions)
     ends = {each.before for each in versions}
-    for snapshot in islice(db.snapshots.ancestry(head), _MAX_SEARCHED):
-        left.pop(snapshot.id, None)
+    for snapshot in islice(db.history.line(head), _MAX_SEARCHED):
+        left.pop(snapshot, None)
         # The search goes back in time: a version that was displaced from `before` is newer than
         # `before`, so once all of these are passed, nothing more can be found.
-        ends.discard(snapshot.id)
+        ends.discard(snapshot)
         if not left or not ends:
             break
     return tuple(left)

@@ -9,6 +9,7 @@ frame is decoded, and no ID changes. Segments then cover the packs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from casweights.database.segment_writer import KeptSegments, SegmentWriter
 from casweights.errors import CasweightsError, NotFoundError
 from casweights.format import names
 from casweights.operations.archiving import Archiving, merge_archives, old_versions
+from casweights.operations.expire import expire_by_policy
 from casweights.operations.merging import (
     MAX_FRAMES,
     Budget,
@@ -45,7 +47,7 @@ _INDEX_BYTES = 64 * KiB  # about: what is read of a pack to cover it by a segmen
 
 
 def maintain(db: Database) -> MaintainStats:
-    """Move old versions into archives, merge small objects, and write segments.
+    """Apply the policy of the store, archive old versions, merge small objects, write segments.
 
     By segments, chunks are found in the packs that are left without reading all their indexes.
 
@@ -62,10 +64,11 @@ def maintain(db: Database) -> MaintainStats:
     Raises:
         StoreError: The store could not be read or written. Repeat the call to continue.
     """
+    expired = expire_by_policy(db)
     work = Maintenance(db, merged=db.learn_merged)
     for _ in work.slices():
         pass
-    return work.stats
+    return replace(work.stats, expired=expired)
 
 
 class Maintenance:

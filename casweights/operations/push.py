@@ -38,6 +38,7 @@ def push(
     *,
     history: bool = True,
     unnamed: bool = False,
+    with_expired: bool = False,
     force: bool = False,
 ) -> TransferStats:
     """Copy versions to another store, and the branches and tags that name them.
@@ -52,6 +53,7 @@ def push(
             ``main~2`` copy a version without a name. None for all branches and tags.
         history: Copy the ancestors of these versions, too.
         unnamed: Copy all other versions, too.
+        with_expired: Copy also versions that have expired in either store.
         force: Move branches of the target even if their versions are then in no branch's history.
 
     Raises:
@@ -77,7 +79,15 @@ def push(
         named |= found
         requested |= found or {ref: resolve(source, ref)}
     others = source.snapshots.ids() if unnamed else ()
-    return _send(source, target, named, requested, others, history=history, force=force)
+    past = _Past(history, with_expired)
+    return _send(source, target, named, requested, others, past, force=force)
+
+
+class _Past(NamedTuple):
+    """What to copy of the history of versions, see `push`."""
+
+    history: bool
+    with_expired: bool
 
 
 def _all_refs(db: Database) -> Tips:
@@ -110,8 +120,8 @@ def _send(
     refs: Tips,
     requested: Tips,
     others: Iterable[SnapshotId],
+    past: _Past,
     *,
-    history: bool,
     force: bool,
 ) -> TransferStats:
     """Copy versions, then move refs to them; `others` are further versions to copy.
@@ -131,8 +141,14 @@ def _send(
             refused.append(error)
     refused_refs = refs.keys() - moves.keys()
     tips = (tip for ref, tip in requested.items() if ref not in refused_refs)
-    wanted = dict.fromkeys([*others, *tips])
-    stats = transfer(source, target, list(wanted), history=history)
+    stats = transfer(
+        source,
+        target,
+        list(dict.fromkeys(tips)),
+        others=others,
+        history=past.history,
+        with_expired=past.with_expired,
+    )
     moved: Tips = {}
     for name, move in moves.items():
         try:
@@ -210,11 +226,12 @@ def _find_move(
 def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
     """Yield a version and its ancestors, breadth first, skipping those that the store lacks."""
     seen, pending = {start}, deque([start])
+    expired = db.history.expired()
     while pending:
         version = pending.popleft()
         yield version
         with suppress(NotFoundError):
-            parents = [p for p in db.snapshots.load(version).parents if p not in seen]
+            parents = [p for p in db.history.parents(version, expired) if p not in seen]
             seen.update(parents)
             pending += parents
 

@@ -3,8 +3,9 @@
 Versions with their history are copied as whole packs, along with any frames of other versions in
 them. For a version without its history, or if damage is reported in either store, only the frames
 that are needed are copied, into new packs. Packs are copied before the snapshots that need them,
-and snapshots after their parents. So a transfer that fails or is killed leaves the target sound,
-and repeating it copies nothing twice.
+and snapshots after their parents. Versions that have expired in either store are left out, and the
+target gets the records of those that it does not have. So a transfer that fails or is killed leaves
+the target sound, and repeating it copies nothing twice.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from casweights.operations.pack_copy import FrameCopy, PackCopy
 from casweights.results import TransferStats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.config import StoreConfig
     from casweights.database import Database
     from casweights.ids import ChunkId, SnapshotId
+    from casweights.results import ExpiredVersion
 
     Parents = dict[SnapshotId, tuple[SnapshotId, ...]]
 
@@ -37,7 +39,13 @@ _MAX_ATTEMPTS = 3  # to read a version, which maintenance of the source may move
 
 
 def transfer(
-    source: Database, target: Database, tips: Sequence[SnapshotId], *, history: bool = True
+    source: Database,
+    target: Database,
+    tips: Sequence[SnapshotId],
+    *,
+    others: Iterable[SnapshotId] = (),
+    history: bool = True,
+    with_expired: bool = False,
 ) -> TransferStats:
     """Copy versions to another store, without moving a branch or tag.
 
@@ -45,8 +53,11 @@ def transfer(
         source: The store to copy from.
         target: The store to copy to.
         tips: The versions.
+        others: Further versions, which are left out if they have expired in either store.
         history: Whether to copy their ancestors that the source contains, too. The target notes
             which versions lack parents there.
+        with_expired: Whether to copy versions that have expired. Otherwise the target gets their
+            records, unless it has the versions.
 
     Returns:
         What was copied; `TransferStats.refs` is empty.
@@ -59,11 +70,17 @@ def transfer(
     """
     check_configs(source, target)
     with source.snapshots.sharing(target.snapshots):
-        return _transfer(source, target, tips, history=history)
+        return _transfer(source, target, tips, others, history=history, with_expired=with_expired)
 
 
 def _transfer(
-    source: Database, target: Database, tips: Sequence[SnapshotId], *, history: bool
+    source: Database,
+    target: Database,
+    tips: Sequence[SnapshotId],
+    others: Iterable[SnapshotId],
+    *,
+    history: bool,
+    with_expired: bool,
 ) -> TransferStats:
     source.heed_findings()
     target.heed_findings()
@@ -72,7 +89,10 @@ def _transfer(
     # If some of the target's frames are reported as damaged, even versions that it contains are
     # copied again, so that it gets sound frames for them.
     sound = set() if target.index.has_suspects else existing
-    missing = _missing_versions(source, tips, sound, history=history)
+    lacking = _Lacking(source, target, sound, history=history, with_expired=with_expired)
+    missing = lacking.find(tips, others)
+    # Before the versions, so that no version lacks parents without a record that says why.
+    target.expired.add(row for row in lacking.expired.values() if row.id not in existing)
     if not missing:
         return TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
     packs: PackCopy | FrameCopy
@@ -83,7 +103,8 @@ def _transfer(
         packs = FrameCopy(source, target)
     snapshots = nbytes = 0
     for version, parents in missing.items():
-        is_new, shallow = version not in existing, not existing.issuperset(parents)
+        is_new = version not in existing
+        shallow = not all(parent in existing or lacking.is_recorded(parent) for parent in parents)
         _bring(source, packs, version, is_new=is_new, shallow=shallow)
         if is_new:
             existing.add(version)
@@ -153,22 +174,72 @@ def _described(config: StoreConfig) -> str:
     return f"{config.digest} and chunks of {config.chunk_size} bytes"
 
 
-def _missing_versions(
-    source: Database, tips: Sequence[SnapshotId], existing: set[SnapshotId], *, history: bool
-) -> Parents:
-    """Return the parents of each version to copy. Versions come after their parents."""
-    found: Parents = {}
-    pending = list(tips)
-    while pending:
-        version = pending.pop()
-        if version in existing or version in found:
-            continue
-        snapshot = source.snapshots.load(version)
-        found[version] = snapshot.parents
-        if history:
-            pending += source.snapshots.parents(snapshot)
-    order = TopologicalSorter({v: [p for p in found[v] if p in found] for v in found})
-    return {version: found[version] for version in order.static_order()}
+class _Lacking:
+    """Finds the versions that the target lacks.
+
+    Args:
+        source: The store to copy from.
+        target: The store to copy to.
+        existing: Versions that the target has.
+        history: Whether to look for ancestors, too.
+        with_expired: Whether versions that have expired are lacking, too.
+
+    Attributes:
+        expired: The versions that are left out because they have expired.
+    """
+
+    def __init__(
+        self,
+        source: Database,
+        target: Database,
+        existing: set[SnapshotId],
+        *,
+        history: bool,
+        with_expired: bool,
+    ) -> None:
+        self._source = source
+        self._existing = existing
+        self._history = history
+        self._with_expired = with_expired
+        self._here, self._there = source.history.expired(), target.history.expired()
+        self.expired: dict[SnapshotId, ExpiredVersion] = {}
+
+    def find(self, tips: Sequence[SnapshotId], others: Iterable[SnapshotId]) -> Parents:
+        """Return the parents of each version to copy. Versions come after their parents.
+
+        Args:
+            tips: Versions to copy, expired or not.
+            others: Versions to copy if they have not expired.
+        """
+        found: Parents = {}
+        pending = [*(other for other in others if not self._leaves_out(other)), *tips]
+        named = set(tips)
+        while pending:
+            version = pending.pop()
+            if version in self._existing or version in found or version in self.expired:
+                continue
+            row = None if version in named else self._leaves_out(version)
+            if row is not None:
+                self.expired[version] = row
+                pending += row.parents if self._history else ()
+                continue
+            snapshot = self._source.history.load(version, self._here)
+            found[version] = snapshot.parents
+            if self._history:
+                pending += self._source.history.known_parents(snapshot, self._here)
+        order = TopologicalSorter({v: [p for p in found[v] if p in found] for v in found})
+        return {version: found[version] for version in order.static_order()}
+
+    def is_recorded(self, version: SnapshotId) -> bool:
+        """Whether the target has a record that says why it lacks a version."""
+        return version in self.expired or self._there.rows.find(version) is not None
+
+    def _leaves_out(self, version: SnapshotId) -> ExpiredVersion | None:
+        """Return the row of a version that has expired in either store and is not copied."""
+        row = self._here.find(version) or self._there.find(version)
+        if row is None or not self._with_expired:
+            return row
+        return None if self._source.snapshots.exists(version) else row
 
 
 def _shared_chunks(

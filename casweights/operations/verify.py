@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.database.expired import ExpiredVersions
 from casweights.database.findings import summarize
 from casweights.database.segment_check import check_segment
 from casweights.database.segments import list_segments
@@ -79,6 +80,7 @@ class _Look:
         self._db = db
         self._problems: list[CasweightsError] = []  # of versions and refs, not of frames
         self._unreadable: set[str] = set()
+        self._expired = ExpiredVersions([])
         self.gone: set[str] = set()
         self.lost: set[ChunkId] = set()
         self.unlisted: set[str] = set()
@@ -116,7 +118,7 @@ class _Look:
         wrong = [why for why in segments.values() if why is not None]
         problems = [*frames.problems, *frames.blame(self.lost), *self._problems, *wrong]
         return Verification(
-            problems=(*problems, *db.findings.problems(), *_odd_names(db)),
+            problems=(*problems, *_problems_of_notes(db), *_odd_names(db)),
             snapshots=len(found),
             packs=frames.packs,
             frames=frames.frames,
@@ -137,6 +139,7 @@ class _Look:
         archived = [snapshot for snapshot in snapshots.archives.ids() if snapshot not in own]
         found = own.union(archived)
         numbered: dict[SnapshotId, _Numbered] = {}
+        expired = self._expired = db.expired.load()
         for snapshot_id in (*sorted(own), *archived):
             try:
                 stored = _load(snapshots, snapshot_id, is_own=snapshot_id in own)
@@ -153,9 +156,9 @@ class _Look:
             self._problems.extend(
                 _missing(f"{name}: its parent {parent} is not in the store")
                 for parent in snapshots.parents(stored.snapshot)
-                if parent not in found and not self._exists(parent)
+                if parent not in found and not expired.find(parent) and not self._exists(parent)
             )
-        self._problems.extend(_misnumbered(numbered))
+        self._problems.extend(_misnumbered(numbered, expired))
         return found
 
     def _verify_chunks(self, stored: StoredSnapshot, have: set[ChunkId]) -> None:
@@ -180,6 +183,7 @@ class _Look:
     def _verify_refs(self, listed: Sequence[ObjectInfo], snapshots: set[SnapshotId]) -> None:
         refs = self._db.refs
         targets: dict[str, SnapshotId | None] = {}
+        heads = {info.name for info in _newest(listed)}
         for info in listed:
             try:
                 targets[info.name] = refs.target(info)
@@ -190,7 +194,8 @@ class _Look:
         for name, target in targets.items():
             if target is None or name.rpartition("/")[0] in deleted:
                 continue  # nothing needs the versions of a branch that was deleted
-            if target not in snapshots and not self._exists(target):
+            is_past = name not in heads and self._expired.find(target) is not None
+            if target not in snapshots and not is_past and not self._exists(target):
                 ref = name.removesuffix(names.REF_SUFFIX)
                 self._problems.append(
                     _missing(f"{ref} points to {target}, which is not in the store")
@@ -221,6 +226,17 @@ def _load(snapshots: SnapshotStore, snapshot_id: SnapshotId, *, is_own: bool) ->
     return snapshots.load_stored(snapshot_id)
 
 
+def _newest(moves: Sequence[ObjectInfo]) -> set[ObjectInfo]:
+    """Return the moves at the highest position of their branch or tag."""
+    found: dict[str, list[ObjectInfo]] = {}
+    for info in sorted(moves, key=lambda info: info.name):
+        ref, _, name = info.name.rpartition("/")
+        start = f"{ref}/{name[: names.POSITION_DIGITS]}"
+        rivals = [other for other in found.get(ref, ()) if other.name.startswith(start)]
+        found[ref] = [*rivals, info]
+    return {info for infos in found.values() for info in infos}
+
+
 def _snapshot_ids(listed: Sequence[ObjectInfo]) -> set[SnapshotId]:
     """Return the IDs of these objects; the check of the frames reports other names."""
     found: set[SnapshotId] = set()
@@ -230,12 +246,23 @@ def _snapshot_ids(listed: Sequence[ObjectInfo]) -> set[SnapshotId]:
     return found
 
 
-def _misnumbered(versions: Mapping[SnapshotId, _Numbered]) -> Iterator[CasweightsError]:
-    """Yield an error for each version whose number does not follow that of its first parent."""
+def _misnumbered(
+    versions: Mapping[SnapshotId, _Numbered], expired: ExpiredVersions
+) -> Iterator[CasweightsError]:
+    """Yield an error for each version whose number does not follow that of its first parent.
+
+    Also yield one for each record that says something else of a version than the version itself.
+    """
     for snapshot_id, (number, first) in versions.items():
-        if first and first[0] not in versions:
+        row, parent = expired.find(snapshot_id), expired.find(first[0]) if first else None
+        if row is not None and (row.number != number or row.parents[:1] not in ((), first)):
+            message = f"the record that {snapshot_id} expired has another number or parent"
+            yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
+        if first and first[0] not in versions and parent is None:
             continue
-        before = versions[first[0]].number if first else 0
+        before = parent.number if parent is not None else 0
+        if first and first[0] in versions:
+            before = versions[first[0]].number
         if number != before + 1:
             why = f"that of its first parent is {before}" if first else "it has no parents"
             message = f"{names.snapshot_name(snapshot_id)}: its number is {number}, but {why}"
@@ -320,11 +347,18 @@ def _is_segment(name: str) -> bool:
     return False
 
 
+def _problems_of_notes(db: Database) -> Iterator[CasweightsError]:
+    """Yield an error for each damaged finding, record of expired versions, and policy."""
+    yield from db.findings.problems()
+    yield from db.expired.problems()
+    yield from db.policies.problems()
+
+
 def _odd_names(db: Database) -> Iterator[CasweightsError]:
     """Yield an error for each object that casweights does not write."""
     folders = (
         *(names.PACKS, names.SNAPSHOTS, names.ARCHIVES),
-        *(names.HEADS, names.TAGS, names.DAMAGED),
+        *(names.HEADS, names.TAGS, names.DAMAGED, names.EXPIRED, names.POLICIES),
     )
     for info in db.store.list():
         is_known = info.name == names.CONFIG or info.name.startswith(folders)

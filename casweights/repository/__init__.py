@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from casweights.operations.load import LazyTensor
     from casweights.results import (
         Diff,
+        ExpiredVersion,
         TransferStats,
     )
 
@@ -33,7 +34,8 @@ class Repository(WholeStore):
 
     A *ref* names a version: a branch, a tag, a snapshot ID, or a unique prefix of an ID of at least
     4 digits. ``heads/x`` and ``tags/x`` distinguish a branch and a tag of one name. ``~N`` after
-    any of them means the Nth version before it. A `Snapshot` is a ref, too.
+    any of them means the Nth version before it, whether those between have expired or not. A
+    `Snapshot` is a ref, too.
 
     Use a repository as a context manager, or `close` it to end its threads. Several threads may
     call its methods at once. Every process, also a forked one, needs a repository of its own.
@@ -221,8 +223,14 @@ class Repository(WholeStore):
         return self._db.snapshots.load(self.resolve(ref))
 
     def log(self, ref: Ref = DEFAULT_BRANCH) -> Iterator[Snapshot]:
-        """Yield a version and the versions before it, by first parent, newest first."""
-        return self._db.snapshots.ancestry(self.resolve(ref))
+        """Yield a version and those before it that stayed, by first parent, newest first."""
+        return (stretch.snapshot for stretch in self._db.history.walk(self.resolve(ref)))
+
+    def history(
+        self, ref: Ref = DEFAULT_BRANCH
+    ) -> Iterator[tuple[Snapshot, Sequence[ExpiredVersion]]]:
+        """Do the same as `log`, and yield with each version the expired ones just before it."""
+        return self._db.history.walk(self.resolve(ref))
 
     def diff(self, old: Ref, new: Ref) -> Diff:
         """Compare two versions by file and tensor; little more than their manifests is read."""
@@ -347,6 +355,7 @@ class Repository(WholeStore):
         *,
         history: bool = True,
         unnamed: bool = False,
+        with_expired: bool = False,
         force: bool = False,
     ) -> TransferStats:
         """Send versions to another store, and move its branches and tags to them.
@@ -361,6 +370,8 @@ class Repository(WholeStore):
                 target. None for all branches and tags.
             history: Whether to send the versions before these, too.
             unnamed: Whether to send all other versions of this store, too.
+            with_expired: Whether to send versions of the history that have expired in either store.
+                By default, the target gets the records of those that it does not have.
             force: Whether to move branches of the target that have diverged.
 
         Raises:
@@ -374,7 +385,13 @@ class Repository(WholeStore):
 
         chosen = None if refs is None else to_list(refs)
         return push(
-            self._db, target.database, chosen, history=history, unnamed=unnamed, force=force
+            self._db,
+            target.database,
+            chosen,
+            history=history,
+            unnamed=unnamed,
+            with_expired=with_expired,
+            force=force,
         )
 
     def pull(
@@ -384,7 +401,10 @@ class Repository(WholeStore):
         *,
         history: bool = True,
         unnamed: bool = False,
+        with_expired: bool = False,
         force: bool = False,
     ) -> TransferStats:
         """Fetch versions from another store, with the arguments and errors of its `push`."""
-        return source.push(self, refs, history=history, unnamed=unnamed, force=force)
+        return source.push(
+            self, refs, history=history, unnamed=unnamed, with_expired=with_expired, force=force
+        )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from casweights.config import Keep
 from casweights.content.arguments import check_compression
 from casweights.system.closing import Closing
 from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casweights.config import Compression, StoreConfig
     from casweights.database import Database
     from casweights.results import (
+        Expiry,
         MaintainStats,
         RepackStats,
         StoreInfo,
@@ -92,7 +96,8 @@ class WholeStore(Handle, Closing):
     def maintain(self) -> MaintainStats:
         """Merge small objects, so that calls stay fast after many versions; no ID changes.
 
-        Other clients can read and write at the same time.
+        If the store has a policy, it is applied first, see `expire`. Other clients can read and
+        write at the same time.
 
         Raises:
             StoreError: The store could not be read or written. Repeat the call to continue.
@@ -100,6 +105,48 @@ class WholeStore(Handle, Closing):
         from casweights.operations.maintain import maintain
 
         return maintain(self._db)
+
+    def expire(self, policy: Keep | Sequence[Keep] | None = None, *, apply: bool = False) -> Expiry:
+        """Decide by a policy which versions of branches stay, and record the others as expired.
+
+        An expired version is left out of `log`, `push` and `pull`, and `~N` does not lead to it. No
+        byte is deleted: its ID can still be read, and a branch or tag at it brings it back. The
+        heads of branches, and versions with a tag, never go.
+
+        Args:
+            policy: What to keep: one `Keep` or several, of which the first that matches a branch
+                counts. None for the policy of the store.
+            apply: Whether to record what goes. By default, the result only says what would go.
+
+        Raises:
+            InvalidInputError: A condition is not valid, or the store has no policy.
+            NotFoundError: A version of a history is missing; nothing was recorded.
+            IntegrityError: A version of a history is damaged; nothing was recorded.
+            ConflictError: Other clients made branches all the time; nothing was recorded.
+            StoreError: The store could not be read or written. Repeat the call.
+        """
+        from casweights.operations.expire import expire
+
+        chosen = [policy] if isinstance(policy, Keep) else policy
+        return expire(self._db, chosen, apply=apply)
+
+    def policy(self) -> tuple[Keep, ...]:
+        """Return the retention policy that the store keeps; empty if it has none."""
+        return self._db.policies.load()
+
+    def set_policy(self, policy: Keep | Sequence[Keep]) -> None:
+        """Keep a retention policy in the store, for `maintain` and for `expire` without one.
+
+        Args:
+            policy: The policy; an empty sequence removes it.
+
+        Raises:
+            InvalidInputError: A condition is not valid, or the policy is too large.
+            StoreError: The store could not be written.
+        """
+        from casweights.operations.expire import set_policy
+
+        set_policy(self._db, [policy] if isinstance(policy, Keep) else policy)
 
     def close(self) -> None:
         """End the threads. The repository cannot be used afterwards."""

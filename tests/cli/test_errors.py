@@ -198,7 +198,7 @@ def test_an_internal_error_shows_its_traceback(
     def stumble(*_: object) -> None:
         raise RuntimeError("stumbled")
 
-    monkeypatch.setattr(Repository, "log", stumble)
+    monkeypatch.setattr(Repository, "history", stumble)
     result = run("log", status=1)
     assert "in stumble" in result.stderr
     assert "RuntimeError: stumbled" in result.stderr

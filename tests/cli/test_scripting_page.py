@@ -29,6 +29,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "integer or null": lambda value: value is None or type(value) is int,
     "boolean": lambda value: isinstance(value, bool),
     "object": lambda value: isinstance(value, dict),
+    "object or null": lambda value: value is None or isinstance(value, dict),
     "array of strings": lambda value: all(isinstance(item, str) for item in value),
     "array of integers": lambda value: all(type(item) is int for item in value),
     "array of objects": lambda value: all(isinstance(item, dict) for item in value),
@@ -115,6 +116,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "verify": (),
     "maintain": (),
     "repack": (),
+    "expire": ("--keep-last", "1"),
     "push": ("there", "--create"),
     "pull": ("there", "--store", "part", "--create"),
 }
@@ -154,7 +156,7 @@ def test_every_verb_is_documented() -> None:
         verb
         for heading in re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
         for verb in re.findall(r"`(\w+)[^`]*`", heading)
-    } - {"changes"}
+    } - {"changes", "expired"}
     for verb in VERBS:
         assert f"`{verb}`" in PAGE.split("## Quiet output")[1].split("## JSON output")[0]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import casweights
-from casweights.config import KiB, StoreConfig
+from casweights.config import Keep, KiB, StoreConfig
 from casweights.database import reflog
 from casweights.errors import ConflictError
 from casweights.operations import maintain, merging
@@ -109,3 +109,20 @@ def test_maintenance_stops_merging_once_a_deletion_is_refused(
         assert merged.may_delete
         assert merged.packs < done.packs
         assert repo.verify().problems == ()
+
+
+def test_a_client_that_may_not_delete_lets_versions_expire() -> None:
+    objects = AddOnly(MemoryStore())
+    with casweights.open(objects, create=True, config=CONFIG) as repo:
+        for number in range(12):
+            repo.commit(weights(number))
+            gone = repo.expire(Keep(last=1), apply=True).go
+            assert gone == min(number, 1)
+        assert objects.refused, "records were to be merged"
+        assert len(list(repo.log())) == 1
+        assert repo.verify().problems == ()
+        repo.delete_branch("main")
+        assert repo.expire(Keep(last=1), apply=True).go == 0
+        assert repo.verify().problems == ()
+        repo.undelete("main")
+        assert len(list(repo.log())) == 1

@@ -20,6 +20,7 @@ from casweights.format.archive import ENDING_SIZE, ROW_SIZE, build_archive, pars
 from casweights.format.codecs import Encoding, decode
 from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal, unseal
+from casweights.format.expired import decode_record
 from casweights.format.file_entry import FileEntry
 from casweights.format.file_paths import check_paths
 from casweights.format.hashing import blake3_256, checksum
@@ -29,6 +30,7 @@ from casweights.format.pack import parse_index as parse_pack_index
 from casweights.format.pack_table import PackTable
 from casweights.format.parts import Part, join
 from casweights.format.planes import decode_planes, encode_planes
+from casweights.format.policy import decode_policy
 from casweights.format.safetensors import build_header, header_size, parse_header
 from casweights.format.snapshot import (
     StoredSnapshot,
@@ -396,3 +398,33 @@ PARTS = join([Part(encoding, 2, b"\0\x01\0\0") for encoding in (4, 4, 0, 1)])
 def test_parts_give_a_value_or_a_named_error(payload: bytes, size: int) -> None:
     with suppress(ValueError):
         decode(Encoding.PARTS, payload, memoryview(bytearray(size)))
+
+
+RECORD: dict[str, Any] = {
+    "id": bytes(32) + b"u" * 32,
+    "number": [1, 2],
+    "parents": bytes(32),
+    "parent_count": b"\0\1",
+    "run": [0, 0],
+    "runs": [[0, "last 1"]],
+}
+POLICY: dict[str, Any] = {"time": 0, "keep": [{"branches": "*", "last": 3, "where": "x"}]}
+
+
+@given(
+    st.binary().map(partial(seal, ObjectKind.EXPIRED))
+    | edited(msgpack.packb(RECORD)).map(partial(seal, ObjectKind.EXPIRED))
+    | with_some(RECORD, packable).map(msgpack.packb).map(partial(seal, ObjectKind.EXPIRED))
+    | edited(seal(ObjectKind.EXPIRED, msgpack.packb(RECORD)))
+)
+def test_record_of_expired_versions_gives_a_value_or_a_named_error(data: bytes) -> None:
+    parse(decode_record, data, f"expired/{blake3_256(data).hex()}")
+
+
+@given(
+    edited(msgpack.packb(POLICY)).map(partial(seal, ObjectKind.POLICY))
+    | with_some(POLICY, packable).map(msgpack.packb).map(partial(seal, ObjectKind.POLICY))
+    | edited(seal(ObjectKind.POLICY, msgpack.packb(POLICY)))
+)
+def test_policy_gives_a_value_or_a_named_error(data: bytes) -> None:
+    parse(decode_policy, data, "policies/it")

@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ import pytest
 import xxhash
 
 import casweights
+from casweights import Keep
 from casweights.content.states import StateFile
 from casweights.content.trees import CARRIED
 from casweights.database.packs import list_packs, read_pack
@@ -248,6 +250,48 @@ def test_versions_are_numbered(store: str) -> None:
         numbers = [versions[parent]["number"] for parent in version["parents"]]
         assert version["number"] == 1 + (numbers[0] if numbers else 0)
     assert max(version["number"] for version in versions.values()) > 2
+
+
+@stores
+def test_history_has_the_expired_versions(store: str) -> None:
+    """The library and the independent reader list the same history, with the same records."""
+    history = importlib.import_module("tools.spec.history")
+    expected = STORES[store]["tuned"]
+    assert [row[1:] for row in expected] == [
+        [5],
+        [4, "2025-01-09T12:30:15.250000+00:00", "last 1"],
+        [3, "2025-01-08T12:30:15.250000+00:00", "last 2"],
+        [2],
+        [1],
+    ]
+    found = []
+    for snapshot, number, row in history.read_history(GOLDEN / store, "tuned"):
+        found.append([snapshot, number])
+        if row is not None:
+            time = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=row.time)
+            found[-1] += [time.isoformat(), row.policy]
+    assert found == expected
+    listed = []
+    with casweights.open(GOLDEN / store) as repository:
+        for version, gap in repository.history("tuned"):
+            listed.append([str(version.id), version.number])
+            listed += [[str(row.id), row.number, row.time.isoformat(), row.policy] for row in gap]
+    assert listed == expected
+    assert len(list((GOLDEN / store / "expired").iterdir())) == 2
+
+
+@stores
+def test_store_has_a_policy(store: str) -> None:
+    history = importlib.import_module("tools.spec.history")
+    assert history.read_policy(GOLDEN / store) == [
+        {"branches": "t*", "every": 5, "where": "eval > 0.5"},
+        {"branches": "*", "within": 86_400_000_000},
+    ]
+    with casweights.open(GOLDEN / store) as repository:
+        assert repository.policy() == (
+            Keep(branches="t*", every=5, where="eval > 0.5"),
+            Keep(within=timedelta(days=1)),
+        )
 
 
 def test_same_input_still_has_the_same_ids(maker: ModuleType, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,10 +26,11 @@ import numpy as np
 import torch
 
 import casweights
-from casweights import Repository, Snapshot, SnapshotId, StoreConfig
+from casweights import Keep, Repository, Snapshot, SnapshotId, StoreConfig
 from casweights.database.writer import PackWriter
 from casweights.format.names import SNAPSHOTS, snapshot_name
 from casweights.operations.archiving import archive
+from casweights.operations.expire import expire
 
 CHUNK_SIZE = 65_536
 WIDE = 4_100  # tensors: their IDs need two pages of 4,096
@@ -281,6 +283,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     store.branch("recreated", first.id)
     store.tag("recreated", first.id)
     return {
+        "tuned": expire_versions(store),
         "branches": {name: str(target) for name, target in store.branches().items()},
         "tags": {name: str(target) for name, target in store.tags().items()},
         "deleted": {name: str(target) for name, target in store.deleted().items()},
@@ -294,6 +297,19 @@ def make_deleted(store: Repository, name: str, version: SnapshotId) -> None:
     store.tag(name, version)
     store.delete_branch(name)
     store.delete_tag(name)
+
+
+def expire_versions(store: Repository) -> list[Any]:
+    """Let two versions expire, in a record each, and keep a policy; return the history."""
+    for last in (2, 1):
+        keep, when = Keep(branches="tuned", last=last), FIRST_TIME + timedelta(days=9 - last)
+        expire(store.database, [keep], apply=True, clock=partial(when.astimezone, UTC))
+    store.set_policy([Keep(branches="t*", every=5, where="eval > 0.5"), Keep(within=timedelta(1))])
+    history: list[Any] = []
+    for version, gap in store.history("tuned"):
+        history.append([str(version.id), version.number])
+        history += [[str(row.id), row.number, row.time.isoformat(), row.policy] for row in gap]
+    return history
 
 
 def archive_versions(store: Repository, versions: Sequence[SnapshotId]) -> None:
