@@ -23,6 +23,7 @@ class Stage(StrEnum):
     CHECKOUT = "checkout"
     LOAD = "load"
     VERIFY = "verify"
+    REPAIR = "repair"
     REPACK = "repack"
     MAINTAIN = "maintain"
     TRANSFER = "transfer"

@@ -60,6 +60,7 @@ SHARED = {
     "operations.archiving",
     "operations.conditions",
     "operations.differences",
+    "operations.donors",
     "operations.encode",
     "operations.encoded_files",
     "operations.expire",
@@ -67,9 +68,12 @@ SHARED = {
     "operations.looking",
     "operations.pack_copy",
     "operations.merging",
+    "operations.rebuild",
     "operations.relatives",
+    "operations.replacing",
     "operations.retention",
     "operations.shortcuts",
+    "operations.survey",
     "operations.transfer",
 }
 

@@ -132,6 +132,19 @@ def expiry(model: torch.nn.Module) -> None:
         store.set_policy(Keep(last=100, where="eval >= 0.7"))  # for `maintain`
 
 
+@shows("RepairReport", "LostVersion")
+def repairing_a_store(model: torch.nn.Module) -> None:
+    from safetensors.torch import save_file
+
+    import casweights
+
+    save_file(model.state_dict(), "model.safetensors", {"format": "pt"})
+    with casweights.open("./store", create=True) as store:
+        store.commit(model.state_dict())
+        report = store.repair(["model.safetensors"])
+        print(report.rebuilt, [(version.snapshot, version.chunks) for version in report.lost])
+
+
 @shows("Diff", "Change", "ChangeKind")
 def diff(model: torch.nn.Module) -> None:
     import torch

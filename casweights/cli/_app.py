@@ -30,6 +30,7 @@ VERBS = (
     "undelete",
     "stats",
     "verify",
+    "repair",
     "repack",
     "maintain",
     "expire",

@@ -80,19 +80,14 @@ def open_store(
     """
     from casweights.opening import open_repository
 
-    wanted = os.environ.get(CACHE_VARIABLE) or str(RemoteOptions().disk_cache)
-    if not re.fullmatch(r"[0-9]{1,18}", wanted):  # numbers of 18 digits fit in 64 bits
-        raise InvalidInputError(
-            ErrorCode.BAD_ARGUMENT,
-            f"{CACHE_VARIABLE} must be a number of bytes, or 0 for no cache, got {wanted!r}",
-        )
+    remote = remote_options()
     try:
         return open_repository(
             location,
             create=create,
             config=config,
             cache_size=cache_size,
-            remote=RemoteOptions(disk_cache=int(wanted)),
+            remote=remote,
             notes=_notes_folder(),
             reporter=reporter,
         )
@@ -100,6 +95,21 @@ def open_store(
         if error.code is ErrorCode.STORE_NOT_FOUND and is_local(location):
             _note_nearby_store(error, Path(location.removeprefix("file://")))
         raise
+
+
+def remote_options() -> RemoteOptions:
+    """Return the options for stores in buckets, with the size of the disk cache that is set.
+
+    Raises:
+        InvalidInputError: The environment does not set a number of bytes.
+    """
+    wanted = os.environ.get(CACHE_VARIABLE) or str(RemoteOptions().disk_cache)
+    if not re.fullmatch(r"[0-9]{1,18}", wanted):  # numbers of 18 digits fit in 64 bits
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"{CACHE_VARIABLE} must be a number of bytes, or 0 for no cache, got {wanted!r}",
+        )
+    return RemoteOptions(disk_cache=int(wanted))
 
 
 def is_local(location: str) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from casweights.database.cache import ChunkCache
@@ -13,6 +14,8 @@ from casweights.database.expired import ExpiredStore
 from casweights.database.findings import Findings
 from casweights.database.history import History
 from casweights.database.index import ChunkIndex
+from casweights.database.losses import Losses
+from casweights.database.onlooking import OnlookingStore
 from casweights.database.policies import Policies
 from casweights.database.reader import ChunkReader
 from casweights.database.refs import Refs
@@ -28,11 +31,13 @@ from casweights.format.store_file import (
     encode_store_file,
 )
 from casweights.results import StoreInfo
-from casweights.stores.optional import SupportsRefStore, SupportsSharing
+from casweights.stores.optional import SupportsDirect, SupportsRefStore, SupportsSharing
 from casweights.system.handles import Handle
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from casweights.config import StoreConfig
     from casweights.database.merged import Merged
     from casweights.stores.base import ObjectStore
@@ -53,6 +58,7 @@ class Database(Handle):
         reporter: Receives progress, results and warnings.
         notes: A store on this machine for findings that `store` cannot be given; None for none.
         identity: Configuration and ID of the store, if it is open already; None to read them.
+        noting: Whether to keep findings about frames that turn out to be damaged.
 
     Raises:
         NotFoundError: `store` contains no casweights store.
@@ -65,6 +71,7 @@ class Database(Handle):
         hasher: Computes the ID of a chunk from its bytes.
         workers: Threads for encoding and decoding.
         findings: Frames and packs that were found damaged.
+        losses: Records of what is lost of versions.
         index: The locations of chunks.
         reader: Reads chunks by ID.
         cache: Chunks that stay in memory.
@@ -85,6 +92,7 @@ class Database(Handle):
         reporter: Reporter,
         notes: ObjectStore | None = None,
         identity: tuple[StoreConfig, str] | None = None,
+        noting: bool = True,
     ) -> None:
         self.config, self.store_id = identity or _identify(store)
         if isinstance(store, VersionNames):
@@ -96,7 +104,8 @@ class Database(Handle):
         self.workers = Workers(workers)
         self.findings = Findings(store, notes, self.store_id)
         self._heeded = False
-        self.index = ChunkIndex(store, self.findings)
+        self.losses = Losses(store)
+        self.index = ChunkIndex(store, self.findings if noting else None)
         self.reader = ChunkReader(store, self.index, self.hasher)
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
         self.snapshots = SnapshotStore(store, self.index, self.reader, self.config)
@@ -145,6 +154,29 @@ class Database(Handle):
             reporter=Reporter(),
             identity=(self.config, self.store_id),
         )
+
+    @contextmanager
+    def onlooker(self, *, direct: bool = False, keep: bool = False) -> Iterator[Database]:
+        """Provide another handle of the same store that writes nothing, not even findings.
+
+        Args:
+            direct: Whether to read the store itself, past the copies that a cache has of it.
+            keep: Whether these copies stay even where they are found damaged.
+        """
+        plain = self.objects.ability(SupportsDirect) if direct else None
+        objects = self.objects if plain is None else plain.direct()
+        made = Database(
+            OnlookingStore(objects, keep=keep),
+            workers=self.workers.count,
+            cache_size=0,
+            reporter=self.reporter,
+            identity=(self.config, self.store_id),
+            noting=False,
+        )
+        try:
+            yield made
+        finally:
+            made.close()
 
     def learn_merged(self, merged: Merged) -> None:
         """Learn that packs were merged, before they are deleted.

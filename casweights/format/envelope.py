@@ -19,6 +19,7 @@ class ObjectKind(Enum):
     SNAPSHOT = b"s"
     REF = b"r"
     FINDING = b"d"
+    LOSS = b"l"
     SEGMENT = b"i"
     ARCHIVE = b"v"
     EXPIRED = b"e"

@@ -204,9 +204,14 @@ class FileEntry:
 
     def structure(self, config: StoreConfig) -> Iterator[tuple[ChunkId, bytes]]:
         """Yield each structure chunk with its content: those of the header, then the pages."""
+        yield from self.header_chunks(config)
         row = self.row(config)
-        yield from zip(row.header, _header_chunks(self.raw_header, config), strict=True)
         yield from zip(row.pages, _pages(self.chunks), strict=True)
+
+    def header_chunks(self, config: StoreConfig) -> Iterator[tuple[ChunkId, bytes]]:
+        """Yield the pieces of the header with their IDs."""
+        header = self.row(config).header
+        yield from zip(header, _header_chunks(self.raw_header, config), strict=True)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FileEntry):

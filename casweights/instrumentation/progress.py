@@ -16,6 +16,7 @@ _TITLES = {
     Stage.CHECKOUT: "Checking out",
     Stage.LOAD: "Loading",
     Stage.VERIFY: "Verifying",
+    Stage.REPAIR: "Looking for lost chunks",
     Stage.REPACK: "Repacking",
     Stage.MAINTAIN: "Merging packs",
     Stage.TRANSFER: "Transferring",

@@ -24,7 +24,7 @@ from casweights.ids import CarriedPackId, Suspect
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casweights.database import Database
     from casweights.format.pack import Location
@@ -51,9 +51,10 @@ class _Pending(NamedTuple):
 class FrameCheck:
     """One check of the frames in some packs.
 
-    Call `read_indexes` first, which finds the frames; then `check`, which checks each of them; then
-    `blame`. One thread calls them, and the workers of the store share the work. The attributes are
-    complete when `check` returns. Damage to the store is collected in `problems`, never raised.
+    Call `read_indexes` first, which finds the frames; then `check`, which checks each of them or
+    a choice; then `blame`. One thread calls them, and the workers of the store share the work. The
+    attributes are complete when `check` returns. Damage to the store is collected in `problems`,
+    never raised.
 
     Args:
         db: The store.
@@ -65,7 +66,11 @@ class FrameCheck:
         unreadable: Names of packs, and of snapshots' objects, whose index is damaged.
         packs: Number of packs, those that snapshots carry included.
         frames: Number of frames found.
-        sound: Chunks that have a sound frame.
+        keys: The beginnings of the chunk IDs of each pack whose index is readable. Those that
+            snapshots carry are left out: the object of a snapshot may get other frames.
+        checked: Number of frames that were checked.
+        checked_bytes: Their stored bytes.
+        sound: Chunks that have a sound frame, and those that were not chosen.
         stranded: Frames whose base has no sound frame.
     """
 
@@ -78,9 +83,11 @@ class FrameCheck:
         self.gone: set[str] = set()
         self.unreadable: set[str] = set()
         self.packs = 0
-        self.frames = 0
+        self.frames = self.checked = self.checked_bytes = 0
         self.sound: set[ChunkId] = set()
         self.stranded: list[Location] = []
+        self.keys: dict[PackId, set[bytes]] = {}
+        self._left_out: set[ChunkId] = set()
 
     def read_indexes(self, packs: Sequence[ObjectInfo]) -> None:
         """Read the indexes of these packs, and remember the frames that they list."""
@@ -97,41 +104,64 @@ class FrameCheck:
             self.packs += bool(locations) or not _is_snapshot(info)
             for location in locations:
                 self._by_base.setdefault(location.frame.base, []).append(location)
+                if not isinstance(location.pack, CarriedPackId):
+                    keys = self.keys.setdefault(location.pack, set())
+                    keys.add(location.frame.chunk[:KEY_SIZE])
             self.frames += len(locations)
             index_bytes = info.size - sum(location.frame.size for location in locations)
             db.reporter.advanced(Stage.VERIFY, index_bytes)
 
-    def keys(self) -> dict[PackId, set[bytes]]:
-        """Return the beginnings of the chunk IDs of each pack whose index is readable.
+    def locations(self) -> Iterator[Location]:
+        """Yield all frames that `read_indexes` found."""
+        return (location for frames in self._by_base.values() for location in frames)
 
-        Those that snapshots carry are left out: the object of a snapshot may get other frames.
+    def check(self, chosen: Callable[[ChunkId], bool] | None = None) -> None:
+        """Check the frames that `read_indexes` found, each difference after its base.
+
+        Args:
+            chosen: Which chunks to check the frames of, with all that these build on; None for all.
         """
-        found: dict[PackId, set[bytes]] = {}
-        every = (location for frames in self._by_base.values() for location in frames)
-        for location in every:
-            if isinstance(location.pack, CarriedPackId):
-                continue
-            found.setdefault(location.pack, set()).add(location.frame.chunk[:KEY_SIZE])
-        return found
-
-    def check(self) -> None:
-        """Check all frames that `read_indexes` found, each difference after its base."""
-        db = self._db
+        if chosen is not None:
+            self._choose(chosen)
         # Frames form trees: whole frames are the roots, and the differences from a chunk are its
         # children. Walking a tree from its root decodes each base once.
         checked: set[Location] = set()
-        for tree, errors in db.workers.map(self._check_tree, self._by_base.get(None, [])):
+        roots = self._by_base.get(None, [])
+        for tree, errors in self._db.workers.map(self._check_tree, roots):
             self.problems += errors
             checked.update(tree)
-            db.reporter.advanced(Stage.VERIFY, sum(location.frame.size for location in tree))
-        found = (location for frames in self._by_base.values() for location in frames)
-        self.stranded = [location for location in found if location not in checked]
-        for location, error in db.workers.map(partial(_try_payload, db), self.stranded):
+            self._advance(tree)
+        self.stranded = [location for location in self.locations() if location not in checked]
+        for location, error in self._db.workers.map(partial(_try_payload, self._db), self.stranded):
             if isinstance(error, NotFoundError):
                 self.gone.add(names.pack_name(location.pack))
             elif error is not None:
                 self.problems.append(error)
-            db.reporter.advanced(Stage.VERIFY, location.frame.size)
+            self._advance([location])
+        self.sound |= self._left_out
+
+    def _choose(self, chosen: Callable[[ChunkId], bool]) -> None:
+        """Forget the frames of chunks that were not chosen and that no chosen one builds on."""
+        bases: dict[ChunkId, set[ChunkId]] = {}
+        for frame in (location.frame for location in self.locations()):
+            bases.setdefault(frame.chunk, set()).update([] if frame.base is None else [frame.base])
+        needed = set(filter(chosen, bases))
+        todo = list(needed)
+        while todo:
+            new = bases.get(todo.pop(), set()) - needed
+            needed |= new
+            todo += new
+        self._left_out = bases.keys() - needed
+        self._by_base = {
+            base: [location for location in frames if location.frame.chunk in needed]
+            for base, frames in self._by_base.items()
+        }
+
+    def _advance(self, checked: Sequence[Location]) -> None:
+        nbytes = sum(location.frame.size for location in checked)
+        self.checked += len(checked)
+        self.checked_bytes += nbytes
+        self._db.reporter.advanced(Stage.VERIFY, nbytes)
 
     def _check_tree(self, root: Location) -> tuple[list[Location], list[CasweightsError]]:
         """Check a whole frame, and all differences whose chains begin with it.

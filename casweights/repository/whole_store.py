@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casweights.config import Keep
-from casweights.content.arguments import check_compression
+from casweights.config import Keep, RemoteOptions
+from casweights.content.arguments import check_compression, to_utc
+from casweights.errors import ErrorCode, InvalidInputError
 from casweights.system.closing import Closing
 from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
+    from datetime import datetime
 
     from casweights.config import Compression, StoreConfig
     from casweights.database import Database
@@ -18,10 +21,12 @@ if TYPE_CHECKING:
         Expiry,
         MaintainStats,
         RepackStats,
+        RepairReport,
         StoreInfo,
         StoreStats,
         Verification,
     )
+    from casweights.stores.base import ObjectStore
 
 
 class WholeStore(Handle, Closing):
@@ -57,16 +62,75 @@ class WholeStore(Handle, Closing):
         """Return the store's settings, and its guarantees to several writers."""
         return self._db.info()
 
-    def verify(self, *, quick: bool = False) -> Verification:
+    def verify(
+        self,
+        *,
+        quick: bool = False,
+        since: datetime | str | None = None,
+        sample: float = 1.0,
+    ) -> Verification:
         """Check every object; list damage in the result, and record it for later commits to repair.
 
         Args:
             quick: Whether to check only stored bytes against checksums, without decoding and
                 hashing chunks. This finds damage, but not every forgery.
+            since: Check only versions made after this time, or after the time of this version, and
+                the chunks that they need; None for all.
+            sample: The share of chunks, above 0 and at most 1, whose frames are checked, together
+                with those that they build on. Each call draws other ones.
+
+        Raises:
+            InvalidInputError: `sample` is not a share, or `since` has no time zone.
+            NotFoundError: There is no such version.
         """
         from casweights.operations.verify import verify
 
-        return verify(self._db, quick=quick)
+        if not 0.0 < sample <= 1.0:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"sample must be above 0 and at most 1, got {sample}"
+            )
+        moment = None if since is None else self._moment(since)
+        return verify(self._db, quick=quick, since=moment, sample=sample)
+
+    def _moment(self, since: datetime | str) -> datetime:
+        """Return a time in UTC, or the time of the version that a text names."""
+        from casweights.database.resolve import resolve
+
+        if isinstance(since, str):
+            return self._db.snapshots.load(resolve(self._db, since)).time
+        return to_utc(since)
+
+    def repair(
+        self,
+        sources: Sequence[WholeStore | ObjectStore | str | os.PathLike[str]] = (),
+        *,
+        apply: bool = False,
+        remote: RemoteOptions | None = None,
+    ) -> RepairReport:
+        """Rebuild damaged and missing chunks and versions.
+
+        They are rebuilt from other frames of this store, from the caches of this machine, and from
+        the sources: whatever has bytes with the right digests. Damaged packs are replaced. What
+        stays lost is recorded, version by version, and is not deleted. A repair that fails or is
+        killed can be repeated.
+
+        Args:
+            sources: Other stores; directories and files that need not be in any store; model
+                repositories of the Hub, as ``hf://NAMESPACE/NAME``.
+            apply: Whether to write. By default, the report says what would be rebuilt.
+            remote: Options for sources behind a network.
+
+        Raises:
+            InvalidInputError: A source does not exist or cannot be read, or is a store with another
+                digest or chunk size.
+            StoreError: A store could not be read or written.
+        """
+        from casweights.operations.repair import repair
+        from casweights.repository.sources import opened_sources
+
+        given = [s.database if isinstance(s, WholeStore) else s for s in sources]
+        with opened_sources(given, remote or RemoteOptions()) as (stores, files):
+            return repair(self._db, stores, files, apply=apply)
 
     def stats(self) -> StoreStats:
         """Measure the store: its versions, packs, chunks and encodings."""

@@ -114,6 +114,10 @@ class CachedStore(WrapperStore):
             self._cache.drop(name)
         self.inner.delete_all(names)
 
+    def direct(self) -> ObjectStore:
+        """Return the inner store."""
+        return self.inner
+
     def forget(self, name: str) -> bool:
         """Drop all cached data of an object, as `ObjectStore.forget` does.
 

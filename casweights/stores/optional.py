@@ -123,6 +123,14 @@ class SupportsSharing(Protocol):
 
 
 @runtime_checkable
+class SupportsDirect(Protocol):
+    """A store some of whose reads are answered by copies on this machine."""
+
+    def direct(self) -> ObjectStore:
+        """Return the same store without these copies."""
+
+
+@runtime_checkable
 class SupportsRefStore(Protocol):
     """Can keep branches and tags in another store, which creates objects exclusively."""
 

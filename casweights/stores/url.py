@@ -58,6 +58,26 @@ def open_object_store(
     return LocalStore(to_path(text.removeprefix("file://")).absolute())
 
 
+def open_model_files(url: str, remote: RemoteOptions | None = None) -> ObjectStore | None:
+    """Return the files of the model repository at a URL; None for everything else.
+
+    Args:
+        url: ``hf://NAMESPACE/NAME``, perhaps with ``@REVISION``; or the URL or path of a store or
+            directory.
+        remote: Options for stores behind a network.
+
+    Raises:
+        InvalidInputError: The URL begins with ``hf://``, and names no repository or bucket.
+    """
+    if not url.startswith("hf://") or url.startswith(_BUCKETS):
+        return None
+    from casweights.stores.hub.model_files import ModelFiles, parse_model_url
+    from casweights.stores.retry import RetryStore
+
+    repository, revision = parse_model_url(url)
+    return RetryStore(ModelFiles(repository, revision), (remote or RemoteOptions()).patience)
+
+
 def with_readahead(store: ObjectStore, options: RemoteOptions) -> ObjectStore:
     """Add reading ahead to a store, unless its reads are cheap or it already reads ahead."""
     if store.capabilities.cheap_reads or store.ability(SupportsReadahead) is not None:

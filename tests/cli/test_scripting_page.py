@@ -14,6 +14,7 @@ from casweights.cli import _progress
 from casweights.cli._app import VERBS
 from casweights.cli._errors import MEANINGS, Exit
 from casweights.operations import maintain, merging
+from tests.cli.test_verify import damage, with_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,6 +90,7 @@ def test_long_commands_have_the_documented_fields(run_json: Json, store: Path) -
     check("`repack`", run_json("repack")[-1])
     check("`maintain`", run_json("maintain")[-1])
     check("`verify`", run_json("verify")[-1])
+    check("`repair`", run_json("repair")[-1])
     check("`push`, `pull`", run_json("push", "there", "--create")[-1])
     check("`push`, `pull`", run_json("pull", "there")[-1])
     min((store / "snapshots").iterdir()).unlink()
@@ -96,6 +98,9 @@ def test_long_commands_have_the_documented_fields(run_json: Json, store: Path) -
     check("`verify`", summary)
     for problem in problems:
         check("`verify`: problems", problem)
+    lost, summary = run_json("repair", status=13)
+    check("`repair`", summary)
+    check("`repair`: lost versions", lost)
 
 
 # Arguments for each verb. The order matters: `pull` reads the store that `push` makes.
@@ -114,6 +119,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "commit": ("model", "--branch", "other"),
     "checkout": ("main", "out"),
     "verify": (),
+    "repair": ("--from", "model", "--apply"),
     "maintain": (),
     "repack": (),
     "expire": ("--keep-last", "1"),
@@ -136,6 +142,8 @@ def test_progress_has_the_documented_fields_and_stages(
     section = PAGE.split("\n### Progress\n")[1].split("\n### ")[0]
     stages, reporting = set(), set()
     for verb, args in RUNS.items():
+        if verb == "repair":
+            damage(max(with_frames(store), key=lambda path: path.stat().st_size), 100)
         for line in run(verb, *args, "--json").stdout.splitlines():
             if '"progress"' in line:
                 progress = json.loads(line)

@@ -61,11 +61,13 @@ def test_verify_of_a_sound_store_finds_no_problems(
             "quick": bool(options),
             "versions": 2,
             "packs": 2,
+            "checked_frames": 13,
             "frames": 13,  # of 10 chunks, a header, and two lists of chunks
             "checked_bytes": checked,
             "archives": 0,
             "damaged": 0,
             "noted": None,
+            "lost": 0,
         }
     ]
 
@@ -81,7 +83,7 @@ def test_verify_lists_each_problem_and_exits_with_13(
     assert summary["problems"] == len(problems) == 3  # the frame, and both versions that need it
     lines = run("verify", *options, status=13).stdout.splitlines()
     assert lines[:-2] == [f"Problem: {problem['message']}" for problem in problems]
-    assert lines[-2].startswith(f"1 damaged part noted in {damaged}: commit or push")
+    assert lines[-2].startswith(f"1 damaged part noted in {damaged}: `casweights repair`")
     assert lines[-1].startswith("3 problems in 2 versions")
     assert (summary["damaged"], summary["noted"]) == (1, str(damaged))
     quiet = run("verify", *options, "-q", status=13)

@@ -13,7 +13,7 @@ from casweights.stores import optional
 from casweights.stores.base import ObjectStore
 from casweights.stores.cached import CachedStore
 from casweights.stores.memory import MemoryStore
-from casweights.stores.optional import SupportsReadahead
+from casweights.stores.optional import SupportsDirect, SupportsReadahead
 from casweights.stores.readahead import ReadaheadStore
 from casweights.stores.retry import RetryStore
 from casweights.stores.wrapper import WrapperStore
@@ -118,6 +118,9 @@ class Able(VersatileStore):
     def ref_store(self, where: str, store_id: str) -> ObjectStore:
         return MemoryStore()
 
+    def direct(self) -> ObjectStore:
+        return self
+
     def strays(self) -> dict[str, str]:
         return {}
 
@@ -144,7 +147,7 @@ def test_every_ability_of_the_inner_store_is_found(
 def test_no_ability_is_claimed_that_the_inner_store_lacks(
     wrapper: str, kind: type[object], tmp_path: Path
 ) -> None:
-    added = {("readahead", SupportsReadahead)}
+    added = {("readahead", SupportsReadahead), ("cached", SupportsDirect)}
     found = WRAPPERS[wrapper](MemoryStore(), tmp_path).ability(kind)
     assert (found is not None) == ((wrapper, kind) in added)
 

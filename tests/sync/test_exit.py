@@ -46,7 +46,9 @@ ENDS = {
     "end_without_a_wait": End(said=(f"step 1{ENDED}", f"step 2{ENDED}")),
     "end_by_an_interrupt": End(said=(f"step 1{ENDED}", f"step 2{ENDED}")),
     "end_with_a_failure": End(said=("step 1: the disk is full",)),
-    "end_with_a_conflict": End(said=("step 1: branch 'live' was moved by another writer",)),
+    "end_with_a_conflict": End(
+        said=("step 1: branch 'live' was moved or deleted by another writer",)
+    ),
     "end_with_failures_that_were_raised": End(5),
     "fork_while_a_write_hangs": End(9, said=(f"step 1{ENDED}", f"step 2{ENDED}")),
 }

@@ -292,7 +292,7 @@ def test_a_branch_that_another_writer_moved_raises_a_conflict_in_every_call(
     theirs = run.store.commit({"w": noise(7)}, metadata={"step": 100})
     run.publish(1)
     for _ in range(2):
-        with pytest.raises(ConflictError, match="moved by another writer"):
+        with pytest.raises(ConflictError, match="moved or deleted by another writer"):
             run.publisher.wait()
         with pytest.raises(ConflictError) as caught:
             run.again(1)

@@ -227,6 +227,18 @@ class HubApi:
         """
         return self._read_url(url, name, limit, {})[0]
 
+    def read_range(self, url: str, name: str, start: int, size: int) -> memoryview:
+        """Return a range of a file of the Hub by its URL; `name` stands for it in errors.
+
+        Raises:
+            NotFoundError: The file does not exist, or ends before the range.
+            IntegrityError: The Hub sends more than the range, and the file up to its end is larger.
+        """
+        extra = {"Range": f"bytes={start}-{start + size - 1}"}
+        data, responses = self._read_url(url, name, start + size, extra)
+        is_whole = responses[-1].status_code == 200  # the server knows no ranges
+        return memoryview(data)[start : start + size] if is_whole else memoryview(data)
+
     def _read_url(
         self, url: str, name: str, limit: int, extra: dict[str, str]
     ) -> tuple[bytes, list[Any]]:

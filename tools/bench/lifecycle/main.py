@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 from tools.bench.harness import conclude, head, table
 from tools.bench.histories import publish_run
 from tools.bench.hub.clients import note_progress
-from tools.bench.lifecycle import growth, indexes, objects, requests, step_bytes, times, upkeep
+from tools.bench.lifecycle import (
+    growth,
+    indexes,
+    mending,
+    objects,
+    requests,
+    step_bytes,
+    times,
+    upkeep,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +45,7 @@ ROWS = {
     "small": "bytes of a step that changes three of very many small tensors",
     "trips": "round trips of a publish",
     "memory": "growth of a trainer and of a replica",
+    "repair": "a run with 1 % of its chunks damaged, repaired from its newest version as files",
     "upkeep": "publishes with maintenance in the background, relative to none",
 }
 _FEW = 10
@@ -92,6 +102,7 @@ class _Bench:
             ),
             "trips": lambda: requests.row_trips(work, self._fresh_rounds),
             "memory": self._memory,
+            "repair": lambda: mending.row_repair(work, **self._small),
             "upkeep": self._upkeep,
         }
 

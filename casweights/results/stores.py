@@ -1,9 +1,8 @@
-"""The results of calls and the values of events. Sizes are in bytes, times in seconds."""
+"""The results of calls that look after a store as a whole."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,146 +11,6 @@ if TYPE_CHECKING:
     from casweights.config import Keep, StoreConfig
     from casweights.errors import CasweightsError
     from casweights.ids import SnapshotId
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitStats:
-    """The result of a commit.
-
-    Attributes:
-        snapshot: ID of the new version.
-        total_bytes: Size of the version as plain files, in bytes.
-        new_bytes: Bytes, before encoding, of the chunks that the store did not have.
-        stored_bytes: Bytes that these chunks occupy in the store, encoded.
-        chunks: Number of chunks of the version; a chunk counts as often as it occurs.
-        new_chunks: Number of distinct chunks that the store did not have.
-        packs: Number of packs written.
-    """
-
-    snapshot: SnapshotId
-    total_bytes: int
-    new_bytes: int
-    stored_bytes: int
-    chunks: int
-    new_chunks: int
-    packs: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckoutStats:
-    """The result of a checkout.
-
-    Attributes:
-        snapshot: ID of the version.
-        files: Number of files of the version, or of the selection of it.
-        written_files: Number of files that were missing or different, and were written.
-        deleted_files: Number of files that are not part of the version, and were deleted.
-        total_bytes: Size of the files of the version or the selection, in bytes.
-        fetched_bytes: Stored bytes read from packs; content that was in place is not read.
-    """
-
-    snapshot: SnapshotId
-    files: int
-    written_files: int
-    deleted_files: int
-    total_bytes: int
-    fetched_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferStats:
-    """The result of a push or pull.
-
-    Attributes:
-        snapshots: Number of versions that the target did not have.
-        packs: Number of packs that the target did not have.
-        nbytes: Bytes of these packs, and of the snapshot objects of these versions.
-        refs: Versions of the branches and tags that were made or moved in the target, by
-            ``heads/main`` or ``tags/v1``.
-        tips: Versions that were requested, by ``heads/main``, ``tags/v1``, or the ID or other ref
-            as given.
-    """
-
-    snapshots: int
-    packs: int
-    nbytes: int
-    refs: dict[str, SnapshotId]
-    tips: dict[str, SnapshotId] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishStats:
-    """The cost of publishing a version of live tensors. Times are elapsed seconds.
-
-    Attributes:
-        snapshot: ID of the new version.
-        step: The caller's number of the step; None if it gave none.
-        skipped: Numbers of the steps since the previous version that were skipped in favour of
-            this one.
-        total_bytes: Size of the version as plain files, in bytes.
-        stored_bytes: Bytes stored for the version, encoded.
-        elements: Number of elements of the tensors.
-        changed_elements: Number of elements that differ from the previous version; None if they
-            were not counted.
-        scan_seconds: Seconds to find the changes, while the caller waited.
-        encode_seconds: Seconds to hash and encode, in the background.
-        upload_seconds: Seconds to make the version durable and visible, in the background.
-    """
-
-    snapshot: SnapshotId
-    step: int | None
-    skipped: tuple[int | None, ...]
-    total_bytes: int
-    stored_bytes: int
-    elements: int
-    changed_elements: int | None
-    scan_seconds: float
-    encode_seconds: float
-    upload_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PollStats:
-    """The result of one look at a branch.
-
-    Attributes:
-        snapshot: ID of the head of the branch; None if the branch does not exist.
-        seconds: Elapsed seconds of the look.
-    """
-
-    snapshot: SnapshotId | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncStats:
-    """The cost of bringing live tensors to a version.
-
-    Attributes:
-        snapshot: ID of the version that the tensors hold now.
-        previous: ID of the version that they held before; None if it is unknown.
-        lag: Number of moves of the branch from the previous version to this one; 0 if unknown.
-        total_bytes: Size of the tensors, in bytes.
-        fetched_bytes: Stored bytes that were read.
-        elements: Number of elements of the tensors.
-        changed_elements: Number of elements that were written.
-        download_seconds: Seconds to read stored bytes, summed over threads.
-        decode_seconds: Seconds to decode and to find changes, summed over threads.
-        verify_seconds: Seconds to hash decoded chunks, summed over threads.
-        apply_seconds: Elapsed seconds from the first to the last write into a tensor: the pause.
-    """
-
-    snapshot: SnapshotId
-    previous: SnapshotId | None
-    lag: int
-    total_bytes: int
-    fetched_bytes: int
-    elements: int
-    changed_elements: int
-    download_seconds: float
-    decode_seconds: float
-    verify_seconds: float
-    apply_seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +112,9 @@ class Verification:
         noted: URL of the place that records the damage for later commits: the store, or the notes
             on this machine if the store is read-only. None if there is no damage, or if it could
             not be recorded.
+        checked: Number of frames whose bytes were checked: all, unless a part was asked for.
+        lost: Number of versions that are recorded as lost in part. What they lack is among the
+            problems, too.
     """
 
     problems: tuple[CasweightsError, ...]
@@ -263,6 +125,57 @@ class Verification:
     archives: int = 0
     damaged: int = 0
     noted: str | None = None
+    checked: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostVersion:
+    """A version that a store has lost in part.
+
+    Attributes:
+        snapshot: ID of the version.
+        number: Its number; None if its manifest is lost, and all of it with it.
+        message: Its message; empty if its manifest is lost.
+        chunks: Number of its distinct chunks that are lost. If some of them are headers or lists of
+            chunks, others may be lost that only these name.
+    """
+
+    snapshot: SnapshotId
+    number: int | None
+    message: str
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepairReport:
+    """The result of `repair`.
+
+    Attributes:
+        applied: Whether the repair was made; False if this only says what it would do.
+        damaged: Number of damaged frames and packs that were found.
+        missing: Number of chunks that the store could not rebuild.
+        rebuilt: Number of these that were rebuilt, by where they came from: the ``from`` argument,
+            ``"this machine"`` for its caches, or ``"the store"`` for chunks whose differences can
+            be read again, because that which they build on was rebuilt.
+        restored: Versions whose manifest was damaged or missing, and was brought from a source.
+        mended: Versions that lacked something and are complete now.
+        lost: Versions that still lack something.
+        packs: Number of packs written.
+        nbytes: Their size in bytes.
+        replaced: Number of damaged packs, snapshot objects and archives that were replaced.
+    """
+
+    applied: bool
+    damaged: int
+    missing: int
+    rebuilt: dict[str, int]
+    restored: tuple[SnapshotId, ...]
+    mended: tuple[SnapshotId, ...]
+    lost: tuple[LostVersion, ...]
+    packs: int
+    nbytes: int
+    replaced: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -384,53 +297,3 @@ class Expiry:
     def go(self) -> int:
         """Number of versions that go."""
         return len(self.verdicts) - self.stay
-
-
-class ChangeKind(StrEnum):
-    """The kinds of differences between two versions."""
-
-    ADDED = "added"
-    REMOVED = "removed"
-    CHANGED = "changed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """The difference of one tensor, or of one file that is not safetensors.
-
-    Attributes:
-        kind: The kind of difference.
-        file: Path of the file.
-        tensor: Name of the tensor; None for a whole file, or for the metadata of a safetensors
-            file.
-        old: Type and shape or size in the old version, as ``"BF16 [4, 8]"`` or ``"120 bytes"``;
-            None if the old version does not have it.
-        new: The same in the new version; None if the new version does not have it.
-        nbytes: Bytes of it that lie in chunks that only the new version has.
-    """
-
-    kind: ChangeKind
-    file: str
-    tensor: str | None
-    old: str | None
-    new: str | None
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diff:
-    """The difference between two versions.
-
-    Attributes:
-        old: ID of the old version.
-        new: ID of the new version.
-        changes: All differences, in order of file and tensor.
-        unchanged: Number of tensors and files that are the same.
-        nbytes: Bytes of the distinct chunks that only the new version has.
-    """
-
-    old: SnapshotId
-    new: SnapshotId
-    changes: tuple[Change, ...]
-    unchanged: int
-    nbytes: int
