@@ -86,9 +86,9 @@ def test_ref_that_is_an_object_of_another_kind_is_refused(store: LocalStore) -> 
 
 
 def test_ref_to_a_missing_version_is_reported(store: LocalStore, tmp_path: Path) -> None:
-    forge(store, SIDE, {"snapshot": bytes(32), "time": 1})
+    forge(store, SIDE, {"snapshot": b"\x01" * 32, "time": 1})
     with casweights.open(store) as repo:
-        with pytest.raises(NotFoundError, match="0" * 64):
+        with pytest.raises(NotFoundError, match="01" * 32):
             repo.checkout("side", tmp_path / "out")
         assert ["side" in str(problem) for problem in repo.verify().problems] == [True]
     assert not (tmp_path / "out").exists()

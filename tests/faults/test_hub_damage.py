@@ -68,6 +68,7 @@ def objects_of(hub: LocalHub, prefix: str, kind: str) -> dict[str, int]:
         with opened(hub.url, prefix) as repo:
             tip = repo.branches()["main"]
             repo.delete_branch("main")
+            repo.maintain()
             repo.branch("main", tip)
     return {name: size for name, size in sizes(hub.url, prefix).items() if kind in name}
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
-from casweights.errors import StoreError
+from casweights.errors import InvalidInputError, StoreError
 from casweights.stores.local import LocalStore
 from casweights.stores.root import Root
 
@@ -147,14 +147,14 @@ def test_put_reports_the_creation_of_an_object_that_is_deleted_at_once(
     assert not (store.root / "refs/heads").exists()
 
 
-def test_a_branch_in_another_case_can_be_made_after_the_first_was_deleted(
-    root: Path, model: Path
-) -> None:
+def test_a_branch_in_another_case_of_a_deleted_one_is_refused(root: Path, model: Path) -> None:
+    """The folder of the deleted branch is there, and `undelete` may bring the branch back."""
     with casweights.open(root, create=True) as repository:
         version = repository.commit(model)
         repository.delete_branch("main")
-        repository.branch("Main", version)
-        assert repository.branches() == {"Main": version.id}
+        with pytest.raises(InvalidInputError, match="cannot tell it from the existing 'main'"):
+            repository.branch("Main", version)
+        assert repository.undelete("main") == version.id
 
 
 @pytest.mark.parametrize("leftover", ["MAIN", "MAIN/x/y", "MAIN/X"])

@@ -154,7 +154,7 @@ def test_at_most_one_of_two_writers_at_a_position_moves_the_branch(
         with monkeypatch.context() as patch:
             refuse(patch, ("link", "rename") if is_weak else (), errno.EPERM)
             assert store.probe().exclusive_create is not is_weak
-    versions = [SnapshotId(bytes([n]) * 32) for n in range(3)]
+    versions = [SnapshotId(bytes([n]) * 32) for n in range(1, 4)]
     Refs(theirs).advance("main", None, versions[0])
     told: list[SnapshotId] = []
 

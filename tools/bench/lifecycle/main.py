@@ -45,7 +45,7 @@ ROWS = {
     "small": "bytes of a step that changes three of very many small tensors",
     "trips": "round trips of a publish",
     "memory": "growth of a trainer and of a replica",
-    "repair": "a run with 1 % of its chunks damaged, repaired from its newest version as files",
+    "repair": "a run with one chunk in a hundred damaged, repaired from its newest version",
     "upkeep": "publishes with maintenance in the background, relative to none",
 }
 _FEW = 10
