@@ -24,6 +24,11 @@ DEFAULT_CHUNK_SIZE = 4 * MiB  # measured in docs/design/001-chunk-size.md
 MIN_CHUNK_SIZE = 64 * KiB  # below it, IDs and index rows weigh more than chunks save
 MAX_CHUNK_SIZE = 64 * MiB  # every worker holds several whole chunks in memory
 PACK_TARGET = 64 * MiB  # one transfer block of the Hub's storage
+DEFAULT_GRACE = timedelta(days=7)  # of collections
+LEAST_GRACE = timedelta(days=1)  # with less, what somebody else writes at the same time can be lost
+# Writers may rely on what was in its place within this time, and collections on what they have
+# marked. It is a quarter of the shortest grace time, so that clocks and listings may be hours off.
+RELIANCE_SECONDS = 6 * 3600.0
 PACK_FRAMES = 1 << 16  # limits the index of a pack of tiny frames to a few MiB
 
 

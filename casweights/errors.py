@@ -69,6 +69,8 @@ class ErrorCode(StrEnum):
     STORED_TWICE = "stored-twice"
     OFFLINE = "offline"
     EXPIRED = "expired"
+    CLOCKS_DIFFER = "clocks-differ"
+    BUSY = "busy"
 
 
 class CasweightsError(Exception):

@@ -117,4 +117,6 @@ def test_codes_are_stable() -> None:
         "stored-twice",
         "offline",
         "expired",
+        "clocks-differ",
+        "busy",
     ]

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # The rooms that each room may import, from the lowest room up.
-VALUES = {"errors", "ids", "config", "events", "results"}  # modules of the root, one room
+VALUES = {
+    "errors",
+    "ids",
+    "config",
+    "events",
+    "results",
+}  # modules of the root, one room
 STORE = {"values", "system", "format", "stores", "database"}
 VERBS = STORE | {"content", "operations", "repository"}
 ALLOWED: dict[str, set[str]] = {
@@ -59,6 +65,7 @@ SHARED = {
     "operations.archive_check",
     "operations.archiving",
     "operations.conditions",
+    "operations.collections",
     "operations.differences",
     "operations.donors",
     "operations.encode",
@@ -66,6 +73,8 @@ SHARED = {
     "operations.expire",
     "operations.frame_check",
     "operations.looking",
+    "operations.marking",
+    "operations.moving",
     "operations.pack_copy",
     "operations.merging",
     "operations.rebuild",

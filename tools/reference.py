@@ -135,6 +135,8 @@ CODES = {
     "stored-twice": "a folder of the Hub's cache would store its files twice",
     "offline": "the Hub is needed, and `HF_HUB_OFFLINE` forbids to call it",
     "expired": "a policy did not keep the version; the error names the nearest that stayed",
+    "clocks-differ": "the clocks of this machine and of the store differ by more than an hour",
+    "busy": "another client does the same in this store",
 }
 
 

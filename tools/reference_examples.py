@@ -145,6 +145,23 @@ def repairing_a_store(model: torch.nn.Module) -> None:
         print(report.rebuilt, [(version.snapshot, version.chunks) for version in report.lost])
 
 
+@shows("CollectStats", "CollectedObject", "PendingCollection", "UndeleteStats")
+def freeing_space(model: torch.nn.Module) -> None:
+    import datetime
+
+    import casweights
+
+    with casweights.open("./store", create=True) as store:
+        store.commit(model.state_dict(), branch="try")
+        store.delete_branch("try")
+        print([found.name for found in store.gc().objects])  # nothing is a week old
+        # At once, because nobody else uses this store.
+        done = store.gc(apply=True, grace=datetime.timedelta(0), confirm=store.url)
+        assert done.collection is not None
+        assert [found.id for found in done.pending] == [done.collection]
+        assert len(store.undelete_collection(done.collection).versions) == 1
+
+
 @shows("Diff", "Change", "ChangeKind")
 def diff(model: torch.nn.Module) -> None:
     import torch

@@ -34,6 +34,7 @@ VERBS = (
     "repack",
     "maintain",
     "expire",
+    "gc",
     "push",
     "pull",
 )
@@ -42,6 +43,7 @@ VERBS = (
 # What other programs call our verbs.
 _SYNONYMS = {
     "add": "commit",
+    "clean": "gc",
     "clone": "pull",
     "copy": "push",
     "fetch": "pull",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -9,21 +10,25 @@ import click
 from casweights.cli._completion import complete_deleted
 from casweights.cli._errors import Exit
 from casweights.cli._output import Span
-from casweights.cli._text import short
+from casweights.cli._text import count, short, size
 from casweights.cli._verb import verb
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
+    from casweights.repository import Repository
 
 
 @verb("undelete", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY)
 @click.argument("name", shell_complete=complete_deleted)
 @click.option("--as", "as_name", metavar="NAME", help="Another name, if the old one is in use.")
 def command(session: Session, name: str, as_name: str | None) -> None:
-    """Bring a deleted branch or tag back.
+    """Bring a deleted branch or tag back, or what gc has set aside.
 
     It names its last version again. `branch --deleted` and `tag --deleted` list what was deleted.
     If a branch and a tag of one name were, write heads/NAME or tags/NAME.
+
+    NAME can also be the digits of a collection, which gc shows. Its versions get no names: give
+    them a branch or a tag, or a later gc sets them aside again.
 
     \b
     Examples:
@@ -31,10 +36,40 @@ def command(session: Session, name: str, as_name: str | None) -> None:
       casweights undelete tags/v1.0 --as v1.0-old
     """
     with session.open() as repository:
+        is_collection = re.fullmatch("[0-9a-f]{16}", name) is not None
+        if is_collection and as_name is None and name not in _deleted(repository):
+            _bring_back(session, repository, name)
+            return
         snapshot = repository.undelete(name, as_name)
     restored = as_name or name.removeprefix("heads/").removeprefix("tags/")
     session.out.record(
         {"name": restored, "id": snapshot},
         [[Span(short(snapshot), "yellow"), Span("  is "), Span(restored, "green"), Span(" again")]],
         essential="id",
+    )
+
+
+def _deleted(repository: Repository) -> set[str]:
+    """Return the names of the branches and tags that were deleted."""
+    return {name.partition("/")[2] for name in repository.deleted()}
+
+
+def _bring_back(session: Session, repository: Repository, collection: str) -> None:
+    done = repository.undelete_collection(collection)
+    session.out.record(
+        {
+            "collection": collection,
+            "versions": list(done.versions),
+            "objects": done.objects,
+            "bytes": done.nbytes,
+        },
+        [
+            [
+                Span(
+                    f"{count(len(done.versions), 'version')} in {count(done.objects, 'object')} of "
+                    f"{size(done.nbytes)} brought back"
+                )
+            ]
+        ],
+        essential="versions",
     )

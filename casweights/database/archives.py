@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from casweights.config import KiB, MiB
+from casweights.database.aside import list_aside
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.archive import ENDING_SIZE, ROW_SIZE, Ending, Member, Rows
@@ -25,7 +26,7 @@ from casweights.ids import ArchiveId, SnapshotId
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casweights.stores.base import ObjectInfo, ObjectStore
 
@@ -90,6 +91,10 @@ class _OpenArchive:
         if self._whole is None:
             self._whole = self._checked(self._read(0, self._ending.versions))
         return self._whole
+
+    def members(self) -> list[SnapshotId]:
+        """Return the versions in it, after all rows were checked."""
+        return [member.snapshot for member in self.read_all().members()]
 
     def _checked(self, encoded: bytes) -> Rows:
         first_bytes = self._store.get(self.name, 0, PREFIX_SIZE)
@@ -270,6 +275,13 @@ class Archives:
         found.update(own[name] for name in (self._store.sizes(unknown) if unknown else ()))
         return found | self.locate(set(wanted) - found).keys()
 
+    def stands(self, snapshot: SnapshotId) -> bool:
+        """Return whether the store contains a version now; nothing remembered counts as proof."""
+        if self._store.present([names.snapshot_name(snapshot)]):
+            return True
+        found = {place.archive for place in self.all_of(snapshot)}
+        return bool(found and self._store.present(found))
+
     def load(
         self,
         snapshot: SnapshotId,
@@ -309,6 +321,44 @@ class Archives:
             yield from (partial(self._parse, place, parse) for place in places)
             if not places:
                 break
+        yield from self._copies_aside(snapshot, own, parse)
+
+    def _copies_aside(
+        self, snapshot: SnapshotId, own: Callable[[], T], parse: Callable[[bytes, str], T]
+    ) -> Iterator[Callable[[], T]]:
+        """Yield functions that read the copies of a version that collections have set aside."""
+        aside = list_aside(self._store)
+        if names.snapshot_name(snapshot) in aside:
+            yield own  # the listing has shown the store where it lies
+        for archive in self._open_aside(aside):
+            places = archive.between(snapshot, snapshot)
+            yield from (partial(self._parse, place, parse) for place in places)
+
+    def members_aside(self, aside: Mapping[str, ObjectInfo]) -> dict[str, list[SnapshotId]]:
+        """Return the versions in each archive among objects that were set aside.
+
+        Args:
+            aside: The objects, by the names that they had.
+        """
+        return {archive.name: archive.members() for archive in self._open_aside(aside)}
+
+    def _open_aside(self, aside: Mapping[str, ObjectInfo]) -> Iterator[_OpenArchive]:
+        for name, info in aside.items():
+            if name.startswith(names.ARCHIVES):
+                with suppress(NotFoundError, IntegrityError):
+                    yield self._opened(info)
+
+    def members(self) -> dict[str, list[SnapshotId]]:
+        """Return the versions in each archive, of which all rows are read and checked.
+
+        Raises:
+            IntegrityError: An archive is damaged.
+        """
+        with self._lock:
+            self.refresh()
+            for error in self.damaged.values():
+                raise error
+            return {name: archive.members() for name, archive in self._open.items()}
 
     def all_of(self, snapshot: SnapshotId) -> list[Place]:
         """Return where archives hold a version now, also those that were not known."""

@@ -8,7 +8,10 @@ import weakref
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from casweights.config import RELIANCE_SECONDS
+from casweights.database.aside import list_aside
 from casweights.database.pack_indexes import PackIndexes
+from casweights.database.packs import is_pack
 from casweights.errors import NotFoundError
 from casweights.format import names
 from casweights.stores.base import ObjectInfo
@@ -57,9 +60,9 @@ class ChunkIndex(PackIndexes):
     1. `learn` the pack table of a snapshot: a hint, which may be out of date. It reads nothing.
     2. `prepare`, which is optional, reads the hinted packs of several chunks at once.
     3. `find_chain` reads more packs until a chunk can be rebuilt: first its hinted pack, then all
-       hinted packs, then those that a listing shows and a segment names, then all others. A chunk
-       that is missing after that stays missing until `learn` or `expect` is called, or the listing
-       is more than a second old.
+       hinted packs, then those that a listing shows and a segment names, then all others, and last
+       those that collections have set aside. A chunk that is missing after that stays missing until
+       `learn` or `expect` is called, or the listing is more than a second old.
     4. `distrust` the frames that turn out to be damaged, and call `find_chain` again, which then
        returns another chain or None.
     5. `retain` the chunks of the last versions, before the next one is read.
@@ -105,6 +108,7 @@ class ChunkIndex(PackIndexes):
         self._exhausted = -1, 0.0  # `_changes` is never -1, so the next search reads packs
         self._fresh = 0, 0.0  # value of `_vanished` at the last survey, and until when it is fresh
         self._packs.absent = set()
+        self._aside_until = 0.0  # time until which what was set aside is known
         self._others = 0  # number of other hinted packs to read together with the next one
 
     def prepare(self, chunks: Iterable[ChunkId]) -> None:
@@ -153,9 +157,11 @@ class ChunkIndex(PackIndexes):
     def unproven(self, chunks: Iterable[ChunkId], hold: Hold) -> list[PackId]:
         """Return the packs of these chunks' chains that nothing has shown to exist since a hold.
 
-        The index learned of them earlier or from a snapshot, and they may be gone by now.
+        The index learned of them earlier or from a snapshot, and they may be gone by now. After
+        some hours, nothing counts as shown any more.
         """
-        fresh, packs = self._packs.since(hold.since), chain.from_iterable(self.packs(chunks, set()))
+        begin = max(hold.since, time.monotonic() - RELIANCE_SECONDS)
+        fresh, packs = self._packs.proven(begin), chain.from_iterable(self.packs(chunks, set()))
         return [pack for pack in dict.fromkeys(packs) if pack not in fresh]
 
     def distrust(self, damage: Mapping[Location, CasweightsError]) -> None:
@@ -178,7 +184,8 @@ class ChunkIndex(PackIndexes):
     def heed(self, suspects: set[Suspect]) -> None:
         with self._lock:
             self._packs_in_doubt = {suspect.pack for suspect in suspects}
-            super().heed(suspects)
+            self._found = suspects
+            self._doubt()
 
     def is_damaged(self, pack: PackId) -> bool:
         """Whether a pack or any frame in it is damaged or in doubt."""
@@ -254,6 +261,7 @@ class ChunkIndex(PackIndexes):
             self._read_all_hinted,
             self._search_others,
             self._read_others,
+            self._read_aside,
         ):
             if chain is None:
                 read_more(chunk)
@@ -317,6 +325,25 @@ class ChunkIndex(PackIndexes):
                 until = self._timed(self._load_rest)
                 self._exhausted = self._changes, max(until, self._fresh[1])
 
+    def _read_aside(self, _: ChunkId) -> None:
+        """Read the packs that collections have set aside.
+
+        Their frames are in doubt: readers use them where nothing else is left, and writers store
+        their chunks again.
+        """
+        with self._lock:
+            if time.monotonic() >= self._aside_until:
+                self._aside_until = self._timed(self._load_aside)
+
+    def _load_aside(self) -> None:
+        known = self._packs.read.keys() | self._packs.damaged.keys()
+        aside = list_aside(self._store)
+        new = {name for name in aside if is_pack(name) and name not in known}
+        if gone := sorted(new - self._store.present(new) if new else ()):
+            self._aside |= {names.pack_of(name) for name in gone}
+            self._doubt()
+            self._read([aside[name] for name in gone], is_proof=False)
+
     @staticmethod
     def _timed(call: Callable[[], object]) -> float:
         """Make a call; return the time until which its results count as fresh."""
@@ -345,4 +372,6 @@ class ChunkIndex(PackIndexes):
             unread = self._packs.unread(packs)
             sizes = self._store.sizes(unread) if unread else {}  # a repack may have deleted some
             self._packs.absent.update(name for name in unread if name not in sizes)
-            self._read([ObjectInfo(name, sizes[name]) for name in unread if name in sizes])
+            there = [ObjectInfo(name, sizes[name]) for name in unread if name in sizes]
+            # A store with locators reads from there what has no name any more.
+            self._read(there, is_proof=self._locators is None)

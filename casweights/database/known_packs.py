@@ -26,11 +26,14 @@ class ReadPack(NamedTuple):
         size: Number of bytes.
         generation: The pack's generation: 0 for packs of a commit, more for packs of a repack.
         since: Time at which this process read or wrote it, in seconds of the monotonic clock.
+        is_proof: Whether the store had it at that time under its own name. A pack that was set
+            aside can be read, too, and so can one whose locator a snapshot has.
     """
 
     size: int
     generation: int
     since: float
+    is_proof: bool = True
 
 
 class KnownPacks:
@@ -142,6 +145,13 @@ class KnownPacks:
         """Return the packs that were read or written here at this time or later."""
         known = (*self.read.items(), *self.thinned.items())
         return {names.pack_of(name) for name, pack in known if pack.since >= begin}
+
+    def proven(self, begin: float) -> set[PackId]:
+        """Return the packs that the store had at this time or later."""
+        known = (*self.read.items(), *self.thinned.items())
+        return {
+            names.pack_of(name) for name, pack in known if pack.since >= begin and pack.is_proof
+        }
 
     def thin(
         self, packs: Iterable[PackId], in_use: Iterable[PackId], tables: Iterable[PackTable]

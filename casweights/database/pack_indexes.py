@@ -46,6 +46,8 @@ class PackIndexes(KnownChunks):
         self._findings = findings
         self._packs = KnownPacks()
         self._packs_in_doubt: set[PackId] = set()
+        self._found: set[Suspect] = set()  # what findings are about
+        self._aside: set[PackId] = set()  # packs that were set aside, and read there
         self._segments = Segments(store)
         self._listed: dict[str, ObjectInfo] = {}  # packs, at the last listing
 
@@ -199,12 +201,19 @@ class PackIndexes(KnownChunks):
         if bad and self._findings is not None:
             self._findings.note(bad)
 
-    def _read(self, packs: Sequence[ObjectInfo], wanted: Collection[ChunkId] | None = None) -> bool:
+    def _read(
+        self,
+        packs: Sequence[ObjectInfo],
+        wanted: Collection[ChunkId] | None = None,
+        *,
+        is_proof: bool = True,
+    ) -> bool:
         """Read the indexes of these packs. The caller holds the lock.
 
         Args:
             packs: The packs.
             wanted: Of large packs, keep only the frames that these chunks need; None keeps all.
+            is_proof: Whether a pack that can be read is in its place.
 
         Returns:
             Whether none of the packs was deleted since its listing.
@@ -216,7 +225,7 @@ class PackIndexes(KnownChunks):
             elif isinstance(result, CasweightsError):
                 self._packs.damaged[info.name] = result
             else:
-                self._add_read(result, wanted)
+                self._add_read(result, wanted, is_proof=is_proof)
         return complete
 
     def _indexes(
@@ -241,7 +250,13 @@ class PackIndexes(KnownChunks):
             self.drop(lost)
 
     def add(
-        self, pack_name: str, size: int, locations: Iterable[Location], generation: int = 0
+        self,
+        pack_name: str,
+        size: int,
+        locations: Iterable[Location],
+        generation: int = 0,
+        *,
+        is_proof: bool = True,
     ) -> None:
         """Add a pack whose content is known, so that its index is not read.
 
@@ -250,17 +265,28 @@ class PackIndexes(KnownChunks):
             size: Number of bytes of the pack.
             locations: All frames of the pack.
             generation: The pack's generation.
+            is_proof: Whether the store has it under its own name.
         """
         with self._lock:
             self._table.add(locations)
-            self._packs.read[pack_name] = ReadPack(size, generation, time.monotonic())
+            self._packs.read[pack_name] = ReadPack(size, generation, time.monotonic(), is_proof)
             self._packs.damaged.pop(pack_name, None)
+            if is_proof and (pack := names.pack_of(pack_name)) in self._aside:
+                self._aside.remove(pack)  # it came back
+                self._doubt()
 
-    def _add_read(self, pack: PackContents, wanted: Collection[ChunkId] | None) -> None:
+    def _doubt(self) -> None:
+        """Put the frames in doubt that findings are about, and those of packs that lie aside."""
+        super().heed(self._found | {Suspect(pack, None) for pack in self._aside})
+
+    def _add_read(
+        self, pack: PackContents, wanted: Collection[ChunkId] | None, *, is_proof: bool
+    ) -> None:
         """Add a pack that was read; of a large one, only what the wanted chunks need, if any."""
         found = pack.locations
         if wanted is None or len(found) <= _WHOLE_FRAMES or not isinstance(found, PackLocations):
-            self.add(pack.info.name, pack.info.size, found, pack.generation)
+            size, generation = pack.info.size, pack.generation
+            self.add(pack.info.name, size, found, generation, is_proof=is_proof)
         else:
             self._add_needed(pack, found, wanted)
 

@@ -125,10 +125,10 @@ def list_packs(store: ObjectStore, *, carried: bool = True) -> Iterator[ObjectIn
         carried: Whether to list snapshots, too.
     """
     folders = (names.SNAPSHOTS, names.PACKS) if carried else (names.PACKS,)
-    return (info for folder in folders for info in store.list(folder) if _is_pack(info.name))
+    return (info for folder in folders for info in store.list(folder) if is_pack(info.name))
 
 
-def _is_pack(name: str) -> bool:
+def is_pack(name: str) -> bool:
     """Whether an object has the name of a pack, or of a snapshot."""
     try:
         names.pack_of(name)

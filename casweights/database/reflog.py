@@ -182,6 +182,15 @@ class RefLog:
     def _read(self, move: Move) -> Content:
         return decode_move(self._store.read(move.name, MAX_MOVE), move)
 
+    def before(self, move: Move) -> SnapshotId | None:
+        """Return the version that a deletion's ref named before; None for other moves.
+
+        Raises:
+            NotFoundError: The object is gone.
+            IntegrityError: The object is damaged, or contradicts its name.
+        """
+        return None if move.is_whole else self._read(move).before
+
     def snapshot(self, move: Move) -> SnapshotId | None:
         """Return the version of a move from its name, or else from its object.
 

@@ -364,6 +364,12 @@ class Refs:
         target = log.target(parse_move(info, kind))
         return None if target == GONE else target
 
+    def deleted_from(self, info: ObjectInfo) -> SnapshotId | None:
+        """Return the version that a deletion's ref named before; None for other moves."""
+        kind = names.HEADS if info.name.startswith(names.HEADS) else names.TAGS
+        log = self._heads if kind == names.HEADS else self._tags
+        return log.before(parse_move(info, kind))
+
     def tips(self) -> list[SnapshotId]:
         """Return the versions of all branches and tags, each once, from a single listing."""
         listed = list(self.store.list(names.REFS))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casweights.database.aside import list_aside, parse_listing
 from casweights.database.hints import note_similar_refs
 from casweights.database.history import removed
 from casweights.database.ref_deletions import no_ref
 from casweights.database.snapshots import MIN_PREFIX
-from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
+from casweights.errors import CasweightsError, ErrorCode, InvalidInputError, NotFoundError
+from casweights.format import names
 from casweights.ids import SnapshotId
 
 if TYPE_CHECKING:
@@ -133,6 +136,52 @@ def _resolve_name(db: Database, name: str) -> SnapshotId:
     raise error
 
 
+def check_stands(db: Database, snapshot: SnapshotId) -> None:
+    """Check that a version is in its place, before a branch, a tag or a version names it.
+
+    Nothing that this handle remembers counts: a collection may have set the version aside, and
+    deletes it unless it is brought back.
+
+    Raises:
+        NotFoundError: The version is not in its place.
+    """
+    if not db.snapshots.archives.stands(snapshot):
+        raise _no_snapshot(db, snapshot.hex())
+
+
+def _no_snapshot(db: Database, digits: str) -> NotFoundError:
+    """Return the error for a version that does not exist, or that was set aside."""
+    message = f"the store has no snapshot {digits}"
+    error = NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
+    with suppress(CasweightsError):  # the error itself matters more
+        where = where_aside(db, digits)
+        if where is not None:
+            error.add_note(
+                f"collection {where} has set it aside: `casweights undelete {where}` brings it back"
+            )
+    return error
+
+
+def where_aside(db: Database, digits: str) -> str | None:
+    """Return a collection that has set a version aside; None if no collection has.
+
+    Args:
+        db: The store.
+        digits: The first digits of the version's ID.
+    """
+    listed = list(db.store.list(names.ASIDE))
+    archives: dict[str, str] = {}
+    for aside, _ in parse_listing(listed):
+        if aside.name.startswith(names.SNAPSHOTS + digits):
+            return aside.collection
+        archives[aside.name] = aside.collection
+    members = db.snapshots.archives.members_aside(list_aside(db.store)) if archives else {}
+    for name, versions in members.items():
+        if any(version.hex().startswith(digits) for version in versions):
+            return archives[name]
+    return None
+
+
 def _find(db: Database, digits: str) -> SnapshotId:
     """Return the only version whose ID begins with these hexadecimal digits."""
     if is_full_id(digits):  # one look-up, for any number of versions
@@ -145,8 +194,7 @@ def _find(db: Database, digits: str) -> SnapshotId:
         for gone in sorted(expired.beginning_with(digits))[:1] if expired else ():
             if (row := expired.find(gone)) is not None:
                 raise removed(row)
-        message = f"the store has no snapshot {digits}"
-        raise NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
+        raise _no_snapshot(db, digits)
     if len(found) > 1:
         message = f"{len(found)} snapshots begin with {digits}: give more digits"
         error = NotFoundError(ErrorCode.AMBIGUOUS, message)

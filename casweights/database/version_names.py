@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from casweights.database.aside import AsidePlaces
 from casweights.database.moves import version_in
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format import names
@@ -88,6 +89,9 @@ class VersionNames(WrapperStore):
     nowhere among the known ones makes this store list the moves once and look again. Names of moves
     work as well. A version that is read while it is copied out of a move is found in either place.
 
+    Reads of packs, versions and archives that a collection has set aside find them, too; look-ups,
+    listings and deletions do not.
+
     Deleting a whole move never loses the version: first it is copied to ``snapshots/<ID>``. To
     delete a version, delete that name.
 
@@ -100,6 +104,7 @@ class VersionNames(WrapperStore):
         super().__init__(inner)
         self._has_refs = has_refs
         self._known = _KnownMoves()
+        self._aside = AsidePlaces(inner)
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         self._known.learn(name)
@@ -113,16 +118,17 @@ class VersionNames(WrapperStore):
         return self._find(name, self.inner.size)
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
-        self._find(name, lambda at: self.inner.readinto(at, start, out))
+        self._find_anywhere(name, lambda at: self.inner.readinto(at, start, out))
 
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
-        return self._find(name, lambda at: self.inner.get(at, start, size))
+        return self._find_anywhere(name, lambda at: self.inner.get(at, start, size))
 
     def read(self, name: str, limit: int) -> bytes:
-        return self._find(name, lambda at: self.inner.read(at, limit))
+        return self._find_anywhere(name, lambda at: self.inner.read(at, limit))
 
     def read_end(self, name: str, most: int) -> tuple[bytes, int]:
-        return self._find(name, lambda at: self.inner.read_end(at, most))
+        # Snapshots that are in an archive are asked for first: that is no reason to list.
+        return self._find_anywhere(name, lambda at: self.inner.read_end(at, most), look=False)
 
     def exists(self, name: str) -> bool:
         if not self._is_version(name):
@@ -141,7 +147,10 @@ class VersionNames(WrapperStore):
         Whole moves are listed as moves, and in listings of ``snapshots/`` as versions.
         """
         if not self._is_version(prefix):
-            return iter(self._listed(prefix))
+            infos = self._listed(prefix)
+            if prefix == names.ASIDE:
+                self._aside.learn(infos)
+            return iter(infos)
         # A version is copied before its move is deleted, so moves are listed first.
         found: dict[str, ObjectInfo] = {}
         for info in self._listed(names.HEADS):
@@ -279,6 +288,26 @@ class VersionNames(WrapperStore):
                 _raise_unless_object(error)
                 self._known.forget(at)
         return call(name)  # if a move was deleted since, the version was copied here before
+
+    def _find_anywhere(self, name: str, call: Callable[[str], _R], *, look: bool = True) -> _R:
+        """Do what `_find` does, also for objects that were set aside.
+
+        Args:
+            name: Name of the object.
+            call: The function.
+            look: Whether to list what was set aside; else only what the last listing showed counts.
+        """
+        try:
+            return self._find(name, call)
+        except NotFoundError as error:
+            _raise_unless_object(error)
+        try:
+            return self._aside.read(name, call, look=look)
+        except NotFoundError as error:
+            _raise_unless_object(error)
+            if not look:
+                raise
+        return self._find(name, call)  # it may have been brought back in between
 
     def _find_all(
         self, wanted: Sequence[str], call: Callable[[Sequence[str]], Mapping[str, int]]

@@ -24,6 +24,7 @@ class ObjectKind(Enum):
     ARCHIVE = b"v"
     EXPIRED = b"e"
     POLICY = b"k"
+    COLLECTION = b"c"
 
 
 def prefix(kind: ObjectKind) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from casweights.content.advice import advice
 from casweights.database.moves import Version
+from casweights.database.resolve import check_stands
 from casweights.errors import ConflictError, ErrorCode, IntegrityError
 from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.snapshot import StoredSnapshot
@@ -200,10 +201,14 @@ def write_version(
         The branch's new head.
 
     Raises:
+        NotFoundError: The parent of a new branch is not in the store any more.
         StoreError: The store could not be written.
         ConflictError: Another writer moved the branch in between; the version is kept.
     """
     stored, parts = _encode(db, version)
+    if head is None:  # else the branch names the parent
+        for parent in version.snapshot.parents:
+            check_stands(db, parent)
     if db.refs.takes_versions:
         content = Version(parts, assume_store=assume_absent)
         moved = _move_by(db, stored, content, branch, head)

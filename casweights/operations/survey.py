@@ -5,8 +5,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.database.aside import list_aside
 from casweights.database.expired import ExpiredVersions
 from casweights.database.findings import summarize
+from casweights.database.packs import is_pack
 from casweights.database.segment_check import check_segment
 from casweights.database.segments import list_segments
 from casweights.database.snapshots import SnapshotStore
@@ -116,6 +118,7 @@ class Survey:
         self._choice = choice
         self._own: set[SnapshotId] = set()
         self._expired = ExpiredVersions([])
+        self._aside: Mapping[str, ObjectInfo] = {}
         self.snapshots = SnapshotStore(db.store, db.index, db.reader, db.config)
         self.packs: list[ObjectInfo] = []
         self.archives: list[ObjectInfo] = []
@@ -142,6 +145,10 @@ class Survey:
         listed = list(db.store.list(names.SNAPSHOTS))
         self.archives = list(db.store.list(names.ARCHIVES))
         self.packs = [*listed, *_list_packs(db, unlisted)]
+        self._aside = list_aside(db.store)
+        # What was set aside counts as there: it comes back if a version needs it.
+        there = {info.name for info in self.packs}
+        self.packs += [i for i in self._aside.values() if i.name not in there and is_pack(i.name)]
         self._own = _snapshot_ids(listed)
         archived = [found for found in self.snapshots.archives.ids() if found not in self._own]
         self.found = self._own.union(archived)
@@ -270,24 +277,26 @@ class Survey:
                 lacking[name] = target
         if not lacking:
             return
-        deleted = self._deleted_by_now({_log(name) for name in lacking})
+        deletions = self._deletions_by_now({_place(name)[0] for name in lacking})
         for name, target in lacking.items():
-            if _log(name) not in deleted:
+            log, position = _place(name)
+            if position > deletions.get(log, ""):
                 self.absent.add(target)
                 ref = name.removesuffix(names.REF_SUFFIX)
                 self._report(f"{ref} points to {target}, which is not in the store", target)
 
-    def _deleted_by_now(self, logs: set[str]) -> set[str]:
-        """Return those of these logs that are deleted, so that nothing needs their versions.
+    def _deletions_by_now(self, logs: set[str]) -> dict[str, str]:
+        """Return the position of the last deletion of each of these logs that has one.
 
-        Maintenance may replace a log by its mark between a listing and the read of its moves.
+        Nothing needs what a branch named before it was deleted. Maintenance may replace a log by
+        its mark between a listing and the read of its moves.
         """
         for _ in range(_MAX_LOOKS):
-            now = [info for info in self._db.refs.objects() if _log(info.name) in logs]
+            now = [info for info in self._db.refs.objects() if _place(info.name)[0] in logs]
             targets = self._targets(now, again=True)
             if len(targets) == len(now):
                 break
-        return _deleted_logs(targets)
+        return _last_deletions(targets)
 
     def _targets(
         self, moves: Sequence[ObjectInfo], *, again: bool = False
@@ -311,25 +320,28 @@ class Survey:
         self.problems.append(IntegrityError(ErrorCode.MISSING_CHUNK, message + known))
 
     def _exists(self, snapshot_id: SnapshotId) -> bool:
-        return self._db.snapshots.exists(snapshot_id)
+        if names.snapshot_name(snapshot_id) in self._aside:
+            return True
+        if self._db.snapshots.exists(snapshot_id):
+            return True
+        members = self._db.snapshots.archives.members_aside(self._aside).values()
+        return any(snapshot_id in versions for versions in members)
 
 
-def _log(move: str) -> str:
-    """Return the folder of a branch's or tag's moves, given the name of one."""
-    return move.rpartition("/")[0]
-
-
-def _deleted_logs(targets: Mapping[str, SnapshotId | None]) -> set[str]:
-    """Return the logs whose newest move is a deletion, given where each move leads."""
-    newest: dict[str, str] = {}
-    deletions: set[tuple[str, str]] = set()
+def _last_deletions(targets: Mapping[str, SnapshotId | None]) -> dict[str, str]:
+    """Return the position of the last deletion of each log, given where each move leads."""
+    found: dict[str, str] = {}
     for name, target in targets.items():
-        log, move = _log(name), name.rpartition("/")[2]
-        position = move[: names.POSITION_DIGITS]
-        newest[log] = max(position, newest.get(log, ""))
+        log, position = _place(name)
         if target is None:
-            deletions.add((log, position))
-    return {log for log, position in newest.items() if (log, position) in deletions}
+            found[log] = max(position, found.get(log, ""))
+    return found
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return the log of a move, and its position there, from the name of its object."""
+    log, _, move = name.rpartition("/")
+    return log, move[: names.POSITION_DIGITS]
 
 
 def _newest(moves: Sequence[ObjectInfo]) -> set[ObjectInfo]:

@@ -10,11 +10,13 @@ the target sound, and repeating it copies nothing twice.
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
+from functools import partial
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
-from casweights.config import KiB
+from casweights.config import RELIANCE_SECONDS, KiB
 from casweights.errors import (
     ErrorCode,
     IntegrityError,
@@ -69,8 +71,25 @@ def transfer(
         StoreError: The target could not be written.
     """
     check_configs(source, target)
+    total = TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
+    sent: set[SnapshotId] = set()
     with source.snapshots.sharing(target.snapshots):
-        return _transfer(source, target, tips, others, history=history, with_expired=with_expired)
+        while True:
+            begin = time.monotonic()
+            send = partial(_transfer, source, target, tips, others, sent)
+            total = _sum(total, send(history=history, with_expired=with_expired))
+            # After hours, a collection may have set aside what was found in the target.
+            if time.monotonic() - begin < RELIANCE_SECONDS:
+                return total
+
+
+def _sum(one: TransferStats, other: TransferStats) -> TransferStats:
+    return TransferStats(
+        snapshots=one.snapshots + other.snapshots,
+        packs=one.packs + other.packs,
+        nbytes=one.nbytes + other.nbytes,
+        refs={},
+    )
 
 
 def _transfer(
@@ -78,19 +97,33 @@ def _transfer(
     target: Database,
     tips: Sequence[SnapshotId],
     others: Iterable[SnapshotId],
+    sent: set[SnapshotId],
     *,
     history: bool,
     with_expired: bool,
 ) -> TransferStats:
+    """Copy versions once.
+
+    Args:
+        source: The store to copy from.
+        target: The store to copy to.
+        tips: The versions.
+        others: As for `transfer`.
+        sent: Versions that were copied before. What they need is looked at again, and this adds the
+            versions that it copies.
+        history: As for `transfer`.
+        with_expired: As for `transfer`.
+    """
     source.heed_findings()
     target.heed_findings()
     existing = set(target.snapshots.ids())
     existing.difference_update([tip for tip in tips if _is_unreadable(target, tip)])
     # If some of the target's frames are reported as damaged, even versions that it contains are
     # copied again, so that it gets sound frames for them.
-    sound = set() if target.index.has_suspects else existing
+    sound = set() if target.index.has_suspects else existing - sent
     lacking = _Lacking(source, target, sound, history=history, with_expired=with_expired)
     missing = lacking.find(tips, others)
+    sent.update(missing)
     # Before the versions, so that no version lacks parents without a record that says why.
     target.expired.add(row for row in lacking.expired.values() if row.id not in existing)
     if not missing:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from casweights.database.hints import note_similar
 from casweights.database.ref_deletions import no_ref
+from casweights.database.resolve import check_stands
 from casweights.errors import ErrorCode, NotFoundError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def undelete(db: Database, name: str, as_name: str | None = None) -> SnapshotId:
     kind, deletion = _find(db, name)
     ref = name.removeprefix(kind)
     snapshot = db.snapshots.load(deletion.snapshot).id
+    check_stands(db, snapshot)
     if as_name is not None and as_name != ref:
         if kind == _HEADS:
             db.refs.set_branch(as_name, snapshot, force=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from casweights.database.findings import summarize
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError
 from casweights.format import names
+from casweights.format.collection import is_of_collection
 from casweights.ids import PackId, SegmentId, Suspect
 from casweights.operations.survey import Choice, note_damage, survey
 from casweights.results import Verification
@@ -137,7 +138,7 @@ def _odd_names(db: Database) -> Iterator[CasweightsError]:
     )
     for info in db.store.list():
         is_known = info.name == names.CONFIG or info.name.startswith(folders)
-        if not (is_known or _is_segment(info.name)):
+        if not (is_known or _is_segment(info.name) or is_of_collection(info.name)):
             message = f"{info.name} is not an object of a casweights store"
             yield IntegrityError(ErrorCode.CORRUPT_OBJECT, message)
     able = db.store.ability(SupportsStrays)

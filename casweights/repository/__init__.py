@@ -262,9 +262,17 @@ class Repository(WholeStore):
             ConflictError: The branch exists, or another writer moved it during the call.
             NotFoundError: The version does not exist.
         """
-        target = self.snapshot(at).id
+        target = self._standing(at)
         self._db.refs.set_branch(name, target, force=force)
         self._db.refs.take_in(target)
+        return target
+
+    def _standing(self, ref: Ref) -> SnapshotId:
+        """Return the ID of a version that the store has in its place."""
+        from casweights.database.resolve import check_stands
+
+        target = self.snapshot(ref).id
+        check_stands(self._db, target)
         return target
 
     def delete_branch(self, name: str) -> None:
@@ -310,7 +318,7 @@ class Repository(WholeStore):
             ConflictError: The tag exists already, at another version.
             NotFoundError: The version does not exist.
         """
-        target = self.snapshot(at).id
+        target = self._standing(at)
         self._db.refs.create_tag(name, target)
         self._db.refs.take_in(target)
         return target

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casweights.config import Keep, RemoteOptions
+from casweights.config import DEFAULT_GRACE, Keep, RemoteOptions
 from casweights.content.arguments import check_compression, to_utc
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.system.closing import Closing
@@ -12,18 +12,20 @@ from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
-    from datetime import datetime
+    from collections.abc import Collection, Sequence
+    from datetime import datetime, timedelta
 
     from casweights.config import Compression, StoreConfig
     from casweights.database import Database
     from casweights.results import (
+        CollectStats,
         Expiry,
         MaintainStats,
         RepackStats,
         RepairReport,
         StoreInfo,
         StoreStats,
+        UndeleteStats,
         Verification,
     )
     from casweights.stores.base import ObjectStore
@@ -211,6 +213,65 @@ class WholeStore(Handle, Closing):
         from casweights.operations.expire import set_policy
 
         set_policy(self._db, [policy] if isinstance(policy, Keep) else policy)
+
+    def gc(
+        self,
+        *,
+        apply: bool = False,
+        grace: timedelta = DEFAULT_GRACE,
+        only: Collection[str] | None = None,
+        finish_only: bool = False,
+        confirm: str | None = None,
+    ) -> CollectStats:
+        """Free the space of what no branch and no tag needs; by default only say what would go.
+
+        What is older than the grace time, and needed by no version that a branch or tag names or
+        descends from, is set aside: readers still find it, and `undelete_collection` brings it
+        back. A later call, when the grace time is over again, deletes it for good, unless something
+        needs it by then. Other clients can read and write at the same time.
+
+        Args:
+            apply: Whether to change anything.
+            grace: The grace time, at least a day.
+            only: Names of the objects that may be set aside, as an earlier call returned them.
+            finish_only: Whether to set nothing aside, and only delete what was.
+            confirm: For a grace time of less than a day, which is safe only if nobody else uses the
+                store: its `url`. Only stores in directories allow it.
+
+        Raises:
+            InvalidInputError: The grace time is too short.
+            IntegrityError: Something that is needed is damaged or missing; nothing was deleted.
+            UnsupportedError: The store's times are of no use; nothing was deleted.
+            ConflictError: Another collection is at work; nothing was set aside.
+            StoreError: The store could not be read or written. Repeat the call to continue.
+        """
+        from casweights.operations.collect import collect
+
+        return collect(
+            self._db,
+            grace=grace,
+            apply=apply,
+            only=only,
+            finish_only=finish_only,
+            confirm=confirm,
+        )
+
+    def undelete_collection(self, collection: str) -> UndeleteStats:
+        """Bring back what `gc` has set aside, until it deletes it for good.
+
+        The versions get no names: give them a branch or tag, or a later `gc` sets them aside again.
+
+        Args:
+            collection: The digits of the collection, from the result of `gc`.
+
+        Raises:
+            NotFoundError: There is no such collection any more.
+            IntegrityError: Something that its versions need is gone; nothing was changed.
+            StoreError: The store could not be written.
+        """
+        from casweights.operations.bring_back import undelete_collection
+
+        return undelete_collection(self._db, collection)
 
     def close(self) -> None:
         """End the threads. The repository cannot be used afterwards."""

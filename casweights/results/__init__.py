@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from casweights.results.collections import (
+    CollectedObject,
+    CollectStats,
+    PendingCollection,
+    UndeleteStats,
+)
 from casweights.results.stores import (
     ExpiredVersion,
     Expiry,
@@ -27,12 +33,15 @@ __all__ = [
     "Change",
     "ChangeKind",
     "CheckoutStats",
+    "CollectStats",
+    "CollectedObject",
     "CommitStats",
     "Diff",
     "ExpiredVersion",
     "Expiry",
     "LostVersion",
     "MaintainStats",
+    "PendingCollection",
     "PollStats",
     "PublishStats",
     "RepackStats",
@@ -41,6 +50,7 @@ __all__ = [
     "StoreStats",
     "SyncStats",
     "TransferStats",
+    "UndeleteStats",
     "Verdict",
     "Verification",
     "VersionStats",

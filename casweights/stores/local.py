@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from casweights.errors import NotFoundError
 from casweights.stores.base import (
+    NO_NAMES,
     Capabilities,
     ObjectInfo,
     ObjectStore,
@@ -32,7 +33,7 @@ from casweights.system.files import (
 from casweights.system.staging import Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from casweights.stores.naming import Call
@@ -96,6 +97,29 @@ class LocalStore(ObjectStore):
             # For an existing object, too: its writer may not have synced the folder yet.
             root.sync_below(folder)
         return created
+
+    def copy_from(
+        self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+    ) -> None:
+        """Copy objects. Within this directory, a copy is another link to the same file."""
+        if source is not self:
+            super().copy_from(source, names, called)
+            return
+        for name in names:
+            if not self._link(called.get(name, name), name):
+                super().copy_from(source, [name], called)
+
+    def _link(self, old: str, new: str) -> bool:
+        """Give an object a second name, and the present time; return False if that fails."""
+        folder = check_name(new).rpartition("/")[0]
+        with storage_errors(f"cannot write {new}"):
+            root = self._open()
+            root.make_folders(folder)
+            root.check()
+            if not root.link(check_name(old), new):
+                return False
+            root.sync_below(folder)
+        return True
 
     def _create(self, root: Root, name: str, parts: Sequence[Buffer]) -> bool:
         """Write an object, and return True; False if another writer created it first."""

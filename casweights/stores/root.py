@@ -394,6 +394,24 @@ class Root:
         replace(str(draft), name, self.descriptor)
         self.sync("")
 
+    def link(self, old: str, new: str) -> bool:
+        """Give a file a second name, and the present time.
+
+        Returns:
+            False if the file system or the file's owner does not allow it, or the new name is
+            taken, or there is no such file; then nothing has changed.
+        """
+        try:
+            os.link(old, new, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
+        except OSError:
+            return False
+        try:
+            os.utime(new, dir_fd=self.descriptor)
+        except OSError:
+            os.unlink(new, dir_fd=self.descriptor)
+            return False
+        return True
+
     def unlink(self, name: str) -> None:
         """Delete a file, if it exists."""
         with suppress(FileNotFoundError):

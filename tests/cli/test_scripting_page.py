@@ -14,6 +14,8 @@ from casweights.cli import _progress
 from casweights.cli._app import VERBS
 from casweights.cli._errors import MEANINGS, Exit
 from casweights.operations import maintain, merging
+from casweights.stores.local import LocalStore
+from tests.ages import DAY, GRACE, age
 from tests.cli.test_verify import damage, with_frames
 
 if TYPE_CHECKING:
@@ -84,6 +86,21 @@ def test_tag_and_branch_have_the_documented_fields(run_json: Json, store: Path, 
     check("`undelete`", run_json("undelete", "new"))
 
 
+def test_gc_and_undelete_have_the_documented_fields(run: Run, run_json: Json, store: Path) -> None:
+    check("`gc`", run_json("gc")[-1])
+    run("branch", "lost", "v1")
+    run("commit", "model", "--branch", "lost")
+    run("branch", "lost", "--delete")
+    age(LocalStore(store), GRACE + DAY)
+    done = run_json("gc", "--apply")[-1]
+    check("`gc`", done)
+    for row in done["objects"]:
+        check("`gc`: `objects`", row)
+    for row in done["pending"]:
+        check("`gc`: `pending`", row)
+    check("`undelete`: `collections`", run_json("undelete", done["collection"]))
+
+
 def test_long_commands_have_the_documented_fields(run_json: Json, store: Path) -> None:
     check("`commit`", run_json("commit", "model")[-1])
     check("`checkout`", run_json("checkout", "main", "out")[-1])
@@ -121,6 +138,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "verify": (),
     "repair": ("--from", "model", "--apply"),
     "maintain": (),
+    "gc": (),
     "repack": (),
     "expire": ("--keep-last", "1"),
     "push": ("there", "--create"),
@@ -136,6 +154,7 @@ def test_progress_has_the_documented_fields_and_stages(
     monkeypatch.setattr(maintain, "_RECENT_PACKS", 0)  # so that there is something to merge
     monkeypatch.setattr(merging, "FAN_IN", 2)
     monkeypatch.setattr(merging, "LEVELS", (1 << 30,))
+    # `undelete` of a tag; that of a collection is in `test_gc`.
     assert sorted(RUNS) == sorted(VERBS)
     run("tag", "lost")
     run("tag", "lost", "--delete")
@@ -164,7 +183,7 @@ def test_every_verb_is_documented() -> None:
         verb
         for heading in re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
         for verb in re.findall(r"`(\w+)[^`]*`", heading)
-    } - {"changes", "expired"}
+    } - {"changes", "expired", "objects", "pending", "collections"}
     for verb in VERBS:
         assert f"`{verb}`" in PAGE.split("## Quiet output")[1].split("## JSON output")[0]
 

@@ -65,7 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return made
 
 
-ONE_LISTING = {names.PACKS: 1, names.SNAPSHOTS: 1, names.SEGMENTS: 1}
+ONE_LISTING = {names.PACKS: 1, names.SNAPSHOTS: 1, names.SEGMENTS: 1, names.ASIDE: 1}
 MISSING = [chunk_id(chunk(number)) for number in range(1000, 1200)]
 
 

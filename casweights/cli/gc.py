@@ -1,0 +1,179 @@
+"""``casweights gc``."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from casweights.cli._errors import Exit
+from casweights.cli._output import Span
+from casweights.cli._progress import Results
+from casweights.cli._text import count, moment, size
+from casweights.cli._verb import verb
+from casweights.config import DEFAULT_GRACE
+from casweights.errors import ErrorCode, InvalidInputError
+
+if TYPE_CHECKING:
+    from casweights.cli._output import Line
+    from casweights.cli._session import Session
+    from casweights.repository import Repository
+    from casweights.results import CollectStats
+
+_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
+_ALL = ""  # the value of --apply without a file
+
+
+def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta:
+    """Return the duration that a text names."""
+    if value is None:
+        return DEFAULT_GRACE
+    match = re.fullmatch(r"([0-9]{1,6})([dhm])|0", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no duration: write 7d, 36h or 90m", ctx, param)
+    return timedelta(**{_UNITS[match[2]]: int(match[1])}) if match[1] else timedelta(0)
+
+
+@verb("gc", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
+@click.option(
+    "--apply",
+    "plan",
+    is_flag=False,
+    flag_value=_ALL,
+    metavar="[FILE]",
+    help="Do it; with FILE, set only aside what --plan wrote there.",
+)
+@click.option("--plan", "out", type=click.File("w"), help="Write what would be set aside to FILE.")
+@click.option(
+    "--grace",
+    callback=_duration,
+    metavar="TIME",
+    help="How old something must be to go, as 7d or 36h; at least 24h.  [default: 7d]",
+)
+@click.option("--finish", is_flag=True, help="Only delete what was set aside; set nothing aside.")
+@click.option(
+    "--confirm",
+    metavar="STORE",
+    help="For less than 24h, in a directory that nobody else uses: the store's path.",
+)
+def command(
+    session: Session,
+    plan: str | None,
+    out: Any,
+    grace: timedelta,
+    finish: bool,
+    confirm: str | None,
+) -> None:
+    """Free the space of what no branch and no tag needs.
+
+    Without --apply, only say what would go. With it, what is older than the grace time is set
+    aside: nothing is lost yet, and `casweights undelete` brings it back. A later run, when the
+    grace time is over again, deletes it. Commits, publishers and subscribers can continue at the
+    same time.
+
+    \b
+    Examples:
+      casweights gc
+      casweights gc --apply
+      casweights gc --plan old.json
+      casweights gc --apply old.json
+    """
+    if plan is not None and out is not None:
+        raise click.UsageError("--plan and --apply exclude each other: give one of them")
+    with session.open(Results(session.out)) as repository:
+        done = repository.gc(
+            apply=plan is not None,
+            grace=grace,
+            only=_planned(repository, plan) if plan else None,
+            finish_only=finish,
+            confirm=confirm,
+        )
+        if out is not None:
+            _write_plan(repository, done, out)
+    session.out.summary(_data(done), _lines(done, grace), essential="collection")
+
+
+def _write_plan(repository: Repository, done: CollectStats, out: Any) -> None:
+    objects = [{"name": found.name, "bytes": found.nbytes} for found in done.objects]
+    store = repository.info().store_id
+    json.dump({"store_id": store, "objects": objects}, out, indent=1)
+    out.write("\n")
+
+
+def _planned(repository: Repository, path: str) -> set[str]:
+    """Return the names of the objects in a plan.
+
+    Raises:
+        InvalidInputError: The file is no plan for this store.
+    """
+    with click.open_file(path) as file:
+        try:
+            plan = json.load(file)
+            store, names = plan["store_id"], {found["name"] for found in plan["objects"]}
+        except (ValueError, LookupError, TypeError) as error:
+            raise InvalidInputError(
+                ErrorCode.BAD_ARGUMENT, f"{path} is no plan: `casweights gc --plan FILE` writes one"
+            ) from error
+    if store != repository.info().store_id:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"{path} is a plan for another store than {repository.url}"
+        )
+    return names
+
+
+def _data(done: CollectStats) -> dict[str, Any]:
+    return {
+        "applied": done.applied,
+        "collection": done.collection,
+        "objects": [
+            {"name": found.name, "bytes": found.nbytes, "time": _time(found.created)}
+            for found in done.objects
+        ],
+        "bytes": done.nbytes,
+        "kept": done.kept,
+        "restored": list(done.restored),
+        "finished": list(done.finished),
+        "finished_bytes": done.finished_bytes,
+        "pending": [
+            {
+                "collection": found.id,
+                "objects": found.objects,
+                "bytes": found.nbytes,
+                "since": _time(found.since) if found.since > 0 else None,
+            }
+            for found in done.pending
+        ],
+    }
+
+
+def _time(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds)
+
+
+def _lines(done: CollectStats, grace: timedelta) -> list[Line]:
+    would = "" if done.applied else "would be "
+    lines: list[Line] = [
+        [
+            Span(
+                f"{count(len(done.objects), 'object')} of {size(done.nbytes)} {would}set aside, "
+                f"{size(done.finished_bytes)} {would}deleted, {count(done.kept, 'object')} kept"
+            )
+        ]
+    ]
+    if done.restored:
+        back = count(len(done.restored), "object")
+        lines.append([Span(f"{back} {would}brought back: versions need them again")])
+    for found in done.pending:
+        until = "its run has not ended"
+        if found.since > 0:
+            until = f"can be deleted from {moment(_time(found.since) + grace)} on"
+        lines.append(
+            [
+                Span(found.id, "yellow"),
+                Span(f"  {count(found.objects, 'object')} of {size(found.nbytes)} aside: {until}"),
+            ]
+        )
+    return lines

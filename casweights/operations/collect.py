@@ -1,0 +1,367 @@
+"""Collect: set aside what nothing needs, and later delete what was set aside.
+
+A run marks once. It brings back what is needed and was set aside, sets aside what is old and not
+needed, and deletes what earlier runs set aside long enough ago. docs/design/033 has the reasoning.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from casweights.config import LEAST_GRACE, RELIANCE_SECONDS
+from casweights.errors import (
+    CasweightsError,
+    ConflictError,
+    ErrorCode,
+    InvalidInputError,
+    StoreError,
+)
+from casweights.format import names
+from casweights.format.collection import (
+    Part,
+    Plan,
+    PlannedObject,
+    Settled,
+    aside_name,
+    encode_plan,
+    mark,
+    part_name,
+    settled_name,
+)
+from casweights.format.hashing import blake3_256
+from casweights.operations.collections import (
+    SECOND,
+    Collection,
+    list_collections,
+    looking,
+    new_collection,
+    notes,
+)
+from casweights.operations.marking import Marking, Places, list_candidates, look, named_versions
+from casweights.operations.moving import bring_back, copy_all, delete_all
+from casweights.results import CollectedObject, CollectStats, PendingCollection
+
+if TYPE_CHECKING:
+    from collections.abc import Collection as Some
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import timedelta
+
+    from casweights.database import Database
+    from casweights.stores.base import ObjectInfo, ObjectStore
+
+_A_YEAR = 365 * 86400 * SECOND
+_MAX_NEWCOMERS = 3  # looks at versions that others name while this run marks
+
+
+def collect(
+    db: Database,
+    *,
+    grace: timedelta,
+    apply: bool,
+    only: Some[str] | None = None,
+    finish_only: bool = False,
+    confirm: str | None = None,
+) -> CollectStats:
+    """Set aside what nothing needs, and delete what was set aside a grace time ago.
+
+    Args:
+        db: The store.
+        grace: The grace time.
+        apply: Whether to change anything.
+        only: Names of the objects that may be set aside; None for all.
+        finish_only: Set nothing aside.
+        confirm: The store's URL, for a grace time of less than a day.
+
+    Raises:
+        InvalidInputError: The grace time is too short.
+        IntegrityError: Something that is needed is damaged or missing; nothing was deleted.
+        UnsupportedError: The store's times are of no use; nothing was deleted.
+        ConflictError: Another collection is at work; nothing was set aside.
+        StoreError: The store could not be read or written.
+    """
+    seconds = _checked_grace(db, grace, confirm)
+    with closing(db.apart()) as own, looking(own.objects) as now:
+        work = _Collector(own, now, seconds)
+        return work.run(apply=apply, only=only, finish_only=finish_only)
+
+
+def _checked_grace(db: Database, grace: timedelta, confirm: str | None) -> int:
+    """Return the grace time in seconds."""
+    seconds = int(grace.total_seconds())
+    if grace >= LEAST_GRACE:
+        return seconds
+    can_be_alone = db.store.capabilities.cheap_reads and db.store.capabilities.clock_skew is None
+    if seconds < 0 or not can_be_alone:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"the grace time must be at least 24 hours for {db.store.url}, got {grace}",
+        )
+    if confirm != db.store.url:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT,
+            f"a grace time of {grace} loses versions if anybody else writes to the store: make "
+            f"sure that nobody does, and confirm with its name, {db.store.url}",
+        )
+    return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Marked:
+    """What a run has found.
+
+    Attributes:
+        dead: The objects that are old, and that nothing needs.
+        kept: Number of the other objects in their places.
+        restored: The names of objects that are needed and were not in their places.
+    """
+
+    dead: list[ObjectInfo]
+    kept: int
+    restored: list[str]
+
+
+class _Collector:
+    """One run over a store.
+
+    Args:
+        db: A handle that remembers nothing of the store.
+        now: The store's time.
+        grace: The grace time in seconds.
+    """
+
+    def __init__(self, db: Database, now: int, grace: int) -> None:
+        self._db = db
+        self._objects = db.objects
+        self._now = now
+        self._grace = grace
+        self._deadline = time.monotonic() + RELIANCE_SECONDS
+        self._past: dict[str, Collection] = {}
+        self._collection: str | None = None
+
+    def run(self, *, apply: bool, only: Some[str] | None, finish_only: bool) -> CollectStats:
+        """Do one run; the arguments are those of `collect`."""
+        listed = list_candidates(self._db)  # before the refs: what is written later is young
+        found = list_collections(self._objects)
+        begun = [one for one in found.values() if one.aside or one.parts.keys() - {Part.LOOK}]
+        self._past = {one.id: one for one in begun}
+        if apply:
+            self._end_broken_off(found.values())
+        note = self._note(listed)
+        if self._is_settled(note):
+            return self._stats(_Marked([], len(listed), []), [], applied=apply)
+        old = {name for name, info in listed.items() if self._is_old(info)}
+        going = set() if finish_only else old if only is None else old.intersection(only)
+        marked = self._mark(listed, going)
+        due = [one for one in self._past.values() if self._is_due(one)]
+        if apply:
+            self._bring_back(marked.restored)
+            self._set_aside(marked.dead)
+            for one in due:
+                self._finish(one)
+            is_settled = going == old and not (marked.dead or self._past)
+            self._keep_note(note if is_settled else None)
+        return self._stats(marked, due, applied=apply)
+
+    def _is_old(self, info: ObjectInfo) -> bool:
+        return 0 < info.created <= self._now - self._grace * SECOND
+
+    def _is_due(self, found: Collection) -> bool:
+        """Whether the grace time of a collection is over."""
+        end = found.parts.get(Part.END, 0)
+        return 0 < end <= self._now - self._grace * SECOND
+
+    def _is_at_work(self, found: Collection) -> bool:
+        """Whether the run that made a collection may still move objects."""
+        if Part.END in found.parts:
+            return False
+        return found.parts.get(Part.PLAN, 0) > self._now - self._limit * SECOND
+
+    @property
+    def _limit(self) -> float:
+        """Seconds after which a run has stopped; none if the user says that nobody else runs."""
+        return RELIANCE_SECONDS if self._grace >= LEAST_GRACE.total_seconds() else 0
+
+    def _mark(self, listed: Mapping[str, ObjectInfo], old: set[str]) -> _Marked:
+        """Find out what is needed.
+
+        Args:
+            listed: The objects that were listed before the refs are read.
+            old: Names of those that may go.
+        """
+        db = self._db
+        db.heed_findings()
+        named = named_versions(db, self._is_old)
+        places = look(db)
+        _check_complete(self._objects, listed, places)
+        there = old & places.objects.keys()
+        going = {name for name in there if not _is_in_doubt(db, name)}
+        marking = Marking(db, places, going)
+        marking.keep_staying()
+        marking.keep(named)
+        self._keep_newcomers(marking)
+        dead = [listed[name] for name in sorted(going) if not marking.needs(name)]
+        kept = len(marking.places.objects) - len(dead)
+        return _Marked(dead, kept, sorted(marking.restored))
+
+    def _keep_newcomers(self, marking: Marking) -> None:
+        """Keep the versions that others have named in the meantime."""
+        for _ in range(_MAX_NEWCOMERS):
+            new = named_versions(self._db, self._is_old) - marking.versions
+            if not new:
+                return
+            marking.places = look(self._db)
+            marking.keep(new)
+
+    def _end_broken_off(self, found: Iterable[Collection]) -> None:
+        """Begin the grace time of collections whose runs were killed, and remove their clocks."""
+        for one in found:
+            if 0 < one.parts.get(Part.LOOK, 0) <= self._now - RELIANCE_SECONDS * SECOND:
+                self._objects.delete(part_name(one.id, Part.LOOK))
+            if one.id in self._past and Part.END not in one.parts and not self._is_at_work(one):
+                self._objects.put(part_name(one.id, Part.END), [mark()])
+
+    def _bring_back(self, former: Sequence[str]) -> None:
+        """Copy objects back to their places."""
+        # Listed again: other runs may have set some aside since, or brought them back.
+        past = list_collections(self._objects).values()
+        where = {name: info.name for found in past for name, info in found.aside.items()}
+        bring_back(self._objects, where, former)
+
+    def _set_aside(self, dead: Sequence[ObjectInfo]) -> None:
+        """Move objects aside, as a new collection."""
+        if not dead:
+            return
+        digits = new_collection()
+        plan = Plan(
+            now=self._now,
+            grace=self._grace,
+            objects=[PlannedObject(info.name, info.size, max(0, info.created)) for info in dead],
+        )
+        self._objects.put(part_name(digits, Part.PLAN), [encode_plan(plan)])
+        self._make_way(digits)
+        try:
+            copied = copy_all(
+                self._objects, {aside_name(digits, info.name): info.name for info in dead}
+            )
+            delete_all(self._objects, copied.values(), self._check_time)
+        except BaseException:
+            with suppress(CasweightsError):
+                self._objects.put(part_name(digits, Part.END), [mark()])
+            raise
+        self._objects.put(part_name(digits, Part.END), [mark()])
+        self._collection = digits
+
+    def _make_way(self, mine: str) -> None:
+        """Withdraw a collection if another one is at work.
+
+        Of two that begin at once, at least one sees the other. Where neither does, because listings
+        lag, each sets aside what it alone finds dead, and later runs bring back what is needed.
+
+        Raises:
+            ConflictError: Another one is at work.
+        """
+        found = list_collections(self._objects)
+        ours = (found[mine].parts.get(Part.PLAN, 0), mine) if mine in found else (0, mine)
+        for other in found.values():
+            theirs = (other.parts.get(Part.PLAN, 0), other.id)
+            if other.id != mine and self._is_at_work(other) and theirs < ours:
+                self._objects.delete(part_name(mine, Part.PLAN))
+                raise ConflictError(
+                    ErrorCode.BUSY,
+                    f"collection {other.id} is at work: nothing was set aside. If its run was "
+                    "killed, repeat the command 6 hours after it began",
+                )
+
+    def _check_time(self) -> None:
+        """Check that what was marked is still recent.
+
+        Raises:
+            StoreError: It is not.
+        """
+        if time.monotonic() > self._deadline:
+            raise StoreError(
+                ErrorCode.IO_FAILED,
+                "the collection took more than 6 hours, so what it has marked is out of date: it "
+                "stopped. Repeat the command to continue",
+            )
+
+    def _finish(self, found: Collection) -> None:
+        """Delete what a collection has set aside, and the objects that describe it."""
+        prefix = aside_name(found.id, "")
+        doomed = [info.name for info in found.aside.values()]
+        delete_all(self._objects, doomed, self._check_time, prefix)
+        self._check_time()
+        self._objects.delete_all([part_name(found.id, part) for part in (Part.PLAN, Part.END)])
+
+    def _note(self, listed: Mapping[str, ObjectInfo]) -> Settled:
+        """Return the note that there is nothing to do: true until this changes, or grows old."""
+        infos = [*listed.values(), *self._db.refs.objects(), *self._db.objects.list(names.DAMAGED)]
+        rows = sorted(f"{info.name} {info.size} {info.created}" for info in infos)
+        digest = blake3_256("\n".join([str(self._grace), *rows]).encode()).hex()
+        young = [info.created for info in listed.values() if not self._is_old(info)]
+        first = min((created for created in young if created > 0), default=self._now + _A_YEAR)
+        return Settled(digest, first + self._grace * SECOND)
+
+    def _is_settled(self, now: Settled) -> bool:
+        """Whether an earlier run noted that there is nothing to do."""
+        known = [] if self._past else notes(self._objects)
+        return any(note.digest == now.digest and self._now < note.until for note in known)
+
+    def _keep_note(self, note: Settled | None) -> None:
+        """Keep a note, and remove all others."""
+        old = {settled_name(other) for other in notes(self._objects)}
+        new = set() if note is None else {settled_name(note)}
+        for name in new - old:
+            self._objects.put(name, [mark()])
+        if old - new:
+            self._objects.delete_all(sorted(old - new))
+
+    def _stats(self, marked: _Marked, due: Sequence[Collection], *, applied: bool) -> CollectStats:
+        pending = list_collections(self._objects).values()
+        gone = {found.id for found in due}
+        return CollectStats(
+            applied=applied,
+            collection=self._collection,
+            objects=tuple(
+                CollectedObject(name=info.name, nbytes=info.size, created=info.created)
+                for info in marked.dead
+            ),
+            kept=marked.kept,
+            restored=tuple(marked.restored),
+            finished=tuple(sorted(gone)),
+            finished_bytes=sum(found.nbytes for found in due),
+            pending=tuple(
+                PendingCollection(
+                    id=found.id,
+                    objects=len(found.aside),
+                    nbytes=found.nbytes,
+                    since=found.parts.get(Part.END, 0),
+                )
+                for found in pending
+                if found.aside and found.id not in gone
+            ),
+        )
+
+
+def _is_in_doubt(db: Database, name: str) -> bool:
+    """Whether a finding is about a pack or a snapshot, which stays then: `repair` may need it."""
+    return not name.startswith(names.ARCHIVES) and db.index.is_damaged(names.pack_of(name))
+
+
+def _check_complete(objects: ObjectStore, before: Mapping[str, ObjectInfo], places: Places) -> None:
+    """Check that later listings show what an earlier one did, unless it is gone.
+
+    Raises:
+        StoreError: One does not.
+    """
+    now = {name for name in places.objects if name in places.packs or name in places.archives}
+    lacking = [name for name in before if name not in now]
+    for name in sorted(objects.present(lacking) if lacking else ()):
+        raise StoreError(
+            ErrorCode.IO_FAILED,
+            f"a listing of {objects.url} lacks {name}, which exists, so its listings cannot be "
+            "relied on: nothing was deleted. Repeat the command",
+        )

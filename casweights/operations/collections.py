@@ -1,0 +1,144 @@
+"""The collections of a store: which ones there are, and what time it is by the store's clock."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.database.aside import parse_listing
+from casweights.errors import ErrorCode, IntegrityError, StoreError, UnsupportedError
+from casweights.format import names
+from casweights.format.collection import (
+    Part,
+    Settled,
+    aside_name,
+    mark,
+    parse_part_name,
+    parse_settled_name,
+    part_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights.stores.base import ObjectInfo, ObjectStore
+
+SECOND = 1_000_000  # microseconds
+_MAX_SKEW = 3600.0  # seconds between this machine's clock and the store's
+_LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
+_LISTING_PAUSE = 0.5  # seconds between listings
+
+
+class Collection(NamedTuple):
+    """A collection, as the listings of its objects describe it.
+
+    Attributes:
+        id: Its random digits.
+        parts: Store times of the objects that describe it, in microseconds.
+        aside: The objects that it set aside, by the names that they had, under their present names.
+    """
+
+    id: str
+    parts: dict[Part, int]
+    aside: dict[str, ObjectInfo]
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of what it set aside."""
+        return sum(info.size for info in self.aside.values())
+
+    @property
+    def doomed(self) -> list[str]:
+        """The names that all its objects had."""
+        return list(self.aside)
+
+
+def list_collections(objects: ObjectStore) -> dict[str, Collection]:
+    """Return all collections, by their digits."""
+    found: dict[str, Collection] = {}
+
+    def get(digits: str) -> Collection:
+        return found.setdefault(digits, Collection(digits, {}, {}))
+
+    for info in objects.list(names.COLLECTIONS):
+        with suppress(IntegrityError):
+            part = parse_part_name(info.name)
+            get(part.collection).parts[part.part] = info.created
+    for aside, info in parse_listing(objects.list(names.ASIDE)):
+        get(aside.collection).aside[aside.name] = info
+    return found
+
+
+def notes(objects: ObjectStore) -> list[Settled]:
+    """Return the notes that nothing is to be collected."""
+    found = (parse_settled_name(info.name) for info in objects.list(names.COLLECTIONS))
+    return [note for note in found if note is not None]
+
+
+def new_collection() -> str:
+    """Return random digits for a new collection."""
+    return secrets.token_hex(8)
+
+
+@contextmanager
+def looking(objects: ObjectStore) -> Iterator[int]:
+    """Provide the present time by the store's clock, in microseconds.
+
+    It is the time of an object that this writes, and removes at the end.
+
+    Raises:
+        UnsupportedError: The store has no times, or its clock and this machine's differ.
+        StoreError: The object cannot be written, or no listing shows it.
+    """
+    name = part_name(new_collection(), Part.LOOK)
+    objects.put(name, [mark()])
+    try:
+        yield _checked(objects, _time_of(objects, name))
+    finally:
+        with suppress(StoreError):
+            objects.delete(name)
+
+
+def _time_of(objects: ObjectStore, name: str) -> int:
+    deadline = time.monotonic() + _LISTING_SECONDS
+    while True:
+        for info in objects.list(name):
+            return info.created
+        if time.monotonic() > deadline:
+            raise StoreError(
+                ErrorCode.UNREACHABLE,
+                f"{objects.url} does not list {name} {_LISTING_SECONDS:g} s after it was written, "
+                "so its listings cannot be relied on: nothing was collected. Try again later",
+            )
+        time.sleep(_LISTING_PAUSE)
+
+
+def _checked(objects: ObjectStore, now: int) -> int:
+    """Check the store's time against this machine's."""
+    if now <= 0:
+        raise UnsupportedError(
+            ErrorCode.UNSUPPORTED,
+            f"{objects.url} does not record when objects were written, so nothing shows which are "
+            "old enough: nothing was collected",
+        )
+    skew = machine_time() - now / SECOND
+    if abs(skew) > _MAX_SKEW:
+        raise UnsupportedError(
+            ErrorCode.CLOCKS_DIFFER,
+            f"the clock of this machine is {abs(skew) / 3600:.1f} hours "
+            f"{'ahead of' if skew > 0 else 'behind'} that of {objects.url}: nothing was collected. "
+            "Set the wrong one, and repeat the command",
+        )
+    return now
+
+
+def machine_time() -> float:
+    """Return the time by this machine's clock, in seconds since 1970."""
+    return time.time()
+
+
+def present_names(collection: str, former: list[str]) -> list[str]:
+    """Return the names of objects that a collection set aside, by the names that they had."""
+    return [aside_name(collection, name) for name in former]

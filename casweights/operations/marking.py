@@ -1,0 +1,314 @@
+"""Marking: which objects of a store its versions need, where these lie, and what nothing needs.
+
+A version needs its parents, its own copies, and for each of its chunks the frames of one chain. All
+versions that stay in place must stay complete, also those that nothing names and that stay for
+their frames, or because they share an archive.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.database.aside import list_aside
+from casweights.database.moves import line, parse_move, version_in
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError
+from casweights.format import names
+from casweights.format.names import parse_id
+from casweights.ids import SnapshotId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+
+    from casweights.database import Database
+    from casweights.database.chains import Node
+    from casweights.database.moves import Move
+    from casweights.database.packs import PackContents
+    from casweights.format.snapshot import StoredSnapshot
+    from casweights.ids import ChunkId
+    from casweights.stores.base import ObjectInfo
+
+_MAX_LOOKS = 5  # at refs that others remove between their listing and their read
+
+
+class Places(NamedTuple):
+    """Where everything lies.
+
+    Attributes:
+        objects: The snapshots, archives and packs in their places, by name, also whole moves.
+        archives: The versions in each archive.
+        holding: The archives of each version that is in one.
+        aside: The objects that collections have set aside, by the names that they had.
+        packs: The packs and snapshots with frames, by name.
+    """
+
+    objects: dict[str, ObjectInfo]
+    archives: dict[str, list[SnapshotId]]
+    holding: dict[SnapshotId, list[str]]
+    aside: dict[str, ObjectInfo]
+    packs: dict[str, PackContents]
+
+
+def list_candidates(db: Database) -> dict[str, ObjectInfo]:
+    """Return all objects that a collection may set aside; whole moves always stay."""
+    folders = (names.SNAPSHOTS, names.ARCHIVES, names.PACKS)
+    return {info.name: info for folder in folders for info in db.objects.list(folder)}
+
+
+def look(db: Database) -> Places:
+    """List everything, and read all indexes.
+
+    Raises:
+        IntegrityError: An index or an archive cannot be read.
+    """
+    # A version moves from a branch to an object of its own, and from there to an archive, and
+    # frames move from versions to packs: so the places are listed in this order.
+    objects = {info.name: info for info in db.store.list(names.SNAPSHOTS)}
+    archives = db.snapshots.archives.members()
+    objects.update((info.name, info) for info in db.snapshots.archives.infos())
+    objects.update((info.name, info) for info in db.objects.list(names.PACKS))
+    db.index.load(exact=True)
+    for name in db.index.unreadable:
+        raise db.index.damaged[name]
+    packs = {pack.info.name: pack for pack in db.index.contents()}
+    return Places(objects, archives, _inverted(archives), list_aside(db.store), packs)
+
+
+def _inverted(archives: Mapping[str, Sequence[SnapshotId]]) -> dict[SnapshotId, list[str]]:
+    found: dict[SnapshotId, list[str]] = {}
+    for name, versions in archives.items():
+        for version in versions:
+            found.setdefault(version, []).append(name)
+    return found
+
+
+def named_versions(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId]:
+    """Return the versions that any move of any branch or tag names, also moves off the line.
+
+    What a branch or tag named that was deleted counts, too, until the deletion is old.
+
+    Args:
+        db: The store.
+        is_old: Whether an object is older than the grace time.
+
+    Raises:
+        IntegrityError: A move is damaged.
+    """
+    for _ in range(_MAX_LOOKS):
+        with suppress(NotFoundError):  # another client removed a move after the listing
+            return _named(db, is_old)
+    return _named(db, is_old)
+
+
+def _named(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId]:
+    infos = db.refs.objects()
+    ends = _ends_of_logs(db, infos, is_old)
+    found: set[SnapshotId | None] = set()
+    for info in infos:
+        log, position = _log_of(parse_move(info, _kind(info)))
+        if position > ends.get(log, 0):
+            found |= {db.refs.target(info), db.refs.deleted_from(info)}
+    return {version for version in found if version is not None}
+
+
+def _ends_of_logs(
+    db: Database, infos: Iterable[ObjectInfo], counts: Callable[[ObjectInfo], bool]
+) -> dict[tuple[str, str], int]:
+    """Return the position up to which a deletion has ended a log, by log, see `_log_of`.
+
+    A deletion counts if it is marked as final, or is on the line.
+
+    Args:
+        db: The store.
+        infos: The objects of all moves; damaged ones are passed over.
+        counts: Whether the object of a deletion counts.
+    """
+    logs: dict[tuple[str, str], list[tuple[Move, ObjectInfo]]] = {}
+    for info in infos:
+        with suppress(IntegrityError):
+            move = parse_move(info, _kind(info))
+            logs.setdefault(_log_of(move)[0], []).append((move, info))
+    found: dict[tuple[str, str], int] = {}
+    for log, moves in logs.items():
+        on_line = {move.name for move in line([move for move, _ in moves]).values()}
+        for move, info in moves:
+            if (move.is_mark or move.name in on_line) and counts(info):
+                with suppress(IntegrityError, NotFoundError):
+                    if db.refs.target(info) is None:
+                        found[log] = max(found.get(log, 0), move.position)
+    return found
+
+
+def _log_of(move: Move) -> tuple[tuple[str, str], int]:
+    """Return the log of a move, and its position there."""
+    return (_kind(move), move.ref), move.position
+
+
+def _kind(named: ObjectInfo | Move) -> str:
+    return names.HEADS if named.name.startswith(names.HEADS) else names.TAGS
+
+
+def snapshot_in(name: str) -> SnapshotId | None:
+    """Return the version that an object of this name is; None for all other objects."""
+    if not name.startswith(names.SNAPSHOTS):
+        return version_in(name)
+    with suppress(IntegrityError):
+        return parse_id(SnapshotId, names.SNAPSHOTS, name)
+    return None
+
+
+class Marking:
+    """What versions need. Call `keep` with versions, then look at `needs` and `restored`.
+
+    Args:
+        db: A handle that remembers nothing.
+        places: Where everything lies, see `look`.
+        going: Names of the objects that may go. Everything else stays in its place, and so does
+            what it needs.
+
+    Attributes:
+        places: The argument; may be replaced after another look.
+        versions: The versions that stay.
+        chunks: The chunks that stay: those of the versions, and those on their chains.
+        restored: Names of objects that are needed and were not in their places, as `places` says.
+    """
+
+    def __init__(self, db: Database, places: Places, going: Container[str]) -> None:
+        self._db = db
+        self.places = places
+        self._going = going
+        self.versions: set[SnapshotId] = set()
+        self.chunks: set[ChunkId] = set()
+        self.restored: set[str] = set()
+        self._seen: set[Node] = set()
+        self._aside: dict[str, list[SnapshotId]] | None = None
+        self._expired = db.history.expired()
+
+    def keep(self, versions: Iterable[SnapshotId]) -> None:
+        """Keep versions with all that they need.
+
+        Raises:
+            IntegrityError: Something that is needed is damaged or missing.
+        """
+        todo = list(versions)
+        while todo:
+            self._keep_all(todo)
+            todo = list(self._kept_for_frames())
+
+    def keep_staying(self) -> None:
+        """Keep what the objects need that stay in their places in any case."""
+        stay = [name for name in self.places.objects if name not in self._going]
+        # Packs of running commits and pushes: their versions are not there yet. A push may write a
+        # frame before its base. What was set aside is not read yet, so the chains are in place.
+        packs = [self.places.packs[name] for name in stay if name in self.places.packs]
+        bases = {at.frame.base for pack in packs for at in pack.locations}
+        for base in bases:
+            if base is not None and self._db.index.chain(base) is not None:
+                self._want(base)
+        own = [version for name in stay if (version := snapshot_in(name)) is not None]
+        archived = [v for name in stay for v in self.places.archives.get(name, ())]
+        self.keep([*own, *archived, *self._kept_for_frames()])
+
+    def needs(self, name: str) -> bool:
+        """Whether an object in its place must stay there."""
+        version = snapshot_in(name)
+        if version is not None:
+            return version in self.versions
+        if name in self.places.archives:
+            return not self.versions.isdisjoint(self.places.archives[name])
+        return self._has_needed_frame(name)
+
+    def _has_needed_frame(self, name: str) -> bool:
+        # Any frame of a needed chunk: not only that of the chain which this client would choose.
+        pack = self.places.packs.get(name)
+        return pack is not None and any(at.frame.chunk in self.chunks for at in pack.locations)
+
+    def _keep_all(self, todo: list[SnapshotId]) -> None:
+        while todo:
+            version = todo.pop()
+            if version in self.versions:
+                continue
+            self.versions.add(version)
+            todo += self._sharing_a_place(version)
+            stored = self._load(version)
+            todo += self._parents(stored)
+            for chunk in stored.snapshot.stored_chunks():
+                self._want(chunk)
+
+    def _sharing_a_place(self, version: SnapshotId) -> list[SnapshotId]:
+        """Return the versions that stay or come back because a version does."""
+        places, name = self.places, names.snapshot_name(version)
+        if name in places.objects or version in places.holding:
+            return [v for at in places.holding.get(version, ()) for v in places.archives[at]]
+        if name in places.aside:
+            self.restored.add(name)
+            return []
+        for archive, members in self._archives_aside().items():
+            if version in members:
+                self.restored.add(archive)
+                return members
+        raise _missing(f"version {version} is not in the store")
+
+    def _archives_aside(self) -> dict[str, list[SnapshotId]]:
+        if self._aside is None:
+            self._aside = self._db.snapshots.archives.members_aside(self.places.aside)
+        return self._aside
+
+    def _load(self, version: SnapshotId) -> StoredSnapshot:
+        try:
+            return self._db.snapshots.load_stored(version)
+        except NotFoundError as error:
+            raise _missing(error.message) from error
+
+    def _parents(self, stored: StoredSnapshot) -> Iterator[SnapshotId]:
+        """Yield the parents of a version; in place of those that have expired, theirs."""
+        todo, seen = list(stored.snapshot.parents), set[SnapshotId]()
+        while todo:
+            parent = todo.pop()
+            if parent in seen:  # a forged record may lead in a circle
+                continue
+            seen.add(parent)
+            row = self._expired.find(parent)
+            if row is not None:
+                todo += row.parents
+            elif self._is_there(parent):
+                yield parent
+            elif not stored.shallow:
+                raise _missing(
+                    f"version {stored.snapshot.id} has the ancestor {parent}, which is not in the "
+                    "store"
+                )
+
+    def _is_there(self, version: SnapshotId) -> bool:
+        name, places = names.snapshot_name(version), self.places
+        if name in places.objects or version in places.holding or name in places.aside:
+            return True
+        return any(version in members for members in self._archives_aside().values())
+
+    def _want(self, chunk: ChunkId) -> None:
+        """Keep a chunk, and those that its chain builds on."""
+        if chunk in self.chunks:
+            return
+        chain = self._db.index.find_chain(chunk)
+        if chain is None:
+            raise _missing(f"no frame holds the chunk {chunk}, which a version needs")
+        for location in chain.back(self._seen):
+            self.chunks.add(location.frame.chunk)
+            name = names.pack_name(location.pack)
+            if name not in self.places.objects:
+                self.restored.add(name)
+
+    def _kept_for_frames(self) -> Iterator[SnapshotId]:
+        """Yield the versions whose objects stay or come back because they carry needed frames."""
+        for name in (*self.places.packs, *self.restored):
+            if name.startswith(names.SNAPSHOTS):
+                version = snapshot_in(name)
+                is_needed = name in self.restored or self._has_needed_frame(name)
+                if version is not None and version not in self.versions and is_needed:
+                    yield version
+
+
+def _missing(message: str) -> IntegrityError:
+    return IntegrityError(
+        ErrorCode.MISSING_CHUNK, f"{message}: nothing was set aside or deleted. See `verify`"
+    )

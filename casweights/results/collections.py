@@ -1,0 +1,88 @@
+"""The results of `gc` and of bringing back what it set aside. Sizes are in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casweights.ids import SnapshotId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectedObject:
+    """An object that `gc` sets aside.
+
+    Attributes:
+        name: Its name in the store.
+        nbytes: Its size in bytes.
+        created: When it was written, by the store's clock, in microseconds since 1970.
+    """
+
+    name: str
+    nbytes: int
+    created: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingCollection:
+    """Objects that were set aside and that a later `gc` deletes.
+
+    Attributes:
+        id: The digits that name the collection, as for `undelete_collection`.
+        objects: Number of objects.
+        nbytes: Their size in bytes.
+        since: When it was complete, by the store's clock, in microseconds since 1970; 0 if its run
+            was killed, or has not ended yet.
+    """
+
+    id: str
+    objects: int
+    nbytes: int
+    since: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectStats:
+    """The result of `gc`.
+
+    Attributes:
+        applied: Whether it changed anything; if not, the other fields say what it would do.
+        collection: The digits that name what was set aside, as for `undelete_collection`; None if
+            nothing was.
+        objects: The objects that were set aside.
+        kept: Number of the packs, snapshots and archives that stay.
+        restored: Names of objects that were brought back, because versions need them again.
+        finished: The collections whose objects were deleted for good.
+        finished_bytes: Size of these objects in bytes.
+        pending: The collections that are set aside now.
+    """
+
+    applied: bool
+    collection: str | None
+    objects: tuple[CollectedObject, ...]
+    kept: int
+    restored: tuple[str, ...]
+    finished: tuple[str, ...]
+    finished_bytes: int
+    pending: tuple[PendingCollection, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the objects that were set aside, in bytes."""
+        return sum(found.nbytes for found in self.objects)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndeleteStats:
+    """The result of `undelete_collection`.
+
+    Attributes:
+        versions: The versions that were brought back.
+        objects: Number of objects that were brought back.
+        nbytes: Their size in bytes.
+    """
+
+    versions: tuple[SnapshotId, ...]
+    objects: int
+    nbytes: int

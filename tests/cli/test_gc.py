@@ -1,0 +1,81 @@
+"""The verbs ``gc`` and ``undelete``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casweights.stores.local import LocalStore
+from tests.ages import DAY, GRACE, age
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Json, Run
+
+
+@pytest.fixture
+def lost(run: Run, store: Path) -> str:
+    """The ID of an old version that nothing names."""
+    Path("model/extra.txt").write_text("extra")
+    version: str = run("commit", "model", "--branch", "lost", "-q").stdout.strip()
+    run("branch", "lost", "--delete")
+    age(LocalStore(store), GRACE + DAY)
+    return version
+
+
+def test_gc_says_what_it_would_do_and_does_it_with_apply(
+    run: Run, run_json: Json, store: Path, lost: str
+) -> None:
+    assert run("gc").stdout.startswith("1 object of ")
+    assert "would be set aside, 0 B would be deleted, " in run("gc").stdout
+    assert (store / "snapshots" / lost).exists()
+    (done,) = run_json("gc", "--apply")
+    assert [found["name"] for found in done["objects"]] == [f"snapshots/{lost}"]
+    assert not (store / "snapshots" / lost).exists()
+    digits = done["collection"]
+    line = run("gc").stdout.splitlines()[1]
+    assert line.startswith(f"{digits}  1 object of ")
+    assert " aside: can be deleted from 20" in line
+    assert digits in run("show", lost, status=1).stderr
+    age(LocalStore(store), GRACE + DAY)
+    (done,) = run_json("gc", "--apply", "--finish")
+    assert done["finished"] == [digits]
+    assert run("undelete", digits, status=1).stderr.startswith("Error: the store has no collection")
+
+
+def test_undelete_brings_a_collection_back(run: Run, store: Path, lost: str) -> None:
+    digits = run("gc", "--apply", "-q").stdout.strip()
+    assert run("undelete", digits).stdout.startswith("1 version in 1 object of ")
+    assert run("branch", "back", lost, "-q").stdout == f"{lost}\n"
+    run("verify")
+
+
+def test_a_plan_limits_what_is_set_aside(run: Run, run_json: Json, store: Path, lost: str) -> None:
+    run("gc", "--plan", "plan.json")
+    plan = json.loads(Path("plan.json").read_text())
+    assert [found["name"] for found in plan["objects"]] == [f"snapshots/{lost}"]
+    Path("empty.json").write_text(json.dumps({**plan, "objects": []}))
+    assert run_json("gc", "--apply", "empty.json")[0]["objects"] == []
+    assert "for another store" in run("gc", "--apply", other(plan), status=1).stderr
+    Path("bad.json").write_text("[]")
+    assert "is no plan" in run("gc", "--apply", "bad.json", status=1).stderr
+    assert len(run_json("gc", "--apply", "plan.json")[0]["objects"]) == 1
+    assert "exclude" in run("gc", "--plan", "p", "--apply", "plan.json", status=2).stderr
+
+
+def other(plan: dict[str, object]) -> str:
+    Path("other.json").write_text(json.dumps({**plan, "store_id": "0" * 32}))
+    return "other.json"
+
+
+def test_a_short_grace_time_needs_the_name_of_the_store(
+    run: Run, run_json: Json, store: Path, lost: str
+) -> None:
+    for options in (["--grace", "0"], ["--grace", "23h"], ["--grace", "5m", "--confirm", "yes"]):
+        assert "confirm with its name" in run("gc", "--apply", *options, status=1).stderr
+    assert "is no duration" in run("gc", "--grace", "week", status=2).stderr
+    assert run_json("gc", "--grace", "0", "--confirm", str(store))[0]["objects"] != []
+    assert run_json("gc", "--grace", "36h")[0]["objects"] != []
+    assert run_json("gc", "--grace", "9d")[0]["objects"] == []

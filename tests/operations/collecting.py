@@ -1,0 +1,67 @@
+"""Stores with versions that nothing names any more, and what tests of collections do with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.format import names
+from tests.ages import DAY, GRACE, age
+from tests.histories import CHUNK, State, history
+
+if TYPE_CHECKING:
+    from casweights import Repository, SnapshotId
+    from casweights.stores.base import ObjectStore
+
+    Versions = dict[SnapshotId, State]
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+LONG = GRACE + DAY
+
+
+def open_repo(objects: ObjectStore, *, create: bool = False) -> Repository:
+    return casweights.open(objects, create=create, config=CONFIG, workers=1)
+
+
+def commit_all(repo: Repository, branch: str, count: int = 3, seed: int = 0) -> Versions:
+    return {repo.commit(s, branch=branch).id: s for s in history(count, 0.01, seed=seed)}
+
+
+def abandon(repo: Repository, objects: ObjectStore, seed: int = 50, count: int = 3) -> Versions:
+    """Make versions that nothing names, long ago."""
+    lost = commit_all(repo, "lost", count, seed)
+    repo.delete_branch("lost")
+    repo.maintain()  # in a bucket, the versions are moves of the branch until then
+    age(objects, LONG)
+    return lost
+
+
+def stored(objects: ObjectStore) -> set[str]:
+    """Return the names of all objects but those about collections and the deleted branch."""
+    found = {info.name for info in objects.list()}
+    return {n for n in found if not n.startswith((names.COLLECTIONS, f"{names.HEADS}lost/"))}
+
+
+def collect(repo: Repository) -> str:
+    """Set something aside; return the digits of the collection."""
+    done = repo.gc(apply=True)
+    assert done.collection is not None
+    return done.collection
+
+
+def finish(repo: Repository, objects: ObjectStore) -> None:
+    """Let the grace time pass, and delete what was set aside."""
+    age(objects, LONG)
+    repo.gc(apply=True, finish_only=True)
+
+
+def apply(repo: Repository) -> object:
+    """Do one run."""
+    return repo.gc(apply=True)
+
+
+def undelete_all(repo: Repository) -> None:
+    """Bring everything back that lies aside."""
+    for pending in repo.gc().pending:
+        repo.undelete_collection(pending.id)

@@ -1,0 +1,113 @@
+"""Collections of versions that have expired, and of those below a deletion in a log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import casweights
+from casweights.config import Keep
+from casweights.database import reflog
+from casweights.errors import NotFoundError
+from casweights.format import names
+from casweights.stores.memory import MemoryStore
+from tests.ages import age
+from tests.copying_bucket import Bucket
+from tests.histories import check_versions, weights
+from tests.operations.collecting import LONG, collect, commit_all, finish, open_repo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights import Repository
+
+STEPS = 12
+EVERY = 4
+
+
+@pytest.fixture(params=["memory", "bucket"])
+def objects(request: pytest.FixtureRequest) -> MemoryStore:
+    return Bucket() if request.param == "bucket" else MemoryStore()
+
+
+@pytest.fixture
+def repo(objects: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
+    monkeypatch.setattr(reflog, "RECENT_MOVES", 1)
+    with open_repo(objects, create=True) as repository:
+        yield repository
+
+
+def versions_in(objects: MemoryStore) -> set[str]:
+    """Return the IDs of the versions that have an object of their own in its place."""
+    return {info.name.removeprefix(names.SNAPSHOTS) for info in objects.list(names.SNAPSHOTS)}
+
+
+def trim(repo: Repository) -> None:
+    """Shorten the logs: old moves name versions, too. Archives would keep them together."""
+    for _ in repo.database.refs.trim():
+        pass
+
+
+@pytest.mark.usefixtures("packs_apart")
+def test_versions_that_expired_go_and_histories_stay(
+    repo: Repository, objects: MemoryStore
+) -> None:
+    states = [{"w": weights(2, seed)} for seed in range(STEPS)]  # no chunk builds on another
+    versions = {repo.commit(state, branch="main").id: state for state in states}
+    assert repo.expire(Keep(every=EVERY), apply=True).go == STEPS - STEPS // EVERY
+    trim(repo)
+    kept = {version.id: versions[version.id] for version in repo.log()}
+    assert [version.number for version in repo.log()] == [12, 8, 4]
+    age(objects, LONG)
+    before = sum(info.size for info in objects.list())
+    collection = collect(repo)
+    for _ in range(2):
+        check_versions(objects, kept)
+        with open_repo(objects) as reader:
+            assert [version.number for version in reader.log()] == [12, 8, 4]
+            assert reader.verify().problems == ()
+        assert versions_in(objects) <= set(map(str, kept))
+        finish(repo, objects)
+    assert not list(objects.list(names.ASIDE)), collection
+    assert sum(info.size for info in objects.list()) < before / 2
+    gone = next(version for version in versions if version not in kept)
+    with open_repo(objects) as reader, pytest.raises(NotFoundError, match="expired"):
+        reader.load(str(gone))
+
+
+def test_a_version_that_expired_stays_if_something_names_it(
+    repo: Repository, objects: MemoryStore
+) -> None:
+    versions = commit_all(repo, "main", 6, seed=2)
+    repo.expire(Keep(last=1), apply=True)
+    trim(repo)
+    named = list(versions)[2]
+    repo.tag("paper", named)
+    age(objects, LONG)
+    for _ in range(3):
+        repo.gc(apply=True)
+        age(objects, LONG)
+    check_versions(objects, {named: versions[named], list(versions)[-1]: [*versions.values()][-1]})
+    with open_repo(objects) as reader:
+        assert reader.verify().problems == ()
+
+
+def test_what_a_branch_named_before_it_was_deleted_goes_from_one_that_was_made_again(
+    repo: Repository, objects: MemoryStore
+) -> None:
+    old = commit_all(repo, "b", 2, seed=3)
+    repo.delete_branch("b")
+    new = commit_all(repo, "b", 2, seed=4)
+    age(objects, LONG)
+    if isinstance(objects, Bucket):  # there the moves are the versions
+        trim(repo)
+        age(objects, LONG)
+    collect(repo)
+    for _ in range(2):
+        check_versions(objects, new)
+        with open_repo(objects) as reader:
+            assert reader.verify().problems == ()
+        finish(repo, objects)
+    with open_repo(objects) as reader, pytest.raises(casweights.NotFoundError):
+        reader.load(list(old)[-1])  # the first has the header that all need

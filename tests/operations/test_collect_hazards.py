@@ -1,0 +1,398 @@
+"""The ways in which collections of other systems have lost data, one test each, and what stops one.
+
+H1 to H8 are numbered as in docs/design/033.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from itertools import count
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import pytest
+
+from casweights.errors import (
+    CasweightsError,
+    ErrorCode,
+    InvalidInputError,
+    NotFoundError,
+    UnsupportedError,
+)
+from casweights.format import names
+from casweights.operations import collections
+from casweights.stores.base import ObjectInfo, ObjectStore
+from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
+from casweights.stores.wrapper import WrapperStore
+from casweights.testing.states import assert_same_state
+from tests.ages import DAY, age
+from tests.copying_bucket import Bucket
+from tests.findings import Remote
+from tests.histories import State, check_versions, step
+from tests.large_versions import packs_apart
+from tests.operations.collecting import (
+    LONG,
+    abandon,
+    collect,
+    commit_all,
+    finish,
+    open_repo,
+    stored,
+)
+from tests.operations.turns import Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from casweights import Repository, SnapshotId
+    from casweights.system.buffers import Buffer
+
+    Versions = dict[SnapshotId, State]
+
+
+@pytest.fixture(params=["directory", "memory", "bucket"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """An empty store of each kind."""
+    kinds = {"directory": lambda: LocalStore(tmp_path / "s"), "memory": MemoryStore}
+    made: ObjectStore = kinds.get(request.param, Bucket)()
+    return made
+
+
+@pytest.fixture
+def repo(objects: ObjectStore) -> Iterator[Repository]:
+    with open_repo(objects, create=True) as repository:
+        yield repository
+
+
+def test_what_nothing_names_goes_after_two_runs_and_the_rest_stays(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    kept = commit_all(repo, "main")
+    before = stored(objects)
+    lost = abandon(repo, objects)
+    said = repo.gc()
+    assert not said.applied
+    assert said.objects
+    assert not list(objects.list(names.ASIDE))
+    done = repo.gc(apply=True)
+    assert done.objects == said.objects
+    with open_repo(objects) as reader:
+        for version, state in lost.items():  # readers that are under way
+            assert_same_state(reader.load(version), state)
+    assert repo.gc(apply=True).finished == ()  # too early
+    age(objects, LONG)
+    assert repo.gc(apply=True).finished == (done.collection,)
+    with open_repo(objects) as reader, pytest.raises(NotFoundError):
+        reader.load(next(iter(lost)))
+    assert stored(objects) == before
+    check_versions(objects, kept)
+
+
+def test_undelete_brings_all_versions_of_a_collection_back(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    commit_all(repo, "main")
+    lost = abandon(repo, objects)
+    before = stored(objects)
+    digits = collect(repo)
+    assert stored(objects) != before
+    done = repo.undelete_collection(digits)
+    assert set(done.versions) == lost.keys()
+    assert stored(objects) == before
+    check_versions(objects, lost)
+    assert repo.gc().objects == ()  # they are young again
+    with pytest.raises(NotFoundError):
+        repo.undelete_collection(digits)
+
+
+def test_h1_packs_of_a_running_commit_stay_with_what_they_build_on(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    """The commit has written a pack of differences from a version that nothing names."""
+    base = abandon(repo, objects)
+    tip = list(base)[-1]
+    state = {"w": step(base[tip]["w"], 0.02, 8)}
+    gone: list[int] = []
+
+    def collect_now(write: int) -> None:
+        if write == 1:
+            with open_repo(objects) as other:
+                gone.append(len(other.gc(apply=True).objects))
+
+    with packs_apart(), open_repo(Watched(objects, after=collect_now)) as writer:
+        new = writer.commit(state, branch="other", parent=tip).id
+    assert gone == [0]
+    finish(repo, objects)
+    check_versions(objects, {**base, new: state})
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_h2_a_chunk_that_is_about_to_go_is_stored_again(
+    repo: Repository, objects: ObjectStore, remote: bool
+) -> None:
+    """A handle knows the pack of a chunk that another client sets aside."""
+    commit_all(repo, "main")
+    with packs_apart(), open_repo(Remote(objects) if remote else objects) as old:
+        lost = abandon(old, objects)
+        collect(repo)
+        state = next(iter(lost.values()))
+        new = old.commit({"again": state["w"]}, branch="again").id
+        finish(repo, objects)
+    check_versions(objects, {new: {"again": state["w"]}})
+
+
+class AtVersion(WrapperStore):
+    """A store that calls a function before a version is written."""
+
+    def __init__(self, inner: ObjectStore, call: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self._call = call
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        if name.startswith((names.SNAPSHOTS, names.HEADS)):
+            self._call()
+        return super().put(name, parts)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_h2_what_was_read_from_aside_is_no_proof(
+    repo: Repository, objects: ObjectStore, remote: bool
+) -> None:
+    """A commit reads packs that were set aside, which are deleted before its version is written."""
+    with packs_apart():
+        one, other = (commit_all(repo, "lost", 1, seed) for seed in (50, 70))
+        repo.delete_branch("lost")
+        repo.maintain()
+        age(objects, LONG)
+        collect(repo)
+        age(objects, LONG)
+        (version, old), (_, foreign) = *one.items(), *other.items()
+        repo.database.refs.set_branch("used", version, force=False)
+        state = {"w": step(old["w"], 0.01, 3), "v": foreign["w"]}
+        slow = AtVersion(objects, lambda: repo.gc(apply=True))
+        with open_repo(Remote(slow) if remote else slow) as writer:
+            new = writer.commit(state, branch="used").id
+    assert not list(objects.list(names.ASIDE))
+    check_versions(objects, {**one, new: state})
+
+
+def test_h2_nothing_names_a_version_that_is_not_in_its_place(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    """A handle remembers a version that was set aside, and later deleted."""
+    lost = abandon(repo, objects)
+    version, state = list(lost.items())[-1]
+    digits = collect(repo)
+    for note in (f"undelete {digits}", None):
+        for name in (
+            lambda: repo.branch("b", version),
+            lambda: repo.tag("t", version),
+            lambda: repo.commit({"w": step(state["w"], 0.01, 3)}, branch="b", parent=version),
+        ):
+            with pytest.raises(NotFoundError, match="no snapshot") as caught:
+                name()
+            assert note is None or note in caught.value.__notes__[0]
+        finish(repo, objects)
+    assert (repo.branches(), repo.tags()) == ({}, {})
+
+
+def test_h2_what_was_used_while_it_was_set_aside_comes_back(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    """A branch is made at a version just when a collection that began before sets it aside."""
+    commit_all(repo, "main")
+    lost = abandon(repo, objects)
+    version = list(lost)[-1]
+    collect(repo)
+    repo.database.refs.set_branch("used", version, force=False)  # the check was before
+    check_versions(objects, lost)  # from aside
+    finish(repo, objects)
+    assert not list(objects.list(names.ASIDE))
+    check_versions(objects, lost)
+
+
+def test_h3_a_young_version_keeps_its_old_parents_and_chunks(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    old = commit_all(repo, "side")
+    age(objects, LONG)
+    states = list(old.values())
+    new = repo.commit({"w": step(states[-1]["w"], 0.01, 9)}, branch="side")
+    repo.delete_branch("side")
+    assert repo.gc(apply=True).objects == ()
+    check_versions(objects, old)
+    repo.branch("side", new.id)
+
+
+def test_h4_a_handle_that_knows_no_new_refs_collects_none_of_their_versions(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    """What a handle remembers of refs and packs is no reason to delete."""
+    with open_repo(objects) as stale:
+        commit_all(stale, "main", 1)
+        stale.gc(apply=True)
+        new = commit_all(repo, "other")
+        age(objects, LONG)
+        assert stale.gc(apply=True).objects == ()
+    check_versions(objects, new)
+
+
+class Hiding(WrapperStore):
+    """A store of which one listing lacks some objects that exist."""
+
+    def __init__(self, inner: ObjectStore, prefix: str, number: int) -> None:
+        super().__init__(inner)
+        self._prefix, self._number, self.listed = prefix, number, 0
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        infos = list(self.inner.list(prefix))
+        if prefix.startswith(self._prefix):
+            self.listed += 1
+            if self.listed == self._number:
+                return iter(infos[1::2])
+        return iter(infos)
+
+
+FOLDERS = [names.SNAPSHOTS, names.PACKS, names.ARCHIVES, names.HEADS, names.TAGS]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_h5_a_listing_that_lacks_objects_makes_no_run_lose_a_version(
+    repo: Repository, objects: ObjectStore, folder: str
+) -> None:
+    with packs_apart():
+        tagged = commit_all(repo, "b", seed=9)
+        for number, version in enumerate(tagged):
+            repo.tag(f"t{number}", version)
+        repo.delete_branch("b")
+        kept = commit_all(repo, "main") | tagged
+        lost = abandon(repo, objects)
+    for number in range(1, 8):
+        hiding = Hiding(objects, folder, number)
+        with open_repo(hiding) as reader:
+            try:
+                done = reader.gc(apply=True)
+            except CasweightsError:
+                continue
+        gone = {info.name for info in done.objects}
+        assert not any(names.snapshot_name(version) in gone for version in kept)
+        check_versions(objects, kept)
+        if done.collection is not None:
+            repo.undelete_collection(done.collection)
+            age(objects, LONG)
+    check_versions(objects, lost)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_h5_a_listing_that_lacks_what_an_earlier_one_had_stops_the_run(
+    repo: Repository, objects: ObjectStore, number: int
+) -> None:
+    with packs_apart():
+        abandon(repo, objects)
+    before = stored(objects)
+    for folder in (names.PACKS, names.SNAPSHOTS):
+        with (
+            open_repo(Hiding(objects, folder, number)) as reader,
+            pytest.raises(CasweightsError, match=r"lacks|needs"),
+        ):
+            reader.gc(apply=True)
+    assert stored(objects) == before
+
+
+def test_h6_objects_of_the_future_or_without_a_time_count_as_new(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    abandon(repo, objects)
+    age(objects, -LONG - timedelta(minutes=30))  # now half an hour ahead of the clock
+    assert repo.gc(apply=True).objects == ()
+    age(objects, LONG + timedelta(minutes=30))
+    collect(repo)
+    age(objects, -DAY * 30)
+    assert repo.gc(apply=True).finished == ()
+
+
+@pytest.mark.parametrize("ahead", [-2, 2])
+def test_h6_clocks_that_differ_stop_a_collection(
+    repo: Repository, objects: ObjectStore, ahead: int
+) -> None:
+    abandon(repo, objects)
+    now = collections.machine_time() + ahead * 3600
+    with (
+        patch.object(collections, "machine_time", return_value=now),
+        pytest.raises(UnsupportedError, match="clock") as caught,
+    ):
+        repo.gc(apply=True)
+    assert caught.value.code is ErrorCode.CLOCKS_DIFFER
+    assert not list(objects.list(names.ASIDE))
+
+
+class Timeless(WrapperStore):
+    """A store that records no times."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return (ObjectInfo(info.name, info.size) for info in self.inner.list(prefix))
+
+
+def test_h6_a_store_without_times_collects_nothing(objects: ObjectStore) -> None:
+    with open_repo(Timeless(objects), create=True) as repo:
+        abandon(repo, objects)
+        with pytest.raises(UnsupportedError, match="does not record when"):
+            repo.gc(apply=True)
+    assert not list(objects.list(names.ASIDE))
+
+
+@pytest.mark.parametrize("grace", [timedelta(0), timedelta(hours=23), timedelta(days=-1)])
+def test_h7_a_short_grace_time_is_refused_unless_it_is_confirmed_in_a_directory(
+    repo: Repository, objects: ObjectStore, grace: timedelta
+) -> None:
+    abandon(repo, objects)
+    for confirm in (None, "yes"):
+        with pytest.raises(InvalidInputError, match="grace time"):
+            repo.gc(apply=True, grace=grace, confirm=confirm)
+    if isinstance(objects, Bucket) or grace < timedelta(0):
+        with pytest.raises(InvalidInputError, match="at least 24 hours"):
+            repo.gc(apply=True, grace=grace, confirm=repo.url)
+    else:
+        assert repo.gc(apply=True, grace=grace, confirm=repo.url).objects
+
+
+def test_h8_a_version_that_is_named_while_a_run_marks_is_kept(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    """At each call of the run, another client names what was about to go."""
+    lost = abandon(repo, objects)
+    version = list(lost)[-1]
+    for call in count(1, 3):
+        interrupt = Naming(call, objects, version)
+        with open_repo(watched := Watched(objects)) as collector:
+            watched.before = interrupt
+            done = collector.gc(apply=True)
+            watched.before = lambda _: None
+        if not interrupt.named:
+            break
+        check_versions(objects, lost)
+        finish(repo, objects)
+        check_versions(objects, lost)
+        repo.delete_branch("late")
+        repo.maintain()
+        age(objects, LONG)
+    assert call > 10
+    assert done.collection is not None  # it came too late, and was refused
+
+
+class Naming:
+    """Names a version at a call of a store."""
+
+    def __init__(self, call: int, objects: ObjectStore, version: SnapshotId) -> None:
+        self._left, self._objects, self._version = call, objects, version
+        self.named = False
+
+    def __call__(self, _: int) -> None:
+        self._left -= 1
+        if self._left == 0:
+            with open_repo(self._objects) as other, suppress(NotFoundError):
+                other.branch("late", self._version)
+                self.named = True

@@ -1,0 +1,351 @@
+"""Random sequences of everything that writes and collects, with crashes, against a model.
+
+The model knows the content and the parents of every version that was acknowledged, what names it,
+and when it was last reachable.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from unittest.mock import patch
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+import casweights
+from casweights.config import StoreConfig
+from casweights.database import reflog
+from casweights.errors import CasweightsError, ConflictError, ErrorCode, StoreError
+from casweights.operations import maintain, merging
+from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
+from casweights.testing.states import assert_same_state
+from tests.ages import DAY, GRACE, age
+from tests.copying_bucket import Bucket
+from tests.histories import CHUNK, State, step, weights
+from tests.large_versions import packs_apart
+from tests.operations.turns import Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from casweights import Repository, SnapshotId
+    from casweights.results import CollectStats
+    from casweights.stores.base import ObjectStore
+
+CONFIG = StoreConfig(chunk_size=CHUNK)
+branches = st.sampled_from(["main", "a", "b"])
+handles = st.integers(0, 1)
+sides = st.sampled_from(["here", "there"])
+crashes = st.none() | st.integers(1, 60)
+after = st.booleans()
+waits = st.sampled_from([GRACE + DAY, GRACE + DAY, DAY, timedelta(hours=7)])
+
+
+class Crashing(Watched):
+    """A store that fails from a call on, as for a process that was killed at it."""
+
+    def __init__(self, inner: ObjectStore, call: int, *, done: bool) -> None:
+        super().__init__(inner, self._before, self._after_write)
+        self._first, self._done, self._dead = call, done, False
+
+    def _before(self, call: int) -> None:
+        if self._dead or (call >= self._first and not self._done):
+            self._die()
+
+    def _after_write(self, write: int) -> None:
+        if self._done and write >= self._first:
+            self._die()
+
+    def _die(self) -> None:
+        self._dead = True
+        raise StoreError(ErrorCode.IO_FAILED, "killed")
+
+
+class Side:
+    """One store, two handles on it, and what the model knows of it."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.objects = objects
+        self.repos = [open_repo(objects, create=True) for _ in range(2)]
+        self.branches: dict[str, SnapshotId] = {}
+        self.tags: dict[str, SnapshotId] = {}
+        self.seen: dict[SnapshotId, datetime] = {}  # when a version was last reachable
+
+
+def open_repo(objects: ObjectStore, *, create: bool = False) -> Repository:
+    return casweights.open(objects, create=create, config=CONFIG, workers=1)
+
+
+class CollectMachine(RuleBasedStateMachine):
+    """Two stores that push to each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = ExitStack()
+        for target, name, value in (
+            (merging, "FAN_IN", 2),
+            (maintain, "_RECENT_PACKS", 0),
+            (reflog, "RECENT_MOVES", 2),
+        ):
+            self.patches.enter_context(patch.object(target, name, value))
+        self.folder = Path(self.patches.enter_context(tempfile.TemporaryDirectory()))
+        self.clock = datetime(2026, 1, 1, tzinfo=UTC)
+        self.passed = timedelta()
+        self.states: dict[SnapshotId, State] = {}
+        self.parents: dict[SnapshotId, SnapshotId | None] = {}
+
+    def make_objects(self, name: str) -> ObjectStore:
+        raise NotImplementedError
+
+    @initialize()
+    def create(self) -> None:
+        self.sides = {name: Side(self.make_objects(name)) for name in ("here", "there")}
+        for name in self.sides:
+            for seed, branch in enumerate(("main", "a", "a", "b", "b", "b"), 1):
+                self.commit(name, 0, branch, seed, seed % 2 == 0)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "sides"):
+            return
+        for side in self.sides.values():
+            self.check(side)
+            for repo in side.repos:
+                repo.close()
+        self.patches.close()
+
+    def ancestry(self, version: SnapshotId | None) -> list[SnapshotId]:
+        found = []
+        while version is not None:
+            found.append(version)
+            version = self.parents[version]
+        return found
+
+    def reachable(self, side: Side) -> set[SnapshotId]:
+        tips = [*side.branches.values(), *side.tags.values()]
+        return {version for tip in tips for version in self.ancestry(tip)}
+
+    @invariant()
+    def note_reachable(self) -> None:
+        for side in getattr(self, "sides", {}).values():
+            for version in self.reachable(side):
+                side.seen[version] = datetime(2026, 1, 1, tzinfo=UTC) + self.passed
+
+    def check(self, side: Side) -> None:
+        """Check all that was promised of a store."""
+        now = datetime(2026, 1, 1, tzinfo=UTC) + self.passed
+        with open_repo(side.objects) as repo:
+            assert repo.verify().problems == ()
+            assert repo.branches() == side.branches
+            assert repo.tags() == side.tags
+            for version in self.reachable(side):
+                assert repo.snapshot(version).parents == (
+                    () if self.parents[version] is None else (self.parents[version],)
+                )
+                assert_same_state(repo.load(version), self.states[version])
+            for version, last in side.seen.items():
+                if now - last < GRACE:
+                    assert_same_state(repo.load(version), self.states[version])
+
+    def tick(self) -> datetime:
+        self.clock += timedelta(seconds=1)
+        return self.clock
+
+    @rule(side=sides, handle=handles, branch=branches, seed=st.integers(1, 6), apart=st.booleans())
+    def commit(self, side: str, handle: int, branch: str, seed: int, apart: bool) -> None:
+        here = self.sides[side]
+        head = here.branches.get(branch)
+        # States recur, so that commits use chunks again that are about to be collected.
+        base = weights(2, seed=seed % 3)
+        state = {"w": step(base, 0.02, seed)} if seed < 5 else {"w": base, "v": weights(1, seed)}
+        with packs_apart() if apart else ExitStack():
+            made = here.repos[handle].commit(state, branch=branch, time=self.tick())
+        assert made.parents == (() if head is None else (head,))
+        self.states[made.id], self.parents[made.id] = state, head
+        here.branches[branch] = made.id
+
+    @rule(side=sides, handle=handles, name=branches, data=st.data(), tag=st.booleans())
+    def name_again(self, side: str, handle: int, name: str, data: st.DataObject, tag: bool) -> None:
+        """Name any version that was ever in the store: it must be there, or refused."""
+        here = self.sides[side]
+        if not here.seen or (tag and name in here.tags):
+            return
+        version = data.draw(st.sampled_from(sorted(here.seen)))
+        repo = here.repos[handle]
+        try:
+            if tag:
+                repo.tag(name, version)
+                here.tags[name] = version
+            else:
+                repo.branch(name, version, force=True)
+                here.branches[name] = version
+        except casweights.NotFoundError:
+            # Only what was unreachable when a collection began can be refused.
+            assert version not in self.reachable(here)
+
+    @rule(side=sides, handle=handles, data=st.data())
+    def delete(self, side: str, handle: int, data: st.DataObject) -> None:
+        here, repo = self.sides[side], self.sides[side].repos[handle]
+        names = [*(f"b{n}" for n in here.branches), *(f"t{n}" for n in here.tags)]
+        if not names:
+            return
+        kind, name = (chosen := data.draw(st.sampled_from(sorted(names))))[0], chosen[1:]
+        if kind == "b":
+            repo.delete_branch(name)
+            del here.branches[name]
+        else:
+            repo.delete_tag(name)
+            del here.tags[name]
+
+    @rule(handle=handles, back=st.booleans(), branch=branches)
+    def push(self, handle: int, back: bool, branch: str) -> None:
+        source, target = self.sides["here"], self.sides["there"]
+        if back:
+            source, target = target, source
+        if branch not in source.branches:
+            return
+        source.repos[handle].push(target.repos[handle], [f"heads/{branch}"], force=True)
+        found = target.repos[handle].branches()[branch]
+        assert found in {source.branches[branch], target.branches.get(branch)}
+        target.branches[branch] = found
+
+    @rule(side=sides, handle=handles, verb=st.sampled_from(["repack", "maintain"]))
+    def tidy(self, side: str, handle: int, verb: str) -> None:
+        getattr(self.sides[side].repos[handle], verb)()
+
+    @rule(by=waits)
+    def wait(self, by: timedelta) -> None:
+        self.passed += by
+        for side in self.sides.values():
+            age(side.objects, by)
+
+    @rule(
+        side=sides,
+        handle=handles,
+        wait=st.none() | waits,
+        lose=st.booleans(),
+        finish_only=st.sampled_from([False, False, True]),
+        data=st.data(),
+    )
+    def collect(
+        self,
+        side: str,
+        handle: int,
+        wait: timedelta | None,
+        lose: bool,
+        finish_only: bool,
+        data: st.DataObject,
+    ) -> None:
+        if lose:
+            self.delete(side, handle, data)
+        if wait is not None:
+            self.wait(wait)
+        repo = self.sides[side].repos[handle]
+        try:
+            said = repo.gc(finish_only=finish_only)
+            done = repo.gc(apply=True, finish_only=finish_only)
+        except ConflictError as error:
+            assert error.code is ErrorCode.BUSY  # noqa: PT017  a killed one blocks for six hours
+            return
+        assert facts(done) == facts(said)
+        assert (done.collection is None) == (done.objects == ())
+        again = repo.gc(apply=True, finish_only=finish_only)
+        assert (again.objects, again.finished) == ((), ())
+        self.check(self.sides[side])
+
+    @rule(side=sides, call=st.integers(1, 60), done=after, verb=st.sampled_from(["gc", "undelete"]))
+    def crash(self, side: str, call: int, done: bool, verb: str) -> None:
+        objects = self.sides[side].objects
+        with suppress(CasweightsError), open_repo(Crashing(objects, 10 + call, done=done)) as repo:
+            if verb == "gc":
+                repo.gc(apply=True)
+            else:
+                for pending in self.sides[side].repos[0].gc().pending:
+                    repo.undelete_collection(pending.id)
+        self.check(self.sides[side])
+
+    @rule(
+        side=sides,
+        handle=handles,
+        call=st.integers(1, 40),
+        verb=st.sampled_from(["commit", "name", "repack", "maintain", "gc", "undelete"]),
+        seed=st.integers(1, 6),
+        apart=st.booleans(),
+        data=st.data(),
+    )
+    def interrupt(
+        self,
+        side: str,
+        handle: int,
+        call: int,
+        verb: str,
+        seed: int,
+        apart: bool,
+        data: st.DataObject,
+    ) -> None:
+        """Collect in the middle of something else."""
+        here = self.sides[side]
+        other = here.repos[handle]
+
+        def collect(now: int) -> None:
+            if now == call:
+                with suppress(ConflictError):
+                    other.gc(apply=True)
+
+        watched = Watched(here.objects)
+        with open_repo(watched) as repo:
+            before, here.repos[0] = here.repos[0], repo
+            watched.before = collect
+            try:
+                if verb == "commit":
+                    self.commit(side, 0, "main", seed, apart)
+                elif verb == "name":
+                    self.name_again(side, 0, "main", data, False)
+                elif verb == "gc":
+                    with suppress(ConflictError):
+                        repo.gc(apply=True)
+                elif verb == "undelete":
+                    self.undelete(side, 0)
+                else:
+                    getattr(repo, verb)()
+            finally:
+                watched.before = lambda _: None
+                here.repos[0] = before
+        self.check(here)
+
+    @rule(side=sides, handle=handles)
+    def undelete(self, side: str, handle: int) -> None:
+        here = self.sides[side]
+        for pending in here.repos[handle].gc().pending:
+            done = here.repos[handle].undelete_collection(pending.id)
+            for version in done.versions:
+                here.repos[handle].branch("undeleted", version, force=True)
+                assert_same_state(here.repos[handle].load("undeleted"), self.states[version])
+                here.repos[handle].delete_branch("undeleted")
+                here.seen[version] = datetime(2026, 1, 1, tzinfo=UTC) + self.passed
+        self.check(here)
+
+
+def facts(done: CollectStats) -> tuple[object, ...]:
+    return done.objects, done.kept, sorted(done.restored), done.finished, done.finished_bytes
+
+
+def kinds() -> dict[str, Callable[[CollectMachine, str], ObjectStore]]:
+    return {
+        "Directory": lambda machine, name: LocalStore(machine.folder / name),
+        "Memory": lambda machine, name: MemoryStore(),
+        "Bucket": lambda machine, name: Bucket(),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_no_sequence_loses_a_version(kind: str) -> None:
+    machine = type(kind, (CollectMachine,), {"make_objects": kinds()[kind]})
+    settings = hypothesis.settings(max_examples=12, stateful_step_count=30)
+    hypothesis.stateful.run_state_machine_as_test(machine, settings=settings)
