@@ -35,6 +35,7 @@ RUN_BY = {
     "docs/integrations/transformers.md": "tests/integrations/test_transformers.py",
     "docs/integrations/trl.md": HERE,  # checked only: running them needs a GPU
     "docs/integrations/vllm.md": HERE,  # the same
+    "docs/lifecycle.md": HERE,
     "docs/loading.md": HERE,
     "docs/metrics.md": HERE,
     "docs/reference.md": "tests/docs/test_reference.py",
@@ -188,6 +189,17 @@ def test_the_commands_of_the_guide_run(work: Path, hub: LocalHub) -> None:
     run(["bash", "-c", shell("docs/guide.md")], work, HF_ENDPOINT=hub.url, HF_TOKEN="any")
     assert files(work / "copy") == files(work / "my-finetune")
     assert files(work / "from-bucket") == files(work / "my-model")
+
+
+def test_the_commands_of_the_page_on_the_life_of_a_store_run(work: Path) -> None:
+    start = """
+    casweights init store
+    cd store
+    casweights commit ../my-model --branch rl-1
+    casweights commit ../my-finetune --branch ft/ann/attempt-7
+    """
+    run(["bash", "-c", f"set -eu\n{start}\n{shell('docs/lifecycle.md')}"], work)
+    assert (work / "archive" / "casweights.json").exists()
 
 
 PAGES = {
