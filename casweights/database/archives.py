@@ -26,7 +26,7 @@ from casweights.ids import ArchiveId, SnapshotId
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casweights.stores.base import ObjectInfo, ObjectStore
 
@@ -157,6 +157,7 @@ class Archives:
         self._lock = threading.RLock()
         self._open: dict[str, _OpenArchive] = {}
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._gone = 0  # times that an archive turned out to be gone
         self.damaged: dict[str, CasweightsError] = {}
 
     def infos(self) -> Iterator[ObjectInfo]:
@@ -195,7 +196,7 @@ class Archives:
         try:
             self._open[info.name] = self._opened(info)
         except NotFoundError:  # merged since its listing
-            return
+            self._gone += 1
         except IntegrityError as error:
             self.damaged[info.name] = error
 
@@ -232,20 +233,33 @@ class Archives:
             yield
         except NotFoundError:
             self._open.pop(archive.name, None)
+            self._gone += 1
         except IntegrityError as error:
             self._open.pop(archive.name, None)
             self.damaged[archive.name] = error
 
     def locate(self, snapshots: Iterable[SnapshotId]) -> dict[SnapshotId, list[Place]]:
         """Return where archives hold these versions; versions in no archive are left out."""
+        wanted = list(snapshots)
         with self._lock:
-            found = self._known(wanted := list(snapshots))
-            # Damage to the rows of a large archive is only noticed when all of them are read.
-            for look_closer in (self.refresh, self._read_all):
-                if rest := [snapshot for snapshot in wanted if snapshot not in found]:
-                    look_closer()
-                    found |= self._known(rest)
+            return self._settled(lambda: self._locate(wanted))
+
+    def _locate(self, wanted: Sequence[SnapshotId]) -> dict[SnapshotId, list[Place]]:
+        found = self._known(wanted)
+        # Damage to the rows of a large archive is only noticed when all of them are read.
+        for look_closer in (self.refresh, self._read_all):
+            if rest := [snapshot for snapshot in wanted if snapshot not in found]:
+                look_closer()
+                found |= self._known(rest)
         return found
+
+    def _settled(self, look: Callable[[], T]) -> T:
+        """Look again as long as archives turn out to be gone: their versions are in new ones."""
+        for _ in range(_MAX_LOOKS - 1):
+            before, found = self._gone, look()
+            if self._gone == before:
+                return found
+        return look()
 
     def _known(self, snapshots: Iterable[SnapshotId]) -> dict[SnapshotId, list[Place]]:
         return {snapshot: places for snapshot in snapshots if (places := self.known(snapshot))}
@@ -257,11 +271,7 @@ class Archives:
         """
         low, high = (bytes.fromhex(prefix.ljust(_HEX_DIGITS, digit)) for digit in "0f")
         with self._lock:
-            self.refresh()
-            places = self._between(low, high)
-            if not places:
-                self._read_all()
-                places = self._between(low, high)
+            places = self._settled(lambda: self._all_between(low, high))
         places.sort(key=lambda place: (place.archive, place.member.offset))
         return list(dict.fromkeys(place.member.snapshot for place in places))
 
@@ -363,10 +373,13 @@ class Archives:
     def all_of(self, snapshot: SnapshotId) -> list[Place]:
         """Return where archives hold a version now, also those that were not known."""
         with self._lock:
-            self.refresh()
-            if not self.known(snapshot):
-                self._read_all()
-            return self.known(snapshot)
+            return self._settled(lambda: self._all_between(snapshot, snapshot))
+
+    def _all_between(self, low: bytes, high: bytes) -> list[Place]:
+        self.refresh()
+        if not self._between(low, high):
+            self._read_all()
+        return self._between(low, high)
 
     def _parse(self, place: Place, parse: Callable[[bytes, str], T]) -> T:
         name = f"{names.snapshot_name(place.member.snapshot)} in {place.archive}"

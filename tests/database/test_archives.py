@@ -18,10 +18,10 @@ from casweights.testing import CountingStore
 from casweights.testing.faults import flip_bit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from casweights.format.archive import SealedArchive
-    from casweights.stores.base import ObjectStore
+    from casweights.stores.base import ObjectInfo, ObjectStore
 
 
 def ids(count: int, salt: str = "") -> list[SnapshotId]:
@@ -63,6 +63,42 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let archives of 3,000 versions count as large ones."""
     monkeypatch.setattr("casweights.database.archives._TAIL_BYTES", KiB)
     monkeypatch.setattr("casweights.database.archives._WHOLE_ROWS", KiB)
+
+
+class Merging(CountingStore):
+    """A store in which an archive is merged right after a listing has shown it."""
+
+    old: str | None = None
+    times = 1
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        listed = list(super().list(prefix))
+        if self.old is not None and self.times:
+            self.times -= 1
+            sealed = put(self.inner, ids(50), generation=10 - self.times)
+            self.inner.delete(self.old)
+            self.old = sealed.name
+        return iter(listed)
+
+
+@pytest.mark.parametrize("far", [MemoryStore, FarStore])
+@pytest.mark.parametrize("how", ["ids", "locate", "present", "load"])
+def test_versions_are_found_while_archives_are_merged(far: type[MemoryStore], how: str) -> None:
+    store = Merging(far())
+    store.old = put(store.inner, ids(50)).name
+    archives, wanted = Archives(store), ids(50)[7]
+
+    def own() -> bytes:
+        return store.get(f"snapshots/{wanted}")
+
+    if how == "load":
+        assert archives.load(wanted, own, lambda data, _: data) == content(wanted)
+    elif how == "locate":
+        assert wanted in archives.locate([wanted])
+    elif how == "present":
+        assert archives.present([wanted]) == {wanted}
+    else:
+        assert set(archives.ids()) == set(ids(50))
 
 
 def test_versions_of_several_archives_are_found(store: CountingStore) -> None:
