@@ -85,7 +85,8 @@ def _inverted(archives: Mapping[str, Sequence[SnapshotId]]) -> dict[SnapshotId, 
 def named_versions(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId]:
     """Return the versions that any move of any branch or tag names, also moves off the line.
 
-    What a branch or tag named that was deleted counts, too, until the deletion is old.
+    What a branch or tag named that was deleted counts, too, until the deletion is old. What an old
+    move below the newest one names does not count if it has expired.
 
     Args:
         db: The store.
@@ -103,11 +104,18 @@ def named_versions(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[Sn
 def _named(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId]:
     infos = db.refs.objects()
     ends = _ends_of_logs(db, infos, is_old)
+    places = [_log_of(parse_move(info, _kind(info))) for info in infos]
+    newest: dict[tuple[str, str], int] = {}
+    for log, position in places:
+        newest[log] = max(position, newest.get(log, 0))
+    expired = db.history.expired()
     found: set[SnapshotId | None] = set()
-    for info in infos:
-        log, position = _log_of(parse_move(info, _kind(info)))
+    for info, (log, position) in zip(infos, places, strict=True):
         if position > ends.get(log, 0):
-            found |= {db.refs.target(info), db.refs.deleted_from(info)}
+            target = db.refs.target(info)
+            is_past = position < newest[log] and is_old(info)
+            if not (is_past and target is not None and expired.find(target)):
+                found |= {target, db.refs.deleted_from(info)}
     return {version for version in found if version is not None}
 
 

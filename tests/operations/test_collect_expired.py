@@ -56,7 +56,8 @@ def test_versions_that_expired_go_and_histories_stay(
     states = [{"w": weights(2, seed)} for seed in range(STEPS)]  # no chunk builds on another
     versions = {repo.commit(state, branch="main").id: state for state in states}
     assert repo.expire(Keep(every=EVERY), apply=True).go == STEPS - STEPS // EVERY
-    trim(repo)
+    if isinstance(objects, Bucket):  # there the moves are the versions
+        trim(repo)
     kept = {version.id: versions[version.id] for version in repo.log()}
     assert [version.number for version in repo.log()] == [12, 8, 4]
     age(objects, LONG)
