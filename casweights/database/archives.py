@@ -377,9 +377,11 @@ class Archives:
 
     def _all_between(self, low: bytes, high: bytes) -> list[Place]:
         self.refresh()
-        if not self._between(low, high):
+        places = self._between(low, high)
+        if not places:
             self._read_all()
-        return self._between(low, high)
+            places = self._between(low, high)
+        return places
 
     def _parse(self, place: Place, parse: Callable[[bytes, str], T]) -> T:
         name = f"{names.snapshot_name(place.member.snapshot)} in {place.archive}"

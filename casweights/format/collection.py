@@ -17,15 +17,13 @@ import msgpack
 
 from casweights.errors import IntegrityError
 from casweights.format import names
-from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
-from casweights.format.unpack import MALFORMED, Unpacker
+from casweights.format.envelope import ObjectKind, corrupt, seal
 from casweights.ids import ArchiveId, Digest, PackId, SnapshotId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_PLAN = 1 << 30  # bytes
-_MAX_OBJECTS = 1 << 24
 _MARK_SIZE = 16  # bytes
 _KINDS: dict[str, type[Digest]] = {
     names.PACKS: PackId,
@@ -173,40 +171,6 @@ def encode_plan(plan: Plan) -> bytes:
     rows = [list(row) for row in plan.objects]
     encoded: bytes = msgpack.packb({"now": plan.now, "grace": plan.grace, "objects": rows})
     return seal(ObjectKind.COLLECTION, encoded)
-
-
-def decode_plan(data: bytes, name: str) -> Plan:
-    """Parse the object that contains a plan.
-
-    Raises:
-        IntegrityError: The object is damaged.
-        UnsupportedError: A newer casweights wrote it.
-    """
-    payload = unseal(ObjectKind.COLLECTION, data, name)
-    try:
-        unpacker = Unpacker(payload)
-        fields = unpacker.fields(
-            {
-                "now": lambda: unpacker.scalar(int),
-                "grace": lambda: unpacker.scalar(int),
-                "objects": lambda: _objects(unpacker),
-            }
-        )
-        unpacker.finish()
-    except MALFORMED as error:
-        raise corrupt(name, f"it is not a plan: {error}") from error
-    return Plan(**fields)
-
-
-def _objects(data: Unpacker) -> list[PlannedObject]:
-    found = []
-    for _ in data.items(_MAX_OBJECTS):
-        data.row(3)
-        row = PlannedObject(data.scalar(str), data.scalar(int), data.scalar(int))
-        if not can_go(row.name):
-            raise ValueError(f"a collection cannot set {row.name!r:.100} aside")
-        found.append(row)
-    return found
 
 
 def mark() -> bytes:

@@ -13,7 +13,6 @@ from casweights.format import names
 from casweights.format.collection import (
     Part,
     Settled,
-    aside_name,
     mark,
     parse_part_name,
     parse_settled_name,
@@ -48,11 +47,6 @@ class Collection(NamedTuple):
     def nbytes(self) -> int:
         """Number of bytes of what it set aside."""
         return sum(info.size for info in self.aside.values())
-
-    @property
-    def doomed(self) -> list[str]:
-        """The names that all its objects had."""
-        return list(self.aside)
 
 
 def list_collections(objects: ObjectStore) -> dict[str, Collection]:
@@ -137,8 +131,3 @@ def _checked(objects: ObjectStore, now: int) -> int:
 def machine_time() -> float:
     """Return the time by this machine's clock, in seconds since 1970."""
     return time.time()
-
-
-def present_names(collection: str, former: list[str]) -> list[str]:
-    """Return the names of objects that a collection set aside, by the names that they had."""
-    return [aside_name(collection, name) for name in former]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.aside import list_aside
@@ -324,8 +325,13 @@ class Survey:
             return True
         if self._db.snapshots.exists(snapshot_id):
             return True
-        members = self._db.snapshots.archives.members_aside(self._aside).values()
-        return any(snapshot_id in versions for versions in members)
+        return snapshot_id in self._archived_aside
+
+    @cached_property
+    def _archived_aside(self) -> set[SnapshotId]:
+        """The versions in archives that collections have set aside."""
+        members = self._db.snapshots.archives.members_aside(self._aside)
+        return {version for versions in members.values() for version in versions}
 
 
 def _last_deletions(targets: Mapping[str, SnapshotId | None]) -> dict[str, str]:
