@@ -246,7 +246,8 @@ def merge_early() -> None:
     """Let trainers archive all versions but the newest one, and merge all packs but two."""
     os.environ[MAINTAINED] = "yes"
     setattr(maintain, "_RECENT_PACKS", 1)  # noqa: B010  mypy refuses a plain assignment
-    setattr(reflog, "RECENT_MOVES", 1)  # noqa: B010
+    # With one move, maintenance could remove the base of a move before its writer has looked.
+    setattr(reflog, "RECENT_MOVES", 2)  # noqa: B010
     setattr(merging, "FAN_IN", 2)  # noqa: B010
     setattr(merging, "LEVELS", (1 << 30,))  # noqa: B010
 
