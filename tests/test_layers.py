@@ -71,6 +71,7 @@ SHARED = {
     "operations.encode",
     "operations.encoded_files",
     "operations.expire",
+    "operations.live_frames",
     "operations.frame_check",
     "operations.looking",
     "operations.marking",

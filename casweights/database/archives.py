@@ -79,6 +79,7 @@ class _OpenArchive:
         tail_start = max(0, info.size - _TAIL_BYTES)
         tail = store.get(info.name, tail_start, info.size - tail_start)
         self._ending = Ending.parse(tail[-ENDING_SIZE:], info.size, info.name)
+        self.generation = self._ending.generation
         self._whole: Rows | None = None
         self._windowed = 0  # rows that were read in windows
         if self._ending.start >= tail_start:
@@ -324,11 +325,11 @@ class Archives:
     ) -> Iterator[Callable[[], T]]:
         """Yield functions that read the copies of a version, the likeliest first."""
         for place in self.known(snapshot):  # spares the look-up of an object that is gone
-            yield partial(self._parse, place, parse)
+            yield partial(self.load_at, place, parse)
         yield own
         for _ in range(_MAX_LOOKS):
             places = self.all_of(snapshot)
-            yield from (partial(self._parse, place, parse) for place in places)
+            yield from (partial(self.load_at, place, parse) for place in places)
             if not places:
                 break
         yield from self._copies_aside(snapshot, own, parse)
@@ -342,7 +343,7 @@ class Archives:
             yield own  # the listing has shown the store where it lies
         for archive in self._open_aside(aside):
             places = archive.between(snapshot, snapshot)
-            yield from (partial(self._parse, place, parse) for place in places)
+            yield from (partial(self.load_at, place, parse) for place in places)
 
     def members_aside(self, aside: Mapping[str, ObjectInfo]) -> dict[str, list[SnapshotId]]:
         """Return the versions in each archive among objects that were set aside.
@@ -361,6 +362,9 @@ class Archives:
     def members(self) -> dict[str, list[SnapshotId]]:
         """Return the versions in each archive, of which all rows are read and checked.
 
+        Those come first that were merged most often: of several copies of a version, theirs name
+        the newest packs.
+
         Raises:
             IntegrityError: An archive is damaged.
         """
@@ -368,7 +372,8 @@ class Archives:
             self.refresh()
             for error in self.damaged.values():
                 raise error
-            return {name: archive.members() for name, archive in self._open.items()}
+            ordered = sorted(self._open.items(), key=lambda item: (-item[1].generation, item[0]))
+            return {name: archive.members() for name, archive in ordered}
 
     def all_of(self, snapshot: SnapshotId) -> list[Place]:
         """Return where archives hold a version now, also those that were not known."""
@@ -383,7 +388,8 @@ class Archives:
             places = self._between(low, high)
         return places
 
-    def _parse(self, place: Place, parse: Callable[[bytes, str], T]) -> T:
+    def load_at(self, place: Place, parse: Callable[[bytes, str], T]) -> T:
+        """Return the copy of a version that an archive holds; raise the errors of `load`."""
         name = f"{names.snapshot_name(place.member.snapshot)} in {place.archive}"
         try:
             return parse(self.read(place), name)

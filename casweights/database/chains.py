@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.database.frame_table import FEW_FRAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from casweights.database.frame_table import FrameTable
     from casweights.format.pack import Location
@@ -133,6 +133,13 @@ class _Candidate(NamedTuple):
     trail: _Trail | None
 
 
+def _restricted(
+    usable: Callable[[ChunkId], Sequence[Location]], within: Container[ChunkId]
+) -> Callable[[ChunkId], Sequence[Location]]:
+    """Return a function that finds the frames of some chunks only."""
+    return lambda chunk: usable(chunk) if chunk in within else ()
+
+
 class ChainFinder:
     """Finds the cheapest chains, and remembers them until the table changes.
 
@@ -147,15 +154,22 @@ class ChainFinder:
     Args:
         table: The frames.
         have: Chunks that cost nothing, because the reader has them.
+        within: The chunks that chains may lead through, which must not change; None for all.
         doubted: Whether frames in doubt may be used, see `FrameTable`.
     """
 
     def __init__(
-        self, table: FrameTable, have: Container[ChunkId] = (), *, doubted: bool = False
+        self,
+        table: FrameTable,
+        have: Container[ChunkId] = (),
+        *,
+        within: Container[ChunkId] | None = None,
+        doubted: bool = False,
     ) -> None:
         self._table = table
         self._have = have
-        self._frames = table.all_frames if doubted else table.frames
+        usable = table.all_frames if doubted else table.frames
+        self._frames = usable if within is None else _restricted(usable, within)
         self._lock = threading.Lock()
         self._steps: dict[Node, _Step] = {}
         self._dead: set[Node] = set()  # nodes that no chain leads to

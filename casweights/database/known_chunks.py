@@ -103,6 +103,10 @@ class KnownChunks:
         """Return a finder whose chains may begin at the chunks of `have`."""
         return ChainFinder(self._table, have)
 
+    def finder_within(self, chunks: Container[ChunkId]) -> ChainFinder:
+        """Return a finder of the chains that lead through these chunks alone."""
+        return ChainFinder(self._table, within=chunks)
+
     def chain(self, chunk: ChunkId) -> Chain | None:
         """Return the cheapest chain of known frames to a chunk, or None if no chain exists."""
         return self._finder.chain(chunk)

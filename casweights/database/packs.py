@@ -18,7 +18,7 @@ from casweights.format.pack import (
     parse_index,
 )
 from casweights.format.snapshot import SnapshotEnd, check_manifest, end_span, parse_end
-from casweights.ids import CarriedPackId, SnapshotId
+from casweights.ids import CarriedPackId, ChunkId, SnapshotId
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from casweights.errors import CasweightsError
     from casweights.format.pack import FrameColumns
     from casweights.format.snapshot import SnapshotIndex
-    from casweights.ids import ChunkId, PackId
+    from casweights.ids import PackId
     from casweights.stores.base import ObjectStore
 
 _TAIL_BYTES = 8 * KiB  # first read, from the end of a pack: covers most indexes in one request
@@ -112,6 +112,13 @@ class PackContents(NamedTuple):
     info: ObjectInfo
     generation: int
     locations: Sequence[Location]
+
+    def bases(self) -> Iterator[ChunkId]:
+        """Yield the bases of its frames."""
+        if isinstance(self.locations, PackLocations):
+            yield from map(ChunkId, self.locations.frames.bases.values())
+        else:
+            yield from (at.frame.base for at in self.locations if at.frame.base is not None)
 
 
 def list_packs(store: ObjectStore, *, carried: bool = True) -> Iterator[ObjectInfo]:

@@ -13,7 +13,7 @@ from casweights.database.archives import Archives
 from casweights.database.cache import ChunkCache
 from casweights.database.packs import PackContents, read_snapshot_index
 from casweights.database.read_plan import END_BYTES, pack_ends, small_packs
-from casweights.errors import ErrorCode, IntegrityError
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.format.file_entry import PAGE_IDS
@@ -151,6 +151,16 @@ class SnapshotStore:
     def load_own(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """Do the same, but look into no archive."""
         return self._checked(self._read_own(snapshot_id))
+
+    def load_archived(self, snapshot_id: SnapshotId, archive: str) -> StoredSnapshot:
+        """Do the same, but look only into one archive, which the last listing has shown."""
+        parse = partial(self._parse_archived, snapshot_id)
+        for place in self.archives.known(snapshot_id):
+            if place.archive == archive:
+                return self._checked(self.archives.load_at(place, parse))
+        raise NotFoundError(
+            ErrorCode.SNAPSHOT_NOT_FOUND, f"{archive} has no snapshot {snapshot_id} any more"
+        )
 
     def _checked(self, stored: StoredSnapshot) -> StoredSnapshot:
         """Check that a version belongs to this store, and remember it."""
@@ -335,23 +345,17 @@ class SnapshotStore:
         self, wanted: Iterable[ChunkId], structure: int, carried: Sequence[Location] = ()
     ) -> PackTable:
         """Return the same for distinct chunks, of which the first `structure` are structure."""
-        packs: dict[PackId, None] = dict.fromkeys(at.pack for at in carried[:1])
-        chunks: dict[ChunkId, PackId] = {}
-        needed = 0
         seen: set[Node] = set()
         # Reversed, so that the first of several frames of one chunk is used.
         new = {at.frame.chunk: at for at in carried[::-1]}
         found = iter(self._index.packs([chunk for chunk in wanted if chunk not in new], seen))
-        for number, chunk in enumerate(wanted, 1):
+
+        def packs(chunk: ChunkId) -> Sequence[PackId]:
             known = () if chunk in new else next(found)
-            if not known:
-                frames = self._frames(chunk, new.get(chunk), seen)
-                known = tuple(location.pack for location in frames)
-            chunks[chunk] = known[0]
-            packs.update(dict.fromkeys(known))
-            if number == structure:
-                needed = len(packs)
-        return PackTable(list(packs), chunks, structure=needed)
+            return known or [at.pack for at in self._frames(chunk, new.get(chunk), seen)]
+
+        chains = ((chunk, packs(chunk)) for chunk in wanted)
+        return PackTable.collect(chains, structure, [at.pack for at in carried[:1]])
 
     def _frames(self, chunk: ChunkId, new: Location | None, seen: set[Node]) -> Sequence[Location]:
         """Return the frames of a chunk's chain from the last to the first.

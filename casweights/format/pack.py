@@ -56,6 +56,11 @@ class Frame:
     checksum: bytes
     base: ChunkId | None = None
 
+    @property
+    def content(self) -> tuple[int, int, bytes, bytes]:
+        """What the copies of a frame in several packs have in common, for frames of one chunk."""
+        return self.size, self.encoding, self.base or b"", self.checksum
+
     def at(self, offset: int) -> Frame:
         """Return the same frame at another offset. `dataclasses.replace` takes twice as long."""
         return Frame(

@@ -14,7 +14,7 @@ from casweights.format.unpack import Unpacker
 from casweights.ids import CarriedPackId, ChunkId, PackId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _ID = 32  # bytes
 _OPTIONAL = frozenset({"carried", "places", "shallow", "structure"})
@@ -38,6 +38,29 @@ class PackTable(NamedTuple):
     places: dict[PackId, bytes] = {}  # noqa: RUF012  never changed
     shallow: bool = False
     structure: int | None = None
+
+    @classmethod
+    def collect(
+        cls,
+        found: Iterable[tuple[ChunkId, Sequence[PackId]]],
+        structure: int,
+        first: Iterable[PackId] = (),
+    ) -> PackTable:
+        """Return the table of a version from the chains of its chunks.
+
+        Args:
+            found: Each of `Manifest.stored_chunks` with the packs of its chain, beginning with that
+                of its own frame. Packs that an earlier chunk has brought may be left out after it.
+            structure: How many of them are structure chunks.
+            first: Packs that come first.
+        """
+        packs, chunks, needed = dict.fromkeys(first), dict[ChunkId, PackId](), 0
+        for number, (chunk, own) in enumerate(found, 1):
+            chunks[chunk] = own[0]
+            packs.update(dict.fromkeys(own))
+            if number == structure:
+                needed = len(packs)
+        return cls(list(packs), chunks, structure=needed)
 
 
 class PackNumbers(NamedTuple):

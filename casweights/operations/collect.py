@@ -199,8 +199,7 @@ class _Collector:
         there = old & places.objects.keys()
         going = {name for name in there if not _is_in_doubt(db, name)}
         marking = Marking(db, places, going)
-        marking.keep_staying()
-        marking.keep(named)
+        marking.keep_with_staying(named)
         self._keep_newcomers(marking)
         dead = [listed[name] for name in sorted(going) if not marking.needs(name)]
         kept = len(marking.places.objects) - len(dead)
@@ -212,7 +211,7 @@ class _Collector:
             new = named_versions(self._db, self._is_old) - marking.versions
             if not new:
                 return
-            marking.places = look(self._db)
+            marking.look_again()
             marking.keep(new)
 
     def _end_broken_off(self, found: Iterable[Collection]) -> None:

@@ -16,12 +16,12 @@ from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.names import parse_id
 from casweights.ids import SnapshotId
+from casweights.operations.live_frames import LiveFrames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from casweights.database import Database
-    from casweights.database.chains import Node
     from casweights.database.moves import Move
     from casweights.database.packs import PackContents
     from casweights.format.snapshot import StoredSnapshot
@@ -173,63 +173,72 @@ class Marking:
         places: Where everything lies, see `look`.
         going: Names of the objects that may go. Everything else stays in its place, and so does
             what it needs.
+        alone: Whether to keep only what the versions themselves need. Otherwise an object that one
+            of them needs is kept with all versions in it, and with what those need.
 
     Attributes:
-        places: The argument; may be replaced after another look.
+        places: The argument, or the result of `look_again`.
         versions: The versions that stay.
-        chunks: The chunks that stay: those of the versions, and those on their chains.
-        restored: Names of objects that are needed and were not in their places, as `places` says.
+        chunks: Their chunks, and the bases of frames whose versions may not be written yet.
+        frames: The frames by which these chunks are rebuilt.
     """
 
-    def __init__(self, db: Database, places: Places, going: Container[str]) -> None:
+    def __init__(
+        self, db: Database, places: Places, going: Container[str], *, alone: bool = False
+    ) -> None:
         self._db = db
         self.places = places
         self._going = going
+        self._alone = alone
         self.versions: set[SnapshotId] = set()
         self.chunks: set[ChunkId] = set()
-        self.restored: set[str] = set()
-        self._seen: set[Node] = set()
+        self.frames = LiveFrames(db.index, places.packs)
+        self._unplaced: list[ChunkId] = []  # those of the chunks whose chains are not chosen yet
+        self._archives: set[str] = set()  # those that have the best copy of a version
+        self._back: set[str] = set()  # versions and archives that lie aside and are needed
         self._aside: dict[str, list[SnapshotId]] | None = None
         self._expired = db.history.expired()
 
-    def keep(self, versions: Iterable[SnapshotId]) -> None:
-        """Keep versions with all that they need.
+    def look_again(self) -> None:
+        """Look where everything lies now."""
+        self.places = look(self._db)
+        self.frames.packs = self.places.packs
+
+    @property
+    def restored(self) -> set[str]:
+        """Names of objects that are needed and were not in their places, as `places` says."""
+        return self._back.union(self.frames.nbytes).difference(self.places.objects)
+
+    def keep_with_staying(self, versions: Iterable[SnapshotId]) -> None:
+        """Keep versions, and the objects that stay in any case, with all that they need.
 
         Raises:
             IntegrityError: Something that is needed is damaged or missing.
         """
-        todo = list(versions)
-        while todo:
-            self._keep_all(todo)
-            todo = list(self._kept_for_frames())
-
-    def keep_staying(self) -> None:
-        """Keep what the objects need that stay in their places in any case."""
         stay = [name for name in self.places.objects if name not in self._going]
         # Packs of running commits and pushes: their versions are not there yet. A push may write a
         # frame before its base. What was set aside is not read yet, so the chains are in place.
         packs = [self.places.packs[name] for name in stay if name in self.places.packs]
-        bases = {at.frame.base for pack in packs for at in pack.locations}
-        for base in bases:
-            if base is not None and self._db.index.chain(base) is not None:
-                self._want(base)
+        bases = {base for pack in packs for base in pack.bases()}
+        self._want(base for base in bases if self._db.index.chain(base) is not None)
         own = [version for name in stay if (version := snapshot_in(name)) is not None]
         archived = [v for name in stay for v in self.places.archives.get(name, ())]
-        self.keep([*own, *archived, *self._kept_for_frames()])
+        self.keep([*own, *archived, *versions])
+
+    def keep(self, versions: Iterable[SnapshotId]) -> None:
+        """Keep versions with all that they need; raise the errors of `keep_with_staying`."""
+        todo = list(versions)
+        while todo or self._unplaced:
+            self._keep_all(todo)
+            self._choose_chains()
+            todo = [] if self._alone else list(self._kept_for_frames())
 
     def needs(self, name: str) -> bool:
         """Whether an object in its place must stay there."""
         version = snapshot_in(name)
-        if version is not None:
-            return version in self.versions
-        if name in self.places.archives:
-            return not self.versions.isdisjoint(self.places.archives[name])
-        return self._has_needed_frame(name)
-
-    def _has_needed_frame(self, name: str) -> bool:
-        # Any frame of a needed chunk: not only that of the chain which this client would choose.
-        pack = self.places.packs.get(name)
-        return pack is not None and any(at.frame.chunk in self.chunks for at in pack.locations)
+        if version is not None and version in self.versions:
+            return True
+        return name in self._archives or name in self.frames.nbytes
 
     def _keep_all(self, todo: list[SnapshotId]) -> None:
         while todo:
@@ -237,38 +246,62 @@ class Marking:
             if version in self.versions:
                 continue
             self.versions.add(version)
-            todo += self._sharing_a_place(version)
-            stored = self._load(version)
-            todo += self._parents(stored)
-            for chunk in stored.snapshot.stored_chunks():
-                self._want(chunk)
+            stored, archive = self._load(version)
+            if archive is not None and not self._alone:
+                todo += self._members(archive)
+            todo += self.parents(stored)
+            self._want(stored.snapshot.stored_chunks())
 
-    def _sharing_a_place(self, version: SnapshotId) -> list[SnapshotId]:
-        """Return the versions that stay or come back because a version does."""
-        places, name = self.places, names.snapshot_name(version)
-        if name in places.objects or version in places.holding:
-            return [v for at in places.holding.get(version, ()) for v in places.archives[at]]
-        if name in places.aside:
-            self.restored.add(name)
-            return []
-        for archive, members in self._archives_aside().items():
-            if version in members:
-                self.restored.add(archive)
-                return members
-        raise _missing(f"version {version} is not in the store")
+    def _load(self, version: SnapshotId) -> tuple[StoredSnapshot, str | None]:
+        """Return a version, and the archive that has the best copy of it.
+
+        The archive is None if the best copy is an object of its own.
+        """
+        name, holding = names.snapshot_name(version), self.places.holding.get(version, [])
+        copies = [None, *holding] if name in self.places.objects else [*holding]
+        if not copies:
+            return self._load_aside(version, name)
+        for archive in copies[:-1]:
+            with suppress(NotFoundError, IntegrityError):  # another copy may be sound
+                return self._load_copy(version, archive), archive
+        return self._load_copy(version, copies[-1]), copies[-1]
+
+    def _load_copy(self, version: SnapshotId, archive: str | None) -> StoredSnapshot:
+        snapshots = self._db.snapshots
+        try:
+            if archive is None:
+                return snapshots.load_own(version)
+            stored = snapshots.load_archived(version, archive)
+        except NotFoundError as error:
+            raise _missing(error.message) from error
+        self._archives.add(archive)
+        return stored
+
+    def _load_aside(self, version: SnapshotId, name: str) -> tuple[StoredSnapshot, str | None]:
+        """Return a version that lies aside, with the archive that holds it; one is brought back."""
+        found = self._archives_aside()
+        archive = next((archive for archive, inside in found.items() if version in inside), None)
+        if name in self.places.aside:
+            archive = None
+        elif archive is None:
+            raise _missing(f"version {version} is not in the store")
+        self._back.add(archive or name)
+        try:
+            return self._db.snapshots.load_stored(version), archive
+        except NotFoundError as error:
+            raise _missing(error.message) from error
+
+    def _members(self, archive: str) -> Sequence[SnapshotId]:
+        """Return the versions in an archive that stays or comes back."""
+        members = self.places.archives.get(archive)
+        return self._archives_aside()[archive] if members is None else members
 
     def _archives_aside(self) -> dict[str, list[SnapshotId]]:
         if self._aside is None:
             self._aside = self._db.snapshots.archives.members_aside(self.places.aside)
         return self._aside
 
-    def _load(self, version: SnapshotId) -> StoredSnapshot:
-        try:
-            return self._db.snapshots.load_stored(version)
-        except NotFoundError as error:
-            raise _missing(error.message) from error
-
-    def _parents(self, stored: StoredSnapshot) -> Iterator[SnapshotId]:
+    def parents(self, stored: StoredSnapshot) -> Iterator[SnapshotId]:
         """Yield the parents of a version; in place of those that have expired, theirs."""
         todo, seen = list(stored.snapshot.parents), set[SnapshotId]()
         while todo:
@@ -293,26 +326,24 @@ class Marking:
             return True
         return any(version in members for members in self._archives_aside().values())
 
-    def _want(self, chunk: ChunkId) -> None:
-        """Keep a chunk, and those that its chain builds on."""
-        if chunk in self.chunks:
-            return
-        chain = self._db.index.find_chain(chunk)
-        if chain is None:
+    def _want(self, chunks: Iterable[ChunkId]) -> None:
+        for chunk in chunks:
+            if chunk not in self.chunks:
+                self.chunks.add(chunk)
+                self._unplaced.append(chunk)
+
+    def _choose_chains(self) -> None:
+        """Choose the frames of all chunks that are new."""
+        new, self._unplaced = self._unplaced, []
+        for chunk in self.frames.follow(new, self.chunks):
             raise _missing(f"no frame holds the chunk {chunk}, which a version needs")
-        for location in chain.back(self._seen):
-            self.chunks.add(location.frame.chunk)
-            name = names.pack_name(location.pack)
-            if name not in self.places.objects:
-                self.restored.add(name)
 
     def _kept_for_frames(self) -> Iterator[SnapshotId]:
-        """Yield the versions whose objects stay or come back because they carry needed frames."""
-        for name in (*self.places.packs, *self.restored):
+        """Yield the versions whose objects stay or come back because they carry live frames."""
+        for name in self.frames.nbytes:
             if name.startswith(names.SNAPSHOTS):
                 version = snapshot_in(name)
-                is_needed = name in self.restored or self._has_needed_frame(name)
-                if version is not None and version not in self.versions and is_needed:
+                if version is not None and version not in self.versions:
                     yield version
 
 

@@ -168,7 +168,7 @@ class FrameCopies:
             return False
         start = stop = PREFIX_SIZE  # a run of frames to copy
         for number, frame in enumerate(frames, 1):
-            if any(_is_same(frame, known) for known in self._known(frame)):
+            if any(frame.content == known.content for known in self._known(frame)):
                 continue
             if frame.offset != stop:
                 self._parts.append(data[start:stop])
@@ -208,11 +208,6 @@ class FrameCopies:
         if not created and not _is_sound(db, info.name):
             return None
         return PackContents(info, generation, [Location(pack, frame) for frame in self._frames])
-
-
-def _is_same(one: Frame, other: Frame) -> bool:
-    facts = [(f.encoding, f.base, f.checksum, f.size) for f in (one, other)]
-    return facts[0] == facts[1]
 
 
 def _is_sound(db: Database, name: str) -> bool:

@@ -315,9 +315,7 @@ def _alike(locations: Sequence[Location]) -> list[list[Location]]:
     """
     groups: dict[tuple[int, int, bytes, bytes], list[Location]] = {}
     for location in locations:
-        frame = location.frame
-        key = (frame.size, frame.encoding, frame.base or b"", frame.checksum)
-        groups.setdefault(key, []).append(location)
+        groups.setdefault(location.frame.content, []).append(location)
     return [groups[key] for key in sorted(groups)]
 
 

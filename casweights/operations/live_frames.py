@@ -1,0 +1,114 @@
+"""Live frames: of each chunk that stays, the one chain by which it is rebuilt from now on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from casweights.format import names
+from casweights.format.pack_table import PackTable
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+
+    from casweights.database.chains import ChainFinder
+    from casweights.database.index import ChunkIndex
+    from casweights.database.packs import PackContents
+    from casweights.format.manifest import Snapshot
+    from casweights.format.pack import Location
+    from casweights.ids import ChunkId, PackId
+
+
+class LiveFrames:
+    """The frames that a store needs for the chunks that stay in it.
+
+    The chain of a chunk leads through chunks that stay, where there is such a chain. Otherwise it
+    leads through others, which are kept *only as bases*. Of equal frames in several objects, the
+    one counts that was copied last.
+
+    Args:
+        index: The index of the store, after `load`.
+        packs: The packs and snapshots in their places, by name; may be replaced after another look.
+
+    Attributes:
+        packs: The argument.
+        nbytes: Stored bytes of the live frames in each object, by the name that it has in its
+            place; objects without live frames are not in it.
+    """
+
+    def __init__(self, index: ChunkIndex, packs: Mapping[str, PackContents]) -> None:
+        self._index = index
+        self.packs = packs
+        self.nbytes: Counter[str] = Counter()
+        self._of: dict[ChunkId, Location] = {}
+
+    def __contains__(self, location: Location) -> bool:
+        """Whether a frame is live."""
+        return self._of.get(location.frame.chunk) == location
+
+    def __iter__(self) -> Iterator[Location]:
+        return iter(self._of.values())
+
+    def follow(self, chunks: Iterable[ChunkId], kept: Container[ChunkId]) -> list[ChunkId]:
+        """Choose the chains of some chunks.
+
+        Args:
+            chunks: The chunks.
+            kept: All chunks that stay.
+
+        Returns:
+            Those that cannot be rebuilt.
+        """
+        finder = self._index.finder_within(kept)
+        new = (chunk for chunk in chunks if chunk not in self._of)
+        return [chunk for chunk in new if not self._take_chain(chunk, finder)]
+
+    def _take_chain(self, chunk: ChunkId, finder: ChainFinder) -> bool:
+        chain = finder.chain(chunk) or self._index.find_chain(chunk)
+        for location in chain.back() if chain is not None else ():
+            if location.frame.chunk in self._of:
+                break
+            best = self._best_copy(location)
+            self._of[location.frame.chunk] = best
+            self.nbytes[names.pack_name(best.pack)] += best.frame.size
+        return chain is not None
+
+    def _best_copy(self, location: Location) -> Location:
+        """Return the copy of a frame that was made last, of those in their places."""
+        frames = self._index.frames(location.frame.chunk)
+        content = location.frame.content
+        copies = [at for at in frames if at.frame.content == content and not self._index.doubts(at)]
+        return max(copies, key=self._rank) if len(copies) > 1 else location
+
+    def _rank(self, location: Location) -> tuple[int, bytes]:
+        pack = self.packs.get(names.pack_name(location.pack))
+        return -1 if pack is None else pack.generation, location.pack
+
+    def own(self, chunk: ChunkId) -> Location:
+        """Return the live frame of a chunk."""
+        return self._of[chunk]
+
+    def path(self, chunk: ChunkId, kept: Container[ChunkId]) -> Iterator[Location]:
+        """Yield the frames of a chunk's chain, from its own back to the next chunk that is kept."""
+        frame = self._of[chunk].frame
+        yield self._of[chunk]
+        while frame.base is not None and frame.base not in kept:
+            yield self._of[frame.base]
+            frame = self._of[frame.base].frame
+
+    def table(self, version: Snapshot) -> PackTable:
+        """Return the pack table of a version that stays."""
+        seen: set[ChunkId] = set()
+        found = ((chunk, self._packs_of(chunk, seen)) for chunk in version.stored_chunks())
+        return PackTable.collect(found, len(version.structure()))
+
+    def _packs_of(self, chunk: ChunkId, seen: set[ChunkId]) -> Sequence[PackId]:
+        """Return the packs of a chain, up to the first chunk that another chain went through."""
+        found, at = [self._of[chunk].pack], self._of[chunk]
+        while at.frame.chunk not in seen:
+            seen.add(at.frame.chunk)
+            if at.frame.base is None:
+                break
+            at = self._of[at.frame.base]
+            found.append(at.pack)
+        return found
