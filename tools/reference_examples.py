@@ -145,7 +145,7 @@ def repairing_a_store(model: torch.nn.Module) -> None:
         print(report.rebuilt, [(version.snapshot, version.chunks) for version in report.lost])
 
 
-@shows("CollectStats", "CollectedObject", "PendingCollection", "UndeleteStats")
+@shows("CollectStats", "CollectedObject", "FoldStats", "PendingCollection", "UndeleteStats")
 def freeing_space(model: torch.nn.Module) -> None:
     import datetime
 

@@ -53,6 +53,11 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     metavar="TIME",
     help="How old something must be to go, as 7d or 36h; at least 24h.  [default: 7d]",
 )
+@click.option(
+    "--no-fold",
+    is_flag=True,
+    help="Do not write again what is needed of objects that are mostly not needed.",
+)
 @click.option("--finish", is_flag=True, help="Only delete what was set aside; set nothing aside.")
 @click.option(
     "--confirm",
@@ -64,6 +69,7 @@ def command(
     plan: str | None,
     out: Any,
     grace: timedelta,
+    no_fold: bool,
     finish: bool,
     confirm: str | None,
 ) -> None:
@@ -73,6 +79,10 @@ def command(
     aside: nothing is lost yet, and `casweights undelete` brings it back. A later run, when the
     grace time is over again, deletes it. Commits, publishers and subscribers can continue at the
     same time.
+
+    Where old objects hold much that nothing needs, and little that something does, a run writes the
+    rest again, also differences over many expired versions as one. The next run sets the old
+    objects aside.
 
     \b
     Examples:
@@ -90,6 +100,7 @@ def command(
             only=_planned(repository, plan) if plan else None,
             finish_only=finish,
             confirm=confirm,
+            fold=not no_fold,
         )
         if out is not None:
             _write_plan(repository, done, out)
@@ -135,6 +146,13 @@ def _data(done: CollectStats) -> dict[str, Any]:
         "bytes": done.nbytes,
         "kept": done.kept,
         "restored": list(done.restored),
+        "folded": None
+        if done.folded is None
+        else {
+            "chunks": done.folded.chunks,
+            "objects": done.folded.objects,
+            "bytes": done.folded.nbytes,
+        },
         "finished": list(done.finished),
         "finished_bytes": done.finished_bytes,
         "pending": [
@@ -166,6 +184,10 @@ def _lines(done: CollectStats, grace: timedelta) -> list[Line]:
     if done.restored:
         back = count(len(done.restored), "object")
         lines.append([Span(f"{back} {would}brought back: versions need them again")])
+    if done.folded:
+        rest = count(done.folded.objects, "object")
+        text = f"{size(done.folded.nbytes)} written again: the next run can set {rest} aside"
+        lines.append([Span(text)])
     for found in done.pending:
         until = "its run has not ended"
         if found.since > 0:

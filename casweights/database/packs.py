@@ -113,6 +113,14 @@ class PackContents(NamedTuple):
     generation: int
     locations: Sequence[Location]
 
+    @property
+    def frame_bytes(self) -> int:
+        """Stored bytes of all its frames."""
+        if isinstance(self.locations, PackLocations):
+            end: int = self.locations.frames.end
+            return end - PREFIX_SIZE
+        return sum(at.frame.size for at in self.locations)
+
     def bases(self) -> Iterator[ChunkId]:
         """Yield the bases of its frames."""
         if isinstance(self.locations, PackLocations):

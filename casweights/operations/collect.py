@@ -40,9 +40,10 @@ from casweights.operations.collections import (
     new_collection,
     notes,
 )
+from casweights.operations.fold import fold
 from casweights.operations.marking import Marking, Places, list_candidates, look, named_versions
 from casweights.operations.moving import bring_back, copy_all, delete_all
-from casweights.results import CollectedObject, CollectStats, PendingCollection
+from casweights.results import CollectedObject, CollectStats, FoldStats, PendingCollection
 
 if TYPE_CHECKING:
     from collections.abc import Collection as Some
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from casweights.database import Database
+    from casweights.ids import SnapshotId
     from casweights.stores.base import ObjectInfo, ObjectStore
 
 _A_YEAR = 365 * 86400 * SECOND
@@ -64,6 +66,7 @@ def collect(
     only: Some[str] | None = None,
     finish_only: bool = False,
     confirm: str | None = None,
+    fold: bool = True,
 ) -> CollectStats:
     """Set aside what nothing needs, and delete what was set aside a grace time ago.
 
@@ -74,6 +77,7 @@ def collect(
         only: Names of the objects that may be set aside; None for all.
         finish_only: Set nothing aside.
         confirm: The store's URL, for a grace time of less than a day.
+        fold: Whether to write again what is needed of objects that hold much that is not.
 
     Raises:
         InvalidInputError: The grace time is too short.
@@ -84,7 +88,7 @@ def collect(
     """
     seconds = _checked_grace(db, grace, confirm)
     with closing(db.apart()) as own, looking(own.objects) as now:
-        work = _Collector(own, now, seconds)
+        work = _Collector(own, now, seconds, fold=fold)
         return work.run(apply=apply, only=only, finish_only=finish_only)
 
 
@@ -116,11 +120,13 @@ class _Marked:
         dead: The objects that are old, and that nothing needs.
         kept: Number of the other objects in their places.
         restored: The names of objects that are needed and were not in their places.
+        named: The versions that branches and tags name.
     """
 
     dead: list[ObjectInfo]
     kept: int
     restored: list[str]
+    named: set[SnapshotId]
 
 
 class _Collector:
@@ -130,13 +136,15 @@ class _Collector:
         db: A handle that remembers nothing of the store.
         now: The store's time.
         grace: The grace time in seconds.
+        fold: As in `collect`.
     """
 
-    def __init__(self, db: Database, now: int, grace: int) -> None:
+    def __init__(self, db: Database, now: int, grace: int, *, fold: bool) -> None:
         self._db = db
         self._objects = db.objects
         self._now = now
         self._grace = grace
+        self._may_fold = fold
         self._deadline = time.monotonic() + RELIANCE_SECONDS
         self._past: dict[str, Collection] = {}
         self._collection: str | None = None
@@ -151,19 +159,28 @@ class _Collector:
             self._end_broken_off(found.values())
         note = self._note(listed)
         if self._is_settled(note):
-            return self._stats(_Marked([], len(listed), []), [], applied=apply)
+            return self._stats(_Marked([], len(listed), [], set()), [], applied=apply)
         old = {name for name, info in listed.items() if self._is_old(info)}
         going = set() if finish_only else old if only is None else old.intersection(only)
         marked = self._mark(listed, going)
         due = [one for one in self._past.values() if self._is_due(one)]
+        folded = None
         if apply:
             self._bring_back(marked.restored)
             self._set_aside(marked.dead)
             for one in due:
                 self._finish(one)
-            is_settled = going == old and not (marked.dead or self._past)
+            if self._may_fold and going == old:
+                folded = self._fold(old, marked.named)
+            is_settled = going == old and not (marked.dead or self._past or folded)
             self._keep_note(note if is_settled else None)
-        return self._stats(marked, due, applied=apply)
+        return self._stats(marked, due, applied=apply, folded=folded)
+
+    def _fold(self, old: set[str], named: set[SnapshotId]) -> FoldStats | None:
+        """Write again what is needed of old objects; what that replaces goes at a later run."""
+        candidates = {name for name in old if not _is_in_doubt(self._db, name)}
+        done = fold(self._db, candidates, named)
+        return done if done.nbytes else None
 
     def _is_old(self, info: ObjectInfo) -> bool:
         return 0 < info.created <= self._now - self._grace * SECOND
@@ -203,7 +220,7 @@ class _Collector:
         self._keep_newcomers(marking)
         dead = [listed[name] for name in sorted(going) if not marking.needs(name)]
         kept = len(marking.places.objects) - len(dead)
-        return _Marked(dead, kept, sorted(marking.restored))
+        return _Marked(dead, kept, sorted(marking.restored), named)
 
     def _keep_newcomers(self, marking: Marking) -> None:
         """Keep the versions that others have named in the meantime."""
@@ -318,7 +335,14 @@ class _Collector:
         if old - new:
             self._objects.delete_all(sorted(old - new))
 
-    def _stats(self, marked: _Marked, due: Sequence[Collection], *, applied: bool) -> CollectStats:
+    def _stats(
+        self,
+        marked: _Marked,
+        due: Sequence[Collection],
+        *,
+        applied: bool,
+        folded: FoldStats | None = None,
+    ) -> CollectStats:
         pending = list_collections(self._objects).values()
         gone = {found.id for found in due}
         return CollectStats(
@@ -330,6 +354,7 @@ class _Collector:
             ),
             kept=marked.kept,
             restored=tuple(marked.restored),
+            folded=folded,
             finished=tuple(sorted(gone)),
             finished_bytes=sum(found.nbytes for found in due),
             pending=tuple(

@@ -194,7 +194,7 @@ class Marking:
         self.chunks: set[ChunkId] = set()
         self.frames = LiveFrames(db.index, places.packs)
         self._unplaced: list[ChunkId] = []  # those of the chunks whose chains are not chosen yet
-        self._archives: set[str] = set()  # those that have the best copy of a version
+        self._best: set[str] = set()  # archives and snapshots with the best copy of a version
         self._back: set[str] = set()  # versions and archives that lie aside and are needed
         self._aside: dict[str, list[SnapshotId]] | None = None
         self._expired = db.history.expired()
@@ -218,7 +218,8 @@ class Marking:
         stay = [name for name in self.places.objects if name not in self._going]
         # Packs of running commits and pushes: their versions are not there yet. A push may write a
         # frame before its base. What was set aside is not read yet, so the chains are in place.
-        packs = [self.places.packs[name] for name in stay if name in self.places.packs]
+        packs = [pack for name, pack in self.places.packs.items() if name not in self._going]
+        packs = [pack for pack in packs if pack.info.name.startswith(names.PACKS)]
         bases = {base for pack in packs for base in pack.bases()}
         self._want(base for base in bases if self._db.index.chain(base) is not None)
         own = [version for name in stay if (version := snapshot_in(name)) is not None]
@@ -235,10 +236,7 @@ class Marking:
 
     def needs(self, name: str) -> bool:
         """Whether an object in its place must stay there."""
-        version = snapshot_in(name)
-        if version is not None and version in self.versions:
-            return True
-        return name in self._archives or name in self.frames.nbytes
+        return name in self._best or name in self.frames.nbytes
 
     def _keep_all(self, todo: list[SnapshotId]) -> None:
         while todo:
@@ -255,10 +253,12 @@ class Marking:
     def _load(self, version: SnapshotId) -> tuple[StoredSnapshot, str | None]:
         """Return a version, and the archive that has the best copy of it.
 
-        The archive is None if the best copy is an object of its own.
+        The archive is None if the best copy is an object of its own, which counts as the worst:
+        it was to be replaced by the others.
         """
-        name, holding = names.snapshot_name(version), self.places.holding.get(version, [])
-        copies = [None, *holding] if name in self.places.objects else [*holding]
+        name, copies = names.snapshot_name(version), list[str | None]()
+        copies += self.places.holding.get(version, ())
+        copies += [None] if name in self.places.objects else []
         if not copies:
             return self._load_aside(version, name)
         for archive in copies[:-1]:
@@ -270,11 +270,12 @@ class Marking:
         snapshots = self._db.snapshots
         try:
             if archive is None:
-                return snapshots.load_own(version)
-            stored = snapshots.load_archived(version, archive)
+                stored = snapshots.load_own(version)
+            else:
+                stored = snapshots.load_archived(version, archive)
         except NotFoundError as error:
             raise _missing(error.message) from error
-        self._archives.add(archive)
+        self._best.add(archive or names.snapshot_name(version))
         return stored
 
     def _load_aside(self, version: SnapshotId, name: str) -> tuple[StoredSnapshot, str | None]:

@@ -15,11 +15,11 @@ from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.layout import BYTES, Piece
-from casweights.format.pack import EncodedFrame, Frame, Location
-from casweights.ids import PackId
+from casweights.format.pack import EncodedFrame, Location
 from casweights.operations.archiving import archive_carrying, replace_damaged_archives
-from casweights.operations.differences import BaseChunks, DifferenceEncoder, structure_places
+from casweights.operations.differences import BaseChunks, DifferenceEncoder
 from casweights.operations.relatives import nearest
+from casweights.operations.rewriting import Rewrite, rewrites
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
 
@@ -34,17 +34,6 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import SealedPack
     from casweights.ids import ChunkId, SnapshotId
-
-_UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame whose pack is not written yet
-
-
-class _Job(NamedTuple):
-    """A chunk to store again, where it is in its version, and its base."""
-
-    chunk: ChunkId
-    piece: Piece
-    base: ChunkId | None
-    is_structure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,32 +205,14 @@ def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
 def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> None:
     """Store those chunks of a version in new frames that have none yet."""
     bases = _bases(work, version, earlier)
-    jobs: dict[ChunkId, _Job] = {}
-    for file in version.files:
-        for chunk, piece in file.pieces(work.db.config.chunk_size):
-            if chunk not in work.done:
-                jobs.setdefault(chunk, _Job(chunk, piece, bases.find(file.path, piece)))
-        row = file.row(work.db.config)
-        structure = row.structure(work.db.config)
-        for place, (chunk, size) in zip(structure_places(row), structure, strict=True):
-            if chunk not in work.done:
-                base = bases.find_structure(file.path, place)
-                job = _Job(chunk, Piece(0, size, BYTES), base, is_structure=True)
-                jobs.setdefault(chunk, job)
+    jobs: dict[ChunkId, Rewrite] = {}
+    for job in rewrites(version, bases, work.done):
+        jobs.setdefault(job.chunk, job)
     for job, frames in work.db.workers.map(partial(_encode, work), jobs.values()):
         work.writer.add(job.chunk, job.piece.nbytes, frames)
         work.done.add(job.chunk)
-        _plan(work, job.chunk, job.piece.nbytes, frames)
-
-
-def _plan(work: _Repack, chunk: ChunkId, nbytes: int, frames: Sequence[EncodedFrame]) -> None:
-    """Add the new frames of a chunk to the plan, before their pack is written."""
-    planned = []
-    for frame in frames:
-        size, encoding = len(frame.payload), frame.encoding
-        new = Frame(chunk, nbytes, encoding, 0, size, frame.checksum, frame.base)
-        planned.append(Location(_UNWRITTEN, new))
-    work.plan.add_frames(planned)
+        # The chains of the next chunks count on these frames before their pack is written.
+        work.plan.add_frames(job.planned(frames))
 
 
 def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> BaseChunks:
@@ -264,16 +235,8 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
     return nearest(candidates, list(chunks), read, reader) or BaseChunks()
 
 
-def _encode(work: _Repack, job: _Job) -> tuple[_Job, list[EncodedFrame]]:
-    raw = uninitialized(job.piece.nbytes)
-    # A new reader each time: an older one does not know what was added to the cache since.
-    reader = work.db.reader.with_local(work.db.cache)
-    reader.readinto(job.chunk, raw)
-    if job.is_structure:
-        return job, work.encoder.encode_structure(raw, job.base)
-    frames = work.encoder.encode(raw, job.piece, job.base)
-    work.db.cache.put(job.chunk, raw)
-    return job, frames
+def _encode(work: _Repack, job: Rewrite) -> tuple[Rewrite, list[EncodedFrame]]:
+    return job, job.encode(work.encoder, work.db.reader, work.db.cache)
 
 
 def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
@@ -303,7 +266,8 @@ def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
         if damage:
             index.distrust(damage)
         work.writer.add(chunk, nbytes, frames)
-        _plan(work, chunk, nbytes, frames)
+        job = Rewrite(chunk, Piece(0, nbytes, BYTES), None)
+        work.plan.add_frames(job.planned(frames))
     return failed
 
 

@@ -222,6 +222,7 @@ class WholeStore(Handle, Closing):
         only: Collection[str] | None = None,
         finish_only: bool = False,
         confirm: str | None = None,
+        fold: bool = True,
     ) -> CollectStats:
         """Free the space of what no branch and no tag needs; by default only say what would go.
 
@@ -237,6 +238,9 @@ class WholeStore(Handle, Closing):
             finish_only: Whether to set nothing aside, and only delete what was.
             confirm: For a grace time of less than a day, which is safe only if nobody else uses the
                 store: its `url`. Only stores in directories allow it.
+            fold: Whether to write again what is needed of old objects that hold much that is not,
+                and of chains of differences that lead through expired versions, so that the next
+                call can set them aside.
 
         Raises:
             InvalidInputError: The grace time is too short.
@@ -254,6 +258,7 @@ class WholeStore(Handle, Closing):
             only=only,
             finish_only=finish_only,
             confirm=confirm,
+            fold=fold,
         )
 
     def undelete_collection(self, collection: str) -> UndeleteStats:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from casweights.results.collections import (
     CollectedObject,
     CollectStats,
+    FoldStats,
     PendingCollection,
     UndeleteStats,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Diff",
     "ExpiredVersion",
     "Expiry",
+    "FoldStats",
     "LostVersion",
     "MaintainStats",
     "PendingCollection",

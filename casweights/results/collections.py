@@ -43,6 +43,22 @@ class PendingCollection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoldStats:
+    """What `gc` has written again, so that a later one can delete old objects.
+
+    Attributes:
+        chunks: Number of chunks that were encoded again, because their chains led through expired
+            versions.
+        objects: Number of old objects whose rest was copied.
+        nbytes: Bytes that were written.
+    """
+
+    chunks: int
+    objects: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CollectStats:
     """The result of `gc`.
 
@@ -56,6 +72,7 @@ class CollectStats:
         finished: The collections whose objects were deleted for good.
         finished_bytes: Size of these objects in bytes.
         pending: The collections that are set aside now.
+        folded: What was written again; None if nothing was.
     """
 
     applied: bool
@@ -66,6 +83,7 @@ class CollectStats:
     finished: tuple[str, ...]
     finished_bytes: int
     pending: tuple[PendingCollection, ...]
+    folded: FoldStats | None = None
 
     @property
     def nbytes(self) -> int:

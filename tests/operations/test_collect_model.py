@@ -255,8 +255,12 @@ class CollectMachine(RuleBasedStateMachine):
             return
         assert facts(done) == facts(said)
         assert (done.collection is None) == (done.objects == ())
-        again = repo.gc(apply=True, finish_only=finish_only)
-        assert (again.objects, again.finished) == ((), ())
+        for _ in range(4):  # what a run writes again, the next one finds in two places
+            last, done = done, repo.gc(apply=True, finish_only=finish_only)
+            assert last.folded or not (done.objects or done.finished)
+            if not done.folded:
+                break
+        assert not done.folded
         self.check(self.sides[side])
 
     @rule(side=sides, call=st.integers(1, 60), done=after, verb=st.sampled_from(["gc", "undelete"]))

@@ -19,6 +19,7 @@ from tools.bench.harness import conclude, head, table
 from tools.bench.histories import publish_run
 from tools.bench.hub.clients import note_progress
 from tools.bench.lifecycle import (
+    folding,
     growth,
     indexes,
     mending,
@@ -46,6 +47,7 @@ ROWS = {
     "trips": "round trips of a publish",
     "memory": "growth of a trainer and of a replica",
     "repair": "a run with one chunk in a hundred damaged, repaired from its newest version",
+    "fold": "bytes of a run of which few steps stay, relative to these alone",
     "upkeep": "publishes with maintenance in the background, relative to none",
 }
 _FEW = 10
@@ -103,6 +105,9 @@ class _Bench:
             "trips": lambda: requests.row_trips(work, self._fresh_rounds),
             "memory": self._memory,
             "repair": lambda: mending.row_repair(work, **self._small),
+            "fold": lambda: folding.row_fold(
+                work, self._count, 1000 if options.smoke else folding.ELEMENTS
+            ),
             "upkeep": self._upkeep,
         }
 

@@ -1,0 +1,105 @@
+"""Rewriting: chunks of a version that are encoded again, with the chunks to build on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.errors import ErrorCode, IntegrityError
+from casweights.format.codecs import decode
+from casweights.format.layout import BYTES, Piece
+from casweights.format.pack import Frame, Location
+from casweights.ids import PackId
+from casweights.operations.differences import structure_places
+from casweights.system.buffers import uninitialized
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterator, Sequence
+
+    from casweights.database.cache import ChunkCache
+    from casweights.database.reader import ChunkReader, LocalFirstReader
+    from casweights.format.manifest import Snapshot
+    from casweights.format.pack import EncodedFrame
+    from casweights.ids import ChunkId
+    from casweights.operations.differences import BaseChunks, DifferenceEncoder
+
+_UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame whose pack is not written yet
+
+
+class Rewrite(NamedTuple):
+    """A chunk to encode again, its place in its version, and the chunk to build on."""
+
+    chunk: ChunkId
+    piece: Piece
+    base: ChunkId | None
+    is_structure: bool = False
+
+    def encode(
+        self, encoder: DifferenceEncoder, reader: ChunkReader, cache: ChunkCache
+    ) -> list[EncodedFrame]:
+        """Return the new frames of the chunk, of which each was decoded.
+
+        The old frames are deleted, so nothing is left to chance.
+
+        Args:
+            encoder: Chooses the frames.
+            reader: Reads the chunk.
+            cache: Chunks in memory, to which this one is added: it may be the base of another.
+
+        Raises:
+            IntegrityError: The chunk cannot be rebuilt, or a new frame of it is wrong.
+            StoreError: The store could not be read.
+        """
+        raw = uninitialized(self.piece.nbytes)
+        # A new reader each time: an older one does not know what was added to the cache since.
+        local = reader.with_local(cache)
+        local.readinto(self.chunk, raw)
+        if self.is_structure:
+            frames = encoder.encode_structure(raw, self.base)
+        else:
+            frames = encoder.encode(raw, self.piece, self.base)
+            cache.put(self.chunk, raw)
+        for frame in frames:
+            self._check(frame, raw, local)
+        return frames
+
+    def _check(self, frame: EncodedFrame, raw: memoryview, reader: LocalFirstReader) -> None:
+        out = uninitialized(len(raw))
+        if frame.base is not None:
+            reader.readinto(frame.base, out)
+        decode(frame.encoding, frame.payload, out)
+        if out != raw:
+            raise IntegrityError(
+                ErrorCode.CORRUPT_OBJECT,
+                f"the chunk {self.chunk} was encoded again, and the result decodes to something "
+                "else: nothing was deleted. The memory of this machine may be faulty",
+            )
+
+    def planned(self, frames: Sequence[EncodedFrame]) -> list[Location]:
+        """Return new frames as those of a pack, before it is written."""
+        nbytes = self.piece.nbytes
+        made = (
+            Frame(self.chunk, nbytes, new.encoding, 0, len(new.payload), new.checksum, new.base)
+            for new in frames
+        )
+        return [Location(_UNWRITTEN, frame) for frame in made]
+
+
+def rewrites(version: Snapshot, bases: BaseChunks, done: Container[ChunkId]) -> Iterator[Rewrite]:
+    """Yield the chunks of a version, except for those that are done; some twice.
+
+    Args:
+        version: The version.
+        bases: The chunks to build on, by place.
+        done: The chunks to leave out.
+    """
+    config = version.config
+    for file in version.files:
+        for chunk, piece in file.pieces(config.chunk_size):
+            if chunk not in done:
+                yield Rewrite(chunk, piece, bases.find(file.path, piece))
+        row = file.row(config)
+        structure = row.structure(config)
+        for place, (chunk, size) in zip(structure_places(row), structure, strict=True):
+            if chunk not in done:
+                base = bases.find_structure(file.path, place)
+                yield Rewrite(chunk, Piece(0, size, BYTES), base, is_structure=True)
