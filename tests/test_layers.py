@@ -82,6 +82,7 @@ SHARED = {
     "operations.rebuild",
     "operations.relatives",
     "operations.replacing",
+    "operations.recorded_losses",
     "operations.retention",
     "operations.rewriting",
     "operations.shortening",

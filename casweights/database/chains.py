@@ -88,6 +88,12 @@ class Chain:
         first = self._step.first
         return None if first is None else first.frame.base
 
+    @property
+    def first_size(self) -> int:
+        """Stored bytes of the first frame; 0 without frames."""
+        first = self._step.first
+        return 0 if first is None else first.frame.size
+
     @cached_property
     def frames(self) -> tuple[Location, ...]:
         """The frames in the order of decoding. The first is whole, or the reader has its base."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.content.files import file_runs
 from casweights.database.read_plan import tiny_packs
 from casweights.database.writer import PackWriter
-from casweights.errors import ErrorCode, IntegrityError
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format.file_entry import FileEntry, stored_chunks
 from casweights.format.layout import BYTES, Piece, runs
@@ -187,15 +188,19 @@ def _chunks_of(base: Snapshot) -> BaseChunks:
         return BaseChunks()
 
 
+def _candidates(db: Database) -> Iterator[BaseChunks]:
+    """Yield the chunks of the branches and tags that can be read."""
+    for version in db.refs.tips():
+        with suppress(IntegrityError, NotFoundError):  # a reader of that version gets the error
+            yield BaseChunks(db.snapshots.load(version, with_locations=True))
+
+
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
     """Return the chunks of the branch or tag that the files resemble most, or no chunks."""
     by_path = {file.path: file for file in files}
     found = (
         nearest(
-            (
-                _chunks_of(db.snapshots.load(version, with_locations=True))
-                for version in db.refs.tips()
-            ),
+            _candidates(db),
             [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
             lambda path, piece: by_path[path].read([piece], buffers)[0],
             db.reader.with_local(db.cache),

@@ -60,6 +60,8 @@ def fold(db: Database, old: Collection[str], named: Iterable[SnapshotId]) -> Fol
     """
     marking = Marking(db, look(db), old, alone=True)
     marking.keep_with_staying(named)
+    if marking.has_losses:  # what is left may be of use to a repair
+        return FoldStats(chunks=0, objects=0, nbytes=0)
     return _Fold(db, marking, old).run()
 
 

@@ -11,7 +11,7 @@ from casweights.format.pack_table import PackTable
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-    from casweights.database.chains import ChainFinder
+    from casweights.database.chains import Chain, ChainFinder
     from casweights.database.index import ChunkIndex
     from casweights.database.packs import PackContents
     from casweights.format.manifest import Snapshot
@@ -19,12 +19,20 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, PackId
 
 
+_MAX_READ = 1.5  # stored bytes of a chain, as a share of those of its whole frame
+
+
+def is_cheap(chain: Chain, more: int = 0) -> bool:
+    """Whether a chain, with some more bytes, costs a reader no more than it may."""
+    return chain.nbytes + more <= _MAX_READ * chain.first_size
+
+
 class LiveFrames:
     """The frames that a store needs for the chunks that stay in it.
 
-    The chain of a chunk leads through chunks that stay, where there is such a chain. Otherwise it
-    leads through others, which are kept *only as bases*. Of equal frames in several objects, the
-    one counts that was copied last.
+    The chain of a chunk leads through chunks that stay, where there is one that is cheap to read.
+    Otherwise it leads through others, which are kept *only as bases*. Of equal frames in several
+    objects, the one counts that was copied last.
 
     Args:
         index: The index of the store, after `load`.
@@ -64,7 +72,11 @@ class LiveFrames:
         return [chunk for chunk in new if not self._take_chain(chunk, finder)]
 
     def _take_chain(self, chunk: ChunkId, finder: ChainFinder) -> bool:
-        chain = finder.chain(chunk) or self._index.find_chain(chunk)
+        chain = finder.chain(chunk)
+        if chain is None or not is_cheap(chain):
+            any_chain = self._index.find_chain(chunk)
+            if any_chain is not None and (chain is None or any_chain.nbytes < chain.nbytes):
+                chain = any_chain
         for location in chain.back() if chain is not None else ():
             if location.frame.chunk in self._of:
                 break
@@ -83,6 +95,11 @@ class LiveFrames:
     def _rank(self, location: Location) -> tuple[int, bytes]:
         pack = self.packs.get(names.pack_name(location.pack))
         return -1 if pack is None else pack.generation, location.pack
+
+    def keep(self, frames: Iterable[Location]) -> None:
+        """Keep the objects with these frames, which rebuild no chunk."""
+        for location in frames:
+            self.nbytes[names.pack_name(location.pack)] += location.frame.size
 
     def own(self, chunk: ChunkId) -> Location:
         """Return the live frame of a chunk."""

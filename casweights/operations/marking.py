@@ -17,6 +17,7 @@ from casweights.format import names
 from casweights.format.names import parse_id
 from casweights.ids import SnapshotId
 from casweights.operations.live_frames import LiveFrames
+from casweights.operations.recorded_losses import RecordedLosses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -179,7 +180,8 @@ class Marking:
     Attributes:
         places: The argument, or the result of `look_again`.
         versions: The versions that stay.
-        chunks: Their chunks, and the bases of frames whose versions may not be written yet.
+        chunks: Their chunks, and the bases of frames whose versions may not be written yet; without
+            those that are lost.
         frames: The frames by which these chunks are rebuilt.
     """
 
@@ -198,6 +200,12 @@ class Marking:
         self._back: set[str] = set()  # versions and archives that lie aside and are needed
         self._aside: dict[str, list[SnapshotId]] | None = None
         self._expired = db.history.expired()
+        self._losses = RecordedLosses(db)
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether something is lost that a version needs. It is recorded, or this had stopped."""
+        return self._losses.has_met
 
     def look_again(self) -> None:
         """Look where everything lies now."""
@@ -235,8 +243,11 @@ class Marking:
             todo = [] if self._alone else list(self._kept_for_frames())
 
     def needs(self, name: str) -> bool:
-        """Whether an object in its place must stay there."""
-        return name in self._best or name in self.frames.nbytes
+        """Whether an object in its place must stay there.
+
+        Everything must if the manifest of a needed version is lost: nobody knows what it needs.
+        """
+        return self._losses.has_gone or name in self._best or name in self.frames.nbytes
 
     def _keep_all(self, todo: list[SnapshotId]) -> None:
         while todo:
@@ -244,11 +255,28 @@ class Marking:
             if version in self.versions:
                 continue
             self.versions.add(version)
-            stored, archive = self._load(version)
+            try:
+                stored, archive = self._load(version)
+            except IntegrityError:
+                if not self._losses.is_gone(version):
+                    raise
+                continue
             if archive is not None and not self._alone:
                 todo += self._members(archive)
             todo += self.parents(stored)
-            self._want(stored.snapshot.stored_chunks())
+            self._want(self._chunks_of(stored))
+
+    def _chunks_of(self, stored: StoredSnapshot) -> Iterable[ChunkId]:
+        """Return the chunks of a version; if a list of them is lost, all that may be among them."""
+        try:
+            return stored.snapshot.stored_chunks()
+        except IntegrityError:
+            if not self._losses.is_known(stored.snapshot.id):
+                raise
+        packs = (self.places.packs.get(names.pack_name(pack)) for pack in stored.packs)
+        inside = {at.frame.chunk for pack in packs if pack is not None for at in pack.locations}
+        self._losses.allow(inside)
+        return [*stored.snapshot.structure(), *inside]
 
     def _load(self, version: SnapshotId) -> tuple[StoredSnapshot, str | None]:
         """Return a version, and the archive that has the best copy of it.
@@ -315,7 +343,7 @@ class Marking:
                 todo += row.parents
             elif self._is_there(parent):
                 yield parent
-            elif not stored.shallow:
+            elif not (stored.shallow or self._losses.is_gone(parent)):
                 raise _missing(
                     f"version {stored.snapshot.id} has the ancestor {parent}, which is not in the "
                     "store"
@@ -329,15 +357,26 @@ class Marking:
 
     def _want(self, chunks: Iterable[ChunkId]) -> None:
         for chunk in chunks:
-            if chunk not in self.chunks:
+            if chunk not in self.chunks and chunk not in self._losses.met:
                 self.chunks.add(chunk)
                 self._unplaced.append(chunk)
 
     def _choose_chains(self) -> None:
-        """Choose the frames of all chunks that are new."""
-        new, self._unplaced = self._unplaced, []
-        for chunk in self.frames.follow(new, self.chunks):
-            raise _missing(f"no frame holds the chunk {chunk}, which a version needs")
+        """Choose the frames of all chunks that are new.
+
+        The frames of lost chunks are kept, with what they build on: a repair may need them.
+        """
+        while self._unplaced:
+            new, self._unplaced = self._unplaced, []
+            for chunk in self.frames.follow(new, self.chunks):
+                if not self._losses.is_lost(chunk):
+                    raise _missing(f"no frame holds the chunk {chunk}, which a version needs")
+                self.chunks.discard(chunk)
+                frames = self._db.index.frames(chunk)
+                self.frames.keep(frames)
+                bases = [at.frame.base for at in frames if at.frame.base is not None]
+                self._losses.allow(bases)
+                self._want(bases)
 
     def _kept_for_frames(self) -> Iterator[SnapshotId]:
         """Yield the versions whose objects stay or come back because they carry live frames."""

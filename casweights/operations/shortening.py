@@ -17,6 +17,7 @@ from casweights.database.cache import ChunkCache
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.writer import PackWriter
 from casweights.operations.differences import BaseChunks, DifferenceEncoder
+from casweights.operations.live_frames import is_cheap
 from casweights.operations.rewriting import rewrites
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _CACHE_BYTES = 64 * MiB  # of chunks that are bases of others
 _MAX_SHARE = 0.9  # of the old frames that the new ones of a family may take
-_MAX_READ = 1.5  # stored bytes of a chain, as a share of those of its whole frame
 _MAX_FAMILY = 512 * MiB  # bytes of new frames that are in memory before a family is decided
 
 
@@ -188,10 +188,8 @@ class Shortening:
         for location in self._db.index.frames(chunk):
             base = location.frame.base
             chain = None if base is None else plan.chain(base)
-            if chain is not None:
-                nbytes = chain.nbytes + location.frame.size
-                if nbytes <= _MAX_READ * chain.frames[0].frame.size:
-                    return location
+            if chain is not None and is_cheap(chain, location.frame.size):
+                return location
         return None
 
     def _chain(self, chunk: ChunkId | None) -> Iterator[Location]:

@@ -135,14 +135,20 @@ def test_a_store_without_waste_is_left_alone(repo: Repository, objects: ObjectSt
     assert {info.name for info in objects.list(names.PACKS)} == before
 
 
+@pytest.mark.parametrize("last", [1, 40])
 def test_reading_a_folded_version_takes_at_most_one_and_a_half_times_a_whole_one(
-    repo: Repository, objects: ObjectStore
+    repo: Repository, objects: ObjectStore, last: int
 ) -> None:
-    kept = run(repo)
+    """Of many recent versions, most need no new frame, but a chain of all of them is too long."""
+    states = [*history(STEPS, 0.05)]
+    for state in states:
+        repo.commit(state, branch="main")
+    repo.expire(Keep(last=last, every=EVERY), apply=True)
+    repo.maintain()
     collect(repo, objects)
     whole = MemoryStore()
     with open_repo(whole, create=True) as alone:
-        alone.commit(next(iter(kept.values())), branch="main")
+        alone.commit(states[0], branch="main")
         (version,) = alone.stats().versions
     for found in repo.stats().versions:
         assert found.read_bytes <= 1.5 * version.read_bytes
@@ -162,15 +168,16 @@ def test_the_tables_of_folded_versions_name_packs_that_exist(
     assert len(archived) > 1
 
 
+@pytest.mark.parametrize("density", [0.02, 0.6])
 def test_variants_of_an_expired_base_are_not_stored_whole(
-    repo: Repository, objects: ObjectStore
+    repo: Repository, objects: ObjectStore, density: float
 ) -> None:
     """Without the base, each of them would take as much as the base."""
     base = weights(2)
     root = repo.commit({"w": base}, branch="base").id
     kept: Versions = {}
     for n in range(6):
-        branch, state = f"v{n}", {"w": step(base, 0.02, n + 1)}
+        branch, state = f"v{n}", {"w": step(base, density, n + 1)}
         repo.branch(branch, root)
         kept[repo.commit(state, branch=branch).id] = state
     repo.delete_branch("base")
