@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
+from casweights.stores.base import NO_NAMES, Capabilities, ObjectInfo, ObjectStore
 from casweights.testing.versatile import VersatileStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from casweights.system.buffers import Buffer
 
@@ -36,9 +36,11 @@ class Bucket(VersatileStore):
         self.calls.append(f"put {name}")
         return super().put(name, parts)
 
-    def copy_from(self, source: ObjectStore, names: Sequence[str], called: object = None) -> None:
+    def copy_from(
+        self, source: ObjectStore, names: Sequence[str], called: Mapping[str, str] = NO_NAMES
+    ) -> None:
         self.calls.append(f"copy {len(names)}")
-        super().copy_from(source, names, called)  # type: ignore[arg-type]
+        super().copy_from(source, names, called)
 
     def delete_all(self, names: Sequence[str]) -> None:
         self.calls.append(f"delete {len(names)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.results import ExpiredVersion
+
+_GONE = (ErrorCode.SNAPSHOT_NOT_FOUND, ErrorCode.MISSING_CHUNK)
 
 
 class Stretch(NamedTuple):
@@ -138,6 +141,39 @@ class History:
             if row is None:
                 raise
             raise removed(row) from None
+
+    @contextmanager
+    def reading(self, snapshot: SnapshotId) -> Iterator[Snapshot]:
+        """Provide a version as `SnapshotStore.reading` does, with the errors of `explaining`."""
+        with self.explaining(snapshot), self._snapshots.reading(snapshot) as found:
+            yield found
+
+    @contextmanager
+    def explaining(self, snapshot: SnapshotId) -> Iterator[None]:
+        """Report no damage in the ``with`` block if it lacks a version because that is gone.
+
+        A collection may remove a version even while it is read.
+
+        Raises:
+            NotFoundError: The store does not contain the version, or no longer; the error says when
+                it expired, if it did.
+        """
+        try:
+            yield
+        except (NotFoundError, IntegrityError) as error:
+            if error.code not in _GONE or self._snapshots.exists(snapshot):
+                raise
+            gone = self._gone(snapshot)
+            for note in getattr(error, "__notes__", ()):
+                gone.add_note(note)
+            raise gone from error
+
+    def _gone(self, snapshot: SnapshotId) -> NotFoundError:
+        """Return the error for a version that the store does not contain."""
+        row = self._records.load().find(snapshot)
+        if row is not None:
+            return removed(row)
+        return NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, f"the store has no snapshot {snapshot}")
 
 
 def _gap(before: SnapshotId | None, number: int, expired: Expired) -> Iterator[ExpiredVersion]:

@@ -157,7 +157,7 @@ class Repository(WholeStore):
 
         target = to_path(directory)
         chosen = None if include is None else to_list(include)
-        with self._db.snapshots.reading(self.resolve(ref)) as snapshot:
+        with self._db.history.reading(self.resolve(ref)) as snapshot:
             checkout(self._db, snapshot, target, include=chosen, delete=delete, overwrite=overwrite)
         return snapshot
 
@@ -182,7 +182,7 @@ class Repository(WholeStore):
         from casweights.operations.load import load
 
         chosen = None if include is None else to_list(include)
-        with self._db.snapshots.reading(self.resolve(ref)) as snapshot:
+        with self._db.history.reading(self.resolve(ref)) as snapshot:
             return load(self._db, snapshot, include=chosen)
 
     def tensor(self, ref: Ref, name: str, *, file: str | None = None) -> LazyTensor:
@@ -199,7 +199,7 @@ class Repository(WholeStore):
         """
         from casweights.operations.load import find_tensor
 
-        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
+        snapshot = self._load(ref, with_locations=True)
         return find_tensor(self._db, snapshot, name, file)
 
     def read(self, ref: Ref, path: str) -> Iterator[memoryview]:
@@ -211,7 +211,7 @@ class Repository(WholeStore):
         from casweights.content.selection import find_file
         from casweights.database.reader import read_file
 
-        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
+        snapshot = self._load(ref, with_locations=True)
         return read_file(self._db.reader, find_file(snapshot, path), self._db.config.chunk_size)
 
     def snapshot(self, ref: Ref) -> Snapshot:
@@ -220,7 +220,12 @@ class Repository(WholeStore):
         Raises:
             NotFoundError: The version does not exist.
         """
-        return self._db.snapshots.load(self.resolve(ref))
+        return self._load(ref, with_locations=False)
+
+    def _load(self, ref: Ref, *, with_locations: bool) -> Snapshot:
+        version = self.resolve(ref)
+        with self._db.history.explaining(version):
+            return self._db.snapshots.load(version, with_locations=with_locations)
 
     def log(self, ref: Ref = DEFAULT_BRANCH) -> Iterator[Snapshot]:
         """Yield a version and those before it that stayed, by first parent, newest first."""

@@ -77,11 +77,15 @@ class Replica:
             self._torn = False
 
     def prepare(self, wanted: Resolved) -> Prepared:
-        """Fetch, decode and verify the changes to a version; keep and return them."""
+        """Fetch, decode and verify the changes to a version; keep and return them.
+
+        Raises:
+            NotFoundError: The store does not contain the version, or no longer.
+        """
         version, position = wanted
         if self.prepared is None or self.prepared.version.id != version:
             self.prepared = None  # free its memory before the next changes are fetched
-            with self._db.snapshots.reading(version) as snapshot:
+            with self._db.history.reading(version) as snapshot:
                 self.prepared = self._fetcher.prepare(snapshot, position)
         return self.prepared
 
@@ -144,6 +148,10 @@ class Replica:
         A failure leaves the tensors as they were, unless late changes were written already, or
         undoing fails, too. Then the tensors are torn, and the error has a note that says so.
         """
+        with self._db.history.explaining(prepared.version.id):  # late changes are read only now
+            return self._apply(prepared)
+
+    def _apply(self, prepared: Prepared) -> SyncStats:
         version, previous = prepared.version.id, self.version
         # Another thread that reads `version` during the writing must not see the old one.
         self.prepared = self.version = None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from casweights.config import DEFAULT_BRANCH, MiB, RemoteOptions
 from casweights.content.arguments import check_choice, to_list
 from casweights.content.weights import Weights
-from casweights.errors import ClosedError, ErrorCode, InvalidInputError
+from casweights.errors import ClosedError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.opening import opened
 from casweights.sync.branch_reader import BranchReader
 from casweights.sync.fetch import Fetcher
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 Verify = Literal["full", "patch"]
 
 _MEMORY = 64 * MiB  # for decoded changes; most training steps change less
+_MAX_HEADS = 8  # to follow, while the branch moves and its versions are removed
+_GONE = (ErrorCode.EXPIRED, ErrorCode.SNAPSHOT_NOT_FOUND)
 _READ_AHEAD = 32 * MiB  # replicas have little memory to spare, and read little at a time
 
 
@@ -157,9 +160,9 @@ class Subscriber(Handle, Closing):
             IntegrityError: The store is damaged.
             StoreError: The store could not be read.
         """
-        with self._lock:
+        with self._lock, _advice():
             self._replica.bind(target)
-            return self._replica.prepare(self._branch.resolve(to)).version.id
+            return self._prepare(to).version.id
 
     def sync(
         self,
@@ -187,7 +190,7 @@ class Subscriber(Handle, Closing):
             IntegrityError: The store is damaged. The target is unchanged, but see `Subscriber`.
             StoreError: The store could not be read. The target is unchanged, but see `Subscriber`.
         """
-        with self._lock:
+        with self._lock, _advice():
             return self._replica.apply(self._ready(target, to, expect))
 
     def _ready(
@@ -203,7 +206,21 @@ class Subscriber(Handle, Closing):
             replica.check_holds(self._branch.resolve(expect).version, expect)
         if to is None and replica.prepared is not None:
             return replica.prepared
-        return replica.prepare(self._branch.resolve(to))
+        return self._prepare(to)
+
+    def _prepare(self, to: Ref | None) -> Prepared:
+        """Fetch the changes to a version; on the way to the head, follow it if it moves."""
+        for left in reversed(range(_MAX_HEADS)):
+            wanted = self._branch.resolve(to)
+            try:
+                return self._replica.prepare(wanted)
+            except NotFoundError as error:
+                # Since it was looked up, the version may have expired and been collected.
+                if error.code not in _GONE or to is not None or not left:
+                    raise
+                if self._branch.resolve(to).version == wanted.version:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     def patches(
         self,
@@ -221,7 +238,7 @@ class Subscriber(Handle, Closing):
         Yields:
             Patches of the tensors that changed. The target is complete before the first patch.
         """
-        with self._lock:
+        with self._lock, _advice():
             prepared = self._ready(target, to, expect)
             # Before `apply`, which replaces the new values in the changes with the old ones.
             sparse = to_patches(prepared, self._db.config.chunk_size)
@@ -282,3 +299,14 @@ class Subscriber(Handle, Closing):
         self._gone.set()
         self._replica.prepared = None
         self._opened.close()
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Say in errors about a version that is gone what to do."""
+    try:
+        yield
+    except NotFoundError as error:
+        if error.code in _GONE:
+            error.add_note("sync again without `to`: this leads to the head of the branch")
+        raise

@@ -73,8 +73,11 @@ def test_versions_that_expired_go_and_histories_stay(
     assert not list(objects.list(names.ASIDE)), collection
     assert sum(info.size for info in objects.list()) < before / 2
     gone = next(version for version in versions if version not in kept)
-    with open_repo(objects) as reader, pytest.raises(NotFoundError, match="expired"):
-        reader.load(str(gone))
+    with open_repo(objects) as reader:
+        for read in (reader.load, reader.snapshot, lambda ref: reader.tensor(ref, "w")):
+            for ref in (gone, str(gone)):
+                with pytest.raises(NotFoundError, match="expired"):
+                    read(ref)
 
 
 def test_a_version_that_expired_stays_if_something_names_it(

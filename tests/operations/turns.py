@@ -33,6 +33,7 @@ class Watched(WrapperStore):
 
     Attributes:
         before: The argument; may be replaced.
+        calls: Number of calls so far.
     """
 
     batch = ObjectStore.batch
@@ -50,7 +51,7 @@ class Watched(WrapperStore):
         one_by_one: bool = True,
     ) -> None:
         super().__init__(inner)
-        self._calls, self._writes = count(1), count(1)
+        self.calls, self._writes = 0, count(1)
         self.before, self._after = before, after
         self._turn = threading.Lock() if one_by_one else nullcontext()
 
@@ -77,7 +78,8 @@ class Watched(WrapperStore):
     @contextmanager
     def _call(self, *, writes: bool = False) -> Iterator[None]:
         with self._turn:
-            self.before(next(self._calls))
+            self.calls += 1
+            self.before(self.calls)
             yield
             if writes:
                 self._after(next(self._writes))
