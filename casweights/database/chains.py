@@ -161,7 +161,8 @@ class ChainFinder:
         table: The frames.
         have: Chunks that cost nothing, because the reader has them.
         within: The chunks that chains may lead through, which must not change; None for all.
-        doubted: Whether frames in doubt may be used, see `FrameTable`.
+        frames: Returns the frames of a chunk that may be used; by default those that are not in
+            doubt, see `FrameTable`.
     """
 
     def __init__(
@@ -170,11 +171,11 @@ class ChainFinder:
         have: Container[ChunkId] = (),
         *,
         within: Container[ChunkId] | None = None,
-        doubted: bool = False,
+        frames: Callable[[ChunkId], Sequence[Location]] | None = None,
     ) -> None:
         self._table = table
         self._have = have
-        usable = table.all_frames if doubted else table.frames
+        usable = frames or table.frames
         self._frames = usable if within is None else _restricted(usable, within)
         self._lock = threading.Lock()
         self._steps: dict[Node, _Step] = {}

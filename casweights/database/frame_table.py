@@ -44,7 +44,8 @@ class FrameTable:
         self._packs: dict[PackId, PackLocations] = {}  # packs with frames that are not in `_known`
         self._in_pack: dict[bytes, PackLocations] = {}  # one of them for each chunk of such frames
         self._excluded: set[Location] = set()
-        self._doubted: set[Suspect] = set()
+        self._damaged: set[Suspect] = set()  # what findings are about
+        self._doubted: set[Suspect] = set()  # the same, and the packs that lie aside
         self._unknown_bases: set[ChunkId] = set()
         self._least_whole: dict[int, int] = {}  # by raw size; frames that are forgotten count, too
         self._made = 0  # frames in `_known`
@@ -84,6 +85,10 @@ class FrameTable:
             return found
         return [location for location in found if not self.doubts(location)]
 
+    def undamaged_frames(self, chunk: ChunkId) -> Sequence[Location]:
+        """Return the frames of a chunk that are neither excluded nor found damaged."""
+        return [at for at in self.all_frames(chunk) if not _is_among(self._damaged, at)]
+
     def all_frames(self, chunk: ChunkId) -> Sequence[Location]:
         """Return the frames of a chunk that are not excluded, including those in doubt."""
         known, pack = self._known.get(chunk, ()), self._in_pack.get(chunk)
@@ -103,10 +108,16 @@ class FrameTable:
         """Return whether a frame of a chunk in this pack is known."""
         return any(location.pack == pack for location in self.all_frames(chunk))
 
-    def doubt(self, suspects: Collection[Suspect]) -> None:
-        """Put exactly these frames, and all frames of these packs, in doubt, and no others."""
-        if self._doubted != suspects:
-            self._doubted = set(suspects)
+    def doubt(self, damaged: Collection[Suspect], aside: Iterable[PackId] = ()) -> None:
+        """Put exactly these frames, and all frames of these packs, in doubt, and no others.
+
+        Args:
+            damaged: Frames and packs that were found damaged.
+            aside: Packs that do not lie in their places.
+        """
+        doubted = {*damaged, *(Suspect(pack, None) for pack in aside)}
+        if (self._damaged, self._doubted) != (damaged, doubted):
+            self._damaged, self._doubted = set(damaged), doubted
             self.version += 1
 
     @property
@@ -116,7 +127,7 @@ class FrameTable:
 
     def doubts(self, location: Location) -> bool:
         """Whether a frame is in doubt."""
-        return not self._doubted.isdisjoint((location.suspect, Suspect(location.pack, None)))
+        return _is_among(self._doubted, location)
 
     def add(self, locations: Iterable[Location]) -> None:
         """Add frames, except for those that are excluded or known."""
@@ -318,3 +329,7 @@ class FrameTable:
         self._made = 0
         self._least_whole.clear()
         self.version += 1
+
+
+def _is_among(suspects: set[Suspect], location: Location) -> bool:
+    return not suspects.isdisjoint((location.suspect, Suspect(location.pack, None)))

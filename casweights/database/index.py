@@ -244,7 +244,8 @@ class ChunkIndex(PackIndexes):
     def find_chain(self, chunk: ChunkId, finder: ChainFinder | None = None) -> Chain | None:
         """Return the cheapest chain to a chunk; read more packs while none is known.
 
-        Frames in doubt are used only if all packs were read and no other chain exists.
+        Frames in doubt are used only if all packs were read and no other chain exists: first those
+        that lie aside, and then those that were found damaged.
 
         Args:
             chunk: The chunk.
@@ -266,8 +267,8 @@ class ChunkIndex(PackIndexes):
             if chain is None:
                 read_more(chunk)
                 chain = finder.chain(chunk)  # even if nothing was read: another thread may have
-        if chain is None and self.has_suspects:
-            chain = self._last_resort.chain(chunk)
+        for finder in self._last_resorts if self.has_suspects else ():
+            chain = chain or finder.chain(chunk)
         return chain
 
     def _read_hinted(self, chunk: ChunkId) -> None:

@@ -27,7 +27,10 @@ class KnownChunks:
         self._lock = threading.RLock()
         self._table = FrameTable()
         self._finder = ChainFinder(self._table)
-        self._last_resort = ChainFinder(self._table, doubted=True)
+        self._last_resorts = [
+            ChainFinder(self._table, frames=frames)
+            for frames in (self._table.undamaged_frames, self._table.all_frames)
+        ]
 
     def add_frames(self, locations: Iterable[Location]) -> None:
         """Add frames whose packs need not be known."""
@@ -49,7 +52,7 @@ class KnownChunks:
         chains = [chain for chunk in kept if (chain := self._finder.chain(chunk))]
         kept.update(location.frame.chunk for chain in chains for location in chain.back(seen))
         thinned = self._table.forget(kept, packs)
-        for finder in (self._finder, self._last_resort):
+        for finder in (self._finder, *self._last_resorts):
             finder.forget(kept)
         return thinned
 

@@ -277,7 +277,7 @@ class PackIndexes(KnownChunks):
 
     def _doubt(self) -> None:
         """Put the frames in doubt that findings are about, and those of packs that lie aside."""
-        super().heed(self._found | {Suspect(pack, None) for pack in self._aside})
+        self._table.doubt(self._found, self._aside)
 
     def _add_read(
         self, pack: PackContents, wanted: Collection[ChunkId] | None, *, is_proof: bool

@@ -58,11 +58,12 @@ def make(versions: int, *, repacked: bool = False, archived: bool = False) -> Ma
     return Made(store, states)
 
 
-def copy_of(store: ObjectStore) -> MemoryStore:
-    """Return a store in memory with the same objects."""
-    made = MemoryStore()
+def copy_of(store: ObjectStore, kind: type[MemoryStore] = MemoryStore) -> MemoryStore:
+    """Return a store in memory with the same objects, and their times."""
+    made = kind()
     for info in store.list():
         made.put(info.name, [store.get(info.name)])
+        made._created[info.name] = info.created
     return made
 
 
@@ -103,7 +104,8 @@ def loads(repo: Repository, version: SnapshotId, state: State) -> bool:
 
 def readable(store: ObjectStore, states: dict[SnapshotId, State]) -> set[SnapshotId]:
     """Return the versions that a new handle can load, which must be the right states."""
-    with casweights.open(copy_of(store), workers=1) as repo:
+    kind = type(store) if isinstance(store, MemoryStore) else MemoryStore
+    with casweights.open(copy_of(store, kind), workers=1) as repo:
         return {version for version, state in states.items() if loads(repo, version, state)}
 
 
