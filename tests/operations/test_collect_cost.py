@@ -1,0 +1,118 @@
+"""What collections cost (H10), and what they free (H11)."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from casweights.config import Keep
+from casweights.database import reflog
+from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
+from casweights.testing import CountingStore
+from tests.ages import age
+from tests.copying_bucket import Bucket
+from tests.histories import check_versions, step, weights
+from tests.operations.collecting import LONG, commit_all, open_repo
+from tests.operations.turns import Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from casweights import Repository
+    from casweights.stores.base import ObjectStore
+
+MEMORY_FOR_A_VERSION = 20 << 10  # bytes: 200 MiB for 10,000 versions
+
+
+@pytest.fixture(params=["directory", "memory", "bucket"])
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    kinds = {"directory": lambda: LocalStore(tmp_path / "s"), "memory": MemoryStore}
+    made: ObjectStore = kinds.get(request.param, Bucket)()
+    return made
+
+
+@pytest.fixture
+def repo(objects: ObjectStore) -> Iterator[Repository]:
+    with open_repo(objects, create=True) as repository:
+        yield repository
+
+
+def size_of(objects: ObjectStore) -> int:
+    return sum(info.size for info in objects.list())
+
+
+def commit_small(repo: Repository, count: int, tensors: int = 1) -> None:
+    """Commit versions of a few bytes, each with its own list of chunks."""
+    base = weights(1)[:100]
+    for number in range(count):
+        new = step(base, 0.5, number)
+        repo.commit({f"layers.{n}.w": new for n in range(tensors)}, branch="main")
+
+
+def test_h10_a_run_without_work_costs_the_same_after_ten_times_the_versions(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    costs = []
+    for more in (20, 180):
+        commit_small(repo, more)
+        age(objects, LONG)
+        repo.gc(apply=True)
+        counting = CountingStore(watched := Watched(objects))
+        with open_repo(counting) as reader:
+            counting.reset()
+            begun = watched.calls
+            reader.gc(apply=True)
+        assert counting.reads == []
+        costs.append(watched.calls - begun)
+    assert costs[0] == costs[1] < 30
+
+
+def test_h10_memory_grows_with_what_a_run_decides_about_and_not_with_what_it_reads(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    peaks, counts = [], (20, 120)
+    for more in counts:
+        commit_small(repo, more, tensors=100)
+        age(objects, LONG)
+        tracemalloc.start()
+        with open_repo(objects) as reader:
+            assert reader.gc(apply=True).kept
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / counts[1] < MEMORY_FOR_A_VERSION
+
+
+def test_h11_what_was_let_go_is_free_again(
+    repo: Repository, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted branches and tags, and expired versions."""
+    monkeypatch.setattr(reflog, "RECENT_MOVES", 2)  # in a bucket, moves are versions
+    kept = commit_all(repo, "main", 2)
+    first = size_of(objects)
+    last = {"w": weights(2, 80)}
+    version = repo.commit(last, branch="run").id
+    alone, one = size_of(objects), size_of(objects) - first
+    for seed in (50, 60, 70):
+        made = commit_all(repo, f"b{seed}", 3, seed)
+        repo.tag(f"t{seed}", next(iter(made)))
+    for seed in range(81, 90):
+        last = {"w": weights(2, seed)}
+        version = repo.commit(last, branch="run").id
+    assert size_of(objects) > 5 * alone
+    for seed in (50, 60, 70):
+        repo.delete_branch(f"b{seed}")
+        repo.delete_tag(f"t{seed}")
+    repo.expire(Keep(branches="run", last=1), apply=True)
+    for _ in repo.database.refs.trim():
+        pass
+    for _ in range(3):
+        age(objects, LONG)
+        repo.gc(apply=True)
+        repo.maintain()
+    moves = one if isinstance(objects, Bucket) else 0  # the last move but one is a version, too
+    assert size_of(objects) - moves < 1.05 * alone
+    check_versions(objects, {**kept, version: last})
