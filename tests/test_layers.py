@@ -81,6 +81,7 @@ SHARED = {
     "operations.merging",
     "operations.rebuild",
     "operations.relatives",
+    "operations.replaced",
     "operations.replacing",
     "operations.recorded_losses",
     "operations.retention",

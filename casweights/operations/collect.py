@@ -43,6 +43,7 @@ from casweights.operations.collections import (
 from casweights.operations.fold import fold
 from casweights.operations.marking import Marking, Places, list_candidates, look, named_versions
 from casweights.operations.moving import bring_back, copy_all, delete_all
+from casweights.operations.replaced import check_replaced
 from casweights.results import CollectedObject, CollectStats, FoldStats, PendingCollection
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ class _Collector:
         marking.keep_with_staying(named)
         self._keep_newcomers(marking)
         dead = [listed[name] for name in sorted(going) if not marking.needs(name)]
+        check_replaced(db, marking, [info.name for info in dead])
         kept = len(marking.places.objects) - len(dead)
         return _Marked(dead, kept, sorted(marking.restored), named)
 

@@ -99,7 +99,8 @@ def _time_of(objects: ObjectStore, name: str) -> int:
     deadline = time.monotonic() + _LISTING_SECONDS
     while True:
         for info in objects.list(name):
-            return info.created
+            if info.name == name:
+                return info.created
         if time.monotonic() > deadline:
             raise StoreError(
                 ErrorCode.UNREACHABLE,
