@@ -54,6 +54,10 @@ class LiveFrames:
         """Whether a frame is live."""
         return self._of.get(location.frame.chunk) == location
 
+    def rebuilds(self, chunk: ChunkId) -> bool:
+        """Whether a chunk is rebuilt by live frames."""
+        return chunk in self._of
+
     def __iter__(self) -> Iterator[Location]:
         return iter(self._of.values())
 

@@ -61,6 +61,6 @@ def _replaced(marking: Marking, dead: Iterable[str]) -> Iterator[ChunkId]:
         pack = marking.places.packs.get(name)
         for location in pack.locations if pack is not None else ():
             chunk = location.frame.chunk
-            if chunk in marking.chunks and chunk not in seen:
+            if marking.frames.rebuilds(chunk) and chunk not in seen:
                 seen.add(chunk)
                 yield chunk
