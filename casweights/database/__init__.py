@@ -108,10 +108,10 @@ class Database(Handle):
         self.index = ChunkIndex(store, self.findings if noting else None)
         self.reader = ChunkReader(store, self.index, self.hasher)
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
-        self.snapshots = SnapshotStore(store, self.index, self.reader, self.config)
+        self.expired = ExpiredStore(store)
+        self.snapshots = SnapshotStore(store, self.index, self.reader, self.config, self.expired)
         refs = self.config.refs
         self.refs = Refs(store if refs is None else _ref_store(store, refs, self.store_id))
-        self.expired = ExpiredStore(store)
         self.history = History(self.snapshots, self.expired, self.refs)
         self.policies = Policies(store)
         self.reporter = reporter

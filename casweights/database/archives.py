@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from casweights.config import KiB, MiB
 from casweights.database.aside import list_aside
+from casweights.database.expired import removed
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.archive import ENDING_SIZE, ROW_SIZE, Ending, Member, Rows
@@ -28,6 +29,7 @@ from casweights.system.threads import Workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from casweights.database.expired import ExpiredStore
     from casweights.stores.base import ObjectInfo, ObjectStore
 
 T = TypeVar("T")
@@ -148,13 +150,15 @@ class Archives:
 
     Args:
         store: The store.
+        expired: Its records of expired versions, for the errors about those that are gone.
 
     Attributes:
         damaged: Names of the archives of which no row can be read, with the reason.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, expired: ExpiredStore) -> None:
         self._store = store
+        self._expired = expired
         self._lock = threading.RLock()
         self._open: dict[str, _OpenArchive] = {}
         self._blocks: OrderedDict[tuple[str, int], bytes] = OrderedDict()
@@ -318,7 +322,7 @@ class Archives:
                 continue
             except IntegrityError as error:
                 damage = damage or error
-        raise damage or self._missing(snapshot)
+        raise damage or self.missing(snapshot)
 
     def _copies(
         self, snapshot: SnapshotId, own: Callable[[], T], parse: Callable[[bytes, str], T]
@@ -398,13 +402,16 @@ class Archives:
                 raise
         return parse(self.read(place), name)  # the damaged bytes came from a cache
 
-    def _missing(self, snapshot: SnapshotId) -> CasweightsError:
-        """Return the error for a version that is in no archive that can be read."""
+    def missing(self, snapshot: SnapshotId) -> CasweightsError:
+        """Return the error for a version that is in no place that can be read."""
         message = f"the store has no snapshot {snapshot}"
         for why in self.damaged.values():
             return IntegrityError(
                 ErrorCode.CORRUPT_OBJECT, f"{message}, unless it is in an archive: {why.message}"
             )
+        with suppress(CasweightsError):  # the error itself matters more
+            if (row := self._expired.load().find(snapshot)) is not None:
+                return removed(row)
         return NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
 
     def read(self, place: Place) -> bytes:

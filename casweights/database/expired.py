@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from casweights.database.deleting import try_delete
-from casweights.errors import IntegrityError, NotFoundError
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.expired import (
     MAX_RECORD,
@@ -170,6 +170,15 @@ class ExpiredStore:
             if not self._store.forget(name):
                 raise
         return decode_record(self._store.read(name, MAX_RECORD), name)  # a cache was damaged
+
+
+def removed(row: ExpiredVersion) -> NotFoundError:
+    """Return the error for a version that expired, and that is not in the store."""
+    return NotFoundError(
+        ErrorCode.EXPIRED,
+        f"version {row.id} (number {row.number}) expired on {row.time:%Y-%m-%d %H:%M} UTC "
+        f"({row.policy}), and the store does not contain it",
+    )
 
 
 def _groups(records: Mapping[str, ExpiredRecord]) -> Iterator[list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.errors import ErrorCode, IntegrityError, NotFoundError
+from casweights.errors import ErrorCode, IntegrityError
 from casweights.format import names
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.results import ExpiredVersion
-
-_GONE = (ErrorCode.SNAPSHOT_NOT_FOUND, ErrorCode.MISSING_CHUNK)
 
 
 class Stretch(NamedTuple):
@@ -91,7 +89,7 @@ class History:
         current: SnapshotId | None = start
         gap: Sequence[ExpiredVersion] = ()
         while current is not None and (gap or current not in seen):
-            snapshot = self.load(current, expired)
+            snapshot = self._snapshots.load(current)
             if gap:
                 check_follows(gap[-1], snapshot.id, snapshot.number, seen)
             seen.add(current)
@@ -127,21 +125,6 @@ class History:
         present = self._snapshots.parents(snapshot)
         return [p for p in snapshot.parents if p in present or expired.rows.find(p) is not None]
 
-    def load(self, snapshot: SnapshotId, expired: Expired) -> Snapshot:
-        """Return a version, expired or not.
-
-        Raises:
-            NotFoundError: It is missing; the error says when it expired, if it did.
-        """
-        try:
-            return self._snapshots.load(snapshot)
-        except NotFoundError:
-            # Another client may have merged the records while they were listed.
-            row = expired.rows.find(snapshot) or self._records.load().find(snapshot)
-            if row is None:
-                raise
-            raise removed(row) from None
-
     @contextmanager
     def reading(self, snapshot: SnapshotId) -> Iterator[Snapshot]:
         """Provide a version as `SnapshotStore.reading` does, with the errors of `explaining`."""
@@ -150,30 +133,23 @@ class History:
 
     @contextmanager
     def explaining(self, snapshot: SnapshotId) -> Iterator[None]:
-        """Report no damage in the ``with`` block if it lacks a version because that is gone.
+        """Report no damage in the ``with`` block if a version lacks chunks because it is gone.
 
         A collection may remove a version even while it is read.
 
         Raises:
-            NotFoundError: The store does not contain the version, or no longer; the error says when
-                it expired, if it did.
+            NotFoundError: The store does not contain the version any more; the error says when it
+                expired, if it did.
         """
         try:
             yield
-        except (NotFoundError, IntegrityError) as error:
-            if error.code not in _GONE or self._snapshots.exists(snapshot):
+        except IntegrityError as error:
+            if error.code is not ErrorCode.MISSING_CHUNK or self._snapshots.exists(snapshot):
                 raise
-            gone = self._gone(snapshot)
+            gone = self._snapshots.archives.missing(snapshot)
             for note in getattr(error, "__notes__", ()):
                 gone.add_note(note)
             raise gone from error
-
-    def _gone(self, snapshot: SnapshotId) -> NotFoundError:
-        """Return the error for a version that the store does not contain."""
-        row = self._records.load().find(snapshot)
-        if row is not None:
-            return removed(row)
-        return NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, f"the store has no snapshot {snapshot}")
 
 
 def _gap(before: SnapshotId | None, number: int, expired: Expired) -> Iterator[ExpiredVersion]:
@@ -211,12 +187,3 @@ def check_follows(
             f"{row.number} comes after {parent}, which has the number {number}. Delete "
             "the record: `casweights expire --apply` writes it again",
         )
-
-
-def removed(row: ExpiredVersion) -> NotFoundError:
-    """Return the error for a version that expired, and whose object is gone."""
-    return NotFoundError(
-        ErrorCode.EXPIRED,
-        f"version {row.id} (number {row.number}) expired on {row.time:%Y-%m-%d %H:%M} UTC "
-        f"({row.policy}), and the store does not contain it any more",
-    )

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.database.aside import list_aside, parse_listing
+from casweights.database.expired import removed
 from casweights.database.hints import note_similar_refs
-from casweights.database.history import removed
 from casweights.database.ref_deletions import no_ref
 from casweights.database.snapshots import MIN_PREFIX
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError, NotFoundError
@@ -146,13 +146,17 @@ def check_stands(db: Database, snapshot: SnapshotId) -> None:
         NotFoundError: The version is not in its place.
     """
     if not db.snapshots.archives.stands(snapshot):
-        raise _no_snapshot(db, snapshot.hex())
+        raise _absent(db, snapshot.hex())
 
 
-def _no_snapshot(db: Database, digits: str) -> NotFoundError:
-    """Return the error for a version that does not exist, or that was set aside."""
+def _absent(db: Database, digits: str) -> NotFoundError:
+    """Return the error for a version that has expired, was set aside, or does not exist."""
     message = f"the store has no snapshot {digits}"
     error = NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
+    expired = db.expired.load()
+    for gone in sorted(expired.beginning_with(digits))[:1] if expired else ():
+        if (row := expired.find(gone)) is not None:
+            error = removed(row)
     with suppress(CasweightsError):  # the error itself matters more
         where = where_aside(db, digits)
         if where is not None:
@@ -190,11 +194,7 @@ def _find(db: Database, digits: str) -> SnapshotId:
     else:
         found = list(db.snapshots.ids(digits))
     if not found:
-        expired = db.expired.load()
-        for gone in sorted(expired.beginning_with(digits))[:1] if expired else ():
-            if (row := expired.find(gone)) is not None:
-                raise removed(row)
-        raise _no_snapshot(db, digits)
+        raise _absent(db, digits)
     if len(found) > 1:
         message = f"{len(found)} snapshots begin with {digits}: give more digits"
         error = NotFoundError(ErrorCode.AMBIGUOUS, message)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from casweights.config import StoreConfig
     from casweights.database.chains import Node
+    from casweights.database.expired import ExpiredStore
     from casweights.database.index import ChunkIndex
     from casweights.database.merged import Merged
     from casweights.database.reader import ChunkReader
@@ -68,10 +69,15 @@ class SnapshotStore:
     """
 
     def __init__(
-        self, store: ObjectStore, index: ChunkIndex, reader: ChunkReader, config: StoreConfig
+        self,
+        store: ObjectStore,
+        index: ChunkIndex,
+        reader: ChunkReader,
+        config: StoreConfig,
+        expired: ExpiredStore,
     ) -> None:
         self._store = store
-        self.archives = Archives(store)
+        self.archives = Archives(store, expired)
         self._reader = reader
         self.structure = ChunkCache(_STRUCTURE_LEAST, PAGE_IDS * 32)
         self._local = [self.structure]

@@ -38,9 +38,10 @@ def drop_displaced(db: Database, branch: str, version: SnapshotId) -> None:
     """Forget that a version was displaced from a branch.
 
     Raises:
-        NotFoundError: It is not recorded as displaced from this branch.
+        NotFoundError: It does not exist, or is not recorded as displaced from this branch.
     """
     if not db.refs.drop_displaced(version, branch):
+        db.snapshots.load(version)  # for the error if there is no such version
         raise NotFoundError(
             ErrorCode.REF_NOT_FOUND, f"{version} is not a displaced version of branch {branch!r}"
         )

@@ -155,6 +155,7 @@ class _Histories:
     """The histories of a store. Each version is read once, however many branches have it."""
 
     def __init__(self, db: Database, conditions: Mapping[str, Condition]) -> None:
+        self._snapshots = db.snapshots
         self._history = db.history
         self._conditions = conditions
         self._known: dict[SnapshotId, _Version] = {}
@@ -191,7 +192,7 @@ class _Histories:
         return known
 
     def _read(self, snapshot: SnapshotId) -> _Version:
-        found = self._history.load(snapshot, self._expired)
+        found = self._snapshots.load(snapshot)
         parents = tuple(self._history.known_parents(found, self._expired))
         meets = frozenset(
             where for where, is_met in self._conditions.items() if is_met(found.metadata)

@@ -120,7 +120,7 @@ class Survey:
         self._own: set[SnapshotId] = set()
         self._expired = ExpiredVersions([])
         self._aside: Mapping[str, ObjectInfo] = {}
-        self.snapshots = SnapshotStore(db.store, db.index, db.reader, db.config)
+        self.snapshots = SnapshotStore(db.store, db.index, db.reader, db.config, db.expired)
         self.packs: list[ObjectInfo] = []
         self.archives: list[ObjectInfo] = []
         self.segments: dict[Suspect, CasweightsError | None] = {}
@@ -202,7 +202,7 @@ class Survey:
         """
         # A new object: the one before may remember snapshots that are damaged in the store.
         db = self._db
-        self.snapshots = SnapshotStore(db.store, db.index, db.reader, db.config)
+        self.snapshots = SnapshotStore(db.store, db.index, db.reader, db.config, db.expired)
         numbered: dict[SnapshotId, _Numbered] = {}
         self._expired = db.expired.load()
         skipped, chosen = 0, self._choice.versions

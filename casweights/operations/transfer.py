@@ -256,7 +256,7 @@ class _Lacking:
                 self.expired[version] = row
                 pending += row.parents if self._history else ()
                 continue
-            snapshot = self._source.history.load(version, self._here)
+            snapshot = self._source.snapshots.load(version)
             found[version] = snapshot.parents
             if self._history:
                 pending += self._source.history.known_parents(snapshot, self._here)

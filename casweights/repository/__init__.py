@@ -199,7 +199,7 @@ class Repository(WholeStore):
         """
         from casweights.operations.load import find_tensor
 
-        snapshot = self._load(ref, with_locations=True)
+        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         return find_tensor(self._db, snapshot, name, file)
 
     def read(self, ref: Ref, path: str) -> Iterator[memoryview]:
@@ -211,7 +211,7 @@ class Repository(WholeStore):
         from casweights.content.selection import find_file
         from casweights.database.reader import read_file
 
-        snapshot = self._load(ref, with_locations=True)
+        snapshot = self._db.snapshots.load(self.resolve(ref), with_locations=True)
         return read_file(self._db.reader, find_file(snapshot, path), self._db.config.chunk_size)
 
     def snapshot(self, ref: Ref) -> Snapshot:
@@ -220,12 +220,7 @@ class Repository(WholeStore):
         Raises:
             NotFoundError: The version does not exist.
         """
-        return self._load(ref, with_locations=False)
-
-    def _load(self, ref: Ref, *, with_locations: bool) -> Snapshot:
-        version = self.resolve(ref)
-        with self._db.history.explaining(version):
-            return self._db.snapshots.load(version, with_locations=with_locations)
+        return self._db.snapshots.load(self.resolve(ref))
 
     def log(self, ref: Ref = DEFAULT_BRANCH) -> Iterator[Snapshot]:
         """Yield a version and those before it that stayed, by first parent, newest first."""
@@ -244,7 +239,7 @@ class Repository(WholeStore):
         return diff(self._db, self.snapshot(old), self.snapshot(new))
 
     def resolve(self, ref: Ref) -> SnapshotId:
-        """Return the ID of the version that a ref names.
+        """Return the ID of the version that a ref names; IDs that are no texts are not looked up.
 
         Raises:
             NotFoundError: No version or more than one has this name. Notes on the error (PEP 678)

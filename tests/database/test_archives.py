@@ -9,6 +9,7 @@ import pytest
 
 from casweights.config import KiB
 from casweights.database.archives import Archives
+from casweights.database.expired import ExpiredStore
 from casweights.errors import NotFoundError
 from casweights.format.archive import ENDING_SIZE, ROW_SIZE, build_archive
 from casweights.ids import SnapshotId
@@ -86,7 +87,7 @@ class Merging(CountingStore):
 def test_versions_are_found_while_archives_are_merged(far: type[MemoryStore], how: str) -> None:
     store = Merging(far())
     store.old = put(store.inner, ids(50)).name
-    archives, wanted = Archives(store), ids(50)[7]
+    archives, wanted = Archives(store, ExpiredStore(store)), ids(50)[7]
 
     def own() -> bytes:
         return store.get(f"snapshots/{wanted}")
@@ -105,7 +106,7 @@ def test_versions_of_several_archives_are_found(store: CountingStore) -> None:
     old, new = ids(50, "old"), ids(3, "new")
     put(store, old)
     put(store, new)
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     assert set(archives.locate([*old, *new, *ids(5, "other")])) == {*old, *new}
     for snapshot in (*old, *new):
         assert read(archives, snapshot) == content(snapshot)
@@ -115,7 +116,7 @@ def test_versions_of_several_archives_are_found(store: CountingStore) -> None:
 def test_a_small_archive_costs_one_read_of_rows(store: CountingStore) -> None:
     snapshots = ids(100)
     put(store, snapshots)
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     reads(store)
     for snapshot in snapshots:
         assert archives.locate([snapshot])
@@ -129,7 +130,7 @@ def test_versions_of_a_large_archive_are_found_by_small_reads(
     snapshots = ids(3000)
     put(store, snapshots)
     for snapshot in snapshots[::100]:
-        archives = Archives(store)
+        archives = Archives(store, ExpiredStore(store))
         reads(store)
         assert archives.locate([snapshot])[snapshot][0].member.snapshot == snapshot
         windows = [nbytes for _, nbytes in reads(store)]
@@ -143,7 +144,7 @@ def test_many_look_ups_read_all_rows_once(
     shrink(monkeypatch)
     snapshots = ids(3000)
     put(store, snapshots)
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     reads(store)
     for snapshot in snapshots:
         assert archives.known(snapshot) or archives.locate([snapshot])
@@ -158,8 +159,8 @@ def test_beginnings_of_ids_are_found_in_a_large_archive(
     put(store, snapshots)
     for prefix in ("", "7", "7a", str(snapshots[0])[:7], str(snapshots[0])):
         expected = {snapshot for snapshot in snapshots if str(snapshot).startswith(prefix)}
-        assert set(Archives(store).ids(prefix)) == expected
-    assert Archives(store).ids("0123456") == []
+        assert set(Archives(store, ExpiredStore(store)).ids(prefix)) == expected
+    assert Archives(store, ExpiredStore(store)).ids("0123456") == []
 
 
 @pytest.mark.parametrize("first", [0, 255])
@@ -170,11 +171,11 @@ def test_ids_that_are_not_evenly_distributed_are_found(
     snapshots = [SnapshotId(bytes([first, first]) + snapshot[2:]) for snapshot in ids(3000)]
     put(store, snapshots)
     for snapshot in (min(snapshots), max(snapshots), snapshots[7]):
-        assert Archives(store).locate([snapshot])
+        assert Archives(store, ExpiredStore(store)).locate([snapshot])
 
 
 def test_a_new_archive_is_found_by_an_open_handle(store: CountingStore) -> None:
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     [snapshot] = ids(1)
     assert archives.locate([snapshot]) == {}
     put(store, [snapshot])
@@ -185,7 +186,7 @@ def test_a_new_archive_is_found_by_an_open_handle(store: CountingStore) -> None:
 def test_a_version_is_found_again_after_its_archive_was_merged(store: CountingStore) -> None:
     one, two = ids(2)
     first, second = put(store, [one]), put(store, [two])
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     [place] = archives.locate([one])[one]
     put(store, [one, two], generation=2)
     store.delete_all([first.name, second.name])
@@ -199,7 +200,7 @@ def test_a_damaged_archive_is_named_and_hides_no_other(store: CountingStore) -> 
     sealed = put(store, [one])
     put(store, [two])
     flip_bit(store, sealed.name, sealed.size - ENDING_SIZE - 1)
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     assert set(archives.locate([one, two])) == {two}
     assert list(archives.damaged) == [sealed.name]
     store.delete(sealed.name)
@@ -217,7 +218,7 @@ def test_a_damaged_row_of_a_large_archive_is_noticed_before_a_version_counts_as_
     row = sealed.members[1234]
     at = sealed.size - ENDING_SIZE - (3000 - 1234) * ROW_SIZE
     flip_bit(store, sealed.name, at)
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     assert archives.locate([row.snapshot]) == {}
     assert list(archives.damaged) == [sealed.name]
 
@@ -226,7 +227,7 @@ def test_neighbours_are_read_together_over_a_network() -> None:
     store = CountingStore(FarStore())
     snapshots = ids(500)
     put(store, snapshots)
-    archives = Archives(store)
+    archives = Archives(store, ExpiredStore(store))
     places = archives.locate(snapshots)
     reads(store)
     for snapshot in reversed(snapshots):  # as `log` goes
@@ -238,4 +239,4 @@ def test_other_names_in_the_folder_are_passed_over(store: CountingStore) -> None
     store.put("versions/readme", [b"nothing"])
     [snapshot] = ids(1)
     put(store, [snapshot])
-    assert Archives(store).ids() == [snapshot]
+    assert Archives(store, ExpiredStore(store)).ids() == [snapshot]
