@@ -64,6 +64,7 @@ SEEN: dict[tuple[str, str], set[str]] = {
 SHARED = {
     "operations.archive_check",
     "operations.archiving",
+    "operations.bring_back",
     "operations.conditions",
     "operations.collections",
     "operations.differences",

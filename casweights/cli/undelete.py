@@ -20,20 +20,25 @@ if TYPE_CHECKING:
 
 @verb("undelete", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY)
 @click.argument("name", shell_complete=complete_deleted)
-@click.option("--as", "as_name", metavar="NAME", help="Another name, if the old one is in use.")
+@click.option(
+    "--as", "as_name", metavar="NAME", help="Another name, if the old one is in use, or for an ID."
+)
 def command(session: Session, name: str, as_name: str | None) -> None:
     """Bring a deleted branch or tag back, or what gc has set aside.
 
     It names its last version again. `branch --deleted` and `tag --deleted` list what was deleted.
     If a branch and a tag of one name were, write heads/NAME or tags/NAME.
 
-    NAME can also be the digits of a collection, which gc shows. Its versions get no names: give
-    them a branch or a tag, or a later gc sets them aside again.
+    NAME can also be the ID of a version, or the first digits of it. The version needs a name, or a
+    later gc sets it aside again: --as NAME makes a branch at it, --as tags/NAME a tag.
+
+    NAME can also be the digits of a collection, which gc shows. Its versions get no names.
 
     \b
     Examples:
       casweights undelete sft
       casweights undelete tags/v1.0 --as v1.0-old
+      casweights undelete 1f0c9a22 --as found
     """
     with session.open() as repository:
         is_collection = re.fullmatch("[0-9a-f]{16}", name) is not None
@@ -41,10 +46,11 @@ def command(session: Session, name: str, as_name: str | None) -> None:
             _bring_back(session, repository, name)
             return
         snapshot = repository.undelete(name, as_name)
-    restored = as_name or name.removeprefix("heads/").removeprefix("tags/")
+    restored = (as_name or name).removeprefix("heads/").removeprefix("tags/")
+    again = "" if as_name else " again"
     session.out.record(
         {"name": restored, "id": snapshot},
-        [[Span(short(snapshot), "yellow"), Span("  is "), Span(restored, "green"), Span(" again")]],
+        [[Span(short(snapshot), "yellow"), Span("  is "), Span(restored, "green"), Span(again)]],
         essential="id",
     )
 

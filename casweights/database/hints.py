@@ -24,7 +24,7 @@ _MAX_NAMES = 3  # suggestions in one note
 def note_similar_refs(error: CasweightsError, db: Database, name: str) -> None:
     """Add a note that suggests existing refs in place of `name`, if one fits."""
     with suppress(CasweightsError):  # the error itself matters more than a suggestion
-        if _is_deleted(db, name):
+        if db.refs.last_deletions(name):
             error.add_note(f"it was deleted: `casweights undelete {name}` brings it back")
             return
         branches, tags = db.refs.branches(), db.refs.tags()
@@ -39,13 +39,6 @@ def note_similar_refs(error: CasweightsError, db: Database, name: str) -> None:
             note_similar(error, name, (*branches, *tags))
     if is_short_prefix(name):
         error.add_note(f"a prefix of an ID has at least {MIN_PREFIX} digits")
-
-
-def _is_deleted(db: Database, name: str) -> bool:
-    """Whether a branch or tag of this name was deleted."""
-    kinds = {"heads/": db.refs.branch_deletions, "tags/": db.refs.tag_deletions}
-    chosen = [kind for kind in kinds if name.startswith(kind)] or [*kinds]
-    return any(kinds[kind].last(name.removeprefix(kind)) for kind in chosen)
 
 
 def is_short_prefix(name: str) -> bool:

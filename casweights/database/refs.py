@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from casweights.database.moves import Move, Version
+    from casweights.database.ref_deletions import Deletion
     from casweights.ids import SnapshotId
     from casweights.stores.base import ObjectInfo, ObjectStore
 
@@ -266,6 +267,17 @@ class Refs:
     def is_doubted_tag(self, tag: str) -> bool:
         """Whether the last change of a tag by this object ended in an error."""
         return self._tag_writer.is_doubted(tag)
+
+    def last_deletions(self, name: str) -> dict[str, Deletion]:
+        """Return the last deletions of a branch and a tag, by ``heads/`` and ``tags/``.
+
+        Args:
+            name: Their name; ``heads/NAME`` is a branch only, ``tags/NAME`` a tag only.
+        """
+        kinds = {"heads/": self.branch_deletions, "tags/": self.tag_deletions}
+        chosen = [kind for kind in kinds if name.startswith(kind)] or [*kinds]
+        last = {kind: kinds[kind].last(name.removeprefix(kind)) for kind in chosen}
+        return {kind: deletion for kind, deletion in last.items() if deletion is not None}
 
     def branches(self) -> dict[str, SnapshotId]:
         """Return the version of each branch, by name."""

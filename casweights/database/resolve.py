@@ -6,7 +6,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from casweights.database.aside import list_aside, parse_listing
+from casweights.database.aside import parse_listing
 from casweights.database.expired import removed
 from casweights.database.hints import note_similar_refs
 from casweights.database.ref_deletions import no_ref
@@ -14,9 +14,10 @@ from casweights.database.snapshots import MIN_PREFIX
 from casweights.errors import CasweightsError, ErrorCode, InvalidInputError, NotFoundError
 from casweights.format import names
 from casweights.ids import SnapshotId
+from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from casweights.database import Database
     from casweights.results import ExpiredVersion
@@ -109,6 +110,11 @@ def is_full_id(name: str) -> bool:
     return re.fullmatch("[0-9a-fA-F]{64}", name) is not None
 
 
+def is_prefix(name: str) -> bool:
+    """Whether a name that no ref has can stand for the ID that begins with it."""
+    return MIN_PREFIX <= len(name) <= 64 and not set(name.lower()) - set("0123456789abcdef")
+
+
 def _resolve_name(db: Database, name: str) -> SnapshotId:
     """Return the ID of the version that a text without ``~`` names."""
     if is_full_id(name):
@@ -128,9 +134,8 @@ def _resolve_name(db: Database, name: str) -> SnapshotId:
         return branch.snapshot
     if tag:
         return tag
-    digits = name.lower()
-    if MIN_PREFIX <= len(digits) <= 64 and not set(digits) - set("0123456789abcdef"):
-        return _find(db, digits)
+    if is_prefix(name):
+        return _find(db, name.lower())
     error = no_ref("branch, tag or snapshot", name)
     note_similar_refs(error, db, name)
     raise error
@@ -158,32 +163,48 @@ def _absent(db: Database, digits: str) -> NotFoundError:
         if (row := expired.find(gone)) is not None:
             error = removed(row)
     with suppress(CasweightsError):  # the error itself matters more
-        where = where_aside(db, digits)
-        if where is not None:
+        for version, collection in _set_aside(db, digits).items():
             error.add_note(
-                f"collection {where} has set it aside: `casweights undelete {where}` brings it back"
+                f"collection {collection} has set it aside: `casweights undelete {version} --as "
+                "NAME` brings it back under a name"
             )
     return error
 
 
-def where_aside(db: Database, digits: str) -> str | None:
-    """Return a collection that has set a version aside; None if no collection has.
+def _set_aside(db: Database, digits: str) -> dict[SnapshotId, str]:
+    """Return the versions that collections have set aside, each with a collection.
 
     Args:
         db: The store.
-        digits: The first digits of the version's ID.
+        digits: The first digits of the versions' IDs.
     """
-    listed = list(db.store.list(names.ASIDE))
-    archives: dict[str, str] = {}
-    for aside, _ in parse_listing(listed):
+    found: dict[SnapshotId, str] = {}
+    archives: dict[str, ObjectInfo] = {}
+    holders: dict[str, str] = {}
+    for aside, info in parse_listing(db.store.list(names.ASIDE)):
         if aside.name.startswith(names.SNAPSHOTS + digits):
-            return aside.collection
-        archives[aside.name] = aside.collection
-    members = db.snapshots.archives.members_aside(list_aside(db.store)) if archives else {}
-    for name, versions in members.items():
-        if any(version.hex().startswith(digits) for version in versions):
-            return archives[name]
-    return None
+            version = names.parse_id(SnapshotId, names.SNAPSHOTS, aside.name)
+            found[version] = aside.collection
+        elif aside.name.startswith(names.ARCHIVES):
+            archives[aside.name] = ObjectInfo(aside.name, info.size, info.created)
+            holders[aside.name] = aside.collection
+    for name, versions in db.snapshots.archives.members_aside(archives).items():
+        found |= {
+            version: holders[name] for version in versions if version.hex().startswith(digits)
+        }
+    return found
+
+
+def resolve_anywhere(db: Database, digits: str) -> SnapshotId:
+    """Return the only version whose ID begins with these digits, in its place or set aside.
+
+    Raises:
+        NotFoundError: No version or more than one begins with them.
+    """
+    digits = digits.lower()
+    if is_full_id(digits):
+        return SnapshotId.from_hex(digits)
+    return _only(db, digits, {*db.snapshots.ids(digits), *_set_aside(db, digits)})
 
 
 def _find(db: Database, digits: str) -> SnapshotId:
@@ -193,6 +214,12 @@ def _find(db: Database, digits: str) -> SnapshotId:
         found = [whole] if db.snapshots.exists(whole) else []
     else:
         found = list(db.snapshots.ids(digits))
+    return _only(db, digits, found)
+
+
+def _only(db: Database, digits: str, known: Iterable[SnapshotId]) -> SnapshotId:
+    """Return the only version among those that begin with these digits."""
+    found = sorted(known)
     if not found:
         raise _absent(db, digits)
     if len(found) > 1:

@@ -341,20 +341,28 @@ class Repository(WholeStore):
 
         return deleted(self._db)
 
-    def undelete(self, name: str, as_name: str | None = None) -> SnapshotId:
+    def undelete(self, name: Ref, as_name: str | None = None) -> SnapshotId:
         """Let a deleted branch or tag name its last version again; return the version's ID.
 
+        A version that nothing names can be given instead, and gets a name, so that it stays. What
+        `gc` has set aside comes back, with all that the version needs.
+
         Args:
-            name: The branch or tag; ``heads/x`` or ``tags/x`` if both were deleted.
-            as_name: Another name for it, needed where the name is in use again.
+            name: The branch or tag; ``heads/x`` or ``tags/x`` if both were deleted. Or a version,
+                by its ID or a unique prefix of it.
+            as_name: Another name, needed where the name is in use again, and for a version. With
+                ``tags/x`` it is a tag, with ``heads/x`` a branch, and so is the name of a version.
 
         Raises:
-            NotFoundError: No such branch or tag was deleted, or both were.
+            NotFoundError: No such branch or tag was deleted, or both were, or the version is gone.
+            InvalidInputError: A version is given without `as_name`, or no ref can have that name.
             ConflictError: The name is in use.
+            IntegrityError: Something that the version needs is gone.
+            StoreError: The store could not be written. Repeat the call.
         """
         from casweights.operations.undelete import undelete
 
-        return undelete(self._db, name, as_name)
+        return undelete(self._db, name if isinstance(name, str | SnapshotId) else name.id, as_name)
 
     def push(
         self,

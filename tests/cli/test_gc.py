@@ -52,6 +52,33 @@ def test_undelete_brings_a_collection_back(run: Run, store: Path, lost: str) -> 
     run("verify")
 
 
+def test_undelete_brings_a_version_back_under_a_name(
+    run: Run, run_json: Json, store: Path, lost: str
+) -> None:
+    run("gc", "--apply")
+    hint = run("show", lost, status=1).stderr
+    assert f"`casweights undelete {lost} --as NAME` brings it back under a name" in hint
+    assert "needs a name" in run("undelete", lost[:10], status=1).stderr
+    done = run("undelete", lost[:16], "--as", "found").stdout
+    assert done == f"{lost[:12]}  is found\n"
+    assert run("branch", "-q").stdout.split() == ["found", "main"]
+    assert run_json("undelete", lost, "--as", "tags/kept") == {"name": "kept", "id": lost}
+    assert "kept" in run("tag", "-q").stdout.split()
+    assert "exists already" in run("undelete", lost, "--as", "main", status=11).stderr
+    run("verify")
+
+
+def test_undelete_says_what_is_gone(run: Run, store: Path, lost: str) -> None:
+    for _ in range(2):
+        run("gc", "--apply")
+        age(LocalStore(store), GRACE + DAY)
+    error = run("undelete", lost, "--as", "found", status=1).stderr
+    assert f"the store has no snapshot {lost}" in error
+    assert "deleted for good" in error
+    hint = run("undelete", lost[:16], status=1).stderr
+    assert "`casweights undelete ID --as NAME`" in hint
+
+
 def test_a_plan_limits_what_is_set_aside(run: Run, run_json: Json, store: Path, lost: str) -> None:
     run("gc", "--plan", "plan.json")
     plan = json.loads(Path("plan.json").read_text())

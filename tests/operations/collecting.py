@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING
 import casweights
 from casweights.config import StoreConfig
 from casweights.format import names
+from casweights.stores.wrapper import WrapperStore
 from tests.ages import DAY, GRACE, age
 from tests.histories import CHUNK, State, history
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from casweights import Repository, SnapshotId
-    from casweights.stores.base import ObjectStore
+    from casweights.stores.base import ObjectInfo, ObjectStore
 
     Versions = dict[SnapshotId, State]
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
 LONG = GRACE + DAY
+
+
+class InPlace(WrapperStore):
+    """A store that does not show what was set aside."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return (i for i in self.inner.list(prefix) if not i.name.startswith(names.ASIDE))
 
 
 def open_repo(objects: ObjectStore, *, create: bool = False) -> Repository:

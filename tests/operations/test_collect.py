@@ -17,7 +17,6 @@ from casweights.operations import collections, transfer
 from casweights.stores import memory
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
-from casweights.stores.wrapper import WrapperStore
 from casweights.testing import CountingStore
 from tests.ages import DAY, GRACE, age
 from tests.copying_bucket import Bucket
@@ -25,6 +24,7 @@ from tests.histories import check_versions, step
 from tests.large_versions import packs_apart
 from tests.operations.collecting import (
     LONG,
+    InPlace,
     abandon,
     apply,
     collect,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository
-    from casweights.stores.base import ObjectInfo
     from tests.operations.collecting import Versions
 
     Verb = Callable[[Repository], object]
@@ -201,13 +200,6 @@ def test_a_note_is_no_reason_to_leave_what_has_grown_old(
             for _ in range(2):
                 assert bool(repo.gc(apply=True).objects) == is_due
                 is_due = False
-
-
-class InPlace(WrapperStore):
-    """A store that does not show what was set aside."""
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return (i for i in self.inner.list(prefix) if not i.name.startswith(names.ASIDE))
 
 
 @pytest.mark.parametrize("verb", [apply, undelete_all])

@@ -80,7 +80,7 @@ def copy_of(objects: MemoryStore) -> MemoryStore:
 
 
 @pytest.mark.parametrize("by_write", [False, True])
-@pytest.mark.parametrize("verb", ["collect", "finish", "bring back", "undelete"])
+@pytest.mark.parametrize("verb", ["collect", "finish", "bring back", "undelete", "undelete one"])
 def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
     repo: Repository, objects: MemoryStore, verb: str, by_write: bool
 ) -> None:
@@ -93,7 +93,11 @@ def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
     if verb == "bring back":
         repo.database.refs.set_branch("used", list(lost)[-1], force=False)
         kept |= lost
-    call: Verb = undelete_all if verb == "undelete" else apply
+    verbs: dict[str, Verb] = {
+        "undelete": undelete_all,
+        "undelete one": lambda repo: repo.undelete(list(lost)[-1], "used"),
+    }
+    call = verbs.get(verb, apply)
     # Most calls are reads, between which nothing changes.
     for last in count(1, 1 if by_write else 5):
         dying = Dying(after := copy_of(objects), 10**9, by_write=by_write)
@@ -107,13 +111,17 @@ def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
             if verb == "undelete":
                 undelete_all(next_one)
                 check_versions(after, lost)
+            elif verb == "undelete one":
+                with suppress(ConflictError):  # the branch is there
+                    call(next_one)
+                check_versions(after, lost)
             for _ in range(2):
                 age(after, LONG)
                 apply(next_one)
             if verb == "undelete":
                 age(after, LONG)
                 apply(next_one)
-        check_versions(after, kept)
+        check_versions(after, kept | lost if verb == "undelete one" else kept)
         assert not list(after.list(names.ASIDE))
         assert not any(n.endswith(("plan", "end")) for n in names_of(after))
         if is_done:

@@ -185,8 +185,8 @@ def test_h2_nothing_names_a_version_that_is_not_in_its_place(
     """A handle remembers a version that was set aside, and later deleted."""
     lost = abandon(repo, objects)
     version, state = list(lost.items())[-1]
-    digits = collect(repo)
-    for note in (f"undelete {digits}", None):
+    collect(repo)
+    for note in (f"undelete {version} --as NAME", None):
         for name in (
             lambda: repo.branch("b", version),
             lambda: repo.tag("t", version),
