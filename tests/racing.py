@@ -41,22 +41,6 @@ MAX_LAG = 5  # calls; fewer than the listings for which a writer waits for its o
 MAX_SKEW = 1000  # calls; more than any test makes
 
 
-class Time(threading.local):
-    """A clock that advances only by sleeping, by at least a second, so that writers poll rarely.
-
-    Each thread has its own clock: the sleep of one writer does not bring another closer to its
-    timeout.
-    """
-
-    _now = 0.0
-
-    def monotonic(self) -> float:
-        return self._now
-
-    def sleep(self, seconds: float) -> None:
-        self._now += max(seconds, 1.0)
-
-
 class World(MemoryStore):
     """A store that all writers share, with its history and a clock.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -42,8 +41,6 @@ _WINDOWED_SHARE = 1 / 4  # of the rows: after that much was read in windows, all
 _BLOCK = 256 * KiB  # bytes of snapshot objects that are read together over a network
 _BLOCKS = 16  # in memory: enough for readers of several archives that go by age
 _READERS = 16  # threads that wait for the network
-_LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
-_LISTING_PAUSE = 0.5  # seconds between listings
 _HEX_DIGITS = 64  # of an ID
 _MAX_LOOKS = 3  # archives may be merged between a listing and the read of a version
 
@@ -188,15 +185,6 @@ class Archives:
                 for _ in workers.map(self._try_open, new):
                     pass
 
-    def wait_until_listed(self, name: str) -> bool:
-        """Wait until listings show an archive that was just written; return False if none does."""
-        deadline = time.monotonic() + _LISTING_SECONDS
-        while not any(info.name == name for info in self._store.list(name)):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_LISTING_PAUSE)
-        return True
-
     def _try_open(self, info: ObjectInfo) -> None:
         try:
             self._open[info.name] = self._opened(info)
@@ -329,11 +317,11 @@ class Archives:
     ) -> Iterator[Callable[[], T]]:
         """Yield functions that read the copies of a version, the likeliest first."""
         for place in self.known(snapshot):  # spares the look-up of an object that is gone
-            yield partial(self.load_at, place, parse)
+            yield partial(self._load_at, place, parse)
         yield own
         for _ in range(_MAX_LOOKS):
             places = self.all_of(snapshot)
-            yield from (partial(self.load_at, place, parse) for place in places)
+            yield from (partial(self._load_at, place, parse) for place in places)
             if not places:
                 break
         yield from self._copies_aside(snapshot, own, parse)
@@ -347,7 +335,7 @@ class Archives:
             yield own  # the listing has shown the store where it lies
         for archive in self._open_aside(aside):
             places = archive.between(snapshot, snapshot)
-            yield from (partial(self.load_at, place, parse) for place in places)
+            yield from (partial(self._load_at, place, parse) for place in places)
 
     def members_aside(self, aside: Mapping[str, ObjectInfo]) -> dict[str, list[SnapshotId]]:
         """Return the versions in each archive among objects that were set aside.
@@ -392,7 +380,15 @@ class Archives:
             places = self._between(low, high)
         return places
 
-    def load_at(self, place: Place, parse: Callable[[bytes, str], T]) -> T:
+    def load_from(self, archive: str, snapshot: SnapshotId, parse: Callable[[bytes, str], T]) -> T:
+        """Return the copy of a version in one archive, which the last listing has shown."""
+        for place in self.known(snapshot):
+            if place.archive == archive:
+                return self._load_at(place, parse)
+        message = f"{archive} has no snapshot {snapshot} any more"
+        raise NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
+
+    def _load_at(self, place: Place, parse: Callable[[bytes, str], T]) -> T:
         """Return the copy of a version that an archive holds; raise the errors of `load`."""
         name = f"{names.snapshot_name(place.member.snapshot)} in {place.archive}"
         try:

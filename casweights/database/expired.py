@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from casweights.database.deleting import try_delete
+from casweights.database.listing import find_listed, looks
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.expired import (
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 _FAN_IN = 8  # records of one size that become one
 _FULL = MAX_RECORD_ROWS // 2  # versions of a record that is not merged again
-_LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
-_LISTING_PAUSE = 0.2
 
 
 class ExpiredVersions:
@@ -133,26 +131,18 @@ class ExpiredStore:
                 return False
         except NotFoundError:  # another client has merged it
             return False
-        deadline = time.monotonic() + _LISTING_SECONDS
-        while not any(info.name == record.name for info in self._store.list(record.name)):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(_LISTING_PAUSE)
-        return True
+        return find_listed(self._store, record.name) is not None
 
     def _records(self) -> dict[str, ExpiredRecord | None]:
         """Return all records by name, from a listing all of whose objects could be read."""
-        deadline = time.monotonic() + _LISTING_SECONDS
-        while True:
-            listed = [info.name for info in self._store.list(names.EXPIRED)]
+        for listed in looks(lambda: [info.name for info in self._store.list(names.EXPIRED)]):
             try:
                 self._read = {name: self._read_once(name) for name in listed}
-            except NotFoundError:  # merged since its listing
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_LISTING_PAUSE if self._store.capabilities.listing_lags else 0)
+            except NotFoundError as error:  # merged since its listing
+                gone = error
             else:
                 return self._read
+        raise gone
 
     def _read_once(self, name: str) -> ExpiredRecord | None:
         if name in self._read:

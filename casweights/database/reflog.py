@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from casweights.database.deleting import try_delete
+from casweights.database.listing import LISTING_SECONDS, looks, pauses
 from casweights.database.moves import (
     GONE,
     MAX_MOVE,
@@ -58,8 +59,6 @@ _KEPT_MOVES = 100  # per ref; at twice the number the older half is removed, to 
 # Moves per branch that maintenance leaves; the versions behind them go into archives. A chunk is
 # rebuilt from at most as many frames, most of which the newest versions carry then.
 RECENT_MOVES = 64
-_LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
-_FIRST_PAUSE, _MAX_PAUSE = 0.1, 2.0  # seconds between listings while waiting for other writers
 _YIELD_SECONDS = 2.0  # time after which a writer withdraws its move if a rival's move stays
 # A writer waits this many times as long for the rivals of its base: they may need the time above
 # to give up, and more calls to withdraw.
@@ -235,7 +234,7 @@ class RefLog:
         """
         if self._exclusive:
             return self.newest(ref)
-        begin, slowest, pauses = time.monotonic(), 0.0, _pauses()
+        begin, slowest, left = time.monotonic(), 0.0, pauses()
         while True:
             start = time.monotonic()
             moves = self.moves(ref)
@@ -244,7 +243,7 @@ class RefLog:
             slowest = max(slowest, time.monotonic() - start)
             if time.monotonic() - begin > _settling(slowest):
                 return moves
-            time.sleep(next(pauses))
+            time.sleep(next(left))
 
     def append(
         self,
@@ -313,7 +312,7 @@ class RefLog:
         Returns:
             Whether the move counts, and the listing that decided it.
         """
-        start, pauses = time.monotonic(), _pauses()
+        start, left = time.monotonic(), pauses()
         moves = self._list_with(ref, name, after)
         lag = time.monotonic() - start
         patience, start = max(_YIELD_SECONDS, 2 * lag), start + lag
@@ -327,7 +326,7 @@ class RefLog:
                 return is_on_first, moves
             if time.monotonic() - start > (patience if has_rivals else _settling(lag)):
                 return is_on_first and not has_rivals, moves
-            time.sleep(next(pauses))
+            time.sleep(next(left))
             moves = self._list_with(ref, name, after)
         return False, moves
 
@@ -381,22 +380,19 @@ class RefLog:
         Raises:
             StoreError: The move does not appear, and no others do.
         """
-        deadline, pauses = time.monotonic() + _LISTING_SECONDS, _pauses()
-        while True:
-            # Where no rival can be at any position, older moves are only listed to remove them.
-            is_due = not self._exclusive or (after + 1) % _KEPT_MOVES == 0
-            moves = self.moves(ref, 0 if is_due else after)
+        # Where no rival can be at any position, older moves are only listed to remove them.
+        is_due = not self._exclusive or (after + 1) % _KEPT_MOVES == 0
+        moves: list[Move] = []
+        for moves in looks(lambda: self.moves(ref, 0 if is_due else after)):
             if any(move.name == name for move in moves):
                 return moves
-            if time.monotonic() > deadline:
-                if any(move.position > after for move in moves):
-                    return moves
-                raise StoreError(
-                    ErrorCode.UNREACHABLE,
-                    f"{self._store.url} does not list {name} {_LISTING_SECONDS:g} s after it was "
-                    "written, so it is unknown whether the ref has moved: look at the ref later",
-                )
-            time.sleep(next(pauses))
+        if any(move.position > after for move in moves):
+            return moves
+        raise StoreError(
+            ErrorCode.UNREACHABLE,
+            f"{self._store.url} does not list {name} {LISTING_SECONDS:g} s after it was written, "
+            "so it is unknown whether the ref has moved: look at the ref later",
+        )
 
     def trim(self, moves: Sequence[Move], kept: int) -> bool:
         """Remove the moves on a ref's line that are below its last `kept` positions.
@@ -424,11 +420,3 @@ def _settling(lag: float) -> float:
     A rival waits for up to twice its own lag before it withdraws, and needs some calls for that.
     """
     return _SETTLE_FACTOR * max(_YIELD_SECONDS, 4 * lag)
-
-
-def _pauses() -> Iterator[float]:
-    """Yield the seconds to sleep before each further listing, twice as many each time."""
-    pause = _FIRST_PAUSE
-    while True:
-        yield pause
-        pause = min(2 * pause, _MAX_PAUSE)

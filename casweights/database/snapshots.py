@@ -13,7 +13,7 @@ from casweights.database.archives import Archives
 from casweights.database.cache import ChunkCache
 from casweights.database.packs import PackContents, read_snapshot_index
 from casweights.database.read_plan import END_BYTES, pack_ends, small_packs
-from casweights.errors import ErrorCode, IntegrityError, NotFoundError
+from casweights.errors import ErrorCode, IntegrityError
 from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.format.file_entry import PAGE_IDS
@@ -161,12 +161,7 @@ class SnapshotStore:
     def load_archived(self, snapshot_id: SnapshotId, archive: str) -> StoredSnapshot:
         """Do the same, but look only into one archive, which the last listing has shown."""
         parse = partial(self._parse_archived, snapshot_id)
-        for place in self.archives.known(snapshot_id):
-            if place.archive == archive:
-                return self._checked(self.archives.load_at(place, parse))
-        raise NotFoundError(
-            ErrorCode.SNAPSHOT_NOT_FOUND, f"{archive} has no snapshot {snapshot_id} any more"
-        )
+        return self._checked(self.archives.load_from(archive, snapshot_id, parse))
 
     def _checked(self, stored: StoredSnapshot) -> StoredSnapshot:
         """Check that a version belongs to this store, and remember it."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import PACK_TARGET, MiB
 from casweights.database.deleting import delete_replaced
+from casweights.database.listing import find_listed
 from casweights.database.merged import Merged
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
@@ -216,7 +217,7 @@ def write_archive(db: Database, snapshots: Mapping[SnapshotId, bytes], generatio
         with suppress(NotFoundError):
             return is_intact(db.store.get(sealed.name), sealed.id)
         return False  # other maintenance has merged it
-    return db.snapshots.archives.wait_until_listed(sealed.name)
+    return find_listed(db.store, sealed.name) is not None
 
 
 def merge_archives(db: Database, budget: Budget) -> Counted:

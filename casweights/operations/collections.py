@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.aside import parse_listing
+from casweights.database.listing import LISTING_SECONDS, find_listed
 from casweights.errors import ErrorCode, IntegrityError, StoreError, UnsupportedError
 from casweights.format import names
 from casweights.format.collection import (
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 SECOND = 1_000_000  # microseconds
 _MAX_SKEW = 3600.0  # seconds between this machine's clock and the store's
-_LISTING_SECONDS = 30.0  # time within which a listing must show an object that was put before
-_LISTING_PAUSE = 0.5  # seconds between listings
 
 
 class Collection(NamedTuple):
@@ -96,18 +95,14 @@ def looking(objects: ObjectStore) -> Iterator[int]:
 
 
 def _time_of(objects: ObjectStore, name: str) -> int:
-    deadline = time.monotonic() + _LISTING_SECONDS
-    while True:
-        for info in objects.list(name):
-            if info.name == name:
-                return info.created
-        if time.monotonic() > deadline:
-            raise StoreError(
-                ErrorCode.UNREACHABLE,
-                f"{objects.url} does not list {name} {_LISTING_SECONDS:g} s after it was written, "
-                "so its listings cannot be relied on: nothing was collected. Try again later",
-            )
-        time.sleep(_LISTING_PAUSE)
+    info = find_listed(objects, name)
+    if info is None:
+        raise StoreError(
+            ErrorCode.UNREACHABLE,
+            f"{objects.url} does not list {name} {LISTING_SECONDS:g} s after it was written, so "
+            "its listings cannot be relied on: nothing was collected. Try again later",
+        )
+    return info.created
 
 
 def _checked(objects: ObjectStore, now: int) -> int:

@@ -19,7 +19,6 @@ from tests.add_only import AddOnly
 from tests.racing import (
     CONSISTENT,
     EXCLUSIVE,
-    Time,
     drawn_order,
     each_kind,
     in_every_order,
@@ -28,6 +27,7 @@ from tests.racing import (
     version,
 )
 from tests.racing import branch as racing_branch
+from tests.waiting import stop_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ LAW = st.lists(
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("casweights.database.reflog.time", Time())
+    stop_waiting(monkeypatch)
 
 
 class TestDeletion:

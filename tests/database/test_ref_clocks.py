@@ -27,7 +27,6 @@ from tests.racing import (
     NO_LAG,
     ONE_LAG,
     Branch,
-    Time,
     World,
     Writer,
     drawn_order,
@@ -37,6 +36,7 @@ from tests.racing import (
     run,
     version,
 )
+from tests.waiting import stop_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +59,7 @@ pytestmark = pytest.mark.usefixtures(each_kind.__name__)
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("casweights.database.reflog.time", Time())
+    stop_waiting(monkeypatch)
 
 
 def branch(skews: Sequence[int], allowed: float = WIDE, moves: int = 0) -> Branch:

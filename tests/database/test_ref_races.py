@@ -21,7 +21,6 @@ from tests.racing import (
     MAX_LAG,
     OWN_LAGS,
     Branch,
-    Time,
     World,
     Writer,
     branch,
@@ -32,6 +31,7 @@ from tests.racing import (
     run,
     version,
 )
+from tests.waiting import stop_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures(each_kind.__name__)
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("casweights.database.reflog.time", Time())
+    stop_waiting(monkeypatch)
 
 
 @pytest.mark.usefixtures("no_waiting")

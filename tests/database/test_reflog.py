@@ -260,6 +260,7 @@ class TestWaiting:
     @pytest.fixture
     def slept(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         slept: list[float] = []
+        # The module `time` is one for all, so this holds for `casweights.database.listing`, too.
         monkeypatch.setattr("casweights.database.reflog.time.sleep", slept.append)
         monkeypatch.setattr("casweights.database.reflog.time.monotonic", lambda: sum(slept))
         return slept

@@ -25,7 +25,7 @@ from casweights.testing.faults import Fault, FaultyStore
 from casweights.testing.versatile import VersatileStore
 from tests.copying_bucket import Bucket
 from tests.histories import CHUNK
-from tests.racing import Time
+from tests.waiting import Time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

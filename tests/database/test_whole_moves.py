@@ -24,7 +24,7 @@ from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.versatile import VersatileStore
 from tests.copying_bucket import Bucket
 from tests.histories import CHUNK, check_versions, history, pack_names
-from tests.racing import Time
+from tests.waiting import stop_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class TestLogs:
 
     @pytest.fixture(autouse=True)
     def no_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("casweights.database.reflog.time", Time())
+        stop_waiting(monkeypatch)
 
     def advance(self, refs: Refs, head: Head | None, snapshot: SnapshotId) -> Head:
         return refs.advance("main", head, snapshot, Version([b"object of ", bytes(snapshot)]))
