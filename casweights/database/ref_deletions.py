@@ -7,6 +7,7 @@ succeeds. The next move of the ref brings it back, or creates it again.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.moves import GONE, MAX_MOVE, decode_move, latest, line
@@ -14,7 +15,7 @@ from casweights.errors import ConflictError, ErrorCode, IntegrityError, NotFound
 from casweights.format import names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from casweights.database.moves import Move
     from casweights.database.ref_writer import RefWriter
@@ -109,6 +110,33 @@ class Deletions:
             ref: self._log.deleted(latest(moves)) for ref, moves in self._log.all(infos).items()
         }
         return {ref: snapshot for ref, snapshot in found.items() if snapshot is not None}
+
+    def ends(
+        self, infos: Iterable[ObjectInfo], counts: Callable[[ObjectInfo], bool] | None = None
+    ) -> dict[str, int]:
+        """Return up to which position a deletion has ended the log of each ref that has one.
+
+        A deletion counts if it is marked as final, or is on the line. Nothing needs what a ref
+        named up to there.
+
+        Args:
+            infos: A listing that contains all moves of these refs; damaged ones are passed over.
+            counts: Whether the object of a deletion counts; None for all.
+
+        Raises:
+            NotFoundError: A move was removed since its listing.
+        """
+        known = {info.name: info for info in infos}
+        found: dict[str, int] = {}
+        for ref, moves in self._log.all(known.values()).items():
+            on_line = {move.name for move in line(moves).values()}
+            for move in moves:
+                is_final = move.is_mark or move.name in on_line
+                if is_final and (counts is None or counts(known[move.name])):
+                    with suppress(IntegrityError):
+                        if self._log.target(move) == GONE:
+                            found[ref] = max(found.get(ref, 0), move.position)
+        return found
 
     def mark(self, moves: Sequence[Move]) -> bool:
         """Let a mark take the place of all moves of a ref that is deleted.

@@ -376,6 +376,14 @@ class Refs:
         target = log.target(parse_move(info, kind))
         return None if target == GONE else target
 
+    def ends_of_logs(
+        self, infos: Sequence[ObjectInfo], counts: Callable[[ObjectInfo], bool] | None = None
+    ) -> dict[str, int]:
+        """Do what `Deletions.ends` does for branches and tags, by the folders of their moves."""
+        ends = self.branch_deletions.ends(infos, counts), self.tag_deletions.ends(infos, counts)
+        found = {names.HEADS + branch: position for branch, position in ends[0].items()}
+        return found | {names.TAGS + tag: position for tag, position in ends[1].items()}
+
     def deleted_from(self, info: ObjectInfo) -> SnapshotId | None:
         """Return the version that a deletion's ref named before; None for other moves."""
         kind = names.HEADS if info.name.startswith(names.HEADS) else names.TAGS

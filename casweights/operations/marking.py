@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.aside import list_aside
-from casweights.database.moves import line, parse_move, version_in
+from casweights.database.moves import parse_move, version_in
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.names import parse_id
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from casweights.database import Database
-    from casweights.database.moves import Move
     from casweights.database.packs import PackContents
     from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import ChunkId
@@ -104,9 +103,9 @@ def named_versions(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[Sn
 
 def _named(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId]:
     infos = db.refs.objects()
-    ends = _ends_of_logs(db, infos, is_old)
-    places = [_log_of(parse_move(info, _kind(info))) for info in infos]
-    newest: dict[tuple[str, str], int] = {}
+    ends = db.refs.ends_of_logs(infos, is_old)
+    places = [_place(info) for info in infos]
+    newest: dict[str, int] = {}
     for log, position in places:
         newest[log] = max(position, newest.get(log, 0))
     expired = db.history.expired()
@@ -120,41 +119,11 @@ def _named(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId
     return {version for version in found if version is not None}
 
 
-def _ends_of_logs(
-    db: Database, infos: Iterable[ObjectInfo], counts: Callable[[ObjectInfo], bool]
-) -> dict[tuple[str, str], int]:
-    """Return the position up to which a deletion has ended a log, by log, see `_log_of`.
-
-    A deletion counts if it is marked as final, or is on the line.
-
-    Args:
-        db: The store.
-        infos: The objects of all moves; damaged ones are passed over.
-        counts: Whether the object of a deletion counts.
-    """
-    logs: dict[tuple[str, str], list[tuple[Move, ObjectInfo]]] = {}
-    for info in infos:
-        with suppress(IntegrityError):
-            move = parse_move(info, _kind(info))
-            logs.setdefault(_log_of(move)[0], []).append((move, info))
-    found: dict[tuple[str, str], int] = {}
-    for log, moves in logs.items():
-        on_line = {move.name for move in line([move for move, _ in moves]).values()}
-        for move, info in moves:
-            if (move.is_mark or move.name in on_line) and counts(info):
-                with suppress(IntegrityError, NotFoundError):
-                    if db.refs.target(info) is None:
-                        found[log] = max(found.get(log, 0), move.position)
-    return found
-
-
-def _log_of(move: Move) -> tuple[tuple[str, str], int]:
-    """Return the log of a move, and its position there."""
-    return (_kind(move), move.ref), move.position
-
-
-def _kind(named: ObjectInfo | Move) -> str:
-    return names.HEADS if named.name.startswith(names.HEADS) else names.TAGS
+def _place(info: ObjectInfo) -> tuple[str, int]:
+    """Return the folder of a move's log, and the move's position there."""
+    kind = names.HEADS if info.name.startswith(names.HEADS) else names.TAGS
+    move = parse_move(info, kind)
+    return kind + move.ref, move.position
 
 
 def snapshot_in(name: str) -> SnapshotId | None:

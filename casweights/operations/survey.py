@@ -278,31 +278,25 @@ class Survey:
                 lacking[name] = target
         if not lacking:
             return
-        deletions = self._deletions_by_now({_place(name)[0] for name in lacking})
+        ends = self._ends_by_now({_place(name)[0] for name in lacking})
         for name, target in lacking.items():
             log, position = _place(name)
-            if position > deletions.get(log, ""):
+            if position > ends.get(log, 0):
                 self.absent.add(target)
                 ref = name.removesuffix(names.REF_SUFFIX)
                 self._report(f"{ref} points to {target}, which is not in the store", target)
 
-    def _deletions_by_now(self, logs: set[str]) -> dict[str, str]:
-        """Return the position of the last deletion of each of these logs that has one.
-
-        Nothing needs what a branch named before it was deleted. Maintenance may replace a log by
-        its mark between a listing and the read of its moves.
-        """
+    def _ends_by_now(self, logs: set[str]) -> dict[str, int]:
+        """Return the position up to which a deletion has ended each of these logs that has one."""
+        refs = self._db.refs
         for _ in range(_MAX_LOOKS):
-            now = [info for info in self._db.refs.objects() if _place(info.name)[0] in logs]
-            targets = self._targets(now, again=True)
-            if len(targets) == len(now):
-                break
-        return _last_deletions(targets)
+            now = [info for info in refs.objects() if info.name.rpartition("/")[0] in logs]
+            with suppress(NotFoundError):  # a mark has taken the place of a log since
+                return refs.ends_of_logs(now)
+        return {}
 
-    def _targets(
-        self, moves: Sequence[ObjectInfo], *, again: bool = False
-    ) -> dict[str, SnapshotId | None]:
-        """Return where moves lead, None for deletions; report damaged ones the first time."""
+    def _targets(self, moves: Sequence[ObjectInfo]) -> dict[str, SnapshotId | None]:
+        """Return where moves lead, None for deletions; report damaged ones."""
         refs = self._db.refs
         targets: dict[str, SnapshotId | None] = {}
         for info in moves:
@@ -310,7 +304,7 @@ class Survey:
                 targets[info.name] = refs.target(info)
             except UNSOUND as error:
                 is_gone = isinstance(error, NotFoundError) and not refs.store.exists(info.name)
-                if not (is_gone or again):
+                if not is_gone:
                     self.problems.append(error)
         return targets
 
@@ -334,20 +328,10 @@ class Survey:
         return {version for versions in members.values() for version in versions}
 
 
-def _last_deletions(targets: Mapping[str, SnapshotId | None]) -> dict[str, str]:
-    """Return the position of the last deletion of each log, given where each move leads."""
-    found: dict[str, str] = {}
-    for name, target in targets.items():
-        log, position = _place(name)
-        if target is None:
-            found[log] = max(position, found.get(log, ""))
-    return found
-
-
-def _place(name: str) -> tuple[str, str]:
-    """Return the log of a move, and its position there, from the name of its object."""
+def _place(name: str) -> tuple[str, int]:
+    """Return the folder of a move's log, and the move's position there."""
     log, _, move = name.rpartition("/")
-    return log, move[: names.POSITION_DIGITS]
+    return log, int(move[: names.POSITION_DIGITS])
 
 
 def _newest(moves: Sequence[ObjectInfo]) -> set[ObjectInfo]:

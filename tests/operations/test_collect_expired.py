@@ -9,6 +9,7 @@ import pytest
 import casweights
 from casweights.config import Keep
 from casweights.database import reflog
+from casweights.database.moves import GONE, encode_move
 from casweights.errors import NotFoundError
 from casweights.format import names
 from casweights.stores.memory import MemoryStore
@@ -115,3 +116,42 @@ def test_what_a_branch_named_before_it_was_deleted_goes_from_one_that_was_made_a
         finish(repo, objects)
     with open_repo(objects) as reader, pytest.raises(casweights.NotFoundError):
         reader.load(list(old)[-1])  # the first has the header that all need
+
+
+def test_a_deletion_that_lost_a_race_ends_nothing_for_checks_and_collections() -> None:
+    """The version that the branch names is needed, and reported once it is missing."""
+    objects = Bucket()
+    with open_repo(objects, create=True) as repo:
+        old, new = commit_all(repo, "main", 2)
+        repo.branch("b", old)
+        repo.branch("b", new, force=True)
+        late = names.move_name(names.HEADS, "b", 2, GONE, old, "f" * names.WRITER_DIGITS)
+        objects.put(late, [encode_move(GONE, old)])
+        assert repo.branches()["b"] == new
+        assert repo.database.refs.ends_of_logs(repo.database.refs.objects()) == {}
+        repo.delete_branch("main")
+        repo.maintain()
+        age(objects, LONG)
+        assert repo.gc(apply=True).objects == ()
+        objects.delete(names.snapshot_name(new))
+    with open_repo(objects) as repo:
+        problems = [str(problem) for problem in repo.verify().problems]
+        assert any(f"points to {new}" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_checks_and_collections_need_nothing_below_a_deletion(
+    repo: Repository, objects: MemoryStore, marked: bool
+) -> None:
+    old = commit_all(repo, "b", 2, seed=3)
+    repo.delete_branch("b")
+    if marked:
+        trim(repo)
+    log = f"{names.HEADS}b"
+    listed = repo.database.refs.objects()
+    assert repo.database.refs.ends_of_logs(listed) == {log: 3}
+    assert repo.database.refs.ends_of_logs(listed, lambda info: info.created == 0) == {}
+    for version in old:
+        repo.database.store.delete(names.snapshot_name(version))
+    with open_repo(objects) as reader:
+        assert reader.verify().problems == ()
