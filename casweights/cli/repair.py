@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from casweights.cli._session import Session
     from casweights.results import LostVersion, RepairReport
 
+_REFUSED = (
+    "the store does not let you delete objects, so damaged ones stay next to what was rebuilt: "
+    "somebody who may delete should run it, too"
+)
+
 
 @verb("repair", Exit.NO_STORE, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
 @click.option(
@@ -60,6 +65,7 @@ def command(session: Session, sources: tuple[str, ...], apply: bool) -> Exit:
             "packs": done.packs,
             "pack_bytes": done.nbytes,
             "replaced": done.replaced,
+            "may_delete": done.may_delete,
         },
         _summary(done),
     )
@@ -100,4 +106,6 @@ def _summary(report: RepairReport) -> list[Line]:
         return lines
     replaced = f"{count(report.replaced, 'damaged object')} replaced or set aside"
     lines.append([Span(f"{count(report.packs, 'pack')} of {size(report.nbytes)}; {replaced}")])
+    if not report.may_delete:
+        lines.append([Span(_REFUSED, "yellow")])
     return lines

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, StoreError
+from casweights.format.names import pack_name
+from casweights.ids import PackId
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +17,29 @@ if TYPE_CHECKING:
 
 class DeletionRefusedError(StoreError):
     """The client may not delete objects of the store. Users see the error that it extends."""
+
+
+def may_delete(store: ObjectStore) -> bool:
+    """Return whether the client may delete objects, by deleting one that does not exist."""
+    return try_delete(store, [pack_name(PackId(secrets.token_bytes(32)))])
+
+
+def check_may_delete(store: ObjectStore, why: str) -> None:
+    """Check that the client may delete objects, before anything is written.
+
+    Args:
+        store: The store.
+        why: The reason why it has to, as a sentence without its end.
+
+    Raises:
+        StoreError: It may not.
+    """
+    if not may_delete(store):
+        raise StoreError(
+            ErrorCode.NO_PERMISSION,
+            f"{store.url} does not let you delete objects. {why}: nothing was changed. Ask "
+            "somebody who may delete objects to run it",
+        )
 
 
 def delete_replaced(store: ObjectStore, names: Sequence[str]) -> None:

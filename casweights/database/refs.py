@@ -16,6 +16,7 @@ from casweights.errors import (
     ConflictError,
     ErrorCode,
     IntegrityError,
+    InvalidInputError,
     StoreError,
 )
 from casweights.format import names
@@ -109,7 +110,7 @@ class Refs:
         self._ends.pop(name, None)
         if not moves:
             if for_update:
-                (list_names or self.branch_names)().add(branch)
+                _add_name((list_names or self.branch_names)(), branch, self.branch_deletions)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
@@ -339,7 +340,7 @@ class Refs:
         position, existing = self._settled_tag(tag)
         if existing in (None, GONE):
             if existing is None:
-                (list_names or self.tag_names)().add(tag)
+                _add_name((list_names or self.tag_names)(), tag, self.tag_deletions)
             if self._tag_writer.append(tag, position, existing, snapshot)[0]:
                 return
             # None if a listing does not show the other tag yet.
@@ -402,6 +403,20 @@ class Refs:
         """Return the version of each ref of a log, by name."""
         found = {ref: log.snapshot(latest(moves)) for ref, moves in log.all(infos).items()}
         return {ref: found_at for ref, found_at in found.items() if found_at not in (None, GONE)}
+
+
+def _add_name(known: names.RefNames, name: str, deletions: Deletions) -> None:
+    """Add a new name to the existing ones, if it can be told from all of them."""
+    try:
+        known.add(name)
+    except InvalidInputError as error:
+        other = known.similar(name)
+        if other in deletions.all():
+            error.add_note(
+                f"{other!r} was deleted, and keeps its name: `casweights undelete {other}` brings "
+                "it back, and a new branch or tag can be named exactly as it was"
+            )
+        raise
 
 
 _WAYS_BACK = (

@@ -173,11 +173,17 @@ class RefNames:
                     problem = f"ends in {suffix}"
             if problem:
                 raise _bad_new(name, f"some systems cannot hold it: {part!r} {problem}")
+        if (other := self.similar(name)) is not None:
+            raise _bad_new(name, f"some disks cannot tell it from the existing {other!r}")
+        self._add(name)
+
+    def similar(self, name: str) -> str | None:
+        """Return an existing name whose folder differs only in case from one of this name."""
         for folder in _folders(name):
             existing, other = self._folders.get(folder.lower(), (folder, ""))
             if existing != folder:
-                raise _bad_new(name, f"some disks cannot tell it from the existing {other!r}")
-        self._add(name)
+                return other
+        return None
 
 
 def _folders(name: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from casweights.database.deleting import try_delete
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format.collection import Part, part_name
 from casweights.operations.collections import list_collections
@@ -107,7 +108,7 @@ def _versions(found: Aside) -> set[SnapshotId]:
 
 
 def _forget(db: Database, found: Aside) -> None:
-    """Delete the copies that a collection had, and the objects that describe it."""
+    """Delete what a collection had set aside, and the objects that describe it, if possible."""
     aside = [info.name for info in found.aside.values()]
     parts = [part_name(found.id, part) for part in (Part.PLAN, Part.END)]
-    db.objects.delete_all([*aside, *parts])
+    try_delete(db.objects, [*aside, *parts])  # else a later collection deletes them

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.config import LEAST_GRACE, RELIANCE_SECONDS
+from casweights.database.deleting import check_may_delete
 from casweights.errors import (
     CasweightsError,
     ConflictError,
@@ -85,9 +86,11 @@ def collect(
         IntegrityError: Something that is needed is damaged or missing; nothing was deleted.
         UnsupportedError: The store's times are of no use; nothing was deleted.
         ConflictError: Another collection is at work; nothing was set aside.
-        StoreError: The store could not be read or written.
+        StoreError: The store could not be read or written, or this client may not delete objects.
     """
     seconds = _checked_grace(db, grace, confirm)
+    if apply:
+        check_may_delete(db.store, "A collection deletes what it has copied aside")
     with closing(db.apart()) as own, looking(own.objects) as now:
         work = _Collector(own, now, seconds, fold=fold)
         return work.run(apply=apply, only=only, finish_only=finish_only)

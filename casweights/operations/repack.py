@@ -7,6 +7,7 @@ from functools import partial
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from casweights.database.deleting import check_may_delete
 from casweights.database.frames import read_payload
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.packs import list_packs
@@ -75,8 +76,9 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
 
     Raises:
         IntegrityError: A version cannot be rebuilt; no pack was deleted.
-        StoreError: The store could not be written.
+        StoreError: The store could not be written, or this client may not delete objects.
     """
+    check_may_delete(db.store, "A repack saves space by deleting the packs that it replaces")
     archive_carrying(db)
     replace_damaged_archives(db)
     db.index.load()

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import PACK_TARGET
+from casweights.database.deleting import may_delete
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.format.lost import Loss
 from casweights.format.snapshot import encode_snapshot
@@ -91,6 +92,7 @@ class _Repair:
         self._found = found
         self._donors = donors
         self._apply = apply
+        self._may_delete = not apply or may_delete(db.store)
         self._damaged: dict[Suspect, str] = found.damaged()
         contents = look.index.contents()
         self._generation = 1 + max((pack.generation for pack in contents), default=0)
@@ -125,6 +127,7 @@ class _Repair:
             packs=writer.packs,
             nbytes=sum(self._db.store.sizes(writer.names).values()) if writer.names else 0,
             replaced=replaced,
+            may_delete=self._may_delete,
         )
 
     def _have(self) -> _Have:
@@ -198,12 +201,17 @@ class _Repair:
         return bases
 
     def _replace_objects(self) -> int:
-        """Write versions, and replace or set aside damaged objects; return their number."""
+        """Write versions, and replace or set aside damaged objects; return their number.
+
+        What was rebuilt is stored by then, so a client that may not delete leaves it at that.
+        """
         doomed = replaceable(self._db, self._found, self._damaged, self._have())
         aside = beyond_reading(self._db, self._look, self._found)
         if not self._apply:
             return len(doomed) + len(aside)
         self._write_versions()
+        if not self._may_delete:
+            return 0
         moved = set_aside(self._db, self._look, aside)
         replaced: list[str] = []
         if doomed:

@@ -164,6 +164,8 @@ class RepairReport:
         packs: Number of packs written.
         nbytes: Their size in bytes.
         replaced: Number of damaged packs, snapshot objects and archives that were replaced.
+        may_delete: Whether the store let it delete what it replaced. If not, damaged objects stay
+            as they are, next to what was rebuilt.
     """
 
     applied: bool
@@ -176,6 +178,7 @@ class RepairReport:
     packs: int
     nbytes: int
     replaced: int
+    may_delete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

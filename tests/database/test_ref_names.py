@@ -100,3 +100,24 @@ def test_listing_a_folder_in_another_case_shows_nothing(
     monkeypatch.setattr(os, "listdir", lambda at: [n for n in real(at) if n != "Main"])
     assert not list(LocalStore(root).list("refs/heads/Main/"))
     assert list(LocalStore(root).list("refs/heads/main/"))
+
+
+@pytest.mark.parametrize("kind", ["branch", "tag"])
+def test_a_name_that_resembles_a_deleted_one_is_refused_with_the_reason(
+    model: Path, kind: str
+) -> None:
+    """A disk that ignores case would put the moves of both into one folder."""
+    with casweights.open(MemoryStore(), create=True) as store:
+        store.commit(model)
+        make = getattr(store, kind)
+        make("Try/one", "main")
+        with pytest.raises(InvalidInputError) as caught:
+            make("try/two", "main")
+        assert not hasattr(caught.value, "__notes__")
+        getattr(store, f"delete_{kind}")("Try/one")
+        store.maintain()
+        for name in ("try", "try/one", "Try/ONE"):
+            with pytest.raises(InvalidInputError, match="existing 'Try/one'") as caught:
+                make(name, "main")
+            assert "`casweights undelete Try/one` brings it back" in caught.value.__notes__[0]
+        make("Try/one", "main")
