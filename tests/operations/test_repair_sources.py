@@ -26,7 +26,17 @@ from casweights.testing.hub import LocalHub
 from casweights.testing.states import assert_same_state
 from tests.histories import CHUNK, step, weights
 from tests.large_versions import packs_apart
-from tests.operations.damage import CONFIG, content, copy_of, flip, make, overwrite, readable, save
+from tests.operations.damage import (
+    CONFIG,
+    content,
+    copy_of,
+    flip,
+    frames_of,
+    make,
+    overwrite,
+    readable,
+    save,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,6 +112,29 @@ def test_the_disk_cache_of_this_machine_is_a_source(tmp_path: Path, where: int) 
     assert readable(inner, made.states) == made.states.keys()
     with casweights.open(inner) as repo:
         assert repo.verify().problems == ()
+
+
+def test_a_copy_in_the_disk_cache_is_used_although_a_part_of_it_is_damaged(tmp_path: Path) -> None:
+    """Each of two chunks is lost in the store; the cached copy of their pack has one of them."""
+    inner, state = MemoryStore(), {"w": weights(3)}
+    store = CachedStore(inner, tmp_path / "cache", 1 << 28, "key")
+    with packs_apart(), casweights.open(store, create=True, config=CONFIG) as repo:
+        version = repo.commit(state)
+    [pack] = inner.list(names.PACKS)
+    store.read(pack.name, 1 << 28)  # as a whole, as its writer keeps it
+    sizes = sorted(at for places in frames_of(inner).values() for at in places)
+    (_, first, _), (_, second, _) = [at for at in sizes if at[2] > CHUNK // 2][:2]
+    (copy,) = (path for path in (tmp_path / "cache").rglob(f"0-{pack.size}*") if path.is_file())
+    cached = bytearray(inner.get(pack.name))
+    assert copy.read_bytes() == cached
+    cached[first + 100] ^= 1
+    copy.write_bytes(cached)
+    for offset in (first, second):
+        flip(inner, pack.name, offset + 200)
+    with casweights.open(store) as repo:
+        report = repo.repair(apply=True)
+    assert (report.missing, report.rebuilt) == (2, {"this machine": 1})
+    assert [(lost.snapshot, lost.chunks) for lost in report.lost] == [(version.id, 1)]
 
 
 def test_a_chunk_comes_back_by_the_base_that_no_version_of_the_store_has(tmp_path: Path) -> None:
