@@ -25,6 +25,7 @@ _MODULES = (
     "huggingface_hub",
     "huggingface_hub.hf_api",
     "casweights.operations.checkout",
+    "casweights.operations.collect",
     "casweights.operations.commit",
     "casweights.operations.load",
     "casweights.repository",

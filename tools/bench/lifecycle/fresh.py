@@ -1,7 +1,9 @@
-"""Commit or check out once in a fresh process, and print the costs as JSON.
+"""Do one thing in a fresh process, and print its costs as JSON.
 
 Usage: python -m tools.bench.lifecycle.fresh commit|checkout STORE PATH VERSION
-The version is a branch for `commit`, and for `checkout` anything that names one.
+       python -m tools.bench.lifecycle.fresh gc|mark STORE
+The version is a branch for `commit`, and for `checkout` anything that names one. `mark` is a
+collection that changes nothing.
 """
 
 from __future__ import annotations
@@ -20,19 +22,24 @@ from tools.bench import memory
 from tools.bench.hub.jobs import import_modules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+
+_VERBS: dict[str, Callable[..., object]] = {
+    "commit": lambda store, path, version: store.commit(path, branch=version),
+    "checkout": lambda store, path, version: store.checkout(version, path),
+    "gc": lambda store: store.gc(apply=True),
+    "mark": lambda store: store.gc(),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
-    verb, directory, path, version = arguments
+    verb, directory, *rest = arguments
     import_modules()
     objects = CountingStore(LocalStore(Path(directory)))
     before, start = memory.peak(), time.perf_counter()
     with casweights.open(objects) as store:
-        if verb == "commit":
-            store.commit(path, branch=version)
-        else:
-            store.checkout(version, path)
+        _VERBS[verb](store, *rest)
     seconds, peak = time.perf_counter() - start, memory.peak() - before
     read: Counter[str] = Counter()
     for name, nbytes in objects.reads:

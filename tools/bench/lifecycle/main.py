@@ -19,6 +19,7 @@ from tools.bench.harness import conclude, head, table
 from tools.bench.histories import publish_run
 from tools.bench.hub.clients import note_progress
 from tools.bench.lifecycle import (
+    collecting,
     folding,
     growth,
     indexes,
@@ -48,6 +49,7 @@ ROWS = {
     "memory": "growth of a trainer and of a replica",
     "repair": "a run with one chunk in a hundred damaged, repaired from its newest version",
     "fold": "bytes of a run of which few steps stay, relative to these alone",
+    "gc": "collections with nothing to do, and the memory of one that marks everything",
     "upkeep": "publishes with maintenance in the background, relative to none",
 }
 _FEW = 10
@@ -60,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=rows
     )
     made.add_argument(
-        "--versions", type=int, default=1000, help="of the first four rows; 10,000 takes long"
+        "--versions",
+        type=int,
+        default=1000,
+        help="of the first four rows and gc; 10,000 takes long",
     )
     made.add_argument(
         "--data",
@@ -70,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         "a few minutes. Without it, only a stand-in is measured",
     )
     made.add_argument("--rounds", type=int, default=9, help="pairs; a third of fresh processes")
+    made.add_argument(
+        "--chunks", type=int, default=collecting.CHUNKS, help="of a version, in the row gc"
+    )
     made.add_argument("--steps", type=int, default=2000, help="steps of the row on memory")
     made.add_argument("--dir", type=Path, default=None, help="folder to work in (needs space)")
     made.add_argument(
@@ -108,6 +116,7 @@ class _Bench:
             "fold": lambda: folding.row_fold(
                 work, self._count, 1000 if options.smoke else folding.ELEMENTS
             ),
+            "gc": self._gc,
             "upkeep": self._upkeep,
         }
 
@@ -134,6 +143,10 @@ class _Bench:
     def _memory(self) -> list[Result]:
         first = {"first": 2} if self._options.smoke else {}
         return growth.row_growth(self._work, self._options.steps, **self._small, **first)
+
+    def _gc(self) -> list[Result]:
+        small = {"chunks": 20} if self._options.smoke else {"chunks": self._options.chunks}
+        return collecting.row_gc(self._work, self._count, _FEW, self._fresh_rounds, **small)
 
     def _upkeep(self) -> list[Result]:
         few = {"steps": 2, "before": 1} if self._options.smoke else {}
