@@ -145,7 +145,9 @@ def repairing_a_store(model: torch.nn.Module) -> None:
         print(report.rebuilt, [(version.snapshot, version.chunks) for version in report.lost])
 
 
-@shows("CollectStats", "CollectedObject", "FoldStats", "PendingCollection", "UndeleteStats")
+@shows(
+    "CollectStats", "CollectedObject", "FoldStats", "PendingCollection", "SpaceUse", "UndeleteStats"
+)
 def freeing_space(model: torch.nn.Module) -> None:
     import datetime
 
@@ -155,6 +157,7 @@ def freeing_space(model: torch.nn.Module) -> None:
         store.commit(model.state_dict(), branch="try")
         store.delete_branch("try")
         print([found.name for found in store.gc().objects])  # nothing is a week old
+        print(store.space().young, "bytes are too young to go")
         # At once, because nobody else uses this store.
         done = store.gc(apply=True, grace=datetime.timedelta(0), confirm=store.url)
         assert done.collection is not None

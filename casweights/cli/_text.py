@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 SHORT_ID = 12  # hexadecimal digits: versions of one store hardly ever share them
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
@@ -36,6 +33,11 @@ def binary_size(nbytes: int) -> str:
 def count(number: int, noun: str) -> str:
     """Format a number with its noun, as ``12 files``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def micros(microseconds: int) -> datetime:
+    """Return the time that is some microseconds after the beginning of 1970, UTC."""
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds)
 
 
 def moment(time: datetime, *, seconds: bool = False) -> str:

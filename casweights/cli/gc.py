@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +12,7 @@ import click
 from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._progress import Results
-from casweights.cli._text import count, moment, size
+from casweights.cli._text import count, micros, moment, size
 from casweights.cli._verb import verb
 from casweights.config import DEFAULT_GRACE
 from casweights.errors import ErrorCode, InvalidInputError
@@ -140,7 +140,7 @@ def _data(done: CollectStats) -> dict[str, Any]:
         "applied": done.applied,
         "collection": done.collection,
         "objects": [
-            {"name": found.name, "bytes": found.nbytes, "time": _time(found.created)}
+            {"name": found.name, "bytes": found.nbytes, "time": micros(found.created)}
             for found in done.objects
         ],
         "bytes": done.nbytes,
@@ -160,15 +160,11 @@ def _data(done: CollectStats) -> dict[str, Any]:
                 "collection": found.id,
                 "objects": found.objects,
                 "bytes": found.nbytes,
-                "since": _time(found.since) if found.since > 0 else None,
+                "since": micros(found.since) if found.since > 0 else None,
             }
             for found in done.pending
         ],
     }
-
-
-def _time(microseconds: int) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds)
 
 
 def _lines(done: CollectStats, grace: timedelta) -> list[Line]:
@@ -191,7 +187,7 @@ def _lines(done: CollectStats, grace: timedelta) -> list[Line]:
     for found in done.pending:
         until = "its run has not ended"
         if found.since > 0:
-            until = f"can be deleted from {moment(_time(found.since) + grace)} on"
+            until = f"can be deleted from {moment(micros(found.since) + grace)} on"
         lines.append(
             [
                 Span(found.id, "yellow"),

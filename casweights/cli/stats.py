@@ -8,15 +8,17 @@ import click
 
 from casweights.cli._errors import Exit
 from casweights.cli._output import Column, fields, table_lines
-from casweights.cli._text import count, short, size
+from casweights.cli._text import count, micros, moment, short, size
 from casweights.cli._verb import verb
+from casweights.config import DEFAULT_GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from casweights.cli._output import Line, Row
     from casweights.cli._session import Session
-    from casweights.results import StoreStats
+    from casweights.results import PendingCollection, SpaceUse, StoreStats
 
 _COLUMNS = (
     Column("id", short, "VERSION", color="yellow"),
@@ -30,13 +32,22 @@ _COLUMNS = (
 
 @verb("stats", Exit.NO_STORE, Exit.INTEGRITY)
 @click.option("--versions", is_flag=True, help="Also list what each version added, oldest first.")
-def command(session: Session, versions: bool) -> None:
+@click.option("--reclaimable", is_flag=True, help="Show instead what holds the bytes of the store.")
+def command(session: Session, versions: bool, reclaimable: bool) -> None:
     """Show the size of the store and its parts.
 
     The size is compared with plain copies of all versions. With --versions, the columns are the
     size of a version, its bytes that no older version has, the same as stored, the bytes that a
     checkout reads, and the longest chain of frames that a chunk is rebuilt from.
+
+    With --reclaimable, the bytes are told apart by what keeps them, and by when `casweights gc`
+    frees them.
     """
+    if reclaimable and versions:
+        raise click.UsageError("--versions and --reclaimable exclude each other: give one of them")
+    if reclaimable:
+        _show_space(session)
+        return
     with session.open() as repository:
         stats = repository.stats()
     data = _data(stats)
@@ -53,6 +64,47 @@ def command(session: Session, versions: bool) -> None:
             for version in stats.versions
         ]
     session.out.record(data, _lines(data), essential="stored_bytes")
+
+
+def _show_space(session: Session) -> None:
+    with session.open() as repository:
+        use = repository.space()
+    data = {
+        "total": use.total,
+        "branches": use.branches,
+        "tags": use.tags,
+        "bases": use.bases,
+        "young": use.young,
+        "unused": use.unused,
+        "free": use.free,
+        "aside": [
+            {"collection": one.id, "bytes": one.nbytes, "until": _until(one)} for one in use.aside
+        ],
+    }
+    session.out.record(data, _space_lines(use), essential="free")
+
+
+def _until(pending: PendingCollection) -> datetime | None:
+    """Return when a collection can be deleted; None if its run has not ended."""
+    return micros(pending.since) + DEFAULT_GRACE if pending.since > 0 else None
+
+
+def _space_lines(use: SpaceUse) -> Iterator[Line]:
+    yield from fields(
+        [
+            ("total", size(use.total)),
+            ("branches", f"{size(use.branches)} that they need, with all versions before them"),
+            ("tags", f"{size(use.tags)} that only they need"),
+            ("bases", f"{size(use.bases)} from which these are differences"),
+            ("young", f"{size(use.young)} that may belong to a commit at work"),
+            ("unused", f"{size(use.unused)} among what is needed, or named until lately"),
+            ("free", f"{size(use.free)} that `casweights gc --apply` sets aside"),
+        ]
+    )
+    for one in use.aside:
+        until = _until(one)
+        when = f"until {moment(until)}" if until else "by a run that has not ended"
+        yield f"aside: {size(one.nbytes)} {when}, as collection {one.id}"
 
 
 def _data(stats: StoreStats) -> dict[str, Any]:

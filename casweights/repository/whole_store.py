@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         MaintainStats,
         RepackStats,
         RepairReport,
+        SpaceUse,
         StoreInfo,
         StoreStats,
         UndeleteStats,
@@ -260,6 +261,23 @@ class WholeStore(Handle, Closing):
             confirm=confirm,
             fold=fold,
         )
+
+    def space(self, *, grace: timedelta = DEFAULT_GRACE) -> SpaceUse:
+        """Find out what holds the bytes of the store, and which of them `gc` can free.
+
+        Args:
+            grace: The grace time, as for `gc`.
+
+        Raises:
+            InvalidInputError: The grace time is too short.
+            IntegrityError: Something that is needed is damaged or missing.
+            UnsupportedError: The store's times are of no use.
+            StoreError: The store could not be read, or does not allow the write of an object from
+                which its time is taken.
+        """
+        from casweights.operations.space import space
+
+        return space(self._db, self.gc(grace=grace), grace)
 
     def undelete_collection(self, collection: str) -> UndeleteStats:
         """Bring back what `gc` has set aside, until it deletes it for good.

@@ -11,6 +11,7 @@ from casweights.results.collections import (
     CollectStats,
     FoldStats,
     PendingCollection,
+    SpaceUse,
     UndeleteStats,
 )
 from casweights.results.stores import (
@@ -48,6 +49,7 @@ __all__ = [
     "PublishStats",
     "RepackStats",
     "RepairReport",
+    "SpaceUse",
     "StoreInfo",
     "StoreStats",
     "SyncStats",

@@ -92,6 +92,33 @@ class CollectStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceUse:
+    """What holds the bytes of a store.
+
+    `total` is the sum of the fields from `branches` to `free`.
+
+    Attributes:
+        total: Size of all packs, snapshots and archives in their places.
+        branches: What the versions of branches need, with all versions before them.
+        tags: What only versions of tags need, with those before them.
+        bases: Frames that none of these needs for itself, but from which theirs are differences.
+        young: What is younger than the grace time, and needed by none of them.
+        unused: What is needed by none of them, and lies in objects that are, or was named lately.
+        free: What a collection can set aside.
+        aside: The collections whose objects were set aside, and can be deleted a grace time later.
+    """
+
+    total: int
+    branches: int
+    tags: int
+    bases: int
+    young: int
+    unused: int
+    free: int
+    aside: tuple[PendingCollection, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UndeleteStats:
     """The result of `undelete_collection`.
 

@@ -106,3 +106,18 @@ def test_a_short_grace_time_needs_the_name_of_the_store(
     assert run_json("gc", "--grace", "0", "--confirm", str(store))[0]["objects"] != []
     assert run_json("gc", "--grace", "36h")[0]["objects"] != []
     assert run_json("gc", "--grace", "9d")[0]["objects"] == []
+
+
+@pytest.mark.usefixtures("lost")
+def test_stats_tell_what_holds_the_bytes(run: Run, run_json: Json) -> None:
+    before = run_json("stats", "--reclaimable")
+    assert before["free"] > 0
+    assert "that `casweights gc --apply` sets aside" in run("stats", "--reclaimable").stdout
+    (done,) = run_json("gc", "--apply")
+    after = run_json("stats", "--reclaimable")
+    assert (done["bytes"], after["free"]) == (before["free"], 0)
+    assert after["total"] == before["total"] - before["free"]
+    (pending,) = after["aside"]
+    assert (pending["collection"], pending["bytes"]) == (done["collection"], done["bytes"])
+    assert f"as collection {done['collection']}" in run("stats", "--reclaimable").stdout
+    assert "exclude each other" in run("stats", "--reclaimable", "--versions", status=2).stderr

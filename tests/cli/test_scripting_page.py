@@ -94,6 +94,9 @@ def test_gc_and_undelete_have_the_documented_fields(run: Run, run_json: Json, st
     age(LocalStore(store), GRACE + DAY)
     done = run_json("gc", "--apply")[-1]
     check("`gc`", done)
+    use = run_json("stats", "--reclaimable")
+    check("`stats --reclaimable`", use)
+    check("`stats --reclaimable`: `aside`", use["aside"][0])
     for row in done["objects"]:
         check("`gc`: `objects`", row)
     for row in done["pending"]:
@@ -183,7 +186,7 @@ def test_every_verb_is_documented() -> None:
         verb
         for heading in re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
         for verb in re.findall(r"`(\w+)[^`]*`", heading)
-    } - {"changes", "expired", "objects", "pending", "collections"}
+    } - {"aside", "changes", "collections", "expired", "folded", "objects", "pending"}
     for verb in VERBS:
         assert f"`{verb}`" in PAGE.split("## Quiet output")[1].split("## JSON output")[0]
 
