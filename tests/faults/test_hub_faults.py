@@ -12,8 +12,9 @@ import pytest
 
 import casweights
 import casweights.database.writer
-from casweights import ErrorCode, NotFoundError, StoreError
+from casweights import ErrorCode, IntegrityError, NotFoundError, StoreError
 from casweights.stores.hub.git import GitRefStore
+from casweights.stores.hub.locators import XetLocator
 from casweights.stores.hub.store import HubStore
 from casweights.stores.retry import RetryStore
 from casweights.testing.hub import Conditions, LocalHub
@@ -264,15 +265,42 @@ def test_a_dead_storage_is_unreachable(
     """The Hub answers, but its storage (CAS) does not."""
     with opened(hub.url, prefix) as repo:
         repo.commit(model.folder)
+    store = wrapped(hub.url, prefix, patience=0.5, stall=0.5)
     hub.conditions = failing(fault, 1.0, stall=600.0, only=frozenset({route}))
-    with opened(hub.url, prefix, patience=0.5, stall=0.5) as repo:
+    with casweights.open(store, workers=2) as repo:
         with pytest.raises(StoreError, match="cannot be reached") as caught:
             repo.checkout("main", tmp_path / "out")
         assert caught.value.code is ErrorCode.UNREACHABLE
         assert look(tmp_path / "out") == {}
         hub.conditions = Conditions()
+        vars(store)["_patience"] = 60.0  # a busy machine may take longer to recover
         repo.checkout("main", tmp_path / "out")
         assert look(tmp_path / "out") == model.digests()
+
+
+@pytest.mark.parametrize("fault", ["reset_rate", "error_rate", "lost_answer_rate"])
+def test_an_answer_that_never_begins_is_not_reported_as_damage(hub: LocalHub, fault: str) -> None:
+    """The client ends such a stream without an error, sometimes: hence many attempts."""
+    store = HubStore(BUCKET, "dead", endpoint=hub.url, stall=STALL)
+    store.put("packs/x", [np.random.default_rng(next(_numbers)).bytes(1000)])
+    hub.conditions = failing(fault, 1.0, only=frozenset({"reconstruction"}))
+    for _ in range(5):
+        with pytest.raises(StoreError, match="cannot be reached"):
+            store.get("packs/x", 0, 500)
+    hub.conditions = Conditions()
+    assert len(store.get("packs/x", 0, 500)) == 500
+
+
+def test_a_range_beyond_the_stored_bytes_is_reported_as_damage(hub: LocalHub) -> None:
+    store = HubStore(BUCKET, "short", endpoint=hub.url)
+    data = np.random.default_rng(next(_numbers)).bytes(1000)
+    store.put("packs/x", [data])
+    locator = XetLocator.decode(store.locator("packs/x") or b"")
+    assert locator is not None
+    longer = locator._replace(size=3000)
+    for start in (500, 1000, 2000):
+        with pytest.raises(IntegrityError, match="packs/x is damaged: it is truncated"):
+            store._xet.download(longer, start, memoryview(bytearray(900)), "packs/x")
 
 
 def test_a_token_without_the_right_is_an_error_that_names_the_login(

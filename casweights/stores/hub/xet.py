@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.errors import ErrorCode, IntegrityError
-from casweights.stores.base import truncated
+from casweights.stores.base import missing, truncated
 from casweights.stores.hub.api import hub_errors, is_refused, unreachable
 from casweights.stores.hub.client import xet
 from casweights.stores.hub.locators import XetLocator
@@ -163,6 +163,8 @@ class XetStorage:
             if done < len(out):  # the grant was refused: hf_xet may also just end the stream
                 self._leave(group)
                 done = _fill(self._group(), locator, start, out, self._stall)
+            if done == 0 and self._has(locator, start, name):
+                raise unreachable(self._api.where, "its storage ended an answer too early")
         if done < len(out):
             raise truncated(name)
         if done > len(out):
@@ -170,6 +172,24 @@ class XetStorage:
                 ErrorCode.CORRUPT_OBJECT,
                 f"{name} is damaged: the storage sent more than {len(out)} bytes",
             )
+
+    def _has(self, locator: XetLocator, start: int, name: str) -> bool:
+        """Return whether the storage has the byte at an offset, by a request like hf_xet's first.
+
+        If that request fails, hf_xet often ends the stream without an error, just as it does for an
+        offset beyond the end of the bytes.
+
+        Raises:
+            NotFoundError: The storage does not have the object.
+            StoreError: The storage cannot be reached, or refuses the request.
+        """
+        grant = self._api.grant("read")
+        url = f"{grant.endpoint}/v1/reconstructions/{locator.hash}"
+        headers = {"authorization": f"Bearer {grant.token}", "range": f"bytes={start}-{start}"}
+        answer = self._api.request("GET", url, headers=headers, accepted=(404, 416))
+        if answer.status_code == 404:
+            raise missing(name)
+        return bool(answer.status_code != 416)
 
     def expect_downloads(self) -> None:
         """Request a grant to read in the background, at the first call only."""
