@@ -15,6 +15,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
+from tests import lengths
 from tests.disks import wait_for_no_disk
 from tests.large_versions import packs_apart
 
@@ -23,12 +24,15 @@ if TYPE_CHECKING:
 
     from casweights import Repository
 
-# Deterministic, so that a failure here is a failure everywhere; no deadline, as machines differ.
+# Deterministic in the suite, so that a failure here is a failure everywhere; no deadline, as
+# machines differ.
 hypothesis.settings.register_profile(
     "casweights",
-    derandomize=True,
+    max_examples=lengths.examples(50),
+    derandomize=not lengths.LONG,
     deadline=None,
     database=None,
+    print_blob=True,
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
         hypothesis.HealthCheck.data_too_large,

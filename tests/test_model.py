@@ -31,6 +31,7 @@ from casweights.stores.memory import MemoryStore
 from casweights.testing.states import assert_same_state
 from casweights.testing.trees import read_tree, resolve_links, write_tree
 from casweights.testing.versatile import VersatileStore
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from casweights.stores.base import ObjectStore
@@ -290,8 +291,10 @@ class InBucket(RepositoryMachine):
         return Bucket()
 
 
-InMemory.TestCase.settings = hypothesis.settings(max_examples=40, stateful_step_count=40)
-InDirectory.TestCase.settings = hypothesis.settings(max_examples=8, stateful_step_count=30)
+InMemory.TestCase.settings = hypothesis.settings(max_examples=examples(20), stateful_step_count=40)
+InDirectory.TestCase.settings = hypothesis.settings(
+    max_examples=examples(8), stateful_step_count=30
+)
 InBucket.TestCase.settings = InMemory.TestCase.settings
 TestInMemory = InMemory.TestCase
 TestInDirectory = InDirectory.TestCase

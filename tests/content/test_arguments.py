@@ -26,6 +26,7 @@ from casweights import (
 from casweights.cli._app import root
 from casweights.errors import ErrorCode
 from casweights.stores.url import open_object_store
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositor
 
 
 @pytest.mark.parametrize("use", USES)
-@hypothesis.settings(max_examples=15)
+@hypothesis.settings(max_examples=examples(8))
 @hypothesis.given(data=st.data())
 def test_odd_paths_raise_only_our_errors_in_the_library(
     store: Repository, use: str, data: st.DataObject
@@ -153,7 +154,7 @@ zones = st.integers(-24 * 60 + 1, 24 * 60 - 1).map(lambda n: timezone(timedelta(
 times = st.datetimes(timezones=zones | st.just(UTC)) | st.datetimes()
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=examples(30))
 @hypothesis.given(time=times)
 @hypothesis.example(time=datetime.fromisoformat("9999-12-31T23:59:00-12:00"))
 @hypothesis.example(time=datetime.fromisoformat("0001-01-01T00:00:00+12:00"))

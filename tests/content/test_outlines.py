@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from casweights.content.states import StateFile
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.testing.strategies import TEXT
+from tests.lengths import examples
 
 # Some values are equal in Python but not in a file, and some look like a part of a tree.
 VALUES = st.one_of(
@@ -51,7 +52,7 @@ def filled(node: Any, data: st.DataObject) -> Any:
     return data.draw(VALUES) if node is None else node
 
 
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=examples(100))
 @hypothesis.given(shape=shapes(), data=st.data())
 def test_a_reused_outline_with_other_values_gives_the_same_file_as_a_new_one(
     shape: Any, data: st.DataObject

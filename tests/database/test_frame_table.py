@@ -13,6 +13,7 @@ from casweights.database.packs import PackLocations
 from casweights.format.envelope import PREFIX_SIZE
 from casweights.format.pack import Frame, FrameColumns, Location, encode_frames, parse_frames
 from casweights.ids import ChunkId, PackId, Suspect
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -115,7 +116,7 @@ class Tables:
                 assert frame.base is not None or frame.size >= table.least_whole(frame.raw_size)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(150))
 @given(PACKS, STEPS)
 def test_frames_are_the_same_whether_they_are_made_at_once_or_when_asked_for(
     packs: list[PackLocations], steps: list[tuple[str, int, int]]

@@ -23,6 +23,7 @@ from casweights.stores.base import Capabilities, ObjectInfo
 from casweights.stores.memory import MemoryStore
 from casweights.testing.versatile import VersatileStore
 from tests import racing
+from tests.lengths import examples
 from tests.racing import (
     NO_LAG,
     ONE_LAG,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 WIDE = 1.0  # seconds of clock skew that writers allow for, or 1,000 ticks: more than any test uses
 SKEWS = st.lists(st.integers(-20, 20), min_size=1, max_size=7)
 MOVES = st.lists(st.integers(1, 3), min_size=2, max_size=4)
-FEW = settings(max_examples=40, phases=[Phase.generate])  # shrinking takes minutes
+FEW = settings(max_examples=examples(20), phases=[Phase.generate])  # shrinking takes minutes
 LAGS = pytest.mark.parametrize("lags", [NO_LAG, ONE_LAG], ids=["no lag", "lagging"])
 
 

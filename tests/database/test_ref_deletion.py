@@ -19,6 +19,7 @@ from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore
 from tests.copying_bucket import Bucket
+from tests.lengths import moments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -214,7 +215,7 @@ def test_a_process_that_is_killed_at_any_call_leaves_the_state_before_or_after(
 ) -> None:
     numbers = itertools.count()
     states = []
-    for call in itertools.count(1):
+    for call in moments(3, change):
         for after in (False, True):
             objects: ObjectStore = Unordered()
             if kind == "directory":

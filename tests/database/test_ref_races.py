@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from casweights.database.moves import Head
 from casweights.errors import ConflictError, ErrorCode
 from casweights.format import names
+from tests.lengths import spread
 from tests.racing import (
     CONSISTENT,
     EXCLUSIVE,
@@ -277,6 +279,7 @@ class TestPruning:
     """Old moves of a long branch are removed; writers that are far behind still get a conflict."""
 
     BEHIND = (0, 1, 2, 49, 98, 99, 100, 101, 150, 198)  # positions that late writers have seen
+    STEPS = (*range(1, 7), 50, *range(98, 104), 150, *range(199, 203))  # of pruning
 
     @EXCLUSIVE
     def test_a_log_has_100_to_199_moves_and_late_writers_get_a_conflict(
@@ -292,7 +295,9 @@ class TestPruning:
         assert max(lengths) == 199
         assert min(lengths[200:]) == 100
         before = list(main.world.list(names.HEADS))
-        for seen in heads[:-1]:  # up to 350 moves behind, also at positions that are gone
+        for seen in spread(
+            heads[:-1], 60
+        ):  # up to 350 moves behind, also at positions that are gone
             assert main.move(main.world, seen) is None
         assert list(main.world.list(names.HEADS)) == before
         main.check_end()
@@ -303,8 +308,8 @@ class TestPruning:
         main = branch(exclusive=exclusive, moves=199)
         heads = self.heads(main)
         pruner = Writer(main.world, lambda client: main.move(client, heads[199]))
-        while True:
-            for position in self.BEHIND:
+        for step in count():
+            for position in spread(self.BEHIND, 3, step):
                 other = main.copy()
                 assert other.move(other.world, heads.get(position)) is None
             if not pruner.at_work:
@@ -321,7 +326,7 @@ class TestPruning:
         """The late writer puts its move before the pruning, and lists moves after some of it."""
         long = branch(exclusive=exclusive, moves=199)
         heads = self.heads(long)
-        for steps in (1, 2, 3, 4, 5, 6, 50, 98, 99, 100, 101, 102, 103, 150, 199, 200, 201, 202):
+        for steps in spread(self.STEPS, 8, position):
             main = long.copy()
             pruner = Writer(main.world, partial(main.move, seen=heads[199]))
             late = Writer(main.world, partial(main.move, seen=heads.get(position)))

@@ -26,6 +26,7 @@ from casweights.errors import CasweightsError, NotFoundError
 from casweights.format import names
 from casweights.stores.local import LocalStore
 from tests.ages import DAY, GRACE, age
+from tests.lengths import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,7 @@ def run_round(folder: Path, seed: int, counts: Counter[str]) -> None:
     children = [run_killed(work, folder, name, seed) for work, name in jobs]
     chance.shuffle(children)
     for child in children:
-        time.sleep(chance.uniform(0.2, 0.8))
+        time.sleep(chance.uniform(0.1, choose(0.3, 1)))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "a child ended by an error"

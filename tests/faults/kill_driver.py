@@ -42,6 +42,7 @@ from casweights.stores.local import LocalStore
 from casweights.system.staging import PREFIX
 from casweights.testing.faults import Fault, FaultyStore, kill_process
 from tests.disks import wait_for_no_disk
+from tests.lengths import moments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -322,7 +323,7 @@ def die_at(moment: str, number: int, root: Path, action: Callable[[ObjectStore],
 
 
 def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
-    """Kill a commit, a checkout and a repack at each operation on the store or file system.
+    """Kill a commit, a checkout and a repack at operations on the store or file system.
 
     Maintenance before the repack is killed as well.
     """
@@ -331,7 +332,7 @@ def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
     chance = random.Random(seed)
     model = Model(folder / "model", shards=2, tensors=8, nbytes=64 * KiB, seed=seed)
     ends: Counter[str] = Counter()
-    for number in count(1):
+    for number in moments(4, moment):
         place = folder / f"trial-{number}"
         place.mkdir()
         trials = Trials(place, model, 64 * KiB)

@@ -55,6 +55,7 @@ from tests.faults.sync_states import (
     write_state,
 )
 from tests.faults.sync_uploads import check_uploads
+from tests.lengths import moments
 from tests.sync.states import end_of_round
 
 if TYPE_CHECKING:
@@ -332,14 +333,14 @@ def die_at_exchange(number: int) -> None:
 
 
 def kill_at_every_step(folder: Path, who: str, moment: str) -> Counter[str]:
-    """Kill a trainer between steps 0 and 2, or a new replica, at each moment of a kind."""
+    """Kill a trainer between steps 0 and 2, or a new replica, at moments of a kind."""
     works = {"trainer": train, "skipper": skip, "replica": follow}
     template = Run(folder / "template", str(folder / "template" / "store"))
     template.goal = 0
     expect(2)
     result_of(folder / "answer", partial(_begin, template))
     ends: Counter[str] = Counter()
-    for number in count(1):
+    for number in moments(4, (who, moment)):
         shutil.copytree(template.folder, folder / f"{number}")
         run = Run(folder / f"{number}", str(folder / f"{number}" / "store"))
         run.goal = 0 if who == "replica" else 2

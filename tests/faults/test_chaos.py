@@ -18,10 +18,13 @@ import casweights
 from tests.faults.chaos_oracle import find_problems
 from tests.faults.chaos_workers import Journal, Place
 from tests.faults.sync_states import CONFIG, digest, state
+from tests.lengths import choose
 
 ROOT = Path(__file__).parents[2]
 SEED = 20261128
-DISTURBANCES = 30  # a number instead of a time, so that slow machines do not test less
+DISTURBANCES = choose(
+    14, 1000
+)  # a number instead of a time, so that slow machines do not test less
 
 
 def chaos(store: str, folder: Path) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def chaos(store: str, folder: Path) -> dict[str, Any]:
         [*command, *(str(part) for option in options.items() for part in option)],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=choose(600, 3600),
         check=False,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -47,8 +50,8 @@ def chaos(store: str, folder: Path) -> dict[str, Any]:
 def test_a_store_keeps_every_result_that_it_reported(tmp_path: Path, store: str) -> None:
     result = chaos(store, tmp_path / "run")
     assert result["problems"] == []
-    assert result["workers"]["killed"] >= 10
-    assert result["workers"]["stopped"] >= 10
+    assert result["workers"]["killed"] >= 4
+    assert result["workers"]["stopped"] >= 4
     assert {"commit", "publish"} <= result["done"].keys()
     # How much of the other work completes before a kill depends on the machine.
     assert {"follow", "read", "make", "repack"} <= result["begun"].keys()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-SEED, ROUNDS = 20261129, 8
+from tests.lengths import choose
+
+SEED, ROUNDS = 20261129, choose(8, 250)
 
 
 @pytest.mark.slow
@@ -28,7 +30,7 @@ def test_killed_writers_and_collectors_lose_nothing(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=choose(600, 7200),
         check=False,
         cwd=Path(__file__).parents[2],
     )

@@ -1,4 +1,7 @@
-"""Every flipped bit, missing byte and extra byte in any object of a store is found and named."""
+"""Every flipped bit, missing byte and extra byte in any object of a store is found and named.
+
+A sample of them in the suite, all in the long form.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from casweights.ids import PackId
 from casweights.operations.archiving import archive
 from casweights.stores.memory import MemoryStore
 from tests.large_versions import packs_apart
+from tests.lengths import choose, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +36,8 @@ if TYPE_CHECKING:
     from casweights.format.pack import Frame
 
 DIGESTS: tuple[DigestName, ...] = ("blake3", "xxh3-128")
-PAYLOAD_SAMPLES = 150
-LENGTH_SAMPLES = 60
+FLIPS, CUTS = 60, 12  # of each object, in the suite
+PAYLOAD_FLIPS = 150  # of the frames of an object, in the long form
 
 Objects = dict[str, bytes]
 Version = dict[str, bytes]
@@ -114,12 +118,11 @@ def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def damages(name: str, data: bytes) -> Iterator[bytes]:
     """Yield damaged forms of an object: one bit flipped, truncated, or one byte longer."""
     chance = random.Random(name)
-    for place in flipped_places(name, data, chance):
+    for place in spread(flipped_places(name, data, chance), FLIPS, name):
         damaged = bytearray(data)
         damaged[place] ^= 1 << chance.randrange(8)
         yield bytes(damaged)
-    lengths = {*chance.sample(range(len(data)), min(LENGTH_SAMPLES, len(data))), 0, len(data) - 1}
-    yield from (data[:length] for length in sorted(lengths))
+    yield from (data[:length] for length in spread(range(len(data)), CUTS, name))
     yield data + b"\0"
     yield data + b"x"
     yield data + data
@@ -132,7 +135,7 @@ def flipped_places(name: str, data: bytes, chance: random.Random) -> list[int]:
     span = index_span if name.startswith(names.PACKS) else end_span
     start, _ = span(data[-TRAILER_SIZE:], len(data), name)
     frames = range(PREFIX_SIZE, start)
-    sample = chance.sample(frames, min(len(frames), PAYLOAD_SAMPLES))
+    sample = chance.sample(frames, min(len(frames), PAYLOAD_FLIPS))
     return [*range(PREFIX_SIZE), *sample, *range(start, len(data))]
 
 
@@ -224,7 +227,7 @@ def test_damage_never_leads_to_wrong_bytes(sample: Sample, tmp_path: Path) -> No
     survived = 0
     for name, data in sample.objects.items():
         kinds = list(damages(name, data))
-        for damaged in random.Random(name).sample(kinds, 25):
+        for damaged in random.Random(name).sample(kinds, choose(12, len(kinds))):
             store = store_of({**sample.objects, name: damaged})
             for version, files in sample.versions.items():
                 failure = try_checkout(store, version, tmp_path)

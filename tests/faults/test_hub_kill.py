@@ -31,6 +31,7 @@ from tests.faults.hub_driver import (
     watched_uploads,
 )
 from tests.faults.kill_driver import Digests, Model, look
+from tests.lengths import choose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ def drive(moment: str, folder: Path) -> dict[str, int]:
             [*command, moment, hub.url, str(folder)],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=choose(300, 7200),
             check=False,
             cwd=ROOT,
             env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
@@ -61,7 +62,7 @@ def drive(moment: str, folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize("moment", ["after call", "after step"])
 def test_a_commit_killed_at_any_step_can_be_repeated(tmp_path: Path, moment: str) -> None:
     ends = drive(moment, tmp_path)
-    assert ends["killed"] >= 10
+    assert ends["killed"] >= choose(3, 10)
     assert ends["finished"] == 1, "with no step left to be killed at"
 
 

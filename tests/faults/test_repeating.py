@@ -1,13 +1,14 @@
 """After an error, a call can be repeated, and the result is that of one call.
 
-For every verb, each of its calls to the store fails: before or after it has done its work, and
-either once or as the first of an outage that lasts until the verb gives up.
+For every verb, each of its calls to the store fails, or a sample of them: before or after it has
+done its work, and either once or as the first of an outage that lasts until the verb gives up.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ from casweights.stores.base import Capabilities
 from casweights.stores.memory import MemoryStore
 from casweights.testing.faults import Fault, FaultyStore
 from casweights.testing.trees import write_tree
+from tests.lengths import spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -198,10 +200,9 @@ def test_an_error_means_that_repeating_it_does_what_one_call_does(
     expected = undisturbed.state()
     undisturbed.close()
     assert calls
-    for call in range(1, calls + 1):
-        for after in (False, True):
-            for outage in (False, True):
-                try_once(verb, Place(kind, folder), expected, (call, after, outage))
+    faults = [*product(range(1, calls + 1), (False, True), (False, True))]
+    for fault in spread(faults, 10, (verb, kind)):
+        try_once(verb, Place(kind, folder), expected, fault)
 
 
 def try_once(

@@ -16,10 +16,11 @@ import pytest
 
 from casweights.testing.hub import LocalHubProcess
 from tests.faults.hub_driver import BUCKET
+from tests.lengths import choose
 
 ROOT = Path(__file__).parents[2]
 SEED = 20261125
-KILLS, HUB_KILLS = 40, 8
+KILLS, HUB_KILLS = choose(16, 1000), choose(4, 100)
 
 
 def drive(what: str, folder: Path, store: str, kills: int = 0) -> dict[str, int]:
@@ -28,7 +29,7 @@ def drive(what: str, folder: Path, store: str, kills: int = 0) -> dict[str, int]
         [*command, what, str(folder), store, str(SEED), str(kills)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=choose(300, 7200),
         check=False,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -43,7 +44,7 @@ def drive(what: str, folder: Path, store: str, kills: int = 0) -> dict[str, int]
 @pytest.mark.parametrize("moment", ["before call", "after call", "file change"])
 def test_a_trainer_killed_at_any_step_loses_no_durable_version(tmp_path: Path, moment: str) -> None:
     ends = drive(f"trainer at {moment}", tmp_path, "")
-    assert ends["killed"] >= 15
+    assert ends["killed"] >= choose(2, 15)
     assert ends["finished"] == 1, "with no step left to be killed at"
 
 
@@ -54,7 +55,7 @@ def test_a_step_that_a_killed_trainer_made_from_another_parent_is_published(
 ) -> None:
     """Only frames that are the same with either parent are uploaded again."""
     ends = drive(f"skipper at {moment}", tmp_path, "")
-    assert ends["killed"] >= 15
+    assert ends["killed"] >= choose(2, 15)
     assert ends["finished"] == 1, "with no step left to be killed at"
 
 
@@ -64,20 +65,20 @@ def test_a_trainer_killed_at_any_step_of_maintenance_loses_nothing(
     tmp_path: Path, moment: str
 ) -> None:
     ends = drive(f"maintained trainer at {moment}", tmp_path, "")
-    assert ends["killed"] >= 25
+    assert ends["killed"] >= choose(4, 25)
     assert ends["finished"] == 1, "with no step left to be killed at"
 
 
 @pytest.mark.slow
 def test_a_trainer_that_maintains_and_its_replica_killed_at_random_moments(tmp_path: Path) -> None:
-    ends = drive("maintained random", tmp_path / "run", str(tmp_path / "store"), KILLS // 4)
-    assert ends["trainer killed"] + ends["replica killed"] >= KILLS // 4
+    ends = drive("maintained random", tmp_path / "run", str(tmp_path / "store"), KILLS // 2)
+    assert ends["trainer killed"] + ends["replica killed"] >= KILLS // 2
 
 
 @pytest.mark.slow
 def test_a_replica_killed_at_any_write_can_start_again(tmp_path: Path) -> None:
     ends = drive("replica at exchange", tmp_path, "")
-    assert ends["killed"] >= 10
+    assert ends["killed"] >= choose(2, 10)
     assert ends["finished"] == 1, "with no write left to be killed at"
 
 

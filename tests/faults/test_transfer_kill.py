@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections import Counter
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from casweights.stores.local import LocalStore
 from casweights.testing.faults import FaultyStore
 from tests.disks import wait_for_no_disk
 from tests.faults.kill_driver import Model, die_at, end_of, fork, limit_packs, look
+from tests.lengths import moments
 
 if TYPE_CHECKING:
     from casweights import SnapshotId
@@ -94,7 +94,7 @@ def kill_at_every_step(folder: Path, moment: str) -> Counter[str]:
     source = folder / "source"
     versions = make_source(source, model)
     ends: Counter[str] = Counter()
-    for number in count(1):
+    for number in moments(3, moment):
         target = folder / f"target-{number}"
         casweights.open(target, create=True, config=StoreConfig(chunk_size=64 * KiB)).close()
         end = end_of(fork(partial(die_at, moment, number, target, partial(push, source=source))))

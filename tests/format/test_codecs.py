@@ -21,6 +21,7 @@ from casweights.format.dtypes import DTYPES, DType
 from casweights.format.elements import kind_of
 from casweights.kernels import dense_encode, sparse_encode
 from casweights.testing.strategies import contents
+from tests.lengths import examples
 
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
 BF16, F32, U8, I8 = (DTYPES[code] for code in ("BF16", "F32", "U8", "I8"))
@@ -38,7 +39,7 @@ def roundtrip(raw: bytes, dtype: DType, compression: Compression) -> tuple[Encod
     return encoding, len(payload)
 
 
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=examples(100))
 @hypothesis.given(
     data=st.data(),
     code=st.sampled_from(sorted(DTYPES)),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from casweights.errors import InvalidInputError
 from casweights.format.safetensors import may_be, parse_header
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +158,7 @@ def headers(draw: st.DrawFn) -> bytes:
 
 
 @hypothesis.given(text=headers(), data=st.sampled_from([DATA] * 9 + [b""]))
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(150))
 def test_generated_headers_are_read_as_by_the_reference_library(
     spec: Callable[[bytes, bytes], Any], text: bytes, data: bytes
 ) -> None:

@@ -25,6 +25,7 @@ from casweights.integrations.dcp import CasweightsReader, CasweightsWriter
 from casweights.stores.memory import MemoryStore
 from casweights.testing.states import assert_same_state
 from tests.integrations.dcp_verbs import cause, load, save
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +93,7 @@ def keys(node: Any) -> Any:
 
 @pytest.mark.parametrize("flatten", [True, False])
 @given(data=st.data())
-@settings(max_examples=8)
+@settings(max_examples=examples(8))
 def test_keys_have_the_order_of_the_saved_state(flatten: bool, data: st.DataObject) -> None:
     names = data.draw(st.permutations(["b", "a", "10", "2", "c.d", "Z"]))
     leaves = st.sampled_from([1, "text", torch.ones(2), torch.ones(()), io.BytesIO(b"x")])

@@ -18,6 +18,7 @@ from casweights.kernels.reference.bits import varint
 from casweights.kernels.reference.range_coder import RangeEncoder
 from casweights.kernels.reference.rans import SEGMENT
 from casweights.kernels.reference.sizes import Sizes
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +161,7 @@ def test_any_share_of_changes_comes_back(encoding: str, kind: ElementKind, share
     roundtrip(encoding, base, change(base, "neighbour", share, kind, rng), kind)
 
 
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=examples(100))
 @hypothesis.given(
     encoding=st.sampled_from(sorted(COMPILED)),
     kind=st.sampled_from(ElementKind),
@@ -329,7 +330,7 @@ def test_flipped_bits_are_read_alike(encoding: str, name: str) -> None:
         decode(encoding, flipped, base)
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(150))
 @hypothesis.given(
     encoding=st.sampled_from(sorted(COMPILED)),
     name=st.sampled_from(EXAMPLES),
@@ -344,7 +345,7 @@ def test_edited_payloads_are_read_alike(
     decode(encoding, payload[:at] + inserted + payload[at + removed :], base)
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(150))
 @hypothesis.given(
     encoding=st.sampled_from(sorted(COMPILED)),
     kind=st.sampled_from(ElementKind),

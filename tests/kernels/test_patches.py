@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from casweights import kernels
 from casweights.kernels import _compiled
 from casweights.kernels.reference import patches as twins
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +105,7 @@ def test_any_share_of_changes_is_found_and_swapped(width: int, share: float) -> 
         check(old, changed_at(old, places, width, rng), width)
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(150))
 @hypothesis.given(
     width=st.sampled_from(WIDTHS),
     count=st.sampled_from(COUNTS) | st.integers(0, 300),
@@ -234,7 +235,7 @@ def test_swap_refuses_hostile_positions_and_writes_nothing(width: int, places: l
         assert (bytes(memory), bytes(values)) == (before, others)
 
 
-@hypothesis.settings(max_examples=300)
+@hypothesis.settings(max_examples=examples(150))
 @hypothesis.given(
     width=st.sampled_from(WIDTHS),
     count=st.integers(0, 40),

@@ -15,6 +15,7 @@ import casweights
 from casweights import ConflictError, ErrorCode
 from casweights.format.snapshot import parse_snapshot
 from casweights.testing.trees import read_tree, write_tree
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -246,7 +247,7 @@ PATHS = st.sampled_from(["config.json", "notes", "mine", "sub/model.safetensors"
 IN_VERSIONS = {*FIRST.values(), *SECOND.values()}
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=examples(25))
 @hypothesis.given(there=st.dictionaries(PATHS, CONTENTS, max_size=5), delete=st.booleans())
 def test_nothing_unsaved_is_lost(
     repo: Repository,

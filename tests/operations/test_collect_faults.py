@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,7 @@ from tests.ages import DAY, age
 from tests.copying_bucket import Bucket
 from tests.histories import check_versions
 from tests.large_versions import packs_apart
+from tests.lengths import moments
 from tests.operations.collecting import (
     LONG,
     abandon,
@@ -99,7 +99,7 @@ def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
     }
     call = verbs.get(verb, apply)
     # Most calls are reads, between which nothing changes.
-    for last in count(1, 1 if by_write else 5):
+    for last in moments(2 if by_write else 16, verb):
         dying = Dying(after := copy_of(objects), 10**9, by_write=by_write)
         with open_repo(dying) as killed:
             dying.left = last
@@ -152,7 +152,7 @@ def test_a_read_or_listing_that_fails_deletes_nothing(
             if self.left == 0:
                 raise StoreError(ErrorCode.IO_FAILED, "broken")
 
-    for last in count(1, 2):
+    for last in moments(5):
         failing = Failing(objects)
         with open_repo(failing) as reader:
             failing.left = last
@@ -274,7 +274,7 @@ class AnotherRun:
 def test_two_collections_at_once_lose_nothing(repo: Repository, objects: MemoryStore) -> None:
     kept = commit_all(repo, "main")
     lost = abandon(repo, objects)
-    for call in count(1, 4):
+    for call in moments(8):
         other = AnotherRun(call, objects)
         seen: list[ConflictError] = other.seen
         with open_repo(watched := Watched(objects)) as one:

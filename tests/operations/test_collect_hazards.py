@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import timedelta
-from itertools import count
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -32,6 +31,7 @@ from tests.copying_bucket import Bucket
 from tests.findings import Remote
 from tests.histories import State, check_versions, step
 from tests.large_versions import packs_apart
+from tests.lengths import moments
 from tests.operations.collecting import (
     LONG,
     abandon,
@@ -365,7 +365,7 @@ def test_h8_a_version_that_is_named_while_a_run_marks_is_kept(
     """At each call of the run, another client names what was about to go."""
     lost = abandon(repo, objects)
     version = list(lost)[-1]
-    for call in count(1, 3):
+    for call in moments(8, type(objects).__name__):
         interrupt = Naming(call, objects, version)
         with open_repo(watched := Watched(objects)) as collector:
             watched.before = interrupt

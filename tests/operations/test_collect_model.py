@@ -30,6 +30,7 @@ from tests.ages import DAY, GRACE, age
 from tests.copying_bucket import Bucket
 from tests.histories import CHUNK, State, step, weights
 from tests.large_versions import packs_apart
+from tests.lengths import examples
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
@@ -351,5 +352,5 @@ def kinds() -> dict[str, Callable[[CollectMachine, str], ObjectStore]]:
 @pytest.mark.parametrize("kind", kinds())
 def test_no_sequence_loses_a_version(kind: str) -> None:
     machine = type(kind, (CollectMachine,), {"make_objects": kinds()[kind]})
-    settings = hypothesis.settings(max_examples=12, stateful_step_count=30)
+    settings = hypothesis.settings(max_examples=examples(5), stateful_step_count=30)
     hypothesis.stateful.run_state_machine_as_test(machine, settings=settings)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from casweights import Keep
 from casweights.operations.retention import Row, describe, reasons, span
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,14 +81,14 @@ def policies(draw: st.DrawFn) -> Keep:
     return Keep(**rules, within=within, where=where)  # type: ignore[arg-type]
 
 
-@hypothesis.settings(max_examples=400)
+@hypothesis.settings(max_examples=examples(150))
 @hypothesis.given(histories(), policies())
 def test_what_stays_is_what_the_definitions_keep(rows: list[Row], keep: Keep) -> None:
     stays = [bool(why) for why in reasons(rows, keep, NOW)]
     assert stays == [is_kept(rows, at, keep) for at in range(len(rows))]
 
 
-@hypothesis.settings(max_examples=400)
+@hypothesis.settings(max_examples=examples(150))
 @hypothesis.given(histories(), policies())
 def test_a_policy_applied_twice_does_nothing_the_second_time(rows: list[Row], keep: Keep) -> None:
     left = [row for row, why in zip(rows, reasons(rows, keep, NOW), strict=True) if why]

@@ -21,6 +21,7 @@ from casweights.testing import CountingStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit
 from casweights.testing.states import assert_same_state
 from tests.histories import step, weights
+from tests.lengths import moments
 from tests.operations.transfers import (
     Versions,
     check,
@@ -159,7 +160,7 @@ def test_a_failed_transfer_can_be_repeated(
         repo.repack(compression="small")
         fresh = {"w": step(list(versions.values())[4]["w"], 0.01, 80)}
         versions[repo.commit(fresh).id] = fresh
-    for calls, store in enumerate(copies(empty), 1):
+    for calls, store in zip(moments(3, after), copies(empty), strict=False):
         faulty = FaultyStore(store, [Fault(call=calls, after=after)])
         failed = True
         try:

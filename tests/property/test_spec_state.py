@@ -22,6 +22,7 @@ from casweights.errors import CasweightsError
 from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import TREE_KEY
 from casweights.testing.strategies import state_dicts
+from tests.lengths import examples
 from tests.spec_states import describe_read, names_of_tensors
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def reader() -> ModuleType:
     return import_module("tools.spec.state")
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=examples(20))
 @hypothesis.given(state=state_dicts(carried=True))
 def test_any_state_is_rebuilt_as_the_library_loads_it(
     reader: ModuleType, state: dict[Any, Any]

@@ -19,6 +19,7 @@ from casweights.config import Compression, DigestName, KiB, StoreConfig
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.testing.strategies import contents, file_names, trees
 from casweights.testing.trees import Link, Tree, read_tree, resolve_links, write_tree
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ def workspace(digest: DigestName = "blake3") -> Iterator[tuple[casweights.Reposi
 
 
 @pytest.mark.parametrize("digest", ["blake3", "xxh3-128"])
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=examples(30))
 @hypothesis.given(tree=trees(), compression=compressions)
 def test_any_directory_comes_back(digest: DigestName, tree: Tree, compression: Compression) -> None:
     with workspace(digest) as (repo, folder):
@@ -75,7 +76,7 @@ def disturbed(draw: st.DrawFn, tree: Tree) -> Tree:
     return result
 
 
-@hypothesis.settings(max_examples=80)
+@hypothesis.settings(max_examples=examples(40))
 @hypothesis.given(data=st.data(), tree=trees(), delete=st.booleans())
 def test_checkout_over_other_files_restores_the_version(
     data: st.DataObject, tree: Tree, delete: bool
@@ -92,7 +93,7 @@ def test_checkout_over_other_files_restores_the_version(
         assert not any((folder / "out" / path).is_symlink() for path in tree)
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=examples(30))
 @hypothesis.given(old=trees(), new=trees())
 def test_checkout_over_another_version_restores_the_version(old: Tree, new: Tree) -> None:
     with workspace() as (repo, folder):
@@ -136,7 +137,7 @@ def is_model(file: bytes) -> bool:
     return True
 
 
-@hypothesis.settings(max_examples=80)
+@hypothesis.settings(max_examples=examples(40))
 @hypothesis.given(data=st.data(), tree=trees())
 def test_checkout_of_a_part_writes_only_that_part(data: st.DataObject, tree: Tree) -> None:
     files = resolve_links(tree)

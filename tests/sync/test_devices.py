@@ -19,6 +19,7 @@ from casweights.sync.devices import (
 )
 from casweights.testing.states import tensor_bits
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes
+from tests.lengths import examples
 
 CHUNK = 64  # bytes
 _INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -90,7 +91,7 @@ def layouts(draw: st.DrawFn) -> torch.Tensor:
     return tensor.reshape(stored)[..., 1::2] if kind == "strided" else tensor.reshape(shape)
 
 
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=examples(100))
 @hypothesis.given(live=layouts(), data=st.data())
 def test_an_exchange_keeps_storage_and_undoes_itself(
     live: torch.Tensor, data: st.DataObject

@@ -20,6 +20,7 @@ from casweights.sync import state_copy, tensor_groups
 from casweights.testing import CountingStore
 from casweights.testing.states import assert_same_state
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes
+from tests.lengths import examples
 from tests.sync.states import State, copied, open_store
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def test_batches_result_in_the_same_versions_as_single_tensors(
 ) -> None:
     pretend_device(monkeypatch, on_host=on_host)
 
-    @hypothesis.settings(max_examples=15, deadline=None)
+    @hypothesis.settings(max_examples=examples(8), deadline=None)
     @hypothesis.given(
         tensors=st.lists(st.lists(small(), min_size=3, max_size=8), min_size=1, max_size=3),
         cast=CASTS,

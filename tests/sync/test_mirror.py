@@ -18,6 +18,7 @@ from casweights.sync.mirror import Mirror, Scan
 from casweights.system.buffers import Pool
 from casweights.system.threads import Workers
 from casweights.testing.states import tensor_bits
+from tests.lengths import examples
 from tests.sync.states import CHUNK, State, copied, noise, nudge, open_store
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ KINDS = st.sampled_from(["none", "few", "few", "many", "most"])
 FATES = st.sampled_from(["durable", "lost", "put off", "merged"])
 
 
-@hypothesis.settings(max_examples=25)
+@hypothesis.settings(max_examples=examples(12))
 @hypothesis.given(steps=st.lists(st.tuples(KINDS, st.integers(0, 2), FATES), max_size=7))
 def test_a_claim_leads_back_to_the_durable_version_whatever_happened_before(
     steps: list[tuple[str, int, str]],

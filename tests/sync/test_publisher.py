@@ -22,6 +22,7 @@ from casweights.testing import CountingStore
 from casweights.testing.states import assert_same_tensor, tensor_bits
 from casweights.testing.strategies import TORCH_DTYPES, from_bytes, state_dicts
 from tests.large_versions import packs_apart
+from tests.lengths import examples
 from tests.sync.states import (
     CHUNK,
     Listener,
@@ -98,7 +99,7 @@ FAULTS = st.sampled_from(
 )
 
 
-@hypothesis.settings(max_examples=30)
+@hypothesis.settings(max_examples=examples(15))
 @hypothesis.given(
     steps=st.lists(
         st.tuples(KINDS, st.booleans(), st.none() | st.none() | FAULTS), min_size=2, max_size=8
@@ -154,7 +155,7 @@ def test_versions_hold_the_published_tensors_in_any_schedule(
         assert_history(store, {step: states[step] for step in found})
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=examples(20))
 @hypothesis.given(state=state_dicts(), compare=st.sampled_from(["host", "cache"]), data=st.data())
 def test_any_state_is_published_as_it_is(
     state: State, compare: Compare, data: st.DataObject

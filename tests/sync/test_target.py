@@ -21,6 +21,7 @@ from casweights.testing.strategies import (
     state_dicts,
 )
 from tests.histories import CHUNK, ELEMENTS, step, weights
+from tests.lengths import examples
 from tests.sync.models import (
     Tied,
     bits,
@@ -108,7 +109,7 @@ def as_target(state: Any, made: dict[int, torch.Tensor]) -> Any:
     return made[id(state)]
 
 
-@hypothesis.settings(max_examples=50)
+@hypothesis.settings(max_examples=examples(25))
 @hypothesis.given(state=state_dicts())
 def test_any_state_dict_can_be_a_target(state: State) -> None:
     first = as_target(state, {})

@@ -15,6 +15,7 @@ from casweights import Subscriber
 from casweights.config import StoreConfig
 from casweights.stores.memory import MemoryStore
 from tests.histories import CHUNK, step, weights
+from tests.lengths import examples
 from tests.sync.models import bits, places, replica
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ MOVES = st.lists(
 )
 
 
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=examples(30))
 @hypothesis.given(
     moves=MOVES,
     start=st.one_of(st.none(), NUMBERS),
