@@ -326,7 +326,7 @@ class TestPruning:
         """The late writer puts its move before the pruning, and lists moves after some of it."""
         long = branch(exclusive=exclusive, moves=199)
         heads = self.heads(long)
-        for steps in spread(self.STEPS, 8, position):
+        for steps in spread(self.STEPS, 5, position):
             main = long.copy()
             pruner = Writer(main.world, partial(main.move, seen=heads[199]))
             late = Writer(main.world, partial(main.move, seen=heads.get(position)))

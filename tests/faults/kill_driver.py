@@ -332,7 +332,7 @@ def kill_at_every_step(folder: Path, seed: int, moment: str) -> Counter[str]:
     chance = random.Random(seed)
     model = Model(folder / "model", shards=2, tensors=8, nbytes=64 * KiB, seed=seed)
     ends: Counter[str] = Counter()
-    for number in moments(4, moment):
+    for number in moments(6, moment):
         place = folder / f"trial-{number}"
         place.mkdir()
         trials = Trials(place, model, 64 * KiB)
