@@ -47,6 +47,7 @@ class FrameTable:
         self._damaged: set[Suspect] = set()  # what findings are about
         self._doubted: set[Suspect] = set()  # the same, and the packs that lie aside
         self._unknown_bases: set[ChunkId] = set()
+        self._to_note: list[PackLocations] = []  # packs whose bases are not in `_unknown_bases` yet
         self._least_whole: dict[int, int] = {}  # by raw size; frames that are forgotten count, too
         self._made = 0  # frames in `_known`
         self.version = 0
@@ -134,6 +135,7 @@ class FrameTable:
         if isinstance(locations, PackLocations):
             self._add_pack(locations)
             return
+        self._note_bases()
         # The version stays the same for frames of chunks that this call added: finders have not
         # looked for chains to them. A commit adds many such frames, and finders keep their results.
         new: set[ChunkId] = set()
@@ -169,7 +171,7 @@ class FrameTable:
         for chunk in again:
             self._drop_copies(chunk, pack)
         self._leave_out([at for at in self._excluded if at.pack == pack.pack], set(again))
-        self._note_bases(pack)
+        self._to_note.append(pack)
         self._unknown_bases -= chunks.keys()
         self.version += 1
 
@@ -187,11 +189,15 @@ class FrameTable:
         self._made -= len(known) - len(self._known[chunk])
         self._many.pop(chunk, None)
 
-    def _note_bases(self, pack: PackLocations) -> None:
-        """Remember the bases that a pack's frames build on and of which no frame is known."""
-        bases = set(pack.frames.bases.values())
-        unknown = bases.difference(self._in_pack).difference(self._known)
-        self._unknown_bases.update(map(ChunkId, unknown))
+    def _note_bases(self) -> None:
+        """Remember the bases that frames of new packs build on and of which no frame is known.
+
+        Only those who add single frames need this, not those who read packs.
+        """
+        for pack in self._to_note:
+            unknown = set(pack.frames.bases).difference(self._in_pack).difference(self._known)
+            self._unknown_bases.update(map(ChunkId, unknown))
+        self._to_note = []
 
     def _take(self, chunk: ChunkId) -> None:
         """Make the frames of a chunk that are only in the columns of a pack."""
@@ -231,6 +237,7 @@ class FrameTable:
             Whether none was left out.
         """
         complete = True
+        self._note_bases()
         for location in locations:
             chunk, base = location.frame.chunk, location.frame.base
             if chunk not in self:
@@ -275,11 +282,11 @@ class FrameTable:
         known._drop_packs(self._packs.keys() - kept)
         made = (location for found in self._known.values() for location in found)
         known.add(location for location in made if location.pack in kept)
-        for pack in known._packs.values():
-            known._note_bases(pack)
+        known._to_note = list(known._packs.values())
         self._excluded, self._many = known._excluded, known._many
         self._unknown_bases, self._made = known._unknown_bases, known._made
         self._packs, self._in_pack = known._packs, known._in_pack
+        self._to_note = known._to_note
         self._known = known._known  # one assignment, because other threads read without a lock
         self.version += 1
 
@@ -315,8 +322,7 @@ class FrameTable:
             self._many.pop(chunk, None)
         bases = {location.frame.base for known in self._known.values() for location in known}
         self._unknown_bases = {base for base in bases if base and base not in self}
-        for pack in self._packs.values():
-            self._note_bases(pack)
+        self._to_note = list(self._packs.values())
         return thinned
 
     def clear(self) -> None:
@@ -326,6 +332,7 @@ class FrameTable:
         self._many.clear()
         self._excluded.clear()
         self._unknown_bases.clear()
+        self._to_note.clear()
         self._made = 0
         self._least_whole.clear()
         self.version += 1

@@ -69,7 +69,8 @@ class PackLocations(Sequence[Location]):
         """Return the locations of a chunk, from memory if they were made before."""
         made = self._made.get(chunk)
         if made is None:
-            made = self._made[chunk] = [self[n] for n in self._numbers(chunk)]
+            numbers = self._numbers(chunk)
+            made = self._made[chunk] = [Location(self.pack, self.frames[n]) for n in numbers]
         return made
 
     def _numbers(self, chunk: ChunkId) -> Sequence[int]:
@@ -124,7 +125,7 @@ class PackContents(NamedTuple):
     def bases(self) -> Iterator[ChunkId]:
         """Yield the bases of its frames."""
         if isinstance(self.locations, PackLocations):
-            yield from map(ChunkId, self.locations.frames.bases.values())
+            yield from map(ChunkId, self.locations.frames.bases)
         else:
             yield from (at.frame.base for at in self.locations if at.frame.base is not None)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property, partial
+from itertools import accumulate, chain
 from operator import gt
+from struct import iter_unpack
 from typing import TYPE_CHECKING, Any, overload
 
 import msgpack
@@ -24,14 +28,14 @@ from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import ChunkId, PackId, Suspect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from casweights.system.buffers import Buffer
 
 MAX_INDEX_SIZE = 64 << 20  # bytes: readers allocate no more for an index
 TRAILER_SIZE = 8  # bytes: length of the index (4), magic (4)
 _TRAILER_MAGIC = b"cidx"
-_MAX_OFFSET = 1 << 62  # so that the sum of an offset and a size fits into 63 bits
+_DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,33 +178,57 @@ class FrameColumns(Sequence[Frame]):
 
     Raises:
         ValueError: They do not fit each other.
-        TypeError: The same.
 
     Attributes:
         chunks: The ID of each frame's chunk, as plain bytes.
-        bases: The base of each frame that has one, by the frame's number, as plain bytes.
         end: The offset at which the last frame ends.
         generation: The pack's generation: 0 for packs of a commit, more for merged packs.
     """
 
     def __init__(self, table: dict[str, Any]) -> None:
-        joined, size = table["chunk"], table["digest_size"]
-        if size not in ChunkId.sizes or len(joined) % size:
-            raise ValueError(f"{len(joined)} bytes are not a list of digests of {size} bytes")
-        self.chunks = [joined[n : n + size] for n in range(0, len(joined), size)]
-        self.bases: Mapping[int, bytes] = table["base"]
+        self._digest_size: int = table["digest_size"]
+        if self._digest_size not in ChunkId.sizes:
+            raise ValueError(f"it has digests of {self._digest_size} bytes")
+        self.chunks = self._ids(table["chunk"])
         self.generation: int = table.get("generation", 0)
-        self._raw_sizes, self._sizes = table["raw_size"], table["size"]
+        self._raw_sizes, self._sizes = _decode_u32(table["raw_size"]), _decode_u32(table["size"])
         self._encodings, self._checksums = table["encoding"], table["checksum"]
-        _check_columns(table, len(self.chunks))
-        *self._offsets, self.end = accumulate(self._sizes, initial=PREFIX_SIZE)
-        if self.end > _MAX_OFFSET:
-            raise ValueError("it has an offset that is out of bounds")
+        self._based, self._bases = _decode_bits(table["based"], len(self.chunks)), table["base"]
+        self._check()
+        self.end = PREFIX_SIZE + sum(self._sizes)
+
+    def _ids(self, joined: bytes) -> list[bytes]:
+        """Return the IDs in a column; the fastest way to cut thousands of them."""
+        if len(joined) % self._digest_size:
+            raise ValueError(f"{len(joined)} bytes are not IDs of {self._digest_size} bytes each")
+        return list(chain.from_iterable(iter_unpack(f"{self._digest_size}s", joined)))
+
+    def _check(self) -> None:
+        """Check the columns against each other."""
+        count = len(self.chunks)
+        lengths = {len(self._raw_sizes), len(self._sizes), len(self._encodings)}
+        if lengths != {count} or len(self._checksums) != count * CHECKSUM_SIZE:
+            raise ValueError("its columns differ in length")
+        if len(self._bases) != self._based.count(1) * self._digest_size:
+            raise ValueError("it has more or fewer bases than frames that need one")
+        if max(self._raw_sizes, default=0) > MAX_CHUNK_SIZE:
+            raise ValueError("it has a chunk above the largest chunk size")
+        if self.generation < 0:
+            raise ValueError(f"its generation is {self.generation}")
+        if any(map(gt, self._sizes, self._raw_sizes)):
+            raise ValueError("it has a frame that is larger than its chunk")
+
+    @property
+    def bases(self) -> list[bytes]:
+        """The base of each frame that has one, as plain bytes."""
+        return self._ids(self._bases)
 
     def whole_sizes(self) -> Iterator[tuple[int, int]]:
         """Yield the raw size and the size of each frame without a base."""
-        for n in {*range(len(self))}.difference(self.bases):
+        n = self._based.find(0)
+        while n >= 0:
             yield self._raw_sizes[n], self._sizes[n]
+            n = self._based.find(0, n + 1)
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -217,6 +245,21 @@ class FrameColumns(Sequence[Frame]):
     def __iter__(self) -> Iterator[Frame]:
         return map(self._frame, range(len(self)))
 
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return list(accumulate(self._sizes, initial=PREFIX_SIZE))
+
+    @cached_property
+    def _numbers_of_bases(self) -> list[int]:
+        """For each frame, how many frames before it have a base."""
+        return list(accumulate(self._based, initial=0))
+
+    def _base(self, n: int) -> ChunkId | None:
+        if not self._based[n]:
+            return None
+        start = self._numbers_of_bases[n] * self._digest_size
+        return ChunkId(self._bases[start : start + self._digest_size])
+
     def _frame(self, n: int) -> Frame:
         return Frame(
             chunk=ChunkId(self.chunks[n]),
@@ -225,39 +268,46 @@ class FrameColumns(Sequence[Frame]):
             offset=self._offsets[n],
             size=self._sizes[n],
             checksum=self._checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
-            base=ChunkId(self.bases[n]) if n in self.bases else None,
+            base=self._base(n),
         )
 
 
-def _check_columns(table: dict[str, Any], count: int) -> None:
-    """Check the columns of an index of this many frames against each other."""
-    raw_sizes, sizes, bases = table["raw_size"], table["size"], table["base"]
-    lengths = {count, len(raw_sizes), len(sizes), len(table["encoding"])}
-    if lengths != {len(table["checksum"]) / CHECKSUM_SIZE}:
-        raise ValueError("its columns differ in length")
-    if min(sizes, default=0) < 0:
-        raise ValueError("it has a size that is out of bounds")
-    if max(raw_sizes, default=0) > MAX_CHUNK_SIZE:
-        raise ValueError("it has a chunk above the largest chunk size")
-    if table.get("generation", 0) < 0:
-        raise ValueError(f"its generation is {table['generation']}")
-    if any(map(gt, sizes, raw_sizes)):
-        raise ValueError("it has a frame that is larger than its chunk")
-    if bases and not 0 <= min(bases) <= max(bases) < count:
-        raise ValueError("it has a base for a frame that does not exist")
-    if not set(map(len, bases.values())) <= {*ChunkId.sizes}:
-        raise ValueError("it has a base that is not the ID of a chunk")
+def _encode_u32(numbers: Iterable[int]) -> bytes:
+    found = array("I", numbers)
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found.tobytes()
+
+
+def _decode_u32(column: bytes) -> array[int]:
+    found = array("I")
+    found.frombytes(column)  # raises `ValueError` for a part of a number
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
+
+
+def _encode_bits(bits: Sequence[bool]) -> bytes:
+    """Return a bit for each row, beginning with the lowest of the first byte."""
+    joined = "".join("1" if bit else "0" for bit in reversed(bits))
+    return int(f"0{joined}", 2).to_bytes(-(-len(bits) // 8), "little")
+
+
+def _decode_bits(column: bytes, count: int) -> bytes:
+    """Return 0 or 1 for each row."""
+    if len(column) == -(-count // 8):
+        digits = f"{int.from_bytes(column, 'little'):0{count}b}"[::-1] if count else ""
+        if len(digits) == count:
+            return digits.encode().translate(_DIGITS)
+    raise ValueError("it has more or fewer bits than frames")
 
 
 NO_FRAMES = FrameColumns(
     {
         "digest_size": ChunkId.sizes[0],
-        "chunk": b"",
-        "raw_size": [],
-        "size": [],
-        "encoding": b"",
-        "checksum": b"",
-        "base": {},
+        **dict.fromkeys(("chunk", "raw_size", "size", "encoding", "checksum"), b""),
+        "based": b"",
+        "base": b"",
     }
 )
 
@@ -285,11 +335,12 @@ def encode_frames(frames: Sequence[Frame], generation: int = 0) -> bytes:
         {
             "digest_size": len(frames[0].chunk),
             "chunk": b"".join(frame.chunk for frame in frames),
-            "raw_size": [frame.raw_size for frame in frames],
-            "size": [frame.size for frame in frames],
+            "raw_size": _encode_u32(frame.raw_size for frame in frames),
+            "size": _encode_u32(frame.size for frame in frames),
             "encoding": bytes(frame.encoding for frame in frames),
             "checksum": b"".join(frame.checksum for frame in frames),
-            "base": {n: frame.base for n, frame in enumerate(frames) if frame.base is not None},
+            "based": _encode_bits([frame.base is not None for frame in frames]),
+            "base": b"".join(frame.base for frame in frames if frame.base is not None),
         }
         | ({"generation": generation} if generation else {})
     )
@@ -374,14 +425,16 @@ def parse_frames(index: bytes, *, has_generation: bool = False) -> FrameColumns:
         ValueError: The columns are not valid; also the other errors of `MALFORMED`.
     """
     data = Unpacker(index)
+    column = partial(data.scalar, bytes)
     readers: dict[str, Callable[[], Any]] = {
         "digest_size": lambda: data.scalar(int),
-        "chunk": lambda: data.scalar(bytes),
-        "raw_size": data.ints,
-        "size": data.ints,
-        "encoding": lambda: data.scalar(bytes),
-        "checksum": lambda: data.scalar(bytes),
-        "base": lambda: data.by_number(len(index)),
+        "chunk": column,
+        "raw_size": column,
+        "size": column,
+        "encoding": column,
+        "checksum": column,
+        "based": column,
+        "base": column,
     }
     if has_generation:
         readers["generation"] = lambda: data.scalar(int)

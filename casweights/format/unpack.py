@@ -124,18 +124,6 @@ class Unpacker:
             numbers += batch
         return numbers
 
-    def by_number(self, limit: int) -> dict[int, bytes]:
-        """Read a map of at most `limit` integers to bytes."""
-        unpack, count = self._stream.unpack, len(self.pairs(limit))
-        found: dict[int, bytes] = {}
-        for start in range(0, count, _BATCH):
-            batch = [unpack() for _ in range(2 * min(_BATCH, count - start))]
-            keys, values = batch[::2], batch[1::2]
-            if set(map(type, keys)) != {int} or set(map(type, values)) != {bytes}:
-                raise TypeError("a map of integers to bytes contains another type")
-            found.update(zip(keys, values, strict=True))
-        return found
-
     def tree(self, elements: int, levels: int) -> Any:
         """Read a value of nested maps with str keys, arrays and scalars.
 

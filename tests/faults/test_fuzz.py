@@ -113,11 +113,12 @@ TABLE: dict[str, Any] = {"packs": bytes(32), "pack": [0, 0, 0, 0, 0], "structure
 INDEX: dict[str, Any] = {
     "digest_size": 32,
     "chunk": CHUNK_ID,
-    "raw_size": [len(CHUNK)],
-    "size": [len(CHUNK)],
+    "raw_size": len(CHUNK).to_bytes(4, "little"),
+    "size": len(CHUNK).to_bytes(4, "little"),
     "encoding": b"\0",
     "checksum": checksum(CHUNK),
-    "base": {},
+    "based": b"\0",
+    "base": b"",
 }
 
 

@@ -349,9 +349,9 @@ def test_forged_columns_of_frames_are_refused(wrong: Any) -> None:
     index, _ = parts()
     if wrong == "no frames":
         columns = msgpack.unpackb(encode_frames(stored.frames), strict_map_key=False)
-        empty = dict.fromkeys(("chunk", "encoding", "checksum"), b"")
-        lists: dict[str, list[int]] = {"raw_size": [], "size": []}
-        wrong = msgpack.packb(columns | empty | lists)
+        wrong = msgpack.packb(
+            {"digest_size": 32} | dict.fromkeys(columns.keys() - {"digest_size"}, b"")
+        )
         payloads = []
     elif wrong == "another size":
         wrong = encode_frames([replace(stored.frames[0], size=4), stored.frames[1]])

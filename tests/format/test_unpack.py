@@ -48,11 +48,12 @@ TABLE: dict[str, Any] = {"packs": b"", "pack": [], "places": {}, "shallow": Fals
 INDEX: dict[str, Any] = {
     "digest_size": 32,
     "chunk": b"",
-    "raw_size": [],
-    "size": [],
+    "raw_size": b"",
+    "size": b"",
     "encoding": b"",
     "checksum": b"",
-    "base": {},
+    "based": b"",
+    "base": b"",
 }
 
 

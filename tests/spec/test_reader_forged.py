@@ -118,7 +118,8 @@ def test_frames_of_other_chunks_are_not_used(store: Repository, tmp_path: Path) 
     data = name.read_bytes()
     index = msgpack.unpackb(data[frames_end(data) : -8], strict_map_key=False)
     names = [index["chunk"][n : n + 32] for n in range(0, 32 * ROWS, 32)]
-    large = [n for n, size in enumerate(index["raw_size"]) if size == 64 * KiB]
+    sizes = struct.unpack(f"<{ROWS}I", index["raw_size"])
+    large = [n for n, size in enumerate(sizes) if size == 64 * KiB]
     assert len(large) == 2  # the first of the planes, and of the zeros
     names[large[0]], names[large[1]] = names[large[1]], names[large[0]]
     forged = msgpack.packb({**index, "chunk": b"".join(names)})

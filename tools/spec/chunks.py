@@ -19,7 +19,6 @@ MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
 WHOLE_MOVE = re.compile(r"[0-9]{12}-(?!0{64})([0-9a-f]{64})(-[0-9a-f]{64})?(-[0-9a-f]{16})?\.step")
 MAX_END = 536_870_912  # bytes of the index of a snapshot object
 MAX_INT = 2**63 - 1
-MAX_OFFSET = 2**62 - 1
 MAX_FRAMES = 4_096
 DIGESTS: dict[str, Callable[[bytes], bytes]] = {
     "blake3": lambda data: blake3(data).digest(),
@@ -149,22 +148,28 @@ def parse_columns(index: bytes, what: str, start: int) -> list[Frame]:
     fields = msgpack.unpackb(index, strict_map_key=False)
     need(fields["digest_size"] in DIGEST_SIZES.values(), f"{what} has an unknown digest")
     chunks = split(fields["chunk"], fields["digest_size"], what)
-    raw_sizes = ints(fields["raw_size"], 0, MAX_CHUNK, what)
-    *offsets, frames_end = itertools.accumulate(fields["size"], initial=8)
+    raw_sizes, sizes = numbers(fields["raw_size"], what), numbers(fields["size"], what)
+    need(max(raw_sizes, default=0) <= MAX_CHUNK, f"{what}: a chunk that is too large")
+    *offsets, frames_end = itertools.accumulate(sizes, initial=8)
     need(frames_end == start, f"the frames of {what} do not end where its index begins")
-    sizes = ints(fields["size"], 0, MAX_CHUNK, what)
     need(all(map(operator.le, sizes, raw_sizes)), f"{what}: a frame larger than its chunk")
-    need(frames_end <= MAX_OFFSET, f"{what} is too large")
     encodings = [byte[0] for byte in split(fields["encoding"], 1, what)]
     checksums = split(fields["checksum"], 8, what)
-    base = fields["base"]
-    ints(list(base), 0, len(chunks) - 1, what)
-    is_ids = all(type(chunk) is bytes and len(chunk) in (16, 32) for chunk in base.values())
-    need(is_ids, f"{what}: malformed bases")
-    bases = [base.get(row) for row in range(len(chunks))]
+    based, rows = fields["based"], len(chunks)
+    need(type(based) is bytes and len(based) == -(-rows // 8), f"{what}: malformed bits")
+    bits = [based[row // 8] >> row % 8 & 1 for row in range(8 * len(based))]
+    need(not any(bits[rows:]), f"{what}: bits of rows that do not exist")
+    own = iter(split(fields["base"], fields["digest_size"], what))
+    bases = [next(own, b"") if bit else None for bit in bits[:rows]]
+    need(b"" not in bases and next(own, None) is None, f"{what}: another number of bases")
     names = [what] * len(chunks)
     columns = (chunks, raw_sizes, names, offsets, sizes, encodings, checksums, bases)
     return [Frame(*row) for row in zip(*columns, strict=True)]
+
+
+def numbers(column: bytes, what: str) -> list[int]:
+    """Return the numbers in a column of u32."""
+    return [int.from_bytes(number, "little") for number in split(column, 4, what)]
 
 
 def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> bytes:
