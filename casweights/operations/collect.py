@@ -18,6 +18,7 @@ from casweights.errors import (
     ConflictError,
     ErrorCode,
     InvalidInputError,
+    NotFoundError,
     StoreError,
 )
 from casweights.format import names
@@ -183,7 +184,10 @@ class _Collector:
     def _fold(self, old: set[str], named: set[SnapshotId]) -> FoldStats | None:
         """Write again what is needed of old objects; what that replaces goes at a later run."""
         candidates = {name for name in old if not _is_in_doubt(self._db, name)}
-        done = fold(self._db, candidates, named)
+        try:
+            done = fold(self._db, candidates, named)
+        except NotFoundError:  # maintenance has merged what was to be read: a later run goes on
+            return None
         return done if done.nbytes else None
 
     def _is_old(self, info: ObjectInfo) -> bool:

@@ -17,7 +17,6 @@ from casweights.format.archive import parse_archive
 from casweights.format.pack import EncodedFrame
 from casweights.format.snapshot import encode_snapshot
 from casweights.operations.archiving import write_archive
-from casweights.operations.live_frames import LiveFrames
 from casweights.operations.marking import Marking, look, snapshot_in
 from casweights.operations.shortening import Shortening
 from casweights.results import FoldStats
@@ -78,7 +77,6 @@ class _Fold:
         self._db = db
         self._marking = marking
         self._old = old
-        self._live = marking.frames
         self._written = 0
 
     def run(self) -> FoldStats:
@@ -111,15 +109,13 @@ class _Fold:
     def _note(self, writer: PackWriter) -> None:
         """Choose all chains again after packs were written."""
         self._written += writer.stored_bytes
-        self._marking.look_again()
-        self._live = LiveFrames(self._db.index, self._marking.places.packs)
-        self._live.follow(self._marking.chunks, self._marking.chunks)
+        self._marking.choose_again()
 
     def _half_empty(self) -> list[_HalfEmpty]:
         """Return the old objects with frames that nothing needs, those with most of them first."""
         found = []
         for name, pack in self._marking.places.packs.items():
-            live = self._live.nbytes[name]
+            live = self._marking.frames.nbytes[name]
             if name in self._old and (live or self._marking.needs(name)):
                 found.append(_HalfEmpty(pack, pack.frame_bytes - live))
         found = [one for one in found if one.waste]
@@ -149,7 +145,7 @@ class _Fold:
         try:
             with ahead(self._db.store) as announce:
                 for pack in ordered:
-                    live = [at for at in pack.locations if at in self._live]
+                    live = [at for at in pack.locations if at in self._marking.frames]
                     announce([[at.range for at in live]])
                     for at in live:
                         writer.add(at.frame.chunk, at.frame.raw_size, [_copy(self._db, at)])
@@ -172,7 +168,7 @@ class _Fold:
         content: dict[SnapshotId, bytes] = {}
         for version in self._marking.versions.intersection(versions):
             stored = self._db.snapshots.load_stored(version)
-            table = self._live.table(stored.snapshot)._replace(shallow=stored.shallow)
+            table = self._marking.frames.table(stored.snapshot)._replace(shallow=stored.shallow)
             bare = stored.bare(self._db.snapshots.placed(table))
             content[version] = b"".join(encode_snapshot(bare))
         if content:

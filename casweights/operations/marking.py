@@ -181,6 +181,17 @@ class Marking:
         self.places = look(self._db)
         self.frames.packs = self.places.packs
 
+    def choose_again(self) -> None:
+        """Look where everything lies now, and choose all chains again.
+
+        Raises:
+            IntegrityError: A chunk is missing now.
+        """
+        self.places = look(self._db)
+        self.frames = LiveFrames(self._db.index, self.places.packs)
+        self._unplaced = list(self.chunks)
+        self._choose_chains()
+
     @property
     def restored(self) -> set[str]:
         """Names of objects that are needed and were not in their places, as `places` says."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casweights.operations.rewriting import Rewrite
 
 _CACHE_BYTES = 64 * MiB  # of chunks that are bases of others
-_MAX_SHARE = 0.9  # of the old frames that the new ones of a family may take
+_MAX_SHARE = 0.95  # of the old frames that the new ones of a family may take
 _MAX_FAMILY = 512 * MiB  # bytes of new frames that are in memory before a family is decided
 
 

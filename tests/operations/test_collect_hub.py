@@ -10,6 +10,8 @@ from unittest.mock import patch
 import pytest
 
 import casweights
+from casweights.config import Keep
+from casweights.database import reflog
 from casweights.errors import StoreError
 from casweights.format import names
 from casweights.operations import collections
@@ -116,3 +118,27 @@ def test_clocks_that_differ_stop_a_run(hub: LocalHub, bucket: HubStore, lost: Ve
     ):
         repo.gc(apply=True)
     assert lost
+
+
+def test_an_expired_run_is_folded_and_freed(
+    hub: LocalHub, bucket: HubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflog, "RECENT_MOVES", 1)
+    with open_repo(bucket, create=True) as repo:
+        versions = commit_all(repo, "main", 30)
+        repo.expire(Keep(every=10), apply=True)
+        repo.maintain()
+        kept = {version.id: versions[version.id] for version in repo.log()}
+        before = sum(info.size for info in bucket.list())
+        folded = []
+        for _ in range(3):
+            wait(hub, GRACE + DAY)
+            folded.append(repo.gc(apply=True).folded)
+            check_versions(bucket, kept)
+        assert folded[0] is not None
+        assert folded[0].chunks > 0
+        wait(hub, GRACE + DAY)
+        repo.gc(apply=True)
+        assert not list(bucket.list(names.ASIDE))
+        assert sum(info.size for info in bucket.list()) < before
+    check_versions(bucket, kept)
