@@ -274,6 +274,11 @@ class FrameTable:
             self._known[chunk] = left
             self._many.pop(chunk, None)
 
+    def forget_made(self) -> None:
+        """Forget the frames that were made from columns; they are made again when asked for."""
+        for pack in list(self._packs.values()):
+            pack.forget_made()
+
     def retain(self, packs: Iterable[PackId]) -> None:
         """Forget the frames of all packs but these."""
         kept, known = set(packs), FrameTable()

@@ -37,6 +37,13 @@ class KnownChunks:
         with self._lock:
             self._table.add(locations)
 
+    def tidy(self) -> None:
+        """Forget what look-ups have made and found; it is made and found again if needed."""
+        with self._lock:
+            self._table.forget_made()
+        for finder in (self._finder, *self._last_resorts):
+            finder.forget(())
+
     def abandon(self, chunk: ChunkId) -> None:
         """Count all frames of a chunk as missing, because many of them are damaged."""
         with self._lock:

@@ -73,6 +73,10 @@ class PackLocations(Sequence[Location]):
             made = self._made[chunk] = [Location(self.pack, self.frames[n]) for n in numbers]
         return made
 
+    def forget_made(self) -> None:
+        """Forget the locations in memory; they are made again when they are asked for."""
+        self._made.clear()
+
     def _numbers(self, chunk: ChunkId) -> Sequence[int]:
         """Return the numbers of a chunk's frames."""
         last, earlier = self._last_and_earlier

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, PackId
 
 
+_TIDY_EVERY = 8192  # chunks: what the index makes for look-ups takes some 1.2 KiB for each
 _MAX_READ = 1.5  # stored bytes of a chain, as a share of those of its whole frame
 
 
@@ -48,18 +49,27 @@ class LiveFrames:
         self._index = index
         self.packs = packs
         self.nbytes: Counter[str] = Counter()
-        self._of: dict[ChunkId, Location] = {}
+        # A location takes ten times the memory of its pack, so only those are kept of which the
+        # pack is not enough: it has several frames of the chunk.
+        self._packs_of: dict[ChunkId, PackId] = {}
+        self._exact: dict[ChunkId, Location] = {}
 
     def __contains__(self, location: Location) -> bool:
         """Whether a frame is live."""
-        return self._of.get(location.frame.chunk) == location
+        chunk = location.frame.chunk
+        if (exact := self._exact.get(chunk)) is not None:
+            return exact == location
+        return self._packs_of.get(chunk) == location.pack
 
     def rebuilds(self, chunk: ChunkId) -> bool:
         """Whether a chunk is rebuilt by live frames."""
-        return chunk in self._of
+        return chunk in self._packs_of
 
     def __iter__(self) -> Iterator[Location]:
-        return iter(self._of.values())
+        for number, chunk in enumerate(list(self._packs_of), 1):
+            yield self.own(chunk)
+            if number % _TIDY_EVERY == 0:
+                self._index.tidy()
 
     def follow(self, chunks: Iterable[ChunkId], kept: Container[ChunkId]) -> list[ChunkId]:
         """Choose the chains of some chunks.
@@ -72,8 +82,14 @@ class LiveFrames:
             Those that cannot be rebuilt.
         """
         finder = self._index.finder_within(kept)
-        new = (chunk for chunk in chunks if chunk not in self._of)
-        return [chunk for chunk in new if not self._take_chain(chunk, finder)]
+        lost: list[ChunkId] = []
+        for number, chunk in enumerate(chunks, 1):
+            if chunk not in self._packs_of and not self._take_chain(chunk, finder):
+                lost.append(chunk)
+            if number % _TIDY_EVERY == 0:
+                finder.forget(())
+                self._index.tidy()
+        return lost
 
     def _take_chain(self, chunk: ChunkId, finder: ChainFinder) -> bool:
         chain = finder.chain(chunk)
@@ -82,19 +98,21 @@ class LiveFrames:
             if any_chain is not None and (chain is None or any_chain.nbytes < chain.nbytes):
                 chain = any_chain
         for location in chain.back() if chain is not None else ():
-            if location.frame.chunk in self._of:
+            if location.frame.chunk in self._packs_of:
                 break
-            best = self._best_copy(location)
-            self._of[location.frame.chunk] = best
-            self.nbytes[names.pack_name(best.pack)] += best.frame.size
+            self._take(location)
         return chain is not None
 
-    def _best_copy(self, location: Location) -> Location:
-        """Return the copy of a frame that was made last, of those in their places."""
-        frames = self._index.frames(location.frame.chunk)
-        content = location.frame.content
+    def _take(self, location: Location) -> None:
+        """Make the copy of a frame live that was made last, of those in their places."""
+        chunk, content = location.frame.chunk, location.frame.content
+        frames = self._index.frames(chunk)
         copies = [at for at in frames if at.frame.content == content and not self._index.doubts(at)]
-        return max(copies, key=self._rank) if len(copies) > 1 else location
+        best = max(copies, key=self._rank) if len(copies) > 1 else location
+        self._packs_of[chunk] = best.pack
+        if sum(at.pack == best.pack for at in frames) > 1:
+            self._exact[chunk] = best
+        self.nbytes[names.pack_name(best.pack)] += best.frame.size
 
     def _rank(self, location: Location) -> tuple[int, bytes]:
         pack = self.packs.get(names.pack_name(location.pack))
@@ -107,29 +125,33 @@ class LiveFrames:
 
     def own(self, chunk: ChunkId) -> Location:
         """Return the live frame of a chunk."""
-        return self._of[chunk]
+        if (exact := self._exact.get(chunk)) is not None:
+            return exact
+        pack = self._packs_of[chunk]
+        return next(at for at in self._index.frames(chunk) if at.pack == pack)
 
     def path(self, chunk: ChunkId, kept: Container[ChunkId]) -> Iterator[Location]:
         """Yield the frames of a chunk's chain, from its own back to the next chunk that is kept."""
-        frame = self._of[chunk].frame
-        yield self._of[chunk]
-        while frame.base is not None and frame.base not in kept:
-            yield self._of[frame.base]
-            frame = self._of[frame.base].frame
+        own = self.own(chunk)
+        yield own
+        while own.frame.base is not None and own.frame.base not in kept:
+            own = self.own(own.frame.base)
+            yield own
 
     def table(self, version: Snapshot) -> PackTable:
         """Return the pack table of a version that stays."""
         seen: set[ChunkId] = set()
-        found = ((chunk, self._packs_of(chunk, seen)) for chunk in version.stored_chunks())
+        found = ((chunk, self._chain_packs(chunk, seen)) for chunk in version.stored_chunks())
         return PackTable.collect(found, len(version.structure()))
 
-    def _packs_of(self, chunk: ChunkId, seen: set[ChunkId]) -> Sequence[PackId]:
+    def _chain_packs(self, chunk: ChunkId, seen: set[ChunkId]) -> Sequence[PackId]:
         """Return the packs of a chain, up to the first chunk that another chain went through."""
-        found, at = [self._of[chunk].pack], self._of[chunk]
+        at = self.own(chunk)
+        found = [at.pack]
         while at.frame.chunk not in seen:
             seen.add(at.frame.chunk)
             if at.frame.base is None:
                 break
-            at = self._of[at.frame.base]
+            at = self.own(at.frame.base)
             found.append(at.pack)
         return found

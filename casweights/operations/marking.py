@@ -208,8 +208,9 @@ class Marking:
         # frame before its base. What was set aside is not read yet, so the chains are in place.
         packs = [pack for name, pack in self.places.packs.items() if name not in self._going]
         packs = [pack for pack in packs if pack.info.name.startswith(names.PACKS)]
-        bases = {base for pack in packs for base in pack.bases()}
-        self._want(base for base in bases if self._db.index.chain(base) is not None)
+        for pack in packs:
+            self._want(base for base in pack.bases() if self._db.index.chain(base) is not None)
+            self._db.index.tidy()
         own = [version for name in stay if (version := snapshot_in(name)) is not None]
         archived = [v for name in stay for v in self.places.archives.get(name, ())]
         self.keep([*own, *archived, *versions])
