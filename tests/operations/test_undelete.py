@@ -11,6 +11,7 @@ from casweights.config import Keep
 from casweights.errors import (
     ConflictError,
     ErrorCode,
+    IntegrityError,
     InvalidInputError,
     NotFoundError,
 )
@@ -217,3 +218,16 @@ def test_what_is_gone_for_good_is_said_to_be(place: Place) -> None:
         place.repo.undelete("lost")
     assert "deleted for good" in caught.value.__notes__[0]
     assert set(place.repo.branches()) == {"main"}
+
+
+@pytest.mark.parametrize("folder", [names.SNAPSHOTS, names.PACKS])
+def test_nothing_comes_back_of_a_version_that_lacks_something(place: Place, folder: str) -> None:
+    collect(place.repo)
+    aside = [info.name for info in place.objects.list(names.ASIDE) if f"/{folder}" in info.name]
+    gone = next(name for name in aside if not name.endswith(str(place.last)))
+    place.objects.delete(gone)
+    before = stored(place.objects)
+    with pytest.raises(IntegrityError, match=r"not in the store|no (frame|pack)"):
+        place.repo.undelete(place.last, "found")
+    assert stored(place.objects) == before
+    assert "found" not in place.repo.branches()
