@@ -172,6 +172,9 @@ VERBS = {
     "undelete a branch": lambda place: place.repo.undelete("lost"),
     "undelete a tag": lambda place: place.repo.undelete("tags/v0"),
     "undelete as": lambda place: place.repo.undelete("lost", "found"),
+    "undelete a version": lambda place: place.repo.undelete(
+        place.repo.resolve("main~2"), "tags/found"
+    ),
     "maintain": lambda place: place.repo.maintain(),
     "push": lambda place: place.source.push(place.repo, ["next", "v2"]),
     "push with force": lambda place: place.source.push(place.repo, ["old"], force=True),
