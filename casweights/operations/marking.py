@@ -115,8 +115,21 @@ def _named(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId
             target = db.refs.target(info)
             is_past = position < newest[log] and is_old(info)
             if not (is_past and target is not None and expired.find(target)):
-                found |= {target, db.refs.deleted_from(info)}
+                found |= {target, _deleted_from(db, info)}
     return {version for version in found if version is not None}
+
+
+def _deleted_from(db: Database, info: ObjectInfo) -> SnapshotId | None:
+    """Return the version that a deletion brings back; None if it has gone.
+
+    The mark of a deletion may be newer than its grace time, and than the collection after that.
+    """
+    version = db.refs.deleted_from(info)
+    if version is not None:
+        with suppress(NotFoundError):
+            db.snapshots.load_stored(version)
+            return version
+    return None
 
 
 def _place(info: ObjectInfo) -> tuple[str, int]:

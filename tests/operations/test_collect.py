@@ -127,6 +127,21 @@ def test_a_publisher_that_stays_open_through_the_grace_time_goes_on(
     assert not list(objects.list(names.ASIDE))
 
 
+def test_maintenance_after_a_deleted_branch_has_gone_stops_no_collection(
+    repo: Repository, objects: MemoryStore
+) -> None:
+    """The mark that it writes is young, and names a version that is no longer there."""
+    kept = commit_all(repo, "main")
+    commit_all(repo, "lost", seed=50)
+    repo.delete_branch("lost")
+    for _ in range(2):
+        age(objects, LONG)
+        repo.gc(apply=True)
+    repo.maintain()
+    assert repo.gc(apply=True).kept
+    check_versions(objects, kept)
+
+
 def test_a_push_that_took_hours_looks_at_the_target_again(
     repo: Repository, objects: MemoryStore
 ) -> None:
