@@ -1,4 +1,4 @@
-"""Random sequences of everything that writes and collects, with crashes, against a model.
+"""A machine that makes random sequences of everything that writes and collects, with faults.
 
 The model knows the content and the parents of every version that was acknowledged, what names it,
 and when it was last reachable.
@@ -7,40 +7,41 @@ and when it was last reachable.
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-import hypothesis
-import pytest
+import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import casweights
-from casweights.config import StoreConfig
+from casweights import Keep, Publisher, Subscriber
 from casweights.database import reflog
-from casweights.errors import CasweightsError, ConflictError, ErrorCode, StoreError
-from casweights.operations import maintain, merging
-from casweights.stores.local import LocalStore
-from casweights.stores.memory import MemoryStore
+from casweights.errors import (
+    CasweightsError,
+    ConflictError,
+    ErrorCode,
+    NotFoundError,
+    StoreError,
+    UnsupportedError,
+)
+from casweights.operations import collections, maintain, merging
 from casweights.testing.states import assert_same_state
 from tests.ages import DAY, GRACE, age
-from tests.copying_bucket import Bucket
-from tests.histories import CHUNK, State, step, weights
+from tests.histories import State, step, weights
 from tests.large_versions import packs_apart
-from tests.lengths import examples
+from tests.operations.collecting import open_repo
+from tests.operations.troubles import Crashing, Lagging, Losing
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from casweights import Repository, SnapshotId
+    from casweights import SnapshotId
     from casweights.results import CollectStats
     from casweights.stores.base import ObjectStore
 
-CONFIG = StoreConfig(chunk_size=CHUNK)
 branches = st.sampled_from(["main", "a", "b"])
 handles = st.integers(0, 1)
 sides = st.sampled_from(["here", "there"])
@@ -49,39 +50,18 @@ after = st.booleans()
 waits = st.sampled_from([GRACE + DAY, GRACE + DAY, DAY, timedelta(hours=7)])
 
 
-class Crashing(Watched):
-    """A store that fails from a call on, as for a process that was killed at it."""
-
-    def __init__(self, inner: ObjectStore, call: int, *, done: bool) -> None:
-        super().__init__(inner, self._before, self._after_write)
-        self._first, self._done, self._dead = call, done, False
-
-    def _before(self, call: int) -> None:
-        if self._dead or (call >= self._first and not self._done):
-            self._die()
-
-    def _after_write(self, write: int) -> None:
-        if self._done and write >= self._first:
-            self._die()
-
-    def _die(self) -> None:
-        self._dead = True
-        raise StoreError(ErrorCode.IO_FAILED, "killed")
-
-
 class Side:
     """One store, two handles on it, and what the model knows of it."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self.objects = objects
         self.repos = [open_repo(objects, create=True) for _ in range(2)]
+        self.subscribers = [Subscriber(repo) for repo in self.repos]
+        self.deleted: dict[str, SnapshotId] = {}  # branches, and what they named
+        self.expired: set[SnapshotId] = set()  # those with a record
         self.branches: dict[str, SnapshotId] = {}
         self.tags: dict[str, SnapshotId] = {}
         self.seen: dict[SnapshotId, datetime] = {}  # when a version was last reachable
-
-
-def open_repo(objects: ObjectStore, *, create: bool = False) -> Repository:
-    return casweights.open(objects, create=create, config=CONFIG, workers=1)
 
 
 class CollectMachine(RuleBasedStateMachine):
@@ -117,9 +97,14 @@ class CollectMachine(RuleBasedStateMachine):
             return
         for side in self.sides.values():
             self.check(side)
-            for repo in side.repos:
-                repo.close()
+            for closing in (*side.subscribers, *side.repos):
+                closing.close()
         self.patches.close()
+
+    @property
+    def now(self) -> datetime:
+        """The time of the model."""
+        return datetime(2026, 1, 1, tzinfo=UTC) + self.passed
 
     def ancestry(self, version: SnapshotId | None) -> list[SnapshotId]:
         found = []
@@ -130,17 +115,22 @@ class CollectMachine(RuleBasedStateMachine):
 
     def reachable(self, side: Side) -> set[SnapshotId]:
         tips = [*side.branches.values(), *side.tags.values()]
-        return {version for tip in tips for version in self.ancestry(tip)}
+        found = {version for tip in tips for version in self.ancestry(tip)}
+        return found - (side.expired - set(tips))
+
+    def read_expired(self, side: Side) -> None:
+        """Let the model know what a store has recorded as expired."""
+        rows = side.repos[0].database.expired.load()
+        side.expired = {version for version in self.states if rows.find(version) is not None}
 
     @invariant()
     def note_reachable(self) -> None:
         for side in getattr(self, "sides", {}).values():
             for version in self.reachable(side):
-                side.seen[version] = datetime(2026, 1, 1, tzinfo=UTC) + self.passed
+                side.seen[version] = self.now
 
     def check(self, side: Side) -> None:
         """Check all that was promised of a store."""
-        now = datetime(2026, 1, 1, tzinfo=UTC) + self.passed
         with open_repo(side.objects) as repo:
             assert repo.verify().problems == ()
             assert repo.branches() == side.branches
@@ -151,7 +141,7 @@ class CollectMachine(RuleBasedStateMachine):
                 )
                 assert_same_state(repo.load(version), self.states[version])
             for version, last in side.seen.items():
-                if now - last < GRACE:
+                if self.now - last < GRACE:
                     assert_same_state(repo.load(version), self.states[version])
 
     def tick(self) -> datetime:
@@ -199,30 +189,149 @@ class CollectMachine(RuleBasedStateMachine):
         kind, name = (chosen := data.draw(st.sampled_from(sorted(names))))[0], chosen[1:]
         if kind == "b":
             repo.delete_branch(name)
-            del here.branches[name]
+            here.deleted[name] = here.branches.pop(name)
         else:
             repo.delete_tag(name)
             del here.tags[name]
 
-    @rule(handle=handles, back=st.booleans(), branch=branches)
-    def push(self, handle: int, back: bool, branch: str) -> None:
+    @rule(
+        handle=handles,
+        back=st.booleans(),
+        branch=branches,
+        pulls=st.booleans(),
+        with_expired=st.booleans(),
+    )
+    def push(self, handle: int, back: bool, branch: str, pulls: bool, with_expired: bool) -> None:
         source, target = self.sides["here"], self.sides["there"]
         if back:
             source, target = target, source
         if branch not in source.branches:
             return
-        source.repos[handle].push(target.repos[handle], [f"heads/{branch}"], force=True)
+        if pulls:
+            target.repos[handle].pull(
+                source.repos[handle], [f"heads/{branch}"], force=True, with_expired=with_expired
+            )
+        else:
+            source.repos[handle].push(
+                target.repos[handle], [f"heads/{branch}"], force=True, with_expired=with_expired
+            )
+        self.read_expired(target)
         found = target.repos[handle].branches()[branch]
         assert found in {source.branches[branch], target.branches.get(branch)}
         target.branches[branch] = found
 
-    @rule(side=sides, handle=handles, verb=st.sampled_from(["repack", "maintain"]))
+    @rule(
+        side=sides, handle=handles, verb=st.sampled_from(["repack", "maintain", "verify", "repair"])
+    )
     def tidy(self, side: str, handle: int, verb: str) -> None:
-        getattr(self.sides[side].repos[handle], verb)()
+        repo = self.sides[side].repos[handle]
+        assert repo.repair(apply=True).lost == () if verb == "repair" else getattr(repo, verb)()
+
+    @rule(
+        side=sides, handle=handles, branch=branches, seed=st.integers(1, 4), count=st.integers(1, 3)
+    )
+    def publish(self, side: str, handle: int, branch: str, seed: int, count: int) -> None:
+        here = self.sides[side]
+        with Publisher(here.repos[handle], branch, maintain=False) as publisher:
+            for number in range(count):
+                state = {"w": step(weights(2, seed=seed % 3), 0.02, seed + number)}
+                publisher.publish(state)
+                made, head = publisher.wait(), here.branches.get(branch)
+                assert made is not None
+                if made.id != head:  # else this is the state that it has
+                    self.states[made.id], self.parents[made.id] = state, head
+                    here.branches[branch] = made.id
+                    self.note_reachable()
+
+    @rule(side=sides, handle=handles)
+    def sync(self, side: str, handle: int) -> None:
+        here = self.sides[side]
+        head = here.branches.get("main")
+        if head is None:
+            return
+        live = {name: torch.zeros_like(tensor) for name, tensor in self.states[head].items()}
+        assert here.subscribers[handle].sync(live).snapshot == head
+        assert_same_state(live, self.states[head])
+
+    @rule(side=sides, handle=handles, branch=branches, last=st.integers(1, 2))
+    def expire(self, side: str, handle: int, branch: str, last: int) -> None:
+        here = self.sides[side]
+        before = self.reachable(here)
+        here.repos[handle].expire(Keep(branches=branch, last=last), apply=True)
+        self.read_expired(here)
+        gone = before - self.reachable(here)
+        assert gone <= set(self.ancestry(here.branches.get(branch))[last:])
+
+    @rule(side=sides, handle=handles, branch=branches)
+    def undelete_branch(self, side: str, handle: int, branch: str) -> None:
+        here = self.sides[side]
+        version = here.deleted.get(branch)
+        if version is None or branch in here.branches:
+            return
+        try:
+            assert here.repos[handle].undelete(f"heads/{branch}") == version
+        except NotFoundError:
+            assert self.now - here.seen[version] >= GRACE
+        else:
+            here.branches[branch] = version
+
+    @rule(side=sides, branch=branches, lost=st.integers(1, 4), apart=st.booleans())
+    def lose_an_answer(self, side: str, branch: str, lost: int, apart: bool) -> None:
+        """The answer to a write of a commit is lost; the commit fails, and may have been made."""
+        here = self.sides[side]
+        head, state = here.branches.get(branch), {"w": step(weights(2, seed=1), 0.02, lost)}
+        form = packs_apart() if apart else nullcontext()
+        with open_repo(Losing(here.objects, lost)) as repo, suppress(StoreError), form:
+            repo.commit(state, branch=branch, time=self.tick())
+        with open_repo(here.objects) as repo:
+            new = repo.branches().get(branch)
+        if new is not None and new != head:
+            self.states[new], self.parents[new] = state, head
+            here.branches[branch] = new
+        self.note_reachable()
+        self.check(here)
+
+    @rule(
+        side=sides,
+        fault=st.sampled_from(["lag", "lost"]),
+        number=st.integers(1, 12),
+        verb=st.sampled_from(["gc", "gc", "maintain", "repack", "repair", "expire", "undelete"]),
+    )
+    def disturb(self, side: str, fault: str, number: int, verb: str) -> None:
+        """An answer is lost, or listings lag, while something rearranges the store."""
+        here = self.sides[side]
+        view = (Lagging if fault == "lag" else Losing)(here.objects, number)
+        with suppress(CasweightsError), open_repo(view) as repo:
+            if verb == "undelete":
+                for pending in repo.gc().pending:
+                    repo.undelete_collection(pending.id)
+            elif verb == "expire":
+                repo.expire(Keep(last=2), apply=True)
+            elif verb in ("gc", "repair"):
+                getattr(repo, verb)(apply=True)
+            else:
+                getattr(repo, verb)()
+        self.read_expired(here)
+        self.check(here)
+
+    @rule(side=sides, handle=handles, hours=st.sampled_from([-2, 2]))
+    def jump(self, side: str, handle: int, hours: int) -> None:
+        """The clock of this machine is wrong."""
+        here = self.sides[side]
+        before = {info.name for info in here.objects.list()}
+        wrong = collections.machine_time() + hours * 3600
+        with patch.object(collections, "machine_time", lambda: wrong), suppress(UnsupportedError):
+            here.repos[handle].gc(apply=True)
+            raise AssertionError("a wrong clock was believed")
+        assert before == {info.name for info in here.objects.list()}
 
     @rule(by=waits)
     def wait(self, by: timedelta) -> None:
         self.passed += by
+        self.pass_time(by)
+
+    def pass_time(self, by: timedelta) -> None:
+        """Let time pass for both stores."""
         for side in self.sides.values():
             age(side.objects, by)
 
@@ -333,24 +442,9 @@ class CollectMachine(RuleBasedStateMachine):
                 here.repos[handle].branch("undeleted", version, force=True)
                 assert_same_state(here.repos[handle].load("undeleted"), self.states[version])
                 here.repos[handle].delete_branch("undeleted")
-                here.seen[version] = datetime(2026, 1, 1, tzinfo=UTC) + self.passed
+                here.seen[version] = self.now
         self.check(here)
 
 
 def facts(done: CollectStats) -> tuple[object, ...]:
     return done.objects, done.kept, sorted(done.restored), done.finished, done.finished_bytes
-
-
-def kinds() -> dict[str, Callable[[CollectMachine, str], ObjectStore]]:
-    return {
-        "Directory": lambda machine, name: LocalStore(machine.folder / name),
-        "Memory": lambda machine, name: MemoryStore(),
-        "Bucket": lambda machine, name: Bucket(),
-    }
-
-
-@pytest.mark.parametrize("kind", kinds())
-def test_no_sequence_loses_a_version(kind: str) -> None:
-    machine = type(kind, (CollectMachine,), {"make_objects": kinds()[kind]})
-    settings = hypothesis.settings(max_examples=examples(5), stateful_step_count=30)
-    hypothesis.stateful.run_state_machine_as_test(machine, settings=settings)
