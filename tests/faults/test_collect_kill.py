@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-SEED, KILLS = 20261129, 30
+from tests.lengths import choose
+
+SEED, KILLS = 20261129, choose(30, 1000)
 
 
 @pytest.mark.slow
@@ -24,7 +26,7 @@ def test_killed_writers_and_collectors_lose_nothing(store: str) -> None:
         [*command, f"--kills={KILLS}", f"--seed={SEED}"],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=choose(600, 7200),
         check=False,
         cwd=Path(__file__).parents[2],
     )
