@@ -182,6 +182,8 @@ class Marking:
         self._back: set[str] = set()  # versions and archives that lie aside and are needed
         self._aside: dict[str, list[SnapshotId]] | None = None
         self._expired = db.history.expired()
+        # Otherwise each of many expired versions would walk the whole history.
+        self._known_nearest: dict[SnapshotId, Sequence[SnapshotId]] = {}
         self._losses = RecordedLosses(db)
 
     @property
@@ -326,22 +328,34 @@ class Marking:
 
     def parents(self, stored: StoredSnapshot) -> Iterator[SnapshotId]:
         """Yield the parents of a version; in place of those that have expired, theirs."""
-        todo, seen = list(stored.snapshot.parents), set[SnapshotId]()
-        while todo:
-            parent = todo.pop()
-            if parent in seen:  # a forged record may lead in a circle
-                continue
-            seen.add(parent)
-            row = self._expired.find(parent)
-            if row is not None:
-                todo += row.parents
-            elif self._is_there(parent):
+        nearest = (found for parent in stored.snapshot.parents for found in self._nearest(parent))
+        for parent in dict.fromkeys(nearest):
+            if self._is_there(parent):
                 yield parent
             elif not (stored.shallow or self._losses.is_gone(parent)):
                 raise _missing(
                     f"version {stored.snapshot.id} has the ancestor {parent}, which is not in the "
                     "store"
                 )
+
+    def _nearest(self, version: SnapshotId) -> Sequence[SnapshotId]:
+        """Return a version; or, if it has expired, the nearest ones before it that have not."""
+        known, begun, todo = self._known_nearest, set[SnapshotId](), [version]
+        while todo:
+            current = todo[-1]
+            row = None if current in known else self._expired.find(current)
+            parents = () if row is None else row.parents
+            # A forged record may lead in a circle.
+            new = [parent for parent in parents if parent not in known and parent not in begun]
+            if new and current not in begun:
+                begun.add(current)
+                todo += new
+                continue
+            todo.pop()
+            if current not in known:
+                found = (kept for parent in parents for kept in known.get(parent, ()))
+                known[current] = (current,) if row is None else tuple(dict.fromkeys(found))
+        return known[version]
 
     def _is_there(self, version: SnapshotId) -> bool:
         name, places = names.snapshot_name(version), self.places

@@ -9,6 +9,7 @@ import pytest
 
 from casweights.config import Keep
 from casweights.database import reflog
+from casweights.database.expired import ExpiredVersions
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from casweights import Repository
+    from casweights import Repository, SnapshotId
+    from casweights.results import ExpiredVersion
     from casweights.stores.base import ObjectStore
 
 MEMORY_FOR_A_VERSION = 20 << 10  # bytes: 200 MiB for 10,000 versions
@@ -84,6 +86,27 @@ def test_h10_memory_grows_with_what_a_run_decides_about_and_not_with_what_it_rea
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / counts[1] < MEMORY_FOR_A_VERSION
+
+
+def test_h10_expired_versions_that_are_still_there_cost_each_the_same(
+    repo: Repository, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[SnapshotId] = []
+    find = ExpiredVersions.find
+
+    def counted(rows: ExpiredVersions, version: SnapshotId) -> ExpiredVersion | None:
+        found.append(version)
+        return find(rows, version)
+
+    monkeypatch.setattr(ExpiredVersions, "find", counted)
+    costs = []
+    for more in (30, 90):
+        commit_small(repo, more)
+        repo.expire(Keep(last=1), apply=True)
+        found.clear()
+        repo.gc()
+        costs.append(len(found))
+    assert costs[1] < 5 * costs[0], "four times as many versions"
 
 
 def test_h11_what_was_let_go_is_free_again(
