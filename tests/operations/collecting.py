@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 import casweights
 from casweights.config import StoreConfig
 from casweights.format import names
+from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from tests.ages import DAY, GRACE, age
+from tests.copying_bucket import Bucket
 from tests.histories import CHUNK, State, history
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from casweights import Repository, SnapshotId
     from casweights.stores.base import ObjectInfo, ObjectStore
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
 CONFIG = StoreConfig(chunk_size=CHUNK)
 LONG = GRACE + DAY
+KINDS = ("directory", "memory", "bucket")  # of stores, see `make_objects`
 
 
 class InPlace(WrapperStore):
@@ -28,6 +33,13 @@ class InPlace(WrapperStore):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         return (i for i in self.inner.list(prefix) if not i.name.startswith(names.ASIDE))
+
+
+def make_objects(kind: str, folder: Path) -> ObjectStore:
+    """Return an empty store of one of `KINDS`."""
+    if kind == "directory":
+        return LocalStore(folder / "s")
+    return MemoryStore() if kind == "memory" else Bucket()
 
 
 def open_repo(objects: ObjectStore, *, create: bool = False) -> Repository:

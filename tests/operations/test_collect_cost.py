@@ -10,13 +10,11 @@ import pytest
 from casweights.config import Keep
 from casweights.database import reflog
 from casweights.database.expired import ExpiredVersions
-from casweights.stores.local import LocalStore
-from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from tests.ages import age
 from tests.copying_bucket import Bucket
 from tests.histories import check_versions, step, weights
-from tests.operations.collecting import LONG, commit_all, open_repo
+from tests.operations.collecting import KINDS, LONG, commit_all, make_objects, open_repo
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
@@ -30,11 +28,9 @@ if TYPE_CHECKING:
 MEMORY_FOR_A_VERSION = 20 << 10  # bytes: 200 MiB for 10,000 versions
 
 
-@pytest.fixture(params=["directory", "memory", "bucket"])
+@pytest.fixture(params=KINDS)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    kinds = {"directory": lambda: LocalStore(tmp_path / "s"), "memory": MemoryStore}
-    made: ObjectStore = kinds.get(request.param, Bucket)()
-    return made
+    return make_objects(request.param, tmp_path)
 
 
 @pytest.fixture

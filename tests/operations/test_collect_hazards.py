@@ -22,8 +22,6 @@ from casweights.errors import (
 from casweights.format import names
 from casweights.operations import collections
 from casweights.stores.base import ObjectInfo, ObjectStore
-from casweights.stores.local import LocalStore
-from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.states import assert_same_state
 from tests.ages import DAY, age
@@ -33,11 +31,13 @@ from tests.histories import State, check_versions, step
 from tests.large_versions import packs_apart
 from tests.lengths import moments
 from tests.operations.collecting import (
+    KINDS,
     LONG,
     abandon,
     collect,
     commit_all,
     finish,
+    make_objects,
     open_repo,
     stored,
 )
@@ -53,12 +53,10 @@ if TYPE_CHECKING:
     Versions = dict[SnapshotId, State]
 
 
-@pytest.fixture(params=["directory", "memory", "bucket"])
+@pytest.fixture(params=KINDS)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """An empty store of each kind."""
-    kinds = {"directory": lambda: LocalStore(tmp_path / "s"), "memory": MemoryStore}
-    made: ObjectStore = kinds.get(request.param, Bucket)()
-    return made
+    return make_objects(request.param, tmp_path)
 
 
 @pytest.fixture

@@ -12,14 +12,12 @@ from casweights.database import reflog
 from casweights.errors import IntegrityError
 from casweights.format import names
 from casweights.operations import rewriting, shortening
-from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.testing.states import assert_same_state
 from tests.ages import age
-from tests.copying_bucket import Bucket
 from tests.histories import check_versions, history, step, weights
 from tests.large_versions import packs_apart
-from tests.operations.collecting import LONG, open_repo
+from tests.operations.collecting import KINDS, LONG, make_objects, open_repo
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
@@ -35,11 +33,9 @@ STEPS, EVERY = 60, 15
 MAX_SHARE = 1.15
 
 
-@pytest.fixture(params=["directory", "memory", "bucket"])
+@pytest.fixture(params=KINDS)
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    kinds = {"directory": lambda: LocalStore(tmp_path / "s"), "memory": MemoryStore}
-    made: ObjectStore = kinds.get(request.param, Bucket)()
-    return made
+    return make_objects(request.param, tmp_path)
 
 
 @pytest.fixture

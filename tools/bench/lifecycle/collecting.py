@@ -7,20 +7,18 @@ stores in directories have synthetic versions, those in buckets real ones of a s
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import casweights
 from casweights.config import DEFAULT_GRACE, MiB
 from tools.bench.harness import Result, compared, measured, paired
 from tools.bench.hub.clients import fresh_hub, note_progress
 from tools.bench.lifecycle.chunky import Chunky
+from tools.bench.lifecycle.fresh import FreshSpent, run_fresh
 from tools.bench.lifecycle.synthetic import add_synthetic
 
 if TYPE_CHECKING:
@@ -32,22 +30,7 @@ if TYPE_CHECKING:
 CHUNKS = 100
 REQUESTS, TIME, MEMORY = 2, 2, 200  # times that of few versions, the same, and MiB
 _URL = "hf://buckets/me/weights/run"
-_FRESH = "tools.bench.lifecycle.fresh"
 _DAY = 86400.0  # seconds
-
-
-class _Spent(NamedTuple):
-    """Costs of a fresh process, without those of the imports.
-
-    Attributes:
-        seconds: Time.
-        memory: Peak memory in bytes.
-        read: Bytes read from the store, by folder.
-    """
-
-    seconds: float
-    memory: int
-    read: dict[str, int]
 
 
 class _Side:
@@ -96,17 +79,15 @@ class _Side:
             if path.is_file():
                 os.utime(path, (then, then))
 
-    def idle(self) -> _Spent:
+    def idle(self) -> FreshSpent:
         """Collect with nothing to do, in a fresh process."""
         spent = self._fresh("gc")
         if spent.read.keys() - {"casweights.json"}:
             raise AssertionError(f"a collection with nothing to do has read {spent.read}")
         return spent
 
-    def _fresh(self, verb: str) -> _Spent:
-        command = [sys.executable, "-m", _FRESH, verb, str(self._store)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        return _Spent(**json.loads(done.stdout))
+    def _fresh(self, verb: str) -> FreshSpent:
+        return run_fresh(verb, str(self._store))
 
 
 def row_gc(work: Path, count: int, few: int, rounds: int, chunks: int = CHUNKS) -> list[Result]:

@@ -9,11 +9,12 @@ collection that changes nothing.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import casweights
 from casweights.stores.local import LocalStore
@@ -33,6 +34,27 @@ _VERBS: dict[str, Callable[..., object]] = {
 }
 
 
+class FreshSpent(NamedTuple):
+    """Costs of a fresh process.
+
+    Attributes:
+        seconds: Time without imports.
+        memory: Peak memory in bytes, minus that of the imports.
+        read: Bytes read from the store, by folder.
+    """
+
+    seconds: float
+    memory: int
+    read: dict[str, int]
+
+
+def run_fresh(*arguments: str) -> FreshSpent:
+    """Run this program in a fresh process; return its costs."""
+    command = [sys.executable, "-m", "tools.bench.lifecycle.fresh", *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return FreshSpent(**json.loads(done.stdout))
+
+
 def main(arguments: Sequence[str]) -> int:
     verb, directory, *rest = arguments
     import_modules()
@@ -44,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     read: Counter[str] = Counter()
     for name, nbytes in objects.reads:
         read[name.partition("/")[0]] += nbytes
-    print(json.dumps({"seconds": seconds, "memory": peak, "read": read}))
+    print(json.dumps(FreshSpent(seconds, peak, read)._asdict()))
     return 0
 
 

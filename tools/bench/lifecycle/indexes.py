@@ -6,19 +6,17 @@ after the synthetic ones and at the end, as it does in long runs.
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import casweights
 from casweights.config import MiB
 from tools.bench.harness import Result, measured, paired
 from tools.bench.hub.clients import note_progress
 from tools.bench.lifecycle.chunky import Chunky
+from tools.bench.lifecycle.fresh import FreshSpent, run_fresh
 from tools.bench.lifecycle.synthetic import add_synthetic
 
 if TYPE_CHECKING:
@@ -29,21 +27,6 @@ if TYPE_CHECKING:
 
 CHUNKS = 1000
 READ, MEMORY, TIME = 16, 256, 1.5  # MiB, MiB, and times that of few versions
-_FRESH = "tools.bench.lifecycle.fresh"
-
-
-class _Spent(NamedTuple):
-    """Costs of a fresh process.
-
-    Attributes:
-        seconds: Time without imports.
-        memory: Peak memory in bytes, minus that of the imports.
-        read: Bytes read from the store, by folder.
-    """
-
-    seconds: float
-    memory: int
-    read: dict[str, int]
 
 
 class _Side:
@@ -90,26 +73,26 @@ class _Side:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join(parts))
 
-    def commit(self) -> _Spent:
+    def commit(self) -> FreshSpent:
         """Commit the next version in a fresh process."""
         self._step()
         return self._fresh("commit", self._file, "main")
 
-    def branch(self) -> _Spent:
+    def branch(self) -> FreshSpent:
         """Commit the next version to a new branch in a fresh process."""
         self._step()
         self._branches += 1
         return self._fresh("commit", self._file, f"branch_{self._branches}")
 
-    def checkout(self) -> _Spent:
+    def checkout(self) -> FreshSpent:
         """Check out the newest version of the branch in a fresh process, and compare the files."""
         return self._check_out("main", self._file.read_bytes())
 
-    def old(self) -> _Spent:
+    def old(self) -> FreshSpent:
         """Check out an old version in a fresh process, and compare the files."""
         return self._check_out(self._first, self._first_bytes)
 
-    def _check_out(self, version: str, expected: bytes) -> _Spent:
+    def _check_out(self, version: str, expected: bytes) -> FreshSpent:
         shutil.rmtree(self._out, ignore_errors=True)
         spent = self._fresh("checkout", self._out, version)
         if (self._out / self._file.name).read_bytes() != expected:
@@ -120,13 +103,11 @@ class _Side:
         self._model.step()
         self._model.write(self._file)
 
-    def _fresh(self, verb: str, path: Path, version: str) -> _Spent:
-        command = [sys.executable, "-m", _FRESH, verb, str(self._store), str(path), version]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        return _Spent(**json.loads(done.stdout))
+    def _fresh(self, verb: str, path: Path, version: str) -> FreshSpent:
+        return run_fresh(verb, str(self._store), str(path), version)
 
 
-_WHAT: dict[str, tuple[str, Callable[[_Side], _Spent]]] = {
+_WHAT: dict[str, tuple[str, Callable[[_Side], FreshSpent]]] = {
     "commit": ("commit", _Side.commit),
     "checkout": ("checkout", _Side.checkout),
     "old": ("checkout of an old version", _Side.old),
@@ -157,7 +138,7 @@ def row_indexes(
     return results
 
 
-def _rows(what: str, pairs: Sequence[tuple[_Spent, _Spent]], few: int) -> list[Result]:
+def _rows(what: str, pairs: Sequence[tuple[FreshSpent, FreshSpent]], few: int) -> list[Result]:
     ours, reference = pairs[0]
     folders = ", ".join(f"{nbytes:,} of {name}" for name, nbytes in sorted(ours.read.items()))
     note = (
