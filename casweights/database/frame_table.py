@@ -70,14 +70,17 @@ class FrameTable:
         packs = {location.pack for found in self._known.values() for location in found}
         return packs.union(self._packs)
 
-    def locations(self) -> Iterator[Location]:
-        """Yield all frames, including the excluded ones."""
-        yield from (
-            location for locations in list(self._known.values()) for location in list(locations)
-        )
-        for pack in list(self._packs.values()):
-            yield from (at for at in pack if self._in_pack.get(at.frame.chunk) is pack)
-        yield from list(self._excluded)
+    def pack(self, pack: PackId) -> PackLocations | None:
+        """Return the frames that came with the index of a pack, including the excluded ones."""
+        return self._packs.get(pack)
+
+    def scattered(self) -> Iterator[Location]:
+        """Yield all frames that `pack` does not return, including the excluded ones."""
+        known = (location for found in list(self._known.values()) for location in list(found))
+        for location in (*known, *self._excluded):
+            pack = self._packs.get(location.pack)
+            if pack is None or location not in pack.of(location.frame.chunk):
+                yield location
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """Return the frames of a chunk that are neither excluded nor in doubt."""

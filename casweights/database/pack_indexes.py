@@ -336,14 +336,24 @@ class PackIndexes(KnownChunks):
         """Return the packs that were read, with all their frames, including damaged ones."""
         with self._lock:
             read = sorted(self._packs.read.items())
-            found: dict[str, list[Location]] = {name: [] for name, _ in read}
-            for location in self._table.locations():
-                if (name := names.pack_name(location.pack)) in found:
-                    found[name].append(location)
+            found: dict[str, list[Location]] = {}
+            for location in self._table.scattered():
+                found.setdefault(names.pack_name(location.pack), []).append(location)
             return [
-                PackContents(ObjectInfo(name, pack.size), pack.generation, found[name])
+                PackContents(
+                    ObjectInfo(name, pack.size),
+                    pack.generation,
+                    self._with_others(names.pack_of(name), found.get(name, [])),
+                )
                 for name, pack in read
             ]
+
+    def _with_others(self, pack: PackId, others: list[Location]) -> Sequence[Location]:
+        """Return the frames of a pack's index, and others of the pack."""
+        whole = self._table.pack(pack)  # as columns, a fifth of the memory of locations
+        if whole is None:
+            return others
+        return [*whole, *others] if others else whole
 
     def pack_size(self, pack: PackId) -> int:
         """Return the number of bytes of a pack that was read; 0 for other packs."""
