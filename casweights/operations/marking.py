@@ -110,12 +110,17 @@ def _named(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId
         newest[log] = max(position, newest.get(log, 0))
     expired = db.history.expired()
     found: set[SnapshotId | None] = set()
+    lately: set[SnapshotId] = set()
     for info, (log, position) in zip(infos, places, strict=True):
         if position > ends.get(log, 0):
             target = db.refs.target(info)
-            is_past = position < newest[log] and is_old(info)
-            if not (is_past and target is not None and expired.find(target)):
+            is_past = position < newest[log] and target is not None and expired.find(target)
+            if target is None or not is_past:
                 found |= {target, _deleted_from(db, info)}
+            elif not is_old(info):
+                lately.add(target)
+    # A collection with a shorter grace time may have removed those that have expired.
+    found |= db.snapshots.archives.present(lately)
     return {version for version in found if version is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from casweights.database import reflog
 from casweights.database.moves import GONE, encode_move
 from casweights.errors import NotFoundError
 from casweights.format import names
+from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from tests.ages import age
 from tests.copying_bucket import Bucket
@@ -20,8 +22,10 @@ from tests.operations.collecting import LONG, collect, commit_all, finish, open_
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from casweights import Repository
+    from casweights.stores.base import ObjectStore
 
 STEPS = 12
 EVERY = 4
@@ -39,7 +43,7 @@ def repo(objects: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo
         yield repository
 
 
-def versions_in(objects: MemoryStore) -> set[str]:
+def versions_in(objects: ObjectStore) -> set[str]:
     """Return the IDs of the versions that have an object of their own in its place."""
     return {info.name.removeprefix(names.SNAPSHOTS) for info in objects.list(names.SNAPSHOTS)}
 
@@ -155,3 +159,21 @@ def test_checks_and_collections_need_nothing_below_a_deletion(
         repo.database.store.delete(names.snapshot_name(version))
     with open_repo(objects) as reader:
         assert reader.verify().problems == ()
+
+
+def test_a_run_with_a_longer_grace_time_follows_one_with_a_shorter_one(
+    tmp_path: Path,
+) -> None:
+    """The young moves of a log name expired versions that the shorter one has removed."""
+    objects = LocalStore(tmp_path / "store")
+    with open_repo(objects, create=True) as repo:
+        versions = commit_all(repo, "main", 12)
+        repo.expire(Keep(last=2), apply=True)
+        for _ in range(4):
+            repo.gc(apply=True, grace=timedelta(0), confirm=repo.url)
+        assert len(versions_in(objects)) < len(versions)
+        assert repo.gc(apply=True).objects == ()
+        assert repo.space().free == 0
+        kept = {version.id: versions[version.id] for version in repo.log()}
+    assert len(kept) == 2
+    check_versions(objects, kept)
