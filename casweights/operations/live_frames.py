@@ -9,7 +9,7 @@ from casweights.format import names
 from casweights.format.pack_table import PackTable
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping
 
     from casweights.database.chains import Chain, ChainFinder
     from casweights.database.index import ChunkIndex
@@ -141,17 +141,21 @@ class LiveFrames:
     def table(self, version: Snapshot) -> PackTable:
         """Return the pack table of a version that stays."""
         seen: set[ChunkId] = set()
-        found = ((chunk, self._chain_packs(chunk, seen)) for chunk in version.stored_chunks())
+        chains = ((chunk, self.chain(chunk, seen)) for chunk in version.stored_chunks())
+        found = ((chunk, [at.pack for at in chain]) for chunk, chain in chains)
         return PackTable.collect(found, len(version.structure()))
 
-    def _chain_packs(self, chunk: ChunkId, seen: set[ChunkId]) -> Sequence[PackId]:
-        """Return the packs of a chain, up to the first chunk that another chain went through."""
+    def chain(self, chunk: ChunkId, seen: set[ChunkId]) -> Iterator[Location]:
+        """Yield the live frames of a chunk's chain, from the last to the first.
+
+        Args:
+            chunk: The chunk.
+            seen: Ends the walk after the first chunk that an earlier one passed, and is filled.
+        """
         at = self.own(chunk)
-        found = [at.pack]
-        while at.frame.chunk not in seen:
+        yield at
+        while at.frame.chunk not in seen and at.frame.base is not None:
             seen.add(at.frame.chunk)
-            if at.frame.base is None:
-                break
             at = self.own(at.frame.base)
-            found.append(at.pack)
-        return found
+            yield at
+        seen.add(at.frame.chunk)

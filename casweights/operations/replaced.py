@@ -40,9 +40,10 @@ def check_replaced(db: Database, marking: Marking, dead: Iterable[str]) -> None:
             another frame.
     """
     index = _FixedIndex(db.store, db.findings)
-    index.add_frames(marking.frames)
     reader = ChunkReader(db.store, index, db.hasher)
+    seen: set[ChunkId] = set()
     for chunk in _replaced(marking, dead):
+        index.add_frames(marking.frames.chain(chunk, seen))
         out = memoryview(bytearray(marking.frames.own(chunk).frame.raw_size))
         try:
             reader.readinto(chunk, out)
