@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from casweights.stores.base import Parts
 
 _MOVE = re.compile(
-    rf"(?P<ref>.+)/(?P<position>[0-9]{{{names.POSITION_DIGITS}}})"
+    rf"(?P<ref>.+)/(?P<position>{names.POSITION})"
     r"(-(?P<snapshot>[0-9a-f]{64})(-(?P<before>[0-9a-f]{64}))?"
     rf"(?P<writer>-[0-9a-f]{{{names.WRITER_DIGITS}}})?)?(?P<suffix>\.ref|\.step|\.off)"
 )
@@ -186,6 +186,8 @@ def decode_move(data: bytes, move: Move) -> Content:
         data_of.finish()
         snapshot, before = SnapshotId(table["snapshot"]), None
         if snapshot == GONE:
+            if "before" not in table:
+                raise ValueError("it deletes a ref and lacks before")
             before = SnapshotId(table["before"])
     except MALFORMED as error:
         raise corrupt(move.name, str(error)) from error

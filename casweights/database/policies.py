@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format import names
+from casweights.format.envelope import corrupt
 from casweights.format.policy import (
     MAX_POLICY,
     decode_policy,
@@ -50,9 +51,14 @@ class Policies:
         """Replace the policy; an empty one removes it.
 
         Earlier policies are deleted if possible; they do not count in any case.
+
+        Raises:
+            IntegrityError: No policy can follow the one that the store has, which is forged.
         """
         listed = self._listed()
         position = 1 + (parse_policy_name(listed[-1]) if listed else 0)
+        if position >= 10**names.POSITION_DIGITS:
+            raise corrupt(listed[-1], "its position is the last one that a name can have")
         name = policy_name(position, secrets.token_hex(names.WRITER_DIGITS // 2))
         self._store.put(name, [encode_policy(policy, time.time_ns() // 1000)])
         with suppress(CasweightsError):

@@ -15,6 +15,7 @@ from casweights.database.packs import try_read_pack
 from casweights.database.segments import Segment, list_segments, open_segments
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError, UnsupportedError
 from casweights.format import names
+from casweights.format.envelope import MAX_GENERATION
 from casweights.format.segment import (
     MAX_PACKS,
     MAX_ROWS,
@@ -222,7 +223,8 @@ class SegmentWriter:
         bits = fanout_bits(sum(map(self._live_rows, segments)))
         numbers = {pack: number for number, pack in enumerate(packs)}
         sources = [_Source(segment, numbers) for segment in segments]
-        generation = 1 + max(segment.index.generation for segment in segments)
+        highest = max(segment.index.generation for segment in segments)
+        generation = min(1 + highest, MAX_GENERATION)  # nothing depends on it
         try:
             builder = SegmentBuilder(packs, bits, generation)
             yield from self._put(_slices(sources, bits), builder)

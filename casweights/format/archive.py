@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.format.envelope import (
     PREFIX_SIZE,
     ObjectKind,
+    check_generation,
     check_kind,
     check_version,
     corrupt,
@@ -95,6 +96,8 @@ class Ending(NamedTuple):
             raise corrupt(name, "its checksum does not match")
         check_kind(ObjectKind.ARCHIVE, first_bytes, name)
         check_version(first_bytes[5], name)
+        if not self.generation:
+            raise corrupt(name, "its generation is 0")
 
 
 class Rows:
@@ -184,7 +187,11 @@ def build_archive(snapshots: Mapping[SnapshotId, bytes], generation: int) -> Sea
         snapshots: The bare snapshot object of each version, at least one. Readers that follow a
             history fetch neighbours together, so they are best ordered by age.
         generation: How often these versions have been merged, from 1.
+
+    Raises:
+        IntegrityError: There is no such generation.
     """
+    check_generation(generation)
     first_bytes = prefix(ObjectKind.ARCHIVE)
     offsets = accumulate(map(len, snapshots.values()), initial=PREFIX_SIZE)
     placed = zip(offsets, snapshots.items(), strict=False)

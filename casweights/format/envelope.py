@@ -8,6 +8,7 @@ from casweights.errors import ErrorCode, IntegrityError, UnsupportedError
 from casweights.format.hashing import CHECKSUM_SIZE, checksum
 
 FORMAT_VERSION = 2  # readers refuse every other version
+MAX_GENERATION = 2**32 - 1  # of packs, archives and segments; only forged ones come near it
 PREFIX_SIZE = 8  # bytes: magic, kind, version
 _MAGIC = b"casw"
 
@@ -97,3 +98,20 @@ def check_kind(kind: ObjectKind, data: bytes, name: str) -> None:
 def corrupt(name: str, why: str) -> IntegrityError:
     """Return the error for a damaged object, with its name and the reason."""
     return IntegrityError(ErrorCode.CORRUPT_OBJECT, f"{name} is damaged: {why}")
+
+
+def check_generation(generation: int) -> None:
+    """Refuse to write an object of a generation that readers refuse.
+
+    Args:
+        generation: One more than the highest of the objects that it replaces.
+
+    Raises:
+        IntegrityError: There is no such generation.
+    """
+    if generation > MAX_GENERATION:
+        raise IntegrityError(
+            ErrorCode.CORRUPT_OBJECT,
+            f"the store has an object of generation {MAX_GENERATION}, the last one there is, so it "
+            "was forged, and nothing can replace it: push the versions to a new store",
+        )

@@ -76,7 +76,8 @@ class FileRow:
         if self.header_size is not None and not 8 <= header <= min(self.size, MAX_HEADER_SIZE + 8):
             raise ValueError(f"{self.path!r} claims a header of {header} bytes")
         if len(self.header) != _count(header, config.chunk_size):
-            raise ValueError(f"{self.path!r} claims {header} bytes of header in {self.header}")
+            count = len(self.header)
+            raise ValueError(f"{self.path!r} claims {header} bytes of header in {count} chunks")
         expected = self.count if self.count < 2 else _count(self.count, PAGE_IDS)
         if self.count < 0 or len(self.ids) != expected:
             raise ValueError(f"{self.path!r} claims {self.count} chunks and lists {len(self.ids)}")

@@ -37,6 +37,7 @@ REF_SUFFIX = ".ref"
 STEP_SUFFIX = ".step"  # of a move whose object is the version itself
 OFF_SUFFIX = ".off"  # of a mark, which stands for the whole log of a deleted ref
 POSITION_DIGITS = 12  # a fixed number, so that names sort as positions do
+POSITION = f"(?!0{{{POSITION_DIGITS}}})[0-9]{{{POSITION_DIGITS}}}"  # a pattern: from 1
 WRITER_DIGITS = 16  # hexadecimal, random: enough that two writers never draw the same
 MAX_REF_NAME = 200  # characters: leaves room for the rest of a move's name
 _SUFFIXES = (REF_SUFFIX, STEP_SUFFIX, OFF_SUFFIX)

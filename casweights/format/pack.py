@@ -16,8 +16,10 @@ import msgpack
 
 from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.envelope import (
+    MAX_GENERATION,
     PREFIX_SIZE,
     ObjectKind,
+    check_generation,
     check_version,
     corrupt,
     prefix,
@@ -213,7 +215,7 @@ class FrameColumns(Sequence[Frame]):
             raise ValueError("it has more or fewer bases than frames that need one")
         if max(self._raw_sizes, default=0) > MAX_CHUNK_SIZE:
             raise ValueError("it has a chunk above the largest chunk size")
-        if self.generation < 0:
+        if not 0 <= self.generation <= MAX_GENERATION:
             raise ValueError(f"its generation is {self.generation}")
         if any(map(gt, self._sizes, self._raw_sizes)):
             raise ValueError("it has a frame that is larger than its chunk")
@@ -324,7 +326,11 @@ def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, b
 
     Returns:
         The pack's ID, and its index and trailer, concatenated.
+
+    Raises:
+        IntegrityError: There is no such generation.
     """
+    check_generation(generation)
     index = encode_frames(frames, generation)
     return pack_id(prefix(ObjectKind.PACK), index), index + trailer(index)
 

@@ -86,7 +86,10 @@ class PackNumbers(NamedTuple):
         Raises:
             ValueError: The number of chunks is not that of the table.
         """
-        packs = {c: self.packs[n] for c, n in zip(chunks, self.numbers, strict=True)}
+        stored = tuple(chunks)
+        if len(stored) != len(self.numbers):
+            raise ValueError(f"it has {len(self.numbers)} numbers for {len(stored)} chunks")
+        packs = {c: self.packs[n] for c, n in zip(stored, self.numbers, strict=True)}
         return PackTable(self.packs, packs, self.places, self.shallow, self.structure)
 
     def merged(self, into: Mapping[PackId, PackId]) -> PackNumbers:

@@ -25,8 +25,7 @@ MAX_POLICY = 65_536  # bytes of a policy's object
 MAX_KEEPS = 64  # entries of a policy
 MAX_TEXT = 1000  # characters of a pattern or a condition
 _NAME = re.compile(
-    f"{re.escape(names.POLICIES)}([0-9]{{{names.POSITION_DIGITS}}})"
-    f"-[0-9a-f]{{{names.WRITER_DIGITS}}}"
+    f"{re.escape(names.POLICIES)}({names.POSITION})-[0-9a-f]{{{names.WRITER_DIGITS}}}"
 )
 _OPTIONAL = {*KEEP_COUNTS, "within", "where"}
 

@@ -209,6 +209,7 @@ class WholeStore(Handle, Closing):
 
         Raises:
             InvalidInputError: A condition is not valid, or the policy is too large.
+            IntegrityError: The policy of the store is forged, so that none can follow it.
             StoreError: The store could not be written.
         """
         from casweights.operations.expire import set_policy

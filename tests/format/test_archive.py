@@ -83,11 +83,11 @@ def test_a_truncated_archive_is_refused(length: int) -> None:
         parse_archive(encoded(3)[:length], NAME)
 
 
-def forged(rows: bytes, version: int = 2, count: int | None = None) -> bytes:
+def forged(rows: bytes, version: int = 2, count: int | None = None, generation: int = 1) -> bytes:
     """Return an archive of ten bytes of snapshots with these rows and a correct checksum."""
-    first, generation = b"casw" + b"v" + bytes((version, 0, 0)), (1).to_bytes(4, "little")
+    first, merged = b"casw" + b"v" + bytes((version, 0, 0)), generation.to_bytes(4, "little")
     number = len(rows) // ROW_SIZE if count is None else count
-    ending = generation + checksum(first + rows + generation) + number.to_bytes(4, "little")
+    ending = merged + checksum(first + rows + merged) + number.to_bytes(4, "little")
     return first + bytes(10) + rows + ending + b"cver"
 
 
@@ -118,6 +118,18 @@ def test_forged_rows_are_refused(rows: bytes, why: str) -> None:
 def test_a_number_of_rows_that_does_not_fit_is_refused() -> None:
     with pytest.raises(IntegrityError, match="claims 4294967295"):
         parse_archive(forged(row(A, 8, 5), count=2**32 - 1), NAME)
+
+
+def test_generations_begin_at_1() -> None:
+    assert parse_archive(forged(row(A, 8, 5)), NAME).generation == 1
+    with pytest.raises(IntegrityError, match="its generation is 0"):
+        parse_archive(forged(row(A, 8, 5), generation=0), NAME)
+
+
+def test_nothing_follows_the_last_generation() -> None:
+    assert parse_archive(encoded(1, 2**32 - 1), NAME).generation == 2**32 - 1
+    with pytest.raises(IntegrityError, match="forged"):
+        encoded(1, 2**32)
 
 
 def test_an_archive_of_a_newer_format_is_named_as_such() -> None:

@@ -75,13 +75,19 @@ def test_packs_of_different_generations_have_different_ids() -> None:
     assert b"generation" not in build(frames())[1]
 
 
-@pytest.mark.parametrize("generation", [-1, "1", None, 1.0, True])
+@pytest.mark.parametrize("generation", [-1, 2**32, "1", None, 1.0, True])
 def test_invalid_generations_are_refused(generation: Any) -> None:
     columns = msgpack.unpackb(encode_frames(frames()), strict_map_key=False)
     forged = msgpack.packb(columns | {"generation": generation})
     with pytest.raises((ValueError, TypeError)):
         parse_frames(forged, has_generation=True)
     assert list(parse_frames(forged)) == frames(), "it means nothing in a snapshot"
+
+
+def test_nothing_follows_the_last_generation() -> None:
+    assert generation_of(build(frames(), generation=2**32 - 1)[1]) == 2**32 - 1
+    with pytest.raises(IntegrityError, match="forged"):
+        build(frames(), generation=2**32)
 
 
 def generation_of(data: bytes) -> int:

@@ -61,7 +61,8 @@ def test_any_policy_comes_back(policy: tuple[Keep, ...]) -> None:
 def test_names_begin_with_the_position() -> None:
     assert policy_name(1, "00112233445566aa") == NAME
     assert parse_policy_name(NAME) == 1
-    for bad in ("policies/1-00112233445566aa", NAME.upper(), NAME + "0", "policies/"):
+    unnumbered = policy_name(0, "00112233445566aa")
+    for bad in (unnumbered, "policies/1-00112233445566aa", NAME.upper(), NAME + "0", "policies/"):
         with pytest.raises(IntegrityError, match="not that of a policy"):
             parse_policy_name(bad)
 

@@ -16,7 +16,10 @@ from blake3 import blake3
 from tools.spec.differences import Bytes, decode_dense, decode_sparse
 
 MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
-WHOLE_MOVE = re.compile(r"[0-9]{12}-(?!0{64})([0-9a-f]{64})(-[0-9a-f]{64})?(-[0-9a-f]{16})?\.step")
+POSITION = "(?!0{12})[0-9]{12}"
+WHOLE_MOVE = re.compile(
+    POSITION + r"-(?!0{64})([0-9a-f]{64})(-[0-9a-f]{64})?(-[0-9a-f]{16})?\.step"
+)
 MAX_END = 536_870_912  # bytes of the index of a snapshot object
 MAX_INT = 2**63 - 1
 MAX_FRAMES = 4_096

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgpack
 from blake3 import blake3
 
-from tools.spec.chunks import FAILURES, MAX_INT, StoreError, ints, is_text, need, split
+from tools.spec.chunks import FAILURES, MAX_INT, POSITION, StoreError, ints, is_text, need, split
 from tools.spec.reader import (
     FIRST_TIME,
     LAST_TIME,
@@ -36,7 +36,7 @@ from tools.spec.reader import (
 MAX_RECORD, MAX_ROWS, MAX_RUNS, MAX_RULES = 33_554_432, 131_072, 65_536, 2_000
 MAX_POLICY, MAX_ENTRIES, MAX_TEXT = 65_536, 64, 1_000
 MAX_WITHIN = 3_652_059 * 86_400_000_000
-POLICY = re.compile(r"policies/[0-9]{12}-[0-9a-f]{16}")
+POLICY = re.compile(f"policies/{POSITION}-[0-9a-f]{{16}}")
 COUNTS = {"last", "every", "hourly", "daily", "weekly", "monthly", "yearly"}
 
 

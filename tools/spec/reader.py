@@ -33,6 +33,7 @@ from tools.spec.chunks import (
     FAILURES,
     MAX_CHUNK,
     MAX_INT,
+    POSITION,
     WHOLE_MOVE,
     ChunkReader,
     Frame,
@@ -57,11 +58,11 @@ MAX_VALUES = 131_072
 MAX_EXPANSION, FREE_EXPANSION = 64, 4_194_304
 FIRST_TIME, LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999
 
-MOVE = re.compile(r"[0-9]{12}(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
-MARK = re.compile(r"[0-9]{12}-0{64}-(?!0{64})[0-9a-f]{64}\.off")
+MOVE = re.compile(POSITION + r"(-[0-9a-f]{64}(-[0-9a-f]{64})?(-[0-9a-f]{16})?)?\.ref")
+MARK = re.compile(POSITION + r"-0{64}-(?!0{64})[0-9a-f]{64}\.off")
 GONE = bytes(32)  # where a move that deletes a branch or tag leads
 NUMBERED = re.compile(r".*(?<![^.])([0-9]+)(?![^.])", re.DOTALL)
-REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)(?<!\.step)")
+REF_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*(?<!\.ref)(?<!\.step)(?<!\.off)")
 FORBIDDEN_IN_PATHS = re.compile(r"[\\\x00-\x1f\x7f]|(^|/)([A-Za-z]:|\.?\.?(/|$))")
 MANIFEST_KEYS = {
     *("number", "parents", "time", "author", "message", "metadata"),
