@@ -218,6 +218,16 @@ def test_a_deletion_says_what_was_deleted(tmp_path: Path) -> None:
     assert "lacks before" in problem
 
 
+def test_segments_of_the_last_generation_are_merged_all_the_same(tmp_path: Path) -> None:
+    made, ids = write(tmp_path / "store")
+    made._packs[bytes(32)] = tuple(bytes([n]) * 32 for n in range(99))  # of a pack that is gone
+    made.segment(0, generation=2**32 - 1)
+    with casweights.open(tmp_path / "store") as repo:
+        assert repo.maintain().segment_bytes > 0
+        assert repo.stats().segment_rewrites == 2**32 - 1
+    assert_reads(tmp_path / "store", ids, tmp_path / "out")
+
+
 def test_packs_of_the_last_generation_cannot_be_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

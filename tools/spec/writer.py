@@ -271,7 +271,7 @@ class StoreWriter:
         for name in names:
             (self.root / name).unlink()
 
-    def segment(self, bits: int) -> None:
+    def segment(self, bits: int, generation: int = 0) -> None:
         """A segment that covers everything written so far ("Segments")."""
         packs = list(self._packs)
         rows = sorted(
@@ -287,7 +287,7 @@ class StoreWriter:
         listed = b"".join(
             pack + bytes([pack in self.versions]) + _u32(len(self._packs[pack])) for pack in packs
         )
-        counts = _u32(len(rows)) + _u32(len(packs)) + _u32(bits) + _u32(0)
+        counts = _u32(len(rows)) + _u32(len(packs)) + _u32(bits) + _u32(generation)
         prefix, index = _prefix("i"), fanout + listed + counts
         name = blake3.blake3(prefix + index).hexdigest()
         whole = prefix + b"".join(rows) + index + _u32(len(index)) + b"cidx"
