@@ -79,6 +79,7 @@ SHARED = {
     "operations.marking",
     "operations.moving",
     "operations.pack_copy",
+    "operations.pairing",
     "operations.merging",
     "operations.rebuild",
     "operations.relatives",

@@ -25,6 +25,9 @@ _SIGNS = {
     "added": Span("+", "green"),
     "removed": Span("-", "red"),
     "changed": Span("~", "yellow"),
+    "moved": Span(">", "cyan"),
+    "renamed": Span(">", "cyan"),
+    "copied": Span("=", "cyan"),
 }
 
 
@@ -34,7 +37,8 @@ _SIGNS = {
 def command(session: Session, old: str, new: str) -> None:
     """Compare two versions by file and by tensor.
 
-    Little more than the two manifests is read, so this is fast for versions of any size.
+    Little more than the two manifests is read, so this is fast for versions of any size. Tensors
+    and files that have another name or place are found by content, name and shape.
 
     \b
     Example:
@@ -53,6 +57,9 @@ def _data(diff: Diff) -> dict[str, Any]:
             "tensor": change.tensor,
             "old": change.old,
             "new": change.new,
+            "old_file": change.old_file,
+            "old_tensor": change.old_tensor,
+            "same_content": change.has_same_content,
             "new_bytes": change.nbytes,
         }
         for change in diff.changes
@@ -60,11 +67,17 @@ def _data(diff: Diff) -> dict[str, Any]:
     return {
         "old": diff.old,
         "new": diff.new,
-        "files": sorted({change.file for change in diff.changes}),
+        "files": sorted({path for change in diff.changes for path in _paths(change)}),
         "changes": changes,
         "unchanged": diff.unchanged,
         "new_bytes": diff.nbytes,
     }
+
+
+def _paths(change: Change) -> list[str]:
+    """Return the paths of the files that differ by a change."""
+    old = None if change.kind == "copied" else change.old_file
+    return [change.file] if old is None else [change.file, old]
 
 
 def _lines(diff: Diff) -> Iterator[Line]:
@@ -80,18 +93,23 @@ def _lines(diff: Diff) -> Iterator[Line]:
 
 
 def _file_lines(path: str, changes: list[Change]) -> Iterator[Line]:
-    """Yield one line for a new or removed file; for a changed one, a line for each tensor."""
+    """Yield a line for the file, and one for each tensor of which that does not tell all."""
     whole = next((change for change in changes if change.tensor is None), None)
     if whole is None:
         yield [_SIGNS["changed"], Span(f" {path}")]
     else:
         nbytes = sum(change.nbytes for change in changes)
         yield _change_line(whole, path, nbytes)
-        if whole.kind != "changed":
-            return
     for change in changes:
-        if change.tensor is not None:
+        if change.tensor is not None and not (whole and _is_told_by(change, whole)):
             yield [Span("  "), *_change_line(change, change.tensor, change.nbytes)]
+
+
+def _is_told_by(change: Change, file: Change) -> bool:
+    """Whether the change of a file tells all about the change of a tensor in it."""
+    if change.kind == "moved":
+        return change.has_same_content and change.old_file == file.old_file
+    return change.kind == file.kind and file.kind in ("added", "removed")
 
 
 def _change_line(change: Change, name: str, nbytes: int) -> list[Span]:
@@ -102,4 +120,17 @@ def _change_line(change: Change, name: str, nbytes: int) -> list[Span]:
         _SIGNS[change.kind],
         Span(f" {size(nbytes) if change.new else '':>8}  {name}"),
         Span(f"  {what}", "bright_black"),
+        *_source(change),
     ]
+
+
+def _source(change: Change) -> list[Span]:
+    """Return where something was in the old version, if that was elsewhere."""
+    if change.old_file is None:
+        return []
+    place = change.old_file
+    if change.old_tensor is not None:
+        is_same_file = change.old_file == change.file
+        place = change.old_tensor if is_same_file else f"{change.old_tensor} in {change.old_file}"
+    content = ", same content" if change.has_same_content else ""
+    return [Span(f"  {change.kind} from {place}{content}", "cyan")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.format.codecs import encode_difference
 from casweights.format.layout import bundles
 from casweights.system.buffers import uninitialized
 from casweights.system.threads import Recent
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from casweights.format.safetensors import TensorInfo
     from casweights.ids import ChunkId, SnapshotId
 
+# Share of a chunk's bytes: differences between unrelated weights take more.
+_MAX_RELATED = 0.6
 _RECENT = 4  # shared chunks kept while the tensors in them are compared, two for each version
 
 
@@ -145,7 +148,7 @@ def reads_of(wanted: Iterable[tuple[Iterable[Span], memoryview]]) -> list[ChunkR
 
 
 class TensorContents:
-    """Compares tensors of versions bit for bit, and reads no more than that needs.
+    """Compares tensors of versions, and reads no more than that needs.
 
     The IDs of chunks decide where a tensor has chunks of its own. Only small tensors that share
     chunks are read, and only if these chunks differ.
@@ -175,9 +178,28 @@ class TensorContents:
             return False
         return self._content(one) == self._content(other)
 
+    def are_related(self, one: StoredTensor, other: StoredTensor) -> bool:
+        """Whether two tensors of one dtype and shape differ so little that one came of the other.
+
+        One chunk of each decides.
+
+        Raises:
+            IntegrityError: The store is damaged.
+            StoreError: The store could not be read.
+        """
+        spans = next(zip(one.spans(), other.spans(), strict=False), None)
+        if spans is None or spans[0].nbytes != spans[1].nbytes:
+            return False
+        old, new = map(self._part, spans)
+        encoded = encode_difference(new, old, one.info.dtype)
+        return encoded is not None and len(encoded[1]) <= _MAX_RELATED * len(new)
+
     def _content(self, stored: StoredTensor) -> memoryview:
         """The bytes of a small tensor, which are in one chunk."""
         (span,) = stored.spans()
+        return self._part(span)
+
+    def _part(self, span: Span) -> memoryview:
         whole = self._chunk((span.chunk, span.size))
         return whole[span.offset : span.offset + span.nbytes]
 

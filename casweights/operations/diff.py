@@ -1,22 +1,30 @@
 """Diff: compare two versions by tensor and by file.
 
 Their manifests decide about nearly all tensors. Small tensors that share a chunk with others are
-read where that chunk has changed.
+read where that chunk has changed, and a few chunks of tensors that seem to be renamed.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.content.spans import StoredTensor, TensorContents, stored_tensors
+from casweights.operations.pairing import Member, pair, without_numbers
 from casweights.results import Change, ChangeKind, Diff
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
     from casweights.database import Database
     from casweights.format.file_entry import FileEntry
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
+
+_MAX_CONFIRMED = 8  # pairs of tensors that are read to see whether their contents are related
+
+Key = tuple[str, str | None]  # a file's path, and a tensor's name or None for the file itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,32 +34,112 @@ class _Item:
     Attributes:
         description: Its dtype and shape, or its size, for display.
         sizes: How many of its bytes are in each of its chunks.
-        content: The tensor; or else what is equal for two files exactly if their contents are.
+        content: The tensor; or else what is equal for two files exactly if they have not changed.
+        places: What is equal for two items only if they have the same bytes; empty without any.
     """
 
     description: str
     sizes: dict[ChunkId, int]
     content: object
+    places: tuple[Hashable, ...]
+
+
+class _Comparison:
+    """The tensors and files of two versions, and which of them belong together."""
+
+    def __init__(self, db: Database, old: Snapshot, new: Snapshot) -> None:
+        self.old, self.new = _items(old), _items(new)
+        self._contents = TensorContents(db, old.id, new.id)
+        self._rewritten = _rewritten(old, new)
+        gone = {key: item for key, item in self.old.items() if key not in self.new}
+        fresh = {key: item for key, item in self.new.items() if key not in self.old}
+        self.sources = self._tensor_pairs(gone, fresh)  # new keys, and the old ones they come from
+        self.sources |= _file_pairs(gone, fresh, self.sources)
+
+    def same(self, before: _Item, after: _Item) -> bool:
+        """Whether two items are equal; for a safetensors file, its metadata counts alone."""
+        one, other = before.content, after.content
+        if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
+            return self._contents.same(one, other)
+        return one == other
+
+    def has_same_bytes(self, before: _Item, after: _Item) -> bool:
+        """Whether two tensors or files have the same bytes."""
+        if isinstance(before.content, StoredTensor):
+            return self.same(before, after)
+        return before.places == after.places
+
+    def is_unchanged(self, key: Key) -> bool:
+        """Whether both versions have an item under this key, with the same content."""
+        before, after = self.old.get(key), self.new.get(key)
+        if key in self._rewritten or before is None or after is None:
+            return False
+        return self.same(before, after)
+
+    def copies(self) -> dict[Key, Key]:
+        """Return the new items that have the content of an old one that is still there."""
+        stays = (key for key in self.old if key in self.new)
+        found_at = {(self.old[key].places, self.old[key].description): key for key in stays}
+        found = {}
+        for key, item in self.new.items():
+            is_free = key not in self.old and key not in self.sources
+            source = (
+                found_at.get((item.places, item.description)) if is_free and item.places else None
+            )
+            if source is not None:
+                found[key] = source
+        return found
+
+    def _tensor_pairs(
+        self, gone: Mapping[Key, _Item], fresh: Mapping[Key, _Item]
+    ) -> dict[Key, Key]:
+        """Pair tensors that were moved or renamed; guesses only if their contents are related."""
+        old_keys, old = _members(gone)
+        new_keys, new = _members(fresh)
+        found: dict[Key, Key] = {}
+        guesses: dict[Key, Key] = {}
+        for new_number, old_number, is_guess in pair(old, new):
+            pairs = guesses if is_guess else found
+            pairs[new_keys[new_number]] = old_keys[old_number]
+        return found | self._confirmed(guesses)
+
+    def _confirmed(self, guesses: Mapping[Key, Key]) -> dict[Key, Key]:
+        """Return the pairs whose contents are related, judged by the largest of them.
+
+        Pairs that are not read share the fate of most of those that are.
+        """
+        largest = sorted(guesses, key=lambda key: -sum(self.new[key].sizes.values()))
+        read, unread = largest[:_MAX_CONFIRMED], largest[_MAX_CONFIRMED:]
+        related = [key for key in read if self._are_related(self.old[guesses[key]], self.new[key])]
+        if 2 * len(related) > len(read):
+            related += unread
+        return {key: guesses[key] for key in related}
+
+    def _are_related(self, before: _Item, after: _Item) -> bool:
+        one, other = before.content, after.content
+        if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
+            return self._contents.are_related(one, other)
+        return False
 
 
 def diff(db: Database, old: Snapshot, new: Snapshot) -> Diff:
-    """Return the tensors and files that were added, removed or changed from `old` to `new`.
+    """Return what was added, removed, changed, moved, renamed or copied from `old` to `new`.
 
     Raises:
-        IntegrityError: A chunk that must be read to compare small tensors is damaged or missing.
+        IntegrityError: A chunk that must be read to compare tensors is damaged or missing.
         StoreError: The store could not be read.
     """
-    old_items, new_items = _items(old), _items(new)
-    had = {chunk for item in old_items.values() for chunk in item.sizes}
+    work = _Comparison(db, old, new)
+    had = {chunk for item in work.old.values() for chunk in item.sizes}
+    moved, copied = work.sources, work.copies()
+    left = set(moved.values())
     changes, unchanged = [], 0
-    rewritten = _rewritten(old, new)
-    contents = TensorContents(db, old.id, new.id)
-    for key in sorted(old_items.keys() | new_items.keys(), key=lambda k: (k[0], k[1] or "")):
-        before, after = old_items.get(key), new_items.get(key)
-        if key not in rewritten and before and after and _same(contents, before, after):
+    for key in sorted(work.old.keys() | work.new.keys(), key=lambda k: (k[0], k[1] or "")):
+        if work.is_unchanged(key):
             unchanged += 1
-        else:
-            changes.append(_change(key, before, after, had))
+        elif key not in left:
+            source = moved.get(key) or copied.get(key) or key
+            changes.append(_change(work, key, source, had, is_copy=key in copied))
     fresh: dict[ChunkId, int] = {}
     for file in new.files:
         pieces = file.pieces(new.config.chunk_size)
@@ -65,14 +153,70 @@ def diff(db: Database, old: Snapshot, new: Snapshot) -> Diff:
     )
 
 
-def _same(contents: TensorContents, before: _Item, after: _Item) -> bool:
-    one, other = before.content, after.content
-    if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
-        return contents.same(one, other)
-    return one == other
+def _change(
+    work: _Comparison, key: Key, source: Key, had: set[ChunkId], *, is_copy: bool
+) -> Change:
+    """Return the change of an item whose old place is `source`."""
+    before, after = work.old.get(source), work.new.get(key)
+    sizes = after.sizes if after else {}
+    is_elsewhere = source != key
+    return Change(
+        kind=ChangeKind.COPIED if is_copy else _kind(key, source, before, after),
+        file=key[0],
+        tensor=key[1],
+        old=before.description if before else None,
+        new=after.description if after else None,
+        nbytes=sum(n for chunk, n in sizes.items() if chunk not in had),
+        old_file=source[0] if is_elsewhere else None,
+        old_tensor=source[1] if is_elsewhere else None,
+        has_same_content=bool(before and after and work.has_same_bytes(before, after)),
+    )
 
 
-def _rewritten(old: Snapshot, new: Snapshot) -> set[tuple[str, str | None]]:
+def _kind(key: Key, source: Key, before: _Item | None, after: _Item | None) -> ChangeKind:
+    if before is None or after is None:
+        return ChangeKind.ADDED if after else ChangeKind.REMOVED
+    if source == key:
+        return ChangeKind.CHANGED
+    name, old_name = (k[1] or k[0].rpartition("/")[2] for k in (key, source))
+    return ChangeKind.MOVED if name == old_name else ChangeKind.RENAMED
+
+
+def _members(items: Mapping[Key, _Item]) -> tuple[list[Key], list[Member]]:
+    """Return the tensors among some items, for `pair`."""
+    keys = [key for key in items if key[1] is not None]
+    members = []
+    for file, name in keys:
+        item = items[file, name]
+        content = (item.description, item.places) if item.places else None
+        members.append(Member(file, name or "", item.description, content))
+    return keys, members
+
+
+def _file_pairs(
+    gone: Mapping[Key, _Item], fresh: Mapping[Key, _Item], tensors: Mapping[Key, Key]
+) -> dict[Key, Key]:
+    """Pair new files with those that are gone.
+
+    Files of one content belong together, and those whose paths differ in numbers alone; of the
+    others, those that have most tensors in common.
+    """
+    old, new = ([key for key in items if key[1] is None] for items in (gone, fresh))
+    found = pair([_file(key[0], gone[key]) for key in old], [_file(k[0], fresh[k]) for k in new])
+    pairs = {new[match.new]: old[match.old] for match in found}
+    shared = Counter(((key[0], source[0]) for key, source in tensors.items()))
+    for (path, old_path), _ in shared.most_common():
+        key, source = (path, None), (old_path, None)
+        if key in fresh.keys() - pairs.keys() and source in gone.keys() - set(pairs.values()):
+            pairs[key] = source
+    return pairs
+
+
+def _file(path: str, item: _Item) -> Member:
+    return Member("", path, without_numbers(path), item.places or None)
+
+
+def _rewritten(old: Snapshot, new: Snapshot) -> set[Key]:
     """Return the safetensors files whose header bytes changed, but not their tensors' types."""
     had = {file.path: file for file in old.files if file.header is not None}
     return {
@@ -89,25 +233,8 @@ def _tensors(file: FileEntry) -> set[tuple[str, str, tuple[int, ...]]]:
     return {(tensor.name, tensor.dtype.code, tensor.shape) for tensor in tensors}
 
 
-def _change(
-    key: tuple[str, str | None], before: _Item | None, after: _Item | None, had: set[ChunkId]
-) -> Change:
-    kind = ChangeKind.CHANGED
-    if before is None or after is None:
-        kind = ChangeKind.ADDED if after else ChangeKind.REMOVED
-    sizes = after.sizes if after else {}
-    return Change(
-        kind=kind,
-        file=key[0],
-        tensor=key[1],
-        old=before.description if before else None,
-        new=after.description if after else None,
-        nbytes=sum(n for chunk, n in sizes.items() if chunk not in had),
-    )
-
-
-def _items(snapshot: Snapshot) -> dict[tuple[str, str | None], _Item]:
-    items: dict[tuple[str, str | None], _Item] = {}
+def _items(snapshot: Snapshot) -> dict[Key, _Item]:
+    items: dict[Key, _Item] = {}
     for file in snapshot.files:
         chunk_size = snapshot.config.chunk_size
         items[file.path, None] = _file_item(file, chunk_size)
@@ -115,7 +242,8 @@ def _items(snapshot: Snapshot) -> dict[tuple[str, str | None], _Item]:
             info = stored.info
             sizes = {span.chunk: span.nbytes for span in stored.spans()}
             description = f"{info.dtype.code} {list(info.shape)}"
-            items[file.path, info.name] = _Item(description, sizes, stored)
+            places = tuple(stored.spans())
+            items[file.path, info.name] = _Item(description, sizes, stored, places)
     return items
 
 
@@ -127,6 +255,7 @@ def _file_item(file: FileEntry, chunk_size: int) -> _Item:
     """
     description = f"{file.size} bytes"
     if file.header is not None:
-        return _Item(description, {}, file.header.metadata)
+        places = (file.raw_header, *file.chunks)
+        return _Item(description, {}, file.header.metadata, places)
     sizes = {chunk: piece.nbytes for chunk, piece in file.pieces(chunk_size)}
-    return _Item(description, sizes, (file.size, file.chunks))
+    return _Item(description, sizes, (file.size, file.chunks), file.chunks)

@@ -202,11 +202,19 @@ class SyncStats:
 
 
 class ChangeKind(StrEnum):
-    """The kinds of differences between two versions."""
+    """The kinds of differences between two versions.
+
+    A tensor is *moved* if it has the same name in another file, and *renamed* if it has another
+    name; a file is moved if it lies in another folder. Both may have changed as well. A tensor or
+    file that is new, but has the content of one that is still there, is *copied*.
+    """
 
     ADDED = "added"
     REMOVED = "removed"
     CHANGED = "changed"
+    MOVED = "moved"
+    RENAMED = "renamed"
+    COPIED = "copied"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +230,9 @@ class Change:
             None if the old version does not have it.
         new: The same in the new version; None if the new version does not have it.
         nbytes: Bytes of it that lie in chunks that only the new version has.
+        old_file: Path of the file in the old version, if it was moved, renamed or copied.
+        old_tensor: Name of the tensor in the old version, if it was moved, renamed or copied.
+        has_same_content: Whether both versions have the same bytes, whatever they call them.
     """
 
     kind: ChangeKind
@@ -230,6 +241,9 @@ class Change:
     old: str | None
     new: str | None
     nbytes: int
+    old_file: str | None = None
+    old_tensor: str | None = None
+    has_same_content: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -197,6 +197,26 @@ def test_diff_prints_changed_shapes_and_metadata(run: Run, model: Path) -> None:
     assert lines[1] == "  ~     20 B  head.bias  F16 [1000] -> F16 [10]"
 
 
+def test_diff_says_where_tensors_were(run: Run, model: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    run("init")
+    run("commit", "model")
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name.replace("head", "lm_head"): tensors[name] for name in tensors}, file)
+    run("commit", "model")
+    lines = run("diff", "main~1", "main").stdout.splitlines()
+    assert lines[1] == (
+        "  >      0 B  lm_head.bias  F16 [1000]  renamed from head.bias, same content"
+    )
+    assert lines[-1].startswith("1 changed, 2 renamed, ")
+    file.rename(model / "weights.safetensors")
+    run("commit", "model")
+    paths = ["model.safetensors", "weights.safetensors"]
+    assert run("diff", "main~1", "main", "-q").stdout.split() == paths
+
+
 def test_diff_json_lists_the_changes(run: Run, run_json: Json, store: Path) -> None:
     new, old = run("log", "-q").stdout.split()
     diff = run_json("diff", "v1", "main")
@@ -208,6 +228,9 @@ def test_diff_json_lists_the_changes(run: Run, run_json: Json, store: Path) -> N
         "tensor": "head.bias",
         "old": "F16 [1000]",
         "new": "F16 [1000]",
+        "old_file": None,
+        "old_tensor": None,
+        "same_content": False,
         "new_bytes": 2000,
     }
     assert [change["kind"] for change in diff["changes"]] == ["changed", "removed", "added"]
