@@ -83,6 +83,7 @@ SHARED = {
     "operations.merging",
     "operations.rebuild",
     "operations.relatives",
+    "operations.renumbered",
     "operations.replaced",
     "operations.replacing",
     "operations.recorded_losses",

@@ -16,10 +16,11 @@ from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame
+from casweights.operations.renumbered import renumbered
 from casweights.system.buffers import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from casweights.config import Compression
@@ -65,13 +66,15 @@ class BaseChunks:
 
     Args:
         version: The version; None for no chunks at all.
+        paths: The paths of the version whose chunks are to be differences from these.
 
     Raises:
         IntegrityError: The headers or the lists of chunks of the version are lost.
     """
 
-    def __init__(self, version: Snapshot | None = None) -> None:
+    def __init__(self, version: Snapshot | None = None, paths: Iterable[str] = ()) -> None:
         self._version = version
+        self._renumbered = renumbered(paths, (file.path for file in self._files))
         for file in self._files:
             _ = file.chunks  # read now, so that no later call fails
 
@@ -117,10 +120,12 @@ class BaseChunks:
 
     def has_place(self, path: str, piece: Piece) -> bool:
         """Return whether the version has this tensor or, for other bytes, this file."""
-        return (piece.tensors[0].name if piece.tensors else path) in self._wholes
+        return (piece.tensors[0].name if piece.tensors else self._path(path)) in self._wholes
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
         """Return the chunk at the same place of the same file, or else of the same tensor.
+
+        A file is the same if its path is, or differs in the number of a step alone.
 
         The place of a chunk of several small tensors is that of the first; the size tells nearly
         always whether the others are the same.
@@ -132,11 +137,15 @@ class BaseChunks:
             The chunk; None if the version has nothing of the same size and dtype there.
         """
         place = _place(piece)
-        return self._exact.get((path, *place)) or self._named.get(place)
+        return self._exact.get((self._path(path), *place)) or self._named.get(place)
 
     def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
         """Return the structure chunk of a file at one of its `structure_places`."""
-        return self._structure.get((path, *place))
+        return self._structure.get((self._path(path), *place))
+
+    def _path(self, path: str) -> str:
+        """Return the path that a file of the new version has in this one."""
+        return self._renumbered.get(path, path)
 
 
 def structure_places(row: FileRow) -> Iterator[tuple[str, int]]:

@@ -31,7 +31,7 @@ from casweights.system.buffers import Pool
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from casweights.config import Compression
     from casweights.content.files import SourceFile
@@ -155,7 +155,9 @@ def _encode(
     if base is not None:
         db.snapshots.locate(base.id)
     writer, buffers = PackWriter(db, only_new=True), Pool(db.config.chunk_size)
-    bases = Once(lambda: _resembling(db, files, buffers) if base is None else _chunks_of(base))
+    bases = Once(
+        lambda: _resembling(db, files, buffers) if base is None else _chunks_of(base, files)
+    )
     schedule = Schedule(1 if base is None else base.number + 1, db.index.pack_size)
     encoder = DifferenceEncoder(
         db.reader, db.index, trusted or db.cache, db.snapshots.structure, compression, schedule
@@ -180,19 +182,19 @@ def _relied_on(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]
     return [chunk for chunk in chunks if chunk not in reached and not writer.has(chunk)]
 
 
-def _chunks_of(base: Snapshot) -> BaseChunks:
+def _chunks_of(base: Snapshot, files: Sequence[SourceFile]) -> BaseChunks:
     """Return the chunks of a version; none if its headers or lists of chunks are lost."""
     try:
-        return BaseChunks(base)
+        return BaseChunks(base, (file.path for file in files))
     except IntegrityError:  # a reader of that version gets the error
         return BaseChunks()
 
 
-def _candidates(db: Database) -> Iterator[BaseChunks]:
-    """Yield the chunks of the branches and tags that can be read."""
+def _candidates(db: Database, paths: Collection[str]) -> Iterator[BaseChunks]:
+    """Yield the chunks of the branches and tags that can be read, for files with these paths."""
     for version in db.refs.tips():
         with suppress(IntegrityError, NotFoundError):  # a reader of that version gets the error
-            yield BaseChunks(db.snapshots.load(version, with_locations=True))
+            yield BaseChunks(db.snapshots.load(version, with_locations=True), paths)
 
 
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
@@ -200,7 +202,7 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
     by_path = {file.path: file for file in files}
     found = (
         nearest(
-            _candidates(db),
+            _candidates(db, by_path.keys()),
             [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
             lambda path, piece: by_path[path].read([piece], buffers)[0],
             db.reader.with_local(db.cache),

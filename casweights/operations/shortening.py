@@ -107,7 +107,8 @@ class Shortening:
                 snapshot = snapshots.load(version, with_locations=True)
                 if self._leaves.isdisjoint(snapshot.stored_chunks()):
                     continue
-                bases = BaseChunks(None if parent is None else snapshots.load(parent))
+                base = None if parent is None else snapshots.load(parent)
+                bases = BaseChunks(base, (file.path for file in snapshot.files))
                 for job in rewrites(snapshot, bases, jobs):
                     if job.chunk in self._leaves:
                         jobs.setdefault(job.chunk, job)
