@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.content.spans import StoredTensor, TensorContents, stored_tensors
-from casweights.operations.pairing import Member, pair, without_numbers
+from casweights.operations.pairing import Member, pair
+from casweights.operations.renumbered import renumbered
 from casweights.results import Change, ChangeKind, Diff
 
 if TYPE_CHECKING:
@@ -198,22 +199,23 @@ def _file_pairs(
 ) -> dict[Key, Key]:
     """Pair new files with those that are gone.
 
-    Files of one content belong together, and those whose paths differ in numbers alone; of the
-    others, those that have most tensors in common.
+    Files of one content belong together, and those whose paths differ in the number of a step; of
+    the others, those that have most tensors in common.
     """
-    old, new = ([key for key in items if key[1] is None] for items in (gone, fresh))
-    found = pair([_file(key[0], gone[key]) for key in old], [_file(k[0], fresh[k]) for k in new])
-    pairs = {new[match.new]: old[match.old] for match in found}
-    shared = Counter(((key[0], source[0]) for key, source in tensors.items()))
-    for (path, old_path), _ in shared.most_common():
-        key, source = (path, None), (old_path, None)
-        if key in fresh.keys() - pairs.keys() and source in gone.keys() - set(pairs.values()):
-            pairs[key] = source
+    old, new = ([key[0] for key in items if key[1] is None] for items in (gone, fresh))
+    by_content = {gone[path, None].places: path for path in old if gone[path, None].places}
+    shared = Counter((key[0], source[0]) for key, source in tensors.items())
+    candidates = [
+        *((path, by_content.get(fresh[path, None].places)) for path in new),
+        *renumbered(new, old).items(),
+        *(files for files, _ in shared.most_common()),
+    ]
+    pairs: dict[Key, Key] = {}
+    for path, source in candidates:
+        is_free = (path, None) not in pairs and (source, None) not in pairs.values()
+        if source is not None and is_free and path in new and source in old:
+            pairs[path, None] = source, None
     return pairs
-
-
-def _file(path: str, item: _Item) -> Member:
-    return Member("", path, without_numbers(path), item.places or None)
 
 
 def _rewritten(old: Snapshot, new: Snapshot) -> set[Key]:

@@ -9,13 +9,14 @@ the measurements.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from casweights.errors import IntegrityError
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame
+from casweights.operations.pairing import Member, pair
 from casweights.operations.renumbered import renumbered
 from casweights.system.buffers import scratch
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from casweights.format.file_entry import FileEntry, FileRow
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
+    from casweights.format.safetensors import Header
     from casweights.ids import ChunkId, PackId
     from casweights.operations.shortcuts import Schedule
 
@@ -61,19 +63,33 @@ class _Due(NamedTuple):
     share: float
 
 
+class LaidOut(Protocol):
+    """A file, committed or not, of which the tensors are known."""
+
+    @property
+    def path(self) -> str:
+        """Its path inside the version."""
+
+    @property
+    def header(self) -> Header | None:
+        """Its safetensors header; None if it is stored as plain bytes."""
+
+
 class BaseChunks:
     """The chunks of a version, by their places in it.
 
     Args:
         version: The version; None for no chunks at all.
-        paths: The paths of the version whose chunks are to be differences from these.
+        files: The files whose chunks are to be differences from these.
 
     Raises:
         IntegrityError: The headers or the lists of chunks of the version are lost.
     """
 
-    def __init__(self, version: Snapshot | None = None, paths: Iterable[str] = ()) -> None:
+    def __init__(self, version: Snapshot | None = None, files: Sequence[LaidOut] = ()) -> None:
         self._version = version
+        self._for = files
+        paths = (file.path for file in files)
         self._renumbered = renumbered(paths, (file.path for file in self._files))
         for file in self._files:
             _ = file.chunks  # read now, so that no later call fails
@@ -106,6 +122,18 @@ class BaseChunks:
         return tensors | {file.path for file in self._files}
 
     @cached_property
+    def _renamed(self) -> dict[tuple[str, str | None], tuple[str, str]]:
+        """The file and name here of each tensor that has another name in the new version."""
+        old, new = _members(self._files), _members(self._for)
+        names, new_names = ({member.name for member in members} for members in (old, new))
+        old = [member for member in old if member.name not in new_names]
+        new = [member for member in new if member.name not in names]
+        return {
+            (new[found.new].file, new[found.new].name): (old[found.old].file, old[found.old].name)
+            for found in pair(old, new)
+        }
+
+    @cached_property
     def _structure(self) -> dict[tuple[object, ...], ChunkId]:
         if self._version is None:
             return {}
@@ -125,7 +153,8 @@ class BaseChunks:
     def find(self, path: str, piece: Piece) -> ChunkId | None:
         """Return the chunk at the same place of the same file, or else of the same tensor.
 
-        A file is the same if its path is, or differs in the number of a step alone.
+        A file is the same if its path is, or differs in the number of a step alone. Tensors that
+        only one of the versions has are paired by their shapes and the likeness of their names.
 
         The place of a chunk of several small tensors is that of the first; the size tells nearly
         always whether the others are the same.
@@ -137,7 +166,11 @@ class BaseChunks:
             The chunk; None if the version has nothing of the same size and dtype there.
         """
         place = _place(piece)
-        return self._exact.get((self._path(path), *place)) or self._named.get(place)
+        found = self._exact.get((self._path(path), *place)) or self._named.get(place)
+        if found is None and (path, piece.name) in self._renamed:
+            file, name = self._renamed[path, piece.name]
+            found = self._exact.get((file, name, *place[1:]))
+        return found
 
     def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
         """Return the structure chunk of a file at one of its `structure_places`."""
@@ -146,6 +179,15 @@ class BaseChunks:
     def _path(self, path: str) -> str:
         """Return the path that a file of the new version has in this one."""
         return self._renumbered.get(path, path)
+
+
+def _members(files: Iterable[LaidOut]) -> list[Member]:
+    """Return the tensors of some files, for `pair`."""
+    return [
+        Member(file.path, info.name, (info.dtype.code, info.shape))
+        for file in files
+        for info in (file.header.tensors if file.header else ())
+    ]
 
 
 def structure_places(row: FileRow) -> Iterator[tuple[str, int]]:

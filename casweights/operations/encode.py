@@ -31,7 +31,7 @@ from casweights.system.buffers import Pool
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from casweights.config import Compression
     from casweights.content.files import SourceFile
@@ -185,16 +185,16 @@ def _relied_on(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]
 def _chunks_of(base: Snapshot, files: Sequence[SourceFile]) -> BaseChunks:
     """Return the chunks of a version; none if its headers or lists of chunks are lost."""
     try:
-        return BaseChunks(base, (file.path for file in files))
+        return BaseChunks(base, files)
     except IntegrityError:  # a reader of that version gets the error
         return BaseChunks()
 
 
-def _candidates(db: Database, paths: Collection[str]) -> Iterator[BaseChunks]:
-    """Yield the chunks of the branches and tags that can be read, for files with these paths."""
+def _candidates(db: Database, files: Sequence[SourceFile]) -> Iterator[BaseChunks]:
+    """Yield the chunks of the branches and tags that can be read, as bases for some files."""
     for version in db.refs.tips():
         with suppress(IntegrityError, NotFoundError):  # a reader of that version gets the error
-            yield BaseChunks(db.snapshots.load(version, with_locations=True), paths)
+            yield BaseChunks(db.snapshots.load(version, with_locations=True), files)
 
 
 def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
@@ -202,7 +202,7 @@ def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> Bas
     by_path = {file.path: file for file in files}
     found = (
         nearest(
-            _candidates(db, by_path.keys()),
+            _candidates(db, files),
             [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
             lambda path, piece: by_path[path].read([piece], buffers)[0],
             db.reader.with_local(db.cache),

@@ -1,4 +1,4 @@
-"""Pair the tensors or files of two versions whose names, files or order differ.
+"""Pair the tensors of two versions whose names, files or order differ.
 
 Names and shapes decide. Where they do not suffice, a pair is a guess, which the caller confirms by
 content.
@@ -18,11 +18,11 @@ _MAX_COMPARED = 32  # names that are compared letter by letter; longer lists are
 
 
 class Member(NamedTuple):
-    """A tensor of a version, or a file.
+    """A tensor of a version.
 
     Attributes:
-        file: Path of its file; empty for a file.
-        name: Its name, or the path of a file.
+        file: Path of its file.
+        name: Its name.
         form: What a counterpart shares with it, such as its dtype and shape.
         content: Equal for two tensors only if they have the same bytes; None if it is not known.
     """
@@ -68,11 +68,6 @@ def pair(old: Sequence[Member], new: Sequence[Member]) -> list[Pair]:
             del free_new[n], free_old[o]
             pairs.append(Pair(n, o, is_guess))
     return sorted(pairs)
-
-
-def without_numbers(text: str) -> str:
-    """Return a name or path with one mark in place of each number."""
-    return _NUMBERS.sub("#", text)
 
 
 def _numbers(member: Member) -> tuple[int, ...]:

@@ -219,9 +219,9 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
 
 def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> BaseChunks:
     """Return the chunks of the version's first parent, or else of its nearest relative."""
-    snapshots, paths = work.db.snapshots, [file.path for file in version.files]
+    snapshots = work.db.snapshots
     if version.parents and version.parents[0] in earlier:
-        return BaseChunks(snapshots.load(version.parents[0]), paths)
+        return BaseChunks(snapshots.load(version.parents[0]), version.files)
     size = work.db.config.chunk_size
     chunks = {
         (file.path, piece): chunk for file in version.files for chunk, piece in file.pieces(size)
@@ -233,7 +233,7 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
         reader.readinto(chunks[path, piece], out)
         return out
 
-    candidates = (BaseChunks(snapshots.load(other), paths) for other in reversed(earlier))
+    candidates = (BaseChunks(snapshots.load(other), version.files) for other in reversed(earlier))
     return nearest(candidates, list(chunks), read, reader) or BaseChunks()
 
 

@@ -108,7 +108,7 @@ class Shortening:
                 if self._leaves.isdisjoint(snapshot.stored_chunks()):
                     continue
                 base = None if parent is None else snapshots.load(parent)
-                bases = BaseChunks(base, (file.path for file in snapshot.files))
+                bases = BaseChunks(base, snapshot.files)
                 for job in rewrites(snapshot, bases, jobs):
                     if job.chunk in self._leaves:
                         jobs.setdefault(job.chunk, job)
