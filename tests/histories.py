@@ -40,6 +40,14 @@ def step(tensor: torch.Tensor, density: float, seed: int) -> torch.Tensor:
     return torch.from_numpy(bits).view(torch.bfloat16)
 
 
+def blur(tensor: torch.Tensor, amount: float, seed: int) -> torch.Tensor:
+    """Return a copy of weights with noise in all of them, as a multiple of their deviation."""
+    generator = np.random.default_rng(seed)
+    noise = generator.standard_normal(tensor.numel(), dtype=np.float32) * amount
+    values = tensor.float()
+    return (values + torch.from_numpy(noise) * values.std()).to(torch.bfloat16)
+
+
 def history(versions: int, density: float, chunks: int = 2, seed: int = 0) -> Iterator[State]:
     """Yield the states of consecutive steps."""
     tensor = weights(chunks, seed)

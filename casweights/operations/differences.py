@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # measurements behind them.
 _MAX_CHAIN_SHARE = 1 / 2  # all differences of a chain together, if it has several
 _ROUND_CHAIN_SHARE = 1 / 5  # the same in versions where many chains end together
+_MAX_GROWTH = 5 / 4  # of a larger difference, from one version to the next
 _MAX_DIRECT_SHARE = 0.9  # the only difference of a chain: a larger one is not worth decoding
 _SHORTCUT_DUE_SHARE = 1 / 3  # the differences since the last shortcut that make the next one due
 _MAX_FROM_WHOLE_SHARE = 1 / 4  # a difference from the chain's whole chunk, in addition to two steps
@@ -206,6 +207,24 @@ def _place(piece: Piece) -> tuple[object, ...]:
     return piece.name, piece.number, piece.nbytes, piece.dtype.code
 
 
+def growth(bases: BaseChunks, index: KnownChunks) -> float:
+    """Return by which factor large differences may grow from a version to the next one.
+
+    If those of all its chunks grew by it, they would take no more than their share together. Whole
+    chunks count as if they had used theirs up, because the next version may do that.
+
+    Args:
+        bases: The chunks of the version.
+        index: Knows their chains.
+    """
+    whole = used = 0.0
+    for chunk in bases.chunks():
+        if (chain := index.chain(chunk)) is not None:
+            whole += chain.first_size
+            used += (chain.nbytes - chain.first_size) or _MAX_CHAIN_SHARE * chain.first_size
+    return min(_MAX_GROWTH, _MAX_CHAIN_SHARE * whole / used) if used else 1
+
+
 class DifferenceEncoder:
     """Encodes chunks so that their chains stay cheap to read.
 
@@ -222,6 +241,7 @@ class DifferenceEncoder:
         compression: How whole chunks are stored.
         schedule: Shortcuts in addition to those that bytes call for; None if all versions lie in
             the same packs.
+        growth: Returns the `growth` of the version whose chunks are the bases.
     """
 
     def __init__(
@@ -232,6 +252,7 @@ class DifferenceEncoder:
         structure: TrustedChunks,
         compression: Compression,
         schedule: Schedule | None = None,
+        growth: Callable[[], float] = lambda: 1,
     ) -> None:
         self._reader = reader.with_local(trusted)
         self._index = index
@@ -239,6 +260,7 @@ class DifferenceEncoder:
         self._structure = structure
         self._compression = compression
         self._schedule = schedule
+        self._growth = growth
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
         """Return a context manager whose function fetches the bases that will be read soon.
@@ -329,12 +351,19 @@ class DifferenceEncoder:
             shortcut = self._difference(raw, piece, chain.frames[behind])
             if shortcut is not None and len(shortcut.payload) <= limit:
                 best, total = shortcut, sum(sizes[:behind]) + len(shortcut.payload)
-        most = self._chain_share(chain) * whole_size
+        is_round = self._is_round(chain)
+        most = (_ROUND_CHAIN_SHARE if is_round else _MAX_CHAIN_SHARE) * whole_size
         if total <= most:
             return best
-        limit = min(_MAX_FROM_WHOLE_SHARE * whole_size + 2 * len(step.payload), most)
         from_root = self._difference(raw, piece, chain.frames[0])
-        return from_root if from_root and len(from_root.payload) <= limit else None
+        if from_root is None:
+            return None
+        size, worth = len(from_root.payload), _MAX_FROM_WHOLE_SHARE * whole_size + 2 * sizes[-1]
+        if most < size <= worth and not is_round:
+            # A chunk that changes more than others may use what these leave of the version's share.
+            room = self._growth() * sum(sizes[:-1])
+            most = max(most, min(room, _MAX_DIRECT_SHARE * whole_size))
+        return from_root if size <= min(most, worth) else None
 
     def _due(self, chain: Chain, sizes: Sequence[int], whole_size: int) -> _Due | None:
         """Return the shortcut that is due; None if none is.
@@ -356,11 +385,10 @@ class DifferenceEncoder:
             behind = self._last_shortcut(chain, behind)
         return None if passed is None else _Due(behind, _MAX_SCHEDULED_SHARE)
 
-    def _chain_share(self, chain: Chain) -> float:
-        """Return the largest share of a whole chunk for all differences of a chain."""
+    def _is_round(self, chain: Chain) -> bool:
+        """Whether chains end in this version so that they end together, see `Schedule`."""
         packs = self._step_packs(chain, self._last_shortcut(chain))
-        is_round = self._schedule is not None and self._schedule.is_round(packs)
-        return _ROUND_CHAIN_SHARE if is_round else _MAX_CHAIN_SHARE
+        return self._schedule is not None and self._schedule.is_round(packs)
 
     @staticmethod
     def _step_packs(chain: Chain, behind: int) -> list[PackId]:

@@ -21,7 +21,12 @@ from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format.file_entry import FileEntry, stored_chunks
 from casweights.format.layout import BYTES, Piece, runs
-from casweights.operations.differences import BaseChunks, DifferenceEncoder, structure_places
+from casweights.operations.differences import (
+    BaseChunks,
+    DifferenceEncoder,
+    growth,
+    structure_places,
+)
 from casweights.operations.encoded_files import EncodedFiles, Written
 from casweights.operations.looking import PackSearch
 from casweights.operations.relatives import nearest
@@ -158,9 +163,14 @@ def _encode(
     bases = Once(
         lambda: _resembling(db, files, buffers) if base is None else _chunks_of(base, files)
     )
-    schedule = Schedule(1 if base is None else base.number + 1, db.index.pack_size)
     encoder = DifferenceEncoder(
-        db.reader, db.index, trusted or db.cache, db.snapshots.structure, compression, schedule
+        db.reader,
+        db.index,
+        trusted or db.cache,
+        db.snapshots.structure,
+        compression,
+        Schedule(1 if base is None else base.number + 1, db.index.pack_size),
+        Once(lambda: growth(bases(), db.index)),
     )
     search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
     work = _Encoding(db, files, buffers, bases, encoder, search, base)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 from casweights.errors import IntegrityError
-from casweights.format.codecs import encode_difference
+from casweights.format.codecs import encode, encode_difference
 from casweights.system.buffers import scratch
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _MAX_CANDIDATES = 16  # versions to compare with; each costs a few reads
 _SAMPLES = 4  # chunks to compare: related versions are similar nearly everywhere
 _MIN_SHARED = 0.5  # share of the new version's bytes that must have a counterpart
-_MAX_COST = 0.9  # share of the chunks' bytes; larger differences are not worth decoding
+# Share of the whole chunks as stored. What builds on a larger difference must be stored whole in
+# turn, because two such differences cost too much to read: the larger one has saved nothing.
+_MAX_COST = 0.5
 
 
 def nearest(
@@ -42,6 +45,11 @@ def nearest(
     Returns:
         The best candidate, or None if differences from none of them are worth storing.
     """
+
+    @cache
+    def whole(path: str, piece: Piece) -> int:
+        return len(encode(read(path, piece), piece.dtype, "auto")[1])
+
     total = sum(piece.nbytes for _, piece in places)
     best, least = None, _MAX_COST
     for _, candidate in zip(range(_MAX_CANDIDATES), candidates, strict=False):
@@ -49,7 +57,7 @@ def nearest(
         shared = [(path, piece, base) for path, piece, base in bases if base is not None]
         if sum(piece.nbytes for _, piece, _ in shared) < _MIN_SHARED * total or not shared:
             continue
-        cost = _cost(_samples(shared), read, reader)
+        cost = _cost(_samples(shared), read, whole, reader)
         if cost < least:
             best, least = candidate, cost
     return best
@@ -63,17 +71,21 @@ def _samples(shared: Sequence[Shared]) -> list[Shared]:
 
 
 def _cost(
-    samples: Sequence[Shared], read: Callable[[str, Piece], memoryview], reader: LocalFirstReader
+    samples: Sequence[Shared],
+    read: Callable[[str, Piece], memoryview],
+    whole: Callable[[str, Piece], int],
+    reader: LocalFirstReader,
 ) -> float:
-    """Return the size of the samples' differences, as a share of the samples' bytes."""
+    """Return the size of the samples' differences, as a share of the samples stored whole."""
     cost = total = 0
     for path, piece, base in samples:
         raw, old = read(path, piece), scratch(piece.nbytes)
-        total += piece.nbytes
+        size = whole(path, piece)
+        total += size
         try:
             reader.readinto(base, old)
         except IntegrityError:  # a damaged candidate must not stop a commit; its readers report it
             return 1
         encoded = encode_difference(raw, old, piece.dtype)
-        cost += piece.nbytes if encoded is None else len(encoded[1])
+        cost += size if encoded is None else len(encoded[1])
     return cost / total

@@ -18,11 +18,12 @@ from casweights.format import names
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame, Location
 from casweights.operations.archiving import archive_carrying, replace_damaged_archives
-from casweights.operations.differences import BaseChunks, DifferenceEncoder
+from casweights.operations.differences import BaseChunks, DifferenceEncoder, growth
 from casweights.operations.relatives import nearest
 from casweights.operations.rewriting import Rewrite, rewrites
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
+from casweights.system.threads import Once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,16 +45,23 @@ class _Repack:
     Attributes:
         db: The store.
         plan: The new frames alone, from which the encoder knows the new chains.
-        encoder: Encodes the new frames.
         writer: Writes the new frames.
+        compression: How whole chunks are stored.
         done: Chunks that have new frames.
     """
 
     db: Database
     plan: KnownChunks
-    encoder: DifferenceEncoder
     writer: PackWriter
+    compression: Compression
     done: set[ChunkId]
+
+    def encoder(self, bases: BaseChunks) -> DifferenceEncoder:
+        """Return an encoder for a version with these bases."""
+        db, plan = self.db, self.plan
+        factor = Once(partial(growth, bases, plan))
+        structure, compression = db.snapshots.structure, self.compression
+        return DifferenceEncoder(db.reader, plan, db.cache, structure, compression, growth=factor)
 
 
 def repack(db: Database, *, compression: Compression) -> RepackStats:
@@ -140,8 +148,7 @@ def _rewrite_all(
         The names of the old packs that are no longer needed.
     """
     plan = KnownChunks()
-    encoder = DifferenceEncoder(db.reader, plan, db.cache, db.snapshots.structure, compression)
-    work = _Repack(db, plan, encoder, writer, set())
+    work = _Repack(db, plan, writer, compression, set())
     _keep_carried(work, old)
     try:
         _rewrite_versions(work)
@@ -210,7 +217,8 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
     jobs: dict[ChunkId, Rewrite] = {}
     for job in rewrites(version, bases, work.done):
         jobs.setdefault(job.chunk, job)
-    for job, frames in work.db.workers.map(partial(_encode, work), jobs.values()):
+    encode = partial(_encode, work, work.encoder(bases))
+    for job, frames in work.db.workers.map(encode, jobs.values()):
         work.writer.add(job.chunk, job.piece.nbytes, frames)
         work.done.add(job.chunk)
         # The chains of the next chunks count on these frames before their pack is written.
@@ -237,8 +245,10 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
     return nearest(candidates, list(chunks), read, reader) or BaseChunks()
 
 
-def _encode(work: _Repack, job: Rewrite) -> tuple[Rewrite, list[EncodedFrame]]:
-    return job, job.encode(work.encoder, work.db.reader, work.db.cache)
+def _encode(
+    work: _Repack, encoder: DifferenceEncoder, job: Rewrite
+) -> tuple[Rewrite, list[EncodedFrame]]:
+    return job, job.encode(encoder, work.db.reader, work.db.cache)
 
 
 def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
