@@ -351,6 +351,8 @@ class ChainFinder:
         for chunk in self._table:
             for frame in (location.frame for location in self._frames(chunk)):
                 base = None if frame.base is None else Node(frame.base, frame.raw_size)
+                if frame.base is not None:
+                    self._table.seek(frame.base)
                 after.setdefault(base, []).append(Node(frame.chunk, frame.raw_size))
         out = {node for nodes in after.values() for node in nodes}
         layer: set[Node] = set(after.pop(None, ()))
@@ -370,6 +372,8 @@ class ChainFinder:
         """
         frame = location.frame
         base = None if frame.base is None else Node(frame.base, frame.raw_size)
+        if frame.base is not None:
+            self._table.seek(frame.base)
         before, nbytes = self._known(base), nearest.nbytes + frame.size
         bound = nbytes + (rest if before is None else before.nbytes)
         links = nearest.links + 1 + (0 if before is None else before.links)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Self, overload
 
 from casweights.config import KiB
@@ -48,7 +48,6 @@ class PackLocations(Sequence[Location]):
     def __init__(self, pack: PackId, frames: FrameColumns) -> None:
         self.pack = pack
         self.frames = frames
-        self._made: dict[bytes, list[Location]] = {}
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -66,43 +65,9 @@ class PackLocations(Sequence[Location]):
         return map(partial(Location, self.pack), self.frames)
 
     def of(self, chunk: ChunkId) -> list[Location]:
-        """Return the locations of a chunk, from memory if they were made before."""
-        made = self._made.get(chunk)
-        if made is None:
-            numbers = self._numbers(chunk)
-            made = self._made[chunk] = [Location(self.pack, self.frames[n]) for n in numbers]
-        return made
-
-    def forget_made(self) -> None:
-        """Forget the locations in memory; they are made again when they are asked for."""
-        self._made.clear()
-
-    def _numbers(self, chunk: ChunkId) -> Sequence[int]:
-        """Return the numbers of a chunk's frames."""
-        last, earlier = self._last_and_earlier
-        found: list[int] = []
-        number = last.get(chunk)
-        while number is not None:
-            found.append(number)
-            number = earlier.get(number)
-        return found[::-1]
-
-    @cached_property
-    def _last_and_earlier(self) -> tuple[dict[bytes, int], dict[int, int]]:
-        """The number of each chunk's last frame, and by a frame's number that of the one before.
-
-        A list for each chunk would let Python look for garbage several times.
-        """
-        chunks = self.frames.chunks
-        last = dict(zip(chunks, range(len(chunks)), strict=True))
-        earlier: dict[int, int] = {}
-        if len(last) < len(chunks):
-            seen: dict[bytes, int] = {}
-            for number, chunk in enumerate(chunks):
-                if chunk in seen:
-                    earlier[number] = seen[chunk]
-                seen[chunk] = number
-        return last, earlier
+        """Return the locations of a chunk."""
+        numbers = self.frames.chunks.find(chunk)
+        return [Location(self.pack, self.frames[n]) for n in numbers] if numbers else []
 
 
 class PackContents(NamedTuple):

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 CHECKSUM_SIZE = 8  # bytes
 
 
-def blake3_256(data: Buffer) -> bytes:
-    """Return the BLAKE3 digest, 32 bytes."""
-    return blake3.blake3(data).digest()
+def blake3_256(*parts: Buffer) -> bytes:
+    """Return the BLAKE3 digest of bytes in parts, 32 bytes."""
+    hasher = blake3.blake3()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()
 
 
 def xxh3_128(data: Buffer) -> bytes:

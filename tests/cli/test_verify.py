@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,7 +132,7 @@ def forge(pack: Path) -> None:
     raw = next(n for n, frame in enumerate(frames) if frame.encoding == Encoding.RAW)
     start, end = frames[raw].offset, frames[raw].offset + frames[raw].size
     forged = bytes([data[start] ^ 1]) + data[start + 1 : end]
-    frames[raw] = replace(frames[raw], checksum=checksum(forged))
+    frames[raw] = frames[raw]._replace(checksum=checksum(forged))
     name, ending = build_index(frames)
     pack.unlink()
     (pack.parent / str(name)).write_bytes(data[:start] + forged + data[end:] + ending)

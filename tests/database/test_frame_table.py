@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hypothesis import given, settings
@@ -78,7 +77,7 @@ class Tables:
         elif kind == "add some":
             self.both(lambda table: table.add([location]))
         elif kind == "add another":  # that the index of the pack does not list
-            another = replace(location, frame=replace(location.frame, offset=1 << 20))
+            another = location._replace(frame=location.frame.at(1 << 20))
             self.both(lambda table: table.add([another]))
         elif kind == "look":
             self.lazy.frames(chunk)

@@ -6,7 +6,6 @@ import resource
 import struct
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +161,7 @@ def test_hostile_frame_needs_little_memory(hostile: tuple[int, bytes]) -> None:
 def test_frame_with_a_base_that_its_encoding_does_not_use_is_refused(
     tmp_path: Path, objects: LocalStore
 ) -> None:
-    frame = replace(frame_of(CHUNK, Encoding.RAW), base=CHUNK_ID)
+    frame = frame_of(CHUNK, Encoding.RAW)._replace(base=CHUNK_ID)
     assert_refused(tmp_path, objects, frame, CHUNK)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -354,7 +353,7 @@ def test_forged_columns_of_frames_are_refused(wrong: Any) -> None:
         )
         payloads = []
     elif wrong == "another size":
-        wrong = encode_frames([replace(stored.frames[0], size=4), stored.frames[1]])
+        wrong = encode_frames([stored.frames[0]._replace(size=4), stored.frames[1]])
     forged = snapshot_object(msgpack.packb({**index, "frames": wrong}), b"".join(payloads))
     with pytest.raises(IntegrityError, match=NAME):
         decode(forged, stored.snapshot.id)

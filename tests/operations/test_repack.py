@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -263,7 +262,7 @@ def test_bad_frames_of_a_chunk_that_no_version_needs_are_excluded_together(
         index.load()
         (pack,) = index.contents()
         place = pack.locations[0]
-        frames = [replace(place.frame, size=1 + n) for n in range(50)]
+        frames = [place.frame._replace(size=1 + n) for n in range(50)]
         index.add(pack.info.name, pack.info.size, [Location(place.pack, frame) for frame in frames])
         monkeypatch.setattr(FrameTable, "exclude", counted)
         other.repack(compression="small")
