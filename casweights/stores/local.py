@@ -26,6 +26,7 @@ from casweights.stores.walk import Stray, walk, walk_names
 from casweights.system.files import (
     allow_group,
     fsync_folder,
+    read_bytes,
     read_exactly,
     storage_errors,
     write_fully,
@@ -156,14 +157,30 @@ class LocalStore(ObjectStore):
         return status.st_size
 
     def readinto(self, name: str, start: int, out: memoryview) -> None:
+        with self._opened_object(name) as (descriptor, _):
+            if not read_exactly(descriptor, start, out):
+                raise truncated(name)
+
+    def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        with self._opened_object(name) as (descriptor, whole):
+            wanted = whole - start if size is None else size
+            # No memory is allocated for bytes that are not there.
+            data = read_bytes(descriptor, start, wanted) if start + wanted <= whole else None
+        if data is None:
+            raise truncated(name)
+        return data
+
+    @contextmanager
+    def _opened_object(self, name: str) -> Iterator[tuple[int, int]]:
+        """Open an object for reading; provide its descriptor and its size."""
         with self._reading(name):
             # Opening a named pipe would block until a writer opens it.
             descriptor = os.open(self._path(name), os.O_RDONLY | os.O_NONBLOCK)
             try:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
                     raise missing(name)
-                if not read_exactly(descriptor, start, out):
-                    raise truncated(name)
+                yield descriptor, status.st_size
             finally:
                 os.close(descriptor)
         self._notice(name)

@@ -75,6 +75,18 @@ def read_exactly(descriptor: int, start: int, out: memoryview) -> bool:
     return True
 
 
+def read_bytes(descriptor: int, start: int, size: int) -> bytes | None:
+    """Return `size` bytes from offset `start` on; None if the file ends too early."""
+    parts: list[bytes] = []
+    while size > 0:
+        part = os.pread(descriptor, size, start)
+        if not part:
+            return None
+        parts.append(part)
+        start, size = start + len(part), size - len(part)
+    return b"".join(parts)  # no copy of a single part
+
+
 def write_fully(descriptor: int, parts: Sequence[bytes | bytearray | memoryview]) -> None:
     """Write all bytes of `parts` at the current position, also if the system writes in pieces.
 
