@@ -371,13 +371,17 @@ class ChainFinder:
             rest: Bytes that the chain to a chunk has at least.
         """
         frame = location.frame
-        base = None if frame.base is None else Node(frame.base, frame.raw_size)
-        if frame.base is not None:
-            self._table.seek(frame.base)
-        before, nbytes = self._known(base), nearest.nbytes + frame.size
-        bound = nbytes + (rest if before is None else before.nbytes)
-        links = nearest.links + 1 + (0 if before is None else before.links)
-        return _Candidate(bound, links, number, base, nbytes, _Trail(location, nearest.trail))
+        nbytes, links = nearest.nbytes + frame.size, nearest.links + 1
+        trail = _Trail(location, nearest.trail)
+        if frame.base is None:
+            return _Candidate(nbytes, links, number, None, nbytes, trail)
+        self._table.seek(frame.base)
+        base = Node(frame.base, frame.raw_size)
+        before = self._known(base)
+        if before is None:
+            return _Candidate(nbytes + rest, links, number, base, nbytes, trail)
+        bound, links = nbytes + before.nbytes, links + before.links
+        return _Candidate(bound, links, number, base, nbytes, trail)
 
     def _known(self, node: Node | None) -> _Step | None:
         """Return the cheapest chain to a node if it is known or empty; None if it is unknown."""

@@ -9,13 +9,13 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from casweights.format.columns import IdColumn
+from casweights.format.pack import Location
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from casweights.database.packs import PackLocations
-    from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
 
 _FEW_FRAMES = 64  # of a pack: an entry for each is made at once
@@ -51,7 +51,8 @@ class _Sorted:
         found: list[Location] = []
         for row in self._column.find(chunk):
             which = bisect_right(self._starts, row) - 1
-            found.append(self.packs[which][row - self._starts[which]])
+            pack = self.packs[which]
+            found.append(Location(pack.pack, pack.frames.at(row - self._starts[which])))
         return found
 
 
@@ -128,8 +129,11 @@ class PackSearch:
         self._patience -= 1 if among.is_sorted else among.size // _FRAMES_FOR_SORTING
         if self._patience < 0:
             self._enter_sorted()
-        others = [at for pack in entered if pack not in among.packs for at in pack.of(chunk)]
-        return among.of(chunk) + others
+        found = among.of(chunk)
+        for pack in entered:
+            if pack not in among.packs:
+                found += pack.of(chunk)
+        return found
 
     def _fits(self, pack: PackLocations) -> bool:
         """Whether the IDs of a pack have the length of those that are sorted."""

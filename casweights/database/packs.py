@@ -67,7 +67,7 @@ class PackLocations(Sequence[Location]):
     def of(self, chunk: ChunkId) -> list[Location]:
         """Return the locations of a chunk."""
         numbers = self.frames.chunks.find(chunk)
-        return [Location(self.pack, self.frames[n]) for n in numbers] if numbers else []
+        return [Location(self.pack, self.frames.at(n)) for n in numbers]
 
 
 class PackContents(NamedTuple):

@@ -226,11 +226,11 @@ class FrameColumns(Sequence[Frame]):
     def __getitem__(self, n: slice) -> Sequence[Frame]: ...
     def __getitem__(self, n: int | slice) -> Frame | Sequence[Frame]:
         if isinstance(n, slice):
-            return [self[number] for number in range(len(self))[n]]
-        return self._frame(range(len(self))[n])
+            return [self.at(number) for number in range(len(self))[n]]
+        return self.at(range(len(self))[n])
 
     def __iter__(self) -> Iterator[Frame]:
-        return map(self._frame, range(len(self)))
+        return map(self.at, range(len(self)))
 
     @cached_property
     def _numbers_of_bases(self) -> Sequence[int]:
@@ -240,7 +240,8 @@ class FrameColumns(Sequence[Frame]):
     def _base(self, n: int) -> ChunkId | None:
         return ChunkId(self.bases.at(self._numbers_of_bases[n])) if self._based[n] else None
 
-    def _frame(self, n: int) -> Frame:
+    def at(self, n: int) -> Frame:
+        """Make the frame of a row that exists; faster than ``[n]``."""
         return Frame(
             ChunkId(self.chunks.at(n)),
             self._raw_sizes.numbers[n],

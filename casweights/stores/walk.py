@@ -85,10 +85,15 @@ def _names(path: str, folder: str, prefix: str) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):  # for `walk`, such a folder is a stray
                     yield from _names(entry.path, f"{name}/", prefix)
-            elif name.startswith(prefix):
-                with suppress(OSError):  # a link that leads nowhere, for `walk` a stray, too
-                    if entry.is_file():
-                        yield name
+            elif name.startswith(prefix) and _is_file(entry):
+                yield name
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads nowhere, for `walk` a stray, too
+        return False
 
 
 def _has_folder(root: Path, name: str) -> bool:

@@ -144,13 +144,13 @@ def test_a_pack_finds_all_frames_of_a_chunk_in_order(packs: list[PackLocations])
 
 def test_looking_up_a_chunk_makes_its_frames_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    make = FrameColumns._frame
+    make = FrameColumns.at
 
     def counted(columns: FrameColumns, number: int) -> Frame:
         made.append(number)
         return make(columns, number)
 
-    monkeypatch.setattr(FrameColumns, "_frame", counted)
+    monkeypatch.setattr(FrameColumns, "at", counted)
     table = FrameTable()
     table.add(pack_of(0, [(n % 5, None) for n in range(500)] + [(5, 1)]))
     assert made == []
