@@ -68,6 +68,17 @@ def check(finder: ChainFinder, known: list[Location], have: set[ChunkId]) -> Non
             assert place.frame.raw_size == before.frame.raw_size
 
 
+def test_a_whole_frame_below_all_others_opens_chains_that_no_search_has_looked_at() -> None:
+    table = FrameTable()
+    known = [(0, None, 1000, 100), (1, 0, 10, 100), (1, 2, 20, 100), (2, 3, 10, 100)]
+    table.add([location(n, frame) for n, frame in enumerate(known)])
+    finder = ChainFinder(table)
+    # Every chain to chunk 2 has at least 1000 bytes, as far as is known: no look at its frame.
+    assert finder.cost(chunk_id(1)) == Cost(1010, 2)
+    table.add([location(len(known), (3, None, 100, 100))])
+    assert finder.cost(chunk_id(1)) == Cost(130, 3)
+
+
 @given(st.lists(st.lists(frames, max_size=4), max_size=5), st.sets(st.integers(0, CHUNKS - 1)))
 def test_the_cheapest_chain_is_found_after_any_additions_exclusions_and_searches(
     packs: list[list[tuple[int, int | None, int, int]]], have: set[int]
