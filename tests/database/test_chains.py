@@ -73,7 +73,7 @@ def test_a_whole_frame_below_all_others_opens_chains_that_no_search_has_looked_a
     known = [(0, None, 1000, 100), (1, 0, 10, 100), (1, 2, 20, 100), (2, 3, 10, 100)]
     table.add([location(n, frame) for n, frame in enumerate(known)])
     finder = ChainFinder(table)
-    # Every chain to chunk 2 has at least 1000 bytes, as far as is known: no look at its frame.
+    # No known chain to chunk 2 can have less than 1000 bytes, so its frame is not looked at.
     assert finder.cost(chunk_id(1)) == Cost(1010, 2)
     table.add([location(len(known), (3, None, 100, 100))])
     assert finder.cost(chunk_id(1)) == Cost(130, 3)
