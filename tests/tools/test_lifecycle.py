@@ -16,7 +16,7 @@ from casweights.format.pack import encode_frames
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from tools.bench.histories import CONFIG, SHARE, publish_run, small_model
-from tools.bench.lifecycle import main
+from tools.bench.lifecycle import growth, main
 from tools.bench.lifecycle.chunky import Chunky
 from tools.bench.lifecycle.parts import parts_of
 from tools.bench.lifecycle.synthetic import add_synthetic
@@ -120,3 +120,37 @@ def test_rows_are_printed_as_tables_and_as_a_line_of_json(
     rows = json.loads(printed.splitlines()[-1])["results"]
     assert [row["what"][0] for row in rows] == ["4", "4", "6"]
     assert all(row["target"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "what"),
+    [
+        ("--steps", growth.FROM, "more than 200, got 200"),
+        ("--versions", 10, "more than 10, got 10"),
+    ],
+)
+def test_counts_that_leave_nothing_to_compare_are_refused_before_anything_runs(
+    option: str,
+    value: int,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["lifecycle", option, str(value)])
+    with pytest.raises(SystemExit):
+        main.main()
+    printed = capsys.readouterr()
+    assert f"{option} must be {what}" in printed.err
+    assert not printed.out
+
+
+@pytest.mark.slow
+def test_growth_of_memory_covers_the_steps_from_the_first_count_to_the_last(
+    tmp_path: Path,
+) -> None:
+    rows = growth.row_growth(tmp_path, steps=3, chunks=CHUNKS, first=2)
+    assert [row.what for row in rows] == [
+        "8 growth of a trainer, steps 2 to 3",
+        "8 growth of a replica, steps 2 to 3",
+    ]
+    assert all(row.ours < row.target for row in rows if row.target)

@@ -96,39 +96,41 @@ def row_growth(work: Path, steps: int, *, chunks: int = CHUNKS, first: int = FRO
         with _start("trainer", options) as trainer:
             trainer.ask("step")
             with _start("replica", options) as replica:
-                found = _watch(trainer, replica, steps, first)
-    return [_growth(role, sizes, chunks, steps, first) for role, sizes in found.items()]
+                found = _watch({"trainer": trainer, "replica": replica}, steps, first)
+    return [_growth(role, sizes, chunks) for role, sizes in found.items()]
 
 
 def _start(role: str, options: str) -> Worker:
     return Worker([sys.executable, "-m", __name__, role, options], os.environ)
 
 
-def _watch(trainer: Worker, replica: Worker, steps: int, first: int) -> dict[str, list[int]]:
-    """Take the steps; return the memory after `first` steps and at the end, by role."""
-    found: dict[str, list[int]] = {"trainer": [], "replica": []}
+def _watch(workers: dict[str, Worker], steps: int, first: int) -> dict[str, dict[int, int]]:
+    """Take the steps; return the memory of each after the first steps, later ones, and all."""
+    found: dict[str, dict[int, int]] = {role: {} for role in workers}
     for n in range(1, steps + 1):
-        for worker in (trainer, replica):
+        for worker in workers.values():
             worker.ask("step")
-        if n in (first, steps):
-            found["trainer"].append(trainer.ask("memory"))
-            found["replica"].append(replica.ask("memory"))
-        if n % _PROGRESS == 0:
-            note_progress(f"memory: step {n} of {steps}")
+        if n in (first, steps) or (n > first and n % _PROGRESS == 0):
+            for role, worker in workers.items():
+                found[role][n] = worker.ask("memory")
+            shown = (f"{role} {sizes[n] / MiB:.1f} MiB" for role, sizes in found.items())
+            note_progress(f"memory: step {n} of {steps}: {', '.join(shown)}")
     return found
 
 
-def _growth(role: str, sizes: Sequence[int], chunks: int, steps: int, first: int) -> Result:
-    before, after = sizes
-    a_step = (after - before) / max(1, steps - first)
+def _growth(role: str, sizes: dict[int, int], chunks: int) -> Result:
+    first, steps = min(sizes), max(sizes)
+    growth = sizes[steps] - sizes[first]
+    a_step = growth / (steps - first)
+    shown = ", ".join(f"{size / MiB:.0f}" for size in sizes.values())
     return measured(
         f"8 growth of a {role}, steps {first} to {steps:,}",
-        (after - before) / MiB,
+        growth / MiB,
         "MiB",
         target=GROWTH,
         note=f"{chunks} chunks of {2 * ELEMENTS} bytes change at each step, in a directory; "
-        f"{before / MiB:.0f} MiB at first, {a_step / 1e6:.3f} MB a step, {a_step / chunks:.0f} "
-        "bytes for each chunk of it",
+        f"{a_step / 1e6:.3f} MB a step, {a_step / chunks:.0f} bytes for each chunk of it. "
+        f"MiB at first and after every {_PROGRESS} steps: {shown}",
     )
 
 

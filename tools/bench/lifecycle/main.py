@@ -137,9 +137,6 @@ class _Bench:
         steps = 1 if self._options.smoke else step_bytes.STEPS
         return [*real, *step_bytes.stand_in_steps(self._work, steps)]
 
-    def _small_tensors(self) -> list[Result]:
-        return step_bytes.row_small_tensors(100 if self._options.smoke else step_bytes.SMALL)
-
     def _memory(self) -> list[Result]:
         first = {"first": 2} if self._options.smoke else {}
         return growth.row_growth(self._work, self._options.steps, **self._small, **first)
@@ -153,10 +150,20 @@ class _Bench:
         return upkeep.row_upkeep(self._work, **few)
 
 
-def main() -> int:
-    options = parser().parse_args()
+def _parse() -> argparse.Namespace:
+    made = parser()
+    options = made.parse_args()
+    if options.versions <= _FEW:
+        made.error(f"--versions must be more than {_FEW}, got {options.versions}")
+    if options.steps <= growth.FROM:
+        made.error(f"--steps must be more than {growth.FROM}, got {options.steps}")
     if options.smoke:
         options.versions, options.rounds, options.steps = 12, 1, 4
+    return options
+
+
+def main() -> int:
+    options = _parse()
     facts: dict[str, object] = {
         "versions": f"{options.versions:,}, relative to {_FEW}",
         "rounds": options.rounds,
