@@ -6,6 +6,7 @@ import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,25 +39,29 @@ PATCH = "zstd --patch-from"
 _CODES = {2: "BF16", 4: "F32"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Data:
-    """Versions of a real model, which `tools.models.training` makes.
+    """Versions of a real model, which are trained when they are first needed and missing.
 
     Attributes:
-        family: A base and the versions that were trained from it.
-        fast: Consecutive RL steps at three times the family's rate.
+        root: The folder that keeps them.
     """
 
-    family: list[Version]
-    fast: list[Path]
+    root: Path
 
-    @classmethod
-    def make(cls, root: Path) -> Data:
-        """Return the versions in a folder; train missing ones, which takes about ten minutes."""
+    @cached_property
+    def family(self) -> list[Version]:
+        """A base and the versions that were trained from it; making them takes some minutes."""
         from tools.models import training  # imports transformers, which takes seconds
 
-        family = training.family(root / "family")
-        return cls(family, training.rl_steps(root / "rl_3e-6", rate=3e-6))
+        return training.family(self.root / "family")
+
+    @cached_property
+    def fast(self) -> list[Path]:
+        """Consecutive RL steps at three times the family's rate."""
+        from tools.models import training
+
+        return training.rl_steps(self.root / "rl_3e-6", rate=3e-6)
 
     @property
     def base(self) -> Path:

@@ -88,10 +88,8 @@ def _run(options: argparse.Namespace, work: Path) -> int:
 
 
 def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], list[Result]]]:
-    """Make the versions of the real model; return the functions that measure the sections."""
-    data = Data([], [])
-    if options.only != ["speeds"]:
-        data = Data.make(options.data or work / "data")
+    """Return the functions that measure the sections."""
+    data = Data(options.data or work / "data")
     size, rounds = options.size * MiB, options.rounds
     return {
         "steps": lambda: sizes.rl_steps(data, work),
