@@ -25,6 +25,7 @@ MIN_CHUNK_SIZE = 64 * KiB  # below it, IDs and index rows weigh more than chunks
 MAX_CHUNK_SIZE = 64 * MiB  # every worker holds several whole chunks in memory
 PACK_TARGET = 64 * MiB  # one transfer block of the Hub's storage
 DEFAULT_GRACE = timedelta(days=7)  # of collections
+REPLACED_GRACE = timedelta(days=1)  # of what others replace; shorter, as each step leaves some
 LEAST_GRACE = timedelta(days=1)  # with less, what somebody else writes at the same time can be lost
 # Writers may rely on what was in its place within this time, and collections on what they have
 # marked. It is a quarter of the shortest grace time, so that clocks and listings may be hours off.

@@ -85,6 +85,7 @@ SHARED = {
     "operations.relatives",
     "operations.renumbered",
     "operations.replaced",
+    "operations.replacements",
     "operations.replacing",
     "operations.recorded_losses",
     "operations.retention",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +11,7 @@ import click
 
 from casweights.cli._errors import Exit
 from casweights.cli._output import Mode, Span
+from casweights.cli._spans import TimeSpan
 from casweights.cli._text import count, moment, short
 from casweights.cli._verb import verb
 from casweights.config import KEEP_COUNTS, Keep
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from casweights.cli._session import Session
     from casweights.results import Expiry, Verdict
 
-_SPAN = re.compile(r"(?:(\d+)w)?(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?")
 _COUNTS = {
     "last": "Keep the newest N versions.",
     "every": "Keep versions whose number is divisible by N.",
@@ -35,24 +33,6 @@ _COUNTS = {
     "monthly": "The same for months.",
     "yearly": "The same for years.",
 }
-
-
-class _Span(click.ParamType[timedelta]):
-    """A span of time, such as ``7d`` or ``1w12h``."""
-
-    name = "span"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> timedelta:
-        match = _SPAN.fullmatch(value)
-        if not value or match is None:
-            self.fail(f"{value!r} is not a span of time: write one such as 7d, 36h or 1w2d", param)
-        weeks, days, hours, minutes = (int(part or 0) for part in match.groups())
-        try:
-            return timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes)
-        except OverflowError:
-            self.fail(f"{value!r} is too long", param)
 
 
 def _keep_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +45,7 @@ def _keep_options(command: Callable[..., Any]) -> Callable[..., Any]:
         )
         command = option(command)
     within = "Keep versions at most SPAN older than the newest one, such as 7d or 36h."
-    return click.option("--keep-within", "within", type=_Span(), metavar="SPAN", help=within)(
+    return click.option("--keep-within", "within", type=TimeSpan(), metavar="SPAN", help=within)(
         command
     )
 
@@ -149,7 +129,7 @@ def _parse(text: str, file: Path) -> list[Keep]:
 
 def _entry(fields: dict[str, Any]) -> Keep:
     if "within" in fields:
-        fields["within"] = _Span().convert(str(fields["within"]), None, None)
+        fields["within"] = TimeSpan().convert(str(fields["within"]), None, None)
     return Keep(**fields)
 
 

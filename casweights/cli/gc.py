@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,29 +10,20 @@ import click
 from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._progress import Results
+from casweights.cli._spans import TimeSpan
 from casweights.cli._text import count, micros, moment, size
 from casweights.cli._verb import verb
-from casweights.config import DEFAULT_GRACE
 from casweights.errors import ErrorCode, InvalidInputError
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from casweights.cli._output import Line
     from casweights.cli._session import Session
     from casweights.repository import Repository
     from casweights.results import CollectStats
 
-_UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 _ALL = ""  # the value of --apply without a file
-
-
-def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta:
-    """Return the duration that a text names."""
-    if value is None:
-        return DEFAULT_GRACE
-    match = re.fullmatch(r"([0-9]{1,6})([dhm])|0", value)
-    if match is None:
-        raise click.BadParameter(f"{value!r} is no duration: write 7d, 36h or 90m", ctx, param)
-    return timedelta(**{_UNITS[match[2]]: int(match[1])}) if match[1] else timedelta(0)
 
 
 @verb("gc", Exit.NO_STORE, Exit.CONFLICT, Exit.PERMISSION, Exit.INTEGRITY, Exit.INTERRUPTED)
@@ -49,9 +38,11 @@ def _duration(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @click.option("--plan", "out", type=click.File("w"), help="Write what would be set aside to FILE.")
 @click.option(
     "--grace",
-    callback=_duration,
+    type=TimeSpan(),
+    default="7d",
+    show_default=True,
     metavar="TIME",
-    help="How old something must be to go, as 7d or 36h; at least 24h.  [default: 7d]",
+    help="How old something must be to go, as 7d or 36h; at least 24h.",
 )
 @click.option(
     "--no-fold",
@@ -184,7 +175,12 @@ def _lines(done: CollectStats, grace: timedelta) -> list[Line]:
         rest = count(done.folded.objects, "object")
         text = f"{size(done.folded.nbytes)} written again: the next run can set {rest} aside"
         lines.append([Span(text)])
-    for found in done.pending:
+    replaced = [found for found in done.pending if found.is_replaced]
+    if replaced:
+        objects = count(sum(found.objects for found in replaced), "object")
+        nbytes = size(sum(found.nbytes for found in replaced))
+        lines.append([Span(f"{objects} of {nbytes} aside that others replace: see maintain")])
+    for found in (found for found in done.pending if not found.is_replaced):
         until = "its run has not ended"
         if found.since > 0:
             until = f"can be deleted from {moment(micros(found.since) + grace)} on"

@@ -9,11 +9,14 @@ import click
 from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._progress import Results
+from casweights.cli._spans import grace_option
 from casweights.cli._text import count, size
 from casweights.cli._verb import verb
 from casweights.config import Compression, MiB
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from casweights.cli._session import Session
 
 _WAYS_OUT = (
@@ -38,21 +41,25 @@ _WAYS_OUT = (
     metavar="MIB",
     help="Memory for chunks, in MiB. If a version fits, no chunk is rebuilt twice.",
 )
-def command(session: Session, compression: str, memory: int) -> None:
+@grace_option
+def command(session: Session, compression: str, memory: int, grace: timedelta) -> None:
     """Rewrite all packs to save space.
 
     Every chunk is encoded again as the smallest difference from the chunks that the store has now.
     This pays after an import, or if similar versions were added later. IDs do not change. Old packs
-    are deleted when the new ones are complete.
+    are set aside when the new ones are complete, and a later repack, maintain or gc deletes them:
+    the space is free then. With --grace 0, it is free at once.
     """
     with session.open(Results(session.out), cache_size=memory * MiB) as repository:
-        done = repository.repack(compression=cast("Compression", compression))
+        done = repository.repack(compression=cast("Compression", compression), grace=grace)
     session.out.summary(
         {
             "packs": done.packs,
             "old_packs": done.old_packs,
             "pack_bytes": done.nbytes,
             "old_pack_bytes": done.old_bytes,
+            "aside_bytes": done.aside_bytes,
+            "freed_bytes": done.freed_bytes,
             "unreadable": list(done.unreadable),
         },
         [
@@ -60,6 +67,8 @@ def command(session: Session, compression: str, memory: int) -> None:
                 Span(
                     f"{count(done.packs, 'pack')} of {size(done.nbytes)}, "
                     f"previously {count(done.old_packs, 'pack')} of {size(done.old_bytes)}"
+                    + (f"; {size(done.aside_bytes)} set aside" if done.aside_bytes else "")
+                    + (f"; {size(done.freed_bytes)} deleted" if done.freed_bytes else "")
                 )
             ],
             *([Span(f"{name} cannot be read and stays. {_WAYS_OUT}")] for name in done.unreadable),

@@ -10,7 +10,7 @@ from casweights.cli._errors import Exit
 from casweights.cli._output import Column, fields, table_lines
 from casweights.cli._text import count, micros, moment, short, size
 from casweights.cli._verb import verb
-from casweights.config import DEFAULT_GRACE
+from casweights.config import DEFAULT_GRACE, REPLACED_GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,8 @@ def _show_space(session: Session) -> None:
 
 def _until(pending: PendingCollection) -> datetime | None:
     """Return when a collection can be deleted; None if its run has not ended."""
-    return micros(pending.since) + DEFAULT_GRACE if pending.since > 0 else None
+    grace = REPLACED_GRACE if pending.is_replaced else DEFAULT_GRACE
+    return micros(pending.since) + grace if pending.since > 0 else None
 
 
 def _space_lines(use: SpaceUse) -> Iterator[Line]:
@@ -101,7 +102,11 @@ def _space_lines(use: SpaceUse) -> Iterator[Line]:
             ("free", f"{size(use.free)} that `casweights gc --apply` sets aside"),
         ]
     )
-    for one in use.aside:
+    replaced = [one for one in use.aside if one.is_replaced]
+    if replaced:
+        nbytes = size(sum(one.nbytes for one in replaced))
+        yield f"aside: {nbytes} that others replace, until a day later (see maintain)"
+    for one in (one for one in use.aside if not one.is_replaced):
         until = _until(one)
         when = f"until {moment(until)}" if until else "by a run that has not ended"
         yield f"aside: {size(one.nbytes)} {when}, as collection {one.id}"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--as", "as_name", metavar="NAME", help="Another name, if the old one is in use, or for an ID."
 )
 def command(session: Session, name: str, as_name: str | None) -> None:
-    """Bring a deleted branch or tag back, or what gc has set aside.
+    """Bring a deleted branch or tag back, or what gc, maintain or repack has set aside.
 
     It names its last version again. `branch --deleted` and `tag --deleted` list what was deleted.
     If a branch and a tag of one name were, write heads/NAME or tags/NAME.
@@ -41,7 +41,7 @@ def command(session: Session, name: str, as_name: str | None) -> None:
       casweights undelete 1f0c9a22 --as found
     """
     with session.open() as repository:
-        is_collection = re.fullmatch("[0-9a-f]{16}", name) is not None
+        is_collection = re.fullmatch("(replaced-)?[0-9a-f]{16}", name) is not None
         if is_collection and as_name is None and name not in _deleted(repository):
             _bring_back(session, repository, name)
             return

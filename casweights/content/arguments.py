@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, get_args
 
 from casweights.config import Compression
@@ -88,6 +88,19 @@ def check_compression(compression: Compression) -> Compression:
     """
     check_choice("compression", compression, get_args(Compression))
     return compression
+
+
+def check_grace(grace: timedelta) -> timedelta:
+    """Return a grace time if it is not negative.
+
+    Raises:
+        InvalidInputError: It is.
+    """
+    if grace < timedelta(0):
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"the grace time must be at least 0, got {grace}"
+        )
+    return grace
 
 
 def to_utc(time: datetime | None) -> datetime:

@@ -288,14 +288,14 @@ class Archives:
     def load(
         self,
         snapshot: SnapshotId,
-        own: Callable[[], T],
+        own: Callable[[bool], T],
         parse: Callable[[bytes, str], T],
     ) -> T:
         """Return a version, from its own object or from an archive; damaged copies are passed over.
 
         Args:
             snapshot: The version.
-            own: Reads and parses its own object.
+            own: Reads and parses its own object, or, given True, that which was set aside.
             parse: Parses a snapshot object, given its bytes and its name for error messages.
 
         Raises:
@@ -313,12 +313,12 @@ class Archives:
         raise damage or self.missing(snapshot)
 
     def _copies(
-        self, snapshot: SnapshotId, own: Callable[[], T], parse: Callable[[bytes, str], T]
+        self, snapshot: SnapshotId, own: Callable[[bool], T], parse: Callable[[bytes, str], T]
     ) -> Iterator[Callable[[], T]]:
         """Yield functions that read the copies of a version, the likeliest first."""
         for place in self.known(snapshot):  # spares the look-up of an object that is gone
             yield partial(self._load_at, place, parse)
-        yield own
+        yield partial(own, False)
         for _ in range(_MAX_LOOKS):
             places = self.all_of(snapshot)
             yield from (partial(self._load_at, place, parse) for place in places)
@@ -327,12 +327,12 @@ class Archives:
         yield from self._copies_aside(snapshot, own, parse)
 
     def _copies_aside(
-        self, snapshot: SnapshotId, own: Callable[[], T], parse: Callable[[bytes, str], T]
+        self, snapshot: SnapshotId, own: Callable[[bool], T], parse: Callable[[bytes, str], T]
     ) -> Iterator[Callable[[], T]]:
         """Yield functions that read the copies of a version that collections have set aside."""
         aside = list_aside(self._store)
         if names.snapshot_name(snapshot) in aside:
-            yield own  # the listing has shown the store where it lies
+            yield partial(own, True)
         for archive in self._open_aside(aside):
             places = archive.between(snapshot, snapshot)
             yield from (partial(self._load_at, place, parse) for place in places)

@@ -25,8 +25,13 @@ _R = TypeVar("_R")
 
 def list_aside(store: ObjectStore) -> dict[str, ObjectInfo]:
     """Return the objects that were set aside, by the names that they had, under these names."""
+    return by_former_name(parse_listing(store.list(names.ASIDE)))
+
+
+def by_former_name(listed: Iterable[tuple[AsideName, ObjectInfo]]) -> dict[str, ObjectInfo]:
+    """Return what a listing shows, as `list_aside` does."""
     found: dict[str, ObjectInfo] = {}
-    for aside, info in parse_listing(store.list(names.ASIDE)):
+    for aside, info in listed:
         found.setdefault(aside.name, ObjectInfo(aside.name, info.size, info.created))
     return found
 
@@ -56,13 +61,14 @@ class AsidePlaces:
             places.setdefault(aside.name, []).append(info.name)
         self._places = places
 
-    def read(self, name: str, call: Callable[[str], _R], *, look: bool) -> _R:
+    def read(self, name: str, call: Callable[[str], _R]) -> _R:
         """Call a function with the names of an object that was set aside, until one exists.
+
+        The store is listed if no place is known.
 
         Args:
             name: The name that it had.
             call: The function.
-            look: Whether to list the store if no place is known.
 
         Raises:
             NotFoundError: No collection has it.
@@ -70,8 +76,6 @@ class AsidePlaces:
         if name.startswith(FOLDERS):
             for is_listed in (False, True):
                 if is_listed:
-                    if not look:
-                        break
                     self.learn(self._store.list(names.ASIDE))
                 for place in self._places.get(name, ()):
                     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, StoreError
@@ -19,9 +20,21 @@ class DeletionRefusedError(StoreError):
     """The client may not delete objects of the store. Users see the error that it extends."""
 
 
+def try_to_delete(store: ObjectStore) -> None:
+    """Delete an object that does not exist, to find out whether the client may delete any.
+
+    Raises:
+        DeletionRefusedError: It may not.
+    """
+    _delete(store, [pack_name(PackId(secrets.token_bytes(32)))])
+
+
 def may_delete(store: ObjectStore) -> bool:
-    """Return whether the client may delete objects, by deleting one that does not exist."""
-    return try_delete(store, [pack_name(PackId(secrets.token_bytes(32)))])
+    """Return whether the client may delete objects."""
+    with suppress(DeletionRefusedError):
+        try_to_delete(store)
+        return True
+    return False
 
 
 def check_may_delete(store: ObjectStore, why: str) -> None:
@@ -42,13 +55,7 @@ def check_may_delete(store: ObjectStore, why: str) -> None:
         )
 
 
-def delete_replaced(store: ObjectStore, names: Sequence[str]) -> None:
-    """Delete objects that nothing relies on any more.
-
-    Raises:
-        DeletionRefusedError: The client may not delete objects.
-        StoreError: The store failed for another reason.
-    """
+def _delete(store: ObjectStore, names: Sequence[str]) -> None:
     try:
         store.delete_all(names)
     except StoreError as error:
@@ -58,9 +65,9 @@ def delete_replaced(store: ObjectStore, names: Sequence[str]) -> None:
 
 
 def try_delete(store: ObjectStore, names: Sequence[str]) -> bool:
-    """Delete objects as `delete_replaced` does, but return False if the store refuses that."""
+    """Delete objects that nothing relies on any more; return False if the store refuses that."""
     try:
-        delete_replaced(store, names)
+        _delete(store, names)
     except DeletionRefusedError:
         return False
     return True

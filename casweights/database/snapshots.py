@@ -156,7 +156,7 @@ class SnapshotStore:
 
     def load_own(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """Do the same, but look into no archive."""
-        return self._checked(self._read_own(snapshot_id))
+        return self._checked(self._read_own(snapshot_id, False))
 
     def load_archived(self, snapshot_id: SnapshotId, archive: str) -> StoredSnapshot:
         """Do the same, but look only into one archive, which the last listing has shown."""
@@ -177,24 +177,25 @@ class SnapshotStore:
             self._shallow.add(stored.snapshot.id)
         return stored
 
-    def _read_own(self, snapshot_id: SnapshotId) -> StoredSnapshot:
+    def _read_own(self, snapshot_id: SnapshotId, is_aside: bool) -> StoredSnapshot:
         name = names.snapshot_name(snapshot_id)
+        read = partial(self._read, snapshot_id, name, is_aside=is_aside)
         try:
-            return self._read(snapshot_id, name)
+            return read()
         except IntegrityError:
             if not self._store.forget(name):
                 raise
-        return self._read(snapshot_id, name)  # the damaged bytes came from a cache
+        return read()  # the damaged bytes came from a cache
 
-    def _read(self, snapshot_id: SnapshotId, name: str) -> StoredSnapshot:
+    def _read(self, snapshot_id: SnapshotId, name: str, *, is_aside: bool) -> StoredSnapshot:
         """Read the end of a snapshot's object, over a network with structure chunks before it."""
-        tail, size = self._store.read_end(name, END_BYTES)
+        whole = self._store.get(name) if is_aside else b""
+        tail, size = (whole, len(whole)) if whole else self._store.read_end(name, END_BYTES)
         trusting = not self._store.capabilities.cheap_reads
         info = ObjectInfo(name, size)
         index = read_snapshot_index(self._store, info, tail, trusting=trusting)
         contents = PackContents(info, 0, carried_locations(snapshot_id, index.frames))
-        read = partial(self._read_structure, contents)
-        stored = parse_snapshot(index, snapshot_id, name, read)
+        stored = parse_snapshot(index, snapshot_id, name, partial(self._read_structure, contents))
         stored.nbytes = size
         return stored
 

@@ -89,8 +89,8 @@ class VersionNames(WrapperStore):
     nowhere among the known ones makes this store list the moves once and look again. Names of moves
     work as well. A version that is read while it is copied out of a move is found in either place.
 
-    Reads of packs, versions and archives that a collection has set aside find them, too; look-ups,
-    listings and deletions do not.
+    Reads of packs, versions and archives that a collection has set aside find them, too, but for
+    `read_end`; look-ups, listings and deletions do not.
 
     Deleting a whole move never loses the version: first it is copied to ``snapshots/<ID>``. To
     delete a version, delete that name.
@@ -127,8 +127,8 @@ class VersionNames(WrapperStore):
         return self._find_anywhere(name, lambda at: self.inner.read(at, limit))
 
     def read_end(self, name: str, most: int) -> tuple[bytes, int]:
-        # Snapshots that are in an archive are asked for first: that is no reason to list.
-        return self._find_anywhere(name, lambda at: self.inner.read_end(at, most), look=False)
+        # What was set aside is left out: a version is looked for in archives first.
+        return self._find(name, lambda at: self.inner.read_end(at, most))
 
     def exists(self, name: str) -> bool:
         if not self._is_version(name):
@@ -289,24 +289,16 @@ class VersionNames(WrapperStore):
                 self._known.forget(at)
         return call(name)  # if a move was deleted since, the version was copied here before
 
-    def _find_anywhere(self, name: str, call: Callable[[str], _R], *, look: bool = True) -> _R:
-        """Do what `_find` does, also for objects that were set aside.
-
-        Args:
-            name: Name of the object.
-            call: The function.
-            look: Whether to list what was set aside; else only what the last listing showed counts.
-        """
+    def _find_anywhere(self, name: str, call: Callable[[str], _R]) -> _R:
+        """Do what `_find` does, also for objects that were set aside."""
         try:
             return self._find(name, call)
         except NotFoundError as error:
             _raise_unless_object(error)
         try:
-            return self._aside.read(name, call, look=look)
+            return self._aside.read(name, call)
         except NotFoundError as error:
             _raise_unless_object(error)
-            if not look:
-                raise
         return self._find(name, call)  # it may have been brought back in between
 
     def _find_all(

@@ -1,7 +1,7 @@
-"""Collections of garbage: the objects that describe one, and the names of what it sets aside.
+"""Collections: the objects that describe one, and the names of what it sets aside.
 
-A collection moves objects that nothing needs any more to names below ``aside/``, and a later run
-deletes them. `docs/design/033-collection.md` has the reasoning.
+A collection moves objects that nothing needs any more, or that others replace, to names below
+``aside/``, and a later run deletes them. `docs/design/033-collection.md` has the reasoning.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 
 from casweights.errors import IntegrityError
 from casweights.format import names
-from casweights.format.envelope import ObjectKind, corrupt, seal
+from casweights.format.envelope import ObjectKind, corrupt, seal, unseal
+from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import ArchiveId, Digest, PackId, SnapshotId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-MAX_PLAN = 1 << 30  # bytes
+MAX_PLAN = 1 << 24  # bytes of a plan that is read
+_MAX_OBJECTS = 1 << 20  # in it
 _MARK_SIZE = 16  # bytes
 _KINDS: dict[str, type[Digest]] = {
     names.PACKS: PackId,
@@ -31,7 +33,8 @@ _KINDS: dict[str, type[Digest]] = {
     names.ARCHIVES: ArchiveId,
 }
 FOLDERS = tuple(_KINDS)  # of the objects that a collection may set aside
-_COLLECTION = "[0-9a-f]{16}"
+REPLACED = "replaced-"  # begins the names of collections of objects that others replace
+_COLLECTION = f"(?:{REPLACED})?[0-9a-f]{{16}}"
 _PART = re.compile(rf"{names.COLLECTIONS}(?P<collection>{_COLLECTION})/(?P<part>look|plan|end)")
 _SETTLED = re.compile(
     rf"{names.COLLECTIONS}settled-(?P<digest>[0-9a-f]{{64}})-(?P<until>[0-9]{{1,19}})"
@@ -64,6 +67,11 @@ class AsideName(NamedTuple):
 
     collection: str
     name: str
+
+    @property
+    def is_of_replaced(self) -> bool:
+        """Whether others replace the object."""
+        return self.collection.startswith(REPLACED)
 
 
 class Settled(NamedTuple):
@@ -159,18 +167,68 @@ class Plan:
         now: Time of the store at which the collection began, in microseconds since 1970.
         grace: The grace time, in seconds.
         objects: The objects.
+        by: Names of the objects that replace them; none if nothing needs them.
     """
 
     now: int
     grace: int
     objects: Sequence[PlannedObject]
+    by: Sequence[str] = ()
 
 
 def encode_plan(plan: Plan) -> bytes:
     """Return the object that contains a plan."""
-    rows = [list(row) for row in plan.objects]
-    encoded: bytes = msgpack.packb({"now": plan.now, "grace": plan.grace, "objects": rows})
+    fields = {
+        "now": plan.now,
+        "grace": plan.grace,
+        "objects": [list(row) for row in plan.objects],
+        **({"by": list(plan.by)} if plan.by else {}),
+    }
+    encoded: bytes = msgpack.packb(fields)
     return seal(ObjectKind.COLLECTION, encoded)
+
+
+def decode_plan(data: bytes, name: str) -> Plan:
+    """Parse the object of a plan.
+
+    Args:
+        data: The object.
+        name: Its name in the store, for error messages.
+
+    Raises:
+        IntegrityError: The object is damaged.
+        UnsupportedError: A newer casweights wrote it.
+    """
+    payload = unseal(ObjectKind.COLLECTION, data, name)
+    try:
+        return _parse_plan(payload)
+    except MALFORMED as error:
+        raise corrupt(name, f"it is not a plan: {error}") from error
+
+
+def _parse_plan(payload: bytes) -> Plan:
+    data = Unpacker(payload)
+    readers: dict[str, Callable[[], Any]] = {
+        "now": lambda: data.scalar(int),
+        "grace": lambda: data.scalar(int),
+        "objects": lambda: [_planned(data) for _ in data.items(_MAX_OBJECTS)],
+        "by": lambda: [_former(data) for _ in data.items(_MAX_OBJECTS)],
+    }
+    plan = Plan(**data.fields(readers, optional={"by"}))
+    data.finish()
+    return plan
+
+
+def _planned(data: Unpacker) -> PlannedObject:
+    data.row(3)
+    return PlannedObject(_former(data), data.scalar(int), data.scalar(int))
+
+
+def _former(data: Unpacker) -> str:
+    name = data.scalar(str)
+    if not can_go(name):
+        raise ValueError("no collection sets an object of such a name aside")
+    return name
 
 
 def mark() -> bytes:

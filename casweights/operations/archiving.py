@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import PACK_TARGET, MiB
-from casweights.database.deleting import delete_replaced
 from casweights.database.listing import find_listed
 from casweights.database.merged import Merged
 from casweights.errors import IntegrityError, NotFoundError
@@ -31,6 +30,8 @@ from casweights.operations.merging import (
     by_age,
     merge_levels,
 )
+from casweights.operations.replacements import set_replaced_aside
+from casweights.stores.base import ObjectInfo
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from casweights.database.packs import PackContents
     from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import PackId
-    from casweights.stores.base import ObjectInfo
 
 _READERS = 16  # threads that wait for the network
 _READ_AHEAD = 64 * MiB  # bytes of objects in memory that were not looked at yet
@@ -84,7 +84,7 @@ def archive(db: Database, infos: Sequence[ObjectInfo]) -> list[str]:
         infos: The snapshot objects, oldest first.
 
     Returns:
-        The names of the objects that were deleted.
+        The names of the objects that were set aside.
     """
     work = Archiving(db, db.learn_merged)
     for _ in work.slices(infos):
@@ -114,15 +114,15 @@ def _read(db: Database, info: ObjectInfo) -> _Version | None:
 class Archiving:
     """Moves versions into archives, and the frames in their objects into packs, in slices.
 
-    The objects are deleted after everything in them is durable elsewhere. Those that are damaged
+    The objects are set aside after everything in them is durable elsewhere. Those that are damaged
     or gone are passed over. Iterate over `slices` once; `moved` grows with it.
 
     Args:
         db: The store.
-        merged: Called after the frames of objects were copied, and before these are deleted.
+        merged: Called after the frames of objects were copied, and before these are set aside.
 
     Attributes:
-        moved: Names of the objects that were deleted.
+        moved: Names of the objects that were set aside.
     """
 
     def __init__(self, db: Database, merged: Callable[[Merged], object]) -> None:
@@ -133,6 +133,7 @@ class Archiving:
         self._into: dict[PackId, PackId] = {}
         self._bare: dict[SnapshotId, bytes] = {}  # versions whose frames are in packs
         self._bare_bytes = 0
+        self._infos: dict[str, ObjectInfo] = {}
         self.moved: list[str] = []
 
     def slices(self, infos: Sequence[ObjectInfo]) -> Iterator[None]:
@@ -143,6 +144,7 @@ class Archiving:
         """
         if not infos:
             return
+        self._infos = {info.name: info for info in infos}
         reporter = self._db.reporter
         reporter.started(Stage.MAINTAIN, sum(info.size for info in infos))
         try:
@@ -190,12 +192,16 @@ class Archiving:
         self._merged(Merged(list(map(names.pack_name, carried)), [pack]))
 
     def _write_archive(self) -> Iterator[None]:
-        """Write an archive of the bare copies, and then delete the objects that they replace."""
+        """Write an archive of the bare copies, and set the objects aside that they replace."""
         bare, self._bare, self._bare_bytes = self._bare, {}, 0
-        if bare and write_archive(self._db, bare, 1):
+        archive = write_archive(self._db, bare, 1) if bare else None
+        if archive is not None:
             yield
             replaced = list(map(names.snapshot_name, bare))
-            delete_replaced(self._db.objects, replaced)
+            carried = map(names.pack_of, replaced)
+            packs = {names.pack_name(self._into[one]) for one in carried if one in self._into}
+            infos = [self._infos[name] for name in replaced]
+            yield from set_replaced_aside(self._db, infos, [archive, *sorted(packs)])
             self._db.index.drop(replaced)
             self.moved += replaced
             yield
@@ -208,16 +214,19 @@ def _readers(db: Database, infos: Sequence[ObjectInfo]) -> Workers:
     return Workers(max(1, min(most, _READ_AHEAD // (2 * largest + 1))))
 
 
-def write_archive(db: Database, snapshots: Mapping[SnapshotId, bytes], generation: int) -> bool:
-    """Write an archive; return whether all readers find its versions there from now on."""
+def write_archive(
+    db: Database, snapshots: Mapping[SnapshotId, bytes], generation: int
+) -> str | None:
+    """Write an archive; return its name if all readers find its versions there from now on."""
     sealed = build_archive(snapshots, generation)
-    if not db.store.put(sealed.name, sealed.parts):
-        # It was there, and may be damaged. A copy in a cache proves nothing.
-        db.store.forget(sealed.name)
-        with suppress(NotFoundError):
-            return is_intact(db.store.get(sealed.name), sealed.id)
-        return False  # other maintenance has merged it
-    return find_listed(db.store, sealed.name) is not None
+    if db.store.put(sealed.name, sealed.parts):
+        return sealed.name if find_listed(db.store, sealed.name) else None
+    # It was there, and may be damaged. A copy in a cache proves nothing.
+    db.store.forget(sealed.name)
+    with suppress(NotFoundError):  # other maintenance has merged it
+        if is_intact(db.objects.get(sealed.name), sealed.id):
+            return sealed.name
+    return None
 
 
 def merge_archives(db: Database, budget: Budget) -> Counted:
@@ -247,7 +256,7 @@ def replace_damaged_archives(db: Database) -> None:
 
 
 def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> Counted:
-    """Write the versions of some archives as one, and delete the archives.
+    """Write the versions of some archives as one, and set the archives aside.
 
     Archives that must stay are left out, and nothing happens if fewer than `least` are left.
 
@@ -255,18 +264,21 @@ def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> Counted
         The number of bytes written.
     """
     snapshots: dict[SnapshotId, bytes] = {}
-    merged, generation = [], 1
+    merged, generation = list[ObjectInfo](), 1
     for info in group:
         found = yield from _read_archive(db, info)
         if found is not None:
-            merged.append(info.name)
+            merged.append(info)
             generation = max(generation, 1 + found.generation)
             snapshots |= found.snapshots  # of two copies, the later one names newer packs
         yield
-    if len(merged) < least or (snapshots and not write_archive(db, snapshots, generation)):
+    if len(merged) < least:
         return 0
+    archive = write_archive(db, snapshots, generation) if snapshots else None
     yield
-    delete_replaced(db.store, merged)
+    if snapshots and archive is None:
+        return 0
+    yield from set_replaced_aside(db, merged, [archive] if archive else [])
     return sum(map(len, snapshots.values()))
 
 

@@ -27,8 +27,6 @@ from casweights.format.collection import (
     Plan,
     PlannedObject,
     Settled,
-    aside_name,
-    encode_plan,
     mark,
     part_name,
     settled_name,
@@ -44,8 +42,10 @@ from casweights.operations.collections import (
 )
 from casweights.operations.fold import fold
 from casweights.operations.marking import Marking, Places, list_candidates, look, named_versions
-from casweights.operations.moving import bring_back, copy_all, delete_all
+from casweights.operations.merging import Budget
+from casweights.operations.moving import bring_back, finish, set_aside
 from casweights.operations.replaced import check_replaced
+from casweights.operations.replacements import check_replacing
 from casweights.results import CollectedObject, CollectStats, FoldStats, PendingCollection
 
 if TYPE_CHECKING:
@@ -167,19 +167,29 @@ class _Collector:
             return self._stats(_Marked([], len(listed), [], set()), [], applied=apply)
         old = {name for name, info in listed.items() if self._is_old(info)}
         going = set() if finish_only else old if only is None else old.intersection(only)
-        marked = self._mark(listed, going)
         due = [one for one in self._past.values() if self._is_due(one)]
+        if apply:
+            self._check_replacing(due)
+        marked = self._mark(listed, going)
         folded = None
         if apply:
             self._bring_back(marked.restored)
             self._set_aside(marked.dead)
             for one in due:
-                self._finish(one)
+                doomed = [info.name for info in one.aside.values()]
+                finish(self._objects, one.id, doomed, self._check_time)
             if self._may_fold and going == old:
                 folded = self._fold(old, marked.named)
-            is_settled = going == old and not (marked.dead or self._past or folded)
+            waits = marked.dead or folded or any(map(self._is_urgent, self._past.values()))
+            is_settled = going == old and not waits
             self._keep_note(note if is_settled else None)
         return self._stats(marked, due, applied=apply, folded=folded)
+
+    def _check_replacing(self, due: Iterable[Collection]) -> None:
+        """Note damage of what replaces objects of collections, so that marking brings them back."""
+        replaced = sorted(one.id for one in due if one.is_of_replaced)
+        for _ in check_replacing(self._db, replaced, Budget()):
+            pass
 
     def _fold(self, old: set[str], named: set[SnapshotId]) -> FoldStats | None:
         """Write again what is needed of old objects; what that replaces goes at a later run."""
@@ -197,6 +207,10 @@ class _Collector:
         """Whether the grace time of a collection is over."""
         end = found.parts.get(Part.END, 0)
         return 0 < end <= self._now - self._grace * SECOND
+
+    def _is_urgent(self, found: Collection) -> bool:
+        """Whether a run has to look after a collection: others wait for their grace time."""
+        return not found.is_of_replaced or self._is_due(found) or Part.END not in found.parts
 
     def _is_at_work(self, found: Collection) -> bool:
         """Whether the run that made a collection may still move objects."""
@@ -265,18 +279,16 @@ class _Collector:
             grace=self._grace,
             objects=[PlannedObject(info.name, info.size, max(0, info.created)) for info in dead],
         )
-        self._objects.put(part_name(digits, Part.PLAN), [encode_plan(plan)])
+        slices = set_aside(self._objects, digits, plan, self._check_time)
+        next(slices)  # the plan
         self._make_way(digits)
         try:
-            copied = copy_all(
-                self._objects, {aside_name(digits, info.name): info.name for info in dead}
-            )
-            delete_all(self._objects, copied.values(), self._check_time)
+            for _ in slices:
+                pass
         except BaseException:
             with suppress(CasweightsError):
                 self._objects.put(part_name(digits, Part.END), [mark()])
             raise
-        self._objects.put(part_name(digits, Part.END), [mark()])
         self._collection = digits
 
     def _make_way(self, mine: str) -> None:
@@ -292,7 +304,8 @@ class _Collector:
         ours = (found[mine].parts.get(Part.PLAN, 0), mine) if mine in found else (0, mine)
         for other in found.values():
             theirs = (other.parts.get(Part.PLAN, 0), other.id)
-            if other.id != mine and self._is_at_work(other) and theirs < ours:
+            is_rival = other.id != mine and not other.is_of_replaced and self._is_at_work(other)
+            if is_rival and theirs < ours:
                 self._objects.delete(part_name(mine, Part.PLAN))
                 raise ConflictError(
                     ErrorCode.BUSY,
@@ -313,26 +326,19 @@ class _Collector:
                 "stopped. Repeat the command to continue",
             )
 
-    def _finish(self, found: Collection) -> None:
-        """Delete what a collection has set aside, and the objects that describe it."""
-        prefix = aside_name(found.id, "")
-        doomed = [info.name for info in found.aside.values()]
-        delete_all(self._objects, doomed, self._check_time, prefix)
-        self._check_time()
-        self._objects.delete_all([part_name(found.id, part) for part in (Part.PLAN, Part.END)])
-
     def _note(self, listed: Mapping[str, ObjectInfo]) -> Settled:
         """Return the note that there is nothing to do: true until this changes, or grows old."""
         infos = [*listed.values(), *self._db.refs.objects(), *self._db.objects.list(names.DAMAGED)]
         rows = sorted(f"{info.name} {info.size} {info.created}" for info in infos)
         digest = blake3_256("\n".join([str(self._grace), *rows]).encode()).hex()
         young = [info.created for info in listed.values() if not self._is_old(info)]
+        young += [one.parts[Part.END] for one in self._past.values() if not self._is_urgent(one)]
         first = min((created for created in young if created > 0), default=self._now + _A_YEAR)
         return Settled(digest, first + self._grace * SECOND)
 
     def _is_settled(self, now: Settled) -> bool:
         """Whether an earlier run noted that there is nothing to do."""
-        known = [] if self._past else notes(self._objects)
+        known = [] if any(map(self._is_urgent, self._past.values())) else notes(self._objects)
         return any(note.digest == now.digest and self._now < note.until for note in known)
 
     def _keep_note(self, note: Settled | None) -> None:

@@ -12,6 +12,7 @@ from casweights.database.listing import LISTING_SECONDS, find_listed
 from casweights.errors import ErrorCode, IntegrityError, StoreError, UnsupportedError
 from casweights.format import names
 from casweights.format.collection import (
+    REPLACED,
     Part,
     Settled,
     mark,
@@ -33,7 +34,7 @@ class Collection(NamedTuple):
     """A collection, as the listings of its objects describe it.
 
     Attributes:
-        id: Its random digits.
+        id: Its random digits, after `REPLACED` if others replace what it set aside.
         parts: Store times of the objects that describe it, in microseconds.
         aside: The objects that it set aside, by the names that they had, under their present names.
     """
@@ -47,20 +48,33 @@ class Collection(NamedTuple):
         """Number of bytes of what it set aside."""
         return sum(info.size for info in self.aside.values())
 
+    @property
+    def is_of_replaced(self) -> bool:
+        """Whether others replace what it set aside."""
+        return self.id.startswith(REPLACED)
+
 
 def list_collections(objects: ObjectStore) -> dict[str, Collection]:
     """Return all collections, by their digits."""
-    found: dict[str, Collection] = {}
+    found = {digits: Collection(digits, parts, {}) for digits, parts in list_parts(objects).items()}
+    for aside, info in parse_listing(objects.list(names.ASIDE)):
+        one = found.setdefault(aside.collection, Collection(aside.collection, {}, {}))
+        one.aside[aside.name] = info
+    return found
 
-    def get(digits: str) -> Collection:
-        return found.setdefault(digits, Collection(digits, {}, {}))
 
-    for info in objects.list(names.COLLECTIONS):
+def list_parts(objects: ObjectStore, beginning: str = "") -> dict[str, dict[Part, int]]:
+    """Return the store times of the objects that describe collections, by their digits.
+
+    Args:
+        objects: The store.
+        beginning: How the digits begin of the collections to list.
+    """
+    found: dict[str, dict[Part, int]] = {}
+    for info in objects.list(names.COLLECTIONS + beginning):
         with suppress(IntegrityError):
             part = parse_part_name(info.name)
-            get(part.collection).parts[part.part] = info.created
-    for aside, info in parse_listing(objects.list(names.ASIDE)):
-        get(aside.collection).aside[aside.name] = info
+            found.setdefault(part.collection, {})[part.part] = info.created
     return found
 
 

@@ -13,8 +13,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.config import KiB
-from casweights.database.deleting import DeletionRefusedError, delete_replaced
+from casweights.config import REPLACED_GRACE, KiB
+from casweights.database.deleting import DeletionRefusedError
 from casweights.database.merged import Merged
 from casweights.database.packs import list_packs, try_read_pack
 from casweights.database.segment_writer import KeptSegments, SegmentWriter
@@ -30,10 +30,12 @@ from casweights.operations.merging import (
     by_age,
     merge_levels,
 )
+from casweights.operations.replacements import finish_replaced, set_replaced_aside
 from casweights.results import MaintainStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
+    from datetime import timedelta
 
     from casweights.database import Database
     from casweights.format.pack import Frame
@@ -46,26 +48,28 @@ _RECENT_PACKS = 16  # the newest ones stay: subscribers may be about to read the
 _INDEX_BYTES = 64 * KiB  # about: what is read of a pack to cover it by a segment
 
 
-def maintain(db: Database) -> MaintainStats:
+def maintain(db: Database, *, grace: timedelta = REPLACED_GRACE) -> MaintainStats:
     """Apply the policy of the store, archive old versions, merge small objects, write segments.
 
     By segments, chunks are found in the packs that are left without reading all their indexes.
 
-    A pack is deleted only after all its frames are durable in a pack of a higher generation, so
+    A pack is set aside only after all its frames are durable in a pack of a higher generation, so
     commits, transfers, repacks and other maintenance may run at the same time; docs/design/011 has
-    the reasoning. Packs with damage stay as they are. Damaged segments are replaced.
+    the reasoning. Packs with damage stay as they are. Damaged segments are replaced. What was set
+    aside a grace time ago is deleted if what replaces it is sound.
 
     A client that may not delete objects writes segments, and the marks of deleted branches and
     tags. It stops with everything else once the store refuses a deletion.
 
     Args:
         db: The store.
+        grace: The grace time.
 
     Raises:
         StoreError: The store could not be read or written. Repeat the call to continue.
     """
     expired = expire_by_policy(db)
-    work = Maintenance(db, merged=db.learn_merged)
+    work = Maintenance(db, merged=db.learn_merged, grace=grace)
     for _ in work.slices():
         pass
     return replace(work.stats, expired=expired)
@@ -82,10 +86,11 @@ class Maintenance:
     Args:
         db: The store. With several workers, objects are read by them, and up to two for each also
             between slices.
-        merged: Called before packs that were merged are deleted.
+        merged: Called before packs that were merged are set aside.
         budget: Number of bytes of objects to read at most; None for no limit.
         full: Names of packs that are known to have too many frames for merging, to which others
             are added; None if none are known.
+        grace: How long what was replaced lies aside before it is deleted.
     """
 
     def __init__(
@@ -95,13 +100,15 @@ class Maintenance:
         merged: Callable[[Merged], object],
         budget: int | None = None,
         full: set[str] | None = None,
+        grace: timedelta = REPLACED_GRACE,
     ) -> None:
         self._db = db
+        self._grace = grace
         self._merged = merged
         self._budget = Budget(budget)
         self._full = set() if full is None else full
         self._packs: dict[str, ObjectInfo] = {}
-        self._old_packs = self._copied = self._archived = self._archives = 0
+        self._old_packs = self._copied = self._archived = self._archives = self._freed = 0
         self._segments = KeptSegments(0, 0)
         self._may_delete = True  # until the store refuses a deletion
 
@@ -116,6 +123,7 @@ class Maintenance:
             archives=self._archives,
             segments=self._segments.segments,
             segment_bytes=self._segments.written_bytes,
+            freed_bytes=self._freed,
             may_delete=self._may_delete,
         )
 
@@ -132,14 +140,21 @@ class Maintenance:
             yield
         yield from self._while_allowed(self._archive())
         yield from self._merge_and_cover()
+        yield from self._while_allowed(self._finish())
 
     def _while_allowed(self, work: Iterator[None]) -> Iterator[None]:
-        """Do work that deletes what it replaces, until the store refuses a deletion."""
+        """Do work that sets aside what it replaces, until the store refuses a deletion."""
         if self._may_delete:
             try:
                 yield from work
             except DeletionRefusedError:
                 self._may_delete = False
+
+    def _finish(self) -> Iterator[None]:
+        """Delete what was replaced long enough ago."""
+        for nbytes in finish_replaced(self._db, self._grace, self._budget):
+            self._freed += nbytes
+            yield
 
     def _archive(self) -> Iterator[None]:
         """Move old versions into archives, and merge archives."""
@@ -197,16 +212,17 @@ class Maintenance:
         return frames > _FULL_FRAMES
 
     def _write(self, merger: _Merger) -> Counted:
-        """Write the collected frames as one pack, and delete the packs that had them."""
+        """Write the collected frames as one pack, and set the packs aside that had them."""
         if len(merger.packs) < 2:
             return 0
         new = yield from merger.copies.write(self._db, merger.generation)
         if new is None:
             return 0
         gone = [name for name in merger.packs if name != new.info.name]
+        infos = [self._packs[name] for name in gone]
         self._merged(Merged(gone, [new]))
         yield
-        delete_replaced(self._db.store, gone)
+        yield from set_replaced_aside(self._db, infos, [new.info.name])
         for name in gone:
             self._packs.pop(name, None)
         self._packs[new.info.name] = new.info

@@ -288,12 +288,16 @@ class Marking:
         name, copies = names.snapshot_name(version), list[str | None]()
         copies += self.places.holding.get(version, ())
         copies += [None] if name in self.places.objects else []
-        if not copies:
-            return self._load_aside(version, name)
-        for archive in copies[:-1]:
-            with suppress(NotFoundError, IntegrityError):  # another copy may be sound
+        damage: IntegrityError | None = None
+        for archive in copies:
+            try:
                 return self._load_copy(version, archive), archive
-        return self._load_copy(version, copies[-1]), copies[-1]
+            except IntegrityError as error:  # another copy may be sound
+                damage = damage or error
+        try:
+            return self._load_aside(version, name)
+        except IntegrityError as error:
+            raise damage or error from None
 
     def _load_copy(self, version: SnapshotId, archive: str | None) -> StoredSnapshot:
         snapshots = self._db.snapshots

@@ -11,16 +11,60 @@ from typing import TYPE_CHECKING
 
 from casweights.errors import ErrorCode, NotFoundError, StoreError
 from casweights.format import names
+from casweights.format.collection import Part, aside_name, encode_plan, mark, part_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from casweights.format.collection import Plan
     from casweights.stores.base import ObjectStore
 
 _TOGETHER = 256  # objects in one call of the store
 _ATTEMPTS = 4  # to copy objects while other clients delete some
 # Readers see no version without its bytes: versions go before packs, and come back after them.
 _ORDER = (names.SNAPSHOTS, names.ARCHIVES, names.PACKS)
+
+
+def set_aside(
+    objects: ObjectStore, digits: str, plan: Plan, ready: Callable[[], object]
+) -> Iterator[None]:
+    """Move objects aside, as a new collection, in slices.
+
+    A collection without an end is one whose run was killed: later runs take care of it.
+
+    Args:
+        objects: The store.
+        digits: The digits of the collection.
+        plan: What it sets aside.
+        ready: Called after the plan was written, and before each deletion; raises an error if
+            nothing may move any more.
+    """
+    objects.put(part_name(digits, Part.PLAN), [encode_plan(plan)])
+    yield
+    ready()
+    copied = copy_all(objects, {aside_name(digits, row.name): row.name for row in plan.objects})
+    yield
+    delete_all(objects, copied.values(), ready)
+    yield
+    objects.put(part_name(digits, Part.END), [mark()])
+    yield
+
+
+def finish(
+    objects: ObjectStore, digits: str, doomed: Iterable[str], check: Callable[[], object]
+) -> None:
+    """Delete what a collection has set aside, and the objects that describe it.
+
+    Args:
+        objects: The store.
+        digits: The digits of the collection.
+        doomed: Names of what it has set aside, as they are now.
+        check: Called before each request; raises an error if it is too late.
+    """
+    delete_all(objects, doomed, check, aside_name(digits, ""))
+    check()
+    # Without its plan, nobody could tell which objects replace others.
+    objects.delete_all([part_name(digits, part) for part in (Part.END, Part.PLAN)])
 
 
 def copy_all(objects: ObjectStore, sources: Mapping[str, str]) -> dict[str, str]:
@@ -44,7 +88,7 @@ def copy_all(objects: ObjectStore, sources: Mapping[str, str]) -> dict[str, str]
 
 
 def _copy_group(objects: ObjectStore, sources: dict[str, str]) -> dict[str, str]:
-    left = dict(sources)
+    left, done = dict(sources), dict[str, str]()
     for attempts_left in reversed(range(_ATTEMPTS)):
         try:
             objects.copy_from(objects, list(left), left)
@@ -53,9 +97,11 @@ def _copy_group(objects: ObjectStore, sources: dict[str, str]) -> dict[str, str]
             if error.code is not ErrorCode.OBJECT_NOT_FOUND or not attempts_left:
                 raise
             there = objects.present([*left, *left.values()])
-            left = {new: old for new, old in left.items() if new in there or old in there}
-    _confirm(objects, left)
-    return left
+            done |= {new: old for new, old in left.items() if new in there}
+            left = {n: old for n, old in left.items() if old in there and n not in there}
+    done |= left
+    _confirm(objects, done)
+    return done
 
 
 def _confirm(objects: ObjectStore, sources: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Repack: store all chunks again, as the smallest differences available; delete the old packs."""
+"""Repack: store all chunks again, as the smallest differences available; set old packs aside."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from casweights.config import REPLACED_GRACE
 from casweights.database.deleting import check_may_delete
 from casweights.database.frames import read_payload
 from casweights.database.known_chunks import KnownChunks
@@ -19,7 +20,9 @@ from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame, Location
 from casweights.operations.archiving import archive_carrying, replace_damaged_archives
 from casweights.operations.differences import BaseChunks, DifferenceEncoder, growth
+from casweights.operations.merging import Budget
 from casweights.operations.relatives import nearest
+from casweights.operations.replacements import finish_replaced, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
@@ -27,7 +30,7 @@ from casweights.system.threads import Once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from casweights.config import Compression
     from casweights.database import Database
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import SealedPack
     from casweights.ids import ChunkId, SnapshotId
+    from casweights.stores.base import ObjectInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +68,16 @@ class _Repack:
         return DifferenceEncoder(db.reader, plan, db.cache, structure, compression, growth=factor)
 
 
-def repack(db: Database, *, compression: Compression) -> RepackStats:
-    """Store the chunks of all packs again, in new packs, and delete the packs that these replace.
+def repack(
+    db: Database, *, compression: Compression, grace: timedelta = REPLACED_GRACE
+) -> RepackStats:
+    """Store the chunks of all packs again, in new packs; set the packs aside that these replace.
 
     Versions whose objects carry frames move into archives first, and their frames into packs.
     Objects that are damaged, or that others add at the same time, keep their frames, and new frames
     may build on them.
 
-    A pack is deleted only if it was read before the rewrite and each of its frames has a durable
+    A pack is set aside only if it was read before the rewrite and each of its frames has a durable
     replacement in a pack of a higher generation: its chunk can be rebuilt from the new packs, or
     the frame itself was copied. So a chunk that was ever in the store stays in it, no matter what
     commits, transfers and other repacks do at the same time; docs/design/011 has the reasoning.
@@ -81,22 +87,27 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
     Args:
         db: The store.
         compression: How whole chunks are stored.
+        grace: How long what was replaced lies aside before it is deleted, with 0 at once.
 
     Raises:
-        IntegrityError: A version cannot be rebuilt; no pack was deleted.
+        IntegrityError: A version cannot be rebuilt; no pack was set aside.
         StoreError: The store could not be written, or this client may not delete objects.
     """
     check_may_delete(db.store, "A repack saves space by deleting the packs that it replaces")
+    replaced: list[ObjectInfo] = []
     archive_carrying(db)
     replace_damaged_archives(db)
     db.index.load()
     old = [pack for pack in db.index.contents() if pack.info.name.startswith(names.PACKS)]
     if not _is_settled(db, old, compression):
         generation = 1 + max((pack.generation for pack in old), default=0)
-        replaced = _rewrite_all(db, old, PackWriter(db, generation), compression)
-        db.store.delete_all(replaced)
+        writer = PackWriter(db, generation)
+        replaced = _rewrite_all(db, old, writer, compression)
+        for _ in set_replaced_aside(db, replaced, sorted(writer.names)):
+            pass
         db.index.load()
     db.findings.answer_gone()
+    freed = sum(finish_replaced(db, grace, Budget()))
     now = list(list_packs(db.store, carried=False))
     return RepackStats(
         packs=len(now),
@@ -104,6 +115,8 @@ def repack(db: Database, *, compression: Compression) -> RepackStats:
         nbytes=sum(info.size for info in now),
         old_bytes=sum(pack.info.size for pack in old),
         unreadable=db.index.unreadable,
+        aside_bytes=sum(info.size for info in replaced),
+        freed_bytes=freed,
     )
 
 
@@ -141,11 +154,11 @@ def _is_settled(db: Database, old: Sequence[PackContents], compression: Compress
 
 def _rewrite_all(
     db: Database, old: Sequence[PackContents], writer: PackWriter, compression: Compression
-) -> list[str]:
+) -> list[ObjectInfo]:
     """Store all chunks in new frames, which are durable when this returns.
 
     Returns:
-        The names of the old packs that are no longer needed.
+        The old packs that are no longer needed.
     """
     plan = KnownChunks()
     work = _Repack(db, plan, writer, compression, set())
@@ -157,15 +170,15 @@ def _rewrite_all(
     finally:
         writer.close()
     kept = {names.pack_name(loc.pack) for loc in failed if loc.frame.chunk not in plan}
-    # An old pack may be identical to a new one, and must not be deleted then.
-    return [pack.info.name for pack in old if pack.info.name not in kept | writer.names]
+    # An old pack may be identical to a new one, and must stay then.
+    return [pack.info for pack in old if pack.info.name not in kept | writer.names]
 
 
 def _keep_carried(work: _Repack, old: Sequence[PackContents]) -> None:
     """Treat frames that snapshots carry as if they were new, so that they are not stored again.
 
     The chunks of old packs are stored again in any case: a carried frame may be damaged, and the
-    old pack is deleted.
+    old pack goes.
     """
     index = work.db.index
     again = {location.frame.chunk for pack in old for location in pack.locations}

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.database.aside import list_aside
+from casweights.database.aside import by_former_name, parse_listing
 from casweights.database.expired import ExpiredVersions
 from casweights.database.findings import summarize
 from casweights.database.packs import is_pack
@@ -59,15 +59,20 @@ def survey(db: Database, choice: Choice) -> Survey:
 
     Other processes may delete branches and rewrite packs at the same time. An object that was
     deleted since it was listed is skipped. If a chunk is missing as well, the repack that deleted
-    it may have stored it elsewhere, so everything is looked at again.
+    it may have stored it elsewhere, so everything is looked at again. What others replace is read
+    only if something is missing.
     """
     unlisted: set[str] = set()
+    with_replaced = False
     for looks_left in reversed(range(_MAX_LOOKS)):
         look = Survey(db, choice)
-        look.take(unlisted)
+        look.take(unlisted, with_replaced=with_replaced)
         unlisted |= look.unlisted
-        if not (looks_left and look.lost and (look.frames.gone or look.unlisted)):
+        is_stale = look.lost and (look.frames.gone or look.unlisted)
+        is_short = look.is_lacking and look.has_replaced and not with_replaced
+        if not (looks_left and (is_stale or is_short)):
             break
+        with_replaced |= is_short
     return look
 
 
@@ -109,6 +114,7 @@ class Survey:
         lacking: Versions that need chunks which no sound frame holds.
         lost: These chunks.
         unlisted: Names of packs that may hold them and that the listing did not contain.
+        has_replaced: Whether something lies aside, unchecked, that others replace.
         problems: An error for each problem of versions, archives and refs.
     """
 
@@ -132,13 +138,20 @@ class Survey:
         self.lacking: list[SnapshotId] = []
         self.lost: set[ChunkId] = set()
         self.unlisted: set[str] = set()
+        self.has_replaced = False
         self.problems: list[CasweightsError] = []
 
-    def take(self, unlisted: set[str]) -> None:
+    @property
+    def is_lacking(self) -> bool:
+        """Whether something is missing."""
+        return bool(self.lost or self.absent or self.unreadable)
+
+    def take(self, unlisted: set[str], *, with_replaced: bool) -> None:
         """Check everything once.
 
         Args:
             unlisted: Names of packs to check although a listing may lack them.
+            with_replaced: Whether to check what lies aside because others replace it.
         """
         db = self._db
         self.recorded = db.losses.names()
@@ -146,7 +159,10 @@ class Survey:
         listed = list(db.store.list(names.SNAPSHOTS))
         self.archives = list(db.store.list(names.ARCHIVES))
         self.packs = [*listed, *_list_packs(db, unlisted)]
-        self._aside = list_aside(db.store)
+        aside = list(parse_listing(db.store.list(names.ASIDE)))
+        chosen = [one for one in aside if with_replaced or not one[0].is_of_replaced]
+        self.has_replaced = len(chosen) < len(aside)
+        self._aside = by_former_name(chosen)
         # What was set aside counts as there: it comes back if a version needs it.
         there = {info.name for info in self.packs}
         self.packs += [i for i in self._aside.values() if i.name not in there and is_pack(i.name)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from casweights.config import DEFAULT_GRACE, Keep, RemoteOptions
-from casweights.content.arguments import check_compression, to_utc
+from casweights.config import DEFAULT_GRACE, REPLACED_GRACE, Keep, RemoteOptions
+from casweights.content.arguments import check_compression, check_grace, to_utc
 from casweights.errors import ErrorCode, InvalidInputError
 from casweights.system.closing import Closing
 from casweights.system.handles import Handle
@@ -141,7 +141,9 @@ class WholeStore(Handle, Closing):
 
         return stats(self._db)
 
-    def repack(self, *, compression: Compression = "auto") -> RepackStats:
+    def repack(
+        self, *, compression: Compression = "auto", grace: timedelta = REPLACED_GRACE
+    ) -> RepackStats:
         """Rewrite all packs to save space; no ID changes.
 
         Every chunk is encoded again as the smallest difference from the chunks that the store has
@@ -149,29 +151,41 @@ class WholeStore(Handle, Closing):
         read and write at the same time. If a version fits in `cache_size`, no chunk is rebuilt
         twice.
 
+        The old packs are set aside, and a later call of this, `maintain` or `gc` deletes them.
+        Until then readers still find them, and they come back if what replaces them turns out to be
+        damaged.
+
         Args:
             compression: How to store chunks that have no base, as for `commit`.
+            grace: How long what was replaced lies aside before it is deleted; 0 deletes it at once,
+                after what replaces it was read back.
 
         Raises:
-            IntegrityError: A version cannot be rebuilt; no pack was deleted.
+            InvalidInputError: The grace time is negative.
+            IntegrityError: A version cannot be rebuilt; no pack was set aside.
             StoreError: The store could not be written.
         """
         from casweights.operations.repack import repack
 
-        return repack(self._db, compression=check_compression(compression))
+        chosen = check_compression(compression)
+        return repack(self._db, compression=chosen, grace=check_grace(grace))
 
-    def maintain(self) -> MaintainStats:
+    def maintain(self, *, grace: timedelta = REPLACED_GRACE) -> MaintainStats:
         """Merge small objects, so that calls stay fast after many versions; no ID changes.
 
         If the store has a policy, it is applied first, see `expire`. Other clients can read and
-        write at the same time.
+        write at the same time. What was merged is set aside and deleted later, as by `repack`.
+
+        Args:
+            grace: How long what was replaced lies aside before it is deleted, as for `repack`.
 
         Raises:
+            InvalidInputError: The grace time is negative.
             StoreError: The store could not be read or written. Repeat the call to continue.
         """
         from casweights.operations.maintain import maintain
 
-        return maintain(self._db)
+        return maintain(self._db, grace=check_grace(grace))
 
     def expire(self, policy: Keep | Sequence[Keep] | None = None, *, apply: bool = False) -> Expiry:
         """Decide by a policy which versions of branches stay, and record the others as expired.
@@ -281,7 +295,7 @@ class WholeStore(Handle, Closing):
         return space(self._db, self.gc(grace=grace), grace)
 
     def undelete_collection(self, collection: str) -> UndeleteStats:
-        """Bring back what `gc` has set aside, until it deletes it for good.
+        """Bring back what `gc`, `maintain` or `repack` has set aside, until it is deleted for good.
 
         The versions get no names: give them a branch or tag, or a later `gc` sets them aside again.
 

@@ -26,10 +26,11 @@ class CollectedObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingCollection:
-    """Objects that were set aside and that a later `gc` deletes.
+    """Objects that were set aside and that a later call deletes.
 
     Attributes:
-        id: The digits that name the collection, as for `undelete_collection`.
+        id: The digits that name the collection, as for `undelete_collection`. They begin with
+            ``replaced-`` if others replace the objects.
         objects: Number of objects.
         nbytes: Their size in bytes.
         since: When it was complete, by the store's clock, in microseconds since 1970; 0 if its run
@@ -40,6 +41,11 @@ class PendingCollection:
     objects: int
     nbytes: int
     since: int
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether others replace the objects: `maintain` and `repack` delete them, too."""
+        return self.id.startswith("replaced-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

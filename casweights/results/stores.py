@@ -190,6 +190,8 @@ class RepackStats:
         old_packs: Number of packs before it.
         nbytes: Size of the packs after it, in bytes.
         old_bytes: Size of the packs before it, in bytes.
+        aside_bytes: Size of the packs that it set aside, which are deleted later, in bytes.
+        freed_bytes: Size of what it deleted, as others had replaced it a grace time ago, in bytes.
         unreadable: Names of packs whose index cannot be read. They are not deleted: a newer
             casweights may have written them, or a sound copy may exist elsewhere.
     """
@@ -199,6 +201,8 @@ class RepackStats:
     nbytes: int
     old_bytes: int
     unreadable: tuple[str, ...] = ()
+    aside_bytes: int = 0
+    freed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +217,10 @@ class MaintainStats:
         archives: Number of archives after it.
         segments: Number of segments after it.
         segment_bytes: Size of the segments that it wrote, in bytes.
-        may_delete: Whether the store let it delete what it replaced. If not, old moves, packs and
-            versions stay as they are.
+        may_delete: Whether the store let it delete objects. If not, old moves, packs and versions
+            stay as they are.
         expired: Number of versions that it recorded as expired, by the policy of the store.
+        freed_bytes: Size of what it deleted, as others had replaced it a grace time ago, in bytes.
     """
 
     packs: int
@@ -227,6 +232,7 @@ class MaintainStats:
     segment_bytes: int
     may_delete: bool
     expired: int = 0
+    freed_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

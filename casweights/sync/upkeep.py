@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EVERY = 32  # versions from one round to the next: a listing for each of them costs nothing
 _BUDGET = 64 * MiB  # of objects to read in a round, in addition to a multiple of what was published
-_REWRITES = 5  # times that a byte is copied at most: from its snapshot, and into larger packs
+_READS = 10  # of a byte at most: 5 copies, from its snapshot and into larger packs, and 5 checks
 _SHARE = 20  # a slice waits for a pause of the steps at most this many times as long as the last
 _END_SECONDS = 2.0  # `close` waits for a slice in progress, which may hang in a request
 
@@ -81,7 +81,7 @@ class Upkeep:
         if self._left_out:
             self._left_out -= 1
             return
-        budget, self._published = _BUDGET + _REWRITES * self._published, 0
+        budget, self._published = _BUDGET + _READS * self._published, 0
         self._thread = threading.Thread(
             target=self._round, args=[budget], name="casweights-maintain", daemon=True
         )

@@ -102,7 +102,7 @@ def test_a_short_grace_time_needs_the_name_of_the_store(
 ) -> None:
     for options in (["--grace", "0"], ["--grace", "23h"], ["--grace", "5m", "--confirm", "yes"]):
         assert "confirm with its name" in run("gc", "--apply", *options, status=1).stderr
-    assert "is no duration" in run("gc", "--grace", "week", status=2).stderr
+    assert "is not a span of time" in run("gc", "--grace", "week", status=2).stderr
     assert run_json("gc", "--grace", "0", "--confirm", str(store))[0]["objects"] != []
     assert run_json("gc", "--grace", "36h")[0]["objects"] != []
     assert run_json("gc", "--grace", "9d")[0]["objects"] == []

@@ -30,6 +30,8 @@ def test_repack_reports_packs_before_and_after(run: Run, run_json: Json, store: 
         "old_packs": 2,
         "pack_bytes": pack_bytes(store),
         "old_pack_bytes": before,
+        "aside_bytes": before,
+        "freed_bytes": 0,
         "unreadable": [],
     }
     assert run("repack", "-q").stdout == ""
@@ -38,6 +40,16 @@ def test_repack_reports_packs_before_and_after(run: Run, run_json: Json, store: 
     assert lines[0].startswith("1 pack of ")
     assert run("log", "-q").stdout == ids
     run("verify")
+
+
+def test_a_repack_without_a_grace_time_frees_the_space_at_once(
+    run: Run, run_json: Json, store: Path
+) -> None:
+    before = pack_bytes(store)
+    (summary,) = run_json("repack", "--compression", "small", "--grace", "0")
+    assert summary["freed_bytes"] == summary["aside_bytes"] == before
+    assert not list(store.glob("aside/*/packs/*"))
+    assert "-1" in run("repack", "--grace", "-1", status=2).stderr
 
 
 def test_repack_of_a_damaged_store_deletes_nothing(run: Run, store: Path) -> None:

@@ -89,7 +89,7 @@ def test_versions_are_found_while_archives_are_merged(far: type[MemoryStore], ho
     store.old = put(store.inner, ids(50)).name
     archives, wanted = Archives(store, ExpiredStore(store)), ids(50)[7]
 
-    def own() -> bytes:
+    def own(_: bool) -> bytes:
         return store.get(f"snapshots/{wanted}")
 
     if how == "load":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -51,10 +52,11 @@ def make(versions: int, *, repacked: bool = False, archived: bool = False) -> Ma
             large = step(large, 0.01 if number % 2 else 0.5, seed=number + 10)
             small = step(small, 0.2, seed=number + 50)
             if repacked and number == versions // 2:
-                repo.repack()
+                repo.repack(grace=timedelta(0))
     if archived:
         with casweights.open(store, workers=1) as repo:
             archive_carrying(repo.database)
+            repo.maintain(grace=timedelta(0))
     return Made(store, states)
 
 

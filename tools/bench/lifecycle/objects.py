@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import casweights
 from casweights.config import MiB
+from casweights.format import names
 from tools.bench.harness import measured
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ def row_objects(store: HistoryStore, count: int) -> list[Result]:
 
 
 def _row(store: HistoryStore, what: str, note: str) -> Result:
-    """Count the objects by folder."""
+    """Count the objects by folder, without those that lie aside until they are deleted."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for info in store.list():
         folder = info.name.partition("/")[0]
+        if f"{folder}/" in (names.ASIDE, names.COLLECTIONS):
+            continue
         counts[folder] += 1
         sizes[folder] += info.size
     nbytes = sum(sizes.values())
