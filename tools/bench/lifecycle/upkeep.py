@@ -73,7 +73,9 @@ def row_upkeep(work: Path, steps: int = STEPS, before: int = BEFORE) -> list[Res
 
 
 def _count_objects(folder: str) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder))
+    """Count the objects of a store, without those that lie aside until they are deleted."""
+    aside = (f"{folder}/aside", f"{folder}/collections")
+    return sum(len(files) for place, _, files in os.walk(folder) if not place.startswith(aside))
 
 
 def _start(folder: str, every: int) -> Worker:
