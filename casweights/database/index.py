@@ -333,8 +333,9 @@ class ChunkIndex(PackIndexes):
         their chunks again.
         """
         with self._lock:
-            if time.monotonic() >= self._aside_until:
+            if self._lacks_aside or time.monotonic() >= self._aside_until:
                 self._aside_until = self._timed(self._load_aside)
+                self._lacks_aside = False
 
     def _load_aside(self) -> None:
         known = self._packs.read.keys() | self._packs.damaged.keys()

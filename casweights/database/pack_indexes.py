@@ -48,6 +48,7 @@ class PackIndexes(KnownChunks):
         self._packs_in_doubt: set[PackId] = set()
         self._found: set[Suspect] = set()  # what findings are about
         self._aside: set[PackId] = set()  # packs that were set aside, and read there
+        self._lacks_aside = False  # whether some of them were dropped, as no listing shows them
         self._segments = Segments(store)
         self._listed: dict[str, ObjectInfo] = {}  # packs, at the last listing
 
@@ -247,6 +248,7 @@ class PackIndexes(KnownChunks):
         oldest = time.monotonic() - (_LISTING_LAG if lags else 0.0)
         lost = set(self._packs.lost(self._listed, oldest))
         if lost:
+            self._lacks_aside |= not self._aside.isdisjoint(map(names.pack_of, lost))
             self.drop(lost)
 
     def add(

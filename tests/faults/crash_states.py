@@ -157,9 +157,16 @@ class Disk:
         return True
 
     def _os_link(
-        self, _: None, old: Any, new: Any, *, dst_dir_fd: int | None = None, **__: Any
+        self,
+        _: None,
+        old: Any,
+        new: Any,
+        *,
+        src_dir_fd: int | None = None,
+        dst_dir_fd: int | None = None,
+        **__: Any,
     ) -> bool:
-        place = self._inside(old)
+        place = self._inside(old, src_dir_fd)
         assert place is not None
         return self._change(self._inside(new, dst_dir_fd), self._node(place))
 

@@ -198,6 +198,21 @@ def test_a_reader_that_has_located_a_pack_still_reads_it(objects: ObjectStore, v
             assert_same_state(reader.load(version), state)
 
 
+def test_what_lies_aside_is_found_again_after_a_listing(objects: ObjectStore) -> None:
+    """A listing of the packs does not show it, and makes a reader forget it."""
+    made, old = filled(objects), in_place(objects)
+    run(objects, "repack")
+    for name in in_place(objects) - old:
+        if name.startswith(names.PACKS):
+            objects.delete(name)
+    with open_repo(objects) as repo:
+        chunks = [c for v in made for c in repo.snapshot(v).stored_chunks()]
+        index = repo.database.index
+        assert all(index.find_chain(chunk) for chunk in chunks)
+        index.load()
+        assert all(index.find_chain(chunk) for chunk in chunks)
+
+
 def lives(objects: ObjectStore, before: set[str], made: Versions) -> None:
     """Check a store in which a run was killed, and that later runs end what it began."""
     check_versions(objects, made)
