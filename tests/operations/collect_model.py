@@ -220,10 +220,6 @@ class CollectMachine(RuleBasedStateMachine):
         assert found in {source.branches[branch], target.branches.get(branch)}
         target.branches[branch] = found
 
-    @rule(side=sides, handle=handles, verb=st.sampled_from(["repack", "maintain"]))
-    def replace_at_once(self, side: str, handle: int, verb: str) -> None:
-        getattr(self.sides[side].repos[handle], verb)(grace=timedelta(0))
-
     @rule(
         side=sides, handle=handles, verb=st.sampled_from(["repack", "maintain", "verify", "repair"])
     )
