@@ -84,6 +84,12 @@ class RecordId(Digest):
     __slots__ = ()
 
 
+class SignaturesId(Digest):
+    """BLAKE3 digest of the rows of an object with the signatures of several versions."""
+
+    __slots__ = ()
+
+
 class Suspect(NamedTuple):
     """The place of damage in a store.
 

@@ -19,6 +19,7 @@ from casweights.database.onlooking import OnlookingStore
 from casweights.database.policies import Policies
 from casweights.database.reader import ChunkReader
 from casweights.database.refs import Refs
+from casweights.database.signatures import SignatureStore
 from casweights.database.snapshots import SnapshotStore
 from casweights.database.version_names import VersionNames
 from casweights.errors import ErrorCode, NotFoundError, UnsupportedError
@@ -80,6 +81,7 @@ class Database(Handle):
         expired: The records of expired versions.
         history: Walks through the history of a version.
         policies: The retention policy of the store.
+        signatures: Samples of versions, by which relatives are found.
         reporter: Receives progress, results and warnings.
     """
 
@@ -114,6 +116,7 @@ class Database(Handle):
         self.refs = Refs(store if refs is None else _ref_store(store, refs, self.store_id))
         self.history = History(self.snapshots, self.expired, self.refs)
         self.policies = Policies(store)
+        self.signatures = SignatureStore(store)
         self.reporter = reporter
 
     def _how_to_reopen(self) -> str:

@@ -26,6 +26,7 @@ class ObjectKind(Enum):
     EXPIRED = b"e"
     POLICY = b"k"
     COLLECTION = b"c"
+    SIGNATURES = b"g"
 
 
 def prefix(kind: ObjectKind) -> bytes:

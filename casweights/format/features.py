@@ -14,6 +14,7 @@ import numpy as np
 
 from casweights.format.rounding import is_rounded
 from casweights.format.sampling import LEADING, positions
+from casweights.format.signatures import COARSE_HASHES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from casweights.format.sampling import Grid
 
-COARSE_HASHES = 64  # of a coarse row: the smallest exact features, then the smallest rough ones
-COARSE_SIZE = 4 * COARSE_HASHES  # bytes
 EMPTY = 0xFFFF_FFFF  # in place of a hash, where a version has fewer features
 _EXACT = 3  # samples of an exact feature
 _ROUGH_SHIFT = 5  # leaves sign, exponent and two bits of the mantissa

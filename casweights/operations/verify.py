@@ -123,11 +123,12 @@ def _is_segment(name: str) -> bool:
 
 
 def _problems_of_notes(db: Database) -> Iterator[CasweightsError]:
-    """Yield an error for each damaged finding, loss, record of expired versions, and policy."""
+    """Yield an error for each damaged finding, loss, record, policy, and object of signatures."""
     yield from db.findings.problems()
     yield from db.losses.problems()
     yield from db.expired.problems()
     yield from db.policies.problems()
+    yield from db.signatures.problems()
 
 
 def _odd_names(db: Database) -> Iterator[CasweightsError]:
@@ -135,6 +136,7 @@ def _odd_names(db: Database) -> Iterator[CasweightsError]:
     folders = (
         *(names.PACKS, names.SNAPSHOTS, names.ARCHIVES),
         *(names.HEADS, names.TAGS, names.DAMAGED, names.LOST, names.EXPIRED, names.POLICIES),
+        names.SIGNATURES,
     )
     for info in db.store.list():
         is_known = info.name == names.CONFIG or info.name.startswith(folders)

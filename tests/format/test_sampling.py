@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from casweights.config import KiB
 from casweights.format.dtypes import DTYPES
-from casweights.format.features import COARSE_HASHES, COARSE_SIZE, EMPTY, coarse_row, features
+from casweights.format.features import EMPTY, coarse_row, features
 from casweights.format.layout import file_pieces
 from casweights.format.rounding import is_rounded, rounded
 from casweights.format.safetensors import build_header, parse_header
@@ -27,6 +27,7 @@ from casweights.format.sampling import (
     room,
     sampled_tensors,
 )
+from casweights.format.signatures import COARSE_HASHES, COARSE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

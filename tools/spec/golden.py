@@ -29,8 +29,10 @@ import casweights
 from casweights import Keep, Repository, Snapshot, SnapshotId, StoreConfig
 from casweights.database.writer import PackWriter
 from casweights.format.names import SNAPSHOTS, snapshot_name
+from casweights.format.signatures import Entry, encode_many
 from casweights.operations.archiving import archive
 from casweights.operations.expire import expire
+from casweights.operations.sampling import signature_of
 
 CHUNK_SIZE = 65_536
 WIDE = 4_100  # tensors: their IDs need two pages of 4,096
@@ -282,6 +284,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     make_deleted(store, "recreated", second.id)
     store.branch("recreated", first.id)
     store.tag("recreated", first.id)
+    add_signatures(store, [first.id], [second.id, third.id, fourth.id])
     return {
         "tuned": expire_versions(store),
         "branches": {name: str(target) for name, target in store.branches().items()},
@@ -289,6 +292,21 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         "deleted": {name: str(target) for name, target in store.deleted().items()},
         "versions": versions,
     }
+
+
+def add_signatures(
+    store: Repository, alone: Sequence[SnapshotId], together: Sequence[SnapshotId]
+) -> None:
+    """Write objects with the signature of one version each, and one with those of several."""
+    database = store.database
+
+    def entry(version: SnapshotId) -> Entry:
+        loaded = database.snapshots.load(version, with_locations=True)
+        return signature_of(database, loaded).entry(version)
+
+    database.signatures.add(map(entry, alone))
+    several = encode_many(map(entry, together))
+    database.store.put(several.name, several.parts)
 
 
 def make_deleted(store: Repository, name: str, version: SnapshotId) -> None:
