@@ -89,6 +89,8 @@ SHARED = {
     "operations.replacing",
     "operations.recorded_losses",
     "operations.retention",
+    "operations.sampling",
+    "operations.signing",
     "operations.rewriting",
     "operations.shortening",
     "operations.shortcuts",

@@ -107,10 +107,12 @@ class Version(NamedTuple):
     Attributes:
         parts: Its bytes.
         assume_store: Whether to save the request that checks whether the store still exists.
+        companions: Other objects to put in the same batch, after it, of names of its own.
     """
 
     parts: Parts
     assume_store: bool = False
+    companions: Sequence[tuple[str, Parts]] = ()
 
 
 def parse_move(info: ObjectInfo, kind: str) -> Move:

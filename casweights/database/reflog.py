@@ -281,7 +281,8 @@ class RefLog:
         content = [encode_move(snapshot, before)] if version is None else version.parts
         # The random digits make the name this writer's own.
         unique = not self._exclusive and (version is None or version.assume_store)
-        [created] = self._store.put_all([(name, content)], assume_absent=unique)
+        companions = () if version is None else version.companions
+        created = self._store.put_all([(name, content), *companions], assume_absent=unique)[0]
         if self._exclusive and not created:
             return False, []
         won, moves = self._outcome(ref, name, after, before)

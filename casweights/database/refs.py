@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.database import reflog
-from casweights.database.moves import GONE, Head, latest, off_line, parse_move
+from casweights.database.moves import GONE, Head, latest, line, off_line, parse_move
 from casweights.database.own_moves import OwnMoves
 from casweights.database.ref_deletions import Deletions
 from casweights.database.ref_writer import RefWriter
@@ -396,6 +396,14 @@ class Refs:
         listed = list(self.store.list(names.REFS))
         found = [*self._targets(self._heads, listed).values()]
         return list(dict.fromkeys([*found, *self._targets(self._tags, listed).values()]))
+
+    def likely_bases(self) -> list[SnapshotId]:
+        """Return the versions of all tags, and the first ones of branches whose moves are there."""
+        listed = list(self.store.list(names.REFS))
+        first = [line(moves).get(1) for moves in self._heads.all(listed).values()]
+        found = [self._heads.snapshot(move) for move in first if move is not None]
+        found += self._targets(self._tags, listed).values()
+        return [version for version in dict.fromkeys(found) if version not in (None, GONE)]
 
     def _targets(
         self, log: RefLog, infos: Sequence[ObjectInfo] | None = None

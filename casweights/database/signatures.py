@@ -92,6 +92,7 @@ class SignatureStore:
         self._distrusted: set[SnapshotId] = set()
         self._is_off: bool | None = None
         self._may_delete = True  # until the store refuses a deletion
+        self._is_untidy = False  # whether the last listing showed many objects of single versions
 
     def are_kept(self) -> bool:
         """Whether writers are to add signatures; looked up once."""
@@ -175,6 +176,12 @@ class SignatureStore:
         """Leave a version out of later searches, because its signature turned out to be wrong."""
         self._distrusted.add(snapshot)
 
+    def tidy(self) -> None:
+        """Merge, if the last search has met many objects; a failure is left to the next writer."""
+        if self._is_untidy and self._may_delete:
+            with suppress(CasweightsError):
+                self.merge()
+
     def merge(self) -> int:
         """Merge the objects of single versions if there are many; return how many were replaced.
 
@@ -252,6 +259,7 @@ class SignatureStore:
         with self._lock:
             self._is_off = names.NO_SIGNATURES in listed
             self._rows = {name: rows for name, rows in self._rows.items() if name in listed}
+            self._is_untidy = sum(map(_is_loose, _named(listed).values())) > MAX_LOOSE
         return listed
 
     def _load(self, listed: dict[str, ObjectInfo], most: int | None) -> list[Sequence[Row]]:

@@ -123,7 +123,7 @@ class SnapshotStore:
         with ahead(self._store) as fetch:
             if snapshot_id not in self._learned:
                 lacking = self._reader.with_local(*self._local).lacking(stored.snapshot.structure())
-                part = _own_part(stored.structure_table(), lacking)
+                part = stored.structure_table().only_own(lacking)
                 self._learn(part, _contents(stored))
                 fetch(small_packs(self._store, self._index, lacking))
             yield self.load(snapshot_id, with_locations=True)
@@ -229,7 +229,7 @@ class SnapshotStore:
         lacking = reader.lacking(wanted)
         with ahead(self._store) as fetch, reader.ahead() as announce:
             # The bases of lists of chunks are often local, and then their packs are not read.
-            for part in (_own_part(table, lacking), table):
+            for part in (table.only_own(lacking), table):
                 self._learn(part, contents)
                 fetch(pack_ends(self._store, self._index, part.packs))
                 self._index.prepare_packs(part.packs)
@@ -284,17 +284,24 @@ class SnapshotStore:
         self._note_learned(stored)  # the index has its chunks, also those just written
         self._keep(stored)
 
-    def save(self, stored: StoredSnapshot, parts: Parts, *, assume_absent: bool = False) -> None:
+    def save(
+        self,
+        stored: StoredSnapshot,
+        parts: Parts,
+        companions: Sequence[tuple[str, Parts]] = (),
+        *,
+        assume_absent: bool = False,
+    ) -> None:
         """Write a new version, as `encode` returned it, under its own name.
 
         Args:
             stored: The version.
             parts: The content of its object.
-            assume_absent: Whether the caller guarantees that the store does not contain the
-                version, see `ObjectStore.batch`.
+            companions: Other objects to put in the same batch, after it.
+            assume_absent: Whether no part of it is there, see `ObjectStore.batch`.
         """
         name = names.snapshot_name(stored.snapshot.id)
-        self._store.put_all([(name, parts)], assume_absent=assume_absent)
+        self._store.put_all([(name, parts), *companions], assume_absent=assume_absent)
         self.saved(stored)
 
     def save_copy(self, stored: StoredSnapshot, payloads: Sequence[Buffer] = ()) -> None:
@@ -442,9 +449,3 @@ def _contents(stored: StoredSnapshot) -> PackContents:
     """Return the content of a snapshot's object as that of a pack."""
     info = ObjectInfo(names.snapshot_name(stored.snapshot.id), stored.nbytes)
     return PackContents(info, 0, stored.locations)
-
-
-def _own_part(table: PackTable, chunks: Iterable[ChunkId]) -> PackTable:
-    """Return the part of a table that names the packs of these chunks' own frames."""
-    own = {chunk: table.chunks[chunk] for chunk in chunks}
-    return table._replace(packs=list(dict.fromkeys(own.values())), chunks=own)

@@ -187,29 +187,13 @@ class Samples:
         if len(at):
             width = piece.dtype.width
             elements = np.frombuffer(content, f"<u{width}", count=piece.nbytes // width)
-            self._put(at, elements[where], piece.dtype)
+            self._values[at] = rounded(elements[where], piece.dtype)
+            self._known[at] = True
 
-    def lacking(self, path: str, piece: Piece) -> list[int]:
-        """Return the offsets in a chunk, in bytes, of elements whose samples are not known yet."""
-        at, where = self._inside(path, piece)
-        offsets: list[int] = (where[~self._known[at]] * piece.dtype.width).tolist()
-        return offsets
-
-    def add_elements(
-        self, path: str, piece: Piece, offsets: Sequence[int], content: Buffer
-    ) -> None:
-        """Take samples from single elements of a chunk.
-
-        Args:
-            path: The path of its file.
-            piece: Its place in the file.
-            offsets: Those of the elements in the chunk, in bytes, as `lacking` returned them.
-            content: The bytes of these elements, end to end.
-        """
-        at, where = self._inside(path, piece)
-        width = piece.dtype.width
-        found = np.isin(where * width, offsets)
-        self._put(at[found], np.frombuffer(content, f"<u{width}"), piece.dtype)
+    def wants(self, path: str, piece: Piece) -> bool:
+        """Whether samples lie in a chunk that are not known yet."""
+        at, _ = self._inside(path, piece)
+        return not self._known[at].all()
 
     @property
     def is_complete(self) -> bool:
@@ -220,12 +204,6 @@ class Samples:
     def values(self) -> NDArray[np.uint16]:
         """The samples, tensor by tensor."""
         return self._values
-
-    def _put(
-        self, at: NDArray[np.int64], elements: NDArray[np.unsignedinteger], dtype: DType
-    ) -> None:
-        self._values[at] = rounded(elements, dtype)
-        self._known[at] = True
 
     def _inside(self, path: str, piece: Piece) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the numbers of the samples in a chunk, and their elements' numbers in it."""

@@ -46,6 +46,7 @@ from casweights.operations.merging import Budget
 from casweights.operations.moving import bring_back, finish, set_aside
 from casweights.operations.replaced import check_replaced
 from casweights.operations.replacements import check_replacing
+from casweights.operations.signing import drop_signatures
 from casweights.results import CollectedObject, CollectStats, FoldStats, PendingCollection
 
 if TYPE_CHECKING:
@@ -180,6 +181,8 @@ class _Collector:
                 finish(self._objects, one.id, doomed, self._check_time)
             if self._may_fold and going == old:
                 folded = self._fold(old, marked.named)
+            if marked.dead or due:
+                drop_signatures(self._db)
             waits = marked.dead or folded or any(map(self._is_urgent, self._past.values()))
             is_settled = going == old and not waits
             self._keep_note(note if is_settled else None)

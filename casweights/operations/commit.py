@@ -140,7 +140,9 @@ def commit(
     description.check(db.config)
     for code, problem in advice(files, db.config.chunk_size):
         db.reporter.warned(code, problem)
-    encode = partial(encode_files, db, files, base=base, compression=compression)
+    encode = partial(
+        encode_files, db, files, base=base, compression=compression, begins=head is None
+    )
     try:
         return commit_encoded(db, encode(), description, branch, head)
     except IntegrityError as error:
@@ -209,13 +211,16 @@ def write_version(
     if head is None:  # else the branch names the parent
         for parent in version.snapshot.parents:
             check_stands(db, parent)
+    companions = _companions(db, version)
     if db.refs.takes_versions:
-        content = Version(parts, assume_store=assume_absent)
+        content = Version(parts, assume_absent, companions)
         moved = _move_by(db, stored, content, branch, head)
     else:
-        db.snapshots.save(stored, parts, assume_absent=assume_absent)
+        db.snapshots.save(stored, parts, companions, assume_absent=assume_absent)
         moved = db.refs.advance(branch, head, version.snapshot.id)
     db.snapshots.retain()
+    if companions:
+        db.signatures.tidy()
     _report(db, version.stats, moved)
     return moved
 
@@ -227,6 +232,15 @@ def _encode(db: Database, version: EncodedVersion) -> tuple[StoredSnapshot, Part
         return db.snapshots.encode(version.snapshot, version.manifest, version.encoded.last)
     db.index.learn(table)
     return db.snapshots.encode_copy(StoredSnapshot(version.snapshot, version.manifest, table))
+
+
+def _companions(db: Database, version: EncodedVersion) -> list[tuple[str, Parts]]:
+    """Return the objects that go with a version: its signature, if it has one."""
+    signature = version.encoded.signature
+    if signature is None:
+        return []
+    encoded = db.signatures.encode(version.snapshot.id, signature)
+    return [(encoded.name, encoded.parts)]
 
 
 def _move_by(

@@ -30,6 +30,7 @@ from casweights.operations.differences import (
 from casweights.operations.encoded_files import EncodedFiles, Written
 from casweights.operations.looking import PackSearch
 from casweights.operations.relatives import nearest
+from casweights.operations.sampling import Sampling, is_sampled
 from casweights.operations.shortcuts import Schedule
 from casweights.stores.optional import ahead
 from casweights.system.buffers import Pool
@@ -94,6 +95,7 @@ class _Encoding:
         encoder: Encodes the new chunks.
         search: Loads the indexes of packs that are not known yet.
         base: The parent of the new version; None if it has no parent.
+        sampling: Takes samples of the chunks; None if the version is to have no signature.
         foreign: Chunks of other versions that are bases of new frames.
         repeats: Set while the store contains what is read. Hashing live tensors in place then
             saves copying them. Never set with a cache in memory, which needs the copies.
@@ -106,6 +108,7 @@ class _Encoding:
     encoder: DifferenceEncoder
     search: PackSearch
     base: Snapshot | None
+    sampling: Sampling | None
     foreign: set[ChunkId] = field(default_factory=set)
     repeats: threading.Event = field(default_factory=threading.Event)
 
@@ -117,6 +120,7 @@ def encode_files(
     base: Snapshot | None,
     compression: Compression,
     trusted: TrustedChunks | None = None,
+    begins: bool = False,
 ) -> EncodedFiles:
     """Read and encode files, and write all packs but the last.
 
@@ -129,6 +133,7 @@ def encode_files(
         base: The parent of the version that the files are for; None if it has no parent.
         compression: How chunks without a base are stored.
         trusted: May hold the chunks of `base` in memory; by default the store's own cache.
+        begins: Whether the version is the first of its branch.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
@@ -137,7 +142,9 @@ def encode_files(
             the command uses them.
     """
     db.heed_findings()
-    encode = partial(_encode, db, files, base, compression, trusted)
+    number = 1 if base is None else base.number + 1
+    samples = is_sampled(number, begins=begins) and db.signatures.are_kept()
+    encode = partial(_encode, db, files, base, compression, trusted, samples=samples)
     for _ in range(_MAX_ATTEMPTS):
         if (encoded := encode()) is not None:
             return encoded
@@ -154,6 +161,8 @@ def _encode(
     base: Snapshot | None,
     compression: Compression,
     trusted: TrustedChunks | None,
+    *,
+    samples: bool,
 ) -> EncodedFiles | None:
     """Encode files once; None if the store lost a chunk at the same time that they reuse."""
     hold = db.index.hold()
@@ -173,7 +182,8 @@ def _encode(
         Once(lambda: growth(bases(), db.index)),
     )
     search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
-    work = _Encoding(db, files, buffers, bases, encoder, search, base)
+    sampling = Sampling(files, buffers) if samples else None
+    work = _Encoding(db, files, buffers, bases, encoder, search, base, sampling)
     with ahead(db.store) as fetch:
         fetch(tiny_packs(db.store, db.index))
         db.index.prepare_all()  # only the base's packs; others only if they may save much
@@ -182,7 +192,8 @@ def _encode(
         encoded = _write_files(work, writer)
     if not search.are_there(_relied_on(work, writer, encoded.files), hold):
         return None
-    return replace(encoded, hold=hold)
+    signature = None if sampling is None else sampling.signature()
+    return replace(encoded, hold=hold, signature=signature)
 
 
 def _relied_on(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]) -> list[ChunkId]:
@@ -331,6 +342,15 @@ def _announced(
 
 
 def _hash_run(work: _Encoding, job: tuple[int, list[Piece]]) -> _Run:
+    """Hash a run of a file, and sample it."""
+    run = _hashed(work, job)
+    if work.sampling is not None:
+        views = {read.piece.offset: read.view for read in run.read}
+        work.sampling.take(work.files[run.number], job[1], views)
+    return run
+
+
+def _hashed(work: _Encoding, job: tuple[int, list[Piece]]) -> _Run:
     """Hash a run of a file, reading as little of it as possible.
 
     Chunks whose IDs the file remembers and the store contains are not read. Where the store

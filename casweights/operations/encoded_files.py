@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.database.index import Hold
     from casweights.format.pack import OpenPack
+    from casweights.format.signature import Signature
 
 
 class Written(NamedTuple):
@@ -47,6 +48,8 @@ class EncodedFiles:
         written: Counts of what was written, the last frames included as a pack.
         table: The packs of the chunks of durable files, so that another process need not search
             for them; None for files that are not durable.
+        signature: Samples of the files; None if the version is to have none. Files of several
+            processes have none.
         hold: Keeps the index from forgetting the new packs before a snapshot names them.
     """
 
@@ -55,6 +58,7 @@ class EncodedFiles:
     written: Written
     table: PackTable | None = None
     hold: Hold | None = None
+    signature: Signature | None = None
 
     def detached(self) -> Self:
         """Return a copy that shares no memory with the files, which may change before the write.
@@ -81,7 +85,7 @@ class EncodedFiles:
         structure = len(structure_sizes(rows, db.config))
         chunks = stored_chunks(self.files, db.config)
         table = db.snapshots.placed(db.snapshots.pack_table_of(chunks, structure))
-        return replace(self, last=None, table=table, hold=None)
+        return replace(self, last=None, table=table, hold=None, signature=None)
 
 
 def join(parts: Sequence[EncodedFiles]) -> EncodedFiles:

@@ -31,6 +31,7 @@ from casweights.operations.merging import (
     merge_levels,
 )
 from casweights.operations.replacements import finish_replaced, set_replaced_aside
+from casweights.operations.signing import sign
 from casweights.results import MaintainStats
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def maintain(db: Database, *, grace: timedelta = REPLACED_GRACE) -> MaintainStat
     the reasoning. Packs with damage stay as they are. Damaged segments are replaced. What was set
     aside a grace time ago is deleted if what replaces it is sound.
 
+    Signatures are made of tagged versions, and of the first ones of branches, that have none.
+
     A client that may not delete objects writes segments, and the marks of deleted branches and
     tags. It stops with everything else once the store refuses a deletion.
 
@@ -72,6 +75,7 @@ def maintain(db: Database, *, grace: timedelta = REPLACED_GRACE) -> MaintainStat
     work = Maintenance(db, merged=db.learn_merged, grace=grace)
     for _ in work.slices():
         pass
+    sign(db)
     return replace(work.stats, expired=expired)
 
 

@@ -24,6 +24,7 @@ from casweights.operations.merging import Budget
 from casweights.operations.relatives import nearest
 from casweights.operations.replacements import finish_replaced, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
+from casweights.operations.signing import sign
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
 from casweights.system.threads import Once
@@ -108,6 +109,7 @@ def repack(
         db.index.load()
     db.findings.answer_gone()
     freed = sum(finish_replaced(db, grace, Budget()))
+    sign(db)
     now = list(list_packs(db.store, carried=False))
     return RepackStats(
         packs=len(now),

@@ -25,6 +25,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.operations.pack_copy import FrameCopy, PackCopy
+from casweights.operations.signing import copy_signatures
 from casweights.results import TransferStats
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _transfer(
         packs = PackCopy(source, target, _shared_chunks(source, target, missing, existing))
     else:
         packs = FrameCopy(source, target)
+    new = [version for version in missing if version not in existing]
     snapshots = nbytes = 0
     for version, parents in missing.items():
         is_new = version not in existing
@@ -143,6 +145,7 @@ def _transfer(
             existing.add(version)
             snapshots, name = snapshots + 1, names.snapshot_name(version)
             nbytes += target.store.sizes([name]).get(name, 0)  # it may be in an archive by now
+    copy_signatures(source, target, new)
     return TransferStats(
         snapshots=snapshots, packs=packs.copied, nbytes=nbytes + packs.nbytes, refs={}
     )

@@ -133,6 +133,7 @@ class BranchWriter:
             base=before,
             compression=self._compression,
             trusted=state if isinstance(state, KeptState) else None,
+            begins=before is None,
         )
         return EncodedVersion.of(self._db, encoded.detached(), description)
 

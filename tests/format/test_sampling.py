@@ -218,23 +218,23 @@ def test_samples_are_the_elements_at_their_positions(data: st.DataObject) -> Non
     assert at == len(samples.values)
 
 
-def test_single_elements_complete_what_no_chunk_gave() -> None:
-    tensors = {"a": weights(300, 400, 1), "b": weights(10, 10, 2), "c": weights(9, 9, 3)}
+def test_chunks_whose_samples_are_not_known_are_wanted() -> None:
+    tensors = {"a": weights(30, 400, 1), "b": weights(10, 10, 2), "c": weights(9, 9, 3)}
     header, content = model(tensors, CODES)
     samples = Samples([("m", len(content), header)])
-    pieces = list(file_pieces(len(content), header, CHUNK))
-    for piece in pieces[::2]:
+    for piece in file_pieces(len(content), header, CHUNK):
+        assert samples.wants("m", piece)
+        assert not samples.wants("other", piece)
         samples.add("m", piece, content[piece.offset : piece.offset + piece.nbytes])
-    for piece in pieces:
-        offsets = samples.lacking("m", piece)
-        assert bool(offsets) == (piece in pieces[1::2])
-        width = piece.dtype.width
-        places = [piece.offset + offset for offset in offsets]
-        found = b"".join(content[at : at + width] for at in places)
-        samples.add_elements("m", piece, offsets, found)
-        assert samples.lacking("m", piece) == []
+        assert not samples.wants("m", piece)
     assert samples.is_complete
-    assert np.array_equal(samples.values, sample(tensors).values)
+
+
+def test_chunks_without_samples_are_not_wanted() -> None:
+    header, content = model({"a": weights(4096, 64)}, CODES)
+    samples = Samples([("m", len(content), header)])
+    wanted = [samples.wants("m", piece) for piece in file_pieces(len(content), header, CHUNK)]
+    assert sum(wanted) == 2  # of 8: the tensor has two sampled rows
 
 
 def test_files_without_tensors_are_sampled_as_bytes() -> None:

@@ -50,18 +50,19 @@ def test_both_make_the_signatures_of_the_golden_stores(store: str, spec: ModuleT
     found: dict[str, Any] = {}
     for path in (GOLDEN / store / "signatures").iterdir():
         found |= spec.read_signatures(GOLDEN / store, f"signatures/{path.name}")
-    assert len(found) == 4
+    assert len(found) >= 4
     with casweights.open(GOLDEN / store) as repo:
         db = repo.database
         assert {str(snapshot) for snapshot in db.signatures.versions()} == found.keys()
         for entry in db.signatures.entries([SnapshotId.from_hex(digits) for digits in found]):
             own = signature_of(db, db.snapshots.load(entry.snapshot, with_locations=True))
+            assert own is not None
             assert own.entry(entry.snapshot) == entry
     for snapshot, signature in found.items():
         assert spec.signature_of(GOLDEN / store, snapshot) == signature
     command = [sys.executable, "-sE", "-m", "tools.spec.signatures", str(GOLDEN / store)]
     lines = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
-    assert [line.split()[1] for line in lines.splitlines()] == ["equal"] * 4
+    assert {tuple(line.split()) for line in lines.splitlines()} == {(v, "equal") for v in found}
 
 
 @given(sizes, sizes)
@@ -148,6 +149,7 @@ def test_a_signature_of_each_kind_of_version_is_equal(tmp_path: Path, spec: Modu
         version = repo.commit(state)
         loaded = repo.database.snapshots.load(version.id, with_locations=True)
         own = signature_of(repo.database, loaded)
+    assert own is not None
     theirs = spec.signature_of(tmp_path / "store", str(version.id))
     assert theirs.samples == own.values.tolist()
     assert theirs.coarse == own.entry(version.id).coarse

@@ -302,7 +302,9 @@ def add_signatures(
 
     def entry(version: SnapshotId) -> Entry:
         loaded = database.snapshots.load(version, with_locations=True)
-        return signature_of(database, loaded).entry(version)
+        signature = signature_of(database, loaded)
+        assert signature is not None
+        return signature.entry(version)
 
     database.signatures.add(map(entry, alone))
     several = encode_many(map(entry, together))
