@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._progress import Results
@@ -25,7 +27,12 @@ _REFUSED = (
 
 @verb("maintain", Exit.NO_STORE, Exit.PERMISSION, Exit.INTERRUPTED)
 @grace_option
-def command(session: Session, grace: timedelta) -> None:
+@click.option(
+    "--signatures/--no-signatures",
+    default=None,
+    help="Let versions get signatures, by which relatives are found, or delete all.",
+)
+def command(session: Session, *, grace: timedelta, signatures: bool | None) -> None:
     """Merge small objects and index packs, so that commands stay fast.
 
     Run it from time to time on a store to which a training run publishes many versions. Versions
@@ -35,7 +42,7 @@ def command(session: Session, grace: timedelta) -> None:
     by a later maintain or gc. If the store has a policy (see `expire`), it is applied first.
     """
     with session.open(Results(session.out)) as repository:
-        done = repository.maintain(grace=grace)
+        done = repository.maintain(grace=grace, signatures=signatures)
     session.out.summary(
         {
             "packs": done.packs,

@@ -22,7 +22,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.format.signatures import (
-    MAX_SIGNATURE,
+    MAX_OBJECT,
     MAX_VERSIONS,
     Entry,
     ObjectName,
@@ -34,10 +34,11 @@ from casweights.format.signatures import (
     parse_signatures_name,
     rows_size,
 )
+from casweights.stores.base import check_size
 from casweights.stores.optional import ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from casweights.format.signature import Signature
     from casweights.format.signatures import EncodedSignatures
@@ -46,9 +47,9 @@ if TYPE_CHECKING:
 
 MAX_LOOSE = 64  # objects of single versions that a store may have before they are merged
 _GROWTH = 4  # an object is merged if it has less than this many times the others' versions
-_MAX_MERGED = 64 * MiB  # bytes of an object of several versions
 _MAX_OBJECTS = 256  # whose rows one search reads; it remembers them, and the next reads others
-_MAX_ROWS = 16 * MiB  # bytes of rows that one search reads
+_MAX_SEARCH_ROWS = 4 * MiB  # bytes of rows that one search reads
+_MAX_ROWS = 64 * MiB  # bytes of rows that anything else reads
 _MAX_READ = 1 * MiB  # bytes of signatures that one search reads
 _CONSIDERED = 4  # times as many versions as are wanted: some signatures are large, or damaged
 _KEPT = 256  # signatures that stay in memory
@@ -203,13 +204,16 @@ class SignatureStore:
             return 0
         if not self._may_delete:
             loose = [name for name in loose if named[name].snapshot not in merged]
-        replaced, total, nbytes = list(loose), len(loose), sum(listed[name].size for name in loose)
-        for name in sorted(named.keys() - loose, key=lambda name: named[name].versions):
+        several = [name for name, said in named.items() if not _is_loose(said)]
+        replaced: dict[str, int] = {}
+        total = nbytes = 0
+        for name in (*loose, *sorted(several, key=lambda name: named[name].versions)):
             said, size = named[name], listed[name].size
-            fits = total + said.versions <= MAX_VERSIONS and nbytes + size <= _MAX_MERGED
-            if fits and said.versions < _GROWTH * total:
-                replaced, total, nbytes = [*replaced, name], total + said.versions, nbytes + size
-        return self._rewrite(replaced[:MAX_VERSIONS], listed)
+            fits = total + said.versions <= MAX_VERSIONS and nbytes + size <= MAX_OBJECT
+            if fits and (_is_loose(said) or said.versions < _GROWTH * total):
+                replaced[name] = size
+                total, nbytes = total + said.versions, nbytes + size
+        return self._rewrite(replaced)
 
     def drop(self, gone: Collection[SnapshotId]) -> None:
         """Delete the signatures of versions that are gone, if the store allows that."""
@@ -217,14 +221,14 @@ class SignatureStore:
         self._load(listed, None)
         doomed, smaller = [], []
         for name, said in _named(listed).items():
-            rows = self._rows[name]
+            rows = self._rows.get(name, ())
             dead = sum(row.snapshot in gone for row in rows)
             if dead and dead == said.versions:
                 doomed.append(name)
             elif dead > _GONE_SHARE * said.versions:
                 smaller.append(name)
         for name in smaller:
-            self._rewrite([name], listed, without=gone)
+            self._rewrite({name: listed[name].size}, without=gone)
         if doomed:
             try_delete(self._store, doomed)
 
@@ -244,7 +248,7 @@ class SignatureStore:
         from casweights.format.signature import decode_signature
 
         said = parse_signatures_name(info.name)
-        data = self._store.read(info.name, rows_size(said.versions) + said.versions * MAX_SIGNATURE)
+        data = self._store.read(info.name, MAX_OBJECT)
         rows = decode_rows(data[: rows_size(said.versions)], info.name)
         for row in rows:
             decode_signature(data[row.offset : row.offset + row.size], row, info.name)
@@ -269,11 +273,15 @@ class SignatureStore:
             listed: The objects.
             most: The number of objects to read at most; None for all.
         """
-        named = {n: said for n, said in _named(listed).items() if n not in self._rows}
+        named = {
+            name: said
+            for name, said in _named(listed).items()
+            if name not in self._rows and listed[name].size >= rows_size(said.versions)
+        }
         # Objects of many versions first: they say most about the store.
-        new = sorted(named, key=lambda name: (-named[name].versions, name))
-        if most is not None:
-            new = list(_affordable(new[:most], named))
+        new = sorted(named, key=lambda name: (-named[name].versions, name))[:most]
+        limit = _MAX_ROWS if most is None else _MAX_SEARCH_ROWS
+        new = list(_affordable(new, {name: rows_size(named[name].versions) for name in new}, limit))
         with ahead(self._store) as fetch:
             fetch([[(name, 0, rows_size(named[name].versions))] for name in new])
             for name in new:
@@ -323,29 +331,34 @@ class SignatureStore:
         data = self._store.get(place.name, place.row.offset, place.row.size)
         return check_content(data, place.row, place.name)
 
-    def _rewrite(
-        self,
-        replaced: Sequence[str],
-        listed: dict[str, ObjectInfo],
-        without: Collection[SnapshotId] = (),
-    ) -> int:
-        """Write one object with the signatures of several, and delete these."""
+    def _rewrite(self, replaced: Mapping[str, int], without: Collection[SnapshotId] = ()) -> int:
+        """Write one object with the signatures of several, and delete these.
+
+        Args:
+            replaced: The objects, with their sizes.
+            without: Versions to leave out.
+        """
         entries: list[Entry] = []
-        for name in replaced:
-            with suppress(IntegrityError, NotFoundError):
-                entries += self._entries_in(name, listed[name])
+        doomed: list[str] = []
+        with ahead(self._store) as fetch:
+            fetch([[(name, 0, size)] for name, size in replaced.items()])
+            for name, size in replaced.items():
+                with suppress(NotFoundError, UnsupportedError):  # that of a newer casweights stays
+                    with suppress(IntegrityError):
+                        entries += self._entries_in(name, size)
+                    doomed.append(name)
         kept = [entry for entry in entries if entry.snapshot not in without]
-        new = encode_many(kept) if kept else None
-        if new is not None:
+        if kept:
+            new = encode_many(kept)
             self._store.put(new.name, new.parts)
-        doomed = [name for name in replaced if new is None or name != new.name]
+            doomed = [name for name in doomed if name != new.name]
         self._may_delete = try_delete(self._store, doomed)
         return len(doomed)
 
-    def _entries_in(self, name: str, info: ObjectInfo) -> list[Entry]:
+    def _entries_in(self, name: str, size: int) -> list[Entry]:
         """Return all signatures in an object, without those that are damaged."""
         said = parse_signatures_name(name)
-        data = self._store.read(name, max(_MAX_MERGED, info.size))
+        data = self._store.get(name, 0, check_size(name, size, MAX_OBJECT))
         found = []
         for row in decode_rows(data[: rows_size(said.versions)], name):
             with suppress(IntegrityError):
@@ -367,12 +380,11 @@ def _is_loose(said: ObjectName) -> bool:
     return said.snapshot is not None
 
 
-def _affordable(new: Sequence[str], named: dict[str, ObjectName]) -> Iterator[str]:
-    """Yield objects while their rows are within the limit of one search."""
-    left = _MAX_ROWS
+def _affordable(new: Iterable[str], sizes: Mapping[str, int], limit: int) -> Iterator[str]:
+    """Yield objects while their rows have together at most `limit` bytes."""
     for name in new:
-        left -= rows_size(named[name].versions)
-        if left < 0:
+        limit -= sizes[name]
+        if limit < 0:
             return
         yield name
 

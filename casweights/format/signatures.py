@@ -30,6 +30,7 @@ COARSE_HASHES = 64  # of a coarse row: the smallest exact features, then the sma
 COARSE_SIZE = 4 * COARSE_HASHES  # bytes
 MAX_SIGNATURE = 4 << 20  # bytes of an encoded signature; honest ones rarely have 256 KiB
 MAX_VERSIONS = 16_384  # of an object
+MAX_OBJECT = 64 << 20  # bytes
 _ROW = struct.Struct(f"<32s{COARSE_SIZE}sI8s")  # ID, coarse row, size and checksum of the signature
 _COUNT = struct.Struct("<I")
 _NAME = re.compile(

@@ -49,7 +49,9 @@ _RECENT_PACKS = 16  # the newest ones stay: subscribers may be about to read the
 _INDEX_BYTES = 64 * KiB  # about: what is read of a pack to cover it by a segment
 
 
-def maintain(db: Database, *, grace: timedelta = REPLACED_GRACE) -> MaintainStats:
+def maintain(
+    db: Database, *, grace: timedelta = REPLACED_GRACE, signatures: bool | None = None
+) -> MaintainStats:
     """Apply the policy of the store, archive old versions, merge small objects, write segments.
 
     By segments, chunks are found in the packs that are left without reading all their indexes.
@@ -67,10 +69,13 @@ def maintain(db: Database, *, grace: timedelta = REPLACED_GRACE) -> MaintainStat
     Args:
         db: The store.
         grace: The grace time.
+        signatures: Whether the store is to have signatures from now on; None for as before.
 
     Raises:
         StoreError: The store could not be read or written. Repeat the call to continue.
     """
+    if signatures is not None:
+        db.signatures.keep(signatures)
     expired = expire_by_policy(db)
     work = Maintenance(db, merged=db.learn_merged, grace=grace)
     for _ in work.slices():

@@ -26,9 +26,9 @@ def sign(db: Database) -> int:
     Raises:
         StoreError: The store could not be read or written.
     """
+    there = db.signatures.versions()
     if not db.signatures.are_kept():
         return 0
-    there = db.signatures.versions()
     lacking = [version for version in db.refs.likely_bases() if version not in there]
     made = 0
     for version in lacking[:_MOST]:

@@ -170,7 +170,9 @@ class WholeStore(Handle, Closing):
         chosen = check_compression(compression)
         return repack(self._db, compression=chosen, grace=check_grace(grace))
 
-    def maintain(self, *, grace: timedelta = REPLACED_GRACE) -> MaintainStats:
+    def maintain(
+        self, *, grace: timedelta = REPLACED_GRACE, signatures: bool | None = None
+    ) -> MaintainStats:
         """Merge small objects, so that calls stay fast after many versions; no ID changes.
 
         If the store has a policy, it is applied first, see `expire`. Other clients can read and
@@ -178,6 +180,8 @@ class WholeStore(Handle, Closing):
 
         Args:
             grace: How long what was replaced lies aside before it is deleted, as for `repack`.
+            signatures: Whether versions get signatures, by which relatives are found. False deletes
+                all, and lets no writer add any; None leaves this as it is.
 
         Raises:
             InvalidInputError: The grace time is negative.
@@ -185,7 +189,7 @@ class WholeStore(Handle, Closing):
         """
         from casweights.operations.maintain import maintain
 
-        return maintain(self._db, grace=check_grace(grace))
+        return maintain(self._db, grace=check_grace(grace), signatures=signatures)
 
     def expire(self, policy: Keep | Sequence[Keep] | None = None, *, apply: bool = False) -> Expiry:
         """Decide by a policy which versions of branches stay, and record the others as expired.

@@ -16,9 +16,16 @@ from casweights.errors import ErrorCode, StoreError
 from casweights.format import names
 from casweights.format.dtypes import DTYPES
 from casweights.format.features import coarse_row
+from casweights.format.hashing import checksum
 from casweights.format.sampling import Grid, count
 from casweights.format.signature import Signature
-from casweights.format.signatures import encode_one, rows_size, signature_name
+from casweights.format.signatures import (
+    MAX_OBJECT,
+    MAX_SIGNATURE,
+    encode_one,
+    rows_size,
+    signature_name,
+)
 from casweights.ids import SnapshotId
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
@@ -215,6 +222,42 @@ def test_signatures_with_features_of_others_are_left_out_for_good(store: Lister)
     seen = [found(reader, base) for _ in range(10)]
     assert seen[-1] == [1]
     assert all(row in ([], [1]) for row in seen)
+
+
+def test_objects_that_claim_more_than_they_have_cost_nothing(store: Lister) -> None:
+    """Names claim 16,384 versions, a row a signature of 4 MiB, and an object a newer format."""
+    base = random_signature(0)
+    writer = SignatureStore(store)
+    fill(writer, [tuned(base, 0.1, 1)], first=1)
+    for n in range(50):
+        store.put(f"signatures/16384-{n:064x}", [b"casw" + bytes(5000)])
+    entry = base.entry(named(7))
+    for forged in (entry._replace(content=bytes(MAX_SIGNATURE)), entry._replace(content=b"\x80")):
+        store.put(*encode_one(forged))
+        store.reset()
+        reader = SignatureStore(store)
+        assert found(reader, base) == [1]
+        assert sum(nbytes for _, nbytes in store.reads) < 5000
+        store.delete(signature_name(named(7)))
+    [rows, content] = encode_one(entry).parts
+    newer = rows[:5] + b"\3" + rows[6:-8]
+    store.put(signature_name(named(7)), [newer, checksum(newer), content])
+    fill(writer, [random_signature(n) for n in range(100, 170)], first=100)
+    assert writer.merge() == 71
+    assert found(SignatureStore(store), base) == [1]
+    assert store.exists(signature_name(named(7)))
+    writer.drop({named(1)})
+    assert len(list(writer.problems())) == 51
+
+
+def test_an_object_that_is_too_large_is_left_alone(store: Lister) -> None:
+    writer = SignatureStore(store)
+    fill(writer, [random_signature(n) for n in range(70)])
+    store.put(signature_name(named(99)), [bytes(MAX_OBJECT + 1)])
+    store.reset()
+    assert writer.merge() == 70
+    assert sum(nbytes for _, nbytes in store.reads) < 1 << 20
+    assert len(list(writer.problems())) == 1
 
 
 def test_copies_of_one_signature_count_once(store: Lister) -> None:

@@ -194,8 +194,42 @@ def test_verify_names_damaged_signatures_and_nothing_else(
     assert f"{names.SIGNATURES}9-" in str(problem)
 
 
-def test_a_store_that_keeps_none_gets_none(repo: Repository) -> None:
+def test_a_store_that_keeps_none_gets_none(repo: Repository, objects: CountingStore) -> None:
     repo.commit({"w": weights(1)})
-    repo.database.signatures.keep(wanted=False)
+    repo.maintain(signatures=False)
     repo.commit({"w": weights(2)}, branch="other")
-    assert stored(repo) == set()
+    with casweights.open(objects) as fresh:
+        fresh.commit({"w": weights(3)}, branch="third")
+        fresh.maintain()
+        assert stored(fresh) == set()
+        fresh.maintain(signatures=True)
+        assert len(stored(fresh)) == 3
+    repo.maintain()
+    repo.commit({"w": weights(1, seed=4)}, branch="fourth")
+    assert len(stored(repo)) == 4
+
+
+def test_false_signatures_stop_no_verb(repo: Repository, objects: CountingStore) -> None:
+    """Rubbish, an empty object, one of another version, and very many that claim to be large."""
+    state = {f"w{n}": weights(1, seed=n).reshape(-1, 64) for n in range(20)}
+    first = repo.commit(state)
+    content = objects.get(f"{names.SIGNATURES}{first.id}")
+    objects.delete(f"{names.SIGNATURES}{first.id}")
+    objects.put(f"{names.SIGNATURES}{first.id}", [b"rubbish"])
+    for n in range(100):
+        objects.put(f"{names.SIGNATURES}{n:064x}", [content if n % 2 else b""])
+        objects.put(f"{names.SIGNATURES}9999-{n:064x}", [content])
+    with casweights.open(objects) as other:
+        second = other.commit(state | {"w0": torch.zeros(9)}, branch="second")
+        other.tag("v1", second.id)
+        other.maintain()
+        other.repack()
+        with casweights.open("memory://", create=True, config=repo.config) as target:
+            other.push(target)
+            assert stored(target) == {first.id, second.id}
+        assert stored(other) == {first.id, second.id}  # repaired, too
+        assert other.gc().applied is False
+        db = other.database
+        own = signature_of(db, db.snapshots.load(first.id, with_locations=True))
+        assert own is not None
+        assert {near.snapshot for near in db.signatures.nearest(own)} == {first.id, second.id}
