@@ -7,7 +7,7 @@ makes it fail.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,7 +38,7 @@ from casweights.stores.base import check_size
 from casweights.stores.optional import ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 
     from casweights.format.signature import Signature
     from casweights.format.signatures import EncodedSignatures
@@ -52,6 +52,7 @@ _MAX_SEARCH_ROWS = 4 * MiB  # bytes of rows that one search reads
 _MAX_ROWS = 64 * MiB  # bytes of rows that anything else reads
 _MAX_READ = 1 * MiB  # bytes of signatures that one search reads
 _CONSIDERED = 4  # times as many versions as are wanted: some signatures are large, or damaged
+_MOST_EQUAL = 4  # versions with equal signatures that one search returns
 _KEPT = 256  # signatures that stay in memory
 _GONE_SHARE = 1 / 4  # of the versions of an object: that many are gone before it is written again
 
@@ -138,11 +139,14 @@ class SignatureStore:
                     found.append(Entry(snapshot, place.row.coarse, content))
         return found
 
-    def nearest(self, signature: Signature, *, most: int = 64) -> list[Relative]:
+    def nearest(
+        self, signature: Signature, *, within: Container[SnapshotId] | None = None, most: int = 64
+    ) -> list[Relative]:
         """Return versions that may be relatives of another one, the most likely one first.
 
         Args:
             signature: That of the other version.
+            within: The versions to choose from; None for all.
             most: The number of versions to return at most.
 
         Raises:
@@ -155,7 +159,9 @@ class SignatureStore:
             return []
         self._load(listed, _MAX_OBJECTS)
         places = [
-            p for p in self._places(listed).values() if p.row.snapshot not in self._distrusted
+            place
+            for snapshot, place in self._places(listed).items()
+            if snapshot not in self._distrusted and (within is None or snapshot in within)
         ]
         coarse = [place.row.coarse for place in places]
         ranked = rank(signature.features, coarse, _CONSIDERED * most)
@@ -171,7 +177,7 @@ class SignatureStore:
         with ahead(self._store) as fetch:
             fetch([[_span(place)] for place in chosen])
             found = [self._signature(place) for place in chosen]
-        return list(_distinct(relative for relative in found if relative is not None))
+        return list(_few_equal(relative for relative in found if relative is not None))
 
     def distrust(self, snapshot: SnapshotId) -> None:
         """Leave a version out of later searches, because its signature turned out to be wrong."""
@@ -393,10 +399,10 @@ def _span(place: _Place) -> tuple[str, int, int]:
     return place.name, place.row.offset, place.row.offset + place.row.size
 
 
-def _distinct(found: Iterable[Relative]) -> Iterator[Relative]:
-    """Yield versions, of those with equal signatures only the first: they have equal contents."""
-    seen: set[Signature] = set()
+def _few_equal(found: Iterable[Relative]) -> Iterator[Relative]:
+    """Yield versions, of those with equal signatures a few: they differ in few elements."""
+    seen: Counter[Signature] = Counter()
     for relative in found:
-        if relative.signature not in seen:
-            seen.add(relative.signature)
+        seen[relative.signature] += 1
+        if seen[relative.signature] <= _MOST_EQUAL:
             yield relative

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MAX_SAMPLES = 32  # values of one tensor
 MAX_ELEMENTS = 1 << 62  # of a tensor: positions are signed numbers of 64 bits
+_VECTOR_COLUMNS = 64  # into which vectors and opaque bytes are divided; a rest is not sampled
 LEADING = 4  # values of a row that has as many columns: features are made of them
 _SPREAD = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio: its multiples are spread evenly
 _SMALL, _LARGE = 1 << 15, 1 << 20  # elements of tensors with fewer, and with the most samples
@@ -53,6 +54,11 @@ class Grid(NamedTuple):
         """Number of elements."""
         return self.rows * self.columns
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.elements * self.dtype.width
+
 
 class Sampled(NamedTuple):
     """A tensor that a signature has samples of.
@@ -67,14 +73,25 @@ class Sampled(NamedTuple):
     tensor: TensorInfo | None
     grid: Grid
 
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """The path, and the name of the tensor."""
+        return self.path, self.tensor.name if self.tensor else None
+
 
 def grid_of(tensor: TensorInfo) -> Grid:
     """Return the rows and columns of a tensor that is not empty."""
     elements = tensor.nbytes // tensor.dtype.width
     rows = tensor.shape[0] if tensor.shape else 1
-    if elements % rows:  # packed elements, and rows that do not end where bytes do
-        rows = elements
+    if rows == elements or elements % rows:  # packed elements' rows need not end where bytes do
+        return _grid_of_vector(elements, tensor.dtype)
     return Grid(rows, elements // rows, tensor.dtype)
+
+
+def _grid_of_vector(elements: int, dtype: DType) -> Grid:
+    """Divide a vector into rows, because features are made of several samples in a row."""
+    columns = _VECTOR_COLUMNS if elements >= _VECTOR_COLUMNS else 1
+    return Grid(elements // columns, columns, dtype)
 
 
 @lru_cache(maxsize=4096)
@@ -121,7 +138,7 @@ def sampled_tensors(files: Iterable[tuple[str, int, Header | None]]) -> list[Sam
             tensors = (tensor for tensor in header.tensors if tensor.nbytes)
             found += (Sampled(path, tensor, grid_of(tensor)) for tensor in tensors)
         elif size:
-            found.append(Sampled(path, None, Grid(size, 1, BYTES)))
+            found.append(Sampled(path, None, _grid_of_vector(size, BYTES)))
     return _within(found, room(sum(sampled.grid.elements for sampled in found)))
 
 
@@ -169,9 +186,9 @@ class Samples:
         self.tensors = sampled_tensors(files)
         self._places: dict[tuple[str, int], tuple[int, Grid]] = {}
         total = 0
-        for path, tensor, grid in self.tensors:
-            self._places[path, tensor.start if tensor else 0] = total, grid
-            total += count(grid)
+        for sampled in self.tensors:
+            self._places[self._start(sampled)] = total, sampled.grid
+            total += count(sampled.grid)
         self._values = np.zeros(total, np.uint16)
         self._known = np.zeros(total, np.bool_)
 
@@ -195,15 +212,23 @@ class Samples:
         at, _ = self._inside(path, piece)
         return not self._known[at].all()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all samples are known."""
-        return bool(self._known.all())
+    def values(self, numbers: Sequence[int] | None = None) -> NDArray[np.uint16] | None:
+        """Return the samples, tensor by tensor; None if not all are known.
 
-    @property
-    def values(self) -> NDArray[np.uint16]:
-        """The samples, tensor by tensor."""
-        return self._values
+        Args:
+            numbers: Those of the tensors whose samples are wanted, ascending; None for all.
+        """
+        at: slice | NDArray[np.int64] = slice(None)
+        if numbers is not None:
+            places = [self._places[self._start(self.tensors[n])] for n in numbers]
+            parts = [np.arange(first, first + count(grid)) for first, grid in places]
+            at = np.concatenate([_NONE, *parts])
+        return self._values[at] if self._known[at].all() else None
+
+    @staticmethod
+    def _start(sampled: Sampled) -> tuple[str, int]:
+        """Return the path of a tensor's file, and its offset there."""
+        return sampled.path, sampled.tensor.start if sampled.tensor else 0
 
     def _inside(self, path: str, piece: Piece) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the numbers of the samples in a chunk, and their elements' numbers in it."""

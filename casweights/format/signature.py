@@ -17,7 +17,7 @@ from casweights.format.signatures import Entry, check_content
 from casweights.format.unpack import MALFORMED, Unpacker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,9 +42,21 @@ class Signature:
     values: NDArray[np.uint16]
 
     @classmethod
-    def of(cls, samples: Samples) -> Self:
-        """Return the signature of a version of which all chunks were sampled."""
-        return cls(tuple(sampled.grid for sampled in samples.tensors), samples.values)
+    def of(cls, samples: Samples, numbers: Sequence[int] | None = None) -> Self | None:
+        """Return the signature of the tensors that were sampled.
+
+        Args:
+            samples: The samples.
+            numbers: Those of the tensors to take, ascending; None for all.
+
+        Returns:
+            The signature; None if not all of their samples are known, or there are none.
+        """
+        values = samples.values(numbers)
+        tensors = samples.tensors if numbers is None else [samples.tensors[n] for n in numbers]
+        if values is None or not tensors:
+            return None
+        return cls(tuple(sampled.grid for sampled in tensors), values)
 
     @cached_property
     def features(self) -> Features:

@@ -75,6 +75,10 @@ class LaidOut(Protocol):
     def header(self) -> Header | None:
         """Its safetensors header; None if it is stored as plain bytes."""
 
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
 
 class BaseChunks:
     """The chunks of a version, by their places in it.
@@ -110,6 +114,13 @@ class BaseChunks:
     @cached_property
     def _exact(self) -> dict[tuple[object, ...], ChunkId]:
         return {(path, *_place(piece)): chunk for path, chunk, piece in self._pieces()}
+
+    @cached_property
+    def _by_tensor(self) -> dict[tuple[str, str | None], list[ChunkId]]:
+        found: dict[tuple[str, str | None], list[ChunkId]] = {}
+        for path, chunk, piece in self._pieces():
+            found.setdefault((path, piece.name), []).append(chunk)
+        return found
 
     @cached_property
     def _named(self) -> dict[tuple[object, ...], ChunkId]:
@@ -169,9 +180,22 @@ class BaseChunks:
         place = _place(piece)
         found = self._exact.get((self._path(path), *place)) or self._named.get(place)
         if found is None and (path, piece.name) in self._renamed:
-            file, name = self._renamed[path, piece.name]
-            found = self._exact.get((file, name, *place[1:]))
+            return self.at(*self._renamed[path, piece.name], piece)
         return found
+
+    def at(self, file: str, name: str | None, piece: Piece) -> ChunkId | None:
+        """Return the chunk of a tensor, or of a file of opaque bytes, that is like a place in it.
+
+        Args:
+            file: Path of the file.
+            name: Name of the tensor, the first one if several share the chunk; None for a file.
+            piece: The place, in a tensor or file of any name.
+        """
+        return self._exact.get((file, name, *_place(piece)[1:]))
+
+    def of_tensor(self, file: str, name: str | None) -> Sequence[ChunkId]:
+        """Return the chunks of a tensor, or of a file of opaque bytes, as for `at`."""
+        return self._by_tensor.get((file, name), ())
 
     def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
         """Return the structure chunk of a file at one of its `structure_places`."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,19 +16,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.content.files import file_runs
 from casweights.database.read_plan import tiny_packs
 from casweights.database.writer import PackWriter
-from casweights.errors import ErrorCode, IntegrityError, NotFoundError
+from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage
 from casweights.format.file_entry import FileEntry, stored_chunks
 from casweights.format.layout import BYTES, Piece, runs
+from casweights.operations.base_search import find_bases
 from casweights.operations.differences import (
-    BaseChunks,
     DifferenceEncoder,
     growth,
     structure_places,
 )
 from casweights.operations.encoded_files import EncodedFiles, Written
 from casweights.operations.looking import PackSearch
-from casweights.operations.relatives import nearest
 from casweights.operations.sampling import Sampling, is_sampled
 from casweights.operations.shortcuts import Schedule
 from casweights.stores.optional import ahead
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
+    from casweights.operations.bases import Bases
 
 
 _MAX_ATTEMPTS = 3  # others may delete packs again and again
@@ -104,7 +103,7 @@ class _Encoding:
     db: Database
     files: Sequence[SourceFile]
     buffers: Pool
-    bases: Once[BaseChunks]
+    bases: Once[Bases]
     encoder: DifferenceEncoder
     search: PackSearch
     base: Snapshot | None
@@ -169,9 +168,8 @@ def _encode(
     if base is not None:
         db.snapshots.locate(base.id)
     writer, buffers = PackWriter(db, only_new=True), Pool(db.config.chunk_size)
-    bases = Once(
-        lambda: _resembling(db, files, buffers) if base is None else _chunks_of(base, files)
-    )
+    sampling = Sampling(files, buffers) if samples else None
+    bases = Once(lambda: find_bases(db, files, base, sampling, buffers))
     encoder = DifferenceEncoder(
         db.reader,
         db.index,
@@ -179,10 +177,9 @@ def _encode(
         db.snapshots.structure,
         compression,
         Schedule(1 if base is None else base.number + 1, db.index.pack_size),
-        Once(lambda: growth(bases(), db.index)),
+        Once(lambda: growth(bases().first, db.index)),
     )
     search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
-    sampling = Sampling(files, buffers) if samples else None
     work = _Encoding(db, files, buffers, bases, encoder, search, base, sampling)
     with ahead(db.store) as fetch:
         fetch(tiny_packs(db.store, db.index))
@@ -198,41 +195,9 @@ def _encode(
 
 def _relied_on(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]) -> list[ChunkId]:
     """Return the chunks of a version that are neither in its base nor written for it."""
-    reached = work.bases().chunks() if work.base else ()
+    reached = work.bases().first.chunks() if work.base else ()
     chunks = stored_chunks(entries, work.db.config).keys() | work.foreign
     return [chunk for chunk in chunks if chunk not in reached and not writer.has(chunk)]
-
-
-def _chunks_of(base: Snapshot, files: Sequence[SourceFile]) -> BaseChunks:
-    """Return the chunks of a version; none if its headers or lists of chunks are lost."""
-    try:
-        return BaseChunks(base, files)
-    except IntegrityError:  # a reader of that version gets the error
-        return BaseChunks()
-
-
-def _candidates(db: Database, files: Sequence[SourceFile]) -> Iterator[BaseChunks]:
-    """Yield the chunks of the branches and tags that can be read, as bases for some files."""
-    for version in db.refs.tips():
-        with suppress(IntegrityError, NotFoundError):  # a reader of that version gets the error
-            yield BaseChunks(db.snapshots.load(version, with_locations=True), files)
-
-
-def _resembling(db: Database, files: Sequence[SourceFile], buffers: Pool) -> BaseChunks:
-    """Return the chunks of the branch or tag that the files resemble most, or no chunks."""
-    by_path = {file.path: file for file in files}
-    found = (
-        nearest(
-            _candidates(db, files),
-            [(file.path, piece) for file in files for piece in file.pieces(db.config.chunk_size)],
-            lambda path, piece: by_path[path].read([piece], buffers)[0],
-            db.reader.with_local(db.cache),
-        )
-        or BaseChunks()
-    )
-    for chunk in found.chunks():
-        db.index.find_chain(chunk)  # reads the packs that the encoder goes by
-    return found
 
 
 def _write_files(work: _Encoding, writer: PackWriter) -> EncodedFiles:
@@ -423,8 +388,8 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
         work.search.for_frames(chunk, frames, piece.nbytes)
     if chunk in index:
         return []
-    if work.base is None:
-        work.foreign.update(frame.base for frame in frames if frame.base is not None)
+    reached = work.bases().first.chunks() if work.base else ()
+    work.foreign.update(f.base for f in frames if f.base is not None and f.base not in reached)
     return frames
 
 

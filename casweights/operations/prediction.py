@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _TINY = 1e-12
 _MOST_FROZEN = 0.99
-_PRIOR = 4.0  # samples that the share of all tensors counts for, in addition to those of one tensor
+_PRIOR = 8.0  # samples that the share of all tensors counts for, in addition to those of one tensor
 _MOST_PAIRS = 1 << 16  # pairs of tensors of one shape that are compared
 _WHOLE = {"BF16": 0.665, "F16": 0.85, "F32": 0.82, "F8_E4M3": 0.76, "F8_E5M2": 0.7}
 _WHOLE_SHARE = 0.95  # of the bytes of other dtypes, stored whole

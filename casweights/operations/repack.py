@@ -18,12 +18,15 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame, Location
+from casweights.format.sampling import sampled_tensors
 from casweights.operations.archiving import archive_carrying, replace_damaged_archives
+from casweights.operations.bases import Bases
 from casweights.operations.differences import BaseChunks, DifferenceEncoder, growth
 from casweights.operations.merging import Budget
-from casweights.operations.relatives import nearest
+from casweights.operations.relatives import New, relatives
 from casweights.operations.replacements import finish_replaced, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
+from casweights.operations.sampling import signature_of
 from casweights.operations.signing import sign
 from casweights.results import RepackStats
 from casweights.system.buffers import uninitialized
@@ -61,10 +64,10 @@ class _Repack:
     compression: Compression
     done: set[ChunkId]
 
-    def encoder(self, bases: BaseChunks) -> DifferenceEncoder:
+    def encoder(self, bases: Bases) -> DifferenceEncoder:
         """Return an encoder for a version with these bases."""
         db, plan = self.db, self.plan
-        factor = Once(partial(growth, bases, plan))
+        factor = Once(partial(growth, bases.first, plan))
         structure, compression = db.snapshots.structure, self.compression
         return DifferenceEncoder(db.reader, plan, db.cache, structure, compression, growth=factor)
 
@@ -240,24 +243,27 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
         work.plan.add_frames(job.planned(frames))
 
 
-def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> BaseChunks:
-    """Return the chunks of the version's first parent, or else of its nearest relative."""
-    snapshots = work.db.snapshots
+def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Bases:
+    """Return the chunks of the version's first parent, or else of its relatives."""
+    db = work.db
     if version.parents and version.parents[0] in earlier:
-        return BaseChunks(snapshots.load(version.parents[0]), version.files)
-    size = work.db.config.chunk_size
+        return Bases(BaseChunks(db.snapshots.load(version.parents[0]), version.files))
+    signature = signature_of(db, version)
+    if signature is None:
+        return Bases()
+    size = db.config.chunk_size
     chunks = {
         (file.path, piece): chunk for file in version.files for chunk, piece in file.pieces(size)
     }
-    reader = work.db.reader.with_local(work.db.cache)
+    reader = db.reader.with_local(db.cache)
 
     def read(path: str, piece: Piece) -> memoryview:
         out = uninitialized(piece.nbytes)
         reader.readinto(chunks[path, piece], out)
         return out
 
-    candidates = (BaseChunks(snapshots.load(other), version.files) for other in reversed(earlier))
-    return nearest(candidates, list(chunks), read, reader) or BaseChunks()
+    tensors = sampled_tensors((file.path, file.size, file.header) for file in version.files)
+    return relatives(db, New(version.files, tensors, signature, read), within=earlier)
 
 
 def _encode(

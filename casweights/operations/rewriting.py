@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
+    from casweights.operations.bases import Bases
     from casweights.operations.differences import BaseChunks, DifferenceEncoder
 
 _UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame whose pack is not written yet
@@ -84,7 +85,9 @@ class Rewrite(NamedTuple):
         return [Location(_UNWRITTEN, frame) for frame in made]
 
 
-def rewrites(version: Snapshot, bases: BaseChunks, done: Container[ChunkId]) -> Iterator[Rewrite]:
+def rewrites(
+    version: Snapshot, bases: Bases | BaseChunks, done: Container[ChunkId]
+) -> Iterator[Rewrite]:
     """Yield the chunks of a version, except for those that are done; some twice.
 
     Args:

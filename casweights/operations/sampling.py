@@ -43,7 +43,7 @@ class Sampling:
     """
 
     def __init__(self, files: Sequence[SourceFile], buffers: Pool) -> None:
-        self._samples = Samples((file.path, file.size, file.header) for file in files)
+        self.samples = Samples((file.path, file.size, file.header) for file in files)
         self._buffers = buffers
 
     def take(
@@ -59,16 +59,15 @@ class Sampling:
         """
         for piece in pieces:
             view = views.get(piece.offset)
-            if view is None and self._samples.wants(file.path, piece):
+            if view is None and self.samples.wants(file.path, piece):
                 with suppress(CasweightsError):
                     [view] = file.look([piece]) or file.read([piece], self._buffers)
             if view is not None:
-                self._samples.add(file.path, piece, view)
+                self.samples.add(file.path, piece, view)
 
     def signature(self) -> Signature | None:
         """Return the signature of the files; None if they are empty, or some were not sampled."""
-        complete = self._samples.tensors and self._samples.is_complete
-        return Signature.of(self._samples) if complete else None
+        return Signature.of(self.samples)
 
 
 def signature_of(db: Database, version: Snapshot) -> Signature | None:
@@ -93,4 +92,4 @@ def signature_of(db: Database, version: Snapshot) -> Signature | None:
                 content = scratch(piece.nbytes)
                 reader.readinto(chunk, content)
                 samples.add(file.path, piece, content)
-    return Signature.of(samples) if samples.tensors else None
+    return Signature.of(samples)

@@ -1,0 +1,108 @@
+"""Find the bases of files that are committed: chunks of the parent, and of relatives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from casweights.errors import IntegrityError
+from casweights.format.signature import Signature
+from casweights.operations.bases import Bases
+from casweights.operations.differences import BaseChunks
+from casweights.operations.relatives import New, relatives
+from casweights.operations.sampling import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from casweights.content.files import SourceFile
+    from casweights.database import Database
+    from casweights.format.layout import Piece
+    from casweights.format.manifest import Snapshot
+    from casweights.system.buffers import Pool
+
+_MIN_LACKING = 1 << 18  # bytes without a base that are worth a search
+
+
+def find_bases(
+    db: Database,
+    files: Sequence[SourceFile],
+    parent: Snapshot | None,
+    sampling: Sampling | None,
+    buffers: Pool,
+) -> Bases:
+    """Return the chunks that those of some files may be stored as differences from.
+
+    Tensors that the parent lacks are sampled, and those of other versions that they resemble are
+    their bases.
+
+    Args:
+        db: The store.
+        files: The files.
+        parent: The parent of the version that they are for; None if it has none.
+        sampling: Their samples so far; None if none are taken for a signature.
+        buffers: Memory to read into.
+
+    Raises:
+        StoreError: The store could not be read.
+    """
+    first = None if parent is None else _chunks_of(parent, files)
+    lacking = _lacking(files, first, db.config.chunk_size)
+    nbytes = sum(piece.nbytes for pieces in lacking.values() for piece in pieces)
+    if nbytes < _MIN_LACKING or not db.signatures.are_kept():
+        return Bases(first)
+    new = _sampled(files, lacking, sampling or Sampling(files, buffers), buffers)
+    if new is None:  # a file could not be read, which the commit reports
+        return Bases(first)
+    bases = relatives(db, new, first)
+    for chunk in bases.foreign():
+        db.index.find_chain(chunk)  # reads the packs that the encoder goes by
+    return bases
+
+
+def _lacking(
+    files: Sequence[SourceFile], first: BaseChunks | None, chunk_size: int
+) -> dict[SourceFile, list[Piece]]:
+    """Return the places of each file that the parent has nothing for."""
+    return {
+        file: [
+            piece
+            for piece in file.pieces(chunk_size)
+            if first is None or first.find(file.path, piece) is None
+        ]
+        for file in files
+    }
+
+
+def _sampled(
+    files: Sequence[SourceFile],
+    lacking: Mapping[SourceFile, Sequence[Piece]],
+    sampling: Sampling,
+    buffers: Pool,
+) -> New | None:
+    """Return the tensors that begin at some places, sampled; None if that failed."""
+    wanted: set[tuple[str, str | None]] = set()
+    for file, pieces in lacking.items():
+        for piece in pieces:
+            sampling.take(file, [piece], {})
+            wanted |= {(file.path, tensor.name) for tensor in piece.tensors}
+            if not piece.tensors:
+                wanted.add((file.path, None))
+    tensors = sampling.samples.tensors
+    numbers = [n for n, sampled in enumerate(tensors) if sampled.key in wanted]
+    signature = Signature.of(sampling.samples, numbers)
+    if signature is None:
+        return None
+    by_path = {file.path: file for file in files}
+
+    def read(path: str, piece: Piece) -> memoryview:
+        return by_path[path].read([piece], buffers)[0]
+
+    return New(files, [tensors[n] for n in numbers], signature, read)
+
+
+def _chunks_of(version: Snapshot, files: Sequence[SourceFile]) -> BaseChunks:
+    """Return the chunks of a version; none if its headers or lists of chunks are lost."""
+    try:
+        return BaseChunks(version, files)
+    except IntegrityError:  # a reader of that version gets the error
+        return BaseChunks()
