@@ -90,8 +90,8 @@ def test_relatives_are_found_the_nearest_first(store: Lister) -> None:
 
 def test_a_version_made_of_parts_of_two_finds_both_before_a_sibling_of_one(store: Lister) -> None:
     one, two = random_signature(1), random_signature(2)
-    half = len(one.values) // 2
-    merged = Signature(GRIDS, np.concatenate([one.values[:half], two.values[half:]]))
+    most = len(one.values) * 4 // 7
+    merged = Signature(GRIDS, np.concatenate([one.values[:most], two.values[most:]]))
     fill(SignatureStore(store), [one, tuned(one, 0.02, 1), tuned(one, 0.02, 2), two])
     assert set(found(SignatureStore(store), merged, most=2)) & {0, 1, 2}
     assert 3 in found(SignatureStore(store), merged, most=2)

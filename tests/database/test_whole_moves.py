@@ -15,6 +15,7 @@ from casweights.database.refs import Refs
 from casweights.database.version_names import VersionNames
 from casweights.errors import ConflictError, StoreError
 from casweights.format import names
+from casweights.format.signatures import signature_name
 from casweights.ids import SnapshotId
 from casweights.stores.base import Capabilities, ObjectInfo
 from casweights.stores.local import LocalStore
@@ -170,6 +171,7 @@ class TestRepositories:
         assert [info.name for info in bucket.list()] == [
             names.CONFIG,
             *(info.name for info in self.steps(bucket)),
+            signature_name(versions[0]),
         ]
         check_versions(bucket, dict(zip(versions, history(3, 0.1), strict=True)))
 
@@ -185,7 +187,8 @@ class TestRepositories:
         assert step.size < 5_000
         assert len(pack_names(bucket)) > 4
         puts = [call.split()[1] for call in bucket.calls if call.startswith("put")]
-        assert puts[-1] == step.name, "everything else is durable before the version is visible"
+        assert puts[-1] == signature_name(version)
+        assert puts[-2] == step.name, "what it needs is durable before the version is visible"
         check_versions(bucket, {version: state})
 
     @pytest.mark.parametrize("fresh", [False, True], ids=["same handle", "another process"])
