@@ -212,17 +212,24 @@ class Samples:
         at, _ = self._inside(path, piece)
         return not self._known[at].all()
 
-    def values(self, numbers: Sequence[int] | None = None) -> NDArray[np.uint16] | None:
-        """Return the samples, tensor by tensor; None if not all are known.
+    @property
+    def is_complete(self) -> bool:
+        """Whether all samples are known."""
+        return bool(self._known.all())
+
+    @property
+    def values(self) -> NDArray[np.uint16]:
+        """The samples, tensor by tensor."""
+        return self._values
+
+    def values_of(self, numbers: Sequence[int]) -> NDArray[np.uint16] | None:
+        """Return the samples of some tensors; None if not all are known.
 
         Args:
-            numbers: Those of the tensors whose samples are wanted, ascending; None for all.
+            numbers: Those of the tensors, ascending.
         """
-        at: slice | NDArray[np.int64] = slice(None)
-        if numbers is not None:
-            places = [self._places[self._start(self.tensors[n])] for n in numbers]
-            parts = [np.arange(first, first + count(grid)) for first, grid in places]
-            at = np.concatenate([_NONE, *parts])
+        places = [self._places[self._start(self.tensors[n])] for n in numbers]
+        at = np.concatenate([_NONE, *(np.arange(first, first + count(g)) for first, g in places)])
         return self._values[at] if self._known[at].all() else None
 
     @staticmethod

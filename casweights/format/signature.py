@@ -52,11 +52,11 @@ class Signature:
         Returns:
             The signature; None if not all of their samples are known, or there are none.
         """
-        values = samples.values(numbers)
-        tensors = samples.tensors if numbers is None else [samples.tensors[n] for n in numbers]
-        if values is None or not tensors:
+        chosen = range(len(samples.tensors)) if numbers is None else numbers
+        values = samples.values_of(chosen)
+        if values is None or not chosen:
             return None
-        return cls(tuple(sampled.grid for sampled in tensors), values)
+        return cls(tuple(samples.tensors[n].grid for n in chosen), values)
 
     @cached_property
     def features(self) -> Features:

@@ -176,9 +176,14 @@ def small_float(
 def grid_of(tensor: Tensor) -> Grid:
     elements = tensor.size // WIDTHS[tensor.dtype]
     rows = tensor.shape[0] if tensor.shape else 1
-    if elements % rows:
-        rows = elements
+    if rows == elements or elements % rows:
+        return grid_of_vector(elements, tensor.dtype)
     return Grid(rows, elements // rows, tensor.dtype)
+
+
+def grid_of_vector(elements: int, dtype: str) -> Grid:
+    columns = 64 if elements >= 64 else 1
+    return Grid(elements // columns, columns, dtype)
 
 
 def sampled(store: Path, snapshot: str) -> Iterator[tuple[Grid, bytes]]:
@@ -191,7 +196,7 @@ def sampled(store: Path, snapshot: str) -> Iterator[tuple[Grid, bytes]]:
                 if tensor.size:
                     yield grid_of(tensor), content[tensor.begin : tensor.end]
         elif content:
-            yield Grid(len(content), 1, "U8"), content
+            yield grid_of_vector(len(content), "U8"), content
 
 
 def chosen(grids: list[Grid]) -> list[int]:
