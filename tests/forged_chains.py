@@ -6,9 +6,12 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+import zstandard
+
 import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.format.codecs import Encoding
+from casweights.format.derived import Slice, join
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.file_entry import FileEntry
 from casweights.format.hashing import blake3_256, checksum
@@ -16,6 +19,7 @@ from casweights.format.manifest import EncodedSnapshot, Manifest
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
 from casweights.format.pack_table import PackTable
+from casweights.format.roots import Root
 from casweights.format.snapshot import StoredSnapshot, encode_snapshot
 from casweights.ids import ChunkId
 from casweights.kernels import dense_encode, sparse_encode
@@ -39,6 +43,7 @@ class Link(NamedTuple):
     encoding: int
     payload: bytes
     base: bytes | None = None
+    roots: tuple[tuple[bytes, int], ...] = ()  # each with the size that the index claims
 
 
 def chunk(number: int, size: int = 1030) -> bytes:
@@ -59,6 +64,13 @@ def difference(raw: bytes, base: bytes) -> Link:
     return Link(raw, Encoding.SPARSE, sparse_encode(base, raw, ElementKind.PLAIN_8), base)
 
 
+def derived(raw: bytes, *roots: bytes) -> Link:
+    """Return a chunk that is made from others, end to end."""
+    slices = [Slice(number, 0, len(root)) for number, root in enumerate(roots)]
+    sizes = tuple((root, len(root)) for root in roots)
+    return Link(raw, Encoding.DERIVED, join(slices, None), None, sizes)
+
+
 def chain(links: int) -> list[Link]:
     """Return a whole chunk and `links` differences; the last one is of `chunk(links)`."""
     chunks = [chunk(n) for n in range(links + 1)]
@@ -71,10 +83,10 @@ def create(store: ObjectStore) -> None:
 
 def add_pack(store: ObjectStore, links: Sequence[Link]) -> PackId:
     frames, offset = [], PREFIX_SIZE
-    for raw, encoding, payload, base in links:
+    for raw, encoding, payload, base, roots in links:
         base_id = None if base is None else chunk_id(base)
         frame = (chunk_id(raw), len(raw), encoding, offset, len(payload), checksum(payload))
-        frames.append(Frame(*frame, base_id))
+        frames.append(Frame(*frame, base_id, tuple(Root(chunk_id(r), size) for r, size in roots)))
         offset += len(payload)
     pack, ending = build_index(frames)
     store.put(pack_name(pack), [prefix(ObjectKind.PACK), *(link.payload for link in links), ending])
@@ -112,6 +124,18 @@ def sparse(payload: bytes) -> list[Link]:
 
 def dense(payload: bytes) -> list[Link]:
     return [whole(A), Link(B, Encoding.DENSE, payload, A)]
+
+
+HEAD, TAIL = B[:500], B[500:]
+MADE = derived(B, HEAD, TAIL)
+# More than 8 chunks of the store together.
+LARGE = [B[129 * n : 129 * n + 129].ljust(66_000, bytes([n])) for n in range(8)]
+FROM_A = join([Slice(0, 0, len(A))], (Encoding.SPARSE, SPARSE))
+ROOT_A = ((A, len(A)),)
+
+
+def made(payload: bytes) -> list[Link]:
+    return [whole(HEAD), whole(TAIL), MADE._replace(payload=payload)]
 
 
 # Frames in one pack from which B cannot be rebuilt.
@@ -156,12 +180,52 @@ REFUSED: dict[str, list[Link]] = {
         *(whole(A), Link(C, Encoding.SPARSE, difference(chunk(5), A).payload, A)),
         difference(B, C),
     ],
+    "missing root": [whole(HEAD), MADE],
+    "made from itself": [derived(B, B)],
+    "made from what is made from it": [derived(A, B), Link(B, 6, FROM_A, None, ROOT_A)],
+    "made from a difference from it": [difference(A, B), Link(B, 6, FROM_A, None, ROOT_A)],
+    "derived root": [whole(HEAD), whole(A), Link(TAIL, 6, b"\0", None, ROOT_A), MADE],
+    "root behind a derived chunk": [
+        *(whole(A), Link(chunk(7), 6, FROM_A, None, ROOT_A), difference(C, chunk(7))),
+        derived(B, C),
+    ],
+    "root of another size": [
+        *(whole(HEAD), whole(TAIL)),
+        MADE._replace(roots=((HEAD, 500), (TAIL, len(TAIL) + 1))),
+    ],
+    "damaged root": [whole(HEAD), Link(TAIL, Encoding.RAW, bytes(530)), MADE],
+    "no roots": [MADE._replace(roots=())],
+    "roots for raw": [whole(A), Link(B, Encoding.RAW, B, None, ROOT_A)],
+    "roots for a difference": [whole(A), Link(B, Encoding.SPARSE, SPARSE, None, ROOT_A)],
+    "roots for an unknown encoding": [whole(A), Link(B, 77, B, None, ROOT_A)],
+    "roots in another order": [*made(b"")[:2], MADE._replace(roots=MADE.roots[::-1])],
+    "another rule": made(b"\1" + MADE.payload[1:]),
+    "no slices": made(b"\0\0\xff"),
+    "a cut payload": made(MADE.payload[:-1]),
+    "2^63 slices": made(b"\0" + HUGE + MADE.payload[2:]),
+    "a slice of 2^63 bytes": made(b"\0\1\1\0" + HUGE + b"\xff"),
+    "zeros of 2^62 bytes": made(b"\0\1\0\0" + b"\x80" * 8 + b"\x40\xff"),
+    "large roots": [
+        *(whole(root) for root in LARGE),
+        Link(B, 6, join([Slice(n, 0, 129 - 2 * (n == 7)) for n in range(8)], None), None)._replace(
+            roots=tuple((root, len(root)) for root in LARGE)
+        ),
+    ],
 }
 # Frames with one chain to B, and others that mislead a reader.
 READ: dict[str, list[Link]] = {
     "circle with a way out at the end": [*REFUSED["circle of three"], whole(C)],
     "circle with a way out at once": [*REFUSED["circle of three"], whole(B)],
     "circle with a way out between": [*REFUSED["circle of three"], whole(A)],
+    "derived": made(MADE.payload),
+    "derived, with a difference": [whole(A), Link(B, 6, FROM_A, None, ROOT_A)],
+    "derived from a chunk with another chain": [
+        *(Link(TAIL, Encoding.RAW, bytes(530)), whole(HEAD), MADE),
+        Link(TAIL, Encoding.ZSTD, zstandard.compress(TAIL)),
+    ],
+    "made from itself, too": [derived(B, B), *sparse(SPARSE)],
+    "derived, and whole after all": [*REFUSED["damaged root"], whole(B)],
+    "derived from a derived chunk, too": [*REFUSED["derived root"], whole(TAIL)],
     "itself, too": [*REFUSED["itself"], whole(B)],
     "base of another size, too": [*REFUSED["longer base"], *sparse(SPARSE)],
     "missing base, too": [difference(B, C), *dense(DENSE)],

@@ -64,6 +64,7 @@ SEEN: dict[tuple[str, str], set[str]] = {
 SHARED = {
     "operations.archive_check",
     "operations.archiving",
+    "operations.bases",
     "operations.bring_back",
     "operations.conditions",
     "operations.collections",
@@ -94,6 +95,7 @@ SHARED = {
     "operations.rewriting",
     "operations.shortening",
     "operations.shortcuts",
+    "operations.slices",
     "operations.survey",
     "operations.transfer",
 }

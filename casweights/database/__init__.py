@@ -108,7 +108,7 @@ class Database(Handle):
         self._heeded = False
         self.losses = Losses(store)
         self.index = ChunkIndex(store, self.findings if noting else None)
-        self.reader = ChunkReader(store, self.index, self.hasher)
+        self.reader = ChunkReader(store, self.index, self.hasher, self.config.chunk_size)
         self.cache = ChunkCache(cache_size, self.config.chunk_size)
         self.expired = ExpiredStore(store)
         self.snapshots = SnapshotStore(store, self.index, self.reader, self.config, self.expired)

@@ -1,17 +1,17 @@
-"""Chains, the frames from which a chunk is rebuilt, and the search for the cheapest chain."""
+"""The search for the cheapest chain of frames from which a chunk is rebuilt."""
 
 from __future__ import annotations
 
 import heapq
 import threading
-from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.database.chain import NOTHING, Chain, Cost, Node, Step
 from casweights.database.frame_table import FEW_FRAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from casweights.database.frame_table import FrameTable
     from casweights.format.pack import Location
@@ -20,109 +20,11 @@ if TYPE_CHECKING:
 MAX_LINKS = 4096  # frames in a chain; writers make fewer than 100, forged chains have any number
 
 
-class Cost(NamedTuple):
-    """The cost of rebuilding a chunk.
-
-    Attributes:
-        nbytes: Stored bytes of the chain's frames.
-        links: Number of frames.
-    """
-
-    nbytes: int
-    links: int
-
-
-class Node(NamedTuple):
-    """A chunk and a raw size that frames claim for it.
-
-    Honest frames of one chunk all claim the same size. In a forged store they may differ, and a
-    difference can only be applied to a base of its own size, so the search keeps sizes apart.
-    """
-
-    chunk: ChunkId
-    raw_size: int
-
-
-class _Step(NamedTuple):
-    """The last frame of the cheapest chain to a chunk, linked to the frames before it.
-
-    This is a linked list that grows at its end, so chains with a common beginning share it.
-    """
-
-    nbytes: int  # stored bytes of the whole chain
-    links: int  # frames of the whole chain
-    frame: Location | None  # None for a chunk that the reader has
-    first: Location | None  # first frame of the whole chain
-    before: _Step | None
-
-    def then(self, frame: Location) -> _Step:
-        """Return this chain extended by a frame."""
-        nbytes, first = self.nbytes + frame.frame.size, self.first or frame
-        return _Step(nbytes, self.links + 1, frame, first, self)
-
-
-_NOTHING = _Step(0, 0, None, None, None)
-
-
-class Chain:
-    """The frames that rebuild a chunk: each is decoded onto the chunk that the one before it made.
-
-    Creating a chain takes constant time; `frames` takes time in proportion to the length.
-
-    Attributes:
-        nbytes: Stored bytes of the frames.
-        links: Number of frames; 0 if the reader has the chunk itself.
-    """
-
-    def __init__(self, step: _Step) -> None:
-        self.nbytes = step.nbytes
-        self.links = step.links
-        self._step = step
-
-    @property
-    def base(self) -> ChunkId | None:
-        """The chunk that the first frame is a difference from, which the reader must supply.
-
-        None if the first frame is whole, or if there are no frames.
-        """
-        first = self._step.first
-        return None if first is None else first.frame.base
-
-    @property
-    def first_size(self) -> int:
-        """Stored bytes of the first frame; 0 without frames."""
-        first = self._step.first
-        return 0 if first is None else first.frame.size
-
-    @cached_property
-    def frames(self) -> tuple[Location, ...]:
-        """The frames in the order of decoding. The first is whole, or the reader has its base."""
-        return tuple(self.back())[::-1]
-
-    def back(self, seen: set[Node] | None = None) -> Iterator[Location]:
-        """Yield the frames from the last to the first.
-
-        Args:
-            seen: For callers that walk several chains and need each frame about once: a set that
-                they share, and that this method fills. The walk stops after the first frame whose
-                chunk is in the set, because an earlier walk has yielded the frames before it.
-        """
-        step = self._step
-        while step.frame is not None and step.before is not None:
-            yield step.frame
-            if seen is not None:
-                node = Node(step.frame.frame.chunk, step.frame.frame.raw_size)
-                if node in seen:
-                    return
-                seen.add(node)
-            step = step.before
-
-
-class _Trail(NamedTuple):
+class Trail(NamedTuple):
     """A linked list of frames that leads from some chunk to the wanted chunk."""
 
     location: Location
-    next: _Trail | None
+    next: Trail | None
 
 
 class _Candidate(NamedTuple):
@@ -136,7 +38,7 @@ class _Candidate(NamedTuple):
     number: int  # unique, so that the queue never compares the fields that follow
     node: Node | None  # the base of its first frame; None if that frame is whole
     nbytes: int  # of its frames
-    trail: _Trail | None
+    trail: Trail | None
 
 
 def _restricted(
@@ -147,7 +49,7 @@ def _restricted(
 
 
 class ChainFinder:
-    """Finds the cheapest chains, and remembers them until the table changes.
+    """Finds the cheapest chains without derived frames; remembers them until the table changes.
 
     Every look-up first calls `_catch_up`, which compares the table's `version` and `exclusions`
     with those of the last look-up. A new version discards all results. An exclusion discards only
@@ -178,9 +80,9 @@ class ChainFinder:
         usable = frames or table.frames
         self._frames = usable if within is None else _restricted(usable, within)
         self._lock = threading.Lock()
-        self._steps: dict[Node, _Step] = {}
+        self._steps: dict[Node, Step] = {}
         self._dead: set[Node] = set()  # nodes that no chain leads to
-        self._best: dict[ChunkId, _Step | None] = {}  # the last step to a chunk with many frames
+        self._best: dict[ChunkId, Step | None] = {}  # the last step to a chunk with many frames
         self._by_size: dict[ChunkId, dict[int, list[Location]]] = {}  # of chunks with many frames
         self._version = -1
         self._exclusions = 0  # number of the table's exclusions that were applied here
@@ -198,6 +100,18 @@ class ChainFinder:
         with self._lock:
             step = self._last_step(chunk)
             return None if step is None else Chain(step)
+
+    def plain_chain(self, chunk: ChunkId) -> Chain | None:
+        """Return the chain of the fewest stored bytes of those without derived frames."""
+        with self._lock:
+            step = self._last_plain_step(chunk)
+            return None if step is None else Chain(step)
+
+    def root(self, node: Node) -> Step | None:
+        """Return the end of the cheapest chain to a chunk of this size, without derived frames."""
+        with self._lock:
+            self._catch_up()
+            return self._root(node)
 
     def reachable(self, chunks: Sequence[ChunkId | None]) -> list[ChunkId | None]:
         """Return these chunks, with None in place of those that have no chain."""
@@ -218,7 +132,7 @@ class ChainFinder:
             A tuple for each chunk; empty if the chunk has no chain, or if the reader has it.
         """
         with self._lock:
-            steps = [self._last_step(chunk) or _NOTHING for chunk in chunks]
+            steps = [self._last_step(chunk) or NOTHING for chunk in chunks]
             return [tuple(location.pack for location in Chain(step).back(seen)) for step in steps]
 
     def cost(self, chunk: ChunkId) -> Cost | None:
@@ -234,17 +148,25 @@ class ChainFinder:
             self._dead = {node for node in self._dead if node.chunk in kept}
             self._best, self._by_size, self._after = {}, {}, None
 
-    def _last_step(self, chunk: ChunkId) -> _Step | None:
+    def _last_step(self, chunk: ChunkId) -> Step | None:
+        """Return the end of the chain to a chunk that this finder prefers."""
+        return self._last_plain_step(chunk)
+
+    def _last_plain_step(self, chunk: ChunkId) -> Step | None:
         """Return the end of the cheapest chain to a chunk, from memory or by a search."""
         self._catch_up()
         if chunk in self._have:
-            return _NOTHING
+            return NOTHING
         frames = self._frames(chunk)
         if len(frames) < FEW_FRAMES:
             return self._cheapest(chunk, frames)
         if chunk not in self._best:
             self._best[chunk] = self._cheapest(chunk, frames)
         return self._best[chunk]
+
+    def _root(self, node: Node) -> Step | None:
+        self._table.seek(node.chunk)
+        return NOTHING if node.chunk in self._have else self._find(node)
 
     def _catch_up(self) -> None:
         """Discard the results that changes of the table have made wrong."""
@@ -276,14 +198,14 @@ class ChainFinder:
             self._best.pop(node.chunk, None)
             discarded += self._after.pop(node, ())
 
-    def _follows(self, node: Node, step: _Step) -> None:
+    def _follows(self, node: Node, step: Step) -> None:
         """Record which node a step is built on, if `_after` is in use."""
         if self._after is not None and step.frame is not None:
             base = step.frame.frame.base
             if base is not None:
                 self._after.setdefault(Node(base, node.raw_size), []).append(node)
 
-    def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> _Step | None:
+    def _cheapest(self, chunk: ChunkId, frames: Sequence[Location]) -> Step | None:
         """Return the end of the cheapest chain to a chunk, over all sizes that frames claim."""
         if len(frames) == 1:
             return self._find(Node(chunk, frames[0].frame.raw_size))
@@ -292,7 +214,7 @@ class ChainFinder:
         steps = [step for step in found if step is not None]
         return min(steps, key=lambda step: step.nbytes, default=None)
 
-    def _find(self, wanted: Node) -> _Step | None:
+    def _find(self, wanted: Node) -> Step | None:
         """Return the end of the cheapest chain to a node; search if it is not known yet."""
         step = self._steps.get(wanted)
         if step is None and wanted not in self._dead:
@@ -327,7 +249,8 @@ class ChainFinder:
                 continue
             done.add(nearest.node)
             for location in self._of_size(nearest.node):
-                heapq.heappush(queue, self._back(nearest, location, next(numbers), rest))
+                if not location.frame.roots:
+                    heapq.heappush(queue, self._back(nearest, location, next(numbers), rest))
         # `have` can grow without a change of the table, so only finders without it may conclude
         # that no chain exists. Where the limit cut the search, `done` also contains nodes that
         # other chains reach within the limit.
@@ -349,7 +272,7 @@ class ChainFinder:
         """Return all nodes of the table that no chain of up to `MAX_LINKS` frames leads to."""
         after: dict[Node | None, list[Node]] = {}
         for chunk in self._table:
-            for frame in (location.frame for location in self._frames(chunk)):
+            for frame in (at.frame for at in self._frames(chunk) if not at.frame.roots):
                 base = None if frame.base is None else Node(frame.base, frame.raw_size)
                 if frame.base is not None:
                     self._table.seek(frame.base)
@@ -372,7 +295,7 @@ class ChainFinder:
         """
         frame = location.frame
         nbytes, links = nearest.nbytes + frame.size, nearest.links + 1
-        trail = _Trail(location, nearest.trail)
+        trail = Trail(location, nearest.trail)
         if frame.base is None:
             return _Candidate(nbytes, links, number, None, nbytes, trail)
         self._table.seek(frame.base)
@@ -383,15 +306,15 @@ class ChainFinder:
         bound, links = nbytes + before.nbytes, links + before.links
         return _Candidate(bound, links, number, base, nbytes, trail)
 
-    def _known(self, node: Node | None) -> _Step | None:
+    def _known(self, node: Node | None) -> Step | None:
         """Return the cheapest chain to a node if it is known or empty; None if it is unknown."""
         if node is None:
-            return _NOTHING
+            return NOTHING
         if node not in self._steps and node.chunk in self._have:
-            self._steps[node] = _NOTHING
+            self._steps[node] = NOTHING
         return self._steps.get(node)
 
-    def _keep(self, trail: _Trail | None, before: _Step) -> None:
+    def _keep(self, trail: Trail | None, before: Step) -> None:
         """Record the cheapest chains to all chunks of a trail, which begins after `before`."""
         while trail is not None:
             frame = trail.location.frame

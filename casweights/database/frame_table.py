@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
-    from casweights.format.pack import Location
+    from casweights.format.pack import Frame, Location
     from casweights.ids import PackId
 
 # Frames of one chunk up to which a search through the list is faster than a set. Honest stores
@@ -37,6 +37,7 @@ class FrameTable:
     Attributes:
         version: A number that grows with every change that may open or close chains to known
             chunks, except for exclusions and for chunks that are forgotten.
+        has_derived: Whether any frame was added that is derived.
         exclusions: All excluded frames, in the order of exclusion; only ever appended to, so that
             a `ChainFinder` can apply those that are new to it.
     """
@@ -52,6 +53,7 @@ class FrameTable:
         self._least_whole: dict[int, int] = {}  # by raw size; frames that are forgotten count, too
         self._count = 0  # of the frames in `_single`
         self.version = 0
+        self.has_derived = False
         self.exclusions: list[Location] = []
 
     def __contains__(self, chunk: object) -> bool:
@@ -115,11 +117,18 @@ class FrameTable:
         self._sought.add(chunk)
 
     def least_whole(self, raw_size: int) -> int:
-        """Return a number of bytes that no known frame without a base of this raw size is below."""
+        """Return a number of bytes that no known whole frame of this raw size is below."""
         return self._least_whole.get(raw_size, 0)
 
+    def _note_start(self, frame: Frame) -> None:
+        """Note what a frame is that may begin a chain, before it can be found."""
+        if frame.roots:
+            self.has_derived = True
+        elif frame.base is None:
+            self._note_whole(frame.raw_size, frame.size)
+
     def _note_whole(self, raw_size: int, size: int) -> None:
-        """Note the size of a frame without a base, before the frame can be found."""
+        """Note the size of a whole frame, before the frame can be found."""
         least = self._least_whole.get(raw_size)
         if least is None or size < least:
             self._least_whole[raw_size] = size
@@ -171,8 +180,7 @@ class FrameTable:
             is_new = chunk not in self
             if is_new:
                 new.add(chunk)
-            if location.frame.base is None:
-                self._note_whole(location.frame.raw_size, location.frame.size)
+            self._note_start(location.frame)
             self._single.setdefault(chunk, []).append(location)
             self._count += 1
             if chunk not in new or chunk in self._sought:
@@ -183,6 +191,7 @@ class FrameTable:
         if self._packs.get(pack.pack) is None:
             for raw_size, size in pack.frames.whole_sizes().items():
                 self._note_whole(raw_size, size)
+            self.has_derived |= pack.frames.has_derived
             self._packs.add(pack)
             self._change()
 
@@ -219,10 +228,9 @@ class FrameTable:
             if chunk not in self:
                 complete = False
                 continue
+            self._note_start(location.frame)
             left = [at for at in self._single.get(chunk, ()) if at.pack not in gone]
             self._set_single(chunk, left if self._has(location) else [*left, location])
-            if location.frame.base is None:
-                self._note_whole(location.frame.raw_size, location.frame.size)
         self._packs = self._packs.without(gone)
         self._change()
         return complete
@@ -283,8 +291,8 @@ class FrameTable:
         self._replace_single(single)
         self._packs = self._packs.without({pack.pack for pack in gone})
         if not held:  # no frame of a pack builds on what a finder seeks
-            bases = {location.frame.base for found in single.values() for location in found}
-            self._sought.intersection_update(bases)
+            singles = (location for found in single.values() for location in found)
+            self._sought.intersection_update(base for at in singles for base in at.frame.bases)
         return thinned
 
     def _is_in(self, packs: Container[PackId], chunk: ChunkId) -> bool:

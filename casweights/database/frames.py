@@ -12,6 +12,8 @@ from casweights.format.envelope import corrupt
 from casweights.format.hashing import checksum
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from casweights.errors import IntegrityError
     from casweights.format.pack import Location
     from casweights.stores.base import ObjectStore
@@ -59,7 +61,9 @@ def read_payload(store: ObjectStore, location: Location) -> bytes:
     return payload
 
 
-def decode_frame(location: Location, payload: bytes, out: memoryview) -> None:
+def decode_frame(
+    location: Location, payload: bytes, out: memoryview, roots: Sequence[memoryview] = ()
+) -> None:
     """Decode a frame's stored bytes into `out`.
 
     Args:
@@ -67,17 +71,26 @@ def decode_frame(location: Location, payload: bytes, out: memoryview) -> None:
         payload: Its stored bytes.
         out: A buffer of the chunk's raw size, which the chunk replaces. If the frame is a
             difference, it must hold the base.
+        roots: The bytes of the frame's roots, if it is derived.
 
     Raises:
-        IntegrityError: The bytes cannot be decoded, or the frame names a base although its
-            encoding uses none, or the other way round.
+        IntegrityError: The bytes cannot be decoded, or the frame names a base or roots although
+            its encoding uses none, or the other way round.
     """
     frame = location.frame
     if is_difference(frame.encoding) != (frame.base is not None):
         why = "needs a base, but it names none" if frame.base is None else "uses no base"
         raise damaged_frame(location, f"encoding {frame.encoding} {why}")
+    if (frame.encoding == Encoding.DERIVED) != bool(frame.roots):
+        why = "uses no roots" if frame.roots else "needs roots, but it names none"
+        raise damaged_frame(location, f"encoding {frame.encoding} {why}")
     try:
-        decode(frame.encoding, payload, out)
+        if frame.roots:
+            from casweights.format.derived import decode_derived
+
+            decode_derived(payload, roots, out)
+        else:
+            decode(frame.encoding, payload, out)
     except ValueError as error:
         raise damaged_frame(location, str(error)) from error
 
@@ -91,7 +104,13 @@ def damaged_frame(location: Location, why: str) -> IntegrityError:
     return error
 
 
-def read_frame(store: ObjectStore, location: Location, out: memoryview, spent: Spent) -> None:
+def read_frame(
+    store: ObjectStore,
+    location: Location,
+    out: memoryview,
+    spent: Spent,
+    roots: Sequence[memoryview] = (),
+) -> None:
     """Read a frame and decode it into `out`, without a check of the result against the chunk's ID.
 
     Args:
@@ -99,6 +118,7 @@ def read_frame(store: ObjectStore, location: Location, out: memoryview, spent: S
         location: The frame.
         out: A buffer for the chunk, which must hold the frame's base if it has one.
         spent: The sums to which this adds its time and bytes.
+        roots: The bytes of the frame's roots, if it is derived.
 
     Raises:
         IntegrityError: The frame is damaged.
@@ -109,11 +129,11 @@ def read_frame(store: ObjectStore, location: Location, out: memoryview, spent: S
         raise damaged_frame(location, f"it claims {frame.raw_size} bytes")
     # A raw frame is read in place. Its checksum is left out, because the stored bytes are the
     # chunk, and the caller checks the chunk against its ID.
-    if (frame.encoding, frame.size, frame.base) == (Encoding.RAW, frame.raw_size, None):
+    if (frame.encoding, frame.size, frame.bases) == (Encoding.RAW, frame.raw_size, ()):
         store.readinto(names.pack_name(location.pack), frame.offset, out)
         read = time.perf_counter()
     else:
         payload = read_payload(store, location)
         read = time.perf_counter()
-        decode_frame(location, payload, out)
+        decode_frame(location, payload, out, roots)
     spent.add(read=read - begin, decode=time.perf_counter() - read, nbytes=frame.size)

@@ -20,7 +20,8 @@ from casweights.stores.optional import SupportsLocators
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from casweights.database.chains import Chain, ChainFinder
+    from casweights.database.chain import Chain
+    from casweights.database.chains import ChainFinder
     from casweights.database.findings import Findings
     from casweights.errors import CasweightsError
     from casweights.format.pack import Location

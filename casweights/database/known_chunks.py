@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from casweights.database.chains import ChainFinder, Node
+from casweights.database.chain import Node
+from casweights.database.derived_chains import DerivedFinder
 from casweights.database.frame_table import FrameTable
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
-    from casweights.database.chains import Chain, Cost
+    from casweights.database.chain import Chain, Cost
+    from casweights.database.chains import ChainFinder
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId, Suspect
 
@@ -26,9 +28,9 @@ class KnownChunks:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._table = FrameTable()
-        self._finder = ChainFinder(self._table)
+        self._finder = DerivedFinder(self._table)
         self._last_resorts = [
-            ChainFinder(self._table, frames=frames)
+            DerivedFinder(self._table, frames=frames)
             for frames in (self._table.undamaged_frames, self._table.all_frames)
         ]
 
@@ -109,17 +111,27 @@ class KnownChunks:
         """
         return self._finder.packs(chunks, seen)
 
-    def finder(self, have: Container[ChunkId]) -> ChainFinder:
-        """Return a finder whose chains may begin at the chunks of `have`."""
-        return ChainFinder(self._table, have)
+    def finder(self, have: Container[ChunkId], *, with_roots: bool = True) -> ChainFinder:
+        """Return a finder whose chains may begin at the chunks of `have`.
+
+        Args:
+            have: The chunks.
+            with_roots: Whether the chains of roots may begin there, too.
+        """
+        for_roots = None if with_roots else self._finder
+        return DerivedFinder(self._table, have, for_roots=for_roots)
 
     def finder_within(self, chunks: Container[ChunkId]) -> ChainFinder:
         """Return a finder of the chains that lead through these chunks alone."""
-        return ChainFinder(self._table, within=chunks)
+        return DerivedFinder(self._table, within=chunks)
 
     def chain(self, chunk: ChunkId) -> Chain | None:
         """Return the cheapest chain of known frames to a chunk, or None if no chain exists."""
         return self._finder.chain(chunk)
+
+    def plain_chain(self, chunk: ChunkId) -> Chain | None:
+        """Return the cheapest chain of known frames that are not derived, or None."""
+        return self._finder.plain_chain(chunk)
 
     def cost(self, chunk: ChunkId) -> Cost | None:
         """Return the cost of the cheapest chain to a chunk, or None if no chain exists."""

@@ -160,10 +160,10 @@ class PackIndexes(KnownChunks):
             new = {c for c, known in zip(todo, having, strict=True) if known is None} - found
             found |= new
             todo = [
-                location.frame.base
+                base
                 for chunk in new
                 for location in self._table.all_frames(chunk)
-                if location.frame.base is not None
+                for base in location.frame.bases
             ]
         return found
 
@@ -308,7 +308,7 @@ class PackIndexes(KnownChunks):
             seen.add(chunk := todo.pop())
             needed = locations.of(chunk)
             self._table.add(list(needed))
-            todo |= {at.frame.base for at in needed if at.frame.base is not None} - seen
+            todo |= {base for at in needed for base in at.frame.bases} - seen
         made = ReadPack(pack.info.size, pack.generation, time.monotonic())
         self._packs.thinned[pack.info.name] = made
 

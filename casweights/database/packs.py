@@ -92,11 +92,11 @@ class PackContents(NamedTuple):
         return sum(at.frame.size for at in self.locations)
 
     def bases(self) -> Iterator[ChunkId]:
-        """Yield the bases of its frames."""
+        """Yield the bases of its frames, roots included."""
         if isinstance(self.locations, PackLocations):
             yield from map(ChunkId, self.locations.frames.bases)
         else:
-            yield from (at.frame.base for at in self.locations if at.frame.base is not None)
+            yield from (base for at in self.locations for base in at.frame.bases)
 
 
 def list_packs(store: ObjectStore, *, carried: bool = True) -> Iterator[ObjectInfo]:

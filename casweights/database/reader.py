@@ -6,16 +6,14 @@ that first looks for the chunk, or for a base to begin a chain at, on this machi
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
-from casweights.config import MiB
 from casweights.database.chains import MAX_LINKS
 from casweights.database.frames import Spent, damaged_frame, read_frame
 from casweights.database.read_plan import around, small_packs
+from casweights.database.recent import STRIDE, RecentChunks, Waypoints
 from casweights.errors import (
     CasweightsError,
     ErrorCode,
@@ -30,19 +28,20 @@ from casweights.system.buffers import uninitialized
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from casweights.database.chains import Chain, Node
+    from casweights.database.chain import Chain, Node
     from casweights.database.index import ChunkIndex
     from casweights.format.file_entry import FileEntry
-    from casweights.format.pack import Location
+    from casweights.format.pack import Frame, Location
+    from casweights.format.roots import Root
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore
     from casweights.stores.optional import Range
     from casweights.system.buffers import Buffer
 
+    ReadLocal = Callable[[ChunkId, memoryview], bool]
 
 _MAX_ATTEMPTS = 32  # chains tried for one chunk; a forged store may have any number of bad ones
-STRIDE = 64  # frames between two waypoints of a long chain; honest chains are hardly longer
-_WAYPOINT_BYTES = 16 * MiB  # of chunks kept as waypoints, shared by all chains and threads
+_ROOT_CHUNKS = 8  # of the store's size: the roots of a frame, and those that are kept
 
 
 class LocalChunks(Protocol):
@@ -74,19 +73,32 @@ class ChunkReader:
     after every frame; this finds the damaged frame, which the index then excludes. `readinto`
     repeats that with other chains until one is right or none remains.
 
-    Attributes:
+    Args:
         store: The store that chunks are read from.
+        index: Knows the chains.
+        hasher: Returns the ID of a chunk.
+        chunk_size: Bytes of most chunks.
+
+    Attributes:
+        store: The argument.
         spent: Time and bytes spent so far.
     """
 
     def __init__(
-        self, store: ObjectStore, index: ChunkIndex, hasher: Callable[[Buffer], ChunkId]
+        self,
+        store: ObjectStore,
+        index: ChunkIndex,
+        hasher: Callable[[Buffer], ChunkId],
+        chunk_size: int,
     ) -> None:
         self.store = store
         self.spent = Spent()
         self._index = index
         self._hasher = hasher
-        self._waypoints = _Waypoints()
+        self._waypoints = Waypoints()
+        self._most_roots = _ROOT_CHUNKS * chunk_size
+        # Neighbouring chunks are often made from the same roots.
+        self._roots = RecentChunks(self._most_roots)
 
     def readinto(self, chunk: ChunkId, out: memoryview) -> int:
         """Fill `out` with a chunk and check it against its ID.
@@ -126,7 +138,9 @@ class ChunkReader:
         """
         wanted, why, seen = chunk, f"no pack contains the chunk {chunk}", {chunk}
         while frames := self._index.frames(chunk):
-            pack, base = names.pack_name(frames[0].pack), frames[0].frame.base
+            pack, bases = names.pack_name(frames[0].pack), frames[0].frame.bases
+            lost = (base for base in bases if self._index.plain_chain(base) is None)
+            base = next(lost, bases[0] if bases else None)
             if base is None or base in seen:
                 why = (
                     f"the chunk {wanted} cannot be rebuilt: its differences have different sizes, "
@@ -146,13 +160,17 @@ class ChunkReader:
         """Return a reader that uses local chunks where that reads less from the store."""
         return LocalFirstReader(self, self._index, [local for local in chunks if local.is_used])
 
-    def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
+    def rebuild(
+        self, chain: Chain, chunk: ChunkId, out: memoryview, local: ReadLocal | None = None
+    ) -> int:
         """Decode the frames of a chain in order, each in the place of its base, and check the end.
 
         Args:
             chain: A chain to the chunk.
             chunk: The chunk.
             out: A buffer of the chunk's size. If the chain has a base, it must hold that base.
+            local: Reads the local chunks at which the chains of its roots may begin, as
+                `LocalChunks.readinto` does.
 
         Returns:
             Number of stored bytes that were read.
@@ -162,21 +180,80 @@ class ChunkReader:
             NotFoundError: A pack is gone.
         """
         try:
-            frames = self._waypoints.resume(chain, out)
+            nbytes, frames = 0, self._waypoints.resume(chain, out)
             for number, location in enumerate(frames, 1):
-                read_frame(self.store, location, out, self.spent)
+                roots, more = self._read_roots(location, chain, local)
+                nbytes += location.frame.size + more
+                read_frame(self.store, location, out, self.spent, roots)
                 if number % STRIDE == 0 and self.is_right(location.frame.chunk, out):
                     self._waypoints.put(location.frame.chunk, out)
             if chain.links == 0 or self.is_right(chunk, out):
-                return sum(location.frame.size for location in frames)
+                return nbytes
         except (IntegrityError, NotFoundError):
             pass
-        for location in chain.frames:  # a cached copy may be damaged where the pack is sound
+        for location in chain.back():  # a cached copy may be damaged where the pack is sound
             self.store.forget(names.pack_name(location.pack))
         if chain.base is not None:  # `out` held the base, which decoding has overwritten
             raise corrupt(f"chunk {chunk}", "the rebuilt bytes do not match its ID")
-        self._rebuild_checked(chain, chunk, out)
+        self._rebuild_checked(chain, chunk, out, local)
         return chain.nbytes
+
+    def _read_roots(
+        self, location: Location, chain: Chain, local: ReadLocal | None
+    ) -> tuple[list[memoryview], int]:
+        """Read the roots of a frame; none if it is not derived, and so not the chain's first.
+
+        Returns:
+            The roots, and the number of stored bytes that were read for them.
+
+        Raises:
+            IntegrityError: A root is damaged.
+            NotFoundError: A pack is gone.
+        """
+        roots = self._usable_roots(location.frame)
+        chains = zip(roots, chain.roots, strict=True) if roots else ()
+        read = [self._read_root(root, its_chain, local) for root, its_chain in chains]
+        return [out for out, _ in read], sum(nbytes for _, nbytes in read)
+
+    def _read_root(
+        self, root: Root, chain: Chain, local: ReadLocal | None
+    ) -> tuple[memoryview, int]:
+        if (kept := self._kept_root(root)) is not None:
+            return kept, 0
+        out = uninitialized(root.raw_size)
+        begin = chain.base if chain.links else root.chunk
+        if begin is not None and (local is None or not local(begin, out)):
+            raise corrupt(f"chunk {begin}", "it is not on this machine any more")
+        nbytes = self.rebuild(chain, root.chunk, out)
+        if begin is not None and not self.is_right(root.chunk, out):
+            raise corrupt(f"chunk {begin}", "the bytes on this machine do not match its ID")
+        self._roots.put(root.chunk, out)
+        return out, nbytes
+
+    def read_roots(self, frame: Frame) -> list[memoryview]:
+        """Read the roots of a frame by any chains, for a check of the frame alone.
+
+        Raises:
+            IntegrityError: A root is damaged or missing, or the frame claims another size of it.
+            StoreError: The store could not be read.
+        """
+        roots = []
+        for root in self._usable_roots(frame):
+            kept = self._kept_root(root)
+            if kept is None:
+                kept = memoryview(self.with_local().read(root.chunk, root.raw_size))
+                self._roots.put(root.chunk, kept)
+            roots.append(kept)
+        return roots
+
+    def _usable_roots(self, frame: Frame) -> tuple[Root, ...]:
+        """Return the roots of a frame; none if they are too large, so that it cannot be decoded."""
+        nbytes = sum(root.raw_size for root in frame.roots)
+        return frame.roots if nbytes <= self._most_roots else ()
+
+    def _kept_root(self, root: Root) -> memoryview | None:
+        kept = self._roots.get(root.chunk)
+        return None if kept is None or len(kept) != root.raw_size else memoryview(kept)
 
     def is_right(self, chunk: ChunkId, out: memoryview) -> bool:
         """Whether the bytes in `out` match a chunk's ID."""
@@ -185,7 +262,9 @@ class ChunkReader:
         self.spent.add(check=time.perf_counter() - begin)
         return right
 
-    def _rebuild_checked(self, chain: Chain, chunk: ChunkId, out: memoryview) -> None:
+    def _rebuild_checked(
+        self, chain: Chain, chunk: ChunkId, out: memoryview, local: ReadLocal | None
+    ) -> None:
         """Decode a whole chain, check the chunk after every frame, and exclude a damaged frame.
 
         Raises:
@@ -193,8 +272,9 @@ class ChunkReader:
             NotFoundError: A pack is gone.
         """
         for location in chain.frames:
+            roots, _ = self._read_roots(location, chain, local)  # blames their own frames
             try:
-                read_frame(self.store, location, out, self.spent)
+                read_frame(self.store, location, out, self.spent, roots)
                 if not self.is_right(location.frame.chunk, out):
                     raise damaged_frame(location, "its bytes do not match the chunk's ID")
             except (IntegrityError, NotFoundError) as error:
@@ -204,45 +284,6 @@ class ChunkReader:
             wrong = corrupt(f"chunk {chunk}", "the rebuilt bytes do not match its ID")
             self._index.distrust({chain.frames[-1]: wrong})
             raise wrong
-
-
-class _Waypoints:
-    """A cache of chunks from the middle of long chains, at which other chains can begin.
-
-    Without it, reading every chunk of one chain takes time in the square of the chain's length.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._chunks: OrderedDict[ChunkId, bytes] = OrderedDict()
-        self._size = 0
-
-    def put(self, chunk: ChunkId, data: memoryview) -> None:
-        """Keep a copy of a chunk that the caller has checked; drop the oldest to make room."""
-        with self._lock:
-            if len(data) > _WAYPOINT_BYTES or chunk in self._chunks:
-                return
-            self._chunks[chunk] = bytes(data)
-            self._size += len(data)
-            while self._size > _WAYPOINT_BYTES:
-                self._size -= len(self._chunks.popitem(last=False)[1])
-
-    def resume(self, chain: Chain, out: memoryview) -> Sequence[Location]:
-        """Copy the last waypoint of a chain to `out`; return the frames that follow it.
-
-        Without a waypoint, `out` stays as it is, and all frames are returned.
-        """
-        if chain.links <= STRIDE:
-            return chain.frames
-        frames: list[Location] = []
-        with self._lock:
-            for location in chain.back():
-                found = self._chunks.get(location.frame.chunk) if frames else None
-                if found is not None and len(found) == len(out):
-                    out[:] = found
-                    break
-                frames.append(location)
-        return frames[::-1]
 
 
 def _naming(error: IntegrityError, chunk: ChunkId) -> IntegrityError:
@@ -309,7 +350,8 @@ class LocalFirstReader:
         chain = self._index.find_chain(chunk, self._finder)
         if chain is None:
             return []
-        frames = chain.frames if chain.links <= STRIDE else [*chain.back(seen)][::-1]
+        short = chain.links <= STRIDE and not chain.roots
+        frames = chain.frames if short else [*chain.back(seen)][::-1]
         return [around(self._index, frame) if with_neighbours else frame.range for frame in frames]
 
     def lacking(self, chunks: Iterable[ChunkId]) -> list[ChunkId]:
@@ -363,11 +405,14 @@ class LocalFirstReader:
         if self._local.readinto(chunk, out) and self._reader.is_right(chunk, out):
             return 0
         chain = self._index.find_chain(chunk, self._finder)
-        base = None if chain is None else chain.base
-        if chain is not None and base is not None and self._local.readinto(base, out):
+        if chain is not None and (chain.roots or self._holds_base(chain, out)):
             with suppress(IntegrityError, NotFoundError):
-                return self._reader.rebuild(chain, chunk, out)
+                return self._reader.rebuild(chain, chunk, out, self._local.readinto)
         return self._reader.readinto(chunk, out)
+
+    def _holds_base(self, chain: Chain, out: memoryview) -> bool:
+        """Fill `out` with the base of a chain that has one; False without one, or if it is gone."""
+        return chain.base is not None and self._local.readinto(chain.base, out)
 
 
 class _AnyLocal:

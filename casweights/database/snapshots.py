@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from casweights.config import StoreConfig
-    from casweights.database.chains import Node
+    from casweights.database.chain import Node
     from casweights.database.expired import ExpiredStore
     from casweights.database.index import ChunkIndex
     from casweights.database.merged import Merged
@@ -374,15 +374,15 @@ class SnapshotStore:
             new: Its own frame if that is not in the index yet, otherwise None.
             seen: Limits the walk to frames that no earlier chain had, as in `Chain.back`.
         """
-        base = chunk if new is None else new.frame.base
-        chain = None if base is None else self._index.chain(base) or self._index.find_chain(base)
-        if chain is None and base is not None:
-            raise IntegrityError(
-                ErrorCode.MISSING_CHUNK,
-                f"the store contained the chunk {base} when this version was encoded, and does not "
-                "any more: repeat the command, which stores it again",
-            )
-        return [*([new] if new else ()), *(chain.back(seen) if chain else ())]
+        frames = [] if new is None else [new]
+        for base in (chunk,) if new is None else new.frame.bases:
+            chain = self._index.chain(base) or self._index.find_chain(base)
+            if chain is None:
+                why = f"the store contained the chunk {base} when this version was encoded, and "
+                why += "does not any more: repeat the command, which stores it again"
+                raise IntegrityError(ErrorCode.MISSING_CHUNK, why)
+            frames += chain.back(seen)
+        return frames
 
     def _note_learned(self, stored: StoredSnapshot) -> None:
         with self._lock:

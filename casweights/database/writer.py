@@ -94,8 +94,7 @@ class PackWriter:
         full = self._size + size > PACK_TARGET or len(self._frames) == PACK_FRAMES
         if self._frames and full:
             self._flush()
-        made = Frame(chunk, raw_size, frame.encoding, 0, size, frame.checksum, frame.base)
-        self._append(made, frame.payload)
+        self._append(frame.of(chunk, raw_size), frame.payload)
         self.stored_bytes += size
 
     def _append(self, frame: Frame, payload: Buffer) -> None:

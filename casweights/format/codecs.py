@@ -26,6 +26,7 @@ class Encoding(IntEnum):
     DENSE = 3
     SPARSE = 4
     PARTS = 5
+    DERIVED = 6
 
 
 _DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS)
@@ -46,7 +47,7 @@ Encoded = tuple[Encoding, "Buffer"]
 
 
 def is_difference(encoding: int) -> bool:
-    """Return whether frames of this encoding need a base."""
+    """Return whether frames of this encoding need a base; derived ones have roots instead."""
     return encoding in _DIFFERENCES
 
 

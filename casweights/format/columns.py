@@ -1,4 +1,4 @@
-"""Columns of a table: IDs, among which rows are found, and numbers.
+"""Columns of a table: IDs, among which rows are found, numbers, and bits.
 
 Nothing is made for each row: a table may have thousands of rows, of which a reader needs one.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _KEY = 8  # bytes of an ID that a search goes by
 _ALIKE = 8  # IDs that may begin with the same bytes: the frames of a chunk
 _FEW = 256  # rows up to which loops are as fast as numpy
+_DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
 class IdColumn(Sequence[bytes]):
@@ -175,3 +176,18 @@ def rows_of(value: int, column: bytes) -> list[int]:
 
     found: list[int] = np.flatnonzero(np.frombuffer(column, np.uint8) == value).tolist()
     return found
+
+
+def encode_bits(bits: Sequence[bool]) -> bytes:
+    """Return a bit for each row, beginning with the lowest of the first byte."""
+    joined = "".join("1" if bit else "0" for bit in reversed(bits))
+    return int(f"0{joined}", 2).to_bytes(-(-len(bits) // 8), "little")
+
+
+def decode_bits(column: bytes, count: int) -> bytes:
+    """Return 0 or 1 for each row."""
+    if len(column) == -(-count // 8):
+        digits = f"{int.from_bytes(column, 'little'):0{count}b}"[::-1] if count else ""
+        if len(digits) == count:
+            return digits.encode().translate(_DIGITS)
+    raise ValueError("it has more or fewer bits than frames")

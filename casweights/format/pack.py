@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import msgpack
 
 from casweights.config import MAX_CHUNK_SIZE
-from casweights.format.columns import IdColumn, NumberColumn, rows_of, running_sums
+from casweights.format.columns import (
+    IdColumn,
+    NumberColumn,
+    decode_bits,
+    encode_bits,
+    rows_of,
+    running_sums,
+)
 from casweights.format.envelope import (
     MAX_GENERATION,
     PREFIX_SIZE,
@@ -22,6 +29,7 @@ from casweights.format.envelope import (
 )
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256
 from casweights.format.names import pack_name
+from casweights.format.roots import Root, RootColumns, all_bases, encode_roots
 from casweights.format.unpack import MALFORMED, Unpacker
 from casweights.ids import ChunkId, PackId, Suspect
 
@@ -33,7 +41,6 @@ if TYPE_CHECKING:
 MAX_INDEX_SIZE = 64 << 20  # bytes: readers allocate no more for an index
 TRAILER_SIZE = 8  # bytes: length of the index (4), magic (4)
 _TRAILER_MAGIC = b"cidx"
-_DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
 class Frame(NamedTuple):
@@ -47,6 +54,7 @@ class Frame(NamedTuple):
         size: Number of stored bytes.
         checksum: XXH3-64 of the stored bytes.
         base: The chunk that this frame is a difference from; None if the frame has no base.
+        roots: The chunks that this frame is made from, if it is derived.
     """
 
     chunk: ChunkId
@@ -56,11 +64,21 @@ class Frame(NamedTuple):
     size: int
     checksum: bytes
     base: ChunkId | None = None
+    roots: tuple[Root, ...] = ()
+
+    @property
+    def bases(self) -> tuple[ChunkId, ...]:
+        """All chunks that this frame builds on: its base, or its roots."""
+        return all_bases(self.base, self.roots)
 
     @property
     def content(self) -> tuple[int, int, bytes, bytes]:
         """What the copies of a frame in several packs have in common, for frames of one chunk."""
-        return self.size, self.encoding, self.base or b"", self.checksum
+        return self.size, self.encoding, b"".join(self.bases), self.checksum
+
+    def encoded(self, payload: Buffer) -> EncodedFrame:
+        """Return the same frame in no pack, given its stored bytes."""
+        return EncodedFrame(self.encoding, payload, self.checksum, self.base, self.roots)
 
     def at(self, offset: int) -> Frame:
         """Return the same frame at another offset. `_replace` takes twice as long."""
@@ -72,6 +90,7 @@ class Frame(NamedTuple):
             self.size,
             self.checksum,
             self.base,
+            self.roots,
         )
 
 
@@ -84,12 +103,24 @@ class EncodedFrame:
         payload: The bytes to store.
         checksum: XXH3-64 of `payload`.
         base: The chunk that this frame is a difference from; None if the frame has no base.
+        roots: The chunks that this frame is made from, if it is derived.
     """
 
     encoding: int
     payload: Buffer
     checksum: bytes
     base: ChunkId | None = None
+    roots: tuple[Root, ...] = ()
+
+    @property
+    def bases(self) -> tuple[ChunkId, ...]:
+        """All chunks that this frame builds on: its base, or its roots."""
+        return all_bases(self.base, self.roots)
+
+    def of(self, chunk: ChunkId, raw_size: int) -> Frame:
+        """Return the frame of a chunk, before it has an offset."""
+        size = len(self.payload)
+        return Frame(chunk, raw_size, self.encoding, 0, size, self.checksum, self.base, self.roots)
 
 
 class Location(NamedTuple):
@@ -177,7 +208,6 @@ class FrameColumns(Sequence[Frame]):
 
     Attributes:
         chunks: The ID of each frame's chunk.
-        bases: The ID of the base of each frame that has one.
         end: The offset at which the last frame ends.
         generation: The pack's generation: 0 for packs of a commit, more for merged packs.
     """
@@ -187,11 +217,17 @@ class FrameColumns(Sequence[Frame]):
         if width not in ChunkId.sizes:
             raise ValueError(f"it has digests of {width} bytes")
         self.chunks = IdColumn(table["chunk"], width)
-        self.bases = IdColumn(table["base"], width)
+        self._bases = IdColumn(table["base"], width)
         self.generation: int = table.get("generation", 0)
         self._raw_sizes, self._sizes = NumberColumn(table["raw_size"]), NumberColumn(table["size"])
         self._encodings, self._checksums = table["encoding"], table["checksum"]
-        self._based = _decode_bits(table["based"], len(self.chunks))
+        self._based = decode_bits(table["based"], len(self.chunks))
+        self._roots = RootColumns(
+            NumberColumn(table.get("root_of", b"")),
+            IdColumn(table.get("root", b""), width),
+            NumberColumn(table.get("root_size", b"")),
+            len(self.chunks),
+        )
         self._check()
         self._offsets = running_sums(self._sizes.numbers, PREFIX_SIZE)
         self.end = self._offsets[-1]
@@ -202,8 +238,10 @@ class FrameColumns(Sequence[Frame]):
         lengths = {len(self._raw_sizes.numbers), len(self._sizes.numbers), len(self._encodings)}
         if lengths != {count} or len(self._checksums) != count * CHECKSUM_SIZE:
             raise ValueError("its columns differ in length")
-        if len(self.bases) != self._based.count(1):
+        if len(self._bases) != self._based.count(1):
             raise ValueError("it has more or fewer bases than frames that need one")
+        if any(self._based[n] for n in self._roots.frames()):
+            raise ValueError("it has a frame with a base and roots")
         if self._raw_sizes.most() > MAX_CHUNK_SIZE:
             raise ValueError("it has a chunk above the largest chunk size")
         if not 0 <= self.generation <= MAX_GENERATION:
@@ -211,10 +249,21 @@ class FrameColumns(Sequence[Frame]):
         if self._sizes.exceeds(self._raw_sizes):
             raise ValueError("it has a frame that is larger than its chunk")
 
+    @property
+    def bases(self) -> list[bytes]:
+        """The base of each frame that has one, and all roots, as plain bytes."""
+        return [*self._bases, *self._roots.chunks]
+
+    @property
+    def has_derived(self) -> bool:
+        """Whether any frame has roots."""
+        return bool(self._roots)
+
     def whole_sizes(self) -> dict[int, int]:
-        """Return the smallest size of the frames without a base, by their raw size."""
+        """Return the smallest size of the frames that build on nothing, by their raw size."""
         raw_sizes, sizes = self._raw_sizes.numbers, self._sizes.numbers
-        wholes = [(raw_sizes[n], sizes[n]) for n in rows_of(0, self._based)]
+        derived = set(self._roots.frames())
+        wholes = [(raw_sizes[n], sizes[n]) for n in rows_of(0, self._based) if n not in derived]
         return dict(sorted(wholes, reverse=True))
 
     def __len__(self) -> int:
@@ -238,7 +287,7 @@ class FrameColumns(Sequence[Frame]):
         return running_sums(self._based, 0)
 
     def _base(self, n: int) -> ChunkId | None:
-        return ChunkId(self.bases.at(self._numbers_of_bases[n])) if self._based[n] else None
+        return ChunkId(self._bases.at(self._numbers_of_bases[n])) if self._based[n] else None
 
     def at(self, n: int) -> Frame:
         """Make the frame of a row that exists; faster than ``[n]``."""
@@ -250,32 +299,8 @@ class FrameColumns(Sequence[Frame]):
             self._sizes.numbers[n],
             self._checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
             self._base(n),
+            self._roots.of(n) if self._roots else (),
         )
-
-
-def _encode_bits(bits: Sequence[bool]) -> bytes:
-    """Return a bit for each row, beginning with the lowest of the first byte."""
-    joined = "".join("1" if bit else "0" for bit in reversed(bits))
-    return int(f"0{joined}", 2).to_bytes(-(-len(bits) // 8), "little")
-
-
-def _decode_bits(column: bytes, count: int) -> bytes:
-    """Return 0 or 1 for each row."""
-    if len(column) == -(-count // 8):
-        digits = f"{int.from_bytes(column, 'little'):0{count}b}"[::-1] if count else ""
-        if len(digits) == count:
-            return digits.encode().translate(_DIGITS)
-    raise ValueError("it has more or fewer bits than frames")
-
-
-NO_FRAMES = FrameColumns(
-    {
-        "digest_size": ChunkId.sizes[0],
-        **dict.fromkeys(("chunk", "raw_size", "size", "encoding", "checksum"), b""),
-        "based": b"",
-        "base": b"",
-    }
-)
 
 
 def build_index(frames: Sequence[Frame], generation: int = 0) -> tuple[PackId, bytes]:
@@ -309,9 +334,10 @@ def encode_frames(frames: Sequence[Frame], generation: int = 0) -> bytes:
             "size": NumberColumn.encode(frame.size for frame in frames),
             "encoding": bytes(frame.encoding for frame in frames),
             "checksum": b"".join(frame.checksum for frame in frames),
-            "based": _encode_bits([frame.base is not None for frame in frames]),
+            "based": encode_bits([frame.base is not None for frame in frames]),
             "base": b"".join(frame.base for frame in frames if frame.base is not None),
         }
+        | encode_roots(frame.roots for frame in frames)
         | ({"generation": generation} if generation else {})
     )
     return columns
@@ -406,8 +432,9 @@ def parse_frames(index: bytes, *, has_generation: bool = False) -> FrameColumns:
         "based": column,
         "base": column,
     }
+    of_roots = dict.fromkeys(("root_of", "root", "root_size"), column)
     if has_generation:
         readers["generation"] = lambda: data.scalar(int)
-    table = data.fields(readers, optional={"generation"})
+    table = data.fields(readers | of_roots, optional={"generation", *of_roots})
     data.finish()
     return FrameColumns(table)

@@ -25,7 +25,6 @@ from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
 from casweights.format.names import snapshot_name
 from casweights.format.pack import (
     MAX_INDEX_SIZE,
-    NO_FRAMES,
     TRAILER_SIZE,
     Frame,
     FrameColumns,
@@ -206,6 +205,16 @@ def end_span(last_bytes: bytes, object_size: int, name: str) -> tuple[int, int]:
     )
 
 
+_NO_FRAMES = FrameColumns(
+    {
+        "digest_size": ChunkId.sizes[0],
+        **dict.fromkeys(("chunk", "raw_size", "size", "encoding", "checksum"), b""),
+        "based": b"",
+        "base": b"",
+    }
+)
+
+
 class SnapshotIndex(NamedTuple):
     """The index of a snapshot object, see `parse_end`; manifest and table are compressed.
 
@@ -262,7 +271,7 @@ def _unpack_index(encoded: bytes) -> SnapshotIndex:
     fields = data.fields(readers, optional={"frames"})
     data.finish()
     if (columns := fields.pop("frames", None)) is None:
-        return SnapshotIndex(**fields, frames=NO_FRAMES)
+        return SnapshotIndex(**fields, frames=_NO_FRAMES)
     if len(columns) > MAX_INDEX_SIZE:
         raise ValueError(f"its frames take {len(columns)} bytes")
     frames = parse_frames(columns)

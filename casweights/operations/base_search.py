@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from casweights.errors import IntegrityError
 from casweights.format.signature import Signature
-from casweights.operations.bases import Bases
-from casweights.operations.differences import BaseChunks
+from casweights.operations.bases import BaseChunks, Bases
 from casweights.operations.relatives import New, relatives
 from casweights.operations.sampling import Sampling
 

@@ -8,33 +8,30 @@ the measurements.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import IntegrityError
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame
-from casweights.operations.pairing import Member, pair
-from casweights.operations.renumbered import renumbered
+from casweights.operations.slices import derive, in_proportion
 from casweights.system.buffers import scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from casweights.config import Compression
-    from casweights.database.chains import Chain
+    from casweights.database.chain import Chain
     from casweights.database.known_chunks import KnownChunks
     from casweights.database.reader import ChunkReader, TrustedChunks
     from casweights.format.dtypes import DType
-    from casweights.format.file_entry import FileEntry, FileRow
-    from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
-    from casweights.format.safetensors import Header
     from casweights.ids import ChunkId, PackId
+    from casweights.operations.bases import BaseChunks
     from casweights.operations.shortcuts import Schedule
+    from casweights.operations.slices import ChunkSlice
 
 # Sizes of differences, as shares of a whole chunk's stored size; docs/design/005 has the
 # measurements behind them.
@@ -46,6 +43,8 @@ _SHORTCUT_DUE_SHARE = 1 / 3  # the differences since the last shortcut that make
 _MAX_FROM_WHOLE_SHARE = 1 / 4  # a difference from the chain's whole chunk, in addition to two steps
 _MAX_EXTRA_STEP_SHARE = 1 / 6  # a step that is stored along with the frame that shortens its chain
 _MAX_UNCOMPARED_SHARE = 1 / 8  # a difference that is used without encoding the chunk whole
+
+_MAX_READ = 3 / 2  # what the chain of a derived frame takes, with its roots in proportion
 
 _MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # number of differences that a shortcut replaces
 _MAX_SHORTCUT_SHARE = 3 / 4  # of the bytes that a shortcut replaces; larger ones gain too little
@@ -64,173 +63,6 @@ class _Due(NamedTuple):
     share: float
 
 
-class LaidOut(Protocol):
-    """A file, committed or not, of which the tensors are known."""
-
-    @property
-    def path(self) -> str:
-        """Its path inside the version."""
-
-    @property
-    def header(self) -> Header | None:
-        """Its safetensors header; None if it is stored as plain bytes."""
-
-    @property
-    def size(self) -> int:
-        """Its size in bytes."""
-
-
-class BaseChunks:
-    """The chunks of a version, by their places in it.
-
-    Args:
-        version: The version; None for no chunks at all.
-        files: The files whose chunks are to be differences from these.
-
-    Raises:
-        IntegrityError: The headers or the lists of chunks of the version are lost.
-    """
-
-    def __init__(self, version: Snapshot | None = None, files: Sequence[LaidOut] = ()) -> None:
-        self._version = version
-        self._for = files
-        paths = (file.path for file in files)
-        self._renumbered = renumbered(paths, (file.path for file in self._files))
-        for file in self._files:
-            _ = file.chunks  # read now, so that no later call fails
-
-    @property
-    def _files(self) -> Sequence[FileEntry]:
-        return () if self._version is None else self._version.files
-
-    def chunks(self) -> Collection[ChunkId]:
-        """Return all chunks of the version, structure chunks included."""
-        return self._chunks
-
-    @cached_property
-    def _chunks(self) -> dict[ChunkId, None]:
-        return {} if self._version is None else self._version.stored_chunks()
-
-    @cached_property
-    def _exact(self) -> dict[tuple[object, ...], ChunkId]:
-        return {(path, *_place(piece)): chunk for path, chunk, piece in self._pieces()}
-
-    @cached_property
-    def _by_tensor(self) -> dict[tuple[str, str | None], list[ChunkId]]:
-        found: dict[tuple[str, str | None], list[ChunkId]] = {}
-        for path, chunk, piece in self._pieces():
-            found.setdefault((path, piece.name), []).append(chunk)
-        return found
-
-    @cached_property
-    def _named(self) -> dict[tuple[object, ...], ChunkId]:
-        named = (found for found in self._pieces() if found[2].tensors)
-        return {_place(piece): chunk for _, chunk, piece in named}
-
-    @cached_property
-    def _wholes(self) -> set[str]:
-        """The paths of files and the names of tensors."""
-        tensors = {info.name for _, _, piece in self._pieces() for info in piece.tensors}
-        return tensors | {file.path for file in self._files}
-
-    @cached_property
-    def _renamed(self) -> dict[tuple[str, str | None], tuple[str, str]]:
-        """The file and name here of each tensor that has another name in the new version."""
-        old, new = _members(self._files), _members(self._for)
-        names, new_names = ({member.name for member in members} for members in (old, new))
-        old = [member for member in old if member.name not in new_names]
-        new = [member for member in new if member.name not in names]
-        return {
-            (new[found.new].file, new[found.new].name): (old[found.old].file, old[found.old].name)
-            for found in pair(old, new)
-        }
-
-    @cached_property
-    def _structure(self) -> dict[tuple[object, ...], ChunkId]:
-        if self._version is None:
-            return {}
-        rows = [file.row(self._version.config) for file in self._files]
-        return {place: chunk for row in rows for place, chunk in _structure_places(row)}
-
-    def _pieces(self) -> Iterator[tuple[str, ChunkId, Piece]]:
-        if self._version is not None:
-            for file in self._version.files:
-                for chunk, piece in file.pieces(self._version.config.chunk_size):
-                    yield file.path, chunk, piece
-
-    def has_place(self, path: str, piece: Piece) -> bool:
-        """Return whether the version has this tensor or, for other bytes, this file."""
-        return (piece.tensors[0].name if piece.tensors else self._path(path)) in self._wholes
-
-    def find(self, path: str, piece: Piece) -> ChunkId | None:
-        """Return the chunk at the same place of the same file, or else of the same tensor.
-
-        A file is the same if its path is, or differs in the number of a step alone. Tensors that
-        only one of the versions has are paired by their shapes and the likeness of their names.
-
-        The place of a chunk of several small tensors is that of the first; the size tells nearly
-        always whether the others are the same.
-
-        A tensor of the same name in another file counts, because shards of a model may be cut
-        differently from one version to the next.
-
-        Returns:
-            The chunk; None if the version has nothing of the same size and dtype there.
-        """
-        place = _place(piece)
-        found = self._exact.get((self._path(path), *place)) or self._named.get(place)
-        if found is None and (path, piece.name) in self._renamed:
-            return self.at(*self._renamed[path, piece.name], piece)
-        return found
-
-    def at(self, file: str, name: str | None, piece: Piece) -> ChunkId | None:
-        """Return the chunk of a tensor, or of a file of opaque bytes, that is like a place in it.
-
-        Args:
-            file: Path of the file.
-            name: Name of the tensor, the first one if several share the chunk; None for a file.
-            piece: The place, in a tensor or file of any name.
-        """
-        return self._exact.get((file, name, *_place(piece)[1:]))
-
-    def of_tensor(self, file: str, name: str | None) -> Sequence[ChunkId]:
-        """Return the chunks of a tensor, or of a file of opaque bytes, as for `at`."""
-        return self._by_tensor.get((file, name), ())
-
-    def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
-        """Return the structure chunk of a file at one of its `structure_places`."""
-        return self._structure.get((self._path(path), *place))
-
-    def _path(self, path: str) -> str:
-        """Return the path that a file of the new version has in this one."""
-        return self._renumbered.get(path, path)
-
-
-def _members(files: Iterable[LaidOut]) -> list[Member]:
-    """Return the tensors of some files, for `pair`."""
-    return [
-        Member(file.path, info.name, (info.dtype.code, info.shape))
-        for file in files
-        for info in (file.header.tensors if file.header else ())
-    ]
-
-
-def structure_places(row: FileRow) -> Iterator[tuple[str, int]]:
-    """Yield the kind and number of a file's structure chunks, as `FileEntry.structure` does."""
-    for kind, chunks in (("header", row.header), ("page", row.pages)):
-        yield from ((kind, number) for number in range(len(chunks)))
-
-
-def _structure_places(row: FileRow) -> Iterator[tuple[tuple[object, ...], ChunkId]]:
-    for place, chunk in zip(structure_places(row), (*row.header, *row.pages), strict=True):
-        yield (row.path, *place), chunk
-
-
-def _place(piece: Piece) -> tuple[object, ...]:
-    """Return a key that two chunks share if a difference between them may be small."""
-    return piece.name, piece.number, piece.nbytes, piece.dtype.code
-
-
 def growth(bases: BaseChunks, index: KnownChunks) -> float:
     """Return by which factor large differences may grow from a version to the next one.
 
@@ -244,8 +76,8 @@ def growth(bases: BaseChunks, index: KnownChunks) -> float:
     whole = used = 0.0
     for chunk in bases.chunks():
         if (chain := index.chain(chunk)) is not None:
-            whole += chain.first_size
-            used += (chain.nbytes - chain.first_size) or _MAX_CHAIN_SHARE * chain.first_size
+            whole += chain.whole_size
+            used += (chain.read_size - chain.whole_size) or _MAX_CHAIN_SHARE * chain.whole_size
     return min(_MAX_GROWTH, _MAX_CHAIN_SHARE * whole / used) if used else 1
 
 
@@ -293,7 +125,9 @@ class DifferenceEncoder:
         """
         return self._reader.ahead(with_neighbours=True)
 
-    def encode(self, raw: memoryview, piece: Piece, base: ChunkId | None) -> list[EncodedFrame]:
+    def encode(
+        self, raw: memoryview, piece: Piece, base: ChunkId | None, *, plain: bool = False
+    ) -> list[EncodedFrame]:
         """Return the frames to store for a chunk.
 
         A chunk is stored whole where a difference would be too large, and where its base is
@@ -304,6 +138,7 @@ class DifferenceEncoder:
             raw: The chunk's bytes.
             piece: Its place: their element type, and the tensors that share the chunk.
             base: The chunk at the same place of a related version; None to store it whole.
+            plain: Whether its chain must not begin with a derived frame.
 
         Returns:
             One frame; or two, namely a frame that keeps the chain short and a cheap step from
@@ -314,12 +149,12 @@ class DifferenceEncoder:
         """
         chain = None if base is None else self._index.chain(base)
         # Sizes below are compared with the whole frame at the chain's beginning.
-        if chain is None or chain.frames[0].frame.base is not None:
+        if chain is None or chain.base is not None or (plain and chain.roots):
             return [self._whole(raw, piece.dtype)]
         step = self._difference(raw, piece, chain.frames[-1])
         if step is None:
             return [self._whole(raw, piece.dtype)]
-        whole, whole_size = None, chain.frames[0].frame.size
+        whole, whole_size = None, chain.whole_size
         if len(step.payload) > _MAX_UNCOMPARED_SHARE * whole_size:
             whole = self._whole(raw, piece.dtype)
             whole_size = len(whole.payload)
@@ -331,6 +166,37 @@ class DifferenceEncoder:
         # A replica that follows the branch version by version holds `base`, but not the shortcut's
         # base: without the step it would read a whole chunk.
         return [best, step]
+
+    def encode_slices(
+        self, raw: memoryview, piece: Piece, slices: Sequence[ChunkSlice]
+    ) -> list[EncodedFrame]:
+        """Return the frames to store for a chunk that is like bytes of several others.
+
+        Args:
+            raw: The chunk's bytes.
+            piece: Its place.
+            slices: Bytes of chunks of related versions, and zeros, which cover the chunk.
+
+        Returns:
+            One frame: derived from these chunks, or whole where that would not be worth it.
+
+        Raises:
+            StoreError: A chunk could not be read.
+        """
+        chunks = dict.fromkeys(one.chunk for one in slices if one.chunk is not None)
+        chains = {c: chain for c in chunks if (chain := self._index.plain_chain(c)) is not None}
+        whole = None
+        if len(chains) == len(chunks) and not any(chain.base for chain in chains.values()):
+            derived = derive(raw, piece, slices, chains, self._old)
+            if derived is not None:
+                size, read, whole_size = len(derived.payload), *in_proportion(slices, chains)
+                if size > _MAX_UNCOMPARED_SHARE * whole_size:
+                    whole = self._whole(raw, piece.dtype)
+                    whole_size = len(whole.payload)
+                most = min(_MAX_DIRECT_SHARE * whole_size, _MAX_READ * whole_size - read)
+                if size <= most:
+                    return [derived]
+        return [whole or self._whole(raw, piece.dtype)]
 
     def encode_structure(self, raw: memoryview, base: ChunkId | None) -> list[EncodedFrame]:
         """Return the frames to store for a structure chunk.
@@ -346,7 +212,7 @@ class DifferenceEncoder:
         """
         whole, piece = self._whole(raw, BYTES), Piece(0, len(raw), BYTES)
         chain = None if base is None else self._index.chain(base)
-        if chain is None or chain.frames[0].frame.base is not None:
+        if chain is None or chain.base is not None or chain.roots:
             return [whole]
         limit = len(whole.payload)
         for location in reversed(chain.frames):
@@ -366,15 +232,17 @@ class DifferenceEncoder:
             None if the chunk should be stored whole.
         """
         sizes = [location.frame.size for location in chain.frames[1:]] + [len(step.payload)]
-        if len(sizes) == 1:
+        if len(sizes) == 1 and not chain.roots:
             return step if sizes[0] <= _MAX_DIRECT_SHARE * whole_size else None
-        best, total = step, sum(sizes)
+        # What a derived frame takes, and the differences of its roots, count as differences, too.
+        before = max(0, chain.read_size - chain.whole_size - sum(sizes[:-1]))
+        best, total = step, before + sum(sizes)
         due = self._due(chain, sizes, whole_size)
         if due is not None:
             behind, limit = due.base, due.share * sum(sizes[due.base :])
             shortcut = self._difference(raw, piece, chain.frames[behind])
             if shortcut is not None and len(shortcut.payload) <= limit:
-                best, total = shortcut, sum(sizes[:behind]) + len(shortcut.payload)
+                best, total = shortcut, before + sum(sizes[:behind]) + len(shortcut.payload)
         is_round = self._is_round(chain)
         most = (_ROUND_CHAIN_SHARE if is_round else _MAX_CHAIN_SHARE) * whole_size
         if total <= most:
@@ -383,11 +251,11 @@ class DifferenceEncoder:
         if from_root is None:
             return None
         size, worth = len(from_root.payload), _MAX_FROM_WHOLE_SHARE * whole_size + 2 * sizes[-1]
-        if most < size <= worth and not is_round:
+        if most < before + size and size <= worth and not is_round:
             # A chunk that changes more than others may use what these leave of the version's share.
-            room = self._growth() * sum(sizes[:-1])
+            room = self._growth() * (before + sum(sizes[:-1]))
             most = max(most, min(room, _MAX_DIRECT_SHARE * whole_size))
-        return from_root if size <= min(most, worth) else None
+        return from_root if size <= min(most - before, worth) else None
 
     def _due(self, chain: Chain, sizes: Sequence[int], whole_size: int) -> _Due | None:
         """Return the shortcut that is due; None if none is.
@@ -449,15 +317,22 @@ class DifferenceEncoder:
         base = location.frame.chunk
         if location.frame.raw_size != len(raw):
             return None
-        old = (trusted or self._trusted).get(base)
-        if old is None:
-            old = scratch(len(raw))
-            try:
-                self._reader.readinto(base, old)
-            except IntegrityError:  # a damaged base must not stop a commit; its readers report it
-                return None
-        encoded = encode_difference(raw, old, piece.dtype, piece.sizes)
+        old = self._old(base, len(raw), trusted)
+        encoded = None if old is None else encode_difference(raw, old, piece.dtype, piece.sizes)
         if encoded is None:
             return None
         encoding, payload = encoded
         return EncodedFrame(encoding, payload, checksum(payload), base)
+
+    def _old(
+        self, chunk: ChunkId, nbytes: int, trusted: TrustedChunks | None = None
+    ) -> memoryview | None:
+        """Return a chunk, valid until the thread's next call; None if it is damaged."""
+        old = (trusted or self._trusted).get(chunk)
+        if old is None:
+            old = scratch(nbytes)
+            try:
+                self._reader.readinto(chunk, old)
+            except IntegrityError:  # a damaged base must not stop a commit; its readers report it
+                return None
+        return old

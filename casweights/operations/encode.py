@@ -21,11 +21,8 @@ from casweights.events import Stage
 from casweights.format.file_entry import FileEntry, stored_chunks
 from casweights.format.layout import BYTES, Piece, runs
 from casweights.operations.base_search import find_bases
-from casweights.operations.differences import (
-    DifferenceEncoder,
-    growth,
-    structure_places,
-)
+from casweights.operations.bases import structure_places
+from casweights.operations.differences import DifferenceEncoder, growth
 from casweights.operations.encoded_files import EncodedFiles, Written
 from casweights.operations.looking import PackSearch
 from casweights.operations.sampling import Sampling, is_sampled
@@ -35,7 +32,7 @@ from casweights.system.buffers import Pool
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from casweights.config import Compression
     from casweights.content.files import SourceFile
@@ -296,7 +293,7 @@ def _announced(
             base
             for chunk, piece, _ in run.read
             if chunk not in work.db.index
-            and (base := _base(work, work.files[run.number], piece)) is not None
+            for base in _all_bases(work, work.files[run.number], piece)
         ]
         announce(changed)
         waiting.append(run)
@@ -366,6 +363,15 @@ def _base(work: _Encoding, file: SourceFile, piece: Piece) -> ChunkId | None:
     return file.base(piece) or work.bases().find(file.path, piece)
 
 
+def _all_bases(work: _Encoding, file: SourceFile, piece: Piece) -> Iterable[ChunkId]:
+    """Return all chunks that may be read to encode the one at this place."""
+    base = _base(work, file, piece)
+    if base is not None:
+        return [base]
+    slices = work.bases().slices(file.path, piece)
+    return dict.fromkeys(one.chunk for one in slices if one.chunk is not None)
+
+
 def _is_new(work: _Encoding, file: SourceFile, read: _ReadChunk) -> bool:
     """Whether a chunk is unknown and at a place that the base does not have."""
     if read.chunk in work.db.index or _base(work, file, read.piece) is not None:
@@ -383,13 +389,18 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
     if chunk in index:
         return []
     base = _base(work, file, piece)
-    frames = work.encoder.encode(raw, piece, base)
+    slices = () if base is not None else work.bases().slices(file.path, piece)
+    if slices:
+        frames = work.encoder.encode_slices(raw, piece, slices)
+    else:
+        frames = work.encoder.encode(raw, piece, base)
     if base is not None or work.bases().has_place(file.path, piece):
         work.search.for_frames(chunk, frames, piece.nbytes)
     if chunk in index:
         return []
     reached = work.bases().first.chunks() if work.base else ()
-    work.foreign.update(f.base for f in frames if f.base is not None and f.base not in reached)
+    bases = (base for frame in frames for base in frame.bases)
+    work.foreign.update(base for base in bases if base not in reached)
     return frames
 
 

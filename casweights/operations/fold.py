@@ -14,7 +14,6 @@ from casweights.database.frames import read_payload
 from casweights.database.writer import PackWriter
 from casweights.errors import NotFoundError
 from casweights.format.archive import parse_archive
-from casweights.format.pack import EncodedFrame
 from casweights.format.snapshot import encode_snapshot
 from casweights.operations.archiving import write_archive
 from casweights.operations.marking import Marking, look, snapshot_in
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.database.packs import PackContents
-    from casweights.format.pack import Location
+    from casweights.format.pack import EncodedFrame, Location
     from casweights.ids import SnapshotId
 
 _MAX_UNUSED = 0.05  # of the bytes of old objects that may be needed by nothing
@@ -186,6 +185,4 @@ class _Fold:
 
 
 def _copy(db: Database, location: Location) -> EncodedFrame:
-    frame = location.frame
-    payload = read_payload(db.store, location)
-    return EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
+    return location.frame.encoded(read_payload(db.store, location))

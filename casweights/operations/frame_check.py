@@ -79,6 +79,7 @@ class FrameCheck:
         self._quick = quick
         self._lock = threading.Lock()  # held while `sound` or `gone` is used
         self._by_base: dict[ChunkId | None, list[Location]] = {}  # whole frames at None
+        self._derived: list[Location] = []
         self.problems: list[CasweightsError] = []
         self.gone: set[str] = set()
         self.unreadable: set[str] = set()
@@ -103,7 +104,10 @@ class FrameCheck:
                 locations = found
             self.packs += bool(locations) or not _is_snapshot(info)
             for location in locations:
-                self._by_base.setdefault(location.frame.base, []).append(location)
+                if location.frame.roots:
+                    self._derived.append(location)
+                else:
+                    self._by_base.setdefault(location.frame.base, []).append(location)
                 if not isinstance(location.pack, CarriedPackId):
                     keys = self.keys.setdefault(location.pack, set())
                     keys.add(location.frame.chunk[:KEY_SIZE])
@@ -113,7 +117,7 @@ class FrameCheck:
 
     def locations(self) -> Iterator[Location]:
         """Yield all frames that `read_indexes` found."""
-        return (location for frames in self._by_base.values() for location in frames)
+        return (at for frames in (*self._by_base.values(), self._derived) for at in frames)
 
     def check(self, chosen: Callable[[ChunkId], bool] | None = None) -> None:
         """Check the frames that `read_indexes` found, each difference after its base.
@@ -123,14 +127,12 @@ class FrameCheck:
         """
         if chosen is not None:
             self._choose(chosen)
-        # Frames form trees: whole frames are the roots, and the differences from a chunk are its
-        # children. Walking a tree from its root decodes each base once.
-        checked: set[Location] = set()
-        roots = self._by_base.get(None, [])
-        for tree, errors in self._db.workers.map(self._check_tree, roots):
-            self.problems += errors
-            checked.update(tree)
-            self._advance(tree)
+        # Frames form trees: whole frames are the first, and the differences from a chunk are its
+        # children. Walking a tree from its first frame decodes each base once. Derived frames begin
+        # trees, too, and are made from chunks of the others.
+        checked = self._check_trees(self._by_base.get(None, []))
+        derived = [at for at in self._derived if self.sound.issuperset(at.frame.bases)]
+        checked |= self._check_trees(derived)
         self.stranded = [location for location in self.locations() if location not in checked]
         for location, error in self._db.workers.map(partial(_try_payload, self._db), self.stranded):
             if isinstance(error, NotFoundError):
@@ -140,11 +142,20 @@ class FrameCheck:
             self._advance([location])
         self.sound |= self._left_out
 
+    def _check_trees(self, first: Sequence[Location]) -> set[Location]:
+        """Check trees, given their first frames, and return the frames that were checked."""
+        checked: set[Location] = set()
+        for tree, errors in self._db.workers.map(self._check_tree, first):
+            self.problems += errors
+            checked.update(tree)
+            self._advance(tree)
+        return checked
+
     def _choose(self, chosen: Callable[[ChunkId], bool]) -> None:
         """Forget the frames of chunks that were not chosen and that no chosen one builds on."""
         bases: dict[ChunkId, set[ChunkId]] = {}
         for frame in (location.frame for location in self.locations()):
-            bases.setdefault(frame.chunk, set()).update([] if frame.base is None else [frame.base])
+            bases.setdefault(frame.chunk, set()).update(frame.bases)
         needed = set(filter(chosen, bases))
         todo = list(needed)
         while todo:
@@ -156,6 +167,7 @@ class FrameCheck:
             base: [location for location in frames if location.frame.chunk in needed]
             for base, frames in self._by_base.items()
         }
+        self._derived = [at for at in self._derived if at.frame.chunk in needed]
 
     def _advance(self, checked: Sequence[Location]) -> None:
         nbytes = sum(location.frame.size for location in checked)
@@ -163,15 +175,15 @@ class FrameCheck:
         self.checked_bytes += nbytes
         self._db.reporter.advanced(Stage.VERIFY, nbytes)
 
-    def _check_tree(self, root: Location) -> tuple[list[Location], list[CasweightsError]]:
-        """Check a whole frame, and all differences whose chains begin with it.
+    def _check_tree(self, first: Location) -> tuple[list[Location], list[CasweightsError]]:
+        """Check a whole or derived frame, and all differences whose chains begin with it.
 
         Returns:
             The frames that were checked, and the errors that were found.
         """
         checked: list[Location] = []
         problems: list[CasweightsError] = []
-        pending = [_Pending(root, 1, None)]
+        pending = [_Pending(first, 1, None)]
         while pending:
             due = pending.pop()
             checked.append(due.location)
@@ -212,10 +224,21 @@ class FrameCheck:
             if len(base) != len(out):
                 raise damaged_frame(location, "its base has another size")
             out[:] = base
-        decode_frame(location, payload, out)
+        decode_frame(location, payload, out, self._roots(location))
         if not self._db.reader.is_right(location.frame.chunk, out):
             raise damaged_frame(location, "its bytes do not match the chunk's ID")
         return out
+
+    def _roots(self, location: Location) -> list[memoryview]:
+        """Return the roots of a frame, which are sound; none if it is not derived.
+
+        Raises:
+            IntegrityError: A root has another size than the frame claims, or they are too large.
+        """
+        try:
+            return self._db.reader.read_roots(location.frame)
+        except IntegrityError as error:
+            raise damaged_frame(location, f"its roots cannot be used: {error.message}") from error
 
     def blame(self, lost: set[ChunkId]) -> Iterator[IntegrityError]:
         """Yield an error for each stranded frame from which a lost chunk would be rebuilt.
@@ -229,11 +252,12 @@ class FrameCheck:
         pending, seen = sorted(lost), set(lost)
         while pending:
             for location in frames.get(pending.pop(), []):
-                base = location.frame.base
-                yield damaged_frame(location, f"its base {base} cannot be rebuilt")
-                if base is not None and base not in seen:
-                    seen.add(base)
-                    pending.append(base)
+                bases = location.frame.bases
+                lost_bases = [base for base in bases if base not in self.sound] or bases
+                yield damaged_frame(location, f"its base {lost_bases[0]} cannot be rebuilt")
+                new = set(lost_bases) - seen
+                seen |= new
+                pending += sorted(new)
 
 
 def _try_index(

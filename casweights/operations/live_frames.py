@@ -11,7 +11,8 @@ from casweights.format.pack_table import PackTable
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Mapping
 
-    from casweights.database.chains import Chain, ChainFinder
+    from casweights.database.chain import Chain
+    from casweights.database.chains import ChainFinder
     from casweights.database.index import ChunkIndex
     from casweights.database.packs import PackContents
     from casweights.format.manifest import Snapshot
@@ -25,14 +26,20 @@ _MAX_READ = 1.5  # stored bytes of a chain, as a share of those of its whole fra
 
 def is_cheap(chain: Chain, more: int = 0) -> bool:
     """Whether a chain, with some more bytes, costs a reader no more than it may."""
-    return chain.nbytes + more <= _MAX_READ * chain.first_size
+    return chain.read_size + more <= _MAX_READ * chain.whole_size
+
+
+def _rank(chain: Chain) -> tuple[bool, int]:
+    """Return what makes a chain better than others: what has a plain chain keeps one."""
+    return bool(chain.roots), chain.nbytes
 
 
 class LiveFrames:
     """The frames that a store needs for the chunks that stay in it.
 
     The chain of a chunk leads through chunks that stay, where there is one that is cheap to read.
-    Otherwise it leads through others, which are kept *only as bases*. Of equal frames in several
+    Otherwise it leads through others, which are kept *only as bases*. A chunk with a chain without
+    derived frames keeps one, because other chunks may be made from it. Of equal frames in several
     objects, the one counts that was copied last.
 
     Args:
@@ -93,14 +100,15 @@ class LiveFrames:
 
     def _take_chain(self, chunk: ChunkId, finder: ChainFinder) -> bool:
         chain = finder.chain(chunk)
-        if chain is None or not is_cheap(chain):
+        if chain is None or chain.roots or not is_cheap(chain):
             any_chain = self._index.find_chain(chunk)
-            if any_chain is not None and (chain is None or any_chain.nbytes < chain.nbytes):
+            if any_chain is not None and (chain is None or _rank(any_chain) < _rank(chain)):
                 chain = any_chain
-        for location in chain.back() if chain is not None else ():
-            if location.frame.chunk in self._packs_of:
-                break
-            self._take(location)
+        for line in chain.lines() if chain is not None else ():
+            for location in line:
+                if location.frame.chunk in self._packs_of:
+                    break
+                self._take(location)
         return chain is not None
 
     def _take(self, location: Location) -> None:
@@ -131,12 +139,12 @@ class LiveFrames:
         return next(at for at in self._index.frames(chunk) if at.pack == pack)
 
     def path(self, chunk: ChunkId, kept: Container[ChunkId]) -> Iterator[Location]:
-        """Yield the frames of a chunk's chain, from its own back to the next chunk that is kept."""
-        own = self.own(chunk)
-        yield own
-        while own.frame.base is not None and own.frame.base not in kept:
-            own = self.own(own.frame.base)
+        """Yield the frames of a chunk's chain, from its own back to the next chunks that stay."""
+        todo = [chunk]
+        while todo:
+            own = self.own(todo.pop())
             yield own
+            todo += [base for base in own.frame.bases if base not in kept]
 
     def table(self, version: Snapshot) -> PackTable:
         """Return the pack table of a version that stays."""
@@ -152,10 +160,10 @@ class LiveFrames:
             chunk: The chunk.
             seen: Ends the walk after the first chunk that an earlier one passed, and is filled.
         """
-        at = self.own(chunk)
-        yield at
-        while at.frame.chunk not in seen and at.frame.base is not None:
-            seen.add(at.frame.chunk)
-            at = self.own(at.frame.base)
+        todo = [chunk]
+        while todo:
+            at = self.own(todo.pop())
             yield at
-        seen.add(at.frame.chunk)
+            if at.frame.chunk not in seen:
+                seen.add(at.frame.chunk)
+                todo += reversed(at.frame.bases)

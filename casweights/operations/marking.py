@@ -391,7 +391,7 @@ class Marking:
                 self.chunks.discard(chunk)
                 frames = self._db.index.frames(chunk)
                 self.frames.keep(frames)
-                bases = [at.frame.base for at in frames if at.frame.base is not None]
+                bases = [base for at in frames for base in at.frame.bases]
                 self._losses.allow(bases)
                 self._want(bases)
 

@@ -12,7 +12,6 @@ from casweights.database.writer import PackWriter
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
-from casweights.format.pack import EncodedFrame
 from casweights.format.pack_table import PackTable
 from casweights.ids import CarriedPackId
 from casweights.stores.optional import ahead
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 
     from casweights.database import Database
-    from casweights.database.chains import Chain, Node
+    from casweights.database.chain import Chain, Node
     from casweights.format.pack import Location
     from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import ChunkId, PackId
@@ -177,7 +176,8 @@ class PackCopy:
 
     def _plan(self, chunks: Iterable[ChunkId]) -> _Plan:
         """Return the packs of the chains that lead to these chunks from what the target has."""
-        finder = self._source.index.finder(self._have)
+        # The target may have a root as a derived chunk itself, which is then of no use.
+        finder = self._source.index.finder(self._have, with_roots=False)
         plan = _Plan({}, {}, set(), [])
         seen: set[Node] = set()
         for chunk in chunks:
@@ -349,9 +349,8 @@ class FrameCopy:
 
 def _add_copy(writer: PackWriter, store: ObjectStore, location: Location) -> None:
     """Add a frame of another store to the packs that are being written, as it is."""
-    frame, payload = location.frame, read_payload(store, location)
-    encoded = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
-    writer.add(frame.chunk, frame.raw_size, [encoded])
+    frame = location.frame
+    writer.add(frame.chunk, frame.raw_size, [frame.encoded(read_payload(store, location))])
 
 
 def _same_places(table: PackTable, other: PackTable) -> bool:

@@ -15,8 +15,7 @@ from casweights.errors import IntegrityError, NotFoundError
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.layout import file_pieces
 from casweights.format.sampling import sampled_tensors
-from casweights.operations.bases import Bases, Counterpart
-from casweights.operations.differences import BaseChunks
+from casweights.operations.bases import BaseChunks, Bases, Counterpart
 from casweights.operations.prediction import predict, whole_size
 from casweights.system.buffers import scratch
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from casweights.format.sampling import Sampled
     from casweights.format.signature import Signature
     from casweights.ids import SnapshotId
-    from casweights.operations.differences import LaidOut
+    from casweights.operations.bases import LaidOut
     from casweights.operations.prediction import Match
 
     Read = Callable[[str, Piece], memoryview]

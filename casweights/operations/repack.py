@@ -17,11 +17,10 @@ from casweights.errors import IntegrityError, NotFoundError
 from casweights.events import Stage
 from casweights.format import names
 from casweights.format.layout import BYTES, Piece
-from casweights.format.pack import EncodedFrame, Location
 from casweights.format.sampling import sampled_tensors
 from casweights.operations.archiving import archive_carrying, replace_damaged_archives
-from casweights.operations.bases import Bases
-from casweights.operations.differences import BaseChunks, DifferenceEncoder, growth
+from casweights.operations.bases import BaseChunks, Bases
+from casweights.operations.differences import DifferenceEncoder, growth
 from casweights.operations.merging import Budget
 from casweights.operations.relatives import New, relatives
 from casweights.operations.replacements import finish_replaced, set_replaced_aside
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from casweights.database.packs import PackContents
     from casweights.errors import CasweightsError
     from casweights.format.manifest import Snapshot
-    from casweights.format.pack import SealedPack
+    from casweights.format.pack import EncodedFrame, Location, SealedPack
     from casweights.ids import ChunkId, SnapshotId
     from casweights.stores.base import ObjectInfo
 
@@ -269,7 +268,7 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
 def _encode(
     work: _Repack, encoder: DifferenceEncoder, job: Rewrite
 ) -> tuple[Rewrite, list[EncodedFrame]]:
-    return job, job.encode(encoder, work.db.reader, work.db.cache)
+    return job, job.encode(encoder, work.db.index, work.db.reader, work.db.cache)
 
 
 def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:
@@ -329,6 +328,5 @@ def _copy(
         except (IntegrityError, NotFoundError) as error:
             damage[location] = error
         else:
-            frame = location.frame
-            return EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
+            return location.frame.encoded(payload)
     return None

@@ -189,8 +189,8 @@ class _Repair:
         """Return the chunks from which wanted ones could be rebuilt, and that are lost, too."""
         frames: dict[ChunkId, list[ChunkId]] = {}
         for location in self._found.frames.stranded:
-            if location.frame.base is not None and location.suspect not in self._damaged:
-                frames.setdefault(location.frame.chunk, []).append(location.frame.base)
+            if location.suspect not in self._damaged:
+                frames.setdefault(location.frame.chunk, []).extend(location.frame.bases)
         bases: dict[ChunkId, Place] = {}
         todo = list(wanted)
         while todo:

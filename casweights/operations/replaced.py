@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from casweights.database import Database
-    from casweights.database.chains import Chain, ChainFinder
+    from casweights.database.chain import Chain
+    from casweights.database.chains import ChainFinder
     from casweights.ids import ChunkId
     from casweights.operations.marking import Marking
 
@@ -40,7 +41,7 @@ def check_replaced(db: Database, marking: Marking, dead: Iterable[str]) -> None:
             another frame.
     """
     index = _FixedIndex(db.store, db.findings)
-    reader = ChunkReader(db.store, index, db.hasher)
+    reader = ChunkReader(db.store, index, db.hasher, db.config.chunk_size)
     seen: set[ChunkId] = set()
     for chunk in _replaced(marking, dead):
         index.add_frames(marking.frames.chain(chunk, seen))

@@ -17,7 +17,6 @@ from casweights.errors import IntegrityError, NotFoundError, UnsupportedError
 from casweights.format import names
 from casweights.format.archive import parse_archive
 from casweights.format.layout import BYTES
-from casweights.format.pack import EncodedFrame
 from casweights.format.snapshot import encode_snapshot
 from casweights.ids import SnapshotId
 from casweights.operations.archiving import write_archive
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 
     from casweights.database import Database
-    from casweights.format.pack import Location
+    from casweights.format.pack import EncodedFrame, Location
     from casweights.ids import ChunkId, PackId, Suspect
     from casweights.operations.survey import Survey
 
@@ -135,8 +134,7 @@ def _copies(look: Database, locations: Sequence[Location]) -> list[EncodedFrame]
     copies: dict[tuple[int, int, bytes, bytes], EncodedFrame] = {}
     for location in locations:
         frame = location.frame
-        key = frame.size, frame.encoding, frame.base or b"", frame.checksum
-        if key in copies:
+        if frame.content in copies:
             continue
         if frame.raw_size != locations[0].frame.raw_size:  # forged: one of them is wrong
             return []
@@ -144,7 +142,7 @@ def _copies(look: Database, locations: Sequence[Location]) -> list[EncodedFrame]
             payload = read_payload(look.store, location)
         except (IntegrityError, NotFoundError):
             return []
-        copies[key] = EncodedFrame(frame.encoding, payload, frame.checksum, frame.base)
+        copies[frame.content] = frame.encoded(payload)
     return [copies[key] for key in sorted(copies)]
 
 

@@ -6,36 +6,51 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.format.codecs import decode
+from casweights.format.derived import decode_derived
 from casweights.format.layout import BYTES, Piece
-from casweights.format.pack import Frame, Location
+from casweights.format.pack import Location
 from casweights.ids import PackId
-from casweights.operations.differences import structure_places
+from casweights.operations.bases import structure_places
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from casweights.database.cache import ChunkCache
+    from casweights.database.known_chunks import KnownChunks
     from casweights.database.reader import ChunkReader, LocalFirstReader
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
-    from casweights.operations.bases import Bases
-    from casweights.operations.differences import BaseChunks, DifferenceEncoder
+    from casweights.operations.bases import BaseChunks, Bases
+    from casweights.operations.differences import DifferenceEncoder
+    from casweights.operations.slices import ChunkSlice
 
 _UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame whose pack is not written yet
 
 
 class Rewrite(NamedTuple):
-    """A chunk to encode again, its place in its version, and the chunk to build on."""
+    """A chunk to encode again, its place in its version, and the chunk or chunks to build on."""
 
     chunk: ChunkId
     piece: Piece
     base: ChunkId | None
     is_structure: bool = False
+    slices: Sequence[ChunkSlice] = ()
+
+    @property
+    def bases(self) -> Iterable[ChunkId]:
+        """The chunks to build on."""
+        if self.base is not None:
+            return (self.base,)
+        return dict.fromkeys(one.chunk for one in self.slices if one.chunk is not None)
 
     def encode(
-        self, encoder: DifferenceEncoder, reader: ChunkReader, cache: ChunkCache
+        self,
+        encoder: DifferenceEncoder,
+        index: KnownChunks,
+        reader: ChunkReader,
+        cache: ChunkCache,
     ) -> list[EncodedFrame]:
         """Return the new frames of the chunk, of which each was decoded.
 
@@ -43,6 +58,8 @@ class Rewrite(NamedTuple):
 
         Args:
             encoder: Chooses the frames.
+            index: The old frames. A chunk with a chain without derived frames keeps one, because
+                others may be made from it, or be made from it at this moment.
             reader: Reads the chunk.
             cache: Chunks in memory, to which this one is added: it may be the base of another.
 
@@ -57,7 +74,11 @@ class Rewrite(NamedTuple):
         if self.is_structure:
             frames = encoder.encode_structure(raw, self.base)
         else:
-            frames = encoder.encode(raw, self.piece, self.base)
+            plain = index.plain_chain(self.chunk) is not None
+            if self.slices and not plain:
+                frames = encoder.encode_slices(raw, self.piece, self.slices)
+            else:
+                frames = encoder.encode(raw, self.piece, self.base, plain=plain)
             cache.put(self.chunk, raw)
         for frame in frames:
             self._check(frame, raw, local)
@@ -65,9 +86,13 @@ class Rewrite(NamedTuple):
 
     def _check(self, frame: EncodedFrame, raw: memoryview, reader: LocalFirstReader) -> None:
         out = uninitialized(len(raw))
-        if frame.base is not None:
-            reader.readinto(frame.base, out)
-        decode(frame.encoding, frame.payload, out)
+        if frame.roots:
+            roots = [reader.read(root.chunk, root.raw_size) for root in frame.roots]
+            decode_derived(frame.payload, roots, out)
+        else:
+            if frame.base is not None:
+                reader.readinto(frame.base, out)
+            decode(frame.encoding, frame.payload, out)
         if out != raw:
             raise IntegrityError(
                 ErrorCode.CORRUPT_OBJECT,
@@ -77,11 +102,7 @@ class Rewrite(NamedTuple):
 
     def planned(self, frames: Sequence[EncodedFrame]) -> list[Location]:
         """Return new frames as those of a pack, before it is written."""
-        nbytes = self.piece.nbytes
-        made = (
-            Frame(self.chunk, nbytes, new.encoding, 0, len(new.payload), new.checksum, new.base)
-            for new in frames
-        )
+        made = (new.of(self.chunk, self.piece.nbytes) for new in frames)
         return [Location(_UNWRITTEN, frame) for frame in made]
 
 
@@ -99,7 +120,9 @@ def rewrites(
     for file in version.files:
         for chunk, piece in file.pieces(config.chunk_size):
             if chunk not in done:
-                yield Rewrite(chunk, piece, bases.find(file.path, piece))
+                base = bases.find(file.path, piece)
+                slices = () if base is not None else bases.slices(file.path, piece)
+                yield Rewrite(chunk, piece, base, slices=slices)
         row = file.row(config)
         structure = row.structure(config)
         for place, (chunk, size) in zip(structure_places(row), structure, strict=True):

@@ -16,7 +16,8 @@ from casweights.config import MiB
 from casweights.database.cache import ChunkCache
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.writer import PackWriter
-from casweights.operations.differences import BaseChunks, DifferenceEncoder
+from casweights.operations.bases import BaseChunks
+from casweights.operations.differences import DifferenceEncoder
 from casweights.operations.live_frames import is_cheap
 from casweights.operations.rewriting import rewrites
 
@@ -71,8 +72,7 @@ class Shortening:
             at.frame.chunk
             for at in marking.frames
             if at.frame.chunk in self._kept
-            and at.frame.base is not None
-            and at.frame.base not in self._kept
+            and any(base not in self._kept for base in at.frame.bases)
         }
 
     def families(self) -> list[Family]:
@@ -86,8 +86,9 @@ class Shortening:
         for job in jobs.values():
             for location in self._live.path(job.chunk, self._kept):
                 groups.join(job.chunk, location.frame.chunk)
-            if (base := self._leaf_below(job.base)) is not None:
-                groups.join(job.chunk, base)
+            for base in job.bases:
+                for leaf in self._leaves_below(base):
+                    groups.join(job.chunk, leaf)
         members: dict[ChunkId, list[Rewrite]] = {}
         for job in jobs.values():
             members.setdefault(groups.find(job.chunk), []).append(job)
@@ -123,11 +124,13 @@ class Shortening:
             found.append((stored.snapshot.number, stored.snapshot.time, version, parent))
         return [(version, parent) for *_, version, parent in sorted(found, key=lambda row: row[:3])]
 
-    def _leaf_below(self, chunk: ChunkId | None) -> ChunkId | None:
-        """Return the first leaf on the way from a chunk to the beginning of its chain, if any."""
-        while chunk is not None and chunk not in self._leaves:
-            chunk = self._live.own(chunk).frame.base
-        return chunk
+    def _leaves_below(self, chunk: ChunkId) -> Iterator[ChunkId]:
+        """Yield the first leaves on the way from a chunk to the beginning of its chain, if any."""
+        if chunk in self._leaves:
+            yield chunk
+        else:
+            below = (base for at in self._chain(chunk) for base in at.frame.bases)
+            yield from (base for base in below if base in self._leaves)
 
     def _family(self, members: list[Rewrite]) -> Family:
         sizes: dict[ChunkId, int] = {}
@@ -136,8 +139,8 @@ class Shortening:
             path = [at.frame for at in self._live.path(job.chunk, self._kept)]
             # One difference over several steps is rarely smaller than the largest of them. What has
             # nothing to build on is stored whole.
-            new = [frame for frame in path if frame.base is not None and frame.chunk not in sizes]
-            least += max(frame.size for frame in (path if job.base is None else new))
+            new = [frame for frame in path if frame.bases and frame.chunk not in sizes]
+            least += max(frame.size for frame in (new if job.bases else path))
             sizes.update((frame.chunk, frame.size) for frame in path)
         return Family(members, sum(sizes.values()), least)
 
@@ -175,8 +178,9 @@ class Shortening:
             if (known := self._usable(job.chunk, plan)) is not None:
                 plan.add_frames([known])
                 continue
-            plan.add_frames(self._chain(job.base))
-            frames = job.encode(encoder, reader, cache)
+            for base in job.bases:
+                plan.add_frames(self._chain(base))
+            frames = job.encode(encoder, self._db.index, reader, cache)
             left -= sum(len(frame.payload) for frame in frames)
             if left < 0:
                 return []
@@ -188,16 +192,15 @@ class Shortening:
         """Return a frame of a chunk that builds on a new one, if its chain is cheap to read."""
         for location in self._db.index.frames(chunk):
             base = location.frame.base
-            chain = None if base is None else plan.chain(base)
+            chain = None if base is None else plan.plain_chain(base)
             if chain is not None and is_cheap(chain, location.frame.size):
                 return location
         return None
 
-    def _chain(self, chunk: ChunkId | None) -> Iterator[Location]:
-        """Yield the live frames of a chunk back to the first leaf, which has a new frame."""
-        while chunk is not None and chunk not in self._leaves:
-            yield (own := self._live.own(chunk))
-            chunk = own.frame.base
+    def _chain(self, chunk: ChunkId) -> Iterator[Location]:
+        """Yield the live frames of a chunk back to the first leaves, which have new frames."""
+        if chunk not in self._leaves:
+            yield from self._live.path(chunk, self._leaves)
 
 
 class _Groups:

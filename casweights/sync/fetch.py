@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from casweights.database.frames import read_frame
-from casweights.database.reader import STRIDE, ChunkReader
+from casweights.database.reader import ChunkReader
+from casweights.database.recent import STRIDE
 from casweights.errors import IntegrityError
 from casweights.sync.live_spans import LiveChunks, covering, fetched_together
 from casweights.system.buffers import Pool
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from casweights.database import Database
-    from casweights.database.chains import Chain
+    from casweights.database.chain import Chain
     from casweights.database.frames import Spent
+    from casweights.database.reader import ReadLocal
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId
     from casweights.sync.changes import ElementChange
@@ -66,7 +68,9 @@ class Fetcher:
         self._memory = memory
         self._buffers = Pool(db.config.chunk_size)
         kind = _TrustingReader if trusting else ChunkReader
-        self._make_reader: Callable[[], ChunkReader] = lambda: kind(db.store, db.index, db.hasher)
+        self._make_reader: Callable[[], ChunkReader] = lambda: kind(
+            db.store, db.index, db.hasher, db.config.chunk_size
+        )
 
     def prepare(self, version: Snapshot, position: int | None) -> Prepared:
         """Fetch, decode and verify the changes to a version, without writing to the target.
@@ -169,11 +173,13 @@ class Fetcher:
 class _TrustingReader(ChunkReader):
     """Reads chunks without hashing those that are rebuilt from a local chunk."""
 
-    def rebuild(self, chain: Chain, chunk: ChunkId, out: memoryview) -> int:
+    def rebuild(
+        self, chain: Chain, chunk: ChunkId, out: memoryview, local: ReadLocal | None = None
+    ) -> int:
         # Without a local base there is no known content to rely on, and the base class keeps
         # verified intermediate chunks of a long chain.
         if chain.base is None or chain.links > STRIDE:
-            return super().rebuild(chain, chunk, out)
+            return super().rebuild(chain, chunk, out, local)
         for location in chain.frames:
             read_frame(self.store, location, out, self.spent)
         return chain.nbytes

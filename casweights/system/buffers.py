@@ -51,6 +51,13 @@ def copy(out: memoryview, data: memoryview) -> None:
     np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(data, np.uint8))
 
 
+def is_equal(one: memoryview, other: memoryview) -> bool:
+    """Whether two buffers hold the same bytes, much faster than a comparison of views."""
+    import numpy as np
+
+    return bool(np.array_equal(np.frombuffer(one, np.uint8), np.frombuffer(other, np.uint8)))
+
+
 class Pool:
     """Buffers that are reused once no view of them exists.
 

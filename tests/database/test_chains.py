@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.database.chains import MAX_LINKS, ChainFinder, Cost
+from casweights.database.chain import Cost
+from casweights.database.chains import MAX_LINKS, ChainFinder
 from casweights.database.frame_table import FrameTable
 from casweights.format.pack import Frame, Location
 from casweights.ids import ChunkId, PackId

@@ -24,7 +24,7 @@ from tests.forged_chains import A, B, add_pack, chunk, chunk_id, create, differe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from casweights.database.chains import Chain
+    from casweights.database.chain import Chain
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectInfo

@@ -18,6 +18,8 @@ from casweights import CasweightsError, InvalidInputError, SnapshotId
 from casweights.config import StoreConfig
 from casweights.format.archive import ENDING_SIZE, ROW_SIZE, build_archive, parse_archive
 from casweights.format.codecs import Encoding, decode
+from casweights.format.derived import Slice, decode_derived
+from casweights.format.derived import join as join_slices
 from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal, unseal
 from casweights.format.expired import decode_record
@@ -272,12 +274,16 @@ def test_file_rows_give_a_value_or_a_named_error(rows: list[Any]) -> None:
     parse(decode_manifest, msgpack.packb({**MANIFEST, "files": rows}))
 
 
-@given(packable.map(msgpack.packb) | with_some(INDEX, packable).map(msgpack.packb))
+ROOTS = {"root_of": bytes(8), "root": 2 * CHUNK_ID, "root_size": b"\7\0\0\0" * 2}
+indexes = with_some(INDEX, packable) | with_some(INDEX | ROOTS, packable)
+
+
+@given((packable | indexes).map(msgpack.packb))
 def test_pack_index_with_other_values_gives_a_value_or_a_named_error(index: bytes) -> None:
     parse(parse_index, index)
 
 
-@given(st.binary() | edited(msgpack.packb(INDEX)))
+@given(st.binary() | edited(msgpack.packb(INDEX)) | edited(msgpack.packb(INDEX | ROOTS)))
 def test_pack_index_with_other_bytes_gives_a_value_or_a_named_error(index: bytes) -> None:
     parse(parse_index, index)
 
@@ -389,6 +395,17 @@ def test_any_encoding_gives_a_value_or_a_named_error(
 ) -> None:
     with suppress(ValueError):
         decode(encoding, payload, memoryview(bytearray(size)))
+
+
+DERIVED = join_slices(
+    [Slice(0, 1, 5), Slice(None, 0, 2), Slice(1, 0, 1)], (Encoding.SPARSE, b"\0\1\0\0")
+)
+
+
+@given(edited(DERIVED), st.just(8) | sizes)
+def test_derived_frames_give_a_value_or_a_named_error(payload: bytes, size: int) -> None:
+    with suppress(ValueError):
+        decode_derived(payload, [b"root 0", b"1"], memoryview(bytearray(size)))
 
 
 PARTS = join([Part(encoding, 2, b"\0\x01\0\0") for encoding in (4, 4, 0, 1)])

@@ -13,7 +13,8 @@ import torch
 import casweights
 from casweights import ErrorCode, IntegrityError
 from casweights.config import MiB
-from casweights.database import chains, frame_table
+from casweights.database import chain as chain_module
+from casweights.database import frame_table
 from casweights.database.chains import MAX_LINKS
 from casweights.format.codecs import Encoding
 from casweights.format.file_entry import FileEntry
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
-    from casweights.database.chains import Node
+    from casweights.database.chain import Node
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
 
@@ -297,9 +298,11 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
 ) -> None:
     """The chain of one chunk continues that of another, so no part is followed twice."""
     length, steps = 600, Counter[str]()
-    back, frames = chains.Chain.back, frame_table.FrameTable.all_frames
+    back, frames = chain_module.Chain.back, frame_table.FrameTable.all_frames
 
-    def counted_back(chain_: chains.Chain, seen: set[Node] | None = None) -> Iterator[Location]:
+    def counted_back(
+        chain_: chain_module.Chain, seen: set[Node] | None = None
+    ) -> Iterator[Location]:
         for place in back(chain_, seen):
             steps["back"] += 1
             yield place
@@ -315,7 +318,7 @@ def test_a_version_of_all_chunks_of_a_chain_follows_it_once(
         casweights.open(MemoryStore(), create=True, config=CONFIG) as other,
     ):
         repo.branch("main", version)
-        monkeypatch.setattr(chains.Chain, "back", counted_back)
+        monkeypatch.setattr(chain_module.Chain, "back", counted_back)
         monkeypatch.setattr(frame_table.FrameTable, "all_frames", counted_frames)
         VERBS[verb](repo, other, tmp_path / "out")
     assert steps["back"] < 80 * length

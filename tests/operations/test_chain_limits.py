@@ -133,11 +133,11 @@ HISTORIES = st.lists(st.tuples(KINDS, KINDS, KINDS), min_size=2, max_size=6)
 
 
 def differences(chains: Sequence[Chain]) -> int:
-    return sum(chain.nbytes - chain.first_size for chain in chains)
+    return sum(chain.nbytes - chain.whole_size for chain in chains)
 
 
 def whole(chains: Sequence[Chain]) -> int:
-    return sum(chain.first_size for chain in chains)
+    return sum(chain.whole_size for chain in chains)
 
 
 @hypothesis.settings(max_examples=examples(8))
@@ -157,7 +157,7 @@ def test_differences_of_any_history_keep_to_their_shares(
             for name, tensor in now.items():
                 assert differences(tensor) <= 0.92 * whole(tensor)
                 for chain, old in zip(tensor, before[name], strict=True):
-                    half = differences([chain]) > 0.52 * chain.first_size
+                    half = differences([chain]) > 0.52 * chain.whole_size
                     if half and differences([old]) and chain.frames[-1] != old.frames[-1]:
                         borrowed += differences([chain])
             assert borrowed <= 0.51 * sum(map(whole, before.values()))

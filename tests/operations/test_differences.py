@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
-    from casweights.database.chains import Chain
+    from casweights.database.chain import Chain
     from casweights.ids import ChunkId
     from casweights.results import CheckoutStats
 

@@ -249,7 +249,7 @@ def test_a_base_of_another_size_stays_readable(
 ) -> None:
     pack = add_pack(store, REFUSED["longer base"])
     longer = REFUSED["longer base"][0].raw
-    chunks = reader.ChunkReader(tmp_path / "store", "blake3", [bytes.fromhex(str(pack))])
+    chunks = reader.ChunkReader(tmp_path / "store", "blake3", 65_536, [bytes.fromhex(str(pack))])
     ids = {raw: reader.DIGESTS["blake3"](raw) for raw in (B, longer)}
     with pytest.raises(reader.StoreError):
         chunks.read(ids[B], len(B))

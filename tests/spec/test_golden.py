@@ -155,7 +155,9 @@ def test_store_is_sound_and_has_every_encoding(store: str) -> None:
     with casweights.open(GOLDEN / store) as repository:
         assert repository.verify().problems == ()
         stats = repository.stats()
-        assert set(stats.encodings) == {"raw", "zstd", "planes", "dense", "sparse", "parts"}
+        assert set(stats.encodings) == {
+            *("raw", "zstd", "planes", "dense", "sparse", "parts", "derived"),
+        }
         assert max(version.longest_chain for version in stats.versions) > 2
 
 
@@ -239,7 +241,7 @@ def test_pack_tables_say_where_chunks_are(store: str, branch: str, tmp_path: Pat
     for name in packs[: table["structure"]]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, tmp_path / name)
-    read = chunks.ChunkReader(tmp_path, chunking.digest, []).read
+    read = chunks.ChunkReader(tmp_path, chunking.digest, chunking.chunk_size, []).read
     assert all(len(read(*chunk)) == chunk[1] for chunk in structure)
 
 

@@ -53,7 +53,10 @@ def read(path: Path) -> File:
     samples = Samples([("", len(content), header)])
     for piece in file_pieces(len(content), header, CHUNK):
         samples.add("", piece, memoryview(content)[piece.offset : piece.offset + piece.nbytes])
-    return File(path, header, content, Signature.of(samples))
+    signature = Signature.of(samples)
+    if signature is None:
+        raise SystemExit(f"{path} has no tensors")
+    return File(path, header, content, signature)
 
 
 def real_size(new: File, base: File) -> int:

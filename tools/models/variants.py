@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 # Transformers reads these when it is imported.
-os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 from transformers import AutoTokenizer, BertModel

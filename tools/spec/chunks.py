@@ -23,6 +23,8 @@ WHOLE_MOVE = re.compile(
 MAX_END = 536_870_912  # bytes of the index of a snapshot object
 MAX_INT = 2**63 - 1
 MAX_FRAMES = 4_096
+MAX_ROOTS = 8
+MAX_SLICES = 65_536
 DIGESTS: dict[str, Callable[[bytes], bytes]] = {
     "blake3": lambda data: blake3(data).digest(),
     "xxh3-128": lambda data: xxhash.xxh3_128_digest(data),
@@ -39,6 +41,7 @@ class Frame(NamedTuple):
     encoding: int
     checksum: bytes
     base: bytes | None
+    roots: tuple[tuple[bytes, int], ...]  # each with its raw size
 
 
 class StoreError(ValueError):
@@ -165,9 +168,26 @@ def parse_columns(index: bytes, what: str, start: int) -> list[Frame]:
     own = iter(split(fields["base"], fields["digest_size"], what))
     bases = [next(own, b"") if bit else None for bit in bits[:rows]]
     need(b"" not in bases and next(own, None) is None, f"{what}: another number of bases")
-    names = [what] * len(chunks)
-    columns = (chunks, raw_sizes, names, offsets, sizes, encodings, checksums, bases)
+    names, roots = [what] * len(chunks), parse_roots(fields, rows, what)
+    need(not any(bits[row] and roots[row] for row in range(rows)), f"{what}: a base and roots")
+    columns = (chunks, raw_sizes, names, offsets, sizes, encodings, checksums, bases, roots)
     return [Frame(*row) for row in zip(*columns, strict=True)]
+
+
+def parse_roots(
+    fields: dict[str, Any], rows: int, what: str
+) -> list[tuple[tuple[bytes, int], ...]]:
+    """Return the roots of each row."""
+    chunks = split(fields.get("root", b""), fields["digest_size"], what)
+    of, sizes = (numbers(fields.get(key, b""), what) for key in ("root_of", "root_size"))
+    need(len(chunks) == len(of) == len(sizes), f"{what}: columns of roots of different lengths")
+    need(of == sorted(of) and max(of, default=-1) < rows, f"{what}: roots of no row, or unordered")
+    need(all(0 < size <= MAX_CHUNK for size in sizes), f"{what}: a root of a wrong size")
+    found: dict[int, list[tuple[bytes, int]]] = {}
+    for row, chunk, size in zip(of, chunks, sizes, strict=True):
+        found.setdefault(row, []).append((chunk, size))
+    need(all(len(roots) <= MAX_ROOTS for roots in found.values()), f"{what}: too many roots")
+    return [tuple(found.get(row, ())) for row in range(rows)]
 
 
 def numbers(column: bytes, what: str) -> list[int]:
@@ -186,6 +206,33 @@ def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> b
     if encoding == 1:
         return decompress(stored, raw_size, "a frame")
     return join_planes(split_planes(stored, raw_size))
+
+
+def decode_derived(stored: bytes, raw_size: int, roots: list[bytes]) -> bytes:
+    payload, base, used = Bytes(stored), bytearray(), set()
+    need(payload.byte() == 0, "an unknown rule")
+    count = payload.varint()
+    need(count <= MAX_SLICES, "too many slices")
+    for _ in range(count):
+        number, offset, size = payload.varint(), payload.varint(), payload.varint()
+        need(number <= len(roots) and size > 0, "a malformed slice")
+        need(size <= raw_size - len(base), "slices that are longer than the chunk")
+        if number:
+            need(offset + size <= len(roots[number - 1]), "a slice beyond its root")
+            base += roots[number - 1][offset : offset + size]
+            used.add(number)
+        else:
+            need(offset == 0, "a slice of zeros with an offset")
+            base += bytes(size)
+    need(len(base) == raw_size, "slices that do not cover the chunk")
+    need(len(used) == len(roots), "a root without a slice")
+    encoding = payload.byte()
+    need(encoding in (3, 4, 5, 255), "an unknown difference")
+    rest = payload.take(payload.left)
+    if encoding == 255:
+        need(not rest, "bytes after the slices")
+        return bytes(base)
+    return decode(rest, encoding, raw_size, bytes(base))
 
 
 def decode_parts(stored: bytes, base: bytes) -> bytes:
@@ -239,9 +286,10 @@ def join_planes(planes: list[bytes]) -> bytes:
 class ChunkReader:
     """Reads chunks by chains of frames, first from the objects of the table, then from all."""
 
-    def __init__(self, store: Path, digest: str, names: list[str]) -> None:
+    def __init__(self, store: Path, digest: str, chunk_size: int, names: list[str]) -> None:
         self._store = store
         self._digest = DIGESTS[digest]
+        self._most_roots = 8 * chunk_size
         self._frames: dict[bytes, list[Frame]] = {}
         self._indexed: set[str] = set()
         self._read_indexes(names)
@@ -268,7 +316,7 @@ class ChunkReader:
     def read(self, chunk: bytes, raw_size: int) -> bytes:
         problem: object = "no pack contains it, or a base that it needs"
         while True:
-            chain = self._find_chain(chunk, raw_size)
+            chain = self._find_chain(chunk, raw_size) or self._find_derived(chunk, raw_size)
             if not chain:
                 if self._read_indexes(self._everything()):
                     continue
@@ -285,8 +333,27 @@ class ChunkReader:
                 assert raw is not None
                 return raw
 
-    def _find_chain(self, chunk: bytes, raw_size: int) -> list[Frame]:
-        """Return the shortest chain of frames that ends with a chunk; empty if no chain exists."""
+    def _find_derived(self, chunk: bytes, raw_size: int) -> list[Frame]:
+        """Return a chain that begins with a derived frame whose roots have chains."""
+        chain = self._find_chain(chunk, raw_size, self._can_derive)
+        needed = [self._find_chain(*root) for frame in chain for root in frame.roots]
+        return chain if len(chain) + sum(map(len, needed)) <= MAX_FRAMES else []
+
+    def _can_derive(self, frame: Frame) -> bool:
+        nbytes = sum(size for _, size in frame.roots)
+        has_chains = all(self._find_chain(*root) for root in frame.roots)
+        return bool(frame.roots) and nbytes <= self._most_roots and has_chains
+
+    def _find_chain(
+        self,
+        chunk: bytes,
+        raw_size: int,
+        begins: Callable[[Frame], bool] = lambda frame: not frame.roots,
+    ) -> list[Frame]:
+        """Return the shortest chain of frames that ends with a chunk; empty if no chain exists.
+
+        `begins` tells whether it may begin with a frame that has no base.
+        """
         after: dict[bytes, Frame | None] = {
             chunk: None
         }  # the frame that follows each chunk in its chain
@@ -295,7 +362,7 @@ class ChunkReader:
             known = [frame for place in front for frame in self._frames.get(place, [])]
             found = [frame for frame in known if frame.raw_size == raw_size]
             for frame in found:
-                if frame.base is None:
+                if frame.base is None and begins(frame):
                     return self._chain_from(frame, after)
             front = []
             for frame in found:
@@ -315,7 +382,12 @@ class ChunkReader:
             file.seek(frame.offset)
             stored = file.read(frame.size)
         need(xxhash.xxh3_64_digest(stored) == frame.checksum, "it is damaged")
-        raw = decode(stored, frame.encoding, frame.raw_size, base)
+        need((frame.encoding == 6) == bool(frame.roots), "roots that are missing or not allowed")
+        if frame.roots:
+            roots = [self.read(*root) for root in frame.roots]
+            raw = decode_derived(stored, frame.raw_size, roots)
+        else:
+            raw = decode(stored, frame.encoding, frame.raw_size, base)
         is_right = len(raw) == frame.raw_size and self._digest(raw) == frame.chunk
         need(is_right, "it decodes to another chunk")
         return raw

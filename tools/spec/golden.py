@@ -128,6 +128,15 @@ def train_model(folder: Path, share: float, seed: int) -> None:
         shard.write_bytes(content)
 
 
+def resize_embedding(folder: Path, rows: int) -> None:
+    """Give a tensor of the first version another number of rows."""
+    shard = folder / "model-00001-of-00002.safetensors"
+    old = bf16(35_200, seed=2)[: 220 * rows]
+    write_safetensors(
+        shard, {"embed.weight": ("BF16", [rows, 110], old.ljust(220 * rows, b"\0"))}, {}
+    )
+
+
 def write_wide(folder: Path) -> None:
     """Write a file whose header and whose list of chunks have several structure chunks.
 
@@ -257,7 +266,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     versions: dict[str, Any] = {}
     with packs_apart():
         first, second = commit_models(store, work / "model", versions)
-        store.repack()
+        store.repack(grace=timedelta(0))
     later, state = FIRST_TIME + timedelta(days=1), make_state()
     third = store.commit(state, branch="states/run_1", parent=first.id, time=later)
     odd = make_state_of_all_kinds()
@@ -267,6 +276,13 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         store.checkout(version.id, folder)
         versions[str(version.id)] = describe_version(version, hash_files(folder))
         versions[str(version.id)]["state"] = describe(committed)
+    write_model(work / "resized")
+    for rows, share in ((300, 0), (350, 0.05)):  # the second one differs from what it is made from
+        resize_embedding(work / "resized", rows)
+        train_model(work / "resized", share, seed=rows)
+        branch = f"resized/{rows}"
+        resized = store.commit(work / "resized", branch=branch, parent=first.id, time=later)
+        versions[str(resized.id)] = describe_version(resized, hash_files(work / "resized"))
     write_wide(work / "wide")
     for number in range(3):
         change_wide(work / "wide", number)
@@ -279,7 +295,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     store.tag("release/2", second.id)
     make_deleted(store, "trimmed", first.id)
     with mock.patch("casweights.operations.maintain._RECENT_PACKS", 0):
-        store.maintain()  # writes a segment, and merges nothing
+        store.maintain(grace=timedelta(0))  # writes a segment, and merges nothing
     make_deleted(store, "deleted", second.id)
     make_deleted(store, "recreated", second.id)
     store.branch("recreated", first.id)

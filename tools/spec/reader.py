@@ -184,7 +184,7 @@ def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[
     packs, table_rows = parse_pack_table(table, [name] if frames else [])
     structure = count_distinct(itertools.chain.from_iterable(row.structure for row in rows))
     need(table_rows >= structure, f"{name}: {table_rows} rows for {structure} structure chunks")
-    chunks = ChunkReader(store, chunking.digest, packs)
+    chunks = ChunkReader(store, chunking.digest, chunking.chunk_size, packs)
     files = [read_file(row, chunks, chunking) for row in rows]
     count_distinct(itertools.chain.from_iterable(file.chunks for file in files))
     return files, chunks

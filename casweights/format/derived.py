@@ -1,0 +1,131 @@
+"""The `derived` encoding: a chunk that is a function of other chunks, its *roots*.
+
+There is one rule by which a chunk is made from its roots: *slices* of them, end to end. What comes
+of it is the chunk, or the base of a difference.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from casweights.format.codecs import Encoding, decode
+from casweights.kernels.reference.bits import PayloadReader, varint
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.format.codecs import Encoded
+    from casweights.system.buffers import Buffer
+
+MAX_SLICES = 65_536  # of a frame; a slice of a byte takes three
+_SLICES = 0  # the rule
+_EXACT = 255  # in the place of an encoding: there is no difference
+_INNER = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS)
+
+
+class Slice(NamedTuple):
+    """Bytes of a root, or zeros.
+
+    Attributes:
+        root: Number of the root among those of the frame, from 0; None for zeros.
+        offset: Offset of the bytes in the root; 0 for zeros.
+        nbytes: Their number.
+    """
+
+    root: int | None
+    offset: int
+    nbytes: int
+
+
+class Derived(NamedTuple):
+    """The content of a payload.
+
+    Attributes:
+        slices: The slices, which cover the chunk.
+        difference: The difference from what the slices make; None if that is the chunk.
+    """
+
+    slices: Sequence[Slice]
+    difference: tuple[int, Buffer] | None
+
+
+def join(slices: Sequence[Slice], difference: Encoded | None) -> bytes:
+    """Return the payload with these slices, and a difference from what they make."""
+    head = [bytes([_SLICES]), varint(len(slices))]
+    for root, offset, nbytes in slices:
+        head += [varint(0 if root is None else root + 1), varint(offset), varint(nbytes)]
+    encoding, payload = (_EXACT, b"") if difference is None else difference
+    return b"".join((*head, bytes([encoding]), payload))
+
+
+def split(payload: Buffer, total: int, sizes: Sequence[int]) -> Derived:
+    """Return the content of a payload.
+
+    Args:
+        payload: What `join` returned.
+        total: Bytes of the chunk.
+        sizes: Bytes of each root.
+
+    Raises:
+        ValueError: The payload is malformed, or does not fit the chunk or the roots.
+    """
+    reader = PayloadReader(payload)
+    if (rule := reader.byte()) != _SLICES:
+        raise ValueError(f"its rule {rule} is unknown: a newer casweights may know it")
+    slices = [_slice(reader, sizes) for _ in range(reader.varint(MAX_SLICES))]
+    if sum(one.nbytes for one in slices) != total:
+        raise ValueError("its slices do not add up")
+    if len({one.root for one in slices} - {None}) != len(sizes):
+        raise ValueError("it has a root of which it uses nothing")
+    encoding, stored = reader.byte(), reader.take(reader.left)
+    if encoding == _EXACT and not stored:
+        return Derived(slices, None)
+    if encoding not in _INNER:
+        raise ValueError(f"its difference has the encoding {encoding}")
+    return Derived(slices, (encoding, stored))
+
+
+def _slice(reader: PayloadReader, sizes: Sequence[int]) -> Slice:
+    number = reader.varint(len(sizes))
+    limit = sizes[number - 1] if number else 0
+    offset = reader.varint(limit)
+    nbytes = reader.varint(limit - offset if number else 1 << 62)
+    if not nbytes:
+        raise ValueError("it has an empty slice")
+    return Slice(number - 1 if number else None, offset, nbytes)
+
+
+def lay(slices: Sequence[Slice], number: int | None, root: Buffer, out: memoryview) -> None:
+    """Put the slices of one root in their places.
+
+    Args:
+        slices: All slices.
+        number: Number of the root; None for zeros.
+        root: Its bytes; anything for zeros.
+        out: Receives the slices of all roots, end to end.
+    """
+    at, data = 0, memoryview(root)
+    for its_root, offset, nbytes in slices:
+        if its_root == number:
+            out[at : at + nbytes] = (
+                bytes(nbytes) if number is None else data[offset : offset + nbytes]
+            )
+        at += nbytes
+
+
+def decode_derived(payload: Buffer, roots: Sequence[Buffer], out: memoryview) -> None:
+    """Decode a derived frame's stored bytes into `out`.
+
+    Args:
+        payload: The stored bytes.
+        roots: The bytes of its roots.
+        out: Receives the chunk; its length is the chunk's raw size.
+
+    Raises:
+        ValueError: The payload does not decode to exactly `len(out)` bytes.
+    """
+    slices, difference = split(payload, len(out), [len(root) for root in roots])
+    for number, root in [(None, b""), *enumerate(roots)]:
+        lay(slices, number, root, out)
+    if difference is not None:
+        decode(*difference, out)
