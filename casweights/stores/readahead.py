@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _CELL = 8 * MiB  # bytes; no piece crosses a multiple of this, so pieces are the same every time
 _MIN_CELL = MiB // 2  # bytes; below this, a round trip takes longer than the transfer
 _GAP = MiB // 4  # bytes; ranges at most this far apart are fetched in one request
-_MAX_END = MiB // 4  # bytes; a longer end of an object is not kept
 _MAX_ENDS = 16  # kept: those of the snapshots that are read at about the same time
+_ENDS_BYTES = 4 * MiB  # of the ends that are kept
 _THREADS = 16  # concurrent fetches: enough to hide round trips of about 100 ms
 
 
@@ -64,6 +64,7 @@ class ReadaheadStore(Handle, WrapperStore):
 
     The ends of objects that `read_end` returned last are kept, too. They answer reads inside of
     ``with`` blocks of `ahead`: the reader of a snapshot needs other parts of its end soon after.
+    Spans stop where such an end begins, so that its bytes are not fetched twice.
 
     Args:
         inner: The store to read from.
@@ -110,9 +111,11 @@ class ReadaheadStore(Handle, WrapperStore):
         with self._lock:
             by_cell: dict[_Cell, list[tuple[int, int]]] = {}
             for name, start, stop in (wanted for group in groups for wanted in group):
-                known = self._find(name, start, stop)
-                if self._end(name, start, stop) is not None:
+                end = self._end(name, start, stop)
+                stop -= len(end)
+                if end and start == stop:
                     continue
+                known = self._find(name, start, stop)
                 if known is not None:
                     known.needed += stop - start
                 else:
@@ -152,12 +155,18 @@ class ReadaheadStore(Handle, WrapperStore):
                 return span
         return None
 
-    def _end(self, name: str, start: int, stop: int) -> memoryview | None:
-        """Return a range of an object's end that may be used. The caller holds the lock."""
+    def _end(self, name: str, start: int, stop: int) -> memoryview:
+        """Return the last bytes of a range, as many as a kept end has that may be used.
+
+        The caller holds the lock.
+        """
         offset, data = self._ends.get(name, (0, b""))
-        if not self._blocks or not offset <= start <= stop <= offset + len(data):
-            return None
-        return memoryview(data)[start - offset : stop - offset]
+        if not self._blocks or not offset < stop <= offset + len(data):
+            return memoryview(b"")
+        return memoryview(data)[max(0, start - offset) : stop - offset]
+
+    def _ends_bytes(self) -> int:
+        return sum(len(data) for _, data in self._ends.values())
 
     def _drop(self, span: _Span) -> None:
         """Remove a span, and free its part of the window. The caller holds the lock."""
@@ -178,9 +187,12 @@ class ReadaheadStore(Handle, WrapperStore):
         """Return an announced range; None if it was not announced, or could not be fetched."""
         with self._lock:
             end = self._end(name, start, stop)
-            span = self._find(name, start, stop)
-            if end is not None or span is None:
+            stop -= len(end)
+            if end and start == stop:
                 return end
+            span = self._find(name, start, stop)
+            if span is None:
+                return None
             if span.fetched is None:  # it is needed before its turn
                 self._start(span)
             self._started[span] = self._started.pop(span)
@@ -195,7 +207,10 @@ class ReadaheadStore(Handle, WrapperStore):
             if span.needed <= 0 or data is None:
                 self._drop(span)
             self._fill()
-        return None if data is None else data[start - span.start : stop - span.start]
+        if data is None:
+            return None
+        found = data[start - span.start : stop - span.start]
+        return memoryview(b"".join((found, end))) if end else found
 
     def _make_room(self, keep: _Span) -> None:
         """Drop fetched spans, the least recently used first, until the window is not exceeded.
@@ -219,9 +234,8 @@ class ReadaheadStore(Handle, WrapperStore):
         data, size = self.inner.read_end(name, most)
         with self._lock:
             self._ends.pop(name, None)
-            if len(data) <= _MAX_END:
-                self._ends[name] = size - len(data), data
-            if len(self._ends) > _MAX_ENDS:
+            self._ends[name] = size - len(data), data
+            while len(self._ends) > _MAX_ENDS or self._ends_bytes() > _ENDS_BYTES:
                 self._ends.popitem(last=False)
         return data, size
 

@@ -195,6 +195,18 @@ def test_an_end_answers_reads_inside_of_a_block(counting: CountingStore) -> None
     assert len(counting.reads) == 2
 
 
+def test_no_byte_of_an_object_is_read_twice_if_its_end_was_read(counting: CountingStore) -> None:
+    """Also of a range that begins before the end and reaches into it."""
+    store = ReadaheadStore(counting, window=128 * MiB)
+    _, size = store.read_end("b", 200 * KiB + 7)
+    ranges = frames("b", size, 3 * KiB)
+    with store.ahead() as announce:
+        announce(ranges)
+        for [(name, start, stop)] in ranges:
+            assert store.get(name, start, stop - start) == noise(1 * MiB, 2)[start:stop]
+    assert counting.reads == [("b", 200 * KiB + 7), ("b", size - 200 * KiB - 7)]
+
+
 def test_an_end_is_not_used_outside_of_a_block(counting: CountingStore) -> None:
     """So a verification does not check a copy."""
     store = ReadaheadStore(counting, window=128 * MiB)
@@ -204,9 +216,15 @@ def test_an_end_is_not_used_outside_of_a_block(counting: CountingStore) -> None:
     assert counting.reads == [("b", 100)]
 
 
-def test_few_short_ends_are_kept(counting: CountingStore) -> None:
+def test_few_ends_are_kept(counting: CountingStore) -> None:
     store = ReadaheadStore(counting, window=128 * MiB)
-    store.read_end("b", 300 * KiB)
+    store.read_end("b", 1 * MiB)
+    store.read_end("a", 3 * MiB)
+    assert list(store._ends) == ["b", "a"]
+    counting.put("c", [b"content"])
+    store.read_end("c", 5)
+    assert list(store._ends) == ["a", "c"]
+    store.read_end("a", 5 * MiB)
     assert not store._ends
     for n in range(20):
         counting.put(f"o{n}", [b"content"])
@@ -234,10 +252,11 @@ def test_forget_drops_what_was_fetched(counting: CountingStore) -> None:
         max_size=10,
     ),
     st.integers(0, 2000),
+    st.lists(st.integers(1, 1200), max_size=4),
     st.randoms(use_true_random=False),
 )
 def test_reads_in_any_order_on_several_threads_return_the_right_bytes(
-    groups: list[list[tuple[int, int, int]]], window: int, shuffler: random.Random
+    groups: list[list[tuple[int, int, int]]], window: int, ends: list[int], shuffler: random.Random
 ) -> None:
     plain = MemoryStore()
     contents = [noise(1100, n) for n in range(4)]
@@ -247,6 +266,8 @@ def test_reads_in_any_order_on_several_threads_return_the_right_bytes(
     wanted = [[(f"{n}", start, start + size) for n, start, size in group] for group in groups]
     reads = [place for group in wanted for place in group]
     shuffler.shuffle(reads)
+    for n, most in enumerate(ends):
+        store.read_end(f"{n}", most)
 
     def read(place: Range) -> None:
         name, start, stop = place
