@@ -81,6 +81,10 @@ class RecordingStore(WrapperStore):
         with self._noted("read", name):
             return self.inner.read(name, limit)
 
+    def read_end(self, name: str, most: int) -> tuple[bytes, int]:  # a store may keep the end
+        with self._noted("read", name):
+            return self.inner.read_end(name, most)
+
     def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
         with self._noted("read", name):
             return self.inner.get(name, start, size)
