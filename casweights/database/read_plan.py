@@ -25,8 +25,18 @@ _MAX_SMALL_PACKS = 8  # fetched whole for one call; more of them hold much that 
 _TINY_PACK_BYTES = 128 * KiB  # up to here, reading the index alone is no faster
 _MAX_TINY_PACKS = 256  # fetched whole for one call: 32 MiB at most
 END_BYTES = 256 * KiB  # of a pack: its index, after the headers and lists of chunks of a version
+_STEP_BYTES = 2 * MiB  # of a version's object: more take longer than another round trip
 _MAX_ENDS = 64  # fetched for one call, 16 MiB at most; a chain of structure chunks has fewer packs
 _BLOCK_BYTES = 512 * KiB  # a small pack is fetched in blocks of this size, aligned to its start
+
+
+def end_bytes(store: ObjectStore) -> int:
+    """Return how many bytes to read from the end of a version whose frames are needed, too.
+
+    A store that reads ahead answers later reads from the end. There it is large enough for all of
+    the object of most steps.
+    """
+    return END_BYTES if store.ability(SupportsReadahead) is None else _STEP_BYTES
 
 
 def small_packs(

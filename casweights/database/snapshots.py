@@ -12,7 +12,7 @@ from casweights.config import MiB
 from casweights.database.archives import Archives
 from casweights.database.cache import ChunkCache
 from casweights.database.packs import PackContents, read_snapshot_index
-from casweights.database.read_plan import END_BYTES, pack_ends, small_packs
+from casweights.database.read_plan import END_BYTES, end_bytes, pack_ends, small_packs
 from casweights.errors import ErrorCode, IntegrityError
 from casweights.format import names
 from casweights.format.envelope import corrupt
@@ -112,18 +112,19 @@ class SnapshotStore:
     def reading(self, snapshot_id: SnapshotId) -> Iterator[Snapshot]:
         """Provide a snapshot most of whose chunks the caller reads in the ``with`` block.
 
-        Over a network, a small pack is then fetched once: for its index, for headers and lists of
-        chunks, and for the chunks themselves.
+        Over a network, a small pack, or object of a version, is then fetched once: for its index,
+        for headers and lists of chunks, and for the chunks themselves.
 
         Raises:
             NotFoundError: The store does not contain the snapshot.
             IntegrityError: The object is damaged, or contains another snapshot.
         """
-        stored = self._recent.get(snapshot_id) or self.load_stored(snapshot_id)
+        end = end_bytes(self._store)
+        stored = self._recent.get(snapshot_id) or self.load_stored(snapshot_id, end)
         with ahead(self._store) as fetch:
             if snapshot_id not in self._learned:
                 lacking = self._reader.with_local(*self._local).lacking(stored.snapshot.structure())
-                part = stored.structure_table().only_own(lacking)
+                part = stored.structure_table().own_part(lacking)
                 self._learn(part, _contents(stored))
                 fetch(small_packs(self._store, self._index, lacking))
             yield self.load(snapshot_id, with_locations=True)
@@ -142,21 +143,25 @@ class SnapshotStore:
             self._index.prepare_all()
             self._index.look_up(table.chunks)
 
-    def load_stored(self, snapshot_id: SnapshotId) -> StoredSnapshot:
+    def load_stored(self, snapshot_id: SnapshotId, end: int = END_BYTES) -> StoredSnapshot:
         """Read a snapshot's object: the snapshot, its encoded manifest and its pack table.
+
+        Args:
+            snapshot_id: The snapshot's ID.
+            end: Bytes of the object's end to read at once.
 
         Raises:
             NotFoundError: The store does not contain the snapshot.
             IntegrityError: The object is damaged, contains another snapshot, or was made with
                 another digest or chunk size than the store's.
         """
-        own = partial(self._read_own, snapshot_id)
+        own = partial(self._read_own, snapshot_id, end)
         parse = partial(self._parse_archived, snapshot_id)
         return self._checked(self.archives.load(snapshot_id, own, parse))
 
     def load_own(self, snapshot_id: SnapshotId) -> StoredSnapshot:
         """Do the same, but look into no archive."""
-        return self._checked(self._read_own(snapshot_id, False))
+        return self._checked(self._read_own(snapshot_id, END_BYTES, False))
 
     def load_archived(self, snapshot_id: SnapshotId, archive: str) -> StoredSnapshot:
         """Do the same, but look only into one archive, which the last listing has shown."""
@@ -177,9 +182,9 @@ class SnapshotStore:
             self._shallow.add(stored.snapshot.id)
         return stored
 
-    def _read_own(self, snapshot_id: SnapshotId, is_aside: bool) -> StoredSnapshot:
+    def _read_own(self, snapshot_id: SnapshotId, end: int, is_aside: bool) -> StoredSnapshot:
         name = names.snapshot_name(snapshot_id)
-        read = partial(self._read, snapshot_id, name, is_aside=is_aside)
+        read = partial(self._read, snapshot_id, name, end, is_aside=is_aside)
         try:
             return read()
         except IntegrityError:
@@ -187,10 +192,12 @@ class SnapshotStore:
                 raise
         return read()  # the damaged bytes came from a cache
 
-    def _read(self, snapshot_id: SnapshotId, name: str, *, is_aside: bool) -> StoredSnapshot:
+    def _read(
+        self, snapshot_id: SnapshotId, name: str, end: int, *, is_aside: bool
+    ) -> StoredSnapshot:
         """Read the end of a snapshot's object, over a network with structure chunks before it."""
         whole = self._store.get(name) if is_aside else b""
-        tail, size = (whole, len(whole)) if whole else self._store.read_end(name, END_BYTES)
+        tail, size = (whole, len(whole)) if whole else self._store.read_end(name, end)
         trusting = not self._store.capabilities.cheap_reads
         info = ObjectInfo(name, size)
         index = read_snapshot_index(self._store, info, tail, trusting=trusting)
@@ -229,7 +236,7 @@ class SnapshotStore:
         lacking = reader.lacking(wanted)
         with ahead(self._store) as fetch, reader.ahead() as announce:
             # The bases of lists of chunks are often local, and then their packs are not read.
-            for part in (table.only_own(lacking), table):
+            for part in (table.own_part(lacking), table):
                 self._learn(part, contents)
                 fetch(pack_ends(self._store, self._index, part.packs))
                 self._index.prepare_packs(part.packs)

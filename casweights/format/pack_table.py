@@ -62,7 +62,7 @@ class PackTable(NamedTuple):
                 needed = len(packs)
         return cls(list(packs), chunks, structure=needed)
 
-    def only_own(self, chunks: Iterable[ChunkId]) -> PackTable:
+    def own_part(self, chunks: Iterable[ChunkId]) -> PackTable:
         """Return the part of the table that names the packs of these chunks' own frames."""
         own = {chunk: self.chunks[chunk] for chunk in chunks}
         return self._replace(packs=list(dict.fromkeys(own.values())), chunks=own)
