@@ -210,6 +210,7 @@ class FrameColumns(Sequence[Frame]):
         chunks: The ID of each frame's chunk.
         end: The offset at which the last frame ends.
         generation: The pack's generation: 0 for packs of a commit, more for merged packs.
+        has_derived: Whether any frame has roots.
     """
 
     def __init__(self, table: dict[str, Any]) -> None:
@@ -228,6 +229,7 @@ class FrameColumns(Sequence[Frame]):
             NumberColumn(table.get("root_size", b"")),
             len(self.chunks),
         )
+        self.has_derived = len(self._roots.chunks) > 0
         self._check()
         self._offsets = running_sums(self._sizes.numbers, PREFIX_SIZE)
         self.end = self._offsets[-1]
@@ -253,11 +255,6 @@ class FrameColumns(Sequence[Frame]):
     def bases(self) -> list[bytes]:
         """The base of each frame that has one, and all roots, as plain bytes."""
         return [*self._bases, *self._roots.chunks]
-
-    @property
-    def has_derived(self) -> bool:
-        """Whether any frame has roots."""
-        return bool(self._roots)
 
     def whole_sizes(self) -> dict[int, int]:
         """Return the smallest size of the frames that build on nothing, by their raw size."""
@@ -299,7 +296,7 @@ class FrameColumns(Sequence[Frame]):
             self._sizes.numbers[n],
             self._checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
             self._base(n),
-            self._roots.of(n) if self._roots else (),
+            self._roots.of(n) if self.has_derived else (),
         )
 
 

@@ -76,9 +76,6 @@ class RootColumns:
         """Return the numbers of the derived frames."""
         return iter(dict.fromkeys(self._frames))
 
-    def __bool__(self) -> bool:
-        return bool(self._frames)
-
 
 def encode_roots(roots: Iterable[Sequence[Root]]) -> dict[str, bytes]:
     """Return the columns of the roots of an index's frames; no column if no frame is derived."""

@@ -188,6 +188,19 @@ def test_a_root_with_nothing_but_a_derived_frame_is_not_used() -> None:
     assert finder.chain(chunk_id(9)) is None
 
 
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_chain_is_found_when_the_frame_of_its_root_comes_later(forgets: bool) -> None:
+    made, root = Stored(1, None, [(0, 100)], 1, 100), Stored(0, None, [], 1, 100)
+    table = FrameTable()
+    table.add([location(1, made)])
+    finder = DerivedFinder(table)
+    assert finder.chain(chunk_id(1)) is None
+    if forgets:
+        table.forget({chunk_id(1)}, ())
+    table.add([location(0, root)])
+    assert finder.chain(chunk_id(1)) is not None
+
+
 def test_chunks_that_are_made_from_each_other_are_not_found() -> None:
     circle = [Stored(0, None, [(1, 100)], 1, 100), Stored(1, None, [(0, 100)], 1, 100)]
     finder = added([*circle, Stored(2, None, [(2, 100)], 1, 100), *line(3, 2, base=2)])
