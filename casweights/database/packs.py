@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from casweights.errors import CasweightsError
     from casweights.format.pack import FrameColumns
-    from casweights.format.snapshot import SnapshotIndex
+    from casweights.format.snapshot import SnapshotIndex, StoredSnapshot
     from casweights.ids import PackId
     from casweights.stores.base import ObjectStore
 
@@ -82,6 +82,12 @@ class PackContents(NamedTuple):
     info: ObjectInfo
     generation: int
     locations: Sequence[Location]
+
+    @classmethod
+    def of(cls, stored: StoredSnapshot) -> Self:
+        """Return the content of a snapshot's object as that of a pack."""
+        info = ObjectInfo(names.snapshot_name(stored.snapshot.id), stored.nbytes)
+        return cls(info, 0, stored.locations)
 
     @property
     def frame_bytes(self) -> int:

@@ -104,7 +104,7 @@ class SnapshotStore:
             self._index.expect()
             with suppress(IntegrityError):  # a caller that uses its chunks gets the error
                 if snapshot_id not in self._learned:
-                    self._learn(stored.table, _contents(stored))
+                    self._learn(stored.table, PackContents.of(stored))
                 self._note_learned(stored)
         return stored.snapshot
 
@@ -125,7 +125,7 @@ class SnapshotStore:
             if snapshot_id not in self._learned:
                 lacking = self._reader.with_local(*self._local).lacking(stored.snapshot.structure())
                 part = stored.structure_table().own_part(lacking)
-                self._learn(part, _contents(stored))
+                self._learn(part, PackContents.of(stored))
                 fetch(small_packs(self._store, self._index, lacking))
             yield self.load(snapshot_id, with_locations=True)
 
@@ -184,7 +184,7 @@ class SnapshotStore:
 
     def _read_own(self, snapshot_id: SnapshotId, end: int, is_aside: bool) -> StoredSnapshot:
         name = names.snapshot_name(snapshot_id)
-        read = partial(self._read, snapshot_id, name, end, is_aside=is_aside)
+        read = partial(self._read, snapshot_id, name, end, is_aside)
         try:
             return read()
         except IntegrityError:
@@ -192,9 +192,7 @@ class SnapshotStore:
                 raise
         return read()  # the damaged bytes came from a cache
 
-    def _read(
-        self, snapshot_id: SnapshotId, name: str, end: int, *, is_aside: bool
-    ) -> StoredSnapshot:
+    def _read(self, snapshot_id: SnapshotId, name: str, end: int, is_aside: bool) -> StoredSnapshot:
         """Read the end of a snapshot's object, over a network with structure chunks before it."""
         whole = self._store.get(name) if is_aside else b""
         tail, size = (whole, len(whole)) if whole else self._store.read_end(name, end)
@@ -285,7 +283,7 @@ class SnapshotStore:
 
     def saved(self, stored: StoredSnapshot) -> None:
         """Remember a version whose object is now in the store."""
-        contents = _contents(stored)
+        contents = PackContents.of(stored)
         if stored.frames:
             self._index.add(contents.info.name, contents.info.size, contents.locations)
         self._note_learned(stored)  # the index has its chunks, also those just written
@@ -450,9 +448,3 @@ class SnapshotStore:
     def is_shallow(self, snapshot: SnapshotId) -> bool:
         """Return whether a version that was loaded had been copied without its history."""
         return snapshot in self._shallow
-
-
-def _contents(stored: StoredSnapshot) -> PackContents:
-    """Return the content of a snapshot's object as that of a pack."""
-    info = ObjectInfo(names.snapshot_name(stored.snapshot.id), stored.nbytes)
-    return PackContents(info, 0, stored.locations)

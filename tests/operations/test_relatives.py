@@ -1,0 +1,143 @@
+"""Relatives: a version without a parent is stored as differences from whatever it resembles."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import casweights
+from casweights.config import KiB, StoreConfig
+from casweights.format import names
+from casweights.operations.sampling import signature_of
+from casweights.stores.memory import MemoryStore
+from casweights.testing.states import assert_same_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from casweights import Repository
+
+State = dict[str, torch.Tensor]
+LAYERS = {"attn.q": (256, 256), "attn.k": (256, 256), "mlp.up": (384, 256)}
+FAMILIES = 20
+
+
+def base(family: int, layers: int = 4) -> State:
+    """Return the weights of an unrelated model."""
+    generator = torch.Generator().manual_seed(family)
+    return {
+        f"layers.{n}.{name}.weight": torch.randn(shape, generator=generator).bfloat16()
+        for n in range(layers)
+        for name, shape in LAYERS.items()
+    }
+
+
+def tuned(state: State, seed: int, share: float = 0.05) -> State:
+    """Return the state with a share of the elements moved by one step."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    changed = {}
+    for name, tensor in state.items():
+        changed[name] = tensor.clone()
+        moved = torch.rand(tensor.shape, generator=generator) < share
+        changed[name].view(torch.int16)[moved] += 1
+    return changed
+
+
+@pytest.fixture
+def family() -> Iterator[Repository]:
+    """A store with unrelated models, and three variants of each on branches of their own."""
+    config = StoreConfig(chunk_size=64 * KiB)
+    with casweights.open(MemoryStore(), create=True, config=config) as repo:
+        for n in range(FAMILIES):
+            repo.commit(base(n), branch=f"base-{n}")
+        for n in range(0, FAMILIES, 7):
+            for k in range(3):
+                repo.commit(tuned(base(n), 10 * n + k, 0.3), branch=f"variant-{n}-{k}")
+        yield repo
+
+
+def cost(repo: Repository, state: State, **options: str) -> int:
+    """Return the bytes of packs that a version on a new branch adds."""
+    before = repo.stats().pack_bytes
+    version = repo.commit(state, branch="new", **options)
+    assert_same_state(repo.load(version.id), state)
+    return repo.stats().pack_bytes - before
+
+
+def from_parent(state: State, new: State) -> int:
+    """Return the bytes that a version adds to a store with its parent alone."""
+    config = StoreConfig(chunk_size=64 * KiB)
+    with casweights.open(MemoryStore(), create=True, config=config) as repo:
+        repo.commit(state)
+        return cost(repo, new, parent="main")
+
+
+@pytest.mark.parametrize("number", [0, FAMILIES - 1])
+def test_a_variant_costs_as_much_as_with_its_parent(family: Repository, number: int) -> None:
+    new = tuned(base(number), 500)
+    assert cost(family, new) <= 1.02 * from_parent(base(number), new)
+
+
+def test_other_names_in_another_order_do_not_matter(family: Repository) -> None:
+    old = base(7)
+    new = {f"block{n}/{n % 3}": tensor for n, tensor in enumerate(tuned(old, 501).values())}
+    items = list(new.items())
+    random.Random(0).shuffle(items)
+    renamed = dict(zip((name for name, _ in items), (tensor for _, tensor in items), strict=True))
+    # Tensors of this size have eight samples, by which a few take a cousin for their like.
+    assert cost(family, renamed) <= 1.25 * from_parent(old, tuned(old, 501))
+
+
+def test_each_tensor_comes_from_where_it_is_nearest(family: Repository) -> None:
+    """As in a model stitched of layers of several others."""
+    sources = [base(3), tuned(base(7), 71, 0.3), tuned(base(14), 142, 0.3)]
+    stitched = {name: sources[n % 3][name] for n, name in enumerate(sources[0])}
+    new = tuned(stitched, 502)
+    assert cost(family, new) <= 1.4 * from_parent(stitched, new)
+
+
+def test_tensors_that_the_parent_lacks_find_their_own(family: Repository) -> None:
+    old, other = base(1), {f"draft.{name}": tensor for name, tensor in base(2).items()}
+    new = old | tuned(other, 503)
+    assert cost(family, new, parent="base-1") <= 1.1 * from_parent(other, tuned(other, 503))
+
+
+def test_an_unrelated_model_is_stored_whole(family: Repository) -> None:
+    new = base(99)
+    cost(family, new)
+    frames = family.stats().encodings
+    whole = sum(-(-tensor.nbytes // (64 * KiB)) for tensor in new.values())
+    assert frames["planes"] >= whole * (FAMILIES + 1)
+
+
+def test_a_false_signature_costs_no_more_than_a_few_trials(family: Repository) -> None:
+    """It claims that an unrelated version is what is about to be committed."""
+    new, db = tuned(base(5), 504), family.database
+    config = StoreConfig(chunk_size=64 * KiB)
+    with casweights.open(MemoryStore(), create=True, config=config) as other:
+        version = other.commit(new)
+        loaded = other.database.snapshots.load(version.id, with_locations=True)
+        signature = signature_of(other.database, loaded)
+    assert signature is not None
+    liar = family.resolve("base-6")
+    for info in list(db.store.list(names.SIGNATURES)):
+        if str(liar) in info.name:
+            db.store.delete(info.name)
+    db.signatures.add([signature.entry(liar)])
+    with casweights.open(db.store) as fresh:
+        assert cost(fresh, new) <= 1.02 * from_parent(base(5), new)
+
+
+def test_a_lost_signature_costs_bytes_and_nothing_else(family: Repository) -> None:
+    store = family.database.store
+    store.delete_all([info.name for info in store.list(names.SIGNATURES)])
+    with casweights.open(store) as fresh:
+        new = tuned(base(4), 505)
+        assert cost(fresh, new) > sum(tensor.nbytes for tensor in new.values()) / 2
+        fresh.tag("kept", "base-4")
+        fresh.maintain()  # makes those of first versions again, a few at a time
+    with casweights.open(store) as fresh:
+        assert fresh.database.signatures.versions()
