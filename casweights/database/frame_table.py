@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
+    from casweights.database.pack_rows import PackRows
     from casweights.format.pack import Frame, Location
     from casweights.ids import PackId
 
@@ -36,7 +37,7 @@ class FrameTable:
 
     Attributes:
         version: A number that grows with every change that may open or close chains to known
-            chunks, except for exclusions and for chunks that are forgotten.
+            chunks, except for exclusions and for chunks that are forgotten. Also with each `tidy`.
         has_derived: Whether any frame was added that is derived.
         exclusions: All excluded frames, in the order of exclusion; only ever appended to, so that
             a `ChainFinder` can apply those that are new to it.
@@ -79,6 +80,10 @@ class FrameTable:
         """Return the frames that came with the index of a pack, including the excluded ones."""
         return self._packs.get(pack)
 
+    def rows(self) -> PackRows:
+        """Return the frames that came with the indexes of packs, including the excluded ones."""
+        return self._packs.rows()
+
     def scattered(self) -> Iterator[Location]:
         """Yield all frames that `pack` does not return, including the excluded ones."""
         single = (location for found in list(self._single.values()) for location in list(found))
@@ -86,8 +91,9 @@ class FrameTable:
 
     def _is_in_pack(self, location: Location) -> bool:
         """Whether a frame came with the index of its pack."""
-        pack = self._packs.get(location.pack)
-        return pack is not None and location in pack.of(location.frame.chunk)
+        if self._packs.get(location.pack) is None:
+            return False
+        return location in self._packs.of(location.frame.chunk)
 
     def frames(self, chunk: ChunkId) -> Sequence[Location]:
         """Return the frames of a chunk that are neither excluded nor in doubt."""
@@ -250,9 +256,13 @@ class FrameTable:
             self._set_single(chunk, [at for at in known if at not in self._excluded])
         self.exclusions += locations
 
-    def forget_made(self) -> None:
-        """Forget the frames that were made from columns; they are made again when asked for."""
+    def tidy(self) -> None:
+        """Forget the frames that were made from columns, and what finders have looked for.
+
+        Frames are made again when they are asked for, and finders search again.
+        """
         self._packs.forget_found()
+        self._change()
 
     def retain(self, packs: Iterable[PackId]) -> None:
         """Forget the frames of all packs but these."""
@@ -284,7 +294,7 @@ class FrameTable:
         kept = {*kept, *(chunk for chunk in self._single if self._is_in(packs, chunk))}
         if gone and held:
             kept |= set(map(ChunkId, _chunks(gone) & _chunks(held)))
-        old, single = self._single, self._with_frames_of(gone, kept)
+        old, single = self._single, self._with_frames_of({pack.pack for pack in gone}, kept)
         thinned = {at.pack for chunk, found in old.items() if chunk not in kept for at in found}
         left = Counter(at.pack for found in single.values() for at in found)
         thinned.update(pack.pack for pack in gone if left[pack.pack] < len(pack))
@@ -300,12 +310,13 @@ class FrameTable:
         return any(location.pack in packs for location in self.all_frames(chunk))
 
     def _with_frames_of(
-        self, packs: Sequence[PackLocations], chunks: Iterable[ChunkId]
+        self, packs: Container[PackId], chunks: Iterable[ChunkId]
     ) -> dict[ChunkId, list[Location]]:
-        """Return the single frames of some chunks, and their frames in some packs."""
+        """Return the single frames of some chunks, and their frames in the indexes of packs."""
         found: dict[ChunkId, list[Location]] = {}
         for chunk in chunks:
-            added = [at for pack in packs for at in pack.of(chunk) if at not in self._excluded]
+            listed = (at for at in self._packs.of(chunk) if at.pack in packs)
+            added = [at for at in listed if at not in self._excluded]
             if added or chunk in self._single:
                 found[chunk] = list(dict.fromkeys([*self._single.get(chunk, ()), *added]))
         return found

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from casweights.database.chain import Chain, Cost
     from casweights.database.chains import ChainFinder
+    from casweights.database.pack_rows import PackRows
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId, Suspect
 
@@ -42,9 +43,14 @@ class KnownChunks:
     def tidy(self) -> None:
         """Forget what look-ups have made and found; it is made and found again if needed."""
         with self._lock:
-            self._table.forget_made()
+            self._table.tidy()
         for finder in (self._finder, *self._last_resorts):
             finder.forget(())
+
+    def rows(self) -> PackRows:
+        """Return the frames of all packs whose index was read, including damaged ones."""
+        with self._lock:
+            return self._table.rows()
 
     def abandon(self, chunk: ChunkId) -> None:
         """Count all frames of a chunk as missing, because many of them are damaged."""

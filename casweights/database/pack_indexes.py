@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.known_packs import KnownPacks, ReadPack
+from casweights.database.pack_rows import PackRows
 from casweights.database.packs import PackContents, PackLocations, list_packs, try_read_pack
 from casweights.database.segments import Segments
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
@@ -304,10 +305,11 @@ class PackIndexes(KnownChunks):
         """
         todo = set(wanted)
         seen: set[ChunkId] = set()
+        rows = PackRows([locations])
         while todo:
             seen.add(chunk := todo.pop())
-            needed = locations.of(chunk)
-            self._table.add(list(needed))
+            needed = rows.of(chunk)
+            self._table.add(needed)
             todo |= {base for at in needed for base in at.frame.bases} - seen
         made = ReadPack(pack.info.size, pack.generation, time.monotonic())
         self._packs.thinned[pack.info.name] = made

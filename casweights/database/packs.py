@@ -64,10 +64,9 @@ class PackLocations(Sequence[Location]):
     def __iter__(self) -> Iterator[Location]:
         return map(partial(Location, self.pack), self.frames)
 
-    def of(self, chunk: ChunkId) -> list[Location]:
-        """Return the locations of a chunk."""
-        numbers = self.frames.chunks.find(chunk)
-        return [Location(self.pack, self.frames.at(n)) for n in numbers]
+    def at(self, n: int) -> Location:
+        """Return the location of a frame that exists; faster than ``[n]``."""
+        return Location(self.pack, self.frames.at(n))
 
 
 class PackContents(NamedTuple):

@@ -1,4 +1,4 @@
-"""Columns of a table: IDs, among which rows are found, numbers, and bits.
+"""Columns of a table: IDs, numbers, and bits.
 
 Nothing is made for each row: a table may have thousands of rows, of which a reader needs one.
 """
@@ -8,25 +8,20 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import accumulate, chain
-from operator import gt
+from operator import eq, gt
 from struct import iter_unpack
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_KEY = 8  # bytes of an ID that a search goes by
-_ALIKE = 8  # IDs that may begin with the same bytes: the frames of a chunk
 _FEW = 256  # rows up to which loops are as fast as numpy
 _DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
 class IdColumn(Sequence[bytes]):
     """IDs of equal length, end to end, as plain bytes.
-
-    The first search sorts them, which takes a fifth of the time of a dict with an entry for each.
 
     Args:
         joined: The IDs.
@@ -45,11 +40,6 @@ class IdColumn(Sequence[bytes]):
         self.width = width
         self._joined = joined
 
-    @classmethod
-    def end_to_end(cls, columns: Sequence[IdColumn]) -> IdColumn:
-        """Return the rows of several columns of one width, at least one."""
-        return cls(b"".join(column._joined for column in columns), columns[0].width)
-
     def __len__(self) -> int:
         return len(self._joined) // self.width
 
@@ -66,47 +56,13 @@ class IdColumn(Sequence[bytes]):
         # The fastest way to cut thousands of them.
         return chain.from_iterable(iter_unpack(f"{self.width}s", self._joined))
 
-    def find(self, wanted: bytes) -> list[int]:
-        """Return the numbers of the rows that have this ID, in order."""
-        if self._sorted is None:
-            return self._rows.get(wanted, [])
-        keys, numbers = self._sorted
-        key = keys.dtype.type(int.from_bytes(wanted[:_KEY], "little"))
-        place = int(keys.searchsorted(key))
-        found: list[int] = []
-        while place < len(numbers) and keys[place] == key:
-            if self.at(numbers[place]) == wanted:
-                found.append(numbers[place])
-            place += 1
-        found.sort()
-        return found
-
     def at(self, n: int) -> bytes:
         """Return the ID in a row that exists; faster than ``[n]``."""
         return self._joined[n * self.width : (n + 1) * self.width]
 
-    @cached_property
-    def _sorted(self) -> tuple[Any, array[int]] | None:
-        """The first bytes of the IDs as numbers, sorted, and the number of the row of each.
-
-        None if many IDs begin with the same bytes: they may be forged to make searches slow.
-        """
-        import numpy as np  # commands that move no data must not wait for this import
-
-        keys = np.frombuffer(self._joined, "<u8")[:: self.width // _KEY].astype(np.uint64)
-        order = keys.argsort()
-        keys = keys[order]
-        if (keys[_ALIKE:] == keys[:-_ALIKE]).any():
-            return None
-        return keys, array("I", order.astype(np.uintc).tobytes())
-
-    @cached_property
-    def _rows(self) -> dict[bytes, list[int]]:
-        """The numbers of the rows by their ID."""
-        rows: dict[bytes, list[int]] = {}
-        for number, own in enumerate(self):
-            rows.setdefault(own, []).append(number)
-        return rows
+    def beginnings(self) -> array[int]:
+        """Return the first 8 bytes of each ID as a number, in the byte order of this machine."""
+        return array("Q", self._joined)[:: self.width // 8]
 
 
 class NumberColumn:
@@ -157,10 +113,10 @@ class NumberColumn:
         return np.frombuffer(self.numbers, np.uintc)
 
 
-def running_sums(numbers: bytes | array[int], first: int) -> Sequence[int]:
+def running_sums(numbers: bytes | array[int], first: int) -> array[int]:
     """Return for each number the sum of `first` and the numbers before it, and then that of all."""
     if len(numbers) <= _FEW:
-        return list(accumulate(numbers, initial=first))
+        return array("q", accumulate(numbers, initial=first))
     import numpy as np  # as above
 
     sums = np.full(len(numbers) + 1, first, np.int64)
@@ -191,3 +147,25 @@ def decode_bits(column: bytes, count: int) -> bytes:
         if len(digits) == count:
             return digits.encode().translate(_DIGITS)
     raise ValueError("it has more or fewer bits than frames")
+
+
+def sort_rows(keys: array[int]) -> tuple[array[int], array[int]]:
+    """Return keys below 2**64 in order, and the number of the row that each came from."""
+    if len(keys) <= _FEW:
+        order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
+        return array("Q", map(keys.__getitem__, order)), order
+    import numpy as np  # as above
+
+    unsorted = np.frombuffer(keys, np.uint64)
+    places = unsorted.argsort()
+    return array("Q", unsorted[places].tobytes()), array("I", places.astype(np.uintc).tobytes())
+
+
+def repeats(keys: array[int], distance: int) -> bool:
+    """Whether any number is the same as the one this many rows before it."""
+    if len(keys) <= _FEW:
+        return any(map(eq, keys[distance:], keys))
+    import numpy as np  # as above
+
+    numbers = np.frombuffer(keys, np.uint64)
+    return bool((numbers[distance:] == numbers[:-distance]).any())

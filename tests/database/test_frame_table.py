@@ -134,12 +134,10 @@ def test_frames_are_the_same_whether_they_are_made_at_once_or_when_asked_for(
 
 
 @given(PACKS)
-def test_a_pack_finds_all_frames_of_a_chunk_in_order(packs: list[PackLocations]) -> None:
+def test_a_pack_gives_its_frames_by_number_and_in_order(packs: list[PackLocations]) -> None:
     for pack in packs:
         every = [Location(pack.pack, frame) for frame in pack.frames]
         assert list(pack) == every == [pack[n] for n in range(len(pack))] == pack[:]
-        for chunk in CHUNKS:
-            assert pack.of(chunk) == [at for at in every if at.frame.chunk == chunk]
 
 
 def test_looking_up_a_chunk_makes_its_frames_alone(monkeypatch: pytest.MonkeyPatch) -> None:

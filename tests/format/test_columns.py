@@ -2,61 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from itertools import accumulate
 from random import Random
 
 import pytest
 
-from casweights.format.columns import IdColumn, NumberColumn, rows_of, running_sums
+from casweights.format.columns import (
+    IdColumn,
+    NumberColumn,
+    repeats,
+    rows_of,
+    running_sums,
+    sort_rows,
+)
 
 SIZES = [0, 1, 5, 256, 257, 2000]  # loops up to 256, numpy above
 
 
-def ids(count: int, width: int) -> list[bytes]:
-    """Return IDs of which every third is there twice."""
-    random = Random(count)
-    made = [random.randbytes(width) for _ in range(count)]
-    return [made[n - 1] if n % 3 == 1 else made[n] for n in range(count)]
-
-
-def check(column: IdColumn, rows: list[bytes], others: list[bytes]) -> None:
-    for wanted in {*rows, *others}:
-        assert column.find(wanted) == [n for n, own in enumerate(rows) if own == wanted]
-
-
 @pytest.mark.parametrize("width", [16, 32])
 @pytest.mark.parametrize("count", [0, 1, 300])
-def test_an_id_is_found_in_all_its_rows(count: int, width: int) -> None:
-    rows = ids(count, width)
+def test_a_column_gives_its_ids_by_number_and_in_order(count: int, width: int) -> None:
+    random = Random(count)
+    rows = [random.randbytes(width) for _ in range(count)]
     column = IdColumn(b"".join(rows), width)
     assert list(column) == rows == [column[n] for n in range(len(column))] == column[:]
-    check(column, rows, [bytes(width), b"\xff" * width, *(own[:8] + bytes(24) for own in rows)])
-
-
-@pytest.mark.parametrize("width", [16, 32])
-@pytest.mark.parametrize("alike", [2, 300])
-def test_ids_that_begin_alike_are_told_apart(width: int, alike: int) -> None:
-    begin = b"\xfe" * 8
-    rows = [begin + n.to_bytes(width - 8, "little") for n in range(alike)] + ids(50, width)
-    check(IdColumn(b"".join(rows), width), rows, [begin + b"\xff" * (width - 8)])
-
-
-def test_forged_ids_that_begin_alike_do_not_slow_searches_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    column = IdColumn(b"".join(bytes(16) + n.to_bytes(16, "big") for n in range(1000)), 32)
-    assert column.find(column[0]) == [0]
-    compared: list[int] = []
-    monkeypatch.setattr(IdColumn, "at", lambda _, n: compared.append(n))
-    assert column.find(bytes(31) + b"\x07") == [7]
-    assert len(compared) < 10
-
-
-def test_columns_follow_each_other_in_one() -> None:
-    first, second = ids(5, 32), ids(7, 32)
-    parts = [IdColumn(b"".join(rows), 32) for rows in (first, second)]
-    assert list(IdColumn.end_to_end(parts)) == first + second
+    begin = [int.from_bytes(own[:8], sys.byteorder) for own in rows]
+    assert list(column.beginnings()) == begin
 
 
 def test_a_part_of_an_id_is_refused() -> None:
@@ -92,3 +65,23 @@ def test_few_and_many_numbers_are_added_alike(count: int) -> None:
 def test_few_and_many_rows_with_a_value_are_found_alike(count: int) -> None:
     column = bytes(n % 3 for n in range(count))
     assert rows_of(1, column) == list(range(1, count, 3))
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_few_and_many_keys_are_sorted_alike(count: int) -> None:
+    random = Random(count)
+    keys = array("Q", [random.choice([2**64 - 1 - n, n // 3]) for n in range(count)])
+    ordered, rows = sort_rows(keys)
+    assert list(ordered) == sorted(keys)
+    assert [keys[row] for row in rows] == list(ordered)
+    assert sorted(rows) == list(range(count))
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_few_and_many_numbers_are_compared_with_earlier_ones_alike(count: int) -> None:
+    keys = array("Q", range(2**64 - count, 2**64))
+    assert not repeats(keys, 3)
+    if count > 3:
+        keys[-1] = keys[-4]
+        assert repeats(keys, 3)
+        assert not repeats(keys, 2)
