@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from casweights.database.chain import Chain
     from casweights.database.chains import ChainFinder
     from casweights.database.index import ChunkIndex
+    from casweights.database.pack_rows import PackRows
     from casweights.database.packs import PackContents
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location
-    from casweights.ids import ChunkId, PackId
+    from casweights.ids import ChunkId
 
 
 _TIDY_EVERY = 8192  # chunks: what the index makes for look-ups takes some 1.2 KiB for each
@@ -44,6 +45,7 @@ class LiveFrames:
 
     Args:
         index: The index of the store, after `load`.
+        rows: The rows of its packs.
         packs: The packs and snapshots in their places, by name; may be replaced after another look.
 
     Attributes:
@@ -52,31 +54,36 @@ class LiveFrames:
             place; objects without live frames are not in it.
     """
 
-    def __init__(self, index: ChunkIndex, packs: Mapping[str, PackContents]) -> None:
+    def __init__(
+        self, index: ChunkIndex, rows: PackRows, packs: Mapping[str, PackContents]
+    ) -> None:
         self._index = index
+        self._rows = rows
         self.packs = packs
         self.nbytes: Counter[str] = Counter()
-        # A location takes ten times the memory of its pack, so only those are kept of which the
-        # pack is not enough: it has several frames of the chunk.
-        self._packs_of: dict[ChunkId, PackId] = {}
-        self._exact: dict[ChunkId, Location] = {}
+        self._is_live = bytearray(len(rows))  # of each row
+        self._others: dict[ChunkId, Location] = {}  # live frames without a row, which are few
 
     def __contains__(self, location: Location) -> bool:
         """Whether a frame is live."""
-        chunk = location.frame.chunk
-        if (exact := self._exact.get(chunk)) is not None:
-            return exact == location
-        return self._packs_of.get(chunk) == location.pack
+        row = self._rows.row(location)
+        if row is None:
+            return self._others.get(location.frame.chunk) == location
+        return bool(self._is_live[row])
 
     def rebuilds(self, chunk: ChunkId) -> bool:
         """Whether a chunk is rebuilt by live frames."""
-        return chunk in self._packs_of
+        return self._row(chunk) is not None or chunk in self._others
+
+    def _row(self, chunk: ChunkId) -> int | None:
+        return next((row for row in self._rows.rows(chunk) if self._is_live[row]), None)
 
     def __iter__(self) -> Iterator[Location]:
-        for number, chunk in enumerate(list(self._packs_of), 1):
-            yield self.own(chunk)
-            if number % _TIDY_EVERY == 0:
-                self._index.tidy()
+        row = self._is_live.find(1)
+        while row >= 0:
+            yield self._rows.location(row)
+            row = self._is_live.find(1, row + 1)
+        yield from self._others.values()
 
     def follow(self, chunks: Iterable[ChunkId], kept: Container[ChunkId]) -> list[ChunkId]:
         """Choose the chains of some chunks.
@@ -91,7 +98,7 @@ class LiveFrames:
         finder = self._index.finder_within(kept)
         lost: list[ChunkId] = []
         for number, chunk in enumerate(chunks, 1):
-            if chunk not in self._packs_of and not self._take_chain(chunk, finder):
+            if not (self.rebuilds(chunk) or self._take_chain(chunk, finder)):
                 lost.append(chunk)
             if number % _TIDY_EVERY == 0:
                 finder.forget(())
@@ -106,7 +113,7 @@ class LiveFrames:
                 chain = any_chain
         for line in chain.lines() if chain is not None else ():
             for location in line:
-                if location.frame.chunk in self._packs_of:
+                if self.rebuilds(location.frame.chunk):
                     break
                 self._take(location)
         return chain is not None
@@ -117,9 +124,11 @@ class LiveFrames:
         frames = self._index.frames(chunk)
         copies = [at for at in frames if at.frame.content == content and not self._index.doubts(at)]
         best = max(copies, key=self._rank) if len(copies) > 1 else location
-        self._packs_of[chunk] = best.pack
-        if sum(at.pack == best.pack for at in frames) > 1:
-            self._exact[chunk] = best
+        row = self._rows.row(best)
+        if row is None:
+            self._others[chunk] = best
+        else:
+            self._is_live[row] = 1
         self.nbytes[names.pack_name(best.pack)] += best.frame.size
 
     def _rank(self, location: Location) -> tuple[int, bytes]:
@@ -133,10 +142,8 @@ class LiveFrames:
 
     def own(self, chunk: ChunkId) -> Location:
         """Return the live frame of a chunk."""
-        if (exact := self._exact.get(chunk)) is not None:
-            return exact
-        pack = self._packs_of[chunk]
-        return next(at for at in self._index.frames(chunk) if at.pack == pack)
+        row = self._row(chunk)
+        return self._others[chunk] if row is None else self._rows.location(row)
 
     def path(self, chunk: ChunkId, kept: Container[ChunkId]) -> Iterator[Location]:
         """Yield the frames of a chunk's chain, from its own back to the next chunks that stay."""

@@ -7,10 +7,12 @@ their frames, or because they share an archive.
 
 from __future__ import annotations
 
+from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.aside import list_aside
+from casweights.database.chunk_numbers import ChunkNumbers, ChunkSet
 from casweights.database.moves import parse_move, version_in
 from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
@@ -110,31 +112,34 @@ def _named(db: Database, is_old: Callable[[ObjectInfo], bool]) -> set[SnapshotId
         newest[log] = max(position, newest.get(log, 0))
     expired = db.history.expired()
     found: set[SnapshotId | None] = set()
+    deleted: set[SnapshotId | None] = set()
     lately: set[SnapshotId] = set()
     for info, (log, position) in zip(infos, places, strict=True):
         if position > ends.get(log, 0):
             target = db.refs.target(info)
             is_past = position < newest[log] and target is not None and expired.find(target)
             if target is None or not is_past:
-                found |= {target, _deleted_from(db, info)}
+                found.add(target)
+                deleted.add(db.refs.deleted_from(info))
             elif not is_old(info):
                 lately.add(target)
     # A collection with a shorter grace time may have removed those that have expired.
     found |= db.snapshots.archives.present(lately)
+    # The mark of a deletion may be newer than its grace time, and than the collection after that.
+    found |= _that_exist(db, {version for version in deleted if version is not None})
     return {version for version in found if version is not None}
 
 
-def _deleted_from(db: Database, info: ObjectInfo) -> SnapshotId | None:
-    """Return the version that a deletion brings back; None if it has gone.
-
-    The mark of a deletion may be newer than its grace time, and than the collection after that.
-    """
-    version = db.refs.deleted_from(info)
-    if version is not None:
-        with suppress(NotFoundError):
-            db.snapshots.load_stored(version)
-            return version
-    return None
+def _that_exist(db: Database, versions: set[SnapshotId]) -> set[SnapshotId]:
+    """Return those of these versions that are in their places or were set aside."""
+    archives = db.snapshots.archives
+    found = archives.present(versions) if versions else set()
+    if lacking := versions - found:
+        aside = list_aside(db.store)
+        found |= {version for version in lacking if names.snapshot_name(version) in aside}
+        for members in archives.members_aside(aside).values():
+            found |= lacking.intersection(members)
+    return found
 
 
 def _place(info: ObjectInfo) -> tuple[str, int]:
@@ -180,10 +185,13 @@ class Marking:
         self._going = going
         self._alone = alone
         self.versions: set[SnapshotId] = set()
-        self.chunks: set[ChunkId] = set()
-        self.frames = LiveFrames(db.index, places.packs)
-        self._unplaced: list[ChunkId] = []  # those of the chunks whose chains are not chosen yet
+        rows = db.index.rows()
+        self._numbers = ChunkNumbers(rows)
+        self.chunks = ChunkSet(self._numbers)
+        self.frames = LiveFrames(db.index, rows, places.packs)
+        self._unplaced = array("I")  # numbers of the chunks whose chains are not chosen yet
         self._best: set[str] = set()  # archives and snapshots with the best copy of a version
+        self._whole: set[str] = set()  # archives of which all versions are kept
         self._back: set[str] = set()  # versions and archives that lie aside and are needed
         self._aside: dict[str, list[SnapshotId]] | None = None
         self._expired = db.history.expired()
@@ -207,10 +215,17 @@ class Marking:
         Raises:
             IntegrityError: A chunk is missing now.
         """
-        self.places = look(self._db)
-        self.frames = LiveFrames(self._db.index, self.places.packs)
-        self._unplaced = list(self.chunks)
+        self.look_again()
+        rows = self._db.index.rows()
+        self._numbers, before = ChunkNumbers(rows), self.chunks
+        self.chunks = ChunkSet(self._numbers)
+        self.frames = LiveFrames(self._db.index, rows, self.places.packs)
+        self._want(before)
         self._choose_chains()
+
+    def no_chunks(self) -> ChunkSet:
+        """Return an empty set of chunks."""
+        return ChunkSet(self._numbers)
 
     @property
     def restored(self) -> set[str]:
@@ -262,7 +277,8 @@ class Marking:
                 if not self._losses.is_gone(version):
                     raise
                 continue
-            if archive is not None and not self._alone:
+            if archive is not None and not (self._alone or archive in self._whole):
+                self._whole.add(archive)
                 todo += self._members(archive)
             todo += self.parents(stored)
             self._want(self._chunks_of(stored))
@@ -374,9 +390,9 @@ class Marking:
 
     def _want(self, chunks: Iterable[ChunkId]) -> None:
         for chunk in chunks:
-            if chunk not in self.chunks and chunk not in self._losses.met:
-                self.chunks.add(chunk)
-                self._unplaced.append(chunk)
+            number = None if chunk in self._losses.met else self.chunks.add(chunk)
+            if number is not None:
+                self._unplaced.append(number)
 
     def _choose_chains(self) -> None:
         """Choose the frames of all chunks that are new.
@@ -384,8 +400,8 @@ class Marking:
         The frames of lost chunks are kept, with what they build on: a repair may need them.
         """
         while self._unplaced:
-            new, self._unplaced = self._unplaced, []
-            for chunk in self.frames.follow(new, self.chunks):
+            new, self._unplaced = self._unplaced, array("I")
+            for chunk in self.frames.follow(map(self._numbers.chunk, new), self.chunks):
                 if not self._losses.is_lost(chunk):
                     raise _missing(f"no frame holds the chunk {chunk}, which a version needs")
                 self.chunks.discard(chunk)

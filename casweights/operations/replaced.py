@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from casweights.database.index import ChunkIndex
 from casweights.database.reader import ChunkReader
 from casweights.errors import IntegrityError
+from casweights.ids import ChunkId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from casweights.database import Database
     from casweights.database.chain import Chain
     from casweights.database.chains import ChainFinder
-    from casweights.ids import ChunkId
     from casweights.operations.marking import Marking
+
+
+_TOGETHER = 8192  # chunks that are rebuilt from one index, which has some KiB for each
 
 
 class _FixedIndex(ChunkIndex):
@@ -40,10 +43,10 @@ def check_replaced(db: Database, marking: Marking, dead: Iterable[str]) -> None:
         IntegrityError: A chunk cannot be rebuilt. A finding says why, so that the next run chooses
             another frame.
     """
-    index = _FixedIndex(db.store, db.findings)
-    reader = ChunkReader(db.store, index, db.hasher, db.config.chunk_size)
-    seen: set[ChunkId] = set()
-    for chunk in _replaced(marking, dead):
+    for number, chunk in enumerate(_replaced(marking, dead)):
+        if number % _TOGETHER == 0:
+            index, seen = _FixedIndex(db.store, db.findings), set[ChunkId]()
+            reader = ChunkReader(db.store, index, db.hasher, db.config.chunk_size)
         index.add_frames(marking.frames.chain(chunk, seen))
         out = memoryview(bytearray(marking.frames.own(chunk).frame.raw_size))
         try:
@@ -58,11 +61,10 @@ def check_replaced(db: Database, marking: Marking, dead: Iterable[str]) -> None:
 
 def _replaced(marking: Marking, dead: Iterable[str]) -> Iterator[ChunkId]:
     """Yield the chunks that stay and of which a frame goes."""
-    seen: set[ChunkId] = set()
+    seen = marking.no_chunks()
     for name in dead:
         pack = marking.places.packs.get(name)
         for location in pack.locations if pack is not None else ():
             chunk = location.frame.chunk
-            if marking.frames.rebuilds(chunk) and chunk not in seen:
-                seen.add(chunk)
+            if marking.frames.rebuilds(chunk) and seen.add(chunk) is not None:
                 yield chunk

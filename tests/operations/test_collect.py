@@ -12,8 +12,8 @@ import pytest
 import casweights
 from casweights.errors import StoreError
 from casweights.format import names
+from casweights.operations import archiving, collections, transfer
 from casweights.operations import collect as collect_module
-from casweights.operations import collections, transfer
 from casweights.stores import memory
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
@@ -140,6 +140,26 @@ def test_maintenance_after_a_deleted_branch_has_gone_stops_no_collection(
     repo.maintain()
     assert repo.gc(apply=True).kept
     check_versions(objects, kept)
+
+
+@pytest.mark.parametrize("is_archived", [False, True])
+def test_what_a_young_mark_of_a_deletion_names_comes_back_from_aside(is_archived: bool) -> None:
+    """Maintenance writes the mark after the version was set aside."""
+    objects = MemoryStore()
+    with open_repo(objects, create=True) as repo:
+        kept = commit_all(repo, "main")
+        others = {info.name for info in objects.list(names.SNAPSHOTS)}
+        lost = commit_all(repo, "lost", seed=50)
+        if is_archived:
+            own = [info for info in objects.list(names.SNAPSHOTS) if info.name not in others]
+            archiving.archive(repo.database, own)
+        repo.delete_branch("lost")
+        age(objects, LONG)
+        assert repo.gc(apply=True).objects
+        repo.maintain()
+        assert repo.gc(apply=True).restored
+        repo.undelete("lost")
+    check_versions(objects, kept | lost)
 
 
 def test_a_push_that_took_hours_looks_at_the_target_again(

@@ -7,24 +7,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import casweights
 from casweights.config import Keep
 from casweights.database import reflog
 from casweights.database.expired import ExpiredVersions
+from casweights.operations import live_frames, maintain
+from casweights.operations.marking import Marking
+from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from tests.ages import age
 from tests.copying_bucket import Bucket
 from tests.histories import check_versions, step, weights
 from tests.operations.collecting import KINDS, LONG, commit_all, make_objects, open_repo
 from tests.operations.turns import Watched
+from tools.bench.lifecycle.chunky import Chunky
+from tools.bench.lifecycle.synthetic import add_synthetic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
     from casweights.results import ExpiredVersion
     from casweights.stores.base import ObjectStore
 
+CHUNKS, MEMORY_FOR_A_FRAME = 100, 300  # bytes; large stores take some 140
 MEMORY_FOR_A_VERSION = 20 << 10  # bytes: 200 MiB for 10,000 versions
 
 
@@ -82,6 +89,47 @@ def test_h10_memory_grows_with_what_a_run_decides_about_and_not_with_what_it_rea
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (peaks[1] - peaks[0]) / counts[1] < MEMORY_FOR_A_VERSION
+
+
+def test_h10_memory_grows_by_some_bytes_for_each_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_frames, "_TIDY_EVERY", 100)  # so that both stores reach it often
+    model, file = Chunky(CHUNKS), tmp_path / "model.safetensors"
+    model.write(file)
+    peaks, counts = [], (20, 60)
+    for count in counts:
+        with casweights.open(objects := MemoryStore(), create=True) as repo:
+            model.check(repo.commit(file))
+            add_synthetic(repo.database, file, count, repo.database.refs.head("main"))
+            repo.maintain()
+        age(objects, LONG)
+        with casweights.open(objects) as repo:
+            tracemalloc.start()
+            assert not repo.gc(apply=True).objects
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / (counts[1] - counts[0]) < CHUNKS * MEMORY_FOR_A_FRAME
+
+
+def test_h10_the_versions_of_an_archive_are_listed_once_and_not_for_each_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listed: list[str] = []
+    members = Marking._members
+
+    def counted(marking: Marking, archive: str) -> Sequence[SnapshotId]:
+        listed.append(archive)
+        return members(marking, archive)
+
+    monkeypatch.setattr(Marking, "_members", counted)
+    monkeypatch.setattr(maintain, "_RECENT_PACKS", 0)
+    monkeypatch.setattr(reflog, "RECENT_MOVES", 2)
+    with open_repo(MemoryStore(), create=True) as repo:
+        commit_small(repo, 40)
+        repo.maintain()
+        assert repo.gc().objects == ()
+        assert len(listed) == len(set(listed)) > 0
 
 
 def test_h10_expired_versions_that_are_still_there_cost_each_the_same(

@@ -1,9 +1,8 @@
 """Do one thing in a fresh process, and print its costs as JSON.
 
 Usage: python -m tools.bench.lifecycle.fresh commit|checkout STORE PATH VERSION
-       python -m tools.bench.lifecycle.fresh gc|mark STORE
-The version is a branch for `commit`, and for `checkout` anything that names one. `mark` is a
-collection that changes nothing.
+       python -m tools.bench.lifecycle.fresh gc STORE
+The version is a branch for `commit`, and for `checkout` anything that names one.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ _VERBS: dict[str, Callable[..., object]] = {
     "commit": lambda store, path, version: store.commit(path, branch=version),
     "checkout": lambda store, path, version: store.checkout(version, path),
     "gc": lambda store: store.gc(apply=True),
-    "mark": lambda store: store.gc(),
 }
 
 
