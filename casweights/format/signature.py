@@ -50,7 +50,7 @@ class Signature:
             numbers: Those of the tensors to take, ascending; None for all.
 
         Returns:
-            The signature; None if not all of their samples are known, or there are none.
+            The signature; None if not all of their samples are known, or none is sampled.
         """
         chosen = range(len(samples.tensors)) if numbers is None else numbers
         values = samples.values_of(chosen)
