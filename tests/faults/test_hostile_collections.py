@@ -21,7 +21,7 @@ from casweights.errors import CasweightsError, IntegrityError, InvalidInputError
 from casweights.format import names
 from casweights.format.archive import build_archive
 from casweights.format.collection import Part, Settled, mark, part_name, settled_name
-from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
+from casweights.format.envelope import MAX_GENERATION, PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.expired import encode_records
 from casweights.format.finding import Finding, encode_finding, finding_name
 from casweights.format.pack import build_index
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 MAY_GO = re.compile(
     r"(aside/[0-9a-f]{16}/)?(packs|snapshots|versions)/[0-9a-f]{64}"
     r"|collections/([0-9a-f]{16}/(look|plan|end)|settled-[0-9a-f]{64}-[0-9]+)"
+    r"|signatures/([0-9]+-)?[0-9a-f]{64}"  # those of versions that are gone
 )
 NEEDED = (names.PACKS, names.SNAPSHOTS, names.HEADS, names.TAGS)
 ID = "ab" * 32
@@ -140,7 +141,7 @@ acts = st.one_of(
     st.tuples(st.just("finding"), st.integers(0, 99)),
     st.tuples(st.just("record"), st.integers(0, 99), st.booleans()),
     st.tuples(st.just("archive"), st.lists(st.integers(0, 99), max_size=3), st.integers(0, 2**31)),
-    st.tuples(st.just("pack"), st.integers(0, 2**40)),
+    st.tuples(st.just("pack"), st.integers(0, MAX_GENERATION)),
     st.tuples(
         st.just("move"),
         st.sampled_from(["heads/main", "heads/x", "tags/y"]),
