@@ -178,6 +178,20 @@ def diff(model: torch.nn.Module) -> None:
         assert [(change.kind, change.tensor) for change in changes] == [("changed", "bias")]
 
 
+@shows("SimilarVersion", "SimilarTensor")
+def similar(model: torch.nn.Module) -> None:
+    import torch
+
+    import casweights
+
+    with casweights.open("./store", create=True) as store:
+        base = store.commit({"w": torch.randn(256, 256)}, branch="base")
+        [found] = store.similar({"renamed": store.load(base)["w"] * 1.001})
+        assert found.snapshot == base.id
+        assert found.nbytes < found.whole_bytes
+        assert [(like.tensor, like.other_tensor) for like in found.tensors] == [("renamed", "w")]
+
+
 @shows("TransferStats")
 def transfer(model: torch.nn.Module) -> None:
     import casweights

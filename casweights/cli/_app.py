@@ -23,6 +23,7 @@ VERBS = (
     "show",
     "ls",
     "diff",
+    "similar",
     "checkout",
     "cat",
     "tag",

@@ -179,6 +179,18 @@ class SignatureStore:
             found = [self._signature(place) for place in chosen]
         return list(_few_equal(relative for relative in found if relative is not None))
 
+    def find(self, snapshot: SnapshotId) -> Signature | None:
+        """Return the signature of a version; None if it has none that is sound.
+
+        Raises:
+            StoreError: The store could not be read.
+        """
+        listed = self._listed()
+        self._load(listed, None)
+        place = self._places(listed).get(snapshot)
+        found = None if place is None else self._signature(place)
+        return None if found is None else found.signature
+
     def distrust(self, snapshot: SnapshotId) -> None:
         """Leave a version out of later searches, because its signature turned out to be wrong."""
         self._distrusted.add(snapshot)

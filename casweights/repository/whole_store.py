@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from casweights.config import DEFAULT_GRACE, REPLACED_GRACE, Keep, RemoteOptions
-from casweights.content.arguments import check_compression, check_grace, to_utc
+from casweights.config import (
+    DEFAULT_EXCLUDE,
+    DEFAULT_GRACE,
+    REPLACED_GRACE,
+    Keep,
+    RemoteOptions,
+)
+from casweights.content.arguments import check_compression, check_grace, to_sources, to_utc
 from casweights.errors import ErrorCode, InvalidInputError
+from casweights.ids import SnapshotId
 from casweights.system.closing import Closing
 from casweights.system.handles import Handle
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Collection, Sequence
     from datetime import datetime, timedelta
+    from typing import Any
 
     from casweights.config import Compression, StoreConfig
     from casweights.database import Database
+    from casweights.format.manifest import Snapshot
     from casweights.results import (
         CollectStats,
         Expiry,
         MaintainStats,
         RepackStats,
         RepairReport,
+        SimilarVersion,
         SpaceUse,
         StoreInfo,
         StoreStats,
@@ -140,6 +151,36 @@ class WholeStore(Handle, Closing):
         from casweights.operations.stats import stats
 
         return stats(self._db)
+
+    def similar(
+        self,
+        source: str | SnapshotId | Snapshot | os.PathLike[str] | Mapping[str, Any],
+        *,
+        limit: int = 10,
+    ) -> list[SimilarVersion]:
+        """Find the versions that something resembles most, the nearest one first.
+
+        Versions are compared by the samples of their signatures, whatever the names of tensors, so
+        none of them is read. The first version of each branch, tagged ones, and each 64th of a
+        history have signatures.
+
+        Args:
+            source: A version; or a file, a directory (as a path, not as a string) or a state dict.
+            limit: The number of versions to return at most.
+
+        Raises:
+            NotFoundError: The version does not exist.
+            InvalidInputError: A file cannot be read.
+        """
+        from casweights.database.resolve import resolve
+        from casweights.operations.similar import similar_to_files, similar_to_version
+
+        if isinstance(source, os.PathLike | Mapping):
+            return similar_to_files(self._db, to_sources(source, DEFAULT_EXCLUDE, ()), limit)
+        version = resolve(self._db, source) if isinstance(source, str) else source
+        snapshot = version if isinstance(version, SnapshotId) else version.id
+        loaded = self._db.snapshots.load(snapshot, with_locations=True)
+        return similar_to_version(self._db, loaded, limit)
 
     def repack(
         self, *, compression: Compression = "auto", grace: timedelta = REPLACED_GRACE

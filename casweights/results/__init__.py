@@ -14,6 +14,7 @@ from casweights.results.collections import (
     SpaceUse,
     UndeleteStats,
 )
+from casweights.results.similar import SimilarTensor, SimilarVersion
 from casweights.results.stores import (
     ExpiredVersion,
     Expiry,
@@ -49,6 +50,8 @@ __all__ = [
     "PublishStats",
     "RepackStats",
     "RepairReport",
+    "SimilarTensor",
+    "SimilarVersion",
     "SpaceUse",
     "StoreInfo",
     "StoreStats",

@@ -29,6 +29,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "string or null": lambda value: value is None or isinstance(value, str),
     "integer": lambda value: type(value) is int,
+    "number": lambda value: type(value) is float,
     "integer or null": lambda value: value is None or type(value) is int,
     "boolean": lambda value: isinstance(value, bool),
     "object": lambda value: isinstance(value, dict),
@@ -67,6 +68,10 @@ def test_short_commands_have_the_documented_fields(run_json: Json, store: Path) 
         check("`ls --tensors`", row)
     for row in run_json("diff", "v1", "main")["changes"]:
         check("`diff`: `changes`", row)
+    [similar] = run_json("similar", "model")
+    check("`similar`", similar)
+    for row in similar["tensors"]:
+        check("`similar`: tensors", row)
 
 
 def test_stats_have_the_documented_fields(run_json: Json, store: Path) -> None:
@@ -131,6 +136,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "show": (),
     "ls": (),
     "diff": ("v1", "main"),
+    "similar": ("model",),
     "cat": ("main", "config.json"),
     "tag": (),
     "branch": (),

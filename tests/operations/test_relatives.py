@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import casweights
 from casweights.config import KiB, StoreConfig
@@ -17,6 +18,7 @@ from casweights.testing.states import assert_same_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from casweights import Repository
 
@@ -141,3 +143,25 @@ def test_a_lost_signature_costs_bytes_and_nothing_else(family: Repository) -> No
         fresh.maintain()  # makes those of first versions again, a few at a time
     with casweights.open(store) as fresh:
         assert fresh.database.signatures.versions()
+
+
+def test_similar_names_the_nearest_versions_first(family: Repository, tmp_path: Path) -> None:
+    new = {f"model.{name}": tensor for name, tensor in tuned(base(7), 506).items()}
+    found = family.similar(new, limit=3)
+    assert found[0].snapshot == family.resolve("base-7")
+    assert len(found) == 3
+    assert [one.nbytes for one in found] == sorted(one.nbytes for one in found)
+    assert found[0].nbytes < found[0].whole_bytes / 4
+    assert {(like.tensor, like.other_tensor) for like in found[0].tensors} == {
+        (f"model.{name}", name) for name in base(7)
+    }
+    save_file(new, tmp_path / "model.safetensors")
+    assert [one.snapshot for one in family.similar(tmp_path)][:3] == [one.snapshot for one in found]
+
+
+def test_similar_leaves_out_the_version_itself(family: Repository) -> None:
+    found = family.similar("variant-7-1")
+    assert found[0].snapshot == family.resolve("base-7")
+    assert family.resolve("variant-7-1") not in [one.snapshot for one in found]
+    assert family.similar(base(99)) == []
+    assert family.similar({"note": "no tensors"}) == []
