@@ -17,8 +17,10 @@ MODULES = {
     "hub": "hub.main",
     "lifecycle": "lifecycle.main",
     "peers": "encodings.peers",
+    "relatives": "relatives",
     "store": "store",
     "sync": "sync.main",
+    "variants": "variants",
 }
 
 

@@ -105,10 +105,14 @@ def summary(pairs: list[Pair]) -> dict[str, float]:
     }
 
 
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="tools/bench/run relatives", description=__doc__)
+    made.add_argument("directory", type=Path, help="holds safetensors files, in any folders")
+    return made
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("directory", type=Path, help="holds safetensors files, in any folders")
-    paths = sorted(parser.parse_args().directory.rglob("*.safetensors"))
+    paths = sorted(parser().parse_args().directory.rglob("*.safetensors"))
     begin = time.process_time()
     files = [read(path) for path in paths]
     sampled = time.process_time() - begin
