@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     "--as", "as_name", metavar="NAME", help="Another name, if the old one is in use, or for an ID."
 )
 def command(session: Session, name: str, as_name: str | None) -> None:
-    """Bring a deleted branch or tag back, or what gc, maintain or repack has set aside.
+    """Bring back a deleted branch or tag, or what was set aside.
 
     It names its last version again. `branch --deleted` and `tag --deleted` list what was deleted.
     If a branch and a tag of one name were, write heads/NAME or tags/NAME.

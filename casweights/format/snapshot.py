@@ -205,7 +205,7 @@ def end_span(last_bytes: bytes, object_size: int, name: str) -> tuple[int, int]:
     )
 
 
-_NO_FRAMES = FrameColumns(
+NO_FRAMES = FrameColumns(
     {
         "digest_size": ChunkId.sizes[0],
         **dict.fromkeys(("chunk", "raw_size", "size", "encoding", "checksum"), b""),
@@ -271,7 +271,7 @@ def _unpack_index(encoded: bytes) -> SnapshotIndex:
     fields = data.fields(readers, optional={"frames"})
     data.finish()
     if (columns := fields.pop("frames", None)) is None:
-        return SnapshotIndex(**fields, frames=_NO_FRAMES)
+        return SnapshotIndex(**fields, frames=NO_FRAMES)
     if len(columns) > MAX_INDEX_SIZE:
         raise ValueError(f"its frames take {len(columns)} bytes")
     frames = parse_frames(columns)

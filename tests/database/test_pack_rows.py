@@ -13,7 +13,8 @@ from casweights.database.pack_rows import PackRows
 from casweights.database.packs import PackLocations
 from casweights.format.columns import IdColumn
 from casweights.format.envelope import PREFIX_SIZE
-from casweights.format.pack import NO_FRAMES, Frame, Location, encode_frames, parse_frames
+from casweights.format.pack import Frame, Location, encode_frames, parse_frames
+from casweights.format.snapshot import NO_FRAMES
 from casweights.ids import ChunkId, PackId
 
 if TYPE_CHECKING:
