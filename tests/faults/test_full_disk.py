@@ -255,38 +255,46 @@ def test_checkout_onto_a_disk_without_inodes_leaves_whole_files(
     assert_checkout_completes(tmp_path / "store", place / "target", model)
 
 
-def count_puts(model: Path) -> int:
+def puts_of(first: Path, second: Path, branch: str) -> list[str]:
+    """Return the objects that a commit puts after one to ``main``."""
     store = FaultyStore(MemoryStore())
     with casweights.open(store, create=True) as repo:
-        repo.commit(model)
-    return sum(method == "put" for method, _ in store.calls) - 1
+        repo.commit(first)
+        before = len(store.calls)
+        repo.commit(second, branch=branch)
+    return [name for method, name in store.calls[before:] if method == "put"]
 
 
+@pytest.mark.parametrize("branch", ["main", "new"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_commit_can_be_repeated_after_any_put_fails(tmp_path: Path, after: bool) -> None:
-    """The put fails before it writes, or only its result is lost."""
+def test_a_commit_can_be_repeated_after_any_put_fails(
+    tmp_path: Path, after: bool, branch: str
+) -> None:
+    """The put fails before it writes, or only its result is lost. A new branch has a signature."""
     first, second = write_model(tmp_path / "first", 1), write_model(tmp_path / "second", 8)
-    puts = count_puts(second)
-    assert puts >= 6
-    for number in range(1, puts + 1):
+    puts = puts_of(first, second, branch)
+    assert len(puts) >= 6
+    assert any(name.startswith("signatures/") for name in puts) == (branch == "new")
+    for number in range(1, len(puts) + 1):
         root = tmp_path / f"store{number}"
         with casweights.open(root, create=True) as repo:
             old = repo.commit(first).id
+            branches = repo.branches()
         store = FaultyStore(LocalStore(root), [Fault(method="put", call=number, after=after)])
         with casweights.open(store) as repo:
-            landed = after and number == puts  # the commit checks its move and sees that it counts
+            landed = after and number == len(puts)  # the commit sees that its move counts
             with nullcontext() if landed else pytest.raises(StoreError) as caught:
-                repo.commit(second)
+                repo.commit(second, branch=branch)
             assert caught is None or caught.value.code is ErrorCode.NO_SPACE
             assert store.unused == []
-            assert (repo.resolve("main") != old) == landed
+            assert (repo.branches() != branches) == landed
             assert repo.verify().problems == ()
             repo.checkout(old, tmp_path / "scratch", delete=True, overwrite=True)
             assert read_files(tmp_path / "scratch") == read_files(first)
-            repo.commit(second)
+            repo.commit(second, branch=branch)
             assert repo.verify().problems == ()
             assert repo.verify().frames == repo.stats().chunks
-            repo.checkout("main", tmp_path / "scratch", delete=True)
+            repo.checkout(branch, tmp_path / "scratch", delete=True)
         assert read_files(tmp_path / "scratch") == read_files(second)
 
 
