@@ -21,7 +21,7 @@ from casweights.stores.base import Capabilities, ObjectInfo
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
-from casweights.testing.faults import Fault, FaultyStore, flip_bit
+from casweights.testing.faults import Fault, FaultyStore, flip_bit, run_out_of_space
 from casweights.testing.versatile import VersatileStore
 from tests.copying_bucket import Bucket
 from tests.histories import CHUNK, check_versions, history, pack_names
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from casweights.stores.base import ObjectStore
     from casweights.system.buffers import Buffer
 
 A, B, C, D = (SnapshotId(bytes([digit]) * 32) for digit in (0xAA, 0xBB, 0xCC, 0xDD))
@@ -158,6 +159,27 @@ class Racing(WrapperStore):
         return self.inner.put(name, parts)
 
 
+class FailingSignatures(WrapperStore):
+    """A store in which the first put of a signature fails, before or after it is written.
+
+    Attributes:
+        failed: The name of that signature, once it has failed.
+    """
+
+    def __init__(self, inner: ObjectStore, *, after: bool) -> None:
+        super().__init__(inner)
+        self.failed: list[str] = []
+        self._after = after
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        fails = name.startswith(names.SIGNATURES) and not self.failed
+        created = False if fails and not self._after else self.inner.put(name, parts)
+        if fails:
+            self.failed.append(name)
+            run_out_of_space()
+        return created
+
+
 class TestRepositories:
     """Whole moves as users of a repository see them."""
 
@@ -190,6 +212,24 @@ class TestRepositories:
         assert puts[-1] == signature_name(version)
         assert puts[-2] == step.name, "what it needs is durable before the version is visible"
         check_versions(bucket, {version: state})
+
+    @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+    def test_a_commit_succeeds_where_only_its_signature_fails(
+        self, bucket: Bucket, after: bool
+    ) -> None:
+        """The branch has moved by then, so an error would make the caller commit once more."""
+        with casweights.open(bucket, create=True, config=CONFIG):
+            pass
+        failing = FailingSignatures(bucket, after=after)
+        [state] = history(1, 0.1)
+        with casweights.open(failing) as repo:
+            version = repo.commit(state)
+            assert failing.failed == [signature_name(version.id)]
+            assert [found.id for found in repo.log()] == [version.id]
+            repo.maintain()
+            assert repo.database.signatures.versions() == {version.id}
+            assert repo.verify().problems == ()
+        check_versions(bucket, {version.id: state})
 
     @pytest.mark.parametrize("fresh", [False, True], ids=["same handle", "another process"])
     def test_what_a_version_that_lost_the_race_brought_is_not_sent_again(
