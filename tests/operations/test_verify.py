@@ -148,10 +148,11 @@ def test_a_damaged_frame_is_read_from_another_pack(objects: CountingStore, tmp_p
 
 
 class OldListing(WrapperStore):
-    """A store that lists no packs and branches, as if its listings lagged."""
+    """A store that lists no packs, branches and signatures, as if its listings lagged."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return iter(()) if prefix in ("packs/", "refs/") else super().list(prefix)
+        lagging = ("packs/", "refs/", "signatures/")
+        return iter(()) if prefix in lagging else super().list(prefix)
 
 
 @pytest.mark.usefixtures("packs_apart")
