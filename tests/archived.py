@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import casweights
-from casweights.config import StoreConfig
+from casweights.config import REPLACED_GRACE, StoreConfig
 from casweights.database.reflog import RECENT_MOVES
 from casweights.format import names
 from casweights.ids import SnapshotId
@@ -17,6 +17,8 @@ from casweights.stores.memory import MemoryStore
 from tests.histories import CHUNK
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from casweights import Repository
     from casweights.stores.base import ObjectStore
 
@@ -71,9 +73,11 @@ def archives(store: ObjectStore) -> set[str]:
     return names_in(store, names.ARCHIVES)
 
 
-def maintain(store: ObjectStore) -> casweights.results.MaintainStats:
+def maintain(
+    store: ObjectStore, grace: timedelta = REPLACED_GRACE
+) -> casweights.results.MaintainStats:
     with casweights.open(store) as repo:
-        return repo.maintain()
+        return repo.maintain(grace=grace)
 
 
 def merge_archives(repo: Repository) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from casweights.stores.memory import MemoryStore
 
 __all__ = ["history", "store", "versions"]  # fixtures
+
+AT_ONCE = timedelta(0)  # leaves no other copy aside
 
 
 def test_a_damaged_snapshot_object_stays(store: MemoryStore, versions: Versions) -> None:
@@ -76,7 +79,7 @@ def test_a_damaged_archive_is_not_merged(
 
 def test_a_sound_copy_is_read_if_another_is_damaged(store: MemoryStore, versions: Versions) -> None:
     before = copy_of(store)
-    maintain(store)
+    maintain(store, AT_ONCE)
     [archive] = archives(store)
     old = oldest(versions)
     with casweights.open(store) as repo:
@@ -93,7 +96,7 @@ def test_a_sound_copy_is_read_if_another_is_damaged(store: MemoryStore, versions
 def test_a_missing_version_is_told_from_one_in_a_damaged_archive(
     store: MemoryStore, versions: Versions
 ) -> None:
-    maintain(store)
+    maintain(store, AT_ONCE)
     [archive] = archives(store)
     flip_bit(store, archive, store.size(archive) - 30)
     with casweights.open(store) as repo:
@@ -115,7 +118,7 @@ def test_a_push_and_a_repack_repair_a_damaged_archive(
     store: MemoryStore, versions: Versions
 ) -> None:
     source, lost = copy_of(store), list(versions)[7]
-    maintain(store)
+    maintain(store, AT_ONCE)
     archive = break_version(store, lost)
     with casweights.open(store) as repo, casweights.open(source) as other:
         problems = [str(problem) for problem in repo.verify().problems]
