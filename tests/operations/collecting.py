@@ -65,6 +65,11 @@ def stored(objects: ObjectStore) -> set[str]:
     return {n for n in found if not n.startswith((names.COLLECTIONS, f"{names.HEADS}lost/"))}
 
 
+def unsigned(found: set[str]) -> set[str]:
+    """Leave out signatures, which a collection drops when it sets their versions aside."""
+    return {name for name in found if not name.startswith(names.SIGNATURES)}
+
+
 def collect(repo: Repository) -> str:
     """Set something aside; return the digits of the collection."""
     done = repo.gc(apply=True)
