@@ -141,15 +141,17 @@ def _due(objects: ObjectStore, grace: timedelta) -> list[str]:
     """Return the collections of replaced objects whose grace time is over, the oldest first.
 
     Those of killed runs count from the time at which the run has ended for sure. In a store
-    without times, all are due.
+    without times, all are due. So are those that have ended if the grace time is 0, because the
+    store's clock may be ahead of this machine's.
     """
     latest = (machine_time() - grace.total_seconds()) * SECOND
     killed = RELIANCE_SECONDS * SECOND
-    ends = {
-        digits: parts.get(Part.END, parts.get(Part.PLAN, 0) + killed)
-        for digits, parts in list_parts(objects, REPLACED).items()
-    }
-    return sorted((d for d, end in ends.items() if end <= latest), key=lambda d: (ends[d], d))
+    due = []
+    for digits, parts in list_parts(objects, REPLACED).items():
+        end = parts.get(Part.END, parts.get(Part.PLAN, 0) + killed)
+        if end <= latest or (not grace and Part.END in parts):
+            due.append((end, digits))
+    return [digits for _, digits in sorted(due)]
 
 
 def _replacing(look: Database, digits: str) -> list[ObjectInfo] | None:

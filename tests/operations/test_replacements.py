@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -150,6 +151,24 @@ def test_without_a_grace_time_it_is_gone_at_once(objects: ObjectStore, verb: str
     run(objects, verb, grace=AT_ONCE)
     assert aside(objects) == {}
     assert collections(objects) == set()
+    check_versions(objects, made)
+
+
+class Ahead(MemoryStore):
+    """A store whose clock is ahead of this machine's."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for info in super().list(prefix):
+            yield replace(info, created=info.created + 3600 * 10**6)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_without_a_grace_time_no_clock_matters(verb: str) -> None:
+    objects = Ahead()
+    made, before = filled(objects), in_place(objects)
+    run(objects, verb, grace=AT_ONCE)
+    assert before - in_place(objects)
+    assert aside(objects) == {}
     check_versions(objects, made)
 
 
