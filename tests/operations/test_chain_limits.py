@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from casweights import Repository, SnapshotId
-    from casweights.database.chains import Chain
+    from casweights.database.chain import Chain
     from tests.histories import State
 
 CONFIG = StoreConfig(chunk_size=CHUNK)

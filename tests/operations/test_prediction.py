@@ -44,7 +44,9 @@ def model(state: State) -> Model:
     samples = Samples([("m", len(content), header)])
     for piece in file_pieces(len(content), header, CHUNK):
         samples.add("m", piece, content[piece.offset : piece.offset + piece.nbytes])
-    return Model(header, content, Signature.of(samples))
+    signature = Signature.of(samples)
+    assert signature is not None
+    return Model(header, content, signature)
 
 
 def real_size(new: Model, base: Model) -> int:

@@ -61,10 +61,10 @@ def family() -> Iterator[Repository]:
         yield repo
 
 
-def cost(repo: Repository, state: State, **options: str) -> int:
+def cost(repo: Repository, state: State, parent: str | None = None) -> int:
     """Return the bytes of packs that a version on a new branch adds."""
     before = repo.stats().pack_bytes
-    version = repo.commit(state, branch="new", **options)
+    version = repo.commit(state, branch="new", parent=parent)
     assert_same_state(repo.load(version.id), state)
     return repo.stats().pack_bytes - before
 
