@@ -124,11 +124,11 @@ class SignatureStore:
 
     def versions(self) -> set[SnapshotId]:
         """Return the versions that have a signature."""
-        return {row.snapshot for rows in self._load(self._listed(), None) for row in rows}
+        return {row.snapshot for rows in self._load(self.listed(), None) for row in rows}
 
     def entries(self, wanted: Collection[SnapshotId]) -> list[Entry]:
         """Return the signatures of these versions, of those that have one."""
-        listed = self._listed()
+        listed = self.listed()
         self._load(listed, None)
         places = self._places(listed)
         found = []
@@ -140,7 +140,12 @@ class SignatureStore:
         return found
 
     def nearest(
-        self, signature: Signature, *, within: Container[SnapshotId] | None = None, most: int = 64
+        self,
+        signature: Signature,
+        *,
+        within: Container[SnapshotId] | None = None,
+        most: int = 64,
+        listed: dict[str, ObjectInfo] | None = None,
     ) -> list[Relative]:
         """Return versions that may be relatives of another one, the most likely one first.
 
@@ -148,15 +153,14 @@ class SignatureStore:
             signature: That of the other version.
             within: The versions to choose from; None for all.
             most: The number of versions to return at most.
+            listed: What `listed` has returned just before; None to list again.
 
         Raises:
             StoreError: The store could not be read.
         """
         from casweights.database.coarse import rank  # it needs numpy, for which other verbs wait
 
-        listed = self._listed()
-        if names.NO_SIGNATURES in listed:
-            return []
+        listed = self.listed() if listed is None else listed
         self._load(listed, _MAX_OBJECTS)
         places = [
             place
@@ -185,7 +189,7 @@ class SignatureStore:
         Raises:
             StoreError: The store could not be read.
         """
-        listed = self._listed()
+        listed = self.listed()
         self._load(listed, None)
         place = self._places(listed).get(snapshot)
         found = None if place is None else self._signature(place)
@@ -208,7 +212,7 @@ class SignatureStore:
         The new object exists before others are deleted. Two clients that merge at the same moment
         make two objects with the same signatures, which the next merge makes one.
         """
-        listed = self._listed()
+        listed = self.listed()
         named = _named(listed)
         self._load({name: listed[name] for name in named if not _is_loose(named[name])}, None)
         merged = {
@@ -235,7 +239,7 @@ class SignatureStore:
 
     def drop(self, gone: Collection[SnapshotId]) -> None:
         """Delete the signatures of versions that are gone, if the store allows that."""
-        listed = self._listed()
+        listed = self.listed()
         self._load(listed, None)
         doomed, smaller = [], []
         for name, said in _named(listed).items():
@@ -275,14 +279,18 @@ class SignatureStore:
                 ErrorCode.CORRUPT_OBJECT, f"{info.name} is damaged: bytes follow its end"
             )
 
-    def _listed(self) -> dict[str, ObjectInfo]:
-        """List the signatures, and forget what is gone."""
+    def listed(self) -> dict[str, ObjectInfo]:
+        """List the objects of signatures, none if nobody is to add any; forget what is gone.
+
+        Raises:
+            StoreError: The store could not be read.
+        """
         listed = {info.name: info for info in self._store.list(names.SIGNATURES)}
         with self._lock:
-            self._is_off = names.NO_SIGNATURES in listed
+            self._is_off = listed.pop(names.NO_SIGNATURES, None) is not None
             self._rows = {name: rows for name, rows in self._rows.items() if name in listed}
             self._is_untidy = sum(map(_is_loose, _named(listed).values())) > MAX_LOOSE
-        return listed
+        return {} if self._is_off else listed
 
     def _load(self, listed: dict[str, ObjectInfo], most: int | None) -> list[Sequence[Row]]:
         """Read the rows of objects that are not known; return all rows.

@@ -47,12 +47,13 @@ def find_bases(
     first = None if parent is None else _chunks_of(parent, files)
     lacking = _lacking(files, first, db.config.chunk_size)
     nbytes = sum(piece.nbytes for pieces in lacking.values() for piece in pieces)
-    if nbytes < _MIN_LACKING or not db.signatures.are_kept():
+    listed = db.signatures.listed() if nbytes >= _MIN_LACKING else {}
+    if not listed:  # before anything is read for samples
         return Bases(first)
     new = _sampled(files, lacking, sampling or Sampling(files, buffers), buffers)
     if new is None:  # a file could not be read, which the commit reports
         return Bases(first)
-    bases = relatives(db, new, first)
+    bases = relatives(db, new, first, listed=listed)
     for chunk in bases.foreign():
         db.index.find_chain(chunk)  # reads the packs that the encoder goes by
     return bases

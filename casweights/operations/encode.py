@@ -121,7 +121,7 @@ def encode_files(
     """Read and encode files, and write all packs but the last.
 
     Chunks are stored as differences from the chunks at the same places of `base`, or else of the
-    branch or tag that the files resemble most.
+    versions that the files resemble most.
 
     Args:
         db: The store.

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
     from casweights.operations.bases import LaidOut
     from casweights.operations.prediction import Match
+    from casweights.stores.base import ObjectInfo
 
     Read = Callable[[str, Piece], memoryview]
 
@@ -184,7 +185,9 @@ def relatives(
     db: Database,
     new: New,
     parent: BaseChunks | None = None,
+    *,
     within: Container[SnapshotId] | None = None,
+    listed: dict[str, ObjectInfo] | None = None,
 ) -> Bases:
     """Find the chunks of other versions that a new one is best stored as differences from.
 
@@ -193,11 +196,12 @@ def relatives(
         new: The version, or those of its tensors that the parent lacks.
         parent: The chunks of the parent; None to find a version in its place.
         within: The versions to choose from; None for all.
+        listed: The signatures of the store, if they have just been listed.
 
     Raises:
         StoreError: The store could not be read.
     """
-    nearest = db.signatures.nearest(new.signature, within=within)
+    nearest = db.signatures.nearest(new.signature, within=within, listed=listed)
     chosen = _chosen([_Relative(found, new) for found in nearest], new)
     trial, worth = _Trial(new, db.config.chunk_size), []
     for one in (one for one in chosen if one.load(db, new)):
