@@ -37,8 +37,10 @@ def similar_to_version(db: Database, version: Snapshot, limit: int) -> list[Simi
         IntegrityError: The version cannot be read.
         StoreError: The store could not be read.
     """
-    signature = db.signatures.find(version.id) or signature_of(db, version)
-    found = _similar(db, signature, _tensors(version), limit + 1)
+    tensors, signature = _tensors(version), db.signatures.find(version.id)
+    if signature is None or signature.grids != tuple(sampled.grid for sampled in tensors):
+        signature = signature_of(db, version)  # missing, or forged
+    found = _similar(db, signature, tensors, limit + 1)
     return [one for one in found if one.snapshot != version.id][:limit]
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from casweights import Repository
+    from casweights import Repository, SnapshotId
 
 State = dict[str, torch.Tensor]
 LAYERS = {"attn.q": (256, 256), "attn.k": (256, 256), "mlp.up": (384, 256)}
@@ -67,6 +67,20 @@ def cost(repo: Repository, state: State, parent: str | None = None) -> int:
     version = repo.commit(state, branch="new", parent=parent)
     assert_same_state(repo.load(version.id), state)
     return repo.stats().pack_bytes - before
+
+
+def forge(repo: Repository, version: SnapshotId, state: State) -> None:
+    """Give a version the signature of another state."""
+    config = StoreConfig(chunk_size=64 * KiB)
+    with casweights.open(MemoryStore(), create=True, config=config) as other:
+        other_version = other.commit(state).id
+        loaded = other.database.snapshots.load(other_version, with_locations=True)
+        signature = signature_of(other.database, loaded)
+    assert signature is not None
+    store = repo.database.store
+    listed = [info.name for info in store.list(names.SIGNATURES)]
+    store.delete_all([name for name in listed if str(version) in name])
+    repo.database.signatures.add([signature.entry(version)])
 
 
 def from_parent(state: State, new: State) -> int:
@@ -117,19 +131,9 @@ def test_an_unrelated_model_is_stored_whole(family: Repository) -> None:
 
 def test_a_false_signature_costs_no_more_than_a_few_trials(family: Repository) -> None:
     """It claims that an unrelated version is what is about to be committed."""
-    new, db = tuned(base(5), 504), family.database
-    config = StoreConfig(chunk_size=64 * KiB)
-    with casweights.open(MemoryStore(), create=True, config=config) as other:
-        version = other.commit(new)
-        loaded = other.database.snapshots.load(version.id, with_locations=True)
-        signature = signature_of(other.database, loaded)
-    assert signature is not None
-    liar = family.resolve("base-6")
-    for info in list(db.store.list(names.SIGNATURES)):
-        if str(liar) in info.name:
-            db.store.delete(info.name)
-    db.signatures.add([signature.entry(liar)])
-    with casweights.open(db.store) as fresh:
+    new = tuned(base(5), 504)
+    forge(family, family.resolve("base-6"), new)
+    with casweights.open(family.database.store) as fresh:
         assert cost(fresh, new) <= 1.02 * from_parent(base(5), new)
 
 
@@ -165,3 +169,10 @@ def test_similar_leaves_out_the_version_itself(family: Repository) -> None:
     assert family.resolve("variant-7-1") not in [one.snapshot for one in found]
     assert family.similar(base(99)) == []
     assert family.similar({"note": "no tensors"}) == []
+
+
+def test_similar_does_not_rely_on_a_signature_of_other_tensors(family: Repository) -> None:
+    version = family.resolve("variant-7-1")
+    forge(family, version, base(7) | {f"more.{name}": tensor for name, tensor in base(7).items()})
+    with casweights.open(family.database.store) as fresh:
+        assert fresh.similar(version)[0].snapshot == family.resolve("base-7")
