@@ -161,6 +161,7 @@ def _change(
     before, after = work.old.get(source), work.new.get(key)
     sizes = after.sizes if after else {}
     is_elsewhere = source != key
+    is_same = is_elsewhere and before and after and work.has_same_bytes(before, after)
     return Change(
         kind=ChangeKind.COPIED if is_copy else _kind(key, source, before, after),
         file=key[0],
@@ -170,7 +171,7 @@ def _change(
         nbytes=sum(n for chunk, n in sizes.items() if chunk not in had),
         old_file=source[0] if is_elsewhere else None,
         old_tensor=source[1] if is_elsewhere else None,
-        has_same_content=bool(before and after and work.has_same_bytes(before, after)),
+        has_same_content=bool(is_same),
     )
 
 
@@ -202,18 +203,18 @@ def _file_pairs(
     Files of one content belong together, and those whose paths differ in the number of a step; of
     the others, those that have most tensors in common.
     """
-    old, new = ([key[0] for key in items if key[1] is None] for items in (gone, fresh))
+    old, new = ({key[0]: None for key in items if key[1] is None} for items in (gone, fresh))
     by_content = {gone[path, None].places: path for path in old if gone[path, None].places}
     shared = Counter((key[0], source[0]) for key, source in tensors.items())
     candidates = [
-        *((path, by_content.get(fresh[path, None].places)) for path in new),
+        *((path, by_content.get(fresh[path, None].places, "")) for path in new),
         *renumbered(new, old).items(),
         *(files for files, _ in shared.most_common()),
     ]
     pairs: dict[Key, Key] = {}
     for path, source in candidates:
-        is_free = (path, None) not in pairs and (source, None) not in pairs.values()
-        if source is not None and is_free and path in new and source in old:
+        if source in old and path in new:
+            del old[source], new[path]
             pairs[path, None] = source, None
     return pairs
 
