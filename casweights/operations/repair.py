@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import PACK_TARGET
 from casweights.database.deleting import may_delete
-from casweights.errors import IntegrityError, NotFoundError
+from casweights.errors import ErrorCode, IntegrityError, NotFoundError, StoreError
 from casweights.format.lost import Loss
 from casweights.format.snapshot import encode_snapshot
 from casweights.operations.archiving import replace_damaged_archives, write_archive
@@ -229,10 +229,21 @@ class _Repair:
         for version, stored in self._restored.items():
             content[version] = b"".join(encode_snapshot(stored.archived({})))
             if sum(map(len, content.values())) > PACK_TARGET:
-                write_archive(self._db, content, 1)
+                self._write_archive(content)
                 content = {}
         if content:
-            write_archive(self._db, content, 1)
+            self._write_archive(content)
+
+    def _write_archive(self, content: dict[SnapshotId, bytes]) -> None:
+        """Write an archive under a name that no damaged object has: the generation changes it."""
+        for generation in range(1, 3 + len(self._found.archives)):
+            if write_archive(self._db, content, generation):
+                return
+        msg = (
+            f"an archive of {len(content)} versions was written, and listings do not show it; "
+            "repeat the repair"
+        )
+        raise StoreError(ErrorCode.IO_FAILED, msg)
 
     def _lost(self) -> Iterator[_Missing]:
         """Yield what is still lost of each version."""

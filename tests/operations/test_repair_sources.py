@@ -163,6 +163,19 @@ def test_a_version_that_was_deleted_comes_back_from_a_store_with_its_history() -
     assert readable(store, made.states) == made.states.keys()
 
 
+def test_versions_come_back_although_their_archive_has_the_name_of_a_damaged_one() -> None:
+    made = make(4, archived=True)
+    store = copy_of(made.store)
+    for info in store.list(names.ARCHIVES):
+        store.delete(info.name)
+    repaired(store, made.store)
+    [archive] = store.list(names.ARCHIVES)
+    flip(store, archive.name, archive.size - 1)  # a second repair writes the very same
+    report = repaired(store, made.store)
+    assert len(report.restored) == 4
+    assert readable(store, made.states) == made.states.keys()
+
+
 @pytest.mark.parametrize("damaged", [True, False])
 def test_a_directory_may_have_other_files_and_damaged_ones(tmp_path: Path, damaged: bool) -> None:
     store, state = MemoryStore(), {"w": weights(3), "b": weights(1, seed=5)[:100]}
