@@ -170,7 +170,7 @@ def test_versions_come_back_although_their_archive_has_the_name_of_a_damaged_one
         store.delete(info.name)
     repaired(store, made.store)
     [archive] = store.list(names.ARCHIVES)
-    flip(store, archive.name, archive.size - 1)  # a second repair writes the very same
+    flip(store, archive.name, archive.size - 1)  # a second repair writes the same one
     report = repaired(store, made.store)
     assert len(report.restored) == 4
     assert readable(store, made.states) == made.states.keys()
