@@ -7,21 +7,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from casweights.format.features import EMPTY
-from casweights.format.signatures import COARSE_HASHES
+from casweights.format.signatures import COARSE_HASHES, COARSE_OFFSET, ROW_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
     from casweights.format.features import Features
+    from casweights.format.signatures import Rows
 
 _LEAST_SHARE = 1 / 8  # of the features that the best version shares
 _LEAST = 2  # features: unrelated versions share one by chance
 _MOST = 1024  # versions to choose from
+_SLOTS = 1 << 16  # of a table of the low bits of hashes
+_ROW = np.dtype(
+    {
+        "names": ["coarse"],
+        "formats": [("<u4", COARSE_HASHES)],
+        "offsets": [COARSE_OFFSET],
+        "itemsize": ROW_SIZE,
+    }
+)
 
 
-def rank(own: Features, rows: Sequence[bytes], most: int) -> list[int]:
+def join(objects: Iterable[Rows]) -> NDArray[np.uint32]:
+    """Return the coarse rows of all versions in some objects, one after another."""
+    tables = [np.frombuffer(rows.packed, _ROW)["coarse"] for rows in objects]
+    return np.concatenate([np.empty((0, COARSE_HASHES), np.uint32), *tables])
+
+
+def rank(own: Features, table: NDArray[np.uint32], most: int) -> list[int]:
     """Return the numbers of the versions that may be relatives, the most likely one first.
 
     A version counts for the features that it shares. Those that an earlier one has, too, count half
@@ -29,12 +45,13 @@ def rank(own: Features, rows: Sequence[bytes], most: int) -> list[int]:
 
     Args:
         own: The features of the version whose relatives are sought.
-        rows: The coarse rows of all others.
+        table: The coarse rows of all others.
         most: The number of versions to return at most.
     """
-    table = np.frombuffer(b"".join(rows), "<u4").reshape(len(rows), COARSE_HASHES)
+    likely = _likely(own, table)
     half = COARSE_HASHES // 2
-    kinds = ((own.exact, table[:, :half], 0), (own.rough, table[:, half:], len(own.exact)))
+    near = table[likely]
+    kinds = ((own.exact, near[:, :half], 0), (own.rough, near[:, half:], len(own.exact)))
     places = [_places(features, hashes, start) for features, hashes, start in kinds]
     shared = np.concatenate(places, axis=1)  # numbers of own features, or -1
     counts = (shared >= 0).sum(axis=1)
@@ -46,8 +63,17 @@ def rank(own: Features, rows: Sequence[bytes], most: int) -> list[int]:
     while best and len(ordered) < most:
         at = int(np.argmax(weights[shared[best]].sum(axis=1)))
         weights[shared[best[at]]] /= 2
-        ordered.append(best.pop(at))
+        ordered.append(int(likely[best.pop(at)]))
     return ordered
+
+
+def _likely(own: Features, table: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the numbers of the versions that may share enough; nearly all others do not."""
+    known = np.zeros(_SLOTS, np.bool_)
+    for hashes in own:
+        known[hashes % _SLOTS] = True
+    counts = np.count_nonzero(known[table % _SLOTS], axis=1)
+    return np.flatnonzero(counts >= _LEAST)
 
 
 def _places(

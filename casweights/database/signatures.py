@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import MiB
 from casweights.database.deleting import try_delete
+from casweights.database.signature_rows import JoinedRows
 from casweights.errors import (
     CasweightsError,
     ErrorCode,
@@ -24,9 +25,9 @@ from casweights.format import names
 from casweights.format.signatures import (
     MAX_OBJECT,
     MAX_VERSIONS,
+    NO_ROWS,
     Entry,
     ObjectName,
-    Row,
     check_content,
     decode_rows,
     encode_many,
@@ -34,15 +35,16 @@ from casweights.format.signatures import (
     parse_signatures_name,
     rows_size,
 )
+from casweights.ids import SnapshotId
 from casweights.stores.base import check_size
 from casweights.stores.optional import ahead
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 
+    from casweights.database.signature_rows import Place
     from casweights.format.signature import Signature
-    from casweights.format.signatures import EncodedSignatures
-    from casweights.ids import SnapshotId
+    from casweights.format.signatures import EncodedSignatures, Rows
     from casweights.stores.base import ObjectInfo, ObjectStore
 
 MAX_LOOSE = 64  # objects of single versions that a store may have before they are merged
@@ -62,18 +64,13 @@ class Relative(NamedTuple):
 
     Attributes:
         snapshot: The version.
-        signature: Its signature.
+        signature: Its signature, as a search has found it.
+        key: Tells this signature from another one of the same version.
     """
 
     snapshot: SnapshotId
     signature: Signature
-
-
-class _Place(NamedTuple):
-    """Where a signature lies: an object, and a row of it."""
-
-    name: str
-    row: Row
+    key: bytes
 
 
 class SignatureStore:
@@ -89,9 +86,9 @@ class SignatureStore:
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._rows: dict[str, Sequence[Row]] = {}  # by name of the object; none if it is damaged
-        self._read: OrderedDict[tuple[SnapshotId, bytes], Signature] = OrderedDict()
-        self._distrusted: set[SnapshotId] = set()
+        self._rows: dict[str, Rows] = {}  # by name of the object; none if it is damaged
+        self._read: OrderedDict[bytes, Signature] = OrderedDict()  # by key
+        self._distrusted: set[bytes] = set()  # keys
         self._is_off: bool | None = None
         self._may_delete = True  # until the store refuses a deletion
         self._is_untidy = False  # whether the last listing showed many objects of single versions
@@ -124,20 +121,19 @@ class SignatureStore:
 
     def versions(self) -> set[SnapshotId]:
         """Return the versions that have a signature."""
-        return {row.snapshot for rows in self._load(self.listed(), None) for row in rows}
+        known = self._load(self.listed(), None).objects
+        return {SnapshotId(snapshot) for rows in known for snapshot in rows.snapshots}
 
     def entries(self, wanted: Collection[SnapshotId]) -> list[Entry]:
         """Return the signatures of these versions, of those that have one."""
-        listed = self.listed()
-        self._load(listed, None)
-        places = self._places(listed)
-        found = []
+        joined = self._load(self.listed(), None)
+        found: dict[SnapshotId, Entry] = {}
         for snapshot in wanted:
-            if (place := places.get(snapshot)) is not None:
+            for place in joined.of(snapshot):
                 with suppress(IntegrityError, NotFoundError):
-                    content = self._content(place)
-                    found.append(Entry(snapshot, place.row.coarse, content))
-        return found
+                    entry = Entry(snapshot, place.row.coarse, self._content(place))
+                    found.setdefault(snapshot, entry)
+        return list(found.values())
 
     def nearest(
         self,
@@ -158,30 +154,26 @@ class SignatureStore:
         Raises:
             StoreError: The store could not be read.
         """
-        from casweights.database.coarse import rank  # it needs numpy, for which other verbs wait
+        from casweights.database.coarse import join, rank  # numpy, for which other verbs wait
 
-        listed = self.listed() if listed is None else listed
-        self._load(listed, _MAX_OBJECTS)
-        places = [
-            place
-            for snapshot, place in self._places(listed).items()
-            if snapshot not in self._distrusted and (within is None or snapshot in within)
-        ]
-        coarse = [place.row.coarse for place in places]
-        ranked = rank(signature.features, coarse, _CONSIDERED * most)
-        chosen: list[_Place] = []
-        left = _MAX_READ
-        for place in (places[n] for n in ranked):
-            if len(chosen) == most:
-                break
-            known = (place.row.snapshot, place.row.check) in self._read
-            if known or place.row.size <= left:
-                chosen.append(place)
-                left -= 0 if known else place.row.size
-        with ahead(self._store) as fetch:
-            fetch([[_span(place)] for place in chosen])
-            found = [self._signature(place) for place in chosen]
-        return list(_few_equal(relative for relative in found if relative is not None))
+        joined = self._load(self.listed() if listed is None else listed, _MAX_OBJECTS)
+        usable = sorted(
+            number
+            for key, number in joined.numbers.items()
+            if key not in self._distrusted
+            and (within is None or key[: SnapshotId.sizes[0]] in within)
+        )
+        table = join(joined.objects)[usable]
+        ranked = rank(signature.features, table, _CONSIDERED * most)
+        places = (joined[usable[n]] for n in ranked)
+        found: list[Relative] = []
+        budget = _Budget(_MAX_READ, self._read)
+        # Places whose signatures are damaged or forged do not count, and others follow.
+        while len(found) < most and (chosen := budget.take(places, most - len(found))):
+            with ahead(self._store) as fetch:
+                fetch([[place.span] for place in chosen])
+                found += filter(None, map(self._signature, chosen))
+        return list(_few_equal(found))
 
     def find(self, snapshot: SnapshotId) -> Signature | None:
         """Return the signature of a version; None if it has none that is sound.
@@ -189,15 +181,13 @@ class SignatureStore:
         Raises:
             StoreError: The store could not be read.
         """
-        listed = self.listed()
-        self._load(listed, None)
-        place = self._places(listed).get(snapshot)
-        found = None if place is None else self._signature(place)
+        places = self._load(self.listed(), None).of(snapshot)
+        found = next(filter(None, map(self._signature, places)), None)
         return None if found is None else found.signature
 
-    def distrust(self, snapshot: SnapshotId) -> None:
-        """Leave a version out of later searches, because its signature turned out to be wrong."""
-        self._distrusted.add(snapshot)
+    def distrust(self, key: bytes) -> None:
+        """Leave a signature out of later searches, because it turned out to be wrong."""
+        self._distrusted.add(key)
 
     def tidy(self) -> None:
         """Merge, if the last search has met many objects; a failure is left to the next writer."""
@@ -216,9 +206,9 @@ class SignatureStore:
         named = _named(listed)
         self._load({name: listed[name] for name in named if not _is_loose(named[name])}, None)
         merged = {
-            row.snapshot
+            snapshot
             for name in named
-            for row in self._rows.get(name, ())
+            for snapshot in self._rows.get(name, NO_ROWS).snapshots
             if not _is_loose(named[name])
         }
         loose = [name for name, said in named.items() if _is_loose(said)]
@@ -243,8 +233,7 @@ class SignatureStore:
         self._load(listed, None)
         doomed, smaller = [], []
         for name, said in _named(listed).items():
-            rows = self._rows.get(name, ())
-            dead = sum(row.snapshot in gone for row in rows)
+            dead = sum(one in gone for one in self._rows.get(name, NO_ROWS).snapshots)
             if dead and dead == said.versions:
                 doomed.append(name)
             elif dead > _GONE_SHARE * said.versions:
@@ -292,7 +281,7 @@ class SignatureStore:
             self._is_untidy = sum(map(_is_loose, _named(listed).values())) > MAX_LOOSE
         return {} if self._is_off else listed
 
-    def _load(self, listed: dict[str, ObjectInfo], most: int | None) -> list[Sequence[Row]]:
+    def _load(self, listed: dict[str, ObjectInfo], most: int | None) -> JoinedRows:
         """Read the rows of objects that are not known; return all rows.
 
         Args:
@@ -314,46 +303,38 @@ class SignatureStore:
                 rows = self._read_rows(name, named[name])
                 with self._lock:
                     self._rows[name] = rows
-        return [self._rows[name] for name in listed if name in self._rows]
+        return JoinedRows({name: self._rows[name] for name in listed if name in self._rows})
 
-    def _read_rows(self, name: str, said: ObjectName) -> Sequence[Row]:
+    def _read_rows(self, name: str, said: ObjectName) -> Rows:
         try:
             return decode_rows(self._store.get(name, 0, rows_size(said.versions)), name)
         except (IntegrityError, NotFoundError, UnsupportedError):
             self._store.forget(name)
-            return ()
+            return NO_ROWS
 
-    def _places(self, listed: Iterable[str]) -> dict[SnapshotId, _Place]:
-        """Return where the signature of each version is; of several, the first by name."""
-        found: dict[SnapshotId, _Place] = {}
-        for name in sorted(listed):
-            for row in self._rows.get(name, ()):
-                found.setdefault(row.snapshot, _Place(name, row))
-        return found
-
-    def _signature(self, place: _Place) -> Relative | None:
+    def _signature(self, place: Place) -> Relative | None:
         """Return a signature; None if it is damaged, gone, or has another coarse row."""
         from casweights.format.features import coarse_row
         from casweights.format.signature import decode_signature
 
-        snapshot, key = place.row.snapshot, (place.row.snapshot, place.row.check)
+        snapshot, key = place.row.snapshot, place.key
         if (known := self._read.get(key)) is not None:
-            return Relative(snapshot, known)
+            return Relative(snapshot, known, key)
         try:
             found = decode_signature(self._content(place), place.row, place.name)
         except (IntegrityError, NotFoundError):
             self._store.forget(place.name)
             return None
         if coarse_row(found.features) != place.row.coarse:  # nobody honest wrote this
-            self.distrust(snapshot)
+            self.distrust(key)
             return None
         with self._lock:
             self._read[key] = found
             if len(self._read) > _KEPT:
                 self._read.popitem(last=False)
-        return Relative(snapshot, found)
+        return Relative(snapshot, found, key)
 
-    def _content(self, place: _Place) -> bytes:
+    def _content(self, place: Place) -> bytes:
         data = self._store.get(place.name, place.row.offset, place.row.size)
         return check_content(data, place.row, place.name)
 
@@ -415,8 +396,27 @@ def _affordable(new: Iterable[str], sizes: Mapping[str, int], limit: int) -> Ite
         yield name
 
 
-def _span(place: _Place) -> tuple[str, int, int]:
-    return place.name, place.row.offset, place.row.offset + place.row.size
+class _Budget:
+    """Limits the bytes of signatures that a search reads.
+
+    Args:
+        nbytes: The limit.
+        known: Those that are in memory, by key.
+    """
+
+    def __init__(self, nbytes: int, known: Container[bytes]) -> None:
+        self._left = nbytes
+        self._known = known
+
+    def take(self, places: Iterator[Place], most: int) -> list[Place]:
+        """Take the next few places whose signatures are within the limit."""
+        found: list[Place] = []
+        while len(found) < most and (place := next(places, None)) is not None:
+            cost = 0 if place.key in self._known else place.row.size
+            if cost <= self._left:
+                found.append(place)
+                self._left -= cost
+        return found
 
 
 def _few_equal(found: Iterable[Relative]) -> Iterator[Relative]:

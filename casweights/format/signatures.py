@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import struct
-from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from casweights.format import names
 from casweights.format.envelope import (
@@ -24,7 +25,7 @@ from casweights.format.hashing import CHECKSUM_SIZE, blake3_256, checksum
 from casweights.ids import SignaturesId, SnapshotId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 COARSE_HASHES = 64  # of a coarse row: the smallest exact features, then the smallest rough ones
 COARSE_SIZE = 4 * COARSE_HASHES  # bytes
@@ -32,6 +33,8 @@ MAX_SIGNATURE = 4 << 20  # bytes of an encoded signature; honest ones rarely hav
 MAX_VERSIONS = 16_384  # of an object
 MAX_OBJECT = 64 << 20  # bytes
 _ROW = struct.Struct(f"<32s{COARSE_SIZE}sI8s")  # ID, coarse row, size and checksum of the signature
+ROW_SIZE, COARSE_OFFSET = _ROW.size, 32  # in bytes
+_PLAIN = struct.Struct(f"<32s{COARSE_SIZE}xI8s")  # the same without the coarse row
 _COUNT = struct.Struct("<I")
 _NAME = re.compile(
     re.escape(names.SIGNATURES) + r"((?P<count>[1-9][0-9]{0,4})-)?(?P<digest>[0-9a-f]{64})"
@@ -68,6 +71,46 @@ class Row(NamedTuple):
     offset: int
     size: int
     check: bytes
+
+
+class Rows(Sequence[Row]):
+    """The rows of an object of signatures: a search looks at thousands, and parses a few.
+
+    Args:
+        packed: Their bytes.
+        start: Offset of the first signature in the object, in bytes.
+
+    Attributes:
+        packed: Their bytes.
+        snapshots: The versions' IDs, as plain bytes.
+        sizes: The sizes of their signatures.
+        keys: Tell signatures apart: the IDs, and the checksums.
+    """
+
+    def __init__(self, packed: bytes, start: int) -> None:
+        self.packed = packed
+        plain: list[tuple[bytes, int, bytes]] = list(_PLAIN.iter_unpack(packed))
+        self.snapshots = [snapshot for snapshot, _, _ in plain]
+        self.sizes = [size for _, size, _ in plain]
+        self.keys = [snapshot + check for snapshot, _, check in plain]
+        self._offsets = list(accumulate(self.sizes, initial=start))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @overload
+    def __getitem__(self, number: int) -> Row: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Row]: ...
+    def __getitem__(self, number: int | slice) -> Row | list[Row]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(len(self))[number]]
+        at = range(len(self))[number]
+        snapshot, coarse, size, check = _ROW.unpack_from(self.packed, at * ROW_SIZE)
+        return Row(SnapshotId(snapshot), coarse, self._offsets[at], size, check)
+
+
+NO_ROWS = Rows(b"", 0)
 
 
 class ObjectName(NamedTuple):
@@ -146,7 +189,7 @@ def _rows(entries: Sequence[Entry]) -> bytes:
     return body + checksum(body)
 
 
-def decode_rows(data: bytes, name: str) -> list[Row]:
+def decode_rows(data: bytes, name: str) -> Rows:
     """Parse the rows of an object of signatures.
 
     Args:
@@ -166,17 +209,15 @@ def decode_rows(data: bytes, name: str) -> list[Row]:
     check_kind(ObjectKind.SIGNATURES, data, name)
     check_version(data[5], name)
     start = PREFIX_SIZE + _COUNT.size
-    rows, offset = [], len(data)
-    for snapshot, coarse, size, check in _ROW.iter_unpack(data[start:-CHECKSUM_SIZE]):
+    rows = Rows(data[start:-CHECKSUM_SIZE], len(data))
+    for size in rows.sizes:
         if not 0 < size <= MAX_SIGNATURE:
             raise corrupt(name, f"it has a signature of {size} bytes")
-        rows.append(Row(SnapshotId(snapshot), coarse, offset, size, check))
-        offset += size
     if data[PREFIX_SIZE:start] != _COUNT.pack(len(rows)):
         raise corrupt(name, "it has another number of rows than it says")
-    if any(a.snapshot >= b.snapshot for a, b in pairwise(rows)):
+    if any(a >= b for a, b in pairwise(rows.snapshots)):
         raise corrupt(name, "its versions are not in order")
-    if said.snapshot not in (None, rows[0].snapshot):
+    if said.snapshot not in (None, rows.snapshots[0]):
         raise corrupt(name, "it is about another version")
     if said.digest not in (None, blake3_256(data)):
         raise corrupt(name, "it has another ID")

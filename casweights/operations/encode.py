@@ -182,7 +182,7 @@ def _encode(
         fetch(tiny_packs(db.store, db.index))
         db.index.prepare_all()  # only the base's packs; others only if they may save much
         if base is None and db.store.capabilities.cheap_reads:
-            search.for_new_place()  # before the search for a relative, which reads versions
+            search.before_relatives()  # because it reads versions, and locates their chunks
         encoded = _write_files(work, writer)
     if not search.are_there(_relied_on(work, writer, encoded.files), hold):
         return None

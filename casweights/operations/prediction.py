@@ -15,7 +15,7 @@ from casweights.format.rounding import is_rounded
 from casweights.format.sampling import count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _TINY = 1e-12
 _MOST_FROZEN = 0.99
-_PRIOR = 8.0  # samples that the share of all tensors counts for, in addition to those of one tensor
+_LEAST_PRIOR, _MOST_PRIOR = 8.0, 128.0  # samples that the share of all tensors counts for
+_RELATED = 0.66  # of the bits of an element: tensors that differ in more are unrelated
 _MOST_PAIRS = 1 << 16  # pairs of tensors of one shape that are compared
 _WHOLE = {"BF16": 0.665, "F16": 0.85, "F32": 0.82, "F8_E4M3": 0.76, "F8_E5M2": 0.7}
 _WHOLE_SHARE = 0.95  # of the bytes of other dtypes, stored whole
@@ -76,6 +77,22 @@ class _Pairs(NamedTuple):
     steps: Floats
 
 
+class _Facts(NamedTuple):
+    """What is known of tensors, or of those of pairs.
+
+    Attributes:
+        samples: The number of their samples.
+        elements: The number of their elements.
+        hidden: Bits of their mantissas that samples lack, or have in addition if it is below 0.
+        bits: Bits of an element that samples show.
+    """
+
+    samples: Floats
+    elements: Floats
+    hidden: NDArray[np.int64]
+    bits: NDArray[np.int64]
+
+
 class _Group(NamedTuple):
     """The tensors of one shape in a signature: their numbers, and a row of samples for each."""
 
@@ -114,22 +131,32 @@ def predict(
     if not pairs:
         return found
     joined = _Pairs(*(np.concatenate(columns) for columns in zip(*pairs, strict=True)))
-    grids = [ours.grids[n] for n in joined.tensors.tolist()]
-    samples = np.array([count(grid) for grid in grids], float)
-    elements = np.array([grid.elements for grid in grids], float)
-    hidden = np.array([_HIDDEN.get(grid.dtype.code, 0) for grid in grids])
-    share, doublings, trained = _smoothed(joined, samples, elements)
-    bits = _bits(share, np.maximum(doublings + np.minimum(hidden, 0), 0)) * trained
-    is_other = [named.get(t) != b for t, b in zip(joined.tensors, joined.bases, strict=True)]
-    order = np.lexsort((joined.bases, is_other, bits, joined.tensors))
-    for at in order[::-1].tolist():  # the best comes last
-        tensor, base, grid = int(joined.tensors[at]), int(joined.bases[at]), grids[at]
-        lower = _lower_bits(grid.dtype, theirs.grids[base].dtype, float(share[at]))
+    facts = _facts(ours.grids, joined.tensors)
+    share, doublings, trained = _smoothed(joined, facts)
+    bits = _bits(share, doublings + np.minimum(facts.hidden, 0)) * trained
+    same = np.full(len(ours.grids), -1)
+    same[list(named)] = list(named.values())
+    order = np.lexsort((joined.bases, same[joined.tensors] != joined.bases, bits, joined.tensors))
+    best = order[np.unique(joined.tensors[order], return_index=True)[1]]
+    for at in best.tolist():
+        tensor, base = int(joined.tensors[at]), int(joined.bases[at])
+        grid, dtype = ours.grids[tensor], theirs.grids[base].dtype
+        lower = _lower_bits(grid.dtype, dtype, float(share[at])) if facts.hidden[at] > 0 else 0.0
         most = 8.0 * grid.dtype.width
         size = min(float(bits[at] + trained[at] * lower), most) * grid.elements / 8
-        whole = whole_size(grid)
+        whole = found[tensor].nbytes
         found[tensor] = Match(tensor, base if size < whole else None, min(size, whole))
     return found
+
+
+def _facts(grids: Sequence[Grid], tensors: NDArray[np.int64]) -> _Facts:
+    """Return what is known of the tensors of pairs."""
+    return _Facts(
+        np.array([count(grid) for grid in grids], float)[tensors],
+        np.array([grid.elements for grid in grids], float)[tensors],
+        np.array([_HIDDEN.get(grid.dtype.code, 0) for grid in grids])[tensors],
+        np.array([min(16, 8 * grid.dtype.width) for grid in grids])[tensors],
+    )
 
 
 def _groups(signature: Signature) -> dict[Shape, _Group]:
@@ -175,39 +202,56 @@ def _pairs(ours: _Group, theirs: _Group, named: Mapping[int, int]) -> _Pairs:
     )
 
 
-def _smoothed(pairs: _Pairs, samples: Floats, elements: Floats) -> tuple[Floats, Floats, Floats]:
+def _smoothed(pairs: _Pairs, facts: _Facts) -> tuple[Floats, Floats, Floats]:
     """Return what the samples tell about each pair.
 
     Few samples say little, so that those of all tensors count, too, each with its best base.
+    Tensors that are unrelated to this base do not count, and nothing else counts for them.
 
     Returns:
         The share of changed elements if the tensor is trained, the logarithm of their steps, and
         the probability that it is: none of the samples of a frozen tensor differ.
     """
-    own = pairs.changed / samples
-    best = np.lexsort((own, pairs.tensors))
+    own = pairs.changed / facts.samples
+    best = np.lexsort((pairs.steps, own, pairs.tensors))
     first = best[np.unique(pairs.tensors[best], return_index=True)[1]]
-    weight = elements[first] / elements[first].sum()
+    steps = pairs.steps / np.maximum(pairs.changed, 1)
+    related = _bits(own, steps + np.minimum(facts.hidden, 0)) < _RELATED * facts.bits
+    first = first[related[first]] if related[first].any() else first
+    samples = facts.samples[first]
+    weight = facts.elements[first] / facts.elements[first].sum()
     mean = float((weight * own[first]).sum())
     # Of tensors that are all trained alike, these would have no sample that differs.
-    by_chance = float((weight * (1 - mean) ** samples[first]).sum())
+    by_chance = float((weight * (1 - mean) ** samples).sum())
     frozen = float((weight * (own[first] == 0)).sum()) - by_chance
     frozen = min(max(0.0, frozen / max(1 - by_chance, _TINY)), _MOST_FROZEN)
     mean = min(mean / (1 - frozen), 1.0)
-    unmoved = (1 - frozen) * (1 - mean) ** samples
+    unmoved = (1 - frozen) * (1 - mean) ** facts.samples
     trained = np.where(own == 0, unmoved / np.maximum(frozen + unmoved, _TINY), 1.0)
     changes = weight * pairs.changed[first]
-    steps = weight * pairs.steps[first]
-    usual = float(steps.sum()) / max(float(changes.sum()), _TINY)
-    share = (pairs.changed + _PRIOR * mean) / (samples + _PRIOR)
-    return share, (pairs.steps + usual) / (pairs.changed + 1), trained
+    usual = float((weight * pairs.steps[first]).sum()) / max(float(changes.sum()), _TINY)
+    prior = _prior(pairs.changed[first], samples)
+    share = (pairs.changed + prior * mean) / (facts.samples + prior)
+    doublings = (pairs.steps + usual) / (pairs.changed + 1)
+    return np.where(related, share, own), np.where(related, doublings, steps), trained
+
+
+def _prior(changed: Floats, samples: Floats) -> float:
+    """Return how many samples the share of all tensors counts for, with those of one of them.
+
+    The more, the less the tensors differ from each other beyond what chance explains.
+    """
+    mean = float(changed.sum() / samples.sum())
+    by_chance = samples * mean * (1 - mean)
+    excess = float(((changed - samples * mean) ** 2).sum()) / max(float(by_chance.sum()), _TINY) - 1
+    return float(np.clip(samples.mean() / max(excess, _TINY), _LEAST_PRIOR, _MOST_PRIOR))
 
 
 def _bits(share: Floats, doublings: Floats) -> Floats:
     """Return the bits of an element of 16 bits in a difference."""
     p = np.clip(share, 1e-9, 1 - 1e-9)
     entropy = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
-    bits: Floats = _WHETHER * entropy + p * (_CHANGE + _DOUBLING * doublings)
+    bits: Floats = _WHETHER * entropy + p * (_CHANGE + _DOUBLING * np.maximum(doublings, 0))
     return bits
 
 

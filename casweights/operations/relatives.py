@@ -39,12 +39,16 @@ if TYPE_CHECKING:
 
 _MOST = 4  # versions that are tried by encoding; each costs a few reads
 _TRIED = 4  # chunks of each
+_SUFFICE = 2  # of these, if they confirm what was expected
+_CONFIRMED = 1.25  # times the expected bytes, or one part in as many
+_CLEARLY = 1.3  # times the best version's bytes, which are not worth a trial
+_SMALL = 1 / 8  # share of a chunk's bytes below which a difference is smaller than the whole
 # Share of the whole chunks as stored. What builds on a larger difference must be stored whole in
 # turn, because two such differences cost too much to read: the larger one has saved nothing.
 _MAX_SHARE = 0.5
-_SURELY_FALSE = 0.25  # share that a signature promises of chunks that have nothing in common
+_SURELY_FALSE = 4.0  # times the bytes that a signature promises
 _LEAST_SAVED = 1 / 50  # of the bytes, for which one more version is read
-_PREFERRED = 0.5  # share of the best version's bytes that another one must beat: samples are few
+_PREFERRED = 0.5  # share of a better version's bytes that another one must beat: samples are few
 
 
 class New(NamedTuple):
@@ -68,8 +72,10 @@ class _Relative:
 
     Attributes:
         snapshot: The version.
+        key: Tells the signature apart that says so.
         numbers: For each tensor of the new version, the number of its like; None without one.
         costs: The bytes that each tensor is expected to take.
+        alike: Which tensors have a like.
         chunks: The version's chunks.
         share: What differences from it took where they were tried, as a share of the bytes.
     """
@@ -77,7 +83,7 @@ class _Relative:
     def __init__(self, found: Relative, new: New) -> None:
         matches = predict(new.signature, found.signature)
         grids = zip(new.signature.grids, matches, strict=True)
-        self.snapshot = found.snapshot
+        self.snapshot, self.key = found.snapshot, found.key
         self.numbers = [
             match.base
             if match.base is not None and found.signature.grids[match.base].dtype == grid.dtype
@@ -85,6 +91,7 @@ class _Relative:
             for grid, match in grids
         ]
         self.costs = _costs(new.signature, matches, self.numbers)
+        self.alike = [number is not None for number in self.numbers]
         self.chunks = BaseChunks()
         self.share = 1.0
         self._tensors: Sequence[Sampled] = ()
@@ -117,17 +124,20 @@ class _Relative:
         """
         reader = db.reader.with_local(db.cache)
         taken = expected = whole = 0.0
-        for number in trial.chosen(self.numbers):
+        for tried, number in enumerate(trial.chosen(self.numbers)):
+            if tried == _SUFFICE and _is_clear(taken, expected, whole):
+                break
             piece, grid = trial.pieces[number], new.signature.grids[number]
-            most = trial.whole(number)
-            taken += min(self._size(new, number, piece, reader), most)
+            size = self._size(new, number, piece, reader)
+            most = trial.whole(number, exact=size > _SMALL * piece.nbytes)
+            taken += min(size, most)
             whole += most
             expected += self.costs[number] * piece.nbytes / grid.nbytes
         if whole:
             self.share = taken / whole
-            self.costs[[number is not None for number in self.numbers]] *= taken / expected
-            if taken == whole and expected < _SURELY_FALSE * whole:
-                db.signatures.distrust(self.snapshot)
+            self.costs[self.alike] *= taken / expected
+            if self.share >= _MAX_SHARE and taken > _SURELY_FALSE * expected:
+                db.signatures.distrust(self.key)
 
     def _size(self, new: New, number: int, piece: Piece, reader: LocalFirstReader) -> int:
         like = self.counterpart(number)
@@ -160,12 +170,20 @@ class _Trial:
         ends = np.cumsum([grids[n].nbytes for n in found])
         total = int(ends[-1]) if found else 0
         at = (np.arange(_TRIED) + 0.5) * total / _TRIED
-        return [found[n] for n in np.unique(np.searchsorted(ends, at)).tolist()] if found else []
+        spread = np.unique(np.searchsorted(ends, at)).tolist() if found else []
+        return [found[n] for n in (*spread[1::2], *spread[::2])]
 
-    def whole(self, number: int) -> int:
-        """Return the bytes that the first chunk of a tensor takes without a base."""
+    def whole(self, number: int, *, exact: bool) -> float:
+        """Return the bytes that the first chunk of a tensor takes without a base.
+
+        Args:
+            number: Number of the tensor.
+            exact: Whether to encode the chunk; otherwise they may be a guess.
+        """
+        piece, grid = self.pieces[number], self._new.signature.grids[number]
         if number not in self._wholes:
-            piece = self.pieces[number]
+            if not exact:
+                return whole_size(grid) * piece.nbytes / grid.nbytes
             raw = self._new.read(self._new.tensors[number].path, piece)
             self._wholes[number] = len(encode(raw, piece.dtype, "auto")[1])
         return self._wholes[number]
@@ -202,28 +220,81 @@ def relatives(
         StoreError: The store could not be read.
     """
     nearest = db.signatures.nearest(new.signature, within=within, listed=listed)
-    chosen = _chosen([_Relative(found, new) for found in nearest], new)
-    trial, worth = _Trial(new, db.config.chunk_size), []
-    for one in (one for one in chosen if one.load(db, new)):
-        one.measure(db, new, trial)
-        if one.share < _MAX_SHARE:
-            worth.append(one)
+    worth = _tried(db, new, [_Relative(found, new) for found in nearest])
     if not worth:
         return Bases(parent)
-    worth.sort(key=lambda one: float(one.costs.sum()))
-    return Bases(parent or worth[0].chunks, _assigned(new, worth))
+    owners = _owners(worth, _wholes(new))
+    first = parent or worth[0].chunks
+    likes = ((new.tensors[n].key, one.counterpart(n)) for n, one in enumerate(owners))
+    return Bases(first, {key: like for key, like in likes if like is not None})
 
 
-def _assigned(new: New, worth: Sequence[_Relative]) -> dict[tuple[str, str | None], Counterpart]:
-    """Return what each tensor is like: one of the best version, unless another one is nearer."""
-    costs = np.array([one.costs for one in worth])
-    costs[0] *= _PREFERRED
-    assigned = {}
-    for number, sampled in enumerate(new.tensors):
-        like = worth[int(np.argmin(costs[:, number]))].counterpart(number)
-        if like is not None:
-            assigned[sampled.key] = like
-    return assigned
+def _tried(db: Database, new: New, found: Sequence[_Relative]) -> list[_Relative]:
+    """Return relatives that are worth it, the best one first: a few are tried.
+
+    The next one is that which saves most in addition to those before, if that is a fiftieth of
+    the bytes; otherwise the one that would be best alone, unless those before are clearly better.
+    """
+    trial = _Trial(new, db.config.chunk_size)
+    best = doubtful = _wholes(new)
+    left = [one for one in found if one.costs.sum() < best.sum()]
+    worth: list[_Relative] = []
+    for _ in range(_MOST):
+        if not left:
+            break
+        one = min(left, key=lambda one: float(_taking(best, one, worth).sum()))
+        if best.sum() - _taking(best, one, worth).sum() < _LEAST_SAVED * best.sum():
+            one = min(left, key=lambda one: float(one.costs.sum()))
+            if worth and one.costs[one.alike].sum() > _CLEARLY * doubtful[one.alike].sum():
+                break
+        left.remove(one)
+        if one.load(db, new):
+            promised = one.costs.copy()
+            one.measure(db, new, trial)
+            if one.share < _MAX_SHARE:
+                taking = _taking(best, one, worth)
+                doubtful = np.where(taking < best, np.maximum(promised, one.costs), doubtful)
+                best = taking
+                worth.append(one)
+    return sorted(worth, key=lambda one: float(one.costs.sum()))
+
+
+def _is_clear(taken: float, expected: float, whole: float) -> bool:
+    """Whether a few chunks suffice, because they take what was expected, and little."""
+    return taken < _MAX_SHARE / 2 * whole and expected / _CONFIRMED < taken < expected * _CONFIRMED
+
+
+def _wholes(new: New) -> NDArray[np.float64]:
+    """Return the bytes that each tensor is expected to take whole."""
+    return np.array([whole_size(grid) for grid in new.signature.grids])
+
+
+def _taking(
+    best: NDArray[np.float64], one: _Relative, before: Sequence[_Relative]
+) -> NDArray[np.float64]:
+    """Return the bytes of each tensor if it comes from another version where that is nearer.
+
+    With a smaller margin, chance would make some tensors of a cousin look nearer.
+    """
+    return np.where(one.costs < (_PREFERRED if before else 1.0) * best, one.costs, best)
+
+
+def _owners(worth: Sequence[_Relative], whole: NDArray[np.float64]) -> list[_Relative]:
+    """Return the version that each tensor is stored as a difference from."""
+    left, chosen = list(worth[1:]), [worth[0]]
+    owners = [worth[0]] * len(whole)
+    best = worth[0].costs
+    while left:
+        one = min(left, key=lambda one: float(_taking(best, one, chosen).sum()))
+        taking = _taking(best, one, chosen)
+        owners = [
+            one if now < old else owner
+            for now, old, owner in zip(taking, best, owners, strict=True)
+        ]
+        best = taking
+        chosen.append(one)
+        left.remove(one)
+    return owners
 
 
 def _costs(
@@ -236,22 +307,3 @@ def _costs(
             for grid, match, number in zip(signature.grids, matches, numbers, strict=True)
         ]
     )
-
-
-def _chosen(found: Sequence[_Relative], new: New) -> list[_Relative]:
-    """Return the relatives to try, the best one first.
-
-    The next one is that which saves most in addition to those before, if that is a fiftieth of
-    the bytes; otherwise the one that would be best alone.
-    """
-    best = np.array([whole_size(grid) for grid in new.signature.grids])
-    left = [one for one in found if one.costs.sum() < best.sum()]
-    chosen: list[_Relative] = []
-    while left and len(chosen) < _MOST:
-        together = [float(np.minimum(best, one.costs).sum()) for one in left]
-        alone = [float(one.costs.sum()) for one in left]
-        saved = best.sum() - min(together)
-        by = together if saved >= _LEAST_SAVED * best.sum() else alone
-        chosen.append(left.pop(by.index(min(by))))
-        best = np.minimum(best, chosen[-1].costs)
-    return chosen
