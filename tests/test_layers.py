@@ -75,6 +75,7 @@ SHARED = {
     "operations.encoded_files",
     "operations.expire",
     "operations.fold",
+    "operations.lineage",
     "operations.live_frames",
     "operations.frame_check",
     "operations.looking",

@@ -42,7 +42,11 @@ BRIEF = {"StoreTests", "ObjectStore"}  # have a page of their own, and many meth
 MODULES = {
     "Results": (["casweights.results"], "Calls return these values, and events carry them."),
     "Further types": (
-        ["casweights.events:Stage", "casweights.sync.patches:Patch"],
+        [
+            "casweights.events:Stage",
+            "casweights.operations.graph:GraphVersion",
+            "casweights.sync.patches:Patch",
+        ],
         "Calls and events use these types, too.",
     ),
     "Instrumentation": (

@@ -192,6 +192,21 @@ def similar(model: torch.nn.Module) -> None:
         assert [(like.tensor, like.other_tensor) for like in found.tensors] == [("renamed", "w")]
 
 
+@shows("BaseVersion", "GraphVersion")
+def lineage(model: torch.nn.Module) -> None:
+    import torch
+
+    import casweights
+
+    with casweights.open("./store", create=True) as store:
+        base = store.commit({"w": torch.randn(256, 256)}, branch="base")
+        tuned = store.commit({"w": store.load(base)["w"] * 1.001}, base=base)
+        [found] = store.lineage(tuned)
+        assert (found.snapshot, found.is_parent, found.state) == (base.id, False, "present")
+        newest = next(store.graph())
+        assert (newest.snapshot, newest.parents, newest.lineage) == (tuned, (), (found,))
+
+
 @shows("TransferStats")
 def transfer(model: torch.nn.Module) -> None:
     import casweights

@@ -94,7 +94,7 @@ class History:
                 check_follows(gap[-1], snapshot.id, snapshot.number, seen)
             seen.add(current)
             first = next(iter(snapshot.parents), None)
-            gap = list(_gap(first, snapshot.number, expired))
+            gap = list(passed_over(first, snapshot.number, expired))
             seen.update(row.id for row in gap)
             yield Stretch(snapshot, gap)
             current = next(iter(gap[-1].parents), None) if gap else first
@@ -152,7 +152,9 @@ class History:
             raise gone from error
 
 
-def _gap(before: SnapshotId | None, number: int, expired: Expired) -> Iterator[ExpiredVersion]:
+def passed_over(
+    before: SnapshotId | None, number: int, expired: Expired
+) -> Iterator[ExpiredVersion]:
     """Yield the expired versions from a parent on.
 
     Each must have the number below that of its child, so that forged records lead nowhere.

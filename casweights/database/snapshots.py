@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from casweights.database.index import ChunkIndex
     from casweights.database.merged import Merged
     from casweights.database.reader import ChunkReader
+    from casweights.format.lineage import Origin
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import Location, OpenPack
     from casweights.ids import ChunkId, PackId
@@ -124,8 +125,7 @@ class SnapshotStore:
         with ahead(self._store) as fetch:
             if snapshot_id not in self._learned:
                 lacking = self._reader.with_local(*self._local).lacking(stored.snapshot.structure())
-                part = stored.structure_table().own_part(lacking)
-                self._learn(part, PackContents.of(stored))
+                self._learn(stored.structure_table().own_part(lacking), PackContents.of(stored))
                 fetch(small_packs(self._store, self._index, lacking))
             yield self.load(snapshot_id, with_locations=True)
 
@@ -249,8 +249,7 @@ class SnapshotStore:
     @contextmanager
     def sharing(self, other: SnapshotStore) -> Iterator[None]:
         """Use the structure chunks that another store has in memory, in the ``with`` block."""
-        before = self._local
-        self._local = [*before, other.structure]
+        before, self._local = self._local, [*self._local, other.structure]
         try:
             yield
         finally:
@@ -263,22 +262,22 @@ class SnapshotStore:
                 self._recent.popitem(last=False)
 
     def encode(
-        self, snapshot: Snapshot, manifest: bytes, last: OpenPack | None = None
+        self, snapshot: Snapshot, manifest: bytes, last: OpenPack | None = None, *origins: Origin
     ) -> tuple[StoredSnapshot, Parts]:
         """Return a new version with the content of its object, which carries the last frames.
-
-        The caller makes the object durable, and then calls `saved`.
 
         Args:
             snapshot: The snapshot. All its chunks must be in the index or in `last`.
             manifest: Its encoded manifest, from `EncodedSnapshot.of`.
             last: Frames that are in no object yet, if any.
+            origins: The versions that its frames were made from, the largest first.
 
         Raises:
             IntegrityError: A chunk or one of its bases is missing.
         """
         frames, payloads = ((), ()) if last is None else (last.frames, last.payloads)
-        stored = StoredSnapshot(snapshot, manifest, self.pack_table(snapshot, last), frames)
+        table = self.pack_table(snapshot, last)
+        stored = StoredSnapshot(snapshot, manifest, table, frames, origins)
         return self.encode_copy(stored, payloads)
 
     def saved(self, stored: StoredSnapshot) -> None:

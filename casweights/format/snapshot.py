@@ -21,6 +21,7 @@ from casweights.format.envelope import (
     prefix,
 )
 from casweights.format.hashing import CHECKSUM_SIZE, blake3_256, checksum
+from casweights.format.lineage import Origin, check_lineage, encode_lineage, read_lineage
 from casweights.format.manifest import MAX_MANIFEST_SIZE, Snapshot, check_size
 from casweights.format.names import snapshot_name
 from casweights.format.pack import (
@@ -65,11 +66,14 @@ class StoredSnapshot:
         encoded_manifest: The bytes of its manifest, to which its ID commits.
         table: The packs that contained its chunks when it was written.
         frames: The frames that the object carries, in order.
+        lineage: The versions that its frames were made from, the largest first; none if they were
+            made from the first parent alone.
 
     Attributes:
         snapshot: The snapshot.
         encoded_manifest: The bytes of its manifest.
         frames: The frames that the object carries; none if it is bare.
+        lineage: The versions that its frames were made from. Nobody has checked that they were.
         nbytes: Bytes of the object; 0 if it is not made yet.
         packs: The packs of `table`, which is not needed to know them.
         shallow: Whether the version was copied without its history.
@@ -81,10 +85,12 @@ class StoredSnapshot:
         encoded_manifest: bytes,
         table: PackTable | PackNumbers,
         frames: Sequence[Frame] = (),
+        lineage: Sequence[Origin] = (),
     ) -> None:
         self.snapshot = snapshot
         self.encoded_manifest = encoded_manifest
         self.frames = frames
+        self.lineage = tuple(lineage)
         self.nbytes = 0
         self.packs = table.packs
         self.shallow = table.shallow
@@ -121,7 +127,9 @@ class StoredSnapshot:
 
     def with_table(self, table: PackTable) -> StoredSnapshot:
         """Return the same version, with the same frames, and its chunks in other packs."""
-        same = StoredSnapshot(self.snapshot, self.encoded_manifest, table, self.frames)
+        same = StoredSnapshot(
+            self.snapshot, self.encoded_manifest, table, self.frames, self.lineage
+        )
         same.nbytes = self.nbytes
         return same
 
@@ -131,8 +139,8 @@ class StoredSnapshot:
         Args:
             into: For each pack that was merged, the pack that has its frames now.
         """
-        numbers = decode_table(self.encode_table(), self.carried)
-        return StoredSnapshot(self.snapshot, self.encoded_manifest, numbers.merged(into))
+        numbers = decode_table(self.encode_table(), self.carried).merged(into)
+        return StoredSnapshot(self.snapshot, self.encoded_manifest, numbers, (), self.lineage)
 
     def encode_table(self) -> bytes:
         """Return the encoded pack table. Reads no chunk of a version that was just read."""
@@ -142,7 +150,7 @@ class StoredSnapshot:
 
     def bare(self, table: PackTable) -> StoredSnapshot:
         """Return the same version without frames, all its chunks being in other objects."""
-        return StoredSnapshot(self.snapshot, self.encoded_manifest, table)
+        return StoredSnapshot(self.snapshot, self.encoded_manifest, table, (), self.lineage)
 
 
 def carried_locations(snapshot_id: SnapshotId, frames: Iterable[Frame]) -> list[Location]:
@@ -173,6 +181,8 @@ def encode_snapshot(stored: StoredSnapshot, payloads: Sequence[Buffer] = ()) -> 
         "table": compress_object(table, _LEVEL),
         "table_size": len(table),
     }
+    if stored.lineage:
+        fields["lineage"] = encode_lineage(stored.lineage)
     if stored.frames:
         fields = {"frames": encode_frames(stored.frames), **fields}
     first_bytes, index = prefix(ObjectKind.SNAPSHOT), msgpack.packb(fields)
@@ -223,6 +233,7 @@ class SnapshotIndex(NamedTuple):
         manifest_size: Its bytes before compression, as the index claims.
         table: The pack table.
         table_size: Its bytes before compression, as the index claims.
+        lineage: The versions that its frames were made from.
         frames: The frames that the object carries.
     """
 
@@ -230,6 +241,7 @@ class SnapshotIndex(NamedTuple):
     manifest_size: int
     table: bytes
     table_size: int
+    lineage: tuple[Origin, ...]
     frames: FrameColumns
 
 
@@ -267,8 +279,9 @@ def _unpack_index(encoded: bytes) -> SnapshotIndex:
         "manifest_size": lambda: data.scalar(int),
         "table": lambda: data.scalar(bytes),
         "table_size": lambda: data.scalar(int),
+        "lineage": lambda: read_lineage(data),
     }
-    fields = data.fields(readers, optional={"frames"})
+    fields = {"lineage": (), **data.fields(readers, optional={"frames", "lineage"})}
     data.finish()
     if (columns := fields.pop("frames", None)) is None:
         return SnapshotIndex(**fields, frames=NO_FRAMES)
@@ -312,7 +325,11 @@ def parse_snapshot(
             raise ValueError("it lists fewer packs than the version has headers and pages")
     except MALFORMED as error:
         raise corrupt(name, f"its pack table is not valid: {error}") from error
-    return StoredSnapshot(snapshot, manifest, numbers, index.frames)
+    try:
+        check_lineage(index.lineage, snapshot)
+    except ValueError as error:
+        raise corrupt(name, str(error)) from error
+    return StoredSnapshot(snapshot, manifest, numbers, index.frames, index.lineage)
 
 
 def decode_snapshot(

@@ -213,7 +213,7 @@ class CasweightsCallback(TrainerCallback):
             ),
             branch=self._branch,
             head=head,
-            base=db.snapshots.load(before, with_locations=True) if before else None,
+            parent=db.snapshots.load(before, with_locations=True) if before else None,
             compression=self._compression,
         )
         self._line, self._in_doubt = snapshot.id, False

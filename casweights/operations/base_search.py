@@ -28,11 +28,13 @@ def find_bases(
     parent: Snapshot | None,
     sampling: Sampling | None,
     buffers: Pool,
+    *,
+    base: Snapshot | None = None,
 ) -> Bases:
     """Return the chunks that those of some files may be stored as differences from.
 
-    Tensors that the parent lacks are sampled, and those of other versions that they resemble are
-    their bases.
+    Tensors that parent and base lack are sampled, and those of other versions that they resemble
+    are their bases.
 
     Args:
         db: The store.
@@ -40,35 +42,35 @@ def find_bases(
         parent: The parent of the version that they are for; None if it has none.
         sampling: Their samples so far; None if none are taken for a signature.
         buffers: Memory to read into.
+        base: The version to try before the parent; None for none.
 
     Raises:
         StoreError: The store could not be read.
     """
-    first = None if parent is None else _chunks_of(parent, files)
-    lacking = _lacking(files, first, db.config.chunk_size)
+    named = [_chunks_of(one, files) for one in (base, parent) if one is not None]
+    first, second = (*named, None, None)[:2]
+    known = Bases(first, second=second)
+    lacking = _lacking(files, known, db.config.chunk_size)
     nbytes = sum(piece.nbytes for pieces in lacking.values() for piece in pieces)
     listed = db.signatures.listed() if nbytes >= _MIN_LACKING else {}
     if not listed:  # before anything is read for samples
-        return Bases(first)
+        return known
     new = _sampled(files, lacking, sampling or Sampling(files, buffers), buffers)
     if new is None:  # a file could not be read, which the commit reports
-        return Bases(first)
+        return known
     bases = relatives(db, new, first, listed=listed)
+    bases.second = known.second
     for chunk in bases.foreign():
         db.index.find_chain(chunk)  # reads the packs that the encoder goes by
     return bases
 
 
 def _lacking(
-    files: Sequence[SourceFile], first: BaseChunks | None, chunk_size: int
+    files: Sequence[SourceFile], known: Bases, chunk_size: int
 ) -> dict[SourceFile, list[Piece]]:
-    """Return the places of each file that the parent has nothing for."""
+    """Return the places of each file that the versions which are known have nothing for."""
     return {
-        file: [
-            piece
-            for piece in file.pieces(chunk_size)
-            if first is None or first.find(file.path, piece) is None
-        ]
+        file: [p for p in file.pieces(chunk_size) if known.find(file.path, p) is None]
         for file in files
     }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.format.safetensors import Header
-    from casweights.ids import ChunkId
+    from casweights.ids import ChunkId, SnapshotId
     from casweights.operations.slices import ChunkSlice
 
 
@@ -58,6 +58,11 @@ class BaseChunks:
     @property
     def _files(self) -> Sequence[FileEntry]:
         return () if self._version is None else self._version.files
+
+    @property
+    def version(self) -> SnapshotId | None:
+        """The version; None for no chunks at all."""
+        return None if self._version is None else self._version.id
 
     def chunks(self) -> Collection[ChunkId]:
         """Return all chunks of the version, structure chunks included."""
@@ -219,14 +224,17 @@ class Bases:
     Args:
         first: The parent, or the nearest relative; no chunks without either.
         others: Tensors of the new version, by file and name, that have their like elsewhere.
+        second: The version for what the first one lacks; no chunks without one.
     """
 
     def __init__(
         self,
         first: BaseChunks | None = None,
         others: Mapping[tuple[str, str | None], Counterpart] | None = None,
+        second: BaseChunks | None = None,
     ) -> None:
         self.first = first or BaseChunks()
+        self.second = second or BaseChunks()
         self._others = others or {}
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
@@ -234,19 +242,26 @@ class Bases:
         found = None
         if (other := self._others.get((path, piece.name))) is not None:
             found = other.chunks.at(other.file, other.name, piece)
-        return found or self.first.find(path, piece)
+        return found or self.first.find(path, piece) or self.second.find(path, piece)
+
+    def versions(self) -> Iterable[BaseChunks]:
+        """Return the chunks of each version that may serve, those preferred first."""
+        others = (other.chunks for other in self._others.values())
+        return dict.fromkeys((self.first, self.second, *others))
 
     def slices(self, path: str, piece: Piece) -> Sequence[ChunkSlice]:
-        """Return slices of the first version's chunks, as `BaseChunks.slices` does."""
-        return self.first.slices(path, piece)
+        """Return slices of one version's chunks, as `BaseChunks.slices` does."""
+        return self.first.slices(path, piece) or self.second.slices(path, piece)
 
     def has_place(self, path: str, piece: Piece) -> bool:
         """Return whether one of the versions has this tensor or, for other bytes, this file."""
-        return (path, piece.name) in self._others or self.first.has_place(path, piece)
+        is_known = self.first.has_place(path, piece) or self.second.has_place(path, piece)
+        return is_known or (path, piece.name) in self._others
 
     def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
         """Return the structure chunk of a file at one of its `structure_places`."""
-        return self.first.find_structure(path, place)
+        found = self.first.find_structure(path, place)
+        return found or self.second.find_structure(path, place)
 
     def foreign(self) -> Iterator[ChunkId]:
         """Yield all chunks of relatives that may be bases."""

@@ -114,8 +114,9 @@ def commit(
     *,
     branch: str,
     head: Head | None,
-    base: Snapshot | None,
+    parent: Snapshot | None,
     compression: Compression,
+    base: Snapshot | None = None,
 ) -> Snapshot:
     """Encode files, write the version that contains them, and move a branch to it.
 
@@ -128,8 +129,10 @@ def commit(
         description: The version's description.
         branch: The branch.
         head: Where the branch was last seen; None for a new one.
-        base: The version whose chunks new ones are stored as differences from; None to find one.
+        parent: The first parent; None without one. New chunks are stored as differences from
+            its chunks; without it, a version to build on is searched for.
         compression: How chunks without a base are stored.
+        base: A version to build on before the parent; None for none.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read; two have the same
@@ -141,7 +144,13 @@ def commit(
     for code, problem in advice(files, db.config.chunk_size):
         db.reporter.warned(code, problem)
     encode = partial(
-        encode_files, db, files, base=base, compression=compression, begins=head is None
+        encode_files,
+        db,
+        files,
+        parent=parent,
+        base=base,
+        compression=compression,
+        begins=head is None,
     )
     try:
         return commit_encoded(db, encode(), description, branch, head)
@@ -227,9 +236,10 @@ def write_version(
 
 def _encode(db: Database, version: EncodedVersion) -> tuple[StoredSnapshot, Parts]:
     """Return a version with the content of its object."""
-    table = version.encoded.table
+    encoded, table = version.encoded, version.encoded.table
     if table is None:
-        return db.snapshots.encode(version.snapshot, version.manifest, version.encoded.last)
+        snapshot, manifest = version.snapshot, version.manifest
+        return db.snapshots.encode(snapshot, manifest, encoded.last, *encoded.lineage)
     db.index.learn(table)
     return db.snapshots.encode_copy(StoredSnapshot(version.snapshot, version.manifest, table))
 

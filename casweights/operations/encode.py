@@ -24,6 +24,7 @@ from casweights.operations.base_search import find_bases
 from casweights.operations.bases import structure_places
 from casweights.operations.differences import DifferenceEncoder, growth
 from casweights.operations.encoded_files import EncodedFiles, Written
+from casweights.operations.lineage import Lineage
 from casweights.operations.looking import PackSearch
 from casweights.operations.sampling import Sampling, is_sampled
 from casweights.operations.shortcuts import Schedule
@@ -32,12 +33,13 @@ from casweights.system.buffers import Pool
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from casweights.config import Compression
     from casweights.content.files import SourceFile
     from casweights.database import Database
     from casweights.database.reader import TrustedChunks
+    from casweights.format.lineage import Origin
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
@@ -90,9 +92,11 @@ class _Encoding:
         bases: The chunks that new ones are encoded as differences from, found at the first use.
         encoder: Encodes the new chunks.
         search: Loads the indexes of packs that are not known yet.
-        base: The parent of the new version; None if it has no parent.
+        parent: The parent of the new version; None if it has no parent.
+        base: The version to build on before the parent; None for none.
         sampling: Takes samples of the chunks; None if the version is to have no signature.
-        foreign: Chunks of other versions that are bases of new frames.
+        made: Chunks whose new frames are made from others.
+        foreign: Chunks of other versions than the parent that are bases of new frames.
         repeats: Set while the store contains what is read. Hashing live tensors in place then
             saves copying them. Never set with a cache in memory, which needs the copies.
     """
@@ -103,32 +107,43 @@ class _Encoding:
     bases: Once[Bases]
     encoder: DifferenceEncoder
     search: PackSearch
+    parent: Snapshot | None
     base: Snapshot | None
     sampling: Sampling | None
+    made: set[ChunkId] = field(default_factory=set)
     foreign: set[ChunkId] = field(default_factory=set)
     repeats: threading.Event = field(default_factory=threading.Event)
+
+    def reached(self) -> Collection[ChunkId]:
+        """Return the chunks of the parent, which nobody can remove."""
+        if self.parent is None:
+            return ()
+        bases = self.bases()
+        return (bases.first if self.base is None else bases.second).chunks()
 
 
 def encode_files(
     db: Database,
     files: Sequence[SourceFile],
     *,
-    base: Snapshot | None,
+    parent: Snapshot | None,
     compression: Compression,
+    base: Snapshot | None = None,
     trusted: TrustedChunks | None = None,
     begins: bool = False,
 ) -> EncodedFiles:
     """Read and encode files, and write all packs but the last.
 
-    Chunks are stored as differences from the chunks at the same places of `base`, or else of the
-    versions that the files resemble most.
+    Chunks are stored as differences from the chunks at the same places of `base`, then of `parent`,
+    or else of the versions that the files resemble most.
 
     Args:
         db: The store.
         files: The files.
-        base: The parent of the version that the files are for; None if it has no parent.
+        parent: The parent of the version that the files are for; None if it has no parent.
         compression: How chunks without a base are stored.
-        trusted: May hold the chunks of `base` in memory; by default the store's own cache.
+        base: A version to build on before the parent; None for none.
+        trusted: May hold the chunks of `parent` in memory; by default the store's own cache.
         begins: Whether the version is the first of its branch.
 
     Raises:
@@ -138,9 +153,11 @@ def encode_files(
             the command uses them.
     """
     db.heed_findings()
-    number = 1 if base is None else base.number + 1
+    if base is not None and parent is not None and base.id == parent.id:
+        base = None
+    number = 1 if parent is None else parent.number + 1
     samples = is_sampled(number, begins=begins) and db.signatures.are_kept()
-    encode = partial(_encode, db, files, base, compression, trusted, samples=samples)
+    encode = partial(_encode, db, files, parent, base, compression, trusted, samples=samples)
     for _ in range(_MAX_ATTEMPTS):
         if (encoded := encode()) is not None:
             return encoded
@@ -154,6 +171,7 @@ def encode_files(
 def _encode(
     db: Database,
     files: Sequence[SourceFile],
+    parent: Snapshot | None,
     base: Snapshot | None,
     compression: Compression,
     trusted: TrustedChunks | None,
@@ -162,39 +180,55 @@ def _encode(
 ) -> EncodedFiles | None:
     """Encode files once; None if the store lost a chunk at the same time that they reuse."""
     hold = db.index.hold()
-    if base is not None:
-        db.snapshots.locate(base.id)
+    for known in (base, parent):
+        if known is not None:
+            db.snapshots.locate(known.id)
     writer, buffers = PackWriter(db, only_new=True), Pool(db.config.chunk_size)
     sampling = Sampling(files, buffers) if samples else None
-    bases = Once(lambda: find_bases(db, files, base, sampling, buffers))
+    bases = Once(lambda: find_bases(db, files, parent, sampling, buffers, base=base))
     encoder = DifferenceEncoder(
         db.reader,
         db.index,
         trusted or db.cache,
         db.snapshots.structure,
         compression,
-        Schedule(1 if base is None else base.number + 1, db.index.pack_size),
+        Schedule(1 if parent is None else parent.number + 1, db.index.pack_size),
         Once(lambda: growth(bases().first, db.index)),
     )
-    search = PackSearch(db, sum(file.size for file in files), is_first=base is None)
-    work = _Encoding(db, files, buffers, bases, encoder, search, base, sampling)
+    is_first = base is None and parent is None
+    search = PackSearch(db, sum(file.size for file in files), is_first=is_first)
+    work = _Encoding(db, files, buffers, bases, encoder, search, parent, base, sampling)
     with ahead(db.store) as fetch:
         fetch(tiny_packs(db.store, db.index))
         db.index.prepare_all()  # only the base's packs; others only if they may save much
-        if base is None and db.store.capabilities.cheap_reads:
+        if is_first and db.store.capabilities.cheap_reads:
             search.before_relatives()  # because it reads versions, and locates their chunks
         encoded = _write_files(work, writer)
     if not search.are_there(_relied_on(work, writer, encoded.files), hold):
         return None
     signature = None if sampling is None else sampling.signature()
-    return replace(encoded, hold=hold, signature=signature)
+    lineage = _lineage(work, encoded) if writer.chunks or not is_first else ()
+    return replace(encoded, hold=hold, signature=signature, lineage=lineage)
 
 
 def _relied_on(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]) -> list[ChunkId]:
     """Return the chunks of a version that are neither in its base nor written for it."""
-    reached = work.bases().first.chunks() if work.base else ()
+    reached = work.reached()
     chunks = stored_chunks(entries, work.db.config).keys() | work.foreign
     return [chunk for chunk in chunks if chunk not in reached and not writer.has(chunk)]
+
+
+def _lineage(work: _Encoding, encoded: EncodedFiles) -> Sequence[Origin]:
+    """Return the versions that the frames of some files were made from."""
+    lineage = Lineage(work.bases(), None if work.parent is None else work.parent.id)
+    if lineage.is_implied:
+        return ()
+    for file, entry in zip(work.files, encoded.files, strict=True):
+        pieces = file.pieces(work.db.config.chunk_size)
+        for chunk, piece in zip(entry.chunks, pieces, strict=True):
+            built_on = _all_bases(work, file, piece) if chunk in work.made else ()
+            lineage.count(chunk, piece.nbytes, built_on)
+    return lineage.origins()
 
 
 def _write_files(work: _Encoding, writer: PackWriter) -> EncodedFiles:
@@ -267,6 +301,8 @@ def _write_chunks(work: _Encoding, writer: PackWriter) -> list[list[ChunkId]]:
     for run, new in _read_runs(work):
         chunks[run.number] += run.chunks
         for read, frames in new:
+            if any(frame.bases for frame in frames):
+                work.made.add(read.chunk)
             writer.add(read.chunk, read.piece.nbytes, frames)
         db.reporter.advanced(Stage.COMMIT, run.nbytes)
     return chunks
@@ -398,7 +434,7 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
         work.search.for_frames(chunk, frames, piece.nbytes)
     if chunk in index:
         return []
-    reached = work.bases().first.chunks() if work.base else ()
+    reached = work.reached()
     bases = (base for frame in frames for base in frame.bases)
     work.foreign.update(base for base in bases if base not in reached)
     return frames

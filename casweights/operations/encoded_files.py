@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.database.index import Hold
+    from casweights.format.lineage import Origin
     from casweights.format.pack import OpenPack
     from casweights.format.signature import Signature
 
@@ -50,6 +51,8 @@ class EncodedFiles:
             for them; None for files that are not durable.
         signature: Samples of the files; None if the version is to have none. Files of several
             processes have none.
+        lineage: The versions that the frames were made from, if not only the first parent; none for
+            files of several processes.
         hold: Keeps the index from forgetting the new packs before a snapshot names them.
     """
 
@@ -59,6 +62,7 @@ class EncodedFiles:
     table: PackTable | None = None
     hold: Hold | None = None
     signature: Signature | None = None
+    lineage: Sequence[Origin] = ()
 
     def detached(self) -> Self:
         """Return a copy that shares no memory with the files, which may change before the write.
@@ -85,7 +89,7 @@ class EncodedFiles:
         structure = len(structure_sizes(rows, db.config))
         chunks = stored_chunks(self.files, db.config)
         table = db.snapshots.placed(db.snapshots.pack_table_of(chunks, structure))
-        return replace(self, last=None, table=table, hold=None, signature=None)
+        return replace(self, last=None, table=table, hold=None, signature=None, lineage=())
 
 
 def join(parts: Sequence[EncodedFiles]) -> EncodedFiles:

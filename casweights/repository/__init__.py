@@ -15,12 +15,15 @@ from casweights.system.files import to_path
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from datetime import datetime
 
     from casweights.content.trees import ExtraState
     from casweights.format.manifest import Snapshot
+    from casweights.operations.graph import GraphVersion
     from casweights.operations.load import LazyTensor
     from casweights.results import (
+        BaseVersion,
         Diff,
         ExpiredVersion,
         TransferStats,
@@ -53,6 +56,7 @@ class Repository(WholeStore):
         *,
         branch: str = DEFAULT_BRANCH,
         parent: Ref | None = None,
+        base: Ref | None = None,
         message: str = "",
         author: str = "",
         metadata: Mapping[str, Any] | None = None,
@@ -74,6 +78,8 @@ class Repository(WholeStore):
                 during the call, or the version mixes old and new values.
             branch: The branch to move to the version; made if it does not exist.
             parent: The parent of the first version of a new branch; by default it has none.
+            base: A version to store this one as differences from, without making it a parent. Of
+                what it lacks, the parent and found relatives may be bases.
             message: The reason for the version.
             author: The author of the version.
             metadata: JSON-like values to store with the version.
@@ -89,6 +95,7 @@ class Repository(WholeStore):
             InvalidInputError: The source cannot be read, is malformed, or changed during the call.
             ConflictError: Another writer moved the branch during the call. The version is stored;
                 its ID is the error's `snapshot`.
+            NotFoundError: `parent` or `base` does not exist.
             StoreError: The store could not be written. The error's `snapshot` is set if it is
                 unknown whether the branch has moved. Repeat the call: it makes no second version.
         """
@@ -109,16 +116,21 @@ class Repository(WholeStore):
             message=message,
             metadata=dict(metadata or {}),
         )
-        with self._db.snapshots.reading(first) if first else nullcontext() as base:
+        near = None if base is None else self.resolve(base)
+        with self._reading(near) as built_on, self._reading(first) as before:
             return commit(
                 self._db,
                 to_sources(source, exclude, opaque, extra_state),
                 description,
                 branch=branch,
                 head=head,
-                base=base,
+                parent=before,
+                base=built_on,
                 compression=compression,
             )
+
+    def _reading(self, version: SnapshotId | None) -> AbstractContextManager[Snapshot | None]:
+        return nullcontext() if version is None else self._db.snapshots.reading(version)
 
     def checkout(
         self,
@@ -232,6 +244,30 @@ class Repository(WholeStore):
         """Do the same as `log`, and yield with each version the expired ones just before it."""
         return self._db.history.walk(self.resolve(ref))
 
+    def graph(self, refs: Sequence[str] | None = None) -> Iterator[GraphVersion]:
+        """Yield versions and all before them that stayed, by all parents, newest first.
+
+        Args:
+            refs: The versions to begin with; by default those that branches and tags name.
+
+        Raises:
+            NotFoundError: A version does not exist.
+        """
+        from casweights.operations.graph import graph
+
+        heads = self._db.refs.tips() if refs is None else map(self.resolve, to_list(refs))
+        return graph(self._db, heads)
+
+    def lineage(self, ref: Ref) -> tuple[BaseVersion, ...]:
+        """Return the versions that a version was made from, largest share first.
+
+        It is empty if only the first parent has served, or none. It is for people to read: not part
+        of the version, and not verified.
+        """
+        from casweights.operations.graph import lineage
+
+        return lineage(self._db, self.resolve(ref))
+
     def diff(self, old: Ref, new: Ref) -> Diff:
         """Compare two versions by file and tensor; little more than their manifests is read."""
         from casweights.operations.diff import diff
@@ -287,16 +323,6 @@ class Repository(WholeStore):
         """
         self._db.refs.branch_deletions.delete(name)
 
-    def displaced(self) -> dict[str, tuple[SnapshotId, ...]]:
-        """Return the versions that other writers' moves displaced, by branch.
-
-        They are listed until a branch or tag names them or later versions, or until
-        `drop_displaced`. ``docs/format.md`` says how versions are displaced.
-        """
-        from casweights.operations.displaced import displaced
-
-        return displaced(self._db)
-
     def drop_displaced(self, branch: str, at: Ref) -> None:
         """Stop listing a version as displaced from a branch; it stays in the store.
 
@@ -331,15 +357,6 @@ class Repository(WholeStore):
             ConflictError: Another writer deleted the tag or made it again during the call.
         """
         self._db.refs.tag_deletions.delete(name)
-
-    def deleted(self) -> dict[str, SnapshotId]:
-        """Return the last versions of deleted branches and tags, as ``heads/x`` and ``tags/x``.
-
-        A name that is in use again is left out.
-        """
-        from casweights.operations.undelete import deleted
-
-        return deleted(self._db)
 
     def undelete(self, name: Ref, as_name: str | None = None) -> SnapshotId:
         """Let a deleted branch or tag name its last version again; return the version's ID.

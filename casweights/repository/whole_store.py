@@ -76,6 +76,25 @@ class WholeStore(Handle, Closing):
         """Return the store's settings, and its guarantees to several writers."""
         return self._db.info()
 
+    def displaced(self) -> dict[str, tuple[SnapshotId, ...]]:
+        """Return the versions that other writers' moves displaced, by branch.
+
+        They are listed until a branch or tag names them or later versions, or until
+        `drop_displaced`. ``docs/format.md`` says how versions are displaced.
+        """
+        from casweights.operations.displaced import displaced
+
+        return displaced(self._db)
+
+    def deleted(self) -> dict[str, SnapshotId]:
+        """Return the last versions of deleted branches and tags, as ``heads/x`` and ``tags/x``.
+
+        A name that is in use again is left out.
+        """
+        from casweights.operations.undelete import deleted
+
+        return deleted(self._db)
+
     def verify(
         self,
         *,

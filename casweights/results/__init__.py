@@ -14,6 +14,7 @@ from casweights.results.collections import (
     SpaceUse,
     UndeleteStats,
 )
+from casweights.results.lineage import BaseVersion
 from casweights.results.similar import SimilarTensor, SimilarVersion
 from casweights.results.stores import (
     ExpiredVersion,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
 
 __all__ = [
+    "BaseVersion",
     "Change",
     "ChangeKind",
     "CheckoutStats",

@@ -130,7 +130,7 @@ class BranchWriter:
         encoded = encode_files(
             self._db,
             sorted(files, key=lambda file: file.path),
-            base=before,
+            parent=before,
             compression=self._compression,
             trusted=state if isinstance(state, KeptState) else None,
             begins=before is None,

@@ -81,7 +81,7 @@ def commit_file(repo: Repository, file: StateFile) -> None:
     parents = (head.snapshot,) if head else ()
     said = Description(parents=parents, time=datetime.now(UTC), author="", message="", metadata={})
     base = db.snapshots.load(parents[0], with_locations=True) if parents else None
-    part = encode_files(db, [file], base=base, compression="fast").durable(db)
+    part = encode_files(db, [file], parent=base, compression="fast").durable(db)
     commit_encoded(db, part, said, "main", head)
 
 

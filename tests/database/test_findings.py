@@ -200,7 +200,7 @@ def test_repack_keeps_frames_in_doubt_that_no_version_needs() -> None:
     with casweights.open(objects) as repo:
         db = repo.database
         file = StateFile({"w": STATES[0]["w"] * 2})
-        part = encode_files(db, [file], base=None, compression="fast").durable(db)
+        part = encode_files(db, [file], parent=None, compression="fast").durable(db)
         assert part.table is not None
         told(objects, names.pack_name(part.table.packs[0]))
         repo.commit(STATES[0], branch="other")

@@ -133,6 +133,7 @@ SNAPSHOT: dict[str, Any] = {
     "manifest_size": len(HONEST_MANIFEST),
     "table": zstandard.compress(msgpack.packb({**TABLE, "packs": b""})),
     "table_size": len(msgpack.packb({**TABLE, "packs": b""})),
+    "lineage": [[bytes(32), 7], [b"o" * 32, 1]],
 }
 CARRYING_SNAPSHOT = snapshot_object(msgpack.packb(SNAPSHOT), CHUNK)
 

@@ -144,7 +144,7 @@ def join_parts(place: Place) -> None:
     head = db.refs.head("main")
     assert head is not None
     before = db.snapshots.load(head.snapshot, with_locations=True)
-    part = encode_files(db, scan(place.folder), base=before, compression="fast").durable(db)
+    part = encode_files(db, scan(place.folder), parent=before, compression="fast").durable(db)
     description = Description(
         parents=(head.snapshot,), time=datetime.now(UTC), author="", message="parts", metadata={}
     )

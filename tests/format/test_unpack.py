@@ -156,7 +156,9 @@ def snapshot_of(
     return data, SnapshotId(blake3_256(manifest))
 
 
-@pytest.mark.parametrize("key", ["frames", "manifest", "manifest_size", "table", "table_size"])
+@pytest.mark.parametrize(
+    "key", ["frames", "manifest", "manifest_size", "table", "table_size", "lineage"]
+)
 @pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
 def test_the_index_of_a_snapshot_is_refused_where_the_bomb_begins(bomb: bytes, key: str) -> None:
     manifest = msgpack.packb(MANIFEST)

@@ -346,7 +346,7 @@ def test_a_version_is_written_although_the_index_forgot_its_chunks(repo: Reposit
     first = repo.commit({"w": rows(8)})
     db, state = repo.database, {"w": rows(8), "more": rows(1, seed=1)}
     said = Description(parents=(first.id,), time=first.time, author="", message="", metadata={})
-    encoded = encode_files(db, [StateFile(state)], base=first, compression="auto")
+    encoded = encode_files(db, [StateFile(state)], parent=first, compression="auto")
     version = EncodedVersion.of(db, encoded, said)
     (pack,) = db.index.contents()
     once = IntegrityError(ErrorCode.CORRUPT_OBJECT, "only this once")

@@ -60,7 +60,7 @@ def encode(
     file.path = path
     db = repo.database
     before = db.snapshots.load(repo.resolve(base), with_locations=True) if base else None
-    part = encode_files(db, [file], base=before, compression="auto").durable(db)
+    part = encode_files(db, [file], parent=before, compression="auto").durable(db)
     twin = pickle.loads(pickle.dumps(part))
     assert twin == part
     assert isinstance(twin, EncodedFiles)

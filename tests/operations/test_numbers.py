@@ -33,7 +33,7 @@ def merge(repo: Repository, *parents: SnapshotId) -> Snapshot:
         description,
         branch=f"merged-{parents[0]!s:.8}",
         head=None,
-        base=base,
+        parent=base,
         compression="auto",
     )
 

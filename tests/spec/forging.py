@@ -38,9 +38,13 @@ def read_parts(snapshot: Path) -> list[dict[str, Any]]:
 
 
 def forge(
-    root: Path, *, manifest: dict[str, Any] | None = None, table: dict[str, Any] | None = None
+    root: Path,
+    *,
+    manifest: dict[str, Any] | None = None,
+    table: dict[str, Any] | None = None,
+    fields: dict[str, Any] | None = None,
 ) -> str:
-    """Change fields of the manifest or pack table; return the new version's ID.
+    """Change fields of the manifest, pack table or index; return the new version's ID.
 
     The forged version has the frames of the original one, if that carries some.
     """
@@ -53,7 +57,7 @@ def forge(
     for key, value in zip(("manifest", "table"), encoded, strict=True):
         index |= {key: zstandard.compress(value), f"{key}_size": len(value)}
     forged = path.with_name(blake3(encoded[0]).hexdigest())
-    forged.write_bytes(snapshot_object(msgpack.packb(index), before[8:]))
+    forged.write_bytes(snapshot_object(msgpack.packb(index | (fields or {})), before[8:]))
     return forged.name
 
 

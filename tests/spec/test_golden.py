@@ -255,6 +255,21 @@ def test_versions_are_numbered(store: str) -> None:
 
 
 @stores
+def test_lineage_lists_what_frames_were_made_from(store: str) -> None:
+    reader, lineage = map(importlib.import_module, ("tools.spec.reader", "tools.spec.lineage"))
+    for version, expected in STORES[store]["lineage"].items():
+        name, index, _ = reader.read_version(GOLDEN / store, version)
+        manifest = reader.expand(index["manifest"], index["manifest_size"], 1 << 20, name)
+        nbytes = sum(row[1] for row in msgpack.unpackb(manifest)["files"])
+        found = lineage.parse_lineage(index, version, nbytes, name)
+        assert [list(row) for row in found] == expected
+        with casweights.open(GOLDEN / store) as repository:
+            stored = repository.database.snapshots.load_stored(repository.resolve(version))
+        assert [[str(one.snapshot), one.nbytes] for one in stored.lineage] == expected
+        assert " in versions/" in name  # archives keep it
+
+
+@stores
 def test_history_has_the_expired_versions(store: str) -> None:
     """The library and the independent reader list the same history, with the same records."""
     history = importlib.import_module("tools.spec.history")

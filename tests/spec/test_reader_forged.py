@@ -198,3 +198,32 @@ def test_wrong_tables_of_snapshots_with_frames_do_no_harm(
     with casweights.open(tmp_path / "store") as repository:
         repository.checkout("main", tmp_path / "expected")
     assert_both_read(tmp_path, forge(tmp_path, table=changes), tree(tmp_path / "expected"))
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    "lineage",
+    [
+        *(None, 1, {}, [], [[]], [b"a" * 32]),
+        [[b"a" * 31, 1]],
+        [[b"a" * 32, 0]],
+        [[b"a" * 32, True]],
+        [[b"a" * 32, 2**62]],
+        [[b"b" * 32, 1], [b"a" * 32, 1]],
+        [[b"a" * 32, 1], [b"b" * 32, 2]],
+        [[b"a" * 32, 2], [b"a" * 32, 1]],
+        [[bytes([n]) * 32, 1] for n in range(9)],
+    ],
+    ids=lambda lineage: f"{lineage!s:.40}",
+)
+def test_malformed_lineage_is_refused(reader: ModuleType, tmp_path: Path, lineage: Any) -> None:
+    assert_both_refuse(reader, tmp_path, forge(tmp_path, fields={"lineage": lineage}))
+
+
+@pytest.mark.usefixtures("store")
+def test_a_lineage_of_versions_that_do_not_exist_changes_nothing(tmp_path: Path) -> None:
+    with casweights.open(tmp_path / "store") as repository:
+        repository.checkout("main", tmp_path / "expected")
+    lineage = [[bytes([n]) * 32, 8 - n] for n in range(8)]
+    version = forge(tmp_path, fields={"lineage": lineage})
+    assert_both_read(tmp_path, version, tree(tmp_path / "expected"))

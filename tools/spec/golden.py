@@ -283,12 +283,13 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         branch = f"resized/{rows}"
         resized = store.commit(work / "resized", branch=branch, parent=first.id, time=later)
         versions[str(resized.id)] = describe_version(resized, hash_files(work / "resized"))
+    based, lineage = commit_based(store, work / "based", [first, second], versions)
     write_wide(work / "wide")
     for number in range(3):
         change_wide(work / "wide", number)
         wide = store.commit(work / "wide", branch="wide", time=later)
         versions[str(wide.id)] = describe_version(wide, hash_files(work / "wide"))
-    archive_versions(store, [store.resolve("tuned~1"), third.id])
+    archive_versions(store, [store.resolve("tuned~1"), third.id, based.id])
     store.branch("old", first.id)
     store.branch("old", second.id, force=True)
     store.tag("v1.0", first.id)
@@ -303,11 +304,31 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     add_signatures(store, [first.id], [second.id, third.id, fourth.id])
     return {
         "tuned": expire_versions(store),
+        "lineage": {str(based.id): lineage},
         "branches": {name: str(target) for name, target in store.branches().items()},
         "tags": {name: str(target) for name, target in store.tags().items()},
         "deleted": {name: str(target) for name, target in store.deleted().items()},
         "versions": versions,
     }
+
+
+def commit_based(
+    store: Repository, folder: Path, near: Sequence[Snapshot], versions: dict[str, Any]
+) -> tuple[Snapshot, list[Any]]:
+    """Commit a version made from another one than its parent; return it and its lineage."""
+    base, parent = near
+    write_model(folder)
+    train_model(folder, 0.01, seed=40)
+    zeros = folder / "nested/zeros.bin"  # of the parent
+    zeros.write_bytes(bytes(150_000))
+    later = FIRST_TIME + timedelta(days=1)
+    version = store.commit(folder, branch="based", parent=parent, base=base, time=later)
+    versions[str(version.id)] = describe_version(version, hash_files(folder))
+    rest = sum(
+        path.stat().st_size for path in folder.rglob("*") if path.is_file() and path != zeros
+    )
+    headers = sum(len(file.raw_header or b"") for file in version.files)
+    return version, [[str(base.id), rest - headers], [str(parent.id), 150_000]]
 
 
 def add_signatures(

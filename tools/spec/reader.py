@@ -47,6 +47,7 @@ from tools.spec.chunks import (
     split,
 )
 from tools.spec.header import MAX_HEADER, Tensor, parse_header
+from tools.spec.lineage import parse_lineage
 
 FORMAT = 2
 PAGE_IDS = 4_096
@@ -180,6 +181,7 @@ def read_snapshot(store: Path, snapshot: str, chunking: Chunking) -> tuple[list[
     manifest = expand(index["manifest"], index["manifest_size"], MAX_MANIFEST, name)
     need(blake3(manifest).hexdigest() == snapshot, f"{name} contains another version")
     rows = parse_manifest(manifest, chunking)
+    parse_lineage(index, snapshot, sum(row.size for row in rows), name)
     table = expand(index["table"], index["table_size"], MAX_TABLE, name)
     packs, table_rows = parse_pack_table(table, [name] if frames else [])
     structure = count_distinct(itertools.chain.from_iterable(row.structure for row in rows))

@@ -286,7 +286,7 @@ class CasweightsWriter(StorageWriter):
         """Encode a file and make its chunks durable."""
         db, before = self._store.open().database, self._save.before
         base = None if before is None else db.snapshots.load(before, with_locations=True)
-        encoded = encode_files(db, [file], base=base, compression=self._compression)
+        encoded = encode_files(db, [file], parent=base, compression=self._compression)
         return encoded.durable(db)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
