@@ -133,6 +133,10 @@ class StoredSnapshot:
         same.nbytes = self.nbytes
         return same
 
+    def with_lineage(self, lineage: Sequence[Origin]) -> StoredSnapshot:
+        """Return the same version with another lineage, and without frames."""
+        return StoredSnapshot(self.snapshot, self.encoded_manifest, self._table, (), lineage)
+
     def archived(self, into: Mapping[PackId, PackId]) -> StoredSnapshot:
         """Return the same version without frames, after packs were merged. Reads no chunk.
 

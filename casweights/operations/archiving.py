@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from casweights.database import Database
     from casweights.database.packs import PackContents
+    from casweights.format.lineage import Origin
     from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import PackId
 
@@ -246,6 +247,30 @@ def merge_archives(db: Database, budget: Budget) -> Counted:
     return written
 
 
+def renew_lineage(db: Database, lineages: Mapping[SnapshotId, Sequence[Origin]]) -> None:
+    """Give some versions another lineage, in archives; whole moves keep theirs."""
+    if not lineages:
+        return
+    own = set(map(names.snapshot_name, lineages))
+    archive(db, by_age(info for info in _snapshot_objects(db) if info.name in own))
+    archives = db.snapshots.archives
+    archives.refresh()
+    found = archives.locate(lineages)
+    wanted = {place.archive for places in found.values() for place in places}
+
+    def renewed(version: SnapshotId, content: bytes) -> bytes:
+        if version not in lineages:
+            return content
+        stored = decode_snapshot(content, version, "an archive", read_nothing)
+        return b"".join(encode_snapshot(stored.with_lineage(lineages[version])))
+
+    for info in list(archives.infos()):
+        if info.name in wanted:
+            for _ in _merge(db, [info], change=renewed):
+                pass
+    archives.refresh()
+
+
 def replace_damaged_archives(db: Database) -> None:
     """Replace each damaged archive of whose damaged versions the store has sound copies."""
     for info in db.snapshots.archives.infos():
@@ -255,7 +280,12 @@ def replace_damaged_archives(db: Database) -> None:
                     pass
 
 
-def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> Counted:
+def _merge(
+    db: Database,
+    group: Sequence[ObjectInfo],
+    least: int = 1,
+    change: Callable[[SnapshotId, bytes], bytes] = lambda _, content: content,
+) -> Counted:
     """Write the versions of some archives as one, and set the archives aside.
 
     Archives that must stay are left out, and nothing happens if fewer than `least` are left.
@@ -270,7 +300,8 @@ def _merge(db: Database, group: Sequence[ObjectInfo], least: int = 1) -> Counted
         if found is not None:
             merged.append(info)
             generation = max(generation, 1 + found.generation)
-            snapshots |= found.snapshots  # of two copies, the later one names newer packs
+            # Of two copies, the later one names newer packs.
+            snapshots |= {one: change(one, data) for one, data in found.snapshots.items()}
         yield
     if len(merged) < least:
         return 0

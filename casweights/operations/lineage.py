@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from casweights.format.lineage import Origin, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId, SnapshotId
     from casweights.operations.bases import Bases
 
@@ -46,6 +47,13 @@ class Lineage:
                 if chunks.version is not None and one in chunks.chunks():
                     self._served[chunks.version] = self._served.get(chunks.version, 0) + nbytes
                     return
+
+    def count_all(self, version: Snapshot, built_on: Mapping[ChunkId, Iterable[ChunkId]]) -> None:
+        """Count all chunks of a version, with what each new frame of them leads to."""
+        if not self.is_implied:
+            for file in version.files:
+                for chunk, piece in file.pieces(version.config.chunk_size):
+                    self.count(chunk, piece.nbytes, built_on.get(chunk, ()))
 
     def origins(self) -> Sequence[Origin]:
         """Return the versions that have served; none if only the first parent has."""

@@ -18,9 +18,14 @@ from casweights.events import Stage
 from casweights.format import names
 from casweights.format.layout import BYTES, Piece
 from casweights.format.sampling import sampled_tensors
-from casweights.operations.archiving import archive_carrying, replace_damaged_archives
+from casweights.operations.archiving import (
+    archive_carrying,
+    renew_lineage,
+    replace_damaged_archives,
+)
 from casweights.operations.bases import BaseChunks, Bases
 from casweights.operations.differences import DifferenceEncoder, growth
+from casweights.operations.lineage import Lineage
 from casweights.operations.merging import Budget
 from casweights.operations.relatives import New, relatives
 from casweights.operations.replacements import finish_replaced, set_replaced_aside
@@ -32,15 +37,17 @@ from casweights.system.buffers import uninitialized
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime, timedelta
 
     from casweights.config import Compression
     from casweights.database import Database
     from casweights.database.packs import PackContents
     from casweights.errors import CasweightsError
+    from casweights.format.lineage import Origin
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame, Location, SealedPack
+    from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import ChunkId, SnapshotId
     from casweights.stores.base import ObjectInfo
 
@@ -55,6 +62,7 @@ class _Repack:
         writer: Writes the new frames.
         compression: How whole chunks are stored.
         done: Chunks that have new frames.
+        lineages: What each version is made from now.
     """
 
     db: Database
@@ -62,6 +70,7 @@ class _Repack:
     writer: PackWriter
     compression: Compression
     done: set[ChunkId]
+    lineages: dict[SnapshotId, Sequence[Origin]]
 
     def encoder(self, bases: Bases) -> DifferenceEncoder:
         """Return an encoder for a version with these bases."""
@@ -105,7 +114,9 @@ def repack(
     if not _is_settled(db, old, compression):
         generation = 1 + max((pack.generation for pack in old), default=0)
         writer = PackWriter(db, generation)
-        replaced = _rewrite_all(db, old, writer, compression)
+        lineages: dict[SnapshotId, Sequence[Origin]] = {}
+        replaced = _rewrite_all(db, old, writer, compression, lineages)
+        renew_lineage(db, lineages)
         for _ in set_replaced_aside(db, replaced, sorted(writer.names)):
             pass
         db.index.load()
@@ -150,22 +161,33 @@ def _is_settled(db: Database, old: Sequence[PackContents], compression: Compress
     # Encoding is deterministic and a pack is named by its content, so equal names are enough.
     writer = _Comparison(db, generations.pop(), existing)
     try:
-        _rewrite_all(db, old, writer, compression)
+        _rewrite_all(db, old, writer, compression, {})
     except _Different:
         return False
     return writer.names == existing
 
 
 def _rewrite_all(
-    db: Database, old: Sequence[PackContents], writer: PackWriter, compression: Compression
+    db: Database,
+    old: Sequence[PackContents],
+    writer: PackWriter,
+    compression: Compression,
+    lineages: dict[SnapshotId, Sequence[Origin]],
 ) -> list[ObjectInfo]:
     """Store all chunks in new frames, which are durable when this returns.
+
+    Args:
+        db: The store.
+        old: The packs to replace.
+        writer: Writes the new ones.
+        compression: How whole chunks are stored.
+        lineages: Gets the lineage of each version to which the new frames give another one.
 
     Returns:
         The old packs that are no longer needed.
     """
     plan = KnownChunks()
-    work = _Repack(db, plan, writer, compression, set())
+    work = _Repack(db, plan, writer, compression, set(), lineages)
     _keep_carried(work, old)
     try:
         _rewrite_versions(work)
@@ -196,12 +218,16 @@ def _keep_carried(work: _Repack, old: Sequence[PackContents]) -> None:
 
 def _rewrite_versions(work: _Repack) -> None:
     db = work.db
-    found = {version: _Version.of(db.snapshots.load(version)) for version in db.snapshots.ids()}
+    found = {
+        version: _Version.of(db.snapshots.load_stored(version)) for version in db.snapshots.ids()
+    }
     db.reporter.started(Stage.REPACK, sum(version.size for version in found.values()))
     earlier: dict[SnapshotId, None] = {}
     try:
         for version in _in_order(found):
-            _rewrite(work, db.snapshots.load(version, with_locations=True), earlier)
+            lineage = _rewrite(work, db.snapshots.load(version, with_locations=True), earlier)
+            if tuple(lineage) != found[version].lineage:
+                work.lineages[version] = lineage
             earlier[version] = None
             db.reporter.advanced(Stage.REPACK, found[version].size)
     finally:
@@ -214,10 +240,12 @@ class _Version(NamedTuple):
     time: datetime
     parents: tuple[SnapshotId, ...]
     size: int
+    lineage: tuple[Origin, ...]
 
     @classmethod
-    def of(cls, snapshot: Snapshot) -> Self:
-        return cls(snapshot.time, snapshot.parents, snapshot.size)
+    def of(cls, stored: StoredSnapshot) -> Self:
+        snapshot = stored.snapshot
+        return cls(snapshot.time, snapshot.parents, snapshot.size, stored.lineage)
 
 
 def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
@@ -228,9 +256,10 @@ def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
     return iter(graph.static_order())
 
 
-def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> None:
-    """Store those chunks of a version in new frames that have none yet."""
+def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Sequence[Origin]:
+    """Store those chunks of a version in new frames that have none yet; return its lineage."""
     bases = _bases(work, version, earlier)
+    built_on: dict[ChunkId, Iterable[ChunkId]] = {}
     jobs: dict[ChunkId, Rewrite] = {}
     for job in rewrites(version, bases, work.done):
         jobs.setdefault(job.chunk, job)
@@ -238,8 +267,13 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
     for job, frames in work.db.workers.map(encode, jobs.values()):
         work.writer.add(job.chunk, job.piece.nbytes, frames)
         work.done.add(job.chunk)
+        if any(frame.bases for frame in frames):
+            built_on[job.chunk] = job.bases
         # The chains of the next chunks count on these frames before their pack is written.
         work.plan.add_frames(job.planned(frames))
+    lineage = Lineage(bases, next(iter(version.parents), None))
+    lineage.count_all(version, built_on)
+    return lineage.origins()
 
 
 def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Bases:

@@ -240,6 +240,29 @@ def test_a_base_that_has_expired_is_shown_as_such(repo: Repository) -> None:
         assert [one.state for one in fresh.lineage("main")] == ["expired"]
 
 
+def test_a_repack_renews_it(repo: Repository) -> None:
+    """It builds on parents, and finds relatives that came later."""
+    base = repo.commit(model(1), branch="base", time=TIME).id
+    repo.commit(model(1), message="equal", time=TIME)
+    repo.commit(tuned(model(1), 40), base="base", time=TIME + timedelta(1))
+    assert shares(repo, "main") == {base: nbytes(*model(1).values())}  # though its parent is equal
+    late = repo.commit(model(4), branch="late", time=TIME + timedelta(3)).id
+    with casweights.open(MemoryStore(), create=True, config=repo.config) as other:
+        early = other.commit(tuned(model(4), 41), branch="early", time=TIME + timedelta(2)).id
+        other.push(repo)
+    assert repo.lineage("early") == repo.lineage("late") == ()
+    repo.repack(grace=timedelta(0))
+    with casweights.open(repo.database.store) as fresh:
+        assert shares(fresh, "late") == {early: nbytes(*model(4).values())}
+        assert fresh.lineage("main") == fresh.lineage("early") == ()
+        assert fresh.verify().problems == ()
+        assert_same_state(fresh.load("main"), tuned(model(1), 40))
+        assert_same_state(fresh.load(late), model(4))
+        before = {info.name for info in fresh.database.store.list("")}
+        fresh.repack(grace=timedelta(0))
+        assert {info.name for info in fresh.database.store.list("")} == before
+
+
 def forge(repo: Repository, ref: str, lineage: Sequence[Origin]) -> None:
     """Give a version another lineage, in the object that the store has of it."""
     stored = repo.database.snapshots.load_stored(repo.resolve(ref))
