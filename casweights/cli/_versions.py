@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.ids import SnapshotId
     from casweights.repository import Repository
-    from casweights.results import ExpiredVersion
+    from casweights.results import BaseVersion, ExpiredVersion
 
 
 class Names:
@@ -80,6 +80,30 @@ def version_line(row: Row) -> Line:
         *names_spans(row),
         Span(subject(row["message"])),
     ]
+
+
+def lineage_row(lineage: Sequence[BaseVersion], names: Names) -> list[dict[str, Any]]:
+    """Return the fields of the versions that a version was made from, for programs."""
+    return [
+        {
+            "id": one.snapshot,
+            "size": one.nbytes,
+            "share": one.share,
+            "parent": one.is_parent,
+            "state": one.state,
+            "names": [*names.branches(one.snapshot), *names.tags(one.snapshot)],
+        }
+        for one in lineage
+    ]
+
+
+def origin_text(row: Row) -> str:
+    """Return what a row says about a version that another one was made from."""
+    names = ", ".join(row["names"])
+    parts = [f"{names} ({short(row['id'])})" if names else short(row["id"])]
+    parts += ["its parent"] * row["parent"]
+    parts += [row["state"]] * (row["state"] != "present")
+    return f"{row['share']:.1%} from {', '.join(parts)}"
 
 
 def gap_row(expired: Sequence[ExpiredVersion]) -> dict[str, Any] | None:

@@ -68,6 +68,12 @@ def _login_name() -> str:
     help="The parent of the first version of a new branch.",
 )
 @click.option(
+    "--base",
+    metavar="REF",
+    shell_complete=complete_ref,
+    help="A version to store this one as differences from; it does not become a parent.",
+)
+@click.option(
     "--author",
     envvar="CASWEIGHTS_AUTHOR",
     default=_login_name,
@@ -106,6 +112,7 @@ def command(
     message: str,
     branch: str,
     parent: str | None,
+    base: str | None,
     author: str,
     metadata: dict[str, Any],
     compression: Compression,
@@ -121,6 +128,7 @@ def command(
     Examples:
       casweights commit my-model -m "first"
       casweights commit run/checkpoint-500 --branch sft --meta step=500 --exclude 'optimizer.pt'
+      casweights commit merged --branch merges --base sft~3
     """
     results = Results(session.out)
     with session.open(results) as repository:
@@ -128,6 +136,7 @@ def command(
             path,
             branch=branch,
             parent=parent,
+            base=base,
             message=message,
             author=author,
             metadata=metadata,

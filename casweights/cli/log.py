@@ -9,6 +9,7 @@ import click
 
 from casweights.cli._completion import complete_ref
 from casweights.cli._errors import Exit
+from casweights.cli._graph_rows import MOST, graph_lines, graph_rows
 from casweights.cli._output import Mode
 from casweights.cli._verb import verb
 from casweights.cli._versions import (
@@ -33,9 +34,14 @@ if TYPE_CHECKING:
 
 
 @verb("log", Exit.NO_STORE, Exit.INTEGRITY)
-@click.argument("ref", default=DEFAULT_BRANCH, shell_complete=complete_ref)
+@click.argument("refs", metavar="[REF]...", nargs=-1, shell_complete=complete_ref)
 @click.option("-n", "limit", metavar="N", type=click.IntRange(min=1), help="At most N versions.")
-def command(session: Session, ref: str, limit: int | None) -> None:
+@click.option(
+    "--graph",
+    is_flag=True,
+    help=f"Draw all branches and tags, or several REFs; {MOST} versions without -n.",
+)
+def command(session: Session, refs: tuple[str, ...], limit: int | None, graph: bool) -> None:
     """List a version and its history, newest first.
 
     In all commands, REF is a branch, a tag, an ID or the first digits of an ID (at least 4). ~N
@@ -45,13 +51,23 @@ def command(session: Session, ref: str, limit: int | None) -> None:
 
     Versions that were displaced from the branch REF by another writer are listed at the end.
 
+    With --graph, lines lead to the parents. After a colon follows another version that this one is
+    stored as differences from, and the share that it has.
+
     \b
     Examples:
       casweights log
       casweights log -n 5 sft~10
+      casweights log --graph -n 20
     """
+    if len(refs) > 1 and not graph:
+        raise click.UsageError("log lists one REF; with --graph it draws several")
     with session.open() as repository:
         names = Names(repository)
+        if graph:
+            _graph(session, repository, names, refs, limit)
+            return
+        ref = refs[0] if refs else DEFAULT_BRANCH
         branch = ref.removeprefix("heads/")
         displaced = {name: ids for name, ids in names.displaced.items() if name == branch}
         shown = {} if session.out.mode is Mode.QUIET else displaced  # history only
@@ -61,6 +77,21 @@ def command(session: Session, ref: str, limit: int | None) -> None:
             essential="id",
         )
         displaced_hint(session.out, displaced)
+
+
+def _graph(
+    session: Session,
+    repository: Repository,
+    names: Names,
+    refs: Sequence[str],
+    limit: int | None,
+) -> None:
+    rows = graph_rows(repository, names, refs or None, (limit or MOST) + 1)
+    more, rows = len(rows) > (limit or MOST), rows[: limit or MOST]
+    session.out.listing(rows, graph_lines(), essential="id")
+    displaced_hint(session.out, names.displaced)
+    if more and limit is None:
+        session.out.hint(f"these are the newest {MOST} versions: -n N draws more")
 
 
 def _rows(

@@ -11,7 +11,13 @@ from casweights.cli._errors import Exit
 from casweights.cli._output import Span, fields, to_json
 from casweights.cli._text import binary_size, count, moment, size
 from casweights.cli._verb import verb
-from casweights.cli._versions import Names, names_spans, version_row
+from casweights.cli._versions import (
+    Names,
+    lineage_row,
+    names_spans,
+    origin_text,
+    version_row,
+)
 from casweights.config import DEFAULT_BRANCH
 
 if TYPE_CHECKING:
@@ -26,11 +32,14 @@ if TYPE_CHECKING:
 def command(session: Session, ref: str) -> None:
     """Show the origin and the contents of a version.
 
-    REF is main by default.
+    It lists the versions whose content, or differences from it, make up this one, and the share of
+    each, if that is not its first parent alone. REF is main by default.
     """
     with session.open() as repository:
         snapshot = repository.snapshot(ref)
-        row = version_row(snapshot, Names(repository))
+        names = Names(repository)
+        row = version_row(snapshot, names)
+        row["lineage"] = lineage_row(repository.lineage(snapshot), names)
     row["digest"] = snapshot.config.digest
     row["chunk_size"] = snapshot.config.chunk_size
     row["chunks"] = sum(len(file.chunks) for file in snapshot.files)
@@ -43,6 +52,7 @@ def _lines(row: Row) -> Iterator[Line]:
     yield from fields(
         [
             *(("parent", str(parent)) for parent in row["parents"]),
+            *(("made", origin_text(origin)) for origin in row["lineage"]),
             ("time", moment(row["time"], seconds=True)),
             ("author", row["author"]),
             ("size", f"{size(row['size'])} in {', '.join(contents)}"),

@@ -192,7 +192,7 @@ def test_every_verb_is_documented() -> None:
         verb
         for heading in re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
         for verb in re.findall(r"`(\w+)[^`]*`", heading)
-    } - {"aside", "changes", "collections", "expired", "folded", "objects", "pending"}
+    } - {"aside", "changes", "collections", "expired", "folded", "lineage", "objects", "pending"}
     for verb in VERBS:
         assert f"`{verb}`" in PAGE.split("## Quiet output")[1].split("## JSON output")[0]
 
