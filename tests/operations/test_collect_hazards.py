@@ -143,6 +143,20 @@ def test_h2_a_chunk_that_is_about_to_go_is_stored_again(
     check_versions(objects, {new: {"again": state["w"]}})
 
 
+def test_h2_chunks_of_a_base_that_is_no_parent_are_stored_again(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    """Nothing but the parent keeps what a commit builds on."""
+    kept = commit_all(repo, "main")
+    with packs_apart(), open_repo(Remote(objects)) as old:
+        lost = abandon(old, objects)
+        base, state = list(lost.items())[-1]
+        collect(repo)
+        finish(repo, objects)  # a handle that was paused for long
+        new = old.commit({"w": state["w"], "again": state["w"]}, base=base).id
+    check_versions(objects, {**kept, new: {"w": state["w"], "again": state["w"]}})
+
+
 class AtVersion(WrapperStore):
     """A store that calls a function before a version is written."""
 

@@ -151,8 +151,9 @@ def test_a_version_that_is_in_the_store_is_listed_as_its_base(repo: Repository) 
 
 def test_a_base_that_has_nothing_in_common_is_not_listed(repo: Repository) -> None:
     repo.commit({"other": weights(1, 5)}, branch="other")
-    repo.commit(model(1), base="other")
-    assert repo.lineage("main") == ()
+    for state in (model(1), tuned(model(1), 50)):  # without a parent, and with one that serves
+        repo.commit(state, base="other")
+        assert repo.lineage("main") == ()
 
 
 def test_the_parent_may_be_named_as_the_base(repo: Repository) -> None:

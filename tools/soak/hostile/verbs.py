@@ -76,6 +76,7 @@ def _sync(repo: Repository, _: Path) -> None:
 VERBS: dict[str, Verb] = {
     "open": lambda repo, _: repo.config,
     "log": lambda repo, _: [version.message for version in repo.log("main")],
+    "log --graph": lambda repo, _: [version.lineage for version in repo.graph()],
     "show": lambda repo, _: repr(repo.snapshot("main")),
     "ls": lambda repo, _: [(file.path, file.size) for file in repo.snapshot("main").files],
     "diff": lambda repo, _: repo.diff("main", "main"),
