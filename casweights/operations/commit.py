@@ -239,7 +239,9 @@ def _encode(db: Database, version: EncodedVersion) -> tuple[StoredSnapshot, Part
     encoded, table = version.encoded, version.encoded.table
     if table is None:
         snapshot, manifest = version.snapshot, version.manifest
-        return db.snapshots.encode(snapshot, manifest, encoded.last, *encoded.lineage)
+        # A repetition may have found what an earlier attempt wrote.
+        others = [one for one in encoded.lineage if one.snapshot != snapshot.id]
+        return db.snapshots.encode(snapshot, manifest, encoded.last, *others)
     db.index.learn(table)
     return db.snapshots.encode_copy(StoredSnapshot(version.snapshot, version.manifest, table))
 

@@ -149,6 +149,17 @@ def test_a_version_that_is_in_the_store_is_listed_as_its_base(repo: Repository) 
     assert shares(repo, "again") == {base: nbytes(*model(1).values())}
 
 
+def test_a_version_that_is_made_again_from_itself_does_not_list_itself(repo: Repository) -> None:
+    """A repetition with the same time finds the version that the first attempt wrote."""
+    first = repo.commit(model(1, chunks=5), time=TIME).id
+    archive(repo.database, list(repo.database.store.list(names.SNAPSHOTS)))
+    assert repo.commit(model(1, chunks=5), branch="again", base="main", time=TIME).id == first
+    with casweights.open(repo.database.store) as fresh:
+        assert list(fresh.database.store.list(names.SNAPSHOTS))  # written once more
+        assert fresh.lineage("again") == ()
+        assert fresh.verify().problems == ()
+
+
 def test_a_base_that_has_nothing_in_common_is_not_listed(repo: Repository) -> None:
     repo.commit({"other": weights(1, 5)}, branch="other")
     for state in (model(1), tuned(model(1), 50)):  # without a parent, and with one that serves
@@ -211,6 +222,7 @@ def test_a_push_keeps_it(repo: Repository, based: dict[SnapshotId, int], history
         repo.push(target, ["main"], history=history)
         check(target, based)
         assert [one.state for one in target.lineage("main")] == ["missing"]
+        assert len(list(target.graph())) == (2 if history else 1)
         repo.push(target)
         assert [one.state for one in target.lineage("main")] == ["present"]
 

@@ -20,7 +20,7 @@ from casweights import (
     SnapshotId,
     StoreConfig,
 )
-from casweights.results import Diff, SyncStats
+from casweights.results import BaseVersion, Diff, SyncStats
 
 store = casweights.open("./store", create=True)
 assert_type(store, Repository)
@@ -36,6 +36,7 @@ store.commit(
     {"w": torch.ones(2), "nested": {"step": 1}}, compression="fast", time=datetime.now(UTC)
 )
 store.commit(torch.nn.Linear(1, 1).state_dict(), parent="main~3", branch="tuned", author="me")
+store.commit(Path("merged"), base=snapshot)
 
 assert_type(store.checkout(snapshot.id, "out", include=["*.json"]), Snapshot)
 assert_type(store.checkout("main", Path("out"), delete=True), Snapshot)
@@ -45,6 +46,8 @@ assert_type(store.tensor("main", "w")[0:128], torch.Tensor)
 assert_type(store.tensor("main", "w", file="model.safetensors").load(), torch.Tensor)
 assert_type(store.read("main", "config.json"), Iterator[memoryview])
 assert_type(store.log(), Iterator[Snapshot])
+assert_type(store.lineage("main"), tuple[BaseVersion, ...])
+assert_type([version.parents for version in store.graph(["v1"])], list[tuple[SnapshotId, ...]])
 assert_type(store.diff("main~1", "main"), Diff)
 assert_type(store.resolve("v1"), SnapshotId)
 assert_type(store.branches(), dict[str, SnapshotId])
