@@ -223,6 +223,11 @@ class ChunkIndex(PackIndexes):
             self._exhausted = -1, 0.0
             self._enough_frames = int((1 + _SPARE_SHARE) * self._table.size) + _SPARE_FRAMES
 
+    def has_pack(self, pack: PackId) -> bool:
+        """Return whether the index of a pack, or of the object of a version, was read."""
+        name = names.pack_name(pack)
+        return name in self._packs.read or name in self._packs.thinned
+
     def unread(self, packs: Iterable[PackId]) -> list[str]:
         """Return the names of the packs among these whose indexes are worth reading."""
         return self._packs.unread(packs)

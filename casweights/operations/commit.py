@@ -15,6 +15,7 @@ from casweights.database.resolve import check_stands
 from casweights.errors import ConflictError, ErrorCode, IntegrityError
 from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.snapshot import StoredSnapshot
+from casweights.ids import CarriedPackId
 from casweights.operations.encode import encode_files
 from casweights.results import CommitStats
 
@@ -221,7 +222,13 @@ def write_version(
         for parent in version.snapshot.parents:
             check_stands(db, parent)
     companions = _companions(db, version)
-    if db.refs.takes_versions:
+    if db.index.has_pack(CarriedPackId(version.snapshot.id)):
+        # Another branch has the same version, whose object carries the frames that this one relies
+        # on. A second object of this ID would hide them.
+        check_stands(db, version.snapshot.id)
+        companions = []
+        moved = db.refs.advance(branch, head, version.snapshot.id)
+    elif db.refs.takes_versions:
         content = Version(parts, assume_absent, companions)
         moved = _move_by(db, stored, content, branch, head)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,7 @@ from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import Fault, FaultyStore, flip_bit, run_out_of_space
+from casweights.testing.states import assert_same_state
 from casweights.testing.versatile import VersatileStore
 from tests.copying_bucket import Bucket
 from tests.histories import CHUNK, check_versions, history, pack_names
@@ -285,6 +287,28 @@ class TestRepositories:
         [mark] = copy.list_names(names.HEADS)
         assert mark.endswith(names.OFF_SUFFIX)
         check_versions(copy, versions)
+
+    @pytest.mark.parametrize("again", [False, True], ids=["same handle", "new handle"])
+    def test_the_same_version_on_two_branches_is_one_object(
+        self, bucket: Bucket, again: bool
+    ) -> None:
+        """An object of the same ID without frames would hide those of the first one."""
+        [state], time = history(1, 0.1), datetime(2026, 1, 1, tzinfo=UTC)
+        repo = casweights.open(bucket, create=True, config=CONFIG)
+        first = repo.commit(state, time=time)
+        if again:
+            repo.close()
+            repo = casweights.open(bucket)
+        with repo:
+            assert repo.commit(state, branch="other", time=time).id == first.id
+        assert len(self.steps(bucket)) == 1
+        for branch in ("main", "other"):
+            with casweights.open(bucket) as repo:
+                assert_same_state(repo.load(branch), state)
+        with casweights.open(bucket) as repo:
+            repo.delete_branch("main")
+            repo.maintain()
+        check_versions(bucket, {first.id: state})
 
     def test_damage_in_a_move_is_reported_once(self, bucket: Bucket) -> None:
         with casweights.open(bucket, create=True, config=CONFIG) as repo:
