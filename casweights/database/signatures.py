@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from casweights.format.signature import Signature
     from casweights.format.signatures import EncodedSignatures, Rows
     from casweights.stores.base import ObjectInfo, ObjectStore
+    from casweights.stores.optional import Range
 
 MAX_LOOSE = 64  # objects of single versions that a store may have before they are merged
 _GROWTH = 4  # an object is merged if it has less than this many times the others' versions
@@ -156,24 +157,33 @@ class SignatureStore:
         """
         from casweights.database.coarse import join, rank  # numpy, for which other verbs wait
 
-        joined = self._load(self.listed() if listed is None else listed, _MAX_OBJECTS)
-        usable = sorted(
-            number
-            for key, number in joined.numbers.items()
-            if key not in self._distrusted
-            and (within is None or key[: SnapshotId.sizes[0]] in within)
-        )
-        table = join(joined.objects)[usable]
-        ranked = rank(signature.features, table, _CONSIDERED * most)
-        places = (joined[usable[n]] for n in ranked)
-        found: list[Relative] = []
-        budget = _Budget(_MAX_READ, self._read)
-        # Places whose signatures are damaged or forged do not count, and others follow.
-        while len(found) < most and (chosen := budget.take(places, most - len(found))):
-            with ahead(self._store) as fetch:
+        listed = self.listed() if listed is None else listed
+        with ahead(self._store) as fetch:
+            fetch(self._small(listed))
+            joined = self._load(listed, _MAX_OBJECTS)
+            usable = [
+                number
+                for key, number in joined.numbers.items()
+                if key not in self._distrusted
+                and (within is None or key[: SnapshotId.sizes[0]] in within)
+            ]
+            usable.sort()
+            table = join(joined.objects)[usable]
+            ranked = rank(signature.features, table, _CONSIDERED * most)
+            places = (joined[usable[n]] for n in ranked)
+            found: list[Relative] = []
+            budget = _Budget(_MAX_READ, self._read)
+            # Those whose signatures are damaged or forged do not count, and others follow.
+            while len(found) < most and (chosen := budget.take(places, most - len(found))):
                 fetch([[place.span] for place in chosen])
                 found += filter(None, map(self._signature, chosen))
         return list(_few_equal(found))
+
+    def _small(self, listed: dict[str, ObjectInfo]) -> list[list[Range]]:
+        """Return objects whose rows are not known, to fetch whole: rows and signatures at once."""
+        sizes = {name: info.size for name, info in listed.items() if name not in self._rows}
+        small = _affordable(sorted(sizes, key=sizes.__getitem__), sizes, _MAX_READ)
+        return [[(name, 0, sizes[name])] for name in small]
 
     def find(self, snapshot: SnapshotId) -> Signature | None:
         """Return the signature of a version; None if it has none that is sound.
@@ -195,12 +205,18 @@ class SignatureStore:
             with suppress(CasweightsError):
                 self.merge()
 
-    def merge(self) -> int:
+    def merge(self, most: int = MAX_LOOSE, small: int = 0) -> int:
         """Merge the objects of single versions if there are many; return how many were replaced.
 
-        With them go objects of several versions that are not much larger, so that a store has few.
+        With them go objects of several versions that are small, or not much larger, so that a store
+        has few.
+
         The new object exists before others are deleted. Two clients that merge at the same moment
         make two objects with the same signatures, which the next merge makes one.
+
+        Args:
+            most: How many objects of single versions are not many.
+            small: Bytes of an object that is small.
         """
         listed = self.listed()
         named = _named(listed)
@@ -212,7 +228,7 @@ class SignatureStore:
             if not _is_loose(named[name])
         }
         loose = [name for name, said in named.items() if _is_loose(said)]
-        if sum(named[name].snapshot not in merged for name in loose) <= MAX_LOOSE:
+        if sum(named[name].snapshot not in merged for name in loose) <= most:
             return 0
         if not self._may_delete:
             loose = [name for name in loose if named[name].snapshot not in merged]
@@ -222,7 +238,8 @@ class SignatureStore:
         for name in (*loose, *sorted(several, key=lambda name: named[name].versions)):
             said, size = named[name], listed[name].size
             fits = total + said.versions <= MAX_VERSIONS and nbytes + size <= MAX_OBJECT
-            if fits and (_is_loose(said) or said.versions < _GROWTH * total):
+            is_small = said.versions < _GROWTH * total or size <= small
+            if fits and (_is_loose(said) or is_small):
                 replaced[name] = size
                 total, nbytes = total + said.versions, nbytes + size
         return self._rewrite(replaced)

@@ -201,8 +201,6 @@ def _encode(
     with ahead(db.store) as fetch:
         fetch(tiny_packs(db.store, db.index))
         db.index.prepare_all()  # only the base's packs; others only if they may save much
-        if is_first and db.store.capabilities.cheap_reads:
-            search.before_relatives()  # because it reads versions, and locates their chunks
         encoded = _write_files(work, writer)
     if not search.are_there(_relied_on(work, writer, encoded.files), hold):
         return None

@@ -21,7 +21,6 @@ _COSTLY_SHARE = 1 / 8  # of a chunk's raw size: a larger frame may be worth a lo
 _LEAST_AT_STAKE = 64 * KiB  # of costly frames: below, a listing costs more than it can save
 _MAX_READ_PACKS = 512  # behind a network; reading more costs more than it saves
 _BYTES_FOR_A_PACK = 16 * KiB  # of a commit, for each other pack that is read in a directory
-_MIN_READ_PACKS = 64  # for any commit without a base
 _MAX_IN_VAIN = 256  # chunks that are looked up behind a network although none of them was there
 
 
@@ -38,7 +37,7 @@ class PackSearch:
       size; steps of training never reach that limit. Then the number of packs that are read is
       limited by the commit's size.
 
-    It looks at most once for each reason. After a look it searches the chunks in the
+    It looks at most once for each of the two reasons. After a look it searches the chunks in the
     segments: behind a network only until many of them were searched in vain. Safe for use from
     several threads.
 
@@ -57,18 +56,9 @@ class PackSearch:
         self._costly: list[ChunkId] = []  # not searched yet
         self._in_vain = 0
         self._least = 0 if is_first else _LEAST_AT_STAKE
-        paid_for = nbytes // _BYTES_FOR_A_PACK
-        paid = _MAX_READ_PACKS if self._limit else max(_MAX_READ_PACKS, paid_for)
-        self._first = Once(partial(db.index.survey, max(_MIN_READ_PACKS, paid_for)))
+        paid = _MAX_READ_PACKS if self._limit else max(_MAX_READ_PACKS, nbytes // _BYTES_FOR_A_PACK)
         self._everywhere = Once(partial(db.index.survey, self._limit))
         self._for_known_place = self._everywhere if is_first else Once(partial(db.index.look, paid))
-
-    def before_relatives(self) -> None:
-        """Look for all chunks of a commit without a base, unless that costs more than the rest.
-
-        Where a relative is found, the packs that are not read may never be needed.
-        """
-        self._first()
 
     def for_new_place(self, chunks: Sequence[ChunkId] = ()) -> None:
         """Look for chunks, of which one is at a place that the base does not have."""

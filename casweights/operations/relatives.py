@@ -98,8 +98,11 @@ class _Relative:
 
     def load(self, db: Database, new: New) -> bool:
         """Load the version; return False if it is gone, or not the one that was sampled."""
-        with suppress(IntegrityError, NotFoundError):
-            version = db.snapshots.load(self.snapshot, with_locations=True)
+        with (
+            suppress(IntegrityError, NotFoundError),
+            # In a bucket, this reads all of a small version, and the commit reads it no more.
+            db.snapshots.reading(self.snapshot) as version,
+        ):
             files = ((file.path, file.size, file.header) for file in version.files)
             self._tensors = sampled_tensors(files)
             self.chunks = BaseChunks(version, new.files)
@@ -114,21 +117,22 @@ class _Relative:
         path, tensor, _ = self._tensors[at]
         return Counterpart(self.chunks, path, tensor.name if tensor else None)
 
-    def measure(self, db: Database, new: New, trial: _Trial) -> None:
+    def measure(self, db: Database, new: New, trial: _Trial, *, is_clear: bool) -> None:
         """Encode a few chunks as differences from this version.
 
         Args:
             db: The store.
             new: The new version.
             trial: The chunks to choose from.
+            is_clear: Whether no other version comes close, so that fewer chunks suffice.
         """
         reader = db.reader.with_local(db.cache)
         taken = expected = whole = 0.0
         for tried, number in enumerate(trial.chosen(self.numbers)):
-            if tried == _SUFFICE and _is_clear(taken, expected, whole):
+            if tried == _SUFFICE and is_clear and _is_confirmed(taken, expected, whole):
                 break
             piece, grid = trial.pieces[number], new.signature.grids[number]
-            size = self._size(new, number, piece, reader)
+            size = self.size(new, number, piece, reader)
             most = trial.whole(number, exact=size > _SMALL * piece.nbytes)
             taken += min(size, most)
             whole += most
@@ -139,7 +143,8 @@ class _Relative:
             if self.share >= _MAX_SHARE and taken > _SURELY_FALSE * expected:
                 db.signatures.distrust(self.key)
 
-    def _size(self, new: New, number: int, piece: Piece, reader: LocalFirstReader) -> int:
+    def size(self, new: New, number: int, piece: Piece, reader: LocalFirstReader) -> int:
+        """Return the bytes of a chunk of a tensor as a difference from this version."""
         like = self.counterpart(number)
         base = None if like is None else like.chunks.at(like.file, like.name, piece)
         if base is None:
@@ -220,22 +225,22 @@ def relatives(
         StoreError: The store could not be read.
     """
     nearest = db.signatures.nearest(new.signature, within=within, listed=listed)
-    worth = _tried(db, new, [_Relative(found, new) for found in nearest])
+    trial = _Trial(new, db.config.chunk_size)
+    worth = _tried(db, new, trial, [_Relative(found, new) for found in nearest])
     if not worth:
         return Bases(parent)
-    owners = _owners(worth, _wholes(new))
+    owners = _confirmed(db, new, trial, _owners(worth, _wholes(new)))
     first = parent or worth[0].chunks
     likes = ((new.tensors[n].key, one.counterpart(n)) for n, one in enumerate(owners))
     return Bases(first, {key: like for key, like in likes if like is not None})
 
 
-def _tried(db: Database, new: New, found: Sequence[_Relative]) -> list[_Relative]:
+def _tried(db: Database, new: New, trial: _Trial, found: Sequence[_Relative]) -> list[_Relative]:
     """Return relatives that are worth it, the best one first: a few are tried.
 
     The next one is that which saves most in addition to those before, if that is a fiftieth of
     the bytes; otherwise the one that would be best alone, unless those before are clearly better.
     """
-    trial = _Trial(new, db.config.chunk_size)
     best = doubtful = _wholes(new)
     left = [one for one in found if one.costs.sum() < best.sum()]
     worth: list[_Relative] = []
@@ -250,7 +255,9 @@ def _tried(db: Database, new: New, found: Sequence[_Relative]) -> list[_Relative
         left.remove(one)
         if one.load(db, new):
             promised = one.costs.copy()
-            one.measure(db, new, trial)
+            least = _CLEARLY * one.costs[one.alike].sum()
+            rivals = (*worth, *(o for o in left if o.costs[one.alike].sum() < least))
+            one.measure(db, new, trial, is_clear=not rivals)
             if one.share < _MAX_SHARE:
                 taking = _taking(best, one, worth)
                 doubtful = np.where(taking < best, np.maximum(promised, one.costs), doubtful)
@@ -259,7 +266,7 @@ def _tried(db: Database, new: New, found: Sequence[_Relative]) -> list[_Relative
     return sorted(worth, key=lambda one: float(one.costs.sum()))
 
 
-def _is_clear(taken: float, expected: float, whole: float) -> bool:
+def _is_confirmed(taken: float, expected: float, whole: float) -> bool:
     """Whether a few chunks suffice, because they take what was expected, and little."""
     return taken < _MAX_SHARE / 2 * whole and expected / _CONFIRMED < taken < expected * _CONFIRMED
 
@@ -279,22 +286,50 @@ def _taking(
     return np.where(one.costs < (_PREFERRED if before else 1.0) * best, one.costs, best)
 
 
-def _owners(worth: Sequence[_Relative], whole: NDArray[np.float64]) -> list[_Relative]:
-    """Return the version that each tensor is stored as a difference from."""
+def _owners(worth: Sequence[_Relative], whole: NDArray[np.float64]) -> list[list[_Relative]]:
+    """Return the version that each tensor is like, after those that others were nearer than."""
     left, chosen = list(worth[1:]), [worth[0]]
-    owners = [worth[0]] * len(whole)
+    owners = [[worth[0]] for _ in whole]
     best = worth[0].costs
     while left:
         one = min(left, key=lambda one: float(_taking(best, one, chosen).sum()))
         taking = _taking(best, one, chosen)
-        owners = [
-            one if now < old else owner
-            for now, old, owner in zip(taking, best, owners, strict=True)
-        ]
+        for n in np.flatnonzero(taking < best).tolist():
+            owners[n].append(one)
         best = taking
         chosen.append(one)
         left.remove(one)
     return owners
+
+
+def _confirmed(
+    db: Database, new: New, trial: _Trial, owners: Sequence[Sequence[_Relative]]
+) -> list[_Relative]:
+    """Return the version of each tensor, after a trial of some for which another one was chosen.
+
+    Samples are few, and of some tensor none differ by chance.
+    """
+    reader = db.reader.with_local(db.cache)
+    found = [several[-1] for several in owners]
+    earlier = {
+        n: one
+        for n, several in enumerate(owners)
+        for one in several[-2:-1]
+        if n in trial.pieces and one.alike[n]
+    }
+    largest = sorted(earlier, key=lambda n: -new.signature.grids[n].nbytes)
+    wrong = 0
+    for n in largest[:_TRIED]:
+        before, after = (
+            one.size(new, n, trial.pieces[n], reader) for one in (earlier[n], found[n])
+        )
+        if before <= after:
+            found[n] = earlier[n]
+            wrong += 1
+    if 2 * wrong > len(largest[:_TRIED]):
+        for n in largest[_TRIED:]:
+            found[n] = earlier[n]
+    return found
 
 
 def _costs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from casweights.config import MiB
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.operations.sampling import signature_of
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
 
 _MOST = 16  # signatures that one call makes: it reads a large part of each version
+_SMALL = 1 * MiB  # of merged signatures, which are merged again
 
 
 def sign(db: Database) -> int:
@@ -39,7 +41,7 @@ def sign(db: Database) -> int:
             if signature is not None:
                 db.signatures.add([signature.entry(version)])
                 made += 1
-    db.signatures.merge()
+    db.signatures.merge(most=1, small=_SMALL)  # each object costs a search a request
     return made
 
 

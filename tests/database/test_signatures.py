@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from casweights.database import signatures
 from casweights.database.coarse import join, rank
@@ -22,6 +26,8 @@ from casweights.format.signature import Signature
 from casweights.format.signatures import (
     MAX_OBJECT,
     MAX_SIGNATURE,
+    Entry,
+    encode_many,
     encode_one,
     rows_size,
     signature_name,
@@ -258,6 +264,73 @@ def test_an_object_that_is_too_large_is_left_alone(store: Lister) -> None:
     assert writer.merge() == 70
     assert sum(nbytes for _, nbytes in store.reads) < 1 << 20
     assert len(list(writer.problems())) == 1
+
+
+def test_a_merge_of_few_leaves_one_object(store: Lister) -> None:
+    """As `maintain` makes it: a search reads one range of one object."""
+    writer = SignatureStore(store)
+    for first in range(0, 60, 20):
+        fill(writer, [random_signature(first + n) for n in range(20)], first=first)
+        writer.merge(1, small=1 << 20)
+        assert len(list(store.list())) == 1
+    store.reset()
+    assert found(SignatureStore(store), random_signature(3)) == [3]
+    assert len(store.reads) == 2
+    assert writer.merge(1, small=1 << 20) == 0
+
+
+def test_rows_of_ten_thousand_versions_are_searched_in_few_reads(store: Lister) -> None:
+    base, row = random_signature(0), coarse_row(random_signature(1).features)
+    others = np.random.default_rng(0).integers(0, 1 << 32, (10_000, len(row) // 4), np.uint32)
+    entries = [Entry(named(n), other.tobytes(), b"\x80") for n, other in enumerate(others)]
+    store.put(*encode_many(entries))
+    fill(SignatureStore(store), [tuned(base, 0.1, 1)], first=20_000)
+    store.reset()
+    tracemalloc.start()
+    assert found(SignatureStore(store), base) == [20_000]
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+    assert len(store.reads) == 3
+
+
+def forged_rows(
+    base: Signature, true: Signature, versions: Sequence[SnapshotId], claims: Sequence[int]
+) -> list[Entry]:
+    """Return entries whose rows are those of the true relative, or claim the version sought."""
+    rows = [coarse_row(true.features), coarse_row(base.features)]
+    others = [random_signature(n).entry(named(1)).content for n in (77, 78)]
+    content = [*others, b"\x80"]
+    return [
+        Entry(version, rows[claim % 2], content[claim % 3])
+        for version, claim in zip(versions, cycle(claims), strict=False)
+    ]
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from([1, 5, 70, 150]),
+    st.lists(st.integers(0, 5), min_size=1, max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
+def test_forged_rows_hide_no_relative(
+    count: int, claims: list[int], is_last: bool, merged: bool
+) -> None:
+    """They claim to be relatives, and one the relative itself, in objects before or after its."""
+    store, base = CountingStore(MemoryStore()), random_signature(0)
+    true, version = tuned(base, 0.1, 1), named((1 << 256) - 1 if is_last else 0)
+    writer = SignatureStore(store)
+    writer.add([true.entry(version)])
+    forged = forged_rows(base, true, [version, *map(named, range(100, 99 + count))], claims)
+    if merged:
+        store.put(*encode_many(forged))
+    else:
+        store.put(*encode_many(forged[:1]))
+        writer.add(forged[1:])
+    store.reset()
+    near = SignatureStore(store).nearest(base)
+    assert [one.snapshot for one in near if one.signature == true] == [version]
+    assert store.read_bytes(names.SIGNATURES) <= (len(forged) + 1) * rows_size(1) + (1 << 20)
 
 
 def test_copies_of_one_signature_do_not_hide_others(store: Lister) -> None:
