@@ -17,6 +17,7 @@ MODULES = {
     "hub": "hub.main",
     "lifecycle": "lifecycle.main",
     "peers": "encodings.peers",
+    "recall": "recall",
     "relatives": "relatives",
     "store": "store",
     "sync": "sync.main",

@@ -8,68 +8,48 @@ one line of JSON. Usage: tools/bench/run variants [--bases N]
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import torch
-
 import casweights
-from casweights.config import KiB, StoreConfig
 from casweights.format import names
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from tools.bench.harness import compared, measured, paired, report
+from tools.bench.hub.relatives import count_requests, filled
+from tools.bench.models import base, shuffled, stitched, tuned
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from casweights import Repository
     from tools.bench.harness import Result
+    from tools.bench.models import State
 
-    State = dict[str, torch.Tensor]
-
-_CONFIG = StoreConfig(chunk_size=64 * KiB)  # so that each tensor of a small model has its chunks
-_SHAPES = {"attn.q": (256, 256), "attn.k": (256, 256), "mlp.up": (512, 256)}
-_LAYERS = 4
-_SHARE = 0.05  # of the elements that a light fine-tune changes
 _KINDS = ("plain", "renamed", "stitched")
 _TUNED = 20  # fine-tunes of each kind
+_COUNTED = 3  # fine-tunes in a bucket
 
 
-def base(number: int) -> State:
-    """Return one of many unrelated models."""
-    generator = torch.Generator().manual_seed(number)
-    return {
-        f"layers.{n}.{name}.weight": torch.randn(shape, generator=generator).bfloat16()
-        for n in range(_LAYERS)
-        for name, shape in _SHAPES.items()
-    }
-
-
-def tuned(state: State, seed: int) -> State:
-    """Return a light fine-tune."""
-    generator = torch.Generator().manual_seed(1_000_000 + seed)
-    changed = {}
-    for name, tensor in state.items():
-        changed[name] = tensor.clone()
-        moved = torch.rand(tensor.shape, generator=generator) < _SHARE
-        changed[name].view(torch.int16)[moved] += 1
-    return changed
-
-
-def shuffled(state: State) -> State:
-    """Return the tensors under other names, in another order."""
-    tensors = list(state.values())
-    random.Random(0).shuffle(tensors)
-    return {f"blocks/{n}": tensor for n, tensor in enumerate(tensors)}
-
-
-def stitched(number: int, count: int) -> State:
-    """Return a model whose tensors come from three others in turn."""
-    sources = [base((number + k) % count) for k in range(3)]
-    return {name: sources[n % 3][name] for n, name in enumerate(sources[0])}
+def requests(count: int) -> Result:
+    """Return the row of the requests in a bucket."""
+    numbers = [count * n // _COUNTED for n in range(_COUNTED)]
+    with TemporaryDirectory() as work:
+        found, declared = count_requests(Path(work), count, numbers)
+    ours, reference = (
+        sorted(spents, key=lambda spent: spent.total)[_COUNTED // 2] for spents in (found, declared)
+    )
+    return measured(
+        "5 more requests in a bucket",
+        ours.total - reference.total,
+        "requests",
+        target=5,
+        note=f"by a fresh process: {ours.total} ({ours.routes}) without a parent, "
+        f"{reference.total} ({reference.routes}) with it",
+    )
 
 
 class Costs:
@@ -79,9 +59,8 @@ class Costs:
         self._count = count
         self._objects = CountingStore(MemoryStore())
         self._numbers = range(0, count, max(1, count // _TUNED))
-        with casweights.open(self._objects, create=True, config=_CONFIG) as store:
-            for number in range(count):
-                store.commit(base(number), branch=f"base-{number}")
+        for name, content in filled(count).objects():
+            self._objects.put(name, [content])
         signatures = [info.size for info in self._objects.list(names.SIGNATURES)]
         self.signature_bytes = sum(signatures) / count
 
@@ -165,7 +144,7 @@ def main() -> int:
         raise SystemExit(f"--bases must be at least {_TUNED}, got {count}")
     costs = Costs(count)
     facts = {"unrelated models": count, "fine-tunes of each kind": _TUNED}
-    return report("Variants that find their bases", facts, costs.rows())
+    return report("Variants that find their bases", facts, [*costs.rows(), requests(count)])
 
 
 if __name__ == "__main__":
