@@ -1,15 +1,17 @@
 """The `derived` encoding: a chunk that is a function of other chunks, its *roots*.
 
-There is one rule by which a chunk is made from its roots: *slices* of them, end to end. What comes
-of it is the chunk, or the base of a difference.
+*Slices* of the roots, end to end, are the operands of a rule: either they are its result, or it is
+calculated from them. The result is the chunk, or the base of a difference.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.format.arithmetic import Arithmetic
 from casweights.format.codecs import Encoding, decode
 from casweights.kernels.reference.bits import PayloadReader, varint
+from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 MAX_SLICES = 65_536  # of a frame; a slice of a byte takes three
-_SLICES = 0  # the rule
+_SLICES, _ARITHMETIC = 0, 1  # the rules
 _EXACT = 255  # in the place of an encoding: there is no difference
 _INNER = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS)
 
@@ -41,17 +43,22 @@ class Derived(NamedTuple):
     """The content of a payload.
 
     Attributes:
-        slices: The slices, which cover the chunk.
-        difference: The difference from what the slices make; None if that is the chunk.
+        slices: The slices, which cover the operands of the rule.
+        difference: The difference from what the rule makes; None if that is the chunk.
+        rule: How the chunk is calculated from the slices; None if it consists of them.
     """
 
     slices: Sequence[Slice]
     difference: tuple[int, Buffer] | None
+    rule: Arithmetic | None = None
 
 
-def join(slices: Sequence[Slice], difference: Encoded | None) -> bytes:
-    """Return the payload with these slices, and a difference from what they make."""
-    head = [bytes([_SLICES]), varint(len(slices))]
+def join(
+    slices: Sequence[Slice], difference: Encoded | None, rule: Arithmetic | None = None
+) -> bytes:
+    """Return the payload with these slices, and a difference from what they make by a rule."""
+    head = [bytes([_SLICES]) if rule is None else bytes([_ARITHMETIC]) + rule.join()]
+    head.append(varint(len(slices)))
     for root, offset, nbytes in slices:
         head += [varint(0 if root is None else root + 1), varint(offset), varint(nbytes)]
     encoding, payload = (_EXACT, b"") if difference is None else difference
@@ -70,19 +77,20 @@ def split(payload: Buffer, total: int, sizes: Sequence[int]) -> Derived:
         ValueError: The payload is malformed, or does not fit the chunk or the roots.
     """
     reader = PayloadReader(payload)
-    if (rule := reader.byte()) != _SLICES:
-        raise ValueError(f"its rule {rule} is unknown: a newer casweights may know it")
+    if (number := reader.byte()) not in (_SLICES, _ARITHMETIC):
+        raise ValueError(f"its rule {number} is unknown: a newer casweights may know it")
+    rule = Arithmetic.split(reader) if number == _ARITHMETIC else None
     slices = [_slice(reader, sizes) for _ in range(reader.varint(MAX_SLICES))]
-    if sum(one.nbytes for one in slices) != total:
+    if sum(one.nbytes for one in slices) != (total if rule is None else rule.operand_bytes(total)):
         raise ValueError("its slices do not add up")
     if len({one.root for one in slices} - {None}) != len(sizes):
         raise ValueError("it has a root of which it uses nothing")
     encoding, stored = reader.byte(), reader.take(reader.left)
     if encoding == _EXACT and not stored:
-        return Derived(slices, None)
+        return Derived(slices, None, rule)
     if encoding not in _INNER:
         raise ValueError(f"its difference has the encoding {encoding}")
-    return Derived(slices, (encoding, stored))
+    return Derived(slices, (encoding, stored), rule)
 
 
 def _slice(reader: PayloadReader, sizes: Sequence[int]) -> Slice:
@@ -124,8 +132,18 @@ def decode_derived(payload: Buffer, roots: Sequence[Buffer], out: memoryview) ->
     Raises:
         ValueError: The payload does not decode to exactly `len(out)` bytes.
     """
-    slices, difference = split(payload, len(out), [len(root) for root in roots])
+    content = split(payload, len(out), [len(root) for root in roots])
+    put(content.slices, roots, content.rule, out)
+    if content.difference is not None:
+        decode(*content.difference, out)
+
+
+def put(
+    slices: Sequence[Slice], roots: Sequence[Buffer], rule: Arithmetic | None, out: memoryview
+) -> None:
+    """Put what a rule makes of slices into `out`, which it fills."""
+    operands = out if rule is None else uninitialized(rule.operand_bytes(len(out)))
     for number, root in [(None, b""), *enumerate(roots)]:
-        lay(slices, number, root, out)
-    if difference is not None:
-        decode(*difference, out)
+        lay(slices, number, root, operands)
+    if rule is not None:
+        rule.apply(operands, out)

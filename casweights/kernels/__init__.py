@@ -22,6 +22,7 @@ COMPILED = _is_compiled()
 
 if TYPE_CHECKING or COMPILED:
     from casweights.kernels._compiled import (
+        cast,
         changes,
         dense_decode,
         dense_encode,
@@ -32,6 +33,7 @@ if TYPE_CHECKING or COMPILED:
         swap,
     )
 else:
+    from casweights.kernels.reference.casts import cast
     from casweights.kernels.reference.dense import dense_decode, dense_encode
     from casweights.kernels.reference.patches import changes, swap
     from casweights.kernels.reference.planes import join_planes, split_planes
@@ -39,6 +41,7 @@ else:
 
 __all__ = [
     "COMPILED",
+    "cast",
     "changes",
     "dense_decode",
     "dense_encode",

@@ -33,7 +33,7 @@ enum { /* bits of `what`: the operations on a case */
 };
 
 typedef struct {
-    unsigned log_width, mantissa, encoding, failure;
+    unsigned kind, log_width, mantissa, encoding, failure;
     size_t count, size, shift; /* shift: bytes of an allocation before the first element */
     uint8_t *base, *bits;
 } Case;
@@ -81,8 +81,9 @@ static uint64_t change_element(unsigned style, const Case *it, uint64_t element,
 
 static Case make_case(const Header *header) {
     Case it = {0};
-    it.log_width = kinds[header->kind % KINDS].log_width;
-    it.mantissa = kinds[header->kind % KINDS].mantissa;
+    it.kind = header->kind % KINDS;
+    it.log_width = kinds[it.kind].log_width;
+    it.mantissa = kinds[it.kind].mantissa;
     it.encoding = header->encoding % ENCODINGS;
     it.failure = header->failure;
     it.count = count_elements(header->count);

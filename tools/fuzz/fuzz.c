@@ -204,6 +204,28 @@ static void check_unsteady(Case *it) {
     pthread_join(thread, NULL);
 }
 
+/* Checks that all targets cast alike, and that a cast to F32 can be undone. */
+static void check_casts(const Case *it) {
+    if (it->kind < CAST_E5M2 || it->kind > CAST_F32) return;
+    size_t size = 4 * it->count;
+    uint8_t *found[2] = {malloc(size), malloc(size)}, *again = malloc(it->size);
+    CHECK(found[0] && found[1] && again);
+    for (unsigned to = 2 * CAST_E5M2; to < 2 * (CAST_F32 + 1); to++) {
+        unsigned kind = to / 2, log_out = kinds[kind].log_width;
+        for (size_t n = 0; n < count_targets(); n++) {
+            targets[n].cast(it->bits, it->kind, it->log_width, it->count, found[n], kind, log_out,
+                            to % 2);
+            CHECK(!n || !memcmp(found[0], found[1], it->count << log_out));
+        }
+    }
+    targets[0].cast(found[0], CAST_F32, 2, it->count, again, it->kind, it->log_width, false);
+    targets[0].cast(again, it->kind, it->log_width, it->count, found[1], CAST_F32, 2, false);
+    CHECK(!memcmp(found[0], found[1], size));
+    free(found[0]);
+    free(found[1]);
+    free(again);
+}
+
 static void check_case(Case *it, unsigned what, const uint8_t *edits, size_t count) {
     Writer payload = encode_everywhere(it);
     if (payload.data) {
@@ -214,6 +236,7 @@ static void check_case(Case *it, unsigned what, const uint8_t *edits, size_t cou
     }
     free(payload.data);
     check_planes(it);
+    check_casts(it);
     check_patch(it, edits, count);
     if ((what & UNSTEADY) == UNSTEADY) check_unsteady(it);
 }

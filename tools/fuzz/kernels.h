@@ -52,6 +52,7 @@ typedef struct {
     void (*join[4])(const uint8_t *, size_t, uint8_t *);
     size_t (*changes[4])(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, uint8_t *);
     bool (*swap[4])(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
+    void (*cast)(const uint8_t *, unsigned, unsigned, size_t, uint8_t *, unsigned, unsigned, bool);
 } Target;
 
 #define WIDTHS(name, target) {name##8##target, name##16##target, name##32##target, name##64##target}
@@ -60,7 +61,7 @@ typedef struct {
         {WIDTHS(sparse_encode_, target), WIDTHS(dense_encode_, target)},       \
             {WIDTHS(sparse_decode_, target), WIDTHS(dense_decode_, target)},   \
             WIDTHS(split_, target), WIDTHS(join_, target),                     \
-            WIDTHS(changes_, target), WIDTHS(swap_, target)                    \
+            WIDTHS(changes_, target), WIDTHS(swap_, target), cast##target      \
     }
 
 static const Target targets[] = {

@@ -13,6 +13,7 @@ import xxhash
 import zstandard
 from blake3 import blake3
 
+from tools.spec.arithmetic import read_rule
 from tools.spec.differences import Bytes, decode_dense, decode_sparse
 
 MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
@@ -210,13 +211,19 @@ def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> b
 
 def decode_derived(stored: bytes, raw_size: int, roots: list[bytes]) -> bytes:
     payload, base, used = Bytes(stored), bytearray(), set()
-    need(payload.byte() == 0, "an unknown rule")
+    number, rule, laid = payload.byte(), None, raw_size
+    need(number in (0, 1), "an unknown rule")
+    if number == 1:
+        source, target, flags = payload.take(3)
+        rule = read_rule(source, target, flags, payload.take(8) if flags & 2 else b"")
+        need(raw_size % rule.target.width == 0, "a part of an element")
+        laid = rule.operand_bytes(raw_size)
     count = payload.varint()
     need(count <= MAX_SLICES, "too many slices")
     for _ in range(count):
         number, offset, size = payload.varint(), payload.varint(), payload.varint()
         need(number <= len(roots) and size > 0, "a malformed slice")
-        need(size <= raw_size - len(base), "slices that are longer than the chunk")
+        need(size <= laid - len(base), "slices that are longer than the operands")
         if number:
             need(offset + size <= len(roots[number - 1]), "a slice beyond its root")
             base += roots[number - 1][offset : offset + size]
@@ -224,15 +231,16 @@ def decode_derived(stored: bytes, raw_size: int, roots: list[bytes]) -> bytes:
         else:
             need(offset == 0, "a slice of zeros with an offset")
             base += bytes(size)
-    need(len(base) == raw_size, "slices that do not cover the chunk")
+    need(len(base) == laid, "slices that do not cover the operands")
     need(len(used) == len(roots), "a root without a slice")
+    result = bytes(base) if rule is None else rule.apply(bytes(base))
     encoding = payload.byte()
     need(encoding in (3, 4, 5, 255), "an unknown difference")
     rest = payload.take(payload.left)
     if encoding == 255:
         need(not rest, "bytes after the slices")
-        return bytes(base)
-    return decode(rest, encoding, raw_size, bytes(base))
+        return result
+    return decode(rest, encoding, raw_size, result)
 
 
 def decode_parts(stored: bytes, base: bytes) -> bytes:

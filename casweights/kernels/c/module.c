@@ -12,6 +12,7 @@ typedef const char *(*Decode)(Reader *, uint8_t *, size_t, unsigned);
 typedef void (*Arrange)(const uint8_t *, size_t, uint8_t *);
 typedef size_t (*Changes)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, uint8_t *);
 typedef bool (*Swap)(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
+typedef void (*Cast)(const uint8_t *, unsigned, unsigned, size_t, uint8_t *, unsigned, unsigned, bool);
 
 typedef struct {
     const char *name;
@@ -20,6 +21,7 @@ typedef struct {
     Arrange split[4], join[4];
     Changes changes[4];
     Swap swap[4];
+    Cast cast;
 } Target;
 
 #define ALL_WIDTHS(name, target) \
@@ -28,7 +30,7 @@ typedef struct {
     ALL_WIDTHS(sparse_encode_, target), ALL_WIDTHS(dense_encode_, target),             \
         ALL_WIDTHS(sparse_decode_, target), ALL_WIDTHS(dense_decode_, target),         \
         ALL_WIDTHS(split_, target), ALL_WIDTHS(join_, target),                         \
-        ALL_WIDTHS(changes_, target), ALL_WIDTHS(swap_, target)
+        ALL_WIDTHS(changes_, target), ALL_WIDTHS(swap_, target), cast##target
 
 static const Target targets[] = {
     {"portable", ALL_KERNELS(_portable)},
@@ -250,6 +252,31 @@ static PyObject *swap(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static bool is_cast(int kind) { return kind >= CAST_E5M2 && kind <= CAST_F32; }
+
+static PyObject *cast(PyObject *self, PyObject *args) {
+    Py_buffer from, to;
+    int kind, out_kind, toward_zero;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*iw*ip", &from, &kind, &to, &out_kind, &toward_zero)) return NULL;
+    const char *error = "casts need floats of up to 32 bits, and two buffers of as many elements";
+    if (is_cast(kind) && is_cast(out_kind)) {
+        unsigned log_width = kinds[kind].log_width, log_out = kinds[out_kind].log_width;
+        Py_ssize_t count = from.len >> log_width;
+        if (count << log_width == from.len && count << log_out == to.len) {
+            Py_BEGIN_ALLOW_THREADS
+            target->cast(from.buf, (unsigned)kind, log_width, (size_t)count, to.buf,
+                         (unsigned)out_kind, log_out, toward_zero != 0);
+            error = NULL;
+            Py_END_ALLOW_THREADS
+        }
+    }
+    PyBuffer_Release(&from);
+    PyBuffer_Release(&to);
+    if (error) return failed(error);
+    Py_RETURN_NONE;
+}
+
 static PyObject *sparse_encode(PyObject *self, PyObject *args) {
     (void)self;
     return encode(args, target->sparse_encode);
@@ -301,6 +328,7 @@ static PyMethodDef methods[] = {
     {"join_planes", join_planes, METH_VARARGS, "join_planes(planes, elements, width)"},
     {"changes", changes, METH_VARARGS, "changes(old, new, width) -> (positions, values) or None"},
     {"swap", swap, METH_VARARGS, "swap(memory, positions, values, width)"},
+    {"cast", cast, METH_VARARGS, "cast(elements, kind, out, out_kind, toward_zero)"},
     {"use", use, METH_VARARGS, "use(target): call the kernels for this target from now on"},
     {NULL, NULL, 0, NULL},
 };

@@ -8,6 +8,7 @@
 
 #include "bytes.h"
 #include "classes.h"
+#include "floats.h"
 #include "mask.h"
 #include "rans.h"
 #include "rice.h"
@@ -16,6 +17,7 @@
 /* The templates, compiled for any processor. */
 #define TARGET _portable
 #include "widths.h"
+#include "cast.h"
 #undef TARGET
 
 /* The same templates, compiled for processors with AVX2. */
@@ -31,6 +33,7 @@
 #endif
 #include "avx2.h"
 #include "widths.h"
+#include "cast.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
