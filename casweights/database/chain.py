@@ -99,12 +99,16 @@ class Chain:
     def whole_size(self) -> int:
         """Stored bytes of the chunk by itself, about; 0 without frames.
 
-        They are those of the first frame, or of the first frames of the roots, in proportion.
+        They are those of the first frame, or of the first frames of the roots, in proportion: less
+        if the chunk is smaller; more if it is larger, up to what the first frame adds.
         """
         first = self._step.first
+        if first is None:
+            return 0
         if roots := self.roots:
-            return int(self._used * sum(root.whole_size for root in roots))
-        return 0 if first is None else first.frame.size
+            whole = sum(root.whole_size for root in roots)
+            return int(min(self._ratio * whole, min(1.0, self._ratio) * whole + first.frame.size))
+        return first.frame.size
 
     @property
     def read_size(self) -> int:
@@ -113,15 +117,15 @@ class Chain:
         The rest of the roots makes the neighbours of the chunk, which are read with it.
         """
         of_roots = sum(root.nbytes for root in self.roots)
-        return self.nbytes - of_roots + int(self._used * of_roots)
+        return self.nbytes - of_roots + int(min(1.0, self._ratio) * of_roots)
 
     @property
-    def _used(self) -> float:
-        """The share of the roots that the first frame uses, about."""
+    def _ratio(self) -> float:
+        """The raw bytes of the chunk, as a share of those of the roots."""
         first = self._step.first
         if first is None or not first.frame.roots:
             return 1.0
-        return min(1.0, first.frame.raw_size / sum(root.raw_size for root in first.frame.roots))
+        return first.frame.raw_size / sum(root.raw_size for root in first.frame.roots)
 
     @cached_property
     def frames(self) -> tuple[Location, ...]:

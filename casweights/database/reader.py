@@ -218,8 +218,13 @@ class ChunkReader:
     def _read_root(
         self, root: Root, chain: Chain, local: ReadLocal | None
     ) -> tuple[memoryview, int]:
-        if (kept := self._kept_root(root)) is not None:
-            return kept, 0
+        with self._roots.rebuilding(root.chunk):
+            kept = self._kept_root(root)
+            return self._rebuild_root(root, chain, local) if kept is None else (kept, 0)
+
+    def _rebuild_root(
+        self, root: Root, chain: Chain, local: ReadLocal | None
+    ) -> tuple[memoryview, int]:
         out = uninitialized(root.raw_size)
         begin = chain.base if chain.links else root.chunk
         if begin is not None and (local is None or not local(begin, out)):

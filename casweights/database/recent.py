@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId
 
 STRIDE = 64  # frames between two waypoints of a long chain; honest chains are hardly longer
+_STRIPES = 64  # locks
 _WAYPOINT_BYTES = 16 * MiB  # of chunks kept as waypoints, shared by all chains and threads
 
 
 class RecentChunks:
-    """The chunks that were put last, up to a number of bytes. Safe for use from several threads.
+    """The chunks that were used last, up to a number of bytes. Safe for use from several threads.
 
     Args:
         capacity: Bytes of the chunks that are kept.
@@ -31,9 +32,14 @@ class RecentChunks:
         self._lock = threading.Lock()
         self._chunks: OrderedDict[ChunkId, bytes] = OrderedDict()
         self._size = 0
+        self._rebuilding = [threading.Lock() for _ in range(_STRIPES)]
+
+    def rebuilding(self, chunk: ChunkId) -> threading.Lock:
+        """Return a lock to hold while a chunk is rebuilt, so that other threads wait for it."""
+        return self._rebuilding[chunk[0] % _STRIPES]
 
     def put(self, chunk: ChunkId, data: memoryview) -> None:
-        """Keep a copy of a chunk that the caller has checked; drop the oldest to make room."""
+        """Keep a copy of a chunk that the caller has checked; drop others to make room."""
         with self._lock:
             if len(data) > self._capacity or chunk in self._chunks:
                 return
@@ -45,6 +51,8 @@ class RecentChunks:
     def get(self, chunk: ChunkId) -> bytes | None:
         """Return a chunk; None if it is not kept."""
         with self._lock:
+            if chunk in self._chunks:
+                self._chunks.move_to_end(chunk)
             return self._chunks.get(chunk)
 
 

@@ -9,21 +9,28 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from casweights.kernels.kinds import ElementKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.format.dtypes import DType
     from casweights.kernels.reference.bits import PayloadReader
     from casweights.system.buffers import Buffer
 
 _TOWARD_ZERO, _WEIGHTED = 1, 2  # bits of the flags
 _WEIGHTS = struct.Struct("<2f")
 _BLOCK = 1 << 16  # elements that are calculated at a time
-CAST = frozenset(
-    {
-        ElementKind.E5M2,
-        ElementKind.E4M3,
-        ElementKind.FLOAT_16,
-        ElementKind.BFLOAT_16,
-        ElementKind.FLOAT_32,
-    }
-)
+_FLOATS = {
+    "F8_E5M2": ElementKind.E5M2,
+    "F8_E4M3": ElementKind.E4M3,
+    "F16": ElementKind.FLOAT_16,
+    "BF16": ElementKind.BFLOAT_16,
+    "F32": ElementKind.FLOAT_32,
+}
+KINDS = frozenset(_FLOATS.values())
+
+
+def is_castable(dtype: DType) -> bool:
+    """Whether chunks of a dtype can be calculated, and be operands."""
+    return dtype.code in _FLOATS
 
 
 class Arithmetic(NamedTuple):
@@ -45,6 +52,21 @@ class Arithmetic(NamedTuple):
     target: ElementKind
     toward_zero: bool = False
     weights: tuple[float, float] | None = None
+
+    @classmethod
+    def rules(
+        cls, source: DType, target: DType, weights: tuple[float, float] | None = None
+    ) -> Sequence[Self]:
+        """Return how a chunk may be calculated; the likeliest rule is the first one.
+
+        Args:
+            source: Type of the operands, which is castable.
+            target: Type of the chunk, too.
+            weights: The weights of a sum; None for a cast.
+        """
+        nearest = cls(_FLOATS[source.code], _FLOATS[target.code], weights=weights)
+        loses = weights is not None or nearest.target.mantissa < nearest.source.mantissa
+        return [nearest, nearest._replace(toward_zero=True)] if loses else [nearest]
 
     def operand_bytes(self, total: int) -> int:
         """Return the bytes of all operands of a chunk of `total` bytes, which lie end to end.
@@ -71,7 +93,7 @@ class Arithmetic(NamedTuple):
             ValueError: It is malformed.
         """
         source, target, flags = reader.byte(), reader.byte(), reader.byte()
-        if not {source, target} <= CAST or flags > (_TOWARD_ZERO | _WEIGHTED):
+        if not {source, target} <= KINDS or flags > (_TOWARD_ZERO | _WEIGHTED):
             raise ValueError("its rule calculates with an unknown kind of elements, or otherwise")
         weights = None
         if flags & _WEIGHTED:

@@ -8,6 +8,7 @@ from casweights.errors import IntegrityError
 from casweights.format.signature import Signature
 from casweights.operations.bases import BaseChunks, Bases
 from casweights.operations.relatives import New, relatives
+from casweights.operations.rows import affordable, find_rows
 from casweights.operations.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -47,30 +48,37 @@ def find_bases(
     Raises:
         StoreError: The store could not be read.
     """
+    by_path = {file.path: file for file in files}
+
+    def read(path: str, piece: Piece) -> memoryview:
+        file = by_path[path]
+        [content] = file.look([piece]) or file.read([piece], buffers)
+        return content
+
     named = [_chunks_of(one, files) for one in (base, parent) if one is not None]
     first, second = (*named, None, None)[:2]
-    known = Bases(first, second=second)
-    lacking = _lacking(files, known, db.config.chunk_size)
+    bases = find_rows(db, files, read, Bases(first, second=second), named)
+    lacking = _lacking(files, bases, db.config.chunk_size)
     nbytes = sum(piece.nbytes for pieces in lacking.values() for piece in pieces)
     listed = db.signatures.listed() if nbytes >= _MIN_LACKING else {}
-    if not listed:  # before anything is read for samples
-        return known
-    new = _sampled(files, lacking, sampling or Sampling(files, buffers), buffers)
-    if new is None:  # a file could not be read, which the commit reports
-        return known
-    bases = relatives(db, new, first, listed=listed)
-    bases.second = known.second
+    if listed:  # before anything is read for samples
+        new = _sampled(files, lacking, sampling or Sampling(files, buffers), buffers)
+        if new is not None:  # otherwise a file could not be read, which the commit reports
+            found = relatives(db, new, first, listed=listed)
+            found.second = bases.second
+            bases = find_rows(db, files, read, found.with_rows(bases.rows), found.related)
+    bases = affordable(bases, files, db.config.chunk_size)
     for chunk in bases.foreign():
         db.index.find_chain(chunk)  # reads the packs that the encoder goes by
     return bases
 
 
 def _lacking(
-    files: Sequence[SourceFile], known: Bases, chunk_size: int
+    files: Sequence[SourceFile], bases: Bases, chunk_size: int
 ) -> dict[SourceFile, list[Piece]]:
-    """Return the places of each file that the versions which are known have nothing for."""
+    """Return the places of each file that nothing is known for."""
     return {
-        file: [p for p in file.pieces(chunk_size) if known.find(file.path, p) is None]
+        file: [piece for piece in file.pieces(chunk_size) if not bases.is_known(file.path, piece)]
         for file in files
     }
 

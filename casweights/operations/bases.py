@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections import Counter
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from casweights.operations.pairing import Member, pair
+from casweights.format.arithmetic import is_castable
+from casweights.operations.derivations import Derivation, Floats, calculation
+from casweights.operations.pairing import Member, is_prefixed, pair
 from casweights.operations.renumbered import renumbered
-from casweights.operations.slices import TensorSlices
+from casweights.operations.slices import NOTHING, TensorSlices, base_of, cover
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +18,13 @@ if TYPE_CHECKING:
     from casweights.format.file_entry import FileEntry, FileRow
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
-    from casweights.format.safetensors import Header
+    from casweights.format.safetensors import Header, TensorInfo
     from casweights.ids import ChunkId, SnapshotId
-    from casweights.operations.slices import ChunkSlice
+    from casweights.operations.derivations import Weights
+    from casweights.operations.slices import ChunkSlice, Columns, Joined
+
+
+_NEAREST_SHARE = 1 / 2
 
 
 class LaidOut(Protocol):
@@ -97,14 +104,23 @@ class BaseChunks:
     @cached_property
     def _renamed(self) -> dict[tuple[str, str | None], tuple[str, str]]:
         """The file and name here of each tensor that has another name in the new version."""
+        return {key: like for key, (like, _) in self._pairs.items()}
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[str, str | None], tuple[tuple[str, str], bool]]:
+        """The same, and whether the pair is more than a guess."""
         old, new = _members(self._files), _members(self._for)
         names, new_names = ({member.name for member in members} for members in (old, new))
         old = [member for member in old if member.name not in new_names]
         new = [member for member in new if member.name not in names]
-        return {
-            (new[found.new].file, new[found.new].name): (old[found.old].file, old[found.old].name)
-            for found in pair(old, new)
-        }
+        olds, news = (Counter(member.form for member in members) for members in (old, new))
+        pairs: dict[tuple[str, str | None], tuple[tuple[str, str], bool]] = {}
+        for found in pair(old, new):
+            one, other = old[found.old], new[found.new]
+            is_only = olds[one.form] == news[one.form] == 1
+            is_sure = is_only or is_prefixed(one.name, other.name)
+            pairs[other.file, other.name] = (one.file, one.name), is_sure
+        return pairs
 
     @cached_property
     def _structure(self) -> dict[tuple[object, ...], ChunkId]:
@@ -158,17 +174,64 @@ class BaseChunks:
         """Return the chunks of a tensor, or of a file of opaque bytes, as for `at`."""
         return self._by_tensor.get((file, name), ())
 
+    def rows(self, path: str, tensor: TensorInfo) -> Joined:
+        """Return what the bytes of a tensor are probably like, from its first row on.
+
+        A tensor has the rows that it has here under the same name, in the same file or else in
+        another one, or under the name that it is paired with.
+        """
+        found = self.tensors.rows(self._path(path), tensor)
+        return found or self.tensors.of(*self._renamed.get((path, tensor.name), ("", "")))
+
     def slices(self, path: str, piece: Piece) -> Sequence[ChunkSlice]:
         """Return what the chunk at a place is probably like where `find` returns none.
 
         Returns:
             Slices of chunks of the version that cover it; none if it is like nothing there.
         """
-        return self._slices.find(path, piece)
+        return cover(piece, partial(self.rows, path))
+
+    def floats(self, path: str, tensor: TensorInfo) -> Floats | None:
+        """Return the tensor of the same name and shape, and another type of floats, if any."""
+        for key in self.tensors.named(self._path(path), tensor.name)[-1:]:
+            info = self.tensors.infos[key]
+            is_other = info.dtype != tensor.dtype and info.shape == tensor.shape
+            if is_other and is_castable(info.dtype):
+                return Floats(info.dtype, self.tensors.of(*key))
+        return None
+
+    def is_sure(self, path: str, tensor: TensorInfo) -> bool:
+        """Whether the version has a tensor that can only be the same, by names and shapes."""
+        same = self.tensors.named(self._path(path), tensor.name)
+        infos = [self.tensors.infos[key] for key in same]
+        if self.tensors.count(tensor.name) == 1 and (infos[0].dtype, infos[0].shape) == (
+            tensor.dtype,
+            tensor.shape,
+        ):
+            return True  # stages of a pipeline number their layers alike
+        return self._pairs.get((path, tensor.name), ("", False))[1]
+
+    def has_layout(self, file: LaidOut) -> bool:
+        """Whether the version has the same tensors in a file, and so nothing to look for."""
+        own = self._headers.get(self._path(file.path))
+        return own is not None and file.header is not None and own.tensors == file.header.tensors
 
     @cached_property
-    def _slices(self) -> TensorSlices:
+    def _headers(self) -> dict[str, Header]:
+        return {file.path: file.header for file in self._files if file.header is not None}
+
+    def kept_names(self) -> set[str]:
+        """Return the names of tensors that the new version has, too."""
+        return {member.name for member in _members(self._for)}
+
+    @cached_property
+    def tensors(self) -> TensorSlices:
+        """The chunks, by tensors."""
         return TensorSlices(self._pieces())
+
+    def pieces(self) -> Iterator[tuple[str, ChunkId, Piece]]:
+        """Yield the path, chunk and place of all chunks but structure chunks, in order."""
+        return self._pieces()
 
     def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
         """Return the structure chunk of a file at one of its `structure_places`."""
@@ -211,11 +274,48 @@ class Counterpart(NamedTuple):
         chunks: The other version.
         file: Path of the tensor's file there.
         name: Name of the tensor; None for a file of opaque bytes.
+        is_near: Whether it is so near that no other tensor can be what this one was made from.
     """
 
     chunks: BaseChunks
     file: str
     name: str | None
+    is_near: bool = True
+
+    @property
+    def info(self) -> TensorInfo | None:
+        """The other tensor; None for a file of opaque bytes."""
+        return None if self.name is None else self.chunks.tensors.infos.get((self.file, self.name))
+
+    def slices(self) -> Joined:
+        """Return the bytes of the other tensor; none for a file of opaque bytes."""
+        return NOTHING if self.name is None else self.chunks.tensors.of(self.file, self.name)
+
+    def floats(self, tensor: TensorInfo) -> Floats | None:
+        """Return the other tensor, if one can be calculated from it."""
+        info = self.info
+        if info is None or not is_castable(info.dtype):
+            return None
+        return Floats(info.dtype, self.slices())
+
+
+class Sum(NamedTuple):
+    """Two tensors that add up to one of the new version, multiplied by weights."""
+
+    operands: tuple[Counterpart, Counterpart]
+    weights: Weights
+
+
+class Rows(NamedTuple):
+    """Tensors whose rows are elsewhere, one by one.
+
+    Attributes:
+        slices: What each tensor is like, by file and name.
+        sizes: The raw sizes of the chunks.
+    """
+
+    slices: Mapping[tuple[str, str], Joined | Columns] = {}
+    sizes: Mapping[ChunkId, int] = {}
 
 
 class Bases:
@@ -225,6 +325,16 @@ class Bases:
         first: The parent, or the nearest relative; no chunks without either.
         others: Tensors of the new version, by file and name, that have their like elsewhere.
         second: The version for what the first one lacks; no chunks without one.
+        rows: Tensors of the new version that are made from rows of others.
+        related: The versions that are relatives, without the parent.
+        left: Places of chunks, by path, that are not to be made from others.
+        sums: Tensors of the new version, by file and name, that are sums of two others.
+
+    Attributes:
+        first: The argument.
+        second: The argument.
+        rows: The argument.
+        related: The argument.
     """
 
     def __init__(
@@ -232,31 +342,141 @@ class Bases:
         first: BaseChunks | None = None,
         others: Mapping[tuple[str, str | None], Counterpart] | None = None,
         second: BaseChunks | None = None,
+        rows: Rows | None = None,
+        related: Sequence[BaseChunks] = (),
+        left: Collection[tuple[str, Piece]] = (),
+        sums: Mapping[tuple[str, str | None], Sum] | None = None,
     ) -> None:
         self.first = first or BaseChunks()
         self.second = second or BaseChunks()
+        self.related = related
         self._others = others or {}
+        self._left = left
+        self._sums = sums or {}
+        self.rows = rows or Rows()
+
+    def with_rows(self, rows: Rows, first: BaseChunks | None = None) -> Bases:
+        """Return these bases, and tensors that are made from rows of others.
+
+        Args:
+            rows: The tensors.
+            first: The version to use if these bases have no first one.
+        """
+        sizes = {**self.rows.sizes, **rows.sizes}
+        slices = {**self.rows.slices, **rows.slices}
+        known = self.first if self.first.chunks() else first
+        return self._with(first=known, rows=Rows(slices, sizes))
+
+    def without(self, places: Collection[tuple[str, Piece]]) -> Bases:
+        """Return these bases, but for chunks at some places that are not to be made from others."""
+        return self._with(left={*self._left, *places})
+
+    def _with(self, **changes: Any) -> Bases:
+        own = {"first": self.first, "others": self._others, "second": self.second}
+        more = {"rows": self.rows, "related": self.related, "left": self._left, "sums": self._sums}
+        return Bases(**{**own, **more, **changes})
 
     def find(self, path: str, piece: Piece) -> ChunkId | None:
         """Return the chunk from which the one at this place may be a difference, if any."""
+        if any((path, tensor.name) in self.rows.slices for tensor in piece.tensors):
+            return base_of(self.slices(path, piece), piece.nbytes, self.sizes)
         found = None
         if (other := self._others.get((path, piece.name))) is not None:
+            if len(piece.tensors) > 1:
+                return base_of(self.slices(path, piece), piece.nbytes, self.sizes)
             found = other.chunks.at(other.file, other.name, piece)
         return found or self.first.find(path, piece) or self.second.find(path, piece)
 
     def versions(self) -> Iterable[BaseChunks]:
         """Return the chunks of each version that may serve, those preferred first."""
         others = (other.chunks for other in self._others.values())
-        return dict.fromkeys((self.first, self.second, *others))
+        return dict.fromkeys((self.first, self.second, *self.related, *others))
 
     def slices(self, path: str, piece: Piece) -> Sequence[ChunkSlice]:
-        """Return slices of one version's chunks, as `BaseChunks.slices` does."""
-        return self.first.slices(path, piece) or self.second.slices(path, piece)
+        """Return what the chunk at a place is probably like where `find` returns none.
+
+        Returns:
+            Slices of chunks of the versions that cover it; none if it is like nothing there.
+        """
+        if (path, piece) in self._left:
+            return ()
+        return cover(piece, partial(self._bytes_of, path))
+
+    def nearest(self, path: str, piece: Piece) -> ChunkId | None:
+        """Return a chunk like half of the one at a place, or more, where `find` returns none."""
+        return base_of(self.slices(path, piece), piece.nbytes, self.sizes, share=_NEAREST_SHARE)
+
+    def derivation(self, path: str, piece: Piece, base: ChunkId | None = None) -> Derivation | None:
+        """Return what the chunk at a place is probably made from, if from several others.
+
+        Args:
+            path: The path of its file.
+            piece: Its place.
+            base: What `find` returns for it.
+        """
+        if self._sums and (made := self._sum(path, piece)) is not None:
+            return made
+        if base is not None:
+            return None
+        if slices := self.slices(path, piece):
+            return Derivation(slices)
+        return calculation(piece, [partial(self._floats_of, path)])
+
+    def _sum(self, path: str, piece: Piece) -> Derivation | None:
+        found = self._sums.get((path, piece.name))
+
+        def operand(number: int, tensor: TensorInfo) -> Floats | None:
+            own = self._sums.get((path, tensor.name))
+            return None if own is None else own.operands[number].floats(tensor)
+
+        if found is None:
+            return None
+        return calculation(piece, [partial(operand, n) for n in range(2)], found.weights)
+
+    def _floats_of(self, path: str, tensor: TensorInfo) -> Floats | None:
+        if (other := self._others.get((path, tensor.name))) is not None:
+            return other.floats(tensor)
+        return self.first.floats(path, tensor) or self.second.floats(path, tensor)
+
+    def _bytes_of(self, path: str, tensor: TensorInfo) -> Joined | Columns:
+        key = path, tensor.name
+        if (known := self.rows.slices.get(key)) is not None:
+            return known
+        other = self._others.get(key)
+        info = None if other is None else other.info
+        if other and info and (info.dtype, info.nbytes) == (tensor.dtype, tensor.nbytes):
+            return other.slices()
+        found = self.first.rows(path, tensor)
+        return found if found.nbytes else self.second.rows(path, tensor)
+
+    @cached_property
+    def sizes(self) -> Mapping[ChunkId, int]:
+        """The raw sizes of the chunks of all versions."""
+        sizes = dict(self.rows.sizes)
+        for chunks in self.versions():
+            sizes.update(chunks.tensors.sizes)
+        return sizes
+
+    def is_sure(self, path: str, tensor: TensorInfo) -> bool:
+        """Whether it is known what a tensor is like as a whole."""
+        key = path, tensor.name
+        if (other := self._others.get(key)) is not None and not other.is_near:
+            return key in self.rows.slices
+        if other is not None or key in self.rows.slices:
+            return True
+        return self.first.is_sure(path, tensor) or self.second.is_sure(path, tensor)
+
+    def is_known(self, path: str, piece: Piece) -> bool:
+        """Whether there is something that the chunk at a place is probably like."""
+        if self.find(path, piece) is not None:
+            return True
+        return bool(piece.tensors) and all(self.is_sure(path, one) for one in piece.tensors)
 
     def has_place(self, path: str, piece: Piece) -> bool:
         """Return whether one of the versions has this tensor or, for other bytes, this file."""
-        is_known = self.first.has_place(path, piece) or self.second.has_place(path, piece)
-        return is_known or (path, piece.name) in self._others
+        if (path, piece.name) in self._others or (path, piece.name) in self.rows.slices:
+            return True
+        return self.first.has_place(path, piece) or self.second.has_place(path, piece)
 
     def find_structure(self, path: str, place: tuple[str, int]) -> ChunkId | None:
         """Return the structure chunk of a file at one of its `structure_places`."""
@@ -264,6 +484,12 @@ class Bases:
         return found or self.second.find_structure(path, place)
 
     def foreign(self) -> Iterator[ChunkId]:
-        """Yield all chunks of relatives that may be bases."""
+        """Yield all chunks that may be bases and that names alone do not lead to."""
         for other in self._others.values():
             yield from other.chunks.of_tensor(other.file, other.name)
+            yield from other.slices().chunks()
+        for made in self.rows.slices.values():
+            yield from made.chunks()
+        for one in self._sums.values():
+            for operand in one.operands:
+                yield from operand.slices().chunks()

@@ -15,7 +15,8 @@ from casweights.format.codecs import encode, encode_difference
 from casweights.format.hashing import checksum
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame
-from casweights.operations.slices import derive, in_proportion
+from casweights.operations.derivations import derive
+from casweights.operations.slices import in_proportion
 from casweights.system.buffers import scratch
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
     from casweights.operations.bases import BaseChunks
+    from casweights.operations.derivations import Derivation
     from casweights.operations.shortcuts import Schedule
-    from casweights.operations.slices import ChunkSlice
 
 # Sizes of differences, as shares of a whole chunk's stored size; docs/design/005 has the
 # measurements behind them.
@@ -44,7 +45,10 @@ _MAX_FROM_WHOLE_SHARE = 1 / 4  # a difference from the chain's whole chunk, in a
 _MAX_EXTRA_STEP_SHARE = 1 / 6  # a step that is stored along with the frame that shortens its chain
 _MAX_UNCOMPARED_SHARE = 1 / 8  # a difference that is used without encoding the chunk whole
 
-_MAX_READ = 3 / 2  # what the chain of a derived frame takes, with its roots in proportion
+# What the chain of a derived frame takes, with its roots in proportion; where it is calculated, a
+# reader needs all of roots that are larger than the chunk, or twice as many.
+_MAX_READ, _MAX_CALCULATED = 3 / 2, 5 / 2
+_MAX_COSTLY_SHARE = 1 / 2  # of a difference from one chunk, where two would have to be read
 
 _MIN_SKIPPED, _MAX_SKIPPED = 8, 64  # number of differences that a shortcut replaces
 _MAX_SHORTCUT_SHARE = 3 / 4  # of the bytes that a shortcut replaces; larger ones gain too little
@@ -167,36 +171,42 @@ class DifferenceEncoder:
         # base: without the step it would read a whole chunk.
         return [best, step]
 
-    def encode_slices(
-        self, raw: memoryview, piece: Piece, slices: Sequence[ChunkSlice]
+    def encode_derived(
+        self, raw: memoryview, piece: Piece, made: Derivation, base: ChunkId | None = None
     ) -> list[EncodedFrame]:
-        """Return the frames to store for a chunk that is like bytes of several others.
+        """Return the frames to store for a chunk that is made from several others.
 
         Args:
             raw: The chunk's bytes.
             piece: Its place.
-            slices: Bytes of chunks of related versions, and zeros, which cover the chunk.
+            made: What it is made from: chunks of related versions.
+            base: As for `encode`, where making it would not be worth it.
 
         Returns:
-            One frame: derived from these chunks, or whole where that would not be worth it.
+            One frame: derived from these chunks, or those that `encode` returns.
 
         Raises:
             StoreError: A chunk could not be read.
         """
-        chunks = dict.fromkeys(one.chunk for one in slices if one.chunk is not None)
-        chains = {c: chain for c in chunks if (chain := self._index.plain_chain(c)) is not None}
-        whole = None
-        if len(chains) == len(chunks) and not any(chain.base for chain in chains.values()):
-            derived = derive(raw, piece, slices, chains, self._old)
-            if derived is not None:
-                size, read, whole_size = len(derived.payload), *in_proportion(slices, chains)
-                if size > _MAX_UNCOMPARED_SHARE * whole_size:
-                    whole = self._whole(raw, piece.dtype)
-                    whole_size = len(whole.payload)
-                most = min(_MAX_DIRECT_SHARE * whole_size, _MAX_READ * whole_size - read)
-                if size <= most:
-                    return [derived]
-        return [whole or self._whole(raw, piece.dtype)]
+        chains = {c: chain for c in made.chunks if (chain := self._index.plain_chain(c))}
+        frame, others = None, list[EncodedFrame]()
+        if len(chains) == len(list(made.chunks)) and not any(c.base for c in chains.values()):
+            sizes = {chunk: chain.frames[-1].frame.raw_size for chunk, chain in chains.items()}
+            frame = derive(raw, piece, made, sizes, self._old)
+        if frame is not None:
+            size, (read, whole_size) = len(frame.payload), in_proportion(made.slices, chains)
+            whole_size *= len(raw) / made.nbytes
+            share = _MAX_DIRECT_SHARE if base is None else _MAX_COSTLY_SHARE
+            most = share * whole_size
+            if size > _MAX_UNCOMPARED_SHARE * whole_size or base is not None:
+                others = self.encode(raw, piece, base)
+                most = share * len(others[0].payload)
+                if made.source is None:
+                    whole_size = len(others[0].payload)
+            most_read = _MAX_READ if made.source is None else _MAX_CALCULATED
+            if size <= min(most, most_read * whole_size - read):
+                return [frame]
+        return others or self.encode(raw, piece, base)
 
     def encode_structure(self, raw: memoryview, base: ChunkId | None) -> list[EncodedFrame]:
         """Return the frames to store for a structure chunk.
@@ -235,7 +245,8 @@ class DifferenceEncoder:
         if len(sizes) == 1 and not chain.roots:
             return step if sizes[0] <= _MAX_DIRECT_SHARE * whole_size else None
         # What a derived frame takes, and the differences of its roots, count as differences, too.
-        before = max(0, chain.read_size - chain.whole_size - sum(sizes[:-1]))
+        by_itself = max(whole_size, chain.whole_size)
+        before = max(0, chain.read_size - by_itself - sum(sizes[:-1])) if chain.roots else 0
         best, total = step, before + sum(sizes)
         due = self._due(chain, sizes, whole_size)
         if due is not None:

@@ -400,10 +400,8 @@ def _base(work: _Encoding, file: SourceFile, piece: Piece) -> ChunkId | None:
 def _all_bases(work: _Encoding, file: SourceFile, piece: Piece) -> Iterable[ChunkId]:
     """Return all chunks that may be read to encode the one at this place."""
     base = _base(work, file, piece)
-    if base is not None:
-        return [base]
-    slices = work.bases().slices(file.path, piece)
-    return dict.fromkeys(one.chunk for one in slices if one.chunk is not None)
+    made = work.bases().derivation(file.path, piece, base)
+    return [*(() if base is None else (base,)), *(() if made is None else made.chunks)]
 
 
 def _is_new(work: _Encoding, file: SourceFile, read: _ReadChunk) -> bool:
@@ -423,9 +421,10 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
     if chunk in index:
         return []
     base = _base(work, file, piece)
-    slices = () if base is not None else work.bases().slices(file.path, piece)
-    if slices:
-        frames = work.encoder.encode_slices(raw, piece, slices)
+    made = work.bases().derivation(file.path, piece, base)
+    if made is not None:
+        nearest = base or work.bases().nearest(file.path, piece)
+        frames = work.encoder.encode_derived(raw, piece, made, nearest)
     else:
         frames = work.encoder.encode(raw, piece, base)
     if base is not None or work.bases().has_place(file.path, piece):

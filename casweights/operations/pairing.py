@@ -70,6 +70,12 @@ def pair(old: Sequence[Member], new: Sequence[Member]) -> list[Pair]:
     return sorted(pairs)
 
 
+def is_prefixed(name: str, other: str) -> bool:
+    """Whether two names are equal but for a prefix, as those that a wrapper adds."""
+    one, long = sorted((name, other), key=len)
+    return long == one or long.endswith(f".{one}")
+
+
 def _numbers(member: Member) -> tuple[int, ...]:
     return tuple(map(int, _NUMBERS.findall(member.name)))
 

@@ -30,6 +30,7 @@ from casweights.operations.merging import Budget
 from casweights.operations.relatives import New, relatives
 from casweights.operations.replacements import finish_replaced, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
+from casweights.operations.rows import affordable, find_rows
 from casweights.operations.sampling import signature_of
 from casweights.operations.signing import sign
 from casweights.results import RepackStats
@@ -279,11 +280,6 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
 def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Bases:
     """Return the chunks of the version's first parent, or else of its relatives."""
     db = work.db
-    if version.parents and version.parents[0] in earlier:
-        return Bases(BaseChunks(db.snapshots.load(version.parents[0]), version.files))
-    signature = signature_of(db, version)
-    if signature is None:
-        return Bases()
     size = db.config.chunk_size
     chunks = {
         (file.path, piece): chunk for file in version.files for chunk, piece in file.pieces(size)
@@ -295,8 +291,17 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
         reader.readinto(chunks[path, piece], out)
         return out
 
+    if version.parents and version.parents[0] in earlier:
+        parent = BaseChunks(db.snapshots.load(version.parents[0]), version.files)
+        made = find_rows(db, version.files, read, Bases(parent), [parent])
+        return affordable(made, version.files, size)
+    signature = signature_of(db, version)
+    if signature is None:
+        return Bases()
     tensors = sampled_tensors((file.path, file.size, file.header) for file in version.files)
-    return relatives(db, New(version.files, tensors, signature, read), within=earlier)
+    found = relatives(db, New(version.files, tensors, signature, read), within=earlier)
+    made = find_rows(db, version.files, read, found, found.related)
+    return affordable(made, version.files, size)
 
 
 def _encode(

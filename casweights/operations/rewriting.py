@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
-    from casweights.operations.bases import BaseChunks, Bases
+    from casweights.operations.bases import Bases
+    from casweights.operations.derivations import Derivation
     from casweights.operations.differences import DifferenceEncoder
-    from casweights.operations.slices import ChunkSlice
 
 _UNWRITTEN = PackId(bytes(32))  # stands for the pack of a frame whose pack is not written yet
 
@@ -36,14 +36,13 @@ class Rewrite(NamedTuple):
     piece: Piece
     base: ChunkId | None
     is_structure: bool = False
-    slices: Sequence[ChunkSlice] = ()
+    made: Derivation | None = None
 
     @property
     def bases(self) -> Iterable[ChunkId]:
         """The chunks to build on."""
-        if self.base is not None:
-            return (self.base,)
-        return dict.fromkeys(one.chunk for one in self.slices if one.chunk is not None)
+        base = () if self.base is None else (self.base,)
+        return [*base, *(() if self.made is None else self.made.chunks)]
 
     def encode(
         self,
@@ -75,8 +74,8 @@ class Rewrite(NamedTuple):
             frames = encoder.encode_structure(raw, self.base)
         else:
             plain = index.plain_chain(self.chunk) is not None
-            if self.slices and not plain:
-                frames = encoder.encode_slices(raw, self.piece, self.slices)
+            if self.made is not None and not plain:
+                frames = encoder.encode_derived(raw, self.piece, self.made, self.base)
             else:
                 frames = encoder.encode(raw, self.piece, self.base, plain=plain)
             cache.put(self.chunk, raw)
@@ -106,9 +105,7 @@ class Rewrite(NamedTuple):
         return [Location(_UNWRITTEN, frame) for frame in made]
 
 
-def rewrites(
-    version: Snapshot, bases: Bases | BaseChunks, done: Container[ChunkId]
-) -> Iterator[Rewrite]:
+def rewrites(version: Snapshot, bases: Bases, done: Container[ChunkId]) -> Iterator[Rewrite]:
     """Yield the chunks of a version, except for those that are done; some twice.
 
     Args:
@@ -121,8 +118,10 @@ def rewrites(
         for chunk, piece in file.pieces(config.chunk_size):
             if chunk not in done:
                 base = bases.find(file.path, piece)
-                slices = () if base is not None else bases.slices(file.path, piece)
-                yield Rewrite(chunk, piece, base, slices=slices)
+                made = bases.derivation(file.path, piece, base)
+                if base is None and made is not None:
+                    base = bases.nearest(file.path, piece)
+                yield Rewrite(chunk, piece, base, made=made)
         row = file.row(config)
         structure = row.structure(config)
         for place, (chunk, size) in zip(structure_places(row), structure, strict=True):

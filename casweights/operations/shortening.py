@@ -16,7 +16,7 @@ from casweights.config import MiB
 from casweights.database.cache import ChunkCache
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.writer import PackWriter
-from casweights.operations.bases import BaseChunks
+from casweights.operations.bases import BaseChunks, Bases
 from casweights.operations.differences import DifferenceEncoder
 from casweights.operations.live_frames import is_cheap
 from casweights.operations.rewriting import rewrites
@@ -109,7 +109,7 @@ class Shortening:
                 if self._leaves.isdisjoint(snapshot.stored_chunks()):
                     continue
                 base = None if parent is None else snapshots.load(parent)
-                bases = BaseChunks(base, snapshot.files)
+                bases = Bases(BaseChunks(base, snapshot.files))
                 for job in rewrites(snapshot, bases, jobs):
                     if job.chunk in self._leaves:
                         jobs.setdefault(job.chunk, job)

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.format.arithmetic import CAST, Arithmetic
+from casweights.format.arithmetic import KINDS, Arithmetic
 from casweights.format.codecs import Encoding
 from casweights.format.derived import Slice, decode_derived, join, split
 from casweights.kernels import sparse_encode
 from casweights.kernels.kinds import ElementKind
 
-kinds = st.sampled_from(sorted(CAST))
+kinds = st.sampled_from(sorted(KINDS))
 weights = st.floats(-2, 2, width=32) | st.floats(width=32, allow_nan=False, allow_infinity=False)
 rules = st.builds(Arithmetic, kinds, kinds, st.booleans(), st.none() | st.tuples(weights, weights))
 

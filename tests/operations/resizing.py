@@ -9,6 +9,7 @@ import torch
 from casweights.database.writer import PackWriter
 from casweights.format.dtypes import DTYPES
 from casweights.format.layout import Piece
+from casweights.operations.derivations import Derivation
 from casweights.operations.differences import DifferenceEncoder
 from tests.histories import CHUNK, step, weights
 
@@ -57,7 +58,7 @@ def piece_of(raw: memoryview) -> Piece:
 
 
 def encode(repo: Repository, raw: memoryview, slices: list[ChunkSlice]) -> EncodedFrame:
-    [frame] = make_encoder(repo).encode_slices(raw, piece_of(raw), slices)
+    [frame] = make_encoder(repo).encode_derived(raw, piece_of(raw), Derivation(slices))
     return frame
 
 

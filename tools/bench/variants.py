@@ -1,8 +1,9 @@
 """Measures how variants find their bases: many unrelated models, and one light fine-tune of some.
 
 Each fine-tune is committed to a branch of its own without a parent, renamed, stitched of several
-models, and once more with what it was made from as its parent: the reference. Prints a table and
-one line of JSON. Usage: tools/bench/run variants [--bases N]
+models, and once more with what it was made from as its parent: the reference. Then models change
+their layout from one version to the next. Prints a table and one line of JSON.
+Usage: tools/bench/run variants [--bases N]
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import casweights
 from casweights.format import names
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
+from tools.bench import layouts
 from tools.bench.harness import compared, measured, paired, report
 from tools.bench.hub.relatives import count_requests, filled
 from tools.bench.models import base, shuffled, stitched, tuned
@@ -144,7 +146,8 @@ def main() -> int:
         raise SystemExit(f"--bases must be at least {_TUNED}, got {count}")
     costs = Costs(count)
     facts = {"unrelated models": count, "fine-tunes of each kind": _TUNED}
-    return report("Variants that find their bases", facts, [*costs.rows(), requests(count)])
+    rows = [*costs.rows(), requests(count), *layouts.rows()]
+    return report("Variants that find their bases", facts, rows)
 
 
 if __name__ == "__main__":

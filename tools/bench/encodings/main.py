@@ -18,6 +18,7 @@ from casweights.kernels import COMPILED
 from casweights.system.threads import default_workers
 from tools.bench.encodings import floats, sizes, speeds, stores
 from tools.bench.encodings.data import Data
+from tools.bench.encodings.functions import functions
 from tools.bench.encodings.thousand import thousand
 from tools.bench.harness import conclude, head, table
 
@@ -33,6 +34,7 @@ SECTIONS = {
     "speeds": "GB/s of kernels, commits, loads and checkouts of a synthetic model",
     "dense": "bytes and GB/s of fine-tunes of a real model",
     "planes": "bytes and GB/s of a real model without a base",
+    "functions": "bytes of versions that are functions of others in the store",
     "family": "bytes of all versions of a family in one store",
     "thousand": "bytes of a thousand consecutive versions, and of reading them",
 }
@@ -97,6 +99,7 @@ def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], l
         "speeds": lambda: speeds.speeds(work / "speeds", size=size, rounds=rounds),
         "dense": lambda: floats.dense(data, rounds),
         "planes": lambda: floats.planes(data, rounds),
+        "functions": lambda: functions(data),
         "family": lambda: stores.family(data, work),
         "thousand": lambda: thousand(data, work / "thousand"),
     }
