@@ -64,6 +64,7 @@ SEEN: dict[tuple[str, str], set[str]] = {
 SHARED = {
     "operations.archive_check",
     "operations.archiving",
+    "operations.base_chunks",
     "operations.bases",
     "operations.base_search",
     "operations.bring_back",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from casweights.errors import IntegrityError
 from casweights.format.signature import Signature
-from casweights.operations.bases import BaseChunks, Bases
+from casweights.operations.base_chunks import BaseChunks
+from casweights.operations.bases import Bases
 from casweights.operations.relatives import New, relatives
 from casweights.operations.rows import affordable, find_rows
 from casweights.operations.sampling import Sampling

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from casweights.format.layout import Part, Piece
     from casweights.format.safetensors import TensorInfo
     from casweights.ids import ChunkId
-    from casweights.operations.bases import BaseChunks, LaidOut
+    from casweights.operations.base_chunks import BaseChunks, LaidOut
 
     Read = Callable[[str, Piece], memoryview]
     Key = tuple[str, str]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from casweights.format.dtypes import DType
     from casweights.format.pack import Location
     from casweights.ids import ChunkId, PackId
-    from casweights.operations.bases import BaseChunks
+    from casweights.operations.base_chunks import BaseChunks
     from casweights.operations.derivations import Derivation
     from casweights.operations.shortcuts import Schedule
 

@@ -20,8 +20,8 @@ from casweights.errors import ErrorCode, IntegrityError
 from casweights.events import Stage
 from casweights.format.file_entry import FileEntry, stored_chunks
 from casweights.format.layout import BYTES, Piece, runs
+from casweights.operations.base_chunks import structure_places
 from casweights.operations.base_search import find_bases
-from casweights.operations.bases import structure_places
 from casweights.operations.differences import DifferenceEncoder, growth
 from casweights.operations.encoded_files import EncodedFiles, Written
 from casweights.operations.lineage import Lineage

@@ -17,7 +17,8 @@ from casweights.format.arithmetic import is_castable
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.layout import file_pieces
 from casweights.format.sampling import sampled_tensors
-from casweights.operations.bases import BaseChunks, Bases, Counterpart, Sum
+from casweights.operations.base_chunks import BaseChunks
+from casweights.operations.bases import Bases, Counterpart, Sum
 from casweights.operations.derivations import calculation, derive
 from casweights.operations.merges import sum_weights
 from casweights.operations.prediction import predict, whole_size
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from casweights.format.sampling import Sampled
     from casweights.format.signature import Signature
     from casweights.ids import ChunkId, SnapshotId
-    from casweights.operations.bases import LaidOut
+    from casweights.operations.base_chunks import LaidOut
     from casweights.operations.derivations import Derivation, Floats
     from casweights.operations.prediction import Match
     from casweights.stores.base import ObjectInfo

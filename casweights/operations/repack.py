@@ -23,7 +23,8 @@ from casweights.operations.archiving import (
     renew_lineage,
     replace_damaged_archives,
 )
-from casweights.operations.bases import BaseChunks, Bases
+from casweights.operations.base_chunks import BaseChunks
+from casweights.operations.bases import Bases
 from casweights.operations.differences import DifferenceEncoder, growth
 from casweights.operations.lineage import Lineage
 from casweights.operations.merging import Budget

@@ -10,7 +10,7 @@ from casweights.format.derived import decode_derived
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import Location
 from casweights.ids import PackId
-from casweights.operations.bases import structure_places
+from casweights.operations.base_chunks import structure_places
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:

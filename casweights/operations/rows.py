@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from casweights.format.layout import Piece
     from casweights.format.safetensors import TensorInfo
     from casweights.ids import ChunkId
-    from casweights.operations.bases import BaseChunks, Bases, LaidOut
+    from casweights.operations.base_chunks import BaseChunks, LaidOut
+    from casweights.operations.bases import Bases
     from casweights.operations.marks import Form, Match
     from casweights.operations.slices import Columns
 

@@ -16,7 +16,8 @@ from casweights.config import MiB
 from casweights.database.cache import ChunkCache
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.writer import PackWriter
-from casweights.operations.bases import BaseChunks, Bases
+from casweights.operations.base_chunks import BaseChunks
+from casweights.operations.bases import Bases
 from casweights.operations.differences import DifferenceEncoder
 from casweights.operations.live_frames import is_cheap
 from casweights.operations.rewriting import rewrites

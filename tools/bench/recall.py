@@ -18,7 +18,8 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.format.codecs import encode, encode_difference
 from casweights.format.sampling import sampled_tensors
-from casweights.operations.bases import BaseChunks, Bases
+from casweights.operations.base_chunks import BaseChunks
+from casweights.operations.bases import Bases
 from casweights.operations.relatives import New, relatives
 from casweights.operations.sampling import signature_of
 from casweights.stores.memory import MemoryStore
