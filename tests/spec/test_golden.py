@@ -162,6 +162,20 @@ def test_store_is_sound_and_has_every_encoding(store: str) -> None:
 
 
 @stores
+def test_store_has_derived_frames_by_every_rule(store: str) -> None:
+    chunks = importlib.import_module("tools.spec.chunks")
+    folders = [GOLDEN / store / name for name in ("packs", "snapshots")]
+    names = [f"{folder.name}/{path.name}" for folder in folders for path in folder.iterdir()]
+    frames = [frame for name in names for frame in chunks.read_index(GOLDEN / store, name)]
+    rules = {
+        (GOLDEN / store / frame.name).read_bytes()[frame.offset]
+        for frame in frames
+        if frame.encoding == 6
+    }
+    assert rules == {0, 1}
+
+
+@stores
 def test_store_has_packs_of_two_generations(store: str) -> None:
     objects = LocalStore(GOLDEN / store)
     assert {read_pack(objects, info).generation for info in list_packs(objects)} == {0, 1}

@@ -283,6 +283,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         branch = f"resized/{rows}"
         resized = store.commit(work / "resized", branch=branch, parent=first.id, time=later)
         versions[str(resized.id)] = describe_version(resized, hash_files(work / "resized"))
+    commit_exports(store, work / "exports", versions)
     based, lineage = commit_based(store, work / "based", [first, second], versions)
     write_wide(work / "wide")
     for number in range(3):
@@ -310,6 +311,25 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         "deleted": {name: str(target) for name, target in store.deleted().items()},
         "versions": versions,
     }
+
+
+def commit_exports(store: Repository, folder: Path, versions: dict[str, Any]) -> None:
+    """Commit a model in fp32, and exports of it: rounded, and cut off with some changes."""
+    folder.mkdir()
+    numbers, later = random.Random(61), FIRST_TIME + timedelta(days=1)
+    full = np.array([numbers.gauss(0, 0.02) for _ in range(35_200)], "<f4")
+    full[:4] = np.inf, -0.0, 1e-41, 70_000
+    cut = (full.view("<u4") >> np.uint32(16)).astype("<u2")
+    cut[::100] ^= np.uint16(1)
+    with np.errstate(over="ignore"):
+        half = full.astype("<f2")
+    exports = {"full": ("F32", full), "half": ("F16", half), "cut": ("BF16", cut)}
+    for name, (dtype, tensor) in exports.items():
+        tensors = {"weight": (dtype, [320, 110], tensor.tobytes())}
+        write_safetensors(folder / "model.safetensors", tensors, {})
+        parent = None if name == "full" else "full"
+        version = store.commit(folder, branch=name, parent=parent, time=later)
+        versions[str(version.id)] = describe_version(version, hash_files(folder))
 
 
 def commit_based(
