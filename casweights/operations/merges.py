@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LEAST_SAMPLES = 16  # in which the two differ; a wrong guess costs a trial of each chunk
 _LEAST_EQUAL = 0.75  # share of them that the sum must explain
+_MAX_LEFT = 0.5  # share that it may leave of what the nearer version alone does not explain
 # The weights by which people merge.
 _SHARES = (1 / 3, 2 / 3, *(n / 20 for n in range(1, 20)))
 
@@ -53,9 +54,11 @@ def sum_weights(ours: Signature, versions: Sequence[tuple[Signature, Numbers]]) 
     if np.count_nonzero(differ) < _LEAST_SAMPLES:
         return None
     # A fit would follow the largest values, whose rounding hides the differences.
-    shares = {share: _equal(one[differ], other[differ], sums[differ], share) for share in _SHARES}
-    best = max(shares, key=shares.__getitem__)
-    if shares[best] < _LEAST_EQUAL:
+    one, other, sums = one[differ], other[differ], sums[differ]
+    equal = {share: _equal(one, other, sums, share) for share in _SHARES}
+    best = max(equal, key=equal.__getitem__)
+    alone = max(float(np.mean(version == sums)) for version in (one, other))
+    if equal[best] < _LEAST_EQUAL or 1 - equal[best] > _MAX_LEFT * (1 - alone):
         return None
     return float(np.float32(1 - best)), float(np.float32(best))
 
