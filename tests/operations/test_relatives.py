@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +19,7 @@ from casweights.operations.sampling import signature_of
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from casweights.testing.states import assert_same_state
+from tests.operations.damage import copy_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,16 +53,23 @@ def tuned(state: State, seed: int, share: float = 0.05) -> State:
     return changed
 
 
-@pytest.fixture
-def family() -> Iterator[Repository]:
-    """A store with unrelated models, and three variants of each on branches of their own."""
-    config = StoreConfig(chunk_size=64 * KiB)
-    with casweights.open(MemoryStore(), create=True, config=config) as repo:
+@cache
+def filled() -> MemoryStore:
+    """Return a store with unrelated models, and three variants of some on their own branches."""
+    store, config = MemoryStore(), StoreConfig(chunk_size=64 * KiB)
+    with casweights.open(store, create=True, config=config) as repo:
         for n in range(FAMILIES):
             repo.commit(base(n), branch=f"base-{n}")
         for n in range(0, FAMILIES, 7):
             for k in range(3):
                 repo.commit(tuned(base(n), 10 * n + k, 0.3), branch=f"variant-{n}-{k}")
+    return store
+
+
+@pytest.fixture
+def family() -> Iterator[Repository]:
+    """A copy of that store."""
+    with casweights.open(copy_of(filled())) as repo:
         yield repo
 
 
