@@ -195,12 +195,12 @@ def rows() -> list[Result]:
     """Compare the same change in other layouts."""
     plain, state = Layout(), model()
     cases = [
-        ("5 renamed, resharded", plain, Layout(renamed=True, files=3), 1.05),
-        ("6 q/k/v, gate/up fused", plain, Layout(fused="all"), 1.10),
-        ("7 fused by groups of heads", plain, Layout(fused="groups"), 1.10),
-        ("8 fused ones split, renamed", Layout(fused="all"), Layout(renamed=True), 1.10),
-        ("9 two ranks made four", Layout(ranks=2), Layout(ranks=4), 1.10),
-        ("10 joined by columns, too", Layout(ranks=4, by_columns=True), plain, 1.50),
+        ("6 renamed, resharded", plain, Layout(renamed=True, files=3), 1.05),
+        ("7 q/k/v, gate/up fused", plain, Layout(fused="all"), 1.10),
+        ("8 fused by groups of heads", plain, Layout(fused="groups"), 1.10),
+        ("9 fused ones split, renamed", Layout(fused="all"), Layout(renamed=True), 1.10),
+        ("10 two ranks made four", Layout(ranks=2), Layout(ranks=4), 1.10),
+        ("11 joined by columns, too", Layout(ranks=4, by_columns=True), plain, 1.50),
     ]
     found = []
     with tempfile.TemporaryDirectory() as scratch:
