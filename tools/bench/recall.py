@@ -20,6 +20,7 @@ from casweights.format.codecs import encode, encode_difference
 from casweights.format.sampling import sampled_tensors
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases
+from casweights.operations.derivations import derive
 from casweights.operations.relatives import New, relatives
 from casweights.operations.sampling import signature_of
 from casweights.stores.memory import MemoryStore
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from casweights.format.layout import Piece
     from casweights.format.manifest import Snapshot
     from casweights.ids import ChunkId, SnapshotId
+    from casweights.operations.derivations import Derivation
     from tools.bench.families import Family
 
 _MAX_SHARE = 0.5  # of a whole, beyond which a version is no base, as in `relatives`
@@ -106,11 +108,16 @@ class Seeker:
         """
         whole = differences = rest = 0
         for (path, piece), chunk in self._items():
-            if (base := bases.find(path, piece)) is None:
-                rest += self._wholes[chunk]
-            else:
+            base = bases.find(path, piece)
+            made = bases.derivation(path, piece, base)
+            if made is not None:
+                whole += self._wholes[chunk]
+                differences += self._derived(chunk, piece, made, bases)
+            elif base is not None:
                 whole += self._wholes[chunk]
                 differences += self._cost(chunk, piece, base)
+            else:
+                rest += self._wholes[chunk]
         return rest + (differences if differences < _MAX_SHARE * whole else whole)
 
     def _cost(self, chunk: ChunkId, piece: Piece, base: ChunkId) -> int:
@@ -122,6 +129,16 @@ class Seeker:
             size = self._wholes[chunk] if made is None else len(made[1])
             self._differences[chunk, base] = min(size, self._wholes[chunk])
         return self._differences[chunk, base]
+
+    def _derived(self, chunk: ChunkId, piece: Piece, made: Derivation, bases: Bases) -> int:
+        def read(root: ChunkId, nbytes: int) -> memoryview:
+            out = memoryview(bytearray(nbytes))
+            self._db.reader.readinto(root, out)
+            return out
+
+        frame = derive(self._content[chunk], piece, made, bases.sizes, read)
+        whole = self._wholes[chunk]
+        return whole if frame is None else min(len(frame.payload), whole)
 
 
 def measure(family: Family, store: casweights.Repository) -> list[Found]:
