@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from casweights.format.arithmetic import is_castable
 from casweights.operations.derivations import Floats
 from casweights.operations.pairing import Member, is_prefixed, pair
 from casweights.operations.renumbered import renumbered
-from casweights.operations.slices import TensorSlices, cover
+from casweights.operations.slices import TensorSlices
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.format.safetensors import Header, TensorInfo
     from casweights.ids import ChunkId, SnapshotId
-    from casweights.operations.slices import ChunkSlice, Joined
+    from casweights.operations.slices import Joined
 
 
 class LaidOut(Protocol):
@@ -178,14 +178,6 @@ class BaseChunks:
         """
         found = self.tensors.rows(self._path(path), tensor)
         return found or self.tensors.of(*self._renamed.get((path, tensor.name), ("", "")))
-
-    def slices(self, path: str, piece: Piece) -> Sequence[ChunkSlice]:
-        """Return what the chunk at a place is probably like where `find` returns none.
-
-        Returns:
-            Slices of chunks of the version that cover it; none if it is like nothing there.
-        """
-        return cover(piece, partial(self.rows, path))
 
     def floats(self, path: str, tensor: TensorInfo) -> Floats | None:
         """Return the tensor of the same name and shape, and another type of floats, if any."""
