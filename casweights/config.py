@@ -48,6 +48,9 @@ class StoreConfig:
         shared: Whether all users of a group write to a store in a directory. The store's folder
             becomes writable for its group, and objects readable for it, whatever the umasks are.
             Comparisons ignore it, because the folder's mode records it.
+        standalone: Whether no version is stored as a function of others, such as an export as
+            the rounding of its origin. Reads then never take more than 1.5 times a whole version.
+            Comparisons ignore it, because it is not part of a manifest.
 
     Raises:
         InvalidInputError: The digest is unknown, or the chunk size is not allowed.
@@ -61,6 +64,7 @@ class StoreConfig:
     chunk_size: int = DEFAULT_CHUNK_SIZE
     refs: str | None = field(default=None, compare=False)
     shared: bool = field(default=False, compare=False)
+    standalone: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.digest not in ("blake3", "xxh3-128"):

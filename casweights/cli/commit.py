@@ -95,6 +95,12 @@ def _login_name() -> str:
     help="fast stores bytes as they are, auto encodes where it pays, small searches longest.",
 )
 @click.option(
+    "--standalone",
+    is_flag=True,
+    help="Store nothing as a function of other versions, such as a rounding. Costs bytes; saves "
+    "them when it is read.",
+)
+@click.option(
     "--exclude",
     metavar="PATTERN",
     multiple=True,
@@ -116,6 +122,7 @@ def command(
     author: str,
     metadata: dict[str, Any],
     compression: Compression,
+    standalone: bool,
     exclude: tuple[str, ...],
     opaque: tuple[str, ...],
 ) -> None:
@@ -141,6 +148,7 @@ def command(
             author=author,
             metadata=metadata,
             compression=compression,
+            standalone=standalone,
             exclude=(*DEFAULT_EXCLUDE, *exclude),
             opaque=opaque,
         )

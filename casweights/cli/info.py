@@ -16,6 +16,10 @@ _GUARANTEES = {
     True: "if several move a branch at once, exactly one succeeds",
     False: "if several move a branch at once, one counts; the others learn so right afterwards",
 }
+_READS = {
+    True: "at most 1.5 times a whole version",
+    False: "at most 1.5 times a whole version, 3 times if it is a function of others",
+}
 _AFTER_POWER_CUTS = {
     True: "every committed version survives",
     False: "the latest versions may be lost: the file system cannot sync folders",
@@ -41,6 +45,7 @@ def command(session: Session) -> None:
             "digest": config.digest,
             "chunk_size": config.chunk_size,
             "refs": info.refs,
+            "standalone": config.standalone,
             "exclusive": info.exclusive,
             "durable": info.durable,
         },
@@ -51,6 +56,7 @@ def command(session: Session) -> None:
                 ("digest", config.digest),
                 ("chunks", binary_size(config.chunk_size)),
                 ("refs", "in the store" if info.refs == info.url else info.refs),
+                ("reads", _READS[config.standalone]),
                 ("writers", _GUARANTEES[info.exclusive]),
                 ("power cuts", _AFTER_POWER_CUTS[info.durable]),
             ]

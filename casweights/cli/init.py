@@ -75,6 +75,11 @@ def _chunk_size(_: click.Context, param: click.Parameter, text: str | None) -> i
     is_flag=True,
     help="For a directory with several writers: let their group write, whatever the umasks are.",
 )
+@click.option(
+    "--standalone",
+    is_flag=True,
+    help="Store no version as a function of others, such as an export as a rounding.",
+)
 def command(
     session: Session,
     path: str | None,
@@ -83,6 +88,7 @@ def command(
     refs: str | None,
     *,
     shared: bool,
+    standalone: bool,
 ) -> None:
     """Make a store.
 
@@ -105,6 +111,7 @@ def command(
         chunk_size=chunk_size or DEFAULT_CHUNK_SIZE,
         refs=refs,
         shared=shared,
+        standalone=standalone,
     )
     url, config, created = open_or_create(location, wanted)
     # An existing store may have any settings that the options do not name.
@@ -115,6 +122,12 @@ def command(
             f"the store at {url} has the digest {config.digest}, chunks of "
             f"{binary_size(config.chunk_size)} and its refs in {config.refs or 'itself'}, which "
             "cannot be changed",
+        )
+    if standalone and not config.standalone:
+        raise ConflictError(
+            ErrorCode.ALREADY_EXISTS,
+            f"the store at {url} stores versions as functions of others, which cannot be changed: "
+            "use `casweights commit --standalone` for single versions",
         )
     if shared and not created and not _is_shared(url):
         raise ConflictError(

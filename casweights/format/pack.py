@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -121,6 +121,10 @@ class EncodedFrame:
         """Return the frame of a chunk, before it has an offset."""
         size = len(self.payload)
         return Frame(chunk, raw_size, self.encoding, 0, size, self.checksum, self.base, self.roots)
+
+    def detached(self, raw: memoryview) -> EncodedFrame:
+        """Return this frame with a copy of its payload, if that is this view of the chunk."""
+        return replace(self, payload=bytes(raw)) if self.payload is raw else self
 
 
 class Location(NamedTuple):

@@ -23,13 +23,17 @@ def encode_store_file(config: StoreConfig, store_id: str) -> bytes:
         config: The store's settings.
         store_id: 32 random hexadecimal digits.
     """
-    fields = {
+    fields: dict[str, object] = {
         "format": FORMAT_VERSION,
         "store_id": store_id,
         "digest": config.digest,
         "chunk_size": config.chunk_size,
     }
-    return _with_checksum(fields if config.refs is None else {**fields, "refs": config.refs})
+    if config.refs is not None:
+        fields["refs"] = config.refs
+    if config.standalone:
+        fields["standalone"] = True
+    return _with_checksum(fields)
 
 
 def _with_checksum(fields: dict[str, object]) -> bytes:
@@ -62,6 +66,7 @@ def decode_store_file(data: bytes) -> tuple[StoreConfig, str]:
             digest=fields["digest"],
             chunk_size=fields["chunk_size"],
             refs=None if refs is None else expect(refs, str),
+            standalone=expect(fields.get("standalone", False), bool),
         )
         store_id = expect(fields["store_id"], str)
     except (InvalidInputError, KeyError, TypeError) as error:

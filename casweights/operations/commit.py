@@ -118,6 +118,7 @@ def commit(
     parent: Snapshot | None,
     compression: Compression,
     base: Snapshot | None = None,
+    standalone: bool = False,
 ) -> Snapshot:
     """Encode files, write the version that contains them, and move a branch to it.
 
@@ -134,6 +135,7 @@ def commit(
             its chunks; without it, a version to build on is searched for.
         compression: How chunks without a base are stored.
         base: A version to build on before the parent; None for none.
+        standalone: Whether no chunk may be a function of others.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read; two have the same
@@ -152,6 +154,7 @@ def commit(
         base=base,
         compression=compression,
         begins=head is None,
+        standalone=standalone,
     )
     try:
         return commit_encoded(db, encode(), description, branch, head)

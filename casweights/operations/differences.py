@@ -102,6 +102,7 @@ class DifferenceEncoder:
         schedule: Shortcuts in addition to those that bytes call for; None if all versions lie in
             the same packs.
         growth: Returns the `growth` of the version whose chunks are the bases.
+        is_plain: Whether no chain may begin with a derived frame.
     """
 
     def __init__(
@@ -113,6 +114,8 @@ class DifferenceEncoder:
         compression: Compression,
         schedule: Schedule | None = None,
         growth: Callable[[], float] = lambda: 1,
+        *,
+        is_plain: bool = False,
     ) -> None:
         self._reader = reader.with_local(trusted)
         self._index = index
@@ -121,6 +124,7 @@ class DifferenceEncoder:
         self._compression = compression
         self._schedule = schedule
         self._growth = growth
+        self.is_plain = is_plain
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
         """Return a context manager whose function fetches the bases that will be read soon.
@@ -151,6 +155,7 @@ class DifferenceEncoder:
         Raises:
             StoreError: A base could not be read.
         """
+        plain |= self.is_plain
         chain = None if base is None else self._index.chain(base)
         # Sizes below are compared with the whole frame at the chain's beginning.
         if chain is None or chain.base is not None or (plain and chain.roots):
@@ -188,6 +193,8 @@ class DifferenceEncoder:
         Raises:
             StoreError: A chunk could not be read.
         """
+        if self.is_plain:
+            return self.encode(raw, piece, base)
         chains = {c: chain for c in made.chunks if (chain := self._index.plain_chain(c))}
         frame, others = None, list[EncodedFrame]()
         if len(chains) == len(list(made.chunks)) and not any(c.base for c in chains.values()):

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from casweights.format.pack import EncodedFrame
     from casweights.ids import ChunkId
     from casweights.operations.bases import Bases
+    from casweights.operations.derivations import Derivation
 
 
 _MAX_ATTEMPTS = 3  # others may delete packs again and again
@@ -131,6 +132,7 @@ def encode_files(
     base: Snapshot | None = None,
     trusted: TrustedChunks | None = None,
     begins: bool = False,
+    standalone: bool = False,
 ) -> EncodedFiles:
     """Read and encode files, and write all packs but the last.
 
@@ -145,6 +147,7 @@ def encode_files(
         base: A version to build on before the parent; None for none.
         trusted: May hold the chunks of `parent` in memory; by default the store's own cache.
         begins: Whether the version is the first of its branch.
+        standalone: Whether no chunk may be a function of others; never if the store says so.
 
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
@@ -157,9 +160,10 @@ def encode_files(
         base = None
     number = 1 if parent is None else parent.number + 1
     samples = is_sampled(number, begins=begins) and db.signatures.are_kept()
-    encode = partial(_encode, db, files, parent, base, compression, trusted, samples=samples)
+    is_plain = standalone or db.config.standalone
+    encode = partial(_encode, db, files, parent, base, compression, trusted, is_plain)
     for _ in range(_MAX_ATTEMPTS):
-        if (encoded := encode()) is not None:
+        if (encoded := encode(samples=samples)) is not None:
             return encoded
     raise IntegrityError(
         ErrorCode.MISSING_CHUNK,
@@ -175,6 +179,7 @@ def _encode(
     base: Snapshot | None,
     compression: Compression,
     trusted: TrustedChunks | None,
+    is_plain: bool,
     *,
     samples: bool,
 ) -> EncodedFiles | None:
@@ -194,6 +199,7 @@ def _encode(
         compression,
         Schedule(1 if parent is None else parent.number + 1, db.index.pack_size),
         Once(lambda: growth(bases().first, db.index)),
+        is_plain=is_plain,
     )
     is_first = base is None and parent is None
     search = PackSearch(db, sum(file.size for file in files), is_first=is_first)
@@ -386,7 +392,7 @@ def _encode_run(work: _Encoding, run: _Run) -> _Encoded:
     for read in run.read:
         frames = _frames(work, file, read)
         if len(run.read) > 1:  # otherwise a small raw chunk would keep its whole run's buffer
-            frames = [_detached(frame, read.view) for frame in frames]
+            frames = [frame.detached(read.view) for frame in frames]
         work.db.cache.put(read.chunk, read.view)
         encoded.append((read, frames))
     return _Encoded(run, encoded)
@@ -397,10 +403,17 @@ def _base(work: _Encoding, file: SourceFile, piece: Piece) -> ChunkId | None:
     return file.base(piece) or work.bases().find(file.path, piece)
 
 
+def _derivation(
+    work: _Encoding, file: SourceFile, piece: Piece, base: ChunkId | None
+) -> Derivation | None:
+    """Return what the chunk at this place may be made from, if it may be a function of others."""
+    return None if work.encoder.is_plain else work.bases().derivation(file.path, piece, base)
+
+
 def _all_bases(work: _Encoding, file: SourceFile, piece: Piece) -> Iterable[ChunkId]:
     """Return all chunks that may be read to encode the one at this place."""
     base = _base(work, file, piece)
-    made = work.bases().derivation(file.path, piece, base)
+    made = _derivation(work, file, piece, base)
     return [*(() if base is None else (base,)), *(() if made is None else made.chunks)]
 
 
@@ -421,7 +434,7 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
     if chunk in index:
         return []
     base = _base(work, file, piece)
-    made = work.bases().derivation(file.path, piece, base)
+    made = _derivation(work, file, piece, base)
     if made is not None:
         nearest = base or work.bases().nearest(file.path, piece)
         frames = work.encoder.encode_derived(raw, piece, made, nearest)
@@ -435,8 +448,3 @@ def _frames(work: _Encoding, file: SourceFile, read: _ReadChunk) -> list[Encoded
     bases = (base for frame in frames for base in frame.bases)
     work.foreign.update(base for base in bases if base not in reached)
     return frames
-
-
-def _detached(frame: EncodedFrame, raw: memoryview) -> EncodedFrame:
-    """Return the frame with a copy of its payload, if this is a view of the chunk that was read."""
-    return replace(frame, payload=bytes(raw)) if frame.payload is raw else frame

@@ -79,7 +79,15 @@ class _Repack:
         db, plan = self.db, self.plan
         factor = Once(partial(growth, bases.first, plan))
         structure, compression = db.snapshots.structure, self.compression
-        return DifferenceEncoder(db.reader, plan, db.cache, structure, compression, growth=factor)
+        return DifferenceEncoder(
+            db.reader,
+            plan,
+            db.cache,
+            structure,
+            compression,
+            growth=factor,
+            is_plain=db.config.standalone,
+        )
 
 
 def repack(

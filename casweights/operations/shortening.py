@@ -173,7 +173,8 @@ class Shortening:
     ) -> Sequence[tuple[Rewrite, list[EncodedFrame]]]:
         """Return the new frames of a family; none if they take too much."""
         reader, structure = self._db.reader, self._db.snapshots.structure
-        encoder = DifferenceEncoder(reader, plan, cache, structure, "auto")
+        is_plain = self._db.config.standalone
+        encoder = DifferenceEncoder(reader, plan, cache, structure, "auto", is_plain=is_plain)
         found, left = [], min(int(_MAX_SHARE * family.old), _MAX_FAMILY)
         for job in family.members:
             if (known := self._usable(job.chunk, plan)) is not None:

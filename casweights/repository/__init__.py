@@ -61,6 +61,7 @@ class Repository(WholeStore):
         author: str = "",
         metadata: Mapping[str, Any] | None = None,
         compression: Compression = "auto",
+        standalone: bool = False,
         exclude: Sequence[str] = DEFAULT_EXCLUDE,
         opaque: Sequence[str] = (),
         extra_state: ExtraState = "keep",
@@ -85,6 +86,9 @@ class Repository(WholeStore):
             metadata: JSON-like values to store with the version.
             compression: ``"fast"`` stores bytes as they are, ``"auto"`` encodes where it pays,
                 ``"small"`` searches longest for the smallest encoding.
+            standalone: Whether to store nothing new as a function of other versions, such as an
+                export as the rounding of its origin. A reader then needs at most 1.5 times the
+                bytes of a whole version. `StoreConfig` has the same for all versions of a store.
             exclude: Patterns of files and folders to leave out.
             opaque: Patterns of files to store as plain bytes, without parsing them.
             extra_state: ``"keep"`` stores the values of modules' ``get_extra_state`` (tensors,
@@ -127,6 +131,7 @@ class Repository(WholeStore):
                 parent=before,
                 base=built_on,
                 compression=compression,
+                standalone=standalone,
             )
 
     def _reading(self, version: SnapshotId | None) -> AbstractContextManager[Snapshot | None]:

@@ -145,6 +145,14 @@ def test_an_empty_store_option_is_refused(run: Run, store: Path) -> None:
     assert "--store" in run("--store", "", "log", status=2).stderr
 
 
+def test_a_standalone_store_stays_one_and_says_so(run: Run, run_json: Json, work: Path) -> None:
+    run("init", "a", "--standalone")
+    run("init", "a")
+    assert run_json("--store", "a", "info")["standalone"] is True
+    run("init", "b")
+    assert "commit --standalone" in run("init", "b", "--standalone", status=11).stderr
+
+
 def test_init_shared_can_be_repeated(run: Run, work: Path) -> None:
     run("init", "a", "--shared")
     assert (work / "a").stat().st_mode & 0o2070 == 0o2070

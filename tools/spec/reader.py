@@ -125,8 +125,10 @@ def read_config(store: Path) -> Chunking:
     text = json.dumps({**fields, "checksum": checksum}, indent=2)
     need(is_intact and text.encode() == data, f"{name} is damaged")
     ints([fields["format"]], FORMAT, FORMAT, f"{name}: its format version")
-    keys = ["format", "store_id", "digest", "chunk_size"]
-    need([*fields] in (keys, [*keys, "refs"]), f"{name} has wrong keys")
+    optional = [key for key in ("refs", "standalone") if key in fields]
+    keys = ["format", "store_id", "digest", "chunk_size", *optional]
+    need([*fields] == keys, f"{name} has wrong keys")
+    need(fields.get("standalone", True) is True, f"{name}: standalone is not true")
     need("refs" not in fields, f"{name}: branches and tags are in a repository on the Hub")
     need(bool(re.fullmatch("[0-9a-f]{32}", fields["store_id"])), f"{name}: malformed store ID")
     need(fields["digest"] in DIGESTS, f"{name}: unknown digest")
