@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -10,10 +11,48 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import casweights
+from casweights.errors import IntegrityError
+from tools.soak.hostile.families import FAMILIES
+from tools.soak.hostile.forge import Forger
+
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from casweights import Repository
+
 ROOT = Path(__file__).parents[2]
+# What reading a version of a family ends in. The others are sound.
+ERRORS = {
+    "bad-frames-of-a-chunk": "the frame at byte 8",
+    "sizes-of-a-chunk": "the frame at byte 8",
+    "circle": "its differences have different sizes, form a circle",
+    "web-without-an-end": "cannot be rebuilt",
+    "roots-of-roots": "form a circle",
+    "missing-chunks": "no pack contains the chunk",
+    "files-of-empty-lists": "an array has 0 items instead of 6",
+    "table-of-empty-lists": "its pack table is not valid",
+    "header-of-empty-lists": "not a valid safetensors file: tensor 'a'",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_hostile_in_nothing_but_its_subject(name: str, tmp_path: Path) -> None:
+    """A store that is refused for anything else would measure nothing."""
+    FAMILIES[name].build(Forger(tmp_path), 3)
+    with casweights.open(tmp_path) as repo:
+        if name in ERRORS:
+            with pytest.raises(IntegrityError, match=re.escape(ERRORS[name])):
+                read(repo)
+        else:
+            read(repo)
+
+
+def read(repo: Repository) -> None:
+    """Read all files of a version."""
+    for file in repo.snapshot("main").files:
+        for _ in repo.read("main", file.path):
+            pass
 
 
 @pytest.fixture

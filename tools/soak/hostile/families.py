@@ -5,15 +5,38 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import msgpack
 
-from casweights.format.names import TAGS, move_name
-from casweights.ids import SnapshotId
+import casweights
+from casweights.format import names
+from casweights.format.codecs import Encoding
+from casweights.format.collection import (
+    Part,
+    Plan,
+    PlannedObject,
+    aside_name,
+    encode_plan,
+    part_name,
+)
+from casweights.format.derived import Slice, join
+from casweights.format.expired import encode_records
+from casweights.format.hashing import blake3_256
+from casweights.format.names import TAGS, move_name, snapshot_name
+from casweights.format.roots import Root
+from casweights.format.signatures import Entry, decode_rows, encode_one, rows_size, signature_name
+from casweights.ids import ChunkId, SnapshotId
 from casweights.kernels import sparse_encode
 from casweights.kernels.kinds import ElementKind
-from tools.soak.hostile.forge import Forger, Stored, chunk_id, row, safetensors, whole
+from casweights.results import ExpiredVersion
+from tools.soak.hostile.forge import MODEL, Forger, Stored, chunk_id, row, whole
+
+FOLDERS = [
+    *(names.PACKS, names.SNAPSHOTS, names.SEGMENTS, names.ARCHIVES, names.DAMAGED, names.EXPIRED),
+    *(names.POLICIES, names.LOST, names.ASIDE, names.COLLECTIONS, names.SIGNATURES),
+]
 
 Build = Callable[[Forger, int], object]
 
@@ -41,6 +64,16 @@ def family(size: int) -> Callable[[Build], Build]:
 def raw_chunk(number: int) -> bytes:
     """Return a small chunk, different for each number."""
     return number.to_bytes(8, "little") + b"chunk of a forged store"
+
+
+def made_row(path: str, frame: Stored) -> list[Any]:
+    """Return the row of a file that consists of the chunk of a frame, for a manifest."""
+    return [path, frame.raw_size, None, b"", 1, frame.chunk]
+
+
+def missing(number: int) -> SnapshotId:
+    """Return the ID of a version that is not there, different for each number."""
+    return SnapshotId(blake3_256(b"%d" % number))
 
 
 def step(number: int, base: int) -> Stored:
@@ -114,6 +147,41 @@ def tiny_frames(store: Forger, n: int) -> None:
     store.holding([store.pack(list(map(whole, raws)))], raws)
 
 
+def derived(number: int, roots: list[int]) -> Stored:
+    """Return a frame with a chunk that consists of others, and of as many zeros as its number."""
+    raws = list(map(raw_chunk, roots))
+    raw = b"".join(raws) + bytes(number)
+    found = tuple(Root(chunk_id(one), len(one)) for one in raws)
+    slices = [Slice(at, 0, root.raw_size) for at, root in enumerate(found)]
+    payload = join([*slices, Slice(None, 0, number)], None)
+    return Stored(chunk_id(raw), len(raw), Encoding.DERIVED, payload, roots=found)
+
+
+@family(250)
+def roots_with_chains(store: Forger, n: int) -> None:
+    """Chunks that are made from eight others each, all of which are parts of one long chain."""
+    chance = random.Random(n)
+    frames = [whole(raw_chunk(0)), *(step(number, number - 1) for number in range(1, n))]
+    made = [derived(number, chance.sample(range(n), min(8, n))) for number in range(1, n)]
+    pack = store.pack(frames + made)
+    rows = [made_row(f"{number:08}", frame) for number, frame in enumerate(made)]
+    store.version(rows, table={"packs": pack, "pack": [0] * len(made)})
+
+
+@family(400)
+def roots_of_roots(store: Forger, n: int) -> None:
+    """Chunks that are made from each other, in a circle."""
+    sizes = 16
+    ids = [ChunkId(blake3_256(b"%d" % number)) for number in range(n)]
+    payload = join([Slice(0, 0, sizes)], None)
+    frames = [
+        Stored(ids[number], sizes, Encoding.DERIVED, payload, None, (Root(ids[number - 1], sizes),))
+        for number in range(n)
+    ]
+    rows = [made_row(f"{number:08}", frame) for number, frame in enumerate(frames)]
+    store.version(rows, table={"packs": store.pack(frames), "pack": [0] * n})
+
+
 @family(80)
 def packs(store: Forger, n: int) -> None:
     """Many packs, each with a chunk of the version and another frame of the first chunk."""
@@ -139,6 +207,19 @@ def missing_chunks(store: Forger, n: int) -> None:
     rows = [row(f"{number:08}", raw) for number, raw in enumerate(raws)]
     packs = [chunk_id(b"pack" + raw) for raw in raws]
     store.version(rows, table={"packs": b"".join(packs), "pack": list(range(n))})
+
+
+@family(100)
+def equal_signatures(store: Forger, n: int) -> None:
+    """Signatures of many versions that are not there, all equal to that of a model."""
+    with casweights.open(store.root) as repo:
+        version = repo.commit(MODEL)
+    data = (store.root / signature_name(version.id)).read_bytes()
+    [row] = decode_rows(data[: rows_size(1)], signature_name(version.id))
+    for number in range(n):
+        content = data[row.offset : row.offset + row.size]
+        made = encode_one(Entry(missing(number), row.coarse, content))
+        store.put(made.name, b"".join(made.parts))
 
 
 # Manifests.
@@ -201,21 +282,21 @@ def table_of_empty_lists(store: Forger, n: int) -> None:
 @family(200_000)
 def header_of_empty_lists(store: Forger, n: int) -> None:
     """Empty lists in a JSON header."""
-    store.version([safetensors(b'{"a":[' + b"[]," * n + b"[]]}")])
+    store.safetensors(b'{"a":[' + b"[]," * n + b"[]]}")
 
 
 @family(3000)
 def tensors_without_bytes(store: Forger, n: int) -> None:
     """Many tensors without elements."""
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    store.version([safetensors({f"tensor{number:06}": entry for number in range(n)})])
+    store.safetensors({f"tensor{number:06}": entry for number in range(n)})
 
 
 @family(50_000)
 def dimensions(store: Forger, n: int) -> None:
     """One tensor with many dimensions."""
     entry = {"dtype": "F32", "shape": [0] * n, "data_offsets": [0, 0]}
-    store.version([safetensors({"tensor": entry})])
+    store.safetensors({"tensor": entry})
 
 
 @family(2000)
@@ -225,7 +306,7 @@ def tree_of_a_state(store: Forger, n: int) -> None:
     tree = ["dict", [["k" * 10 * n, ["dict", names]]]]
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     metadata = {"format": "pt", "casweights.tree": json.dumps(tree)}
-    store.version([safetensors({"__metadata__": metadata, "t": entry})])
+    store.safetensors({"__metadata__": metadata, "t": entry})
 
 
 # Versions and refs.
@@ -235,8 +316,8 @@ def tree_of_a_state(store: Forger, n: int) -> None:
 def ancestors(store: Forger, n: int) -> None:
     """A long history."""
     parents: list[SnapshotId] = []
-    for number in range(n):
-        parents = [store.version(parents=parents, message=str(number), branch=None)]
+    for number in range(1, n + 1):
+        parents = [store.version(parents=parents, number=number, branch=None)]
     store.move("main", parents[0])
 
 
@@ -244,8 +325,8 @@ def ancestors(store: Forger, n: int) -> None:
 def parents(store: Forger, n: int) -> None:
     """A history in which each version has the previous sixteen as its parents."""
     before: list[SnapshotId] = []
-    for number in range(n):
-        made = store.version(parents=before[-16:][::-1], message=str(number), branch=None)
+    for number in range(1, n + 1):
+        made = store.version(parents=before[-16:][::-1], number=number, branch=None)
         before.append(made)
     store.move("main", before[-1])
 
@@ -279,12 +360,44 @@ def branches_and_tags(store: Forger, n: int) -> None:
 
 
 @family(100)
+def deletions(store: Forger, n: int) -> None:
+    """A branch that was deleted and made again, many times."""
+    version = store.version()
+    for position in range(2, 2 * n, 2):
+        store.delete("main", version, position)
+        store.move("main", version, position + 1)
+
+
+@family(100)
+def expired_versions(store: Forger, n: int) -> None:
+    """Records, in an object each, of a long history that expired."""
+    for number in range(1, n):
+        parents = (missing(number - 1),) if number > 1 else ()
+        row = ExpiredVersion(
+            id=missing(number), number=number, parents=parents, time=datetime.now(UTC), policy=""
+        )
+        for record in encode_records([row]):
+            store.put(record.name, record.data)
+    store.version(parents=[missing(n - 1)], number=n)
+
+
+@family(100)
+def collections(store: Forger, n: int) -> None:
+    """Many collections that were begun, and that set the same objects aside."""
+    version = snapshot_name(store.version())
+    for number in range(n):
+        plan = Plan(now=number, grace=0, objects=[PlannedObject(version, 1, 0)] * 4)
+        store.put(part_name(f"{number:016x}", Part.PLAN), encode_plan(plan))
+        store.put(aside_name(f"{number:016x}", version), b"what was set aside")
+
+
+@family(100)
 def strays(store: Forger, n: int) -> None:
     """Stray files among refs, packs and snapshots."""
     store.version()
     for number in range(n):
-        for folder in ("refs", "refs/heads/main", "refs/tags", "packs", "snapshots"):
-            store.put(f"{folder}/stray{number}", b"stray")
+        for folder in ("refs/", "refs/heads/main/", "refs/tags/", *FOLDERS):
+            store.put(f"{folder}stray{number}", b"stray")
 
 
 @family(100)

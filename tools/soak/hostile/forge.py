@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
+import torch
 
 import casweights
 from casweights.config import KiB, StoreConfig
@@ -19,7 +20,10 @@ from casweights.ids import ChunkId, PackId, SnapshotId
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from casweights.format.roots import Root
+
 CHUNK_SIZE = 64 * KiB
+MODEL = {"t": torch.arange(1 << 17).float().view(512, 256)}
 EMPTY_TABLE = {"packs": b"", "pack": []}
 
 
@@ -29,13 +33,14 @@ def chunk_id(raw: bytes) -> ChunkId:
 
 
 class Stored(NamedTuple):
-    """The fields of a frame to forge: ID and size of a chunk, encoding, payload and base."""
+    """The fields of a frame to forge: ID and size of a chunk, encoding, payload, base and roots."""
 
     chunk: ChunkId
     raw_size: int
     encoding: int
     payload: bytes
     base: ChunkId | None = None
+    roots: tuple[Root, ...] = ()
 
 
 def whole(raw: bytes) -> Stored:
@@ -45,7 +50,7 @@ def whole(raw: bytes) -> Stored:
 
 def row(path: str, raw: bytes = b"") -> list[Any]:
     """Return the row of a file with one chunk, or of an empty file, for a manifest."""
-    return [path, len(raw), None, chunk_id(raw) if raw else b""]
+    return [path, len(raw), None, b"", int(bool(raw)), chunk_id(raw) if raw else b""]
 
 
 class Forger:
@@ -70,9 +75,7 @@ class Forger:
         placed, offset = [], PREFIX_SIZE
         for frame in frames:
             size, check = len(frame.payload), checksum(frame.payload)
-            placed.append(
-                Frame(frame.chunk, frame.raw_size, frame.encoding, offset, size, check, frame.base)
-            )
+            placed.append(Frame(*frame[:3], offset, size, check, *frame[4:]))
             offset += size
         pack, ending = build_index(placed)
         payloads = b"".join(frame.payload for frame in frames)
@@ -85,10 +88,12 @@ class Forger:
         *,
         table: Any = None,
         branch: str | None = "main",
+        number: int = 1,
         **fields: Any,
     ) -> SnapshotId:
         """Add a version and a branch that names it. Bytes count as already encoded."""
         manifest = {
+            "number": number,
             "parents": [],
             "time": 1_700_000_000_000_000,
             "author": "",
@@ -99,18 +104,18 @@ class Forger:
             "files": files if isinstance(files, bytes) else sorted(files or []),
             **fields,
         }
-        encoded = b"\x88" + b"".join(
+        encoded = (0x80 | len(manifest)).to_bytes() + b"".join(
             msgpack.packb(key) + (value if isinstance(value, bytes) else msgpack.packb(value))
             for key, value in manifest.items()
         )
         packed_table = msgpack.packb(table or EMPTY_TABLE)
-        fields = {
+        columns = {
             "manifest": compress(encoded, 3),
             "manifest_size": len(encoded),
             "table": compress(packed_table, 3),
             "table_size": len(packed_table),
         }
-        snapshot, index = SnapshotId(blake3_256(encoded)), msgpack.packb(fields)
+        snapshot, index = SnapshotId(blake3_256(encoded)), msgpack.packb(columns)
         first_bytes = prefix(ObjectKind.SNAPSHOT)
         ending = index + checksum(first_bytes + index) + trailer(index)
         self.put(snapshot_name(snapshot), first_bytes + ending)
@@ -124,14 +129,24 @@ class Forger:
         distinct = len(set(raws))
         return self.version(rows, table={"packs": b"".join(packs), "pack": [0] * distinct})
 
+    def safetensors(self, table: dict[str, Any] | bytes) -> SnapshotId:
+        """Add a version with one safetensors file, with this header and without data."""
+        text = table if isinstance(table, bytes) else json.dumps(table).encode()
+        header = len(text).to_bytes(8, "little") + text
+        chunks = [header[n : n + CHUNK_SIZE] for n in range(0, len(header), CHUNK_SIZE)]
+        pack = self.pack(list(map(whole, dict.fromkeys(chunks))))
+        ids = b"".join(map(chunk_id, chunks))
+        file = ["model.safetensors", len(header), len(header), ids, 0, b""]
+        return self.version([file], table={"packs": pack, "pack": [0] * len(set(chunks))})
+
     def move(self, ref: str, snapshot: SnapshotId, position: int = 1, kind: str = HEADS) -> None:
         """Add a move of a branch or tag."""
-        payload = msgpack.packb({"snapshot": snapshot, "time": 0})
-        self.put(move_name(kind, ref, position), seal(ObjectKind.REF, payload))
+        self._move(move_name(kind, ref, position), {"snapshot": snapshot, "time": 0})
 
+    def delete(self, ref: str, snapshot: SnapshotId, position: int) -> None:
+        """Add a move that deletes a branch, which named this version before."""
+        name = move_name(HEADS, ref, position)
+        self._move(name, {"snapshot": bytes(32), "time": 0, "before": snapshot})
 
-def safetensors(table: dict[str, Any] | bytes, size: int = 0) -> list[Any]:
-    """Return the row of a safetensors file with this header and without data."""
-    text = table if isinstance(table, bytes) else json.dumps(table, separators=(",", ":")).encode()
-    header = len(text).to_bytes(8, "little") + text
-    return ["model.safetensors", len(header) + size, header, b""]
+    def _move(self, name: str, fields: dict[str, Any]) -> None:
+        self.put(name, seal(ObjectKind.REF, msgpack.packb(fields)))

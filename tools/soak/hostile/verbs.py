@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 
 import casweights
-from casweights import CasweightsError, Repository
+from casweights import CasweightsError, Keep, Repository
+from tools.soak.hostile.forge import MODEL
 
 CPU_LIMIT, TIME_LIMIT = 6, 30  # seconds of processor time and of wall-clock time
 MEMORY_LIMIT = 2 << 30  # bytes beyond those in use before
@@ -26,6 +27,10 @@ def _commit(repo: Repository, scratch: Path) -> None:
     (scratch / "model").mkdir()
     (scratch / "model" / "weights").write_bytes(b"weights of mine")
     repo.commit(scratch / "model")
+
+
+def _commit_relative(repo: Repository, _: Path) -> None:
+    repo.commit({"t": MODEL["t"] + (MODEL["t"] % 97 == 0)}, branch="relative")
 
 
 def _load_tensor(repo: Repository, _: Path) -> None:
@@ -86,6 +91,7 @@ VERBS: dict[str, Verb] = {
     "tensor": _load_tensor,
     "cat": _read,
     "commit": _commit,
+    "commit relative": _commit_relative,
     "push": _push,
     "pull": _pull,
     "shallow push": _push_shallow,
@@ -96,6 +102,13 @@ VERBS: dict[str, Verb] = {
     "branch": lambda repo, _: repo.branch("new", "main"),
     "branch --delete": _delete_branch,
     "branches": lambda repo, _: repo.branches(),
+    "gc": lambda repo, _: repo.gc(),
+    "gc --apply": lambda repo, _: repo.gc(apply=True),
+    "maintain": lambda repo, _: repo.maintain(),
+    "expire": lambda repo, _: repo.expire(Keep(last=1)),
+    "repair": lambda repo, _: repo.repair(),
+    "space": lambda repo, _: repo.space(),
+    "similar": lambda repo, _: repo.similar(MODEL),
     "tag": lambda repo, _: repo.tag("new", "main"),
     "sync": _sync,
 }
