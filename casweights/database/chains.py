@@ -61,7 +61,8 @@ class ChainFinder:
 
     Args:
         table: The frames.
-        have: Chunks that cost nothing, because the reader has them.
+        have: Chunks that cost nothing, because the reader has them. Unless they are frozen, they
+            may become more, and what has no chain is searched again each time.
         within: The chunks that chains may lead through, which must not change; None for all.
         frames: Returns the frames of a chunk that may be used; by default those that are not in
             doubt, see `FrameTable`.
@@ -77,6 +78,7 @@ class ChainFinder:
     ) -> None:
         self._table = table
         self._have = have
+        self._is_frozen = isinstance(have, (tuple, frozenset))
         usable = frames or table.frames
         self._frames = usable if within is None else _restricted(usable, within)
         self._lock = threading.Lock()
@@ -251,10 +253,10 @@ class ChainFinder:
             for location in self._of_size(nearest.node):
                 if not location.frame.roots:
                     heapq.heappush(queue, self._back(nearest, location, next(numbers), rest))
-        # `have` can grow without a change of the table, so only finders without it may conclude
-        # that no chain exists. Where the limit cut the search, `done` also contains nodes that
-        # other chains reach within the limit.
-        if self._have == ():
+        # Where `have` can grow without a change of the table, no chain yet does not mean none at
+        # all. Where the limit cut the search, `done` also contains nodes that other chains reach
+        # within the limit.
+        if self._is_frozen:
             self._dead |= self._out_of_reach() if is_cut else done
 
     def _of_size(self, node: Node) -> Sequence[Location]:
@@ -279,6 +281,8 @@ class ChainFinder:
                 after.setdefault(base, []).append(Node(frame.chunk, frame.raw_size))
         out = {node for nodes in after.values() for node in nodes}
         layer: set[Node] = set(after.pop(None, ()))
+        for node in [node for node in after if node is not None and node.chunk in self._have]:
+            layer.update(after.pop(node))
         for _ in range(MAX_LINKS):
             out -= layer
             layer = {node for base in layer for node in after.pop(base, ())} & out

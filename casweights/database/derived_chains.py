@@ -104,7 +104,7 @@ class DerivedFinder(ChainFinder):
                         heapq.heappush(queue, new)
         # As in `ChainFinder`: what the reader has may grow, and other nodes may be within the limit
         # of links where this one is not.
-        if self._have == ():
+        if self._is_frozen:
             self._hopeless |= {wanted} if is_cut else done
 
     def _before(self, nearest: _Candidate, location: Location, number: int) -> _Candidate | None:

@@ -25,6 +25,18 @@ _TIDY_EVERY = 8192  # chunks: what the index makes for look-ups takes some 1.2 K
 _MAX_READ = 1.5  # stored bytes of a chain, as a share of those of its whole frame
 
 
+def tidying(
+    chunks: Iterable[ChunkId], index: ChunkIndex, finder: ChainFinder | None = None
+) -> Iterator[ChunkId]:
+    """Yield chunks; let an index, and a finder, forget now and then what is found about them."""
+    for number, chunk in enumerate(chunks, 1):
+        yield chunk
+        if number % _TIDY_EVERY == 0:
+            index.tidy()
+            if finder is not None:
+                finder.forget(())
+
+
 def is_cheap(chain: Chain, more: int = 0) -> bool:
     """Whether a chain, with some more bytes, costs a reader no more than it may."""
     return chain.read_size + more <= _MAX_READ * chain.whole_size
@@ -96,14 +108,11 @@ class LiveFrames:
             Those that cannot be rebuilt.
         """
         finder = self._index.finder_within(kept)
-        lost: list[ChunkId] = []
-        for number, chunk in enumerate(chunks, 1):
-            if not (self.rebuilds(chunk) or self._take_chain(chunk, finder)):
-                lost.append(chunk)
-            if number % _TIDY_EVERY == 0:
-                finder.forget(())
-                self._index.tidy()
-        return lost
+        return [
+            chunk
+            for chunk in tidying(chunks, self._index, finder)
+            if not (self.rebuilds(chunk) or self._take_chain(chunk, finder))
+        ]
 
     def _take_chain(self, chunk: ChunkId, finder: ChainFinder) -> bool:
         chain = finder.chain(chunk)

@@ -18,7 +18,7 @@ from casweights.errors import ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.names import parse_id
 from casweights.ids import SnapshotId
-from casweights.operations.live_frames import LiveFrames
+from casweights.operations.live_frames import LiveFrames, tidying
 from casweights.operations.recorded_losses import RecordedLosses
 
 if TYPE_CHECKING:
@@ -243,9 +243,9 @@ class Marking:
         # frame before its base. What was set aside is not read yet, so the chains are in place.
         packs = [pack for name, pack in self.places.packs.items() if name not in self._going]
         packs = [pack for pack in packs if pack.info.name.startswith(names.PACKS)]
-        for pack in packs:
-            self._want(base for base in pack.bases() if self._db.index.chain(base) is not None)
-            self._db.index.tidy()
+        index = self._db.index
+        bases = tidying((base for pack in packs for base in pack.bases()), index)
+        self._want(base for base in bases if index.chain(base) is not None)
         own = [version for name in stay if (version := snapshot_in(name)) is not None]
         archived = [v for name in stay for v in self.places.archives.get(name, ())]
         self.keep([*own, *archived, *versions])

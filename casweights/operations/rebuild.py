@@ -110,7 +110,7 @@ class Rebuild:
         if self._apply:
             self.writer.finish()
             self._look.index.load()
-        finder = self._look.index.finder(self.found)
+        finder = self._look.index.finder(frozenset(self.found))
         for chunk in (chunk for chunk in lacking if chunk not in self.found):
             if self._look.index.frames(chunk) and finder.chain(chunk) is not None:
                 if self._apply and read_chunk(self._look, chunk) is None:

@@ -86,18 +86,20 @@ def test_the_cheapest_chain_is_found_after_any_additions_exclusions_and_searches
 ) -> None:
     table = FrameTable()
     here = set(map(chunk_id, have))
-    alone, helped = ChainFinder(table), ChainFinder(table, here)
+    alone, *helped = (ChainFinder(table, have) for have in ((), here, frozenset(here)))
     known: list[Location] = []
     for pack in packs:
         new = [location(len(known) + n, frame) for n, frame in enumerate(pack)]
         table.add(new)
         known += new
         check(alone, known, set())
-        check(helped, known, here)
+        for finder in helped:
+            check(finder, known, here)
     while known:
         table.exclude([known.pop()])
         check(alone, known, set())
-        check(helped, known, here)
+        for finder in helped:
+            check(finder, known, here)
 
 
 class Watched(FrameTable):
@@ -189,8 +191,11 @@ def test_comparisons_grow_linearly_with_the_frames_of_a_chunk(
     assert compared < 10 * len(places)
 
 
+@pytest.mark.parametrize("have", [(), frozenset([long_id(10**9)])], ids=["nothing", "a chunk"])
 @pytest.mark.parametrize("reason", ["no base", "circle", "too long", "other size"])
-def test_chunks_without_a_chain_are_searched_once(reason: str) -> None:
+def test_chunks_without_a_chain_are_searched_once(
+    reason: str, have: tuple[()] | frozenset[ChunkId]
+) -> None:
     """A search that failed is remembered for all chunks on the way, for those that need them."""
     table, count = Watched(), 100
     length = MAX_LINKS + 50 if reason == "too long" else 500
@@ -202,11 +207,22 @@ def test_chunks_without_a_chain_are_searched_once(reason: str) -> None:
     for n in range(count):
         frame = Frame(long_id(10**8 + n), 100, 0, n, 1, bytes(8), long_id(0))
         table.add([Location(PACK, frame)])
-    finder = ChainFinder(table)
+    finder = ChainFinder(table, have)
     for n in range(count):
         assert finder.chain(long_id(10**8 + n)) is None
         assert finder.cost(long_id(10**8 + n)) is None
     assert table.looks < 4 * length
+
+
+def test_a_chain_from_a_chunk_that_the_reader_has_is_found_after_one_that_is_too_long() -> None:
+    table, length = FrameTable(), MAX_LINKS + 50
+    for n in range(length):
+        base = None if n == length - 1 else long_id(n + 1)
+        table.add([Location(PACK, Frame(long_id(n), 100, 0, n, 1, bytes(8), base))])
+    table.add([Location(PACK, Frame(long_id(10**8), 100, 0, 0, 1, bytes(8), long_id(10**9)))])
+    finder = ChainFinder(table, frozenset([long_id(10**9)]))
+    assert finder.chain(long_id(0)) is None
+    assert finder.cost(long_id(10**8)) == Cost(1, 1)
 
 
 def test_a_chunk_with_many_frames_is_searched_once() -> None:
