@@ -77,6 +77,17 @@ class Data:
         """The base and the last checkpoint, in fp32."""
         return _master(self.base), _master(self.chain("tuned")[-1])
 
+    @property
+    def masters_of_steps(self) -> tuple[Path, Path, Path]:
+        """The base, and what it is after 20 and after 60 steps of one fine-tune, in fp32."""
+        from tools.models import training
+
+        ends = [
+            training.fine_tune_checkpoints(self.root / f"first_{steps}", steps=steps, every=steps)
+            for steps in (20, 60)
+        ]
+        return _master(ends[0][0]), _master(ends[0][1]), _master(ends[1][1])
+
 
 def _master(path: Path) -> Path:
     return path.with_name(f"{path.stem}_fp32.safetensors")

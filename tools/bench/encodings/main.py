@@ -19,6 +19,7 @@ from casweights.system.threads import default_workers
 from tools.bench.encodings import floats, sizes, speeds, stores
 from tools.bench.encodings.data import Data
 from tools.bench.encodings.functions import functions
+from tools.bench.encodings.orders import orders
 from tools.bench.encodings.thousand import thousand
 from tools.bench.harness import conclude, head, table
 
@@ -35,6 +36,7 @@ SECTIONS = {
     "dense": "bytes and GB/s of fine-tunes of a real model",
     "planes": "bytes and GB/s of a real model without a base",
     "functions": "bytes of versions that are functions of others in the store",
+    "orders": "bytes of versions for which something is there that is a poor base",
     "family": "bytes of all versions of a family in one store",
     "thousand": "bytes of a thousand consecutive versions, and of reading them",
 }
@@ -100,6 +102,7 @@ def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], l
         "dense": lambda: floats.dense(data, rounds),
         "planes": lambda: floats.planes(data, rounds),
         "functions": lambda: functions(data),
+        "orders": lambda: orders(data),
         "family": lambda: stores.family(data, work),
         "thousand": lambda: thousand(data, work / "thousand"),
     }
