@@ -159,7 +159,7 @@ def test_only_differences_need_a_base() -> None:
         (1, b"abc", 3, "content size"),
         (2, b"abc", 3, "header is not valid"),
         (3, b"abc", 3, "kind of elements is unknown"),
-        (3, b"\0", 3, "number of classes"),
+        (3, b"\0\0", 3, "number of groups"),
         (4, b"abc", 3, "kind of elements is unknown"),
         (4, b"\0", 3, "number of classes"),
         (5, b"abc", 3, "too large"),

@@ -117,6 +117,11 @@ def optimized(
     return to_floats(before, kind), to_floats(after, kind)
 
 
+def first_classes(encoding: str, payload: bytes) -> int:
+    """Return the number of classes of a payload that expects no steps; of its first group."""
+    return payload[1 if encoding == "sparse" else 3]
+
+
 def encode(encoding: str, base: Buffer, new: Buffer, kind: int) -> bytes:
     """Encode with all implementations, assert that they agree, and return the payload."""
     expected = TWINS[encoding].encode(base, new, kind)
@@ -216,7 +221,7 @@ def test_many_changes_of_many_elements_come_back(
 @pytest.mark.parametrize("kind", FLOATS, ids=lambda kind: kind.name)
 def test_steps_of_an_optimizer_get_several_classes(encoding: str, kind: ElementKind) -> None:
     payload = roundtrip(encoding, *optimized(kind, 6000, np.random.default_rng(1)), kind)
-    assert payload[1] > 1
+    assert first_classes(encoding, payload) > 1
 
 
 @any_encoding
@@ -231,7 +236,8 @@ def test_the_number_of_classes_is_limited(
     exponents = np.repeat(np.arange(lowest, highest, dtype=f"<u{kind.width}"), 200)
     base = exponents << kind.mantissa
     payload = roundtrip(encoding, base, base + exponents % 2, kind)
-    assert payload[1] == 8 if encoding == "sparse" else payload[1] in (15, 16)
+    classes = first_classes(encoding, payload)
+    assert classes == 8 if encoding == "sparse" else classes in (15, 16)
 
 
 @pytest.mark.parametrize("kind", [ElementKind.E4M3, ElementKind.FLOAT_16, ElementKind.FLOAT_32])
@@ -294,7 +300,7 @@ def example(encoding: str, name: str) -> Example:
         base = elements("weights", kind, 40, rng)
         new = change(base, "any step", 0.3, kind, rng)
     payload = encode(encoding, base.tobytes(), new.tobytes(), kind)
-    assert payload[1] == 1 + (name == "classes")
+    assert first_classes(encoding, payload) == 1 + (name == "classes")
     return Example(base.tobytes(), new.tobytes(), payload)
 
 

@@ -48,10 +48,12 @@ static uint8_t *new_elements(const Case *it) {
 
 static void free_elements(const Case *it, uint8_t *elements) { free(elements - it->shift); }
 
-/* Often some thousands, sometimes a few, sometimes about as many as in one to five segments. */
+/* Often some thousands, sometimes a few, sometimes enough to learn groups from, sometimes about as
+ * many as in one to five segments. */
 static size_t count_elements(const uint8_t *count) {
     if (count[1] < 32) return count[0] / 4;
-    if (count[1] <= 250) return count[1] * 16u + count[0];
+    if (count[1] <= 240) return count[1] * 16u + count[0];
+    if (count[1] <= 250) return (count[1] - 176u) * GROUPED + count[0];
     return (count[1] - 250u) * (size_t)SEGMENT - 128 + count[0];
 }
 
@@ -79,6 +81,19 @@ static uint64_t change_element(unsigned style, const Case *it, uint64_t element,
     return any >> 63 ? element + step : element - step;
 }
 
+enum { /* bits of `seed`: what makes the models of `dense` differ from block to block */
+    QUIET = 1, /* a third of the blocks change as `change` says, and others do not */
+    DECAY = 2, /* those others grow by the first bits of their mantissa */
+};
+
+static uint64_t change_in_block(const Header *header, const Case *it, size_t n, uint64_t element,
+                                uint64_t *random) {
+    unsigned shift = it->mantissa > 3 ? it->mantissa - 3 : 0;
+    if (header->seed & QUIET && n / GROUPED % 3)
+        return header->seed & DECAY ? element + (element >> shift & 7) : element;
+    return change_element(header->change, it, element, random);
+}
+
 static Case make_case(const Header *header) {
     Case it = {0};
     it.kind = header->kind % KINDS;
@@ -94,7 +109,7 @@ static Case make_case(const Header *header) {
     uint64_t random = header->seed;
     for (size_t n = 0; n < it.count; n++) {
         uint64_t element = make_element(header->base, &it, &random);
-        uint64_t changed = change_element(header->change, &it, element, &random);
+        uint64_t changed = change_in_block(header, &it, n, element, &random);
         memcpy(it.base + (n << it.log_width), &element, (size_t)1 << it.log_width);
         memcpy(it.bits + (n << it.log_width), &changed, (size_t)1 << it.log_width);
     }

@@ -63,7 +63,7 @@ static const char *decode(const Target *target, const Case *it, const uint8_t *p
     const char *error =
         target->decode[it->encoding][it->log_width](&reader, elements, it->count, it->mantissa);
     end_kernel(error);
-    CHECK(allocated <= (1 << 20) + 4 * (size + it->size));
+    CHECK(allocated <= (4 << 20) + 4 * (size + it->size));
     if (is_planted("mistake") && it->size) elements[it->size - 1] ^= 1;
     free(exact);
     return error;

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 SEGMENT = 16_384
+BLOCK = 128
 CHANCES = 4_096
 LOWEST = 1 << 15
 FULL = 1 << 32
@@ -134,9 +135,9 @@ def decode_sparse(stored: bytes, base: bytes) -> bytes:
 def decode_dense(stored: bytes, base: bytes) -> bytes:
     payload = Bytes(stored)
     kind, elements = read_kind(payload, base)
-    class_of = read_classes(payload, kind, 16)
-    tokens = 16 + 4 * (kind.bits - 4)
-    tables = [read_chances(payload, tokens) for _ in range(class_of[-1] + 1)]
+    expected = read_expected(payload, kind)
+    tables = read_tables(payload, kind)
+    groups = read_groups(payload, -(-len(elements) // BLOCK), len(tables))
     starts = range(0, len(elements), SEGMENT)
     sizes = [(payload.varint(), payload.varint()) for _ in starts]
     words = [struct.unpack(f"<{count}H", payload.take(2 * count)) for count, _ in sizes]
@@ -144,10 +145,70 @@ def decode_dense(stored: bytes, base: bytes) -> bytes:
     need(payload.left == 0, "a payload that is longer than its streams")
     for start, its_words, its_plain in zip(starts, words, plain, strict=True):
         own = elements[start : start + SEGMENT]
-        its_tables = [tables[class_of[kind.exponent(element)]] for element in own]
+        its_tables = [
+            tables[groups[(start + n) // BLOCK]][kind.exponent(element)]
+            for n, element in enumerate(own)
+        ]
         steps = read_segment(its_words, its_plain, its_tables)
-        elements[start : start + SEGMENT] = map(kind.move, own, steps)
+        elements[start : start + SEGMENT] = [
+            kind.move(element, step + expected_step(kind, expected, element))
+            for element, step in zip(own, steps, strict=True)
+        ]
     return kind.pack(elements)
+
+
+def read_expected(payload: Bytes, kind: Kind) -> list[int]:
+    """Return how much elements grow, by the first bits of their mantissa; one 0 for none."""
+    bits = payload.byte()
+    if not bits:
+        return [0]
+    need(bits <= 8 and bits < kind.mantissa, "too many bits of the mantissa")
+    growth = [0]
+    for _ in range(1 << bits):
+        zigzag = payload.varint()
+        need(zigzag <= 1 << 33, "an expected step out of range")
+        growth.append(growth[-1] + (-(zigzag + 1) // 2 if zigzag % 2 else zigzag // 2))
+        need(-(1 << 31) <= growth[-1] < 1 << 31, "an expected step out of range")
+    return growth[1:]
+
+
+def expected_step(kind: Kind, growth: list[int], element: int) -> int:
+    if len(growth) == 1:
+        return growth[0]
+    mantissa = element % (1 << kind.mantissa)
+    grows = growth[mantissa * len(growth) >> kind.mantissa]
+    return -grows if element >> (kind.bits - 1) else grows
+
+
+def read_tables(payload: Bytes, kind: Kind) -> list[list["Table"]]:
+    """Return the table of each exponent, for each group."""
+    count = payload.byte()
+    need(1 <= count <= 4, "a wrong number of groups")
+    groups = []
+    for _ in range(count):
+        class_of = read_classes(payload, kind, 16)
+        tokens = 16 + 4 * (kind.bits - 4)
+        tables = [read_chances(payload, tokens) for _ in range(class_of[-1] + 1)]
+        groups.append([tables[c] for c in class_of])
+    return groups
+
+
+def read_groups(payload: Bytes, blocks: int, count: int) -> list[int]:
+    """Return the group of each block."""
+    if count == 1:
+        return [0] * blocks
+    data = Bytes(payload.take(payload.varint()))
+    coder = RangeCoder(data)
+    contexts = [{begun: Context() for begun in ("", "0", "1")} for _ in range(count)]
+    groups: list[int] = []
+    for _ in range(blocks):
+        bits = ""
+        for _ in range(1 if count == 2 else 2):
+            bits += str(coder.learnt(contexts[groups[-1] if groups else 0][bits]))
+        groups.append(int(bits, 2))
+        need(groups[-1] < count, "a group that does not exist")
+    need(data.left == 0, "groups with bytes left over")
+    return groups
 
 
 def read_kind(payload: Bytes, base: bytes) -> tuple[Kind, list[int]]:

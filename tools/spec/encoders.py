@@ -42,6 +42,36 @@ KINDS = (
 )
 
 
+class Models(NamedTuple):
+    """What `dense` knows of elements apart from their exponents ("Dense").
+
+    `groups` has the group of each block, up to 3; `growth` has 2, 4, ... or 256 expected steps, or
+    none.
+    """
+
+    groups: Sequence[int]
+    growth: Sequence[int]
+
+    def expected(self, x: int, kind: Kind) -> int:
+        """The expected step of an element of the base."""
+        if not self.growth:
+            return 0
+        mantissa = kind.mantissa or 0
+        first = (x % (1 << mantissa)) >> (mantissa - self.bits)
+        return -self.growth[first] if x >> (kind.bits - 1) else self.growth[first]
+
+    @property
+    def bits(self) -> int:
+        """How many bits of the mantissa decide what is expected."""
+        return len(self.growth).bit_length() - 1
+
+    def growth_listed(self) -> bytes:
+        if not self.growth:
+            return b"\0"
+        steps = (new - old for old, new in zip([0, *self.growth], self.growth, strict=False))
+        return bytes([self.bits]) + b"".join(varint(_zigzag(step)) for step in steps)
+
+
 # Encodings
 
 
@@ -94,22 +124,40 @@ def sparse(raw: bytes, base: bytes, kind: Kind, starts: Sequence[int]) -> bytes:
     return head + stored + _coded_steps(steps, exponents)
 
 
-def dense(raw: bytes, base: bytes, kind: Kind, starts: Sequence[int]) -> bytes:
+def dense(raw: bytes, base: bytes, kind: Kind, starts: Sequence[int], models: Models) -> bytes:
     """The step of every element ("Dense"). `starts` as for `sparse`, at most 15."""
     steps, exponents = _steps(raw, base, kind)
-    classes = [sum(start <= exponent for start in starts) for exponent in exponents]
-    tokens = [_token(_zigzag(step)) for step in steps]
-    chances = [
-        _chances([t.number for t, which in zip(tokens, classes, strict=True) if which == number])
-        for number in range(len(starts) + 1)
+    half, whole = 1 << (kind.bits - 1), 1 << kind.bits
+    surprises = [
+        (step - models.expected(x, kind) + half) % whole - half
+        for step, x in zip(steps, _integers(base, kind.bits), strict=True)
     ]
-    payload = bytes([kind.code, len(starts) + 1, *starts])
-    for row, _ in chances:
-        payload += bytes([len(row) - 1]) + b"".join(varint(chance) for chance in row)
+    count = max(models.groups, default=0) + 1
+    classes = [
+        (models.groups[n // 128], sum(start <= exponent for start in starts))
+        for n, exponent in enumerate(exponents)
+    ]
+    tokens = [_token(_zigzag(surprise)) for surprise in surprises]
+    chances = {
+        (group, number): _chances(
+            [t.number for t, own in zip(tokens, classes, strict=True) if own == (group, number)]
+        )
+        for group in range(count)
+        for number in range(len(starts) + 1)
+    }
+    payload = bytes([kind.code]) + models.growth_listed() + bytes([count])
+    for group in range(count):
+        payload += bytes([len(starts) + 1, *starts])
+        for number in range(len(starts) + 1):
+            row = chances[group, number].chances
+            payload += bytes([len(row) - 1]) + b"".join(varint(chance) for chance in row)
+    if count > 1:
+        coded = _coded_groups(models.groups, 1 if count == 2 else 2)
+        payload += varint(len(coded)) + coded
     sizes, words, plain = b"", b"", b""
     for begin in range(0, len(tokens), 16384):
         segment = tokens[begin : begin + 16384]
-        rows = [chances[which] for which in classes[begin : begin + 16384]]
+        rows = [chances[own] for own in classes[begin : begin + 16384]]
         its_words = _segment_words([token.number for token in segment], rows)
         bits = _Bits()
         for token in segment:
@@ -280,7 +328,17 @@ def _coded_steps(steps: Sequence[int], exponents: Sequence[int]) -> bytes:
     return writer.finish()
 
 
-# Tokens, section "Dense"
+# Groups and tokens, section "Dense"
+
+
+def _coded_groups(groups: Sequence[int], bits: int) -> bytes:
+    writer = _RangeWriter()
+    contexts: dict[tuple[int, str], _Context] = {}
+    for before, group in zip([0, *groups], groups, strict=False):
+        text = f"{group:0{bits}b}"
+        for n, bit in enumerate(text):
+            writer.learnt(int(bit), contexts.setdefault((before, text[:n]), _Context()))
+    return writer.finish()
 
 
 class _Token(NamedTuple):

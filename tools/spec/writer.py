@@ -382,8 +382,17 @@ def encode(code: int, chunk: Chunk, base: bytes | None) -> bytes | None:
     if code == encoders.PARTS:
         return _parts(chunk, base)
     starts = sorted(set(encoders.exponents_of(base, chunk.kind)) - {0})[:7]
-    coder = encoders.dense if code == encoders.DENSE else encoders.sparse
-    return coder(chunk.raw, base, chunk.kind, starts)
+    if code == encoders.SPARSE:
+        return encoders.sparse(chunk.raw, base, chunk.kind, starts)
+    return encoders.dense(chunk.raw, base, chunk.kind, starts, _models(chunk))
+
+
+def _models(chunk: Chunk) -> encoders.Models:
+    """Groups in turn, and expected steps that ascend if the kind has a mantissa."""
+    elements = 8 * len(chunk.raw) // chunk.kind.bits
+    bits = min((chunk.kind.mantissa or 1) - 1, 8)
+    growth = range(-(1 << bits) // 2, (1 << bits) // 2) if bits else ()
+    return encoders.Models([n % 3 for n in range(-(-elements // 128))], growth)
 
 
 def _parts(chunk: Chunk, base: bytes) -> bytes | None:

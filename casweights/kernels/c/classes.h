@@ -40,16 +40,16 @@ static void init_log_table(void) {
     log_table[LOG_ENTRIES] = 1u << LOG_BITS;
 }
 
-/* Returns n * log2(n) with LOG_BITS fractional bits, for n < 2^32. */
-static uint64_t n_log2_n(uint64_t n) {
-    if (n < 2) return 0;
+/* Returns log2(n) with LOG_BITS fractional bits, for n from 1 to below 2^32. */
+static uint64_t log2_of(uint64_t n) {
     unsigned exponent = log2_floor(n);
     uint64_t mantissa = (n << (42 - exponent)) - ((uint64_t)1 << 42); /* 42 bits: 10 and 32 */
     uint64_t index = mantissa >> 32, rest = (mantissa & 0xffffffff) >> 16;
     uint64_t step = log_table[index + 1] - log_table[index];
-    uint64_t log = ((uint64_t)exponent << LOG_BITS) + log_table[index] + (step * rest >> 16);
-    return n * log;
+    return ((uint64_t)exponent << LOG_BITS) + log_table[index] + (step * rest >> 16);
 }
+
+static uint64_t n_log2_n(uint64_t n) { return n < 2 ? 0 : n * log2_of(n); }
 
 static void finish_classes(Classes *classes) {
     unsigned c = 0;

@@ -1,50 +1,101 @@
 /* Template: the `dense` encoding for elements of `BITS` bits. See docs/format.md. */
 
-/* A cell is the exponent of an element's base and the token of its difference in one number. */
-enum { NAME(TOKENS_) = 16 + 4 * (BITS - 4) };
-
-/* Fills in cells; for every difference of 16 or more, `count_cells` must still set the token. */
-static ALWAYS_INLINE void NAME(fill_cells_)(const T *base, const T *bits, size_t count,
-                                            unsigned mantissa, uint16_t *cells) {
+/* Fills in the cells of a block, and returns whether it has a difference of 16 or more, whose token
+ * `set_long_tokens` must still set. */
+static ALWAYS_INLINE bool NAME(fill_cells_)(const T *base, const T *bits, size_t count,
+                                            unsigned mantissa, unsigned first,
+                                            const int32_t *trend, uint16_t *cells) {
+    T any = 0;
     for (size_t n = 0; n < count; n++) {
-        T difference = NAME(difference_)(base[n], bits[n], mantissa);
+        T difference = NAME(surprise_)(base[n], bits[n], mantissa, first, trend);
         unsigned exponent = NAME(exponent_)(base[n], mantissa);
         cells[n] = (uint16_t)(exponent * NAME(TOKENS_) + (difference < 16 ? difference : 16));
+        any |= difference;
+    }
+    return any >= 16;
+}
+
+/* Sets the tokens of large differences, and writes their plain bits. */
+static ALWAYS_INLINE void NAME(set_long_tokens_)(const T *base, const T *bits, size_t count,
+                                                 unsigned mantissa, unsigned first,
+                                                 const int32_t *trend, uint16_t *cells,
+                                                 Writer *plain) {
+    for (size_t n = 0; n < count; n++) {
+        if (cells[n] % NAME(TOKENS_) != 16) continue;
+        T difference = NAME(surprise_)(base[n], bits[n], mantissa, first, trend);
+        unsigned token = token_of(difference), more = plain_bits(token);
+        cells[n] = (uint16_t)(cells[n] - 16 + token);
+        put_long_bits(plain, low_bits(difference, more), more);
     }
 }
 
-/* Counts the cells of a segment; sets the tokens and writes the plain bits of large differences.
- * Two tables alternate, since a count that was just written is slow to read. */
-static void NAME(count_cells_)(const T *base, const T *bits, size_t count, unsigned mantissa,
-                               uint16_t *cells, uint32_t *counts, Writer *plain) {
-    uint32_t *table[2] = {counts, counts + EXPONENTS * NAME(TOKENS_)};
-    for (size_t n = 0; n < count; n++) {
-        if (cells[n] % NAME(TOKENS_) == 16) {
-            T difference = NAME(difference_)(base[n], bits[n], mantissa);
-            unsigned token = token_of(difference), more = plain_bits(token);
-            cells[n] = (uint16_t)(cells[n] - 16 + token);
-            put_long_bits(plain, low_bits(difference, more), more);
-        }
-        table[n % 2][cells[n]]++;
+static ALWAYS_INLINE void NAME(fill_segment_)(const T *base, const T *bits, size_t count,
+                                              unsigned mantissa, unsigned first,
+                                              const int32_t *trend, uint16_t *cells,
+                                              Writer *plain) {
+    for (size_t start = 0; start < count; start += GROUPED) {
+        size_t size = count - start < GROUPED ? count - start : GROUPED;
+        const T *old = base + start, *new = bits + start;
+        if (NAME(fill_cells_)(old, new, size, mantissa, first, trend, cells + start))
+            NAME(set_long_tokens_)(old, new, size, mantissa, first, trend, cells + start, plain);
     }
     flush_bits(plain);
 }
 
 static void NAME(take_apart_)(const T *base, const T *bits, size_t count, unsigned mantissa,
-                              uint16_t *cells, uint32_t *counts, Writer *plain,
+                              unsigned first, const int32_t *trend, uint16_t *cells, Writer *plain,
                               size_t *plain_ends) {
     for (size_t start = 0; start < count; start += SEGMENT) {
         size_t size = count - start < SEGMENT ? count - start : SEGMENT;
         const T *old = base + start, *new = bits + start;
         if (BITS == 16 && mantissa == 7)
-            NAME(fill_cells_)(old, new, size, 7, cells + start);
+            NAME(fill_segment_)(old, new, size, 7, 0, trend, cells + start, plain);
+        else if (BITS == 32 && mantissa == 23 && first == TREND_BITS)
+            NAME(fill_segment_)(old, new, size, 23, TREND_BITS, trend, cells + start, plain);
         else
-            NAME(fill_cells_)(old, new, size, mantissa, cells + start);
-        NAME(count_cells_)(old, new, size, mantissa, cells + start, counts, plain);
+            NAME(fill_segment_)(old, new, size, mantissa, first, trend, cells + start, plain);
         *plain_ends++ = plain->size;
     }
-    for (size_t n = 0; n < EXPONENTS * NAME(TOKENS_); n++)
-        counts[n] += counts[EXPONENTS * NAME(TOKENS_) + n];
+}
+
+/* The models of a payload: chances of tokens for each class of each group. */
+typedef struct {
+    EncodeEntry entries[MAX_CLASSES * NAME(TOKENS_)];
+    const EncodeEntry *rows[EXPONENTS];
+} NAME(Model);
+
+/* Counts the cells of a group's blocks. Two tables alternate, since a count that was just written is
+ * slow to read. */
+static void NAME(count_cells_)(const uint16_t *cells, size_t count, const uint8_t *of, unsigned g,
+                               uint32_t *counts) {
+    enum { CELLS = EXPONENTS * NAME(TOKENS_) };
+    memset(counts, 0, 2 * CELLS * sizeof *counts);
+    for (size_t start = 0, block = 0; start < count; start += GROUPED, block++) {
+        if (of[block] != g) continue;
+        size_t end = count - start < GROUPED ? count : start + GROUPED, n = start;
+        for (; n + 1 < end; n += 2) {
+            counts[cells[n]]++;
+            counts[CELLS + cells[n + 1]]++;
+        }
+        if (n < end) counts[cells[n]]++;
+    }
+    for (size_t n = 0; n < CELLS; n++) counts[n] += counts[CELLS + n];
+}
+
+/* Chooses the classes and chances of a group from its counts, and writes them. */
+static void NAME(put_model_)(Writer *w, uint32_t *counts, NAME(Model) *model) {
+    Classes classes;
+    choose_classes(&classes, counts, NAME(TOKENS_), MAX_CLASSES, DENSE_HEADER);
+    put_classes(w, &classes);
+    for (unsigned c = 0; c < classes.count; c++) {
+        uint32_t chances[NAME(TOKENS_)];
+        EncodeEntry *entries = model->entries + c * NAME(TOKENS_);
+        scale_counts(classes.counts[c], NAME(TOKENS_), chances);
+        put_chances(w, chances, NAME(TOKENS_));
+        fill_encode_entries(entries, chances, NAME(TOKENS_));
+    }
+    for (unsigned e = 0; e < EXPONENTS; e++)
+        model->rows[e] = model->entries + classes.of[e] * NAME(TOKENS_);
 }
 
 typedef struct {
@@ -52,28 +103,36 @@ typedef struct {
     uint16_t *at;
 } NAME(Lane);
 
-static inline uint32_t NAME(put_cell_)(uint32_t state, unsigned cell,
-                                       const EncodeEntry *const *rows, NAME(Lane) *lane) {
-    const EncodeEntry *row = rows[cell / NAME(TOKENS_)];
+static inline uint32_t NAME(put_cell_)(uint32_t state, unsigned cell, const NAME(Model) *model,
+                                       NAME(Lane) *lane) {
+    const EncodeEntry *row = model->rows[cell / NAME(TOKENS_)];
     return put_token(state, &row[cell % NAME(TOKENS_)], &lane->at);
 }
 
 /* rANS codes from the last element to the first, so that a reader decodes forwards. */
 static void NAME(code_lanes_)(NAME(Lane) *lanes, unsigned lane_count, const uint16_t *cells,
-                              size_t count, const EncodeEntry *const *rows) {
+                              size_t count, const uint8_t *of, const NAME(Model) *models) {
     uint32_t states[LANES];
     for (unsigned g = 0; g < lane_count; g++) {
         states[g] = LOWEST;
         lanes[g].at = lanes[g].words + SEGMENT + 2;
     }
     size_t last = count - (lane_count - 1) * (size_t)SEGMENT;
-    size_t shared = lane_count == LANES ? last : 0;
+    size_t shared = lane_count == LANES ? last / GROUPED * GROUPED : 0;
     for (unsigned g = 0; g < lane_count; g++)
-        for (size_t n = g + 1 < lane_count ? SEGMENT : last; n-- > shared;)
-            states[g] = NAME(put_cell_)(states[g], cells[g * SEGMENT + n], rows, &lanes[g]);
-    for (size_t n = shared; n-- > 0;)
+        for (size_t n = g + 1 < lane_count ? SEGMENT : last; n-- > shared;) {
+            size_t at = g * SEGMENT + n;
+            states[g] = NAME(put_cell_)(states[g], cells[at], &models[of[at / GROUPED]], &lanes[g]);
+        }
+    for (size_t end = shared; end > 0; end -= GROUPED) {
+        const NAME(Model) *model[LANES];
         for (unsigned g = 0; g < LANES; g++)
-            states[g] = NAME(put_cell_)(states[g], cells[g * SEGMENT + n], rows, &lanes[g]);
+            model[g] = &models[of[(g * SEGMENT + end) / GROUPED - 1]];
+        for (size_t n = end; n-- > end - GROUPED;)
+            UNROLL
+            for (unsigned g = 0; g < LANES; g++)
+                states[g] = NAME(put_cell_)(states[g], cells[g * SEGMENT + n], model[g], &lanes[g]);
+    }
     for (unsigned g = 0; g < lane_count; g++) {
         *--lanes[g].at = (uint16_t)states[g];
         *--lanes[g].at = (uint16_t)(states[g] >> 16);
@@ -81,14 +140,15 @@ static void NAME(code_lanes_)(NAME(Lane) *lanes, unsigned lane_count, const uint
 }
 
 static void NAME(put_segments_)(const uint16_t *cells, size_t count, const size_t *plain_ends,
-                                const EncodeEntry *const *rows, NAME(Lane) *lanes, Writer *w,
-                                Writer *coded) {
+                                const uint8_t *of, const NAME(Model) *models, NAME(Lane) *lanes,
+                                Writer *w, Writer *coded) {
     size_t plain_start = 0;
     for (size_t start = 0; start < count; start += LANES * SEGMENT) {
         size_t left = count - start;
         unsigned lane_count = left > LANES * SEGMENT ? LANES : (unsigned)((left - 1) / SEGMENT + 1);
         NAME(code_lanes_)(lanes, lane_count, cells + start,
-                          left < LANES * SEGMENT ? left : LANES * SEGMENT, rows);
+                          left < LANES * SEGMENT ? left : LANES * SEGMENT, of + start / GROUPED,
+                          models);
         for (unsigned g = 0; g < lane_count; g++) {
             size_t used = (size_t)(lanes[g].words + SEGMENT + 2 - lanes[g].at);
             put_varint(w, used);
@@ -104,36 +164,41 @@ static const char *NAME(dense_encode_)(const uint8_t *base_bytes, const uint8_t 
                                        size_t count, unsigned mantissa, Writer *w) {
     const T *base = (const T *)(const void *)base_bytes;
     const T *bits = (const T *)(const void *)new_bytes;
-    Classes classes;
+    int32_t trend[TREND_CELLS] = {0};
+    unsigned first = 0, groups = 1;
     Writer coded = {0}, plain = {0};
     uint16_t *cells = malloc((count + 1) * sizeof *cells);
     size_t *plain_ends = malloc((count / SEGMENT + 1) * sizeof *plain_ends);
-    uint32_t *counts = calloc(2 * EXPONENTS * NAME(TOKENS_), sizeof *counts);
-    EncodeEntry *entries = calloc(MAX_CLASSES * NAME(TOKENS_), sizeof *entries);
+    uint8_t *of = calloc(count / GROUPED + 1, 1);
+    uint32_t *counts = malloc(2 * EXPONENTS * NAME(TOKENS_) * sizeof *counts);
     NAME(Lane) *lanes = malloc(LANES * sizeof *lanes);
-    bool ready = cells && plain_ends && counts && entries && lanes;
+    NAME(Model) *models = NULL;
+    bool ready = cells && plain_ends && of && counts && lanes;
+    ready = ready && NAME(choose_trend_)(base, bits, count, mantissa, trend, &first);
     if (ready) {
-        NAME(take_apart_)(base, bits, count, mantissa, cells, counts, &plain, plain_ends);
-        choose_classes(&classes, counts, NAME(TOKENS_), MAX_CLASSES, DENSE_HEADER);
-        put_classes(w, &classes);
-        for (unsigned c = 0; c < classes.count; c++) {
-            uint32_t chances[NAME(TOKENS_)];
-            scale_counts(classes.counts[c], NAME(TOKENS_), chances);
-            put_chances(w, chances, NAME(TOKENS_));
-            fill_encode_entries(entries + c * NAME(TOKENS_), chances, NAME(TOKENS_));
+        NAME(take_apart_)(base, bits, count, mantissa, first, trend, cells, &plain, plain_ends);
+        ready = choose_groups(cells, count, NAME(TOKENS_), of, &groups);
+    }
+    if (ready) models = calloc(groups, sizeof *models);
+    if (models) {
+        put_trend(w, trend, first);
+        put_byte(w, groups);
+        for (unsigned g = 0; g < groups; g++) {
+            NAME(count_cells_)(cells, count, of, g, counts);
+            NAME(put_model_)(w, counts, &models[g]);
         }
-        const EncodeEntry *rows[EXPONENTS];
-        for (unsigned e = 0; e < EXPONENTS; e++) rows[e] = entries + classes.of[e] * NAME(TOKENS_);
-        NAME(put_segments_)(cells, count, plain_ends, rows, lanes, w, &coded);
+        if (groups > 1) put_groups(w, of, (count + GROUPED - 1) / GROUPED, groups);
+        NAME(put_segments_)(cells, count, plain_ends, of, models, lanes, w, &coded);
         put_bytes(w, coded.data, coded.size);
         put_bytes(w, plain.data, plain.size);
     }
-    bool failed = !ready || w->failed || coded.failed || plain.failed;
+    bool failed = !models || w->failed || coded.failed || plain.failed;
     free(cells);
     free(plain_ends);
+    free(of);
     free(counts);
-    free(entries);
     free(lanes);
+    free(models);
     free(coded.data);
     free(plain.data);
     return failed ? OUT_OF_MEMORY : NULL;
@@ -153,12 +218,21 @@ static inline T NAME(move_)(T base, T step, unsigned mantissa) {
     return NAME(pattern_)((T)(NAME(order_)(base, mantissa) + step), mantissa);
 }
 
-static ALWAYS_INLINE T NAME(decode_step_)(T base, unsigned mantissa, const uint32_t *rows,
-                                          const uint32_t *entries, uint32_t *state,
-                                          const uint8_t **words, Segment *segment) {
+/* What a decoder knows of a payload before its segments. */
+typedef struct {
+    const uint32_t (*rows)[2 * EXPONENTS]; /* of each group; index: the sign bit, the exponent */
+    const uint32_t *entries;
+    const uint8_t *of; /* the group of each block */
+    const int32_t *trend;
+} NAME(Tables);
+
+static ALWAYS_INLINE T NAME(decode_step_)(T base, unsigned mantissa, unsigned first,
+                                          const NAME(Tables) *tables, const uint32_t *rows,
+                                          uint32_t *state, const uint8_t **words,
+                                          Segment *segment) {
     unsigned row = BITS < 64 && mantissa ? (unsigned)(base >> mantissa)
                                          : NAME(exponent_)(base, mantissa);
-    uint32_t entry = entries[rows[row] + *state % CHANCES];
+    uint32_t entry = tables->entries[rows[row] + *state % CHANCES];
     uint32_t quotient = *state >> CHANCE_BITS;
     uint32_t next = (entry >> 8) % CHANCES * quotient + quotient + (entry >> 20);
     uint32_t low = (next - LOWEST) >> 31; /* no branch, as it would be mispredicted */
@@ -167,35 +241,47 @@ static ALWAYS_INLINE T NAME(decode_step_)(T base, unsigned mantissa, const uint3
     unsigned code = entry & 255;
     T step = (T)(SIGNED)(int8_t)code;
     if ((uint8_t)(code + 8) >= 16) step = NAME(long_step_)(code + 8, segment);
+    if (first) step = (T)(step + NAME(expected_)(base, mantissa, first, tables->trend));
     return NAME(move_)(base, step, mantissa);
 }
 
-static ALWAYS_INLINE const char *NAME(decode_lanes_)(T *data, size_t count, unsigned mantissa,
-                                                     const uint32_t *rows,
-                                                     const uint32_t *entries,
-                                                     Segment *segments) {
-    if (count == LANES * SEGMENT) {
-        uint32_t states[LANES]; /* copies of the segments' states, so that they stay in registers */
-        const uint8_t *words[LANES];
-        for (unsigned g = 0; g < LANES; g++) {
-            states[g] = segments[g].state;
-            words[g] = segments[g].words;
-        }
-        for (size_t n = 0; n < SEGMENT; n++)
+static ALWAYS_INLINE void NAME(decode_segments_)(T *data, unsigned mantissa, unsigned first,
+                                                 const NAME(Tables) *tables, const uint8_t *of,
+                                                 Segment *segments) {
+    uint32_t states[LANES]; /* copies of the segments' states, so that they stay in registers */
+    const uint8_t *words[LANES];
+    for (unsigned g = 0; g < LANES; g++) {
+        states[g] = segments[g].state;
+        words[g] = segments[g].words;
+    }
+    for (size_t start = 0; start < SEGMENT; start += GROUPED) {
+        const uint32_t *rows[LANES];
+        for (unsigned g = 0; g < LANES; g++)
+            rows[g] = tables->rows[of[(g * SEGMENT + start) / GROUPED]];
+        for (size_t n = start; n < start + GROUPED; n++)
             UNROLL
             for (unsigned g = 0; g < LANES; g++) {
                 T *at = data + g * SEGMENT + n;
-                *at = NAME(decode_step_)(*at, mantissa, rows, entries, &states[g], &words[g],
-                                         &segments[g]);
+                *at = NAME(decode_step_)(*at, mantissa, first, tables, rows[g], &states[g],
+                                         &words[g], &segments[g]);
             }
-        for (unsigned g = 0; g < LANES; g++) {
-            segments[g].state = states[g];
-            segments[g].words = words[g];
-        }
+    }
+    for (unsigned g = 0; g < LANES; g++) {
+        segments[g].state = states[g];
+        segments[g].words = words[g];
+    }
+}
+
+static ALWAYS_INLINE const char *NAME(decode_lanes_)(T *data, size_t count, unsigned mantissa,
+                                                     unsigned first, const NAME(Tables) *tables,
+                                                     const uint8_t *of, Segment *segments) {
+    if (count == LANES * SEGMENT) {
+        NAME(decode_segments_)(data, mantissa, first, tables, of, segments);
     } else {
         for (size_t n = 0; n < count; n++) {
             Segment *segment = &segments[n / SEGMENT];
-            data[n] = NAME(decode_step_)(data[n], mantissa, rows, entries, &segment->state,
+            data[n] = NAME(decode_step_)(data[n], mantissa, first, tables,
+                                         tables->rows[of[n / GROUPED]], &segment->state,
                                          &segment->words, segment);
         }
     }
@@ -207,40 +293,67 @@ static ALWAYS_INLINE const char *NAME(decode_lanes_)(T *data, size_t count, unsi
 }
 
 /* The same, compiled with constants for the most frequent kinds. */
-static const char *NAME(decode_any_)(T *data, size_t count, unsigned mantissa,
-                                     const uint32_t *rows, const uint32_t *entries,
+static const char *NAME(decode_any_)(T *data, size_t count, unsigned mantissa, unsigned first,
+                                     const NAME(Tables) *tables, const uint8_t *of,
                                      Segment *segments) {
-    if (BITS == 16 && mantissa == 7)
-        return NAME(decode_lanes_)(data, count, 7, rows, entries, segments);
-    if (BITS == 32 && mantissa == 23)
-        return NAME(decode_lanes_)(data, count, 23, rows, entries, segments);
-    return NAME(decode_lanes_)(data, count, mantissa, rows, entries, segments);
+    if (BITS == 16 && mantissa == 7 && !first)
+        return NAME(decode_lanes_)(data, count, 7, 0, tables, of, segments);
+    if (BITS == 32 && mantissa == 23 && !first)
+        return NAME(decode_lanes_)(data, count, 23, 0, tables, of, segments);
+    if (BITS == 32 && mantissa == 23 && first == TREND_BITS)
+        return NAME(decode_lanes_)(data, count, 23, TREND_BITS, tables, of, segments);
+    return NAME(decode_lanes_)(data, count, mantissa, first, tables, of, segments);
 }
 
-static const char *NAME(dense_decode_)(Reader *r, uint8_t *data, size_t count, unsigned mantissa) {
+/* Reads the classes and chances of a group, whose entries follow `*used` others. */
+static const char *NAME(get_model_)(Reader *r, unsigned mantissa, uint32_t *rows,
+                                    uint32_t **entries, size_t *used) {
     unsigned top = NAME(top_exponent_)(mantissa);
     Classes classes;
     const char *error = get_classes(r, &classes, MAX_CLASSES, top);
     if (error) return error;
-    uint32_t rows[2 * EXPONENTS]; /* index: the sign bit, then the exponent */
-    size_t segment_count = (count + SEGMENT - 1) / SEGMENT;
-    if ((uint64_t)(r->end - r->at) < 2 * segment_count) return "it is too short";
-    uint32_t *entries = malloc(classes.count * CHANCES * sizeof *entries);
-    Segment *segments = malloc((segment_count + 1) * sizeof *segments);
-    uint8_t *streams = NULL;
-    if (!entries || !segments) error = OUT_OF_MEMORY;
-    for (unsigned c = 0; c < classes.count && !error; c++)
-        error = get_chances(r, NAME(TOKENS_), entries + c * CHANCES);
+    uint32_t *more = realloc(*entries, (*used + classes.count * CHANCES) * sizeof *more);
+    if (!more) return OUT_OF_MEMORY;
+    *entries = more;
     for (unsigned e = 0; e < 2 * EXPONENTS; e++)
-        rows[e] = classes.of[e % (top + 1)] * (uint32_t)CHANCES;
+        rows[e] = (uint32_t)*used + classes.of[e % (top + 1)] * (uint32_t)CHANCES;
+    for (unsigned c = 0; c < classes.count && !error; c++, *used += CHANCES)
+        error = get_chances(r, NAME(TOKENS_), *entries + *used);
+    return error;
+}
+
+static const char *NAME(dense_decode_)(Reader *r, uint8_t *data, size_t count, unsigned mantissa) {
+    uint32_t rows[MAX_GROUPS][2 * EXPONENTS];
+    int32_t trend[TREND_CELLS];
+    unsigned first = 0;
+    size_t used = 0, segment_count = (count + SEGMENT - 1) / SEGMENT;
+    size_t blocks = (count + GROUPED - 1) / GROUPED;
+    uint32_t *entries = NULL;
+    uint8_t *of = NULL, *streams = NULL;
+    Segment *segments = NULL;
+    const char *error = get_trend(r, mantissa, trend, &first);
+    if (error) return error;
+    unsigned groups = get_byte(r);
+    if (r->failed || groups < 1 || groups > MAX_GROUPS) return "its number of groups is not valid";
+    for (unsigned g = 0; g < groups && !error; g++)
+        error = NAME(get_model_)(r, mantissa, rows[g], &entries, &used);
+    if (!error && (uint64_t)(r->end - r->at) < 2 * segment_count) error = "it is too short";
+    if (!error) {
+        of = calloc(blocks + 1, 1);
+        segments = malloc((segment_count + 1) * sizeof *segments);
+        if (!of || !segments) error = OUT_OF_MEMORY;
+    }
+    if (!error && groups > 1) error = get_groups(r, of, blocks, groups);
     if (!error) error = get_segments(r, segments, segment_count, &streams);
+    const NAME(Tables) tables = {(const uint32_t(*)[2 * EXPONENTS])rows, entries, of, trend};
     for (size_t g = 0; g < segment_count && !error; g += LANES) {
         size_t start = g * SEGMENT, left = count - start;
         error = NAME(decode_any_)((T *)(void *)data + start,
-                                  left < LANES * SEGMENT ? left : LANES * SEGMENT, mantissa,
-                                  rows, entries, segments + g);
+                                  left < LANES * SEGMENT ? left : LANES * SEGMENT, mantissa, first,
+                                  &tables, of + start / GROUPED, segments + g);
     }
     free(entries);
+    free(of);
     free(segments);
     free(streams);
     return error;

@@ -3,6 +3,7 @@
 #define CASW_RANS_H
 
 #include "classes.h"
+#include "groups.h"
 
 enum {
     CHANCE_BITS = 12,
@@ -10,6 +11,8 @@ enum {
     MAX_TOKENS = 256,
     SEGMENT = 1 << 14, /* elements that share a state */
     LANES = 4,         /* segments coded in parallel, so that no step waits for the one before it */
+    TREND_BITS = 8,    /* first bits of a mantissa on which the step to expect depends, at most */
+    TREND_CELLS = 1 << TREND_BITS,
 };
 #define LOWEST ((uint32_t)1 << 15) /* states are from this value to below 65,536 times as much */
 
@@ -83,6 +86,31 @@ static inline uint32_t put_token(uint32_t state, const EncodeEntry *entry, uint1
 static inline uint32_t decode_entry(unsigned token, uint32_t chance, uint32_t place) {
     unsigned code = token >= 16 ? token - 8 : (token >> 1 ^ (0 - (token & 1))) & 255;
     return code | (chance - 1) << 8 | place << 20;
+}
+
+/* The steps to expect are stored by their differences from one to the next. */
+static void put_trend(Writer *w, const int32_t *trend, unsigned first) {
+    int64_t last = 0;
+    put_byte(w, first);
+    for (unsigned n = 0; first && n < 1u << first; last = trend[n++]) {
+        int64_t more = trend[n] - last;
+        put_varint(w, (uint64_t)more << 1 ^ (uint64_t)(more >> 63));
+    }
+}
+
+static const char *get_trend(Reader *r, unsigned mantissa, int32_t *trend, unsigned *first) {
+    int64_t last = 0;
+    *first = get_byte(r);
+    if (r->failed || *first > TREND_BITS || (*first && *first >= mantissa))
+        return "its steps to expect are not valid";
+    for (unsigned n = 0; *first && n < 1u << *first; n++) {
+        uint64_t more = get_varint(r, (uint64_t)1 << 33);
+        last += (int64_t)(more >> 1) ^ -(int64_t)(more & 1);
+        if (r->failed || last < INT32_MIN || last > INT32_MAX)
+            return "its steps to expect are not valid";
+        trend[n] = (int32_t)last;
+    }
+    return NULL;
 }
 
 static void put_chances(Writer *w, const uint32_t *chances, unsigned tokens) {

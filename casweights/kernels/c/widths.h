@@ -2,6 +2,7 @@
 #define BITS 8
 #include "element.h"
 #include "sparse.h"
+#include "trend.h"
 #include "dense.h"
 #include "planes.h"
 #include "patch.h"
@@ -10,6 +11,7 @@
 #define BITS 16
 #include "element.h"
 #include "sparse.h"
+#include "trend.h"
 #include "dense.h"
 #include "planes.h"
 #include "patch.h"
@@ -18,6 +20,7 @@
 #define BITS 32
 #include "element.h"
 #include "sparse.h"
+#include "trend.h"
 #include "dense.h"
 #include "planes.h"
 #include "patch.h"
@@ -26,6 +29,7 @@
 #define BITS 64
 #include "element.h"
 #include "sparse.h"
+#include "trend.h"
 #include "dense.h"
 #include "planes.h"
 #include "patch.h"

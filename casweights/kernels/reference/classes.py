@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 EXPONENTS = 256
 _ENTRIES = 1024
-_LOG_BITS = 24  # fractional bits of a logarithm
+LOG_BITS = 24  # fractional bits of a logarithm
 
 
 class Classes(NamedTuple):
@@ -70,7 +70,7 @@ def choose_classes(counts: np.ndarray, limit: int, header: int) -> tuple[Classes
     growth = [_growth(*groups[n : n + 2]) for n in range(len(groups) - 1)]
     while growth:
         best = growth.index(min(growth))
-        if len(groups) <= limit and growth[best] > header << _LOG_BITS:
+        if len(groups) <= limit and growth[best] > header << LOG_BITS:
             break
         groups[best : best + 2] = [groups[best] + groups[best + 1]]
         del first[best + 1], growth[best]
@@ -81,39 +81,44 @@ def choose_classes(counts: np.ndarray, limit: int, header: int) -> tuple[Classes
 
 def _growth(one: np.ndarray, other: np.ndarray) -> int:
     """Return how many more bits two groups of symbols need with common statistics, times 2^24."""
-    return _cost(one + other) - _cost(one) - _cost(other)
+    return cost(one + other) - cost(one) - cost(other)
 
 
-def _cost(counts: np.ndarray) -> int:
+def cost(counts: np.ndarray) -> int:
     """Return the bits that symbols with these counts need (their entropy), times 2^24."""
     return int(_n_log2_n(counts.sum(keepdims=True))[0] - _n_log2_n(counts).sum())
 
 
 def _n_log2_n(numbers: np.ndarray) -> np.ndarray:
-    """Return n * log2(n), times 2^24, for numbers below 2^32.
+    """Return n * log2(n), times 2^24, for numbers below 2^32."""
+    n = np.maximum(numbers, 1).astype(np.int64)
+    product: np.ndarray = n * log2(n)
+    return product
+
+
+def log2(n: np.ndarray) -> np.ndarray:
+    """Return the binary logarithm, times 2^24, of numbers from 1 to below 2^32.
 
     The function uses integers alone, so that all machines choose the same classes.
     """
-    n = np.maximum(numbers, 1).astype(np.int64)
     exponent = np.frexp(n)[1].astype(np.int64) - 1
     fraction = (n << (42 - exponent)) - (1 << 42)
     entry, rest = fraction >> 32, (fraction & 0xFFFFFFFF) >> 16
     below, above = _LOGARITHMS[entry], _LOGARITHMS[entry + 1]
-    log = (exponent << _LOG_BITS) + below + ((above - below) * rest >> 16)
-    product: np.ndarray = n * log
-    return product
+    log: np.ndarray = (exponent << LOG_BITS) + below + ((above - below) * rest >> 16)
+    return log
 
 
 def _logarithms() -> np.ndarray:
     """Return log2(1 + n / 1024), times 2^24, for n from 0 to 1024, by repeated squaring."""
     x = np.arange(_ENTRIES, 2 * _ENTRIES, dtype=np.uint64) << 21  # 31 fractional bits
     log = np.zeros(_ENTRIES, np.int64)
-    for _ in range(_LOG_BITS):
+    for _ in range(LOG_BITS):
         x = x * x >> 31
         carry = x >> 32
         log = log << 1 | carry.astype(np.int64)
         x >>= carry
-    return np.append(log, 1 << _LOG_BITS)
+    return np.append(log, 1 << LOG_BITS)
 
 
 _LOGARITHMS = _logarithms()

@@ -14,16 +14,25 @@ from casweights.kernels.reference.bits import (
 )
 from casweights.kernels.reference.classes import (
     EXPONENTS,
-    Classes,
     choose_classes,
     read_classes,
 )
 from casweights.kernels.reference.differences import (
-    apply,
-    differences,
     exponents,
+    move,
     open_pair,
     open_payload,
+    steps_between,
+    unzigzag,
+    zigzag,
+)
+from casweights.kernels.reference.groups import (
+    BLOCK,
+    MAX_GROUPS,
+    block_count,
+    choose_groups,
+    decode_groups,
+    encode_groups,
 )
 from casweights.kernels.reference.rans import (
     CHANCES,
@@ -35,9 +44,10 @@ from casweights.kernels.reference.rans import (
     from_columns,
     scale_counts,
 )
+from casweights.kernels.reference.trend import Trend, choose_trend, read_trend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from casweights.kernels.kinds import ElementKind
     from casweights.system.buffers import Buffer
@@ -74,20 +84,25 @@ class _Tokens:
 
 
 class _Model(NamedTuple):
-    """The chances of tokens in each class of elements.
+    """The chances of tokens in each class of elements, which are those of each group in turn.
 
     A symbol of `table` is a class times the number of tokens, plus a token.
+
+    Attributes:
+        rows: The class of each exponent, an array for each group.
     """
 
     kind: ElementKind
     tokens: _Tokens
-    classes: Classes
+    trend: Trend
+    rows: np.ndarray
     table: SymbolTable
 
-    def class_of(self, base: np.ndarray) -> np.ndarray:
-        """Return the class of each element of a base."""
-        numbers: np.ndarray = self.classes.of[exponents(base, self.kind)]
-        return numbers.astype(np.intp)
+    def class_of(self, base: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Return the class of each element of a base; `groups` has the group of each block."""
+        own = np.repeat(groups, BLOCK)[: len(base)]
+        numbers: np.ndarray = self.rows[own, exponents(base, self.kind)]
+        return numbers
 
 
 def dense_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
@@ -102,15 +117,42 @@ def dense_encode(base: Buffer, new: Buffer, kind: int, /) -> bytes:
         ValueError: The lengths differ, or the kind is unknown or does not fit them.
     """
     known, old, bits = open_pair(base, new, kind)
-    tokens = _Tokens(known.width)
-    counts = _count_tokens(old, bits, known, tokens)
-    classes, class_counts = choose_classes(counts, _MAX_CLASSES, _CLASS_BITS)
-    chances = [scale_counts(row) for row in class_counts]
-    model = _Model(known, tokens, classes, SymbolTable.of(chances))
-    head = bytes([known]) + classes.encode() + b"".join(map(_encode_chances, chances))
-    batches = [_encode_batch(old[batch], bits[batch], model) for batch in _batches(len(old))]
+    head, of, model = _choose_model(old, bits, known)
+    batches = [_encode_batch(old[b], bits[b], of[_blocks(b)], model) for b in _batches(len(old))]
     columns = zip(*batches, strict=True)  # the payload has all sizes, all words, all plain bits
-    return head + b"".join(part for column in columns for part in column)
+    return bytes([known]) + head + b"".join(part for column in columns for part in column)
+
+
+def _choose_model(
+    base: np.ndarray, bits: np.ndarray, kind: ElementKind
+) -> tuple[bytes, np.ndarray, _Model]:
+    """Return a model as payloads store it, the group of each block, and the model."""
+    tokens = _Tokens(kind.width)
+    shape = EXPONENTS, len(tokens)
+    trend = choose_trend(base, bits, kind, _counter(kind, tokens))
+    cells = np.concatenate(
+        [np.zeros(0, np.uint16)]
+        + [
+            _cells(base[b], _surprises(base[b], bits[b], trend), kind, tokens)
+            for b in _batches(len(base))
+        ]
+    )
+    of = choose_groups(cells, shape)
+    groups = int(of.max(initial=0)) + 1
+    head = trend.encode() + bytes([groups])
+    rows: list[np.ndarray] = []
+    chances: list[np.ndarray] = []
+    for group in range(groups):
+        own = cells[np.repeat(of == group, BLOCK)[: len(cells)]]
+        counts = np.bincount(own, minlength=shape[0] * shape[1]).reshape(shape)
+        classes, counted = choose_classes(counts, _MAX_CLASSES, _CLASS_BITS)
+        rows.append(classes.of.astype(np.intp) + len(chances))
+        chances += [scale_counts(row) for row in counted]
+        head += classes.encode() + b"".join(map(_encode_chances, chances[-len(counted) :]))
+    if groups > 1:
+        coded = encode_groups(of, groups)
+        head += varint(len(coded)) + coded
+    return head, of, _Model(kind, tokens, trend, np.array(rows), SymbolTable.of(chances))
 
 
 def _batches(count: int) -> Iterator[slice]:
@@ -118,16 +160,38 @@ def _batches(count: int) -> Iterator[slice]:
         yield slice(start, start + _BATCH)
 
 
-def _count_tokens(
-    base: np.ndarray, bits: np.ndarray, kind: ElementKind, tokens: _Tokens
+def _blocks(batch: slice) -> slice:
+    """Return the blocks of a batch of elements."""
+    return slice(batch.start // BLOCK, batch.stop // BLOCK)
+
+
+def _surprises(base: np.ndarray, bits: np.ndarray, trend: Trend) -> np.ndarray:
+    """Return the difference of each element in zigzag, less what is expected."""
+    steps = steps_between(base, bits, trend.kind)
+    return zigzag(steps - trend.expected(base) if trend.first else steps)
+
+
+def _cells(
+    base: np.ndarray, difference: np.ndarray, kind: ElementKind, tokens: _Tokens
 ) -> np.ndarray:
-    """Count how often each token occurs with each exponent of the base; one row per exponent."""
-    counts = np.zeros((EXPONENTS, len(tokens)), np.int64)
-    for batch in _batches(len(base)):
-        token = tokens.of(differences(base[batch], bits[batch], kind))
-        pairs = exponents(base[batch], kind).astype(np.intp) * len(tokens) + token
-        counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
-    return counts
+    """Return each element's exponent and token in one number."""
+    cells: np.ndarray = exponents(base, kind).astype(np.uint16) * np.uint16(len(tokens))
+    cells += tokens.of(difference).astype(np.uint16)
+    return cells
+
+
+def _counter(
+    kind: ElementKind, tokens: _Tokens
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, int]]:
+    """Return a function that counts the cells and plain bits of elements with these steps."""
+
+    def count(base: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, int]:
+        cells = _cells(base, zigzag(steps), kind, tokens)
+        counts = np.bincount(cells, minlength=EXPONENTS * len(tokens))
+        plain = int(tokens.plain[cells % len(tokens)].sum())
+        return counts.reshape(EXPONENTS, len(tokens)), plain
+
+    return count
 
 
 def _encode_chances(chances: np.ndarray) -> bytes:
@@ -135,12 +199,14 @@ def _encode_chances(chances: np.ndarray) -> bytes:
     return bytes([len(kept) - 1]) + b"".join(map(varint, kept))
 
 
-def _encode_batch(base: np.ndarray, bits: np.ndarray, model: _Model) -> tuple[bytes, bytes, bytes]:
+def _encode_batch(
+    base: np.ndarray, bits: np.ndarray, groups: np.ndarray, model: _Model
+) -> tuple[bytes, bytes, bytes]:
     """Return the sizes, words and plain bits of some segments."""
     tokens, table = model.tokens, model.table
-    difference = differences(base, bits, model.kind)
+    difference = _surprises(base, bits, model.trend)
     token = tokens.of(difference)
-    symbols = as_columns(model.class_of(base) * len(tokens) + token, table.certain)
+    symbols = as_columns(model.class_of(base, groups) * len(tokens) + token, table.certain)
     words, word_counts = encode_segments(symbols, table)
     plain, plain_sizes = _encode_plain(difference - tokens.least[token], tokens.plain[token])
     sizes = [varint(n) for pair in zip(word_counts, plain_sizes, strict=True) for n in pair]
@@ -183,19 +249,40 @@ def dense_decode(payload: Buffer, base_to_new: Buffer, /) -> None:
         ValueError: The payload is malformed; the content of `base_to_new` is then undefined.
     """
     reader, kind, elements = open_payload(payload, base_to_new)
-    classes = read_classes(reader, kind, _MAX_CLASSES)
-    tokens = _Tokens(kind.width)
-    chances = [_read_chances(reader, len(tokens)) for _ in classes.first]
-    model = _Model(kind, tokens, classes, SymbolTable.of(chances))
+    trend, of, model = _read_model(reader, kind, len(elements))
+    tokens = model.tokens
     word_counts, plain_sizes = _read_sizes(reader, -(-len(elements) // SEGMENT))
     words = PayloadReader(reader.take(2 * int(word_counts.sum())))
     plain = PayloadReader(reader.take(int(plain_sizes.sum())))
     for batch in _batches(len(elements)):
-        own = slice(batch.start // SEGMENT, batch.stop // SEGMENT)
-        token = _decode_tokens(elements[batch], words, word_counts[own], model)
+        own, base = slice(batch.start // SEGMENT, batch.stop // SEGMENT), elements[batch]
+        token = _decode_tokens(base, of[_blocks(batch)], words, word_counts[own], model)
         difference = tokens.least[token]
         difference |= _decode_plain(plain, plain_sizes[own], tokens.plain[token])
-        elements[batch] = apply(elements[batch], difference, kind)
+        steps = unzigzag(difference)
+        elements[batch] = move(base, steps + trend.expected(base) if trend.first else steps, kind)
+
+
+def _read_model(
+    reader: PayloadReader, kind: ElementKind, count: int
+) -> tuple[Trend, np.ndarray, _Model]:
+    """Read what precedes the segments: the trend, the group of each block, and the chances."""
+    tokens = _Tokens(kind.width)
+    trend = read_trend(reader, kind)
+    groups = reader.byte()
+    if not 1 <= groups <= MAX_GROUPS:
+        raise ValueError("its number of groups is not valid")
+    rows: list[np.ndarray] = []
+    chances: list[np.ndarray] = []
+    for _ in range(groups):
+        classes = read_classes(reader, kind, _MAX_CLASSES)
+        rows.append(classes.of.astype(np.intp) + len(chances))
+        chances += [_read_chances(reader, len(tokens)) for _ in classes.first]
+    of = np.zeros(block_count(count), np.uint8)
+    if groups > 1:
+        data = reader.take(reader.varint(reader.left))
+        of = decode_groups(data, len(of), groups)
+    return trend, of, _Model(kind, tokens, trend, np.array(rows), SymbolTable.of(chances))
 
 
 def _read_chances(reader: PayloadReader, tokens: int) -> np.ndarray:
@@ -222,10 +309,14 @@ def _read_sizes(reader: PayloadReader, segments: int) -> tuple[np.ndarray, np.nd
 
 
 def _decode_tokens(
-    base: np.ndarray, words: PayloadReader, counts: np.ndarray, model: _Model
+    base: np.ndarray,
+    groups: np.ndarray,
+    words: PayloadReader,
+    counts: np.ndarray,
+    model: _Model,
 ) -> np.ndarray:
     """Return the token of each element of a batch; `counts` has the words of each segment."""
-    columns = as_columns(model.class_of(base), len(model.classes.first))
+    columns = as_columns(model.class_of(base, groups), int(model.rows.max()) + 1)
     own = words.take(2 * int(counts.sum()))
     symbols = decode_segments(columns, own, counts, model.table)
     return from_columns(symbols, len(base)) % len(model.tokens)

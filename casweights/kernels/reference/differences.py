@@ -65,30 +65,50 @@ def exponents(bits: np.ndarray, kind: ElementKind) -> np.ndarray:
     return fields.astype(np.uint8)
 
 
+def steps_between(base: np.ndarray, bits: np.ndarray, kind: ElementKind) -> np.ndarray:
+    """Return the steps from `base` to `bits`, as unsigned integers."""
+    steps: np.ndarray = _places(bits, kind) - _places(base, kind)
+    return steps
+
+
+def zigzag(steps: np.ndarray) -> np.ndarray:
+    """Return steps in zigzag: 0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
+    folded: np.ndarray = steps << 1 ^ signs(steps)
+    return folded
+
+
+def unzigzag(difference: np.ndarray) -> np.ndarray:
+    """Return the steps whose `zigzag` is `difference`."""
+    steps: np.ndarray = difference >> 1 ^ -(difference & 1)
+    return steps
+
+
 def differences(base: np.ndarray, bits: np.ndarray, kind: ElementKind) -> np.ndarray:
-    """Return the steps from `base` to `bits` in zigzag: 0, -1, 1, -2, ... become 0, 1, 2, 3, ..."""
-    steps = _places(bits, kind) - _places(base, kind)
-    zigzag: np.ndarray = steps << 1 ^ _signs(steps)
-    return zigzag
+    """Return the steps from `base` to `bits` in zigzag."""
+    return zigzag(steps_between(base, bits, kind))
 
 
 def apply(base: np.ndarray, difference: np.ndarray, kind: ElementKind) -> np.ndarray:
     """Return the elements whose `differences` from the base are `difference`."""
-    steps = difference >> 1 ^ -(difference & 1)
+    return move(base, unzigzag(difference), kind)
+
+
+def move(base: np.ndarray, steps: np.ndarray, kind: ElementKind) -> np.ndarray:
+    """Return the elements that are these steps from the base."""
     return _patterns(_places(base, kind) + steps, kind)
 
 
 def _places(bits: np.ndarray, kind: ElementKind) -> np.ndarray:
     """Map bit patterns to integers in the order of the numbers, -0 and NaNs included."""
-    return bits ^ (_signs(bits) | _sign(kind)) if kind.mantissa else bits
+    return bits ^ (signs(bits) | _sign(kind)) if kind.mantissa else bits
 
 
 def _patterns(places: np.ndarray, kind: ElementKind) -> np.ndarray:
     """Return the bit patterns at these places; the inverse of `_places`."""
-    return places ^ (_signs(~places) | _sign(kind)) if kind.mantissa else places
+    return places ^ (signs(~places) | _sign(kind)) if kind.mantissa else places
 
 
-def _signs(bits: np.ndarray) -> np.ndarray:
+def signs(bits: np.ndarray) -> np.ndarray:
     """Return a mask for each element: all bits if its highest bit is set, otherwise 0."""
     width = bits.itemsize
     signs: np.ndarray = (bits.view(f"<i{width}") >> (8 * width - 1)).view(f"<u{width}")
