@@ -38,7 +38,7 @@ _FAST_LEVEL, _AUTO_LEVEL, _SMALL_LEVEL = 1, 3, 12
 # Shares of changed elements. Below the first, `dense` is smaller only if the changes are of random
 # sizes; above the second, `sparse` is hardly ever smaller. `tools/bench/run encodings --only
 # densities` measures both encodings at every share.
-_SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.3
+_SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.12
 _RANDOM_CHANGE_BYTES = 2  # bytes that `sparse` needs for a change of random size, roughly
 _BLOCKS, _BLOCK = 64, 4096  # blocks, and elements in each, of the sample that estimates the share
 _MAX_PART_SHARE = 0.5  # of a part's bytes: above it, a part without a base may be smaller

@@ -207,6 +207,7 @@ def test_few_changes_of_many_elements_come_back(
         (4 * SEGMENT + 1, ElementKind.BFLOAT_16, "any step", 0.6),
         (5 * SEGMENT, ElementKind.PLAIN_32, "special", ONE),
         (9 * SEGMENT + 7, ElementKind.BFLOAT_16, "neighbour", 0.6),
+        (25 * SEGMENT + 7, ElementKind.BFLOAT_16, "any step", 0.2),
     ],
 )
 def test_many_changes_of_many_elements_come_back(

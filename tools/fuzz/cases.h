@@ -49,12 +49,12 @@ static uint8_t *new_elements(const Case *it) {
 static void free_elements(const Case *it, uint8_t *elements) { free(elements - it->shift); }
 
 /* Often some thousands, sometimes a few, sometimes enough to learn groups from, sometimes about as
- * many as in one to five segments. */
+ * many as in one to four or in seventeen segments. */
 static size_t count_elements(const uint8_t *count) {
     if (count[1] < 32) return count[0] / 4;
     if (count[1] <= 240) return count[1] * 16u + count[0];
     if (count[1] <= 250) return (count[1] - 176u) * GROUPED + count[0];
-    return (count[1] - 250u) * (size_t)SEGMENT - 128 + count[0];
+    return (count[1] < 255 ? count[1] - 250u : 17) * (size_t)SEGMENT - 128 + count[0];
 }
 
 static uint64_t make_element(unsigned style, const Case *it, uint64_t *random) {

@@ -20,12 +20,18 @@ static ALWAYS_INLINE void NAME(set_long_tokens_)(const T *base, const T *bits, s
                                                  unsigned mantissa, unsigned first,
                                                  const int32_t *trend, uint16_t *cells,
                                                  Writer *plain) {
-    for (size_t n = 0; n < count; n++) {
-        if (cells[n] % NAME(TOKENS_) != 16) continue;
-        T difference = NAME(surprise_)(base[n], bits[n], mantissa, first, trend);
-        unsigned token = token_of(difference), more = plain_bits(token);
-        cells[n] = (uint16_t)(cells[n] - 16 + token);
-        put_long_bits(plain, low_bits(difference, more), more);
+    for (size_t start = 0; start < count; start += 64) {
+        _Alignas(64) uint8_t is_long[64] = {0};
+        size_t size = count - start < 64 ? count - start : 64;
+        for (size_t n = 0; n < size; n++)
+            is_long[n] = cells[start + n] % NAME(TOKENS_) == 16 ? 255 : 0;
+        for (uint64_t mask = gather_mask(is_long); mask; mask &= mask - 1) {
+            size_t n = start + (size_t)__builtin_ctzll(mask);
+            T difference = NAME(surprise_)(base[n], bits[n], mantissa, first, trend);
+            unsigned token = token_of(difference), more = plain_bits(token);
+            cells[n] = (uint16_t)(cells[n] - 16 + token);
+            put_long_bits(plain, low_bits(difference, more), more);
+        }
     }
 }
 
@@ -50,6 +56,8 @@ static void NAME(take_apart_)(const T *base, const T *bits, size_t count, unsign
         const T *old = base + start, *new = bits + start;
         if (BITS == 16 && mantissa == 7)
             NAME(fill_segment_)(old, new, size, 7, 0, trend, cells + start, plain);
+        else if (BITS == 32 && mantissa == 23 && !first)
+            NAME(fill_segment_)(old, new, size, 23, 0, trend, cells + start, plain);
         else if (BITS == 32 && mantissa == 23 && first == TREND_BITS)
             NAME(fill_segment_)(old, new, size, 23, TREND_BITS, trend, cells + start, plain);
         else
@@ -220,10 +228,12 @@ static inline T NAME(move_)(T base, T step, unsigned mantissa) {
 
 /* What a decoder knows of a payload before its segments. */
 typedef struct {
-    const uint32_t (*rows)[2 * EXPONENTS]; /* of each group; index: the sign bit, the exponent */
+    const uint32_t (*rows)[2 * EXPONENTS]; /* of each group; index: the sign bit, the exponent; a row
+                                            * has its first entry, and the chance of token 0 */
     const uint32_t *entries;
     const uint8_t *of; /* the group of each block */
     const int32_t *trend;
+    const uint8_t *streams;
 } NAME(Tables);
 
 static ALWAYS_INLINE T NAME(decode_step_)(T base, unsigned mantissa, unsigned first,
@@ -232,7 +242,7 @@ static ALWAYS_INLINE T NAME(decode_step_)(T base, unsigned mantissa, unsigned fi
                                           Segment *segment) {
     unsigned row = BITS < 64 && mantissa ? (unsigned)(base >> mantissa)
                                          : NAME(exponent_)(base, mantissa);
-    uint32_t entry = tables->entries[rows[row] + *state % CHANCES];
+    uint32_t entry = tables->entries[rows[row] % (1u << ROW_BITS) + *state % CHANCES];
     uint32_t quotient = *state >> CHANCE_BITS;
     uint32_t next = (entry >> 8) % CHANCES * quotient + quotient + (entry >> 20);
     uint32_t low = (next - LOWEST) >> 31; /* no branch, as it would be mispredicted */
@@ -272,6 +282,18 @@ static ALWAYS_INLINE void NAME(decode_segments_)(T *data, unsigned mantissa, uns
     }
 }
 
+static const char *NAME(check_segments_)(const Segment *segments, size_t count) {
+    for (size_t g = 0; g < count; g++)
+        if (segments[g].state != LOWEST || segments[g].words != segments[g].words_end ||
+            segments[g].bit > segments[g].bits_end || segments[g].bits_end - segments[g].bit > 7)
+            return "its streams do not fit its elements";
+    return NULL;
+}
+
+#if BITS == 16 && defined(USE_AVX2)
+#include "dense_avx2.h"
+#endif
+
 static ALWAYS_INLINE const char *NAME(decode_lanes_)(T *data, size_t count, unsigned mantissa,
                                                      unsigned first, const NAME(Tables) *tables,
                                                      const uint8_t *of, Segment *segments) {
@@ -285,11 +307,7 @@ static ALWAYS_INLINE const char *NAME(decode_lanes_)(T *data, size_t count, unsi
                                          &segment->words, segment);
         }
     }
-    for (size_t g = 0; g * SEGMENT < count; g++)
-        if (segments[g].state != LOWEST || segments[g].words != segments[g].words_end ||
-            segments[g].bit > segments[g].bits_end || segments[g].bits_end - segments[g].bit > 7)
-            return "its streams do not fit its elements";
-    return NULL;
+    return NAME(check_segments_)(segments, (count + SEGMENT - 1) / SEGMENT);
 }
 
 /* The same, compiled with constants for the most frequent kinds. */
@@ -315,10 +333,14 @@ static const char *NAME(get_model_)(Reader *r, unsigned mantissa, uint32_t *rows
     uint32_t *more = realloc(*entries, (*used + classes.count * CHANCES) * sizeof *more);
     if (!more) return OUT_OF_MEMORY;
     *entries = more;
-    for (unsigned e = 0; e < 2 * EXPONENTS; e++)
-        rows[e] = (uint32_t)*used + classes.of[e % (top + 1)] * (uint32_t)CHANCES;
-    for (unsigned c = 0; c < classes.count && !error; c++, *used += CHANCES)
-        error = get_chances(r, NAME(TOKENS_), *entries + *used);
+    uint32_t row[MAX_CLASSES];
+    for (unsigned c = 0; c < classes.count && !error; c++, *used += CHANCES) {
+        uint32_t zero = 0;
+        error = get_chances(r, NAME(TOKENS_), *entries + *used, &zero);
+        row[c] = (uint32_t)*used | zero << ROW_BITS;
+    }
+    for (unsigned e = 0; e < 2 * EXPONENTS && !error; e++)
+        rows[e] = row[classes.of[e % (top + 1)]];
     return error;
 }
 
@@ -345,8 +367,14 @@ static const char *NAME(dense_decode_)(Reader *r, uint8_t *data, size_t count, u
     }
     if (!error && groups > 1) error = get_groups(r, of, blocks, groups);
     if (!error) error = get_segments(r, segments, segment_count, &streams);
-    const NAME(Tables) tables = {(const uint32_t(*)[2 * EXPONENTS])rows, entries, of, trend};
-    for (size_t g = 0; g < segment_count && !error; g += LANES) {
+    const NAME(Tables) tables = {(const uint32_t(*)[2 * EXPONENTS])rows, entries, of, trend,
+                                  streams};
+    size_t done = 0;
+#if BITS == 16 && defined(USE_AVX2)
+    if (mantissa == 7 && !first && !error)
+        error = NAME(decode_complete_)((T *)(void *)data, count, &tables, segments, &done);
+#endif
+    for (size_t g = done; g < segment_count && !error; g += LANES) {
         size_t start = g * SEGMENT, left = count - start;
         error = NAME(decode_any_)((T *)(void *)data + start,
                                   left < LANES * SEGMENT ? left : LANES * SEGMENT, mantissa, first,

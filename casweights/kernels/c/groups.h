@@ -21,7 +21,7 @@ typedef struct {
 } Sample;
 
 static Sample sample_of(size_t elements) {
-    size_t blocks = elements / GROUPED, stride = blocks / SAMPLED + 1;
+    size_t blocks = elements / GROUPED, stride = blocks / SAMPLED + 4;
     return (Sample){stride, (blocks + stride - 1) / stride};
 }
 
@@ -154,7 +154,7 @@ static bool groups_pay(const Learner *it, size_t blocks) {
     }
     for (size_t n = 0; n < cells; n++) used -= it->counts[MAX_GROUPS][n] != 0;
     uint64_t bits = blocks + used * (8 + it->sample.stride);
-    return one > many + one / 256 + (bits << LOG_BITS) / it->sample.stride;
+    return one > many + one / 64 + (bits << LOG_BITS) / it->sample.stride;
 }
 
 /* Numbers the groups that have blocks from 0 on, and returns how many they are. */

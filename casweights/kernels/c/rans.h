@@ -11,6 +11,7 @@ enum {
     MAX_TOKENS = 256,
     SEGMENT = 1 << 14, /* elements that share a state */
     LANES = 4,         /* segments coded in parallel, so that no step waits for the one before it */
+    ROW_BITS = 19,     /* of the position of a class among the entries of all groups */
     TREND_BITS = 8,    /* first bits of a mantissa on which the step to expect depends, at most */
     TREND_CELLS = 1 << TREND_BITS,
 };
@@ -47,7 +48,8 @@ static void scale_counts(const uint32_t *counts, unsigned tokens, uint32_t *chan
 
 /* Division by a chance as multiplication (as in Giesen's rans_byte); exact for states. */
 typedef struct {
-    uint32_t limit, reciprocal, bias, complement, shift;
+    uint32_t limit, reciprocal;
+    uint16_t bias, complement, shift, unused; /* 16 bytes in all, so that indexing is a shift */
 } EncodeEntry;
 
 static void fill_encode_entries(EncodeEntry *entries, const uint32_t *chances, unsigned tokens) {
@@ -57,25 +59,25 @@ static void fill_encode_entries(EncodeEntry *entries, const uint32_t *chances, u
         uint32_t chance = chances[t];
         if (!chance) continue;
         entry->limit = ((LOWEST >> CHANCE_BITS) << 16) * chance;
-        entry->complement = CHANCES - chance;
+        entry->complement = (uint16_t)(CHANCES - chance);
         if (chance == 1) {
             entry->reciprocal = 0xffffffff;
             entry->shift = 0;
-            entry->bias = start + CHANCES - 1;
+            entry->bias = (uint16_t)(start + CHANCES - 1);
         } else {
             unsigned shift = log2_floor(chance - 1) + 1;
             entry->reciprocal = (uint32_t)((((uint64_t)1 << (shift + 31)) + chance - 1) / chance);
-            entry->shift = shift - 1;
-            entry->bias = start;
+            entry->shift = (uint16_t)(shift - 1);
+            entry->bias = (uint16_t)start;
         }
     }
 }
 
 static inline uint32_t put_token(uint32_t state, const EncodeEntry *entry, uint16_t **words) {
-    if (state >= entry->limit) {
-        *--*words = (uint16_t)state;
-        state >>= 16;
-    }
+    uint32_t full = state >= entry->limit; /* no branch, as it would be mispredicted */
+    (*words)[-1] = (uint16_t)state;
+    *words -= full;
+    state >>= 16 * full;
     uint32_t quotient = (uint32_t)((uint64_t)state * entry->reciprocal >> 32) >> entry->shift;
     return state + entry->bias + quotient * entry->complement;
 }
@@ -119,7 +121,8 @@ static void put_chances(Writer *w, const uint32_t *chances, unsigned tokens) {
     for (unsigned t = 0; t < tokens; t++) put_varint(w, chances[t]);
 }
 
-static const char *get_chances(Reader *r, unsigned tokens, uint32_t *entries) {
+/* Also sets the chance of token 0. */
+static const char *get_chances(Reader *r, unsigned tokens, uint32_t *entries, uint32_t *zero) {
     unsigned count = get_byte(r) + 1;
     uint32_t at = 0;
     if (r->failed || count > tokens) return "it has too many tokens";
@@ -128,6 +131,7 @@ static const char *get_chances(Reader *r, unsigned tokens, uint32_t *entries) {
         for (uint32_t place = 0; place < chance; place++)
             entries[at + place] = decode_entry(t, chance, place);
         at += chance;
+        if (!t) *zero = chance;
     }
     return r->failed || at != CHANCES ? "its chances do not add up" : NULL;
 }
@@ -140,7 +144,7 @@ typedef struct {
 } Segment;
 
 /* Bytes that may be read past the streams: an element needs at most a word. */
-enum { PADDING = 2 * SEGMENT };
+enum { PADDING = 2 * SEGMENT + 4 };
 
 static inline uint64_t get_plain(Segment *segment, unsigned count) {
     if (segment->bit + count > segment->bits_end) {

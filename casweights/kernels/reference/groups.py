@@ -27,7 +27,7 @@ def block_count(count: int) -> int:
 
 def sample_stride(count: int) -> int:
     """Return which blocks of some elements are sampled: every n-th of those that are complete."""
-    return count // BLOCK // _SAMPLED + 1
+    return count // BLOCK // _SAMPLED + 4
 
 
 def sampled(values: np.ndarray) -> np.ndarray:
@@ -124,7 +124,7 @@ class _Learner:
         used = sum(int((counts > 0).sum()) for counts in self._groups)
         used -= int((self._all > 0).sum())
         bits = blocks + used * (8 + stride)
-        return one > many + one // 256 + (bits << LOG_BITS) // stride
+        return one > many + one // 64 + (bits << LOG_BITS) // stride
 
 
 def cells_cost(counts: np.ndarray) -> int:
