@@ -54,7 +54,7 @@ def added(old: Sequence[Tensors], new: Sequence[Tensors], *, is_related: bool = 
     Args:
         old: The versions that are there, from one to the next.
         new: The further ones.
-        is_related: Whether the first of them is declared to come from the last one that is there.
+        is_related: Whether the first of them is declared to come from the last of these.
     """
     store = MemoryStore()
     with casweights.open(store, create=True) as repo:
