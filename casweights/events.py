@@ -26,6 +26,7 @@ class Stage(StrEnum):
     REPAIR = "repair"
     REPACK = "repack"
     MAINTAIN = "maintain"
+    FOLD = "fold"
     TRANSFER = "transfer"
 
 

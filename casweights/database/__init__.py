@@ -144,17 +144,21 @@ class Database(Handle):
             self.index.heed(self.findings.load())
             self._heeded = True
 
-    def apart(self) -> Database:
-        """Return another handle of the same open store, with one thread and memory of its own.
+    def apart(self, *, workers: int = 1, reporter: Reporter | None = None) -> Database:
+        """Return another handle of the same open store, with threads and memory of its own.
 
-        What is done with it neither evicts what this handle remembers nor takes its threads, and
-        is not reported. The caller closes it.
+        What is done with it neither evicts what this handle remembers nor takes its threads. The
+        caller closes it.
+
+        Args:
+            workers: Number of its threads.
+            reporter: Receives what is reported; None for nobody.
         """
         return Database(
             self.store,
-            workers=1,
+            workers=workers,
             cache_size=0,
-            reporter=Reporter(),
+            reporter=reporter or Reporter(),
             identity=(self.config, self.store_id),
         )
 

@@ -19,6 +19,7 @@ _TITLES = {
     Stage.REPAIR: "Looking for lost chunks",
     Stage.REPACK: "Repacking",
     Stage.MAINTAIN: "Merging packs",
+    Stage.FOLD: "Folding",
     Stage.TRANSFER: "Transferring",
 }
 

@@ -93,7 +93,8 @@ def collect(
     seconds = _checked_grace(db, grace, confirm)
     if apply:
         check_may_delete(db.store, "A collection deletes what it has copied aside")
-    with closing(db.apart()) as own, looking(own.objects) as now:
+    own = db.apart(workers=db.workers.count, reporter=db.reporter)
+    with closing(own), looking(own.objects) as now:
         work = _Collector(own, now, seconds, fold=fold)
         return work.run(apply=apply, only=only, finish_only=finish_only)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from casweights.database.frames import read_payload
 from casweights.database.writer import PackWriter
 from casweights.errors import NotFoundError
+from casweights.events import Stage
 from casweights.format.archive import parse_archive
 from casweights.format.snapshot import encode_snapshot
 from casweights.operations.archiving import write_archive
@@ -140,7 +141,8 @@ class _Fold:
     def _copy_frames(self, packs: Sequence[PackContents]) -> None:
         ages = {name: info.created for name, info in self._marking.places.objects.items()}
         ordered = sorted(packs, key=lambda pack: (ages[pack.info.name], pack.info.name))
-        writer = PackWriter(self._db, self._generation())
+        writer, reporter = PackWriter(self._db, self._generation()), self._db.reporter
+        reporter.started(Stage.FOLD, sum(self._marking.frames.nbytes[p.info.name] for p in packs))
         try:
             with ahead(self._db.store) as announce:
                 for pack in ordered:
@@ -148,8 +150,10 @@ class _Fold:
                     announce([[at.range for at in live]])
                     for at in live:
                         writer.add(at.frame.chunk, at.frame.raw_size, [_copy(self._db, at)])
+                        reporter.advanced(Stage.FOLD, at.frame.size)
             writer.finish()
         finally:
+            reporter.finished(Stage.FOLD)
             writer.close()
         self._note(writer)
 

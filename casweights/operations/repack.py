@@ -316,7 +316,9 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
 def _encode(
     work: _Repack, encoder: DifferenceEncoder, job: Rewrite
 ) -> tuple[Rewrite, list[EncodedFrame]]:
-    return job, job.encode(encoder, work.db.index, work.db.reader, work.db.cache)
+    db = work.db
+    plain = db.index.plain_chain(job.chunk) is not None
+    return job, job.encode(encoder, db.reader, db.cache, plain=plain)
 
 
 def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:

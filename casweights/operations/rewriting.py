@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
     from casweights.database.cache import ChunkCache
-    from casweights.database.known_chunks import KnownChunks
     from casweights.database.reader import ChunkReader, LocalFirstReader
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame
@@ -47,9 +46,10 @@ class Rewrite(NamedTuple):
     def encode(
         self,
         encoder: DifferenceEncoder,
-        index: KnownChunks,
         reader: ChunkReader,
         cache: ChunkCache,
+        *,
+        plain: bool,
     ) -> list[EncodedFrame]:
         """Return the new frames of the chunk, of which each was decoded.
 
@@ -57,10 +57,10 @@ class Rewrite(NamedTuple):
 
         Args:
             encoder: Chooses the frames.
-            index: The old frames. A chunk with a chain without derived frames keeps one, because
-                others may be made from it, or be made from it at this moment.
             reader: Reads the chunk.
             cache: Chunks in memory, to which this one is added: it may be the base of another.
+            plain: Whether the old frames have a chain without derived ones. The new frames then
+                have one, too: others may be made from the chunk, or be made from it at this moment.
 
         Raises:
             IntegrityError: The chunk cannot be rebuilt, or a new frame of it is wrong.
@@ -73,7 +73,6 @@ class Rewrite(NamedTuple):
         if self.is_structure:
             frames = encoder.encode_structure(raw, self.base)
         else:
-            plain = index.plain_chain(self.chunk) is not None
             if self.made is not None and not plain:
                 frames = encoder.encode_derived(raw, self.piece, self.made, self.base)
             else:

@@ -16,6 +16,7 @@ from casweights.config import MiB
 from casweights.database.cache import ChunkCache
 from casweights.database.known_chunks import KnownChunks
 from casweights.database.writer import PackWriter
+from casweights.events import Stage
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases
 from casweights.operations.differences import DifferenceEncoder
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 _CACHE_BYTES = 64 * MiB  # of chunks that are bases of others
 _MAX_SHARE = 0.95  # of the old frames that the new ones of a family may take
-_MAX_FAMILY = 512 * MiB  # bytes of new frames that are in memory before a family is decided
+_MAX_NEW = 512 * MiB  # bytes of new frames that are in memory before their families are decided
 
 
 class Family(NamedTuple):
@@ -53,6 +54,16 @@ class Family(NamedTuple):
     def gain(self) -> int:
         """Bytes that may be saved, at most, about."""
         return self.old - self.least
+
+    @property
+    def most(self) -> int:
+        """Bytes that its new frames may take."""
+        return min(int(_MAX_SHARE * self.old), _MAX_NEW)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its chunks."""
+        return sum(job.piece.nbytes for job in self.members)
 
 
 class Shortening:
@@ -145,8 +156,10 @@ class Shortening:
             sizes.update((frame.chunk, frame.size) for frame in path)
         return Family(members, sum(sizes.values()), least)
 
-    def encode(self, families: Iterable[Family], generation: int) -> PackWriter:
+    def encode(self, families: Sequence[Family], generation: int) -> PackWriter:
         """Encode families again, and write those that take less than before, as durable packs.
+
+        The packs are the same with any number of workers.
 
         Args:
             families: The families.
@@ -156,39 +169,50 @@ class Shortening:
             IntegrityError: A chunk cannot be rebuilt.
             StoreError: The store could not be read or written.
         """
-        writer = PackWriter(self._db, generation)
+        writer, reporter = PackWriter(self._db, generation), self._db.reporter
         cache = ChunkCache(_CACHE_BYTES, self._db.config.chunk_size)
-        encode = partial(self._encode, KnownChunks(), cache)
+        reporter.started(Stage.FOLD, sum(family.nbytes for family in families))
         try:
-            for found in self._db.workers.map(encode, families):
-                for job, frames in found:
-                    writer.add(job.chunk, job.piece.nbytes, frames)
+            for together in _batches(families):
+                encoded = self._db.workers.map(partial(self._encode, cache), together)
+                for family, found in zip(together, encoded, strict=True):
+                    for job, frames in found:
+                        writer.add(job.chunk, job.piece.nbytes, frames)
+                    reporter.advanced(Stage.FOLD, family.nbytes)
             writer.finish()
         finally:
+            reporter.finished(Stage.FOLD)
             writer.close()
         return writer
 
     def _encode(
-        self, plan: KnownChunks, cache: ChunkCache, family: Family
+        self, cache: ChunkCache, family: Family
     ) -> Sequence[tuple[Rewrite, list[EncodedFrame]]]:
-        """Return the new frames of a family; none if they take too much."""
-        reader, structure = self._db.reader, self._db.snapshots.structure
+        """Return the new frames of a family; none if they take too much.
+
+        They depend on nothing that other families write at the same time.
+        """
+        reader, structure, plan = self._db.reader, self._db.snapshots.structure, KnownChunks()
         is_plain = self._db.config.standalone
         encoder = DifferenceEncoder(reader, plan, cache, structure, "auto", is_plain=is_plain)
-        found, left = [], min(int(_MAX_SHARE * family.old), _MAX_FAMILY)
+        found, left = [], family.most
         for job in family.members:
             if (known := self._usable(job.chunk, plan)) is not None:
                 plan.add_frames([known])
                 continue
             for base in job.bases:
                 plan.add_frames(self._chain(base))
-            frames = job.encode(encoder, self._db.index, reader, cache)
+            frames = job.encode(encoder, reader, cache, plain=self._is_plain(job.chunk))
             left -= sum(len(frame.payload) for frame in frames)
             if left < 0:
                 return []
             plan.add_frames(job.planned(frames))
             found.append((job, frames))
         return found
+
+    def _is_plain(self, chunk: ChunkId) -> bool:
+        """Whether the live chain of a chunk has no derived frame; it has none if any chain has."""
+        return not any(at.frame.roots for at in self._live.chain(chunk, set()))
 
     def _usable(self, chunk: ChunkId, plan: KnownChunks) -> Location | None:
         """Return a frame of a chunk that builds on a new one, if its chain is cheap to read."""
@@ -203,6 +227,19 @@ class Shortening:
         """Yield the live frames of a chunk back to the first leaves, which have new frames."""
         if chunk not in self._leaves:
             yield from self._live.path(chunk, self._leaves)
+
+
+def _batches(families: Iterable[Family]) -> Iterator[list[Family]]:
+    """Yield families that are encoded at the same time, as their new frames fit into memory."""
+    together, nbytes = list[Family](), 0
+    for family in families:
+        if together and nbytes + family.most > _MAX_NEW:
+            yield together
+            together, nbytes = [], 0
+        together.append(family)
+        nbytes += family.most
+    if together:
+        yield together
 
 
 class _Groups:

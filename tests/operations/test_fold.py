@@ -239,7 +239,7 @@ def test_a_frame_that_decodes_to_something_else_stops_the_run(
 def test_a_family_that_is_too_large_for_memory_stays_as_it_is(
     repo: Repository, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shortening, "_MAX_FAMILY", 100)
+    monkeypatch.setattr(shortening, "_MAX_NEW", 100)
     kept = run(repo)
     assert all(done.chunks == 0 for done in collect(repo, objects))
     check_versions(objects, kept)
