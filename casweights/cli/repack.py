@@ -10,7 +10,7 @@ from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._progress import Results
 from casweights.cli._spans import grace_option
-from casweights.cli._text import count, size
+from casweights.cli._text import count, micros, moment, size
 from casweights.cli._verb import verb
 from casweights.config import Compression, MiB
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from casweights.cli._session import Session
 
+_WHEN_FREE = "what is aside takes space until a repack, maintain or gc deletes it, from {} on"
 _WAYS_OUT = (
     "`casweights verify` says why. Replace it by a sound copy, or delete it if `verify` finds no "
     "other problem"
@@ -60,6 +61,7 @@ def command(session: Session, compression: str, memory: int, grace: timedelta) -
             "old_pack_bytes": done.old_bytes,
             "aside_bytes": done.aside_bytes,
             "freed_bytes": done.freed_bytes,
+            "free_from": micros(done.free_from) if done.free_from else None,
             "unreadable": list(done.unreadable),
         },
         [
@@ -71,6 +73,7 @@ def command(session: Session, compression: str, memory: int, grace: timedelta) -
                     + (f"; {size(done.freed_bytes)} deleted" if done.freed_bytes else "")
                 )
             ],
+            *([[Span(_WHEN_FREE.format(moment(micros(done.free_from))))]] * bool(done.free_from)),
             *([Span(f"{name} cannot be read and stays. {_WAYS_OUT}")] for name in done.unreadable),
         ],
     )

@@ -209,8 +209,7 @@ class _Collector:
 
     def _is_due(self, found: Collection) -> bool:
         """Whether the grace time of a collection is over."""
-        end = found.parts.get(Part.END, 0)
-        return 0 < end <= self._now - self._grace * SECOND
+        return 0 < found.due(self._grace) <= self._now
 
     def _is_urgent(self, found: Collection) -> bool:
         """Whether a run has to look after a collection: others wait for their grace time."""
@@ -336,9 +335,9 @@ class _Collector:
         rows = sorted(f"{info.name} {info.size} {info.created}" for info in infos)
         digest = blake3_256("\n".join([str(self._grace), *rows]).encode()).hex()
         young = [info.created for info in listed.values() if not self._is_old(info)]
-        young += [one.parts[Part.END] for one in self._past.values() if not self._is_urgent(one)]
-        first = min((created for created in young if created > 0), default=self._now + _A_YEAR)
-        return Settled(digest, first + self._grace * SECOND)
+        due = [created + self._grace * SECOND for created in young if created > 0]
+        due += [one.due(self._grace) for one in self._past.values() if not self._is_urgent(one)]
+        return Settled(digest, min(due, default=self._now + _A_YEAR))
 
     def _is_settled(self, now: Settled) -> bool:
         """Whether an earlier run noted that there is nothing to do."""

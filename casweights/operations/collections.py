@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.config import REPLACED_GRACE
 from casweights.database.aside import parse_listing
 from casweights.database.listing import LISTING_SECONDS, find_listed
 from casweights.errors import ErrorCode, IntegrityError, StoreError, UnsupportedError
@@ -52,6 +53,17 @@ class Collection(NamedTuple):
     def is_of_replaced(self) -> bool:
         """Whether others replace what it set aside."""
         return self.id.startswith(REPLACED)
+
+    def due(self, grace: int) -> int:
+        """Return the store's time from which on it may be deleted; 0 while its run has not ended.
+
+        Args:
+            grace: The grace time in seconds. That of what others replace is a day at most.
+        """
+        end = self.parts.get(Part.END, 0)
+        if self.is_of_replaced:
+            grace = min(grace, int(REPLACED_GRACE.total_seconds()))
+        return end + grace * SECOND if end > 0 else 0
 
 
 def list_collections(objects: ObjectStore) -> dict[str, Collection]:

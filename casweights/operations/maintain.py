@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _FULL_FRAMES = MAX_FRAMES // 2  # packs with more are not merged again: they would fit nowhere
 _RECENT_PACKS = 16  # the newest ones stay: subscribers may be about to read them
+_MOST_FINISHED = 32  # collections that a limited run deletes: it makes fewer, so none pile up
 _INDEX_BYTES = 64 * KiB  # about: what is read of a pack to cover it by a segment
 
 
@@ -114,7 +115,9 @@ class Maintenance:
         self._db = db
         self._grace = grace
         self._merged = merged
-        self._budget = Budget(budget)
+        # Each has a half: merging never leaves nothing for the check of what replaces others.
+        half = None if budget is None else budget // 2
+        self._budget, self._checks = Budget(half), Budget(half)
         self._full = set() if full is None else full
         self._packs: dict[str, ObjectInfo] = {}
         self._old_packs = self._copied = self._archived = self._archives = self._freed = 0
@@ -161,7 +164,8 @@ class Maintenance:
 
     def _finish(self) -> Iterator[None]:
         """Delete what was replaced long enough ago."""
-        for nbytes in finish_replaced(self._db, self._grace, self._budget):
+        most = _MOST_FINISHED if self._checks.is_limited else None
+        for nbytes in finish_replaced(self._db, self._grace, self._checks, most):
             self._freed += nbytes
             yield
 

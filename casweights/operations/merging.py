@@ -57,6 +57,11 @@ class Budget:
     def __init__(self, nbytes: int | None = None) -> None:
         self._left = nbytes
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether it has a limit."""
+        return self._left is not None
+
     def takes(self, nbytes: int) -> bool:
         """Take bytes; return False, and take none, if it has less."""
         if self._left is None:

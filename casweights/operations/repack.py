@@ -29,7 +29,7 @@ from casweights.operations.differences import DifferenceEncoder, growth
 from casweights.operations.lineage import Lineage
 from casweights.operations.merging import Budget
 from casweights.operations.relatives import New, relatives
-from casweights.operations.replacements import finish_replaced, set_replaced_aside
+from casweights.operations.replacements import finish_replaced, free_from, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
 from casweights.operations.rows import affordable, find_rows
 from casweights.operations.sampling import signature_of
@@ -142,6 +142,7 @@ def repack(
         unreadable=db.index.unreadable,
         aside_bytes=sum(info.size for info in replaced),
         freed_bytes=freed,
+        free_from=free_from(db, grace) if replaced else 0,
     )
 
 

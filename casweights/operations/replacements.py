@@ -71,7 +71,21 @@ def set_replaced_aside(
     yield from set_aside(db.objects, REPLACED + new_collection(), plan, _proceed)
 
 
-def finish_replaced(db: Database, grace: timedelta, budget: Budget) -> Iterator[int]:
+def free_from(db: Database, grace: timedelta) -> int:
+    """Return the store's time from which on all that lies aside may be deleted; 0 if nothing does.
+
+    Args:
+        db: The store.
+        grace: The grace time.
+    """
+    ends = (parts.get(Part.END, 0) for parts in list_parts(db.objects, REPLACED).values())
+    last = max(ends, default=0)
+    return last + int(grace.total_seconds()) * SECOND if last else 0
+
+
+def finish_replaced(
+    db: Database, grace: timedelta, budget: Budget, most: int | None = None
+) -> Iterator[int]:
     """Delete what others have replaced a grace time ago, if these are sound; in slices.
 
     What stays is for `gc`, which finds out what of it is needed.
@@ -80,6 +94,7 @@ def finish_replaced(db: Database, grace: timedelta, budget: Budget) -> Iterator[
         db: The store.
         grace: The grace time, by this machine's clock: a wrong one loses nothing.
         budget: What may be read.
+        most: Number of collections that are deleted at most, the oldest first; None for all.
 
     Yields:
         After each slice, the bytes that it has deleted.
@@ -96,6 +111,8 @@ def finish_replaced(db: Database, grace: timedelta, budget: Budget) -> Iterator[
     for digits in check_replacing(db, due, budget):
         sound += [] if digits is None else [digits]
         yield 0
+        if len(sound) == most:
+            break
     # Only now: what replaces the objects of one may lie aside in another one.
     for digits in sound:
         aside = [info for _, info in parse_listing(db.objects.list(aside_name(digits, "")))]
@@ -111,20 +128,22 @@ def check_replacing(db: Database, due: Sequence[str], budget: Budget) -> Iterato
     Args:
         db: The store.
         due: The digits of the collections.
-        budget: What may be read.
+        budget: What may be read, but for the first collection, which may need more.
 
     Yields:
         The digits of each collection of which all replacing objects are sound; None after other
         slices of work.
     """
     with db.onlooker(direct=True, keep=True) as look:
+        is_first = True
         for digits in due:
             replacing = _replacing(look, digits)
             yield None
             if replacing is None:
                 continue
-            if not budget.takes(sum(info.size for info in replacing)):
+            if not (budget.takes(sum(info.size for info in replacing)) or is_first):
                 return
+            is_first = False
             is_sound = True
             for info in replacing:
                 is_sound &= _is_sound(db, look, info)

@@ -192,6 +192,8 @@ class RepackStats:
         old_bytes: Size of the packs before it, in bytes.
         aside_bytes: Size of the packs that it set aside, which are deleted later, in bytes.
         freed_bytes: Size of what it deleted, as others had replaced it a grace time ago, in bytes.
+        free_from: The store's time from which on `repack`, `maintain` and `gc` delete what it set
+            aside, in microseconds since 1970; 0 if nothing of it lies aside.
         unreadable: Names of packs whose index cannot be read. They are not deleted: a newer
             casweights may have written them, or a sound copy may exist elsewhere.
     """
@@ -203,6 +205,7 @@ class RepackStats:
     unreadable: tuple[str, ...] = ()
     aside_bytes: int = 0
     freed_bytes: int = 0
+    free_from: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

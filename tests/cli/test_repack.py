@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,8 +23,13 @@ def pack_bytes(store: Path) -> int:
 
 def test_repack_reports_packs_before_and_after(run: Run, run_json: Json, store: Path) -> None:
     ids = run("log", "-q").stdout
-    before = pack_bytes(store)
+    before, now = pack_bytes(store), datetime.now(UTC)
     (summary,) = run_json("repack", "--compression", "small")
+    assert (
+        timedelta(hours=23)
+        < datetime.fromisoformat(summary.pop("free_from")) - now
+        < timedelta(hours=25)
+    )
     assert summary == {
         "message_type": "summary",
         "packs": 1,
@@ -48,6 +54,7 @@ def test_a_repack_without_a_grace_time_frees_the_space_at_once(
     before = pack_bytes(store)
     (summary,) = run_json("repack", "--compression", "small", "--grace", "0")
     assert summary["freed_bytes"] == summary["aside_bytes"] == before
+    assert summary["free_from"] is None
     assert not list(store.glob("aside/*/packs/*"))
     assert "-1" in run("repack", "--grace", "-1", status=2).stderr
 
@@ -63,8 +70,9 @@ def test_repack_of_a_damaged_store_deletes_nothing(run: Run, store: Path) -> Non
 def test_repack_names_unreadable_packs_and_keeps_them(run: Run, store: Path) -> None:
     name = "0" * 64
     (store / "packs" / name).write_bytes(b"no pack")
-    lines = run("repack").stdout.splitlines()
-    assert lines[1].startswith(f"packs/{name} cannot be read and stays. `casweights verify` says")
+    _, free, line = run("repack").stdout.splitlines()
+    assert "until a repack, maintain or gc deletes it, from 20" in free
+    assert line.startswith(f"packs/{name} cannot be read and stays. `casweights verify` says")
     assert (store / "packs" / name).exists()
 
 

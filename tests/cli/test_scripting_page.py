@@ -17,6 +17,7 @@ from casweights.operations import maintain, merging
 from casweights.stores.local import LocalStore
 from tests.ages import DAY, GRACE, age
 from tests.cli.test_verify import damage, with_frames
+from tests.operations.collecting import expired_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -147,7 +148,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "verify": (),
     "repair": ("--from", "model", "--apply"),
     "maintain": (),
-    "gc": (),
+    "gc": ("--apply", "--store", "expired"),
     "repack": (),
     "expire": ("--keep-last", "1"),
     "push": ("there", "--create"),
@@ -167,6 +168,7 @@ def test_progress_has_the_documented_fields_and_stages(
     assert sorted(RUNS) == sorted(VERBS)
     run("tag", "lost")
     run("tag", "lost", "--delete")
+    expired_run(LocalStore(Path("expired")))
     section = PAGE.split("\n### Progress\n")[1].split("\n### ")[0]
     stages, reporting = set(), set()
     for verb, args in RUNS.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import casweights
-from casweights.config import StoreConfig
+from casweights.config import Keep, StoreConfig
 from casweights.format import names
 from casweights.stores.local import LocalStore
 from casweights.stores.memory import MemoryStore
@@ -48,6 +48,18 @@ def open_repo(objects: ObjectStore, *, create: bool = False) -> Repository:
 
 def commit_all(repo: Repository, branch: str, count: int = 3, seed: int = 0) -> Versions:
     return {repo.commit(s, branch=branch).id: s for s in history(count, 0.01, seed=seed)}
+
+
+def expired_run(objects: ObjectStore) -> Versions:
+    """Make a store of a run of which most has expired long ago; return what stays of it."""
+    with open_repo(objects, create=True) as repo:
+        states = [*history(12, 0.02, chunks=6)]
+        versions = {repo.commit(s, branch="main").id: s for s in states}
+        repo.expire(Keep(every=6), apply=True)
+        repo.maintain()
+        kept = {version.id: versions[version.id] for version in repo.log()}
+    age(objects, LONG)
+    return kept
 
 
 def abandon(repo: Repository, objects: ObjectStore, seed: int = 50, count: int = 3) -> Versions:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import casweights
-from casweights.config import Keep, StoreConfig
 from casweights.events import Reporter, Stage
 from casweights.format import names
 from casweights.operations import shortening
 from casweights.operations.shortening import Shortening
 from casweights.stores.local import LocalStore
-from tests.ages import age
-from tests.histories import CHUNK, check_versions, history
-from tests.operations.collecting import LONG
+from tests.histories import CHUNK, check_versions
+from tests.operations.collecting import expired_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,15 +50,7 @@ class Progress(Reporter):
 @pytest.fixture
 def kept(tmp_path: Path) -> Versions:
     """Make a store of which most has expired, twice; return what stays."""
-    objects = LocalStore(tmp_path / "one")
-    config = StoreConfig(chunk_size=CHUNK)
-    with casweights.open(objects, create=True, config=config) as repo:
-        states = [*history(12, 0.02, chunks=6)]
-        versions = {repo.commit(s, branch="main").id: s for s in states}
-        repo.expire(Keep(every=6), apply=True)
-        repo.maintain()
-        kept = {version.id: versions[version.id] for version in repo.log()}
-    age(objects, LONG)
+    kept = expired_run(LocalStore(tmp_path / "one"))
     shutil.copytree(tmp_path / "one", tmp_path / "many")
     return kept
 

@@ -31,19 +31,19 @@ def row_objects(store: HistoryStore, count: int) -> list[Result]:
 
 
 def _row(store: HistoryStore, what: str, note: str) -> Result:
-    """Count the objects by folder, without those that lie aside until they are deleted."""
+    """Count the objects by folder; those that lie aside until they are deleted only in the note."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for info in store.list():
         folder = info.name.partition("/")[0]
-        if f"{folder}/" in (names.ASIDE, names.COLLECTIONS):
-            continue
         counts[folder] += 1
         sizes[folder] += info.size
-    nbytes = sum(sizes.values())
     folders = ", ".join(
         f"{counts[folder]:,} {folder} with {sizes[folder]:,} bytes" for folder in sorted(counts)
     )
+    for folder in (names.ASIDE, names.COLLECTIONS):
+        del counts[folder.rstrip("/")], sizes[folder.rstrip("/")]
+    nbytes = sum(sizes.values())
     return measured(
         what,
         sum(counts.values()),
