@@ -136,7 +136,8 @@ class PackIndexes(KnownChunks):
 
     def _read_rest(self) -> bool:
         """Read all listed packs that are not known; return whether none of them was gone."""
-        return self._read([i for name, i in self._listed.items() if name not in self._packs.read])
+        unread = [i for name, i in self._listed.items() if name not in self._packs.read]
+        return self._read(unread, are_all=True)
 
     def _read_uncovered(self, limit: int | None) -> bool:
         """Read the packs that are not known and that no segment covers, at most `limit`.
@@ -209,6 +210,7 @@ class PackIndexes(KnownChunks):
         wanted: Collection[ChunkId] | None = None,
         *,
         is_proof: bool = True,
+        are_all: bool = False,
     ) -> bool:
         """Read the indexes of these packs. The caller holds the lock.
 
@@ -216,6 +218,7 @@ class PackIndexes(KnownChunks):
             packs: The packs.
             wanted: Of large packs, keep only the frames that these chunks need; None keeps all.
             is_proof: Whether a pack that can be read is in its place.
+            are_all: Whether they are all that the store has, and may be very many.
 
         Returns:
             Whether none of the packs was deleted since its listing.
@@ -227,6 +230,8 @@ class PackIndexes(KnownChunks):
             elif isinstance(result, CasweightsError):
                 self._packs.damaged[info.name] = result
             else:
+                if are_all:
+                    result.compact()
                 self._add_read(result, wanted, is_proof=is_proof)
         return complete
 

@@ -96,6 +96,11 @@ class PackContents(NamedTuple):
             return end - PREFIX_SIZE
         return sum(at.frame.size for at in self.locations)
 
+    def compact(self) -> None:
+        """Take less memory, where many packs are kept."""
+        if isinstance(self.locations, PackLocations):
+            self.locations.frames.compact()
+
     def bases(self) -> Iterator[ChunkId]:
         """Yield the bases of its frames, roots included."""
         if isinstance(self.locations, PackLocations):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _FEW = 256  # rows up to which loops are as fast as numpy
+_APART = 16  # rows from one sum that is kept to the next
 _DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
@@ -59,6 +60,12 @@ class IdColumn(Sequence[bytes]):
     def at(self, n: int) -> bytes:
         """Return the ID in a row that exists; faster than ``[n]``."""
         return self._joined[n * self.width : (n + 1) * self.width]
+
+    def comparable(self) -> Any:
+        """Return the IDs for comparisons; numpy cuts off zeros at the end of those it returns."""
+        import numpy as np  # as above
+
+        return np.frombuffer(self._joined, f"S{self.width}")
 
     def beginnings(self) -> array[int]:
         """Return the first 8 bytes of each ID as a number, in the byte order of this machine."""
@@ -113,15 +120,72 @@ class NumberColumn:
         return np.frombuffer(self.numbers, np.uintc)
 
 
-def running_sums(numbers: bytes | array[int], first: int) -> array[int]:
-    """Return for each number the sum of `first` and the numbers before it, and then that of all."""
-    if len(numbers) <= _FEW:
-        return array("q", accumulate(numbers, initial=first))
-    import numpy as np  # as above
+class LinkedIds(Sequence[bytes]):
+    """IDs of which most are in another column, too: four bytes for each of these.
 
-    sums = np.full(len(numbers) + 1, first, np.int64)
-    sums[1:] += np.asarray(memoryview(numbers)).cumsum(dtype=np.int64)
-    return array("q", sums.tobytes())
+    Args:
+        ids: The IDs.
+        among: The other column, of IDs of the same length.
+    """
+
+    def __init__(self, ids: IdColumn, among: IdColumn) -> None:
+        import numpy as np  # as above
+
+        own, others = ids.comparable(), among.comparable()
+        order = others.argsort()
+        places = np.searchsorted(others, own, sorter=order) % max(1, len(others))
+        rows = order[places] if len(others) else places
+        is_left = others[rows] != own if len(others) else np.ones(len(own), np.bool_)
+        self._among, self._left = among, IdColumn(own[is_left].tobytes(), ids.width)
+        rows[is_left] = len(others) + np.arange(len(self._left))
+        self._rows = array("I", rows.astype(np.uintc).tobytes())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, n: int) -> bytes: ...
+    @overload
+    def __getitem__(self, n: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, n: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(n, slice):
+            return [self.at(number) for number in range(len(self))[n]]
+        return self.at(range(len(self))[n])
+
+    def at(self, n: int) -> bytes:
+        """Return the ID in a row that exists; faster than ``[n]``."""
+        row, count = self._rows[n], len(self._among)
+        return self._among.at(row) if row < count else self._left.at(row - count)
+
+
+class RunningSums:
+    """For each number of a column the sum of those before it, of which few are kept.
+
+    Args:
+        numbers: The column.
+        first: What the sum before the first number is.
+
+    Attributes:
+        total: The sum of `first` and all numbers.
+    """
+
+    def __init__(self, numbers: bytes | array[int], first: int) -> None:
+        self._numbers = numbers
+        if len(numbers) <= _FEW:
+            sums = array("q", accumulate(numbers, initial=first))
+        else:
+            import numpy as np  # as above
+
+            found = np.full(len(numbers) + 1, first, np.int64)
+            found[1:] += np.asarray(memoryview(numbers)).cumsum(dtype=np.int64)
+            sums = array("q", found.tobytes())
+        self.total = sums[-1]
+        self._kept = sums[::_APART]
+
+    def at(self, n: int) -> int:
+        """Return the sum before a row that exists."""
+        kept = n // _APART
+        return self._kept[kept] + sum(self._numbers[kept * _APART : n])
 
 
 def rows_of(value: int, column: bytes) -> list[int]:

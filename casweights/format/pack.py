@@ -12,11 +12,12 @@ import msgpack
 from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.columns import (
     IdColumn,
+    LinkedIds,
     NumberColumn,
+    RunningSums,
     decode_bits,
     encode_bits,
     rows_of,
-    running_sums,
 )
 from casweights.format.envelope import (
     MAX_GENERATION,
@@ -222,7 +223,7 @@ class FrameColumns(Sequence[Frame]):
         if width not in ChunkId.sizes:
             raise ValueError(f"it has digests of {width} bytes")
         self.chunks = IdColumn(table["chunk"], width)
-        self._bases = IdColumn(table["base"], width)
+        self._bases: IdColumn | LinkedIds = IdColumn(table["base"], width)
         self.generation: int = table.get("generation", 0)
         self._raw_sizes, self._sizes = NumberColumn(table["raw_size"]), NumberColumn(table["size"])
         self._encodings, self._checksums = table["encoding"], table["checksum"]
@@ -235,8 +236,8 @@ class FrameColumns(Sequence[Frame]):
         )
         self.has_derived = len(self._roots.chunks) > 0
         self._check()
-        self._offsets = running_sums(self._sizes.numbers, PREFIX_SIZE)
-        self.end = self._offsets[-1]
+        self._offsets = RunningSums(self._sizes.numbers, PREFIX_SIZE)
+        self.end = self._offsets.total
 
     def _check(self) -> None:
         """Check the columns against each other."""
@@ -283,12 +284,17 @@ class FrameColumns(Sequence[Frame]):
         return map(self.at, range(len(self)))
 
     @cached_property
-    def _numbers_of_bases(self) -> Sequence[int]:
+    def _numbers_of_bases(self) -> RunningSums:
         """For each frame, how many frames before it have a base."""
-        return running_sums(self._based, 0)
+        return RunningSums(self._based, 0)
 
     def _base(self, n: int) -> ChunkId | None:
-        return ChunkId(self._bases.at(self._numbers_of_bases[n])) if self._based[n] else None
+        return ChunkId(self._bases.at(self._numbers_of_bases.at(n))) if self._based[n] else None
+
+    def compact(self) -> None:
+        """Take less memory, where the frames of many packs are kept."""
+        if isinstance(self._bases, IdColumn):
+            self._bases = LinkedIds(self._bases, self.chunks)
 
     def at(self, n: int) -> Frame:
         """Make the frame of a row that exists; faster than ``[n]``."""
@@ -296,7 +302,7 @@ class FrameColumns(Sequence[Frame]):
             ChunkId(self.chunks.at(n)),
             self._raw_sizes.numbers[n],
             self._encodings[n],
-            self._offsets[n],
+            self._offsets.at(n),
             self._sizes.numbers[n],
             self._checksums[n * CHECKSUM_SIZE : (n + 1) * CHECKSUM_SIZE],
             self._base(n),

@@ -11,10 +11,11 @@ import pytest
 
 from casweights.format.columns import (
     IdColumn,
+    LinkedIds,
     NumberColumn,
+    RunningSums,
     repeats,
     rows_of,
-    running_sums,
     sort_rows,
 )
 
@@ -30,6 +31,23 @@ def test_a_column_gives_its_ids_by_number_and_in_order(count: int, width: int) -
     assert list(column) == rows == [column[n] for n in range(len(column))] == column[:]
     begin = [int.from_bytes(own[:8], sys.byteorder) for own in rows]
     assert list(column.beginnings()) == begin
+
+
+@pytest.mark.parametrize("width", [16, 32])
+@pytest.mark.parametrize(("count", "others"), [(0, 0), (0, 3), (3, 0), (1, 1), (700, 300)])
+def test_ids_are_the_same_by_their_place_in_another_column(
+    count: int, others: int, width: int
+) -> None:
+    """Also those that begin alike, repeat, end with zeros, or are not in the other column."""
+    random = Random(count)
+    known = [bytes(width - 2) + random.randbytes(2) for _ in range(others)]
+    known += [one[:-1] + b"\0" for one in known[::3]] + known[:1]
+    rows = [random.choice([*known, random.randbytes(width)]) for _ in range(count)]
+    rows += [bytes(width)] * bool(count)
+    column = IdColumn(b"".join(rows), width)
+    linked = LinkedIds(column, IdColumn(b"".join(known), width))
+    assert list(linked) == rows == linked[:]
+    assert [linked[n] for n in range(-len(linked), 0)] == rows
 
 
 def test_a_part_of_an_id_is_refused() -> None:
@@ -54,11 +72,12 @@ def test_few_and_many_numbers_are_compared_alike(count: int) -> None:
 @pytest.mark.parametrize("count", SIZES)
 def test_few_and_many_numbers_are_added_alike(count: int) -> None:
     numbers = array("I", [2**32 - 1 - n for n in range(count)])
-    sums = running_sums(numbers, 8)
-    assert list(sums) == list(accumulate(numbers, initial=8))
-    assert {type(number) for number in sums} == {int}
     bits = bytes(n % 2 for n in range(count))
-    assert list(running_sums(bits, 0)) == list(accumulate(bits, initial=0))
+    for column, first in ((numbers, 8), (bits, 0)):
+        sums = RunningSums(column, first)
+        found = [*map(sums.at, range(count)), sums.total]
+        assert found == list(accumulate(column, initial=first))
+        assert {type(number) for number in found} == {int}
 
 
 @pytest.mark.parametrize("count", SIZES)

@@ -137,6 +137,9 @@ def test_roots_are_read_as_they_were_written(digest_size: int) -> None:
     assert columns.has_derived
     assert columns.whole_sizes() == {50: 2}
     assert set(columns.bases) == {base for frame in frames(digest_size) for base in frame.bases}
+    columns.compact()
+    assert list(columns) == frames(digest_size)
+    assert set(columns.bases) == {base for frame in frames(digest_size) for base in frame.bases}
 
 
 def test_an_index_without_derived_frames_has_no_columns_of_roots() -> None:

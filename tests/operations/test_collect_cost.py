@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from casweights.results import ExpiredVersion
     from casweights.stores.base import ObjectStore
 
-CHUNKS, MEMORY_FOR_A_FRAME = 100, 300  # bytes; large stores take some 140
+CHUNKS, MEMORY_FOR_A_FRAME = 100, 95  # bytes
 MEMORY_FOR_A_VERSION = 20 << 10  # bytes: 200 MiB for 10,000 versions
 
 
