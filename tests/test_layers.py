@@ -91,6 +91,7 @@ SHARED = {
     "operations.prediction",
     "operations.rebuild",
     "operations.relatives",
+    "operations.reliance",
     "operations.renumbered",
     "operations.replaced",
     "operations.replacements",

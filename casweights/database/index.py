@@ -16,6 +16,7 @@ from casweights.errors import NotFoundError
 from casweights.format import names
 from casweights.stores.base import ObjectInfo
 from casweights.stores.optional import SupportsLocators
+from casweights.system.clocks import uptime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,11 +47,11 @@ class Hold:
     because no snapshot names the packs of a version that is being made.
 
     Attributes:
-        since: When it was made, by the monotonic clock, in seconds.
+        since: When it was made, by the `uptime`.
     """
 
     def __init__(self) -> None:
-        self.since = time.monotonic()
+        self.since = uptime()
 
 
 class ChunkIndex(PackIndexes):
@@ -161,7 +162,7 @@ class ChunkIndex(PackIndexes):
         The index learned of them earlier or from a snapshot, and they may be gone by now. After
         some hours, nothing counts as shown any more.
         """
-        begin = max(hold.since, time.monotonic() - RELIANCE_SECONDS)
+        begin = max(hold.since, uptime() - RELIANCE_SECONDS)
         fresh, packs = self._packs.proven(begin), chain.from_iterable(self.packs(chunks, set()))
         return [pack for pack in dict.fromkeys(packs) if pack not in fresh]
 

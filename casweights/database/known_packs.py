@@ -25,7 +25,7 @@ class ReadPack(NamedTuple):
     Attributes:
         size: Number of bytes.
         generation: The pack's generation: 0 for packs of a commit, more for packs of a repack.
-        since: Time at which this process read or wrote it, in seconds of the monotonic clock.
+        since: Time at which this process read or wrote it, by the `uptime`.
         is_proof: Whether the store had it at that time under its own name. A pack that was set
             aside can be read, too, and so can one whose locator a snapshot has.
     """
@@ -118,7 +118,7 @@ class KnownPacks:
 
         Args:
             listed: The names that the listing shows.
-            oldest: A time of the monotonic clock, in seconds. Packs that became known later are
+            oldest: A time by the `uptime`. Packs that became known later are
                 left out, because they may be too new for the listing.
         """
         known = self.read | self.thinned

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.ids import PackId, SegmentId, Suspect
 from casweights.stores.base import ObjectInfo
+from casweights.system.clocks import uptime
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class PackIndexes(KnownChunks):
     def _drop_lost(self, *, exact: bool) -> None:
         """Forget the known packs that the last listing does not show, and their frames."""
         lags = self._store.capabilities.listing_lags and not exact
-        oldest = time.monotonic() - (_LISTING_LAG if lags else 0.0)
+        oldest = uptime() - (_LISTING_LAG if lags else 0.0)
         lost = set(self._packs.lost(self._listed, oldest))
         if lost:
             self._lacks_aside |= not self._aside.isdisjoint(map(names.pack_of, lost))
@@ -277,7 +277,7 @@ class PackIndexes(KnownChunks):
         """
         with self._lock:
             self._table.add(locations)
-            self._packs.read[pack_name] = ReadPack(size, generation, time.monotonic(), is_proof)
+            self._packs.read[pack_name] = ReadPack(size, generation, uptime(), is_proof)
             self._packs.damaged.pop(pack_name, None)
             if is_proof and (pack := names.pack_of(pack_name)) in self._aside:
                 self._aside.remove(pack)  # it came back
@@ -316,7 +316,7 @@ class PackIndexes(KnownChunks):
             needed = rows.of(chunk)
             self._table.add(needed)
             todo |= {base for at in needed for base in at.frame.bases} - seen
-        made = ReadPack(pack.info.size, pack.generation, time.monotonic())
+        made = ReadPack(pack.info.size, pack.generation, uptime())
         self._packs.thinned[pack.info.name] = made
 
     def replace(self, merged: Merged) -> None:
@@ -328,7 +328,7 @@ class PackIndexes(KnownChunks):
             for pack in merged.new:
                 complete = self._table.move(pack.locations, merged.gone)
                 known = self._packs.read if complete else self._packs.thinned
-                known[pack.info.name] = ReadPack(pack.info.size, pack.generation, time.monotonic())
+                known[pack.info.name] = ReadPack(pack.info.size, pack.generation, uptime())
             self._packs.replace(merged)
 
     def drop(self, packs: Collection[str]) -> None:

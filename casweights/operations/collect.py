@@ -6,7 +6,6 @@ needed, and deletes what earlier runs set aside long enough ago. docs/design/033
 
 from __future__ import annotations
 
-import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -48,6 +47,7 @@ from casweights.operations.replaced import check_replaced
 from casweights.operations.replacements import check_replacing
 from casweights.operations.signing import drop_signatures
 from casweights.results import CollectedObject, CollectStats, FoldStats, PendingCollection
+from casweights.system.clocks import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Collection as Some
@@ -152,7 +152,7 @@ class _Collector:
         self._now = now
         self._grace = grace
         self._may_fold = fold
-        self._deadline = time.monotonic() + RELIANCE_SECONDS
+        self._begin = Moment.now()
         self._past: dict[str, Collection] = {}
         self._collection: str | None = None
 
@@ -322,7 +322,7 @@ class _Collector:
         Raises:
             StoreError: It is not.
         """
-        if time.monotonic() > self._deadline:
+        if self._begin.age() > RELIANCE_SECONDS:
             raise StoreError(
                 ErrorCode.IO_FAILED,
                 "the collection took more than 6 hours, so what it has marked is out of date: it "

@@ -17,6 +17,7 @@ from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.snapshot import StoredSnapshot
 from casweights.ids import CarriedPackId
 from casweights.operations.encode import encode_files
+from casweights.operations.reliance import Reliance
 from casweights.results import CommitStats
 
 if TYPE_CHECKING:
@@ -217,10 +218,12 @@ def write_version(
 
     Raises:
         NotFoundError: The parent of a new branch is not in the store any more.
+        IntegrityError: Hours have passed since the version was encoded, and chunks are gone.
         StoreError: The store could not be written.
         ConflictError: Another writer moved the branch in between; the version is kept.
     """
     stored, parts = _encode(db, version)
+    relied = Reliance(stored, head is None, version.encoded.seen)
     if head is None:  # else the branch names the parent
         for parent in version.snapshot.parents:
             check_stands(db, parent)
@@ -230,12 +233,16 @@ def write_version(
         # on. A second object of this ID would hide them.
         check_stands(db, version.snapshot.id)
         companions = []
+        relied.renewed(db)
         moved = db.refs.advance(branch, head, version.snapshot.id)
     elif db.refs.takes_versions:
         content = Version(parts, assume_absent, companions)
+        relied.renewed(db)
         moved = _move_by(db, stored, content, branch, head)
     else:
+        relied = relied.renewed(db)
         db.snapshots.save(stored, parts, companions, assume_absent=assume_absent)
+        relied.renewed(db, is_saved=True)
         moved = db.refs.advance(branch, head, version.snapshot.id)
     db.snapshots.retain()
     if companions:

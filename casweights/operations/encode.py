@@ -30,6 +30,7 @@ from casweights.operations.sampling import Sampling, is_sampled
 from casweights.operations.shortcuts import Schedule
 from casweights.stores.optional import ahead
 from casweights.system.buffers import Pool
+from casweights.system.clocks import Moment
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _encode(
     samples: bool,
 ) -> EncodedFiles | None:
     """Encode files once; None if the store lost a chunk at the same time that they reuse."""
-    hold = db.index.hold()
+    hold, seen = db.index.hold(), Moment.now()
     for known in (base, parent):
         if known is not None:
             db.snapshots.locate(known.id)
@@ -212,7 +213,7 @@ def _encode(
         return None
     signature = None if sampling is None else sampling.signature()
     lineage = _lineage(work, encoded) if writer.chunks or not is_first else ()
-    return replace(encoded, hold=hold, signature=signature, lineage=lineage)
+    return replace(encoded, hold=hold, seen=seen, signature=signature, lineage=lineage)
 
 
 def _relied_on(work: _Encoding, writer: PackWriter, entries: Sequence[FileEntry]) -> list[ChunkId]:

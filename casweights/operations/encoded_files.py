@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from casweights.database.writer import seal
 from casweights.format.file_entry import FileEntry, stored_chunks, structure_sizes
 from casweights.format.pack_table import PackTable
+from casweights.system.clocks import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +55,7 @@ class EncodedFiles:
         lineage: The versions that the frames were made from, if not only the first parent; none for
             files of several processes.
         hold: Keeps the index from forgetting the new packs before a snapshot names them.
+        seen: When all that they rely on was still in the store.
     """
 
     files: tuple[FileEntry, ...]
@@ -61,6 +63,7 @@ class EncodedFiles:
     written: Written
     table: PackTable | None = None
     hold: Hold | None = None
+    seen: Moment = field(default_factory=Moment.now)
     signature: Signature | None = None
     lineage: Sequence[Origin] = ()
 
@@ -108,4 +111,5 @@ def join(parts: Sequence[EncodedFiles]) -> EncodedFiles:
             places={pack: place for table in tables for pack, place in table.places.items()},
             structure=len(structure),
         ),
+        seen=Moment.earliest([part.seen for part in parts]),
     )

@@ -10,7 +10,6 @@ the target sound, and repeating it copies nothing twice.
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 from functools import partial
 from graphlib import TopologicalSorter
@@ -27,6 +26,7 @@ from casweights.format import names
 from casweights.operations.pack_copy import FrameCopy, PackCopy
 from casweights.operations.signing import copy_signatures
 from casweights.results import TransferStats
+from casweights.system.clocks import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -76,11 +76,11 @@ def transfer(
     sent: set[SnapshotId] = set()
     with source.snapshots.sharing(target.snapshots):
         while True:
-            begin = time.monotonic()
+            begin = Moment.now()
             send = partial(_transfer, source, target, tips, others, sent)
             total = _sum(total, send(history=history, with_expired=with_expired))
             # After hours, a collection may have set aside what was found in the target.
-            if time.monotonic() - begin < RELIANCE_SECONDS:
+            if begin.age() < RELIANCE_SECONDS:
                 return total
 
 
