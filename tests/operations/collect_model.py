@@ -34,7 +34,7 @@ from tests.ages import DAY, GRACE, age
 from tests.histories import State, step, weights
 from tests.large_versions import packs_apart
 from tests.operations.collecting import open_repo
-from tests.operations.troubles import Crashing, Lagging, Losing
+from tests.operations.troubles import Crashing, Lagging, Losing, Partial
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 branches = st.sampled_from(["main", "a", "b"])
 handles = st.integers(0, 1)
 sides = st.sampled_from(["here", "there"])
-crashes = st.none() | st.integers(1, 60)
+FAULTS = {"lag": Lagging, "lost": Losing, "part": Partial}
 after = st.booleans()
 waits = st.sampled_from([GRACE + DAY, GRACE + DAY, DAY, timedelta(hours=7)])
 
@@ -293,14 +293,14 @@ class CollectMachine(RuleBasedStateMachine):
 
     @rule(
         side=sides,
-        fault=st.sampled_from(["lag", "lost"]),
+        fault=st.sampled_from(["lag", "lost", "part"]),
         number=st.integers(1, 12),
         verb=st.sampled_from(["gc", "gc", "maintain", "repack", "repair", "expire", "undelete"]),
     )
     def disturb(self, side: str, fault: str, number: int, verb: str) -> None:
-        """An answer is lost, or listings lag, while something rearranges the store."""
+        """An answer is lost, a batch is done in part, or listings lag, as a store is rearranged."""
         here = self.sides[side]
-        view = (Lagging if fault == "lag" else Losing)(here.objects, number)
+        view = FAULTS[fault](here.objects, number)
         with suppress(CasweightsError), open_repo(view) as repo:
             if verb == "undelete":
                 for pending in repo.gc().pending:

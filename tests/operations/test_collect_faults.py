@@ -9,6 +9,9 @@ import pytest
 
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, IntegrityError, StoreError
 from casweights.format import names
+from casweights.format.collection import Part
+from casweights.operations import maintain, merging
+from casweights.operations.collections import list_parts
 from casweights.stores.base import NO_NAMES, ObjectStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
@@ -16,7 +19,7 @@ from tests.ages import DAY, age
 from tests.copying_bucket import Bucket
 from tests.histories import check_versions
 from tests.large_versions import packs_apart
-from tests.lengths import moments
+from tests.lengths import examples, moments
 from tests.operations.collecting import (
     LONG,
     abandon,
@@ -28,6 +31,7 @@ from tests.operations.collecting import (
     undelete_all,
     unsigned,
 )
+from tests.operations.troubles import Partial
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
@@ -78,6 +82,46 @@ def copy_of(objects: MemoryStore) -> MemoryStore:
     copy = type(objects)()
     copy._objects, copy._created = dict(objects._objects), dict(objects._created)
     return copy
+
+
+@pytest.mark.parametrize(
+    "verb", ["collect", "finish", "bring back", "undelete", "maintain", "repack"]
+)
+def test_a_batch_that_is_done_in_part_loses_nothing(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer is lost, too, as where a bucket refuses some lines and the connection breaks."""
+    objects = Bucket()
+    with open_repo(objects, create=True) as repo, packs_apart():
+        kept = commit_all(repo, "main", 4)
+        lost = abandon(repo, objects, count=4)
+        if verb in ("finish", "bring back", "undelete"):
+            collect(repo)
+            age(objects, LONG if verb == "finish" else DAY)
+        if verb == "bring back":
+            repo.database.refs.set_branch("used", list(lost)[-1], force=False)
+            kept |= lost
+    monkeypatch.setattr(merging, "FAN_IN", 2)
+    monkeypatch.setattr(maintain, "_RECENT_PACKS", 0)
+    verbs: dict[str, Verb] = {
+        "undelete": undelete_all,
+        "maintain": lambda repo: repo.maintain(),
+        "repack": lambda repo: repo.repack(),
+    }
+    fired = 0
+    for number in range(1, 1 + examples(6)):
+        partial = Partial(after := copy_of(objects), number)
+        with open_repo(partial) as broken, suppress(CasweightsError):
+            verbs.get(verb, apply)(broken)
+        fired += partial.has_failed
+        check_versions(after, kept if verb == "finish" else kept | lost)
+        with open_repo(after) as next_one:
+            for _ in range(3):
+                age(after, LONG)
+                next_one.gc(apply=True)
+        check_versions(after, kept)
+        assert all(Part.END in parts for parts in list_parts(after).values())
+    assert fired >= 2
 
 
 @pytest.mark.parametrize("by_write", [False, True])
