@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from email.utils import formatdate
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from casweights.errors import ErrorCode, StoreError
+from casweights.stores.hub import xet
 from casweights.stores.hub.api import HubApi
 from casweights.stores.hub.store import HubStore
 from casweights.stores.retry import RetryStore
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 TWO_HOURS = 7200.0  # twice as long as grants last
 NOW = 1_700_000_000.0  # in seconds since 1970
+UPLOADS = ("xorb_grant", "granted_upload", "xorb_commit", "xorb_upload", "shard_upload")  # routes
 
 
 class Waits:
@@ -107,3 +110,37 @@ def test_the_life_of_a_grant_does_not_depend_on_this_machines_clock(
     uptime += 60.0
     api.grant("write")
     assert asked == 2
+
+
+def sent(hub: LocalHub, store: HubStore, nbytes: int) -> dict[str, int]:
+    """Put a new object; return the requests to the storage, by route."""
+    hub.reset_counters()
+    content = os.urandom(nbytes)
+    assert RetryStore(store, sleep=Waits()).put(content[:8].hex(), [content])
+    assert store.get(content[:8].hex()) == content
+    requests = hub.counters().requests
+    return {name: n for name, n in requests.items() if name in UPLOADS and n}
+
+
+def test_small_uploads_ask_for_no_place_to_send_bytes_to(
+    hub: LocalHub, store: HubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xet, "_DIRECT_BYTES", 1000)
+    for grants in (False, True):
+        hub.conditions = Conditions(upload_grants=grants)
+        assert sent(hub, store, 1000) == {"xorb_upload": 1, "shard_upload": 1}
+    assert sent(hub, store, 1001) == {
+        "xorb_grant": 1,
+        "granted_upload": 1,
+        "xorb_commit": 1,
+        "shard_upload": 1,
+    }
+
+
+def test_uploads_ask_once_the_storage_has_refused_a_direct_one(
+    hub: LocalHub, store: HubStore
+) -> None:
+    hub.conditions = Conditions(upload_grants=True, direct_uploads=False)
+    by_grant = {"xorb_grant": 1, "granted_upload": 1, "xorb_commit": 1, "shard_upload": 1}
+    assert sent(hub, store, 1000) == {"xorb_upload": 1, **by_grant}
+    assert sent(hub, store, 1000) == by_grant

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from casweights.system.buffers import Buffer
 
 _BLOCK = 1 << 20  # bytes; smaller parts are joined, because each block costs a call
+# Bytes up to which an upload begins without asking for a place. The storage may offer a faster one,
+# but to ask and to confirm takes two round trips: at 1 Gbit/s, the time of some MiB.
+_DIRECT_BYTES = 8 << 20
 # Packs are new and coded close to their entropy, so deduplication and compression gain nothing.
 # hf_xet makes few attempts, since `RetryStore` repeats calls. Buffers fit the size of our reads.
 _CONFIG: dict[str, object] = {
@@ -42,9 +45,10 @@ _CONFIG: dict[str, object] = {
     "reconstruction.min_prefetch_buffer": 16_000_000,
     "reconstruction.min_reconstruction_fetch_size": 32_000_000,
 }
+_REFUSAL = "status client error"  # in errors of hf_xet
 _lock = threading.Lock()
-# By process and read timeout: a forked child cannot use its parent's sessions.
-_sessions: dict[tuple[int, float | None], Any] = {}
+# By process and options: a forked child cannot use its parent's sessions.
+_sessions: dict[tuple[int, float | None, bool], Any] = {}
 _memory: str | None = None  # folder in which hf_xet records what it sent; None for its default
 
 
@@ -57,21 +61,22 @@ def _forget_lock() -> None:
 os.register_at_fork(after_in_child=_forget_lock)
 
 
-def _session(read_timeout: float | None = None) -> Any:
-    """Return hf_xet's session, one per process and read timeout.
+def _session(read_timeout: float | None = None, *, direct: bool = False) -> Any:
+    """Return hf_xet's session, one per process and options.
 
     Args:
         read_timeout: Seconds without bytes of an answer after which a request fails. Downloads
             need one, because a cancelled download waits for its requests to end. Uploads must
             have none, because the time is counted from the start of the request.
+        direct: Whether uploads ask for no place to send bytes to, and send them to the storage.
     """
     hf_xet = xet()
-    key = (os.getpid(), read_timeout)
+    key = (os.getpid(), read_timeout, direct)
     with _lock:
         if key not in _sessions:
             for other in [other for other in _sessions if other[0] != os.getpid()]:
                 del _sessions[other]
-            options = dict(_CONFIG)
+            options = _CONFIG | {"client.legacy_direct_xorb_upload": direct}
             if read_timeout is not None:
                 options["client.read_timeout"] = f"{round(read_timeout * 1000)}ms"
             if _memory is not None:
@@ -100,7 +105,13 @@ def _retire(session: Any, error: Exception) -> None:
 def _refuses_parts(error: Exception) -> bool:
     """Return whether the storage refused the list of parts of a new file."""
     text = str(error)
-    return "status client error" in text and text.endswith("/shards")
+    return _REFUSAL in text and text.endswith("/shards")
+
+
+def _refuses_direct(error: Exception) -> bool:
+    """Return whether the storage refused bytes that were sent to it directly."""
+    text = str(error)
+    return _REFUSAL in text and "/v1/xorbs/" in text and not is_refused(error)
 
 
 class _Downloads(NamedTuple):
@@ -131,10 +142,11 @@ class XetStorage:
         self._lock = threading.Lock()
         self._downloads: _Downloads | None = None
         self._expecting = False
+        self._asks = threading.Event()
 
     def upload(self) -> XetUpload:
         """Begin an upload of bytes without a path, which readers do not see."""
-        return XetUpload(self._api, self._stall)
+        return XetUpload(self._api, self._stall, self._asks)
 
     def download(self, locator: XetLocator, start: int, out: memoryview, name: str) -> None:
         """Fill `out` with the bytes at a locator, from offset `start` on.
@@ -221,14 +233,23 @@ class XetStorage:
 class XetUpload:
     """An upload to Xet storage; `XetStorage.upload` begins it.
 
+    It goes to the storage directly if it begins with few bytes. Larger ones first ask for a place
+    to send the bytes to, and so do all after the storage has refused a direct one.
+
     Call `send` any number of times, then `finish`, which makes the bytes durable. The first `send`
     requests a grant to write. After an error or `abandon`, the upload is unusable. Only one thread
     may use it; a second, internal thread aborts it if it stalls.
+
+    Args:
+        api: Requests about the bucket, for grants.
+        stall: Seconds without progress after which the upload fails.
+        asks: Set once the storage has refused a direct upload.
     """
 
-    def __init__(self, api: HubApi, stall: float) -> None:
+    def __init__(self, api: HubApi, stall: float, asks: threading.Event) -> None:
         self._api = api
         self._stall = stall
+        self._asks = asks
         self._session: Any = None
         self._commit: Any = None
         self._ending = ExitStack()  # closed at the end of the upload, also after an error
@@ -244,7 +265,7 @@ class XetUpload:
         """
         with self._ended_by_errors():
             if self._commit is None:
-                self._begin()
+                self._begin(direct=sum(map(len, parts)) <= _DIRECT_BYTES)
             stream = self._commit.start_upload_stream(sha256=xet().SKIP_SHA256)
             for block in _blocks(parts):
                 stream.write(block)
@@ -265,9 +286,9 @@ class XetUpload:
         with suppress(Exception), self._ending:
             raise TimeoutError("the upload is abandoned")  # hf_xet's block aborts on an exception
 
-    def _begin(self) -> None:
+    def _begin(self, *, direct: bool) -> None:
         grant = self._ending.enter_context(_upload_grant(self._api))
-        self._session = _session()
+        self._session = _session(direct=direct and not self._asks.is_set())
         commit = self._session.new_upload_commit(**access(self._api, grant))
         self._ending.enter_context(watched(lambda: _moved(commit), commit.abort, self._stall))
         self._commit = self._ending.enter_context(commit)
@@ -283,7 +304,11 @@ class XetUpload:
                     on_error.pop_all()
             except Exception as error:
                 _retire(self._session, error)
-                raise
+                if not _refuses_direct(error) or self._asks.is_set():
+                    raise
+                self._asks.set()  # then a retry asks
+                why = f"it refused a direct upload ({error})"
+                raise unreachable(self._api.where, why) from error
 
 
 @contextmanager

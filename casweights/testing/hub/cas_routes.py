@@ -158,6 +158,8 @@ class CasRoutes:
     def xorb_upload(self, request: Request) -> Answer:
         """Store a xorb that the client sends directly."""
         self._tokens.check(request.token, "write")
+        if not self._weather.conditions.direct_uploads:
+            raise Refusal(404, "this server takes no xorbs without a grant")
         return json_answer({"was_inserted": self._cas.put_xorb(request.args[0], request.save)})
 
     def shard_upload(self, request: Request) -> Answer:

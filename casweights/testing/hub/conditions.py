@@ -44,6 +44,7 @@ class Conditions:
         token_lifetime: Seconds for which tokens of the CAS are valid.
         upload_grants: Whether the CAS issues a grant for each xorb, which the client then uploads
             to another address and commits. Otherwise clients upload xorbs directly.
+        direct_uploads: Whether the CAS takes xorbs that clients upload directly.
         free_after: Seconds after which bytes that no path names any more are freed. Freed bytes can
             be neither read nor named, only uploaded again. None keeps them forever.
         upload_grace: Minimum number of seconds for which uploaded bytes wait for their first path.
@@ -69,6 +70,7 @@ class Conditions:
     clock_skew: float = 0.0
     token_lifetime: float = 3600.0
     upload_grants: bool = False
+    direct_uploads: bool = True
     free_after: float | None = None
     upload_grace: float = 3600.0
 

@@ -23,7 +23,7 @@ _OPERATIONS = {
     "fresh_commit": ("commit of a fresh process", 30),
     "checkout": ("checkout of a fresh process", 20),
 }
-_TRIPS = {"direct upload": (False, 3), "grants for uploads": (True, 5)}
+_TRIPS = {"direct upload": (False, 3), "grants for uploads": (True, 3)}
 _LATENCY = 1.0  # seconds: much more than a step takes on a busy machine
 _SIZE = 400 * KiB  # so small that only round trips count
 
