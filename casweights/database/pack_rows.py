@@ -62,14 +62,13 @@ class PackRows:
         """Return the first row of a chunk, or None if it has none."""
         return next(self.rows(chunk), None)
 
-    def _frame(self, row: int) -> tuple[PackLocations, int]:
-        """Return the pack of a row's frame, and the number of the frame in it."""
-        number = self._numbers[row]
+    def _frame(self, number: int) -> tuple[PackLocations, int]:
+        """Return the pack of a frame by its number in all packs, and its number in that pack."""
         pack = bisect_right(self._starts, number) - 1
         return self.packs[pack], number - self._starts[pack]
 
     def _id(self, row: int) -> bytes:
-        pack, number = self._frame(row)
+        pack, number = self._frame(self._numbers[row])
         return pack.frames.chunks.at(number)
 
     def chunk(self, row: int) -> ChunkId:
@@ -78,20 +77,25 @@ class PackRows:
 
     def location(self, row: int) -> Location:
         """Return the location of a row's frame."""
-        pack, number = self._frame(row)
+        pack, number = self._frame(self._numbers[row])
         return pack.at(number)
 
     def row(self, location: Location) -> int | None:
         """Return the row of a frame, or None if it is in none of the packs."""
         for row in self.rows(location.frame.chunk):
-            if self._frame(row)[0].pack == location.pack and self.location(row) == location:
+            if self.location(row) == location:
                 return row
         return None
 
     def of(self, chunk: bytes) -> list[Location]:
         """Return the locations of a chunk's frames, in the order of the packs and in them."""
-        rows = sorted(self.rows(chunk), key=self._numbers.__getitem__)
-        return [self.location(row) for row in rows]
+        key, keys, found = self._key(chunk), self._keys, list[int]()
+        row = bisect_left(keys, key)
+        while row < len(keys) and keys[row] == key:
+            found.append(self._numbers[row])
+            row += 1
+        frames = map(self._frame, sorted(found))
+        return [pack.at(n) for pack, n in frames if pack.frames.chunks.at(n) == chunk]
 
 
 def _beginning(chunk: bytes) -> int:

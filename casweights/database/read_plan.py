@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _SMALL_PACK_BYTES = 8 * MiB  # the pack of one training step is smaller: readers need most of it
 _MAX_SMALL_PACKS = 8  # fetched whole for one call; more of them hold much that is not needed
+_FEW_PACK_BYTES = 512 * KiB  # fetched whole if few: a round trip takes longer than the bytes
 _TINY_PACK_BYTES = 128 * KiB  # up to here, reading the index alone is no faster
 _MAX_TINY_PACKS = 256  # fetched whole for one call: 32 MiB at most
 END_BYTES = 256 * KiB  # of a pack: its index, after the headers and lists of chunks of a version
@@ -46,7 +47,8 @@ def small_packs(
 
     A pack is hinted if the pack table of a snapshot names it, and unread until its index was read.
     Up to 8 packs of the given chunks count if they have at most 8 MiB each, and up to 256 packs of
-    any chunks if they have at most 128 KiB each.
+    any chunks if they have at most 128 KiB each; if no more than 8 have more, up to 512 KiB, those
+    count, too.
 
     Args:
         store: Knows the sizes of the packs.
@@ -64,7 +66,9 @@ def small_packs(
     sizes = store.sizes([*own, *others]) if own or others else {}
     tiny = [name for name, size in sizes.items() if size <= _TINY_PACK_BYTES]
     small = [name for name in own if 0 < sizes.get(name, 0) <= _SMALL_PACK_BYTES]
-    chosen = dict.fromkeys([*small[:_MAX_SMALL_PACKS], *tiny[:_MAX_TINY_PACKS]])
+    few = [name for name in others if _TINY_PACK_BYTES < sizes.get(name, 0) <= _FEW_PACK_BYTES]
+    few = few if len(few) <= _MAX_SMALL_PACKS else []
+    chosen = dict.fromkeys([*small[:_MAX_SMALL_PACKS], *tiny[:_MAX_TINY_PACKS], *few])
     return [[(name, 0, sizes[name])] * 2 for name in chosen]
 
 

@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from casweights.database.chains import MAX_LINKS
 from casweights.database.frames import Spent, damaged_frame, read_frame
+from casweights.database.nearby import NearbyStore
 from casweights.database.read_plan import around, small_packs
 from casweights.database.recent import STRIDE, RecentChunks, Waypoints
-from casweights.errors import (
-    CasweightsError,
-    ErrorCode,
-    IntegrityError,
-    NotFoundError,
-)
+from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.stores.optional import SupportsReadahead
@@ -81,6 +77,7 @@ class ChunkReader:
 
     Attributes:
         store: The argument.
+        nearby: The same, for frames.
         spent: Time and bytes spent so far.
     """
 
@@ -92,6 +89,7 @@ class ChunkReader:
         chunk_size: int,
     ) -> None:
         self.store = store
+        self.nearby = NearbyStore(store, index.pack_size)
         self.spent = Spent()
         self._index = index
         self._hasher = hasher
@@ -184,7 +182,7 @@ class ChunkReader:
             for number, location in enumerate(frames, 1):
                 roots, more = self._read_roots(location, chain, local)
                 nbytes += location.frame.size + more
-                read_frame(self.store, location, out, self.spent, roots)
+                read_frame(self.nearby, location, out, self.spent, roots)
                 if number % STRIDE == 0 and self.is_right(location.frame.chunk, out):
                     self._waypoints.put(location.frame.chunk, out)
             if chain.links == 0 or self.is_right(chunk, out):
@@ -192,7 +190,7 @@ class ChunkReader:
         except (IntegrityError, NotFoundError):
             pass
         for location in chain.back():  # a cached copy may be damaged where the pack is sound
-            self.store.forget(names.pack_name(location.pack))
+            self.nearby.forget(names.pack_name(location.pack))
         if chain.base is not None:  # `out` held the base, which decoding has overwritten
             raise corrupt(f"chunk {chunk}", "the rebuilt bytes do not match its ID")
         self._rebuild_checked(chain, chunk, out, local)
@@ -279,7 +277,7 @@ class ChunkReader:
         for location in chain.frames:
             roots, _ = self._read_roots(location, chain, local)  # blames their own frames
             try:
-                read_frame(self.store, location, out, self.spent, roots)
+                read_frame(self.nearby, location, out, self.spent, roots)
                 if not self.is_right(location.frame.chunk, out):
                     raise damaged_frame(location, "its bytes do not match the chunk's ID")
             except (IntegrityError, NotFoundError) as error:
@@ -321,7 +319,8 @@ class LocalFirstReader:
     ) -> Iterator[Callable[[Sequence[ChunkId]], None]]:
         """Provide a function that announces the chunks to be read next, in order.
 
-        A store over a network then fetches their frames, many at a time. Other stores ignore it.
+        A store over a network then fetches their frames, many at a time. From other stores, small
+        frames are read together with their neighbours.
 
         Args:
             with_neighbours: Whether to fetch the frames around each frame in a small pack, too.
@@ -330,7 +329,8 @@ class LocalFirstReader:
         store = self._reader.store
         readahead = store.ability(SupportsReadahead)
         if readahead is None:
-            yield lambda _: None
+            with self._reader.nearby.keeping():
+                yield lambda _: None
             return
         with readahead.ahead() as announce:
 

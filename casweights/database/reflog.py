@@ -132,9 +132,8 @@ class RefLog:
             since: Moves to lower positions are left out. Only what is returned takes time.
         """
         begin = f"{self.kind}{ref}/"
-        lowest = f"{begin}{since:0{names.POSITION_DIGITS}}"
-        listed = self._listed(begin)
-        return list(self._of(ref, (info for info in listed if info.name >= lowest)))
+        listed = self._listed(begin, lowest=f"{begin}{since:0{names.POSITION_DIGITS}}")
+        return list(self._of(ref, listed))
 
     def newest(self, ref: str) -> list[Move]:
         """Return those of the `moves` of a ref that have the two highest positions."""
@@ -150,12 +149,22 @@ class RefLog:
         moves = self._moves(infos)
         return (move for move in moves if move.ref == ref and move.name not in self._withdrawn)
 
-    def _listed(self, prefix: str, *, backwards: bool = False) -> Iterable[ObjectInfo]:
-        """List objects by name; without sizes and times if the store's times say nothing."""
+    def _listed(
+        self, prefix: str, *, lowest: str = "", backwards: bool = False
+    ) -> Iterable[ObjectInfo]:
+        """List objects by name; without sizes and times if the store's times say nothing.
+
+        Args:
+            prefix: What their names begin with.
+            lowest: Names that sort before it are left out.
+            backwards: Whether the last one comes first.
+        """
         order = -1 if backwards else 1
         if self._has_clock:
-            return list(self._store.list(prefix))[::order]
-        return (ObjectInfo(name, 0) for name in list(self._store.list_names(prefix))[::order])
+            infos = list(self._store.list(prefix))[::order]
+            return (info for info in infos if info.name >= lowest)
+        found = list(self._store.list_names(prefix))[::order]
+        return (ObjectInfo(name, 0) for name in found if name >= lowest)
 
     def _moves(self, infos: Iterable[ObjectInfo]) -> Iterator[Move]:
         """Yield the moves among some objects. Other objects are skipped; `verify` reports them."""

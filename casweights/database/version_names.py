@@ -73,7 +73,8 @@ class _KnownMoves:
         """Remember the whole moves in a listing, and forget those that it should show and lacks."""
         shown = dict.fromkeys(listed)
         for name in shown:
-            self.learn(name)
+            if name.endswith(names.STEP_SUFFIX):  # directories have no whole moves
+                self.learn(name)
         oldest = time.monotonic() - _SURE_SECONDS
         with self._lock:
             seen = list(self._seen.items())

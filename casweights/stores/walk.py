@@ -78,10 +78,11 @@ def walk_names(root: Path, prefix: str) -> Iterator[str]:
 def _names(path: str, folder: str, prefix: str) -> Iterator[str]:
     """Yield the names of the objects below a folder, whose own name ends in a slash."""
     with os.scandir(path) as entries:
-        for entry in entries:
-            name = folder + _printable(entry.name)
-            if entry.name.startswith("."):
+        for entry in entries:  # of a branch there are up to 200, and a commit lists them twice
+            own = entry.name
+            if own[0] == ".":
                 continue
+            name = folder + (own if own.isascii() else _printable(own))
             if entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):  # for `walk`, such a folder is a stray
                     yield from _names(entry.path, f"{name}/", prefix)
