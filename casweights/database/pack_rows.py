@@ -89,12 +89,11 @@ class PackRows:
 
     def of(self, chunk: bytes) -> list[Location]:
         """Return the locations of a chunk's frames, in the order of the packs and in them."""
-        key, keys, found = self._key(chunk), self._keys, list[int]()
+        key, keys = self._key(chunk), self._keys
         row = bisect_left(keys, key)
-        while row < len(keys) and keys[row] == key:
-            found.append(self._numbers[row])
-            row += 1
-        frames = map(self._frame, sorted(found))
+        if row == len(keys) or keys[row] != key:  # as in most packs
+            return []
+        frames = map(self._frame, sorted(self._numbers[row : bisect_right(keys, key, row)]))
         return [pack.at(n) for pack, n in frames if pack.frames.chunks.at(n) == chunk]
 
 
