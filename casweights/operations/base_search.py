@@ -8,7 +8,8 @@ from casweights.errors import IntegrityError
 from casweights.format.signature import Signature
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases
-from casweights.operations.relatives import New, relatives
+from casweights.operations.candidates import New
+from casweights.operations.relatives import relatives
 from casweights.operations.rows import affordable, find_rows
 from casweights.operations.sampling import Sampling
 

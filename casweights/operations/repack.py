@@ -25,10 +25,11 @@ from casweights.operations.archiving import (
 )
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases
+from casweights.operations.candidates import New
 from casweights.operations.differences import DifferenceEncoder, growth
 from casweights.operations.lineage import Lineage
 from casweights.operations.merging import Budget
-from casweights.operations.relatives import New, relatives
+from casweights.operations.relatives import relatives
 from casweights.operations.replacements import finish_replaced, free_from, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
 from casweights.operations.rows import affordable, find_rows

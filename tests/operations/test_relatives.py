@@ -14,7 +14,7 @@ import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.format import names
 from casweights.format.codecs import encode_difference
-from casweights.operations import relatives
+from casweights.operations import candidates
 from casweights.operations.sampling import signature_of
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
@@ -172,7 +172,7 @@ def test_many_false_signatures_hide_the_true_base_for_a_few_commits(
         tried.append(1)
         return encode_difference(*args)
 
-    monkeypatch.setattr(relatives, "encode_difference", counted)
+    monkeypatch.setattr(candidates, "encode_difference", counted)
     store, costs = CountingStore(family.database.store), []
     with casweights.open(store) as fresh:
         for n in range(4):

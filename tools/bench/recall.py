@@ -20,8 +20,9 @@ from casweights.format.codecs import encode, encode_difference
 from casweights.format.sampling import sampled_tensors
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases
+from casweights.operations.candidates import New
 from casweights.operations.derivations import derive
-from casweights.operations.relatives import New, relatives
+from casweights.operations.relatives import relatives
 from casweights.operations.sampling import signature_of
 from casweights.stores.memory import MemoryStore
 from tools.bench.families import random_family, real_family
