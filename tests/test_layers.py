@@ -78,6 +78,7 @@ SHARED = {
     "operations.encoded_files",
     "operations.expire",
     "operations.fold",
+    "operations.forest",
     "operations.lineage",
     "operations.live_frames",
     "operations.frame_check",
@@ -89,6 +90,7 @@ SHARED = {
     "operations.pairing",
     "operations.marks",
     "operations.merging",
+    "operations.ordering",
     "operations.owners",
     "operations.prediction",
     "operations.rebuild",
@@ -97,6 +99,7 @@ SHARED = {
     "operations.renumbered",
     "operations.replaced",
     "operations.replacements",
+    "operations.room",
     "operations.replacing",
     "operations.recorded_losses",
     "operations.retention",
@@ -111,6 +114,8 @@ SHARED = {
     "operations.slices",
     "operations.survey",
     "operations.transfer",
+    "operations.tree",
+    "operations.trials",
 }
 
 # Foreign modules that only some rooms or modules may import; imports for annotations are free.

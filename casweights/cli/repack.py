@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from casweights.cli._session import Session
+    from casweights.results.stores import RepackStats
 
 _WHEN_FREE = "what is aside takes space until a repack, maintain or gc deletes it, from {} on"
 _WAYS_OUT = (
@@ -62,6 +63,9 @@ def command(session: Session, compression: str, memory: int, grace: timedelta) -
             "aside_bytes": done.aside_bytes,
             "freed_bytes": done.freed_bytes,
             "free_from": micros(done.free_from) if done.free_from else None,
+            "compared": done.compared,
+            "tree_bytes": done.tree_bytes,
+            "least_bytes": done.least_bytes,
             "unreadable": list(done.unreadable),
         },
         [
@@ -74,6 +78,16 @@ def command(session: Session, compression: str, memory: int, grace: timedelta) -
                 )
             ],
             *([[Span(_WHEN_FREE.format(moment(micros(done.free_from))))]] * bool(done.free_from)),
+            *([Span(_gap(done))] for _ in range(bool(done.compared))),
             *([Span(f"{name} cannot be read and stays. {_WAYS_OUT}")] for name in done.unreadable),
         ],
+    )
+
+
+def _gap(done: RepackStats) -> str:
+    """Return how much the limit of reads costs."""
+    gap = done.tree_bytes / done.least_bytes - 1
+    return (
+        f"{count(done.compared, 'version')} compared with others: about {size(done.tree_bytes)}, "
+        f"{gap:.1%} more than if reads were not limited"
     )

@@ -186,14 +186,19 @@ class SignatureStore:
         return [[(name, 0, sizes[name])] for name in small]
 
     def find(self, snapshot: SnapshotId) -> Signature | None:
-        """Return the signature of a version; None if it has none that is sound.
+        """Return the signature of a version; None if it has none that is sound."""
+        return self.of([snapshot]).get(snapshot)
+
+    def of(self, wanted: Iterable[SnapshotId]) -> dict[SnapshotId, Signature]:
+        """Return the signatures of these versions, of those that have one that is sound.
 
         Raises:
             StoreError: The store could not be read.
         """
-        places = self._load(self.listed(), None).of(snapshot)
-        found = next(filter(None, map(self._signature, places)), None)
-        return None if found is None else found.signature
+        joined = self._load(self.listed(), None)
+        found = ((one, map(self._signature, joined.of(one))) for one in wanted)
+        first = ((one, next(filter(None, relatives), None)) for one, relatives in found)
+        return {one: relative.signature for one, relative in first if relative is not None}
 
     def distrust(self, key: bytes) -> None:
         """Leave a signature out of later searches, because it turned out to be wrong."""

@@ -36,10 +36,11 @@ if TYPE_CHECKING:
 
 # Sizes of differences, as shares of a whole chunk's stored size; docs/design/005 has the
 # measurements behind them.
-_MAX_CHAIN_SHARE = 1 / 2  # all differences of a chain together, if it has several
+MAX_CHAIN_SHARE = 1 / 2  # all differences of a chain together, if it has several
+MAX_TENSOR_SHARE = 2.0  # the same where the version as a whole keeps to its half
 _ROUND_CHAIN_SHARE = 1 / 5  # the same in versions where many chains end together
 _MAX_GROWTH = 5 / 4  # of a larger difference, from one version to the next
-_MAX_DIRECT_SHARE = 0.9  # the only difference of a chain: a larger one is not worth decoding
+MAX_DIRECT_SHARE = 0.9  # the only difference of a chain: a larger one is not worth decoding
 _SHORTCUT_DUE_SHARE = 1 / 3  # the differences since the last shortcut that make the next one due
 _MAX_FROM_WHOLE_SHARE = 1 / 4  # a difference from the chain's whole chunk, in addition to two steps
 _MAX_EXTRA_STEP_SHARE = 1 / 6  # a step that is stored along with the frame that shortens its chain
@@ -81,8 +82,8 @@ def growth(bases: BaseChunks, index: KnownChunks) -> float:
     for chunk in bases.chunks():
         if (chain := index.chain(chunk)) is not None:
             whole += chain.whole_size
-            used += (chain.read_size - chain.whole_size) or _MAX_CHAIN_SHARE * chain.whole_size
-    return min(_MAX_GROWTH, _MAX_CHAIN_SHARE * whole / used) if used else 1
+            used += (chain.read_size - chain.whole_size) or MAX_CHAIN_SHARE * chain.whole_size
+    return min(_MAX_GROWTH, MAX_CHAIN_SHARE * whole / used) if used else 1
 
 
 class DifferenceEncoder:
@@ -102,6 +103,8 @@ class DifferenceEncoder:
         schedule: Shortcuts in addition to those that bytes call for; None if all versions lie in
             the same packs.
         growth: Returns the `growth` of the version whose chunks are the bases.
+        chain_share: What all differences of a chain take at most, as a share of a whole chunk. A
+            caller that allows more has seen that the version as a whole keeps to its share.
         is_plain: Whether no chain may begin with a derived frame.
     """
 
@@ -114,6 +117,7 @@ class DifferenceEncoder:
         compression: Compression,
         schedule: Schedule | None = None,
         growth: Callable[[], float] = lambda: 1,
+        chain_share: float = MAX_CHAIN_SHARE,
         *,
         is_plain: bool = False,
     ) -> None:
@@ -124,6 +128,7 @@ class DifferenceEncoder:
         self._compression = compression
         self._schedule = schedule
         self._growth = growth
+        self._chain_share = chain_share
         self.is_plain = is_plain
 
     def ahead(self) -> AbstractContextManager[Callable[[Sequence[ChunkId]], None]]:
@@ -203,7 +208,7 @@ class DifferenceEncoder:
         if frame is not None:
             size, (read, whole_size) = len(frame.payload), in_proportion(made.slices, chains)
             whole_size *= len(raw) / made.nbytes
-            share = _MAX_DIRECT_SHARE if base is None else _MAX_COSTLY_SHARE
+            share = MAX_DIRECT_SHARE if base is None else _MAX_COSTLY_SHARE
             most = share * whole_size
             if size > _MAX_UNCOMPARED_SHARE * whole_size or base is not None:
                 others = self.encode(raw, piece, base)
@@ -250,7 +255,7 @@ class DifferenceEncoder:
         """
         sizes = [location.frame.size for location in chain.frames[1:]] + [len(step.payload)]
         if len(sizes) == 1 and not chain.roots:
-            return step if sizes[0] <= _MAX_DIRECT_SHARE * whole_size else None
+            return step if sizes[0] <= MAX_DIRECT_SHARE * whole_size else None
         # What a derived frame takes, and the differences of its roots, count as differences, too.
         by_itself = max(whole_size, chain.whole_size)
         before = max(0, chain.read_size - by_itself - sum(sizes[:-1])) if chain.roots else 0
@@ -262,8 +267,8 @@ class DifferenceEncoder:
             if shortcut is not None and len(shortcut.payload) <= limit:
                 best, total = shortcut, before + sum(sizes[:behind]) + len(shortcut.payload)
         is_round = self._is_round(chain)
-        most = (_ROUND_CHAIN_SHARE if is_round else _MAX_CHAIN_SHARE) * whole_size
-        if total <= most:
+        most = (_ROUND_CHAIN_SHARE if is_round else self._chain_share) * whole_size
+        if total <= most and sizes[-1] <= MAX_DIRECT_SHARE * whole_size:
             return best
         from_root = self._difference(raw, piece, chain.frames[0])
         if from_root is None:
@@ -272,7 +277,7 @@ class DifferenceEncoder:
         if most < before + size and size <= worth and not is_round:
             # A chunk that changes more than others may use what these leave of the version's share.
             room = self._growth() * (before + sum(sizes[:-1]))
-            most = max(most, min(room, _MAX_DIRECT_SHARE * whole_size))
+            most = max(most, min(room, MAX_DIRECT_SHARE * whole_size))
         return from_root if size <= min(most - before, worth) else None
 
     def _due(self, chain: Chain, sizes: Sequence[int], whole_size: int) -> _Due | None:

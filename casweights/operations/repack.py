@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from graphlib import TopologicalSorter
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING
 
 from casweights.config import REPLACED_GRACE
 from casweights.database.deleting import check_may_delete
@@ -26,12 +25,20 @@ from casweights.operations.archiving import (
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases
 from casweights.operations.candidates import New
-from casweights.operations.differences import DifferenceEncoder, growth
+from casweights.operations.differences import (
+    MAX_CHAIN_SHARE,
+    MAX_TENSOR_SHARE,
+    DifferenceEncoder,
+    growth,
+)
+from casweights.operations.forest import forest
 from casweights.operations.lineage import Lineage
 from casweights.operations.merging import Budget
+from casweights.operations.ordering import in_order, placed
 from casweights.operations.relatives import relatives
 from casweights.operations.replacements import finish_replaced, free_from, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
+from casweights.operations.room import has_room
 from casweights.operations.rows import affordable, find_rows
 from casweights.operations.sampling import signature_of
 from casweights.operations.signing import sign
@@ -40,8 +47,8 @@ from casweights.system.buffers import uninitialized
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from datetime import datetime, timedelta
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import timedelta
 
     from casweights.config import Compression
     from casweights.database import Database
@@ -50,9 +57,35 @@ if TYPE_CHECKING:
     from casweights.format.lineage import Origin
     from casweights.format.manifest import Snapshot
     from casweights.format.pack import EncodedFrame, Location, SealedPack
-    from casweights.format.snapshot import StoredSnapshot
     from casweights.ids import ChunkId, SnapshotId
+    from casweights.operations.ordering import Placed
     from casweights.stores.base import ObjectInfo
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is to be stored again, and how.
+
+    Attributes:
+        db: The store.
+        old: The packs to replace.
+        versions: All versions.
+        above: What versions of trees are to be differences from, see `Forest`.
+        compression: How whole chunks are stored.
+        roomy: The versions of trees that were looked at, and whether they have room.
+    """
+
+    db: Database
+    old: Sequence[PackContents]
+    versions: Mapping[SnapshotId, Placed]
+    above: Mapping[SnapshotId, SnapshotId | None]
+    compression: Compression
+    roomy: dict[SnapshotId, bool] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """The bytes of all versions."""
+        return sum(version.size for version in self.versions.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,33 +93,35 @@ class _Repack:
     """The parts of a running repack.
 
     Attributes:
+        task: What is to be done.
+        writer: Writes the new frames.
         db: The store.
         plan: The new frames alone, from which the encoder knows the new chains.
-        writer: Writes the new frames.
-        compression: How whole chunks are stored.
         done: Chunks that have new frames.
-        lineages: What each version is made from now.
+        lineages: The lineage of each version to which the new frames give another one.
     """
 
-    db: Database
-    plan: KnownChunks
+    task: _Task
     writer: PackWriter
-    compression: Compression
-    done: set[ChunkId]
-    lineages: dict[SnapshotId, Sequence[Origin]]
+    db: Database
+    plan: KnownChunks = field(default_factory=KnownChunks)
+    done: set[ChunkId] = field(default_factory=set)
+    lineages: dict[SnapshotId, Sequence[Origin]] = field(default_factory=dict)
 
-    def encoder(self, bases: Bases) -> DifferenceEncoder:
+    def encoder(self, version: Snapshot, bases: Bases) -> DifferenceEncoder:
         """Return an encoder for a version with these bases."""
         db, plan = self.db, self.plan
-        factor = Once(partial(growth, bases.first, plan))
-        structure, compression = db.snapshots.structure, self.compression
+        roomy = self.task.roomy
+        if self.task.above.get(version.id) is not None and version.id not in roomy:
+            roomy[version.id] = has_room(db, rewrites(version, bases, ()), plan)
         return DifferenceEncoder(
             db.reader,
             plan,
             db.cache,
-            structure,
-            compression,
-            growth=factor,
+            db.snapshots.structure,
+            self.task.compression,
+            growth=Once(partial(growth, bases.first, plan)),
+            chain_share=MAX_TENSOR_SHARE if roomy.get(version.id) else MAX_CHAIN_SHARE,
             is_plain=db.config.standalone,
         )
 
@@ -107,9 +142,12 @@ def repack(
     Chunks that no version contains are copied, because a running commit may rely on them. A pack
     with a damaged frame that cannot be replaced is kept.
 
+    Versions that are related may become differences from each other in another way than when they
+    were committed, see `forest`. If the store would be larger afterwards, nothing is written.
+
     Args:
         db: The store.
-        compression: How whole chunks are stored.
+        compression: How whole chunks are stored. With "fast", the store may be larger afterwards.
         grace: How long what was replaced lies aside before it is deleted, with 0 at once.
 
     Raises:
@@ -122,18 +160,24 @@ def repack(
     replace_damaged_archives(db)
     db.index.load()
     old = [pack for pack in db.index.contents() if pack.info.name.startswith(names.PACKS)]
-    if not _is_settled(db, old, compression):
-        generation = 1 + max((pack.generation for pack in old), default=0)
-        writer = PackWriter(db, generation)
-        lineages: dict[SnapshotId, Sequence[Origin]] = {}
-        replaced = _rewrite_all(db, old, writer, compression, lineages)
-        renew_lineage(db, lineages)
-        for _ in set_replaced_aside(db, replaced, sorted(writer.names)):
-            pass
-        db.index.load()
+    sign(db)
+    versions = placed(db)
+    trees = forest(db, versions, compression)
+    task = _Task(db, old, versions, trees.above, compression)
+    db.reporter.started(Stage.REPACK, 2 * task.size)
+    try:
+        if _is_worth_it(task):
+            writer = PackWriter(db, _generation(old))
+            work = _Repack(task, writer, db)
+            replaced = _rewrite_all(work)
+            renew_lineage(db, work.lineages)
+            for _ in set_replaced_aside(db, replaced, sorted(writer.names)):
+                pass
+            db.index.load()
+    finally:
+        db.reporter.finished(Stage.REPACK)
     db.findings.answer_gone()
     freed = sum(finish_replaced(db, grace, Budget()))
-    sign(db)
     now = list(list_packs(db.store, carried=False))
     return RepackStats(
         packs=len(now),
@@ -144,62 +188,55 @@ def repack(
         aside_bytes=sum(info.size for info in replaced),
         freed_bytes=freed,
         free_from=free_from(db, grace) if replaced else 0,
+        compared=trees.versions,
+        tree_bytes=round(trees.nbytes),
+        least_bytes=round(trees.least),
     )
 
 
-class _Different(Exception):
-    """A repack would write a pack that the store does not contain."""
+class _Rehearsal(PackWriter):
+    """A writer that writes nothing.
 
+    Attributes:
+        sizes: The packs that it would have written, and their bytes.
+    """
 
-class _Comparison(PackWriter):
-    """A writer that writes nothing, and stops at the first pack that the store lacks."""
-
-    def __init__(self, db: Database, generation: int, existing: set[str]) -> None:
+    def __init__(self, db: Database, generation: int) -> None:
         super().__init__(db, generation)
-        self._existing = existing
+        self.sizes: dict[str, int] = {}
 
     def _put(self, pack: SealedPack) -> None:
-        if pack.name not in self._existing:
-            raise _Different
         self.names.add(pack.name)
+        self.sizes[pack.name] = pack.size
 
 
-def _is_settled(db: Database, old: Sequence[PackContents], compression: Compression) -> bool:
-    """Whether one repack wrote all packs, and another one would write the same packs."""
-    generations = {pack.generation for pack in old}
-    if len(generations) != 1 or 0 in generations:  # commits write generation 0
-        return False
-    existing = {pack.info.name for pack in old}
+def _generation(old: Sequence[PackContents]) -> int:
+    """Return the generation of packs that replace others."""
+    return 1 + max((pack.generation for pack in old), default=0)
+
+
+def _is_worth_it(task: _Task) -> bool:
+    """Whether new packs would differ from the old ones, and not be larger; writes nothing."""
+    generations = {pack.generation for pack in task.old}
+    # If one repack wrote all packs, another one may write the same. Commits write generation 0.
+    is_repacked = len(generations) == 1 and 0 not in generations
+    generation = generations.pop() if is_repacked else _generation(task.old)
+    writer = _Rehearsal(task.db, generation)
+    _rewrite_all(_Repack(task, writer, task.db))
     # Encoding is deterministic and a pack is named by its content, so equal names are enough.
-    writer = _Comparison(db, generations.pop(), existing)
-    try:
-        _rewrite_all(db, old, writer, compression, {})
-    except _Different:
+    if is_repacked and writer.names == {pack.info.name for pack in task.old}:
         return False
-    return writer.names == existing
+    old = sum(pack.info.size for pack in task.old)
+    return task.compression == "fast" or sum(writer.sizes.values()) <= old
 
 
-def _rewrite_all(
-    db: Database,
-    old: Sequence[PackContents],
-    writer: PackWriter,
-    compression: Compression,
-    lineages: dict[SnapshotId, Sequence[Origin]],
-) -> list[ObjectInfo]:
+def _rewrite_all(work: _Repack) -> list[ObjectInfo]:
     """Store all chunks in new frames, which are durable when this returns.
-
-    Args:
-        db: The store.
-        old: The packs to replace.
-        writer: Writes the new ones.
-        compression: How whole chunks are stored.
-        lineages: Gets the lineage of each version to which the new frames give another one.
 
     Returns:
         The old packs that are no longer needed.
     """
-    plan = KnownChunks()
-    work = _Repack(db, plan, writer, compression, set(), lineages)
+    old, writer = work.task.old, work.writer
     _keep_carried(work, old)
     try:
         _rewrite_versions(work)
@@ -207,7 +244,7 @@ def _rewrite_all(
         writer.finish()
     finally:
         writer.close()
-    kept = {names.pack_name(loc.pack) for loc in failed if loc.frame.chunk not in plan}
+    kept = {names.pack_name(loc.pack) for loc in failed if loc.frame.chunk not in work.plan}
     # An old pack may be identical to a new one, and must stay then.
     return [pack.info for pack in old if pack.info.name not in kept | writer.names]
 
@@ -229,43 +266,14 @@ def _keep_carried(work: _Repack, old: Sequence[PackContents]) -> None:
 
 
 def _rewrite_versions(work: _Repack) -> None:
-    db = work.db
-    found = {
-        version: _Version.of(db.snapshots.load_stored(version)) for version in db.snapshots.ids()
-    }
-    db.reporter.started(Stage.REPACK, sum(version.size for version in found.values()))
     earlier: dict[SnapshotId, None] = {}
-    try:
-        for version in _in_order(found):
-            lineage = _rewrite(work, db.snapshots.load(version, with_locations=True), earlier)
-            if tuple(lineage) != found[version].lineage:
-                work.lineages[version] = lineage
-            earlier[version] = None
-            db.reporter.advanced(Stage.REPACK, found[version].size)
-    finally:
-        db.reporter.finished(Stage.REPACK)
-
-
-class _Version(NamedTuple):
-    """The facts that are kept of every version; the chunk IDs of all would not fit in memory."""
-
-    time: datetime
-    parents: tuple[SnapshotId, ...]
-    size: int
-    lineage: tuple[Origin, ...]
-
-    @classmethod
-    def of(cls, stored: StoredSnapshot) -> Self:
-        snapshot = stored.snapshot
-        return cls(snapshot.time, snapshot.parents, snapshot.size, stored.lineage)
-
-
-def _in_order(versions: dict[SnapshotId, _Version]) -> Iterator[SnapshotId]:
-    """Return all versions by age, the oldest first, each after its parents."""
-    graph: TopologicalSorter[SnapshotId] = TopologicalSorter()
-    for version in sorted(versions, key=lambda i: (versions[i].time, i)):
-        graph.add(version, *(p for p in versions[version].parents if p in versions))
-    return iter(graph.static_order())
+    versions = work.task.versions
+    for version in in_order(versions, work.task.above):
+        lineage = _rewrite(work, work.db.snapshots.load(version, with_locations=True), earlier)
+        if tuple(lineage) != tuple(versions[version].lineage):
+            work.lineages[version] = lineage
+        earlier[version] = None
+        work.db.reporter.advanced(Stage.REPACK, versions[version].size)
 
 
 def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Sequence[Origin]:
@@ -275,7 +283,7 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
     jobs: dict[ChunkId, Rewrite] = {}
     for job in rewrites(version, bases, work.done):
         jobs.setdefault(job.chunk, job)
-    encode = partial(_encode, work, work.encoder(bases))
+    encode = partial(_encode, work, work.encoder(version, bases))
     for job, frames in work.db.workers.map(encode, jobs.values()):
         work.writer.add(job.chunk, job.piece.nbytes, frames)
         work.done.add(job.chunk)
@@ -289,7 +297,10 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
 
 
 def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) -> Bases:
-    """Return the chunks of the version's first parent, or else of its relatives."""
+    """Return the chunks of the version's first parent, or else of its relatives.
+
+    The version that it is a difference from in a tree comes first.
+    """
     db = work.db
     size = db.config.chunk_size
     chunks = {
@@ -302,8 +313,13 @@ def _bases(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) ->
         reader.readinto(chunks[path, piece], out)
         return out
 
-    if version.parents and version.parents[0] in earlier:
-        parent = BaseChunks(db.snapshots.load(version.parents[0]), version.files)
+    above = next(iter(version.parents), None)
+    if version.id in work.task.above:
+        above = work.task.above[version.id]
+        if above is None:
+            return Bases()
+    if above in earlier:
+        parent = BaseChunks(db.snapshots.load(above), version.files)
         made = find_rows(db, version.files, read, Bases(parent), [parent])
         return affordable(made, version.files, size)
     signature = signature_of(db, version)

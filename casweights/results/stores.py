@@ -196,6 +196,10 @@ class RepackStats:
             aside, in microseconds since 1970; 0 if nothing of it lies aside.
         unreadable: Names of packs whose index cannot be read. They are not deleted: a newer
             casweights may have written them, or a sound copy may exist elsewhere.
+        compared: Number of versions of which it measured what they take as differences from each
+            other.
+        tree_bytes: What these take now, as estimated from a few chunks of each, in bytes.
+        least_bytes: What they would take if reading a version could cost any number of bytes.
     """
 
     packs: int
@@ -206,6 +210,9 @@ class RepackStats:
     aside_bytes: int = 0
     freed_bytes: int = 0
     free_from: int = 0
+    compared: int = 0
+    tree_bytes: int = 0
+    least_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

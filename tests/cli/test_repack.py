@@ -38,6 +38,9 @@ def test_repack_reports_packs_before_and_after(run: Run, run_json: Json, store: 
         "old_pack_bytes": before,
         "aside_bytes": before,
         "freed_bytes": 0,
+        "compared": 0,
+        "tree_bytes": 0,
+        "least_bytes": 0,
         "unreadable": [],
     }
     assert run("repack", "-q").stdout == ""

@@ -21,6 +21,7 @@ from tools.bench.encodings.data import Data
 from tools.bench.encodings.functions import functions
 from tools.bench.encodings.orders import orders
 from tools.bench.encodings.thousand import thousand
+from tools.bench.encodings.trees import trees
 from tools.bench.harness import conclude, head, table
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ SECTIONS = {
     "functions": "bytes of versions that are functions of others in the store",
     "orders": "bytes of versions for which something is there that is a poor base",
     "family": "bytes of all versions of a family in one store",
+    "trees": "bytes of families without parents, and after a repack",
     "thousand": "bytes of a thousand consecutive versions, and of reading them",
 }
 
@@ -104,6 +106,7 @@ def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], l
         "functions": lambda: functions(data),
         "orders": lambda: orders(data),
         "family": lambda: stores.family(data, work),
+        "trees": lambda: trees(data, work),
         "thousand": lambda: thousand(data, work / "thousand"),
     }
 
