@@ -96,11 +96,11 @@ class _Encoding:
         search: Loads the indexes of packs that are not known yet.
         parent: The parent of the new version; None if it has no parent.
         base: The version to build on before the parent; None for none.
-        sampling: Takes samples of the chunks; None if the version is to have no signature.
+        sampling: Takes samples of the chunks; None for no signature.
         made: Chunks whose new frames are made from others.
         foreign: Chunks of other versions than the parent that are bases of new frames.
-        repeats: Set while the store contains what is read. Hashing live tensors in place then
-            saves copying them. Never set with a cache in memory, which needs the copies.
+        repeats: Set while the store contains what is read. Live tensors are then hashed in place,
+            not copied. Never set with a cache in memory, which needs the copies.
     """
 
     db: Database
@@ -153,18 +153,17 @@ def encode_files(
     Raises:
         InvalidInputError: A file changed while it was read, or cannot be read.
         IntegrityError: The store lost reused chunks at every attempt.
-        StoreError: The store could not be written. Packs that were written stay, and repeating
-            the command uses them.
+        StoreError: The store could not be written. Repeating the call uses the packs that were.
     """
     db.heed_findings()
     if base is not None and parent is not None and base.id == parent.id:
         base = None
     number = 1 if parent is None else parent.number + 1
-    samples = is_sampled(number, begins=begins) and db.signatures.are_kept()
     is_plain = standalone or db.config.standalone
-    encode = partial(_encode, db, files, parent, base, compression, trusted, is_plain)
+    samples = is_sampled(number, begins=begins) and db.signatures.are_kept()
+    encode = partial(_encode, db, files, parent, base, compression, trusted)
     for _ in range(_MAX_ATTEMPTS):
-        if (encoded := encode(samples=samples)) is not None:
+        if (encoded := encode(is_plain=is_plain, samples=samples)) is not None:
             return encoded
     raise IntegrityError(
         ErrorCode.MISSING_CHUNK,
@@ -180,8 +179,8 @@ def _encode(
     base: Snapshot | None,
     compression: Compression,
     trusted: TrustedChunks | None,
-    is_plain: bool,
     *,
+    is_plain: bool,
     samples: bool,
 ) -> EncodedFiles | None:
     """Encode files once; None if the store lost a chunk at the same time that they reuse."""
