@@ -184,7 +184,8 @@ class _Collector:
                 folded = self._fold(old, marked.named)
             if marked.dead or due:
                 drop_signatures(self._db)
-            waits = marked.dead or folded or any(map(self._is_urgent, self._past.values()))
+            left = (one for one in self._past.values() if one not in due)
+            waits = marked.dead or folded or any(map(self._is_urgent, left))
             is_settled = going == old and not waits
             self._keep_note(note if is_settled else None)
         return self._stats(marked, due, applied=apply, folded=folded)

@@ -76,6 +76,27 @@ def test_h10_a_run_without_work_costs_the_same_after_ten_times_the_versions(
     assert costs[0] == costs[1] < 30
 
 
+def test_h10_a_run_after_one_that_has_deleted_the_last_of_it_reads_nothing(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    commit_small(repo, 3)
+    repo.branch("other", "main")
+    repo.commit({"layers.0.w": weights(9)}, branch="other")
+    repo.delete_branch("other")
+    for _ in range(4):  # first, what maintenance has replaced
+        repo.maintain()
+        age(objects, LONG)
+        if repo.gc(apply=True).finished_bytes:
+            break
+    else:
+        pytest.fail("nothing was deleted")
+    counting = CountingStore(objects)
+    with open_repo(counting) as reader:
+        counting.reset()
+        reader.gc(apply=True)
+    assert counting.reads == []
+
+
 def test_h10_memory_grows_with_what_a_run_decides_about_and_not_with_what_it_reads(
     repo: Repository, objects: ObjectStore
 ) -> None:
