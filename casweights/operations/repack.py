@@ -72,7 +72,7 @@ class _Task:
         versions: All versions.
         above: What versions of trees are to be differences from, see `Forest`.
         compression: How whole chunks are stored.
-        roomy: The versions of trees that were looked at, and whether they have room.
+        roomy: The versions on trees that were looked at, and whether they have room.
     """
 
     db: Database
@@ -111,8 +111,9 @@ class _Repack:
     def encoder(self, version: Snapshot, bases: Bases) -> DifferenceEncoder:
         """Return an encoder for a version with these bases."""
         db, plan = self.db, self.plan
-        roomy = self.task.roomy
-        if self.task.above.get(version.id) is not None and version.id not in roomy:
+        above, roomy = self.task.above, self.task.roomy
+        # Chains in trees are long, and what is built on them needs the same room.
+        if version.id not in roomy and any(one.version in above for one in bases.versions()):
             roomy[version.id] = has_room(db, rewrites(version, bases, ()), plan)
         return DifferenceEncoder(
             db.reader,
