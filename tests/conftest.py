@@ -13,6 +13,7 @@ import pytest
 
 import casweights
 from casweights.config import KiB, StoreConfig
+from casweights.database import nearby
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from tests import lengths
@@ -86,3 +87,9 @@ def both_forms(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test runs twice: with snapshots that carry frames, and with packs and bare snapshots."""
     with packs_apart() if request.param == "apart" else nullcontext():
         yield
+
+
+@pytest.fixture
+def frames_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let directories read small frames without their neighbours, as tests count bytes."""
+    monkeypatch.setattr(nearby, "_SMALL", -1)

@@ -172,7 +172,6 @@ def test_a_step_of_a_run_is_one_object(hub: LocalHub, prefix: str) -> None:
         assert requests(hub) == {
             "tree": 2,  # look up the branch, and check the move
             "paths_info": 1,
-            "xorb_grant": 1,
             "xorb_upload": 1,
             "shard_upload": 1,
             "batch": 1,

@@ -99,7 +99,8 @@ class CheckoutStats:
         written_files: Number of files that were missing or different, and were written.
         deleted_files: Number of files that are not part of the version, and were deleted.
         total_bytes: Size of the files of the version or the selection, in bytes.
-        fetched_bytes: Stored bytes read from packs; content that was in place is not read.
+        fetched_bytes: Stored bytes of frames read from packs; content that was in place is not
+            read. A directory also reads around small frames.
     """
 
     snapshot: SnapshotId
@@ -184,7 +185,8 @@ class SyncStats:
         previous: ID of the version that they held before; None if it is unknown.
         lag: Number of moves of the branch from the previous version to this one; 0 if unknown.
         total_bytes: Size of the tensors, in bytes.
-        fetched_bytes: Stored bytes that were read.
+        fetched_bytes: Stored bytes of the frames that were read. A directory also reads around
+            small ones.
         elements: Number of elements of the tensors.
         changed_elements: Number of elements that were written.
         download_seconds: Seconds to read stored bytes, summed over threads.

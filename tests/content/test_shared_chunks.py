@@ -72,6 +72,7 @@ def test_neighbours_share_a_chunk_and_load_as_they_were(
     assert whole < sum(tensor.nbytes for tensor in state.values()) + 100
 
 
+@pytest.mark.usefixtures("frames_alone")
 def test_tensors_that_share_a_chunk_are_read_together(
     repo: Repository, objects: CountingStore
 ) -> None:

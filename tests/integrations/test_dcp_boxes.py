@@ -112,6 +112,7 @@ def test_a_ref_that_moved_between_the_ranks_is_a_conflict(repo: Repository) -> N
         second.read_data(plan, Boxes(3))
 
 
+@pytest.mark.usefixtures("frames_alone")
 def test_small_tensors_in_one_chunk_are_read_together_in_any_order(objects: CountingStore) -> None:
     state = {f"layers.{n:02}.norm": torch.randn(4, 6) for n in range(40)}
     state["big"] = torch.randn(300, 80)

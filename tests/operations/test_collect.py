@@ -174,7 +174,7 @@ def test_a_push_that_took_hours_looks_at_the_target_again(
         there.maintain()
         age(target, LONG)
         new = repo.commit({"w": step(list(versions.values())[-1]["w"], 0.01, 5)})
-        clock = Mock(monotonic=Mock(side_effect=[0.0, 7 * 3600.0, 7 * 3600.0, 7 * 3600.0]))
+        begin = Mock(age=Mock(side_effect=[7 * 3600.0, 0.0]))
         listed = []
 
         def interrupt(now: int) -> None:
@@ -187,7 +187,7 @@ def test_a_push_that_took_hours_looks_at_the_target_again(
         watched = Watched(target)
         with (
             open_repo(watched) as slow,
-            patch.object(transfer, "time", clock),
+            patch.object(transfer, "Moment", Mock(now=Mock(return_value=begin))),
         ):
             watched.before = interrupt
             here.push(slow, ["main"])

@@ -95,7 +95,7 @@ def test_a_replica_follows_a_run_step_by_step(repo: Repository) -> None:
     ]
 
 
-@pytest.mark.usefixtures("packs_apart")
+@pytest.mark.usefixtures("packs_apart", "frames_alone")
 def test_fetched_bytes_count_the_bytes_read(repo: Repository, objects: CountingStore) -> None:
     versions = commit_all(repo, list(history(8, 0.01, chunks=3)))
     live = {"w": weights(3, seed=5)}
@@ -248,7 +248,7 @@ def test_a_sync_to_another_version_drops_the_prefetched_one(repo: Repository) ->
         assert bits(live) == bits(states[3])
 
 
-@pytest.mark.usefixtures("packs_apart")
+@pytest.mark.usefixtures("packs_apart", "frames_alone")
 @pytest.mark.parametrize("memory", [0, 1, 3000, 1 << 20])
 def test_changes_beyond_the_memory_limit_are_fetched_late(
     repo: Repository, objects: CountingStore, memory: int
