@@ -290,7 +290,9 @@ class DifferenceEncoder:
         """
         behind = self._last_shortcut(chain)
         skipped, skipped_bytes = len(sizes) - behind, sum(sizes[behind:])
+        # What a caller has seen to be cheap as a whole needs no shortcuts for its bytes.
         is_costly = skipped_bytes >= _SHORTCUT_DUE_SHARE * whole_size
+        is_costly &= self._chain_share == MAX_CHAIN_SHARE
         if (is_costly and skipped >= _MIN_SKIPPED) or skipped >= _MAX_SKIPPED:
             return _Due(behind, _MAX_SHORTCUT_SHARE)
         if self._schedule is None:
