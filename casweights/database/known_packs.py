@@ -118,8 +118,8 @@ class KnownPacks:
 
         Args:
             listed: The names that the listing shows.
-            oldest: A time by the `uptime`. Packs that became known later are
-                left out, because they may be too new for the listing.
+            oldest: A time by the `uptime`. Packs that became known later are left out, because they
+                may be too new for the listing.
         """
         known = self.read | self.thinned
         for name, pack in known.items():

@@ -6,6 +6,7 @@ Nothing is made for each row: a table may have thousands of rows, of which a rea
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate, chain
@@ -21,7 +22,24 @@ _APART = 16  # rows from one sum that is kept to the next
 _DIGITS = bytes.maketrans(b"01", b"\0\1")
 
 
-class IdColumn(Sequence[bytes]):
+class Ids(Sequence[bytes]):
+    """IDs by their rows."""
+
+    @overload
+    def __getitem__(self, n: int) -> bytes: ...
+    @overload
+    def __getitem__(self, n: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, n: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(n, slice):
+            return [self[number] for number in range(len(self))[n]]
+        return self.at(range(len(self))[n])
+
+    @abstractmethod
+    def at(self, n: int) -> bytes:
+        """Return the ID in a row that exists; faster than ``[n]``."""
+
+
+class IdColumn(Ids):
     """IDs of equal length, end to end, as plain bytes.
 
     Args:
@@ -43,15 +61,6 @@ class IdColumn(Sequence[bytes]):
 
     def __len__(self) -> int:
         return len(self._joined) // self.width
-
-    @overload
-    def __getitem__(self, n: int) -> bytes: ...
-    @overload
-    def __getitem__(self, n: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, n: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(n, slice):
-            return [self[number] for number in range(len(self))[n]]
-        return self.at(range(len(self))[n])
 
     def __iter__(self) -> Iterator[bytes]:
         # The fastest way to cut thousands of them.
@@ -120,7 +129,7 @@ class NumberColumn:
         return np.frombuffer(self.numbers, np.uintc)
 
 
-class LinkedIds(Sequence[bytes]):
+class LinkedIds(Ids):
     """IDs of which most are in another column, too: four bytes for each of these.
 
     Args:
@@ -142,15 +151,6 @@ class LinkedIds(Sequence[bytes]):
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    @overload
-    def __getitem__(self, n: int) -> bytes: ...
-    @overload
-    def __getitem__(self, n: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, n: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(n, slice):
-            return [self.at(number) for number in range(len(self))[n]]
-        return self.at(range(len(self))[n])
 
     def at(self, n: int) -> bytes:
         """Return the ID in a row that exists; faster than ``[n]``."""

@@ -12,6 +12,7 @@ import msgpack
 from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.columns import (
     IdColumn,
+    Ids,
     LinkedIds,
     NumberColumn,
     RunningSums,
@@ -223,7 +224,7 @@ class FrameColumns(Sequence[Frame]):
         if width not in ChunkId.sizes:
             raise ValueError(f"it has digests of {width} bytes")
         self.chunks = IdColumn(table["chunk"], width)
-        self._bases: IdColumn | LinkedIds = IdColumn(table["base"], width)
+        self._bases: Ids = IdColumn(table["base"], width)
         self.generation: int = table.get("generation", 0)
         self._raw_sizes, self._sizes = NumberColumn(table["raw_size"]), NumberColumn(table["size"])
         self._encodings, self._checksums = table["encoding"], table["checksum"]
