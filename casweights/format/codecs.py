@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from casweights.config import KiB
 from casweights.format.elements import kind_of
+from casweights.format.layout import Extent
 from casweights.format.zstd import compress, decompress_into
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
     from casweights.config import Compression
     from casweights.format.dtypes import DType
+    from casweights.format.low_rank import Factors
+    from casweights.format.parts import Part
     from casweights.system.buffers import Buffer
 
 
@@ -27,9 +31,11 @@ class Encoding(IntEnum):
     SPARSE = 4
     PARTS = 5
     DERIVED = 6
+    LOW_RANK = 7
 
 
-_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS)
+_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS, Encoding.LOW_RANK)
+_PLAIN_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE)
 _SAMPLE = 64 * KiB  # bytes of a chunk on which encodings are compared
 _MAX_SHARE = 0.97  # of the raw bytes: a gain below 3 % does not repay the cost of decoding
 _FAST_MAX_SHARE = 0.5  # the same for `fast`
@@ -102,7 +108,7 @@ def _encode(encoding: Encoding, raw: memoryview, dtype: DType, level: int) -> En
 
 
 def encode_difference(
-    raw: Buffer, base: Buffer, dtype: DType, sizes: Sequence[int] = ()
+    raw: Buffer, base: Buffer, dtype: DType, extents: Sequence[Extent] = ()
 ) -> Encoded | None:
     """Encode a chunk as its difference from another one.
 
@@ -110,25 +116,95 @@ def encode_difference(
         raw: The chunk's bytes.
         base: The other chunk's bytes, of the same length.
         dtype: Element type of both.
-        sizes: Bytes of the tensors that share the chunk, in order. If they change differently, each
-            group of neighbours that change alike is encoded by itself.
+        extents: What the chunk has of each tensor, in order. If the tensors change differently,
+            each group of neighbours that change alike is encoded by itself.
 
     Returns:
         The smallest difference found; None if it is not smaller than the chunk.
     """
-    parts = [len(raw)]
-    if len(sizes) > 1:
-        from casweights.format.parts import divide
+    from casweights.format.parts import MAX_PARTS, divide, join
 
-        parts = divide(raw, base, kind_of(dtype).width, sizes)
-    if len(parts) > 1:
-        best: Encoded = Encoding.PARTS, _encode_parts(raw, base, dtype, parts)
+    extents = extents or [Extent(len(raw))]
+    groups = divide(raw, base, kind_of(dtype).width, extents)
+    parts, start = [], 0
+    for group in groups:
+        size = sum(extent.nbytes for extent in group)
+        new, old = (memoryview(data)[start : start + size] for data in (raw, base))
+        parts += _encode_group(new, old, dtype, group, alone=len(groups) == 1)
+        start += size
+    if len(parts) > MAX_PARTS:
+        parts = _encode_group(memoryview(raw), memoryview(base), dtype, (), alone=True)
+    if len(parts) == 1:
+        best: Encoded = Encoding(parts[0].encoding), parts[0].payload
     else:
-        best = _encode_difference(raw, base, dtype)
+        best = Encoding.PARTS, join(parts)
     return best if len(best[1]) < len(raw) else None
 
 
-def _encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded:
+def _encode_group(
+    new: memoryview, old: memoryview, dtype: DType, extents: Sequence[Extent], *, alone: bool
+) -> list[Part]:
+    """Return one part for all tensors of a group, or one for each if that is smaller.
+
+    Args:
+        new: The bytes of the group.
+        old: Those of its base.
+        dtype: Element type of both.
+        extents: What it has of each tensor; nothing if they are not to be told apart.
+        alone: Whether the group is all of the chunk, so that `encode` is not tried.
+    """
+    joint = _part(_encode_plain_difference(new, old, dtype), new)
+    if joint.encoding == Encoding.DENSE:
+        each = _encode_each(new, old, dtype, extents)
+        if each and sum(len(part.payload) for part in each) < len(joint.payload):
+            return each
+    if not alone and len(joint.payload) > _MAX_PART_SHARE * len(new):
+        whole = _part(encode(new, dtype, "auto"), new)
+        return [min(joint, whole, key=lambda part: len(part.payload))]
+    return [joint]
+
+
+def _encode_each(
+    new: memoryview, old: memoryview, dtype: DType, extents: Sequence[Extent]
+) -> list[Part]:
+    """Return a part for each tensor, with factors where they help; nothing if none has any."""
+    from casweights.format.factoring import find_factors
+
+    ends = accumulate((extent.nbytes for extent in extents), initial=0)
+    sides = [(new[start:end], old[start:end]) for start, end in pairwise(ends)]
+    kind = kind_of(dtype)
+    found = [find_factors(*side, kind, extent) for side, extent in zip(sides, extents, strict=True)]
+    if not any(found):
+        return []
+    return [
+        _part(_encode_best(*side, dtype, factors), side[0])
+        for side, factors in zip(sides, found, strict=True)
+    ]
+
+
+def _part(encoded: Encoded, raw: memoryview) -> Part:
+    from casweights.format.parts import Part
+
+    return Part(encoded[0], len(raw), encoded[1])
+
+
+def _encode_best(
+    new: memoryview, old: memoryview, dtype: DType, factors: Factors | None
+) -> Encoded:
+    """Return the smaller of the difference from a base and of that from what factors predict."""
+    from casweights.format.low_rank import LowRank
+
+    plain = _encode_plain_difference(new, old, dtype)
+    if factors is None:
+        return plain
+    kind, predicted = kind_of(dtype), bytearray(old)
+    factors.apply(kind, memoryview(predicted))
+    rest = _encode_plain_difference(new, predicted, dtype)
+    payload = LowRank(kind, factors, rest).join()
+    return (Encoding.LOW_RANK, payload) if len(payload) < len(plain[1]) else plain
+
+
+def _encode_plain_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded:
     """Return the smaller result of `sparse` and `dense`."""
     from casweights.kernels import dense_encode, sparse_encode
 
@@ -143,20 +219,6 @@ def _encode_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded:
     ):
         found.append((Encoding.DENSE, dense_encode(base, raw, kind)))
     return min(found, key=lambda item: len(item[1]))
-
-
-def _encode_parts(raw: Buffer, base: Buffer, dtype: DType, sizes: Sequence[int]) -> bytes:
-    from casweights.format.parts import Part, join
-
-    parts, start = [], 0
-    for size in sizes:
-        new, old = (memoryview(data)[start : start + size] for data in (raw, base))
-        best = _encode_difference(new, old, dtype)
-        if len(best[1]) > _MAX_PART_SHARE * size:
-            best = min(best, encode(new, dtype, "auto"), key=lambda item: len(item[1]))
-        parts.append(Part(best[0], size, best[1]))
-        start += size
-    return join(parts)
 
 
 def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:
@@ -203,6 +265,8 @@ def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
         dense_decode(payload, out)
     elif encoding == Encoding.PARTS:
         _decode_parts(payload, out)
+    elif encoding == Encoding.LOW_RANK:
+        _decode_low_rank(payload, out)
     else:
         raise ValueError(f"its encoding {encoding} is unknown: a newer casweights may know it")
 
@@ -212,7 +276,18 @@ def _decode_parts(payload: Buffer, out: memoryview) -> None:
 
     start = 0
     for encoding, size, stored in split(payload, len(out)):
-        if encoding >= Encoding.PARTS:
+        if encoding in (Encoding.PARTS, Encoding.DERIVED):
             raise ValueError(f"one of its parts has the encoding {encoding}")
         decode(encoding, stored, out[start : start + size])
         start += size
+
+
+def _decode_low_rank(payload: Buffer, out: memoryview) -> None:
+    from casweights.format.low_rank import LowRank
+
+    content = LowRank.split(payload, len(out))
+    encoding, rest = content.difference
+    if encoding not in _PLAIN_DIFFERENCES:
+        raise ValueError(f"the difference from what it predicts has the encoding {encoding}")
+    content.factors.apply(content.kind, out)
+    decode(encoding, rest, out)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MAX_SLICES = 65_536  # of a frame; a slice of a byte takes three
 _SLICES, _ARITHMETIC = 0, 1  # the rules
 _EXACT = 255  # in the place of an encoding: there is no difference
-_INNER = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS)
+_INNER = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS, Encoding.LOW_RANK)
 
 
 class Slice(NamedTuple):

@@ -57,6 +57,20 @@ class Part(NamedTuple):
     nbytes: int
 
 
+class Extent(NamedTuple):
+    """What a chunk has of a tensor.
+
+    Attributes:
+        nbytes: Its bytes.
+        columns: Elements of a row of the tensor; 0 if it is no matrix.
+        start: Position in the tensor of the first element.
+    """
+
+    nbytes: int
+    columns: int = 0
+    start: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The position of one chunk in a file.
@@ -79,9 +93,16 @@ class Piece:
     tensors: tuple[TensorInfo, ...] = field(default=(), compare=False, repr=False)
 
     @property
-    def sizes(self) -> list[int]:
-        """Bytes of each tensor in the chunk, if it has several of them."""
-        return [tensor.nbytes for tensor in self.tensors] if len(self.tensors) > 1 else []
+    def extents(self) -> list[Extent]:
+        """What the chunk has of each tensor, in order; nothing for opaque bytes."""
+        return [
+            Extent(
+                part.nbytes,
+                part.tensor.shape[-1] if len(part.tensor.shape) > 1 else 0,
+                8 * part.start // part.tensor.dtype.bits,
+            )
+            for part in self.parts()
+        ]
 
     @property
     def name(self) -> str | None:

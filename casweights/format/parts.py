@@ -17,6 +17,7 @@ from casweights.kernels.reference.bits import PayloadReader, varint
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from casweights.format.layout import Extent
     from casweights.system.buffers import Buffer
 
 MAX_PARTS = 255  # a count is one byte, and decoding a part costs microseconds, however small it is
@@ -38,36 +39,51 @@ class Part(NamedTuple):
     payload: Buffer
 
 
-def divide(raw: Buffer, base: Buffer, width: int, sizes: Sequence[int]) -> list[int]:
+class _Group(NamedTuple):
+    """Neighbouring tensors of a chunk, the number of their elements, and how many changed."""
+
+    extents: list[Extent]
+    elements: int
+    changed: int
+
+
+def divide(
+    raw: Buffer, base: Buffer, width: int, extents: Sequence[Extent]
+) -> list[Sequence[Extent]]:
     """Divide a chunk into parts whose elements change about equally often.
 
     Args:
         raw: The chunk's bytes.
         base: The bytes of its base.
         width: Bytes of an element.
-        sizes: Bytes of the chunk's tensors, in order.
+        extents: What the chunk has of each tensor, in order.
 
     Returns:
-        Bytes of the parts, each of one tensor or of several neighbours; only one part if there
-        would be more than `MAX_PARTS`.
+        The tensors of each part, which are neighbours; only one part if there would be more than
+        `MAX_PARTS`.
     """
+    if len(extents) == 1:
+        return [extents]
     new, old = (np.frombuffer(data, f"<u{width}") for data in (raw, base))
-    groups: list[tuple[int, int]] = []  # elements, and how many of them changed
+    groups: list[_Group] = []
     end = 0
-    for size in sizes:
-        start, end = end, end + size // width
-        group = end - start, int(np.count_nonzero(new[start:end] != old[start:end]))
+    for extent in extents:
+        start, end = end, end + extent.nbytes // width
+        changed = int(np.count_nonzero(new[start:end] != old[start:end]))
+        group = _Group([extent], end - start, changed)
         while groups and (joint := _joined(groups[-1], group)):
             group = joint
             groups.pop()
         groups.append(group)
-    return [count * width for count, _ in groups] if len(groups) <= MAX_PARTS else [len(new)]
+    return [group.extents for group in groups] if len(groups) <= MAX_PARTS else [extents]
 
 
-def _joined(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int] | None:
+def _joined(one: _Group, other: _Group) -> _Group | None:
     """Return two groups as one, if that costs no more bits."""
-    both = one[0] + other[0], one[1] + other[1]
-    return both if _cost(*both) <= _cost(*one) + _cost(*other) else None
+    count, changed = one.elements + other.elements, one.changed + other.changed
+    if _cost(count, changed) > _cost(*one[1:]) + _cost(*other[1:]):
+        return None
+    return _Group([*one.extents, *other.extents], count, changed)
 
 
 def _cost(count: int, changed: int) -> float:

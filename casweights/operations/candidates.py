@@ -190,7 +190,7 @@ class Candidate:
             content = old(base, piece.nbytes)
             if content is not None:
                 raw = new.read(path, piece)
-                encoded = encode_difference(raw, content, piece.dtype, piece.sizes)
+                encoded = encode_difference(raw, content, piece.dtype, piece.extents)
                 return piece.nbytes if encoded is None else len(encoded[1])
             return piece.nbytes
         made = self._calculation(trial, path, piece)

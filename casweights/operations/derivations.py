@@ -140,7 +140,7 @@ def derive(
     rule, base = _nearest(raw, operands, made.rules(piece.dtype), piece.dtype.width)
     difference = None
     if not is_equal(base, raw):
-        difference = encode_difference(raw, base, piece.dtype, piece.sizes)
+        difference = encode_difference(raw, base, piece.dtype, piece.extents)
         if difference is None:
             return None
     payload = join(slices, difference, rule)

@@ -343,7 +343,7 @@ class DifferenceEncoder:
         if location.frame.raw_size != len(raw):
             return None
         old = self._old(base, len(raw), trusted)
-        encoded = None if old is None else encode_difference(raw, old, piece.dtype, piece.sizes)
+        encoded = None if old is None else encode_difference(raw, old, piece.dtype, piece.extents)
         if encoded is None:
             return None
         encoding, payload = encoded

@@ -58,7 +58,7 @@ def _shares(db: Database, plan: KnownChunks, job: Rewrite) -> tuple[float, float
         return 0.0, 0.0
     reader.readinto(job.chunk, new)
     reader.readinto(job.base, old)
-    encoded = encode_difference(new, old, job.piece.dtype, job.piece.sizes)
+    encoded = encode_difference(new, old, job.piece.dtype, job.piece.extents)
     if encoded is None or len(encoded[1]) > MAX_DIRECT_SHARE * chain.whole_size:
         return 0.0, 0.0
     spent = chain.read_size - chain.whole_size + len(encoded[1])

@@ -123,7 +123,7 @@ class Trials:
         if self._chunks[base][place] == self._chunks[new][place]:
             return 0
         piece = self._places[place].piece
-        encoded = encode_difference(read(new), read(base), piece.dtype, piece.sizes)
+        encoded = encode_difference(read(new), read(base), piece.dtype, piece.extents)
         return piece.nbytes if encoded is None else len(encoded[1])
 
     def _read(self, place: int, version: int) -> memoryview:

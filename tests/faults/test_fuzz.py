@@ -17,9 +17,6 @@ from hypothesis import strategies as st
 from casweights import CasweightsError, InvalidInputError, SnapshotId
 from casweights.config import StoreConfig
 from casweights.format.archive import ENDING_SIZE, ROW_SIZE, build_archive, parse_archive
-from casweights.format.codecs import Encoding, decode
-from casweights.format.derived import Slice, decode_derived
-from casweights.format.derived import join as join_slices
 from casweights.format.dtypes import DTYPES
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix, seal, unseal
 from casweights.format.expired import decode_record
@@ -30,8 +27,6 @@ from casweights.format.manifest import EncodedSnapshot, Manifest, Snapshot
 from casweights.format.pack import TRAILER_SIZE, Frame, build_index, index_span
 from casweights.format.pack import parse_index as parse_pack_index
 from casweights.format.pack_table import PackTable
-from casweights.format.parts import Part, join
-from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.policy import decode_policy
 from casweights.format.safetensors import build_header, header_size, parse_header
 from casweights.format.snapshot import (
@@ -41,7 +36,6 @@ from casweights.format.snapshot import (
     end_span,
 )
 from casweights.format.store_file import decode_store_file, encode_store_file
-from casweights.format.zstd import decompress_into
 from casweights.ids import ChunkId, PackId
 from tests.structure import sealed_snapshot, snapshot_object
 
@@ -361,62 +355,6 @@ def test_safetensors_header_with_other_values_gives_a_value_or_a_named_error(
 def test_paths_give_a_value_or_a_named_error(paths: list[str]) -> None:
     with suppress(InvalidInputError):
         check_paths(paths)
-
-
-sizes = st.sampled_from([0, 1, 2, 7, 8, 1000, len(CHUNK), 65536])
-
-
-@given(st.binary() | edited(zstandard.compress(CHUNK)), sizes)
-def test_zstd_gives_a_value_or_a_named_error(data: bytes, size: int) -> None:
-    """An error does not disturb the decoder: the next frame is decoded as usual."""
-    with suppress(ValueError):
-        decompress_into(data, memoryview(bytearray(size)))
-    out = bytearray(len(CHUNK))
-    decompress_into(zstandard.compress(CHUNK), memoryview(out))
-    assert out == CHUNK
-
-
-@given(
-    st.binary()
-    | edited(encode_planes(CHUNK, 2))
-    | edited(encode_planes(bytes(range(256)) * 8, 8))
-    | edited(encode_planes(CHUNK[:64], 1)),
-    sizes,
-)
-@example(b"\x08", 8)
-@example(b"\x01\0\0\0\0", 0)
-def test_planes_give_a_value_or_a_named_error(payload: bytes, size: int) -> None:
-    with suppress(ValueError):
-        decode_planes(payload, memoryview(bytearray(size)))
-
-
-@given(st.integers(0, 255), st.binary(), sizes)
-def test_any_encoding_gives_a_value_or_a_named_error(
-    encoding: int, payload: bytes, size: int
-) -> None:
-    with suppress(ValueError):
-        decode(encoding, payload, memoryview(bytearray(size)))
-
-
-DERIVED = join_slices(
-    [Slice(0, 1, 5), Slice(None, 0, 2), Slice(1, 0, 1)], (Encoding.SPARSE, b"\0\1\0\0")
-)
-
-
-@given(edited(DERIVED), st.just(8) | sizes)
-def test_derived_frames_give_a_value_or_a_named_error(payload: bytes, size: int) -> None:
-    with suppress(ValueError):
-        decode_derived(payload, [b"root 0", b"1"], memoryview(bytearray(size)))
-
-
-PARTS = join([Part(encoding, 2, b"\0\x01\0\0") for encoding in (4, 4, 0, 1)])
-
-
-@given(edited(PARTS), st.just(8) | sizes)
-@example(b"\xff" + 255 * b"\0\0\0", 0)
-def test_parts_give_a_value_or_a_named_error(payload: bytes, size: int) -> None:
-    with suppress(ValueError):
-        decode(Encoding.PARTS, payload, memoryview(bytearray(size)))
 
 
 RECORD: dict[str, Any] = {

@@ -55,7 +55,7 @@ def real_size(new: Model, base: Model) -> int:
     for piece in file_pieces(len(new.content), new.header, CHUNK):
         span = slice(piece.offset, piece.offset + piece.nbytes)
         raw, old = memoryview(new.content)[span], memoryview(bytearray(base.content[span]))
-        encoded = encode_difference(raw, old, piece.dtype, piece.sizes)
+        encoded = encode_difference(raw, old, piece.dtype, piece.extents)
         total += piece.nbytes if encoded is None else len(encoded[1])
     return total
 

@@ -126,7 +126,7 @@ class Seeker:
             return 0
         if (chunk, base) not in self._differences:
             old = self._read(base, piece)
-            made = encode_difference(self._content[chunk], old, piece.dtype, piece.sizes)
+            made = encode_difference(self._content[chunk], old, piece.dtype, piece.extents)
             size = self._wholes[chunk] if made is None else len(made[1])
             self._differences[chunk, base] = min(size, self._wholes[chunk])
         return self._differences[chunk, base]

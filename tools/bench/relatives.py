@@ -67,7 +67,7 @@ def real_size(new: File, base: File) -> int:
         start, end = piece.offset, piece.offset + piece.nbytes
         raw = memoryview(new.content)[start:end]
         old = memoryview(base.content)[start + moved : end + moved]
-        encoded = encode_difference(raw, old, piece.dtype, piece.sizes)
+        encoded = encode_difference(raw, old, piece.dtype, piece.extents)
         total += piece.nbytes if encoded is None else len(encoded[1])
     return total
 

@@ -13,8 +13,9 @@ import xxhash
 import zstandard
 from blake3 import blake3
 
-from tools.spec.arithmetic import read_rule
+from tools.spec.arithmetic import FLOATS, read_rule
 from tools.spec.differences import Bytes, decode_dense, decode_sparse
+from tools.spec.low_rank import read_factors
 
 MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
 POSITION = "(?!0{12})[0-9]{12}"
@@ -26,6 +27,7 @@ MAX_INT = 2**63 - 1
 MAX_FRAMES = 4_096
 MAX_ROOTS = 8
 MAX_SLICES = 65_536
+MAX_RANK = 64
 DIGESTS: dict[str, Callable[[bytes], bytes]] = {
     "blake3": lambda data: blake3(data).digest(),
     "xxh3-128": lambda data: xxhash.xxh3_128_digest(data),
@@ -197,10 +199,10 @@ def numbers(column: bytes, what: str) -> list[int]:
 
 
 def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> bytes:
-    need(encoding in (0, 1, 2, 3, 4, 5), f"unknown encoding {encoding}")
+    need(encoding in (0, 1, 2, 3, 4, 5, 7), f"unknown encoding {encoding}")
     need((encoding >= 3) == (base is not None), "a base that is missing or not allowed")
     if base is not None:
-        by_code = {3: decode_dense, 4: decode_sparse, 5: decode_parts}
+        by_code = {3: decode_dense, 4: decode_sparse, 5: decode_parts, 7: decode_low_rank}
         return by_code[encoding](stored, base)
     if encoding == 0:
         return stored
@@ -235,7 +237,7 @@ def decode_derived(stored: bytes, raw_size: int, roots: list[bytes]) -> bytes:
     need(len(used) == len(roots), "a root without a slice")
     result = bytes(base) if rule is None else rule.apply(bytes(base))
     encoding = payload.byte()
-    need(encoding in (3, 4, 5, 255), "an unknown difference")
+    need(encoding in (3, 4, 5, 7, 255), "an unknown difference")
     rest = payload.take(payload.left)
     if encoding == 255:
         need(not rest, "bytes after the slices")
@@ -249,13 +251,30 @@ def decode_parts(stored: bytes, base: bytes) -> bytes:
     need(len(heads) >= 2, "a difference of less than two parts")
     need(sum(raw_size for _, raw_size, _ in heads) == len(base), "parts of a wrong size")
     for encoding, raw_size, size in heads:
-        need(encoding < 5 and raw_size > 0, "a malformed part")
+        need(encoding not in (5, 6) and raw_size > 0, "a malformed part")
         part = base[at : at + raw_size] if encoding >= 3 else None
         decoded.append(decode(payload.take(size), encoding, raw_size, part))
         need(len(decoded[-1]) == raw_size, "a part of a wrong size")
         at += raw_size
     need(payload.left == 0, "a payload that is longer than its parts")
     return b"".join(decoded)
+
+
+def decode_low_rank(stored: bytes, base: bytes) -> bytes:
+    payload = Bytes(stored)
+    kind = payload.byte()
+    need(kind in FLOATS and len(base) % FLOATS[kind].width == 0, "elements that are no floats")
+    count, columns, start = len(base) // FLOATS[kind].width, payload.varint(), payload.varint()
+    rank, exponent = payload.byte(), int.from_bytes(payload.take(1), "little", signed=True)
+    need(0 < rank <= MAX_RANK and start < columns <= count, "factors of a wrong shape")
+    rows = -(-(start + count) // columns)
+    need(rank * (rows + columns) <= count, "more factors than elements")
+    planes = split_planes(payload.take(payload.varint()), 2 * rank * (rows + columns))
+    factors = read_factors(join_planes(planes), rows, columns, rank, exponent, start)
+    encoding = payload.byte()
+    need(encoding in (3, 4), "an unknown difference")
+    predicted = factors.predict(base, kind)
+    return decode(payload.take(payload.left), encoding, len(base), predicted)
 
 
 def split_planes(stored: bytes, raw_size: int) -> list[bytes]:

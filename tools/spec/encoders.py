@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import zstandard
 
+from tools.spec.low_rank import Factors
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-RAW, ZSTD, PLANES, DENSE, SPARSE, PARTS = range(6)
+RAW, ZSTD, PLANES, DENSE, SPARSE, PARTS, _, LOW_RANK = range(8)
 
 
 class Kind(NamedTuple):
@@ -176,6 +178,29 @@ def parts(rows: Iterable[tuple[int, int, bytes]]) -> bytes:
         bytes([code]) + varint(size) + varint(len(stored)) for code, size, stored in listed
     )
     return bytes([len(listed)]) + heads + b"".join(stored for _, _, stored in listed)
+
+
+def low_rank(raw: bytes, base: bytes, kind: Kind, columns: int, start: int) -> bytes:
+    """A matrix that gains a product, and a `sparse` difference from that ("Low rank").
+
+    The one factor of each row is its number, and that of each column, too, with its sign in turn.
+
+    Args:
+        raw: The chunk.
+        base: A chunk of the same size.
+        kind: What both consist of: floats of at most 32 bits.
+        columns: Elements of a row.
+        start: Elements of the first row that lie before the chunk.
+    """
+    rows = -(-(start + 8 * len(raw) // kind.bits) // columns)
+    left = [[row % 99] for row in range(rows)]
+    right = [[(-1) ** column * (column % 99) for column in range(columns)]]
+    factors = Factors(left, right, -20, start)
+    words = [_zigzag(number) for number in (*(row[0] for row in left), *right[0])]
+    stored = planes(b"".join(word.to_bytes(2, "little") for word in words), 2)
+    head = bytes([kind.code]) + varint(columns) + varint(start) + bytes([1, 256 + factors.exponent])
+    rest = sparse(raw, factors.predict(base, kind.code), kind, ())
+    return head + varint(len(stored)) + stored + bytes([SPARSE]) + rest
 
 
 def varint(value: int) -> bytes:

@@ -284,6 +284,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         resized = store.commit(work / "resized", branch=branch, parent=first.id, time=later)
         versions[str(resized.id)] = describe_version(resized, hash_files(work / "resized"))
     commit_exports(store, work / "exports", versions)
+    commit_merged(store, work / "merged", versions)
     based, lineage = commit_based(store, work / "based", [first, second], versions)
     write_wide(work / "wide")
     for number in range(3):
@@ -311,6 +312,19 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         "deleted": {name: str(target) for name, target in store.deleted().items()},
         "versions": versions,
     }
+
+
+def commit_merged(store: Repository, folder: Path, versions: dict[str, Any]) -> None:
+    """Commit a model, and the same with a product of two narrow matrices added to its weight."""
+    folder.mkdir()
+    weight = torch.frombuffer(bytearray(bf16(35_200, seed=71)), dtype=torch.bfloat16)
+    left, right = (torch.tensor(list(fp8(2 * n, seed=72))).reshape(n, 2) for n in (320, 110))
+    product = left @ right.T
+    for state in (weight, (weight + product.flatten() / 2**20).bfloat16()):
+        tensor = ("BF16", [320, 110], state.view(torch.int16).numpy().tobytes())
+        write_safetensors(folder / "model.safetensors", {"weight": tensor}, {})
+        made = store.commit(folder, branch="merged", time=FIRST_TIME + timedelta(days=1))
+        versions[str(made.id)] = describe_version(made, hash_files(folder))
 
 
 def commit_exports(store: Repository, folder: Path, versions: dict[str, Any]) -> None:

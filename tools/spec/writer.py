@@ -381,6 +381,9 @@ def encode(code: int, chunk: Chunk, base: bytes | None) -> bytes | None:
         return None
     if code == encoders.PARTS:
         return _parts(chunk, base)
+    if code == encoders.LOW_RANK:
+        fits = 8 * len(chunk.raw) // chunk.kind.bits > 128 and chunk.kind.code in range(4, 9)
+        return encoders.low_rank(chunk.raw, base, chunk.kind, 16, 3) if fits else None
     starts = sorted(set(encoders.exponents_of(base, chunk.kind)) - {0})[:7]
     if code == encoders.SPARSE:
         return encoders.sparse(chunk.raw, base, chunk.kind, starts)

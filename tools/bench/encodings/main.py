@@ -17,6 +17,7 @@ from casweights.config import MiB
 from casweights.kernels import COMPILED
 from casweights.system.threads import default_workers
 from tools.bench.encodings import floats, sizes, speeds, stores
+from tools.bench.encodings.adapters import adapters
 from tools.bench.encodings.data import Data
 from tools.bench.encodings.functions import functions
 from tools.bench.encodings.orders import orders
@@ -37,6 +38,7 @@ SECTIONS = {
     "dense": "bytes and GB/s of fine-tunes of a real model",
     "planes": "bytes and GB/s of a real model without a base",
     "functions": "bytes of versions that are functions of others in the store",
+    "adapters": "differences with factors, relative to those without",
     "orders": "bytes of versions for which something is there that is a poor base",
     "family": "bytes of all versions of a family in one store",
     "trees": "bytes of families without parents, and after a repack",
@@ -104,6 +106,7 @@ def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], l
         "dense": lambda: floats.dense(data, rounds),
         "planes": lambda: floats.planes(data, rounds),
         "functions": lambda: functions(data),
+        "adapters": lambda: adapters(data, rounds),
         "orders": lambda: orders(data),
         "family": lambda: stores.family(data, work),
         "trees": lambda: trees(data, work),
