@@ -41,6 +41,10 @@ MAX_LAG = 5  # calls; fewer than the listings for which a writer waits for its o
 MAX_SKEW = 1000  # calls; more than any test makes
 
 
+def seen_now() -> None:
+    """What a move relies on was seen just now, see `Refs.advance`."""
+
+
 class World(MemoryStore):
     """A store that all writers share, with its history and a clock.
 
@@ -351,7 +355,9 @@ class Branch:
         snapshot = new_id() if whole else version(self.world)
         self._before[snapshot] = seen.snapshot if seen else None
         try:
-            head = refs.advance("main", seen, snapshot, Version([b"a"]) if whole else None)
+            head = refs.advance(
+                "main", seen, snapshot, Version([b"a"]) if whole else None, ready=seen_now
+            )
         except ConflictError as error:
             conflict = error
         except StoreError:
@@ -408,7 +414,9 @@ class Branch:
         unsure = set(self.unsure) - self.never
         for snapshot in (*self.lost, *unsure, version(world)):
             refs = refs_in(world)
-            head = refs.advance("main", refs.head("main", for_update=True), snapshot)
+            head = refs.advance(
+                "main", refs.head("main", for_update=True), snapshot, ready=seen_now
+            )
             assert refs.head("main") == head
             assert refs_in(world).branches() == {"main": snapshot}
 

@@ -22,6 +22,7 @@ from casweights.testing.states import assert_same_state
 from casweights.testing.trees import read_tree, write_tree
 from tests import histories
 from tests.histories import CHUNK
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +155,7 @@ def test_one_of_two_writers_of_a_branch_gets_a_conflict(
     theirs = repo.commit({"n": 1})
     other = again.commit({"n": 2}, branch="other")
     with pytest.raises(ConflictError) as caught:
-        again._db.refs.advance("main", head, other.id)
+        again._db.refs.advance("main", head, other.id, ready=seen_now)
     assert caught.value.snapshot == other.id
     assert repo.resolve("main") == theirs.id
     assert again.commit({"n": 2}).parents == (theirs.id,)

@@ -156,7 +156,11 @@ def _show(out: Output, found: Expiry) -> None:
     }
     going = count(found.go, "version")
     done = f"{going} expired" if found.applied else f"{going} would expire"
-    out.summary(data, [[Span(done), Span(f", {count(found.stay, 'version')} stay")]])
+    staying = f", {count(found.stay, 'version')} {'stays' if found.stay == 1 else 'stay'}"
+    out.summary(data, [[Span(done), Span(staying)]])
+    if not found.verdicts:
+        patterns = ", ".join(repr(keep.branches) for keep in found.policy)
+        out.hint(f"no branch matches {patterns}: `casweights branch` lists them")
     if found.go and not found.applied:
         out.hint("nothing was changed: --apply records it")
 

@@ -33,9 +33,9 @@ _ALL = ""  # the value of --apply without a file
     is_flag=False,
     flag_value=_ALL,
     metavar="[FILE]",
-    help="Do it; with FILE, set only aside what --plan wrote there.",
+    help="Do it; with FILE, only what --plan wrote there.",
 )
-@click.option("--plan", "out", type=click.File("w"), help="Write what would be set aside to FILE.")
+@click.option("--plan", "out", type=click.File("w"), help="Write what would be done to FILE.")
 @click.option(
     "--grace",
     type=TimeSpan(),
@@ -101,12 +101,13 @@ def command(
 def _write_plan(repository: Repository, done: CollectStats, out: Any) -> None:
     objects = [{"name": found.name, "bytes": found.nbytes} for found in done.objects]
     store = repository.info().store_id
-    json.dump({"store_id": store, "objects": objects}, out, indent=1)
+    plan = {"store_id": store, "objects": objects, "finished": list(done.finished)}
+    json.dump(plan, out, indent=1)
     out.write("\n")
 
 
 def _planned(repository: Repository, path: str) -> set[str]:
-    """Return the names of the objects in a plan.
+    """Return the names of the objects in a plan, and of the collections that it deletes.
 
     Raises:
         InvalidInputError: The file is no plan for this store.
@@ -115,6 +116,7 @@ def _planned(repository: Repository, path: str) -> set[str]:
         try:
             plan = json.load(file)
             store, names = plan["store_id"], {found["name"] for found in plan["objects"]}
+            names |= {str(collection) for collection in plan["finished"]}
         except (ValueError, LookupError, TypeError) as error:
             raise InvalidInputError(
                 ErrorCode.BAD_ARGUMENT, f"{path} is no plan: `casweights gc --plan FILE` writes one"

@@ -101,6 +101,19 @@ class Content(NamedTuple):
     before: SnapshotId | None
 
 
+@dataclass(frozen=True, slots=True)
+class Displaced:
+    """A version that a writer moved a branch to, and that is off the branch's line.
+
+    Attributes:
+        snapshot: The version.
+        before: The version that its writer moved the branch from; None if that is unknown.
+    """
+
+    snapshot: SnapshotId
+    before: SnapshotId | None
+
+
 class Version(NamedTuple):
     """The object of a version, for a whole move.
 

@@ -11,7 +11,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.moves import GONE, MAX_MOVE, decode_move, latest, line
-from casweights.errors import ConflictError, ErrorCode, IntegrityError, NotFoundError
+from casweights.errors import (
+    ConflictError,
+    ErrorCode,
+    IntegrityError,
+    InvalidInputError,
+    NotFoundError,
+)
 from casweights.format import names
 
 if TYPE_CHECKING:
@@ -74,8 +80,13 @@ class Deletions:
                 "deleted: look at it, and repeat the command to delete it nevertheless",
             )
 
-    def undelete(self, ref: str, deletion: Deletion) -> None:
+    def undelete(self, ref: str, deletion: Deletion, *, ready: Callable[[], object]) -> None:
         """Let a ref name the version that it named before it was deleted.
+
+        Args:
+            ref: The ref.
+            deletion: Its last deletion.
+            ready: Called right before the move, as in `Refs.advance`.
 
         Raises:
             ConflictError: The name is in use again, or another writer took it during the call.
@@ -83,14 +94,29 @@ class Deletions:
         is_free = deletion.is_last
         if not is_free and self._writer.is_doubted(ref, deletion.snapshot):
             self._writer.settle(ref)  # brought back by an earlier call that failed after the move
-        elif not (
-            is_free and self._writer.append(ref, deletion.position, GONE, deletion.snapshot)[0]
-        ):
+        elif not (is_free and self._bring_back(ref, deletion, ready)):
             raise ConflictError(
                 ErrorCode.ALREADY_EXISTS,
                 f"the name of {self._kind} {ref!r} is in use again: choose another name for the "
                 f"deleted {self._kind} (--as NAME), at {deletion.snapshot}",
             )
+
+    def _bring_back(self, ref: str, deletion: Deletion, ready: Callable[[], object]) -> bool:
+        ready()
+        return self._writer.append(ref, deletion.position, GONE, deletion.snapshot)[0]
+
+    def add_name(self, known: names.RefNames, name: str) -> None:
+        """Add a new name to the existing ones, if it can be told from all of them."""
+        try:
+            known.add(name)
+        except InvalidInputError as error:
+            other = known.similar(name)
+            if other in self.all():
+                error.add_note(
+                    f"{other!r} was deleted, and keeps its name: `casweights undelete {other}` "
+                    "brings it back, and a new branch or tag can be named exactly as it was"
+                )
+            raise
 
     def last(self, ref: str) -> Deletion | None:
         """Return the last deletion that the log of a ref contains, or None."""

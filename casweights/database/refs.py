@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.database import reflog
-from casweights.database.moves import GONE, Head, latest, line, off_line, parse_move
+from casweights.database.moves import GONE, Displaced, Head, latest, line, off_line, parse_move
 from casweights.database.own_moves import OwnMoves
 from casweights.database.ref_deletions import Deletions
 from casweights.database.ref_writer import RefWriter
@@ -16,7 +15,6 @@ from casweights.errors import (
     ConflictError,
     ErrorCode,
     IntegrityError,
-    InvalidInputError,
     StoreError,
 )
 from casweights.format import names
@@ -32,21 +30,9 @@ if TYPE_CHECKING:
     from casweights.stores.base import ObjectInfo, ObjectStore
 
     ListNames = Callable[[], names.RefNames]
+    Ready = Callable[[], object]
 
 _READERS = 16  # threads that wait for the network
-
-
-@dataclass(frozen=True, slots=True)
-class Displaced:
-    """A version that a writer moved a branch to, and that is off the branch's line.
-
-    Attributes:
-        snapshot: The version.
-        before: The version that its writer moved the branch from; None if that is unknown.
-    """
-
-    snapshot: SnapshotId
-    before: SnapshotId | None
 
 
 class Refs:
@@ -110,7 +96,7 @@ class Refs:
         self._ends.pop(name, None)
         if not moves:
             if for_update:
-                _add_name((list_names or self.branch_names)(), branch, self.branch_deletions)
+                self.branch_deletions.add_name((list_names or self.branch_names)(), branch)
             return None
         last = latest(moves)
         snapshot = log.snapshot(last)
@@ -129,6 +115,8 @@ class Refs:
         expected: Head | None,
         snapshot: SnapshotId,
         version: Version | None = None,
+        *,
+        ready: Ready,
     ) -> Head:
         """Move a branch if its head is still the expected one.
 
@@ -138,6 +126,8 @@ class Refs:
             snapshot: The version to move it to.
             version: The object of that version, which then need not be in the store; only where
                 `takes_versions`.
+            ready: Called right before the move, with no call of the store in between. It raises an
+                error if something that the version relies on is gone.
 
         Returns:
             The new head.
@@ -156,6 +146,7 @@ class Refs:
             where = names.move_name(names.HEADS, branch, position)
             raise corrupt(where, "its position is the last one that a name can have")
         before = expected.snapshot if expected else GONE if position else None
+        ready()
         moved, moves = self._head_writer.append(branch, position, before, snapshot, version)
         if not moved:
             message = (
@@ -305,8 +296,8 @@ class Refs:
             tag = threads.submit(self.tag, name)
             return self.head(name), tag.result()
 
-    def set_branch(self, branch: str, snapshot: SnapshotId, *, force: bool) -> None:
-        """Create a branch at a version, or with `force` move one there.
+    def set_branch(self, branch: str, snapshot: SnapshotId, *, force: bool, ready: Ready) -> None:
+        """Create a branch at a version, or with `force` move one there; `ready` as in `advance`.
 
         Raises:
             ConflictError: The branch exists, or another writer moved it during the call.
@@ -320,10 +311,15 @@ class Refs:
                 f"branch {branch!r} exists already, at {head.snapshot}: move it with force, or "
                 "choose another name",
             )
-        self.advance(branch, head, snapshot)
+        self.advance(branch, head, snapshot, ready=ready)
 
     def create_tag(
-        self, tag: str, snapshot: SnapshotId, *, list_names: ListNames | None = None
+        self,
+        tag: str,
+        snapshot: SnapshotId,
+        *,
+        list_names: ListNames | None = None,
+        ready: Ready,
     ) -> None:
         """Create a tag. Nothing happens if a tag of this name points to the same version.
 
@@ -332,6 +328,7 @@ class Refs:
             snapshot: The version to name.
             list_names: A function that returns the names of all tags, to which this one is added.
                 For callers that list the names once for several tags.
+            ready: Called right before the move, as in `advance`.
 
         Raises:
             ConflictError: A tag of this name points to another version.
@@ -340,18 +337,14 @@ class Refs:
         position, existing = self._settled_tag(tag)
         if existing in (None, GONE):
             if existing is None:
-                _add_name((list_names or self.tag_names)(), tag, self.tag_deletions)
+                self.tag_deletions.add_name((list_names or self.tag_names)(), tag)
+            ready()
             if self._tag_writer.append(tag, position, existing, snapshot)[0]:
                 return
             # None if a listing does not show the other tag yet.
             _, existing = self._settled_tag(tag)
         if existing != snapshot:
-            other = "another version" if existing in (None, GONE) else existing
-            raise ConflictError(
-                ErrorCode.ALREADY_EXISTS,
-                f"tag {tag!r} already points to {other}, and tags do not move: delete it first or "
-                "choose another name",
-            )
+            raise tag_taken(tag, None if existing == GONE else existing)
 
     def _settled_tag(self, tag: str) -> tuple[int, SnapshotId | None]:
         """Return the position and version of a tag once no two writers compete for it.
@@ -413,18 +406,13 @@ class Refs:
         return {ref: found_at for ref, found_at in found.items() if found_at not in (None, GONE)}
 
 
-def _add_name(known: names.RefNames, name: str, deletions: Deletions) -> None:
-    """Add a new name to the existing ones, if it can be told from all of them."""
-    try:
-        known.add(name)
-    except InvalidInputError as error:
-        other = known.similar(name)
-        if other in deletions.all():
-            error.add_note(
-                f"{other!r} was deleted, and keeps its name: `casweights undelete {other}` brings "
-                "it back, and a new branch or tag can be named exactly as it was"
-            )
-        raise
+def tag_taken(tag: str, by: SnapshotId | None) -> ConflictError:
+    """Return the error for a tag that points to another version; None if that is unknown."""
+    return ConflictError(
+        ErrorCode.ALREADY_EXISTS,
+        f"tag {tag!r} already points to {by or 'another version'}, and tags do not move: delete it "
+        "first or choose another name",
+    )
 
 
 _WAYS_BACK = (

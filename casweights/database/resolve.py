@@ -65,7 +65,7 @@ def _before(db: Database, ref: str, name: str, found: SnapshotId, steps: int) ->
             stayed = [above.number, *([below.snapshot.number] if below else ())]
             raise _is_expired(ref, name, wanted[0], first, stayed)
         if below is None:
-            raise _too_far_back(ref, name, first - last + 1)
+            raise _too_far_back(ref, name, first - last + 1, first - above.number)
         above, expired = below
         last = above.number
         if last == first - steps:
@@ -94,12 +94,21 @@ def _is_expired(
     return error
 
 
-def _too_far_back(ref: str, name: str, versions: int) -> NotFoundError:
-    """The error for a ``~N`` that goes back beyond the `versions` that exist."""
+def _too_far_back(ref: str, name: str, versions: int, oldest: int) -> NotFoundError:
+    """The error for a ``~N`` that goes back too far.
+
+    Args:
+        ref: The ref as given.
+        name: The part before ``~``.
+        versions: Number of versions that exist, or have expired.
+        oldest: The largest N of a version that stayed.
+    """
     if versions == 1:
         reason = f"no version comes before {name!r}"
     else:
-        reason = f"{name!r} has {versions} versions, and the oldest is '{name}~{versions - 1}'"
+        stayed = "" if oldest == versions - 1 else " that stayed"
+        at = f"{name}~{oldest}" if oldest else name
+        reason = f"{name!r} has {versions} versions, and the oldest{stayed} is {at!r}"
     error = NotFoundError(ErrorCode.REF_NOT_FOUND, f"{ref!r} does not exist: {reason}")
     error.add_note(f"`casweights log {name}` lists the versions that exist")
     return error

@@ -47,6 +47,7 @@ from casweights.operations.replaced import check_replaced
 from casweights.operations.replacements import check_replacing
 from casweights.operations.signing import drop_signatures
 from casweights.results import CollectedObject, CollectStats, FoldStats, PendingCollection
+from casweights.stores.optional import SupportsWriters
 from casweights.system.clocks import Moment
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def collect(
         db: The store.
         grace: The grace time.
         apply: Whether to change anything.
-        only: Names of the objects that may be set aside; None for all.
+        only: Names of the objects that may be set aside, and digits of the collections that may be
+            deleted; None for all.
         finish_only: Set nothing aside.
         confirm: The store's URL, for a grace time of less than a day.
         fold: Whether to write again what is needed of objects that hold much that is not.
@@ -87,12 +89,15 @@ def collect(
         InvalidInputError: The grace time is too short.
         IntegrityError: Something that is needed is damaged or missing; nothing was deleted.
         UnsupportedError: The store's times are of no use; nothing was deleted.
-        ConflictError: Another collection is at work; nothing was set aside.
+        ConflictError: Another collection is at work, or somebody writes to a store for which the
+            grace time is less than a day; nothing was set aside.
         StoreError: The store could not be read or written, or this client may not delete objects.
     """
     seconds = _checked_grace(db, grace, confirm)
     if apply:
         check_may_delete(db.store, "A collection deletes what it has copied aside")
+    if apply and grace < LEAST_GRACE:
+        _check_alone(db)
     own = db.apart(workers=db.workers.count, reporter=db.reporter)
     with closing(own), looking(own.objects) as now:
         work = _Collector(own, now, seconds, fold=fold)
@@ -117,6 +122,22 @@ def _checked_grace(db: Database, grace: timedelta, confirm: str | None) -> int:
             f"sure that nobody does, and confirm with its name, {db.store.url}",
         )
     return seconds
+
+
+def _check_alone(db: Database) -> None:
+    """Check that nobody else writes to a store, if it can tell.
+
+    Raises:
+        ConflictError: Somebody may do so.
+    """
+    able = db.store.ability(SupportsWriters)
+    if able is not None and (others := able.other_writers()):
+        raise ConflictError(
+            ErrorCode.BUSY,
+            f"a grace time of less than a day loses what others are writing to {db.store.url}, and "
+            f"{others} other open {'handle' if others == 1 else 'handles'} may do so: nothing was "
+            "collected. End the programs that use it, or leave the grace time as it is",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +191,7 @@ class _Collector:
         old = {name for name, info in listed.items() if self._is_old(info)}
         going = set() if finish_only else old if only is None else old.intersection(only)
         due = [one for one in self._past.values() if self._is_due(one)]
+        due = [one for one in due if only is None or one.id in only]
         if apply:
             self._check_replacing(due)
         marked = self._mark(listed, going)

@@ -223,7 +223,7 @@ def write_version(
         ConflictError: Another writer moved the branch in between; the version is kept.
     """
     stored, parts = _encode(db, version)
-    relied = Reliance(stored, head is None, version.encoded.seen)
+    relied = Reliance(db, stored, version.encoded.seen, is_first=head is None)
     if head is None:  # else the branch names the parent
         for parent in version.snapshot.parents:
             check_stands(db, parent)
@@ -233,17 +233,15 @@ def write_version(
         # on. A second object of this ID would hide them.
         check_stands(db, version.snapshot.id)
         companions = []
-        relied.renewed(db)
-        moved = db.refs.advance(branch, head, version.snapshot.id)
+        moved = db.refs.advance(branch, head, version.snapshot.id, ready=relied)
     elif db.refs.takes_versions:
         content = Version(parts, assume_absent, companions)
-        relied.renewed(db)
-        moved = _move_by(db, stored, content, branch, head)
+        moved = _move_by(db, stored, content, branch, head, relied)
     else:
-        relied = relied.renewed(db)
+        relied()
         db.snapshots.save(stored, parts, companions, assume_absent=assume_absent)
-        relied.renewed(db, is_saved=True)
-        moved = db.refs.advance(branch, head, version.snapshot.id)
+        relied.is_saved = True
+        moved = db.refs.advance(branch, head, version.snapshot.id, ready=relied)
     db.snapshots.retain()
     if companions:
         db.signatures.tidy()
@@ -273,11 +271,16 @@ def _companions(db: Database, version: EncodedVersion) -> list[tuple[str, Parts]
 
 
 def _move_by(
-    db: Database, stored: StoredSnapshot, content: Version, branch: str, head: Head | None
+    db: Database,
+    stored: StoredSnapshot,
+    content: Version,
+    branch: str,
+    head: Head | None,
+    relied: Reliance,
 ) -> Head:
     """Add a version to the store and move a branch to it, by one object."""
     try:
-        moved = db.refs.advance(branch, head, stored.snapshot.id, content)
+        moved = db.refs.advance(branch, head, stored.snapshot.id, content, ready=relied)
     except ConflictError:
         db.snapshots.saved(stored)  # a repetition finds the frames
         raise

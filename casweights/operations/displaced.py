@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casweights.database import Database
-    from casweights.database.refs import Displaced
+    from casweights.database.moves import Displaced
     from casweights.ids import SnapshotId
 
 _MAX_SEARCHED = 200  # newest versions of a branch that are searched for a displaced one

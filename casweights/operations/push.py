@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from casweights.database.refs import tag_taken
 from casweights.database.resolve import is_full_id, resolve
 from casweights.errors import (
     ConflictError,
@@ -14,7 +15,8 @@ from casweights.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from casweights.operations.transfer import check_configs, transfer
+from casweights.operations.reliance import Sighting
+from casweights.operations.transfer import Transfer, check_configs
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
@@ -141,7 +143,7 @@ def _send(
             refused.append(error)
     refused_refs = refs.keys() - moves.keys()
     tips = (tip for ref, tip in requested.items() if ref not in refused_refs)
-    stats = transfer(
+    copying = Transfer(
         source,
         target,
         list(dict.fromkeys(tips)),
@@ -149,14 +151,16 @@ def _send(
         history=past.history,
         with_expired=past.with_expired,
     )
+    ready = Sighting.by(copying)
+    ready()  # for the versions that get no name
     moved: Tips = {}
     for name, move in moves.items():
         try:
-            if _make_move(target, name, move, target_names):
+            if _make_move(target, name, move, target_names, ready):
                 moved[name] = move.tip
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
-    stats = replace(stats, refs=moved, tips=requested)
+    stats = replace(copying.stats, refs=moved, tips=requested)
     target.reporter.transferred(stats)
     if len(refused) == 1:
         raise refused[0]
@@ -203,11 +207,12 @@ def _find_move(
     """
     if name.startswith(_TAGS):
         tag = name.removeprefix(_TAGS)
-        if target.refs.tag(tag) is None:
+        existing = target.refs.tag(tag)
+        if existing is None:
             target_names.tags().add(tag)
-            return _Move(tip)
-        target.refs.create_tag(tag, tip)  # raises if the tag points to another version
-        return _Move(tip, due=False)
+        elif existing != tip:
+            raise tag_taken(tag, existing)
+        return _Move(tip, due=existing is None)
     branch = name.removeprefix(_HEADS)
     head = target.refs.head(branch, for_update=True, list_names=target_names.branches)
     if head is None or head.snapshot == tip:
@@ -236,10 +241,13 @@ def _ancestry(db: Database, start: SnapshotId) -> Iterator[SnapshotId]:
             pending += parents
 
 
-def _make_move(target: Database, name: str, move: _Move, target_names: _Names) -> bool:
+def _make_move(
+    target: Database, name: str, move: _Move, target_names: _Names, ready: Sighting
+) -> bool:
     """Move a branch or tag if the move is due; return whether it was."""
     if move.due and name.startswith(_TAGS):
-        target.refs.create_tag(name.removeprefix(_TAGS), move.tip, list_names=target_names.tags)
+        tag, names = name.removeprefix(_TAGS), target_names.tags
+        target.refs.create_tag(tag, move.tip, list_names=names, ready=ready)
     elif move.due:
-        target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip)
+        target.refs.advance(name.removeprefix(_HEADS), move.head, move.tip, ready=ready)
     return move.due

@@ -1,13 +1,14 @@
-"""What a version relies on is seen again, right before the move, if that was hours ago.
+"""What a move relies on is seen again, right before the move, if that was hours ago.
 
 A collection deletes what nothing has named for a day at least. Writers name within hours what they
-have seen; a machine that sleeps in between sees again what is still there. docs/design/033 has the
-reasoning.
+have seen; a machine that sleeps in between sees again what is still there. Every move of a branch
+or tag takes such a `Sighting`. docs/design/033 has the reasoning.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Self
 
 from casweights.config import RELIANCE_SECONDS
 from casweights.database.resolve import check_stands
@@ -17,46 +18,87 @@ from casweights.ids import CarriedPackId
 from casweights.system.clocks import Moment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from casweights.database import Database
     from casweights.format.snapshot import StoredSnapshot
-    from casweights.ids import ChunkId
+    from casweights.ids import ChunkId, SnapshotId
 
 
-class Reliance(NamedTuple):
-    """What a version relies on, and when that was last seen.
+class Sighting:
+    """When something was last seen. A call sees it again if that was hours ago.
 
-    Attributes:
+    Args:
+        look: Sees it; raises an error if it is gone, or puts it in its place again.
+        seen: When it was there.
+    """
+
+    def __init__(self, look: Callable[[], object], seen: Moment) -> None:
+        self._look = look
+        self._seen = seen
+
+    @classmethod
+    def by(cls, look: Callable[[], object]) -> Self:
+        """Call a function that sees something, and remember when."""
+        now = Moment.now()
+        look()
+        return cls(look, now)
+
+    def __call__(self) -> None:
+        """See it again if it was last seen hours ago, until a look takes no hours."""
+        while self._seen.age() >= RELIANCE_SECONDS:
+            now = Moment.now()
+            self._look()
+            self._seen = now
+
+
+def standing(db: Database, version: SnapshotId) -> Sighting:
+    """See that a version is in its place, which is complete then, before something names it.
+
+    Raises:
+        NotFoundError: The version is not in its place.
+    """
+    return Sighting.by(partial(check_stands, db, version))
+
+
+class Reliance(Sighting):
+    """What a new version relies on, and when that was last seen.
+
+    Args:
+        db: The store.
         version: The version, with the frames that its object carries.
         is_first: Whether no branch names its parents.
         seen: When all of it was still there.
+
+    Attributes:
+        is_saved: Whether the version has an object of its own by now.
     """
 
-    version: StoredSnapshot
-    is_first: bool
-    seen: Moment
+    def __init__(
+        self, db: Database, version: StoredSnapshot, seen: Moment, *, is_first: bool
+    ) -> None:
+        super().__init__(self._see, seen)
+        self._db = db
+        self._version = version
+        self._is_first = is_first
+        self.is_saved = False
 
-    def renewed(self, db: Database, *, is_saved: bool = False) -> Reliance:
-        """See everything again if it was last seen hours ago.
-
-        Args:
-            db: The store.
-            is_saved: Whether the version has an object of its own by now.
+    def _see(self) -> None:
+        """See all of it.
 
         Raises:
             NotFoundError: A parent is gone.
             IntegrityError: A chunk is gone, or the version itself.
             StoreError: The store could not be read.
         """
-        if self.seen.age() < RELIANCE_SECONDS:
-            return self
-        now, snapshot = Moment.now(), self.version.snapshot
-        for parent in snapshot.parents if self.is_first else ():
+        db, snapshot = self._db, self._version.snapshot
+        for parent in snapshot.parents if self._is_first else ():
             check_stands(db, parent)
-        stands = not is_saved or db.snapshots.archives.stands(snapshot.id)
+        stands = not self.is_saved or db.snapshots.archives.stands(snapshot.id)
         if not stands:  # a repetition writes it again
             db.index.drop([names.snapshot_name(snapshot.id)])
         own, wanted = CarriedPackId(snapshot.id), self._relied_on()
-        packs = [pack for pack in self.version.table.packs if pack != own]
+        packs = [pack for pack in self._version.table.packs if pack != own]
         if db.index.recheck(packs):
             db.index.look_up(wanted)
         db.index.prepare_packs(packs)  # other processes may have written them
@@ -66,11 +108,10 @@ class Reliance(NamedTuple):
                 "the store has lost chunks of the new version since they were looked up, hours "
                 "ago: nothing was committed. Repeat the command, which stores them again",
             )
-        return self._replace(seen=now)
 
     def _relied_on(self) -> list[ChunkId]:
         """Return the chunks that the object of the version does not carry, but needs."""
-        carried = {frame.chunk: frame for frame in self.version.frames}
+        carried = {frame.chunk: frame for frame in self._version.frames}
         bases = (base for frame in carried.values() for base in frame.bases)
-        needed = dict.fromkeys([*self.version.snapshot.stored_chunks(), *bases])
+        needed = dict.fromkeys([*self._version.snapshot.stored_chunks(), *bases])
         return [chunk for chunk in needed if chunk not in carried]

@@ -11,11 +11,10 @@ the target sound, and repeating it copies nothing twice.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
-from casweights.config import RELIANCE_SECONDS, KiB
+from casweights.config import KiB
 from casweights.errors import (
     ErrorCode,
     IntegrityError,
@@ -24,9 +23,9 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.operations.pack_copy import FrameCopy, PackCopy
+from casweights.operations.reliance import Sighting
 from casweights.operations.signing import copy_signatures
 from casweights.results import TransferStats
-from casweights.system.clocks import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -71,84 +70,86 @@ def transfer(
         IntegrityError: The source is damaged.
         StoreError: The target could not be written.
     """
-    check_configs(source, target)
-    total = TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
-    sent: set[SnapshotId] = set()
-    with source.snapshots.sharing(target.snapshots):
-        while True:
-            begin = Moment.now()
-            send = partial(_transfer, source, target, tips, others, sent)
-            total = _sum(total, send(history=history, with_expired=with_expired))
-            # After hours, a collection may have set aside what was found in the target.
-            if begin.age() < RELIANCE_SECONDS:
-                return total
-
-
-def _sum(one: TransferStats, other: TransferStats) -> TransferStats:
-    return TransferStats(
-        snapshots=one.snapshots + other.snapshots,
-        packs=one.packs + other.packs,
-        nbytes=one.nbytes + other.nbytes,
-        refs={},
+    copying = Transfer(
+        source, target, tips, others=others, history=history, with_expired=with_expired
     )
+    Sighting.by(copying)()
+    return copying.stats
 
 
-def _transfer(
-    source: Database,
-    target: Database,
-    tips: Sequence[SnapshotId],
-    others: Iterable[SnapshotId],
-    sent: set[SnapshotId],
-    *,
-    history: bool,
-    with_expired: bool,
-) -> TransferStats:
-    """Copy versions once.
+class Transfer:
+    """Copies versions to another store. The arguments are those of `transfer`.
 
-    Args:
-        source: The store to copy from.
-        target: The store to copy to.
-        tips: The versions.
-        others: As for `transfer`.
-        sent: Versions that were copied before. What they need is looked at again, and this adds the
-            versions that it copies.
-        history: As for `transfer`.
-        with_expired: As for `transfer`.
+    A call copies what the target lacks. After hours, a collection may have set aside what was found
+    in the target or copied there: then another call looks at all of it again.
+
+    Attributes:
+        stats: What was copied by all calls.
     """
-    source.heed_findings()
-    target.heed_findings()
-    existing = set(target.snapshots.ids())
-    existing.difference_update([tip for tip in tips if _is_unreadable(target, tip)])
-    # If some of the target's frames are reported as damaged, even versions that it contains are
-    # copied again, so that it gets sound frames for them.
-    sound = set() if target.index.has_suspects else existing - sent
-    lacking = _Lacking(source, target, sound, history=history, with_expired=with_expired)
-    missing = lacking.find(tips, others)
-    sent.update(missing)
-    # Before the versions, so that no version lacks parents without a record that says why.
-    target.expired.add(row for row in lacking.expired.values() if row.id not in existing)
-    if not missing:
-        return TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
-    packs: PackCopy | FrameCopy
-    # Copying whole packs would copy damaged frames, and skip packs that the target has damaged.
-    if history and not (source.index.has_suspects or target.index.has_suspects):
-        packs = PackCopy(source, target, _shared_chunks(source, target, missing, existing))
-    else:
-        packs = FrameCopy(source, target)
-    new = [version for version in missing if version not in existing]
-    snapshots = nbytes = 0
-    for version, parents in missing.items():
-        is_new = version not in existing
-        shallow = not all(parent in existing or lacking.is_recorded(parent) for parent in parents)
-        _bring(source, packs, version, is_new=is_new, shallow=shallow)
-        if is_new:
-            existing.add(version)
-            snapshots, name = snapshots + 1, names.snapshot_name(version)
-            nbytes += target.store.sizes([name]).get(name, 0)  # it may be in an archive by now
-    copy_signatures(source, target, new)
-    return TransferStats(
-        snapshots=snapshots, packs=packs.copied, nbytes=nbytes + packs.nbytes, refs={}
-    )
+
+    def __init__(
+        self,
+        source: Database,
+        target: Database,
+        tips: Sequence[SnapshotId],
+        *,
+        others: Iterable[SnapshotId] = (),
+        history: bool = True,
+        with_expired: bool = False,
+    ) -> None:
+        check_configs(source, target)
+        self._source, self._target = source, target
+        self._tips, self._others = tips, list(others)
+        self._history, self._with_expired = history, with_expired
+        self._sent: set[SnapshotId] = set()
+        self.stats = TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
+
+    def __call__(self) -> None:
+        """Copy what the target lacks; raise the errors of `transfer`."""
+        with self._source.snapshots.sharing(self._target.snapshots):
+            self._send()
+
+    def _send(self) -> None:
+        source, target, history = self._source, self._target, self._history
+        source.heed_findings()
+        target.heed_findings()
+        existing = set(target.snapshots.ids())
+        existing.difference_update([tip for tip in self._tips if _is_unreadable(target, tip)])
+        # If some of the target's frames are reported as damaged, even versions that it contains are
+        # copied again, so that it gets sound frames for them.
+        sound = set() if target.index.has_suspects else existing - self._sent
+        lacking = _Lacking(source, target, sound, history=history, with_expired=self._with_expired)
+        missing = lacking.find(self._tips, self._others)
+        self._sent.update(missing)
+        # Before the versions, so that no version lacks parents without a record that says why.
+        target.expired.add(row for row in lacking.expired.values() if row.id not in existing)
+        if not missing:
+            return
+        packs: PackCopy | FrameCopy
+        # Copying whole packs would copy damaged frames, and skip packs that the target has damaged.
+        if history and not (source.index.has_suspects or target.index.has_suspects):
+            packs = PackCopy(source, target, _shared_chunks(source, target, missing, existing))
+        else:
+            packs = FrameCopy(source, target)
+        new = [version for version in missing if version not in existing]
+        snapshots = nbytes = 0
+        for version, parents in missing.items():
+            is_new = version not in existing
+            shallow = not all(
+                parent in existing or lacking.is_recorded(parent) for parent in parents
+            )
+            _bring(source, packs, version, is_new=is_new, shallow=shallow)
+            if is_new:
+                existing.add(version)
+                snapshots, name = snapshots + 1, names.snapshot_name(version)
+                nbytes += target.store.sizes([name]).get(name, 0)  # it may be in an archive by now
+        copy_signatures(source, target, new)
+        self.stats = TransferStats(
+            snapshots=self.stats.snapshots + snapshots,
+            packs=self.stats.packs + packs.copied,
+            nbytes=self.stats.nbytes + nbytes + packs.nbytes,
+            refs={},
+        )
 
 
 def _bring(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from casweights.database.hints import note_similar
@@ -10,6 +11,7 @@ from casweights.database.resolve import is_full_id, is_prefix, resolve_anywhere
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.format.names import check_ref_name
 from casweights.operations.bring_back import bring_back_version
+from casweights.operations.reliance import Sighting
 
 if TYPE_CHECKING:
     from casweights.database import Database
@@ -66,9 +68,9 @@ def _undelete_ref(
     ref, snapshot = name.removeprefix(kind), deletion.snapshot
     if as_name is not None and _split(as_name, kind) != (kind, ref):
         return _name(db, snapshot, *_split(as_name, kind))
-    bring_back_version(db, snapshot)
+    ready = _brought_back(db, snapshot)
     deletions = db.refs.branch_deletions if kind == _HEADS else db.refs.tag_deletions
-    deletions.undelete(ref, deletion)
+    deletions.undelete(ref, deletion, ready=ready)
     db.refs.take_in(snapshot)
     return snapshot
 
@@ -88,13 +90,18 @@ def _undelete_version(db: Database, what: str | SnapshotId, as_name: str | None)
 def _name(db: Database, snapshot: SnapshotId, kind: str, ref: str) -> SnapshotId:
     """Bring a version back, and let a new ref name it."""
     check_ref_name(ref)
-    bring_back_version(db, snapshot)
+    ready = _brought_back(db, snapshot)
     if kind == _HEADS:
-        db.refs.set_branch(ref, snapshot, force=False)
+        db.refs.set_branch(ref, snapshot, force=False, ready=ready)
     else:
-        db.refs.create_tag(ref, snapshot)
+        db.refs.create_tag(ref, snapshot, ready=ready)
     db.refs.take_in(snapshot)
     return snapshot
+
+
+def _brought_back(db: Database, snapshot: SnapshotId) -> Sighting:
+    """Bring a version back, and again where its name comes hours later."""
+    return Sighting.by(partial(bring_back_version, db, snapshot))
 
 
 def _split(name: str, kind: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from casweights.format.manifest import Snapshot
     from casweights.operations.graph import GraphVersion
     from casweights.operations.load import LazyTensor
+    from casweights.operations.reliance import Sighting
     from casweights.results import (
         BaseVersion,
         Diff,
@@ -303,18 +304,17 @@ class Repository(WholeStore):
             ConflictError: The branch exists, or another writer moved it during the call.
             NotFoundError: The version does not exist.
         """
-        target = self._standing(at)
-        self._db.refs.set_branch(name, target, force=force)
+        target, ready = self._standing(at)
+        self._db.refs.set_branch(name, target, force=force, ready=ready)
         self._db.refs.take_in(target)
         return target
 
-    def _standing(self, ref: Ref) -> SnapshotId:
+    def _standing(self, ref: Ref) -> tuple[SnapshotId, Sighting]:
         """Return the ID of a version that the store has in its place."""
-        from casweights.database.resolve import check_stands
+        from casweights.operations.reliance import standing
 
         target = self.snapshot(ref).id
-        check_stands(self._db, target)
-        return target
+        return target, standing(self._db, target)
 
     def delete_branch(self, name: str) -> None:
         """Delete a branch; its versions stay in the store, and `undelete` brings it back.
@@ -349,8 +349,8 @@ class Repository(WholeStore):
             ConflictError: The tag exists already, at another version.
             NotFoundError: The version does not exist.
         """
-        target = self._standing(at)
-        self._db.refs.create_tag(name, target)
+        target, ready = self._standing(at)
+        self._db.refs.create_tag(name, target, ready=ready)
         self._db.refs.take_in(target)
         return target
 

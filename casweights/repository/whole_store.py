@@ -314,7 +314,8 @@ class WholeStore(Handle, Closing):
         Args:
             apply: Whether to change anything.
             grace: The grace time, at least a day.
-            only: Names of the objects that may be set aside, as an earlier call returned them.
+            only: Names of the objects that may be set aside, and of the collections that may be
+                deleted, as an earlier call returned them; None for all.
             finish_only: Whether to set nothing aside, and only delete what was.
             confirm: For a grace time of less than a day, which is safe only if nobody else uses the
                 store: its `url`. Only stores in directories allow it.
@@ -326,7 +327,8 @@ class WholeStore(Handle, Closing):
             InvalidInputError: The grace time is too short.
             IntegrityError: Something that is needed is damaged or missing; nothing was deleted.
             UnsupportedError: The store's times are of no use; nothing was deleted.
-            ConflictError: Another collection is at work; nothing was set aside.
+            ConflictError: Another collection is at work, or the grace time is less than a day and
+                somebody else writes to the store; nothing was set aside.
             StoreError: The store could not be read or written. Repeat the call to continue.
         """
         from casweights.operations.collect import collect

@@ -31,7 +31,7 @@ from casweights.system.files import (
     storage_errors,
     write_fully,
 )
-from casweights.system.staging import Staging
+from casweights.system.staging import Staging, in_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,6 +205,12 @@ class LocalStore(ObjectStore):
     def strays(self) -> dict[str, str]:
         """Return name and description of everything in the directory that is not an object."""
         return dict(item for item in walk(self.root) if isinstance(item, Stray))
+
+    def other_writers(self) -> int:
+        """Return how many other stores are open here that have written something."""
+        with storage_errors("cannot look for other writers"):
+            found = in_use(self.root)
+        return len(found - ({self._staging.folder.name} if self._staging else set()))
 
     def delete(self, name: str) -> None:
         self.delete_all([name])

@@ -123,6 +123,17 @@ class SupportsSharing(Protocol):
 
 
 @runtime_checkable
+class SupportsWriters(Protocol):
+    """Knows who else writes to it."""
+
+    def other_writers(self) -> int:
+        """Return how many other open stores have written, in this process and in others.
+
+        Those that may live count, and those that have only read do not.
+        """
+
+
+@runtime_checkable
 class SupportsDirect(Protocol):
     """A store some of whose reads are answered by copies on this machine."""
 

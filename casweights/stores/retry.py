@@ -12,6 +12,7 @@ from casweights.errors import ErrorCode, StoreError
 from casweights.stores.base import NO_NAMES
 from casweights.stores.optional import SupportsRefStore
 from casweights.stores.wrapper import ReplayedBatch, WrapperStore
+from casweights.system.clocks import Moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,8 @@ _FIRST_DELAY, _MAX_DELAY = 0.25, 8.0  # seconds
 class RetryStore(WrapperStore):
     """Repeats calls that fail because the store cannot be reached.
 
-    Delays double and vary at random, so that many clients do not retry at the same moment.
+    Delays double and vary at random, so that many clients do not retry at the same moment. The
+    patience of a machine that sleeps in between is over: what a move relies on may be gone by then.
 
     Args:
         inner: The store to call.
@@ -45,25 +47,24 @@ class RetryStore(WrapperStore):
         self._patience = patience
         self._sleep = sleep
 
-    def _retry(self, call: Callable[[], _R], begin: float | None = None) -> _R:
+    def _retry(self, call: Callable[[], _R], begin: Moment | None = None) -> _R:
         """Call a function until it succeeds, or its next attempt could exceed the patience.
 
         Args:
             call: Function to call.
-            begin: Monotonic time at which the patience begins; by default now.
+            begin: When the patience begins; by default now.
         """
-        begin = time.monotonic() if begin is None else begin
+        begin = begin or Moment.now()
         delay = _FIRST_DELAY
         while True:
-            attempt = time.monotonic()
+            attempt = Moment.now()
             try:
                 return call()
             except StoreError as error:
-                now = time.monotonic()
                 pause = delay * random.uniform(0.5, 1.5)  # noqa: S311  no secret
                 # Another attempt may take as long as this one did.
                 if error.code is not ErrorCode.UNREACHABLE or (
-                    now - begin + pause + (now - attempt) > self._patience
+                    begin.age() + pause + attempt.age() > self._patience
                 ):
                     raise
                 self._sleep(pause)
@@ -83,7 +84,7 @@ class RetryStore(WrapperStore):
         return ReplayedBatch(
             # After the first attempt, objects of an earlier one may exist.
             lambda: self.inner.batch(names, assume_absent=assume_absent and next(attempts) == 0),
-            partial(self._retry, begin=time.monotonic()),
+            partial(self._retry, begin=Moment.now()),
         )
 
     def copy_from(

@@ -93,6 +93,13 @@ def sweep(parent: Path | Folder) -> None:
                         os.close(lock)
 
 
+def in_use(parent: Path | Folder) -> set[str]:
+    """Return the names of the temporary folders in `parent` whose owners may still live."""
+    sweep(parent)
+    with _opened(parent) as folder:
+        return {name for name in os.listdir(folder.descriptor) if name.startswith(PREFIX)}
+
+
 def _is_abandoned(parent: Folder, name: str) -> bool:
     """Return whether nothing in a folder has changed for a week, so that its owner has ended."""
     with parent.enter(name) as folder, os.scandir(folder.descriptor) as entries:

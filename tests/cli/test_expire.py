@@ -53,6 +53,14 @@ def test_a_dry_run_shows_each_version_with_its_reason_and_changes_nothing(
     assert run("expire", *RULES, "-q").stdout.split() == gone
 
 
+@pytest.mark.usefixtures("ids")
+def test_a_pattern_without_a_branch_is_no_silent_success(run: Run) -> None:
+    result = run("expire", *RULES, "--branches", "run-*")
+    assert result.stdout == "0 versions would expire, 0 versions stay\n"
+    assert "no branch matches 'run-*'" in result.stderr
+    assert run("expire", "--keep-last", "1").stdout.endswith(", 1 version stays\n")
+
+
 def test_apply_records_what_goes_and_log_shows_the_gaps(
     run: Run, run_json: Json, ids: dict[int, str]
 ) -> None:
@@ -86,6 +94,8 @@ def test_the_error_for_an_expired_version_names_the_nearest_that_stayed(
     error = json.loads(run("show", "main~3", "--json", status=1).stderr)
     assert error["code"] == "expired"
     assert run_json("show", "main~5")["id"] == ids[4]
+    back = run("show", "main~20", status=1).stderr
+    assert "'main' has 9 versions, and the oldest that stayed is 'main~5'" in back
     assert run_json("show", ids[6])["id"] == ids[6]  # nothing was deleted
     run("branch", "again", ids[6])
     assert numbers(run_json, ids) == [9, 8, 6, 4]

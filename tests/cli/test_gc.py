@@ -92,6 +92,16 @@ def test_a_plan_limits_what_is_set_aside(run: Run, run_json: Json, store: Path, 
     assert "exclude" in run("gc", "--plan", "p", "--apply", "plan.json", status=2).stderr
 
 
+def test_a_plan_limits_what_is_deleted(run: Run, run_json: Json, store: Path, lost: str) -> None:
+    """A plan that was made before the grace time was over deletes nothing when it is over."""
+    digits = run("gc", "--apply", "-q").stdout.strip()
+    run("gc", "--plan", "early.json")
+    age(LocalStore(store), GRACE + DAY)
+    run("gc", "--plan", "late.json")
+    assert run_json("gc", "--apply", "early.json")[0]["finished"] == []
+    assert run_json("gc", "--apply", "late.json")[0]["finished"] == [digits]
+
+
 def other(plan: dict[str, object]) -> str:
     Path("other.json").write_text(json.dumps({**plan, "store_id": "0" * 32}))
     return "other.json"

@@ -15,6 +15,7 @@ from casweights.operations import maintain, merging
 from casweights.stores.memory import MemoryStore
 from casweights.sync.publisher import Publisher
 from tests.add_only import AddOnly
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from tests.database.conftest import MakeStore
@@ -83,7 +84,7 @@ def test_two_handles_on_a_hub_cannot_commit_and_delete_at_once(
         one.delete_branch("main")
         late = two.commit(weights(2), branch="side")
         with pytest.raises(ConflictError, match="moved or deleted") as caught:
-            two.database.refs.advance("main", head, late.id)
+            two.database.refs.advance("main", head, late.id, ready=seen_now)
         assert caught.value.snapshot == late.id
         assert one.branches() == two.branches() == {"side": late.id}
         assert two.undelete("main") == first.id

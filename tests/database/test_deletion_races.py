@@ -24,6 +24,7 @@ from tests.racing import (
     in_every_order,
     refs_in,
     run,
+    seen_now,
     version,
 )
 from tests.racing import branch as racing_branch
@@ -211,7 +212,7 @@ class TestAtOnce:
             last = deletions.last("main")
             if last is None:
                 raise NotFoundError(ErrorCode.REF_NOT_FOUND, "never deleted")
-            deletions.undelete("main", last)
+            deletions.undelete("main", last, ready=seen_now)
         elif main.move(refs, refs.head("main", for_update=True)) is None:
             raise ConflictError(ErrorCode.REF_MOVED, "another writer was faster")
 
@@ -279,7 +280,9 @@ class TestAtOnce:
         for head in seen:
             assert main.move(main.world, head) is None
         assert main.head() is None
-        again = refs.advance("main", refs.head("main", for_update=True), version(main.world))
+        again = refs.advance(
+            "main", refs.head("main", for_update=True), version(main.world), ready=seen_now
+        )
         list(refs.trim())
         for head in seen:
             assert main.move(main.world, head) is None
@@ -299,7 +302,7 @@ class TestAtOnce:
         late = AddOnly(main.world)
         for head in seen:
             with pytest.raises(ConflictError):
-                Refs(late).advance("main", head, version(main.world))
+                Refs(late).advance("main", head, version(main.world), ready=seen_now)
         assert late.refused == moves + 1
         assert main.head() is None
         assert refs.displaced() == {}

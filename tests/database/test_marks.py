@@ -13,13 +13,14 @@ from casweights.ids import SnapshotId
 from casweights.stores.base import Capabilities
 from casweights.testing.faults import Fault, FaultyStore
 from tests.database.test_reflog import EXCLUSIVE, A, B, Bucket
+from tests.racing import seen_now
 
 
 def test_a_deletion_that_its_writer_may_withdraw_gets_no_mark() -> None:
     store = Bucket()
     store.capabilities = Capabilities(clock_skew=30.0)
     refs = Refs(store)
-    refs.advance("main", None, A)
+    refs.advance("main", None, A, ready=seen_now)
     rivals = [
         names.move_name(names.HEADS, "main", 2, snapshot, A, digit * names.WRITER_DIGITS)
         for digit, snapshot in (("0", GONE), ("1", B))
@@ -40,7 +41,7 @@ def test_trimming_a_deleted_branch_that_fails_leaves_it_deleted(exclusive: bool)
     store = Bucket(exclusive=exclusive)
     refs, head = Refs(store), None
     for number in range(5):
-        head = refs.advance("main", head, SnapshotId(bytes([9 - number]) * 32))
+        head = refs.advance("main", head, SnapshotId(bytes([9 - number]) * 32), ready=seen_now)
     refs.branch_deletions.delete("main")
     for call in range(1, 7):
         faulty = FaultyStore(store, [Fault(method="delete", call=2 if call < 6 else 1)])

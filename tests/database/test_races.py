@@ -17,6 +17,7 @@ from casweights.database.refs import Refs
 from casweights.errors import ConflictError, ErrorCode
 from casweights.stores.base import ObjectStore
 from casweights.stores.wrapper import WrapperStore
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,7 +117,7 @@ def test_moving_a_branch_that_was_deleted_and_recreated_is_a_conflict(
     repo.delete_branch("main")
     repo.branch("main", other)
     with pytest.raises(ConflictError):
-        refs.advance("main", head, first.id)
+        refs.advance("main", head, first.id, ready=seen_now)
     assert repo.resolve("main") == other.id
 
 

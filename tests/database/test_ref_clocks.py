@@ -35,6 +35,7 @@ from tests.racing import (
     in_every_order,
     refs_in,
     run,
+    seen_now,
     version,
 )
 from tests.waiting import stop_waiting
@@ -284,14 +285,14 @@ class TestDisplaced:
     ) -> None:
         snapshot = version(main.world)
         with pytest.raises(ConflictError, match=f"displaced.*{displaced}|{displaced}.*displaced"):
-            handle.advance("main", main.won[1][1], snapshot)
+            handle.advance("main", main.won[1][1], snapshot, ready=seen_now)
         assert self.shown(main) == [displaced]
         assert handle.head("main", for_update=True) == main.head()
 
     def test_it_survives_the_pruning_of_the_log(self, main: Branch, displaced: SnapshotId) -> None:
         refs, head = refs_in(main.world), main.head()
         for _ in range(250):
-            head = refs.advance("main", head, version(main.world))
+            head = refs.advance("main", head, version(main.world), ready=seen_now)
             assert len(self.shown(main)) == 1
         assert len(main.positions()) < 200
         assert self.shown(main) == [displaced]
@@ -299,7 +300,7 @@ class TestDisplaced:
     def test_it_is_no_longer_listed_once_the_branch_moves_to_it(
         self, main: Branch, displaced: SnapshotId
     ) -> None:
-        refs_in(main.world).advance("main", main.head(), displaced)
+        refs_in(main.world).advance("main", main.head(), displaced, ready=seen_now)
         assert self.shown(main) == []
 
 
@@ -312,7 +313,7 @@ def test_a_dead_writer_with_an_earlier_time_displaces_an_acknowledged_version() 
     dead = version(main.world)
     name = names.move_name(names.HEADS, "main", 2, dead, before.snapshot)
     main.world.put(name, [encode_move(dead)])  # it dies before it lists the moves
-    refs.advance("main", refs.head("main", for_update=True), version(main.world))
+    refs.advance("main", refs.head("main", for_update=True), version(main.world), ready=seen_now)
     displaced = main.won[1][1].snapshot
     assert [each.snapshot for each in refs.displaced()["main"]] == [displaced]
     assert main.look(alive)[0]

@@ -31,6 +31,7 @@ from tests.racing import (
     in_every_order,
     refs_in,
     run,
+    seen_now,
     version,
 )
 from tests.waiting import stop_waiting
@@ -114,7 +115,7 @@ class TestOneWinner:
 
             def move(client: Client) -> None:
                 try:
-                    heads.append(refs_in(client).advance("main", seen, snapshot))
+                    heads.append(refs_in(client).advance("main", seen, snapshot, ready=seen_now))
                 except ConflictError as error:
                     assert error.snapshot == snapshot  # noqa: PT017  not every order raises it
 
@@ -179,7 +180,7 @@ class TestTags:
         def writer(target: SnapshotId) -> Work:
             def work(client: Client) -> None:
                 try:
-                    refs_in(client).create_tag("v1", target)
+                    refs_in(client).create_tag("v1", target, ready=seen_now)
                 except ConflictError as error:
                     assert error.code is ErrorCode.ALREADY_EXISTS  # noqa: PT017
                 else:
@@ -227,7 +228,9 @@ class TestTags:
         targets = [version(world), version(world)]
 
         def writer(target: SnapshotId) -> Writer:
-            return Writer(world, lambda client: refs_in(client).create_tag("v1", target))
+            return Writer(
+                world, lambda client: refs_in(client).create_tag("v1", target, ready=seen_now)
+            )
 
         first, late = map(writer, targets)
         late.step()  # lists no tag yet
@@ -252,7 +255,7 @@ class TestTags:
         def race(choose: Choose) -> None:
             world = World(exclusive=exclusive)
             theirs, ours = version(world), version(world)
-            refs_in(world).create_tag("v1", theirs)
+            refs_in(world).create_tag("v1", theirs, ready=seen_now)
             results = []
 
             def delete(client: Client) -> None:
@@ -261,7 +264,7 @@ class TestTags:
 
             def create(client: Client) -> None:
                 try:
-                    refs_in(client).create_tag("v1", ours)
+                    refs_in(client).create_tag("v1", ours, ready=seen_now)
                     results.append("made")
                 except ConflictError:
                     results.append("conflict")

@@ -20,6 +20,7 @@ from casweights.ids import SnapshotId
 from casweights.stores.base import Capabilities, ObjectInfo, ObjectStore
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -169,16 +170,16 @@ class TestBothKindsOfNames:
         put_move(store, 2, B, named=True, says=B)
         refs = Refs(store)
         assert refs.head("main") == Head("main", 2, B)
-        third = refs.advance("main", refs.head("main"), C)
+        third = refs.advance("main", refs.head("main"), C, ready=seen_now)
         assert Refs(store).head("main") == third == Head("main", 3, C)
-        fourth = refs.advance("main", third, A)
+        fourth = refs.advance("main", third, A, ready=seen_now)
         assert refs.branches() == {"main": A}
         assert [info.name.count("-") for info in store.list(names.HEADS)] == (
             [0, 1, 0, 0] if exclusive else [0, 1, 3, 3]
         )
         for seen in (None, Head("main", 1, A), Head("main", 2, B), third):
             with pytest.raises(ConflictError):
-                refs.advance("main", seen, D)
+                refs.advance("main", seen, D, ready=seen_now)
         assert refs.head("main") == fourth
         assert len(list(store.list(names.HEADS))) == 4
 
@@ -188,7 +189,7 @@ class TestBothKindsOfNames:
         store = Bucket(exclusive=exclusive)
         put_move(store, 1, A, named=named, says=A)
         with pytest.raises(ConflictError):
-            Refs(store).advance("main", None, B)
+            Refs(store).advance("main", None, B, ready=seen_now)
         assert Refs(store).branches() == {"main": A}
         assert len(list(store.list(names.HEADS))) == 1
 
@@ -196,15 +197,15 @@ class TestBothKindsOfNames:
         store = Bucket()
         put_move(store, 1, A, named=False, says=A)
         with pytest.raises(ConflictError):
-            Refs(store).advance("main", Head("main", 1, B), C)
-        assert Refs(store).advance("main", Head("main", 1, A), C).position == 2
+            Refs(store).advance("main", Head("main", 1, B), C, ready=seen_now)
+        assert Refs(store).advance("main", Head("main", 1, A), C, ready=seen_now).position == 2
 
     @EXCLUSIVE
     def test_a_ref_below_the_name_of_another_one_is_separate(self, exclusive: bool) -> None:
         store = Bucket(exclusive=exclusive)
         refs = Refs(store)
         for ref, snapshot in (("a", A), ("a/b", B), ("a-b", C)):
-            refs.advance(ref, None, snapshot)
+            refs.advance(ref, None, snapshot, ready=seen_now)
         assert refs.branches() == {"a": A, "a/b": B, "a-b": C}
         assert [move.ref for move in RefLog(store, names.HEADS).moves("a")] == ["a"]
         refs.branch_deletions.delete("a")
@@ -229,7 +230,7 @@ def test_a_move_whose_object_contradicts_its_name_is_damaged() -> None:
 @EXCLUSIVE
 def test_a_move_removed_after_its_listing_has_a_version_only_in_its_name(exclusive: bool) -> None:
     store = Bucket(exclusive=exclusive)
-    Refs(store).advance("main", None, A)
+    Refs(store).advance("main", None, A, ready=seen_now)
     log = RefLog(store, names.HEADS)
     (move,) = log.moves("main")
     assert log.snapshot(move) == A
@@ -245,11 +246,11 @@ def test_a_branch_cannot_be_created_below_the_rest_of_an_interrupted_deletion(
     store = Bucket(exclusive=exclusive)
     refs, head = Refs(store), None
     for snapshot in (A, B, C):
-        head = refs.advance("main", head, snapshot)
+        head = refs.advance("main", head, snapshot, ready=seen_now)
     for info in list(store.list(names.HEADS))[:2]:
         store.delete(info.name)
     with pytest.raises(ConflictError):
-        refs.advance("main", None, D)
+        refs.advance("main", None, D, ready=seen_now)
     assert refs.head("main") == head
     assert len(list(store.list(names.HEADS))) == 1
 
@@ -271,7 +272,7 @@ class TestWaiting:
                 return super().list(prefix) if len(slept) >= 4 else iter(())
 
         store = Late()
-        assert Refs(store).advance("main", None, A) == Head("main", 1, A)
+        assert Refs(store).advance("main", None, A, ready=seen_now) == Head("main", 1, A)
         assert slept == [0.1, 0.2, 0.4, 0.8]
 
     def test_a_move_that_is_never_listed_raises_that_its_outcome_is_unknown(
@@ -282,7 +283,7 @@ class TestWaiting:
         name = names.move_name(names.HEADS, "main", 1, A).removesuffix(names.REF_SUFFIX)
         store.hidden.add(name)
         with pytest.raises(StoreError, match=f"{name}.*unknown") as caught:
-            Refs(store).advance("main", None, A)
+            Refs(store).advance("main", None, A, ready=seen_now)
         assert caught.value.code is ErrorCode.UNREACHABLE
         assert 30 < sum(slept) < 33
         store.hidden.clear()
@@ -294,7 +295,7 @@ class TestWaiting:
         put_move(store, 1, B, named=True, says=B)
         store.hidden.add(f"{names.HEADS}main/000000000001-{A}")
         with pytest.raises(ConflictError):
-            Refs(store).advance("main", None, A)
+            Refs(store).advance("main", None, A, ready=seen_now)
         assert 30 < sum(slept) < 33
         assert Refs(store).branches() == {"main": B}
 
@@ -336,7 +337,7 @@ def test_a_move_costs_the_same_calls_for_any_length_of_the_branch(exclusive: boo
         store.calls, bucket.listed = [], 0
         head = refs.head("main")
         assert store.calls == (to_look if number else ["list"])
-        refs.advance("main", head, SnapshotId(b"%032d" % number))
+        refs.advance("main", head, SnapshotId(b"%032d" % number), ready=seen_now)
         calls = ["list"] + (["put", "list"] if not number else [*to_look[1:], "put", *to_look])
         if store.calls[-1] == "delete_all":
             pruned += 1
@@ -375,7 +376,7 @@ def test_a_long_log_costs_no_more_to_parse_than_a_short_one(
         parsed.clear()
         head = refs.head("main", for_update=True)
         assert head == refs.head("main")
-        refs.advance("main", head, SnapshotId(b"%032d" % number))
+        refs.advance("main", head, SnapshotId(b"%032d" % number), ready=seen_now)
         costs.append(len(parsed))
     assert max(costs[5:99]) == max(costs[100:]) <= 8
     assert (
@@ -402,10 +403,10 @@ def test_a_late_first_move_does_not_count_after_the_first_moves_were_removed(
     refs = Refs(Bucket(exclusive=exclusive))
     head = None
     for n in range(RECENT_MOVES + 1):
-        head = refs.advance("main", head, (A, B)[n % 2])
+        head = refs.advance("main", head, (A, B)[n % 2], ready=seen_now)
     assert list(refs.trim())
     with pytest.raises(ConflictError):
-        refs.advance("main", None, C)
+        refs.advance("main", None, C, ready=seen_now)
     assert refs.head("main") == head
 
 
@@ -414,8 +415,8 @@ def test_maintenance_leaves_the_last_moves_and_displaced_ones(exclusive: bool) -
     store = Bucket(exclusive=exclusive)
     refs, head = Refs(store), None
     for n in range(RECENT_MOVES + 9):
-        head = refs.advance("main", head, (A, B)[n % 2])
-    refs.set_branch("short", C, force=False)
+        head = refs.advance("main", head, (A, B)[n % 2], ready=seen_now)
+    refs.set_branch("short", C, force=False, ready=seen_now)
     if not exclusive:
         store.put(names.move_name(names.HEADS, "main", 3, D, C, "0" * 16), [encode_move(D)])
     assert list(refs.trim())
@@ -430,6 +431,6 @@ def test_maintenance_leaves_the_last_moves_and_displaced_ones(exclusive: bool) -
 def test_damaged_moves_name_no_version() -> None:
     store = Bucket(exclusive=True)
     refs = Refs(store)
-    refs.advance("main", None, A)
+    refs.advance("main", None, A, ready=seen_now)
     store.put(names.move_name(names.HEADS, "other", 1), [b"damaged"])
     assert refs.logged() == {A}

@@ -27,6 +27,7 @@ from casweights.testing.states import assert_same_state
 from casweights.testing.versatile import VersatileStore
 from tests.copying_bucket import Bucket
 from tests.histories import CHUNK, check_versions, history, pack_names
+from tests.racing import seen_now
 from tests.waiting import stop_waiting
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class TestLogs:
         stop_waiting(monkeypatch)
 
     def advance(self, refs: Refs, head: Head | None, snapshot: SnapshotId) -> Head:
-        return refs.advance("main", head, snapshot, Version([b"object of ", bytes(snapshot)]))
+        return refs.advance(
+            "main", head, snapshot, Version([b"object of ", bytes(snapshot)]), ready=seen_now
+        )
 
     def check_kept(self, bucket: Bucket, *snapshots: SnapshotId) -> None:
         for snapshot in snapshots:

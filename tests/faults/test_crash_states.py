@@ -19,6 +19,7 @@ from casweights.system.staging import PREFIX
 from tests.faults.crash_states import Disk, write_tree
 from tests.histories import step, weights
 from tests.lengths import spread
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -222,7 +223,7 @@ def test_a_move_that_was_reported_as_lost_does_not_come_back(
 
         def lose() -> None:
             with suppress(ConflictError):
-                late.database.refs.advance("other", head, head.snapshot)
+                late.database.refs.advance("other", head, head.snapshot, ready=seen_now)
                 raise AssertionError("it won")
 
         recording.run("lose", lose)

@@ -331,8 +331,8 @@ def test_a_save_continues_from_one_that_failed_after_moving_the_branch(
     state, writer, refs = {"w": torch.randn(5)}, CasweightsWriter(repo), repo.database.refs
     advance = refs.advance
 
-    def fail_afterwards(*args: Any) -> Any:
-        advance(*args)
+    def fail_afterwards(*args: Any, ready: Any) -> Any:
+        advance(*args, ready=ready)
         raise StoreError(ErrorCode.IO_FAILED, "the answer was lost")
 
     with monkeypatch.context() as patch:

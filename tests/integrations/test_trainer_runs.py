@@ -161,8 +161,8 @@ def test_a_run_continues_from_a_version_that_failed_after_moving_the_branch(
         refs = store.database.refs
         advance, failing = refs.advance, [2]
 
-        def fail_afterwards(*args: Any) -> Any:
-            head = advance(*args)
+        def fail_afterwards(*args: Any, ready: Any) -> Any:
+            head = advance(*args, ready=ready)
             if head.position == failing[0]:
                 raise StoreError(ErrorCode.IO_FAILED, "the answer was lost")
             return head

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import casweights
-from casweights import Keep, Publisher, Subscriber
+from casweights import Keep, Publisher
 from casweights.database import reflog
 from casweights.errors import (
     CasweightsError,
@@ -33,8 +33,8 @@ from casweights.testing.states import assert_same_state
 from tests.ages import DAY, GRACE, age
 from tests.histories import State, step, weights
 from tests.large_versions import packs_apart
-from tests.operations.collecting import open_repo
-from tests.operations.troubles import Crashing, Lagging, Losing, Partial
+from tests.operations.collect_side import FAULTS, Side
+from tests.operations.collecting import open_repo, undelete_all
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
@@ -45,23 +45,7 @@ if TYPE_CHECKING:
 branches = st.sampled_from(["main", "a", "b"])
 handles = st.integers(0, 1)
 sides = st.sampled_from(["here", "there"])
-FAULTS = {"lag": Lagging, "lost": Losing, "part": Partial}
-after = st.booleans()
 waits = st.sampled_from([GRACE + DAY, GRACE + DAY, DAY, timedelta(hours=7)])
-
-
-class Side:
-    """One store, two handles on it, and what the model knows of it."""
-
-    def __init__(self, objects: ObjectStore) -> None:
-        self.objects = objects
-        self.repos = [open_repo(objects, create=True) for _ in range(2)]
-        self.subscribers = [Subscriber(repo) for repo in self.repos]
-        self.deleted: dict[str, SnapshotId] = {}  # branches, and what they named
-        self.expired: set[SnapshotId] = set()  # those with a record
-        self.branches: dict[str, SnapshotId] = {}
-        self.tags: dict[str, SnapshotId] = {}
-        self.seen: dict[SnapshotId, datetime] = {}  # when a version was last reachable
 
 
 class CollectMachine(RuleBasedStateMachine):
@@ -183,8 +167,7 @@ class CollectMachine(RuleBasedStateMachine):
     @rule(side=sides, handle=handles, data=st.data())
     def delete(self, side: str, handle: int, data: st.DataObject) -> None:
         here, repo = self.sides[side], self.sides[side].repos[handle]
-        names = [*(f"b{n}" for n in here.branches), *(f"t{n}" for n in here.tags)]
-        if not names:
+        if not (names := [*(f"b{n}" for n in here.branches), *(f"t{n}" for n in here.tags)]):
             return
         kind, name = (chosen := data.draw(st.sampled_from(sorted(names))))[0], chosen[1:]
         if kind == "b":
@@ -275,36 +258,51 @@ class CollectMachine(RuleBasedStateMachine):
         else:
             here.branches[branch] = version
 
-    @rule(side=sides, branch=branches, lost=st.integers(1, 4), apart=st.booleans())
-    def lose_an_answer(self, side: str, branch: str, lost: int, apart: bool) -> None:
-        """The answer to a write of a commit is lost; the commit fails, and may have been made."""
-        here = self.sides[side]
-        head, state = here.branches.get(branch), {"w": step(weights(2, seed=1), 0.02, lost)}
+    @rule(
+        side=sides,
+        fault=st.sampled_from(["lost", "killed before", "killed after"]),
+        number=st.integers(1, 30),
+        branch=branches,
+        pushes=st.booleans(),
+        apart=st.booleans(),
+    )
+    def fail(
+        self, side: str, fault: str, number: int, branch: str, pushes: bool, apart: bool
+    ) -> None:
+        """A commit or a push fails, and may have been made."""
+        here, there = self.sides[side], self.sides["there" if side == "here" else "here"]
+        head, state = here.branches.get(branch), {"w": step(weights(2, seed=1), 0.02, number % 5)}
+        view = FAULTS[fault](here.objects, number)
         form = packs_apart() if apart else nullcontext()
-        with open_repo(Losing(here.objects, lost)) as repo, suppress(StoreError), form:
-            repo.commit(state, branch=branch, time=self.tick())
+        with open_repo(view) as repo, suppress(StoreError), form:
+            if not pushes:
+                repo.commit(state, branch=branch, time=self.tick())
+            elif branch in there.branches:
+                there.repos[0].push(repo, [f"heads/{branch}"], force=True)
         with open_repo(here.objects) as repo:
             new = repo.branches().get(branch)
         if new is not None and new != head:
-            self.states[new], self.parents[new] = state, head
+            if not pushes:
+                self.states[new], self.parents[new] = state, head
+            assert not pushes or new == there.branches[branch]
             here.branches[branch] = new
+        self.read_expired(here)
         self.note_reachable()
         self.check(here)
 
     @rule(
         side=sides,
-        fault=st.sampled_from(["lag", "lost", "part"]),
-        number=st.integers(1, 12),
-        verb=st.sampled_from(["gc", "gc", "maintain", "repack", "repair", "expire", "undelete"]),
+        fault=st.sampled_from(sorted(FAULTS)),
+        number=st.integers(1, 70),
+        verb=st.sampled_from([*["gc"] * 3, "maintain", "repack", "repair", "expire", "undelete"]),
     )
     def disturb(self, side: str, fault: str, number: int, verb: str) -> None:
-        """An answer is lost, a batch is done in part, or listings lag, as a store is rearranged."""
+        """A process that rearranges a store is killed, or the store fails or lags."""
         here = self.sides[side]
         view = FAULTS[fault](here.objects, number)
         with suppress(CasweightsError), open_repo(view) as repo:
             if verb == "undelete":
-                for pending in repo.gc().pending:
-                    repo.undelete_collection(pending.id)
+                undelete_all(repo)
             elif verb == "expire":
                 repo.expire(Keep(last=2), apply=True)
             elif verb in ("gc", "repair"):
@@ -313,6 +311,20 @@ class CollectMachine(RuleBasedStateMachine):
                 getattr(repo, verb)()
         self.read_expired(here)
         self.check(here)
+
+    @rule(side=sides, handle=handles, tag=st.booleans(), data=st.data())
+    def undelete_version(self, side: str, handle: int, tag: bool, data: st.DataObject) -> None:
+        """Bring any version back that was ever in the store; it is there, or was deleted."""
+        here = self.sides[side]
+        if not here.seen or "back" in (here.tags if tag else here.branches):
+            return
+        version = data.draw(st.sampled_from(sorted(here.seen)))
+        try:
+            here.repos[handle].undelete(version, "tags/back" if tag else "back")
+        except NotFoundError:
+            assert self.now - here.seen[version] >= GRACE
+        else:
+            (here.tags if tag else here.branches)["back"] = version
 
     @rule(side=sides, handle=handles, hours=st.sampled_from([-2, 2]))
     def jump(self, side: str, handle: int, hours: int) -> None:
@@ -373,17 +385,6 @@ class CollectMachine(RuleBasedStateMachine):
         assert not done.folded
         self.check(self.sides[side])
 
-    @rule(side=sides, call=st.integers(1, 60), done=after, verb=st.sampled_from(["gc", "undelete"]))
-    def crash(self, side: str, call: int, done: bool, verb: str) -> None:
-        objects = self.sides[side].objects
-        with suppress(CasweightsError), open_repo(Crashing(objects, 10 + call, done=done)) as repo:
-            if verb == "gc":
-                repo.gc(apply=True)
-            else:
-                for pending in self.sides[side].repos[0].gc().pending:
-                    repo.undelete_collection(pending.id)
-        self.check(self.sides[side])
-
     @rule(
         side=sides,
         handle=handles,
@@ -404,8 +405,7 @@ class CollectMachine(RuleBasedStateMachine):
         data: st.DataObject,
     ) -> None:
         """Collect in the middle of something else."""
-        here = self.sides[side]
-        other = here.repos[handle]
+        other = (here := self.sides[side]).repos[handle]
 
         def collect(now: int) -> None:
             if now == call:

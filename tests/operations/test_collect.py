@@ -12,7 +12,7 @@ import pytest
 import casweights
 from casweights.errors import StoreError
 from casweights.format import names
-from casweights.operations import archiving, collections, transfer
+from casweights.operations import archiving, collections
 from casweights.operations import collect as collect_module
 from casweights.stores import memory
 from casweights.stores.local import LocalStore
@@ -160,40 +160,6 @@ def test_what_a_young_mark_of_a_deletion_names_comes_back_from_aside(is_archived
         assert repo.gc(apply=True).restored
         repo.undelete("lost")
     check_versions(objects, kept | lost)
-
-
-def test_a_push_that_took_hours_looks_at_the_target_again(
-    repo: Repository, objects: MemoryStore
-) -> None:
-    """The target has the parents of a version when the push begins, and not when it ends."""
-    target = MemoryStore()
-    versions = commit_all(repo, "main")
-    with open_repo(target, create=True) as there, open_repo(objects) as here:
-        here.push(there, ["main"])
-        there.delete_branch("main")
-        there.maintain()
-        age(target, LONG)
-        new = repo.commit({"w": step(list(versions.values())[-1]["w"], 0.01, 5)})
-        begin = Mock(age=Mock(side_effect=[7 * 3600.0, 0.0]))
-        listed = []
-
-        def interrupt(now: int) -> None:
-            listed.append(now)
-            if len(listed) == 12:
-                with open_repo(target) as other:
-                    other.gc(apply=True)
-                    finish(other, target)
-
-        watched = Watched(target)
-        with (
-            open_repo(watched) as slow,
-            patch.object(transfer, "Moment", Mock(now=Mock(return_value=begin))),
-        ):
-            watched.before = interrupt
-            here.push(slow, ["main"])
-        assert len(listed) > 12
-        assert there.branches() == {"main": new.id}
-    check_versions(target, versions)
 
 
 def test_nothing_new_costs_no_reads_and_the_same_number_of_calls(

@@ -33,6 +33,7 @@ from tests.operations.collecting import (
 )
 from tests.operations.troubles import Partial
 from tests.operations.turns import Watched
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,7 +100,7 @@ def test_a_batch_that_is_done_in_part_loses_nothing(
             collect(repo)
             age(objects, LONG if verb == "finish" else DAY)
         if verb == "bring back":
-            repo.database.refs.set_branch("used", list(lost)[-1], force=False)
+            repo.database.refs.set_branch("used", list(lost)[-1], force=False, ready=seen_now)
             kept |= lost
     monkeypatch.setattr(merging, "FAN_IN", 2)
     monkeypatch.setattr(maintain, "_RECENT_PACKS", 0)
@@ -136,7 +137,7 @@ def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
         collect(repo)
         age(objects, LONG if verb == "finish" else DAY)
     if verb == "bring back":
-        repo.database.refs.set_branch("used", list(lost)[-1], force=False)
+        repo.database.refs.set_branch("used", list(lost)[-1], force=False, ready=seen_now)
         kept |= lost
     verbs: dict[str, Verb] = {
         "undelete": undelete_all,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ import pytest
 
 from casweights.errors import (
     CasweightsError,
+    ConflictError,
     ErrorCode,
     InvalidInputError,
     NotFoundError,
@@ -22,7 +24,9 @@ from casweights.errors import (
 from casweights.format import names
 from casweights.operations import collections
 from casweights.stores.base import ObjectInfo, ObjectStore
+from casweights.stores.local import LocalStore
 from casweights.stores.wrapper import WrapperStore
+from casweights.system import staging
 from casweights.testing.states import assert_same_state
 from tests.ages import DAY, age
 from tests.copying_bucket import Bucket
@@ -43,6 +47,7 @@ from tests.operations.collecting import (
     unsigned,
 )
 from tests.operations.turns import Watched
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -183,7 +188,7 @@ def test_h2_what_was_read_from_aside_is_no_proof(
         collect(repo)
         age(objects, LONG)
         (version, old), (_, foreign) = *one.items(), *other.items()
-        repo.database.refs.set_branch("used", version, force=False)
+        repo.database.refs.set_branch("used", version, force=False, ready=seen_now)
         state = {"w": step(old["w"], 0.01, 3), "v": foreign["w"]}
         slow = AtVersion(objects, lambda: repo.gc(apply=True))
         with open_repo(Remote(slow) if remote else slow) as writer:
@@ -220,7 +225,7 @@ def test_h2_what_was_used_while_it_was_set_aside_comes_back(
     lost = abandon(repo, objects)
     version = list(lost)[-1]
     collect(repo)
-    repo.database.refs.set_branch("used", version, force=False)  # the check was before
+    repo.database.refs.set_branch("used", version, force=False, ready=seen_now)
     check_versions(objects, lost)  # from aside
     finish(repo, objects)
     assert not list(objects.list(names.ASIDE))
@@ -370,6 +375,26 @@ def test_h7_a_short_grace_time_is_refused_unless_it_is_confirmed_in_a_directory(
             repo.gc(apply=True, grace=grace, confirm=repo.url)
     else:
         assert repo.gc(apply=True, grace=grace, confirm=repo.url).objects
+
+
+def test_h7_a_short_grace_time_is_refused_while_somebody_writes(tmp_path: Path) -> None:
+    """Even if it is confirmed; who only reads is no danger, and neither is who was killed."""
+    objects = LocalStore(tmp_path)
+    writer = open_repo(LocalStore(tmp_path), create=True)
+    kept = commit_all(writer, "main")
+    abandon(writer, objects)
+    with open_repo(objects) as repo, open_repo(LocalStore(tmp_path)) as reader:
+        clear = partial(repo.gc, grace=timedelta(0), confirm=repo.url)
+        assert reader.verify().problems == ()
+        assert clear().objects
+        with pytest.raises(ConflictError, match="1 other open handle") as caught:
+            clear(apply=True)
+        assert caught.value.code is ErrorCode.BUSY
+        writer.close()
+        del writer
+        (tmp_path / f"{staging.PREFIX}killed").mkdir()
+        assert clear(apply=True).objects
+    check_versions(objects, kept)
 
 
 def test_h8_a_version_that_is_named_while_a_run_marks_is_kept(

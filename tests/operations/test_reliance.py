@@ -1,12 +1,14 @@
-"""A commit whose machine sleeps between what it has seen and its move sees it again."""
+"""A move whose machine sleeps after it has seen what it relies on sees it again."""
 
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Self
 from unittest.mock import patch
 
 import pytest
@@ -31,11 +33,12 @@ from tests.operations.collecting import LONG, abandon, commit_all, finish, open_
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from casweights import Repository
+    from casweights import Repository, SnapshotId
     from casweights.stores.base import ObjectStore
     from casweights.system.buffers import Buffer
+    from tests.operations.collecting import Versions
 
 HOUR = 3600.0
 SAID = Description(
@@ -66,7 +69,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Drowsy(Watched):
-    """A store whose user sleeps after one call, unless a branch has moved by then."""
+    """A store whose user sleeps after one call, unless a branch or tag has moved by then."""
 
     def __init__(self, inner: ObjectStore, call: int, clock: Clock) -> None:
         super().__init__(inner)
@@ -75,7 +78,7 @@ class Drowsy(Watched):
         self._has_moved = False
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
-        if name.startswith(names.HEADS) and not self._has_moved:
+        if name.startswith(names.REFS) and not self._has_moved:
             self._has_moved, self.calls_before = True, self.calls
         return super().put(name, parts)
 
@@ -116,6 +119,101 @@ def test_a_commit_may_sleep_after_any_call_before_its_move(
     early, late = range(1, calls - 3), range(calls - 3, calls + 1)
     for call in [*spread(early, 3, (kind, branch)), *late]:
         drowsy_commit(kind, branch, call, clock)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A store, and versions that nothing names there.
+
+    Attributes:
+        objects: The store.
+        lost: Versions that lie there unnamed.
+        deleted: The version of a branch ``deleted`` that was deleted.
+        side: Another store, with a branch ``pushed`` and a tag ``tagged`` after these versions.
+        pushed: The versions of that branch.
+    """
+
+    objects: ObjectStore
+    lost: Versions
+    deleted: SnapshotId
+    side: ObjectStore
+    pushed: Versions
+
+    @classmethod
+    def make(cls, kind: type[MemoryStore]) -> Self:
+        """Make both stores."""
+        objects, side = kind(), MemoryStore()
+        with open_repo(objects, create=True) as repo, open_repo(side, create=True) as there:
+            commit_all(repo, "main", 1)
+            lost = abandon(repo, objects)
+            pushed = commit_all(there, "pushed", 2, seed=7)
+            repo.pull(there, ["pushed"])
+            repo.delete_branch("pushed")
+            pushed |= commit_all(there, "pushed", 2, seed=8)
+            there.tag("tagged", "pushed")
+            deleted = repo.branch("deleted", [*pushed][1])
+            repo.delete_branch("deleted")
+            repo.maintain()
+        return cls(objects, lost, deleted, side, pushed)
+
+
+# Each names one version, of those that the scene has.
+MOVES: dict[str, Callable[[Repository, Scene], object]] = {
+    "branch": lambda repo, scene: repo.branch("new", [*scene.lost][-1]),
+    "moved branch": lambda repo, scene: repo.branch("main", [*scene.lost][-1], force=True),
+    "tag": lambda repo, scene: repo.tag("new", [*scene.lost][-1]),
+    "undelete": lambda repo, scene: repo.undelete("deleted"),
+    "undelete a version": lambda repo, scene: repo.undelete([*scene.lost][-1], "new"),
+    "undelete as a tag": lambda repo, scene: repo.undelete([*scene.lost][-1], "tags/new"),
+    "push": lambda repo, scene: push_to(repo, scene, "pushed"),
+    "push a tag": lambda repo, scene: push_to(repo, scene, "tagged"),
+    "pull": lambda repo, scene: pull_from(repo, scene),
+}
+
+
+def push_to(repo: Repository, scene: Scene, ref: str) -> None:
+    with open_repo(scene.side) as there:
+        there.push(repo, [ref])
+
+
+def pull_from(repo: Repository, scene: Scene) -> None:
+    with open_repo(scene.side) as there:
+        repo.pull(there)
+
+
+def drowsy_move(kind: type[MemoryStore], move: str, call: int, clock: Clock) -> tuple[int, bool]:
+    """Move a branch or tag; nothing may name what is gone, whether that succeeds or not.
+
+    Returns:
+        The number of calls before the move, and whether it succeeded.
+    """
+    scene = Scene.make(kind)
+    drowsy, done = Drowsy(scene.objects, call, clock), False
+    with open_repo(drowsy) as repo, suppress(NotFoundError):
+        MOVES[move](repo, scene)
+        done = True
+    with open_repo(scene.objects) as repo:
+        finish(repo, scene.objects)
+        named = {*repo.branches().values(), *repo.tags().values()}
+        assert repo.verify().problems == ()
+    known = scene.lost | scene.pushed
+    assert done == bool(named & known.keys())
+    check_versions(scene.objects, {v: state for v, state in known.items() if v in named})
+    return drowsy.calls_before, done
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, Bucket])
+@pytest.mark.parametrize("move", MOVES)
+def test_any_move_may_sleep_after_any_call_before_it(
+    clock: Clock, kind: type[MemoryStore], move: str
+) -> None:
+    calls, done = drowsy_move(kind, move, 0, clock)
+    assert done
+    early, late = range(1, calls - 2), range(max(1, calls - 2), calls + 1)
+    chosen = [*spread(early, 3, (kind, move)), *late]
+    succeeded = [drowsy_move(kind, move, call, clock)[1] for call in chosen]
+    if "pu" in move:  # the other store has all that is gone
+        assert all(succeeded)
 
 
 def encode(repo: Repository, path: str, tensor: torch.Tensor) -> EncodedFiles:
@@ -174,7 +272,8 @@ def test_a_commit_that_takes_no_hours_looks_up_nothing_again() -> None:
         with open_repo(objects, create=True) as repo:
             commit_all(repo, "main", 2)
             objects.calls = 0
-            with patch.object(Moment, "age", lambda _, seconds=seconds: seconds):
+            ages = chain([seconds], repeat(0.0))
+            with patch.object(Moment, "age", lambda _, ages=ages: next(ages)):
                 repo.commit({"w": weights(2, 3)}, branch="main")
         counts.append(objects.calls)
     assert counts[0] < counts[1]

@@ -22,6 +22,7 @@ from casweights.ids import SnapshotId
 from casweights.stores import naming, root
 from casweights.stores.local import LocalStore
 from casweights.testing import StoreTests
+from tests.racing import seen_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -155,12 +156,12 @@ def test_at_most_one_of_two_writers_at_a_position_moves_the_branch(
             refuse(patch, ("link", "rename") if is_weak else (), errno.EPERM)
             assert store.probe().exclusive_create is not is_weak
     versions = [SnapshotId(bytes([n]) * 32) for n in range(1, 4)]
-    Refs(theirs).advance("main", None, versions[0])
+    Refs(theirs).advance("main", None, versions[0], ready=seen_now)
     told: list[SnapshotId] = []
 
     def move(refs: Refs, head: Head | None, version: SnapshotId) -> None:
         with suppress(ConflictError):
-            refs.advance("main", head, version)
+            refs.advance("main", head, version, ready=seen_now)
             told.append(version)
 
     def interrupt() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
@@ -11,6 +13,7 @@ from casweights.errors import ErrorCode, NotFoundError, StoreError
 from casweights.stores.memory import MemoryStore
 from casweights.stores.retry import RetryStore
 from casweights.stores.wrapper import WrapperBatch, WrapperStore
+from casweights.system import clocks
 from casweights.testing import StoreTests
 from casweights.testing.faults import Fault, FaultyStore
 
@@ -29,16 +32,15 @@ def refuse() -> None:
 
 
 class Clock:
-    """A clock that advances with every `sleep`, and by `cost` seconds with every look."""
+    """A clock that advances with every `sleep`."""
 
-    def __init__(self, cost: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
         self.pauses: list[float] = []
-        self._cost = cost
 
-    def monotonic(self) -> float:
-        self.now += self._cost
-        return self.now
+    def moment(self) -> Mock:
+        begin = self.now
+        return Mock(age=lambda: self.now - begin)
 
     def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -48,7 +50,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("casweights.stores.retry.time.monotonic", clock.monotonic)
+    monkeypatch.setattr("casweights.stores.retry.Moment", Mock(now=clock.moment))
     return clock
 
 
@@ -196,3 +198,21 @@ def test_nothing_is_repeated_without_patience(clock: Clock) -> None:
     with pytest.raises(StoreError):
         RetryStore(faulty, 0, clock.sleep).size("name")
     assert clock.pauses == []
+
+
+@pytest.mark.parametrize("stopped", ["time", "uptime"])
+def test_nothing_is_repeated_after_a_sleep(monkeypatch: pytest.MonkeyPatch, stopped: str) -> None:
+    """A move that is repeated days later would name what a collection has deleted."""
+    slept = {"time": 0.0, "uptime": 0.0}
+    wall, up = time.time, clocks.uptime
+    monkeypatch.setattr(time, "time", lambda: wall() + slept["time"])
+    monkeypatch.setattr(clocks, "uptime", lambda: up() + slept["uptime"])
+
+    def sleep() -> None:
+        slept.update(dict.fromkeys({"time", "uptime"} - {stopped}, 86400.0))
+        fail()
+
+    faulty = FaultyStore(MemoryStore(), [Fault(call=1, action=sleep)])
+    with pytest.raises(StoreError, match="no answer"):
+        RetryStore(faulty, sleep=lambda _: None).put("name", [b"x"])
+    assert not faulty.exists("name")

@@ -118,6 +118,9 @@ class Able(VersatileStore):
     def ref_store(self, where: str, store_id: str) -> ObjectStore:
         return MemoryStore()
 
+    def other_writers(self) -> int:
+        return 0
+
     def direct(self) -> ObjectStore:
         return self
 

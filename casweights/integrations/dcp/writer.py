@@ -26,6 +26,7 @@ from casweights.integrations.dcp.shards import BytesFile, ShardFile
 from casweights.operations.commit import Description, commit_encoded
 from casweights.operations.encode import encode_files
 from casweights.operations.encoded_files import EncodedFiles, join
+from casweights.operations.reliance import standing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -316,6 +317,6 @@ class CasweightsWriter(StorageWriter):
         self.snapshot = commit_encoded(db, join(parts), description, self._branch, head)
         self._line, self._doubtful = self.snapshot.id, None
         if tag is not None:
-            db.refs.create_tag(tag, self.snapshot.id)
+            db.refs.create_tag(tag, self.snapshot.id, ready=standing(db, self.snapshot.id))
         metadata.storage_data = shards
         metadata.storage_meta = StorageMeta(checkpoint_id=str(self.snapshot.id))

@@ -81,7 +81,7 @@ def add_synthetic(
     for n in range(count):
         version = history.add(version, number + n + 1)
         if count - n <= _MOVES:
-            head = db.refs.advance("main", head, version)
+            head = db.refs.advance("main", head, version, ready=lambda: None)
         if n % _PROGRESS == _PROGRESS - 1:
             note_progress(f"synthetic versions: {n + 1} of {count}")
     return head
