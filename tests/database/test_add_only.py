@@ -10,14 +10,18 @@ import torch
 import casweights
 from casweights.config import Keep, KiB, StoreConfig
 from casweights.database import reflog
-from casweights.errors import ConflictError
+from casweights.errors import ConflictError, ErrorCode, StoreError
 from casweights.operations import maintain, merging
+from casweights.stores.hub.store import HubStore
 from casweights.stores.memory import MemoryStore
 from casweights.sync.publisher import Publisher
 from tests.add_only import AddOnly
 from tests.racing import seen_now
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from casweights.testing.hub import LocalHub
     from tests.database.conftest import MakeStore
 
 CONFIG = StoreConfig(chunk_size=64 * KiB)
@@ -25,6 +29,18 @@ CONFIG = StoreConfig(chunk_size=64 * KiB)
 
 def weights(number: int) -> dict[str, torch.Tensor]:
     return {"w": torch.full((8,), float(number))}
+
+
+def test_a_store_is_made_in_a_bucket_that_exists(hub: LocalHub, tmp_path: Path) -> None:
+    """The right to create buckets is another one."""
+    store = HubStore("me/weights", f"{tmp_path.name}-new", endpoint=hub.url, token="adder")
+    for _ in range(2):
+        with casweights.open(store, create=True, config=CONFIG) as repo:
+            repo.commit(weights(1))
+    other = HubStore("me/none", "new", endpoint=hub.url, token="adder")
+    with pytest.raises(StoreError, match="does not permit") as caught:
+        casweights.open(other, create=True, config=CONFIG)
+    assert caught.value.code is ErrorCode.NO_PERMISSION
 
 
 @pytest.mark.parametrize("kind", ["directory", "memory", "bucket", "hub", "git"])

@@ -147,7 +147,16 @@ class HubApi:
 
     def create_bucket(self) -> None:
         """Create the bucket as a private one, unless it exists."""
-        self.request("POST", self._url, json={"visibility": "private"}, accepted=(409,))
+        try:
+            self.request("POST", self._url, json={"visibility": "private"}, accepted=(409,))
+        except StoreError as error:
+            # A token may be refused because it must not create buckets, also where one exists.
+            if error.code is not ErrorCode.NO_PERMISSION:
+                raise
+            try:
+                self.request("GET", self._url)
+            except NotFoundError:
+                raise error from None
 
     def files(self, paths: Sequence[str]) -> dict[str, HubFile]:
         """Return the existing ones among these files, by path."""
