@@ -60,7 +60,12 @@ def _keep_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="FILE",
     help="Read the rules from a JSON file, - for standard input.",
 )
-@click.option("--set-policy", "keeps", is_flag=True, help="Keep these rules in the store.")
+@click.option(
+    "--set-policy",
+    "keeps",
+    is_flag=True,
+    help="Keep these rules in the store, in place of those that it has.",
+)
 @click.option("--drop-policy", "drops", is_flag=True, help="Remove the rules from the store.")
 @click.option("--apply", is_flag=True, help="Record what goes; otherwise only show it.")
 def command(

@@ -35,7 +35,7 @@ def verify(
             chunks. Detects damage, but not every forgery.
         since: Check only versions that were made after this time, and the chunks that they need.
         sample: The share of the chunks whose frames are checked, each with what it builds on. Each
-            call draws other ones.
+            call draws other ones, one at least.
 
     Returns:
         The problems found, and how much was checked.
@@ -59,9 +59,9 @@ def verify(
 
 
 def _draw(share: float) -> Callable[[ChunkId], bool]:
-    """Return a function that is true for this share of chunks."""
-    numbers = SystemRandom()
-    return lambda _: numbers.random() < share
+    """Return a function that is true for this share of chunks, and for one at least."""
+    numbers, first = SystemRandom(), iter([True])
+    return lambda _: next(first, False) or numbers.random() < share
 
 
 def _result(

@@ -75,6 +75,7 @@ def test_a_sample_checks_a_share_and_what_it_builds_on(quick: bool) -> None:
         counts = {repo.verify(sample=0.2, quick=quick).checked for _ in range(20)}
         assert len(counts) > 1, "each call draws other chunks"
         assert max(counts) < every.frames
+        assert repo.verify(sample=1e-9, quick=quick).checked, "one chunk at least"
         assert all(not repo.verify(sample=0.3, quick=quick).problems for _ in range(5))
     for info in list(store.list(names.SNAPSHOTS)):
         flip(store, info.name, 12)
