@@ -251,9 +251,14 @@ class _Lacking:
         found: Parents = {}
         pending = [*(other for other in others if not self._leaves_out(other)), *tips]
         named = set(tips)
+        seen: set[SnapshotId] = set()
         while pending:
             version = pending.pop()
-            if version in self._existing or version in found or version in self.expired:
+            if version in seen:
+                continue
+            seen.add(version)
+            if version in self._existing:
+                pending += self._expired_before(version)
                 continue
             row = None if version in named else self._leaves_out(version)
             if row is not None:
@@ -266,6 +271,20 @@ class _Lacking:
                 pending += self._source.history.known_parents(snapshot, self._here)
         order = TopologicalSorter({v: [p for p in found[v] if p in found] for v in found})
         return {version: found[version] for version in order.static_order()}
+
+    def _expired_before(self, version: SnapshotId) -> Sequence[SnapshotId]:
+        """Return the parents of a version that the target has, if older ones may be lacking.
+
+        The target has all versions before it, except for those that have expired.
+        """
+        if not (self._history and self._with_expired):
+            return ()
+        with suppress(NotFoundError):  # only the target has it
+            return self._source.history.known_parents(
+                self._source.snapshots.load(version), self._here
+            )
+        row = self._here.find(version)
+        return () if row is None else row.parents
 
     def is_recorded(self, version: SnapshotId) -> bool:
         """Whether the target has a record that says why it lacks a version."""

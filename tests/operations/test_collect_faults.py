@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from casweights.config import Keep
 from casweights.errors import CasweightsError, ConflictError, ErrorCode, IntegrityError, StoreError
 from casweights.format import names
 from casweights.format.collection import Part
@@ -22,6 +23,7 @@ from tests.large_versions import packs_apart
 from tests.lengths import examples, moments
 from tests.operations.collecting import (
     LONG,
+    InPlace,
     abandon,
     apply,
     collect,
@@ -125,6 +127,13 @@ def test_a_batch_that_is_done_in_part_loses_nothing(
     assert fired >= 2
 
 
+def check_places(objects: ObjectStore) -> None:
+    """Check that each version in its place has its bytes in their places."""
+    with open_repo(InPlace(objects)) as repo:
+        for version in repo.database.snapshots.ids():
+            repo.load(version)
+
+
 @pytest.mark.parametrize("by_write", [False, True])
 @pytest.mark.parametrize("verb", ["collect", "finish", "bring back", "undelete", "undelete one"])
 def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
@@ -153,6 +162,7 @@ def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
                 call(killed)
             is_done, dying.left = dying.left > 0, 10**9
         check_versions(after, kept)
+        check_places(after)
         with open_repo(after) as next_one:
             if verb == "undelete":
                 undelete_all(next_one)
@@ -299,6 +309,29 @@ def test_a_missing_object_that_is_needed_stops_a_collection(
         age(objects, LONG)
     moves_are_versions = isinstance(objects, Bucket) and folder == names.SNAPSHOTS
     assert stopped == (0 if moves_are_versions else len(kept))
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_parent_that_is_missing_without_a_record_stops_a_collection(
+    repo: Repository, objects: MemoryStore, recorded: bool
+) -> None:
+    """The branch was pushed, so its log names its head alone."""
+    with open_repo(MemoryStore(), create=True) as source, packs_apart():
+        versions = [*commit_all(source, "main", 3)]
+        source.push(repo)
+    abandon(repo, objects)
+    if recorded:
+        repo.expire(Keep(last=1), apply=True)
+    name = names.snapshot_name(versions[1])
+    del objects._objects[name], objects._created[name]
+    before = stored(objects)
+    with open_repo(objects) as reader:
+        if recorded:
+            assert reader.gc(apply=True).objects
+        else:
+            with pytest.raises(IntegrityError, match=f"ancestor {versions[1]}"):
+                reader.gc(apply=True)
+            assert stored(objects) == before
 
 
 class AnotherRun:

@@ -1,35 +1,24 @@
 """The ways in which collections of other systems have lost data, one test each, and what stops one.
 
-H1 to H8 are numbered as in docs/design/033.
+H1 to H5 and H8 are numbered as in docs/design/033; `test_collect_times.py` has H6 and H7.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING
-from unittest.mock import patch
 
 import pytest
 
 from casweights.errors import (
     CasweightsError,
-    ConflictError,
-    ErrorCode,
-    InvalidInputError,
     NotFoundError,
-    UnsupportedError,
 )
 from casweights.format import names
-from casweights.operations import collections
-from casweights.stores.base import ObjectInfo, ObjectStore
-from casweights.stores.local import LocalStore
+from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
-from casweights.system import staging
 from casweights.testing.states import assert_same_state
-from tests.ages import DAY, age
-from tests.copying_bucket import Bucket
+from tests.ages import age
 from tests.findings import Remote
 from tests.histories import State, check_versions, step
 from tests.large_versions import packs_apart
@@ -54,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from casweights import Repository, SnapshotId
+    from casweights.stores.base import ObjectInfo, ObjectStore
     from casweights.system.buffers import Buffer
 
     Versions = dict[SnapshotId, State]
@@ -245,6 +235,21 @@ def test_h3_a_young_version_keeps_its_old_parents_and_chunks(
     repo.branch("side", new.id)
 
 
+def test_h3_a_young_version_that_nothing_ever_named_keeps_its_parents(
+    repo: Repository, objects: ObjectStore
+) -> None:
+    """A push sends a version without a name, whose parents have been there for long."""
+    with open_repo(MemoryStore(), create=True) as source:
+        versions = commit_all(source, "side")
+        source.push(repo, [str([*versions][-2])])
+        age(objects, LONG)
+        source.push(repo, [str([*versions][-1])])
+    assert repo.gc(apply=True).objects == ()
+    check_versions(objects, versions)
+    age(objects, LONG)
+    assert repo.gc().objects
+
+
 def test_h4_a_handle_that_knows_no_new_refs_collects_none_of_their_versions(
     repo: Repository, objects: ObjectStore
 ) -> None:
@@ -318,83 +323,6 @@ def test_h5_a_listing_that_lacks_what_an_earlier_one_had_stops_the_run(
         ):
             reader.gc(apply=True)
     assert stored(objects) == before
-
-
-def test_h6_objects_of_the_future_or_without_a_time_count_as_new(
-    repo: Repository, objects: ObjectStore
-) -> None:
-    abandon(repo, objects)
-    age(objects, -LONG - timedelta(minutes=30))  # now half an hour ahead of the clock
-    assert repo.gc(apply=True).objects == ()
-    age(objects, LONG + timedelta(minutes=30))
-    collect(repo)
-    age(objects, -DAY * 30)
-    assert repo.gc(apply=True).finished == ()
-
-
-@pytest.mark.parametrize("ahead", [-2, 2])
-def test_h6_clocks_that_differ_stop_a_collection(
-    repo: Repository, objects: ObjectStore, ahead: int
-) -> None:
-    abandon(repo, objects)
-    now = collections.machine_time() + ahead * 3600
-    with (
-        patch.object(collections, "machine_time", return_value=now),
-        pytest.raises(UnsupportedError, match="clock") as caught,
-    ):
-        repo.gc(apply=True)
-    assert caught.value.code is ErrorCode.CLOCKS_DIFFER
-    assert not list(objects.list(names.ASIDE))
-
-
-class Timeless(WrapperStore):
-    """A store that records no times."""
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return (ObjectInfo(info.name, info.size) for info in self.inner.list(prefix))
-
-
-def test_h6_a_store_without_times_collects_nothing(objects: ObjectStore) -> None:
-    with open_repo(Timeless(objects), create=True) as repo:
-        abandon(repo, objects)
-        with pytest.raises(UnsupportedError, match="does not record when"):
-            repo.gc(apply=True)
-    assert not list(objects.list(names.ASIDE))
-
-
-@pytest.mark.parametrize("grace", [timedelta(0), timedelta(hours=23), timedelta(days=-1)])
-def test_h7_a_short_grace_time_is_refused_unless_it_is_confirmed_in_a_directory(
-    repo: Repository, objects: ObjectStore, grace: timedelta
-) -> None:
-    abandon(repo, objects)
-    for confirm in (None, "yes"):
-        with pytest.raises(InvalidInputError, match="grace time"):
-            repo.gc(apply=True, grace=grace, confirm=confirm)
-    if isinstance(objects, Bucket) or grace < timedelta(0):
-        with pytest.raises(InvalidInputError, match="at least 24 hours"):
-            repo.gc(apply=True, grace=grace, confirm=repo.url)
-    else:
-        assert repo.gc(apply=True, grace=grace, confirm=repo.url).objects
-
-
-def test_h7_a_short_grace_time_is_refused_while_somebody_writes(tmp_path: Path) -> None:
-    """Even if it is confirmed; who only reads is no danger, and neither is who was killed."""
-    objects = LocalStore(tmp_path)
-    writer = open_repo(LocalStore(tmp_path), create=True)
-    kept = commit_all(writer, "main")
-    abandon(writer, objects)
-    with open_repo(objects) as repo, open_repo(LocalStore(tmp_path)) as reader:
-        clear = partial(repo.gc, grace=timedelta(0), confirm=repo.url)
-        assert reader.verify().problems == ()
-        assert clear().objects
-        with pytest.raises(ConflictError, match="1 other open handle") as caught:
-            clear(apply=True)
-        assert caught.value.code is ErrorCode.BUSY
-        writer.close()
-        del writer
-        (tmp_path / f"{staging.PREFIX}killed").mkdir()
-        assert clear(apply=True).objects
-    check_versions(objects, kept)
 
 
 def test_h8_a_version_that_is_named_while_a_run_marks_is_kept(

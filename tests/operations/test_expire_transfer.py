@@ -75,10 +75,13 @@ def test_a_pull_brings_back_nothing_that_this_side_has_expired(
         assert repo.pull(target).snapshots == 1
         assert numbers(repo) == [13, *STAY]
         assert repo.verify().problems == ()
-        assert repo.pull(target, with_expired=True).snapshots == 0  # the head is there
         assert repo.pull(target, unnamed=True).snapshots == 0
-        assert repo.pull(target, unnamed=True, with_expired=True).snapshots == 8
-        assert_same_state(repo.load(gone[0]), state(1))
+        assert repo.pull(target, history=False, with_expired=True).snapshots == 0
+        assert repo.pull(target, with_expired=True).snapshots == len(gone)  # behind the head
+        assert repo.pull(target, with_expired=True).snapshots == 0
+        for number, version in enumerate(ids, 1):
+            assert_same_state(repo.load(version), state(number))
+        assert repo.verify().problems == ()
 
 
 @pytest.mark.usefixtures("packs_apart")
