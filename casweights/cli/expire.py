@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,8 +121,7 @@ def _policy(file: Path | None, rules: dict[str, Any]) -> list[Keep] | None:
 def _parse(text: str, file: Path) -> list[Keep]:
     """Return the policy in a JSON file."""
     try:
-        entries = json.loads(text)
-        return [_entry(dict(entry)) for entry in entries]
+        return list(map(_entry, _entries(json.loads(text))))
     except (ValueError, TypeError, click.BadParameter) as error:
         why = error.message if isinstance(error, click.BadParameter) else error
         raise InvalidInputError(
@@ -132,10 +131,21 @@ def _parse(text: str, file: Path) -> list[Keep]:
         ) from error
 
 
-def _entry(fields: dict[str, Any]) -> Keep:
-    if "within" in fields:
-        fields["within"] = TimeSpan().convert(str(fields["within"]), None, None)
-    return Keep(**fields)
+def _entries(given: object) -> list[object]:
+    if not isinstance(given, list):
+        raise TypeError("it is no array")
+    return given
+
+
+def _entry(given: object) -> Keep:
+    if not isinstance(given, dict):
+        raise TypeError(f"{given!r} is no object")
+    known = {field.name for field in fields(Keep)}
+    if unknown := sorted(given.keys() - known):
+        raise ValueError(f"{unknown[0]!r} is not one of {', '.join(sorted(known))}")
+    if "within" in given:
+        given["within"] = TimeSpan().convert(str(given["within"]), None, None)
+    return Keep(**given)
 
 
 def _show(out: Output, found: Expiry) -> None:
@@ -171,10 +181,10 @@ def _show(out: Output, found: Expiry) -> None:
 
 
 def _fields(keep: Keep) -> dict[str, Any]:
-    fields = {name: value for name, value in asdict(keep).items() if value is not None}
+    found = {name: value for name, value in asdict(keep).items() if value is not None}
     if keep.within is not None:
-        fields["within"] = keep.within.total_seconds()
-    return fields
+        found["within"] = keep.within.total_seconds()
+    return found
 
 
 def _line(verdict: Verdict) -> Line:

@@ -145,13 +145,24 @@ def test_a_file_has_rules_for_several_patterns(
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["{", "3", "[3]", '[{"last": 0}]', '[{"lost": 1}]', '[{"within": "x"}]', "[{}]", '{"a": 1}'],
+    ("text", "why"),
+    [
+        ("{", "Expecting"),
+        ("3", "it is no array"),
+        ("[3]", "3 is no object"),
+        ('[{"last": 0}]', "last"),
+        ('[{"lost": 1}]', "'lost' is not one of branches, daily, every,"),
+        ('[{"within": "x"}]', "'x' is not a span of time"),
+        ("[{}]", "must keep something"),
+        ('{"a": 1}', "it is no array"),
+    ],
 )
-def test_a_file_that_is_no_policy_is_refused(run: Run, ids: dict[int, str], text: str) -> None:
+@pytest.mark.usefixtures("ids")
+def test_a_file_that_is_no_policy_is_refused(run: Run, text: str, why: str) -> None:
     Path("policy.json").write_text(text)
     result = run("expire", "--policy", "policy.json", "--apply", status=1)
     assert "policy.json is not a policy: " in result.stderr
+    assert why in result.stderr
     assert "no problems in 9 versions" in run("verify").stdout
 
 

@@ -42,6 +42,7 @@ class Twice:
 
     Attributes:
         spare: The pack that a collection would set aside.
+        in_use: The other one.
     """
 
     def __init__(self, objects: MemoryStore) -> None:
@@ -64,11 +65,11 @@ class Twice:
         with open_repo(objects) as repo:
             assert repo.verify().problems == ()
             [self.spare] = {found.name for found in repo.gc().objects} & {first, second}
-        self._in_use = first if self.spare == second else second
+        self.in_use = first if self.spare == second else second
 
     def damage(self) -> None:
         """Damage the pack that is in use, and let a check find it."""
-        self._damage(self._in_use)
+        self._damage(self.in_use)
 
     def _damage(self, pack: str) -> None:
         frames = [frame for found in frames_of(self._objects).values() for frame in found]
@@ -94,6 +95,7 @@ def test_h9_the_sound_frame_of_a_damaged_chunk_stays(objects: MemoryStore) -> No
     twice = Twice(objects)
     twice.damage()
     twice.check_after_collections()
+    assert twice.in_use in pack_names(objects)  # somebody may know how to read it
 
 
 def test_h9_a_sound_frame_comes_back_once_the_other_one_is_damaged(objects: MemoryStore) -> None:
