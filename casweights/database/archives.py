@@ -20,7 +20,7 @@ from casweights.database.expired import removed
 from casweights.errors import CasweightsError, ErrorCode, IntegrityError, NotFoundError
 from casweights.format import names
 from casweights.format.archive import ENDING_SIZE, ROW_SIZE, Ending, Member, Rows
-from casweights.format.envelope import PREFIX_SIZE
+from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.names import parse_id
 from casweights.ids import ArchiveId, SnapshotId
 from casweights.system.threads import Workers
@@ -97,7 +97,9 @@ class _OpenArchive:
         return [member.snapshot for member in self.read_all().members()]
 
     def _checked(self, encoded: bytes) -> Rows:
-        first_bytes = self._store.get(self.name, 0, PREFIX_SIZE)
+        first_bytes, is_far = prefix(ObjectKind.ARCHIVE), not self._store.capabilities.cheap_reads
+        if not (is_far and self._ending.fits(first_bytes, encoded)):  # else a request is saved
+            first_bytes = self._store.get(self.name, 0, PREFIX_SIZE)
         self._ending.check(first_bytes, encoded, self.name)
         return Rows(encoded, self._ending.start, self.name)
 
@@ -182,8 +184,7 @@ class Archives:
                 return
             # Threads of its own, because callers run on the database's workers.
             with Workers(_READERS) as workers:
-                for _ in workers.map(self._try_open, new):
-                    pass
+                list(workers.map(self._try_open, new))
 
     def _try_open(self, info: ObjectInfo) -> None:
         try:
@@ -385,8 +386,7 @@ class Archives:
         for place in self.known(snapshot):
             if place.archive == archive:
                 return self._load_at(place, parse)
-        message = f"{archive} has no snapshot {snapshot} any more"
-        raise NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, message)
+        raise NotFoundError(ErrorCode.SNAPSHOT_NOT_FOUND, f"{archive} lost snapshot {snapshot}")
 
     def _load_at(self, place: Place, parse: Callable[[bytes, str], T]) -> T:
         """Return the copy of a version that an archive holds; raise the errors of `load`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -62,8 +63,9 @@ class ChunkIndex(PackIndexes):
     1. `learn` the pack table of a snapshot: a hint, which may be out of date. It reads nothing.
     2. `prepare`, which is optional, reads the hinted packs of several chunks at once.
     3. `find_chain` reads more packs until a chunk can be rebuilt: first its hinted pack, then all
-       hinted packs, then those that a listing shows and a segment names, then all others, and last
-       those that collections have set aside. A chunk that is missing after that stays missing until
+       hinted packs, then, if some of these are gone, those that segments name, then those that a
+       listing shows and a segment names, then all others, and last those that collections have set
+       aside. A chunk that is missing after that stays missing until
        `learn` or `expect` is called, or the listing is more than a second old.
     4. `distrust` the frames that turn out to be damaged, and call `find_chain` again, which then
        returns another chain or None.
@@ -94,6 +96,8 @@ class ChunkIndex(PackIndexes):
         self._vanished = 0  # times that packs turned out to be gone
         self._searched: set[PackId] = set()  # their chunks were searched since the last survey
         self._holds: weakref.WeakSet[Hold] = weakref.WeakSet()
+        self._absent_until = 0.0  # time until which packs that are absent stay so
+        self._segments_until = 0.0  # time until which the list of segments is fresh
         self.expect()
 
     def learn(self, table: PackTable) -> None:
@@ -109,7 +113,9 @@ class ChunkIndex(PackIndexes):
         """Look for missing chunks again at the next call of `find_chain`: packs may be new."""
         self._exhausted = -1, 0.0  # `_changes` is never -1, so the next search reads packs
         self._fresh = 0, 0.0  # value of `_vanished` at the last survey, and until when it is fresh
-        self._packs.absent = set()
+        self._is_traced = False  # whether the hinted chunks were traced
+        if time.monotonic() >= self._absent_until:
+            self._packs.absent = set()
         self._aside_until = 0.0  # time until which what was set aside is known
         self._others = 0  # number of other hinted packs to read together with the next one
 
@@ -137,24 +143,31 @@ class ChunkIndex(PackIndexes):
                 self.survey(limit)
                 self._calls = 0
 
-    def recheck(self, packs: Iterable[PackId], limit: int | None = None) -> bool:
-        """Look up packs; if some are gone, `survey` the others.
-
-        Args:
-            packs: The packs to look up.
-            limit: As for `survey`.
+    def recheck(self, packs: Iterable[PackId]) -> bool:
+        """Look up packs, and forget those that are gone.
 
         Returns:
-            Whether some are gone: then the caller calls `look_up` for their chunks.
+            Whether some are gone: then the caller calls `find_again` for their chunks.
         """
         wanted = list(map(names.pack_name, packs))
         gone = set(wanted) - self._store.present(wanted) if wanted else set()
         if gone:
-            with self._lock:
-                self._packs.drop(gone)
-                self._table.retain(self._packs.with_frames())
-                self.survey(limit)
+            self.drop(gone)
+            self._note_absent(gone)
         return bool(gone)
+
+    def find_again(self, chunks: Sequence[ChunkId], limit: int | None = None) -> None:
+        """Look for chunks whose packs are gone, first where maintenance has merged them into.
+
+        Args:
+            chunks: The chunks.
+            limit: As for `survey`.
+        """
+        with self._lock:
+            self.trace(chunks)
+            if None in self.having(chunks):
+                self.survey(limit, has_segments=True)
+                self.look_up(chunks)
 
     def unproven(self, chunks: Iterable[ChunkId], hold: Hold) -> list[PackId]:
         """Return the packs of these chunks' chains that nothing has shown to exist since a hold.
@@ -267,6 +280,7 @@ class ChunkIndex(PackIndexes):
         for read_more in (
             self._read_hinted,
             self._read_all_hinted,
+            self._trace_moved,
             self._search_others,
             self._read_others,
             self._read_aside,
@@ -300,13 +314,33 @@ class ChunkIndex(PackIndexes):
                 self._packs.reread(self._packs.hinted())
                 self._read_packs(self._packs.hinted())
 
+    def _trace_moved(self, chunk: ChunkId) -> None:
+        """Trace a chunk if hinted packs are gone, the first time together with all hinted chunks.
+
+        Maintenance has merged such packs since the snapshot was written.
+        """
+        with self._lock:
+            if not self._packs.absent or self._is_exhausted():
+                return
+            others = () if self._is_traced else islice(self._packs.chunks(), _SEARCHED_TOGETHER)
+            self._is_traced = True
+            if self._has_segments():
+                self._follow_segments([chunk, *others], self._in_store)
+            else:
+                self._segments_until = self._timed(partial(self.trace, [chunk, *others]))
+
+    def _has_segments(self) -> bool:
+        """Whether the segments were listed a moment ago."""
+        return time.monotonic() < self._segments_until
+
     def _search_others(self, chunk: ChunkId) -> None:
         """Search a chunk in all packs, together with those that were in the same pack."""
         with self._lock:
             if self._is_exhausted():
                 return
             if not (self._is_fresh() and self.look_up(self._together(chunk))):
-                self._fresh = self._vanished, self._timed(self.survey)
+                survey = partial(self.survey, has_segments=self._has_segments())
+                self._fresh = self._vanished, self._timed(survey)
                 self._searched.clear()
                 self.look_up(self._together(chunk))
 
@@ -378,9 +412,23 @@ class ChunkIndex(PackIndexes):
     def _read_packs(self, packs: list[PackId]) -> None:
         """Read the indexes of the unread ones among these packs; packs that are gone are absent."""
         with self._lock:
-            unread = self._packs.unread(packs)
-            sizes = self._store.sizes(unread) if unread else {}  # a repack may have deleted some
-            self._packs.absent.update(name for name in unread if name not in sizes)
-            there = [ObjectInfo(name, sizes[name]) for name in unread if name in sizes]
+            sizes = self.sizes(self._packs.unread(packs))  # a repack may have deleted some
             # A store with locators reads from there what has no name any more.
+            there = [ObjectInfo(name, size) for name, size in sizes.items()]
             self._read(there, is_proof=self._locators is None)
+
+    def sizes(self, packs: Sequence[str]) -> dict[str, int]:
+        """Look up packs, given their names; for a moment, those that are gone count as absent.
+
+        Returns:
+            The sizes of those that exist.
+        """
+        found = self._store.sizes(packs) if packs else {}
+        if gone := [name for name in packs if name not in found]:
+            self._note_absent(gone)
+        return found
+
+    def _note_absent(self, packs: Iterable[str]) -> None:
+        with self._lock:
+            self._packs.absent.update(packs)
+            self._absent_until = time.monotonic() + _FRESH_SECONDS

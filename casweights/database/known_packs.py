@@ -94,6 +94,10 @@ class KnownPacks:
         """Return the hinted pack of a chunk, or None if no snapshot named one."""
         return self._pack_of.get(chunk)
 
+    def chunks(self) -> Iterator[ChunkId]:
+        """Yield the chunks for which snapshots name packs."""
+        yield from self._pack_of
+
     def chunks_of(self, chunk: ChunkId) -> Iterator[ChunkId]:
         """Yield the chunks that were in the same pack as this one, according to snapshots."""
         pack = self._pack_of.get(chunk)

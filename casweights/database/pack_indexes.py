@@ -19,13 +19,15 @@ from casweights.system.clocks import uptime
 from casweights.system.threads import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from casweights.database.findings import Findings
     from casweights.database.merged import Merged
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
     from casweights.stores.base import ObjectStore
+
+    Find = Callable[[Sequence[str]], Sequence[ObjectInfo]]
 
 _READERS = 16  # threads that read indexes; they wait for the network, so more than the cores
 _LISTING_LAG = 300.0  # seconds after which a listing over a network shows a new pack for sure
@@ -84,7 +86,7 @@ class PackIndexes(KnownChunks):
             # another pack is known all the time.
             self._drop_lost(exact=exact)
 
-    def survey(self, limit: int | None = None) -> None:
+    def survey(self, limit: int | None = None, *, has_segments: bool = False) -> None:
         """Read the indexes of the new packs that no segment covers; forget the packs that are gone.
 
         `look_up` finds chunks in the other packs.
@@ -92,12 +94,13 @@ class PackIndexes(KnownChunks):
         Args:
             limit: The largest number of new packs to read; if more appeared, none is read. With a
                 limit, packs whose frames were forgotten are not read again either.
+            has_segments: Whether the segments were listed a moment ago.
         """
         with self._lock:
-            for _ in range(_MAX_LISTINGS):
+            for number in range(_MAX_LISTINGS):
                 self._list()
-                self._segments.refresh()
-                self._segments.ignore(self._doubted_segments())
+                if number or not has_segments:
+                    self._list_segments()
                 if self._read_uncovered(limit):
                     break
             self._drop_lost(exact=False)
@@ -111,13 +114,34 @@ class PackIndexes(KnownChunks):
         Returns:
             Whether none of these packs was deleted since then.
         """
-        complete = True
         with self._lock:
-            goal: list[ChunkId] = list(chunks)
-            searched: set[ChunkId] = set()
-            while wanted := self._lacking(goal) - searched:
-                searched |= wanted
-                complete &= self._read_covered(wanted)
+            return self._follow_segments(chunks, self._in_listing)
+
+    def trace(self, chunks: Iterable[ChunkId]) -> None:
+        """Read what leads to these chunks in packs that segments name; list no packs.
+
+        Segments cover what `maintain` has merged. So the packs into which those of a snapshot were
+        merged are found by a few requests, however many packs there are.
+        """
+        with self._lock:
+            self._list_segments()
+            self._follow_segments(chunks, self._in_store)
+
+    def _follow_segments(self, chunks: Iterable[ChunkId], find: Find) -> bool:
+        """Read what leads to chunks in packs that segments name.
+
+        Args:
+            chunks: The chunks.
+            find: Returns those packs that exist.
+
+        Returns:
+            Whether none of the packs that `find` returned was gone.
+        """
+        complete, goal = True, list(chunks)
+        searched: set[ChunkId] = set()
+        while wanted := self._lacking(goal) - searched:
+            searched |= wanted
+            complete &= self._read_covered(wanted, find)
         return complete
 
     def search(self, chunks: Iterable[ChunkId], limit: int | None = None) -> None:
@@ -133,6 +157,19 @@ class PackIndexes(KnownChunks):
 
     def _list(self) -> None:
         self._listed = {info.name: info for info in list_packs(self._store)}
+
+    def _list_segments(self) -> None:
+        self._segments.refresh()
+        self._segments.ignore(self._doubted_segments())
+
+    def _in_listing(self, packs: Sequence[str]) -> list[ObjectInfo]:
+        """Return those of these packs that the last listing shows."""
+        return [self._listed[name] for name in packs if name in self._listed]
+
+    def _in_store(self, packs: Sequence[str]) -> list[ObjectInfo]:
+        """Return those of these packs that the store has now."""
+        wanted = [name for name in packs if name not in self._packs.absent]
+        return [ObjectInfo(*found) for found in self._store.sizes(wanted).items()] if wanted else []
 
     def _read_rest(self) -> bool:
         """Read all listed packs that are not known; return whether none of them was gone."""
@@ -169,8 +206,8 @@ class PackIndexes(KnownChunks):
             ]
         return found
 
-    def _read_covered(self, wanted: set[ChunkId]) -> bool:
-        """Read the listed packs that contain these chunks according to the segments.
+    def _read_covered(self, wanted: set[ChunkId], find: Find) -> bool:
+        """Read the packs that contain these chunks according to the segments, if they exist.
 
         Returns:
             Whether none of them was gone.
@@ -181,14 +218,13 @@ class PackIndexes(KnownChunks):
         if self._segments.version != before:
             self._read_uncovered(None)
         unread = [
-            self._listed[name]
+            name
             for pack, chunks in packs.items()
-            if (name := names.pack_name(pack)) in self._listed
-            and name not in self._packs.read
+            if (name := names.pack_name(pack)) not in self._packs.read
             and name not in self._packs.damaged
             and not all(self._table.has_frame(chunk, pack) for chunk in chunks)
         ]
-        return self._read(unread, wanted)
+        return self._read(find(unread), wanted)
 
     def _doubted_segments(self) -> dict[str, CasweightsError]:
         """Return the listed segments that a finding is about, with the reason not to use them."""

@@ -63,7 +63,7 @@ def small_packs(
     if store.ability(SupportsReadahead) is None:
         return []
     own, others = index.unread_packs(chunks)
-    sizes = store.sizes([*own, *others]) if own or others else {}
+    sizes = index.sizes([*own, *others])
     tiny = [name for name, size in sizes.items() if size <= _TINY_PACK_BYTES]
     small = [name for name in own if 0 < sizes.get(name, 0) <= _SMALL_PACK_BYTES]
     few = [name for name in others if _TINY_PACK_BYTES < sizes.get(name, 0) <= _FEW_PACK_BYTES]
@@ -81,7 +81,7 @@ def tiny_packs(store: ObjectStore, index: ChunkIndex) -> list[list[Range]]:
         Groups of ranges as those of `small_packs`.
     """
     unread = index.unread_hinted() if store.ability(SupportsReadahead) else []
-    sizes = store.sizes(unread) if unread else {}
+    sizes = index.sizes(unread)
     tiny = [(name, 0, size) for name, size in sizes.items() if size <= _TINY_PACK_BYTES]
     return [[whole] * 2 for whole in tiny[:_MAX_TINY_PACKS]]
 
@@ -97,7 +97,7 @@ def pack_ends(store: ObjectStore, index: ChunkIndex, packs: Iterable[PackId]) ->
     unread = index.unread(packs) if store.ability(SupportsReadahead) else []
     if not 0 < len(unread) <= _MAX_ENDS:
         return []
-    sizes = store.sizes(unread)
+    sizes = index.sizes(unread)
     return [[(name, max(0, size - END_BYTES), size)] * 2 for name, size in sizes.items()]
 
 

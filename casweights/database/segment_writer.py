@@ -1,8 +1,9 @@
 """Writes segments, and merges them as the levels of a log-structured merge tree.
 
 Eight segments of one level become one of the next, so each row is written again a number of times
-that grows with the logarithm of their number. A merge reads its segments in slices of similar
-chunk IDs. What it holds in memory is one slice, and the new segment, of at most 60 MiB.
+that grows with the logarithm of their number. Small segments become one each time, because every
+one costs a reader a request, and their rows are few. A merge reads its segments in slices of
+similar chunk IDs. What it holds in memory is one slice, and the new segment, of at most 60 MiB.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from casweights.system.threads import Workers
 
 _FAN_IN = 8  # segments of one level that are merged
+_SMALL_LEVEL = 3  # up to this one, all segments count as one level: together at most 80 KiB
 _FULL_ROWS = MAX_ROWS // 2  # larger segments stay: two of them may not fit into one
 _FIRST_ROWS = 1 << 19  # of a segment made from packs; 28 MiB while they are sorted
 _SLICE_ROWS = 1 << 18  # about; those that a merge sorts at once
@@ -182,9 +184,9 @@ class SegmentWriter:
         Returns:
             A segment that turned out to be damaged; None if all merges are complete.
         """
-        for level in range(_level(_FULL_ROWS) + 1):
+        for level in range(_SMALL_LEVEL, _level(_FULL_ROWS) + 1):
             members = [s for s in self._segments if self._level(s) == level]
-            few = len(members) < _FAN_IN
+            few = len(members) < (2 if level == _SMALL_LEVEL else _FAN_IN)
             for group in self._groups(members):
                 chosen = [s for s in group if not few or self._is_thin(s)]
                 if len(chosen) > 1 or any(map(self._is_thin, chosen)):
@@ -236,11 +238,11 @@ class SegmentWriter:
 
 
 def _level(rows: int) -> int:
-    """Return the level of a segment with this number of rows: its logarithm."""
+    """Return the level of a segment with this number of rows: its logarithm, if it is not small."""
     level = 0
     while rows >= _FAN_IN:
         rows, level = rows // _FAN_IN, level + 1
-    return level
+    return max(level, _SMALL_LEVEL)
 
 
 class _Damaged(Exception):

@@ -32,6 +32,7 @@ _READERS = 16  # threads; they wait for the network
 _SMALL_BYTES = 256 * KiB  # up to here, a segment is read whole and kept
 _TAIL_SHARE = 64  # the index of a large segment has at most about this part of its bytes
 _GAP_BYTES = 4 * KiB  # between rows that are read at once
+_FAR_GAP_BYTES = 256 * KiB  # over a network, where a request takes as long as that many bytes
 _MOST_BYTES = 1 * MiB  # read at once
 
 Group = list[tuple[int, list["ChunkId"]]]  # chunks, by bucket
@@ -127,11 +128,12 @@ class Segment:
         Raises:
             IntegrityError: The index is damaged.
         """
+        gap = _GAP_BYTES if self._store.capabilities.cheap_reads else _FAR_GAP_BYTES
         group: Group = []
         begin = end = 0
         for bucket, own in groupby(sorted(chunks), key=self.index.bucket):
             start, stop = self.index.span(bucket, bucket)
-            if group and (start - end > _GAP_BYTES or stop - begin > _MOST_BYTES):
+            if group and (start - end > gap or stop - begin > _MOST_BYTES):
                 yield group
                 group = []
             if not group:

@@ -141,7 +141,7 @@ class SnapshotStore:
         is_cheap = self._store.capabilities.cheap_reads
         if table is not None and is_cheap and self._index.recheck(table.packs):
             self._index.prepare_all()
-            self._index.look_up(table.chunks)
+            self._index.find_again(list(table.chunks))
 
     def load_stored(self, snapshot_id: SnapshotId, end: int = END_BYTES) -> StoredSnapshot:
         """Read a snapshot's object: the snapshot, its encoded manifest and its pack table.

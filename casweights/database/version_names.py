@@ -244,7 +244,7 @@ class VersionNames(WrapperStore):
     def look_again(self, gone: Iterable[str]) -> None:
         """List the moves, because one of these objects is gone."""
         wanted = list(gone)
-        there = self.inner.present(wanted)
+        there = self.inner.present(wanted) if wanted else set()
         for name in wanted:
             if name not in there:
                 self._known.forget(name)

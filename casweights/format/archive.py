@@ -84,6 +84,10 @@ class Ending(NamedTuple):
             raise corrupt(name, f"it claims {count} versions")
         return cls(start, count, generation, last_bytes[_GENERATION.size : -_TRAILER.size])
 
+    def fits(self, first_bytes: bytes, rows: bytes) -> bool:
+        """Whether the checksum is that of these first bytes and rows."""
+        return checksum(first_bytes + rows + _GENERATION.pack(self.generation)) == self.checksum
+
     def check(self, first_bytes: bytes, rows: bytes, name: str) -> None:
         """Check all rows of an archive, and its first `PREFIX_SIZE` bytes.
 
@@ -92,7 +96,7 @@ class Ending(NamedTuple):
             UnsupportedError: A newer casweights wrote it.
         """
         # The checksum comes first: a damaged version byte must not look like a newer format.
-        if checksum(first_bytes + rows + _GENERATION.pack(self.generation)) != self.checksum:
+        if not self.fits(first_bytes, rows):
             raise corrupt(name, "its checksum does not match")
         check_kind(ObjectKind.ARCHIVE, first_bytes, name)
         check_version(first_bytes[5], name)

@@ -105,6 +105,6 @@ class PackSearch:
             hold: A hold from before the first of them was searched.
         """
         packs = self._index.unproven(chunks, hold)
-        if self._index.recheck(packs, self._limit):
-            self._index.look_up(chunks)
+        if self._index.recheck(packs):
+            self._index.find_again(chunks, self._limit)
         return not packs or None not in self._index.having(chunks)

@@ -193,9 +193,8 @@ class Maintenance:
             if rows > _FULL_FRAMES
         )
         yield
-        recent = _newest(old)
-        yield from self._while_allowed(self._merge_packs(recent))
-        yield from self._keep_segments(segments, recent)
+        yield from self._while_allowed(self._merge_packs(_newest(old)))
+        yield from self._keep_segments(segments)
 
     def _merge_packs(self, recent: set[str]) -> Iterator[None]:
         mergeable = partial(self._mergeable, recent)
@@ -243,12 +242,15 @@ class Maintenance:
         yield
         return sum(location.frame.size for location in new.locations)
 
-    def _keep_segments(self, segments: SegmentWriter, recent: set[str]) -> Iterator[None]:
-        """Cover all packs with segments, but for the recent ones; and merge segments."""
+    def _keep_segments(self, segments: SegmentWriter) -> Iterator[None]:
+        """Cover all packs with segments, but for recent ones that versions carry; merge segments.
+
+        Those into which others were merged are covered at once: snapshots name the others.
+        """
         infos = by_age(list_packs(self._db.store))
         snapshots = [info for info in infos if info.name.startswith(names.SNAPSHOTS)]
         known = {names.pack_of(info.name): info for info in infos}
-        stay = recent | _newest(snapshots)
+        stay = _newest(snapshots)
         old = [pack for pack, info in known.items() if info.name not in stay]
         yield
         chosen = self._affordable(known, old, segments)

@@ -100,7 +100,7 @@ class Reliance(Sighting):
         own, wanted = CarriedPackId(snapshot.id), self._relied_on()
         packs = [pack for pack in self._version.table.packs if pack != own]
         if db.index.recheck(packs):
-            db.index.look_up(wanted)
+            db.index.find_again(wanted)
         db.index.prepare_packs(packs)  # other processes may have written them
         if not stands or None in db.index.having(wanted):
             raise IntegrityError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -241,6 +242,7 @@ def test_objects_with_other_names_in_the_folder_are_left_alone() -> None:
 def test_rows_are_the_same_whether_a_merge_is_divided_or_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(segment_writer, "_SMALL_LEVEL", -1)
     merged = []
     for rows in (1 << 18, 1 << 8):
         monkeypatch.setattr(segment_writer, "_SLICE_ROWS", rows)
@@ -261,7 +263,10 @@ def opened(store: ObjectStore) -> list[segments.Segment]:
 
 
 @pytest.mark.parametrize("runs", [8, 64, 200])
-def test_each_row_is_written_again_as_often_as_the_levels_say(runs: int) -> None:
+def test_each_row_is_written_again_as_often_as_the_levels_say(
+    runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_writer, "_SMALL_LEVEL", -1)
     store, written = MemoryStore(), 0
     chunks = fill(store, 0)
     with Workers(2) as workers:
@@ -278,6 +283,39 @@ def test_each_row_is_written_again_as_often_as_the_levels_say(runs: int) -> None
     assert len(opened(store)) <= 7 * levels
     assert max(s.index.generation for s in opened(store)) == levels - 1
     searched(store, chunks)
+
+
+def test_small_segments_become_one_each_time() -> None:
+    """Each one costs a reader a request, and their rows are few."""
+    store, number = MemoryStore(), 0
+    chunks = fill(store, 0)
+    for size in [100] * 60 + [3000] * 8:
+        raw = [chunk(number := number + 1) for _ in range(size)]
+        chunks += map(chunk_id, raw)
+        add_pack(store, list(map(whole, raw)))
+        write(store)
+        rows = [segment.index.rows for segment in opened(store)]
+        assert len([each for each in rows if each < 8**4]) <= 1
+        assert len(rows) <= 1 + 7
+    searched(store, chunks[::100])
+
+
+def test_rows_over_a_network_are_read_in_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "_SMALL_BYTES", 64)
+    store = CountingStore(MemoryStore())
+    chunks = fill(store, 0)
+    raw = [chunk(n) for n in range(6000)]
+    chunks += map(chunk_id, raw)
+    add_pack(store, list(map(whole, raw)))
+    write(store)
+    reads = {}
+    for is_cheap in (True, False):
+        store.capabilities = replace(store.capabilities, cheap_reads=is_cheap)
+        store.reset()
+        ChunkIndex(store).search(chunks[::200])
+        reads[is_cheap] = [n for name, n in store.reads if name.startswith(names.SEGMENTS)]
+    assert len(reads[False]) <= 3 < 6 <= len(reads[True])
+    assert sum(reads[False]) <= store.size(only(store))
 
 
 def test_segments_of_lost_packs_are_dropped_and_thin_ones_written_again() -> None:
