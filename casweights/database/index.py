@@ -415,7 +415,8 @@ class ChunkIndex(PackIndexes):
             sizes = self.sizes(self._packs.unread(packs))  # a repack may have deleted some
             # A store with locators reads from there what has no name any more.
             there = [ObjectInfo(name, size) for name, size in sizes.items()]
-            self._read(there, is_proof=self._locators is None)
+            if not self._read(there, is_proof=self._locators is None):
+                self._note_absent(self._packs.unread(packs))  # known locators need no look-up
 
     def sizes(self, packs: Sequence[str]) -> dict[str, int]:
         """Look up packs, given their names; for a moment, those that are gone count as absent.

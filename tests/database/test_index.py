@@ -12,12 +12,15 @@ from casweights.database import index as index_module
 from casweights.database.chains import ChainFinder
 from casweights.database.frame_table import FrameTable
 from casweights.database.index import ChunkIndex
+from casweights.database.segment_writer import SegmentWriter
 from casweights.errors import ErrorCode, NotFoundError
 from casweights.format import names
 from casweights.format.envelope import corrupt
 from casweights.format.pack_table import PackTable
+from casweights.stores.base import ObjectInfo
 from casweights.stores.memory import MemoryStore
 from casweights.stores.wrapper import WrapperStore
+from casweights.system.threads import Workers
 from casweights.testing.counting import CountingStore
 from tests.forged_chains import A, B, add_pack, chunk, chunk_id, create, difference, whole
 
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from casweights.database.chain import Chain
     from casweights.format.pack import Location
     from casweights.ids import ChunkId
-    from casweights.stores.base import ObjectInfo
 
 pytestmark = pytest.mark.usefixtures("packs_apart")
 
@@ -158,6 +160,56 @@ def test_finding_one_chunk_reads_one_pack(store: Listed) -> None:
     index.learn(PackTable(packs, dict(zip(ids, packs, strict=True))))
     assert index.find_chain(ids[5]) is not None
     assert len({name for name, _ in counting.reads}) == 1
+
+
+class Claiming(Listed):
+    """Knows the sizes of objects that are gone, as a bucket whose locators a snapshot has."""
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        wanted = list(names)
+        return dict.fromkeys(wanted, 1000) | super().sizes(wanted)
+
+
+@pytest.mark.parametrize("kind", [Listed, Claiming])
+def test_chunks_of_packs_that_were_merged_are_found_without_a_listing_of_packs(
+    kind: type[Listed],
+) -> None:
+    store = kind()
+    create(store)
+    for number in range(100):  # others, which nothing covers
+        add_pack(store, [whole(chunk(1000 + number))])
+    links = [whole(A), difference(B, A)]
+    gone = [add_pack(MemoryStore(), [link]) for link in links]
+    merged = add_pack(store, links)
+    with Workers(2) as workers:
+        info = ObjectInfo(names.pack_name(merged), store.size(names.pack_name(merged)))
+        for _ in SegmentWriter(store, workers, ()).slices({merged: info}, [merged]):
+            pass
+    counting = CountingStore(store)
+    index = ChunkIndex(counting)
+    index.learn(PackTable(gone, dict(zip(map(chunk_id, (A, B)), gone, strict=True))))
+    store.listings.clear()
+    found = [index.find_chain(chunk_id(raw)) for raw in (B, A)]
+    assert [[at.pack for at in made.frames] for made in found if made] == [[merged] * 2, [merged]]
+    assert store.listings == {names.SEGMENTS: 1}
+    read = {name for name, _ in counting.reads if name.startswith(names.PACKS)}
+    assert read == {names.pack_name(merged)}
+
+
+def test_packs_that_are_gone_are_looked_up_once_a_second(
+    store: Listed, clock: SimpleNamespace
+) -> None:
+    gone = [add_pack(MemoryStore(), [whole(chunk(number))]) for number in range(10)]
+    table = PackTable(gone, dict(zip(MISSING, gone, strict=False)))
+    index = ChunkIndex(store)
+    for _ in range(5):
+        index.learn(table)
+        index.prepare(MISSING)
+    assert store.asked == len(gone)
+    clock.now += 2
+    index.learn(table)
+    index.prepare(MISSING)
+    assert store.asked == 2 * len(gone)
 
 
 @pytest.mark.parametrize("packs", ["hinted", "listed"])
